@@ -1,0 +1,116 @@
+"""How a side network's output becomes an answer, and what loss teaches it that: one object for trainer and server.
+
+An answerer holds what the task's spec fixes (labels, range, length) and no weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from ladder.backbone_pass import BackbonePass
+from ladder.decoding import Segment, greedy
+from ladder.errors import NotFiniteError
+from ladder.labels import LabelTrie
+from ladder.side import SideNetwork
+
+IGNORED = -100
+"""Padding in text targets, as torch's cross entropy takes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """One of the labels. With a trie, words of the LM head; without, a linear head with an output for each label."""
+
+    labels: tuple[str, ...]
+    trie: LabelTrie | None = None
+
+    def log_probabilities(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B, K) in float32."""
+        memory = side.encode(given.taps)
+        if self.trie is None:
+            return torch.log_softmax(side.read(memory, given.taps.mask).float(), -1)
+
+        def logits_after(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> Tensor:
+            state = side.decode(given.decoder_taps(prefix), memory, given.taps.mask)[:, -1]
+            return given.backbone.logits(state, torch.tensor(tokens, device=state.device))
+
+        return self.trie.log_probabilities(logits_after)
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean cross entropy; `targets` (B,) are label indices."""
+        return F.nll_loss(self.log_probabilities(given, side), targets)
+
+    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        return [self._row(row) for row in self.log_probabilities(given, side).exp().tolist()]
+
+    def _row(self, scores: list[float]) -> Answer | Exception:
+        if not all(score == score for score in scores):  # NaN
+            return NotFiniteError("the side network's scores are not finite numbers")
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return ClassAnswer(label=self.labels[best], score=scores[best], scores=tuple(scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regress:
+    """A number from a linear head with one output, clipped to the spec's range."""
+
+    low: float | None = None
+    high: float | None = None
+    unit: float = 1.0
+    """Standard deviation of the training targets: scales the loss, not the answer."""
+
+    def values(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B,) in float32, not clipped."""
+        return side.read(side.encode(given.taps), given.taps.mask)[:, 0].float()
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean squared error in `unit`s; `targets` (B,)."""
+        return F.mse_loss(self.values(given, side) / self.unit, targets / self.unit)
+
+    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        return [self._row(value) for value in self.values(given, side).tolist()]
+
+    def _row(self, value: float) -> Answer | Exception:
+        if not abs(value) < float("inf"):
+            return NotFiniteError("the side network's value is not a finite number")
+        low = value if self.low is None else max(value, self.low)
+        return ValueAnswer(value=low if self.high is None else min(low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Text, decoded greedily through the LM head."""
+
+    max_new_tokens: int
+    decode: Callable[[Sequence[int]], str]
+    """The tokenizer's: ids to text."""
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
+        backbone, taps = given.backbone, given.taps
+        assert taps.final is not None
+        config = backbone.config
+        start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
+        shifted = torch.cat([start, targets[:, :-1]], 1)
+        decoder_ids = shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
+        decoder_taps = backbone.decode(decoder_ids, taps.final, taps.mask)
+        logits = backbone.logits(side.decode(decoder_taps, side.encode(taps), taps.mask))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+
+    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens)
+        [tokens] = greedy(given.backbone, [segment])
+        return self.finish(tokens, given.rows)
+
+    def finish(self, tokens: "list[tuple[int, ...]] | Exception", rows: int) -> list[Answer | Exception]:
+        """Answers from one segment's decoded tokens, or its failure for each of `rows`."""
+        if isinstance(tokens, Exception):
+            return [tokens] * rows
+        return [TextAnswer(text=self.decode(row), tokens=row) for row in tokens]
+
+
+Answerer = Classify | Regress | Generate

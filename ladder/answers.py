@@ -1,0 +1,30 @@
+"""What a side network says about one row: a class, a value or a text. Plain data, no tensors."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAnswer:
+    """The best label, its probability, and the probability of every label in the spec's order."""
+
+    label: str
+    score: float
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueAnswer:
+    """A number in the task's own unit."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextAnswer:
+    """Generated text and its token ids, without start and end tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer

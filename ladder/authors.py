@@ -1,0 +1,90 @@
+"""Parameter names of other code for our parts: Hugging Face's T5, and the LST authors' side networks.
+
+Pure renaming; see LST's published code at ylsung/Ladder-Side-Tuning for what each of theirs is.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from ladder.config import SideConfig
+from ladder.errors import CheckpointError
+
+_PARTS = {
+    "SelfAttention": "attention",
+    "EncDecAttention": "cross_attention",
+    "DenseReluDense": "feed_forward",
+}
+_BLOCK = re.compile(r"(?P<stack>encoder|decoder)\.(?P<side>side_)?block\.(?P<index>\d+)\.layer\.(?P<part>\d)\.(?P<rest>.+)")
+_LADDER = re.compile(r"(?P<stack>encoder|decoder)\.side_(?P<what>downsamples|gate_params|gate)[._](?P<index>\d+)(?P<rest>\..+)?")
+
+
+def backbone_name(theirs: str) -> str | None:
+    """Our name for a Hugging Face T5 parameter; None for one that stands elsewhere too (a stack's embed_tokens)."""
+    if match := _BLOCK.fullmatch(theirs):
+        return f"{match['stack']}.{_block_part(match, 'blocks.' + match['index'])}"
+    if theirs.endswith("embed_tokens.weight"):
+        return None
+    fixed = {
+        "shared.weight": "shared",
+        "lm_head.weight": "head",
+        "encoder.final_layer_norm.weight": "encoder.final_norm.weight",
+        "decoder.final_layer_norm.weight": "decoder.final_norm.weight",
+    }
+    return fixed.get(theirs)
+
+
+def kept_layers(names: Iterable[str], stack: str) -> tuple[int, ...]:
+    """The layers of "encoder" or "decoder" that have a side block in the authors' checkpoint, ascending."""
+    matches = (_BLOCK.fullmatch(name) for name in names)
+    return tuple(sorted({int(m["index"]) for m in matches if m and m["side"] and m["stack"] == stack}))
+
+
+def side_weights(theirs: Mapping[str, Tensor], config: SideConfig) -> dict[str, Tensor]:
+    """The authors' side parameters under our names, for a resolved `config`. Those of dropped layers are left out.
+
+    Raises:
+        CheckpointError: a parameter that no part of a side network has.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        renamed = _side_name(name, config)
+        if renamed is not None:
+            ours[renamed] = tensor
+    return ours
+
+
+def _side_name(theirs: str, config: SideConfig) -> str | None:
+    rungs = {
+        stack: {layer: index for index, layer in enumerate(layers or ())}
+        for stack, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers))
+    }
+    if match := _BLOCK.fullmatch(theirs):
+        rung = rungs[match["stack"]].get(int(match["index"]))
+        if rung is None:
+            return None
+        return f"{match['stack']}.{_block_part(match, f'rungs.{rung}.block')}"
+    if match := _LADDER.fullmatch(theirs):
+        rung = rungs[match["stack"]].get(int(match["index"]))
+        if match["what"] == "downsamples":
+            return None if rung is None else f"{match['stack']}.rungs.{rung}.downsample{match['rest']}"
+        has_gate = rung is not None and config.gate in ("learnable", "fixed")
+        return f"{match['stack']}.rungs.{rung}.gate_logit" if has_gate else None
+    fixed = theirs.replace("side_first_downsample", "first_downsample").replace("final_side_layer_norm", "final_norm")
+    fixed = fixed.replace("side_final_upsample", "upsample").replace("side_gate_params_merge_last", "merge_logit")
+    if fixed == theirs:
+        raise CheckpointError(f"{theirs!r} is no part of a side network")
+    return fixed
+
+
+def _block_part(match: re.Match[str], block: str) -> str:
+    rest = match["rest"]
+    if rest == "SelfAttention.relative_attention_bias.weight":
+        return "relative_bias.weight"
+    last = "2" if match["stack"] == "decoder" else "1"
+    if rest == "layer_norm.weight":
+        norm = {"0": "attention_norm", last: "feed_norm"}.get(match["part"], "cross_norm")
+        return f"{block}.{norm}.weight"
+    part, tail = rest.split(".", 1)
+    return f"{block}.{_PARTS.get(part, part)}.{tail}"

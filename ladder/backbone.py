@@ -1,0 +1,145 @@
+"""The frozen T5 that emits its activations. It never learns, never drops out, and knows no task.
+
+Taps are raw block outputs, before any final norm: Hugging Face's `hidden_states` put the normed state last instead.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.config import BackboneConfig
+from ladder.layers import Block, BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taps:
+    """All of one stack's activations for one pass."""
+
+    embeddings: Tensor
+    """(B, S, D), before the first block."""
+    blocks: tuple[Tensor, ...]
+    """Each block's raw output, (B, S, D); fewer than the stack's blocks where the pass stopped early."""
+    mask: Tensor
+    """(B, S) bool, True at real tokens."""
+    final: Tensor | None = None
+    """(B, S, D), the last block's output after the final norm; None where the pass stopped early."""
+
+    def select(self, rows: Tensor) -> "Taps":
+        """The taps of `rows` (B',), in that order."""
+        return Taps(
+            embeddings=self.embeddings[rows],
+            blocks=tuple(block[rows] for block in self.blocks),
+            mask=self.mask[rows],
+            final=None if self.final is None else self.final[rows],
+        )
+
+
+class Stack(nn.Module):
+    """An encoder's or a decoder's blocks, relative bias and final norm, under Hugging Face's shapes."""
+
+    def __init__(self, config: BackboneConfig, *, decoder: bool) -> None:
+        super().__init__()
+        shape = BlockShape(
+            width=config.d_model,
+            heads=config.num_heads,
+            head_width=config.d_kv,
+            hidden=config.d_ff,
+            gated=config.feed_forward_proj == "gated-gelu",
+            epsilon=config.layer_norm_epsilon,
+        )
+        count = config.num_decoder_layers if decoder else config.num_layers
+        self.blocks = nn.ModuleList(Block(shape, decoder=decoder) for _ in range(count))
+        self.relative_bias = RelativeBias(
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+            config.num_heads,
+            bidirectional=not decoder,
+        )
+        self.final_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+
+
+class Backbone(nn.Module):
+    """A T5 with taps, frozen for good. Made by `load_backbone`."""
+
+    def __init__(self, config: BackboneConfig, *, name: str = "backbone", fingerprint: str = "") -> None:
+        super().__init__()
+        self.config, self.name, self.fingerprint = config, name, fingerprint
+        self.shared = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
+        self.encoder = Stack(config, decoder=False)
+        self.decoder = Stack(config, decoder=True)
+        self.head = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)  # a parent's .train() must not wake anything in here
+
+    @property
+    def device(self) -> torch.device:
+        return self.shared.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.shared.dtype
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
+        """Run the encoder.
+
+        Args:
+            ids: (B, S) token ids.
+            mask: (B, S) bool, True at real tokens.
+            depth: stop after this many blocks; None runs all and the final norm.
+        """
+        hidden = embeddings = F.embedding(ids, self.shared)
+        bias = self.encoder.relative_bias(ids.shape[1], ids.shape[1]) + padding_bias(mask, self.dtype)
+        blocks = []
+        for block in self.encoder.blocks[:depth]:
+            hidden = block(hidden, bias)
+            blocks.append(hidden)
+        final = self.encoder.final_norm(hidden) if len(blocks) == len(self.encoder.blocks) else None
+        return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=final)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Taps:
+        """Run the decoder over new tokens.
+
+        Args:
+            ids: (B, T), the tokens after those in `cache`; the first is the decoder's start token.
+            memory: (B, S, D), the encoder's `Taps.final`.
+            memory_mask: (B, S) bool.
+            cache: extended in place.
+        """
+        before = cache.length if cache else 0
+        queries, keys = ids.shape[1], before + ids.shape[1]
+        hidden = embeddings = F.embedding(ids, self.shared)
+        bias = self.decoder.relative_bias(queries, keys) + causal_bias(queries, keys, self.dtype, ids.device)
+        memory_bias = padding_bias(memory_mask, self.dtype)
+        blocks = []
+        for index, block in enumerate(self.decoder.blocks):
+            own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
+            hidden = block(hidden, bias, memory, memory_bias, own, cross)
+            blocks.append(hidden)
+        if cache:
+            cache.length = keys
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=self.decoder.final_norm(hidden))
+
+    def decoder_cache(self) -> DecoderCache:
+        return DecoderCache(len(self.decoder.blocks))
+
+    def logits(self, state: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """The LM head. Gradients flow through to `state`, never into the head.
+
+        Args:
+            state: (..., D), a decoder's output after its final norm, or a side network's upsampled one.
+            tokens: (N,) ids to score; None scores the vocabulary.
+        Returns:
+            (..., N) or (..., V).
+        """
+        if self.config.scale_output:
+            state = state * self.config.d_model**-0.5
+        return F.linear(state.to(self.dtype), self.head if tokens is None else self.head[tokens])

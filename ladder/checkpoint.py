@@ -1,0 +1,77 @@
+"""A side network in one safetensors file: its weights, and in the header its format, schema and shape. Never pickle."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ladder.config import BackboneConfig, SideConfig
+from ladder.errors import CheckpointError, SideConfigError
+from ladder.side import SideNetwork
+
+FORMAT = "sidecast.side_network"
+SCHEMA = "1"
+
+
+def save_side(path: str | Path, side: SideNetwork) -> None:
+    """Write `side` in float32."""
+    metadata = {"format": FORMAT, "schema": SCHEMA, "config": json.dumps(side.config.to_dict(), sort_keys=True)}
+    tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in side.state_dict().items()}
+    save_file(tensors, str(path), metadata=metadata)
+
+
+def load_side(
+    path: str | Path,
+    backbone: BackboneConfig,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SideNetwork:
+    """Read a side network for a backbone of that shape, in evaluation mode.
+
+    Raises:
+        CheckpointError: not ours, a newer schema, damaged, weights missing or unknown, a wrong shape, or not finite.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            config = _read_config(path, opened.metadata() or {})
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
+    try:
+        side = SideNetwork(config, backbone)
+    except SideConfigError as error:
+        raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
+    _check(path, tensors, side)
+    side.load_state_dict(tensors)
+    return side.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path.name} is no side network of ours: its header lacks format {FORMAT!r}")
+    if metadata.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path.name} has schema {metadata.get('schema')!r} and this Sidecast reads {SCHEMA!r}: update Sidecast"
+        )
+    try:
+        return SideConfig.from_dict(json.loads(metadata["config"]))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
+
+
+def _check(path: Path, tensors: dict[str, torch.Tensor], side: SideNetwork) -> None:
+    expected = side.state_dict()
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(f"{path.name} does not fit its own settings: lacks {missing[:3]}, has unknown {extra[:3]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path.name}: {name} has shape {tuple(tensor.shape)}, this backbone needs {tuple(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")

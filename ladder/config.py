@@ -1,0 +1,157 @@
+"""Shapes: what a backbone looks like, and what a side network makes of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from ladder.errors import BackboneError, SideConfigError
+
+Gate = Literal["learnable", "none", "one", "fixed"]
+Head = Literal["text", "linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """A T5's shape, in Hugging Face's words."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    num_decoder_layers: int
+    vocab_size: int
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    scale_output: bool = True
+    """Multiply the decoder's output by d_model ** -0.5 before the head (T5 1.0: its head is the shared embedding)."""
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+        """Read a Hugging Face config.json.
+
+        Raises:
+            BackboneError: not a T5, or a field is missing or of an unknown kind.
+        """
+        kind = config.get("model_type")
+        if kind != "t5":
+            raise BackboneError(f"config.json says model_type {kind!r}; a T5 (model_type 't5') is needed")
+        known = {field.name for field in fields(cls)}
+        values = {name: config[name] for name in known if config.get(name) is not None}
+        values.setdefault("num_decoder_layers", config.get("num_layers"))
+        values["feed_forward_proj"] = config.get("feed_forward_proj", "relu")
+        if values["feed_forward_proj"] not in ("relu", "gated-gelu"):
+            raise BackboneError(f"feed_forward_proj must be relu or gated-gelu, got {values['feed_forward_proj']!r}")
+        # Transformers 5 writes scale_decoder_outputs; before, a tied head meant a scaled output.
+        tied = config.get("tie_word_embeddings", True)
+        values["scale_output"] = bool(config.get("scale_decoder_outputs", tied))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise BackboneError(f"config.json is incomplete: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideConfig:
+    """The shape of one side network on a given backbone. LST, arXiv:2206.06522."""
+
+    reduction: int = 8
+    """r: side widths are the backbone's divided by r; the number of heads stays."""
+    encoder_layers: tuple[int, ...] | None = None
+    """Backbone blocks that have a rung, ascending, from 0. None: all of them."""
+    decoder_layers: tuple[int, ...] | None = None
+    """As encoder_layers. Unused where the head is linear: such a side network has no decoder."""
+    gate: Gate = "learnable"
+    """g in g * side + (1 - g) * tap: learnable, fixed at its start, one (ignore the taps); or none: side + tap."""
+    gate_temperature: float = 0.1
+    gate_start: float = 0.0
+    """Initial gate logit; 0 mixes half and half."""
+    mix_after: bool = False
+    """Mix the tap in after the side block, not before it (the authors' add_residual_after)."""
+    merge_last: bool = False
+    """Mix the upsampled output with the backbone's own last state by one more learned gate (text head only)."""
+    bias: bool = True
+    """Biases in the down- and upsample projections."""
+    head: Head = "text"
+    """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder."""
+    outputs: int = 0
+    """Outputs of a linear head: the number of labels, or 1 for regression."""
+    dropout: float = 0.1
+    """Inside the side network, while training."""
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1:
+            raise SideConfigError(f"reduction must be >= 1, got {self.reduction}")
+        if self.gate not in ("learnable", "none", "one", "fixed"):
+            raise SideConfigError(f"gate must be learnable, none, one or fixed, got {self.gate!r}")
+        if self.head not in ("text", "linear"):
+            raise SideConfigError(f"head must be text or linear, got {self.head!r}")
+        if not (self.gate_temperature > 0 and math.isfinite(self.gate_temperature)):
+            raise SideConfigError(f"gate_temperature must be > 0, got {self.gate_temperature}")
+        if not 0 <= self.dropout < 1:
+            raise SideConfigError(f"dropout must be in [0, 1), got {self.dropout}")
+        if (self.head == "linear") != (self.outputs > 0):
+            raise SideConfigError(f"a linear head needs outputs >= 1 and a text head none, got {self.outputs}")
+        if self.head == "linear" and self.merge_last:
+            raise SideConfigError("merge_last needs the text head: a linear head has no backbone state to merge with")
+        for name in ("encoder_layers", "decoder_layers"):
+            layers = getattr(self, name)
+            if layers is not None and list(layers) != sorted(set(layers)):
+                raise SideConfigError(f"{name} must be ascending without repeats, got {list(layers)}")
+
+    def resolve(self, backbone: BackboneConfig) -> "SideConfig":
+        """The same shape with every layer named, checked against `backbone`.
+
+        Raises:
+            SideConfigError: a width that r does not divide, or a layer that the backbone lacks.
+        """
+        for name in ("d_model", "d_kv", "d_ff"):
+            width = getattr(backbone, name)
+            if width % self.reduction:
+                raise SideConfigError(f"reduction must divide {name} {width}, got {self.reduction}")
+        encoder = _layers("encoder_layers", self.encoder_layers, backbone.num_layers)
+        decoder = _layers("decoder_layers", self.decoder_layers, backbone.num_decoder_layers)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SideConfig(**values | {"encoder_layers": encoder, "decoder_layers": decoder if self.has_decoder else ()})
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.head == "text"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read `to_dict`'s result.
+
+        Raises:
+            SideConfigError: an unknown field (a newer format), or a value of the wrong type.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise SideConfigError(f"unknown side network settings {sorted(unknown)}: made by a newer Sidecast?")
+        read = dict(values)
+        for name in ("encoder_layers", "decoder_layers"):
+            if read.get(name) is not None:
+                read[name] = tuple(read[name])
+        try:
+            return cls(**read)
+        except TypeError as error:
+            raise SideConfigError(f"side network settings do not read: {error}") from None
+
+
+def _layers(name: str, layers: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    kept = tuple(range(count)) if layers is None else layers
+    wrong = [layer for layer in kept if not 0 <= layer < count]
+    if wrong:
+        raise SideConfigError(f"{name} must be within 0..{count - 1} on this backbone, got {wrong}")
+    return kept

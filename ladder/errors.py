@@ -1,0 +1,37 @@
+"""What can be wrong with a model's files and shapes. Each message says what to do about it."""
+
+
+class LadderError(ValueError):
+    """Root of this package's errors."""
+
+    reason = "MODEL"
+
+
+class BackboneError(LadderError):
+    """A backbone folder or id that cannot be loaded."""
+
+    reason = "BACKBONE"
+
+
+class SideConfigError(LadderError):
+    """Side network settings that make no side network."""
+
+    reason = "SIDE_CONFIG"
+
+
+class CheckpointError(LadderError):
+    """A side network file that does not fit, or is damaged."""
+
+    reason = "CHECKPOINT"
+
+
+class LabelError(LadderError):
+    """Labels that no decoder can tell apart."""
+
+    reason = "LABELS"
+
+
+class NotFiniteError(LadderError):
+    """A side network answered with NaN or infinity."""
+
+    reason = "NOT_FINITE"

@@ -1,0 +1,216 @@
+"""T5's parts, used by the backbone and, narrower, by side networks: norm, attention, feed-forward, block.
+
+Weights and caches are explicit; a cache is an argument, never an attribute. Attention is unscaled and bias-free, as T5's is.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockShape:
+    """Widths of one block."""
+
+    width: int
+    heads: int
+    head_width: int
+    hidden: int
+    gated: bool
+    epsilon: float = 1e-6
+    dropout: float = 0.0
+
+
+@dataclass(slots=True)
+class KeyValues:
+    """Keys and values of one attention, (B, H, S, head_width). Grows with every decoded token where it is self-attention's."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+@dataclass(slots=True)
+class DecoderCache:
+    """Keys and values of a stack of decoder blocks, made empty; `length` tokens are in it."""
+
+    blocks: int
+    length: int = 0
+    own: list[KeyValues] = field(init=False)
+    cross: list[KeyValues] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.own = [KeyValues() for _ in range(self.blocks)]
+        self.cross = [KeyValues() for _ in range(self.blocks)]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep `rows` (B',) of every key and value, in that order: beam search, finished rows."""
+        for entry in (*self.own, *self.cross):
+            if entry.keys is not None and entry.values is not None:
+                entry.keys, entry.values = entry.keys[rows], entry.values[rows]
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: no mean, no bias; computed in float32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scale = torch.rsqrt(hidden.float().pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * (hidden * scale).to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        inner = shape.heads * shape.head_width
+        self.heads, self.dropout = shape.heads, shape.dropout
+        self.q = nn.Linear(shape.width, inner, bias=False)
+        self.k = nn.Linear(shape.width, inner, bias=False)
+        self.v = nn.Linear(shape.width, inner, bias=False)
+        self.o = nn.Linear(inner, shape.width, bias=False)
+
+    def forward(self, hidden: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
+        """Self-attention.
+
+        Args:
+            hidden: (B, T, width), the new tokens.
+            bias: added to the scores, broadcast to (B, H, T, all tokens).
+            cache: earlier tokens' keys and values, extended in place.
+        """
+        keys, values = self._split(self.k(hidden)), self._split(self.v(hidden))
+        if cache is not None:
+            keys, values = cache.extend(keys, values)
+        return self._attend(hidden, keys, values, bias)
+
+    def cross(self, hidden: Tensor, memory: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
+        """Attention to `memory` (B, S, width), whose keys and values are computed once a cache."""
+        if cache is None:
+            return self._attend(hidden, self._split(self.k(memory)), self._split(self.v(memory)), bias)
+        if cache.keys is None or cache.values is None:
+            cache.extend(self._split(self.k(memory)), self._split(self.v(memory)))
+        assert cache.keys is not None
+        assert cache.values is not None
+        return self._attend(hidden, cache.keys, cache.values, bias)
+
+    def _attend(self, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        query = self._split(self.q(hidden))
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=1.0)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(B, T, H * head_width) to (B, H, T, head_width)."""
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """ReLU, or gated GELU (T5 1.1: gelu(wi_0 x) * wi_1 x)."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.gated, self.dropout = shape.gated, shape.dropout
+        if shape.gated:
+            self.wi_0 = nn.Linear(shape.width, shape.hidden, bias=False)
+            self.wi_1 = nn.Linear(shape.width, shape.hidden, bias=False)
+        else:
+            self.wi = nn.Linear(shape.width, shape.hidden, bias=False)
+        self.wo = nn.Linear(shape.hidden, shape.width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.gated:
+            inner = F.gelu(self.wi_0(hidden), approximate="tanh") * self.wi_1(hidden)
+        else:
+            inner = F.relu(self.wi(hidden))
+        return self.wo(F.dropout(inner, self.dropout, self.training))
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention, cross-attention in a decoder, feed-forward; each added to the residual stream."""
+
+    def __init__(self, shape: BlockShape, *, decoder: bool) -> None:
+        super().__init__()
+        self.dropout = shape.dropout
+        self.attention_norm = RMSNorm(shape.width, shape.epsilon)
+        self.attention = Attention(shape)
+        if decoder:
+            self.cross_norm = RMSNorm(shape.width, shape.epsilon)
+            self.cross_attention = Attention(shape)
+        self.feed_norm = RMSNorm(shape.width, shape.epsilon)
+        self.feed_forward = FeedForward(shape)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        bias: Tensor,
+        memory: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+        own: KeyValues | None = None,
+        cross: KeyValues | None = None,
+    ) -> Tensor:
+        """(B, T, width) in and out. `memory` (B, S, width) and its bias are a decoder's."""
+        hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), bias, own))
+        if memory is not None and memory_bias is not None:
+            hidden = hidden + self._drop(
+                self.cross_attention.cross(self.cross_norm(hidden), memory, memory_bias, cross)
+            )
+        return hidden + self._drop(self.feed_forward(self.feed_norm(hidden)))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
+
+
+class RelativeBias(nn.Module):
+    """T5's learned bias per bucket of distance and per head, shared by all blocks of a stack."""
+
+    def __init__(self, buckets: int, max_distance: int, heads: int, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
+        self.weight = nn.Parameter(torch.zeros(buckets, heads))
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        """(1, H, queries, keys) for the last `queries` of `keys` positions."""
+        positions = torch.arange(keys, device=self.weight.device)
+        distance = positions[None, :] - positions[keys - queries :, None]
+        return self.weight[relative_bucket(distance, self.buckets, self.max_distance, self.bidirectional)].permute(
+            2, 0, 1
+        )[None]
+
+
+def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """Bucket of key position minus query position: exact when near, logarithmic up to `max_distance`. Mesh TensorFlow's."""
+    offset = torch.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0) * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    scaled = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
+    far = (exact + scaled.long()).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)
+
+
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, S) bool to (B, 1, 1, S): 0 at real tokens, the lowest number at padding."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[
+        :, None, None, :
+    ]
+
+
+def causal_bias(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, queries, keys): each of the last `queries` positions sees itself and what is before it."""
+    ahead = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
+    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill(ahead, torch.finfo(dtype).min)[None, None]

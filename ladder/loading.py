@@ -1,0 +1,151 @@
+"""Load a frozen backbone from a Hugging Face folder or hub id, and name its weights by a fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ladder.authors import backbone_name
+from ladder.backbone import Backbone
+from ladder.config import BackboneConfig
+from ladder.errors import BackboneError
+
+TAPS_LAYOUT = "embeddings, then each block's raw output"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILES = ["*.json", "*.safetensors", "*.model", "pytorch_model*.bin"]
+
+
+def load_backbone(source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "auto") -> Backbone:
+    """Load a T5 (1.0, 1.1 or flan; tied or untied head), frozen, in evaluation mode.
+
+    Args:
+        source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: float32, bfloat16, float16; auto: bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        BackboneError: no such folder or id, not a T5, or weights that are missing, of the wrong shape or damaged.
+    """
+    folder = resolve_folder(source)
+    config = BackboneConfig.from_hf(read_json(folder / "config.json"))
+    weights = _read_weights(folder, config)
+    backbone = Backbone(config, name=str(source) if not Path(source).exists() else folder.name)
+    backbone.fingerprint = fingerprint(config, weights)
+    backbone.to(dtype=pick_dtype(dtype, torch.device(device)))
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            parameter.copy_(weights[name])
+    return backbone.to(device)
+
+
+def resolve_folder(source: str | Path) -> Path:
+    """The folder of a backbone, downloaded from the hub where `source` is an id.
+
+    Raises:
+        BackboneError: neither a folder with a config.json nor an id that the hub or its cache has.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(f"{folder} has no config.json; give a Hugging Face T5 folder, or a hub id")
+        return folder
+    text = str(source)
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise BackboneError(f"there is no folder {text}; give a Hugging Face T5 folder, or a hub id such as google/flan-t5-small")
+    return _from_hub(text)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except LocalEntryNotFoundError:
+        raise BackboneError(
+            f"{name} is no folder here, is not in the hub's cache, and the hub cannot be reached; give a folder"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BackboneError(f"{name} cannot be had from the hub: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The torch dtype for a `--dtype` and a device."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise BackboneError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def fingerprint(config: BackboneConfig, weights: dict[str, Tensor]) -> str:
+    """Identify weights, shape and taps layout, whatever the dtype computed in: "sha256:" and 64 hex digits."""
+    digest = hashlib.sha256(f"{config}|{TAPS_LAYOUT}".encode())
+    for name in sorted(weights):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the backbone's folder."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{path} does not read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BackboneError(f"{path} must hold a JSON object")
+    return value
+
+
+def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
+    """Every parameter of ours by name, in the dtype of the file, checked against `config`."""
+    weights: dict[str, Tensor] = {}
+    for theirs, tensor in _tensors(folder):
+        ours = backbone_name(theirs)
+        if ours is not None:
+            weights[ours] = tensor
+    weights.setdefault("head", weights.get("shared", torch.empty(0)))  # tied
+    with torch.device("meta"):
+        expected = {name: tuple(parameter.shape) for name, parameter in Backbone(config).named_parameters()}
+    missing = sorted(expected.keys() - weights.keys())
+    if missing:
+        raise BackboneError(f"{folder} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first")
+    for name, shape in expected.items():
+        found = tuple(weights[name].shape)
+        if found[1:] != shape[1:] or (found[0] != shape[0] and name not in ("shared", "head")):
+            raise BackboneError(f"{folder}: {name} has shape {found}, and config.json asks for {shape}")
+        if found[0] < shape[0]:
+            raise BackboneError(f"{folder}: {name} has {found[0]} rows, and config.json asks for {shape[0]}")
+        weights[name] = weights[name][: shape[0]]
+    return {name: weights[name] for name in expected}
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        yield from _torch_tensors(folder)
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dict
+                    yield name, opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise BackboneError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def _torch_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise BackboneError(f"{folder} has no model.safetensors (nor pytorch_model.bin)")
+    for path in files:
+        try:
+            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+        except Exception as error:  # torch.load raises whatever its parsers do
+            raise BackboneError(f"{path} does not load: {error}") from None

@@ -1,0 +1,198 @@
+"""A side network: rungs that read a frozen backbone's taps and mix them into a narrow state of their own.
+
+LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side state, the tap is a block's output, and the
+first kept rung's stack owns the relative bias. Knows tensors only: no tasks, versions or files.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.backbone import Backbone, Taps
+from ladder.config import BackboneConfig, SideConfig
+from ladder.layers import Block, BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
+
+
+class Rung(nn.Module):
+    """One ladder connection and its side block."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig, shape: BlockShape, *, decoder: bool) -> None:
+        super().__init__()
+        self.kind, self.temperature, self.mix_after = config.gate, config.gate_temperature, config.mix_after
+        self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
+        self.block = Block(shape, decoder=decoder)
+        start = torch.full((1,), config.gate_start)
+        if config.gate == "learnable":
+            self.gate_logit = nn.Parameter(start)
+        elif config.gate == "fixed":
+            self.register_buffer("gate_logit", start)
+
+    def mix(self, side: Tensor, down: Tensor) -> Tensor:
+        """Mix a downsampled tap into the side state, both (B, S, d)."""
+        if self.kind == "none":
+            return side + down
+        if self.kind == "one":
+            return side
+        keep = torch.sigmoid(self.gate_logit / self.temperature)  # 1 ignores the tap
+        return keep * side + (1 - keep) * down
+
+    def forward(self, side: Tensor, tap: Tensor, bias: Tensor, *decoder_inputs: object) -> Tensor:
+        """(B, S, d) out of the state `side` (B, S, d) and its block's `tap` (B, S, D)."""
+        down = self.downsample(tap.to(side.dtype))
+        if self.mix_after:
+            return self.mix(self.block(side, bias, *decoder_inputs), down)
+        return self.block(self.mix(side, down), bias, *decoder_inputs)
+
+
+class SideStack(nn.Module):
+    """The side encoder or decoder: first downsample, rungs on the kept layers, final norm."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig, *, decoder: bool) -> None:
+        super().__init__()
+        layers = config.decoder_layers if decoder else config.encoder_layers
+        assert layers is not None
+        shape = side_shape(config, backbone)
+        self.layers, self.dropout = layers, config.dropout
+        self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
+        self.rungs = nn.ModuleList(Rung(config, backbone, shape, decoder=decoder) for _ in layers)
+        if layers:
+            self.relative_bias = RelativeBias(
+                backbone.relative_attention_num_buckets,
+                backbone.relative_attention_max_distance,
+                shape.heads,
+                bidirectional=not decoder,
+            )
+        self.final_norm = RMSNorm(shape.width, shape.epsilon)
+
+    def encode(self, taps: Taps) -> Tensor:
+        """(B, S, d) after the final norm."""
+        side = self._start(taps)
+        if not self.layers:
+            return self._finish(side)
+        tokens = taps.mask.shape[1]
+        bias = self.relative_bias(tokens, tokens) + padding_bias(taps.mask, side.dtype)
+        for layer, rung in zip(self.layers, self.rungs, strict=True):
+            side = rung(side, taps.blocks[layer], bias)
+        return self._finish(side)
+
+    def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
+        """(B, T, d) after the final norm, reading the side encoder's `memory` (B, S, d)."""
+        side = self._start(taps)
+        queries = taps.mask.shape[1]
+        keys = (cache.length if cache else 0) + queries
+        if self.layers:
+            bias = self.relative_bias(queries, keys) + causal_bias(queries, keys, side.dtype, side.device)
+            memory_bias = padding_bias(memory_mask, side.dtype)
+            for index, (layer, rung) in enumerate(zip(self.layers, self.rungs, strict=True)):
+                own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
+                side = rung(side, taps.blocks[layer], bias, memory, memory_bias, own, cross)
+        if cache:
+            cache.length = keys
+        return self._finish(side)
+
+    def _start(self, taps: Taps) -> Tensor:
+        embeddings = taps.embeddings.to(self.first_downsample.weight.dtype)
+        return self.first_downsample(F.dropout(embeddings, self.dropout, self.training))
+
+    def _finish(self, side: Tensor) -> Tensor:
+        return F.dropout(self.final_norm(side), self.dropout, self.training)
+
+
+class SideNetwork(nn.Module):
+    """All rungs, and a head: upsample into the backbone's LM head, or a linear one on the side encoder's mean."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig) -> None:
+        """Weights are at T5's random start; see `reset`.
+
+        Raises:
+            SideConfigError: the shape does not fit the backbone.
+        """
+        super().__init__()
+        self.config = config.resolve(backbone)
+        width = side_shape(self.config, backbone).width
+        self.encoder = SideStack(self.config, backbone, decoder=False)
+        if self.config.has_decoder:
+            self.decoder = SideStack(self.config, backbone, decoder=True)
+            self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
+            if self.config.merge_last:
+                self.merge_logit = nn.Parameter(torch.zeros(1))
+        else:
+            self.head = nn.Linear(width, self.config.outputs)
+        self.reset(backbone)
+
+    @property
+    def encoder_depth(self) -> int | None:
+        """Backbone encoder blocks that it needs; None: all, and the decoder (text head)."""
+        layers = self.encoder.layers
+        return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
+
+    def encode(self, taps: Taps) -> Tensor:
+        """The side encoder: (B, S, d), what the side decoder or a linear head reads."""
+        return self.encoder.encode(taps)
+
+    def decode(
+        self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """The side decoder, upsampled: (B, T, D), ready for `Backbone.logits`.
+
+        Args:
+            taps: the backbone decoder's, for the new tokens.
+            memory: (B, S, d), from `encode`.
+            memory_mask: (B, S) bool.
+            cache: extended in place; from `decoder_cache`.
+        """
+        state = self.upsample(self.decoder.decode(taps, memory, memory_mask, cache))
+        if not self.config.merge_last:
+            return state
+        assert taps.final is not None
+        keep = torch.sigmoid(self.merge_logit / self.config.gate_temperature)
+        return keep * state + (1 - keep) * taps.final
+
+    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """The linear head on the mean over real tokens: (B, outputs)."""
+        weights = mask.to(memory.dtype)[:, :, None]
+        return self.head((memory * weights).sum(1) / weights.sum(1).clamp(min=1))
+
+    def decoder_cache(self) -> DecoderCache:
+        return DecoderCache(len(self.decoder.layers))
+
+    @torch.no_grad()
+    def reset(self, backbone: BackboneConfig, generator: torch.Generator | None = None) -> None:
+        """Random start as the authors': blocks by T5's rule with the *backbone's* widths, projections N(0, 0.01)."""
+
+        def normal(weight: Tensor, std: float) -> None:
+            weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
+
+        width, inner = backbone.d_model, backbone.num_heads * backbone.d_kv
+        stds = {"q": (width * backbone.d_kv) ** -0.5, "o": inner**-0.5, "wo": backbone.d_ff**-0.5}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                inside_block = ".block." in name
+                normal(module.weight, stds.get(name.rsplit(".", 1)[-1], width**-0.5) if inside_block else 0.01)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1)
+            elif isinstance(module, RelativeBias):
+                normal(module.weight, width**-0.5)
+
+
+def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:
+    """The backbone's block divided by r; the number of heads stays."""
+    return BlockShape(
+        width=backbone.d_model // config.reduction,
+        heads=backbone.num_heads,
+        head_width=backbone.d_kv // config.reduction,
+        hidden=backbone.d_ff // config.reduction,
+        gated=backbone.feed_forward_proj == "gated-gelu",
+        epsilon=backbone.layer_norm_epsilon,
+        dropout=config.dropout,
+    )
+
+
+def forward(backbone: Backbone, side: SideNetwork, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+    """Teacher-forced logits (B, T, V) of one side network: the plain path, as the method's authors run it."""
+    taps = backbone.encode(ids, mask)
+    assert taps.final is not None
+    decoder_taps = backbone.decode(decoder_ids, taps.final, mask)
+    return backbone.logits(side.decode(decoder_taps, side.encode(taps), mask))

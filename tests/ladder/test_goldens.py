@@ -1,0 +1,119 @@
+"""Our side network equals the authors' stored numbers: activations, logits, loss, gradients, greedy output."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from ladder import BackbonePass, Generate
+from ladder.authors import side_weights
+from ladder.decoding import Segment, greedy
+from ladder.side import forward
+from tests.ladder import golden
+from tests.paths import shared
+
+pytestmark = pytest.mark.real_weights
+
+
+@pytest.fixture(params=golden.VARIANTS)
+def case(request: pytest.FixtureRequest):
+    folder = shared("golden", "t5")
+    inputs = golden.inputs(folder)
+    return golden.load_backbone(folder), golden.load(folder, request.param), inputs
+
+
+def test_relative_buckets_equal_the_tables():
+    from ladder.layers import relative_bucket
+
+    inputs = golden.inputs(shared("golden", "t5"))
+    for direction, bidirectional in (("bidirectional", True), ("causal", False)):
+        ours = relative_bucket(inputs["rel_positions"], 32, 128, bidirectional)
+        assert torch.equal(ours, inputs[f"rel_bucket_{direction}"])
+
+
+def test_backbone_alone_equals_its_stored_logits():
+    folder = shared("golden", "t5")
+    backbone, inputs = golden.load_backbone(folder), golden.inputs(folder)
+    mask = inputs["attention_mask"].bool()
+    taps = backbone.encode(inputs["input_ids"], mask)
+    state = backbone.decode(golden.teacher_forcing(inputs["labels"]), taps.final, mask).final
+    stored = golden.load_file(folder / "backbone_out.safetensors")
+    assert_close(backbone.logits(state), stored["backbone.logits"], atol=1e-4, rtol=0)
+
+
+def test_every_activation_and_the_logits(case):
+    backbone, stored, inputs = case
+    seen: dict[str, torch.Tensor] = {}
+    watch_activations(stored.side, seen)
+    logits = forward(backbone, stored.side, inputs["input_ids"], inputs["attention_mask"].bool(), decoder_ids(inputs))
+    assert_close(logits, stored.tensors["out.logits"], atol=1e-4, rtol=0)
+    checked = 0
+    for name, expected in stored.group("act.").items():
+        if name in seen:
+            assert_close(seen[name], expected, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+            checked += 1
+    kept = len(stored.side.encoder.layers) + len(stored.side.decoder.layers)
+    assert checked == 3 * kept + 5  # in, out, downsample of each rung; first downsamples, final norms, upsample
+
+
+def test_loss_and_gradients(case):
+    backbone, stored, inputs = case
+    given = BackbonePass(backbone, backbone.encode(inputs["input_ids"], inputs["attention_mask"].bool()))
+    loss = Generate(max_new_tokens=1, decode=str).loss(given, stored.side, inputs["labels"])
+    assert_close(loss[None], stored.tensors["out.loss"], atol=1e-5, rtol=0)
+    stored.side.zero_grad()
+    loss.backward()
+    expected = side_weights(stored.group("grad."), stored.side.config)
+    for name, parameter in stored.side.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_greedy_output_cached_and_not(case):
+    backbone, stored, inputs = case
+    mask = inputs["attention_mask"].bool()
+    taps = backbone.encode(inputs["input_ids"], mask)
+    expected = stored.tensors["gen.greedy"]
+    [cached] = greedy(backbone, [Segment(side=stored.side, taps=taps, limit=13)])
+    for ours, theirs in zip(cached, expected.tolist(), strict=True):
+        assert list(ours) == theirs[1 : 1 + len(ours)]
+        assert len(ours) == 13 or theirs[1 + len(ours)] == 1
+    ids = torch.zeros(len(mask), 1, dtype=torch.long)
+    for _ in range(13):
+        logits = forward(backbone, stored.side, inputs["input_ids"], mask, ids)
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    done = ((ids == 1).cumsum(1) - (ids == 1).int()) > 0
+    assert torch.equal(ids.masked_fill(done, 0)[:, : expected.shape[1]], expected)
+
+
+def decoder_ids(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return golden.teacher_forcing(inputs["labels"])
+
+
+def watch_activations(side: torch.nn.Module, seen: dict[str, torch.Tensor]) -> None:
+    """Store what flows through `side` under the authors' names."""
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        seen[name] = value.detach()
+
+    for stack_name, stack in (("encoder", side.encoder), ("decoder", side.decoder)):
+        stack.first_downsample.register_forward_hook(
+            lambda _m, _i, out, n=stack_name: keep(f"{n}.side_first_downsample.out", out)
+        )
+        stack.final_norm.register_forward_hook(
+            lambda _m, _i, out, n=stack_name: keep(f"{n}.final_side_layer_norm.out", out)
+        )
+        for layer, rung in zip(stack.layers, stack.rungs, strict=True):
+            name = f"{stack_name}.side_block.{layer}"
+            down = f"{stack_name}.side_downsamples.{layer}.out"
+            rung.downsample.register_forward_hook(lambda _m, _i, out, n=down: keep(n, out))
+            rung.block.register_forward_hook(
+                lambda _m, args, out, n=name: (keep(n + ".in", args[0]), keep(n + ".out", out)) and None
+            )
+    side.upsample.register_forward_hook(lambda _m, _i, out: keep("side_final_upsample.out", out))
+
+
+def test_cross_entropy_ignores_padding():
+    logits, targets = torch.randn(2, 3, 5), torch.tensor([[1, 2, -100], [4, -100, -100]])
+    expected = F.cross_entropy(torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 4]))
+    assert_close(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100), expected)
