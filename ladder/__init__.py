@@ -1,7 +1,7 @@
 """The model: a frozen backbone with taps, side networks that read them, decoding, checkpoints."""
 
 from ladder.answer import Row, answer
-from ladder.answerers import Answerer, Classify, Generate, Regress
+from ladder.answerers import Answerer, Classify, Generate, Regress, build_answerer
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
 from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass, run_backbone
@@ -45,6 +45,7 @@ __all__ = [
     "Tokenizer",
     "ValueAnswer",
     "answer",
+    "build_answerer",
     "load_backbone",
     "load_side",
     "load_tokenizer",

@@ -87,7 +87,8 @@ def _score(given: BackbonePass, groups: Sequence[_Group], results: list[Answer |
     """Answer all but the generating groups. The decoder's first step is for the inputs alone that need one."""
     speaking = [group for group in groups if group.side.config.has_decoder and not group.generates]
     needed = sorted({place for group in speaking for place in group.inputs})
-    spoken, where = given.select(needed), {place: index for index, place in enumerate(needed)}
+    spoken = given.select(needed) if speaking else given
+    where = {place: index for index, place in enumerate(needed)}
     for group in groups:
         if group in speaking:
             _place(results, group, _answer_group(spoken, group, [where[place] for place in group.inputs]))

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
 from ladder.backbone_pass import BackbonePass
 from ladder.decoding import Segment, greedy
-from ladder.errors import NotFiniteError
+from ladder.errors import LabelError, NotFiniteError
 from ladder.labels import LabelTrie
 from ladder.side import SideNetwork
+from ladder.tokenizer import Tokenizer
 
 IGNORED = -100
 """Padding in text targets, as torch's cross entropy takes it."""
@@ -114,3 +115,31 @@ class Generate:
 
 
 Answerer = Classify | Regress | Generate
+
+
+def build_answerer(
+    *,
+    kind: str,
+    labels: Sequence[str],
+    low: float | None,
+    high: float | None,
+    max_new_tokens: int,
+    head: str,
+    tokenizer: Tokenizer,
+    unit: float = 1.0,
+) -> Answerer:
+    """The answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
+
+    Raises:
+        LabelError: labels that tokenize alike, or a kind that this head cannot answer.
+    """
+    if kind == "classification":
+        words = tuple(tuple(tokenizer.encode(label)) for label in labels) if head == "text" else None
+        return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
+    if kind == "regression" and head == "linear":
+        return Regress(low=low, high=high, unit=unit)
+    if kind == "text" and head == "text":
+        return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode)
+    raise LabelError(
+        f"a {kind} task cannot be answered by a {head} head; use {'linear' if kind == 'regression' else 'text'}"
+    )

@@ -16,8 +16,12 @@ _PARTS = {
     "EncDecAttention": "cross_attention",
     "DenseReluDense": "feed_forward",
 }
-_BLOCK = re.compile(r"(?P<stack>encoder|decoder)\.(?P<side>side_)?block\.(?P<index>\d+)\.layer\.(?P<part>\d)\.(?P<rest>.+)")
-_LADDER = re.compile(r"(?P<stack>encoder|decoder)\.side_(?P<what>downsamples|gate_params|gate)[._](?P<index>\d+)(?P<rest>\..+)?")
+_BLOCK = re.compile(
+    r"(?P<stack>encoder|decoder)\.(?P<side>side_)?block\.(?P<index>\d+)\.layer\.(?P<part>\d)\.(?P<rest>.+)"
+)
+_LADDER = re.compile(
+    r"(?P<stack>encoder|decoder)\.side_(?P<what>downsamples|gate_params|gate)[._](?P<index>\d+)(?P<rest>\..+)?"
+)
 
 
 def backbone_name(theirs: str) -> str | None:

@@ -6,7 +6,6 @@ The decoder runs only when a side network asks, once per prefix, for all of them
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
 
@@ -31,6 +30,10 @@ class BackbonePass:
             self._decoded[prefix] = self.backbone.decode(ids, self.taps.final, self.taps.mask)
         return self._decoded[prefix]
 
+    def preset(self, first_step: Taps) -> None:
+        """Give the decoder's first step, kept from an earlier pass over the same inputs."""
+        self._decoded[()] = first_step
+
     def select(self, rows: Sequence[int]) -> "BackbonePass":
         """The pass of some rows, in that order; it shares what its parent decodes."""
         return self if list(rows) == list(range(self.rows)) else _SelectedPass(self, rows)
@@ -38,7 +41,7 @@ class BackbonePass:
 
 class _SelectedPass(BackbonePass):
     def __init__(self, parent: BackbonePass, rows: Sequence[int]) -> None:
-        self._parent, self._rows = parent, torch.tensor(rows, device=parent.taps.mask.device)
+        self._parent, self._rows = parent, torch.tensor(rows, dtype=torch.long, device=parent.taps.mask.device)
         super().__init__(parent.backbone, parent.taps.select(self._rows))
 
     def decoder_taps(self, prefix: tuple[int, ...] = ()) -> Taps:

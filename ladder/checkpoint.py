@@ -11,15 +11,17 @@ from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import CheckpointError, SideConfigError
 from ladder.side import SideNetwork
 
-FORMAT = "sidecast.side_network"
-SCHEMA = "1"
+HEADER = "sidecast.side_network"
+"""The one entry of the file's metadata, as JSON: safetensors writes several in any order, and equal networks shall be
+equal bytes."""
+SCHEMA = 1
 
 
 def save_side(path: str | Path, side: SideNetwork) -> None:
     """Write `side` in float32."""
-    metadata = {"format": FORMAT, "schema": SCHEMA, "config": json.dumps(side.config.to_dict(), sort_keys=True)}
+    header = json.dumps({"schema": SCHEMA, "config": side.config.to_dict()}, sort_keys=True)
     tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in side.state_dict().items()}
-    save_file(tensors, str(path), metadata=metadata)
+    save_file(tensors, str(path), metadata={HEADER: header})
 
 
 def load_side(
@@ -51,14 +53,17 @@ def load_side(
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} is no side network of ours: its header lacks format {FORMAT!r}")
-    if metadata.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path.name} has schema {metadata.get('schema')!r} and this Sidecast reads {SCHEMA!r}: update Sidecast"
-        )
+    if HEADER not in metadata:
+        raise CheckpointError(f"{path.name} is no side network of ours: its header lacks {HEADER!r}")
     try:
-        return SideConfig.from_dict(json.loads(metadata["config"]))
+        header = json.loads(metadata[HEADER])
+        if header["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{path.name} has schema {header['schema']!r} and this Sidecast reads {SCHEMA}: update Sidecast"
+            )
+        return SideConfig.from_dict(header["config"])
+    except CheckpointError:
+        raise
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
 
@@ -67,11 +72,12 @@ def _check(path: Path, tensors: dict[str, torch.Tensor], side: SideNetwork) -> N
     expected = side.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        raise CheckpointError(f"{path.name} does not fit its own settings: lacks {missing[:3]}, has unknown {extra[:3]}")
+        raise CheckpointError(
+            f"{path.name} does not fit its own settings: lacks {missing[:3]}, has unknown {extra[:3]}"
+        )
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{path.name}: {name} has shape {tuple(tensor.shape)}, this backbone needs {tuple(expected[name].shape)}"
-            )
+        found, needed = tuple(tensor.shape), tuple(expected[name].shape)
+        if found != needed:
+            raise CheckpointError(f"{path.name}: {name} has shape {found}, this backbone needs {needed}")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")

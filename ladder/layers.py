@@ -1,6 +1,6 @@
 """T5's parts, used by the backbone and, narrower, by side networks: norm, attention, feed-forward, block.
 
-Weights and caches are explicit; a cache is an argument, never an attribute. Attention is unscaled and bias-free, as T5's is.
+A cache is an argument, never an attribute. Attention is unscaled and bias-free, as in T5.
 """
 
 import math
@@ -26,7 +26,7 @@ class BlockShape:
 
 @dataclass(slots=True)
 class KeyValues:
-    """Keys and values of one attention, (B, H, S, head_width). Grows with every decoded token where it is self-attention's."""
+    """Keys and values of one attention, (B, H, S, head_width). Self-attention's grow with every decoded token."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -189,7 +189,7 @@ class RelativeBias(nn.Module):
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """Bucket of key position minus query position: exact when near, logarithmic up to `max_distance`. Mesh TensorFlow's."""
+    """Bucket of key position minus query position: exact when near, logarithmic up to `max_distance`."""
     offset = torch.zeros_like(distance)
     if bidirectional:
         buckets //= 2

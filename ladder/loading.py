@@ -56,7 +56,9 @@ def resolve_folder(source: str | Path) -> Path:
         return folder
     text = str(source)
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
-        raise BackboneError(f"there is no folder {text}; give a Hugging Face T5 folder, or a hub id such as google/flan-t5-small")
+        raise BackboneError(
+            f"there is no folder {text}; give a Hugging Face T5 folder, or a hub id such as google/flan-t5-small"
+        )
     return _from_hub(text)
 
 
@@ -116,7 +118,9 @@ def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
         expected = {name: tuple(parameter.shape) for name, parameter in Backbone(config).named_parameters()}
     missing = sorted(expected.keys() - weights.keys())
     if missing:
-        raise BackboneError(f"{folder} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first")
+        raise BackboneError(
+            f"{folder} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first"
+        )
     for name, shape in expected.items():
         found = tuple(weights[name].shape)
         if found[1:] != shape[1:] or (found[0] != shape[0] and name not in ("shared", "head")):

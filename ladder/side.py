@@ -1,7 +1,7 @@
 """A side network: rungs that read a frozen backbone's taps and mix them into a narrow state of their own.
 
-LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side state, the tap is a block's output, and the
-first kept rung's stack owns the relative bias. Knows tensors only: no tasks, versions or files.
+LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side state, the tap is a block's output, and
+each stack owns its relative bias. Knows tensors only: no tasks, versions or files.
 """
 
 import torch
@@ -130,9 +130,7 @@ class SideNetwork(nn.Module):
         """The side encoder: (B, S, d), what the side decoder or a linear head reads."""
         return self.encoder.encode(taps)
 
-    def decode(
-        self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None
-    ) -> Tensor:
+    def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """The side decoder, upsampled: (B, T, D), ready for `Backbone.logits`.
 
         Args:

@@ -96,6 +96,10 @@ def watch_activations(side: torch.nn.Module, seen: dict[str, torch.Tensor]) -> N
     def keep(name: str, value: torch.Tensor) -> None:
         seen[name] = value.detach()
 
+    def keep_both(name: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        keep(name + ".in", before)
+        keep(name + ".out", after)
+
     for stack_name, stack in (("encoder", side.encoder), ("decoder", side.decoder)):
         stack.first_downsample.register_forward_hook(
             lambda _m, _i, out, n=stack_name: keep(f"{n}.side_first_downsample.out", out)
@@ -107,9 +111,7 @@ def watch_activations(side: torch.nn.Module, seen: dict[str, torch.Tensor]) -> N
             name = f"{stack_name}.side_block.{layer}"
             down = f"{stack_name}.side_downsamples.{layer}.out"
             rung.downsample.register_forward_hook(lambda _m, _i, out, n=down: keep(n, out))
-            rung.block.register_forward_hook(
-                lambda _m, args, out, n=name: (keep(n + ".in", args[0]), keep(n + ".out", out)) and None
-            )
+            rung.block.register_forward_hook(lambda _m, args, out, n=name: keep_both(n, args[0], out))
     side.upsample.register_forward_hook(lambda _m, _i, out: keep("side_final_upsample.out", out))
 
 

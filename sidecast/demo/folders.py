@@ -1,0 +1,94 @@
+"""Folders that are either whole or not there: built under another name, sealed with digests, then renamed.
+
+What was made of a download is used again only while every file still has the digest its seal records, and while the
+recipe it was made by is the one in the code; otherwise it is made again.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+SEAL = "sealed.json"
+STALE_S = 24 * 3600
+"""A temporary name this old belongs to a run that was killed."""
+
+
+class DemoError(Exception):
+    """The demo cannot go on; says what happened and what to do about it, in one sentence."""
+
+    reason = "DEMO_FAILED"
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.advice}"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def intact(folder: Path, recipe: str) -> bool:
+    """Whether `folder` was built whole by this recipe and has not changed since."""
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return seal["recipe"] == recipe and all(sha256_of(folder / name) == at for name, at in seal["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def building(folder: Path, recipe: str) -> Iterator[Path]:
+    """A temporary folder to fill; it becomes `folder` when the block ends well, and leaves no trace when it does not.
+
+    Raises:
+        DemoError: the disk cannot be written.
+    """
+    with disk_errors(folder.parent), temporary_sibling(folder) as staging:
+        staging.mkdir(parents=True)
+        yield staging
+        files = {path.relative_to(staging).as_posix(): sha256_of(path) for path in _files(staging)}
+        seal = {"recipe": recipe, "files": files}
+        (staging / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            if intact(folder, recipe):
+                return  # another run was quicker
+            with temporary_sibling(folder) as old:
+                folder.replace(old)
+        staging.replace(folder)
+
+
+@contextmanager
+def temporary_sibling(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other run uses; whatever stands there at the end is removed."""
+    for stale in path.parent.glob(".partial-*"):
+        if time.time() - stale.stat().st_mtime > STALE_S:
+            shutil.rmtree(stale, ignore_errors=True)
+    sibling = path.parent / f".partial-{uuid4().hex}"
+    try:
+        yield sibling
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say an error of the disk in the demo's words."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot write {error.filename or folder}: {error.strerror or error}"
+        raise DemoError(what, "free some space, or set SIDECAST_CACHE to a folder you may write") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,195 @@
+"""The trainer: it learns, keeps the best, resumes to the same weights, and never touches the backbone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ladder import SideNetwork, load_backbone, load_tokenizer
+from ladder.loading import fingerprint
+from side_registry.manifest import read_artifact
+from tests.training import toy
+from training.data import read_examples
+from training.errors import RecipeError, RunError
+from training.evaluate import load_model, predict, score_answers
+from training.loop import Silent, schedule, train
+from training.recipe import Recipe
+from training.taps_cache import TapsCache
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_t5: Path):
+    return load_backbone(tiny_t5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_t5: Path):
+    return load_tokenizer(tiny_t5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAfter(Silent):
+    """Stops a run in the middle of an epoch, as Ctrl-C would."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.at = (epoch, step)
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        if (epoch, step) == self.at:
+            raise Interrupted
+
+
+@pytest.mark.parametrize(
+    ("spec", "head", "least"),
+    [(toy.CLASSES, "linear", 0.8), (toy.CLASSES, "text", 0.7), (toy.VALUES, "auto", 0.7), (toy.TEXTS, "auto", 0.6)],
+    ids=["linear", "label words", "regression", "text"],
+)
+def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, tokenizer, spec, head, least):
+    job = toy.job(tmp_path, spec, backbone, tokenizer, epochs=3, head=head, count=160, dropout=0.0)
+    artifact = train(job, tmp_path / "run")
+    assert artifact.manifest.metrics[spec.metric] >= least
+    model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
+    examples = read_examples(job.validation_file, spec)
+    answers = predict(model, backbone, tokenizer, [example.fields for example in examples])
+    assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
+
+
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("at", [(0, 3), (1, 0), (1, 5)])
+def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec, at):
+    job = toy.job(tmp_path, spec, backbone, tokenizer, count=48)
+    whole = train(job, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(job, tmp_path / "broken", InterruptAfter(*at))
+    again = train(job, tmp_path / "broken")
+    assert again.side_network.read_bytes() == whole.side_network.read_bytes()
+    assert again.manifest.examples == whole.manifest.examples
+
+
+@pytest.mark.parametrize(("spec", "head"), [(toy.CLASSES, "linear"), (toy.CLASSES, "text"), (toy.TEXTS, "text")])
+def test_kept_activations_are_the_backbones_own(backbone, tokenizer, spec, head):
+    side = SideNetwork(Recipe(head=head, reduction=4, encoder_layers=(0, 2)).side_config(spec), backbone.config)
+    inputs = [tuple(tokenizer.encode(text)) for text in ("a", "abcd", "abcdefgh")]
+    cache = TapsCache(backbone, side, inputs)
+    fresh = cache.run([2, 0])
+    cache.fill(10**9, 2, lambda done, total: None)
+    kept = cache.run([2, 0])
+    real = fresh.taps.mask[:, :, None]
+    for layer in side.encoder.layers:
+        assert_close(kept.taps.blocks[layer] * real, fresh.taps.blocks[layer] * real, rtol=1e-2, atol=1e-2)
+    assert torch.equal(kept.taps.mask, fresh.taps.mask)
+    if side.config.has_decoder:
+        for ours, theirs in zip(kept.decoder_taps().blocks, fresh.decoder_taps().blocks, strict=True):
+            assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_cache_bound_is_kept_and_every_row_still_trains(tmp_path, backbone, tokenizer):
+    none, some, all_rows = [
+        train(toy.job(tmp_path, toy.VALUES, backbone, tokenizer, count=48, cache_gb=size), tmp_path / f"run{size}")
+        for size in (0.0, 0.00005, 1.0)
+    ]
+    for other in (some, all_rows):
+        assert other.manifest.metrics["loss"] == pytest.approx(none.manifest.metrics["loss"], rel=0.05)
+
+
+def test_training_leaves_the_backbone_unchanged(tmp_path, backbone, tokenizer):
+    before = fingerprint(backbone.config, dict(backbone.state_dict()))
+    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+    assert fingerprint(backbone.config, dict(backbone.state_dict())) == before
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_best_epoch_is_kept_not_the_last(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=4)
+    artifact = train(job, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert artifact.manifest.metrics["accuracy"] == max(line["accuracy"] for line in lines)
+    assert artifact.manifest.provenance["epoch"] == max(lines, key=lambda line: line["accuracy"])["epoch"]
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, backbone, tokenizer):
+    made = [
+        train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=24, epochs=1, seed=seed), tmp_path / name)
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    ]
+    first, same, other = (artifact.side_network.read_bytes() for artifact in made)
+    assert first == same != other
+
+
+def test_finished_run_is_returned_as_it_is(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1)
+    first = train(job, tmp_path / "run")
+    assert train(job, tmp_path / "run", InterruptAfter(0, 0)).manifest_bytes == first.manifest_bytes
+
+
+def test_folder_of_another_run_is_refused(tmp_path, backbone, tokenizer):
+    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match="another recipe"):
+        train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=2), tmp_path / "run")
+
+
+def test_folder_with_other_files_is_refused(tmp_path, backbone, tokenizer):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"meow")
+    with pytest.raises(RunError, match="no run"):
+        train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16), tmp_path / "photos")
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
+
+
+def test_damaged_state_is_one_clear_error(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16)
+    with pytest.raises(Interrupted):
+        train(job, tmp_path / "run", InterruptAfter(1, 0))
+    last = tmp_path / "run" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(RunError, match="delete the folder"):
+        train(job, tmp_path / "run")
+
+
+def test_divergence_is_one_clear_error(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.VALUES, backbone, tokenizer, learning_rate=1e30, clip=1e30, count=32)
+    with pytest.raises(RunError, match="smaller --lr"):
+        train(job, tmp_path / "run")
+
+
+def test_another_backbone_is_refused(tmp_path, backbone, tokenizer):
+    from tests import tiny
+
+    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+    other = load_backbone(tiny.make_t5(tmp_path / "other", seed=5))
+    with pytest.raises(RunError, match="another backbone"):
+        load_model(read_artifact(tmp_path / "run"), other, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"learning_rate": 0}, {"warmup": 2}, {"seed": -1}, {"head": "big"}, {"cache_gb": -1}]
+)
+def test_settings_out_of_range_say_the_rule(wrong):
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
+def test_head_that_cannot_answer_the_kind():
+    with pytest.raises(RecipeError, match="linear for regression"):
+        Recipe(head="text").side_config(toy.VALUES)
+
+
+def test_schedule_rises_then_falls():
+    shares = [schedule(step, 100, 0.1) for step in range(100)]
+    assert shares.index(max(shares)) in (9, 10)
+    assert max(shares) <= 1
+    assert 0 < shares[-1] < 0.02
+    assert 0 < shares[0] < 0.2
+
+
+def test_run_folder_can_move(tmp_path, backbone, tokenizer):
+    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    assert read_artifact(tmp_path / "elsewhere").manifest.task == "letters"
+    assert torch.is_grad_enabled()

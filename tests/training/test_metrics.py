@@ -1,0 +1,134 @@
+"""Metrics against numbers worked out by hand, and what they do at the edges."""
+
+import math
+import random
+
+import pytest
+
+from training.errors import MetricError
+from training.metrics import METRICS, score
+
+LABELS = ("no", "yes")
+TARGETS = ["yes", "yes", "yes", "no", "no"]
+FOUND = ["yes", "yes", "no", "yes", "no"]  # 2 true positives, 1 false negative, 1 false positive, 1 true negative
+
+SOME: dict[str, tuple[list, list]] = {
+    "accuracy": (FOUND, TARGETS),
+    "matthews": (FOUND, TARGETS),
+    "accuracy_f1": (FOUND, TARGETS),
+    "pearson_spearman": ([0.5, 1.0, 4.0], [1.0, 2.0, 3.0]),
+    "exact_match": (["a b", "c"], ["a b", "d"]),
+}
+
+
+def test_accuracy_is_the_share_of_right_answers():
+    assert score("accuracy", FOUND, TARGETS) == {"accuracy": pytest.approx(3 / 5)}
+
+
+def test_matthews_is_the_correlation_of_the_confusion_matrix():
+    by_hand = (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)
+    assert score("matthews", FOUND, TARGETS) == {"matthews": pytest.approx(by_hand)}
+
+
+def test_accuracy_f1_gives_the_mean_and_both_parts():
+    f1 = 2 * 2 / (2 * 2 + 1 + 1)
+    by_hand = {"accuracy_f1": (3 / 5 + f1) / 2, "accuracy": 3 / 5, "f1": f1}
+    assert score("accuracy_f1", FOUND, TARGETS, labels=LABELS) == pytest.approx(by_hand)
+
+
+def test_f1s_positive_class_is_the_second_label():
+    f1_of_no = 2 * 1 / (2 * 1 + 1 + 1)
+    assert score("accuracy_f1", FOUND, TARGETS, labels=("yes", "no"))["f1"] == pytest.approx(f1_of_no)
+
+
+@pytest.mark.parametrize("target", LABELS)
+def test_an_invalid_output_counts_wrong(target):
+    right = score("accuracy_f1", ["yes", "no", target], ["yes", "no", target], labels=LABELS)
+    invalid = score("accuracy_f1", ["yes", "no", "maybe"], ["yes", "no", target], labels=LABELS)
+    assert right["accuracy_f1"] == 1
+    assert invalid["accuracy"] == pytest.approx(2 / 3)
+    assert invalid["f1"] == pytest.approx(2 / 3)
+    assert score("accuracy", ["maybe"], [target])["accuracy"] == 0
+    assert score("matthews", ["yes", "no", "maybe"], ["yes", "no", target])["matthews"] < 1
+
+
+def test_pearson_spearman_gives_the_mean_and_both_parts():
+    found, wanted = SOME["pearson_spearman"]
+    scores = score("pearson_spearman", found, wanted)
+    by_hand = 3.5 / math.sqrt(2 * (0.5**2 + 1 + 4**2 - 5.5**2 / 3))
+    assert scores["pearson"] == pytest.approx(by_hand)
+    assert scores["spearman"] == pytest.approx(1)
+    assert scores["pearson_spearman"] == pytest.approx((by_hand + 1) / 2)
+
+
+def test_correlations_run_from_minus_one_to_one():
+    wanted = [1.0, 2.0, 3.0]
+    assert score("pearson_spearman", wanted, wanted)["pearson_spearman"] == pytest.approx(1)
+    assert score("pearson_spearman", wanted[::-1], wanted)["pearson_spearman"] == pytest.approx(-1)
+    assert score("matthews", ["no", "yes"], ["yes", "no"])["matthews"] == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [([2.0] * 3, [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [2.0] * 3), ([2.0] * 3, [2.0] * 3), ([1.0], [1.0])],
+    ids=["constant predictions", "constant targets", "both constant", "one row"],
+)
+def test_an_undefined_correlation_is_zero_without_a_warning(found, wanted):
+    assert score("pearson_spearman", found, wanted) == {"pearson_spearman": 0, "pearson": 0, "spearman": 0}
+
+
+@pytest.mark.filterwarnings("error")
+def test_constant_classes_give_zero_without_a_warning():
+    assert score("matthews", ["a", "a"], ["a", "b"]) == {"matthews": 0}
+    assert score("matthews", ["a", "a"], ["a", "a"]) == {"matthews": 0}
+    assert score("accuracy_f1", ["no"], ["no"], labels=LABELS) == {"accuracy_f1": 0.5, "accuracy": 1, "f1": 0}
+
+
+def test_exact_match_ignores_how_much_white_space_but_not_case():
+    scores = score("exact_match", [" a  b\n", "C", "d"], ["a b", "c", "d"])
+    assert scores == {"exact_match": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_the_headline_has_the_metrics_own_name_and_all_are_plain_floats(metric):
+    scores = score(metric, *SOME[metric], labels=LABELS)
+    assert next(iter(scores)) == metric
+    assert all(type(value) is float for value in scores.values())
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_the_order_of_rows_does_not_matter(metric):
+    pairs = list(zip(*SOME[metric], strict=True))
+    random.Random(0).shuffle(pairs)
+    found, wanted = zip(*pairs, strict=True)
+    assert score(metric, found, wanted, labels=LABELS) == pytest.approx(score(metric, *SOME[metric], labels=LABELS))
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_nothing_to_score_is_an_error(metric):
+    with pytest.raises(MetricError, match="nothing to score"):
+        score(metric, [], [], labels=LABELS)
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_unequal_lengths_are_an_error(metric):
+    with pytest.raises(MetricError, match="1 predictions for 2 targets"):
+        score(metric, ["a"], ["a", "b"])
+
+
+def test_an_unknown_metric_lists_the_known_ones():
+    with pytest.raises(MetricError, match="metric bleu: unknown; give one of accuracy, matthews, accuracy_f1"):
+        score("bleu", ["a"], ["a"])
+
+
+@pytest.mark.parametrize("labels", [(), ("a", "b", "c")])
+def test_f1_needs_two_labels(labels):
+    with pytest.raises(MetricError, match=f"needs the task's two labels.*got {len(labels)}"):
+        score("accuracy_f1", ["a"], ["a"], labels=labels)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "3"])
+def test_a_value_that_is_no_finite_number_is_an_error(value):
+    with pytest.raises(MetricError, match=r"predictions\[1\] is .* not a finite number"):
+        score("pearson_spearman", [1.0, value], [1.0, 2.0])

@@ -1,0 +1,44 @@
+"""A toy task that a tiny random backbone can learn: which letter a sentence is made of."""
+
+import json
+import random
+from pathlib import Path
+
+from side_registry.task import TaskSpec
+from training.loop import Job
+from training.recipe import Recipe
+
+CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
+VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
+TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
+
+
+def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
+    pick = random.Random(seed)
+    made: list[dict[str, object]] = []
+    for _ in range(count):
+        share = pick.random()
+        sentence = "".join("b" if pick.random() < share else "a" for _ in range(pick.randint(4, 10)))
+        truth = sentence.count("b") / len(sentence)
+        target: object = {"classification": "bb" if truth > 0.5 else "aa", "regression": truth}.get(
+            spec.kind, sentence[0]
+        )
+        made.append({"sentence": sentence, spec.target: target})
+    return made
+
+
+def write(path: Path, records: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def job(folder: Path, spec: TaskSpec, backbone, tokenizer, count: int = 96, **recipe: object) -> Job:
+    settings = {"epochs": 2, "batch_rows": 8, "reduction": 4, "cache_gb": 0.1} | recipe
+    return Job(
+        spec=spec,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        train_file=write(folder / "train.jsonl", rows(spec, count)),
+        validation_file=write(folder / "validation.jsonl", rows(spec, 40, seed=1)),
+        recipe=Recipe(**settings),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,245 @@
+"""The trainer: one side network, one task, on a frozen backbone. No gradient enters the backbone.
+
+Steps over batches of like lengths, validates after each epoch through the server's own code, keeps the best, and can be
+interrupted anywhere: run again with the same settings, it goes on after the last whole epoch, to the same weights.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ladder import Answer, Backbone, ClassAnswer, SideNetwork, Tokenizer, load_side
+from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
+from side_registry.task import TaskSpec
+from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
+from training.data import Example, data_sha256, read_examples
+from training.errors import RunError
+from training.evaluate import Model, answer_value, make_answerer, predict, score_answers
+from training.recipe import Recipe
+from training.run import RunFolder, optimizer_tensors, restore
+from training.taps_cache import TapsCache
+
+GOLDEN_EXAMPLES = 4
+"""Validation rows whose answers go into the manifest, for a server to replay."""
+
+
+class Progress(Protocol):
+    """Told how a run goes; see `Silent`."""
+
+    def reading(self, rows: int, total: int) -> None: ...
+    def start(self, epochs: int, steps: int) -> None: ...
+    def step(self, epoch: int, step: int, loss: float) -> None: ...
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def reading(self, rows: int, total: int) -> None: ...
+    def start(self, epochs: int, steps: int) -> None: ...
+    def step(self, epoch: int, step: int, loss: float) -> None: ...
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that one run needs, loaded."""
+
+    spec: TaskSpec
+    backbone: Backbone
+    tokenizer: Tokenizer
+    train_file: Path
+    validation_file: Path
+    recipe: Recipe
+
+    def settings(self) -> dict[str, Any]:
+        """What makes a run this run and no other, JSON-ready."""
+        return {
+            "task": json.loads(self.spec.model_dump_json()),
+            "backbone": self.backbone.fingerprint,
+            "data": [data_sha256(self.train_file), data_sha256(self.validation_file)],
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+def train(job: Job, output: str | Path, progress: Progress | None = None) -> Artifact:
+    """Train, or go on training, into a run folder; a complete one is returned as it is.
+
+    Raises:
+        DataError: an example that does not fit the spec; says file and line.
+        RunError: the folder holds something else, or training diverged.
+        RecipeError, SideConfigError: settings that make no side network.
+    """
+    run, settings = RunFolder(output), job.settings()
+    training = read_examples(job.train_file, job.spec)
+    validation = read_examples(job.validation_file, job.spec)
+    side_config = job.recipe.side_config(job.spec).resolve(job.backbone.config)
+    run.begin(settings)
+    if run.complete:
+        return read_artifact(run.path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.recipe.seed)
+        side = SideNetwork(side_config, job.backbone.config).to(job.backbone.device)
+        trainer = _Trainer(job, run, side, training, validation, progress or Silent())
+        trainer.run_epochs()
+    return _complete(job, run, settings, validation, trainer.scores)
+
+
+class _Trainer:
+    """State of a run while it goes: weights, optimizer, scores so far."""
+
+    def __init__(
+        self,
+        job: Job,
+        run: RunFolder,
+        side: SideNetwork,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        progress: Progress,
+    ) -> None:
+        self.job, self.run, self.side, self.progress, self.validation = job, run, side, progress, validation
+        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, training)
+        unit = start_at_targets(side, training) if job.spec.kind == "regression" else 1.0
+        self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
+        recipe = job.recipe
+        self.optimizer = torch.optim.AdamW(side.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.cache = TapsCache(job.backbone, side, [row.ids for row in self.rows])
+        self.steps = math.ceil(len(self.rows) / recipe.batch_rows)
+        self.scores: list[dict[str, Any]] = []
+
+    def run_epochs(self) -> None:
+        self._go_on()
+        recipe = self.job.recipe
+        epochs = recipe.epochs
+        if len(self.scores) < epochs and recipe.cache_bytes:
+            self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
+        self.progress.start(epochs, self.steps)
+        for epoch in range(len(self.scores), epochs):
+            torch.manual_seed(_seed(recipe.seed, epoch))  # dropout, the same after an interruption
+            started = time.monotonic()
+            loss = self._train_epoch(epoch)
+            self._validate(epoch, loss, started)
+
+    def _go_on(self) -> None:
+        last = self.run.read_last()
+        if last is not None:
+            self.scores, tensors = last
+            restore(self.side, self.optimizer, tensors)
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the rows; the mean loss."""
+        recipe, job, total = self.job.recipe, self.job, 0.0
+        self.side.train()
+        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}")
+        for step, places in enumerate(batches):
+            rows = [self.rows[place] for place in places]
+            given = self.cache.run(places)
+            loss = self.answerer.loss(given, self.side, target_tensor(job.spec, rows, job.backbone.device))
+            self._update(loss, epoch * self.steps + step)
+            total += loss.item()
+            if not math.isfinite(total):
+                raise RunError(self.run.path, f"the loss is not finite at epoch {epoch + 1}; try a smaller --lr")
+            self.progress.step(epoch, step, total / (step + 1))
+        return total / self.steps
+
+    def _update(self, loss: torch.Tensor, step: int) -> None:
+        recipe = self.job.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(step, self.steps * recipe.epochs, recipe.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.side.parameters(), recipe.clip)
+        self.optimizer.step()
+
+    def _validate(self, epoch: int, loss: float, started: float) -> None:
+        self.side.eval()
+        model = Model(spec=self.job.spec, side=self.side, answerer=self.answerer)
+        fields = [example.fields for example in self.validation]
+        answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
+        scores = score_answers(self.job.spec, answers, self.validation)
+        headline = scores[self.job.spec.metric]
+        best = not self.scores or headline > max(line[self.job.spec.metric] for line in self.scores)
+        if best:
+            self.run.save_best(self.side)
+        seconds = round(time.monotonic() - started, 3)
+        self.scores.append({"epoch": epoch + 1, "loss": loss, **scores, "seconds": seconds})
+        self.run.finish_epoch(self.scores, optimizer_tensors(self.side, self.optimizer))
+        self.progress.validated(epoch, scores, best)
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: a linear rise, then a linear fall that ends after the last step."""
+    rise = warmup * steps
+    return (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
+
+
+def start_at_targets(side: SideNetwork, training: Sequence[Example]) -> float:
+    """Start a regression head at the mean target; their standard deviation."""
+    targets = torch.tensor([float(example.target) for example in training])
+    with torch.no_grad():
+        side.head.bias.fill_(targets.mean().item())
+    deviation = targets.std(correction=0).item()
+    return deviation if deviation > 0 else 1.0
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:6])
+
+
+def _complete(
+    job: Job, run: RunFolder, settings: dict[str, Any], validation: Sequence[Example], epochs: list[dict[str, Any]]
+) -> Artifact:
+    """Write the manifest of the best epoch: scores, provenance, golden examples."""
+    best = max(epochs, key=lambda line: line[job.spec.metric])
+    run_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    draft = Manifest(
+        task=job.spec.name,
+        spec=job.spec,
+        backbone=BackboneRef(name=job.backbone.name, fingerprint=job.backbone.fingerprint),
+        tokenizer_fingerprint=job.tokenizer.fingerprint,
+        side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
+        metrics={name: float(value) for name, value in best.items() if name not in ("epoch", "seconds")},
+        provenance={
+            "run_id": run_id,
+            "data_sha256": settings["data"],
+            "seed": job.recipe.seed,
+            "recipe": settings["recipe"],
+            "epoch": best["epoch"],
+            "code_version": importlib.metadata.version("sidecast"),
+            "torch_version": torch.__version__,
+            "dtype": str(job.backbone.dtype).removeprefix("torch."),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        examples=_golden_examples(job, run, validation),
+    )
+    write_manifest(run.path, draft)
+    run.finish()
+    return read_artifact(run.path)
+
+
+def _golden_examples(job: Job, run: RunFolder, validation: Sequence[Example]) -> tuple[GoldenExample, ...]:
+    """The first few validation rows with the answers of the weights as they stand in the file."""
+    side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
+    model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
+    fields = [example.fields for example in validation[:GOLDEN_EXAMPLES]]
+    answers = predict(model, job.backbone, job.tokenizer, fields)
+    return tuple(
+        GoldenExample(fields=row, expected=expected(given)) for row, given in zip(fields, answers, strict=True)
+    )
+
+
+def expected(given: Answer) -> dict[str, Any]:
+    """An answer as a golden example stores it."""
+    if isinstance(given, ClassAnswer):
+        return {"label": given.label, "scores": list(given.scores)}
+    value = answer_value(given)
+    return {"value": value} if isinstance(value, float) else {"text": value}

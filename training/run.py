@@ -1,0 +1,129 @@
+"""A run folder: what one training run leaves behind, and what `sidecast publish` takes as it is.
+
+    run.json                   what was asked: task spec, backbone, data, recipe; a run goes on only with the same
+    metrics.jsonl              one line an epoch, for people
+    last.safetensors           weights, optimizer and place after the last whole epoch; gone when the run is complete
+    side_network.safetensors   the best epoch's weights
+    manifest.json              written last: a folder that has it is complete
+
+Every file is replaced at once, so an interruption anywhere loses the current epoch at most.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ladder import SideNetwork, save_side
+from side_registry.manifest import MANIFEST, SIDE_NETWORK
+from training.errors import RunError
+
+SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
+
+
+class RunFolder:
+    """One run's files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    @property
+    def side_network(self) -> Path:
+        return self.path / SIDE_NETWORK
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / MANIFEST).is_file()
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or go on with one that was begun with the same settings.
+
+        Raises:
+            RunError: the folder holds another run or other files, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not any(self.path.iterdir()):
+                self._write(SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
+                return
+        except OSError as error:
+            raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
+        before = self._read_settings()
+        differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+        if differing:
+            raise RunError(
+                self.path, f"holds a run with another {', '.join(differing)}; choose another --output or delete it"
+            )
+
+    def _read_settings(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(self.path, "holds files that are no run; choose an empty --output") from None
+        except (OSError, ValueError) as error:
+            raise RunError(self.path, f"its {SETTINGS} does not read ({error}); delete the folder") from None
+
+    def finish_epoch(self, scores: list[dict[str, Any]], state: Mapping[str, Tensor]) -> None:
+        """Store the place to go on from: what each whole epoch scored, and the state after the last."""
+        temporary = self.path / (LAST + ".part")
+        save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"scores": json.dumps(scores)})
+        temporary.replace(self.path / LAST)
+        self._write(METRICS, "".join(json.dumps(line) + "\n" for line in scores))
+
+    def read_last(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        """What each whole epoch scored, and the state after the last of them; None before the first.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not (self.path / LAST).is_file():
+            return None
+        try:
+            with safe_open(self.path / LAST, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+                return json.loads((opened.metadata() or {})["scores"]), tensors
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise RunError(self.path, f"its {LAST} does not read ({error}); delete the folder") from None
+
+    def save_best(self, side: SideNetwork) -> None:
+        temporary = self.path / (SIDE_NETWORK + ".part")
+        save_side(temporary, side)
+        temporary.replace(self.side_network)
+
+    def finish(self) -> None:
+        """Drop what only an unfinished run needs."""
+        (self.path / LAST).unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / (name + ".part")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)
+
+
+def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and AdamW's moments by name, for `finish_epoch`."""
+    tensors = {f"side.{name}": tensor for name, tensor in side.state_dict().items()}
+    for name, parameter in side.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def restore(side: SideNetwork, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`."""
+    side.load_state_dict({n.removeprefix("side."): t for n, t in tensors.items() if n.startswith("side.")})
+    for name, parameter in side.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            stored = tensors.get(f"optimizer.{key}.{name}")
+            if stored is not None:
+                device = parameter.device if key != "step" else stored.device
+                optimizer.state[parameter][key] = stored.clone().to(device)

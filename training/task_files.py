@@ -1,0 +1,52 @@
+"""Where task specs come from: the built-in ones beside this file in tasks/, and a user's own TOML files.
+
+Single-sentence tasks all have the template `{sentence}`, and pair tasks one form that names their fields: equal inputs
+are then equal prompts, and the backbone's activations of one serve every task.
+"""
+
+import os
+from pathlib import Path
+
+from side_registry.errors import InvalidSpec
+from side_registry.task import TaskSpec
+from training.errors import UnknownBuiltinTask
+
+FOLDER = Path(__file__).with_name("tasks")
+
+
+def load_task(name_or_path: str | Path) -> TaskSpec:
+    """A built-in task by its name, or the task spec in a TOML file: what ends in `.toml` or has a folder is a file.
+
+    Raises:
+        UnknownBuiltinTask: no such name; lists the names there are.
+        InvalidSpec: the file is missing or breaks a rule of task specs.
+    """
+    if _is_path(name_or_path):
+        return _read(Path(name_or_path))
+    known = _builtin_files()
+    if name_or_path not in known:
+        raise UnknownBuiltinTask(str(name_or_path), known)
+    return _read(known[str(name_or_path)])
+
+
+def builtin_tasks() -> dict[str, TaskSpec]:
+    """All built-in task specs by name, in order of their names."""
+    return {name: _read(path) for name, path in _builtin_files().items()}
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    text = str(name_or_path)
+    return isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text or "/" in text
+
+
+def _builtin_files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def _read(path: Path) -> TaskSpec:
+    spec = TaskSpec.from_toml(path)
+    if spec.metric == "accuracy_f1" and len(spec.labels) != 2:  # better now than after the first epoch
+        raise InvalidSpec(
+            str(path), f"metric accuracy_f1 is for two labels, the second the positive one; got {len(spec.labels)}"
+        )
+    return spec
