@@ -56,6 +56,8 @@ class Job:
 
     spec: TaskSpec
     backbone: Backbone
+    backbone_source: str
+    """The folder or hub id that it was loaded from."""
     tokenizer: Tokenizer
     train_file: Path
     validation_file: Path
@@ -83,7 +85,7 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     training = read_examples(job.train_file, job.spec)
     validation = read_examples(job.validation_file, job.spec)
     side_config = job.recipe.side_config(job.spec).resolve(job.backbone.config)
-    run.begin(settings)
+    run.begin(settings, job.backbone_source)
     if run.complete:
         return read_artifact(run.path)
     with torch.random.fork_rng(devices=[]):

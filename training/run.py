@@ -1,6 +1,7 @@
 """A run folder: what one training run leaves behind, and what `sidecast publish` takes as it is.
 
-    run.json                   what was asked: task spec, backbone, data, recipe; a run goes on only with the same
+    run.json                   what was asked: task spec, backbone, data, recipe (a run goes on only with the same), and
+                               where the backbone came from
     metrics.jsonl              one line an epoch, for people
     last.safetensors           weights, optimizer and place after the last whole epoch; gone when the run is complete
     side_network.safetensors   the best epoch's weights
@@ -41,7 +42,7 @@ class RunFolder:
     def complete(self) -> bool:
         return (self.path / MANIFEST).is_file()
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, settings: Mapping[str, Any], backbone_source: str) -> None:
         """Make the folder, or go on with one that was begun with the same settings.
 
         Raises:
@@ -50,23 +51,32 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not any(self.path.iterdir()):
-                self._write(SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
+                document = {"settings": settings, "backbone_source": backbone_source}
+                self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
                 return
         except OSError as error:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
-        before = self._read_settings()
+        before = self._read("settings")
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differing:
             raise RunError(
                 self.path, f"holds a run with another {', '.join(differing)}; choose another --output or delete it"
             )
 
-    def _read_settings(self) -> dict[str, Any]:
+    def backbone_source(self) -> str:
+        """The folder or hub id that the run's backbone was loaded from.
+
+        Raises:
+            RunError: the folder does not say.
+        """
+        return str(self._read("backbone_source"))
+
+    def _read(self, name: str) -> Any:
         try:
-            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))[name]
         except FileNotFoundError:
-            raise RunError(self.path, "holds files that are no run; choose an empty --output") from None
-        except (OSError, ValueError) as error:
+            raise RunError(self.path, "holds no run.json, so it is no run folder; choose an empty one") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(self.path, f"its {SETTINGS} does not read ({error}); delete the folder") from None
 
     def finish_epoch(self, scores: list[dict[str, Any]], state: Mapping[str, Tensor]) -> None:

@@ -37,6 +37,7 @@ def job(folder: Path, spec: TaskSpec, backbone, tokenizer, count: int = 96, **re
     return Job(
         spec=spec,
         backbone=backbone,
+        backbone_source=backbone.name,
         tokenizer=tokenizer,
         train_file=write(folder / "train.jsonl", rows(spec, count)),
         validation_file=write(folder / "validation.jsonl", rows(spec, 40, seed=1)),

@@ -1,0 +1,138 @@
+"""What the server knows about tasks, and the registry's commits, as messages of `sidecast.v1.Admin`. Pure functions."""
+
+from typing import TypedDict
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from protos import sidecast_pb2 as pb
+from serving.pool import PoolState
+from side_registry import Published
+from side_registry.log import Action, Commit, Publish, Retire, Rollback, SetAlias
+from side_registry.state import TaskState, VersionState
+from side_registry.task import PRODUCTION, TaskSpec
+
+
+class Change(TypedDict):
+    author: str | None
+    message: str
+
+
+def read_change(change: pb.Change) -> Change:
+    return Change(author=change.author or None, message=change.message)
+
+
+def write_published(published: Published) -> pb.PublishResponse:
+    return pb.PublishResponse(
+        task=published.task,
+        version=published.version,
+        generation=published.generation,
+        aliases=dict(published.aliases),
+        already=published.already,
+    )
+
+
+def write_generations(state: PoolState) -> pb.Generations:
+    """Before a server has seen its registry, both are 0: of an empty registry."""
+    return pb.Generations(wanted=max(state.wanted, 0), served=max(state.generation, 0))
+
+
+def write_task(state: PoolState, name: str) -> pb.TaskInfo:
+    """A task has no spec here while no version of it is resident.
+
+    Raises:
+        UnknownTask.
+    """
+    task = state.task_state(name)
+    info = pb.TaskInfo(task=name)
+    if spec := _spec(state, task):
+        info.spec.CopyFrom(write_spec(spec))
+    for alias, version in sorted(task.serving.items()):
+        serving = state.aliases.get((name, alias), 0)
+        info.aliases.add(alias=alias, route=pb.Route(version=version), serving=serving)
+    info.versions.extend(_write_version(state, name, entry) for _, entry in sorted(task.versions.items()))
+    return info
+
+
+def write_spec(spec: TaskSpec) -> pb.TaskSpec:
+    return pb.TaskSpec(
+        kind=spec.kind,
+        template=spec.template,
+        fields=spec.fields,
+        labels=spec.labels,
+        low=spec.low,
+        high=spec.high,
+        max_rows=spec.max_rows,
+        max_chars=spec.max_chars,
+        max_source_tokens=spec.max_source_tokens,
+        max_new_tokens=spec.max_new_tokens,
+        description=spec.description,
+    )
+
+
+def write_commit(commit: Commit) -> pb.Commit:
+    return pb.Commit(
+        generation=commit.generation,
+        time=_timestamp(commit.time),
+        change=pb.Change(author=commit.author, message=commit.message),
+        actions=map(_write_action, commit.actions),
+    )
+
+
+def write_event(before: PoolState, after: PoolState) -> pb.WatchEvent:
+    """What changed from one state of the pool to another."""
+    old, new = _served(before), _served(after)
+    changed = [
+        pb.Served(task=task, serving=new.get(task)) for task in sorted(old | new) if old.get(task) != new.get(task)
+    ]
+    return pb.WatchEvent(generations=write_generations(after), changed=changed)
+
+
+def _served(state: PoolState) -> dict[str, dict[str, int]]:
+    """Task to alias to the version that answers."""
+    served: dict[str, dict[str, int]] = {task: {} for task in state.tasks}
+    for (task, alias), version in state.aliases.items():
+        served.setdefault(task, {})[alias] = version
+    return served
+
+
+def _spec(state: PoolState, task: TaskState) -> TaskSpec | None:
+    """Of the version that serves production, else of the newest resident one."""
+    candidates = [state.aliases.get((task.name, PRODUCTION), 0), *reversed(task.live)]
+    residents = (state.residents.get((task.name, version)) for version in candidates)
+    return next((resident.spec for resident in residents if resident), None)
+
+
+def _write_version(state: PoolState, name: str, entry: VersionState) -> pb.Version:
+    failure = state.failed.get((name, entry.version))
+    return pb.Version(
+        version=entry.version,
+        published_at=_timestamp(entry.published_at),
+        author=entry.author,
+        message=entry.message,
+        run_id=entry.run_id,
+        retired=entry.retired,
+        resident=(name, entry.version) in state.residents,
+        failure=failure.why if failure else "",
+    )
+
+
+def _write_action(action: Action) -> pb.Action:
+    match action:
+        case SetAlias():
+            return pb.Action(verb=action.type, task=action.task, version=action.version, alias=action.alias)
+        case Rollback():
+            return pb.Action(verb=action.type, task=action.task, version=action.version_to, alias=action.alias)
+        case Publish() | Retire():
+            return pb.Action(verb=action.type, task=action.task, version=action.version)
+        case _:
+            return pb.Action(verb=action.type, task=action.task)
+
+
+def _timestamp(text: str) -> Timestamp | None:
+    """The writer's clock, in its words; None where they are no time."""
+    timestamp = Timestamp()
+    try:
+        timestamp.FromJsonString(text)
+    except ValueError:
+        return None
+    return timestamp

@@ -1,0 +1,304 @@
+"""The clients: `Client` blocks, `AsyncClient` awaits; otherwise they are the same.
+
+    with Client("localhost:8001") as client:
+        print(client.predict("sst2", ["a gripping film"])[0].label)
+
+Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains, a version that still
+loads) is tried up to 5 times in all, after random pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. That
+holds for what may safely be done twice: not for rollback, publish and watch. `retry=False` turns it off.
+
+Needs gRPC and our protos only: no torch, no registry.
+"""
+# ruff: noqa: ASYNC109 - a timeout here is gRPC's own deadline, which the server is told
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+
+from serving import client_calls as calls
+from serving.client_calls import Call
+from serving.client_channel import Settings, make_stubs
+from serving.client_errors import SidecastError, UnreachableError, from_call
+from serving.client_results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+
+READY_POLL_S = 0.05
+
+Result = TypeVar("Result")
+Outcomes = dict[str, Predictions | SidecastError]
+
+
+class _Caller:
+    """What both clients are made of."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None = 60.0,
+        max_message_bytes: int = 64 * 2**20,
+        retry: bool = True,
+    ) -> None:
+        """
+        Args:
+            address: HOST:PORT; without a port, 8001.
+            timeout: seconds that a call may take unless it says otherwise; None for ever. Publishing and watching have
+                none of their own.
+            max_message_bytes: largest answer.
+            retry: try again what UNAVAILABLE ended, as this module's docstring tells.
+        """
+        self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
+        self._connect()
+
+    def _connect(self) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings.target!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self._settings)
+
+    def _timeout(self, timeout: float | None) -> float | None:
+        return self._settings.timeout if timeout is None else timeout
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_call(error, self._settings.target) from None
+
+
+class Client(_Caller):
+    """Safe to share between threads; open it again in each process (it pickles as its settings)."""
+
+    def _connect(self) -> None:
+        self._channel = grpc.insecure_channel(self._settings.target, self._settings.options())
+        self._stubs = make_stubs(self._channel)
+
+    def predict(
+        self,
+        task: str,
+        rows: Sequence[Row],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+    ) -> Predictions:
+        """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`."""
+        timeout = self._timeout(timeout)
+        return self._do(calls.predict(task, rows, version, alias, timeout), timeout)
+
+    def predict_tasks(self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None) -> Outcomes:
+        """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value."""
+        timeout = self._timeout(timeout)
+        return self._do(calls.predict_tasks(tasks, rows, timeout), timeout)
+
+    def tasks(self) -> list[TaskInfo]:
+        return self._do(calls.tasks(), self._settings.timeout)
+
+    def task(self, name: str) -> TaskInfo:
+        return self._do(calls.task(name), self._settings.timeout)
+
+    def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
+        """The registry's commits, newest first; 0 is no limit."""
+        return self._do(calls.history(task, limit), self._settings.timeout)
+
+    def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
+        """Point an alias, `production` where none is named, at a version."""
+        return self._do(calls.promote(task, version, alias, message), self._settings.timeout)
+
+    def rollback(self, task: str, *, alias: str | None = None, to: int | None = None, message: str = "") -> Rolled:
+        """Point an alias at the version it had before, or at `to`, which it had earlier."""
+        return self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
+
+    def retire(self, task: str, version: int, *, message: str = "") -> Retired:
+        """Take a version out of service for good."""
+        return self._do(calls.retire(task, version, message), self._settings.timeout)
+
+    def publish(
+        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+    ) -> Published:
+        """Send a finished run as its task's next version."""
+        return self._do(calls.publish(folder, alias, message), timeout)
+
+    def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
+        """What the server serves: at once, then at every change, until the loop ends or the server does."""
+        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        try:
+            with self._errors():
+                for response in watching:
+                    yield call.parse(response)
+        finally:
+            watching.cancel()
+
+    def wait_served(self, generation: int, *, timeout: float = 30.0) -> Event:
+        """Wait until the server answers with that generation of the registry, as `promote` and its like return it."""
+        for event in self.watch(timeout=timeout):
+            if event.served >= generation:
+                return event
+        raise UnreachableError(f"{self._settings.target} ended before it served generation {generation}")
+
+    def ready(self, wait_s: float = 0.0) -> bool:
+        """Whether the server has loaded its tasks and takes requests; waits up to `wait_s` for it."""
+        deadline = time.monotonic() + wait_s
+        while not self._is_serving(max(deadline - time.monotonic(), 1.0)):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(READY_POLL_S)
+        return True
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _do(self, call: Call[Result], timeout: float | None) -> Result:
+        with self._errors():
+            response = self._start(call, timeout)
+        return call.parse(response)
+
+    def _start(self, call: Call[Any], timeout: float | None) -> Any:
+        return getattr(self._stubs[call.service], call.method)(call.request, timeout=timeout)
+
+    def _is_serving(self, timeout: float) -> bool:
+        request = health_pb2.HealthCheckRequest()
+        try:
+            response = self._stubs["health"].Check(request, timeout=timeout)
+        except grpc.RpcError:
+            return False
+        return response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+class AsyncClient(_Caller):
+    """Use it on one event loop: the one of its first call. It pickles as its settings."""
+
+    def _connect(self) -> None:
+        """Later: the channel belongs to the event loop that runs at the first call."""
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Any] = {}
+
+    async def predict(
+        self,
+        task: str,
+        rows: Sequence[Row],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+    ) -> Predictions:
+        """As `Client.predict`."""
+        timeout = self._timeout(timeout)
+        return await self._do(calls.predict(task, rows, version, alias, timeout), timeout)
+
+    async def predict_tasks(
+        self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None
+    ) -> Outcomes:
+        """As `Client.predict_tasks`."""
+        timeout = self._timeout(timeout)
+        return await self._do(calls.predict_tasks(tasks, rows, timeout), timeout)
+
+    async def tasks(self) -> list[TaskInfo]:
+        return await self._do(calls.tasks(), self._settings.timeout)
+
+    async def task(self, name: str) -> TaskInfo:
+        return await self._do(calls.task(name), self._settings.timeout)
+
+    async def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
+        """As `Client.history`."""
+        return await self._do(calls.history(task, limit), self._settings.timeout)
+
+    async def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
+        """As `Client.promote`."""
+        return await self._do(calls.promote(task, version, alias, message), self._settings.timeout)
+
+    async def rollback(
+        self, task: str, *, alias: str | None = None, to: int | None = None, message: str = ""
+    ) -> Rolled:
+        """As `Client.rollback`."""
+        return await self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
+
+    async def retire(self, task: str, version: int, *, message: str = "") -> Retired:
+        """As `Client.retire`."""
+        return await self._do(calls.retire(task, version, message), self._settings.timeout)
+
+    async def publish(
+        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+    ) -> Published:
+        """As `Client.publish`."""
+        return await self._do(calls.publish(folder, alias, message), timeout)
+
+    async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
+        """As `Client.watch`."""
+        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        try:
+            with self._errors():
+                async for response in watching:
+                    yield call.parse(response)
+        finally:
+            watching.cancel()
+
+    async def wait_served(self, generation: int, *, timeout: float = 30.0) -> Event:
+        """As `Client.wait_served`."""
+        async for event in self.watch(timeout=timeout):
+            if event.served >= generation:
+                return event
+        raise UnreachableError(f"{self._settings.target} ended before it served generation {generation}")
+
+    async def ready(self, wait_s: float = 0.0) -> bool:
+        """As `Client.ready`."""
+        deadline = time.monotonic() + wait_s
+        while not await self._is_serving(max(deadline - time.monotonic(), 1.0)):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(READY_POLL_S)
+        return True
+
+    async def close(self) -> None:
+        if self._channel:
+            await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _do(self, call: Call[Result], timeout: float | None) -> Result:
+        with self._errors():
+            response = await self._start(call, timeout)
+        return call.parse(response)
+
+    def _start(self, call: Call[Any], timeout: float | None) -> Any:
+        return getattr(self._open(call.service), call.method)(call.request, timeout=timeout)
+
+    def _open(self, service: str) -> Any:
+        """The service's stub."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._settings.target, self._settings.options())
+            self._stubs = make_stubs(self._channel)
+        return self._stubs[service]
+
+    async def _is_serving(self, timeout: float) -> bool:
+        request = health_pb2.HealthCheckRequest()
+        try:
+            response = await self._open("health").Check(request, timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def _reopen(kind: type, settings: Settings) -> Any:
+    return kind(**asdict(settings))

@@ -1,0 +1,59 @@
+"""How a client's channel is set up: address, limits, the retry policy. Works for gRPC's sync and async channels."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from grpc_health.v1 import health_pb2_grpc
+
+from protos import sidecast_pb2_grpc
+
+DEFAULT_PORT = 8001
+
+RETRIED = ("SetRoute", "Retire", "ListTasks", "GetTask", "History")
+"""Of Admin. All of Sidecast is."""
+
+RETRY_POLICY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "0.8s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    address: str
+    timeout: float | None
+    max_message_bytes: int
+    retry: bool
+
+    @property
+    def target(self) -> str:
+        return self.address if ":" in self.address else f"{self.address}:{DEFAULT_PORT}"
+
+    def options(self) -> list[tuple[str, Any]]:
+        return [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.service_config", json.dumps(service_config())),
+            ("grpc.enable_retries", int(self.retry)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+
+
+def service_config() -> dict[str, Any]:
+    """gRPC's own form of the retry policy, for clients in other languages too."""
+    admin = [{"service": "sidecast.v1.Admin", "method": method} for method in RETRIED]
+    return {"methodConfig": [{"name": [{"service": "sidecast.v1.Sidecast"}, *admin], "retryPolicy": RETRY_POLICY}]}
+
+
+def make_stubs(channel: Any) -> dict[str, Any]:
+    return {
+        "sidecast": sidecast_pb2_grpc.SidecastStub(channel),
+        "admin": sidecast_pb2_grpc.AdminStub(channel),
+        "health": health_pb2_grpc.HealthStub(channel),
+    }

@@ -1,0 +1,133 @@
+"""Responses to a client's results. Pure functions."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from protos import sidecast_pb2 as pb
+from serving import client_results as results
+from serving.client_errors import SidecastError, from_status
+
+
+def read_predictions(response: pb.PredictResponse) -> results.Predictions:
+    return results.Predictions(
+        task=response.task,
+        version=response.version,
+        generation=response.generation,
+        alias=response.alias or None,
+        answers=tuple(_read_answer(answer, response.labels) for answer in response.answers),
+    )
+
+
+def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
+    match answer.WhichOneof("answer"):
+        case "classification":
+            given = answer.classification
+            return results.Classification(given.label, given.score, dict(zip(labels, given.scores, strict=True)))
+        case "regression":
+            return results.Regression(answer.regression.value)
+        case _:
+            return results.Text(answer.text.text)
+
+
+def read_result(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
+    if result.WhichOneof("outcome") == "error":
+        return from_status(result.error)
+    return read_predictions(result.prediction)
+
+
+def read_task(info: pb.TaskInfo) -> results.TaskInfo:
+    return results.TaskInfo(
+        task=info.task,
+        spec=_read_spec(info.spec) if info.HasField("spec") else None,
+        aliases={alias.alias: alias.route.version for alias in info.aliases},
+        serving={alias.alias: alias.serving for alias in info.aliases if alias.serving},
+        versions=tuple(_read_version(version) for version in info.versions),
+    )
+
+
+def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:
+    return results.TaskSpec(
+        kind=spec.kind,
+        template=spec.template,
+        fields=tuple(spec.fields),
+        labels=tuple(spec.labels),
+        low=spec.low if spec.HasField("low") else None,
+        high=spec.high if spec.HasField("high") else None,
+        max_rows=spec.max_rows,
+        max_chars=spec.max_chars,
+        max_source_tokens=spec.max_source_tokens,
+        max_new_tokens=spec.max_new_tokens,
+        description=spec.description,
+    )
+
+
+def _read_version(version: pb.Version) -> results.VersionInfo:
+    return results.VersionInfo(
+        version=version.version,
+        published_at=_time(version, "published_at"),
+        author=version.author,
+        message=version.message,
+        run_id=version.run_id,
+        retired=version.retired,
+        resident=version.resident,
+        failure=version.failure,
+    )
+
+
+def read_commit(commit: pb.Commit) -> results.Commit:
+    return results.Commit(
+        generation=commit.generation,
+        time=_time(commit, "time"),
+        author=commit.change.author,
+        message=commit.change.message,
+        actions=tuple(_read_action(action) for action in commit.actions),
+    )
+
+
+def _read_action(action: pb.Action) -> results.Action:
+    return results.Action(
+        verb=action.verb, task=action.task, version=action.version or None, alias=action.alias or None
+    )
+
+
+def _time(message: pb.Version | pb.Commit, field: str) -> datetime | None:
+    return getattr(message, field).ToDatetime(UTC) if message.HasField(field) else None
+
+
+def read_promoted(response: pb.SetRouteResponse) -> results.Promoted:
+    return results.Promoted(
+        task=response.task,
+        alias=response.alias,
+        version=response.route.version,
+        generation=response.generation,
+    )
+
+
+def read_rolled(response: pb.RollbackResponse) -> results.Rolled:
+    return results.Rolled(
+        task=response.task,
+        alias=response.alias,
+        version_from=response.version_from,
+        version_to=response.version_to,
+        generation=response.generation,
+    )
+
+
+def read_retired(response: pb.RetireResponse) -> results.Retired:
+    return results.Retired(task=response.task, version=response.version, generation=response.generation)
+
+
+def read_published(response: pb.PublishResponse) -> results.Published:
+    return results.Published(
+        task=response.task,
+        version=response.version,
+        generation=response.generation,
+        aliases=dict(response.aliases),
+        already=response.already,
+    )
+
+
+def read_event(response: pb.WatchEvent) -> results.Event:
+    generations = response.generations
+    changed = {served.task: dict(served.serving) for served in response.changed}
+    return results.Event(wanted=generations.wanted, served=generations.served, changed=changed)

@@ -1,0 +1,224 @@
+"""What a server can be told: frozen settings, documented field by field, checked when made.
+
+`read_config` fills them from the command line, the environment (`SIDECAST_<FIELD>`) and a TOML file, in that order of
+precedence. Knows nothing of what the settings do.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+PREFIX = "SIDECAST_"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: names the setting, its value and the rule."""
+
+    reason = "CONFIG"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How rows of all tasks gather into batches."""
+
+    max_batch_tokens: int = 8192
+    """Tokens of one backbone pass, padding counted. A longer single row still runs, alone."""
+    max_batch_rows: int = 64
+    """Rows of one batch. Rows with the same tokens are one row of the backbone, but each counts here."""
+    max_wait_s: float = 0.002
+    """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
+    max_queued_rows: int = 8192
+    """Rows waiting for the device; beyond it requests are shed. A request that finds no queue is always taken."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows")
+        _at_least(self, 0, "max_wait_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadConfig:
+    """How versions get from the registry onto the device."""
+
+    max_side_bytes: int = 512 * 2**20
+    """Largest side network file that is loaded."""
+    replay_examples: bool = True
+    """Answer each version's golden examples before it serves, and refuse the version where they differ."""
+    poll_s: float = 0.2
+    """How often the registry is asked whether it changed."""
+    retry_s: float = 1.0
+    """First pause before a load that failed because the store was away is tried again; doubles each time."""
+    max_retry_s: float = 60.0
+    """Longest such pause. Versions that cannot load are tried again at most this often when other tasks change."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_side_bytes")
+        _above_zero(self, "poll_s", "retry_s", "max_retry_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestConfig:
+    """What one request may ask."""
+
+    max_request_rows: int = 8192
+    """Rows of one request over all of its tasks. Each task's spec has its own limit besides."""
+    max_request_tasks: int = 256
+    """Tasks of one PredictTasks."""
+    tokenizer_threads: int = 2
+    """Threads that validate and tokenize, beside the event loop."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_request_rows", "max_request_tasks", "tokenizer_threads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """One serving process."""
+
+    backbone: str
+    """A Hugging Face T5 folder, or a hub id."""
+    registry: str
+    """The registry's folder or URL."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface. There is no authentication yet."""
+    port: int = 8001
+    """gRPC, both doors. 0 takes a free one."""
+    metrics_port: int = 8002
+    """Prometheus metrics over HTTP. 0 takes a free one."""
+    device: str = "auto"
+    """Where torch runs: auto (cuda where there is one), cpu, cuda, cuda:1."""
+    dtype: str = "auto"
+    """The backbone's and side networks' precision: auto (bfloat16 where the hardware has it), float32, bfloat16."""
+    threads: int = 0
+    """Threads of torch on a CPU. 0 leaves torch's own choice."""
+    grace_s: float = 30.0
+    """How long requests in flight may take after SIGTERM."""
+    max_message_bytes: int = 64 * 2**20
+    """Largest gRPC message."""
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    request: RequestConfig = field(default_factory=RequestConfig)
+
+    def __post_init__(self) -> None:
+        _not_empty(self, "backbone", "registry", "host")
+        _at_least(self, 0, "threads", "grace_s")
+        _at_least(self, 1024, "max_message_bytes")
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
+        if self.port and self.port == self.metrics_port:
+            raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
+        _one_of(self, "dtype", ("auto", "float32", "bfloat16", "float16"))
+        _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From flat names: `max_batch_rows` fills `batch.max_batch_rows`.
+
+        Raises:
+            ConfigError: a name that no setting has, a required one missing, or a value against its rule.
+        """
+        groups = {"batch": BatchConfig, "load": LoadConfig, "request": RequestConfig}
+        left = dict(values)
+        made = {name: _make(group, _take(left, group)) for name, group in groups.items()}
+        own = {name: value for name, value in _take(left, cls).items() if name not in groups}
+        if left:
+            raise ConfigError(f"unknown settings {sorted(left)}; known are {', '.join(setting_names())}")
+        return _make(cls, own | made)
+
+
+def setting_names() -> list[str]:
+    """Every flat name, in the order of the classes."""
+    own = [each.name for each in fields(ServeConfig) if each.name not in ("batch", "load", "request")]
+    return own + [each.name for group in (BatchConfig, LoadConfig, RequestConfig) for each in fields(group)]
+
+
+def read_config(
+    flags: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, file: str | Path | None = None
+) -> ServeConfig:
+    """Flags that are not None over `SIDECAST_*` variables over a TOML file.
+
+    The file has flat names at its top or in tables `[batch]`, `[load]`, `[request]`. Variables of that prefix that
+    name no setting are left alone: other tools of ours may read them.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown setting in it, or a value against its rule.
+    """
+    environ = os.environ if environ is None else environ
+    known = setting_names()
+    values = _read_toml(Path(file)) if file else {}
+    values |= {name: environ[PREFIX + name.upper()] for name in known if PREFIX + name.upper() in environ}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    return ServeConfig.from_values(values)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _take(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    return {each.name: values.pop(each.name) for each in fields(kind) if each.name in values}
+
+
+def _make(kind: type, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{name: _as(name, value, hints[name]) for name, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"settings are incomplete: {error}") from None
+
+
+def _as(name: str, value: Any, kind: type) -> Any:
+    """Text from the environment as `kind`; anything else must be of that kind already."""
+    if isinstance(value, Path) and kind is str:
+        return str(value)
+    if isinstance(value, str) and kind is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if value.lower() in words:
+            return words[value.lower()]
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, str) and kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
+
+
+def _at_least(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise ConfigError(f"{name} must be >= {least}, got {getattr(config, name)}")
+
+
+def _above_zero(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be > 0, got {getattr(config, name)}")
+
+
+def _not_empty(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name):
+            raise ConfigError(f"{name} must not be empty")
+
+
+def _one_of(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")

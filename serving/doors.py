@@ -1,0 +1,71 @@
+"""What both doors share: the seam to the service behind them, deadlines, and counting answers per task.
+
+Knows gRPC's context and nothing of messages.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import grpc
+from grpc.aio import ServicerContext
+
+from serving.errors import ServingError
+from serving.metrics import Metrics
+from serving.service import InputRow, Prediction
+from serving.status import code_of
+from side_registry.errors import RegistryError
+from side_registry.task import TaskRef
+
+
+class Service(Protocol):
+    """What a door needs of `serving.service.PredictService`; tests have a small one."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    async def predict(
+        self,
+        task: str,
+        rows: Sequence[InputRow],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        deadline: float | None = None,
+    ) -> Prediction: ...
+
+    async def predict_tasks(
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], *, deadline: float | None = None
+    ) -> list[Prediction | ServingError | RegistryError]: ...
+
+    async def close(self) -> None: ...
+
+
+def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> float | None:
+    """The nearer of gRPC's deadline and the request's own timeout, in time.monotonic() seconds."""
+    left = [each for each in (context.time_remaining(), timeout_s) if each is not None]
+    return time.monotonic() + min(left) if left else None
+
+
+class Counted:
+    """What a call turned out to be; filled in while it runs."""
+
+    version: int | None = None
+
+
+@contextlib.contextmanager
+def counting(metrics: Metrics, task: str) -> Iterator[Counted]:
+    """Count the block as one request of the task, with the code its outcome has."""
+    start, counted, code = time.perf_counter(), Counted(), "OK"
+    try:
+        yield counted
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED.name
+        raise
+    except Exception as error:
+        code = code_of(error).name
+        raise
+    finally:
+        metrics.request(task, counted.version, code, time.perf_counter() - start)

@@ -1,0 +1,157 @@
+"""What every call of our services passes: refusal while draining, requests that are not Protobuf, errors to statuses.
+
+The servicers behind it just raise. Health and reflection do not pass here: they answer until the end.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc.aio import AbortError, ServerInterceptor, ServicerContext
+
+from serving.errors import Draining, InvalidInput
+from serving.status import code_of, status_of, trailers
+
+OURS = ("/inference.", "/sidecast.v1.")
+
+
+class Drain:
+    """Counts calls in flight, and refuses new ones once the server shuts down. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._draining, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining.is_set()
+
+    def begin(self) -> None:
+        self._draining.set()
+
+    async def begun(self) -> None:
+        """Wait until the server begins to shut down."""
+        await self._draining.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait that long. Raises Draining when the server begins to shut down before."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), seconds)
+        if self.draining:
+            raise Draining()
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight; False when `timeout_s` passes first."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Raises Draining."""
+        if self.draining:
+            raise Draining()
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Stands for a request whose bytes are not the message they should be."""
+
+    why: str
+
+
+class Gate(ServerInterceptor):
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(OURS):
+            return handler
+        return self._guarded(handler)
+
+    def _guarded(self, handler: Any) -> grpc.RpcMethodHandler:
+        codecs = {
+            "request_deserializer": _tolerant(handler.request_deserializer),
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._answering(handler.stream_unary, _each_decoded), **codecs)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream), **codecs)
+        return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary, _decoded), **codecs)
+
+    def _answering(self, behavior: Callable[..., Awaitable[Any]], decoded: Callable[[Any], Any]) -> Any:
+        async def answer(request: Any, context: ServicerContext) -> Any:
+            try:
+                with self._drain.call():
+                    return await behavior(decoded(request), context)
+            except Exception as error:
+                await abort(context, error)
+
+        return answer
+
+    def _streaming(self, behavior: Callable[..., AsyncIterator[Any]]) -> Any:
+        """A stream may last for ever, so it is not waited for: it ends itself when the server drains."""
+
+        async def stream(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+            try:
+                if self._drain.draining:
+                    raise Draining()
+                async for response in behavior(_decoded(request), context):
+                    yield response
+            except Exception as error:
+                await abort(context, error)
+
+        return stream
+
+
+async def abort(context: ServicerContext, error: Exception) -> NoReturn:
+    """End a call with the error's status."""
+    if isinstance(error, AbortError):
+        raise error
+    status = status_of(error)
+    await context.abort(code_of(error), status.message, trailers(status))
+    raise AssertionError("abort returned")
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return Undecodable(str(error))
+
+    return parse
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, Undecodable):
+        raise InvalidInput(
+            "request", f"is not the message of this method, or a string in it is not UTF-8 ({request.why})"
+        )
+    return request
+
+
+async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)

@@ -1,0 +1,57 @@
+"""Golden examples: what a version answered where it was trained, compared with what it answers here.
+
+Numbers may be off by the manifest's tolerance for the coarser of the two dtypes, there and here. Text is compared only
+where both are float32: where one token flips, a greedy answer goes another way, and no tolerance measures that.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+
+
+def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *, exact_text: bool) -> str | None:
+    """What differs, in words; None where nothing does. What `expected` does not name is not compared."""
+    match answer:
+        case ClassAnswer():
+            return _class_difference(answer, expected, tolerance)
+        case ValueAnswer():
+            wanted = expected.get("value")
+            scale = max(1.0, abs(wanted)) if isinstance(wanted, int | float) else 1.0
+            return _number_difference("value", answer.value, wanted, tolerance * scale)
+        case TextAnswer():
+            wanted = expected.get("text")
+            if exact_text and wanted is not None and answer.text != wanted:
+                return f"text {answer.text[:200]!r} instead of {str(wanted)[:200]!r}"
+            return None
+
+
+def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:
+    """The widest for `dtypes` ("bfloat16"); for one that the manifest does not name, its widest of all."""
+    widest = max(tolerances.values(), default=0.0)
+    return max(tolerances.get(dtype, widest) for dtype in dtypes)
+
+
+def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], tolerance: float) -> str | None:
+    scores = expected.get("scores")
+    if scores is not None:
+        if not isinstance(scores, list | tuple) or len(scores) != len(answer.scores):
+            return f"{len(answer.scores)} scores instead of {str(scores)[:200]}"
+        for index, (ours, theirs) in enumerate(zip(answer.scores, scores, strict=True)):
+            if found := _number_difference(f"score {index}", ours, theirs, tolerance):
+                return found
+    elif found := _number_difference("score", answer.score, expected.get("score"), tolerance):
+        return found
+    label = expected.get("label")
+    runner_up = sorted(answer.scores)[-2] if len(answer.scores) > 1 else 0.0
+    if label is not None and label != answer.label and answer.score - runner_up > 2 * tolerance:
+        return f"label {answer.label!r} instead of {label!r}"
+    return None
+
+
+def _number_difference(name: str, ours: float, theirs: Any, tolerance: float) -> str | None:
+    if theirs is None:
+        return None
+    if not isinstance(theirs, int | float) or not abs(ours - theirs) <= tolerance:
+        return f"{name} {ours:.6g} instead of {theirs!r} (tolerance {tolerance:g})"
+    return None

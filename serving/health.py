@@ -1,0 +1,58 @@
+"""grpc.health.v1: overall (""), for each of our services, and for each task by its name.
+
+A task serves while its production version can answer. Answers are computed when asked for, so nothing has to be kept up
+to date, and watchers poll.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc.aio import ServicerContext
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
+
+from serving.doors import Service
+from serving.gate import Drain
+from serving.pool import SidePool
+from side_registry.task import PRODUCTION
+
+WATCH_POLL_S = 0.05
+
+Status = pb.HealthCheckResponse.ServingStatus
+
+
+class HealthDoor(health_pb2_grpc.HealthServicer):
+    """
+    Args:
+        services: full names of the gRPC services that live and die with the server.
+    """
+
+    def __init__(self, service: Service, pool: SidePool, drain: Drain, services: tuple[str, ...]) -> None:
+        self._service, self._pool, self._drain, self._services = service, pool, drain, services
+
+    async def Check(self, request: pb.HealthCheckRequest, context: ServicerContext) -> pb.HealthCheckResponse:
+        status = self.status(request.service)
+        if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service or task {request.service[:80]!r}")
+        return pb.HealthCheckResponse(status=status)
+
+    async def Watch(
+        self, request: pb.HealthCheckRequest, context: ServicerContext
+    ) -> AsyncIterator[pb.HealthCheckResponse]:
+        last: Status | None = None
+        while True:
+            status = self.status(request.service)
+            if status != last:
+                yield pb.HealthCheckResponse(status=status)
+            last = status
+            await asyncio.sleep(WATCH_POLL_S)
+
+    def status(self, name: str) -> Status:
+        state = self._pool.snapshot()
+        if name and name not in self._services and name not in state.tasks:
+            return pb.HealthCheckResponse.SERVICE_UNKNOWN
+        up = self._service.ready and not self._drain.draining
+        if up and name in state.tasks:
+            up = (name, PRODUCTION) in state.aliases
+        return pb.HealthCheckResponse.SERVING if up else pb.HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,150 @@
+"""Loads one version: from the registry's bytes to a verified side network on the device, or a typed refusal.
+
+Blocks on the store, the disk and the device, so it runs on the reconciler's thread: never on the event loop, nor on the
+device thread. Knows no pool and no aliases.
+"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ladder.answer import Row, answer
+from ladder.answerers import Answerer, build_answerer
+from ladder.answers import Answer
+from ladder.backbone import Backbone
+from ladder.checkpoint import load_side
+from ladder.config import SideConfig
+from ladder.errors import LadderError
+from ladder.side import SideNetwork
+from ladder.tokenizer import Tokenizer
+from serving.config import LoadConfig
+from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.golden import difference, tolerance_for
+from serving.pool import Resident
+from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
+from side_registry.manifest import SIDE_NETWORK, Manifest
+from side_registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Makes residents for one backbone and its tokenizer."""
+
+    def __init__(self, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, config: LoadConfig) -> None:
+        self._registry, self._backbone, self._tokenizer, self._config = registry, backbone, tokenizer, config
+
+    def load(self, task: str, version: int) -> Resident:
+        """Download, verify and replay one version.
+
+        Raises:
+            IncompatibleSide: another backbone or tokenizer.
+            SideTooLarge: more bytes than `max_side_bytes`.
+            CorruptSide: damaged, not what its manifest says, or not finite.
+            GoldenMismatch: it answers otherwise than where it was trained.
+            LoadFailed: anything else; `transient` where a later try may succeed.
+        """
+        try:
+            manifest = self._registry.manifest(task, version)
+            self._check_manifest(task, version, manifest)
+            side = self._fetch(task, version, manifest)
+            resident = self._assemble(task, version, manifest, side)
+            if self._config.replay_examples:
+                self._replay(resident)
+            return resident
+        except LoadError:
+            raise
+        except CorruptBlob as error:  # publishing again mends a blob without a commit, so it is worth another look
+            raise CorruptSide(task, version, str(error), transient=True) from error
+        except (ArtifactError, LadderError) as error:
+            raise CorruptSide(task, version, str(error)) from error
+        except (RegistryError, OSError) as error:
+            raise LoadFailed(task, version, str(error), transient=True) from error
+        except Exception as error:
+            log.exception("loading %s:%d failed in an unforeseen way", task, version)
+            raise LoadFailed(task, version, f"{type(error).__name__}: {error}") from error
+
+    def _check_manifest(self, task: str, version: int, manifest: Manifest) -> None:
+        if manifest.task != task:
+            raise CorruptSide(task, version, f"its manifest is of task {manifest.task!r}")
+        backbone, tokenizer = self._backbone, self._tokenizer
+        if manifest.backbone.fingerprint != backbone.fingerprint:
+            wants = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})"
+            raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})")
+        if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)
+        if SIDE_NETWORK not in manifest.files:
+            raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
+        size = sum(blob.size for blob in manifest.files.values())
+        if size > self._config.max_side_bytes:
+            raise SideTooLarge(task, version, size, self._config.max_side_bytes)
+
+    def _fetch(self, task: str, version: int, manifest: Manifest) -> SideNetwork:
+        backbone = self._backbone
+        wanted = SideConfig.from_dict(manifest.side).resolve(backbone.config)
+        _check_outputs(task, version, manifest, wanted)
+        with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
+            artifact = self._registry.download(task, version, Path(folder))
+            side = load_side(artifact.side_network, backbone.config, device=backbone.device, dtype=backbone.dtype)
+        if side.config != wanted:
+            raise CorruptSide(task, version, f"its {SIDE_NETWORK} has another shape than its manifest says")
+        return side
+
+    def _assemble(self, task: str, version: int, manifest: Manifest, side: SideNetwork) -> Resident:
+        return Resident(
+            task=task,
+            version=version,
+            spec=manifest.spec,
+            side=side,
+            answerer=self._answerer(manifest, side),
+            manifest=manifest,
+            bytes=sum(tensor.numel() * tensor.element_size() for tensor in side.state_dict().values()),
+        )
+
+    def _answerer(self, manifest: Manifest, side: SideNetwork) -> Answerer:
+        spec = manifest.spec
+        return build_answerer(
+            kind=spec.kind,
+            labels=spec.labels,
+            low=spec.low,
+            high=spec.high,
+            max_new_tokens=spec.max_new_tokens,
+            head=side.config.head,
+            tokenizer=self._tokenizer,
+        )
+
+    def _replay(self, resident: Resident) -> None:
+        task, version, manifest = resident.task, resident.version, resident.manifest
+        here = str(self._backbone.dtype).removeprefix("torch.")
+        dtypes = {here, str(manifest.provenance.get("dtype", here))}
+        tolerance = tolerance_for(manifest.tolerance, dtypes)
+        for index, outcome in enumerate(self._answers(resident)):
+            if isinstance(outcome, Exception):
+                raise GoldenMismatch(task, version, index, str(outcome)) from outcome
+            expected = manifest.examples[index].expected
+            if found := difference(outcome, expected, tolerance, exact_text=dtypes == {"float32"}):
+                raise GoldenMismatch(task, version, index, found)
+
+    def _answers(self, resident: Resident) -> Sequence[Answer | Exception]:
+        """The golden examples, answered one at a time: the trainer's batch need not be ours."""
+        spec = resident.spec
+        try:
+            prompts = [spec.render(example.fields) for example in resident.manifest.examples]
+        except InvalidRow as error:
+            raise CorruptSide(resident.task, resident.version, f"a golden example's {error}") from error
+        rows = [
+            Row(ids=tuple(ids), side=resident.side, answerer=resident.answerer)
+            for ids in self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
+        ]
+        with torch.inference_mode():
+            return [answer(self._backbone, [row])[0] for row in rows]
+
+
+def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:
+    spec = manifest.spec
+    needed = {"classification": len(spec.labels), "regression": 1}.get(spec.kind, 0)
+    if side.head == "linear" and side.outputs != needed:
+        raise CorruptSide(task, version, f"its head has {side.outputs} outputs, its {spec.kind} spec needs {needed}")

@@ -1,0 +1,115 @@
+"""What the server counts: prometheus-client, base units, bounded labels.
+
+`task` is only ever a task of the registry, `version` one of its numbers; anything a caller made up becomes "unknown".
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
+STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
+UNKNOWN = "unknown"
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+class Metrics:
+    """One server's metrics, in one registry of prometheus-client."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        self._known: frozenset[str] = frozenset()
+        self.requests = Counter(
+            "sidecast_requests", "Answered requests, per task of each.", ("task", "version", "code"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "sidecast_request_seconds",
+            "From admission to answer.",
+            ("task",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.stage_seconds = Histogram(
+            "sidecast_stage_seconds",
+            "Time in one stage: queue and tokenize per request, the others per batch.",
+            ("stage",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.batch_rows = Histogram("sidecast_batch_rows", "Rows of a batch.", registry=registry, buckets=_ROWS)
+        self.batch_tokens = Histogram(
+            "sidecast_batch_tokens", "Tokens of a backbone pass, with padding.", registry=registry, buckets=_TOKENS
+        )
+        self.padding_tokens = Counter(
+            "sidecast_padding_tokens", "Tokens of backbone passes that were padding.", registry=registry
+        )
+        self.queue_rows = Gauge("sidecast_queue_rows", "Rows waiting for the device.", registry=registry)
+        self.shed_requests = Counter(
+            "sidecast_shed_requests", "Requests refused because the queue was full.", registry=registry
+        )
+        self.resident_side_networks = Gauge(
+            "sidecast_resident_side_networks", "Side networks on the device.", registry=registry
+        )
+        self.resident_bytes = Gauge(
+            "sidecast_resident_bytes", "Bytes of the resident side networks' weights.", registry=registry
+        )
+        self.generation_wanted = Gauge(
+            "sidecast_generation_wanted", "The registry's newest known generation.", registry=registry
+        )
+        self.generation_served = Gauge(
+            "sidecast_generation_served", "The generation that is fully applied here.", registry=registry
+        )
+        self.swap_seconds = Histogram(
+            "sidecast_swap_seconds",
+            "From seeing a new version in the registry to it being resident.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.load_failures = Counter(
+            "sidecast_load_failures", "Versions that did not load.", ("task", "reason"), registry=registry
+        )
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+    def know(self, tasks: Iterable[str]) -> None:
+        """Only these names become label values. Forgets the series of tasks that are gone."""
+        known = frozenset(tasks)
+        for task in self._known - known:
+            for metric in (self.requests, self.request_seconds, self.load_failures):
+                metric.remove_by_labels({"task": task})
+        self._known = known
+
+    def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
+        """Count one task's answer. `version` is the one that answered, None where none did; `code` as in OK."""
+        name = task if task in self._known else UNKNOWN
+        number = UNKNOWN if version is None or name == UNKNOWN else str(version)
+        self.requests.labels(name, number, code).inc()
+        if seconds is not None:
+            self.request_seconds.labels(name).observe(seconds)
+
+    def load_failure(self, task: str, reason: str) -> None:
+        self.load_failures.labels(task if task in self._known else UNKNOWN, reason).inc()
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        self.stage_seconds.labels(stage).observe(seconds)
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Observe how long the block takes."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.stage(stage, perf_counter() - start)
+
+    def batch(self, rows: int, tokens: int, padding: int) -> None:
+        """Count one backbone pass; `tokens` includes `padding`."""
+        self.batch_rows.observe(rows)
+        self.batch_tokens.observe(tokens)
+        self.padding_tokens.inc(padding)

@@ -1,0 +1,205 @@
+"""The Open Inference Protocol's door, for `tritonclient.grpc` and its like: a model is a task.
+
+Turns messages into calls of the service, and back; what tensors hold is `serving.tensors`. Raises what is wrong; the
+gate makes statuses of it.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from grpc.aio import ServicerContext
+
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+from serving.doors import Service, counting, deadline_of
+from serving.errors import InvalidInput, NotServed
+from serving.gate import Drain
+from serving.metrics import Metrics
+from serving.pool import PoolState, Resident, SidePool
+from serving.service import Prediction
+from serving.tensors import (
+    WHOLE_PROMPT,
+    describe_inputs,
+    describe_outputs,
+    read_rows,
+    requested_outputs,
+    takes_whole_prompt,
+    write_outputs,
+)
+from side_registry.errors import RegistryError
+from side_registry.task import VERSION, TaskSpec
+
+NAME = "sidecast"
+EXTENSIONS = ("model_repository",)
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+
+
+class Which(NamedTuple):
+    version: int | None
+    alias: str | None
+
+
+class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, service: Service, pool: SidePool, metrics: Metrics, drain: Drain) -> None:
+        self._service, self._pool, self._metrics, self._drain = service, pool, metrics, drain
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: ServicerContext) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._ready)
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+        try:
+            self._find(request.name, request.version)
+        except (RegistryError, NotServed):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: ServicerContext
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=NAME, version=_own_version(), extensions=EXTENSIONS)
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        found = self._find(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=request.name,
+            versions=[model.version for model in _index(self._pool.snapshot(), request.name) if model.state == READY],
+            platform=NAME,
+            inputs=describe_inputs(found.spec),
+            outputs=describe_outputs(found.spec),
+            parameters=_describe(found.spec, found.version),
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+        with counting(self._metrics, request.model_name) as counted:
+            _check_priority(request)
+            spec = self._find(request.model_name, request.model_version).spec
+            requested_outputs(request, spec)
+            which = parse_version(request.model_version)
+            prediction = await self._service.predict(
+                request.model_name,
+                read_rows(request, spec),
+                version=which.version,
+                alias=which.alias,
+                deadline=deadline_of(context, _timeout(request)),
+            )
+            counted.version = prediction.version
+            return _respond(request, prediction)
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, context: ServicerContext
+    ) -> pb.RepositoryIndexResponse:
+        _check_repository(request.repository_name)
+        state = self._pool.snapshot()
+        models = [model for name in sorted(state.tasks) for model in _index(state, name)]
+        return pb.RepositoryIndexResponse(models=[each for each in models if each.state == READY or not request.ready])
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: ServicerContext
+    ) -> pb.RepositoryModelLoadResponse:
+        _check_repository(request.repository_name)
+        if request.parameters:
+            fault = "are not supported: what is loaded is what was published"
+            raise InvalidInput("parameters", fault)
+        self._find(request.model_name, "")
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: ServicerContext
+    ) -> pb.RepositoryModelUnloadResponse:
+        _check_repository(request.repository_name)
+        self._pool.snapshot().task_state(request.model_name)
+        fault = "cannot be unloaded here: what is served follows the registry; retire its versions there"
+        raise InvalidInput("model_name", fault)
+
+    @property
+    def _ready(self) -> bool:
+        return self._service.ready and not self._drain.draining
+
+    def _find(self, name: str, version: str) -> Resident:
+        """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""
+        which = parse_version(version)
+        return self._pool.resolve(name, version=which.version, alias=which.alias)
+
+
+def parse_version(text: str) -> Which:
+    """`model_version`: a number is a version, anything else an alias, nothing is production."""
+    if VERSION.fullmatch(text):
+        return Which(int(text), None)
+    return Which(None, text or None)
+
+
+def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(
+        model_name=prediction.task,
+        model_version=str(prediction.version),
+        id=request.id,
+        parameters={"generation": pb.InferParameter(int64_param=prediction.generation)},
+    )
+    names, raw = requested_outputs(request, prediction.spec), bool(request.raw_input_contents)
+    write_outputs(response, names, prediction.answers, prediction.spec, raw=raw)
+    return response
+
+
+def _timeout(request: pb.ModelInferRequest) -> float | None:
+    """Seconds, from the parameter's microseconds; 0 is none."""
+    microseconds = _whole_number(request, "timeout")
+    return microseconds / 1e6 if microseconds else None
+
+
+def _check_priority(request: pb.ModelInferRequest) -> None:
+    """Accepted, and without effect so far: requests are served in their order."""
+    _whole_number(request, "priority")
+
+
+def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
+    """Of a parameter; 0 where it is missing."""
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice not in ("int64_param", "uint64_param") or getattr(parameter, choice) < 0:
+        raise InvalidInput(f"parameters.{name}", "must be an int64_param or uint64_param of at least 0")
+    return getattr(parameter, choice)
+
+
+def _describe(spec: TaskSpec, version: int) -> dict[str, pb.InferParameter]:
+    texts = {"kind": spec.kind, "template": spec.template, "description": spec.description}
+    if spec.kind == "classification":
+        texts["labels"] = json.dumps(spec.labels, ensure_ascii=False)
+    if takes_whole_prompt(spec):
+        texts["whole_prompt_input"] = WHOLE_PROMPT
+    numbers = {"max_rows": spec.max_rows, "max_chars": spec.max_chars, "version": version}
+    described = {name: pb.InferParameter(string_param=text) for name, text in texts.items()}
+    return described | {name: pb.InferParameter(int64_param=number) for name, number in numbers.items()}
+
+
+def _index(state: PoolState, name: str) -> list[pb.RepositoryIndexResponse.ModelIndex]:
+    """The task's versions, oldest first."""
+    return [_version_state(state, name, number) for number in state.task_state(name).live]
+
+
+def _version_state(state: PoolState, name: str, number: int) -> pb.RepositoryIndexResponse.ModelIndex:
+    model = pb.RepositoryIndexResponse.ModelIndex(name=name, version=str(number), state=LOADING)
+    if (name, number) in state.residents:
+        model.state = READY
+    elif failure := state.failed.get((name, number)):
+        model.state, model.reason = UNAVAILABLE, failure.why
+    return model
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidInput("repository_name", "this server has one repository; leave the name empty")
+
+
+def _own_version() -> str:
+    try:
+        return version("sidecast")
+    except PackageNotFoundError:
+        return "0"

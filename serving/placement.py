@@ -1,0 +1,73 @@
+"""What a server should hold and serve: pure functions of the registry's state and of what is loaded.
+
+An alias is served by the newest version of its registry stack that is loaded; where none is, by whatever serves it now.
+So an alias never leaves a version that works for one that does not.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+
+from serving.pool import PoolState, Resident
+from side_registry.state import TaskState
+
+
+def serve(task: TaskState, loaded: Set[int], current: Mapping[str, int]) -> dict[str, int]:
+    """Alias to the version that serves it. An alias without one is left out.
+
+    Args:
+        loaded: this task's resident versions.
+        current: alias to version, as served now.
+    """
+    served = {}
+    for alias, stack in task.aliases.items():
+        usable = (version for version in reversed(stack) if version in loaded and not task.versions[version].retired)
+        version = next(usable, current.get(alias))
+        if version in loaded:
+            served[alias] = version
+    return served
+
+
+def load_order(task: TaskState, missing: Iterable[int]) -> list[tuple[int, int]]:
+    """(urgency, version), most urgent first: where aliases are, where they were, then the newest."""
+    now = {stack[-1] for stack in task.aliases.values()}
+    before = {version for stack in task.aliases.values() for version in stack}
+    ranked = ((0 if v in now else 1 if v in before else 2, v) for v in missing)
+    return sorted(ranked, key=lambda each: (each[0], -each[1]))
+
+
+def place(state: PoolState, name: str, task: TaskState | None, before: TaskState | None) -> PoolState:
+    """`state` with one task's aliases, residents and failures as they should be for `task`; None: the task is gone.
+
+    What stays resident is what is not retired, and what still serves an alias. `before` is the task as `state` has it.
+    """
+    versions = {*(task.versions if task else ()), *(before.versions if before else ())}
+    aliases = {*(task.aliases if task else ()), *(before.aliases if before else ())}
+    loaded = {version for version in versions if (name, version) in state.residents}
+    current = {alias: state.aliases[name, alias] for alias in aliases if (name, alias) in state.aliases}
+    served = serve(task, loaded, current) if task else {}
+    stay = {*(task.live if task else ())}
+    return replace(
+        state,
+        aliases=_changed(state.aliases, {(name, alias): served.get(alias) for alias in aliases}),
+        residents=_changed(state.residents, {(name, version): None for version in loaded - stay}),
+        failed=_changed(state.failed, {(name, version): None for version in versions - stay}),
+    )
+
+
+def add(state: PoolState, resident: Resident) -> PoolState:
+    """`state` with one more version loaded, which may now serve aliases, and let go of what served them."""
+    task = state.tasks[resident.task]
+    residents = {**state.residents, resident.key: resident}
+    return place(
+        replace(state, residents=residents, failed=_changed(state.failed, {resident.key: None})),
+        resident.task,
+        task,
+        task,
+    )
+
+
+def _changed(mapping: Mapping, changes: Mapping) -> Mapping:
+    """A copy with `changes` made, None meaning to remove; the same object where nothing changes."""
+    if all(mapping.get(key) == value for key, value in changes.items()):
+        return mapping
+    return {key: value for key, value in {**mapping, **changes}.items() if value is not None}

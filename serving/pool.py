@@ -1,0 +1,134 @@
+"""The side pool: which versions are resident, what each alias is served by, and what did not load.
+
+One immutable `PoolState` at a time; readers take one reference, the single writer (the reconciler) replaces it. A batch
+in flight keeps its residents alive by its own references. Knows no torch, no stores, no loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from serving.errors import NotLoaded
+from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion
+from side_registry.task import PRODUCTION, TaskSpec
+
+if TYPE_CHECKING:
+    from ladder.answerers import Answerer
+    from ladder.side import SideNetwork
+    from side_registry.manifest import Manifest
+    from side_registry.state import TaskState
+
+Key = tuple[str, int]
+"""(task, version)."""
+
+NOTHING: Mapping = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """One version on the device, verified, ready to answer."""
+
+    task: str
+    version: int
+    spec: TaskSpec
+    side: SideNetwork
+    answerer: Answerer
+    manifest: Manifest
+    bytes: int
+    """Of its weights on the device."""
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a version is not resident, and when to try again."""
+
+    reason: str
+    """The error's stable reason."""
+    why: str
+    attempts: int
+    transient: bool
+    """The store was away, rather than the version being at fault."""
+    at: float
+    """time.monotonic() of the last attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolState:
+    """All that a request needs to find its side network. Never edited; made anew for each change."""
+
+    generation: int = -1
+    """The registry's generation that is fully applied: every version of it loaded, or failed. -1 before the first."""
+    wanted: int = -1
+    """The registry's newest generation known here, whose tasks these are."""
+    tasks: Mapping[str, TaskState] = field(default_factory=lambda: NOTHING)
+    """The registry's live tasks."""
+    residents: Mapping[Key, Resident] = field(default_factory=lambda: NOTHING)
+    aliases: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
+    """(task, alias) to the version that serves it here: always a resident one."""
+    failed: Mapping[Key, Failure] = field(default_factory=lambda: NOTHING)
+
+    def resolve(self, task: str, *, version: int | None = None, alias: str | None = None) -> Resident:
+        """The resident that answers a request; `production` where neither version nor alias is named.
+
+        Raises:
+            UnknownTask, UnknownVersion, UnknownAlias: not in the registry, or retired.
+            NotLoaded: in the registry, but not on this server; says why.
+        """
+        state = self.task_state(task)
+        if version is not None:
+            return self._pinned(state, version)
+        alias = PRODUCTION if alias is None else alias
+        served = self.aliases.get((task, alias))
+        if served is not None:
+            return self.residents[task, served]
+        if alias not in state.aliases:
+            raise UnknownAlias(task, alias, tuple(state.aliases))
+        newest = state.aliases[alias][-1]
+        raise NotLoaded(task, newest, self.why_not(task, newest))
+
+    def task_state(self, task: str) -> TaskState:
+        """Raises UnknownTask."""
+        state = self.tasks.get(task)
+        if state is None:
+            raise UnknownTask(task, tuple(self.tasks))
+        return state
+
+    def why_not(self, task: str, version: int) -> str:
+        failure = self.failed.get((task, version))
+        return failure.why if failure else "it is still loading"
+
+    def _pinned(self, state: TaskState, version: int) -> Resident:
+        found = state.versions.get(version)
+        if found is None or found.retired:
+            known = tuple(number for number, each in state.versions.items() if not each.retired)
+            raise UnknownVersion(state.name, version, known, retired=found is not None)
+        resident = self.residents.get((state.name, version))
+        if resident is None:
+            raise NotLoaded(state.name, version, self.why_not(state.name, version))
+        return resident
+
+
+class SidePool:
+    """Holds the current `PoolState`. Readers on any thread; one writer."""
+
+    def __init__(self) -> None:
+        self._state = PoolState()
+
+    def snapshot(self) -> PoolState:
+        return self._state
+
+    def replace(self, state: PoolState) -> PoolState:
+        """Publish `state` by replacing one reference; returns what was there before."""
+        before, self._state = self._state, state
+        return before
+
+    def resolve(self, task: str, *, version: int | None = None, alias: str | None = None) -> Resident:
+        """As `PoolState.resolve`, on the current state."""
+        return self._state.resolve(task, version=version, alias=alias)

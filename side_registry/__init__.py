@@ -1,0 +1,88 @@
+"""Bytes, versions and aliases of side networks: a commit log on any object store. No torch, no server."""
+
+from side_registry.decisions import Published, Rolled
+from side_registry.documents import SCHEMA_VERSION
+from side_registry.errors import (
+    ArtifactError,
+    Contended,
+    CorruptBlob,
+    InvalidName,
+    InvalidRow,
+    InvalidSpec,
+    NotARegistry,
+    NothingToRollBack,
+    RegistryError,
+    RegistryNotFound,
+    StoreFailed,
+    UnknownAlias,
+    UnknownTask,
+    UnknownVersion,
+    UnreadableCommit,
+    VersionInUse,
+)
+from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias
+from side_registry.manifest import (
+    MANIFEST,
+    SIDE_NETWORK,
+    Artifact,
+    BackboneRef,
+    Blob,
+    GoldenExample,
+    Manifest,
+    read_artifact,
+    write_manifest,
+)
+from side_registry.registry import Registry
+from side_registry.state import State, TaskState, VersionState, fold
+from side_registry.store import Store
+from side_registry.task import METRICS, PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
+
+__all__ = [
+    "MANIFEST",
+    "METRICS",
+    "PRODUCTION",
+    "SCHEMA_VERSION",
+    "SIDE_NETWORK",
+    "Action",
+    "Artifact",
+    "ArtifactError",
+    "BackboneRef",
+    "Blob",
+    "Commit",
+    "Contended",
+    "CorruptBlob",
+    "DeleteTask",
+    "GoldenExample",
+    "InvalidName",
+    "InvalidRow",
+    "InvalidSpec",
+    "Manifest",
+    "NotARegistry",
+    "NothingToRollBack",
+    "Publish",
+    "Published",
+    "Registry",
+    "RegistryError",
+    "RegistryNotFound",
+    "Retire",
+    "Rollback",
+    "Rolled",
+    "SetAlias",
+    "State",
+    "Store",
+    "StoreFailed",
+    "TaskRef",
+    "TaskSpec",
+    "TaskState",
+    "UnknownAlias",
+    "UnknownTask",
+    "UnknownVersion",
+    "UnreadableCommit",
+    "VersionInUse",
+    "VersionState",
+    "check_alias",
+    "check_task_name",
+    "fold",
+    "read_artifact",
+    "write_manifest",
+]

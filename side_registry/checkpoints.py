@@ -1,0 +1,80 @@
+"""Folded states kept beside the log, so that opening replays only the end of it. Never needed for correctness.
+
+A checkpoint is named by its generation and its digest, and counts only if the log holds the commit it ends with: one
+that is lost, damaged, stale, ahead of the log or from another log is passed over.
+"""
+
+import hashlib
+import logging
+import re
+
+from pydantic import ValidationError
+
+from side_registry.documents import SCHEMA_VERSION, Document
+from side_registry.errors import RegistryError
+from side_registry.log import Log
+from side_registry.state import State
+from side_registry.store import Store, TooLarge
+
+EVERY = 64
+"""Commits between two checkpoints."""
+KEPT = 3
+MAX_CHECKPOINT_BYTES = 1 << 30
+
+NAME = re.compile(r"checkpoints/(?P<generation>\d{20})-(?P<sha256>[0-9a-f]{64})\.json")
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Checkpoint(Document):
+    """Raise SCHEMA_VERSION when the state learns something new: an older program must fold it from the log instead."""
+
+    schema_version: int = SCHEMA_VERSION
+    state: State
+
+
+def save_checkpoint(store: Store, state: State) -> None:
+    """Keep a state, and only the newest few. A failure is logged: nothing depends on it."""
+    data = Checkpoint(state=state).to_json()
+    try:
+        store.put_new(f"checkpoints/{state.generation:020d}-{hashlib.sha256(data).hexdigest()}.json", data)
+        for path in _paths(store)[KEPT:]:
+            store.remove(path)
+    except RegistryError as error:
+        LOGGER.warning("checkpoint of generation %d not kept: %s", state.generation, error)
+
+
+def load_checkpoint(store: Store, commits: Log) -> State:
+    """The newest state that can be trusted; the empty one when there is none."""
+    for path in _paths(store):
+        state = _load(store, path)
+        if state is not None and _is_of(commits, state):
+            return state
+    return State()
+
+
+def _paths(store: Store) -> list[str]:
+    """Newest first."""
+    return [path for path in reversed(store.list("checkpoints")) if NAME.fullmatch(path)]
+
+
+def _load(store: Store, path: str) -> State | None:
+    match = NAME.fullmatch(path)
+    try:
+        data = store.read(path, MAX_CHECKPOINT_BYTES)
+        if data is None or match is None or hashlib.sha256(data).hexdigest() != match["sha256"]:
+            return None
+        checkpoint = Checkpoint.model_validate_json(data)
+    except (TooLarge, ValidationError):
+        return None
+    if checkpoint.schema_version != SCHEMA_VERSION or checkpoint.state.generation != int(match["generation"]):
+        return None
+    return checkpoint.state
+
+
+def _is_of(commits: Log, state: State) -> bool:
+    try:
+        last = commits.read(state.generation)
+    except RegistryError:
+        return False
+    return last is not None and last.id == state.head

@@ -1,0 +1,58 @@
+"""What the registry's JSON documents have in common: frozen, unknown fields kept, faults told in one sentence.
+
+And how a file is replaced whole.
+"""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+"""Of the marker, commits, checkpoints and manifests. A reader refuses what is newer than itself."""
+
+FAULTS_TOLD = 3
+
+
+class Document(BaseModel):
+    """A document on disk. Fields that this program does not know survive reading and writing."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="strings", hide_input_in_errors=True)
+
+    def to_json(self, indent: int | None = None) -> bytes:
+        return self.model_dump_json(indent=indent).encode() + b"\n"
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's report as one sentence: `labels: must be distinct; low: ...`."""
+    faults = [_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_url=False, include_input=False)]
+    more = f" (and {len(faults) - FAULTS_TOLD} more faults)" if len(faults) > FAULTS_TOLD else ""
+    return "; ".join(faults[:FAULTS_TOLD]) + more
+
+
+def newer_schema(version: int) -> str | None:
+    """Why a document of this schema version cannot be read; None when it can."""
+    if version <= SCHEMA_VERSION:
+        return None
+    return f"its schema version {version} is newer than this program's {SCHEMA_VERSION}, upgrade sidecast"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; it becomes `path` when the block ends well. Readers see all of it, or what was there before."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _fault(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    where = ".".join(str(part) for part in location)
+    return f"{where}: {message}" if where else message

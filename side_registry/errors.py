@@ -1,0 +1,236 @@
+"""Everything the registry refuses, as one tree.
+
+    RegistryError
+      RegistryNotFound  NotARegistry  StoreFailed              the place
+      UnknownTask  UnknownVersion  UnknownAlias                what is asked for is not there
+      VersionInUse  NothingToRollBack  Contended               what is asked for cannot be done now
+      InvalidName  InvalidSpec  InvalidRow  ArtifactError      what was handed in is wrong
+      CorruptBlob  UnreadableCommit                            what is stored is wrong
+
+Each carries its fields (so it pickles), has a stable `reason`, and says in one sentence what to do. Knows no documents
+and no stores.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+SHOWN = 10
+"""Most names a message lists."""
+COMPARED = 500
+"""Most names looked at for similar ones."""
+
+
+class RegistryError(Exception):
+    reason: ClassVar[str] = "REGISTRY_ERROR"
+
+
+class RegistryNotFound(RegistryError):
+    reason = "REGISTRY_NOT_FOUND"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"there is no registry at {self.url}; check the address, or publish a run to it, which creates one"
+
+
+class NotARegistry(RegistryError):
+    reason = "NOT_A_REGISTRY"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(url, why)
+        self.url, self.why = url, why
+
+    def __str__(self) -> str:
+        return f"{self.url} is not a registry: {self.why}; name a registry, or an empty or new folder"
+
+
+class StoreFailed(RegistryError):
+    reason = "STORE_FAILED"
+
+    def __init__(self, url: str, path: str, why: str) -> None:
+        super().__init__(url, path, why)
+        self.url, self.path, self.why = url, path, why
+
+    def __str__(self) -> str:
+        return f"the registry's store {self.url} failed at '{self.path}': {self.why}; check access to it and try again"
+
+
+class UnknownTask(RegistryError):
+    reason = "UNKNOWN_TASK"
+
+    def __init__(self, task: str, known: Iterable[str] = ()) -> None:
+        self.task, self.known = task, tuple(known)
+        super().__init__(task, self.known)
+
+    def __str__(self) -> str:
+        if not self.known:
+            return f"there is no task {_quoted(self.task)}; nothing is published yet"
+        near = _near(self.task, self.known)
+        if near:
+            return f"there is no task {_quoted(self.task)}; did you mean {_either(near)}? ({_tasks(len(self.known))})"
+        shown = f"of {_tasks(len(self.known))}" if len(self.known) > SHOWN else f"there {_is(len(self.known))}"
+        return f"there is no task {_quoted(self.task)}; {shown}: {_listed(sorted(self.known))}"
+
+
+class UnknownVersion(RegistryError):
+    """The version was never published, or is retired. `known` are those that can be had."""
+
+    reason = "UNKNOWN_VERSION"
+
+    def __init__(self, task: str, version: int, known: Iterable[int] = (), retired: bool = False) -> None:
+        self.task, self.version, self.known, self.retired = task, version, tuple(known), retired
+        super().__init__(task, version, self.known, retired)
+
+    def __str__(self) -> str:
+        have = f"use one of {_listed(sorted(self.known, reverse=True))}" if self.known else "publish one"
+        fault = f"version {self.version} of task {_quoted(self.task)} is retired"
+        return f"{fault if self.retired else f'task {_quoted(self.task)} has no version {self.version}'}; {have}"
+
+
+class UnknownAlias(RegistryError):
+    reason = "UNKNOWN_ALIAS"
+
+    def __init__(self, task: str, alias: str, known: Iterable[str] = ()) -> None:
+        self.task, self.alias, self.known = task, alias, tuple(known)
+        super().__init__(task, alias, self.known)
+
+    def __str__(self) -> str:
+        have = f"its aliases: {_listed(sorted(self.known))}" if self.known else "it has no alias yet, set one"
+        return f"task {_quoted(self.task)} has no alias {_quoted(self.alias)}; {have}"
+
+
+class VersionInUse(RegistryError):
+    reason = "VERSION_IN_USE"
+
+    def __init__(self, task: str, version: int, aliases: Iterable[str]) -> None:
+        self.task, self.version, self.aliases = task, version, tuple(aliases)
+        super().__init__(task, version, self.aliases)
+
+    def __str__(self) -> str:
+        held = ", ".join(sorted(self.aliases))
+        return f"version {self.version} of task {_quoted(self.task)} is in use as {held}; move that elsewhere first"
+
+
+class NothingToRollBack(RegistryError):
+    reason = "NOTHING_TO_ROLL_BACK"
+
+    def __init__(self, task: str, alias: str, version: int, to: int | None = None) -> None:
+        super().__init__(task, alias, version, to)
+        self.task, self.alias, self.version, self.to = task, alias, version, to
+
+    def __str__(self) -> str:
+        subject = f"{self.alias} of task {_quoted(self.task)} is version {self.version}"
+        if self.to is None:
+            return f"{subject} and has no earlier version to go back to; promote the version you want"
+        return f"{subject} and was not version {self.to} before; promote version {self.to} instead"
+
+
+class Contended(RegistryError):
+    reason = "CONTENDED"
+
+    def __init__(self, url: str, attempts: int) -> None:
+        super().__init__(url, attempts)
+        self.url, self.attempts = url, attempts
+
+    def __str__(self) -> str:
+        return f"other writers to {self.url} were faster {self.attempts} times in a row; nothing was changed, try again"
+
+
+class InvalidName(RegistryError):
+    """A task's name, an alias, a reference or a free text that breaks its rule."""
+
+    reason = "INVALID_NAME"
+
+    def __init__(self, what: str, value: str, rule: str) -> None:
+        super().__init__(what, value, rule)
+        self.what, self.value, self.rule = what, value, rule
+
+    def __str__(self) -> str:
+        return f"{_quoted(self.value)} is no valid {self.what}: use {self.rule}"
+
+
+class InvalidSpec(RegistryError):
+    reason = "INVALID_SPEC"
+
+    def __init__(self, source: str, why: str) -> None:
+        super().__init__(source, why)
+        self.source, self.why = source, why
+
+    def __str__(self) -> str:
+        return f"the task spec in {self.source} cannot be used: {self.why}"
+
+
+class InvalidRow(RegistryError):
+    reason = "INVALID_ROW"
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(field, why)
+        self.field, self.why = field, why
+
+    def __str__(self) -> str:
+        return f"field {_quoted(self.field)} {self.why}"
+
+
+class ArtifactError(RegistryError):
+    reason = "INVALID_ARTIFACT"
+
+    def __init__(self, folder: str | Path, why: str) -> None:
+        self.folder, self.why = str(folder), why
+        super().__init__(self.folder, why)
+
+    def __str__(self) -> str:
+        return f"no usable artifact in {self.folder}: {self.why}"
+
+
+class CorruptBlob(RegistryError):
+    reason = "CORRUPT_BLOB"
+
+    def __init__(self, digest: str, why: str) -> None:
+        super().__init__(digest, why)
+        self.digest, self.why = digest, why
+
+    def __str__(self) -> str:
+        return f"blobs/sha256/{self.digest} is damaged: {self.why}; publish the run that made it again to restore it"
+
+
+class UnreadableCommit(RegistryError):
+    reason = "UNREADABLE_COMMIT"
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path, self.why = path, why
+
+    def __str__(self) -> str:
+        return f"the registry's {self.path} cannot be read: {self.why}; everything before it still holds"
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:77] + "...")
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """Similar names. Of very many only some are compared: this runs wherever a caller misspells a name."""
+    likely = [other for other in known if other[:1] == name[:1]] or known
+    return difflib.get_close_matches(name[:64], likely[:COMPARED], n=3)
+
+
+def _either(names: list[str]) -> str:
+    quoted = [repr(name) for name in names]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def _listed(names: Iterable[object]) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _tasks(count: int) -> str:
+    return "1 task is published" if count == 1 else f"{count} tasks are published"
+
+
+def _is(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"

@@ -1,0 +1,167 @@
+"""An artifact: the files of one version, and the manifest that describes them. Reads and writes folders.
+
+Knows digests and sizes, not what a side network is: shapes and values are the loader's to check.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema, replacing
+from side_registry.errors import ArtifactError
+from side_registry.task import TaskSpec
+
+MANIFEST = "manifest.json"
+SIDE_NETWORK = "side_network.safetensors"
+
+MAX_MANIFEST_BYTES = 16 << 20
+
+TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Blob(Document):
+    sha256: Digest
+    size: int = Field(ge=0)
+    """Bytes."""
+
+
+class BackboneRef(Document):
+    """The backbone a side network reads; its name is for people, its fingerprint decides."""
+
+    name: str
+    fingerprint: str = Field(min_length=1)
+
+
+class GoldenExample(Document):
+    """One row and the answer the trainer saw, replayed by a server before it trusts the side network."""
+
+    fields: dict[str, str]
+    expected: dict[str, Any]
+
+
+class Manifest(Document):
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    spec: TaskSpec
+    backbone: BackboneRef
+    tokenizer_fingerprint: str
+    side: dict[str, Any]
+    """The side network's configuration: reduction, layers, gate, head."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
+    examples: tuple[GoldenExample, ...] = ()
+    tolerance: dict[str, float] = Field(default_factory=lambda: dict(TOLERANCE))
+    """How far an example's numbers may be off, by the backbone's dtype."""
+    files: dict[str, Blob] = Field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        return str(self.provenance.get("run_id", ""))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if fault := newer_schema(self.schema_version):
+            raise ValueError(fault)
+        if self.task != self.spec.name:
+            raise ValueError(f"task {self.task[:80]!r} and spec.name {self.spec.name!r} must be the same")
+        for name in self.files:
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"files: {name[:80]!r} is not a plain file name")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A folder whose files are those of its manifest, verified."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_bytes: bytes = field(repr=False)
+    """As they are on disk: their digest is what identifies the artifact."""
+
+    @property
+    def side_network(self) -> Path:
+        return self.folder / SIDE_NETWORK
+
+
+def read_artifact(folder: str | Path) -> Artifact:
+    """Read a run folder and verify every file the manifest names.
+
+    Raises:
+        ArtifactError: what is missing, unreadable or not what the manifest says.
+    """
+    folder = Path(folder).expanduser()
+    data = _read_manifest(folder)
+    manifest = parse_manifest(data, folder)
+    if SIDE_NETWORK not in manifest.files:
+        raise ArtifactError(folder, f"{MANIFEST} does not name {SIDE_NETWORK}")
+    for name, blob in manifest.files.items():
+        _verify(folder, name, blob)
+    return Artifact(folder, manifest, data)
+
+
+def write_manifest(folder: str | Path, manifest: Manifest, *, files: Iterable[str] = (SIDE_NETWORK,)) -> Manifest:
+    """Complete the manifest with the digests of the folder's files and write it there, last of all.
+
+    Raises:
+        ArtifactError: a file is missing.
+    """
+    folder = Path(folder).expanduser()
+    blobs = {name: _measure(folder, name) for name in files}
+    complete = manifest.model_copy(update={"files": blobs})
+    with replacing(folder / MANIFEST) as file:
+        file.write(complete.to_json(indent=2))
+    return complete
+
+
+def parse_manifest(data: bytes, where: str | Path) -> Manifest:
+    """Raises ArtifactError, which names `where`."""
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtifactError(where, f"{MANIFEST}: {explain(error)}") from None
+
+
+def _read_manifest(folder: Path) -> bytes:
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        why = (
+            f"it has no {MANIFEST}, name the folder of a finished run" if folder.is_dir() else "there is no such folder"
+        )
+        raise ArtifactError(folder, why) from None
+    except OSError as error:
+        raise ArtifactError(folder, f"{MANIFEST}: {error.strerror}") from None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(folder, f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    return data
+
+
+def _measure(folder: Path, name: str) -> Blob:
+    try:
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return Blob(sha256=digest, size=file.tell())
+    except FileNotFoundError:
+        raise ArtifactError(folder, f"{name} is missing") from None
+    except OSError as error:
+        raise ArtifactError(folder, f"{name}: {error.strerror}") from None
+
+
+def _verify(folder: Path, name: str, blob: Blob) -> None:
+    found = _measure(folder, name)
+    if found.size != blob.size:
+        raise ArtifactError(folder, f"{name} has {found.size} bytes, {MANIFEST} says {blob.size}")
+    if found.sha256 != blob.sha256:
+        raise ArtifactError(folder, f"{name} is not the file {MANIFEST} describes (its sha256 differs)")

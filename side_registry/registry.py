@@ -1,0 +1,266 @@
+"""The registry: publish versions, move aliases, roll back, retire, look back, wait for what comes.
+
+Every change is one commit that follows from the state its writer saw; who loses the race for the next position looks
+again and retries. No server, no lock: any number of processes share a store. Blocks on the store, so never call it on
+an event loop. Knows no tensors and no routes.
+"""
+
+import getpass
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from side_registry import decisions
+from side_registry.blobs import Blobs
+from side_registry.checkpoints import EVERY, load_checkpoint, save_checkpoint
+from side_registry.decisions import Published, Rolled
+from side_registry.documents import replacing
+from side_registry.errors import ArtifactError, Contended, InvalidName
+from side_registry.log import Action, Commit, Log
+from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Artifact, Manifest, parse_manifest, read_artifact
+from side_registry.marker import find_marker
+from side_registry.state import Fold, State, fold
+from side_registry.store import Store
+from side_registry.task import PRODUCTION, check_alias
+
+ATTEMPTS = 64
+LONGEST_PAUSE_S = 0.25
+"""Between two attempts; the first are much shorter."""
+
+MAX_AUTHOR, MAX_MESSAGE = 200, 4_000
+"""Characters."""
+
+Outcome = TypeVar("Outcome")
+Decide: TypeAlias = Callable[[State], tuple[Sequence[Action], Outcome]]
+
+
+class Registry:
+    """One registry. Safe to use from many threads; open it again in each process."""
+
+    def __init__(self, store: Store, id: str) -> None:
+        """Use `open`."""
+        self.url, self.id = store.url, id
+        self._store, self._blobs, self._log = store, Blobs(store), Log(store)
+        self._state: State | None = None
+        self._refreshing = threading.Lock()
+
+    @classmethod
+    def open(cls, url: "str | Path | Store", *, create: bool = False) -> "Registry":
+        """Open a registry by its address (see Store.open), or make one with `create`.
+
+        Raises:
+            RegistryNotFound: nothing is there.
+            NotARegistry: something else is there.
+            StoreFailed: no access.
+        """
+        store = url if isinstance(url, Store) else Store.open(url, create=create)
+        return cls(store, find_marker(store, create=create).id)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.url!r})"
+
+    def state(self, refresh: bool = True) -> State:
+        """What is true now; without `refresh`, what was true at the last look (one request less).
+
+        Raises:
+            UnreadableCommit: the log is damaged. What precedes it still answers `state(refresh=False)`.
+        """
+        with self._refreshing:
+            if self._state is None:
+                self._state = load_checkpoint(self._store, self._log)
+                refresh = True
+            if refresh:
+                self._catch_up(self._state)
+            return self._state
+
+    def wait(self, after: int, timeout_s: float, poll_s: float = 0.2) -> State | None:
+        """Block until the generation is past `after`; None when `timeout_s` passes first. One request per poll."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            state = self.state()
+            if state.generation > after:
+                return state
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(poll_s, left))
+
+    def history(self, task: str | None = None) -> list[Commit]:
+        """Every commit, or those about one task, oldest first. A deleted task has a history too.
+
+        Raises:
+            UnknownTask: no commit is about it.
+        """
+        commits = list(self._log.after(0))
+        if task is None:
+            return commits
+        about = [commit for commit in commits if task in commit.tasks]
+        if not about:
+            self.state().task(task)
+        return about
+
+    def manifest(self, task: str, version: int) -> Manifest:
+        """The manifest of a version, retired or not.
+
+        Raises:
+            UnknownTask, UnknownVersion, CorruptBlob.
+        """
+        return parse_manifest(self._manifest_bytes(task, version), f"{task}:{version}")
+
+    def download(self, task: str, version: int, folder: str | Path) -> Artifact:
+        """Copy a version's files into a folder, verified, the manifest last. What is there already is kept.
+
+        Raises:
+            UnknownTask, UnknownVersion.
+            CorruptBlob: a file is damaged or missing; it does not appear in the folder.
+        """
+        folder = Path(folder).expanduser()
+        data = self._manifest_bytes(task, version)
+        manifest = parse_manifest(data, f"{task}:{version}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, blob in manifest.files.items():
+            self._blobs.fetch(blob, folder / name)
+        with replacing(folder / MANIFEST) as file:
+            file.write(data)
+        return Artifact(folder, manifest, data)
+
+    def publish(
+        self, folder: str | Path, *, alias: str | None = None, author: str | None = None, message: str = ""
+    ) -> Published:
+        """Make a run folder the task's next version. The files go first, then one commit: all of it is seen, or none.
+
+        The first version of a task becomes `production` unless `alias` says otherwise; later ones move no alias but
+        `alias`. The same manifest again is the same version, unless that is retired.
+
+        Raises:
+            ArtifactError: the folder is not a complete, sound run.
+            InvalidName, Contended, StoreFailed.
+        """
+        if alias is not None:
+            check_alias(alias)
+        artifact = read_artifact(folder)
+        digest = self._upload(artifact)
+        generation, published = self._commit(
+            lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message
+        )
+        return replace(published, generation=generation)
+
+    def set_alias(self, task: str, alias: str, version: int, *, author: str | None = None, message: str = "") -> int:
+        """Point an alias to a version. Returns the generation; nothing is committed when it points there already.
+
+        Raises:
+            UnknownTask, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
+        """
+        check_alias(alias)
+        return self._change(lambda state: decisions.set_alias(state, task, alias, version), author, message)
+
+    def rollback(
+        self, task: str, alias: str = PRODUCTION, to: int | None = None, *, author: str | None = None, message: str = ""
+    ) -> Rolled:
+        """Point an alias to where it was before, past retired versions; with `to`, to that earlier version.
+
+        Raises:
+            UnknownTask, UnknownAlias, UnknownVersion (`to`), NothingToRollBack, Contended, StoreFailed.
+        """
+        generation, rolled = self._commit(lambda state: decisions.rollback(state, task, alias, to), author, message)
+        return replace(rolled, generation=generation)
+
+    def retire(self, task: str, version: int, *, author: str | None = None, message: str = "") -> int:
+        """Take a version out of use for good. Returns the generation.
+
+        Raises:
+            VersionInUse: an alias points to it.
+            UnknownTask, UnknownVersion, Contended, StoreFailed.
+        """
+        return self._change(lambda state: decisions.retire(state, task, version), author, message)
+
+    def delete_task(self, task: str, *, author: str | None = None, message: str = "") -> int:
+        """Take a task out of use with all its versions and aliases. Published again, its numbers go on.
+
+        Raises:
+            UnknownTask, Contended, StoreFailed.
+        """
+        return self._change(lambda state: decisions.delete_task(state, task), author, message)
+
+    def _catch_up(self, start: State) -> None:
+        """Fold what is new. Keeps what was good before an unreadable commit."""
+        folding = Fold(start)
+        try:
+            for commit in self._log.after(start.generation):
+                folding.add(commit)
+        finally:
+            self._state = folding.state()
+
+    def _change(self, decide: Callable[[State], Sequence[Action]], author: str | None, message: str) -> int:
+        return self._commit(lambda state: (decide(state), None), author, message)[0]
+
+    def _commit(self, decide: Decide[Outcome], author: str | None, message: str) -> tuple[int, Outcome]:
+        """Make what `decide` says of the newest state the next commit; no actions, no commit."""
+        author = _note("author", author or _whoami(), MAX_AUTHOR)
+        message = _note("message", message, MAX_MESSAGE)
+        for attempt in range(ATTEMPTS):
+            state = self.state()
+            actions, outcome = decide(state)
+            if not actions:
+                return state.generation, outcome
+            if self._try_commit(state, actions, author, message):
+                return state.generation + 1, outcome
+            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 0.002 * 2**attempt)))
+        raise Contended(self.url, ATTEMPTS)
+
+    def _try_commit(self, state: State, actions: Sequence[Action], author: str, message: str) -> bool:
+        commit = _new_commit(state.generation + 1, actions, author, message)
+        after = fold([commit], state)  # what does not follow must never be written
+        if not self._log.append(commit):
+            return False
+        self._adopt(after)
+        if after.generation % EVERY == 0:
+            save_checkpoint(self._store, after)
+        return True
+
+    def _adopt(self, state: State) -> None:
+        with self._refreshing:
+            if self._state is None or self._state.generation < state.generation:
+                self._state = state
+
+    def _upload(self, artifact: Artifact) -> str:
+        """Store an artifact's files and manifest. Returns the manifest's digest."""
+        for name, blob in artifact.manifest.files.items():
+            if self._blobs.add((artifact.folder / name).read_bytes()) != blob.sha256:
+                raise ArtifactError(artifact.folder, f"{name} changed while it was published, publish it again")
+        return self._blobs.add(artifact.manifest_bytes)
+
+    def _manifest_bytes(self, task: str, version: int) -> bytes:
+        entry = self.state().task(task).entry(version)
+        return self._blobs.read(entry.manifest_sha256, MAX_MANIFEST_BYTES)
+
+
+def _new_commit(generation: int, actions: Sequence[Action], author: str, message: str) -> Commit:
+    return Commit(
+        generation=generation,
+        id=uuid.uuid4().hex,
+        time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        author=author,
+        message=message,
+        actions=tuple(actions),
+    )
+
+
+def _whoami() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return f"unknown@{socket.gethostname()}"
+
+
+def _note(what: str, text: str, limit: int) -> str:
+    if len(text) > limit or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InvalidName(what, text, f"at most {limit} characters of plain text")
+    return text

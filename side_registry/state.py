@@ -1,0 +1,226 @@
+"""What the log adds up to: tasks, their versions and aliases. An immutable value, folded one commit after another.
+
+Knows no store. Folding is a pure function, so any two readers of the same log hold the same state.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion, UnreadableCommit
+from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, log_path
+from side_registry.task import PRODUCTION, TaskRef
+
+ALIAS_MEMORY = 64
+"""How many moves of an alias can be rolled back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionState:
+    version: int
+    manifest_sha256: str
+    kind: str
+    backbone: str
+    """Fingerprint."""
+    run_id: str
+    published_at: str
+    author: str
+    message: str
+    generation: int
+    """Of its publish."""
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """A task keeps its versions, retired, when it is deleted: numbers are never used twice."""
+
+    name: str
+    versions: Mapping[int, VersionState] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Where each alias has been; the last is where it is."""
+    deleted: bool = False
+
+    @property
+    def last_version(self) -> int:
+        return max(self.versions, default=0)
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Versions that are not retired, oldest first."""
+        return tuple(sorted(number for number, entry in self.versions.items() if not entry.retired))
+
+    @property
+    def serving(self) -> dict[str, int]:
+        """Each alias's version."""
+        return {alias: stack[-1] for alias, stack in self.aliases.items()}
+
+    def entry(self, version: int) -> VersionState:
+        """A version, retired or not. Raises UnknownVersion."""
+        if version not in self.versions:
+            raise UnknownVersion(self.name, version, self.live)
+        return self.versions[version]
+
+    def live_entry(self, version: int) -> VersionState:
+        """Raises UnknownVersion, for a retired one too."""
+        entry = self.entry(version)
+        if entry.retired:
+            raise UnknownVersion(self.name, version, self.live, retired=True)
+        return entry
+
+    def at(self, alias: str) -> int:
+        """The alias's version. Raises UnknownAlias."""
+        if alias not in self.aliases:
+            raise UnknownAlias(self.name, alias, self.aliases)
+        return self.aliases[alias][-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The registry at one generation. Generation 0 is empty."""
+
+    generation: int = 0
+    head: str = ""
+    """Id of the last commit."""
+    tasks: Mapping[str, TaskState] = field(default_factory=dict)
+    """By name; deleted ones too, see `live`."""
+
+    @property
+    def live(self) -> dict[str, TaskState]:
+        """The tasks that are not deleted, by name."""
+        return {name: task for name, task in sorted(self.tasks.items()) if not task.deleted}
+
+    def task(self, name: str) -> TaskState:
+        """Raises UnknownTask."""
+        task = self.tasks.get(name)
+        if task is None or task.deleted:
+            raise UnknownTask(name, self.live)
+        return task
+
+    def resolve(self, ref: TaskRef) -> int:
+        """The version a reference means; without alias or version, production's.
+
+        Raises:
+            UnknownTask, UnknownVersion (a retired one too), UnknownAlias.
+        """
+        task = self.task(ref.task)
+        if ref.version is not None:
+            return task.live_entry(ref.version).version
+        return task.at(ref.alias or PRODUCTION)
+
+
+class Fold:
+    """A state under construction. Copies the tasks once, however many commits follow."""
+
+    def __init__(self, start: State) -> None:
+        self._start = start
+        self._last: Commit | None = None
+        self._tasks: dict[str, TaskState] = {}
+
+    def add(self, commit: Commit) -> None:
+        """All of a commit's actions, or none.
+
+        Raises:
+            UnreadableCommit: it does not follow from what came before.
+        """
+        before = self._last.generation if self._last else self._start.generation
+        if commit.generation != before + 1:
+            raise UnreadableCommit(log_path(commit.generation), f"it cannot follow generation {before}")
+        if self._last is None:
+            self._tasks = dict(self._start.tasks)
+        changed: dict[str, TaskState] = {}
+        for action in commit.actions:
+            task = changed.get(action.task) or self._tasks.get(action.task) or TaskState(name=action.task)
+            changed[action.task] = _apply(task, action, commit)
+        self._tasks.update(changed)
+        self._last = commit
+
+    def state(self) -> State:
+        if self._last is None:
+            return self._start
+        return State(generation=self._last.generation, head=self._last.id, tasks=dict(self._tasks))
+
+
+def fold(commits: Iterable[Commit], start: State | None = None) -> State:
+    """Raises UnreadableCommit."""
+    folding = Fold(start or State())
+    for commit in commits:
+        folding.add(commit)
+    return folding.state()
+
+
+def rollback_target(task: TaskState, alias: str, to: int | None = None) -> int | None:
+    """Where a rollback leads: the newest earlier place that is not retired (and is `to`); None when there is none."""
+    *earlier, current = task.aliases[alias]
+    for version in reversed(earlier):
+        if version != current and not task.versions[version].retired and to in (None, version):
+            return version
+    return None
+
+
+def _apply(task: TaskState, action: Action, commit: Commit) -> TaskState:
+    try:
+        match action:
+            case Publish():
+                return _publish(task, action, commit)
+            case SetAlias():
+                return _set_alias(task, action)
+            case Rollback():
+                return _roll_back(task, action)
+            case Retire():
+                return _retire(task, action)
+            case DeleteTask():
+                return _delete(task)
+    except ValueError as error:
+        raise UnreadableCommit(log_path(commit.generation), f"its {action.type} of {task.name!r}: {error}") from None
+
+
+def _publish(task: TaskState, action: Publish, commit: Commit) -> TaskState:
+    if action.version != task.last_version + 1:
+        raise ValueError(f"version {action.version} cannot follow version {task.last_version}")
+    entry = VersionState(
+        version=action.version,
+        manifest_sha256=action.manifest_sha256,
+        kind=action.kind,
+        backbone=action.backbone,
+        run_id=action.run_id,
+        published_at=commit.time,
+        author=commit.author,
+        message=commit.message,
+        generation=commit.generation,
+    )
+    return replace(task, versions={**task.versions, action.version: entry}, deleted=False)
+
+
+def _set_alias(task: TaskState, action: SetAlias) -> TaskState:
+    if action.version not in task.live:
+        raise ValueError(f"it has no version {action.version}")
+    stack = task.aliases.get(action.alias, ())
+    if stack and stack[-1] == action.version:
+        return task
+    return _with_alias(task, action.alias, (*stack, action.version)[-ALIAS_MEMORY:])
+
+
+def _roll_back(task: TaskState, action: Rollback) -> TaskState:
+    stack = task.aliases.get(action.alias, (0,))
+    if stack[-1] != action.version_from or rollback_target(task, action.alias, action.version_to) is None:
+        raise ValueError(f"{action.alias} cannot go from version {action.version_from} to {action.version_to}")
+    last = max(place for place, version in enumerate(stack[:-1]) if version == action.version_to)
+    return _with_alias(task, action.alias, stack[: last + 1])
+
+
+def _retire(task: TaskState, action: Retire) -> TaskState:
+    if action.version not in task.versions or action.version in task.serving.values():
+        raise ValueError(f"version {action.version} does not exist or is in use")
+    entry = replace(task.versions[action.version], retired=True)
+    return replace(task, versions={**task.versions, action.version: entry})
+
+
+def _delete(task: TaskState) -> TaskState:
+    if not task.versions:
+        raise ValueError("there is no such task")
+    versions = {number: replace(entry, retired=True) for number, entry in task.versions.items()}
+    return replace(task, versions=versions, aliases={}, deleted=True)
+
+
+def _with_alias(task: TaskState, alias: str, stack: tuple[int, ...]) -> TaskState:
+    return replace(task, aliases={**task.aliases, alias: stack})

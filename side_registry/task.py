@@ -1,0 +1,255 @@
+"""What a task is: its spec (template, kind, labels, limits), how it is named, and how a row becomes a prompt.
+
+Knows text and names only: no versions, no tokens, no stores.
+"""
+
+import re
+import string
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from side_registry.documents import Document, explain
+from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
+
+Kind = Literal["classification", "regression", "text"]
+
+PRODUCTION = "production"
+"""The alias meant when none is named."""
+
+MAX_TOML_BYTES = 1 << 20
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "matthews", "accuracy_f1"),
+    "regression": ("pearson_spearman",),
+    "text": ("exact_match",),
+}
+"""What can be measured on a kind; the first is the default."""
+
+TARGETS: Mapping[str, str] = {"classification": "label", "regression": "score", "text": "target"}
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+TASK_RULE = "1 to 64 of the letters a-z and A-Z, digits, '_' and '-', starting with a letter or digit"
+ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+ALIAS_RULE = "1 to 32 of the letters a-z, digits, '_' and '-', starting with a letter"
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class TaskSpec(Document):
+    """All that is needed to ask a side network of this task a question and to read its answer."""
+
+    name: str
+    kind: Kind
+    template: str = Field(min_length=1, max_length=10_000)
+    """The prompt, with the row's fields in braces: `question: {question} sentence: {sentence}`."""
+    labels: tuple[str, ...] = ()
+    """Classification: the classes, as the words the model says. Empty for other kinds."""
+    low: float | None = Field(default=None, allow_inf_nan=False)
+    high: float | None = Field(default=None, allow_inf_nan=False)
+    """Regression: answers are clipped to low..high; training values outside are errors."""
+    max_source_tokens: int = Field(default=128, ge=1, le=1 << 16)
+    max_rows: int = Field(default=1024, ge=1, le=1 << 20)
+    """Most rows in one request."""
+    max_chars: int = Field(default=20_000, ge=1, le=1 << 24)
+    """Longest value of one field."""
+    max_new_tokens: int = Field(default=64, ge=1, le=1 << 14)
+    """Text: longest answer."""
+    target: str = ""
+    """Name of the expected answer in data files; `label`, `score` or `target` when not given."""
+    metric: str = ""
+    """What evaluation reports and training selects by; the kind's first of METRICS when not given."""
+    description: str = Field(default="", max_length=10_000)
+
+    @classmethod
+    def from_toml(cls, source: str | Path) -> Self:
+        """Read a spec that a person wrote: from a Path, from a string that ends in `.toml`, else from TOML text.
+
+        Raises:
+            InvalidSpec: unreadable, not TOML, a field missing, wrong or misspelt.
+        """
+        is_file = isinstance(source, Path) or (source.endswith(".toml") and "\n" not in source)
+        origin = str(source) if is_file else "the given text"
+        try:
+            table = tomllib.loads(_read_text(Path(source).expanduser()) if is_file else str(source))
+            _refuse_unknown_keys(table, tuple(cls.model_fields))
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise InvalidSpec(origin, explain(error)) from None
+        except OSError as error:
+            raise InvalidSpec(origin, error.strerror or str(error)) from None
+        except UnicodeDecodeError as error:
+            raise InvalidSpec(origin, f"not UTF-8 at byte {error.start}") from None
+        except ValueError as error:
+            raise InvalidSpec(origin, str(error)) from None
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The template's field names, each once, in order."""
+        return _template_fields(self.template)
+
+    def render(self, row: Mapping[str, str]) -> str:
+        """The prompt of one row.
+
+        Raises:
+            InvalidRow: a field is missing, unknown, not text, empty, too long or not encodable.
+        """
+        for name in row:
+            if name not in self.fields:
+                raise InvalidRow(name, f"is not in the template of task {self.name!r}; use {', '.join(self.fields)}")
+        for name in self.fields:
+            if name not in row:
+                raise InvalidRow(name, f"is missing; task {self.name!r} needs {', '.join(self.fields)}")
+            self._check_value(name, row[name])
+        return self.template.format_map(row)
+
+    def _check_value(self, name: str, value: object) -> None:
+        if not isinstance(value, str):
+            raise InvalidRow(name, f"must be text, got {type(value).__name__}")
+        if len(value) > self.max_chars:
+            raise InvalidRow(name, f"has {len(value)} characters, at most {self.max_chars} are allowed; shorten it")
+        if not value or value.isspace():
+            raise InvalidRow(name, "is empty; give it some text")
+        if fault := _text_fault(value):
+            raise InvalidRow(name, f"holds {fault}; remove it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_by_kind(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kind = str(data.get("kind"))
+        metric = data.get("metric") or METRICS.get(kind, ("",))[0]
+        return {**data, "target": data.get("target") or TARGETS.get(kind, ""), "metric": metric}
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not TASK_NAME.fullmatch(name):
+            raise ValueError(f"must be {TASK_RULE}, got {name[:80]!r}")
+        return name
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        if fault := _text_fault(template):
+            raise ValueError(f"holds {fault}")
+        _template_fields(template)
+        return template
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        _check_labels(self.kind, self.labels)
+        _check_range(self.kind, self.low, self.high)
+        if self.metric not in METRICS[self.kind]:
+            raise ValueError(f"metric must be {' or '.join(METRICS[self.kind])} for {self.kind}, got {self.metric!r}")
+        if not FIELD_NAME.fullmatch(self.target) or self.target in self.fields:
+            raise ValueError(f"target must be a name that is not a field of the template, got {self.target!r}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """What to call: `sst2` (its production version), `sst2@canary` or `sst2:7`."""
+
+    task: str
+    alias: str | None = None
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises InvalidName."""
+        name, mark, rest = next((parts for mark in "@:" if (parts := text.partition(mark))[1]), (text, "", ""))
+        check_task_name(name)
+        if mark == "@":
+            return cls(name, alias=check_alias(rest))
+        if mark == ":" and not VERSION.fullmatch(rest):
+            raise InvalidName("reference", text, "TASK, TASK@alias or TASK:version, where a version is 1, 2, 3 ...")
+        return cls(name, version=int(rest) if mark else None)
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.task}:{self.version}"
+        return self.task if self.alias is None else f"{self.task}@{self.alias}"
+
+
+def check_task_name(name: str) -> str:
+    if not TASK_NAME.fullmatch(name):
+        raise InvalidName("task name", name, TASK_RULE)
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """An alias never looks like a version: it starts with a letter."""
+    if not ALIAS_NAME.fullmatch(alias):
+        raise InvalidName("alias", alias, ALIAS_RULE)
+    return alias
+
+
+def _template_fields(template: str) -> tuple[str, ...]:
+    """Plain `{name}` only: positions, attributes, indexes, conversions and formats could reach into the program."""
+    fields: dict[str, None] = {}
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not FIELD_NAME.fullmatch(name) or form or conversion:
+            raise ValueError(f"each field must be a plain name in braces such as {{sentence}}, got {{{name}}} in it")
+        fields[name] = None
+    if not fields:
+        raise ValueError("needs at least one field in braces such as {sentence}")
+    return tuple(fields)
+
+
+def _check_labels(kind: str, labels: tuple[str, ...]) -> None:
+    if kind != "classification":
+        if labels:
+            raise ValueError(f"labels are for classification, this task is {kind}")
+        return
+    if len(labels) < 2:
+        raise ValueError(f"labels must be at least two for classification, got {len(labels)}")
+    for label in labels:
+        if not label or label != label.strip() or _text_fault(label):
+            raise ValueError(f"labels must be words without spaces around them, got {label!r}")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"labels must be distinct, got {', '.join(labels)[:200]}")
+
+
+def _check_range(kind: str, low: float | None, high: float | None) -> None:
+    if kind != "regression" and (low is not None or high is not None):
+        raise ValueError(f"low and high are for regression, this task is {kind}")
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+
+
+def _text_fault(text: str) -> str | None:
+    """What keeps a text from being tokenized: NUL ends C strings, half a surrogate pair has no UTF-8."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
+    return None
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_TOML_BYTES + 1)
+    if len(data) > MAX_TOML_BYTES:
+        raise ValueError(f"it is larger than {MAX_TOML_BYTES} bytes")
+    return data.decode()
+
+
+def _refuse_unknown_keys(table: Mapping[str, object], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise ValueError(
+                f"unknown field {key!r}; {f'did you mean {near[0]!r}?' if near else 'use ' + ', '.join(known)}"
+            )

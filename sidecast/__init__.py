@@ -1,0 +1,40 @@
+"""Sidecast: one frozen T5 backbone, any number of tasks, each a small side network that can be swapped while it serves."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.client import AsyncClient, Client
+    from serving.client_errors import SidecastError
+    from serving.client_results import Classification, Predictions, Prompt, Regression, Text
+    from side_registry import Registry, TaskRef, TaskSpec
+
+__all__ = [
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "Predictions",
+    "Prompt",
+    "Registry",
+    "Regression",
+    "SidecastError",
+    "TaskRef",
+    "TaskSpec",
+    "Text",
+]
+
+_HOMES = {
+    "serving.client": ("AsyncClient", "Client"),
+    "serving.client_errors": ("SidecastError",),
+    "serving.client_results": ("Classification", "Predictions", "Prompt", "Regression", "Text"),
+    "side_registry": ("Registry", "TaskRef", "TaskSpec"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: a client needs neither torch nor a registry."""
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'sidecast' has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""The command's root: which commands there are, and what becomes of an error.
+
+Commands are imported when they are called, so that `sidecast tasks` does not wait for torch.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("sidecast.cli.serve", "Serve the registry's tasks over gRPC."),
+    "train": ("sidecast.cli.train", "Train a side network for a task on labelled rows."),
+    "evaluate": ("sidecast.cli.evaluate", "Score a run, a published version or a server on labelled rows."),
+    "publish": ("sidecast.cli.changes", "Put a run's side network in the registry as its task's next version."),
+    "promote": ("sidecast.cli.changes", "Point an alias at a version."),
+    "rollback": ("sidecast.cli.changes", "Point an alias back at the version before."),
+    "retire": ("sidecast.cli.changes", "Take a version out of service for good."),
+    "tasks": ("sidecast.cli.listings", "List tasks, their aliases and versions."),
+    "history": ("sidecast.cli.listings", "List what changed: who, when, why."),
+    "predict": ("sidecast.cli.predict", "Ask a server."),
+    "doctor": ("sidecast.cli.doctor", "Check the installation, device, backbone, registry and server."),
+}
+
+USER_ERROR = 2
+
+
+class UserError(click.ClickException):
+    """A mistake of the user's that the command itself noticed."""
+
+    exit_code = USER_ERROR
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="sidecast", prog_name="sidecast")
+def app() -> None:
+    """One frozen backbone, any number of tasks.
+
+    TASK names a task (its production version), TASK@alias an alias of it, TASK:7 its version 7. Every option can also be
+    given as an environment variable: SIDECAST_REGISTRY for --registry, and so on.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0, 2 for a user's mistake with one clear line, 130 when interrupted, 1 for a fault of ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(app.main(given, prog_name="sidecast", standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        _report(_usage_text(error), "USAGE", as_json="--json" in given)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `sidecast history | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        reason = getattr(error, "reason", None)
+        if not isinstance(reason, str):
+            raise
+        _report(str(error), reason, as_json="--json" in given)
+
+
+def _usage_text(error: click.ClickException) -> str:
+    command = getattr(error, "ctx", None)
+    hint = f" (see '{command.command_path} --help')" if command is not None else ""
+    return " ".join(error.format_message().split()) + hint
+
+
+def _report(text: str, reason: str, *, as_json: bool) -> None:
+    """One line on standard error, and out."""
+    line: dict[str, Any] = {"error": {"reason": reason, "message": text}}
+    click.echo(json.dumps(line) if as_json else f"Error: {text}", err=True)
+    sys.exit(USER_ERROR)

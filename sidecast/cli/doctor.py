@@ -1,0 +1,151 @@
+"""`sidecast doctor`: look at everything a server needs, and say in one line each what is wrong and what to do."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.output import say, show_table
+
+PACKAGES = ("torch", "transformers", "safetensors", "grpcio", "protobuf", "obstore", "prometheus-client")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    state: Literal["ok", "wrong", "skipped"]
+    detail: str
+
+
+@click.command(short_help="Check the installation, device, backbone, registry and server.")
+@options.backbone
+@options.registry
+@options.server
+@options.device
+@options.as_json
+@click.pass_context
+def doctor(
+    ctx: click.Context, backbone: str | None, registry: str | None, server: str | None, device: str, as_json: bool
+) -> None:
+    """Check the installation, the device, and what is named of backbone, registry and server.
+
+    Exits with 1 where something is wrong.
+    """
+    findings = [
+        _check("installation", _installation),
+        _check("device", lambda: _device(device)),
+        _check("backbone", lambda: _backbone(backbone)) if backbone else _skipped("backbone"),
+        _check("registry", lambda: _registry(registry)) if registry else _skipped("registry"),
+        _check("fit", lambda: _fit(backbone, registry)) if backbone and registry else _skipped("fit"),
+        _check("server", lambda: _server(server)) if server else _skipped("server"),
+    ]
+    healthy = all(finding.state != "wrong" for finding in findings)
+    if as_json:
+        say(True, {"healthy": healthy, "checks": [asdict(finding) for finding in findings]}, "")
+    else:
+        show_table(("check", "state", "detail"), [(f.check, f.state, f.detail) for f in findings])
+    ctx.exit(0 if healthy else 1)
+
+
+class _Wrong(Exception):
+    """A check found something wrong."""
+
+
+def _check(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", look())
+    except Exception as error:  # whatever is wrong is what the doctor is asked for
+        text = str(error) or type(error).__name__
+        return Finding(name, "wrong", text.splitlines()[0])
+
+
+def _skipped(name: str) -> Finding:
+    needs = "--backbone and --registry" if name == "fit" else f"--{name}"
+    return Finding(name, "skipped", f"give {needs} to check it")
+
+
+def _installation() -> str:
+    if sys.version_info < (3, 11):
+        raise _Wrong(f"Python {platform.python_version()} is too old; use 3.11 or newer")
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            raise _Wrong(f"{package} is not installed; run pip install sidecast") from None
+    return f"Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def _device(name: str) -> str:
+    import psutil
+    import torch
+
+    device = options.pick_device(name)
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, torch {torch.__version__}"
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return f"{device}: {cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, {_cpu_kind()}"
+
+
+def _cpu_kind() -> str:
+    import torch
+
+    return f"torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _backbone(source: str | None) -> str:
+    backbone, tokenizer = options.load_backbone(str(source), "cpu", "auto")
+    config = backbone.config
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    shape = (
+        f"{config.num_layers}+{config.num_decoder_layers} blocks, width {config.d_model}, {size / 1e6:.0f} M weights"
+    )
+    if len(tokenizer.encode("Is everything all right?")) < 2:
+        raise _Wrong("its tokenizer makes nothing of a sentence; copy the backbone's own tokenizer into the folder")
+    return f"{backbone.name}: {shape}, {backbone.fingerprint[:19]}"
+
+
+def _registry(url: str | None) -> str:
+    from side_registry import Registry
+
+    state = Registry.open(str(url)).state()
+    versions = sum(len(task.live) for task in state.live.values())
+    return f"generation {state.generation}, {len(state.live)} tasks, {versions} versions"
+
+
+def _fit(backbone: str | None, registry: str | None) -> str:
+    from side_registry import Registry
+
+    fingerprint = options.load_backbone(str(backbone), "cpu", "auto")[0].fingerprint
+    tasks = Registry.open(str(registry)).state().live.values()
+    others = [
+        f"{task.name}@{alias}"
+        for task in tasks
+        for alias, version in task.serving.items()
+        if task.entry(version).backbone != fingerprint
+    ]
+    if others:
+        raise _Wrong(f"trained on another backbone: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")
+    return f"every alias of {len(tasks)} tasks was trained on this backbone"
+
+
+def _server(address: str | None) -> str:
+    from serving.client import Client
+
+    with Client(str(address)) as client:
+        if not client.ready():
+            raise _Wrong(f"{address} answers, and is not ready")
+        tasks: list[Any] = client.tasks()
+    broken = [task.task for task in tasks if any(entry.failure for entry in task.versions)]
+    if broken:
+        raise _Wrong(
+            f"ready, and versions of {', '.join(broken[:5])} do not load: see sidecast tasks --server {address}"
+        )
+    return f"ready, {len(tasks)} tasks"

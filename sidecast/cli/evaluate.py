@@ -1,0 +1,176 @@
+"""`sidecast evaluate`: a run folder, a published version or a running server on labelled rows, scored alike."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from side_registry import Registry, TaskRef, TaskSpec, read_artifact
+from sidecast.cli import options
+from sidecast.cli.app import UserError
+from sidecast.cli.output import progress_bar, say, scores_text
+
+SERVER_ROWS = 64
+"""Rows in one request to a server."""
+
+Rows = Sequence[dict[str, str]]
+Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What is evaluated: its spec, and how it answers rows."""
+
+    spec: TaskSpec
+    version: int | None
+    answer: Callable[[Rows, Step], list[Any]]
+
+
+@click.command(short_help="Score a run, a published version or a server on labelled rows.")
+@click.argument("task")
+@click.option("--data", required=True, metavar="FILE", help="Labelled rows: .jsonl, .csv, .tsv, .parquet.")
+@click.option("--run", metavar="RUN", help="A run folder.")
+@options.registry
+@options.server
+@options.backbone
+@click.option("--predictions", metavar="FILE", help="Write each row's answer there, as JSON lines.")
+@options.device
+@options.dtype
+@options.as_json
+def evaluate(
+    task: str,
+    data: str,
+    run: str | None,
+    registry: str | None,
+    server: str | None,
+    backbone: str | None,
+    predictions: str | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Score TASK on labelled rows: what a run folder, a registry (with --backbone) or a server answers.
+
+    TASK may name an alias or a version in a registry or on a server: sst2@canary, sst2:7. All three ways go through the
+    same code, so they give the same answers.
+    """
+    from training.data import read_examples
+    from training.evaluate import score_answers
+
+    source, where = options.choose(run=run, registry=registry, server=server)
+    if source == "server":
+        candidate = _on_server(task, where)
+    elif source == "run":
+        candidate = _in_run(task, where, backbone, device, dtype)
+    else:
+        candidate = _in_registry(task, where, backbone, device, dtype)
+    examples = read_examples(data, candidate.spec)
+    with progress_bar(quiet=as_json) as bars:
+        bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(examples), note="")
+        rows = [example.fields for example in examples]
+        answers = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
+    if predictions is not None:
+        _write(predictions, answers)
+    metrics = score_answers(candidate.spec, answers, examples)
+    document = {
+        "task": candidate.spec.name,
+        "source": source,
+        "version": candidate.version,
+        "rows": len(examples),
+        "metric": candidate.spec.metric,
+        "score": metrics[candidate.spec.metric],
+        "metrics": metrics,
+    }
+    name = candidate.spec.name + (f" version {candidate.version}" if candidate.version else "")
+    say(as_json, document, f"{name}: {scores_text(metrics)} on {len(examples)} rows")
+
+
+def _in_run(task: str, run: str, backbone: str | None, device: str, dtype: str) -> Candidate:
+    from training.run import RunFolder
+
+    artifact = read_artifact(run)
+    if task != artifact.manifest.task:
+        raise UserError(f"{run} is a run of task {artifact.manifest.task}, not of {task}")
+    source = backbone or RunFolder(run).backbone_source()
+    return Candidate(spec=artifact.manifest.spec, version=None, answer=_local(artifact, source, device, dtype))
+
+
+def _in_registry(task: str, url: str, backbone: str | None, device: str, dtype: str) -> Candidate:
+    if backbone is None:
+        raise UserError("--registry needs --backbone B: the folder or hub id that the side network was trained on")
+    ref, registry = TaskRef.parse(task), Registry.open(url)
+    version = registry.state().resolve(ref)
+    with tempfile.TemporaryDirectory(prefix="sidecast-") as folder:
+        artifact = registry.download(ref.task, version, Path(folder) / "version")
+        answer = _local(artifact, backbone, device, dtype)
+    return Candidate(spec=artifact.manifest.spec, version=version, answer=answer)
+
+
+def _local(artifact: Any, backbone: str, device: str, dtype: str) -> Callable[[Rows, Step], list[Any]]:
+    from training.evaluate import load_model, predict
+
+    loaded, tokenizer = options.load_backbone(backbone, device, dtype)
+    model = load_model(artifact, loaded, tokenizer)
+    return lambda rows, step: predict(model, loaded, tokenizer, rows, step)
+
+
+def _on_server(task: str, address: str) -> Candidate:
+    from serving.client import Client
+
+    ref, client = TaskRef.parse(task), Client(address)
+    info = client.task(ref.task)
+    if info.spec is None:
+        raise UserError(f"{address} has no version of {ref.task} loaded; see sidecast tasks --server {address}")
+    version = ref.version or info.serving.get(ref.alias or "production")
+
+    def answer(rows: Rows, step: Step) -> list[Any]:
+        answers: list[Any] = []
+        for start in range(0, len(rows), SERVER_ROWS):
+            # pinned, so that one version is scored even while the server swaps
+            answers += client.predict(ref.task if version else task, rows[start : start + SERVER_ROWS], version=version)
+            step(len(answers), len(rows))
+        return answers
+
+    return Candidate(spec=_spec_of(ref.task, info.spec), version=version, answer=answer)
+
+
+def _spec_of(task: str, told: Any) -> TaskSpec:
+    """The server's description of a task, as the spec that reads data files."""
+    names = (
+        "kind",
+        "template",
+        "labels",
+        "low",
+        "high",
+        "max_rows",
+        "max_chars",
+        "max_source_tokens",
+        "max_new_tokens",
+    )
+    extra = {name: getattr(told, name) for name in ("target", "metric")}
+    return TaskSpec(name=task, **{name: getattr(told, name) for name in names}, **extra)
+
+
+def _write(path: str, answers: Sequence[Any]) -> None:
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(json.dumps(_plain(answer), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    """A class, value or text, from the model or from a client, as JSON."""
+    if hasattr(answer, "label"):
+        scores = answer.scores
+        return {
+            "label": answer.label,
+            "score": answer.score,
+            "scores": list(getattr(scores, "values", lambda: scores)()),
+        }
+    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}

@@ -1,0 +1,65 @@
+"""Options that several commands share, and the choice between those that exclude each other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sidecast.cli.app import UserError
+
+Command = Callable[..., Any]
+
+
+def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Command]:
+    """A click option that the environment variable SIDECAST_<NAME> sets too."""
+    variable = "SIDECAST_" + name.lstrip("-").replace("-", "_").upper()
+    return click.option(name, *more, envvar=variable, **settings)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+registry = option("--registry", metavar="R", help="The registry: a folder, or a URL such as s3://bucket/path.")
+server = option("--server", metavar="HOST:PORT", help="A running server.")
+backbone = option("--backbone", metavar="B", help="A Hugging Face T5 folder, or a hub id such as google/flan-t5-small.")
+device = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+dtype = option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+
+
+def choose(**given: str | None) -> tuple[str, str]:
+    """The one option that was given, and its value; the command line goes before the environment.
+
+    Raises:
+        UserError: none, or more than one.
+    """
+    context = click.get_current_context()
+    there = {name: value for name, value in given.items() if value is not None}
+    typed = [n for n in there if context.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
+    chosen = typed or list(there)
+    if len(chosen) != 1:
+        had = " and ".join(f"--{name}" for name in chosen) or "none"
+        raise UserError(f"give one of {', '.join('--' + name for name in given)}; got {had}")
+    return chosen[0], there[chosen[0]]
+
+
+def pick_device(name: str) -> str:
+    """The torch device for a `--device`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return str(device)
+
+
+def load_backbone(source: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """The backbone and its tokenizer."""
+    import ladder
+
+    return ladder.load_backbone(source, device=pick_device(device), dtype=dtype), ladder.load_tokenizer(source)

@@ -1,0 +1,48 @@
+"""What commands print: a table or a sentence for people, one JSON document for machines; progress to standard error."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def say(as_json: bool, document: Any, text: str) -> None:
+    """Print `document` as JSON, or `text`."""
+    click.echo(json.dumps(document, ensure_ascii=False) if as_json else text)
+
+
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(soft_wrap=False).print(table)
+
+
+def escape(text: str) -> str:
+    """Text of strangers (messages, labels) must not be read as rich's markup."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def progress_bar(quiet: bool = False) -> Progress:
+    """Bars on standard error; nothing where that is no terminal's business (`--json`)."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )

@@ -1,0 +1,85 @@
+"""`sidecast predict`: ask a running server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.app import UserError
+from sidecast.cli.output import say, show_table
+
+
+@click.command(short_help="Ask a server.")
+@click.argument("task")
+@click.argument("text", nargs=-1, required=True)
+@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@click.option("--timeout", type=float, help="Seconds to wait for the answer.")
+@options.as_json
+def predict(task: str, text: Sequence[str], server: str, timeout: float | None, as_json: bool) -> None:
+    """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).
+
+    A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
+    as NAME=TEXT.
+    """
+    from serving.client import Client
+    from side_registry import TaskRef
+
+    with Client(server) as client:
+        spec = client.task(TaskRef.parse(task).task).spec
+        if spec is None:
+            raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
+        answers = client.predict(task, rows_of(spec.fields, text), timeout=timeout)
+    document = {
+        "task": answers.task,
+        "version": answers.version,
+        "generation": answers.generation,
+        "answers": [_plain(answer) for answer in answers],
+    }
+    if as_json:
+        say(True, document, "")
+        return
+    given = text if len(answers) == len(text) else [" | ".join(text)]
+    show_table(
+        ("answer", "score", "input"),
+        [(*_cells(answer), row) for answer, row in zip(answers, given, strict=True)],
+        title=f"{answers.task} version {answers.version}",
+    )
+
+
+def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+    """Rows out of the command line's texts.
+
+    Raises:
+        UserError: a field twice, too many texts, or too few.
+    """
+    named: list[tuple[str, str]] = []
+    plain: list[str] = []
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if mark and name in fields:
+            named.append((name, value))
+        else:
+            plain.append(text)
+    if len(fields) == 1:
+        return [{fields[0]: value} for value in [*plain, *(value for _, value in named)]]
+    row = dict(named)
+    if len(row) < len(named):
+        raise UserError(f"a field is given twice; give each of {', '.join(fields)} once")
+    free = [name for name in fields if name not in row]
+    if len(plain) != len(free):
+        needs = " ".join(f"{name}=TEXT" for name in fields)
+        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {len(texts)} texts")
+    return [row | dict(zip(free, plain, strict=True))]
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    if hasattr(answer, "label"):
+        return {"label": answer.label, "score": answer.score, "scores": answer.scores}
+    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
+
+
+def _cells(answer: Any) -> tuple[str, str]:
+    if hasattr(answer, "label"):
+        return answer.label, f"{answer.score:.4f}"
+    return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")

@@ -1,0 +1,131 @@
+"""`sidecast train`: a side network for a task, into a run folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import Progress
+
+from sidecast.cli import options
+from sidecast.cli.output import progress_bar, say, scores_text
+
+
+def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`1,3,5` or `none`; all when not given."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(",")) if value != "none" else ()
+    except ValueError:
+        raise click.BadParameter(f"give block numbers such as 1,3,5, or none; got {value!r}") from None
+
+
+@click.command(short_help="Train a side network for a task on labelled rows.")
+@click.argument("task")
+@options.option("--backbone", required=True, metavar="B", help="A Hugging Face T5 folder, or a hub id.")
+@click.option(
+    "--train", "train_file", required=True, metavar="FILE", help="Training rows: .jsonl, .csv, .tsv, .parquet."
+)
+@click.option("--validation", "validation_file", required=True, metavar="FILE", help="Validation rows.")
+@click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
+@click.option("--epochs", type=int, help="Times through the training rows.  [default: 3]")
+@click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: 1e-3]")
+@click.option("--seed", type=int, help="Of start, order and dropout.  [default: 0]")
+@click.option("--batch-rows", type=int, help="Rows in a step.  [default: 32]")
+@click.option("--warmup", type=float, help="Share of steps over which the rate rises.  [default: 0.1]")
+@click.option("--weight-decay", type=float, help="AdamW's.  [default: 0]")
+@click.option("--dropout", type=float, help="Inside the side network.  [default: 0.1]")
+@click.option("--reduction", type=int, help="r: side widths are the backbone's divided by r.  [default: 8]")
+@click.option(
+    "--encoder-layers", callback=_layers, metavar="I,J,...", help="Blocks with a rung, from 0.  [default: all]"
+)
+@click.option("--decoder-layers", callback=_layers, metavar="I,J,...", help="As --encoder-layers, for a text head.")
+@click.option("--head", type=click.Choice(["auto", "text", "linear"]), help="What answers.  [default: auto]")
+@click.option("--cache-gb", type=float, help="Most memory for kept activations, in 10^9 bytes.  [default: 4]")
+@options.device
+@options.dtype
+@options.as_json
+def train(
+    task: str,
+    backbone: str,
+    train_file: str,
+    validation_file: str,
+    output: str,
+    device: str,
+    dtype: str,
+    as_json: bool,
+    **recipe: Any,
+) -> None:
+    """Train a side network for TASK: a built-in task's name, or a task spec's TOML file.
+
+    Interrupted and run again with the same settings, it goes on after the last whole epoch. The run folder is what
+    `sidecast publish` takes.
+    """
+    from training.loop import Job
+    from training.loop import train as run_training
+    from training.recipe import Recipe
+    from training.task_files import load_task
+
+    spec = load_task(task)
+    settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
+    settings.side_config(spec)  # a mistake in the settings is told before the backbone loads
+    started = time.monotonic()
+    loaded, tokenizer = options.load_backbone(backbone, device, dtype)
+    job = Job(
+        spec=spec,
+        backbone=loaded,
+        backbone_source=_source(backbone),
+        tokenizer=tokenizer,
+        train_file=Path(train_file),
+        validation_file=Path(validation_file),
+        recipe=settings,
+    )
+    with progress_bar(quiet=as_json) as bars:
+        artifact = run_training(job, output, _Bars(bars, spec.name))
+    manifest = artifact.manifest
+    document = {
+        "task": spec.name,
+        "run": output,
+        "metric": spec.metric,
+        "score": manifest.metrics[spec.metric],
+        "metrics": manifest.metrics,
+        "epoch": manifest.provenance["epoch"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    text = f"{spec.name}: {scores_text(manifest.metrics)} on the validation rows (epoch {manifest.provenance['epoch']})"
+    say(as_json, document, f"{text}\n{output} is ready: sidecast publish {output} --registry R")
+
+
+def _source(backbone: str) -> str:
+    """What `evaluate --run` will load: an absolute folder, or a hub id as it is."""
+    folder = Path(backbone).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else backbone
+
+
+class _Bars:
+    """The trainer's progress as bars: one for the backbone's pass, one an epoch."""
+
+    def __init__(self, bars: Progress, task: str) -> None:
+        self.bars, self.task, self.epochs, self.steps = bars, task, 0, 0
+        self.reads: Any = None
+        self.current: Any = None
+
+    def reading(self, rows: int, total: int) -> None:
+        if self.reads is None:
+            self.reads = self.bars.add_task(f"{self.task}: backbone pass", total=total, note="")
+        self.bars.update(self.reads, completed=rows)
+
+    def start(self, epochs: int, steps: int) -> None:
+        self.epochs, self.steps = epochs, steps
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        if step == 0 or self.current is None:
+            name = f"{self.task}: epoch {epoch + 1}/{self.epochs}"
+            self.current = self.bars.add_task(name, total=self.steps, note="")
+        self.bars.update(self.current, completed=step + 1, note=f"loss {loss:.4f}")
+
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
+        note = scores_text(scores) + (" (best)" if best else "")
+        if self.current is not None:
+            self.bars.update(self.current, note=note)

@@ -1,0 +1,207 @@
+"""A server without a model: the real doors, pool, registry and reconciler, before a service that answers by rule.
+
+The rule: the longer a text, the surer it is positive. `slow` holds answers back, `trouble` fails a task.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from serving.assembly import Parts
+from serving.config import LoadConfig, ServeConfig
+from serving.errors import IncompatibleSide, ServingError
+from serving.metrics import Metrics
+from serving.pool import Resident, SidePool
+from serving.prompts import InputRow, render_rows
+from serving.reconciler import Progress, Reconciler
+from serving.server import Server
+from serving.service import Prediction
+from side_registry import (
+    SIDE_NETWORK,
+    BackboneRef,
+    Manifest,
+    Registry,
+    RegistryError,
+    TaskRef,
+    TaskSpec,
+    write_manifest,
+)
+from side_registry.task import PRODUCTION
+
+SST2 = TaskSpec(name="sst2", kind="classification", template="{sentence}", labels=("negative", "positive"))
+RTE = TaskSpec(
+    name="rte", kind="classification", template="{sentence1} / {sentence2}", labels=("yes", "no", "maybe"), max_rows=5
+)
+TWEETS = TaskSpec(name="tweets", kind="regression", template="rate: {text}", low=-4, high=4)
+TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_chars=300)
+SPECS = (SST2, RTE, TWEETS, TITLES)
+
+
+def rule(spec: TaskSpec, prompt: str) -> Answer:
+    score = min(len(prompt), 100) / 100
+    if spec.kind == "regression":
+        return ValueAnswer(value=score * 8 - 4)
+    if spec.kind == "text":
+        return TextAnswer(text=prompt.upper(), tokens=(1, 2))
+    scores = ((1 - score), score, *[0.0] * (len(spec.labels) - 2))
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
+
+
+class RuleService:
+    """The seam of `PredictService`, without tokens and torch."""
+
+    def __init__(self, pool: SidePool) -> None:
+        self.pool = pool
+        self.slow = 0.0
+        self.trouble: dict[str, Exception] = {}
+        self.deadlines: list[float | None] = []
+        self.cancelled = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        return self.pool.snapshot().generation >= 0
+
+    async def predict(
+        self,
+        task: str,
+        rows: Sequence[InputRow],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        deadline: float | None = None,
+    ) -> Prediction:
+        self.deadlines.append(deadline)
+        state = self.pool.snapshot()
+        resident = state.resolve(task, version=version, alias=alias)
+        prompts = render_rows(resident.spec, rows)
+        await self._take_time()
+        if task in self.trouble:
+            raise self.trouble[task]
+        return Prediction(
+            task=task,
+            version=resident.version,
+            alias=None if version else alias or PRODUCTION,
+            generation=state.generation,
+            spec=resident.spec,
+            answers=tuple(rule(resident.spec, prompt) for prompt in prompts),
+        )
+
+    async def predict_tasks(
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], *, deadline: float | None = None
+    ) -> list[Prediction | ServingError | RegistryError]:
+        outcomes: list[Any] = []
+        for ref in refs:
+            try:
+                found = await self.predict(ref.task, rows, version=ref.version, alias=ref.alias, deadline=deadline)
+            except (ServingError, RegistryError) as error:
+                found = error
+            outcomes.append(found)
+        return outcomes
+
+    async def close(self) -> None:
+        pass
+
+    async def _take_time(self) -> None:
+        try:
+            await asyncio.sleep(self.slow)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny") -> Path:
+    """A publishable run whose side network is a few bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SIDE_NETWORK).write_bytes(f"side network of {spec.name}, seed {seed}".encode() * 100)
+    manifest = Manifest(
+        task=spec.name,
+        spec=spec,
+        backbone=BackboneRef(name=backbone, fingerprint=f"sha256:{backbone}"),
+        tokenizer_fingerprint="sha256:bytes",
+        side={},
+        provenance={"run_id": f"run-{seed}"},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+class Parlour:
+    """A registry with SPECS published, a rule for answers, and a server in a thread of its own."""
+
+    def __init__(self, folder: Path, specs: Sequence[TaskSpec] = SPECS, **config: Any) -> None:
+        self.folder, self.pool = folder, SidePool()
+        self.registry = Registry.open(folder / "registry", create=True)
+        self.service = RuleService(self.pool)
+        for spec in specs:
+            self.publish(spec)
+        values = {"backbone": "none", "registry": str(folder / "registry"), "port": 0, "metrics_port": 0}
+        self.config = ServeConfig(**values | config, load=LoadConfig(poll_s=0.05, max_side_bytes=100_000))
+        self.server = cast(Server, None)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.port}"
+
+    def run(self, spec: TaskSpec, seed: int = 0, **changes: Any) -> Path:
+        return make_run(self.folder / f"{spec.name}-{seed}", spec, seed, **changes)
+
+    def publish(self, spec: TaskSpec, seed: int = 0, **changes: Any) -> int:
+        return self.registry.publish(self.run(spec, seed, **changes)).version
+
+    def assemble(self, config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
+        reconciler = Reconciler(self.registry, self.pool, self._load, config.load, metrics)
+        reconciler.start(progress)
+        return Parts(
+            service=self.service,
+            pool=self.pool,
+            registry=self.registry,
+            wake=reconciler.wake,
+            stop=reconciler.stop,
+        )
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Parlour"]:
+        """Serve on a thread until the block ends."""
+        loop = self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            self.server = in_loop(loop, self._start)
+            yield self
+        finally:
+            if self.server:
+                in_loop(loop, self._stop)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def stop(self, grace_s: float) -> "Future[bool]":
+        """Begin to drain."""
+        return asyncio.run_coroutine_threadsafe(self.server.stop(grace_s), self._loop)
+
+    async def _start(self) -> Server:
+        server = Server(self.config, self.assemble)
+        await server.start()
+        return server
+
+    async def _stop(self) -> None:
+        await self.server.stop(0.1)
+
+    def _load(self, task: str, version: int) -> Resident:
+        manifest = self.registry.manifest(task, version)
+        if manifest.backbone.name != "tiny":
+            raise IncompatibleSide(task, manifest.backbone.fingerprint, "sha256:tiny")
+        nothing = cast(Any, None)
+        return Resident(
+            task=task, version=version, spec=manifest.spec, side=nothing, answerer=nothing, manifest=manifest, bytes=1
+        )
+
+
+def in_loop(loop: asyncio.AbstractEventLoop, make: Callable[[], Any]) -> Any:
+    return asyncio.run_coroutine_threadsafe(make(), loop).result(30)

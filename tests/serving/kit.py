@@ -1,0 +1,119 @@
+"""Random side networks as run folders and as residents, and residents with nothing in them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ladder import Backbone, ClassAnswer, Row, SideConfig, SideNetwork, Tokenizer, ValueAnswer, answer, build_answerer
+from ladder.checkpoint import save_side
+from serving.pool import Resident
+from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
+
+TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
+
+
+def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) -> TaskSpec:
+    values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
+    if kind == "classification":
+        values["labels"] = ("negative", "positive")
+    return TaskSpec(**values | changes)
+
+
+def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text") -> SideNetwork:
+    """Random, and far enough from zero that answers differ."""
+    outputs = {"classification": len(spec.labels), "regression": 1}[spec.kind] if head == "linear" else 0
+    side = SideNetwork(SideConfig(reduction=4, head=head, outputs=outputs), backbone.config)  # type: ignore[arg-type]
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in side.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.2)
+    return side.eval().requires_grad_(False)
+
+
+def head_of(spec: TaskSpec) -> str:
+    return "linear" if spec.kind == "regression" else "text"
+
+
+def make_resident(
+    backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec, version: int = 1, seed: int = 0, head: str | None = None
+) -> Resident:
+    side = make_side(backbone, spec, seed, head or head_of(spec))
+    answerer = build_answerer(
+        kind=spec.kind,
+        labels=spec.labels,
+        low=spec.low,
+        high=spec.high,
+        max_new_tokens=spec.max_new_tokens,
+        head=side.config.head,
+        tokenizer=tokenizer,
+    )
+    manifest = make_manifest(backbone, tokenizer, spec, side)
+    return Resident(
+        task=spec.name, version=version, spec=spec, side=side, answerer=answerer, manifest=manifest, bytes=1
+    )
+
+
+def make_manifest(backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec, side: SideNetwork) -> Manifest:
+    return Manifest(
+        task=spec.name,
+        spec=spec,
+        backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        side=side.config.to_dict(),
+    )
+
+
+def make_run(
+    folder: Path,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    spec: TaskSpec,
+    seed: int = 0,
+    head: str | None = None,
+    change: Callable[[SideNetwork], None] | None = None,
+    edit: Callable[[Manifest], Manifest] | None = None,
+) -> Path:
+    """A publishable run folder with golden examples.
+
+    Args:
+        change: edits the weights after the golden examples were answered.
+        edit: edits the manifest before it is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    resident = make_resident(backbone, tokenizer, spec, seed=seed, head=head)
+    examples = [golden(backbone, tokenizer, resident, text) for text in TEXTS]
+    if change:
+        with torch.no_grad():
+            change(resident.side)
+    save_side(folder / SIDE_NETWORK, resident.side)
+    manifest = resident.manifest.model_copy(update={"examples": tuple(examples), "provenance": {"seed": seed}})
+    write_manifest(folder, edit(manifest) if edit else manifest)
+    return folder
+
+
+def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
+    [found] = answer(backbone, [Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)])
+    assert not isinstance(found, Exception)
+    if isinstance(found, ClassAnswer):
+        expected: dict[str, Any] = {"label": found.label, "scores": list(found.scores)}
+    else:
+        expected = {"value": found.value} if isinstance(found, ValueAnswer) else {"text": found.text}
+    return GoldenExample(fields={"sentence": text}, expected=expected)
+
+
+def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, limit))
+
+
+def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) -> Resident:
+    """For tests that never compute."""
+    nothing = cast(Any, None)
+    spec = spec or make_spec(task)
+    return Resident(task=task, version=version, spec=spec, side=nothing, answerer=nothing, manifest=nothing, bytes=10)
+
+
+def with_spec(resident: Resident, **changes: Any) -> Resident:
+    return replace(resident, spec=resident.spec.model_copy(update=changes))

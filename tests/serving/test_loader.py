@@ -1,0 +1,225 @@
+"""The loader against a real registry: what it makes, and everything it refuses, each with its typed reason."""
+
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ladder import Backbone, ClassAnswer, Row, SideNetwork, TextAnswer, Tokenizer, ValueAnswer, answer, load_backbone
+from serving.config import LoadConfig
+from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.golden import difference, tolerance_for
+from serving.loader import Loader
+from side_registry import SIDE_NETWORK, BackboneRef, Manifest, Registry, StoreFailed
+from tests.serving.kit import ids_of, make_run, make_spec
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry.open(tmp_path / "registry", create=True)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The folder for temporary files, which must be empty again after each test."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def publish(registry: Registry, backbone: Backbone, tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., str]:
+    """Publish a random side network; returns the digest of its weights."""
+
+    def make(spec=None, **how: Any) -> str:
+        run = make_run(tmp_path / "run", backbone, tokenizer, spec or make_spec(), **how)
+        task = registry.publish(run).task
+        version = registry.state().task(task).last_version
+        return registry.manifest(task, version).files[SIDE_NETWORK].sha256
+
+    return make
+
+
+@pytest.fixture
+def loader(registry: Registry, backbone: Backbone, tokenizer: Tokenizer) -> Loader:
+    return Loader(registry, backbone, tokenizer, LoadConfig())
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("classification", "text"), ("classification", "linear"), ("regression", "linear"), ("text", "text")],
+)
+def test_a_published_version_loads_and_answers_as_where_it_was_made(
+    publish, loader: Loader, backbone: Backbone, tokenizer: Tokenizer, kind: str, head: str
+) -> None:
+    publish(make_spec(kind=kind, max_new_tokens=4) if kind == "text" else make_spec(kind=kind), head=head)
+    resident = loader.load("sst2", 1)
+    assert resident.key == ("sst2", 1)
+    assert resident.bytes == sum(4 * tensor.numel() for tensor in resident.side.state_dict().values())
+    row = Row(ids=ids_of(tokenizer, "dull"), side=resident.side, answerer=resident.answerer)
+    [found] = answer(backbone, [row])
+    assert not isinstance(found, Exception)
+    assert difference(found, resident.manifest.examples[1].expected, 1e-5, exact_text=True) is None
+
+
+def refusal(loader: Loader, kind: type[LoadError]) -> LoadError:
+    with pytest.raises(kind) as caught:
+        loader.load("sst2", 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "missing"])
+def test_damaged_bytes_are_refused_and_worth_another_try(
+    publish, loader: Loader, registry: Registry, damage: str
+) -> None:
+    blob = Path(registry.url) / "blobs" / "sha256" / publish()
+    data = bytearray(blob.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    changed = {"truncated": data[:-100], "longer": data + b"more", "flipped": data}
+    blob.unlink() if damage == "missing" else blob.write_bytes(bytes(changed[damage]))
+    error = refusal(loader, CorruptSide)
+    assert error.transient
+    assert blob.name in str(error)
+
+
+def test_another_backbone_is_refused_by_name(publish, loader: Loader) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        return manifest.model_copy(update={"backbone": BackboneRef(name="t5-other", fingerprint="sha256:0123")})
+
+    publish(edit=edit)
+    error = refusal(loader, IncompatibleSide)
+    assert "t5-other" in str(error)
+    assert "retrain" in str(error)
+
+
+def test_another_tokenizer_is_refused(publish, loader: Loader) -> None:
+    publish(edit=lambda manifest: manifest.model_copy(update={"tokenizer_fingerprint": "sha256:4567"}))
+    assert "sha256:4567" in str(refusal(loader, IncompatibleSide))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(publish, loader: Loader, value: float) -> None:
+    def change(side: SideNetwork) -> None:
+        side.upsample.weight[0, 0] = value
+
+    publish(change=change)
+    assert "finite" in str(refusal(loader, CorruptSide))
+
+
+def test_golden_examples_that_come_out_otherwise_are_refused(publish, loader: Loader) -> None:
+    publish(change=_negate)
+    error = refusal(loader, GoldenMismatch)
+    assert "golden example 0" in str(error)
+
+
+def test_golden_examples_are_not_replayed_when_told_not_to(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    publish(change=_negate)
+    loader = Loader(registry, backbone, tokenizer, LoadConfig(replay_examples=False))
+    assert loader.load("sst2", 1).version == 1
+
+
+def test_a_float32_golden_holds_on_a_bfloat16_server(
+    publish, registry: Registry, tokenizer: Tokenizer, tiny_t5
+) -> None:
+    publish(make_spec(), head="linear")
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    resident = Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1)
+    assert {tensor.dtype for tensor in resident.side.state_dict().values()} == {torch.bfloat16}
+
+
+def test_a_side_network_over_the_size_limit_is_not_even_fetched(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    monkeypatch.setattr(registry, "download", lambda *_: pytest.fail("fetched"))
+    error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_side_bytes=1000)), SideTooLarge)
+    assert "1,000" in str(error)
+
+
+def test_a_checkpoint_of_another_shape_than_the_manifest_says_is_refused(publish, loader: Loader) -> None:
+    publish(edit=lambda manifest: manifest.model_copy(update={"side": manifest.side | {"encoder_layers": [0, 2]}}))
+    assert "another shape" in str(refusal(loader, CorruptSide))
+
+
+def test_a_head_with_more_outputs_than_labels_is_refused(publish, loader: Loader) -> None:
+    publish(make_spec(), head="linear", edit=_three_outputs)
+    assert "3 outputs" in str(refusal(loader, CorruptSide))
+
+
+def _negate(side: SideNetwork) -> None:
+    side.upsample.weight.mul_(-1)
+
+
+def _three_outputs(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"side": manifest.side | {"outputs": 3}})
+
+
+def test_side_settings_that_do_not_read_are_refused(publish, loader: Loader) -> None:
+    publish(edit=lambda manifest: manifest.model_copy(update={"side": {"from": "the future"}}))
+    assert "from" in str(refusal(loader, CorruptSide))
+
+
+def test_a_store_that_is_away_is_a_transient_failure(publish, loader: Loader, registry: Registry, monkeypatch) -> None:
+    publish()
+
+    def away(*_: object) -> None:
+        raise StoreFailed("s3://bucket", "blobs", "connection refused")
+
+    monkeypatch.setattr(registry, "download", away)
+    error = refusal(loader, LoadFailed)
+    assert error.transient
+    assert "connection refused" in str(error)
+
+
+def test_a_version_that_is_not_there_is_a_load_failure(loader: Loader) -> None:
+    assert "sst2" in str(refusal(loader, LoadFailed))
+
+
+def test_an_unforeseen_fault_is_a_load_failure_that_is_not_retried(publish, loader: Loader, monkeypatch) -> None:
+    publish()
+    monkeypatch.setattr("serving.loader.load_side", lambda *_, **__: 1 / 0)
+    error = refusal(loader, LoadFailed)
+    assert not error.transient
+    assert "ZeroDivisionError" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected", "differs"),
+    [
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "a", "scores": [0.9, 0.1]}, False),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "a", "scores": [0.8, 0.2]}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "b"}, True),
+        (ClassAnswer(label="a", score=0.51, scores=(0.51, 0.49)), {"label": "b", "scores": [0.495, 0.505]}, False),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": [0.9, 0.05, 0.05]}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": ["NaN", 0.1]}, True),
+        (ValueAnswer(value=3.0), {"value": 3.01}, False),
+        (ValueAnswer(value=3.0), {"value": 3.5}, True),
+        (ValueAnswer(value=3.0), {"value": float("nan")}, True),
+        (TextAnswer(text="x", tokens=(3,)), {"text": "x"}, False),
+        (TextAnswer(text="x", tokens=(3,)), {"text": "y"}, True),
+        (TextAnswer(text="x", tokens=(3,)), {"newer": "field"}, False),
+    ],
+)
+def test_what_counts_as_a_difference(answered, expected, differs: bool) -> None:
+    assert (difference(answered, expected, 0.02, exact_text=True) is not None) == differs
+
+
+def test_text_may_differ_where_numbers_are_coarse() -> None:
+    assert difference(TextAnswer(text="x", tokens=(3,)), {"text": "y"}, 0.1, exact_text=False) is None
+
+
+def test_the_coarser_dtype_sets_the_tolerance() -> None:
+    known = {"float32": 1e-3, "bfloat16": 0.1}
+    assert tolerance_for(known, ["float32"]) == 1e-3
+    assert tolerance_for(known, ["float32", "bfloat16"]) == 0.1
+    assert tolerance_for(known, ["float16"]) == 0.1

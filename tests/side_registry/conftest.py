@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from side_registry import Registry
+from tests.side_registry.runs import make_run, memory_store
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry.open(memory_store(), create=True)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Registry:
+    return Registry.open(tmp_path / "registry", create=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """Make the run folder of one training: `run(2)` and `run(2, "cola")` differ in bytes, `run(2)` twice does not."""
+
+    def make(number: int = 1, task: str = "sst2") -> Path:
+        return make_run(tmp_path / "runs" / f"{task}-{number}", task, b"weights %d" % number, f"run-{number}")
+
+    return make

@@ -1,0 +1,210 @@
+"""The log's documents, what they fold to, and checkpoints of that."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from side_registry import Registry, State, UnreadableCommit, fold
+from side_registry.checkpoints import KEPT, load_checkpoint, save_checkpoint
+from side_registry.log import Commit, Log, log_path
+from side_registry.state import ALIAS_MEMORY, Fold
+
+DIGEST = "a" * 64
+
+PUBLISH = {
+    "type": "publish",
+    "task": "t",
+    "version": 1,
+    "manifest_sha256": DIGEST,
+    "kind": "text",
+    "backbone": "sha256:b",
+}
+
+
+def commit(generation: int, *actions: dict) -> Commit:
+    document = {"schema_version": 1, "generation": generation, "id": f"id-{generation}", "time": "", "actions": actions}
+    return Commit.model_validate_json(json.dumps(document))
+
+
+def alias(version: int, name: str = "production") -> dict:
+    return {"type": "set_alias", "task": "t", "alias": name, "version": version}
+
+
+def write(registry: Registry, generation: int, content: bytes) -> None:
+    registry._store.overwrite(log_path(generation), content)
+
+
+def move_aliases(registry: Registry, count: int, task: str = "sst2") -> None:
+    """`count` commits that each change something."""
+    for number in range(count):
+        registry.set_alias(task, "canary", 1 + number % 2)
+
+
+class TestFold:
+    def test_generation_zero_is_empty(self):
+        assert fold([]) == State()
+        assert State().live == {}
+
+    def test_unknown_fields_are_kept_in_a_commit_and_ignored_in_the_state(self):
+        one = commit(1, PUBLISH | {"signed_by": "ada"})
+        assert json.loads(one.to_json())["actions"][0]["signed_by"] == "ada"
+        assert fold([one]) == fold([commit(1, PUBLISH)])
+
+    @pytest.mark.parametrize(
+        "actions",
+        [
+            [PUBLISH | {"version": 2}],
+            [alias(1)],
+            [PUBLISH, alias(2)],
+            [PUBLISH, alias(1), {"type": "retire", "task": "t", "version": 1}],
+            [
+                PUBLISH,
+                alias(1),
+                {"type": "rollback", "task": "t", "alias": "production", "version_from": 1, "version_to": 1},
+            ],
+            [{"type": "delete_task", "task": "t"}],
+            [{"type": "retire", "task": "t", "version": 1}],
+        ],
+    )
+    def test_a_commit_that_does_not_follow_is_refused_whole(self, actions: list[dict]):
+        with pytest.raises(UnreadableCommit, match=r"log/0{19}1\.json"):
+            fold([commit(1, *actions)])
+
+    def test_commits_follow_one_another(self):
+        with pytest.raises(UnreadableCommit, match="cannot follow generation 0"):
+            fold([commit(2, PUBLISH)])
+
+    def test_an_alias_remembers_a_bounded_past(self):
+        commits = [commit(1, PUBLISH, PUBLISH | {"version": 2})]
+        commits += [commit(2 + n, alias(1 + n % 2)) for n in range(3 * ALIAS_MEMORY)]
+        assert len(fold(commits).task("t").aliases["production"]) == ALIAS_MEMORY
+
+    def test_an_alias_set_to_where_it_is_stays(self):
+        assert fold([commit(1, PUBLISH, alias(1)), commit(2, alias(1))]).task("t").aliases == {"production": (1,)}
+
+    def test_a_state_taken_from_a_fold_does_not_follow_it(self):
+        folding = Fold(State())
+        folding.add(commit(1, PUBLISH))
+        held = folding.state()
+        folding.add(commit(2, alias(1)))
+        assert held == fold([commit(1, PUBLISH)])
+
+    def test_a_state_pickles(self):
+        state = fold([commit(1, PUBLISH, alias(1))])
+        assert pickle.loads(pickle.dumps(state)) == state
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"", "JSON"),
+            (b'{"generation": 2', "JSON"),
+            (b"\x00\xff", "JSON"),
+            (b"{}", "generation"),
+            (commit(7, PUBLISH).to_json(), "generation 7"),
+            (commit(2, alias(9)).to_json(), "no version 9"),
+            (commit(2, PUBLISH).to_json().replace(b"publish", b"set_route"), "action 'set_route', upgrade"),
+            (commit(2, PUBLISH).to_json().replace(b'"schema_version":1', b'"schema_version":2'), "upgrade"),
+            (commit(2, PUBLISH).to_json().replace(b'"t"', b'"../t"'), "task"),
+            (commit(2, PUBLISH, alias(1)).to_json().replace(b'"production"', b'"7"'), "alias"),
+            (b" " * (5 << 20), "at most"),
+        ],
+    )
+    def test_a_bad_commit_is_named_and_stops_nothing_before_it(
+        self, registry: Registry, run: Callable[..., Path], content: bytes, why: str
+    ):
+        registry.publish(run(1))
+        good = registry.state()
+        write(registry, 2, content)
+        for reader in (registry, Registry.open(registry._store)):
+            with pytest.raises(UnreadableCommit, match=why) as caught:
+                reader.state()
+            assert caught.value.path == log_path(2)
+            assert reader.state(refresh=False).tasks == good.tasks
+
+    def test_foreign_objects_are_not_looked_at(self, local: Registry, run: Callable[..., Path]):
+        local.publish(run(1))
+        for name in ("README", "00000000000000000002.json#1", ".00000000000000000002.json.swp", "2.json"):
+            (Path(local.url) / "log" / name).write_text("?")
+        assert Registry.open(local.url).state() == local.state()
+        assert local.publish(run(2)).generation == 2
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def busy(self, local: Registry, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Registry:
+        """Twelve commits, a checkpoint every third; three of them are kept."""
+        monkeypatch.setattr("side_registry.registry.EVERY", 3)
+        local.publish(run(1))
+        local.publish(run(2))
+        move_aliases(local, 10)
+        return local
+
+    def checkpoints(self, registry: Registry) -> list[Path]:
+        return sorted(Path(registry.url, "checkpoints").iterdir())
+
+    def test_only_the_newest_are_kept(self, busy: Registry):
+        assert [int(path.name[:20]) for path in self.checkpoints(busy)] == [6, 9, 12]
+        assert len(self.checkpoints(busy)) == KEPT
+
+    def test_every_checkpoint_leads_to_the_same_state(self, busy: Registry, tmp_path: Path):
+        truth = fold(Log(busy._store).after(0))
+        for path in self.checkpoints(busy):
+            copy = tmp_path / path.name
+            shutil.copytree(busy.url, copy)
+            for other in (copy / "checkpoints").iterdir():
+                if other.name != path.name:
+                    other.unlink()
+            assert load_checkpoint(Registry.open(copy)._store, Log(busy._store)).generation == int(path.name[:20])
+            assert Registry.open(copy).state() == truth
+
+    def test_opening_reads_only_the_end_of_the_log(self, busy: Registry, monkeypatch: pytest.MonkeyPatch):
+        move_aliases(busy, 1)
+        reader, asked = Registry.open(busy.url), []
+        read = reader._store.read
+        monkeypatch.setattr(reader._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+        assert reader.state() == busy.state()
+        assert [path for path in asked if path.startswith("log/")] == [log_path(n) for n in (12, 13, 14)]
+
+    @pytest.mark.parametrize("damage", ["lost", "empty", "truncated", "flipped", "foreign"])
+    def test_a_damaged_checkpoint_is_passed_over(self, busy: Registry, damage: str):
+        truth = fold(Log(busy._store).after(0))
+        for path in self.checkpoints(busy):
+            data = path.read_bytes()
+            if damage == "lost":
+                path.unlink()
+            elif damage == "foreign":
+                path.rename(path.with_name("latest"))
+            else:
+                path.write_bytes(
+                    {"empty": b"", "truncated": data[:-9], "flipped": data.replace(b"canary", b"canarx")}[damage]
+                )
+        assert Registry.open(busy.url).state() == truth
+
+    def test_a_checkpoint_ahead_of_its_log_is_passed_over(self, busy: Registry):
+        Path(busy.url, log_path(12)).unlink()
+        assert Registry.open(busy.url).state().generation == 11
+
+    def test_a_checkpoint_of_another_log_is_passed_over(self, busy: Registry, tmp_path: Path, run: Callable[..., Path]):
+        other = Registry.open(tmp_path / "other", create=True)
+        other.publish(run(1))
+        other.publish(run(2))
+        move_aliases(other, 10)
+        shutil.rmtree(Path(busy.url, "checkpoints"))
+        shutil.copytree(Path(other.url, "checkpoints"), Path(busy.url, "checkpoints"))
+        assert Registry.open(busy.url).state().head == busy.history()[-1].id
+
+    def test_a_checkpoint_that_cannot_be_written_fails_no_commit(
+        self, registry: Registry, run: Callable[..., Path], caplog
+    ):
+        class Broken:
+            def put_new(self, path: str, data: bytes) -> bool:
+                raise UnreadableCommit(path, "full")
+
+        save_checkpoint(Broken(), State())  # type: ignore[arg-type]
+        assert "not kept" in caplog.text

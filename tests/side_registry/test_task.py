@@ -1,0 +1,173 @@
+import pickle
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from side_registry import InvalidName, InvalidRow, InvalidSpec, TaskRef, TaskSpec, check_alias, check_task_name
+from tests.side_registry.runs import make_spec
+
+PAIR = TaskSpec(
+    name="qnli", kind="classification", template="question: {question} sentence: {sentence}", labels=("yes", "no")
+)
+TOML = """
+name = "stsb"
+kind = "regression"
+template = "stsb sentence1: {sentence1} sentence2: {sentence2}"
+low = 0
+high = 5
+"""
+
+
+def test_fields_are_the_templates_in_order():
+    assert PAIR.fields == ("question", "sentence")
+    assert TaskSpec(name="a", kind="text", template="{b} {a} {b} {{c}}").fields == ("b", "a")
+
+
+def test_render_fills_the_template_and_interprets_no_value():
+    assert PAIR.render({"sentence": "{question}", "question": "why?"}) == "question: why? sentence: {question}"
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "why"),
+    [
+        ({"question": "why?"}, "sentence", "is missing"),
+        ({"question": "why?", "sentence": ""}, "sentence", "is empty"),
+        ({"question": "why?", "sentence": " \t\n"}, "sentence", "is empty"),
+        ({"question": "why?", "sentence": "x" * 20_001}, "sentence", "20001 characters, at most 20000"),
+        ({"question": "why?", "sentence": "a\0b"}, "sentence", "NUL"),
+        ({"question": "why?", "sentence": "\ud800"}, "sentence", "surrogate"),
+        ({"question": "why?", "sentence": 7}, "sentence", "must be text, got int"),
+        ({"question": "why?", "sentence": "s", "label": "yes"}, "label", "use question, sentence"),
+    ],
+)
+def test_a_bad_row_names_its_field(row: dict[str, str], field: str, why: str):
+    with pytest.raises(InvalidRow, match=why) as caught:
+        PAIR.render(row)
+    assert caught.value.field == field
+
+
+def test_defaults_follow_the_kind():
+    assert (PAIR.target, PAIR.metric) == ("label", "accuracy")
+    stsb = TaskSpec.from_toml(TOML)
+    assert (stsb.target, stsb.metric, stsb.low, stsb.high) == ("score", "pearson_spearman", 0.0, 5.0)
+    text = TaskSpec(name="sum", kind="text", template="{document}")
+    assert (text.target, text.metric, text.labels) == ("target", "exact_match", ())
+
+
+def test_from_toml_reads_paths_and_text(tmp_path: Path):
+    path = tmp_path / "stsb.toml"
+    path.write_text(TOML)
+    assert TaskSpec.from_toml(path) == TaskSpec.from_toml(str(path)) == TaskSpec.from_toml(TOML)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"name": "a/b"}, "name"),
+        ({"name": "../up"}, "name"),
+        ({"name": "sst2\n"}, "name"),
+        ({"name": "ѕst2"}, "name"),  # a Cyrillic letter
+        ({"name": "x" * 65}, "name"),
+        ({"name": ""}, "name"),
+        ({"kind": "ranking"}, "kind"),
+        ({"template": "no field"}, "at least one field"),
+        ({"template": "{} {1}"}, "plain name"),
+        ({"template": "{a.__class__}"}, "plain name"),
+        ({"template": "{a[0]}"}, "plain name"),
+        ({"template": "{a!r}"}, "plain name"),
+        ({"template": "{a:>9999999}"}, "plain name"),
+        ({"template": "{a"}, "template"),
+        ({"template": "{a}\0"}, "NUL"),
+        ({"labels": ("one",)}, "at least two"),
+        ({"labels": ("one", "one")}, "distinct"),
+        ({"labels": ("one", " ")}, "spaces"),
+        ({"labels": ("one", "two ")}, "spaces"),
+        ({"low": 1.0}, "for regression"),
+        ({"max_rows": 0}, "max_rows"),
+        ({"metric": "bleu"}, "metric must be"),
+        ({"target": "sentence"}, "not a field"),
+    ],
+)
+def test_a_bad_spec_says_which_field(change: dict, why: str):
+    with pytest.raises(ValidationError, match=why):
+        TaskSpec.model_validate(make_spec().model_dump() | change)
+
+
+@pytest.mark.parametrize("kind", ["regression", "text"])
+def test_only_classes_have_labels(kind: str):
+    with pytest.raises(ValidationError, match="labels are for classification"):
+        TaskSpec.model_validate({"name": "a", "kind": kind, "template": "{a}", "labels": ["b", "c"]})
+
+
+def test_a_range_runs_upwards():
+    with pytest.raises(ValidationError, match="low must be below high"):
+        TaskSpec(name="a", kind="regression", template="{a}", low=4, high=-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("name = ", "Invalid value"),
+        ('name = "a"\nlables = []', "did you mean 'labels'"),
+        ('name = "a"\nkind = "text"', "template: Field required"),
+        ("missing.toml", "No such file"),
+    ],
+)
+def test_bad_toml_is_one_sentence(text: str, why: str):
+    with pytest.raises(InvalidSpec, match=why):
+        TaskSpec.from_toml(text)
+
+
+def test_toml_that_is_not_utf8(tmp_path: Path):
+    (tmp_path / "a.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(InvalidSpec, match="not UTF-8 at byte 8"):
+        TaskSpec.from_toml(tmp_path / "a.toml")
+
+
+def test_unknown_fields_of_a_stored_spec_survive():
+    spec = TaskSpec.model_validate(make_spec().model_dump() | {"inputs": {"image": "png"}})
+    assert TaskSpec.model_validate_json(spec.to_json()).model_extra == {"inputs": {"image": "png"}}
+
+
+def test_a_spec_is_frozen_hashable_and_pickles():
+    spec = make_spec()
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.name = "other"
+    assert spec.fields == ("sentence",)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert hash(spec) == hash(make_spec())
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("sst2", TaskRef("sst2")),
+        ("sst2@canary", TaskRef("sst2", alias="canary")),
+        ("sst2:7", TaskRef("sst2", version=7)),
+    ],
+)
+def test_references_parse_and_print(text: str, ref: TaskRef):
+    assert TaskRef.parse(text) == ref
+    assert str(ref) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a b", "@canary", "sst2@", "sst2:", "sst2:0", "sst2:-1", "sst2:1.5", "sst2:٣", "sst2:1234567890", "sst2@7",
+     "sst2@a@b", "sst2:1:2", "sst2@a:1", "../x", "x" * 10_000],
+)  # fmt: skip
+def test_a_bad_reference_is_refused_with_the_rule(text: str):
+    with pytest.raises(InvalidName, match="use "):
+        TaskRef.parse(text)
+
+
+@pytest.mark.parametrize("alias", ["", "7", "123", "7up", "Production", "a b", "a/b", "prod\n", "x" * 33, "ａ"])
+def test_bad_aliases(alias: str):
+    with pytest.raises(InvalidName, match="alias"):
+        check_alias(alias)
+
+
+def test_good_names():
+    assert check_alias("canary-2_b") == "canary-2_b"
+    assert check_task_name("0Movie-sentiment_v2") == "0Movie-sentiment_v2"
