@@ -1,4 +1,4 @@
-"""Sidecast: one frozen T5 backbone, any number of tasks, each a small side network that can be swapped while it serves."""
+"""Sidecast: one frozen T5 backbone, any number of tasks, each a small side network, swapped while it serves."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -17,7 +17,7 @@ class Recipe:
     """Times through the training rows."""
     batch_rows: int = 32
     """Rows in a step; of like lengths."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """AdamW's, at its peak: a linear rise over `warmup`, then a linear fall to 0."""
     warmup: float = 0.1
     """Share of all steps."""

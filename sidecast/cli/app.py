@@ -54,13 +54,13 @@ class _LazyGroup(click.Group):
 def app() -> None:
     """One frozen backbone, any number of tasks.
 
-    TASK names a task (its production version), TASK@alias an alias of it, TASK:7 its version 7. Every option can also be
-    given as an environment variable: SIDECAST_REGISTRY for --registry, and so on.
+    TASK names a task (its production version), TASK@alias an alias of it, TASK:7 its version 7. Options have
+    environment variables too: SIDECAST_REGISTRY for --registry, and so on.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0, 2 for a user's mistake with one clear line, 130 when interrupted, 1 for a fault of ours."""
+    """Run the command and exit: 0; 2 for a user's mistake, in one line; 130 when interrupted; 1 for our own fault."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

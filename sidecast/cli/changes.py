@@ -1,4 +1,4 @@
-"""Commands that change a registry: publish, promote, rollback, retire. Each is one commit, seen by servers within a second."""
+"""Commands that change a registry: publish, promote, rollback, retire. Each is one commit."""
 
 import click
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -70,8 +69,6 @@ def _skipped(name: str) -> Finding:
 
 
 def _installation() -> str:
-    if sys.version_info < (3, 11):
-        raise _Wrong(f"Python {platform.python_version()} is too old; use 3.11 or newer")
     versions = []
     for package in PACKAGES:
         try:

@@ -1,0 +1,56 @@
+# Every target makes the environment first. Nothing but Python 3.11+ and the package registries is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-slow check fmt protos bench clean
+
+help:
+	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
+	@echo "make test   the fast and the slow test suite"
+	@echo "make check  format, lint, types, layer contracts, proto freshness"
+	@echo "make fmt    format the code          make protos  generate protos/"
+	@echo "make bench  measure the server       make setup   the environment alone"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned packages into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m sidecast.demo
+
+test: test-fast test-slow
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python protos/generate.py --check
+
+fmt: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(INSTALLED)
+	$(BIN)/python protos/generate.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_server
+
+clean:
+	rm -rf $(VENV) demo-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,27 @@
+"""`make demo`: fetch a real backbone and real text, train three tasks, serve them, swap one under load."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from sidecast.demo.folders import DemoError
+from sidecast.demo.story import tell
+
+
+@click.command()
+@click.option("--folder", default="demo-run", show_default=True, help="Where runs and registry are kept.")
+def main(folder: str) -> None:
+    """Run the whole story; run again after an interruption, it goes on where it stopped."""
+    try:
+        tell(Path(folder))
+    except KeyboardInterrupt:
+        click.echo("interrupted; make demo goes on where this stopped", err=True)
+        sys.exit(130)
+    except DemoError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Our backbone path equals Hugging Face's T5, block by block, and nothing can wake or change it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import T5ForConditionalGeneration
+
+from ladder import BackboneError, load_backbone, load_tokenizer
+from tests import tiny
+from tests.paths import shared
+
+KINDS = {
+    "T5 1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "T5 1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "gated and tied": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True},
+    "deep decoder": {"num_layers": 1, "num_decoder_layers": 4, "d_kv": 16},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    return tiny.make_t5(tmp_path_factory.mktemp("t5") / "model", seed=3, **KINDS[request.param])
+
+
+def padded_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    ids, mask = torch.randint(3, 250, (3, 40)), torch.ones(3, 40, dtype=torch.bool)
+    mask[1, 25:], mask[2, 7:] = False, False
+    return ids.masked_fill(~mask, 0), mask
+
+
+def block_outputs(stack: torch.nn.Module) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    for block in stack.block:
+        block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    return seen
+
+
+def test_taps_and_logits_equal_hugging_face(folder):
+    theirs = T5ForConditionalGeneration.from_pretrained(folder).eval()
+    encoder_seen, decoder_seen = block_outputs(theirs.encoder), block_outputs(theirs.decoder)
+    ours, (ids, mask) = load_backbone(folder), padded_inputs()
+    decoder_ids = torch.randint(3, 250, (3, 9))
+    with torch.no_grad():
+        out = theirs(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=decoder_ids)
+    taps = ours.encode(ids, mask)
+    decoder_taps = ours.decode(decoder_ids, taps.final, mask)
+    real = mask[:, :, None]
+    assert len(taps.blocks) == len(encoder_seen)
+    for tap, expected in zip(taps.blocks, encoder_seen, strict=True):
+        assert_close(tap * real, expected * real, atol=1e-3, rtol=1e-4)
+    for tap, expected in zip(decoder_taps.blocks, decoder_seen, strict=True):
+        assert_close(tap, expected, atol=1e-3, rtol=1e-4)
+    assert_close(ours.logits(decoder_taps.final), out.logits, atol=1e-3, rtol=1e-4)
+
+
+def test_cached_decoding_equals_uncached(folder):
+    backbone, (ids, mask) = load_backbone(folder), padded_inputs()
+    taps, decoder_ids = backbone.encode(ids, mask), torch.randint(3, 250, (3, 8))
+    whole = backbone.decode(decoder_ids, taps.final, mask)
+    cache = backbone.decoder_cache()
+    steps = [backbone.decode(part, taps.final, mask, cache) for part in decoder_ids.split([1, 1, 3, 1, 2], 1)]
+    for layer, expected in enumerate(whole.blocks):
+        assert_close(torch.cat([step.blocks[layer] for step in steps], 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_early_stop_gives_the_same_lower_taps(folder):
+    backbone, (ids, mask) = load_backbone(folder), padded_inputs()
+    full = backbone.encode(ids, mask)
+    for depth in range(len(full.blocks) + 1):
+        some = backbone.encode(ids, mask, depth)
+        assert len(some.blocks) == depth
+        assert (some.final is None) == (depth < len(full.blocks))
+        for ours, expected in zip(some.blocks, full.blocks, strict=False):
+            assert torch.equal(ours, expected)
+
+
+def test_train_cannot_wake_its_dropout(tiny_t5):
+    backbone, (ids, mask) = load_backbone(tiny_t5), padded_inputs()
+    parent = torch.nn.Sequential(backbone)
+    before = backbone.encode(ids, mask).final
+    parent.train()
+    assert not any(module.training for module in backbone.modules())
+    assert torch.equal(backbone.encode(ids, mask).final, before)
+
+
+def test_no_gradient_enters_it(tiny_t5):
+    backbone, (ids, mask) = load_backbone(tiny_t5), padded_inputs()
+    taps = backbone.encode(ids, mask)
+    assert not taps.blocks[0].requires_grad
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    state = taps.final.clone().requires_grad_()
+    backbone.logits(state).sum().backward()
+    assert state.grad is not None
+    assert backbone.head.grad is None
+
+
+def test_logits_of_some_tokens_are_those_of_all(tiny_t5):
+    backbone = load_backbone(tiny_t5)
+    state, tokens = torch.randn(2, 32), torch.tensor([7, 3, 99])
+    assert_close(backbone.logits(state, tokens), backbone.logits(state)[:, tokens])
+
+
+def test_fingerprint_names_weights_and_shape_whatever_the_dtype(tmp_path, tiny_t5):
+    first, again = load_backbone(tiny_t5), load_backbone(tiny_t5, dtype="bfloat16")
+    assert first.fingerprint == again.fingerprint
+    assert again.dtype == torch.bfloat16
+    other = shutil.copytree(tiny_t5, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["encoder.block.0.layer.0.SelfAttention.q.weight"][0, 0] += 1e-3
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert load_backbone(other).fingerprint != first.fingerprint
+
+
+def test_torch_file_loads_as_safetensors_does(tmp_path, tiny_t5):
+    other = shutil.copytree(tiny_t5, tmp_path / "other")
+    torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
+    (other / "model.safetensors").unlink()
+    assert load_backbone(other).fingerprint == load_backbone(tiny_t5).fingerprint
+
+
+def test_sharded_weights_load(tmp_path, tiny_t5):
+    other = shutil.copytree(tiny_t5, tmp_path / "other")
+    weights = list(load_file(other / "model.safetensors").items())
+    (other / "model.safetensors").unlink()
+    save_file(dict(weights[:20]), other / "model-00001-of-00002.safetensors")
+    save_file(dict(weights[20:]), other / "model-00002-of-00002.safetensors")
+    assert load_backbone(other).fingerprint == load_backbone(tiny_t5).fingerprint
+
+
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "does not read as JSON"),
+        (lambda f: change_config(f, model_type="bert"), "model_type 'bert'"),
+        (lambda f: change_config(f, num_layers=5), "lacks"),
+        (lambda f: change_config(f, d_ff=128), "config.json asks for"),
+        (lambda f: change_config(f, vocab_size=5000), "rows"),
+        (lambda f: change_config(f, feed_forward_proj="gated-silu"), "gated-silu"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]), "whole"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 5000), "whole"),
+    ],
+)
+def test_spoilt_folders_say_what_is_wrong(tmp_path, tiny_t5, spoil, message):
+    folder = shutil.copytree(tiny_t5, tmp_path / "spoilt")
+    spoil(folder)
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "nowhere", "no/such-model-anywhere"])
+def test_sources_that_are_not_there(source):
+    with pytest.raises(BackboneError, match="give a"):
+        load_backbone(source)
+
+
+def test_unknown_dtype_lists_the_known(tiny_t5):
+    with pytest.raises(BackboneError, match="bfloat16"):
+        load_backbone(tiny_t5, dtype="int3")
+
+
+def test_folder_without_tokenizer_is_one_clear_error(tmp_path, tiny_t5):
+    other = shutil.copytree(tiny_t5, tmp_path / "other")
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(BackboneError, match="tokenizer"):
+        load_tokenizer(other)
+
+
+def test_tokenizer_cuts_and_always_ends(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    short, long = tokenizer.encode_batch(["ab", "x" * 500], 10)
+    assert short[-1] == long[-1] == 1
+    assert len(short) == 3
+    assert len(long) == 10
+    assert tokenizer.decode(short) == "ab"
+    assert tokenizer.encode_batch([]) == []
+
+
+@pytest.mark.real_weights
+@pytest.mark.slow
+def test_real_backbone_equals_hugging_face():
+    folder = shared("backbones", "flan-t5-small")
+    theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    encoder_seen = block_outputs(theirs.encoder)
+    ours, tokenizer = load_backbone(folder), load_tokenizer(folder)
+    rows = tokenizer.encode_batch(["a gripping film", "The quick brown fox jumps over the lazy dog, twice."])
+    from ladder import run_backbone
+
+    given = run_backbone(ours, rows)
+    ids = torch.zeros(given.taps.mask.shape, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    with torch.no_grad():
+        start = torch.zeros(2, 1, dtype=torch.long)
+        out = theirs(input_ids=ids, attention_mask=given.taps.mask.long(), decoder_input_ids=start)
+    for tap, expected in zip(given.taps.blocks, encoder_seen, strict=True):
+        real = given.taps.mask[:, :, None]
+        assert_close(tap * real, expected * real, atol=1e-2, rtol=1e-4)  # activations reach 10^4
+    assert_close(ours.logits(given.decoder_taps().final), out.logits, atol=1e-3, rtol=1e-4)
