@@ -242,7 +242,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def History(self, request, context):
-        """Who changed what, when and why; newest first.
+        """Who changed what, when and why; oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

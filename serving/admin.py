@@ -87,8 +87,8 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
         commits = await asyncio.to_thread(self._registry.history, request.task or None)
-        newest = commits[::-1][: request.limit or None]
-        return pb.HistoryResponse(commits=map(messages.write_commit, newest))
+        newest = commits[-request.limit :]
+        return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in newest])
 
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
         before: PoolState | None = None

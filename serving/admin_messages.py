@@ -69,12 +69,13 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
     )
 
 
-def write_commit(commit: Commit) -> pb.Commit:
+def write_commit(commit: Commit, task: str) -> pb.Commit:
+    """With the actions about one task only, unless it is empty."""
     return pb.Commit(
         generation=commit.generation,
         time=_timestamp(commit.time),
         change=pb.Change(author=commit.author, message=commit.message),
-        actions=map(_write_action, commit.actions),
+        actions=[_write_action(action) for action in commit.actions if task in ("", action.task)],
     )
 
 

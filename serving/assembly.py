@@ -35,12 +35,12 @@ class Parts:
 
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
-    """Open the registry, load the backbone and all that is published.
+    """Open the registry, or make one where nothing is; load the backbone and all that is published.
 
     Raises:
         RegistryError, BackboneError, StartError.
     """
-    registry = Registry.open(config.registry)
+    registry = Registry.open(config.registry, create=True)
     backbone = _load_backbone(config)
     tokenizer = load_tokenizer(config.backbone)
     pool, engine = SidePool(), Engine(backbone, metrics)

@@ -109,7 +109,7 @@ class Client(_Caller):
         return self._do(calls.task(name), self._settings.timeout)
 
     def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
-        """The registry's commits, newest first; 0 is no limit."""
+        """The registry's commits, or what they did to one task, oldest first; of the newest `limit` only."""
         return self._do(calls.history(task, limit), self._settings.timeout)
 
     def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:

@@ -73,6 +73,10 @@ class RequestConfig:
         _at_least(self, 1, "max_request_rows", "max_request_tasks", "tokenizer_threads")
 
 
+GROUPS = {"batch": BatchConfig, "load": LoadConfig, "request": RequestConfig}
+"""Fields of `ServeConfig` that hold settings of their own, which is also their table in a TOML file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """One serving process."""
@@ -122,19 +126,17 @@ class ServeConfig:
         Raises:
             ConfigError: a name that no setting has, a required one missing, or a value against its rule.
         """
-        groups = {"batch": BatchConfig, "load": LoadConfig, "request": RequestConfig}
-        left = dict(values)
-        made = {name: _make(group, _take(left, group)) for name, group in groups.items()}
-        own = {name: value for name, value in _take(left, cls).items() if name not in groups}
-        if left:
-            raise ConfigError(f"unknown settings {sorted(left)}; known are {', '.join(setting_names())}")
-        return _make(cls, own | made)
+        unknown = sorted(set(values) - set(setting_names()))
+        if unknown:
+            raise ConfigError(f"unknown settings {unknown}; known are {', '.join(setting_names())}")
+        groups = {name: _make(group, _take(values, group)) for name, group in GROUPS.items()}
+        return _make(cls, _take(values, cls) | groups)
 
 
 def setting_names() -> list[str]:
     """Every flat name, in the order of the classes."""
-    own = [each.name for each in fields(ServeConfig) if each.name not in ("batch", "load", "request")]
-    return own + [each.name for group in (BatchConfig, LoadConfig, RequestConfig) for each in fields(group)]
+    own = [each.name for each in fields(ServeConfig) if each.name not in GROUPS]
+    return own + [each.name for group in GROUPS.values() for each in fields(group)]
 
 
 def read_config(
@@ -169,8 +171,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _take(values: dict[str, Any], kind: type) -> dict[str, Any]:
-    return {each.name: values.pop(each.name) for each in fields(kind) if each.name in values}
+def _take(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    return {each.name: values[each.name] for each in fields(kind) if each.name in values}
 
 
 def _make(kind: type, values: dict[str, Any]) -> Any:

@@ -78,16 +78,21 @@ class Undecodable:
 class Gate(ServerInterceptor):
     def __init__(self, drain: Drain) -> None:
         self._drain = drain
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+        """By method: wrapped once."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
+        method = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(OURS):
+        if handler is None or not method.startswith(OURS):
             return handler
-        return self._guarded(handler)
+        return self._handlers.setdefault(method, self._guarded(handler))
 
     def _guarded(self, handler: Any) -> grpc.RpcMethodHandler:
         codecs = {

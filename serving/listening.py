@@ -2,14 +2,18 @@
 
 import errno
 import socket
+import socketserver
 import threading
 from typing import Any
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc.aio
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from serving.errors import ServingError
+
+STOP_POLL_S = 0.05
+"""How soon the metrics' thread sees that it shall end."""
 
 
 class StartError(ServingError):
@@ -42,18 +46,29 @@ class CannotListen(StartError):
         return f"cannot listen on {self.host} port {self.port}: {self.why}; choose another host or port"
 
 
+class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 class MetricsServer:
     """Prometheus's text over HTTP, in threads of its own."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         """Raises PortInUse, CannotListen."""
-        _probe(host, port, "metrics_port")
+        family = _probe(host, port, "metrics_port")
+        kind = type("_OfFamily", (_HttpServer,), {"address_family": family})
         try:
-            started: tuple[WSGIServer, threading.Thread] = start_http_server(port, host, registry)
+            self._server = make_server(host, port, make_wsgi_app(registry), kind, _Silent)
         except OSError as error:
             raise _refusal(error, host, port, "metrics_port") from None
-        self._server, self._thread = started
         self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(STOP_POLL_S,), daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -74,14 +89,18 @@ def take_port(server: grpc.aio.Server, host: str, port: int) -> int:
         raise CannotListen(host, port, str(error).splitlines()[0]) from None
 
 
-def _probe(host: str, port: int, setting: str) -> None:
-    """gRPC tells no cause when it cannot listen, and prints to standard error; so ask the system first."""
+def _probe(host: str, port: int, setting: str) -> int:
+    """Ask the system for the port, and give it back: gRPC would tell no cause, and print to standard error.
+
+    Returns the address family. Raises PortInUse, CannotListen.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
+            return family
     except OSError as error:
         raise _refusal(error, host, port, setting) from None
 

@@ -45,7 +45,7 @@ def place(state: PoolState, name: str, task: TaskState | None, before: TaskState
     loaded = {version for version in versions if (name, version) in state.residents}
     current = {alias: state.aliases[name, alias] for alias in aliases if (name, alias) in state.aliases}
     served = serve(task, loaded, current) if task else {}
-    stay = {*(task.live if task else ())}
+    stay = {*(task.live if task else ()), *served.values()}
     return replace(
         state,
         aliases=_changed(state.aliases, {(name, alias): served.get(alias) for alias in aliases}),

@@ -55,12 +55,18 @@ class Server:
         self._assemble, self._progress = assemble, progress
         self._parts: Parts | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._answering = False
         self._http: MetricsServer | None = None
 
     @property
-    def tasks(self) -> list[str]:
-        """The tasks that can be called now."""
-        return sorted({task for task, _ in self._parts.pool.snapshot().residents}) if self._parts else []
+    def task_count(self) -> int:
+        """Tasks that can be called now."""
+        return len({task for task, _ in self._parts.pool.snapshot().residents}) if self._parts else 0
+
+    @property
+    def generation(self) -> int:
+        """The registry's generation that is served; -1 before there is one."""
+        return self._parts.pool.snapshot().generation if self._parts else -1
 
     async def start(self) -> None:
         """Take the ports, load, answer. Ports that were taken are given back when it fails.
@@ -75,6 +81,7 @@ class Server:
             self._parts = await asyncio.to_thread(self._assemble, self.config, self.metrics, self._on_progress)
             self._open_doors(self._parts)
             await self._require_grpc().start()
+            self._answering = True
         except BaseException:
             await self._close(0)
             raise
@@ -119,6 +126,8 @@ class Server:
 
     async def _close(self, grace_s: float) -> None:
         if self._grpc:
+            if not self._answering:
+                await self._grpc.start()  # one that never started does not give its port back
             await self._grpc.stop(grace_s)
         if self._parts:
             await self._parts.service.close()
@@ -133,10 +142,10 @@ class Server:
         return self._grpc
 
 
-def serve(
+def run_server(
     config: ServeConfig,
-    *,
     on_ready: Callable[[Server], None] | None = None,
+    *,
     assemble: Assemble = assemble,
     progress: Progress | None = None,
 ) -> int:
@@ -148,10 +157,10 @@ def serve(
     Raises:
         what `Server.start` raises.
     """
-    return asyncio.run(_serve(Server(config, assemble, progress), on_ready))
+    return asyncio.run(_run(Server(config, assemble, progress), on_ready))
 
 
-async def _serve(server: Server, on_ready: Callable[[Server], None] | None) -> int:
+async def _run(server: Server, on_ready: Callable[[Server], None] | None) -> int:
     _drain_on_signals(server.drain)
     started = time.monotonic()
     try:

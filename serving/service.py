@@ -9,31 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from ladder.answers import Answer
+from serving.admission import Encoded, Encoder, Ids, Refused, Target, encode, resolve
 from serving.batching import Batcher, within
 from serving.config import RequestConfig
 from serving.engine import EngineRow
 from serving.errors import Draining, InvalidInput, ServingError, TooManyRows
 from serving.metrics import Metrics
-from serving.pool import PoolState, Resident, SidePool
-from serving.prompts import InputRow, Prompt, render_rows
+from serving.pool import PoolState, SidePool
+from serving.prompts import InputRow, Prompt
 from serving.row_queue import Outcome
-from side_registry.errors import RegistryError
 from side_registry.state import TaskState
 from side_registry.task import PRODUCTION, TaskRef, TaskSpec
 
 __all__ = ["InputRow", "PredictService", "Prediction", "Prompt", "TaskInfo"]
-
-Ids = tuple[int, ...]
-Refused = ServingError | RegistryError
-
-
-class Encoder(Protocol):
-    """What the service needs of a tokenizer; called from several threads."""
-
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,33 +56,8 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """One task of a request, found in the pool."""
-
-    resident: Resident
-    alias: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    target: _Target
-    prompts: list[str]
-
-    def encoded(self, ids: Mapping[int, Mapping[str, Ids]]) -> "_Encoded":
-        """With the tokens of its prompts, from `ids` by limit and prompt."""
-        own = ids[self.target.resident.spec.max_source_tokens]
-        return _Encoded(self.target, [own[prompt] for prompt in self.prompts])
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    target: _Target
-    ids: list[Ids]
-
-
-@dataclass(frozen=True, slots=True)
 class _Answered:
-    target: _Target
+    target: Target
     outcomes: list[Outcome]
 
 
@@ -177,7 +142,7 @@ class PredictService:
             self._check_size(len(refs), len(rows))
             self._batcher.admit(len(rows), deadline)
             state = self._pool.snapshot()
-            targets = [_resolve(state, ref) for ref in refs]
+            targets = [resolve(state, ref) for ref in refs]
             async with within(deadline):
                 encoded = await self._encode(targets, rows)
             answered = await self._answer(encoded, deadline)
@@ -220,17 +185,17 @@ class PredictService:
         if tasks * rows > self._config.max_request_rows:
             raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
-    async def _encode(self, targets: Sequence[_Target | Refused], rows: Sequence[InputRow]) -> list[_Encoded | Refused]:
+    async def _encode(self, targets: Sequence[Target | Refused], rows: Sequence[InputRow]) -> list[Encoded | Refused]:
         loop = asyncio.get_running_loop()
         with self._metrics.timed("tokenize"):
-            return await loop.run_in_executor(self._threads, _encode_all, self._tokenizer, targets, rows)
+            return await loop.run_in_executor(self._threads, encode, self._tokenizer, targets, rows)
 
-    async def _answer(self, encoded: Sequence[_Encoded | Refused], deadline: float | None) -> list[_Answered | Refused]:
+    async def _answer(self, encoded: Sequence[Encoded | Refused], deadline: float | None) -> list[_Answered | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and hand each task its outcomes."""
         asked: list[EngineRow] = []
         places: dict[tuple[int, Ids], int] = {}
         for each in encoded:
-            if isinstance(each, _Encoded):
+            if isinstance(each, Encoded):
                 for ids in each.ids:
                     place = places.setdefault((id(each.target.resident), ids), len(asked))
                     if place == len(asked):
@@ -242,37 +207,6 @@ class PredictService:
             else _Answered(each.target, [outcomes[places[id(each.target.resident), ids]] for ids in each.ids])
             for each in encoded
         ]
-
-
-def _resolve(state: PoolState, ref: TaskRef) -> _Target | Refused:
-    try:
-        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
-    except (ServingError, RegistryError) as error:
-        return error
-    return _Target(resident, None if ref.version is not None else ref.alias or PRODUCTION)
-
-
-def _encode_all(
-    tokenizer: Encoder, targets: Sequence[_Target | Refused], rows: Sequence[InputRow]
-) -> list[_Encoded | Refused]:
-    """Render for every task, tokenize each distinct prompt once. Runs on a tokenizer thread."""
-    rendered = [target if isinstance(target, Exception) else _rendered(target, rows) for target in targets]
-    wanted: dict[int, dict[str, None]] = {}
-    for each in rendered:
-        if not isinstance(each, Exception):
-            wanted.setdefault(each.target.resident.spec.max_source_tokens, {}).update(dict.fromkeys(each.prompts))
-    encoded = {
-        limit: dict(zip(prompts, map(tuple, tokenizer.encode_batch(list(prompts), limit)), strict=True))
-        for limit, prompts in wanted.items()
-    }
-    return [each if isinstance(each, Exception) else each.encoded(encoded) for each in rendered]
-
-
-def _rendered(target: _Target, rows: Sequence[InputRow]) -> _Rendered | Refused:
-    try:
-        return _Rendered(target, render_rows(target.resident.spec, rows))
-    except ServingError as error:
-        return error
 
 
 def _prediction(state: PoolState, answered: _Answered | Refused) -> Prediction | Refused:

@@ -1,6 +1,8 @@
 """`sidecast serve`: one process, one backbone, every task of a registry."""
 
 import json
+import logging
+import sys
 from typing import Any
 
 import click
@@ -36,6 +38,9 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     from serving.server import run_server
 
     settings = read_config(flags, file=config)
+    logging.basicConfig(
+        level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
     def ready(server: Any) -> None:
         document = {
@@ -48,4 +53,4 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
         line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
-    run_server(settings, ready)
+    click.get_current_context().exit(run_server(settings, ready))

@@ -65,7 +65,7 @@ def test_cached_decoding_equals_uncached(folder):
     cache = backbone.decoder_cache()
     steps = [backbone.decode(part, taps.final, mask, cache) for part in decoder_ids.split([1, 1, 3, 1, 2], 1)]
     for layer, expected in enumerate(whole.blocks):
-        assert_close(torch.cat([step.blocks[layer] for step in steps], 1), expected, atol=1e-4, rtol=1e-4)
+        assert_close(torch.cat([step.blocks[layer] for step in steps], 1), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_early_stop_gives_the_same_lower_taps(folder):

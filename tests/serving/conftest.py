@@ -1,10 +1,12 @@
 """A tiny random backbone and its tokenizer for all of serving's tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ladder import Backbone, Tokenizer, load_backbone, load_tokenizer
+from tests.serving.doors_kit import Parlour
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +17,10 @@ def backbone(tiny_t5: Path) -> Backbone:
 @pytest.fixture(scope="session")
 def tokenizer(tiny_t5: Path) -> Tokenizer:
     return load_tokenizer(tiny_t5)
+
+
+@pytest.fixture(scope="module")
+def parlour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parlour]:
+    """A server that answers by rule. Shared by a module's tests, which leave it as they found it."""
+    with Parlour(tmp_path_factory.mktemp("parlour")).open() as opened:
+        yield opened

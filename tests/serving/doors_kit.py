@@ -6,7 +6,7 @@ The rule: the longer a text, the surer it is positive. `slow` holds answers back
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,12 @@ from typing import Any, cast
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
 from serving.assembly import Parts
 from serving.config import LoadConfig, ServeConfig
-from serving.errors import IncompatibleSide, ServingError
+from serving.errors import IncompatibleSide, InvalidInput, ServingError
 from serving.metrics import Metrics
 from serving.pool import Resident, SidePool
 from serving.prompts import InputRow, render_rows
 from serving.reconciler import Progress, Reconciler
-from serving.server import Server
+from serving.server import Assemble, Server
 from serving.service import Prediction
 from side_registry import (
     SIDE_NETWORK,
@@ -79,6 +79,8 @@ class RuleService:
         self.deadlines.append(deadline)
         state = self.pool.snapshot()
         resident = state.resolve(task, version=version, alias=alias)
+        if not rows:
+            raise InvalidInput("rows", "there are none")
         prompts = render_rows(resident.spec, rows)
         await self._take_time()
         if task in self.trouble:
@@ -167,31 +169,13 @@ class Parlour:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Parlour"]:
-        """Serve on a thread until the block ends."""
-        loop = self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever)
-        thread.start()
-        try:
-            self.server = in_loop(loop, self._start)
+        """Serve until the block ends."""
+        with serving(self.config, self.assemble) as (self.server, self._loop):
             yield self
-        finally:
-            if self.server:
-                in_loop(loop, self._stop)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
 
     def stop(self, grace_s: float) -> "Future[bool]":
         """Begin to drain."""
         return asyncio.run_coroutine_threadsafe(self.server.stop(grace_s), self._loop)
-
-    async def _start(self) -> Server:
-        server = Server(self.config, self.assemble)
-        await server.start()
-        return server
-
-    async def _stop(self) -> None:
-        await self.server.stop(0.1)
 
     def _load(self, task: str, version: int) -> Resident:
         manifest = self.registry.manifest(task, version)
@@ -203,5 +187,25 @@ class Parlour:
         )
 
 
-def in_loop(loop: asyncio.AbstractEventLoop, make: Callable[[], Any]) -> Any:
-    return asyncio.run_coroutine_threadsafe(make(), loop).result(30)
+@contextlib.contextmanager
+def serving(config: ServeConfig, assemble: Assemble) -> Iterator[tuple[Server, asyncio.AbstractEventLoop]]:
+    """A server on an event loop and a thread of its own, until the block ends."""
+
+    async def start() -> Server:
+        server = Server(config, assemble)
+        await server.start()
+        return server
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+        try:
+            yield server, loop
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(0.1), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

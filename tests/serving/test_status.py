@@ -68,9 +68,7 @@ def test_every_error_has_an_example_here() -> None:
 
 
 @pytest.mark.parametrize(("error", "code", "name"), EXAMPLES, ids=NAMES)
-def test_an_error_has_its_code_and_reaches_the_client_whole(
-    error: Exception, code: grpc.StatusCode, name: str
-) -> None:
+def test_an_error_has_its_code_and_reaches_the_client_whole(error: Exception, code: grpc.StatusCode, name: str) -> None:
     status = status_of(error)
     assert any(kind in CODES for kind in type(error).__mro__)
     assert (code_of(error), status.code) == (code, code.value[0])
@@ -92,7 +90,9 @@ def test_start_errors_pickle(error: StartError) -> None:
 
 
 def test_a_bad_field_is_named() -> None:
-    [violation] = details(status_of(serving.InvalidInput("rows[3].sentence", "is empty")), BadRequest()).field_violations
+    [violation] = details(
+        status_of(serving.InvalidInput("rows[3].sentence", "is empty")), BadRequest()
+    ).field_violations
     assert (violation.field, violation.description) == ("rows[3].sentence", "is empty")
 
 

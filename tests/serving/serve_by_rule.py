@@ -1,0 +1,36 @@
+"""A process that serves by rule until it is signalled: argument, a folder. Not a test: run by some.
+
+Prints a line when it loads and one when it is ready. Answers take SLOW seconds; loading a version takes LOADING.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.server import Server, run_server
+from tests.serving.doors_kit import SST2, Parlour
+
+
+def ready(server: Server) -> None:
+    print(f"ready {server.port} {server.task_count} {server.generation}", flush=True)
+
+
+def main(folder: Path) -> int:
+    parlour = Parlour(folder, [SST2], grace_s=float(os.environ.get("GRACE", "20")))
+    parlour.publish(SST2, 1)
+    parlour.service.slow = float(os.environ.get("SLOW", "0"))
+    load = parlour._load
+
+    def slow_load(task: str, version: int) -> Any:
+        print("loading", flush=True)
+        time.sleep(float(os.environ.get("LOADING", "0")))
+        return load(task, version)
+
+    parlour._load = slow_load  # type: ignore[method-assign]
+    return run_server(parlour.config, ready, assemble=parlour.assemble)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,235 @@
+"""The clients: both answer the same, with typed results and errors, and need no torch."""
+
+import asyncio
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import client_errors as errors
+from serving.client import AsyncClient, Client
+from serving.client_calls import parse_ref
+from serving.client_errors import SidecastError
+from serving.client_results import Classification, Predictions, Prompt, Regression, Text
+from serving.errors import Overloaded
+from tests.serving.doors_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def ask(request: pytest.FixtureRequest, parlour: Parlour) -> Ask:
+    """Calls a client's method by name; the async one on an event loop of its own."""
+    if request.param == "sync":
+
+        def call(method: str, *arguments: Any, **named: Any) -> Any:
+            with Client(parlour.address) as client:
+                return getattr(client, method)(*arguments, **named)
+
+        return call
+
+    async def ask_async(method: str, *arguments: Any, **named: Any) -> Any:
+        async with AsyncClient(parlour.address) as client:
+            return await getattr(client, method)(*arguments, **named)
+
+    return lambda *arguments, **named: asyncio.run(ask_async(*arguments, **named))
+
+
+def test_answers_are_typed_and_ordered(ask: Ask) -> None:
+    found = ask("predict", "sst2", ["short", "x" * 80])
+    assert isinstance(found, Predictions)
+    assert (found.task, found.version, found.generation, found.alias) == ("sst2", 1, 4, "production")
+    assert len(found) == 2
+    expected: Any = rule(SST2, "short")
+    assert found[0] == Classification("negative", expected.score, dict(zip(SST2.labels, expected.scores, strict=True)))
+    assert [answer.label for answer in found] == ["negative", "positive"]  # type: ignore[union-attr]
+    assert found[1:] == found.answers[1:]
+    value = ask("predict", "tweets", ["a"])[0]
+    assert value == Regression(rule(TWEETS, "rate: a").value)  # type: ignore[union-attr]
+    assert ask("predict", "titles", ["a"])[0] == Text("TITLE: A")
+
+
+def test_a_row_is_a_text_or_fields_or_a_prompt(ask: Ask) -> None:
+    found = ask("predict", "titles", ["a", {"body": "b"}, Prompt("c")])
+    assert [answer.text for answer in found] == ["TITLE: A", "TITLE: B", "C"]
+    pair = ask("predict", "rte", [{"sentence1": "a", "sentence2": "b"}])[0]
+    assert list(pair.scores) == list(RTE.labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [("sst2@production", {}), ("sst2", {"alias": "production"}), ("sst2:1", {}), ("sst2", {"version": 1})],
+)
+def test_versions_and_aliases_are_named_either_way(ask: Ask, task: str, how: dict[str, Any]) -> None:
+    found = ask("predict", task, ["a"], **how)
+    assert (found.version, found.alias) == (1, None if "1" in task or "version" in how else "production")
+
+
+def test_many_tasks_each_with_its_own_answer_or_error(ask: Ask) -> None:
+    found = ask("predict_tasks", ["sst2", "titles:1", "nope", "sst2@canary"], ["a", "b"])
+    assert list(found) == ["sst2", "titles:1", "nope", "sst2@canary"]
+    assert [answer.label for answer in found["sst2"]] == ["negative", "negative"]
+    assert found["titles:1"].version == 1
+    assert isinstance(found["nope"], errors.UnknownTaskError)
+    assert isinstance(found["sst2@canary"], errors.UnknownAliasError)
+
+
+def test_tasks_describe_themselves(ask: Ask) -> None:
+    found = ask("task", "tweets")
+    assert (found.spec.kind, found.spec.low, found.spec.high, found.spec.labels) == ("regression", -4, 4, ())
+    assert found.serving == found.aliases == {"production": 1}
+    assert [each.task for each in ask("tasks")] == ["rte", "sst2", "titles", "tweets"]
+    assert ask("task", "titles").spec.max_chars == TITLES.max_chars
+    assert [commit.generation for commit in ask("history", limit=2)] == [3, 4]
+    assert ask("wait_served", 4).served == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("sst3", ["a"]), errors.UnknownTaskError, "did you mean 'sst2'"),
+        (("sst2:7", ["a"]), errors.UnknownVersionError, "no version 7"),
+        (("sst2@x", ["a"]), errors.UnknownAliasError, "its aliases: production"),
+        (("sst2:x", ["a"]), errors.InvalidNameError, "TASK:version"),
+        (("sst2@", ["a"]), errors.InvalidNameError, "alias after the @"),
+        (("sst2", []), errors.InvalidInputError, "rows"),
+        (("sst2", "a gripping film"), errors.InvalidInputError, "rows: must be a list, got one str"),
+        (("sst2", [7]), errors.InvalidInputError, "rows[0]: must be a text"),
+        (("sst2", ["a", "\ud800"]), errors.InvalidInputError, "rows[1]: cannot be sent as text"),
+        (("rte", [{"sentence1": 7}]), errors.InvalidInputError, "rows[0]: cannot be sent as text"),
+        (("rte", [{"sentence1": "a"}]), errors.InvalidInputError, "rows[0].sentence2: is missing"),
+        (("rte", [{"sentence1": "a", "sentence2": "b"}] * 6), errors.TooManyRowsError, "the limit is 5"),
+        (("titles", ["x" * 301]), errors.InvalidInputError, "301 characters"),
+    ],
+)
+def test_errors_are_typed_exceptions(ask: Ask, arguments: Any, error: type[SidecastError], says: str) -> None:
+    with pytest.raises(error) as caught:
+        ask("predict", *arguments)
+    assert says in str(caught.value)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copy), str(copy), copy.fields) == (error, str(caught.value), caught.value.fields)
+
+
+def test_only_one_of_version_and_alias(ask: Ask) -> None:
+    for task, how in (("sst2:1", {"version": 1}), ("sst2", {"version": 1, "alias": "x"}), ("sst2@x", {"version": 1})):
+        with pytest.raises(errors.InvalidInputError, match="one version or one alias"):
+            ask("predict", task, ["a"], **how)
+
+
+def test_a_reference_is_split_once() -> None:
+    assert parse_ref("a@b:1").alias == "b:1"
+    assert parse_ref("a").WhichOneof("which") is None
+
+
+def test_a_timeout_passes(ask: Ask, parlour: Parlour) -> None:
+    parlour.service.slow = 30.0
+    try:
+        with pytest.raises(errors.DeadlineExceededError):
+            ask("predict", "sst2", ["a"], timeout=0.1)
+    finally:
+        parlour.service.slow = 0.0
+
+
+def test_a_shed_call_says_when_to_come_back(ask: Ask, parlour: Parlour) -> None:
+    parlour.service.trouble["sst2"] = Overloaded(9, 8, 0.5)
+    try:
+        with pytest.raises(errors.OverloadedError) as caught:
+            ask("predict", "sst2", ["a"])
+    finally:
+        parlour.service.trouble.clear()
+    assert caught.value.retry_after_s == 0.5
+    assert caught.value.fields == {"queued": "9", "limit": "8", "retry_after_s": "0.5"}
+
+
+def test_ready_tells_and_waits(ask: Ask) -> None:
+    assert ask("ready") is True
+    with Client("127.0.0.1:1") as nobody:
+        start = time.monotonic()
+        assert nobody.ready(0.2) is False
+        assert time.monotonic() - start < 5
+
+
+def test_nobody_there_is_an_error_that_names_the_address() -> None:
+    with Client("127.0.0.1:1", retry=False) as client, pytest.raises(errors.UnreachableError, match=r"127\.0\.0\.1:1"):
+        client.predict("sst2", ["a"])
+
+
+def test_a_server_that_is_no_sidecast_is_unsupported(parlour: Parlour) -> None:
+    with Client(f"127.0.0.1:{parlour.server.metrics_port}", retry=False) as client, pytest.raises(SidecastError):
+        client.predict("sst2", ["a"], timeout=2)
+
+
+def test_a_call_is_retried_until_the_server_is_there(tmp_path: Path) -> None:
+    with Parlour(tmp_path).open() as before:
+        port = before.server.port
+    parlour, up = Parlour(tmp_path, [], port=port), threading.Event()
+
+    def serve() -> None:
+        time.sleep(0.15)
+        with parlour.open():
+            up.wait(20)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            assert client.predict("sst2", ["a"]).version == 1
+    finally:
+        up.set()
+        thread.join()
+
+
+def test_a_message_that_is_too_large_says_what_to_do(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [SST2], max_message_bytes=10_000).open() as parlour, Client(parlour.address) as client:
+        with pytest.raises(errors.MessageTooLargeError, match="send fewer rows"):
+            client.predict("sst2", ["x" * 11_000])
+        assert client.predict("sst2", ["x" * 9_000]).version == 1
+
+
+def test_clients_and_results_pickle(parlour: Parlour) -> None:
+    with Client(parlour.address, timeout=7) as client, pickle.loads(pickle.dumps(client)) as copy:
+        found = copy.predict("sst2", ["a"])
+        assert found == client.predict("sst2", ["a"])
+        assert pickle.loads(pickle.dumps(found)) == found
+        assert pickle.loads(pickle.dumps(client.task("sst2"))) == client.task("sst2")
+        assert repr(copy) == repr(client)
+    again = pickle.loads(pickle.dumps(AsyncClient(parlour.address)))
+    assert asyncio.run(again.ready())
+
+
+def test_an_address_without_a_port_means_the_default_one() -> None:
+    with Client("localhost") as client:
+        assert "localhost:8001" in repr(client)
+
+
+def test_threads_may_share_a_client(parlour: Parlour) -> None:
+    with Client(parlour.address) as client:
+        seen: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: seen.append(len(client.predict("sst2", ["a"] * 3)))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == [3] * 8
+
+
+def test_a_client_needs_neither_torch_nor_a_registry() -> None:
+    code = "import sys, sidecast; sidecast.Client, sidecast.AsyncClient; import serving.client; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert not loaded & {"torch", "transformers", "obstore", "pydantic", "numpy", "side_registry", "ladder"}
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert methods(Client) == methods(AsyncClient)

@@ -1,0 +1,50 @@
+"""Every error pickles with its fields, and has a stable reason of its own."""
+
+import pickle
+
+import pytest
+
+from serving import errors
+
+EXAMPLES = [
+    errors.InvalidInput("rows[3].sentence", "is empty"),
+    errors.TooManyRows(2000, 1024),
+    errors.NotLoaded("sst2", 3, "it is still loading"),
+    errors.Overloaded(100, 90, 0.25),
+    errors.Draining(),
+    errors.DeadlineExpired(),
+    errors.Cancelled(),
+    errors.SideFailed("sst2", 3, "NaN"),
+    errors.IncompatibleSide("sst2", "t5-small", "t5-base"),
+    errors.CorruptSide("sst2", 3, "bits flipped", transient=True),
+    errors.SideTooLarge("sst2", 3, 2_000_000, 1_000_000),
+    errors.GoldenMismatch("sst2", 3, 0, "label 'a' instead of 'b'"),
+    errors.LoadFailed("sst2", 3, "connection refused", transient=True),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_it_pickles_with_its_fields_and_message(error: errors.ServingError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.fields) == (str(error), error.fields)
+    assert str(error)
+
+
+def test_reasons_are_stable_words_and_none_is_shared() -> None:
+    reasons = [type(error).reason for error in EXAMPLES]
+    assert len(set(reasons)) == len(reasons)
+    assert all(reason.isupper() and reason.replace("_", "").isalpha() for reason in reasons)
+
+
+def test_each_kind_of_error_is_among_the_examples() -> None:
+    def leaves(kind: type) -> set[type]:
+        below = kind.__subclasses__()
+        return set().union(*map(leaves, below)) if below else {kind}
+
+    ours = {kind for kind in leaves(errors.ServingError) if kind.__module__ == errors.__name__}
+    assert ours == {type(error) for error in EXAMPLES}
+
+
+def test_fields_are_text_by_name() -> None:
+    assert errors.Overloaded(100, 90, 0.25).fields == {"queued": "100", "limit": "90", "retry_after_s": "0.25"}

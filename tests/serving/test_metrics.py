@@ -1,0 +1,44 @@
+"""Metrics keep their labels bounded: nothing that a caller made up becomes one."""
+
+from prometheus_client import generate_latest
+
+from serving.metrics import Metrics
+
+
+def test_only_tasks_of_the_registry_become_labels() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+    metrics.request("sst2", 3, "OK", 0.1)
+    metrics.request("'; drop table", 3, "NOT_FOUND", 0.1)
+    metrics.request(None, None, "INVALID_ARGUMENT")
+    metrics.load_failure("made-up", "CORRUPT_SIDE")
+    text = generate_latest(metrics.registry).decode()
+    assert 'sidecast_requests_total{code="OK",task="sst2",version="3"} 1.0' in text
+    assert 'sidecast_requests_total{code="NOT_FOUND",task="unknown",version="unknown"} 1.0' in text
+    assert 'sidecast_request_seconds_count{task="sst2"} 1.0' in text
+    assert "drop table" not in text
+    assert "made-up" not in text
+
+
+def test_a_task_that_is_gone_takes_its_series_along() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2", "cola"])
+    for task in ("sst2", "cola"):
+        metrics.request(task, 1, "OK", 0.1)
+        metrics.load_failure(task, "CORRUPT_SIDE")
+    metrics.know(["cola"])
+    text = generate_latest(metrics.registry).decode()
+    assert "sst2" not in text
+    assert 'task="cola"' in text
+
+
+def test_every_stage_is_there_from_the_start() -> None:
+    text = generate_latest(Metrics().registry).decode()
+    for stage in ("queue", "tokenize", "backbone", "side", "decode"):
+        assert f'sidecast_stage_seconds_count{{stage="{stage}"}} 0.0' in text
+
+
+def test_two_servers_in_one_process_do_not_share_metrics() -> None:
+    first, second = Metrics(), Metrics()
+    first.shed_requests.inc()
+    assert second.registry.get_sample_value("sidecast_shed_requests_total") == 0

@@ -1,0 +1,237 @@
+"""From the first port to the last answer: ports, readiness, health, reflection, draining, signals."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from protos import open_inference_pb2 as oip
+from protos import open_inference_pb2_grpc
+from serving import client_errors as errors
+from serving.client import Client
+from serving.listening import CannotListen, PortInUse
+from serving.server import Server
+from side_registry import RegistryNotFound
+from tests.serving.doors_kit import SST2, TITLES, Parlour
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def must_not_assemble(*_: Any) -> Any:
+    raise AssertionError("loaded before the ports were taken")
+
+
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+async def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path: Path, taken: int, setting: str) -> None:
+    server = Server(Parlour(tmp_path, [], **{setting: taken}).config, must_not_assemble)
+    with pytest.raises(PortInUse) as caught:
+        await server.start()
+    assert (caught.value.port, caught.value.setting) == (taken, setting)
+    assert str(taken) in str(caught.value)
+
+
+def test_two_servers_never_share_a_port(parlour: Parlour, tmp_path: Path) -> None:
+    with pytest.raises(PortInUse), Parlour(tmp_path, [], port=parlour.server.port).open():
+        pass
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+async def test_an_address_that_is_not_ours_is_told(tmp_path: Path, host: str) -> None:
+    with pytest.raises(CannotListen, match=host):
+        await Server(Parlour(tmp_path, [], host=host).config, must_not_assemble).start()
+
+
+async def test_a_failed_start_gives_its_ports_back(tmp_path: Path) -> None:
+    def fail(*_: Any) -> Any:
+        raise RegistryNotFound("nowhere")
+
+    server = Server(Parlour(tmp_path, []).config, fail)
+    with pytest.raises(RegistryNotFound):
+        await server.start()
+    for port in (server.port, server.metrics_port):
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+def test_health_is_told_overall_per_service_and_per_task(tmp_path: Path) -> None:
+    parlour = Parlour(tmp_path, [SST2])
+    parlour.publish(TITLES, backbone="other")
+    with parlour.open(), grpc.insecure_channel(parlour.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        names = ["", "inference.GRPCInferenceService", "sidecast.v1.Sidecast", "sidecast.v1.Admin", "sst2", "titles"]
+        found = [stub.Check(health_pb2.HealthCheckRequest(service=name)).status for name in names]
+        assert found == [SERVING] * 5 + [NOT_SERVING]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="nope"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_health_can_be_watched_by_many_from_before_a_task_is_there(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [SST2]).open() as parlour, grpc.insecure_channel(parlour.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="titles")
+        first, second = stub.Watch(request), stub.Watch(request)
+        assert [next(first).status, next(second).status] == [UNKNOWN] * 2
+        first.cancel()
+        parlour.publish(TITLES)
+        assert next(second).status == SERVING
+        parlour.registry.delete_task("titles")
+        assert next(second).status == UNKNOWN
+        second.cancel()
+
+
+def test_reflection_lists_every_service(parlour: Parlour) -> None:
+    with grpc.insecure_channel(parlour.address) as channel:
+        names = ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert {"inference.GRPCInferenceService", "sidecast.v1.Sidecast", "sidecast.v1.Admin"} <= set(names)
+    assert "grpc.health.v1.Health" in names
+
+
+def test_metrics_are_served_over_http(parlour: Parlour) -> None:
+    with Client(parlour.address) as client:
+        client.predict("sst2", ["a"])
+    url = f"http://127.0.0.1:{parlour.server.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as response:
+        text = response.read().decode()
+    assert 'sidecast_requests_total{code="OK",task="sst2",version="1"}' in text
+    assert "sidecast_generation_served 4.0" in text
+
+
+def test_draining_finishes_what_is_begun_and_refuses_what_is_new(tmp_path: Path) -> None:
+    with Parlour(tmp_path).open() as parlour, contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(parlour.address, retry=False))
+        channel = stack.enter_context(grpc.insecure_channel(parlour.address))
+        health, tensors = health_pb2_grpc.HealthStub(channel), open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == SERVING
+        events = client.watch()
+        next(events)
+
+        parlour.service.slow = 0.6
+        begun: list[Any] = []
+        caller = threading.Thread(target=lambda: begun.append(client.predict("sst2", ["begun"])))
+        caller.start()
+        while not parlour.server.drain.in_flight:
+            time.sleep(0.01)
+        stopped = parlour.stop(grace_s=10)
+
+        assert next(watch).status == NOT_SERVING
+        with pytest.raises(errors.DrainingError):
+            client.predict("sst2", ["new"])
+        with pytest.raises(grpc.RpcError, match="shutting down"):
+            tensors.ModelInfer(oip.ModelInferRequest(model_name="sst2"))
+        with pytest.raises(errors.DrainingError):
+            list(events)
+        assert health.Check(health_pb2.HealthCheckRequest(service="sst2")).status == NOT_SERVING
+        caller.join()
+        assert [each.version for each in begun] == [1]
+        assert stopped.result(5) is True
+        with pytest.raises(errors.UnreachableError):
+            client.predict("sst2", ["after"])
+
+
+def test_what_does_not_finish_in_time_is_cut_off(tmp_path: Path) -> None:
+    with Parlour(tmp_path).open() as parlour, Client(parlour.address, retry=False) as client:
+        parlour.service.slow = 60.0
+        failed: list[Exception] = []
+
+        def call() -> None:
+            try:
+                client.predict("sst2", ["slow"])
+            except errors.SidecastError as error:
+                failed.append(error)
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        while not parlour.server.drain.in_flight:
+            time.sleep(0.01)
+        assert parlour.stop(grace_s=0.1).result(5) is False
+        caller.join(5)
+        assert len(failed) == 1
+        assert parlour.service.cancelled.is_set()
+
+
+@contextlib.contextmanager
+def process(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    script = Path(__file__).with_name("serve_by_rule.py")
+    root = Path(__file__).parents[2]
+    child = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | environment,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def read_ready(child: subprocess.Popen[str]) -> int:
+    assert child.stdout
+    for line in child.stdout:
+        if line.startswith("ready"):
+            assert line.split()[2:] == ["1", "2"]
+            return int(line.split()[1])
+    raise AssertionError("never ready")
+
+
+async def test_sigterm_lets_calls_finish_and_exits_with_0(tmp_path: Path) -> None:
+    with process(tmp_path, SLOW="0.5") as child:
+        port = await asyncio.to_thread(read_ready, child)
+        with Client(f"127.0.0.1:{port}") as client:
+            call = asyncio.create_task(asyncio.to_thread(client.predict, "sst2", ["a"]))
+            await asyncio.sleep(0.2)
+            child.send_signal(signal.SIGTERM)
+            assert (await call).version == 1
+        assert await asyncio.to_thread(child.wait, 10) == 0
+        assert child.stderr
+        assert "Traceback" not in child.stderr.read()
+
+
+async def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    with process(tmp_path, SLOW="60") as child:
+        port = await asyncio.to_thread(read_ready, child)
+        with Client(f"127.0.0.1:{port}", retry=False) as client:
+            call = asyncio.create_task(asyncio.to_thread(client.predict, "sst2", ["a"]))
+            await asyncio.sleep(0.2)
+            child.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.3)
+            assert child.poll() is None
+            child.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(child.wait, 5) == 128 + signal.SIGINT
+            with pytest.raises(errors.UnavailableError):
+                await call
+
+
+async def test_sigterm_while_loading_exits_with_0_before_the_next_load(tmp_path: Path) -> None:
+    with process(tmp_path, LOADING="0.5") as child:
+        assert child.stdout
+        assert await asyncio.to_thread(child.stdout.readline) == "loading\n"
+        child.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(child.wait, 10) == 0
+        assert "ready" not in child.stdout.read()

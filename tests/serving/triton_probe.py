@@ -1,0 +1,97 @@
+"""Calls a server with tritonclient in every way and prints what it saw, as JSON. Not a test: run by one.
+
+The server has the tasks of doors_kit.
+"""
+
+import asyncio
+import json
+import queue
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+TEXTS = ["a gripping film", "x" * 90]
+
+
+def tensor(name: str, texts: list[str], kind: Any = triton.InferInput) -> Any:
+    array = np.array([text.encode() for text in texts], dtype=object)
+    made = kind(name, list(array.shape), "BYTES")
+    made.set_data_from_numpy(array)
+    return made
+
+
+def read(result: Any) -> dict[str, Any]:
+    label, score, scores = (result.as_numpy(name) for name in ("label", "score", "scores"))
+    response = result.get_response()
+    return {
+        "id": response.id,
+        "version": response.model_version,
+        "label": [each.decode() for each in label],
+        "score": score.tolist(),
+        "scores": scores.tolist(),
+    }
+
+
+def refusal(call: Callable[[], Any]) -> list[str]:
+    try:
+        call()
+    except InferenceServerException as error:
+        return [str(error.status()), str(error.message())]
+    return ["OK", ""]
+
+
+async def ask_async(address: str) -> dict[str, Any]:
+    async with triton_aio.InferenceServerClient(address) as client:
+        result = await client.infer("sst2", [tensor("sentence", TEXTS, triton_aio.InferInput)], request_id="7")
+    return read(result)
+
+
+def ask_by_callback(client: triton.InferenceServerClient) -> dict[str, Any]:
+    answers: queue.Queue[Any] = queue.Queue()
+    client.async_infer(
+        "sst2", [tensor("sentence", TEXTS)], lambda result, error: answers.put(result or error), request_id="7"
+    )
+    return read(answers.get(timeout=10))
+
+
+def refusals(client: triton.InferenceServerClient) -> dict[str, list[str]]:
+    wrong = triton.InferInput("sentence", [1], "FP32")
+    wrong.set_data_from_numpy(np.zeros(1, np.float32))
+    return {
+        "config": refusal(lambda: client.get_model_config("sst2")),
+        "datatype": refusal(lambda: client.infer("sst2", [wrong])),
+        "task": refusal(lambda: client.infer("sst3", [tensor("sentence", TEXTS)])),
+        "unload": refusal(lambda: client.unload_model("sst2")),
+    }
+
+
+def main(address: str) -> None:
+    client = triton.InferenceServerClient(address)
+    timed = {"request_id": "7", "timeout": 5_000_000, "priority": 1, "client_timeout": 10.0}
+    only = client.infer("sst2", [tensor("sentence", TEXTS)], outputs=[triton.InferRequestedOutput("score")])
+    squeezed = client.infer("titles", [tensor("body", ["about", "über"])], compression_algorithm="gzip")
+    client.load_model("sst2")
+    seen = {
+        "sync": read(client.infer("sst2", [tensor("sentence", TEXTS)], model_version="production", **timed)),
+        "async": asyncio.run(ask_async(address)),
+        "callback": ask_by_callback(client),
+        "score only": [[each.name for each in only.get_response().outputs], only.as_numpy("score").tolist()],
+        "text": [each.decode() for each in squeezed.as_numpy("text")],
+        "live": [client.is_server_live(), client.is_model_ready("sst2"), client.is_model_ready("nope")],
+        "ready": [client.is_server_ready(), client.is_model_ready("sst2", "1"), client.is_model_ready("sst2", "2")],
+        "metadata": client.get_model_metadata("sst2", as_json=True),
+        "server": client.get_server_metadata(as_json=True),
+        "index": client.get_model_repository_index(as_json=True),
+        "errors": refusals(client),
+    }
+    client.close()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
