@@ -111,9 +111,9 @@ def _generate(
         assert isinstance(group.answerer, Generate)
         taps = given.select(group.inputs).taps
         segments.append(Segment(side=group.side, taps=taps, limit=group.answerer.max_new_tokens))
-    for group, tokens in zip(groups, greedy(backbone, segments), strict=True):
+    for group, decoded in zip(groups, greedy(backbone, segments), strict=True):
         assert isinstance(group.answerer, Generate)
-        _place(results, group, group.answerer.finish(tokens, len(group.places)))
+        _place(results, group, group.answerer.finish(decoded))
 
 
 def _place(results: list[Answer | Exception], group: _Group, answers: Sequence[Answer | Exception]) -> None:

@@ -104,14 +104,12 @@ class Generate:
 
     def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
         segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens)
-        [tokens] = greedy(given.backbone, [segment])
-        return self.finish(tokens, given.rows)
+        [rows] = greedy(given.backbone, [segment])
+        return self.finish(rows)
 
-    def finish(self, tokens: "list[tuple[int, ...]] | Exception", rows: int) -> list[Answer | Exception]:
-        """Answers from one segment's decoded tokens, or its failure for each of `rows`."""
-        if isinstance(tokens, Exception):
-            return [tokens] * rows
-        return [TextAnswer(text=self.decode(row), tokens=row) for row in tokens]
+    def finish(self, rows: Sequence[tuple[int, ...] | Exception]) -> list[Answer | Exception]:
+        """Answers from one segment's decoded tokens; a row that failed stays its exception."""
+        return [r if isinstance(r, Exception) else TextAnswer(text=self.decode(r), tokens=r) for r in rows]
 
 
 Answerer = Classify | Regress | Generate

@@ -39,15 +39,16 @@ def load_side(
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as opened:
+            names = list(opened.keys())
             config = _read_config(path, opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            _check_shapes(path, {name: tuple(opened.get_slice(name).get_shape()) for name in names}, config, backbone)
+            tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
-    try:
-        side = SideNetwork(config, backbone)
-    except SideConfigError as error:
-        raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
-    _check(path, tensors, side)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
+    side = SideNetwork(config, backbone)
     side.load_state_dict(tensors)
     return side.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
@@ -68,16 +69,18 @@ def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
         raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
 
 
-def _check(path: Path, tensors: dict[str, torch.Tensor], side: SideNetwork) -> None:
-    expected = side.state_dict()
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+def _check_shapes(path: Path, found: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig) -> None:
+    """Compare the file's header with what its settings call for, before memory is taken for either."""
+    try:
+        with torch.device("meta"):
+            needed = {name: tuple(t.shape) for name, t in SideNetwork(config, backbone).state_dict().items()}
+    except (SideConfigError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
+    missing, extra = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
     if missing or extra:
         raise CheckpointError(
             f"{path.name} does not fit its own settings: lacks {missing[:3]}, has unknown {extra[:3]}"
         )
-    for name, tensor in tensors.items():
-        found, needed = tuple(tensor.shape), tuple(expected[name].shape)
-        if found != needed:
-            raise CheckpointError(f"{path.name}: {name} has shape {found}, this backbone needs {needed}")
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
+    for name, shape in found.items():
+        if shape != needed[name]:
+            raise CheckpointError(f"{path.name}: {name} has shape {shape}, this backbone needs {needed[name]}")

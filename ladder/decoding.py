@@ -28,14 +28,20 @@ class Segment:
     memory: Tensor = field(init=False)
     cache: DecoderCache = field(init=False)
     failure: Exception | None = field(init=False, default=None)
+    """Why all of its rows failed."""
+    broken: Tensor = field(init=False)
+    """(rows,) bool: those whose logits were not finite."""
+
+    def __post_init__(self) -> None:
+        self.broken = torch.zeros(len(self.taps.mask), dtype=torch.bool, device=self.taps.mask.device)
 
 
 @torch.inference_mode()
-def greedy(backbone: Backbone, segments: list[Segment]) -> list[list[Tokens] | Exception]:
+def greedy(backbone: Backbone, segments: list[Segment]) -> list[list[Tokens | Exception]]:
     """Decode every row of every segment until its end token or its segment's limit.
 
     Returns:
-        For each segment, its rows' tokens without start and end tokens, or why that segment failed.
+        For each segment, its rows' tokens without start and end tokens; an exception in place of a row that failed.
     """
     finals = [segment.taps.final for segment in segments]
     final = torch.cat([tensor for tensor in finals if tensor is not None])
@@ -51,7 +57,7 @@ def greedy(backbone: Backbone, segments: list[Segment]) -> list[list[Tokens] | E
         following = _next_tokens(backbone, segments, taps).masked_fill(done, config.pad_token_id)
         said.append(following)
         done = done | (following == config.eos_token_id) | (limits <= len(said))
-        done = done | _failed_rows(segments, mask.device)
+        done = done | _failed_rows(segments)
         tokens = following[:, None]
     steps = torch.stack(said, 1).tolist() if said else [[] for _ in range(len(mask))]
     return _collect(segments, steps, config.eos_token_id)
@@ -88,8 +94,7 @@ def _next_tokens(backbone: Backbone, segments: list[Segment], taps: Taps) -> Ten
 def _step(segment: Segment, backbone: Backbone, taps: Taps) -> Tensor:
     state = segment.side.decode(taps, segment.memory, segment.taps.mask, segment.cache)
     logits = backbone.logits(state[:, -1])
-    if not bool(torch.isfinite(logits).all()):
-        raise NotFiniteError("the side network's logits are not finite numbers")
+    segment.broken |= ~torch.isfinite(logits).all(-1)
     return logits.argmax(-1)
 
 
@@ -102,17 +107,23 @@ def _slice(taps: Taps, rows: slice) -> Taps:
     )
 
 
-def _failed_rows(segments: list[Segment], device: torch.device) -> Tensor:
-    flags = [torch.full((len(s.taps.mask),), s.failure is not None, device=device) for s in segments]
-    return torch.cat(flags)
+def _failed_rows(segments: list[Segment]) -> Tensor:
+    return torch.cat([segment.broken | (segment.failure is not None) for segment in segments])
 
 
-def _collect(segments: list[Segment], steps: list[list[int]], eos: int) -> list[list[Tokens] | Exception]:
-    results: list[list[Tokens] | Exception] = []
+def _collect(segments: list[Segment], steps: list[list[int]], eos: int) -> list[list[Tokens | Exception]]:
+    results: list[list[Tokens | Exception]] = []
     start = 0
     for segment in segments:
         rows = steps[start : start + len(segment.taps.mask)]
         start += len(rows)
-        cut = [row[: min(row.index(eos) if eos in row else segment.limit, segment.limit)] for row in rows]
-        results.append(segment.failure or [tuple(row) for row in cut])
+        results.append([_row(segment, place, row, eos) for place, row in enumerate(rows)])
     return results
+
+
+def _row(segment: Segment, place: int, tokens: list[int], eos: int) -> Tokens | Exception:
+    if segment.failure is not None:
+        return segment.failure
+    if bool(segment.broken[place]):
+        return NotFiniteError("the side network's logits are not finite numbers")
+    return tuple(tokens[: min(tokens.index(eos) if eos in tokens else segment.limit, segment.limit)])

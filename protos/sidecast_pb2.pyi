@@ -302,7 +302,7 @@ class TaskInfo(_message.Message):
     def __init__(self, task: _Optional[str] = ..., spec: _Optional[_Union[TaskSpec, _Mapping]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
 class TaskSpec(_message.Message):
-    __slots__ = ("kind", "template", "fields", "labels", "low", "high", "max_rows", "max_chars", "max_source_tokens", "max_new_tokens", "description")
+    __slots__ = ("kind", "template", "fields", "labels", "low", "high", "max_rows", "max_chars", "max_source_tokens", "max_new_tokens", "description", "target", "metric")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +314,8 @@ class TaskSpec(_message.Message):
     MAX_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     kind: str
     template: str
     fields: _containers.RepeatedScalarFieldContainer[str]
@@ -325,7 +327,9 @@ class TaskSpec(_message.Message):
     max_source_tokens: int
     max_new_tokens: int
     description: str
-    def __init__(self, kind: _Optional[str] = ..., template: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., max_rows: _Optional[int] = ..., max_chars: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., description: _Optional[str] = ...) -> None: ...
+    target: str
+    metric: str
+    def __init__(self, kind: _Optional[str] = ..., template: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., max_rows: _Optional[int] = ..., max_chars: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., description: _Optional[str] = ..., target: _Optional[str] = ..., metric: _Optional[str] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("alias", "route", "serving")

@@ -66,6 +66,8 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
         max_source_tokens=spec.max_source_tokens,
         max_new_tokens=spec.max_new_tokens,
         description=spec.description,
+        target=spec.target,
+        metric=spec.metric,
     )
 
 

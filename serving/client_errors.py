@@ -4,7 +4,8 @@
       NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError
       InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidArtifactError,
                                  MessageTooLargeError
-      RefusedError               IncompatibleSideError, VersionInUseError, NothingToRollBackError
+      RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
+                                 NothingToRollBackError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
       OverloadedError            shed; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
@@ -99,6 +100,12 @@ class IncompatibleSideError(RefusedError):
     default_reason = "INCOMPATIBLE_SIDE"
 
 
+class VersionRefusedError(RefusedError):
+    """The server looked at the version and does not serve it."""
+
+    default_reason = "VERSION_REFUSED"
+
+
 class VersionInUseError(RefusedError):
     default_reason = "VERSION_IN_USE"
 
@@ -166,6 +173,7 @@ BY_REASON: Mapping[str, type[SidecastError]] = {
         InvalidNameError,
         InvalidArtifactError,
         IncompatibleSideError,
+        VersionRefusedError,
         VersionInUseError,
         NothingToRollBackError,
         NotLoadedError,

@@ -58,6 +58,8 @@ def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:
         max_source_tokens=spec.max_source_tokens,
         max_new_tokens=spec.max_new_tokens,
         description=spec.description,
+        target=spec.target,
+        metric=spec.metric,
     )
 
 

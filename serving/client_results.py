@@ -79,6 +79,10 @@ class TaskSpec:
     max_source_tokens: int
     max_new_tokens: int
     description: str
+    target: str
+    """The column of data files that holds the expected answer."""
+    metric: str
+    """What evaluation reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

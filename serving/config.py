@@ -73,6 +73,9 @@ class RequestConfig:
         _at_least(self, 1, "max_request_rows", "max_request_tasks", "tokenizer_threads")
 
 
+REQUIRED = ("backbone", "registry")
+"""Flat names that have no default."""
+
 GROUPS = {"batch": BatchConfig, "load": LoadConfig, "request": RequestConfig}
 """Fields of `ServeConfig` that hold settings of their own, which is also their table in a TOML file."""
 
@@ -129,6 +132,10 @@ class ServeConfig:
         unknown = sorted(set(values) - set(setting_names()))
         if unknown:
             raise ConfigError(f"unknown settings {unknown}; known are {', '.join(setting_names())}")
+        missing = [name for name in REQUIRED if name not in values]
+        if missing:
+            how = f"as an option, as {PREFIX}{missing[0].upper()} or in the config file"
+            raise ConfigError(f"{' and '.join(missing)} must be given, {how}")
         groups = {name: _make(group, _take(values, group)) for name, group in GROUPS.items()}
         return _make(cls, _take(values, cls) | groups)
 
@@ -177,10 +184,7 @@ def _take(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def _make(kind: type, values: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
-    try:
-        return kind(**{name: _as(name, value, hints[name]) for name, value in values.items()})
-    except TypeError as error:
-        raise ConfigError(f"settings are incomplete: {error}") from None
+    return kind(**{name: _as(name, value, hints[name]) for name, value in values.items()})
 
 
 def _as(name: str, value: Any, kind: type) -> Any:

@@ -7,7 +7,7 @@ stable `reason`. Unknown tasks, versions and aliases are the registry's errors (
       RequestError        the caller's doing
         InvalidInput, TooManyRows
       NotServed           the server cannot answer now
-        NotLoaded, Overloaded, Draining
+        NotLoaded (VersionRefused), Overloaded, Draining
       DeadlineExpired, Cancelled
       SideFailed          one side network raised or answered NaN
       LoadError           a version that this server refuses to load
@@ -73,6 +73,12 @@ class NotLoaded(NotServed):
 
     def __str__(self) -> str:
         return f"{self.task}:{self.version} is not loaded on this server: {self.why}"
+
+
+class VersionRefused(NotLoaded):
+    """This server looked at the version and does not serve it: trying again does not help."""
+
+    reason = "VERSION_REFUSED"
 
 
 class Overloaded(NotServed):

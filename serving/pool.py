@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from serving.errors import NotLoaded
+from serving.errors import NotLoaded, VersionRefused
 from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion
 from side_registry.task import PRODUCTION, TaskSpec
 
@@ -79,7 +79,7 @@ class PoolState:
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias: not in the registry, or retired.
-            NotLoaded: in the registry, but not on this server; says why.
+            NotLoaded: in the registry, but not on this server, not yet or (VersionRefused) not at all; says why.
         """
         state = self.task_state(task)
         if version is not None:
@@ -91,7 +91,7 @@ class PoolState:
         if alias not in state.aliases:
             raise UnknownAlias(task, alias, tuple(state.aliases))
         newest = state.aliases[alias][-1]
-        raise NotLoaded(task, newest, self.why_not(task, newest))
+        raise self._not_loaded(task, newest)
 
     def task_state(self, task: str) -> TaskState:
         """Raises UnknownTask."""
@@ -100,9 +100,11 @@ class PoolState:
             raise UnknownTask(task, tuple(self.tasks))
         return state
 
-    def why_not(self, task: str, version: int) -> str:
+    def _not_loaded(self, task: str, version: int) -> NotLoaded:
         failure = self.failed.get((task, version))
-        return failure.why if failure else "it is still loading"
+        if failure is None:
+            return NotLoaded(task, version, "it is still loading")
+        return (NotLoaded if failure.transient else VersionRefused)(task, version, failure.why)
 
     def _pinned(self, state: TaskState, version: int) -> Resident:
         found = state.versions.get(version)
@@ -111,7 +113,7 @@ class PoolState:
             raise UnknownVersion(state.name, version, known, retired=found is not None)
         resident = self.residents.get((state.name, version))
         if resident is None:
-            raise NotLoaded(state.name, version, self.why_not(state.name, version))
+            raise self._not_loaded(state.name, version)
         return resident
 
 

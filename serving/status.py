@@ -40,6 +40,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.Contended: StatusCode.ABORTED,
     serving.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     serving.NotLoaded: StatusCode.UNAVAILABLE,
+    serving.VersionRefused: StatusCode.FAILED_PRECONDITION,
     serving.Draining: StatusCode.UNAVAILABLE,
     registry.RegistryNotFound: StatusCode.UNAVAILABLE,
     registry.StoreFailed: StatusCode.UNAVAILABLE,

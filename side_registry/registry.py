@@ -238,7 +238,10 @@ class Registry:
         return self._blobs.add(artifact.manifest_bytes)
 
     def _manifest_bytes(self, task: str, version: int) -> bytes:
-        entry = self.state().task(task).entry(version)
+        known = self.state(refresh=False).tasks.get(task)
+        if known is None or version not in known.versions:
+            known = self.state().task(task)
+        entry = known.entry(version)
         return self._blobs.read(entry.manifest_sha256, MAX_MANIFEST_BYTES)
 
 

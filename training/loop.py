@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, SideNetwork, Tokenizer, load_side
+from ladder import Answer, Backbone, ClassAnswer, NotFiniteError, SideNetwork, Tokenizer, load_side
 from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
@@ -30,6 +30,8 @@ from training.taps_cache import TapsCache
 
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
+
+DIVERGED = "training diverged, try a smaller --lr"
 
 
 class Progress(Protocol):
@@ -149,7 +151,7 @@ class _Trainer:
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
             if not math.isfinite(total):
-                raise RunError(self.run.path, f"the loss is not finite at epoch {epoch + 1}; try a smaller --lr")
+                raise RunError(self.run.path, f"the loss is not finite in epoch {epoch + 1}; {DIVERGED}")
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps
 
@@ -166,7 +168,10 @@ class _Trainer:
         self.side.eval()
         model = Model(spec=self.job.spec, side=self.side, answerer=self.answerer)
         fields = [example.fields for example in self.validation]
-        answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
+        try:
+            answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
+        except NotFiniteError:
+            raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
         scores = score_answers(self.job.spec, answers, self.validation)
         headline = scores[self.job.spec.metric]
         best = not self.scores or headline > max(line[self.job.spec.metric] for line in self.scores)

@@ -49,14 +49,21 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="sidecast", prog_name="sidecast")
-def app() -> None:
+@click.pass_context
+def app(ctx: click.Context) -> None:
     """One frozen backbone, any number of tasks.
 
     TASK names a task (its production version), TASK@alias an alias of it, TASK:7 its version 7. Options have
     environment variables too: SIDECAST_REGISTRY for --registry, and so on.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,6 +100,7 @@ def _usage_text(error: click.ClickException) -> str:
 
 def _report(text: str, reason: str, *, as_json: bool) -> None:
     """One line on standard error, and out."""
+    text = " ".join(text.splitlines())
     line: dict[str, Any] = {"error": {"reason": reason, "message": text}}
     click.echo(json.dumps(line) if as_json else f"Error: {text}", err=True)
     sys.exit(USER_ERROR)

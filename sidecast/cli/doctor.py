@@ -137,9 +137,9 @@ def _server(address: str | None) -> str:
     from serving.client import Client
 
     with Client(str(address)) as client:
+        tasks: list[Any] = client.tasks()
         if not client.ready():
             raise _Wrong(f"{address} answers, and is not ready")
-        tasks: list[Any] = client.tasks()
     broken = [task.task for task in tasks if any(entry.failure for entry in task.versions)]
     if broken:
         raise _Wrong(

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,13 @@ def _on_server(task: str, address: str) -> Candidate:
     if info.spec is None:
         raise UserError(f"{address} has no version of {ref.task} loaded; see sidecast tasks --server {address}")
     version = ref.version or info.serving.get(ref.alias or "production")
+    size = min(SERVER_ROWS, info.spec.max_rows)
 
     def answer(rows: Rows, step: Step) -> list[Any]:
         answers: list[Any] = []
-        for start in range(0, len(rows), SERVER_ROWS):
+        for start in range(0, len(rows), size):
             # pinned, so that one version is scored even while the server swaps
-            answers += client.predict(ref.task if version else task, rows[start : start + SERVER_ROWS], version=version)
+            answers += client.predict(ref.task if version else task, rows[start : start + size], version=version)
             step(len(answers), len(rows))
         return answers
 
@@ -140,19 +141,8 @@ def _on_server(task: str, address: str) -> Candidate:
 
 def _spec_of(task: str, told: Any) -> TaskSpec:
     """The server's description of a task, as the spec that reads data files."""
-    names = (
-        "kind",
-        "template",
-        "labels",
-        "low",
-        "high",
-        "max_rows",
-        "max_chars",
-        "max_source_tokens",
-        "max_new_tokens",
-    )
-    extra = {name: getattr(told, name) for name in ("target", "metric")}
-    return TaskSpec(name=task, **{name: getattr(told, name) for name in names}, **extra)
+    values = {each.name: getattr(told, each.name) for each in fields(told) if each.name != "fields"}  # the template's
+    return TaskSpec(name=task, **values)
 
 
 def _write(path: str, answers: Sequence[Any]) -> None:

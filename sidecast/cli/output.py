@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -35,9 +35,26 @@ def scores_text(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
+class _Bars(Progress):
+    """Draws nothing before the first bar: a mistake that is found by then is told in one line, alone."""
+
+    def start(self) -> None:
+        if self.task_ids:
+            super().start()
+
+    def stop(self) -> None:
+        if self.task_ids:
+            super().stop()
+
+    def add_task(self, *given: Any, **named: Any) -> TaskID:
+        task = super().add_task(*given, **named)
+        self.start()
+        return task
+
+
 def progress_bar(quiet: bool = False) -> Progress:
     """Bars on standard error; nothing where that is no terminal's business (`--json`)."""
-    return Progress(
+    return _Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

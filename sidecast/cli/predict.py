@@ -53,6 +53,8 @@ def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]
     Raises:
         UserError: a field twice, too many texts, or too few.
     """
+    if len(fields) == 1:
+        return [{fields[0]: text.removeprefix(f"{fields[0]}=")} for text in texts]
     named: list[tuple[str, str]] = []
     plain: list[str] = []
     for text in texts:
@@ -61,8 +63,6 @@ def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]
             named.append((name, value))
         else:
             plain.append(text)
-    if len(fields) == 1:
-        return [{fields[0]: value} for value in [*plain, *(value for _, value in named)]]
     row = dict(named)
     if len(row) < len(named):
         raise UserError(f"a field is given twice; give each of {', '.join(fields)} once")

@@ -38,6 +38,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     from serving.server import run_server
 
     settings = read_config(flags, file=config)
+    options.pick_device(settings.device)  # a mistake is told before ports are taken and the backbone loads
     logging.basicConfig(
         level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

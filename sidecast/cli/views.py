@@ -1,5 +1,9 @@
-"""The registry as commands see it: opened by itself, or through a running server. Both give the same documents."""
+"""The registry as commands see it: opened by itself, or through a running server.
 
+Both give the same documents; of tasks, a server tells more: what it serves, and the generation that it serves.
+"""
+
+from datetime import datetime
 from typing import Any, Protocol
 
 from sidecast.cli import options
@@ -82,14 +86,14 @@ class ServerView:
         self._client = client
 
     def tasks(self) -> Document:
-        listed = self._client.tasks()
-        return {"tasks": [self._task(info) for info in listed]}
+        listed, event = self._client.tasks(), next(self._client.watch())
+        return {"generation": event.served, "tasks": [self._task(info) for info in listed]}
 
     def _task(self, info: Any) -> Document:
         versions = [
             {
                 "version": entry.version,
-                "published_at": entry.published_at and entry.published_at.isoformat(),
+                "published_at": _time(entry.published_at),
                 "author": entry.author,
                 "message": entry.message,
                 "retired": entry.retired,
@@ -111,7 +115,7 @@ class ServerView:
         return [
             {
                 "generation": commit.generation,
-                "time": commit.time and commit.time.isoformat(),
+                "time": _time(commit.time),
                 "author": commit.author,
                 "message": commit.message,
                 "actions": [
@@ -134,6 +138,11 @@ class ServerView:
 
     def publish(self, run: str, alias: str | None, message: str) -> Document:
         return _published(self._client.publish(run, alias=alias, message=message))
+
+
+def _time(time: datetime | None) -> str | None:
+    """As the registry writes it."""
+    return time and time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _action(action: Any) -> Document:

@@ -12,11 +12,14 @@ import tritonclient.grpc as triton
 def main(address: str, task: str, *texts: str) -> None:
     """Print the label and score of every text."""
     with triton.InferenceServerClient(address) as client:
-        field = client.get_model_metadata(task).inputs[0].name
+        metadata = client.get_model_metadata(task)
+        assert metadata is not None
+        field = metadata.inputs[0].name
         rows = np.array([text.encode() for text in texts], dtype=np.object_)
         tensor = triton.InferInput(field, [len(texts)], "BYTES")
         tensor.set_data_from_numpy(rows)
         result = client.infer(task, [tensor])
+    assert result is not None
     labels, scores = result.as_numpy("label"), result.as_numpy("score")
     assert labels is not None
     assert scores is not None

@@ -348,6 +348,25 @@ def test_generation_stops_at_the_end_token_and_at_the_limit(backbone):
     assert all(len(row) <= 6 and 1 not in row for row in some)
 
 
+def test_one_row_that_is_not_finite_fails_alone_while_generating(backbone):
+    side = random_side(SHAPES["all"], backbone.config)
+    taps = run_backbone(backbone, [[5, 6, 1], [7, 1], [8, 9, 1]]).taps
+    healthy = greedy(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
+    taps.blocks[0][1] = float("nan")
+    broken = greedy(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
+    assert isinstance(broken[1], NotFiniteError)
+    assert [broken[0], broken[2]] == [healthy[0], healthy[2]]
+
+
+def test_a_lying_header_takes_no_memory(tmp_path, backbone):
+    path = tmp_path / "side.safetensors"
+    save_side(path, random_side(SideConfig(head="linear", outputs=3, reduction=4), backbone.config))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'\\"outputs\\": 3', b'\\"outputs\\": 9'))
+    with pytest.raises(CheckpointError, match=r"head.* has shape"):
+        load_side(path, backbone.config)
+
+
 def test_regression_is_clipped_to_its_range(backbone):
     side = random_side(SideConfig(head="linear", outputs=1, reduction=8), backbone.config)
     side.head.bias.fill_(1e6)

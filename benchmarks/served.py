@@ -1,0 +1,84 @@
+"""`sidecast serve` as a process of its own on free ports of this machine, and what it has counted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.harness import BenchmarkError
+
+START_S = 300.0
+STOP_S = 60.0
+ASK_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A server that answers."""
+
+    address: str
+    metrics_url: str
+    tasks: int
+
+    def counted(self) -> dict[str, float]:
+        """Every metric's value by name and labels, as `sidecast_stage_seconds_sum backbone`."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with direct.open(self.metrics_url, timeout=ASK_S) as response:
+                text = response.read().decode()
+        except OSError as error:
+            raise BenchmarkError(f"the server's metrics cannot be read: {error}") from None
+        return {
+            " ".join((sample.name, *sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+@contextmanager
+def serve(**flags: Any) -> Iterator[Served]:
+    """Serve until the block ends; `max_batch_rows=64` is --max-batch-rows 64. SIDECAST_* variables do not reach it.
+
+    Raises:
+        BenchmarkError: it did not start; it has said why on standard error.
+    """
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "sidecast.cli", "serve", "--port", "0", "--metrics-port", "0", "--json", *words]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAST_")}
+    process = subprocess.Popen([*command, "--log-level", "WARNING"], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        ready = _wait_ready(process)
+        yield Served(address=ready["address"], metrics_url=ready["metrics"], tasks=ready["tasks"])
+    finally:
+        _stop(process)
+
+
+def _wait_ready(process: "subprocess.Popen[str]") -> Mapping[str, Any]:
+    assert process.stdout is not None
+    stopper = threading.Timer(START_S, process.kill)
+    stopper.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        stopper.cancel()
+    if not line:
+        raise BenchmarkError(f"the server did not start within {START_S:.0f} s; read what it said above")
+    return json.loads(line)
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
