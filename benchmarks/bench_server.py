@@ -33,7 +33,7 @@ from benchmarks.harness import (
     take_turns,
     time_calls,
 )
-from benchmarks.load import Load, measure_load, requests
+from benchmarks.load import LEAD_S, Load, measure_load, requests
 from benchmarks.machine import look
 from benchmarks.models import HEADS, Loaded, load, load_residents, publish_tasks
 from benchmarks.served import Served, serve
@@ -66,7 +66,7 @@ class Settings:
     @property
     def quick(self) -> "Settings":
         """Enough to see that it works, for figures that mean nothing."""
-        return Settings(tasks=2, heads=self.heads, concurrency=(1, 4), seconds=0.3, rounds=1, seed=self.seed)
+        return Settings(tasks=2, heads=self.heads, concurrency=(1, 4), seconds=0.5, rounds=1, seed=self.seed)
 
 
 class Subject:
@@ -90,11 +90,9 @@ class Subject:
         return [Variant(name=n, measure=partial(m, long), warm_up=partial(m, short)) for n, m in measures]
 
     def measure_server(self, concurrency: int, seconds: float) -> Figures:
-        before, how = self.served.counted(), {"concurrency": concurrency, "seconds": seconds}
-        seen = measure_load(self.served.address, list(self.residents), **how, seed=self._next_seed())
-        after = self.served.counted()
-        grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
-        figures = server_figures(seen, grown)
+        how = {"concurrency": concurrency, "seconds": seconds, "seed": self._next_seed()}
+        seen = measure_load(self.served, list(self.residents), **how)
+        figures = server_figures(seen)
         self.batch_rows[concurrency].append(figures["batch_rows"])
         if seen.errors:
             click.echo(f"server {concurrency}: failed requests: {seen.errors}", err=True)
@@ -103,7 +101,12 @@ class Subject:
     def measure_engine(self, concurrency: int, seconds: float) -> Figures:
         count = max(1, round(Spread(tuple(self.batch_rows[concurrency])).median))
         rows = self._rows()
-        durations = time_calls(self._predict, seconds=seconds, prepare=lambda: [next(rows) for _ in range(count)])
+        durations = time_calls(
+            self._predict,
+            seconds=seconds,
+            lead_s=min(LEAD_S, seconds),  # the server is given as much
+            prepare=lambda: [next(rows) for _ in range(count)],
+        )
         return {**speed(durations, count), "batch_rows": float(count)}
 
     def _predict(self, rows: list[EngineRow]) -> None:
@@ -124,15 +127,16 @@ class Subject:
         return self._seed
 
 
-def server_figures(seen: Load, grown: dict[str, float]) -> dict[str, float]:
-    """One measurement of the server, from what its callers saw and by how much its own counts have grown."""
+def server_figures(seen: Load) -> dict[str, float]:
+    """One measurement of the server, from what its callers saw and from its own counts."""
+    grown = seen.grown
     busy = sum(grown.get(f"sidecast_stage_seconds_sum {stage}", 0.0) for stage in DEVICE_STAGES)
     return {
-        "rows_per_s": len(seen.latencies_us) / seen.window_s,
+        "rows_per_s": seen.rows_per_s,
         "p50_ms": quantile(seen.latencies_us, 0.5) / 1e3,
         "p99_ms": quantile(seen.latencies_us, 0.99) / 1e3,
         "batch_rows": grown["sidecast_batch_rows_sum"] / max(grown["sidecast_batch_rows_count"], 1.0),
-        "device_busy": busy / seen.active_s,
+        "device_busy": busy / seen.window_s,
         "errors": float(sum(seen.errors.values())),
     }
 

@@ -121,6 +121,7 @@ def time_calls(
     call: Callable[[Any], object],
     *,
     seconds: float,
+    lead_s: float = 0.0,
     prepare: Callable[[], Any] = lambda: None,
     finish: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
@@ -128,9 +129,12 @@ def time_calls(
     """Call until that many seconds were spent inside the calls, once at least; each call's seconds.
 
     Args:
+        lead_s: calls before, for as long inside the calls, that are not counted: threads and caches come back to work.
         prepare: makes a call's argument, outside the time.
         finish: waits for the device, inside the time.
     """
+    if lead_s:
+        time_calls(call, seconds=lead_s, prepare=prepare, finish=finish, clock=clock)
     durations: list[float] = []
     while not durations or sum(durations) < seconds:
         given = prepare()
@@ -228,7 +232,8 @@ class Report:
     def _where(self) -> str:
         machine, rounds = self.machine, len(self.samples.rounds)
         where = machine.gpu or f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"
-        return f"{where}, {machine.dtype}, torch {machine.torch}; medians (quartiles) of rounds: {rounds}"
+        where = f"{where}, {machine.dtype}, torch {machine.torch}, load {machine.load} before"
+        return f"{where}; medians (quartiles) of {rounds} rounds"
 
     def _table(self, columns: Sequence[Column]) -> Table:
         samples, table = self.samples, Table("", box=None, pad_edge=False)

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
@@ -12,11 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import click
 
-from benchmarks.harness import BenchmarkError
+from benchmarks.harness import BenchmarkError, plain_errors
 from benchmarks.machine import ROOT
+from benchmarks.served import Served, counted
 from serving.client import AsyncClient
 from serving.client_errors import SidecastError
 
@@ -61,6 +64,8 @@ PAUSE_S = 0.01
 """After a failed call: a refusal comes so fast that callers would do nothing but ask."""
 CALL_S = 60.0
 """Timeout of a call."""
+LONGEST_S = 60.0
+"""Of a window whose callers wait longer than it was to last."""
 
 
 def requests(tasks: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
@@ -77,14 +82,21 @@ def requests(tasks: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
 class Load:
     """What the callers of one run saw."""
 
-    window_s: float
-    """Measured time; answers outside of it are not counted."""
-    active_s: float
-    """From the first request to the last answer."""
+    callers: int
+    cycles_s: float
+    """Sum over the requests that ended within the window: from the end of their caller's one before to their own."""
     latencies_us: list[int]
-    """Of the requests answered within the window, in microseconds."""
+    """Of those that were answered, in microseconds."""
     errors: dict[str, int]
-    """Failed requests within the window, by reason."""
+    """Those that failed, by reason."""
+    window_s: float
+    grown: dict[str, float]
+    """By how much the server's own counts have grown over `window_s`; names as in `counted`."""
+
+    @property
+    def rows_per_s(self) -> float:
+        """Callers over the mean cycle. Answers by the window's length would hang on where a batch ends in it."""
+        return self.callers * len(self.latencies_us) / self.cycles_s
 
 
 @dataclass(slots=True)
@@ -92,56 +104,94 @@ class _Tally:
     """Counts what ends within the window."""
 
     begins: float
-    ends: float
+    least: int
     most: int
+    """Answers, or failures, that the window is to see."""
+    cycles_s: float = 0.0
     latencies_us: list[int] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    enough: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where there are `least`."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where the window has ended: there are `most`, or its time is up."""
 
-    def answer(self, started: float, now: float) -> None:
-        if self.begins <= now < self.ends:
-            self.latencies_us.append(round(1e6 * (now - started)))
-            if len(self.latencies_us) >= self.most:
-                self.ends = now
-
-    def error(self, reason: str, now: float) -> None:
-        if self.begins <= now < self.ends:
+    def count(self, cycle_s: float, latency_s: float, reason: str | None, now: float) -> None:
+        if now < self.begins or self.over.is_set():
+            return
+        self.cycles_s += cycle_s
+        if reason is None:
+            self.latencies_us.append(round(1e6 * latency_s))
+        else:
             self.errors[reason] += 1
+        ended = len(self.latencies_us) + self.errors.total()
+        if ended >= self.least:
+            self.enough.set()
+        if ended >= self.most:
+            self.over.set()
 
 
 async def run_callers(
-    address: str, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int, seed: int
+    address: str, metrics_url: str, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int, seed: int
 ) -> Load:
-    """Keep `concurrency` requests in flight until the window has lasted `seconds`, or counted `most` answers."""
+    """Keep `concurrency` requests in flight until the window has lasted `seconds`, or counted `most` of them.
+
+    Where not even one for each caller has ended by then, it lasts until they have, for LONGEST_S at most.
+    """
     stream = requests(tasks, seed)
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
         if not await client.ready(CALL_S):
             raise BenchmarkError(f"no server answers at {address}")
-        first = time.perf_counter()
-        begins = first + min(LEAD_S, seconds)
-        tally = _Tally(begins=begins, ends=begins + seconds, most=most)
+        tally = _Tally(begins=time.perf_counter() + min(LEAD_S, seconds), least=concurrency, most=most)
+        watching = asyncio.create_task(_watch(metrics_url, tally, seconds))
         await asyncio.gather(*(_call(client, stream, tally) for _ in range(concurrency)))
+        window_s, grown = await watching
     return Load(
-        window_s=tally.ends - begins,
-        active_s=time.perf_counter() - first,
+        callers=concurrency,
+        cycles_s=tally.cycles_s,
         latencies_us=tally.latencies_us,
         errors=dict(tally.errors),
+        window_s=window_s,
+        grown=grown,
     )
+
+
+async def _watch(metrics_url: str, tally: _Tally, seconds: float) -> tuple[float, dict[str, float]]:
+    """End the window in time. The server's counts over it, and the time between the two looks at them."""
+    await asyncio.sleep(tally.begins - time.perf_counter())
+    before, began = await asyncio.to_thread(counted, metrics_url), time.perf_counter()
+    await _wait(tally.over, tally.begins + seconds)
+    await _wait(tally.enough, tally.begins + LONGEST_S)
+    tally.over.set()
+    after, ended = await asyncio.to_thread(counted, metrics_url), time.perf_counter()
+    return ended - began, {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+
+async def _wait(event: asyncio.Event, until: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(until - time.perf_counter()):
+            await event.wait()
 
 
 async def _call(client: AsyncClient, stream: Iterator[tuple[str, str]], tally: _Tally) -> None:
     """One caller."""
-    while (started := time.perf_counter()) < tally.ends:
+    before = time.perf_counter()
+    while not tally.over.is_set():
+        started = time.perf_counter()
         task, text = next(stream)
+        reason = None
         try:
             await client.predict(task, [text])
-            tally.answer(started, time.perf_counter())
         except SidecastError as error:
-            tally.error(error.reason, time.perf_counter())
+            reason = error.reason
+        ended = time.perf_counter()
+        tally.count(ended - before, ended - started, reason, ended)
+        before = ended
+        if reason is not None:
             await asyncio.sleep(PAUSE_S)
 
 
 def measure_load(
-    address: str, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int = 100_000, seed: int = 0
+    served: Served, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int = 100_000, seed: int = 0
 ) -> Load:
     """`run_callers` in a process of its own.
 
@@ -149,8 +199,8 @@ def measure_load(
         BenchmarkError: no request was answered, or the process failed.
     """
     words = ("--concurrency", concurrency, "--seconds", seconds, "--most", most, "--seed", seed)
-    command = [sys.executable, "-m", "benchmarks.load", address, *tasks, *map(str, words)]
-    limit = seconds + 3 * CALL_S
+    command = [sys.executable, "-m", "benchmarks.load", served.address, served.metrics_url, *tasks, *map(str, words)]
+    limit = seconds + LONGEST_S + 3 * CALL_S
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, cwd=ROOT)
     except subprocess.TimeoutExpired:
@@ -166,15 +216,16 @@ def measure_load(
 
 @click.command()
 @click.argument("address")
+@click.argument("metrics_url")
 @click.argument("tasks", nargs=-1, required=True)
 @click.option("--concurrency", type=click.IntRange(1), required=True)
 @click.option("--seconds", type=float, required=True)
 @click.option("--most", type=click.IntRange(1), required=True)
 @click.option("--seed", type=int, required=True)
-def main(address: str, tasks: tuple[str, ...], concurrency: int, seconds: float, most: int, seed: int) -> None:
+def main(address: str, metrics_url: str, tasks: tuple[str, ...], **how: Any) -> None:
     """Put load on the server at ADDRESS, and print what its callers saw."""
-    how = {"concurrency": concurrency, "seconds": seconds, "most": most, "seed": seed}
-    click.echo(json.dumps(asdict(asyncio.run(run_callers(address, tasks, **how)))))
+    with plain_errors():
+        click.echo(json.dumps(asdict(asyncio.run(run_callers(address, metrics_url, tasks, **how)))))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Literal
 
 import torch
 
-from benchmarks.harness import BenchmarkError
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
 from serving.config import LoadConfig
 from serving.loader import Loader
 from serving.pool import Resident
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Registry, TaskSpec, write_manifest
+from sidecast.cli.options import pick_device
 from sidecast.demo.backbone import get_backbone
 from sidecast.demo.downloads import cache_folder
 from training.evaluate import Model, make_answerer, predict
@@ -56,14 +56,11 @@ def load(source: str | None = None, *, device: str = "auto", dtype: str = "auto"
         threads: torch's in this process; 0 leaves its own choice.
 
     Raises:
-        BackboneError, DemoError: it cannot be had; BenchmarkError: not the device.
+        BackboneError, DemoError: it cannot be had; UserError: the device cannot.
     """
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise BenchmarkError(f"--device {device} cannot be used here: torch sees no GPU")
+    device = pick_device(device)
     folder = source or str(get_backbone(cache_folder()))
     if Path(folder).exists():
         folder = str(Path(folder).resolve())

@@ -29,19 +29,24 @@ class Served:
     metrics_url: str
     tasks: int
 
-    def counted(self) -> dict[str, float]:
-        """Every metric's value by name and labels, as `sidecast_stage_seconds_sum backbone`."""
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(self.metrics_url, timeout=ASK_S) as response:
-                text = response.read().decode()
-        except OSError as error:
-            raise BenchmarkError(f"the server's metrics cannot be read: {error}") from None
-        return {
-            " ".join((sample.name, *sample.labels.values())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+
+def counted(metrics_url: str) -> dict[str, float]:
+    """Every metric's value now, by name and labels, as `sidecast_stage_seconds_sum backbone`.
+
+    Raises:
+        BenchmarkError: they cannot be read.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(metrics_url, timeout=ASK_S) as response:
+            text = response.read().decode()
+    except OSError as error:
+        raise BenchmarkError(f"the server's metrics cannot be read: {error}") from None
+    return {
+        " ".join((sample.name, *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 @contextmanager

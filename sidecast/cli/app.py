@@ -93,9 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _usage_text(error: click.ClickException) -> str:
-    command = getattr(error, "ctx", None)
+    command, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     hint = f" (see '{command.command_path} --help')" if command is not None else ""
+    if command is not None and parameter is not None and _from_environment(command, parameter):
+        hint = f" (from {parameter.envvar})"
     return " ".join(error.format_message().split()) + hint
+
+
+def _from_environment(command: click.Context, parameter: click.Parameter) -> bool:
+    return command.get_parameter_source(parameter.name or "") is click.core.ParameterSource.ENVIRONMENT
 
 
 def _report(text: str, reason: str, *, as_json: bool) -> None:

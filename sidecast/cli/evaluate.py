@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -13,6 +13,9 @@ from side_registry import Registry, TaskRef, TaskSpec, read_artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
+
+VALUE_NAMES = {"classification": "label", "regression": "value", "text": "text"}
+"""Where an answer's own word stands, by the task's kind."""
 
 SERVER_ROWS = 64
 """Rows in one request to a server."""
@@ -59,7 +62,7 @@ def evaluate(
     same code, so they give the same answers.
     """
     from training.data import read_examples
-    from training.evaluate import score_answers
+    from training.metrics import score
 
     source, where = options.choose(run=run, registry=registry, server=server)
     if source == "server":
@@ -69,13 +72,17 @@ def evaluate(
     else:
         candidate = _in_registry(task, where, backbone, device, dtype)
     examples = read_examples(data, candidate.spec)
+    if predictions is not None:
+        _open(predictions, "a").close()  # told before the work, not after it
     with progress_bar(quiet=as_json) as bars:
         bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(examples), note="")
         rows = [example.fields for example in examples]
-        answers = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
+        answers = [_plain(each) for each in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))]
     if predictions is not None:
         _write(predictions, answers)
-    metrics = score_answers(candidate.spec, answers, examples)
+    values = [answer[VALUE_NAMES[candidate.spec.kind]] for answer in answers]
+    targets = [example.target for example in examples]
+    metrics = score(candidate.spec.metric, values, targets, labels=candidate.spec.labels)
     document = {
         "task": candidate.spec.name,
         "source": source,
@@ -145,11 +152,15 @@ def _spec_of(task: str, told: Any) -> TaskSpec:
     return TaskSpec(name=task, **values)
 
 
-def _write(path: str, answers: Sequence[Any]) -> None:
+def _write(path: str, answers: Sequence[dict[str, Any]]) -> None:
+    with _open(path, "w") as file:
+        for answer in answers:
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+
+
+def _open(path: str, mode: str) -> IO[str]:
     try:
-        with Path(path).open("w", encoding="utf-8") as file:
-            for answer in answers:
-                file.write(json.dumps(_plain(answer), ensure_ascii=False) + "\n")
+        return Path(path).open(mode, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 

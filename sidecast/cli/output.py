@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+UNFOLDED = 10_000
+
 
 def say(as_json: bool, document: Any, text: str) -> None:
     """Print `document` as JSON, or `text`."""
@@ -21,7 +23,10 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console(soft_wrap=False).print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file: a row is a line, for grep
+        console.width = UNFOLDED
+    console.print(table)
 
 
 def escape(text: str) -> str:

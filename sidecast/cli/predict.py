@@ -14,7 +14,7 @@ from sidecast.cli.output import say, show_table
 @click.argument("task")
 @click.argument("text", nargs=-1, required=True)
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
-@click.option("--timeout", type=float, help="Seconds to wait for the answer.")
+@click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
 @options.as_json
 def predict(task: str, text: Sequence[str], server: str, timeout: float | None, as_json: bool) -> None:
     """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).

@@ -38,7 +38,8 @@ class RegistryView:
 
     def tasks(self) -> Document:
         state = self._registry.state()
-        return {"generation": state.generation, "tasks": [self._task(task) for task in state.live.values()]}
+        tasks = [self._task(task) for _, task in sorted(state.live.items())]
+        return {"generation": state.generation, "tasks": tasks}
 
     def _task(self, task: Any) -> Document:
         newest = task.versions[task.last_version]

@@ -11,10 +11,11 @@ from sidecast.demo.story import tell
 
 @click.command()
 @click.option("--folder", default="demo-run", show_default=True, help="Where runs and registry are kept.")
-def main(folder: str) -> None:
+@click.option("--rows", type=click.IntRange(min=64), help="Use the first ROWS rows of each file alone: a quick look.")
+def main(folder: str, rows: int | None) -> None:
     """Run the whole story; run again after an interruption, it goes on where it stopped."""
     try:
-        tell(Path(folder))
+        tell(Path(folder), rows)
     except KeyboardInterrupt:
         click.echo("interrupted; make demo goes on where this stopped", err=True)
         sys.exit(130)

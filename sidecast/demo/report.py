@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -25,32 +26,29 @@ class TaskResult:
 
 
 def show_tasks(console: Console, results: Sequence[TaskResult]) -> None:
-    table = Table(title="Held-out scores, answered by the server", title_justify="left")
-    for heading in ("task", "version", "rows", "measure", "side network", "majority", "bare backbone, zero-shot"):
-        table.add_column(heading, justify="left" if heading in ("task", "measure") else "right")
+    table = Table(title="Held-out scores, answered by the server", title_justify="left", box=SIMPLE)
+    for heading in ("task", "version", "rows", "measure", "side network", "majority", "zero-shot"):
+        table.add_column(heading, justify="left" if heading in ("task", "measure") else "right", no_wrap=True)
     for result in results:
         figures = (f"{value:.3f}" for value in (result.score, result.majority, result.zero_shot))
         table.add_row(result.task, str(result.version), str(result.rows), NAMES[result.metric], *figures)
     console.print(table)
     console.print(
-        "Zero-shot asks the backbone itself a flan-style question. Many of the movie snippets stand in SST-2 too,\n"
-        "which flan models were trained on; the other two texts are new to it."
+        "Majority: always the commonest label, or the mean. Zero-shot: the bare backbone, asked a flan-style\n"
+        "question; many of the movie snippets stand in SST-2 too, which flan models were trained on.",
+        soft_wrap=True,
     )
 
 
 def show_swap(console: Console, log: SwapLog) -> None:
-    table = Table(title="The swap, as clients that never paused saw it", title_justify="left")
-    for heading in (
-        "answers by version 1",
-        "answers by version 2",
-        "order seen",
-        "new version after",
-        "failed requests",
-    ):
-        table.add_column(heading, justify="right")
-    lags = ", ".join(f"{verb} {seconds:.2f} s" for verb, seconds in log.lags.items())
-    order = " > ".join(map(str, log.order))
-    table.add_row(str(log.answers[1]), str(log.answers[2]), order, lags, str(len(log.failures)))
+    title = "The swap, as clients that never paused saw it"
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
+    for version, count in sorted(log.answers.items()):
+        table.add_row(f"answers by version {version}", str(count))
+    table.add_row("versions in the order seen", ", ".join(map(str, log.order)))
+    for verb, seconds in log.lags.items():
+        table.add_row(f"seconds from {verb} to its first answer", f"{seconds:.2f}")
+    table.add_row("failed requests", str(len(log.failures)))
     console.print(table)
     for failure in log.failures[:5]:
         console.print(f"  failed: {failure}", markup=False)

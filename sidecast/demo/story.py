@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 
 from sidecast.demo.backbone import get_backbone
 from sidecast.demo.commands import Server, run_command, run_json
@@ -23,17 +26,24 @@ EPOCHS = {PRODUCT: 3, TWEET: 3, MOVIE: 2}
 SENTENCES = ("a warm, funny and deeply moving film", "the plot is thin and the jokes fall flat")
 
 
-def tell(folder: Path) -> None:
+def tell(folder: Path, rows: int | None = None) -> None:
     """Run the demo in `folder`; finished trainings there are used again.
+
+    Args:
+        rows: use the first so many rows of each file alone; None: all.
 
     Raises:
         DemoError: a step failed; says what to do.
     """
-    started, console = time.monotonic(), Console()
+    started, console = time.monotonic(), Console(width=None if sys.stdout.isatty() else 110)
     say = Narrator(console)
     say.step("a real backbone and real, human-rated text")
-    backbone = get_backbone(cache_folder())
-    data = get_dataset(cache_folder())
+    with Progress(console=console) as bars:
+        backbone = get_backbone(cache_folder(), bars)
+        data = get_dataset(cache_folder(), bars)
+    if rows is not None:
+        folder = folder / f"first-{rows}-rows"
+        data = first_rows(data, folder / "data", rows)
     folder.mkdir(parents=True, exist_ok=True)
     say.step("train side networks: the backbone stays frozen, each is under 1 % of it")
     runs = train_all(folder, backbone, data)
@@ -49,7 +59,7 @@ def tell(folder: Path) -> None:
         say.step("publish a better version while clients keep calling, then roll back")
         log = swap_under_load(server.address, MOVIE, runs[MOVIE], registry, SENTENCES)
         run_command("history", MOVIE, "--server", server.address)
-        say.step("score every task on held-out rows, beside the majority class and the bare backbone's own answer")
+        say.step("score every task on held-out rows")
         run_command("promote", MOVIE, "2", "--server", server.address)
         results = score_all(server, folder, backbone, data)
     show_tasks(console, results)
@@ -70,25 +80,34 @@ class Narrator:
 
 def train_all(folder: Path, backbone: Path, data: DemoData) -> dict[str, Path]:
     """The runs of every task, and the quick one of the movie task."""
-    quick = folder / "data" / "movie-quick.jsonl"
-    _first_rows(data.tasks[MOVIE].train, quick, QUICK_ROWS)
-    runs = {"quick": folder / "runs" / "movie-quick"}
-    _train(MOVIE, backbone, quick, data.tasks[MOVIE].validation, runs["quick"], epochs=1)
-    for task, epochs in EPOCHS.items():
-        runs[task] = folder / "runs" / task
-        _train(task, backbone, data.tasks[task].train, data.tasks[task].validation, runs[task], epochs)
+    quick = _first_rows(data.tasks[MOVIE].train, folder / "data" / "quick", QUICK_ROWS)
+    trainings = {"quick": (MOVIE, quick, 1)}
+    trainings |= {task: (task, data.tasks[task].train, epochs) for task, epochs in EPOCHS.items()}
+    runs = {}
+    for name, (task, train, epochs) in trainings.items():
+        runs[name] = folder / "runs" / name
+        files = ("--train", train, "--validation", data.tasks[task].validation, "--output", runs[name])
+        run_command("train", task, "--backbone", backbone, *files, "--epochs", epochs)
     return runs
 
 
-def _train(task: str, backbone: Path, train: Path, validation: Path, run: Path, epochs: int) -> None:
-    files = ("--train", train, "--validation", validation, "--output", run)
-    run_command("train", task, "--backbone", backbone, *files, "--epochs", epochs)
+def first_rows(data: DemoData, folder: Path, count: int) -> DemoData:
+    """The same data with every file cut to its first `count` rows."""
+    tasks = {
+        name: replace(
+            task, files={split: _first_rows(path, folder / name, count) for split, path in task.files.items()}
+        )
+        for name, task in data.tasks.items()
+    }
+    return replace(data, tasks=tasks)
 
 
-def _first_rows(source: Path, target: Path, count: int) -> None:
-    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
+def _first_rows(source: Path, folder: Path, count: int) -> Path:
+    target = folder / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
     target.write_text("".join(lines), encoding="utf-8")
+    return target
 
 
 def ask_three_ways(server: Server) -> None:

@@ -1,0 +1,300 @@
+"""The harness: turns, medians, ratios, files, the last line; and the server's benchmark once, on a tiny backbone."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from benchmarks import load, machine
+from benchmarks.bench_server import server_figures
+from benchmarks.harness import (
+    BenchmarkError,
+    Column,
+    Report,
+    Samples,
+    Spread,
+    Variant,
+    plain_errors,
+    quantile,
+    speed,
+    take_turns,
+    time_calls,
+)
+from benchmarks.machine import ROOT, Machine, look, slug
+
+SOME_MACHINE = Machine(
+    cpu="Some Chip 9",
+    cores=2,
+    gpu=None,
+    device="cpu",
+    dtype="float32",
+    torch="2.0",
+    threads=1,
+    python="3.11",
+    system="Linux",
+    commit="0" * 40,
+    modified=False,
+    load=0.0,
+)
+SAMPLES = Samples([{"fast": {"rows_per_s": 30.0}, "[slow]": {"rows_per_s": rows}} for rows in (10.0, 5.0, 20.0)])
+
+
+def make_report(**changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "name": "toy",
+        "title": "How fast is [slow]?",
+        "machine": SOME_MACHINE,
+        "settings": {"seconds": 1.0},
+        "samples": SAMPLES,
+        "ratios": {"[slow] / fast": SAMPLES.ratio("rows_per_s", "[slow]", "fast")},
+        "date": "2026-01-02",
+    }
+    return Report(**values | changes)
+
+
+class FakeClock:
+    """Time that passes only when work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_every_round_measures_every_variant_once_after_all_warm_ups():
+    done: list[str] = []
+    variants = [Variant(name=name, measure=lambda name=name: (done.append(name), {"x": 1.0})[1]) for name in "abcde"]
+    samples = take_turns(variants, rounds=20, seed=1)
+    turns = [tuple(done[at : at + 5]) for at in range(0, len(done), 5)]
+    assert turns[0] == tuple("abcde")  # the warm-up
+    assert len(turns) == 21
+    assert all(sorted(turn) == list("abcde") for turn in turns)
+    assert len(set(turns[1:])) > 10
+    assert all(list(each) == list("abcde") for each in samples.rounds)
+
+
+def test_the_same_seed_gives_the_same_order():
+    def order(seed: int) -> list[str]:
+        told: list[str] = []
+        variants = [Variant(name=name, measure=lambda: {"x": 1.0}) for name in "abcde"]
+        take_turns(variants, 3, seed, told.append)
+        return told
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_a_variants_own_warm_up_replaces_the_measurement_that_is_thrown_away():
+    done: list[str] = []
+    variant = Variant(
+        name="a", measure=lambda: (done.append("measure"), {"x": 1.0})[1], warm_up=lambda: done.append("warm up")
+    )
+    take_turns([variant], rounds=2)
+    assert done == ["warm up", "measure", "measure"]
+
+
+@pytest.mark.parametrize(("names", "rounds"), [("aa", 1), ("ab", 0)])
+def test_no_rounds_and_equal_names_are_refused(names, rounds):
+    with pytest.raises(BenchmarkError, match="at least one round and different names"):
+        take_turns([Variant(name=name, measure=dict) for name in names], rounds)
+
+
+def test_calls_are_timed_without_their_preparation_and_with_the_wait_for_the_device():
+    clock, prepared = FakeClock(), iter([1.0, 2.0, 4.0, 8.0])
+
+    def prepare() -> float:
+        clock.work(100.0)
+        return next(prepared)
+
+    durations = time_calls(clock.work, seconds=8, prepare=prepare, finish=lambda: clock.work(0.5), clock=clock)
+    assert durations == [1.5, 2.5, 4.5]
+    assert speed(durations, rows_per_call=17)["rows_per_s"] == pytest.approx(6.0)
+    assert speed(durations, rows_per_call=17)["p50_ms"] == pytest.approx(2500.0)
+
+
+def test_the_lead_is_not_counted():
+    clock, work = FakeClock(), iter([5.0, 1.0, 1.0])
+    assert time_calls(lambda given: clock.work(next(work)), seconds=2, lead_s=1, clock=clock) == [1.0, 1.0]
+
+
+def test_even_no_time_at_all_is_one_call():
+    assert time_calls(lambda given: None, seconds=0, clock=FakeClock()) == [0.0]
+
+
+def test_medians_and_quartiles_are_over_the_rounds():
+    spread = SAMPLES.spread("[slow]", "rows_per_s")
+    assert (spread.median, spread.quartiles) == (10.0, (7.5, 15.0))
+    assert Spread((3.0,)).quartiles == (3.0, 3.0)
+    assert [quantile([4, 1, 3, 2], share) for share in (0, 0.5, 0.99, 1)] == pytest.approx([1, 2.5, 3.97, 4])
+
+
+def test_a_ratio_is_taken_within_each_round():
+    pairs = ((10.0, 5.0), (20.0, 40.0), (30.0, 20.0))
+    rounds = [{"ours": {"x": ours}, "theirs": {"x": theirs}} for ours, theirs in pairs]
+    ratio = Samples(rounds).ratio("x", "ours", "theirs")
+    assert ratio.values == (2.0, 0.5, 1.5)
+    assert ratio.median == 1.5  # that of the medians would be 1
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_last_line_is_one_json_object(capsys, as_json):
+    columns = (Column(figure="rows_per_s", heading="rows/s"), Column(figure="p50_ms", heading="p50 ms"))
+    make_report().show(columns, as_json)
+    lines = capsys.readouterr().out.splitlines()
+    document = json.loads(lines[-1])
+    assert document["variants"]["[slow]"]["rows_per_s"]["median"] == 10.0
+    assert document["ratios"]["[slow] / fast"]["rounds"] == [0.333333, 0.166667, 0.666667]
+    assert document["machine"]["cpu"] == "Some Chip 9"
+    assert (len(lines) == 1) == as_json
+    assert as_json or any("[slow]" in line and "10.0 (7.5-15.0)" in line for line in lines)
+
+
+def test_the_result_file_is_named_by_date_machine_and_benchmark(tmp_path):
+    path = make_report().save(tmp_path / "results")
+    assert path.name == "2026-01-02-some-chip-9-toy.json"
+    assert json.loads(path.read_text()) == make_report().document()
+    on_gpu = replace(SOME_MACHINE, gpu="NVIDIA H100 80GB HBM3", device="cuda:0")
+    assert make_report(machine=on_gpu).file_name == "2026-01-02-nvidia-h100-80gb-hbm3-toy.json"
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(BenchmarkError, match="cannot write"):
+        make_report().save(tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "intel-xeon-gold-6338"),
+        ("AMD EPYC 7763 64-Core Processor", "amd-epyc-7763"),
+        ("Apple M2", "apple-m2"),
+        ("", "unknown"),
+    ],
+)
+def test_a_slug_is_plain_words(name, expected):
+    assert slug(name) == expected
+
+
+def test_the_machines_facts_are_json_and_name_no_host_and_no_path(monkeypatch):
+    facts = look("cpu", "float32").to_dict()
+    text = json.dumps(facts)
+    assert facts["cores"] >= 1
+    assert facts["torch"]
+    assert str(Path.home()) not in text
+    assert str(ROOT) not in text
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert look().commit == "unknown"
+
+
+def test_an_error_with_a_reason_becomes_one_line_and_exit_2():
+    with pytest.raises(click.ClickException, match="no luck") as caught, plain_errors():
+        raise BenchmarkError("no luck")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ZeroDivisionError), plain_errors():
+        raise ZeroDivisionError
+
+
+def test_requests_mix_all_tasks_and_never_repeat_a_text():
+    asked = list(islice(load.requests(["a", "b", "c"], seed=1), 3000))
+    assert len({text for _, text in asked}) == 3000
+    assert all(900 < count < 1100 for count in Counter(task for task, _ in asked).values())
+    assert asked == list(islice(load.requests(["a", "b", "c"], seed=1), 3000))
+    assert not {text for _, text in asked} & {text for _, text in islice(load.requests(["a"], seed=2), 3000)}
+
+
+class SlowClient:
+    """Answers each call after 10 ms; every third call fails."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def predict(self, task: str, rows: list[str]) -> None:
+        self.calls += 1
+        failing = self.calls % 3 == 0
+        await asyncio.sleep(0.01)
+        if failing:
+            raise load.SidecastError("no", "OVERLOADED")
+
+
+async def test_callers_count_answers_failures_and_cycles(monkeypatch):
+    monkeypatch.setattr(load, "PAUSE_S", 0.0)
+    tally = load._Tally(begins=load.time.perf_counter(), least=4, most=30)
+    client: Any = SlowClient()
+    await asyncio.gather(*(load._call(client, load.requests(["a"], 0), tally) for _ in range(4)))
+    assert len(tally.latencies_us) + tally.errors["OVERLOADED"] == 30
+    assert 8 <= tally.errors["OVERLOADED"] <= 12
+    assert min(tally.latencies_us) >= 9_000
+    assert tally.cycles_s >= 1e-6 * sum(tally.latencies_us)
+
+
+@pytest.mark.parametrize("callers", [4, 5])
+async def test_a_window_lasts_until_every_caller_had_an_answer_but_not_for_ever(monkeypatch, callers):
+    monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
+    monkeypatch.setattr(load, "LONGEST_S", 0.3)
+    tally = load._Tally(begins=load.time.perf_counter(), least=callers, most=99_999)
+    watching = asyncio.create_task(load._watch("", tally, 0.001))
+    for _ in range(4):
+        await asyncio.sleep(0.005)
+        assert not tally.over.is_set()
+        tally.count(1.0, 1.0, None, load.time.perf_counter())
+    window_s, grown = await watching
+    assert (window_s < 0.25) == (callers == 4)
+    assert grown == {"batches": 0.0}
+
+
+def test_the_servers_figures_come_from_callers_and_its_own_counts():
+    grown = {
+        "sidecast_batch_rows_sum": 90.0,
+        "sidecast_batch_rows_count": 3.0,
+        "sidecast_stage_seconds_sum backbone": 1.0,
+        "sidecast_stage_seconds_sum side": 0.5,
+        "sidecast_stage_seconds_sum queue": 9.0,
+    }
+    seen = load.Load(
+        callers=2,
+        cycles_s=4.0,
+        latencies_us=[1000, 3000, 2000, 4000],
+        errors={"OVERLOADED": 2},
+        window_s=2.0,
+        grown=grown,
+    )
+    figures = server_figures(seen)
+    assert figures["rows_per_s"] == 2.0  # two callers, a second a cycle
+    assert figures["p50_ms"] == 2.5
+    assert (figures["batch_rows"], figures["device_busy"], figures["errors"]) == (30.0, 0.75, 2.0)
+
+
+@pytest.mark.slow
+def test_bench_server_runs_and_ends_in_its_json_line(tiny_t5):
+    command = [sys.executable, "-m", "benchmarks.bench_server", "--quick", "--backbone", str(tiny_t5), "--threads", "1"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert set(document["variants"]) == {"server 1", "server 4", "engine 1", "engine 4"}
+    assert document["variants"]["server 4"]["errors"]["median"] == 0
+    assert document["ratios"]["server / engine at saturation"]["median"] > 0
+    assert str(tiny_t5.parent) not in done.stdout
+
+
+@pytest.mark.slow
+def test_bench_server_says_what_is_wrong_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.bench_server", "--quick", "--backbone", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in done.stderr
