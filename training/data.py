@@ -41,6 +41,20 @@ class Example:
     """Where the row starts in its file, from 1 (Parquet: the row's number)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A whole file of examples."""
+
+    examples: list[Example]
+    sha256: str
+    """Of the file."""
+
+
+def read_labelled(path: str | Path, spec: TaskSpec) -> Labelled:
+    """As `read_examples`, with the file's digest."""
+    return Labelled(read_examples(path, spec), data_sha256(path))
+
+
 def read_examples(path: str | Path, spec: TaskSpec) -> list[Example]:
     """All examples of a .jsonl, .csv, .tsv or .parquet file, in its order.
 

@@ -21,7 +21,7 @@ from ladder import Answer, Backbone, ClassAnswer, NotFiniteError, SideNetwork, T
 from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
-from training.data import Example, data_sha256, read_examples
+from training.data import Example, Labelled
 from training.errors import RunError
 from training.evaluate import Model, answer_value, make_answerer, predict, score_answers
 from training.recipe import Recipe
@@ -61,8 +61,8 @@ class Job:
     backbone_source: str
     """The folder or hub id that it was loaded from."""
     tokenizer: Tokenizer
-    train_file: Path
-    validation_file: Path
+    training: Labelled
+    validation: Labelled
     recipe: Recipe
 
     def settings(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Job:
         return {
             "task": json.loads(self.spec.model_dump_json()),
             "backbone": self.backbone.fingerprint,
-            "data": [data_sha256(self.train_file), data_sha256(self.validation_file)],
+            "data": [self.training.sha256, self.validation.sha256],
             "recipe": self.recipe.to_dict(),
         }
 
@@ -79,13 +79,10 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     """Train, or go on training, into a run folder; a complete one is returned as it is.
 
     Raises:
-        DataError: an example that does not fit the spec; says file and line.
         RunError: the folder holds something else, or training diverged.
         RecipeError, SideConfigError: settings that make no side network.
     """
     run, settings = RunFolder(output), job.settings()
-    training = read_examples(job.train_file, job.spec)
-    validation = read_examples(job.validation_file, job.spec)
     side_config = job.recipe.side_config(job.spec).resolve(job.backbone.config)
     run.begin(settings, job.backbone_source)
     if run.complete:
@@ -93,26 +90,18 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)
         side = SideNetwork(side_config, job.backbone.config).to(job.backbone.device)
-        trainer = _Trainer(job, run, side, training, validation, progress or Silent())
+        trainer = _Trainer(job, run, side, progress or Silent())
         trainer.run_epochs()
-    return _complete(job, run, settings, validation, trainer.scores)
+    return _complete(job, run, settings, trainer.scores)
 
 
 class _Trainer:
     """State of a run while it goes: weights, optimizer, scores so far."""
 
-    def __init__(
-        self,
-        job: Job,
-        run: RunFolder,
-        side: SideNetwork,
-        training: Sequence[Example],
-        validation: Sequence[Example],
-        progress: Progress,
-    ) -> None:
-        self.job, self.run, self.side, self.progress, self.validation = job, run, side, progress, validation
-        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, training)
-        unit = start_at_targets(side, training) if job.spec.kind == "regression" else 1.0
+    def __init__(self, job: Job, run: RunFolder, side: SideNetwork, progress: Progress) -> None:
+        self.job, self.run, self.side, self.progress = job, run, side, progress
+        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
+        unit = start_at_targets(side, job.training.examples) if job.spec.kind == "regression" else 1.0
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         recipe = job.recipe
         self.optimizer = torch.optim.AdamW(side.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -167,12 +156,12 @@ class _Trainer:
     def _validate(self, epoch: int, loss: float, started: float) -> None:
         self.side.eval()
         model = Model(spec=self.job.spec, side=self.side, answerer=self.answerer)
-        fields = [example.fields for example in self.validation]
+        fields = [example.fields for example in self.job.validation.examples]
         try:
             answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
         except NotFiniteError:
             raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
-        scores = score_answers(self.job.spec, answers, self.validation)
+        scores = score_answers(self.job.spec, answers, self.job.validation.examples)
         headline = scores[self.job.spec.metric]
         best = not self.scores or headline > max(line[self.job.spec.metric] for line in self.scores)
         if best:
@@ -202,9 +191,7 @@ def _seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:6])
 
 
-def _complete(
-    job: Job, run: RunFolder, settings: dict[str, Any], validation: Sequence[Example], epochs: list[dict[str, Any]]
-) -> Artifact:
+def _complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[dict[str, Any]]) -> Artifact:
     """Write the manifest of the best epoch: scores, provenance, golden examples."""
     best = max(epochs, key=lambda line: line[job.spec.metric])
     run_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -226,18 +213,18 @@ def _complete(
             "dtype": str(job.backbone.dtype).removeprefix("torch."),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        examples=_golden_examples(job, run, validation),
+        examples=_golden_examples(job, run),
     )
     write_manifest(run.path, draft)
     run.finish()
     return read_artifact(run.path)
 
 
-def _golden_examples(job: Job, run: RunFolder, validation: Sequence[Example]) -> tuple[GoldenExample, ...]:
+def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
     """The first few validation rows with the answers of the weights as they stand in the file."""
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
     model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
-    fields = [example.fields for example in validation[:GOLDEN_EXAMPLES]]
+    fields = [example.fields for example in job.validation.examples[:GOLDEN_EXAMPLES]]
     answers = predict(model, job.backbone, job.tokenizer, fields)
     return tuple(
         GoldenExample(fields=row, expected=expected(given)) for row, given in zip(fields, answers, strict=True)

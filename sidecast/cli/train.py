@@ -62,6 +62,7 @@ def train(
     Interrupted and run again with the same settings, it goes on after the last whole epoch. The run folder is what
     `sidecast publish` takes.
     """
+    from training.data import read_labelled
     from training.loop import Job
     from training.loop import train as run_training
     from training.recipe import Recipe
@@ -69,16 +70,17 @@ def train(
 
     spec = load_task(task)
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
-    settings.side_config(spec)  # a mistake in the settings is told before the backbone loads
+    settings.side_config(spec)  # mistakes in settings and data are told before the backbone loads
     started = time.monotonic()
+    training, validation = read_labelled(train_file, spec), read_labelled(validation_file, spec)
     loaded, tokenizer = options.load_backbone(backbone, device, dtype)
     job = Job(
         spec=spec,
         backbone=loaded,
         backbone_source=_source(backbone),
         tokenizer=tokenizer,
-        train_file=Path(train_file),
-        validation_file=Path(validation_file),
+        training=training,
+        validation=validation,
         recipe=settings,
     )
     with progress_bar(quiet=as_json) as bars:

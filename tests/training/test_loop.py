@@ -12,7 +12,6 @@ from ladder import SideNetwork, load_backbone, load_tokenizer
 from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
 from tests.training import toy
-from training.data import read_examples
 from training.errors import RecipeError, RunError
 from training.evaluate import load_model, predict, score_answers
 from training.loop import Silent, schedule, train
@@ -55,7 +54,7 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
     artifact = train(job, tmp_path / "run")
     assert artifact.manifest.metrics[spec.metric] >= least
     model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
-    examples = read_examples(job.validation_file, spec)
+    examples = job.validation.examples
     answers = predict(model, backbone, tokenizer, [example.fields for example in examples])
     assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
 

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from side_registry.task import TaskSpec
+from training.data import read_labelled
 from training.loop import Job
 from training.recipe import Recipe
 
@@ -39,7 +40,7 @@ def job(folder: Path, spec: TaskSpec, backbone, tokenizer, count: int = 96, **re
         backbone=backbone,
         backbone_source=backbone.name,
         tokenizer=tokenizer,
-        train_file=write(folder / "train.jsonl", rows(spec, count)),
-        validation_file=write(folder / "validation.jsonl", rows(spec, 40, seed=1)),
+        training=read_labelled(write(folder / "train.jsonl", rows(spec, count)), spec),
+        validation=read_labelled(write(folder / "validation.jsonl", rows(spec, 40, seed=1)), spec),
         recipe=Recipe(**settings),  # type: ignore[arg-type]
     )
