@@ -58,12 +58,15 @@ def evaluate(
 ) -> None:
     """Score TASK on labelled rows: what a run folder, a registry (with --backbone) or a server answers.
 
-    TASK may name an alias or a version in a registry or on a server: sst2@canary, sst2:7. All three ways go through the
-    same code, so they give the same answers.
+    TASK may be a task spec's TOML file; in a registry or on a server also an alias or a version: sst2@canary, sst2:7.
+    All three ways go through the same code, so they give the same answers.
     """
     from training.data import read_examples
     from training.metrics import score
+    from training.task_files import load_task
 
+    if task.endswith(".toml"):  # as `train` takes it
+        task = load_task(task).name
     source, where = options.choose(run=run, registry=registry, server=server)
     if source == "server":
         candidate = _on_server(task, where)

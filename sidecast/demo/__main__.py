@@ -1,5 +1,6 @@
 """`make demo`: fetch a real backbone and real text, train three tasks, serve them, swap one under load."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sidecast.demo.story import tell
 @click.option("--rows", type=click.IntRange(min=64), help="Use the first ROWS rows of each file alone: a quick look.")
 def main(folder: str, rows: int | None) -> None:
     """Run the whole story; run again after an interruption, it goes on where it stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop, it stops its server too
     try:
         tell(Path(folder), rows)
     except KeyboardInterrupt:

@@ -518,6 +518,13 @@ def test_a_run_and_the_version_made_of_it_score_the_same(house: House) -> None:
         assert ran == run | {"source": "registry", "version": version}
 
 
+def test_a_task_may_be_named_by_its_toml_file(house: House, tmp_path: Path) -> None:
+    spec = tmp_path / "mine.toml"
+    spec.write_text('name = "letters"\nkind = "classification"\ntemplate = "{sentence}"\nlabels = ["aa", "bb"]\n')
+    words = ["--data", house / "validation.jsonl", "--run", house / "run-1", "--json"]
+    assert done("evaluate", spec, *words).document == done("evaluate", "letters", *words).document
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_a_damaged_blob_is_told(house: House, registry: Path, damage: str) -> None:
     digest = read_artifact(house / "run-1").manifest.files["side_network.safetensors"].sha256
