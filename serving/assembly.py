@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from serving.metrics import Metrics
 from serving.pool import SidePool
 from serving.reconciler import Progress, Reconciler
 from serving.service import PredictService
+from serving.threads import run_apart
 from side_registry import Registry
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
         RegistryError, BackboneError, StartError.
     """
     registry = Registry.open(config.registry, create=True)
-    backbone = _load_backbone(config)
+    backbone = run_apart(_load_backbone, config)
     tokenizer = load_tokenizer(config.backbone)
     pool, engine = SidePool(), Engine(backbone, metrics)
     loader = Loader(registry, backbone, tokenizer, config.load)
-    reconciler = Reconciler(registry, pool, loader.load, config.load, metrics)
+    reconciler = Reconciler(registry, pool, partial(run_apart, loader.load), config.load, metrics)
     reconciler.start(progress)
     service = PredictService(pool, Batcher(engine.predict, config.batch, metrics), tokenizer, config.request, metrics)
     return Parts(service=service, pool=pool, registry=registry, wake=reconciler.wake, stop=reconciler.stop)

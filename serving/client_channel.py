@@ -42,7 +42,12 @@ class Settings:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", int(not self._is_local)),  # a proxy would ask its own loopback
         ]
+
+    @property
+    def _is_local(self) -> bool:
+        return self.address.startswith(("localhost", "127.", "[::1]"))
 
 
 def service_config() -> dict[str, Any]:

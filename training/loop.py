@@ -104,7 +104,9 @@ class _Trainer:
         unit = start_at_targets(side, job.training.examples) if job.spec.kind == "regression" else 1.0
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         recipe = job.recipe
-        self.optimizer = torch.optim.AdamW(side.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            side.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         self.cache = TapsCache(job.backbone, side, [row.ids for row in self.rows])
         self.steps = math.ceil(len(self.rows) / recipe.batch_rows)
         self.scores: list[dict[str, Any]] = []

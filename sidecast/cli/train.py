@@ -128,6 +128,7 @@ class _Bars:
         self.bars.update(self.current, completed=step + 1, note=f"loss {loss:.4f}")
 
     def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
-        note = scores_text(scores) + (" (best)" if best else "")
+        headline = dict([next(iter(scores.items()))])
+        note = scores_text(headline) + (" (best)" if best else "")
         if self.current is not None:
             self.bars.update(self.current, note=note)

@@ -160,6 +160,15 @@ def test_nobody_there_is_an_error_that_names_the_address() -> None:
         client.predict("sst2", ["a"])
 
 
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(
+    parlour: Parlour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Client(parlour.address, retry=False) as client:
+        assert len(client.predict("sst2", ["a gripping film"])) == 1
+
+
 def test_a_server_that_is_no_sidecast_is_unsupported(parlour: Parlour) -> None:
     with Client(f"127.0.0.1:{parlour.server.metrics_port}", retry=False) as client, pytest.raises(SidecastError):
         client.predict("sst2", ["a"], timeout=2)
