@@ -19,10 +19,11 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.machine import Machine
 from sidecast.cli.app import UserError
-from sidecast.cli.output import escape, progress_bar
+from sidecast.cli.output import progress_bar
 
 RESULTS = Path(__file__).with_name("results")
 WIDTH = 120
@@ -243,7 +244,7 @@ class Report:
             has = samples.figures(variant)
             spreads = [samples.spread(variant, each.figure) if each.figure in has else None for each in columns]
             cells = [_with_quartiles(s, c.digits) if s else "" for s, c in zip(spreads, columns, strict=True)]
-            table.add_row(escape(variant), *cells)
+            table.add_row(Text(variant), *cells)
         return table
 
 

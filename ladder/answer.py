@@ -53,14 +53,15 @@ def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = No
     if not rows:
         return []
     inputs, groups = _plan(rows)
-    with _stage(observe, "backbone"):
+    clock = _Clock(observe, backbone.device)
+    with clock.stage("backbone"):
         given = run_backbone(backbone, inputs, _depth(groups))
     results: list[Answer | Exception] = [RuntimeError("not answered")] * len(rows)
-    with _stage(observe, "side"):
+    with clock.stage("side"):
         _score(given, groups, results)
     generating = [group for group in groups if group.generates]
     if generating:
-        with _stage(observe, "decode"):
+        with clock.stage("decode"):
             _generate(backbone, given, generating, results)
     return results
 
@@ -99,6 +100,8 @@ def _score(given: BackbonePass, groups: Sequence[_Group], results: list[Answer |
 def _answer_group(given: BackbonePass, group: _Group, inputs: Sequence[int]) -> list[Answer | Exception]:
     try:
         return group.answerer.answer(given.select(inputs), group.side)
+    except torch.OutOfMemoryError:
+        raise  # the device's fault, not this side network's
     except Exception as error:  # a side network's fault must not reach its neighbours
         return [error] * len(group.places)
 
@@ -121,9 +124,18 @@ def _place(results: list[Answer | Exception], group: _Group, answers: Sequence[A
         results[place] = outcome
 
 
-@contextmanager
-def _stage(observe: Observe | None, stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    if observe is not None:
-        observe(stage, time.perf_counter() - started)
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Times stages for an observer, if there is one; on a GPU until the work is done, not until it is launched."""
+
+    observe: Observe | None
+    device: torch.device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.observe is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.observe(name, time.perf_counter() - started)

@@ -1,6 +1,7 @@
 """A side network in one safetensors file: its weights, and in the header its format, schema and shape. Never pickle."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -22,6 +23,14 @@ def save_side(path: str | Path, side: SideNetwork) -> None:
     header = json.dumps({"schema": SCHEMA, "config": side.config.to_dict()}, sort_keys=True)
     tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in side.state_dict().items()}
     save_file(tensors, str(path), metadata={HEADER: header})
+
+
+def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
+    """A frozen copy in evaluation mode and `dtype`; a linear head stays float32: its outputs are answers."""
+    copy = deepcopy(side).to(dtype).eval().requires_grad_(False)
+    if not copy.config.has_decoder:
+        copy.head.float()
+    return copy
 
 
 def load_side(
@@ -50,7 +59,7 @@ def load_side(
             raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
     side = SideNetwork(config, backbone)
     side.load_state_dict(tensors)
-    return side.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return as_served(side, dtype).to(device)
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:

@@ -73,6 +73,8 @@ def _guarded(segment: Segment, step: object, *args: object) -> Tensor | None:
         return None
     try:
         return step(segment, *args)  # type: ignore[operator]
+    except torch.OutOfMemoryError:
+        raise  # the device's fault, not this side network's
     except Exception as error:  # a side network's fault must not reach its neighbours
         segment.failure = error
         return None

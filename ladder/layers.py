@@ -183,9 +183,8 @@ class RelativeBias(nn.Module):
         """(1, H, queries, keys) for the last `queries` of `keys` positions."""
         positions = torch.arange(keys, device=self.weight.device)
         distance = positions[None, :] - positions[keys - queries :, None]
-        return self.weight[relative_bucket(distance, self.buckets, self.max_distance, self.bidirectional)].permute(
-            2, 0, 1
-        )[None]
+        buckets = relative_bucket(distance, self.buckets, self.max_distance, self.bidirectional)
+        return self.weight[buckets].permute(2, 0, 1)[None].contiguous()  # fused attention wants the last stride to be 1
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:

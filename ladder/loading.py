@@ -16,7 +16,10 @@ from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 
 TAPS_LAYOUT = "embeddings, then each block's raw output"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""No float16: T5 is known to overflow it."""
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which a GPU computes in bfloat16 itself (Ampere)."""
 _FILES = ["*.json", "*.safetensors", "*.model", "pytorch_model*.bin"]
 
 
@@ -26,7 +29,7 @@ def load_backbone(source: str | Path, *, device: str | torch.device = "cpu", dty
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
         device: "cpu", "cuda", "cuda:1", ...
-        dtype: float32, bfloat16, float16; auto: bfloat16 on a GPU that has it, else float32.
+        dtype: float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32.
 
     Raises:
         BackboneError: no such folder or id, not a T5, or weights that are missing, of the wrong shape or damaged.
@@ -79,7 +82,8 @@ def _from_hub(name: str) -> Path:
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The torch dtype for a `--dtype` and a device."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+        return torch.bfloat16 if has else torch.float32
     if dtype not in DTYPES:
         raise BackboneError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]

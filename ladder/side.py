@@ -147,9 +147,9 @@ class SideNetwork(nn.Module):
         return keep * state + (1 - keep) * taps.final
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The linear head on the mean over real tokens: (B, outputs)."""
-        weights = mask.to(memory.dtype)[:, :, None]
-        return self.head((memory * weights).sum(1) / weights.sum(1).clamp(min=1))
+        """The linear head on the mean over real tokens: (B, outputs), float32."""
+        weights = mask[:, :, None].float()
+        return self.head((memory.float() * weights).sum(1) / weights.sum(1).clamp(min=1))
 
     def decoder_cache(self) -> DecoderCache:
         return DecoderCache(len(self.decoder.layers))

@@ -81,6 +81,9 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
     async def GetTask(self, request: pb.GetTaskRequest, context: ServicerContext) -> pb.GetTaskResponse:
         state = self._pool.snapshot()
         task = messages.write_task(state, request.task)
+        if which := request.WhichOneof("which"):
+            found = state.resolve(request.task, **{which: getattr(request, which)})
+            task.spec.CopyFrom(messages.write_spec(found.spec))
         return pb.GetTaskResponse(task=task, generations=messages.write_generations(state))
 
     async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:

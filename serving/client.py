@@ -106,6 +106,7 @@ class Client(_Caller):
         return self._do(calls.tasks(), self._settings.timeout)
 
     def task(self, name: str) -> TaskInfo:
+        """One task; `sst2@canary` or `sst2:7` tells that version's spec."""
         return self._do(calls.task(name), self._settings.timeout)
 
     def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
@@ -214,6 +215,7 @@ class AsyncClient(_Caller):
         return await self._do(calls.tasks(), self._settings.timeout)
 
     async def task(self, name: str) -> TaskInfo:
+        """As `Client.task`."""
         return await self._do(calls.task(name), self._settings.timeout)
 
     async def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:

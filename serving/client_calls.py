@@ -73,7 +73,10 @@ def tasks() -> Call[list[results.TaskInfo]]:
 
 
 def task(name: str) -> Call[results.TaskInfo]:
-    return Call("admin", "GetTask", pb.GetTaskRequest(task=name), lambda response: read_task(response.task))
+    ref = parse_ref(name)
+    request = pb.GetTaskRequest(task=ref.task)
+    _copy_which(ref, request)
+    return Call("admin", "GetTask", request, lambda response: read_task(response.task))
 
 
 def history(task: str | None, limit: int) -> Call[list[results.Commit]]:
@@ -126,7 +129,7 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
     return ref
 
 
-def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest) -> None:
+def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest | pb.GetTaskRequest) -> None:
     if ref.HasField("version"):
         request.version = ref.version
     elif ref.HasField("alias"):

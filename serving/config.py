@@ -97,7 +97,7 @@ class ServeConfig:
     device: str = "auto"
     """Where torch runs: auto (cuda where there is one), cpu, cuda, cuda:1."""
     dtype: str = "auto"
-    """The backbone's and side networks' precision: auto (bfloat16 where the hardware has it), float32, bfloat16."""
+    """The backbone's and side networks' precision: float32, bfloat16; auto: bfloat16 on a GPU that has it."""
     threads: int = 0
     """Threads of torch on a CPU. 0 leaves torch's own choice."""
     grace_s: float = 30.0
@@ -119,7 +119,7 @@ class ServeConfig:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.port and self.port == self.metrics_port:
             raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
-        _one_of(self, "dtype", ("auto", "float32", "bfloat16", "float16"))
+        _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
     @classmethod

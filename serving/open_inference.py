@@ -78,14 +78,12 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         with counting(self._metrics, request.model_name) as counted:
             _check_priority(request)
-            spec = self._find(request.model_name, request.model_version).spec
-            requested_outputs(request, spec)
-            which = parse_version(request.model_version)
+            found = self._find(request.model_name, request.model_version)
+            requested_outputs(request, found.spec)
             prediction = await self._service.predict(
                 request.model_name,
-                read_rows(request, spec),
-                version=which.version,
-                alias=which.alias,
+                read_rows(request, found.spec),
+                version=found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
                 deadline=deadline_of(context, _timeout(request)),
             )
             counted.version = prediction.version

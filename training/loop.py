@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from ladder import Answer, Backbone, ClassAnswer, NotFiniteError, SideNetwork, Tokenizer, load_side
+from ladder.checkpoint import as_served
 from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
@@ -70,6 +71,7 @@ class Job:
         return {
             "task": json.loads(self.spec.model_dump_json()),
             "backbone": self.backbone.fingerprint,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "data": [self.training.sha256, self.validation.sha256],
             "recipe": self.recipe.to_dict(),
         }
@@ -157,7 +159,8 @@ class _Trainer:
 
     def _validate(self, epoch: int, loss: float, started: float) -> None:
         self.side.eval()
-        model = Model(spec=self.job.spec, side=self.side, answerer=self.answerer)
+        served = as_served(self.side, self.job.backbone.dtype)
+        model = Model(spec=self.job.spec, side=served, answerer=self.answerer)
         fields = [example.fields for example in self.job.validation.examples]
         try:
             answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
@@ -212,7 +215,7 @@ def _complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[d
             "epoch": best["epoch"],
             "code_version": importlib.metadata.version("sidecast"),
             "torch_version": torch.__version__,
-            "dtype": str(job.backbone.dtype).removeprefix("torch."),
+            "dtype": settings["dtype"],
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         examples=_golden_examples(job, run),

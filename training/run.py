@@ -12,7 +12,8 @@ Every file is replaced at once, so an interruption anywhere loses the current ep
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from side_registry.manifest import MANIFEST, SIDE_NETWORK
 from training.errors import RunError
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
+PART = ".part"
+"""Ending of a file that is being written."""
 
 
 class RunFolder:
@@ -50,7 +53,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not any(self.path.iterdir()):
+            if all(
+                path.suffix == PART for path in self.path.iterdir()
+            ):  # nothing, or what a kill left of the first write
                 document = {"settings": settings, "backbone_source": backbone_source}
                 self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
                 return
@@ -81,9 +86,8 @@ class RunFolder:
 
     def finish_epoch(self, scores: list[dict[str, Any]], state: Mapping[str, Tensor]) -> None:
         """Store the place to go on from: what each whole epoch scored, and the state after the last."""
-        temporary = self.path / (LAST + ".part")
-        save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"scores": json.dumps(scores)})
-        temporary.replace(self.path / LAST)
+        with self._replacing(LAST) as temporary:
+            save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"scores": json.dumps(scores)})
         self._write(METRICS, "".join(json.dumps(line) + "\n" for line in scores))
 
     def read_last(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
@@ -102,19 +106,23 @@ class RunFolder:
             raise RunError(self.path, f"its {LAST} does not read ({error}); delete the folder") from None
 
     def save_best(self, side: SideNetwork) -> None:
-        temporary = self.path / (SIDE_NETWORK + ".part")
-        save_side(temporary, side)
-        temporary.replace(self.side_network)
+        with self._replacing(SIDE_NETWORK) as temporary:
+            save_side(temporary, side)
 
     def finish(self) -> None:
         """Drop what only an unfinished run needs."""
         (self.path / LAST).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / (name + ".part")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        with self._replacing(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A temporary file to write; it takes the place of `name` once it is on the disk."""
+        temporary = self.path / (name + PART)
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.path / name)
 
@@ -135,5 +143,4 @@ def restore(side: SideNetwork, optimizer: torch.optim.Optimizer, tensors: Mappin
         for key in ("step", "exp_avg", "exp_avg_sq"):
             stored = tensors.get(f"optimizer.{key}.{name}")
             if stored is not None:
-                device = parameter.device if key != "step" else stored.device
-                optimizer.state[parameter][key] = stored.clone().to(device)
+                optimizer.state[parameter][key] = stored.clone().to(parameter.device)

@@ -106,7 +106,9 @@ def _from_environment(command: click.Context, parameter: click.Parameter) -> boo
 
 def _report(text: str, reason: str, *, as_json: bool) -> None:
     """One line on standard error, and out."""
-    text = " ".join(text.splitlines())
+    from sidecast.cli.output import plain
+
+    text = plain(" ".join(text.splitlines()))
     line: dict[str, Any] = {"error": {"reason": reason, "message": text}}
     click.echo(json.dumps(line) if as_json else f"Error: {text}", err=True)
     sys.exit(USER_ERROR)

@@ -132,10 +132,12 @@ def _on_server(task: str, address: str) -> Candidate:
     from serving.client import Client
 
     ref, client = TaskRef.parse(task), Client(address)
-    info = client.task(ref.task)
+    info = client.task(task)
+    version = ref.version or info.serving.get(ref.alias or "production")
+    if version is not None:
+        info = client.task(f"{ref.task}:{version}")
     if info.spec is None:
         raise UserError(f"{address} has no version of {ref.task} loaded; see sidecast tasks --server {address}")
-    version = ref.version or info.serving.get(ref.alias or "production")
     size = min(SERVER_ROWS, info.spec.max_rows)
 
     def answer(rows: Rows, step: Step) -> list[Any]:

@@ -21,7 +21,7 @@ registry = option("--registry", metavar="R", help="The registry: a folder, or a 
 server = option("--server", metavar="HOST:PORT", help="A running server.")
 backbone = option("--backbone", metavar="B", help="A Hugging Face T5 folder, or a hub id such as google/flan-t5-small.")
 device = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-dtype = option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+dtype = option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 
 
 def choose(**given: str | None) -> tuple[str, str]:

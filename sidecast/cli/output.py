@@ -1,6 +1,7 @@
 """What commands print: a table or a sentence for people, one JSON document for machines; progress to standard error."""
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 UNFOLDED = 10_000
 
@@ -22,18 +24,16 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(Text(plain(str(cell))) for cell in row))
     console = Console()
     if not console.is_terminal:  # a pipe or a file: a row is a line, for grep
         console.width = UNFOLDED
     console.print(table)
 
 
-def escape(text: str) -> str:
-    """Text of strangers (messages, labels) must not be read as rich's markup."""
-    from rich.markup import escape as rich_escape
-
-    return rich_escape(text)
+def plain(text: str) -> str:
+    """Text of strangers (messages, labels) without the characters that steer a terminal."""
+    return "".join(" " if unicodedata.category(each) == "Cc" else each for each in text)
 
 
 def scores_text(scores: Mapping[str, float]) -> str:

@@ -26,7 +26,7 @@ def predict(task: str, text: Sequence[str], server: str, timeout: float | None, 
     from side_registry import TaskRef
 
     with Client(server) as client:
-        spec = client.task(TaskRef.parse(task).task).spec
+        spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
         answers = client.predict(task, rows_of(spec.fields, text), timeout=timeout)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+import threading
 from typing import Any
 
 import click
@@ -19,7 +21,7 @@ from sidecast.cli import options
     "--metrics-port", type=int, metavar="M", help="Prometheus over HTTP; 0 takes a free one.  [default: 8002]"
 )
 @options.option("--device", help="auto, cpu, cuda, cuda:1 ...  [default: auto]")
-@options.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@options.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
 @options.option("--threads", type=int, help="Torch's threads on a CPU; 0 leaves torch's choice.  [default: 0]")
 @options.option("--max-batch-tokens", type=int, help="Tokens of one backbone pass.  [default: 8192]")
 @options.option("--max-batch-rows", type=int, help="Rows of one batch.  [default: 64]")
@@ -54,4 +56,17 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
         line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
-    click.get_current_context().exit(run_server(settings, ready))
+    code = run_server(settings, ready)
+    if code and _device_is_busy():  # with calls that were cut off: Python would wait for them, for nobody
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    click.get_current_context().exit(code)
+
+
+def _device_is_busy() -> bool:
+    """Whether the device thread goes on a second after it was told to end."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("device")]
+    for thread in threads:
+        thread.join(1.0)
+    return any(thread.is_alive() for thread in threads)

@@ -14,6 +14,7 @@ from sidecast.demo.backbone import get_backbone
 from sidecast.demo.commands import Server, run_command, run_json
 from sidecast.demo.dataset import DemoData, get_dataset
 from sidecast.demo.downloads import cache_folder
+from sidecast.demo.folders import DemoError
 from sidecast.demo.report import TaskResult, show_swap, show_tasks
 from sidecast.demo.swap import swap_under_load
 from sidecast.demo.zero_shot import majority, zero_shot
@@ -45,7 +46,7 @@ def tell(folder: Path, rows: int | None = None) -> None:
         folder = folder / f"first-{rows}-rows"
         data = first_rows(data, folder / "data", rows)
     folder.mkdir(parents=True, exist_ok=True)
-    say.step("train side networks: the backbone stays frozen, each is under 1 % of it")
+    say.step("train side networks: the backbone stays frozen, each is about 1 % of it")
     runs = train_all(folder, backbone, data)
     say.step("publish version 1 of each task")
     registry = folder / "registry"
@@ -64,6 +65,10 @@ def tell(folder: Path, rows: int | None = None) -> None:
         results = score_all(server, folder, backbone, data)
     show_tasks(console, results)
     show_swap(console, log)
+    if log.failures:
+        raise DemoError(
+            f"{len(log.failures)} requests failed during the swap", "this must not happen; please report it"
+        )
     console.print(f"\nThe demo took {time.monotonic() - started:.0f} s. Its runs and registry are in {folder}/.")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sidecast import Client, SidecastError
 from sidecast.demo.commands import run_command
+from sidecast.demo.folders import DemoError
 
 CALLERS = 3
 STAY_S = 3.0
@@ -75,8 +76,11 @@ def _call(
                     log.order.append(version)
 
 
-def _seconds_until(log: SwapLog, version: int, limit: float = 10.0) -> float:
+def _seconds_until(log: SwapLog, version: int, limit: float = 30.0) -> float:
+    """Raises DemoError where the version does not answer."""
     started = time.monotonic()
-    while (not log.order or log.order[-1] != version) and time.monotonic() - started < limit:
+    while not log.order or log.order[-1] != version:
+        if time.monotonic() - started > limit:
+            raise DemoError(f"version {version} did not answer within {limit:.0f} s", "see what the server said above")
         time.sleep(0.01)
     return time.monotonic() - started

@@ -90,6 +90,19 @@ def test_tasks_describe_themselves(ask: Ask) -> None:
     assert ask("wait_served", 4).served == 4
 
 
+def test_a_version_and_an_alias_tell_their_own_spec(tmp_path: Path) -> None:
+    other = SST2.model_copy(update={"labels": ("bad", "good")})
+    with Parlour(tmp_path, specs=[SST2]).open() as parlour, Client(parlour.address) as client:
+        version = parlour.publish(other, seed=9)
+        client.wait_served(parlour.registry.set_alias("sst2", "canary", version))
+        specs = [client.task(name).spec for name in ("sst2", f"sst2:{version}", "sst2@canary")]
+        assert [spec.labels for spec in specs if spec] == [SST2.labels, other.labels, other.labels]
+        with pytest.raises(errors.UnknownVersionError):
+            client.task("sst2:99")
+        with pytest.raises(errors.UnknownAliasError):
+            client.task("sst2@shadow")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

@@ -491,6 +491,13 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     assert newest == document[2:]
 
 
+def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
+    done("promote", "letters", 2, "--registry", registry, "--message", "a :bug: \x1b[31mred\x1b]0;title\x07")
+    ran = done("history", "letters", "--registry", registry)
+    assert ran.out.splitlines()[3].rstrip().endswith("a :bug:  [31mred ]0;title")
+    assert "\x1b" not in ran.out
+
+
 # --- evaluate
 
 
@@ -738,7 +745,7 @@ SERVE = "serve --backbone @/t5 --registry @/registry --port 0 --metrics-port 0"
         ("serve --backbone @/t5 --registry @/t5 --port 0 --metrics-port 0", "is not a registry"),
         (f"{SERVE} --device nope", "--device nope cannot be used here"),
         (f"{SERVE} --device cuda:99", "--device cuda:99 cannot be used here"),
-        (f"{SERVE} --dtype int3", "dtype must be one of auto, float32, bfloat16, float16, got 'int3'"),
+        (f"{SERVE} --dtype int3", "dtype must be one of auto, float32, bfloat16, got 'int3'"),
         (f"{SERVE} --log-level LOUD", "log_level must be one of DEBUG, INFO, WARNING, ERROR, got 'LOUD'"),
         (f"{SERVE} --port 70000", "port must be within 0..65535, got 70000"),
         (f"{SERVE} --port http", "Invalid value for '--port'"),

@@ -141,6 +141,31 @@ def test_folder_with_other_files_is_refused(tmp_path, backbone, tokenizer):
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
 
 
+def test_killed_while_it_wrote_its_first_file_it_starts_again(tmp_path, backbone, tokenizer):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.part").write_text('{"settings": {"ta')
+    artifact = train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+    assert artifact.manifest.task == "letters"
+
+
+def test_another_precision_is_another_run(tmp_path, tiny_t5, backbone, tokenizer):
+    coarse = load_backbone(tiny_t5, dtype="bfloat16")
+    with pytest.raises(Interrupted):
+        train(toy.job(tmp_path, toy.CLASSES, coarse, tokenizer, count=16), tmp_path / "run", InterruptAfter(1, 0))
+    with pytest.raises(RunError, match="another dtype"):
+        train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16), tmp_path / "run")
+
+
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
+def test_bfloat16_scores_are_those_of_what_is_served(tmp_path, tiny_t5, tokenizer, spec):
+    coarse = load_backbone(tiny_t5, dtype="bfloat16")
+    artifact = train(toy.job(tmp_path, spec, coarse, tokenizer, count=32, epochs=1), tmp_path / "run")
+    model = load_model(artifact, coarse, tokenizer)
+    examples = toy.job(tmp_path, spec, coarse, tokenizer).validation.examples
+    answers = predict(model, coarse, tokenizer, [example.fields for example in examples])
+    assert score_answers(spec, answers, examples)[spec.metric] == artifact.manifest.metrics[spec.metric]
+
+
 def test_damaged_state_is_one_clear_error(tmp_path, backbone, tokenizer):
     job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16)
     with pytest.raises(Interrupted):
