@@ -105,7 +105,7 @@ def test_a_shed_caller_is_told_when_to_come_back() -> None:
 
 def test_an_unforeseen_error_is_bland_and_logged_under_an_id(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
-        status = status_of(RuntimeError("secret path /root/x"))
+        status = status_of(RuntimeError("secret path /secret/x"))
     request_id = details(status, RequestInfo()).request_id
     assert status.code == grpc.StatusCode.INTERNAL.value[0]
     assert "secret" not in str(status)
