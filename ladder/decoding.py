@@ -3,6 +3,7 @@
 Cached; equal to decoding each row alone without a cache.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -67,12 +68,12 @@ def _begin(segment: Segment) -> None:
     segment.memory, segment.cache = segment.side.encode(segment.taps), segment.side.decoder_cache()
 
 
-def _guarded(segment: Segment, step: object, *args: object) -> Tensor | None:
+def _guarded(segment: Segment, step: Callable[..., Tensor | None], *args: object) -> Tensor | None:
     """Run a step of one segment; what it raises is that segment's alone."""
     if segment.failure is not None:
         return None
     try:
-        return step(segment, *args)  # type: ignore[operator]
+        return step(segment, *args)
     except torch.OutOfMemoryError:
         raise  # the device's fault, not this side network's
     except Exception as error:  # a side network's fault must not reach its neighbours

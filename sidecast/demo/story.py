@@ -48,7 +48,7 @@ def tell(folder: Path, rows: int | None = None) -> None:
         folder = folder / f"first-{rows}-rows"
         data = first_rows(data, folder / "data", rows)
     folder.mkdir(parents=True, exist_ok=True)
-    say.step("train side networks: the backbone stays frozen, each is about 1 % of it")
+    say.step("train side networks: the backbone stays frozen, each is under 1 % of it")
     runs = train_all(folder, backbone, data)
     say.step("publish version 1 of each task")
     registry = folder / "registry"
