@@ -85,6 +85,15 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.shared.dtype
 
+    def forward(self, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+        """Teacher-forced logits (B, T, V) of the backbone alone. The one path that a gradient can take through it: what
+        its weights matter to a task (Fisher) is asked with copies of them; training never comes here."""
+        final = self._encode(ids, mask, None).final
+        assert final is not None
+        state = self._decode(decoder_ids, final, mask, None).final
+        assert state is not None
+        return self.logits(state)
+
     @torch.no_grad()
     def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
         """Run the encoder.
@@ -94,6 +103,9 @@ class Backbone(nn.Module):
             mask: (B, S) bool, True at real tokens.
             depth: stop after this many blocks; None runs all and the final norm.
         """
+        return self._encode(ids, mask, depth)
+
+    def _encode(self, ids: Tensor, mask: Tensor, depth: int | None) -> Taps:
         hidden = embeddings = F.embedding(ids, self.shared)
         bias = self.encoder.relative_bias(ids.shape[1], ids.shape[1]) + padding_bias(mask, self.dtype)
         blocks = []
@@ -113,6 +125,9 @@ class Backbone(nn.Module):
             memory_mask: (B, S) bool.
             cache: extended in place.
         """
+        return self._decode(ids, memory, memory_mask, cache)
+
+    def _decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Taps:
         before = cache.length if cache else 0
         queries, keys = ids.shape[1], before + ids.shape[1]
         hidden = embeddings = F.embedding(ids, self.shared)

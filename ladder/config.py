@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 from ladder.errors import BackboneError, SideConfigError
 
 Gate = Literal["learnable", "none", "one", "fixed"]
-Head = Literal["text", "linear"]
+GateForm = Literal["scalar", "channel"]
+Head = Literal["text", "linear", "mlp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,22 +67,27 @@ class SideConfig:
     encoder_layers: tuple[int, ...] | None = None
     """Backbone blocks that have a rung, ascending, from 0. None: all of them."""
     decoder_layers: tuple[int, ...] | None = None
-    """As encoder_layers. Unused where the head is linear: such a side network has no decoder."""
+    """As encoder_layers. Unused but for the text head: other side networks have no decoder."""
     gate: Gate = "learnable"
     """g in g * side + (1 - g) * tap: learnable, fixed at its start, one (ignore the taps); or none: side + tap."""
     gate_temperature: float = 0.1
     gate_start: float = 0.0
     """Initial gate logit; 0 mixes half and half."""
+    gate_form: GateForm = "scalar"
+    """One gate a rung, or one for each of its channels."""
     mix_after: bool = False
     """Mix the tap in after the side block, not before it (the authors' add_residual_after)."""
     merge_last: bool = False
     """Mix the upsampled output with the backbone's own last state by one more learned gate (text head only)."""
+    merge_start: float = 0.0
+    """Initial logit of that gate; far below 0 starts at the backbone's own answers."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     head: Head = "text"
-    """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder."""
+    """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder. mlp: a
+    trained head of two layers, on the upsampled last token of the side encoder (BART's classification head)."""
     outputs: int = 0
-    """Outputs of a linear head: the number of labels, or 1 for regression."""
+    """Outputs of a linear or mlp head: the number of labels, 1 for regression, an embedding's dimensions."""
     dropout: float = 0.1
     """Inside the side network, while training."""
 
@@ -90,16 +96,23 @@ class SideConfig:
             raise SideConfigError(f"reduction must be >= 1, got {self.reduction}")
         if self.gate not in ("learnable", "none", "one", "fixed"):
             raise SideConfigError(f"gate must be learnable, none, one or fixed, got {self.gate!r}")
-        if self.head not in ("text", "linear"):
-            raise SideConfigError(f"head must be text or linear, got {self.head!r}")
+        if self.gate_form not in ("scalar", "channel"):
+            raise SideConfigError(f"gate_form must be scalar or channel, got {self.gate_form!r}")
+        if self.head not in ("text", "linear", "mlp"):
+            raise SideConfigError(f"head must be text, linear or mlp, got {self.head!r}")
+        for name in ("gate_start", "merge_start"):
+            if not math.isfinite(getattr(self, name)):
+                raise SideConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
         if not (self.gate_temperature > 0 and math.isfinite(self.gate_temperature)):
             raise SideConfigError(f"gate_temperature must be > 0, got {self.gate_temperature}")
         if not 0 <= self.dropout < 1:
             raise SideConfigError(f"dropout must be in [0, 1), got {self.dropout}")
-        if (self.head == "linear") != (self.outputs > 0):
-            raise SideConfigError(f"a linear head needs outputs >= 1 and a text head none, got {self.outputs}")
-        if self.head == "linear" and self.merge_last:
-            raise SideConfigError("merge_last needs the text head: a linear head has no backbone state to merge with")
+        if (self.head == "text") != (self.outputs == 0) or self.outputs < 0:
+            raise SideConfigError(f"a {self.head} head needs outputs {self._outputs_rule}, got {self.outputs}")
+        if self.merge_last and self.head != "text":
+            raise SideConfigError(
+                f"merge_last needs the text head: a {self.head} head has no backbone state to merge with"
+            )
         for name in ("encoder_layers", "decoder_layers"):
             layers = getattr(self, name)
             if layers is not None and list(layers) != sorted(set(layers)):
@@ -123,6 +136,10 @@ class SideConfig:
     @property
     def has_decoder(self) -> bool:
         return self.head == "text"
+
+    @property
+    def _outputs_rule(self) -> str:
+        return "0" if self.head == "text" else ">= 1"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

@@ -21,7 +21,7 @@ class Rung(nn.Module):
         self.kind, self.temperature, self.mix_after = config.gate, config.gate_temperature, config.mix_after
         self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.block = Block(shape, decoder=decoder)
-        start = torch.full((1,), config.gate_start)
+        start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
         if config.gate == "learnable":
             self.gate_logit = nn.Parameter(start)
         elif config.gate == "fixed":
@@ -98,8 +98,22 @@ class SideStack(nn.Module):
         return F.dropout(self.final_norm(side), self.dropout, self.training)
 
 
+class MlpHead(nn.Module):
+    """BART's classification head: two layers with a tanh between them, at the backbone's width."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, D) to (B, outputs)."""
+        inner = torch.tanh(self.dense(F.dropout(state, self.dropout, self.training)))
+        return self.out(F.dropout(inner, self.dropout, self.training))
+
+
 class SideNetwork(nn.Module):
-    """All rungs, and a head: upsample into the backbone's LM head, or a linear one on the side encoder's mean."""
+    """All rungs, and a head: upsample into the backbone's LM head, or one of its own on the side encoder."""
 
     def __init__(self, config: SideConfig, backbone: BackboneConfig) -> None:
         """Weights are at T5's random start; see `reset`.
@@ -113,11 +127,14 @@ class SideNetwork(nn.Module):
         self.encoder = SideStack(self.config, backbone, decoder=False)
         if self.config.has_decoder:
             self.decoder = SideStack(self.config, backbone, decoder=True)
-            self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
             if self.config.merge_last:
-                self.merge_logit = nn.Parameter(torch.zeros(1))
-        else:
+                self.merge_logit = nn.Parameter(torch.full((1,), self.config.merge_start))
+        if self.config.head != "linear":
+            self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
+        if self.config.head == "linear":
             self.head = nn.Linear(width, self.config.outputs)
+        elif self.config.head == "mlp":
+            self.head = MlpHead(backbone.d_model, self.config.outputs, self.config.dropout)
         self.reset(backbone)
 
     @property
@@ -147,7 +164,11 @@ class SideNetwork(nn.Module):
         return keep * state + (1 - keep) * taps.final
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """The linear head on the mean over real tokens: (B, outputs), float32."""
+        """What a head of its own says, (B, outputs) in float32: linear of the mean of real tokens, mlp of the last."""
+        if self.config.head == "mlp":
+            last = (mask.sum(1) - 1).clamp(min=0)
+            state = memory[torch.arange(len(memory), device=memory.device), last]
+            return self.head(self.upsample(state).float())
         weights = mask[:, :, None].float()
         return self.head((memory.float() * weights).sum(1) / weights.sum(1).clamp(min=1))
 

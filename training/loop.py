@@ -19,6 +19,7 @@ import torch
 
 from ladder import Answer, Backbone, ClassAnswer, NotFiniteError, SideNetwork, Tokenizer, load_side
 from ladder.checkpoint import as_served
+from ladder.side import MlpHead
 from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
@@ -186,8 +187,9 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def start_at_targets(side: SideNetwork, training: Sequence[Example]) -> float:
     """Start a regression head at the mean target; their standard deviation."""
     targets = torch.tensor([float(example.target) for example in training])
+    last = side.head.out if isinstance(side.head, MlpHead) else side.head
     with torch.no_grad():
-        side.head.bias.fill_(targets.mean().item())
+        last.bias.fill_(targets.mean().item())
     deviation = targets.std(correction=0).item()
     return deviation if deviation > 0 else 1.0
 

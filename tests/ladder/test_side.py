@@ -376,3 +376,25 @@ def test_regression_is_clipped_to_its_range(backbone):
 
 def test_no_rows_no_answers(backbone):
     assert answer(backbone, []) == []
+
+
+def test_a_gate_per_channel_mixes_each_channel_by_its_own():
+    backbone = BackboneConfig(
+        d_model=16, d_kv=4, d_ff=32, num_heads=2, num_layers=1, num_decoder_layers=1, vocab_size=10
+    )
+    config = SideConfig(reduction=2, head="linear", outputs=1, gate_form="channel", dropout=0.0)
+    rung = SideNetwork(config, backbone).encoder.rungs[0]
+    with torch.no_grad():
+        rung.gate_logit.copy_(torch.tensor([-9.0] * 4 + [9.0] * 4))
+    side, down = torch.ones(1, 2, 8), torch.zeros(1, 2, 8)
+    assert_close(rung.mix(side, down), torch.tensor([0.0] * 4 + [1.0] * 4).expand(1, 2, 8))
+
+
+def test_an_mlp_head_reads_the_last_real_token():
+    backbone = BackboneConfig(
+        d_model=16, d_kv=4, d_ff=32, num_heads=2, num_layers=1, num_decoder_layers=1, vocab_size=10
+    )
+    side = SideNetwork(SideConfig(reduction=2, head="mlp", outputs=3), backbone).eval()
+    memory, mask = torch.randn(2, 5, 8), torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    alone = side.head(side.upsample(torch.stack([memory[0, 2], memory[1, 4]])))
+    assert_close(side.read(memory, mask), alone)
