@@ -174,7 +174,7 @@ def report(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False
 
 
 @click.command()
-@click.option("--backbone", metavar="B", help="A Hugging Face T5 folder, or a hub id.  [default: the demo's]")
+@click.option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id.  [default: the demo's]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Torch's, in server and engine; 0: its own choice.")

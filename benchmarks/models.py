@@ -20,7 +20,7 @@ from sidecast.cli.options import pick_device
 from sidecast.demo.backbone import get_backbone
 from sidecast.demo.downloads import cache_folder
 from training.evaluate import Model, make_answerer, predict
-from training.loop import expected
+from training.finish import expected
 from training.recipe import Recipe
 
 Head = Literal["linear", "text"]

@@ -1,8 +1,8 @@
 """The model: a frozen backbone with taps, side networks that read them, decoding, checkpoints."""
 
 from ladder.answer import Row, answer
-from ladder.answerers import Answerer, Classify, Generate, Regress, build_answerer
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from ladder.answerers import Answerer, Classify, Embed, Generate, Regress, build_answerer
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass, run_backbone
 from ladder.checkpoint import load_side, save_side
@@ -10,11 +10,13 @@ from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import (
     BackboneError,
     CheckpointError,
+    GenerationError,
     LabelError,
     LadderError,
     NotFiniteError,
     SideConfigError,
 )
+from ladder.generation import Generation
 from ladder.labels import LabelTrie
 from ladder.loading import load_backbone
 from ladder.side import SideNetwork
@@ -30,7 +32,10 @@ __all__ = [
     "CheckpointError",
     "ClassAnswer",
     "Classify",
+    "Embed",
     "Generate",
+    "Generation",
+    "GenerationError",
     "LabelError",
     "LabelTrie",
     "LadderError",
@@ -44,6 +49,7 @@ __all__ = [
     "TextAnswer",
     "Tokenizer",
     "ValueAnswer",
+    "VectorAnswer",
     "answer",
     "build_answerer",
     "load_backbone",

@@ -6,7 +6,7 @@ Rows with the same tokens share the pass, whatever their tasks. A row's failure 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,7 +14,7 @@ from ladder.answerers import Answerer, Generate
 from ladder.answers import Answer
 from ladder.backbone import Backbone
 from ladder.backbone_pass import BackbonePass, run_backbone
-from ladder.decoding import Segment, greedy
+from ladder.decoding import Segment, generate
 from ladder.side import SideNetwork
 
 Observe = Callable[[str, float], None]
@@ -41,6 +41,8 @@ class _Group:
     """Where its rows stand among all rows."""
     inputs: list[int]
     """Which distinct input each of them has."""
+    seeds: list[int | None] = field(default_factory=list)
+    """Generating: each row's."""
 
     @property
     def generates(self) -> bool:
@@ -69,11 +71,15 @@ def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = No
 def _plan(rows: Sequence[Row]) -> tuple[list[tuple[int, ...]], list[_Group]]:
     """The distinct inputs, and the rows of each side network."""
     inputs: dict[tuple[int, ...], int] = {}
-    groups: dict[tuple[int, int], _Group] = {}
+    groups: dict[tuple[int, Generate | int], _Group] = {}
     for place, row in enumerate(rows):
-        group = groups.setdefault((id(row.side), id(row.answerer)), _Group(row.side, row.answerer, [], []))
+        alike, seed = id(row.answerer), None
+        if isinstance(row.answerer, Generate):
+            alike, seed = row.answerer.unseeded, row.answerer.generation.seed
+        group = groups.setdefault((id(row.side), alike), _Group(row.side, row.answerer, [], []))
         group.places.append(place)
         group.inputs.append(inputs.setdefault(row.ids, len(inputs)))
+        group.seeds.append(seed)
     return list(inputs), list(groups.values())
 
 
@@ -112,9 +118,10 @@ def _generate(
     segments = []
     for group in groups:
         assert isinstance(group.answerer, Generate)
+        limit, how = group.answerer.max_new_tokens, group.answerer.generation
         taps = given.select(group.inputs).taps
-        segments.append(Segment(side=group.side, taps=taps, limit=group.answerer.max_new_tokens))
-    for group, decoded in zip(groups, greedy(backbone, segments), strict=True):
+        segments.append(Segment(side=group.side, taps=taps, limit=limit, generation=how, seeds=group.seeds))
+    for group, decoded in zip(groups, generate(backbone, segments), strict=True):
         assert isinstance(group.answerer, Generate)
         _place(results, group, group.answerer.finish(decoded))
 

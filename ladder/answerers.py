@@ -4,16 +4,18 @@ An answerer holds what the task's spec fixes (labels, range, length) and no weig
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.backbone import Taps
 from ladder.backbone_pass import BackbonePass
-from ladder.decoding import Segment, greedy
+from ladder.decoding import Segment, generate
 from ladder.errors import LabelError, NotFiniteError
+from ladder.generation import Generation
 from ladder.labels import LabelTrie
 from ladder.side import SideNetwork
 from ladder.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """One of the labels. With a trie, words of the LM head; without, a linear head with an output for each label."""
+    """One of the labels. With a trie, words of the LM head; without, a head of its own with an output for each label."""
 
     labels: tuple[str, ...]
     trie: LabelTrie | None = None
@@ -57,7 +59,7 @@ class Classify:
 
 @dataclass(frozen=True, kw_only=True)
 class Regress:
-    """A number from a linear head with one output, clipped to the spec's range."""
+    """A number from a linear or mlp head with one output, clipped to the spec's range."""
 
     low: float | None = None
     high: float | None = None
@@ -84,27 +86,27 @@ class Regress:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Text, decoded greedily through the LM head."""
+    """Text, decoded through the LM head: greedily, unless `generation` says otherwise."""
 
     max_new_tokens: int
     decode: Callable[[Sequence[int]], str]
     """The tokenizer's: ids to text."""
+    generation: Generation = field(default_factory=Generation)
+
+    @property
+    def unseeded(self) -> "Generate":
+        """Itself but for the seed: rows of equal ones are decoded together."""
+        return self if self.generation.seed is None else replace(self, generation=replace(self.generation, seed=None))
 
     def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
-        backbone, taps = given.backbone, given.taps
-        assert taps.final is not None
-        config = backbone.config
-        start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
-        shifted = torch.cat([start, targets[:, :-1]], 1)
-        decoder_ids = shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
-        decoder_taps = backbone.decode(decoder_ids, taps.final, taps.mask)
-        logits = backbone.logits(side.decode(decoder_taps, side.encode(taps), taps.mask))
+        taps = given.taps
+        logits = given.backbone.logits(side.decode(forced_taps(given, targets), side.encode(taps), taps.mask))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
     def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens)
-        [rows] = greedy(given.backbone, [segment])
+        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens, generation=self.generation)
+        [rows] = generate(given.backbone, [segment])
         return self.finish(rows)
 
     def finish(self, rows: Sequence[tuple[int, ...] | Exception]) -> list[Answer | Exception]:
@@ -112,7 +114,58 @@ class Generate:
         return [r if isinstance(r, Exception) else TextAnswer(text=self.decode(r), tokens=r) for r in rows]
 
 
-Answerer = Classify | Regress | Generate
+def forced_taps(given: BackbonePass, targets: Tensor) -> Taps:
+    """The backbone decoder's taps where it is told the targets (B, T), padded with IGNORED, one place later: what says
+    the token at each of their places."""
+    backbone, taps = given.backbone, given.taps
+    assert taps.final is not None
+    config = backbone.config
+    start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, targets[:, :-1]], 1)
+    return backbone.decode(shifted.masked_fill(shifted == IGNORED, config.pad_token_id), taps.final, taps.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """A vector of length 1 from a head of the side network's own: texts that mean the same point the same way."""
+
+    temperature: float = 0.1
+    """Of the loss, not the answer. Half of it, usual for whole encoders, has a side network fit few pairs by heart."""
+
+    def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B, E) in float32."""
+        outputs = side.read(side.encode(given.taps), given.taps.mask).float()
+        if side.config.words:
+            outputs = outputs + side.read_words(given.taps)
+        return F.normalize(outputs, dim=-1)
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
+
+        Args:
+            given: of 2B inputs, the pairs' first texts and then their second ones.
+            targets: (2B,) a number for each distinct text. Pairs that share a text are no negatives of each other.
+        """
+        firsts, seconds = self.vectors(given, side).chunk(2)
+        texts = targets.view(2, -1)
+        shared = (texts[:, :, None, None] == texts[None, None]).any(0).any(1)
+        own = torch.arange(len(firsts), device=firsts.device)
+        shared[own, own] = False
+        scores = (firsts @ seconds.T / self.temperature).masked_fill(shared, -torch.inf)
+        return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
+    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        vectors = self.vectors(given, side)
+        lengths = vectors.norm(dim=-1).tolist()
+        return [self._row(values, length) for values, length in zip(vectors.tolist(), lengths, strict=True)]
+
+    def _row(self, values: list[float], length: float) -> Answer | Exception:
+        if not abs(length - 1) < 1e-3:  # NaN; or 0, where the head's outputs were all 0 or overflowed
+            return NotFiniteError("the side network's vector is not of finite numbers with a length above 0")
+        return VectorAnswer(values=tuple(values))
+
+
+Answerer = Classify | Regress | Generate | Embed
 
 
 def build_answerer(
@@ -125,6 +178,7 @@ def build_answerer(
     head: str,
     tokenizer: Tokenizer,
     unit: float = 1.0,
+    generation: Generation | None = None,
 ) -> Answerer:
     """The answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
 
@@ -132,12 +186,15 @@ def build_answerer(
         LabelError: labels that tokenize alike, or a kind that this head cannot answer.
     """
     if kind == "classification":
-        words = tuple(tuple(tokenizer.encode(label)) for label in labels) if head == "text" else None
+        words = tuple(map(tuple, tokenizer.encode_targets(labels))) if head == "text" else None
         return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
-    if kind == "regression" and head == "linear":
+    if kind == "regression" and head != "text":
         return Regress(low=low, high=high, unit=unit)
+    if kind == "embedding" and head != "text":
+        return Embed()
     if kind == "text" and head == "text":
-        return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode)
+        how = generation or Generation()
+        return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
     raise LabelError(
-        f"a {kind} task cannot be answered by a {head} head; use {'linear' if kind == 'regression' else 'text'}"
+        f"a {kind} task cannot be answered by a {head} head; use {'text' if kind == 'text' else 'linear'}"
     )

@@ -1,4 +1,4 @@
-"""What a side network says about one row: a class, a value or a text. Plain data, no tensors."""
+"""What a side network says about one row: a class, a value, a text or a vector. Plain data, no tensors."""
 
 from dataclasses import dataclass
 
@@ -27,4 +27,11 @@ class TextAnswer:
     tokens: tuple[int, ...]
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorAnswer:
+    """An embedding of length 1, in float32's numbers."""
+
+    values: tuple[float, ...]
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer

@@ -1,4 +1,6 @@
-"""The frozen T5 that emits its activations. It never learns, never drops out, and knows no task.
+"""The frozen backbone that emits its activations. It never learns, never drops out, and knows no task.
+
+Its parts are its family's; see `ladder.families`.
 
 Taps are raw block outputs, before any final norm: Hugging Face's `hidden_states` put the normed state last instead.
 """
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.config import BackboneConfig
-from ladder.layers import Block, BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
+from ladder.errors import BackboneError
+from ladder.families import family_of
+from ladder.layers import DecoderCache, causal_bias, padding_bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,39 +42,34 @@ class Taps:
 
 
 class Stack(nn.Module):
-    """An encoder's or a decoder's blocks, relative bias and final norm, under Hugging Face's shapes."""
+    """An encoder's or a decoder's blocks and, where the family has them, relative bias and final norm."""
 
     def __init__(self, config: BackboneConfig, *, decoder: bool) -> None:
         super().__init__()
-        shape = BlockShape(
-            width=config.d_model,
-            heads=config.num_heads,
-            head_width=config.d_kv,
-            hidden=config.d_ff,
-            gated=config.feed_forward_proj == "gated-gelu",
-            epsilon=config.layer_norm_epsilon,
-        )
+        family = family_of(config)
+        shape = family.shape(config)
         count = config.num_decoder_layers if decoder else config.num_layers
-        self.blocks = nn.ModuleList(Block(shape, decoder=decoder) for _ in range(count))
-        self.relative_bias = RelativeBias(
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
-            config.num_heads,
-            bidirectional=not decoder,
-        )
-        self.final_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.blocks = nn.ModuleList(family.block(shape, config, decoder=decoder) for _ in range(count))
+        self.relative_bias = family.relative_bias(config, decoder=decoder)
+        self.final_norm = family.final_norm(shape)
 
 
 class Backbone(nn.Module):
-    """A T5 with taps, frozen for good. Made by `load_backbone`."""
+    """A backbone with taps, frozen for good. Made by `load_backbone`.
+
+    One without a decoder (`config.num_decoder_layers` 0) has no `decoder` and no `head` either.
+    """
 
     def __init__(self, config: BackboneConfig, *, name: str = "backbone", fingerprint: str = "") -> None:
         super().__init__()
         self.config, self.name, self.fingerprint = config, name, fingerprint
+        self.quantization = "none"  # or what `ladder.quantise` made of the matrices
         self.shared = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
+        self.embedding = family_of(config).embedding(config)
         self.encoder = Stack(config, decoder=False)
-        self.decoder = Stack(config, decoder=True)
-        self.head = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
+        if config.num_decoder_layers:
+            self.decoder = Stack(config, decoder=True)
+            self.head = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
         self.requires_grad_(False)
         self.eval()
 
@@ -94,6 +93,21 @@ class Backbone(nn.Module):
         assert state is not None
         return self.logits(state)
 
+    @property
+    def has_decoder(self) -> bool:
+        return self.config.num_decoder_layers > 0
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, S) token ids, from the first token on, to what the first block reads, (B, S, D).
+
+        Raises:
+            BackboneError: more tokens than it has positions for.
+        """
+        most = self.config.max_positions
+        if most is not None and ids.shape[1] > most:
+            raise BackboneError(f"{self.name} reads at most {most} tokens, got {ids.shape[1]}: cut the text")
+        return self.embedding(F.embedding(ids, self.shared))
+
     @torch.no_grad()
     def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
         """Run the encoder.
@@ -106,7 +120,7 @@ class Backbone(nn.Module):
         return self._encode(ids, mask, depth)
 
     def _encode(self, ids: Tensor, mask: Tensor, depth: int | None) -> Taps:
-        hidden = embeddings = F.embedding(ids, self.shared)
+        hidden = embeddings = self.embed(ids)
         bias = self.encoder.relative_bias(ids.shape[1], ids.shape[1]) + padding_bias(mask, self.dtype)
         blocks = []
         for block in self.encoder.blocks[:depth]:
@@ -124,13 +138,17 @@ class Backbone(nn.Module):
             memory: (B, S, D), the encoder's `Taps.final`.
             memory_mask: (B, S) bool.
             cache: extended in place.
+
+        Raises:
+            BackboneError: it has no decoder.
         """
         return self._decode(ids, memory, memory_mask, cache)
 
     def _decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Taps:
+        self._need_decoder()
         before = cache.length if cache else 0
         queries, keys = ids.shape[1], before + ids.shape[1]
-        hidden = embeddings = F.embedding(ids, self.shared)
+        hidden = embeddings = self.embed(ids)
         bias = self.decoder.relative_bias(queries, keys) + causal_bias(queries, keys, self.dtype, ids.device)
         memory_bias = padding_bias(memory_mask, self.dtype)
         blocks = []
@@ -143,7 +161,12 @@ class Backbone(nn.Module):
         mask = torch.ones_like(ids, dtype=torch.bool)
         return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=self.decoder.final_norm(hidden))
 
+    def _need_decoder(self) -> None:
+        if not self.has_decoder:
+            raise BackboneError(f"{self.name} has no decoder here: use side networks with a linear or an mlp head")
+
     def decoder_cache(self) -> DecoderCache:
+        self._need_decoder()
         return DecoderCache(len(self.decoder.blocks))
 
     def logits(self, state: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -154,7 +177,10 @@ class Backbone(nn.Module):
             tokens: (N,) ids to score; None scores the vocabulary.
         Returns:
             (..., N) or (..., V).
+        Raises:
+            BackboneError: it has no decoder, and so no LM head.
         """
+        self._need_decoder()
         if self.config.scale_output:
             state = state * self.config.d_model**-0.5
         return F.linear(state.to(self.dtype), self.head if tokens is None else self.head[tokens])

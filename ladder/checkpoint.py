@@ -30,6 +30,8 @@ def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
     copy = deepcopy(side).to(dtype).eval().requires_grad_(False)
     if not copy.config.has_decoder:
         copy.head.float()
+    if copy.config.words:
+        copy.words.float()
     return copy
 
 

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from ladder.errors import BackboneError, SideConfigError
+from ladder.errors import SideConfigError
 
 Gate = Literal["learnable", "none", "one", "fixed"]
 GateForm = Literal["scalar", "channel"]
 Head = Literal["text", "linear", "mlp"]
+LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
+"""Fields of BackboneConfig that came after the first fingerprints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """A T5's shape, in Hugging Face's words."""
+    """A backbone's shape, in the words of Hugging Face's T5."""
 
     d_model: int
     d_kv: int
@@ -22,8 +24,9 @@ class BackboneConfig:
     num_heads: int
     num_layers: int
     num_decoder_layers: int
+    """0: no decoder here, so no text head."""
     vocab_size: int
-    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+    feed_forward_proj: Literal["relu", "gelu", "gated-gelu"] = "relu"
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
@@ -32,30 +35,30 @@ class BackboneConfig:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    model_type: str = "t5"
+    """Which family it is of; see `ladder.families`."""
+    max_positions: int | None = None
+    """Most tokens that it reads; None: any number."""
+    embedding_scale: float = 1.0
+    """Token embeddings are multiplied by it."""
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> "BackboneConfig":
         """Read a Hugging Face config.json.
 
         Raises:
-            BackboneError: not a T5, or a field is missing or of an unknown kind.
+            BackboneError: a kind of model that is not here, or a field is missing or of an unknown kind.
         """
-        kind = config.get("model_type")
-        if kind != "t5":
-            raise BackboneError(f"config.json says model_type {kind!r}; a T5 (model_type 't5') is needed")
-        known = {field.name for field in fields(cls)}
-        values = {name: config[name] for name in known if config.get(name) is not None}
-        values.setdefault("num_decoder_layers", config.get("num_layers"))
-        values["feed_forward_proj"] = config.get("feed_forward_proj", "relu")
-        if values["feed_forward_proj"] not in ("relu", "gated-gelu"):
-            raise BackboneError(f"feed_forward_proj must be relu or gated-gelu, got {values['feed_forward_proj']!r}")
-        # Transformers 5 writes scale_decoder_outputs; before, a tied head meant a scaled output.
-        tied = config.get("tie_word_embeddings", True)
-        values["scale_output"] = bool(config.get("scale_decoder_outputs", tied))
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise BackboneError(f"config.json is incomplete: {error}") from None
+        from ladder.families import read_config  # families are made of this class
+
+        return read_config(config)
+
+    def identity(self) -> str:
+        """The shape as text, for fingerprints. A field of `LATER` counts where it is not at its default, so that the
+        fingerprints from before it stay."""
+        values = {field: getattr(self, field.name) for field in fields(self)}
+        told = {f.name: value for f, value in values.items() if f.name not in LATER or value != f.default}
+        return f"BackboneConfig({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class SideConfig:
     """The shape of one side network on a given backbone. LST, arXiv:2206.06522."""
 
     reduction: int = 8
-    """r: side widths are the backbone's divided by r; the number of heads stays."""
+    """r: side widths are the backbone's divided by r, rounded down; the number of heads stays."""
     encoder_layers: tuple[int, ...] | None = None
     """Backbone blocks that have a rung, ascending, from 0. None: all of them."""
     decoder_layers: tuple[int, ...] | None = None
@@ -81,6 +84,9 @@ class SideConfig:
     """Mix the upsampled output with the backbone's own last state by one more learned gate (text head only)."""
     merge_start: float = 0.0
     """Initial logit of that gate; far below 0 starts at the backbone's own answers."""
+    words: bool = False
+    """The linear head also reads the mean of the backbone's token embeddings, at its full width: which words a text has is
+    more than a narrow side state can hold, and most of what an embedding needs."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     head: Head = "text"
@@ -109,6 +115,8 @@ class SideConfig:
             raise SideConfigError(f"dropout must be in [0, 1), got {self.dropout}")
         if (self.head == "text") != (self.outputs == 0) or self.outputs < 0:
             raise SideConfigError(f"a {self.head} head needs outputs {self._outputs_rule}, got {self.outputs}")
+        if self.words and self.head != "linear":
+            raise SideConfigError(f"words needs the linear head, got a {self.head} head")
         if self.merge_last and self.head != "text":
             raise SideConfigError(
                 f"merge_last needs the text head: a {self.head} head has no backbone state to merge with"
@@ -122,12 +130,16 @@ class SideConfig:
         """The same shape with every layer named, checked against `backbone`.
 
         Raises:
-            SideConfigError: a width that r does not divide, or a layer that the backbone lacks.
+            SideConfigError: a width less than r, or a layer or a decoder that the backbone lacks.
         """
+        if self.has_decoder and not backbone.num_decoder_layers:
+            raise SideConfigError(
+                "this backbone has no decoder here, and a text head needs one: use a linear or an mlp head"
+            )
         for name in ("d_model", "d_kv", "d_ff"):
             width = getattr(backbone, name)
-            if width % self.reduction:
-                raise SideConfigError(f"reduction must divide {name} {width}, got {self.reduction}")
+            if width < self.reduction:
+                raise SideConfigError(f"reduction must be at most {name} {width}, got {self.reduction}")
         encoder = _layers("encoder_layers", self.encoder_layers, backbone.num_layers)
         decoder = _layers("decoder_layers", self.decoder_layers, backbone.num_decoder_layers)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -170,5 +182,6 @@ def _layers(name: str, layers: tuple[int, ...] | None, count: int) -> tuple[int,
     kept = tuple(range(count)) if layers is None else layers
     wrong = [layer for layer in kept if not 0 <= layer < count]
     if wrong:
-        raise SideConfigError(f"{name} must be within 0..{count - 1} on this backbone, got {wrong}")
+        rule = f"within 0..{count - 1}" if count else "left out: there are no such blocks"
+        raise SideConfigError(f"{name} must be {rule} on this backbone, got {wrong}")
     return kept

@@ -1,132 +1,97 @@
-"""Greedy decoding of rows of different side networks together: one backbone decoder step for all of them.
+"""Texts for rows of different side networks together: one backbone decoder step for all of them.
 
-Cached; equal to decoding each row alone without a cache.
+Cached; equal to decoding each row alone without a cache, and to Hugging Face's generate on the same logits.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
-from ladder.errors import NotFiniteError
-from ladder.layers import DecoderCache
-from ladder.side import SideNetwork
+from ladder.beam import beam_search
+from ladder.scores import adjust, draw
+from ladder.segments import Decoded, Segment, joined, rows_of
 
-Tokens = tuple[int, ...]
-
-
-@dataclass(slots=True, kw_only=True)
-class Segment:
-    """Adjacent rows of one side network, while they are decoded."""
-
-    side: SideNetwork
-    taps: Taps
-    """Encoder taps of its rows, padded as the other segments' are."""
-    limit: int
-    """Most new tokens."""
-    memory: Tensor = field(init=False)
-    cache: DecoderCache = field(init=False)
-    failure: Exception | None = field(init=False, default=None)
-    """Why all of its rows failed."""
-    broken: Tensor = field(init=False)
-    """(rows,) bool: those whose logits were not finite."""
-
-    def __post_init__(self) -> None:
-        self.broken = torch.zeros(len(self.taps.mask), dtype=torch.bool, device=self.taps.mask.device)
+__all__ = ["Segment", "generate"]
 
 
 @torch.inference_mode()
-def greedy(backbone: Backbone, segments: list[Segment]) -> list[list[Tokens | Exception]]:
+def generate(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
     """Decode every row of every segment until its end token or its segment's limit.
+
+    Greedy and sampled rows share one loop, beams another.
 
     Returns:
         For each segment, its rows' tokens without start and end tokens; an exception in place of a row that failed.
     """
-    finals = [segment.taps.final for segment in segments]
-    final = torch.cat([tensor for tensor in finals if tensor is not None])
-    mask = torch.cat([segment.taps.mask for segment in segments])
+    single = [segment for segment in segments if segment.generation.num_beams == 1]
+    several = [segment for segment in segments if segment.generation.num_beams > 1]
+    decoded: dict[Segment, Decoded] = {}
+    for group, loop in ((single, _one_by_one), (several, beam_search)):
+        if group:
+            decoded.update(zip(group, loop(backbone, group), strict=True))
+    return [decoded[segment] for segment in segments]
+
+
+def _one_by_one(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
+    """One token for every row at a time, the likeliest or a drawn one."""
+    final, mask = joined(segments)
+    generators = [segment.guarded(_generators, segment) or [] for segment in segments]
     for segment in segments:
-        _guarded(segment, _begin)
+        segment.guarded(segment.begin)
     config, cache = backbone.config, backbone.decoder_cache()
-    tokens = torch.full((len(mask), 1), config.decoder_start_token_id, device=mask.device)
-    limits = torch.cat([torch.full((len(s.taps.mask),), s.limit, device=mask.device) for s in segments])
-    done, said = limits < 1, []
+    said = torch.full((len(mask), 1), config.decoder_start_token_id, device=mask.device)
+    limits = torch.cat([torch.full((len(segment),), segment.limit, device=mask.device) for segment in segments])
+    done = limits < 1
     while not bool(done.all()):
-        taps = backbone.decode(tokens, final, mask, cache)
-        following = _next_tokens(backbone, segments, taps).masked_fill(done, config.pad_token_id)
-        said.append(following)
-        done = done | (following == config.eos_token_id) | (limits <= len(said))
-        done = done | _failed_rows(segments)
-        tokens = following[:, None]
-    steps = torch.stack(said, 1).tolist() if said else [[] for _ in range(len(mask))]
-    return _collect(segments, steps, config.eos_token_id)
+        taps = backbone.decode(said[:, -1:], final, mask, cache)
+        following, start = [], 0
+        for segment, own in zip(segments, generators, strict=True):
+            rows = slice(start, start + len(segment))
+            start = rows.stop
+            tokens = segment.guarded(_next_tokens, backbone, segment, rows_of(taps, rows), said[rows], done[rows], own)
+            if tokens is None:
+                tokens = torch.full((len(segment),), config.eos_token_id, device=mask.device)
+            following.append(tokens)
+        said = torch.cat([said, torch.cat(following).masked_fill(done, config.pad_token_id)[:, None]], 1)
+        done = done | (said[:, -1] == config.eos_token_id) | (limits < said.shape[1])
+        done = done | torch.cat([segment.failed for segment in segments])
+    texts = iter(said[:, 1:].tolist())
+    return [segment.finish([next(texts) for _ in range(len(segment))], config.eos_token_id) for segment in segments]
 
 
-def _begin(segment: Segment) -> None:
-    segment.memory, segment.cache = segment.side.encode(segment.taps), segment.side.decoder_cache()
-
-
-def _guarded(segment: Segment, step: Callable[..., Tensor | None], *args: object) -> Tensor | None:
-    """Run a step of one segment; what it raises is that segment's alone."""
-    if segment.failure is not None:
-        return None
-    try:
-        return step(segment, *args)
-    except torch.OutOfMemoryError:
-        raise  # the device's fault, not this side network's
-    except Exception as error:  # a side network's fault must not reach its neighbours
-        segment.failure = error
-        return None
-
-
-def _next_tokens(backbone: Backbone, segments: list[Segment], taps: Taps) -> Tensor:
-    """(rows,) the likeliest next token of every row; the end token for rows of a failed segment."""
-    parts, start = [], 0
-    for segment in segments:
-        rows = slice(start, start + len(segment.taps.mask))
-        start = rows.stop
-        tokens = _guarded(segment, _step, backbone, _slice(taps, rows))
-        if tokens is None:
-            tokens = torch.full((rows.stop - rows.start,), backbone.config.eos_token_id, device=taps.mask.device)
-        parts.append(tokens)
-    return torch.cat(parts)
-
-
-def _step(segment: Segment, backbone: Backbone, taps: Taps) -> Tensor:
-    state = segment.side.decode(taps, segment.memory, segment.taps.mask, segment.cache)
+def _next_tokens(
+    backbone: Backbone,
+    segment: Segment,
+    taps: Taps,
+    said: Tensor,
+    done: Tensor,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """(rows,) the next token of each of its rows; those of rows that are `done` mean nothing."""
+    state = segment.side.decode(taps, segment.memory, segment.memory_mask, segment.cache)
     logits = backbone.logits(state[:, -1])
-    segment.broken |= ~torch.isfinite(logits).all(-1)
-    return logits.argmax(-1)
+    segment.broken |= ~torch.isfinite(logits).all(-1) & ~done
+    if not segment.generation.changes_scores:
+        return logits.argmax(-1)
+    end = backbone.config.eos_token_id
+    scores = adjust(logits.float(), said, segment.generation, end)
+    if not segment.generation.do_sample:
+        return scores.argmax(-1)
+    return draw(scores, (~done).nonzero().flatten().tolist(), generators, end)
 
 
-def _slice(taps: Taps, rows: slice) -> Taps:
-    return Taps(
-        embeddings=taps.embeddings[rows],
-        blocks=tuple(block[rows] for block in taps.blocks),
-        mask=taps.mask[rows],
-        final=None if taps.final is None else taps.final[rows],
-    )
-
-
-def _failed_rows(segments: list[Segment]) -> Tensor:
-    return torch.cat([segment.broken | (segment.failure is not None) for segment in segments])
-
-
-def _collect(segments: list[Segment], steps: list[list[int]], eos: int) -> list[list[Tokens | Exception]]:
-    results: list[list[Tokens | Exception]] = []
-    start = 0
-    for segment in segments:
-        rows = steps[start : start + len(segment.taps.mask)]
-        start += len(rows)
-        results.append([_row(segment, place, row, eos) for place, row in enumerate(rows)])
-    return results
-
-
-def _row(segment: Segment, place: int, tokens: list[int], eos: int) -> Tokens | Exception:
-    if segment.failure is not None:
-        return segment.failure
-    if bool(segment.broken[place]):
-        return NotFiniteError("the side network's logits are not finite numbers")
-    return tuple(tokens[: min(tokens.index(eos) if eos in tokens else segment.limit, segment.limit)])
+def _generators(segment: Segment) -> list[torch.Generator]:
+    """Each row's own random numbers, so that its text does not depend on its batch."""
+    if not segment.generation.do_sample:
+        return []
+    generators = []
+    for seed in segment.seeds or [segment.generation.seed] * len(segment):
+        generator = torch.Generator(segment.taps.mask.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        generators.append(generator)
+    return generators

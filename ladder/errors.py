@@ -13,6 +13,10 @@ class BackboneError(LadderError):
     reason = "BACKBONE"
 
 
+class NoTokenizerError(BackboneError):
+    """A backbone's folder without a tokenizer: it runs on token ids, not on text."""
+
+
 class SideConfigError(LadderError):
     """Side network settings that make no side network."""
 
@@ -35,3 +39,15 @@ class NotFiniteError(LadderError):
     """A side network answered with NaN or infinity."""
 
     reason = "NOT_FINITE"
+
+
+class GenerationError(LadderError):
+    """Settings of decoding that mean nothing, or contradict each other."""
+
+    reason = "GENERATION"
+
+
+class InputsError(LadderError):
+    """Token ids or labels that a backbone cannot take."""
+
+    reason = "INPUTS"

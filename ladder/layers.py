@@ -1,6 +1,7 @@
-"""T5's parts, used by the backbone and, narrower, by side networks: norm, attention, feed-forward, block.
+"""Parts of backbones and, narrower, of side networks: norm, attention, feed-forward, T5's block and relative bias.
 
-A cache is an argument, never an attribute. Attention is unscaled and bias-free, as in T5.
+A cache is an argument, never an attribute. As in T5, attention is unscaled and no projection has a bias; a shape may
+say otherwise.
 """
 
 import math
@@ -22,6 +23,12 @@ class BlockShape:
     gated: bool
     epsilon: float = 1e-6
     dropout: float = 0.0
+    bias: bool = False
+    """In every projection."""
+    scale: float = 1.0
+    """Of attention's scores."""
+    activation: str = "relu"
+    """relu or gelu, of a feed-forward that is not gated."""
 
 
 @dataclass(slots=True)
@@ -51,9 +58,13 @@ class DecoderCache:
         self.own = [KeyValues() for _ in range(self.blocks)]
         self.cross = [KeyValues() for _ in range(self.blocks)]
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep `rows` (B',) of every key and value, in that order: beam search, finished rows."""
-        for entry in (*self.own, *self.cross):
+    def reorder(self, rows: Tensor, *, cross: bool = True) -> None:
+        """Keep `rows` (B',) of every key and value, in that order: beam search, finished rows.
+
+        Args:
+            cross: False leaves the cross-attention's, where each row goes on with another of the same source.
+        """
+        for entry in (*self.own, *self.cross) if cross else self.own:
             if entry.keys is not None and entry.values is not None:
                 entry.keys, entry.values = entry.keys[rows], entry.values[rows]
 
@@ -75,11 +86,11 @@ class Attention(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         inner = shape.heads * shape.head_width
-        self.heads, self.dropout = shape.heads, shape.dropout
-        self.q = nn.Linear(shape.width, inner, bias=False)
-        self.k = nn.Linear(shape.width, inner, bias=False)
-        self.v = nn.Linear(shape.width, inner, bias=False)
-        self.o = nn.Linear(inner, shape.width, bias=False)
+        self.heads, self.dropout, self.scale = shape.heads, shape.dropout, shape.scale
+        self.q = nn.Linear(shape.width, inner, bias=shape.bias)
+        self.k = nn.Linear(shape.width, inner, bias=shape.bias)
+        self.v = nn.Linear(shape.width, inner, bias=shape.bias)
+        self.o = nn.Linear(inner, shape.width, bias=shape.bias)
 
     def forward(self, hidden: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
         """Self-attention.
@@ -107,7 +118,7 @@ class Attention(nn.Module):
     def _attend(self, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         query = self._split(self.q(hidden))
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=1.0)
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, projected: Tensor) -> Tensor:
@@ -116,23 +127,24 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """ReLU, or gated GELU (T5 1.1: gelu(wi_0 x) * wi_1 x)."""
+    """ReLU or GELU, or gated GELU (T5 1.1: gelu(wi_0 x) * wi_1 x, in tanh's approximation)."""
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.gated, self.dropout = shape.gated, shape.dropout
+        self.activation = F.gelu if shape.activation == "gelu" else F.relu
         if shape.gated:
-            self.wi_0 = nn.Linear(shape.width, shape.hidden, bias=False)
-            self.wi_1 = nn.Linear(shape.width, shape.hidden, bias=False)
+            self.wi_0 = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
+            self.wi_1 = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
         else:
-            self.wi = nn.Linear(shape.width, shape.hidden, bias=False)
-        self.wo = nn.Linear(shape.hidden, shape.width, bias=False)
+            self.wi = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
+        self.wo = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gated:
             inner = F.gelu(self.wi_0(hidden), approximate="tanh") * self.wi_1(hidden)
         else:
-            inner = F.relu(self.wi(hidden))
+            inner = self.activation(self.wi(hidden))
         return self.wo(F.dropout(inner, self.dropout, self.training))
 
 
@@ -171,8 +183,35 @@ class Block(nn.Module):
         return F.dropout(hidden, self.dropout, self.training)
 
 
+class PostNormBlock(nn.Module):
+    """An encoder's self-attention and feed-forward; each added to its input, then normed (BART, BERT)."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.dropout = shape.dropout
+        self.attention = Attention(shape)
+        self.attention_norm = nn.LayerNorm(shape.width, shape.epsilon)
+        self.feed_forward = FeedForward(shape)
+        self.feed_norm = nn.LayerNorm(shape.width, shape.epsilon)
+
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """(B, S, width) in and out; `bias` (B, 1, 1, S) is the mask's."""
+        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, bias, None)))
+        return self.feed_norm(hidden + self._drop(self.feed_forward(hidden)))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout, self.training)
+
+
+class NoBias(nn.Module):
+    """In the place of a `RelativeBias`, for a stack that has none."""
+
+    def forward(self, queries: int, keys: int) -> int:
+        return 0
+
+
 class RelativeBias(nn.Module):
-    """T5's learned bias per bucket of distance and per head, shared by all blocks of a stack."""
+    """T5's learned bias per bucket of distance and per head."""
 
     def __init__(self, buckets: int, max_distance: int, heads: int, *, bidirectional: bool) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +10,51 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ladder.authors import backbone_name
 from ladder.backbone import Backbone
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
+from ladder.families import family_of
+from ladder.quantise import check_method, quantise
 
 TAPS_LAYOUT = "embeddings, then each block's raw output"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16: T5 is known to overflow it."""
 BFLOAT16_CAPABILITY = (8, 0)
 """Compute capability from which a GPU computes in bfloat16 itself (Ampere)."""
-_FILES = ["*.json", "*.safetensors", "*.model", "pytorch_model*.bin"]
+COPY = "copy of shared"
+"""Stands for a stack's own embeddings, while weights are read."""
+_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "pytorch_model*.bin"]
 
 
-def load_backbone(source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "auto") -> Backbone:
-    """Load a T5 (1.0, 1.1 or flan; tied or untied head), frozen, in evaluation mode.
+def load_backbone(
+    source: str | Path, *, device: str | torch.device = "cpu", dtype: str = "auto", quantize: str = "none"
+) -> Backbone:
+    """Load a backbone of any of the `ladder.families`, frozen, in evaluation mode.
 
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
         device: "cpu", "cuda", "cuda:1", ...
         dtype: float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32.
+        quantize: int8 or int4, of the blocks' matrices; none. See `ladder.quantise`.
 
     Raises:
-        BackboneError: no such folder or id, not a T5, or weights that are missing, of the wrong shape or damaged.
+        BackboneError: no such folder or id, a kind of model that is not here, or weights that are missing, of the wrong
+            shape or damaged.
     """
+    check_method(quantize)
     folder = resolve_folder(source)
     config = BackboneConfig.from_hf(read_json(folder / "config.json"))
     weights = _read_weights(folder, config)
     backbone = Backbone(config, name=str(source) if not Path(source).exists() else folder.name)
     backbone.fingerprint = fingerprint(config, weights)
-    backbone.to(dtype=pick_dtype(dtype, torch.device(device)))
+    computed = pick_dtype(dtype, torch.device(device))
+    if quantize == "none":  # else the matrices are quantised as the file has them, the same for every dtype
+        backbone.to(dtype=computed)
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             parameter.copy_(weights[name])
-    return backbone.to(device)
+    quantise(backbone, quantize, device)
+    return backbone.to(device=device, dtype=computed)
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -55,12 +66,12 @@ def resolve_folder(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise BackboneError(f"{folder} has no config.json; give a Hugging Face T5 folder, or a hub id")
+            raise BackboneError(f"{folder} has no config.json; give a Hugging Face folder, or a hub id")
         return folder
     text = str(source)
     if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
         raise BackboneError(
-            f"there is no folder {text}; give a Hugging Face T5 folder, or a hub id such as google/flan-t5-small"
+            f"there is no folder {text}; give a Hugging Face folder, or a hub id such as google/flan-t5-small"
         )
     return _from_hub(text)
 
@@ -91,7 +102,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def fingerprint(config: BackboneConfig, weights: dict[str, Tensor]) -> str:
     """Identify weights, shape and taps layout, whatever the dtype computed in: "sha256:" and 64 hex digits."""
-    digest = hashlib.sha256(f"{config}|{TAPS_LAYOUT}".encode())
+    digest = hashlib.sha256(f"{config.identity()}|{TAPS_LAYOUT}".encode())
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -113,11 +124,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
     """Every parameter of ours by name, in the dtype of the file, checked against `config`."""
     weights: dict[str, Tensor] = {}
-    for theirs, tensor in _tensors(folder):
-        ours = backbone_name(theirs)
-        if ours is not None:
-            weights[ours] = tensor
-    weights.setdefault("head", weights.get("shared", torch.empty(0)))  # tied
+    for ours, tensor in _tensors(folder, _names(config)):
+        weights[ours] = tensor
+    copy = weights.pop(COPY, torch.empty(0))
+    weights.setdefault("head", weights.setdefault("shared", copy))  # tied
     with torch.device("meta"):
         expected = {name: tuple(parameter.shape) for name, parameter in Backbone(config).named_parameters()}
     missing = sorted(expected.keys() - weights.keys())
@@ -135,25 +145,39 @@ def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
     return {name: weights[name] for name in expected}
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _names(config: BackboneConfig) -> Callable[[str], str | None]:
+    """Our name for a parameter of theirs; None: not needed."""
+    family = family_of(config)
+
+    def name(theirs: str) -> str | None:
+        # a stack's own embeddings are the shared ones again; some files have them in place of the shared
+        return family.weight_name(theirs) or (COPY if theirs.endswith("embed_tokens.weight") else None)
+
+    return name
+
+
+def _tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that have a name with us, under it."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        yield from _torch_tensors(folder)
+        yield from _torch_tensors(folder, names)
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    yield name, opened.get_tensor(name)
+                for theirs in opened.keys():  # noqa: SIM118 - not a dict
+                    if ours := names(theirs):
+                        yield ours, opened.get_tensor(theirs)
         except (SafetensorError, OSError) as error:
             raise BackboneError(f"{path} is not a whole safetensors file: {error}") from None
 
 
-def _torch_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _torch_tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
     files = sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise BackboneError(f"{folder} has no model.safetensors (nor pytorch_model.bin)")
     for path in files:
         try:
-            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+            loaded = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         except Exception as error:  # torch.load raises whatever its parsers do
             raise BackboneError(f"{path} does not load: {error}") from None
+        yield from ((ours, tensor) for theirs, tensor in loaded.items() if (ours := names(theirs)))

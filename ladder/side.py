@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ladder.backbone import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig
-from ladder.layers import Block, BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
+from ladder.families import family_of
+from ladder.layers import BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
 
 
 class Rung(nn.Module):
@@ -20,7 +21,7 @@ class Rung(nn.Module):
         super().__init__()
         self.kind, self.temperature, self.mix_after = config.gate, config.gate_temperature, config.mix_after
         self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
-        self.block = Block(shape, decoder=decoder)
+        self.block = family_of(backbone).block(shape, backbone, decoder=decoder)
         start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
         if config.gate == "learnable":
             self.gate_logit = nn.Parameter(start)
@@ -45,24 +46,19 @@ class Rung(nn.Module):
 
 
 class SideStack(nn.Module):
-    """The side encoder or decoder: first downsample, rungs on the kept layers, final norm."""
+    """The side encoder or decoder: first downsample, rungs on the kept layers, and the family's final norm."""
 
     def __init__(self, config: SideConfig, backbone: BackboneConfig, *, decoder: bool) -> None:
         super().__init__()
         layers = config.decoder_layers if decoder else config.encoder_layers
         assert layers is not None
-        shape = side_shape(config, backbone)
+        family, shape = family_of(backbone), side_shape(config, backbone)
         self.layers, self.dropout = layers, config.dropout
         self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.rungs = nn.ModuleList(Rung(config, backbone, shape, decoder=decoder) for _ in layers)
         if layers:
-            self.relative_bias = RelativeBias(
-                backbone.relative_attention_num_buckets,
-                backbone.relative_attention_max_distance,
-                shape.heads,
-                bidirectional=not decoder,
-            )
-        self.final_norm = RMSNorm(shape.width, shape.epsilon)
+            self.relative_bias = family.relative_bias(backbone, decoder=decoder)
+        self.final_norm = family.final_norm(shape)
 
     def encode(self, taps: Taps) -> Tensor:
         """(B, S, d) after the final norm."""
@@ -95,6 +91,8 @@ class SideStack(nn.Module):
         return self.first_downsample(F.dropout(embeddings, self.dropout, self.training))
 
     def _finish(self, side: Tensor) -> Tensor:
+        if isinstance(self.final_norm, nn.Identity):
+            return side  # the last block has normed it, and a head drops out for itself
         return F.dropout(self.final_norm(side), self.dropout, self.training)
 
 
@@ -116,7 +114,7 @@ class SideNetwork(nn.Module):
     """All rungs, and a head: upsample into the backbone's LM head, or one of its own on the side encoder."""
 
     def __init__(self, config: SideConfig, backbone: BackboneConfig) -> None:
-        """Weights are at T5's random start; see `reset`.
+        """Weights are at their random start; see `reset`.
 
         Raises:
             SideConfigError: the shape does not fit the backbone.
@@ -133,6 +131,8 @@ class SideNetwork(nn.Module):
             self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
         if self.config.head == "linear":
             self.head = nn.Linear(width, self.config.outputs)
+            if self.config.words:
+                self.words = nn.Linear(backbone.d_model, self.config.outputs, bias=False)
         elif self.config.head == "mlp":
             self.head = MlpHead(backbone.d_model, self.config.outputs, self.config.dropout)
         self.reset(backbone)
@@ -169,44 +169,47 @@ class SideNetwork(nn.Module):
             last = (mask.sum(1) - 1).clamp(min=0)
             state = memory[torch.arange(len(memory), device=memory.device), last]
             return self.head(self.upsample(state).float())
-        weights = mask[:, :, None].float()
-        return self.head((memory.float() * weights).sum(1) / weights.sum(1).clamp(min=1))
+        return self.head(mean_of_real(memory, mask))
+
+    def read_words(self, taps: Taps) -> Tensor:
+        """What `config.words` adds to `read`: (B, outputs) in float32, linear of the mean of real tokens' embeddings."""
+        return self.words(mean_of_real(taps.embeddings, taps.mask))
 
     def decoder_cache(self) -> DecoderCache:
         return DecoderCache(len(self.decoder.layers))
 
     @torch.no_grad()
+    def silence(self) -> None:
+        """Add nothing to the state that `merge_last` mixes with: the answer is the backbone's own (its logits times one
+        minus the gate) until training moves the upsample."""
+        for parameter in self.upsample.parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
     def reset(self, backbone: BackboneConfig, generator: torch.Generator | None = None) -> None:
-        """Random start as the authors': blocks by T5's rule with the *backbone's* widths, projections N(0, 0.01)."""
-
-        def normal(weight: Tensor, std: float) -> None:
-            weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
-
-        width, inner = backbone.d_model, backbone.num_heads * backbone.d_kv
-        stds = {"q": (width * backbone.d_kv) ** -0.5, "o": inner**-0.5, "wo": backbone.d_ff**-0.5}
+        """Random start as the authors': normal, with the family's deviations; norms 1, biases 0."""
+        family = family_of(backbone)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                inside_block = ".block." in name
-                normal(module.weight, stds.get(name.rsplit(".", 1)[-1], width**-0.5) if inside_block else 0.01)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, RMSNorm):
+            if isinstance(module, nn.Linear | RelativeBias):
+                part = name.rsplit(".", 1)[-1]
+                std = family.start_std(part if ".block." in name or part == "relative_bias" else None, backbone)
+                start = torch.empty(module.weight.shape).normal_(0, std, generator=generator)
+                module.weight.copy_(start)
+            elif isinstance(module, RMSNorm | nn.LayerNorm):
                 module.weight.fill_(1)
-            elif isinstance(module, RelativeBias):
-                normal(module.weight, width**-0.5)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                module.bias.zero_()
+
+
+def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) in float32: the mean of (B, S, D) where `mask` (B, S) is True."""
+    weights = mask[:, :, None].float()
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:
     """The backbone's block divided by r; the number of heads stays."""
-    return BlockShape(
-        width=backbone.d_model // config.reduction,
-        heads=backbone.num_heads,
-        head_width=backbone.d_kv // config.reduction,
-        hidden=backbone.d_ff // config.reduction,
-        gated=backbone.feed_forward_proj == "gated-gelu",
-        epsilon=backbone.layer_norm_epsilon,
-        dropout=config.dropout,
-    )
+    return family_of(backbone).shape(backbone, config.reduction, config.dropout)
 
 
 def forward(backbone: Backbone, side: SideNetwork, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
         labels=spec.labels,
         low=spec.low,
         high=spec.high,
+        dimensions=spec.dimensions,
+        generation=_write_generation(spec),
         max_rows=spec.max_rows,
         max_chars=spec.max_chars,
         max_source_tokens=spec.max_source_tokens,
@@ -69,6 +71,14 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
         target=spec.target,
         metric=spec.metric,
     )
+
+
+def _write_generation(spec: TaskSpec) -> pb.Generation | None:
+    if spec.kind != "text":
+        return None
+    settings = spec.generation.settings
+    settings["early_stopping"] = str(settings["early_stopping"]).lower()
+    return pb.Generation(**settings)
 
 
 def write_commit(commit: Commit, task: str) -> pb.Commit:

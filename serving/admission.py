@@ -5,13 +5,17 @@ What is wrong with one task stands in its place, so that the others go on. Knows
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from serving.errors import ServingError
+from serving.overrides import Overrides
 from serving.pool import PoolState, Resident
 from serving.prompts import InputRow, render_rows
 from side_registry.errors import RegistryError
 from side_registry.task import PRODUCTION, TaskRef
+
+if TYPE_CHECKING:
+    from ladder.answerers import Answerer
 
 Ids = tuple[int, ...]
 """Tokens of one row."""
@@ -32,6 +36,8 @@ class Target:
     resident: Resident
     alias: str | None
     """The alias that led to it; None where the version was pinned."""
+    answerer: "Answerer"
+    """The resident's, with what the request sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,13 @@ class _Rendered:
         return self.target.resident.spec.max_source_tokens
 
 
-def resolve(state: PoolState, ref: TaskRef) -> Target | Refused:
+def resolve(state: PoolState, ref: TaskRef, generation: Overrides) -> Target | Refused:
     try:
         resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
+        answerer = generation.answerer(resident)
     except (ServingError, RegistryError) as error:
         return error
-    return Target(resident, None if ref.version is not None else ref.alias or PRODUCTION)
+    return Target(resident, None if ref.version is not None else ref.alias or PRODUCTION, answerer)
 
 
 def encode(

@@ -57,7 +57,7 @@ def _load_backbone(config: ServeConfig) -> Backbone:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    backbone = load_backbone(config.backbone, device=device, dtype=config.dtype)
+    backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
     log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
     return backbone
 

@@ -13,7 +13,7 @@ Needs gRPC and our protos only: no torch, no registry.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -92,10 +92,16 @@ class Client(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> Predictions:
-        """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`."""
+        """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
+
+        Args:
+            generation: how texts are chosen, over the task's own settings: `{"num_beams": 4}`, `{"do_sample": True,
+                "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
+        """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict(task, rows, version, alias, timeout), timeout)
+        return self._do(calls.predict(task, rows, version, alias, timeout, generation), timeout)
 
     def predict_tasks(self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None) -> Outcomes:
         """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value."""
@@ -199,10 +205,11 @@ class AsyncClient(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> Predictions:
         """As `Client.predict`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict(task, rows, version, alias, timeout), timeout)
+        return await self._do(calls.predict(task, rows, version, alias, timeout, generation), timeout)
 
     async def predict_tasks(
         self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None

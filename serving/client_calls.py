@@ -45,11 +45,18 @@ class Call(Generic[Result]):
 
 
 def predict(
-    task: str, rows: Sequence[results.Row], version: int | None, alias: str | None, timeout: float | None
+    task: str,
+    rows: Sequence[results.Row],
+    version: int | None,
+    alias: str | None,
+    timeout: float | None,
+    generation: Mapping[str, Any] | None,
 ) -> Call[results.Predictions]:
     ref = parse_ref(task, version, alias)
     request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows), timeout=_duration(timeout))
     _copy_which(ref, request)
+    for name, value in (generation or {}).items():
+        _set_generation(request.generation, name, value)
     return Call("sidecast", "Predict", request, read_predictions)
 
 
@@ -153,6 +160,19 @@ def _write_row(row: results.Row, where: str) -> pb.Row:
     except (TypeError, UnicodeEncodeError) as error:
         raise _invalid(where, f"cannot be sent as text: {error}") from None
     raise _invalid(where, f"must be a text, fields by name, or a Prompt, got {type(row).__name__}")
+
+
+def _set_generation(message: pb.Generation, name: str, value: Any) -> None:
+    if name not in pb.Generation.DESCRIPTOR.fields_by_name:
+        known = ", ".join(pb.Generation.DESCRIPTOR.fields_by_name)
+        raise _invalid(f"generation.{name}", f"is no setting; use {known}")
+    if name == "early_stopping" and isinstance(value, bool):
+        value = str(value).lower()
+    try:
+        if value is not None:
+            setattr(message, name, value)
+    except (TypeError, ValueError) as error:
+        raise _invalid(f"generation.{name}", f"cannot be {value!r}: {error}") from None
 
 
 def _check_list(values: Sequence[Any], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from protos import sidecast_pb2 as pb
 from serving import client_results as results
@@ -25,6 +26,8 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Classification(given.label, given.score, dict(zip(labels, given.scores, strict=True)))
         case "regression":
             return results.Regression(answer.regression.value)
+        case "embedding":
+            return results.Embedding(tuple(answer.embedding.values))
         case _:
             return results.Text(answer.text.text)
 
@@ -45,6 +48,12 @@ def read_task(info: pb.TaskInfo) -> results.TaskInfo:
     )
 
 
+def _read_generation(message: pb.Generation) -> dict[str, Any]:
+    settings = {field.name: value for field, value in message.ListFields()}
+    said = {"true": True, "false": False}
+    return {name: said.get(value, value) if name == "early_stopping" else value for name, value in settings.items()}
+
+
 def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:
     return results.TaskSpec(
         kind=spec.kind,
@@ -53,10 +62,12 @@ def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:
         labels=tuple(spec.labels),
         low=spec.low if spec.HasField("low") else None,
         high=spec.high if spec.HasField("high") else None,
+        dimensions=spec.dimensions,
         max_rows=spec.max_rows,
         max_chars=spec.max_chars,
         max_source_tokens=spec.max_source_tokens,
         max_new_tokens=spec.max_new_tokens,
+        generation=_read_generation(spec.generation),
         description=spec.description,
         target=spec.target,
         metric=spec.metric,

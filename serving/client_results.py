@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import overload
+from typing import Any, overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,13 @@ class Text:
     text: str
 
 
-Answer = Classification | Regression | Text
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    values: tuple[float, ...]
+    """A vector of length 1: the product of two is the cosine of their angle."""
+
+
+Answer = Classification | Regression | Text | Embedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +74,20 @@ class Predictions(Sequence[Answer]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     kind: str
-    """classification, regression or text."""
+    """classification, regression, text or embedding."""
     template: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     low: float | None
     high: float | None
+    dimensions: int
+    """Of an embedding; 0 for other kinds."""
     max_rows: int
     max_chars: int
     max_source_tokens: int
     max_new_tokens: int
+    generation: Mapping[str, Any]
+    """Text: how tokens are chosen, by Hugging Face's names; empty for other kinds."""
     description: str
     target: str
     """The column of data files that holds the expected answer."""

@@ -27,7 +27,7 @@ class BatchConfig:
     max_batch_tokens: int = 8192
     """Tokens of one backbone pass, padding counted. A longer single row still runs, alone."""
     max_batch_rows: int = 64
-    """Rows of one batch. Rows with the same tokens are one row of the backbone, but each counts here."""
+    """Rows of one batch. Rows with the same tokens are one row of the backbone, but each counts here, and each beam."""
     max_wait_s: float = 0.002
     """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
     max_queued_rows: int = 8192
@@ -85,7 +85,7 @@ class ServeConfig:
     """One serving process."""
 
     backbone: str
-    """A Hugging Face T5 folder, or a hub id."""
+    """A Hugging Face folder, or a hub id."""
     registry: str
     """The registry's folder or URL."""
     host: str = "127.0.0.1"
@@ -98,6 +98,8 @@ class ServeConfig:
     """Where torch runs: auto (cuda where there is one), cpu, cuda, cuda:1."""
     dtype: str = "auto"
     """The backbone's and side networks' precision: float32, bfloat16; auto: bfloat16 on a GPU that has it."""
+    quantize: str = "none"
+    """Bits of the backbone's matrices: none, int8, int4. Serves side networks that were trained on the same."""
     threads: int = 0
     """Threads of torch on a CPU. 0 leaves torch's own choice."""
     grace_s: float = 30.0
@@ -120,6 +122,7 @@ class ServeConfig:
         if self.port and self.port == self.metrics_port:
             raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
+        _one_of(self, "quantize", ("none", "int8", "int4"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
     @classmethod

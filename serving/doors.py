@@ -14,6 +14,7 @@ from grpc.aio import ServicerContext
 
 from serving.errors import ServingError
 from serving.metrics import Metrics
+from serving.overrides import Overrides
 from serving.service import InputRow, Prediction
 from serving.status import code_of
 from side_registry.errors import RegistryError
@@ -34,6 +35,7 @@ class Service(Protocol):
         version: int | None = None,
         alias: str | None = None,
         deadline: float | None = None,
+        generation: Overrides | None = None,
     ) -> Prediction: ...
 
     async def predict_tasks(

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ladder.answer import Row, answer
-from ladder.answers import Answer, ClassAnswer, ValueAnswer
+from ladder.answerers import Answerer, Generate
+from ladder.answers import Answer, ClassAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone import Backbone
 from serving.errors import SideFailed
 from serving.metrics import STAGES, Metrics
@@ -24,6 +25,22 @@ class EngineRow:
 
     ids: tuple[int, ...]
     resident: Resident
+    answerer: Answerer | None = None
+    """None: the resident's."""
+
+    @property
+    def how(self) -> Answerer:
+        return self.answerer or self.resident.answerer
+
+    @property
+    def weight(self) -> int:
+        """The rows of a batch it counts as: every beam is one."""
+        return self.how.generation.num_beams if isinstance(self.how, Generate) else 1
+
+    @property
+    def alone(self) -> bool:
+        """Rows of the same tokens are not answered as one: their texts are drawn anew."""
+        return isinstance(self.how, Generate) and self.how.generation.is_random
 
 
 class Engine:
@@ -34,7 +51,7 @@ class Engine:
 
     def predict(self, rows: Sequence[EngineRow]) -> list[Answer | Exception]:
         """Answers in the rows' order, from one backbone pass over distinct tokens; SideFailed where it failed."""
-        asked = [Row(ids=row.ids, side=row.resident.side, answerer=row.resident.answerer) for row in rows]
+        asked = [Row(ids=row.ids, side=row.resident.side, answerer=row.how) for row in rows]
         answers = answer(self.backbone, asked, observe=self._observe)
         outcomes = [_checked(row.resident, each) for row, each in zip(rows, answers, strict=True)]
         _report(outcomes)
@@ -58,6 +75,8 @@ def _checked(resident: Resident, outcome: Answer | Exception) -> Answer | Except
 def _is_finite(outcome: Answer) -> bool:
     if isinstance(outcome, ClassAnswer):
         return all(map(math.isfinite, outcome.scores))
+    if isinstance(outcome, VectorAnswer):
+        return all(map(math.isfinite, outcome.values))
     return not isinstance(outcome, ValueAnswer) or math.isfinite(outcome.value)
 
 

@@ -148,12 +148,12 @@ class IncompatibleSide(LoadError):
 
     reason = "INCOMPATIBLE_SIDE"
 
-    def __init__(self, task: str, wants: str, has: str) -> None:
-        super().__init__(task, wants, has)
-        self.task, self.wants, self.has = task, wants, has
+    def __init__(self, task: str, wants: str, has: str, remedy: str = "") -> None:
+        super().__init__(task, wants, has, remedy)
+        self.task, self.wants, self.has, self.remedy = task, wants, has, remedy or "retrain it on this backbone"
 
     def __str__(self) -> str:
-        return f"{self.task}: trained on {self.wants}, this server runs {self.has}; retrain it on this backbone"
+        return f"{self.task}: trained on {self.wants}, this server runs {self.has}; {self.remedy}"
 
 
 class CorruptSide(LoadError):

@@ -4,10 +4,11 @@ Numbers may be off by the manifest's tolerance for the coarser of the two dtypes
 where both are float32: where one token flips, a greedy answer goes another way, and no tolerance measures that.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 
 
 def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *, exact_text: bool) -> str | None:
@@ -24,6 +25,8 @@ def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *,
             if exact_text and wanted is not None and answer.text != wanted:
                 return f"text {answer.text[:200]!r} instead of {str(wanted)[:200]!r}"
             return None
+        case VectorAnswer():
+            return _vector_difference(answer.values, expected.get("embedding"), tolerance)
 
 
 def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:
@@ -46,6 +49,19 @@ def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], toleranc
     runner_up = sorted(answer.scores)[-2] if len(answer.scores) > 1 else 0.0
     if label is not None and label != answer.label and answer.score - runner_up > 2 * tolerance:
         return f"label {answer.label!r} instead of {label!r}"
+    return None
+
+
+def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> str | None:
+    """By the distance, which means the same for any number of dimensions: both are of length 1."""
+    if theirs is None:
+        return None
+    if not isinstance(theirs, list | tuple) or len(theirs) != len(ours):
+        return f"{len(ours)} dimensions instead of {str(theirs)[:200]}"
+    if not all(isinstance(number, int | float) for number in theirs):
+        return f"an embedding instead of {str(theirs)[:200]}"
+    if not (distance := math.dist(ours, theirs)) <= tolerance:
+        return f"an embedding {distance:.4g} away (tolerance {tolerance:g})"
     return None
 
 

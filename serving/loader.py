@@ -18,6 +18,7 @@ from ladder.backbone import Backbone
 from ladder.checkpoint import load_side
 from ladder.config import SideConfig
 from ladder.errors import LadderError
+from ladder.generation import Generation
 from ladder.side import SideNetwork
 from ladder.tokenizer import Tokenizer
 from serving.config import LoadConfig
@@ -25,7 +26,7 @@ from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadEr
 from serving.golden import difference, tolerance_for
 from serving.pool import Resident
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
-from side_registry.manifest import SIDE_NETWORK, Manifest
+from side_registry.manifest import NO_TOKENIZER, SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,12 @@ class Loader:
             raise CorruptSide(task, version, f"its manifest is of task {manifest.task!r}")
         backbone, tokenizer = self._backbone, self._tokenizer
         if manifest.backbone.fingerprint != backbone.fingerprint:
-            wants = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})"
-            raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})")
+            wants, remedy = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})", ""
+            if manifest.backbone.quantization != backbone.quantization:
+                remedy = f"serve with --quantize {manifest.backbone.quantization}, or retrain it on this backbone"
+            raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
+        if manifest.tokenizer_fingerprint == NO_TOKENIZER:
+            raise IncompatibleSide(task, "a backbone folder without a tokenizer", f"tokenizer {tokenizer.fingerprint}")
         if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)
         if SIDE_NETWORK not in manifest.files:
@@ -114,6 +119,7 @@ class Loader:
             max_new_tokens=spec.max_new_tokens,
             head=side.config.head,
             tokenizer=self._tokenizer,
+            generation=Generation(**spec.generation.settings),
         )
 
     def _replay(self, resident: Resident) -> None:
@@ -121,11 +127,12 @@ class Loader:
         here = str(self._backbone.dtype).removeprefix("torch.")
         dtypes = {here, str(manifest.provenance.get("dtype", here))}
         tolerance = tolerance_for(manifest.tolerance, dtypes)
+        exact_text = dtypes == {"float32"} and not manifest.spec.generation.do_sample
         for index, outcome in enumerate(self._answers(resident)):
             if isinstance(outcome, Exception):
                 raise GoldenMismatch(task, version, index, str(outcome)) from outcome
             expected = manifest.examples[index].expected
-            if found := difference(outcome, expected, tolerance, exact_text=dtypes == {"float32"}):
+            if found := difference(outcome, expected, tolerance, exact_text=exact_text):
                 raise GoldenMismatch(task, version, index, found)
 
     def _answers(self, resident: Resident) -> Sequence[Answer | Exception]:
@@ -145,6 +152,6 @@ class Loader:
 
 def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:
     spec = manifest.spec
-    needed = {"classification": len(spec.labels), "regression": 1}.get(spec.kind, 0)
-    if side.head == "linear" and side.outputs != needed:
+    needed = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}.get(spec.kind, 0)
+    if side.head != "text" and side.outputs != needed:
         raise CorruptSide(task, version, f"its head has {side.outputs} outputs, its {spec.kind} spec needs {needed}")

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.doors import Service, counting, deadline_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
+from serving.overrides import Overrides
 from serving.service import InputRow, Prediction, Prompt
 from serving.status import code_of, status_of
 from side_registry.task import TaskRef, TaskSpec
@@ -32,6 +33,7 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 version=ref.version,
                 alias=ref.alias,
                 deadline=deadline_of(context, _timeout(request)),
+                generation=read_generation(request.generation),
             )
             counted.version = prediction.version
             return write_prediction(prediction)
@@ -78,6 +80,10 @@ def _read_row(row: pb.Row, number: int) -> InputRow:
     return Prompt(row.prompt) if whole else dict(row.fields)
 
 
+def read_generation(message: pb.Generation) -> Overrides:
+    return Overrides({field.name: value for field, value in message.ListFields()})
+
+
 def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest) -> float | None:
     """Seconds."""
     if not request.HasField("timeout"):
@@ -118,3 +124,5 @@ def _write_answer(answer: Answer) -> pb.Answer:
             return pb.Answer(regression=pb.Regression(value=answer.value))
         case TextAnswer():
             return pb.Answer(text=pb.Text(text=answer.text))
+        case VectorAnswer():
+            return pb.Answer(embedding=pb.Embedding(values=answer.values))

@@ -16,6 +16,7 @@ from serving.doors import Service, counting, deadline_of
 from serving.errors import InvalidInput, NotServed
 from serving.gate import Drain
 from serving.metrics import Metrics
+from serving.overrides import FIELDS, Overrides
 from serving.pool import PoolState, Resident, SidePool
 from serving.service import Prediction
 from serving.tensors import (
@@ -85,6 +86,7 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 read_rows(request, found.spec),
                 version=found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
                 deadline=deadline_of(context, _timeout(request)),
+                generation=_generation(request),
             )
             counted.version = prediction.version
             return _respond(request, prediction)
@@ -150,6 +152,13 @@ def _timeout(request: pb.ModelInferRequest) -> float | None:
     return microseconds / 1e6 if microseconds else None
 
 
+def _generation(request: pb.ModelInferRequest) -> Overrides:
+    """Out of the request's parameters."""
+    given = {name: request.parameters[name] for name in FIELDS if name in request.parameters}
+    settings = {name: getattr(each, each.WhichOneof("parameter_choice") or "", None) for name, each in given.items()}
+    return Overrides(settings, "parameters")
+
+
 def _check_priority(request: pb.ModelInferRequest) -> None:
     """Accepted, and without effect so far: requests are served in their order."""
     _whole_number(request, "priority")
@@ -172,7 +181,8 @@ def _describe(spec: TaskSpec, version: int) -> dict[str, pb.InferParameter]:
         texts["labels"] = json.dumps(spec.labels, ensure_ascii=False)
     if takes_whole_prompt(spec):
         texts["whole_prompt_input"] = WHOLE_PROMPT
-    numbers = {"max_rows": spec.max_rows, "max_chars": spec.max_chars, "version": version}
+    dimensions = {"dimensions": spec.dimensions} if spec.kind == "embedding" else {}
+    numbers = dimensions | {"max_rows": spec.max_rows, "max_chars": spec.max_chars, "version": version}
     described = {name: pb.InferParameter(string_param=text) for name, text in texts.items()}
     return described | {name: pb.InferParameter(int64_param=number) for name, number in numbers.items()}
 

@@ -1,8 +1,8 @@
 """The rows that wait for the device, oldest first, and the choice of a batch among them. No clocks, no tasks.
 
-Rows of one request with the same tokens are a bundle. It is never split, so that many tasks on one input cost one
-backbone pass. A batch is the oldest bundle and those nearest to it in length among the next ones, under a budget of
-rows and of tokens with their padding.
+Rows of one request with the same tokens are a bundle (a row that stands alone is one of its own). It is never split, so
+that many tasks on one input cost one backbone pass. A batch is the oldest bundle and those nearest to it in length
+among the next ones, under a budget of rows and of tokens with their padding.
 """
 
 import asyncio
@@ -25,6 +25,16 @@ class Row(Protocol):
     @property
     def ids(self) -> tuple[int, ...]: ...
 
+    @property
+    def weight(self) -> int:
+        """Rows of a batch that it counts as."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Not bundled with others of the same tokens, of which one request may have any number."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -41,10 +51,13 @@ class Request:
 
     def __post_init__(self) -> None:
         self.outcomes, self.left = [None] * len(self.rows), len(self.rows)
-        places: dict[tuple[int, ...], list[int]] = {}
+        places: dict[object, list[int]] = {}
         for place, row in enumerate(self.rows):
-            places.setdefault(row.ids, []).append(place)
-        self.bundles = [Bundle(self, ids, own) for ids, own in places.items()]
+            places.setdefault(place if row.alone else row.ids, []).append(place)
+        self.bundles = [self._bundle(own) for own in places.values()]
+
+    def _bundle(self, places: list[int]) -> "Bundle":
+        return Bundle(self, self.rows[places[0]].ids, places, sum(self.rows[place].weight for place in places))
 
     def settle(self, place: int, outcome: Outcome) -> None:
         self.outcomes[place] = outcome
@@ -64,6 +77,8 @@ class Bundle:
     request: Request
     ids: tuple[int, ...]
     places: list[int]
+    weight: int
+    """Rows of a batch that it counts as."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -108,13 +123,13 @@ def choose(window: Sequence[Bundle], config: BatchConfig) -> list[Bundle]:
     even where it alone is over the budget.
     """
     first = window[0]
-    batch, inputs, rows, longest = [first], {first.ids}, len(first), len(first.ids)
+    batch, inputs, rows, longest = [first], {first.ids}, first.weight, len(first.ids)
     for bundle in sorted(window[1:], key=lambda bundle: abs(len(bundle.ids) - len(first.ids))):
         wider = max(longest, len(bundle.ids))
         count = len(inputs) + (bundle.ids not in inputs)
-        if rows + len(bundle) > config.max_batch_rows or count * wider > config.max_batch_tokens:
+        if rows + bundle.weight > config.max_batch_rows or count * wider > config.max_batch_tokens:
             continue
         batch.append(bundle)
         inputs.add(bundle.ids)
-        rows, longest = rows + len(bundle), wider
+        rows, longest = rows + bundle.weight, wider
     return sorted(batch, key=lambda bundle: len(bundle.ids))

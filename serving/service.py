@@ -17,6 +17,7 @@ from serving.config import RequestConfig
 from serving.engine import EngineRow
 from serving.errors import Draining, InvalidInput, ServingError, TooManyRows
 from serving.metrics import Metrics
+from serving.overrides import Overrides
 from serving.pool import PoolState, SidePool
 from serving.prompts import InputRow, Prompt
 from serving.row_queue import Outcome
@@ -111,11 +112,13 @@ class PredictService:
         version: int | None = None,
         alias: str | None = None,
         deadline: float | None = None,
+        generation: Overrides | None = None,
     ) -> Prediction:
         """Answer `rows` of one task; `production` answers where neither version nor alias is named.
 
         Args:
             deadline: time.monotonic() seconds.
+            generation: settings for making texts, over the spec's.
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias, NotLoaded, InvalidInput, TooManyRows, SideFailed, Overloaded,
@@ -123,7 +126,7 @@ class PredictService:
         """
         if version is not None and alias is not None:
             raise InvalidInput("version", "name a version or an alias, not both")
-        [outcome] = await self.predict_tasks([TaskRef(task, alias, version)], rows, deadline=deadline)
+        [outcome] = await self._predict([TaskRef(task, alias, version)], rows, deadline, generation or Overrides())
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -138,11 +141,16 @@ class PredictService:
         Raises:
             InvalidInput, TooManyRows, Overloaded, DeadlineExpired, Draining: these concern the whole request.
         """
+        return await self._predict(refs, rows, deadline, Overrides())
+
+    async def _predict(
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], deadline: float | None, generation: Overrides
+    ) -> list[Prediction | Refused]:
         with self._counted():
             self._check_size(len(refs), len(rows))
             self._batcher.admit(len(rows), deadline)
             state = self._pool.snapshot()
-            targets = [resolve(state, ref) for ref in refs]
+            targets = [resolve(state, ref, generation) for ref in refs]
             async with within(deadline):
                 encoded = await self._encode(targets, rows)
             answered = await self._answer(encoded, deadline)
@@ -194,18 +202,21 @@ class PredictService:
         """Submit all tasks' rows together, a task's repeated rows once, and hand each task its outcomes."""
         asked: list[EngineRow] = []
         places: dict[tuple[int, Ids], int] = {}
-        for each in encoded:
-            if isinstance(each, Encoded):
-                for ids in each.ids:
-                    place = places.setdefault((id(each.target.resident), ids), len(asked))
-                    if place == len(asked):
-                        asked.append(EngineRow(ids, each.target.resident))
+
+        def place(target: Target, ids: Ids) -> int:
+            row, key = EngineRow(ids, target.resident, target.answerer), (id(target.resident), ids)
+            if row.alone or key not in places:
+                places[key] = len(asked)
+                asked.append(row)
+            return places[key]
+
+        wanted = [
+            [place(each.target, ids) for ids in each.ids] if isinstance(each, Encoded) else [] for each in encoded
+        ]
         outcomes = await self._batcher.submit(asked, deadline=deadline)
         return [
-            each
-            if isinstance(each, Exception)
-            else _Answered(each.target, [outcomes[places[id(each.target.resident), ids]] for ids in each.ids])
-            for each in encoded
+            each if isinstance(each, Exception) else _Answered(each.target, [outcomes[place] for place in own])
+            for each, own in zip(encoded, wanted, strict=True)
         ]
 
 

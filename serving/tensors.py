@@ -30,7 +30,7 @@ class Output:
 
     datatype: str
     shape: tuple[int, ...]
-    """Past the rows; -1 is the number of labels."""
+    """Past the rows; -1 is the number of labels, or of an embedding's dimensions."""
     values: Callable[[Sequence[Any]], list[Any]]
     """Of answers, one per row."""
 
@@ -43,6 +43,9 @@ OUTPUTS: Mapping[str, Mapping[str, Output]] = {
     },
     "regression": {"value": Output("FP32", (), lambda answers: [answer.value for answer in answers])},
     "text": {"text": Output("BYTES", (), lambda answers: [answer.text for answer in answers])},
+    "embedding": {
+        "embedding": Output("FP32", (-1,), lambda answers: [value for answer in answers for value in answer.values])
+    },
 }
 
 
@@ -201,7 +204,7 @@ def _pack(datatype: str, values: Sequence[Any]) -> bytes:
 
 
 def _shape(output: Output, rows: int, spec: TaskSpec) -> list[int]:
-    return [rows, *(len(spec.labels) if size == -1 else size for size in output.shape)]
+    return [rows, *((spec.dimensions or len(spec.labels)) if size == -1 else size for size in output.shape)]
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

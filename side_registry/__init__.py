@@ -20,6 +20,7 @@ from side_registry.errors import (
     UnreadableCommit,
     VersionInUse,
 )
+from side_registry.generation import GenerationSpec
 from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias
 from side_registry.manifest import (
     MANIFEST,
@@ -52,6 +53,7 @@ __all__ = [
     "Contended",
     "CorruptBlob",
     "DeleteTask",
+    "GenerationSpec",
     "GoldenExample",
     "InvalidName",
     "InvalidRow",

@@ -19,6 +19,9 @@ from side_registry.task import TaskSpec
 MANIFEST = "manifest.json"
 SIDE_NETWORK = "side_network.safetensors"
 
+NO_TOKENIZER = "none"
+"""In place of a tokenizer's fingerprint: the backbone's folder had none, so nobody can ask this side network a text."""
+
 MAX_MANIFEST_BYTES = 16 << 20
 
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
@@ -39,6 +42,8 @@ class BackboneRef(Document):
 
     name: str
     fingerprint: str = Field(min_length=1)
+    quantization: str = "none"
+    """What its matrices were turned into, int8 or int4. The fingerprint says it too; this is for people and `evaluate`."""
 
 
 class GoldenExample(Document):

@@ -17,8 +17,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from side_registry.documents import Document, explain
 from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
+from side_registry.generation import GenerationSpec
 
-Kind = Literal["classification", "regression", "text"]
+Kind = Literal["classification", "regression", "text", "embedding"]
 
 PRODUCTION = "production"
 """The alias meant when none is named."""
@@ -29,10 +30,20 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "classification": ("accuracy", "matthews", "accuracy_f1"),
     "regression": ("pearson_spearman",),
     "text": ("exact_match",),
+    "embedding": ("recall_at_1", "mrr"),
 }
 """What can be measured on a kind; the first is the default."""
 
-TARGETS: Mapping[str, str] = {"classification": "label", "regression": "score", "text": "target"}
+TARGETS: Mapping[str, str] = {
+    "classification": "label",
+    "regression": "score",
+    "text": "target",
+    "embedding": "positive",
+}
+
+DIMENSIONS = 256
+"""Of an embedding whose spec does not say."""
+MAX_DIMENSIONS = 4096
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 TASK_RULE = "1 to 64 of the letters a-z and A-Z, digits, '_' and '-', starting with a letter or digit"
@@ -54,6 +65,8 @@ class TaskSpec(Document):
     low: float | None = Field(default=None, allow_inf_nan=False)
     high: float | None = Field(default=None, allow_inf_nan=False)
     """Regression: answers are clipped to low..high; training values outside are errors."""
+    dimensions: int = Field(default=0, ge=0, le=MAX_DIMENSIONS, exclude_if=lambda value: value == 0)
+    """Embedding: numbers in an answer; DIMENSIONS when not given. 0 for other kinds, whose documents do not have it."""
     max_source_tokens: int = Field(default=128, ge=1, le=1 << 16)
     max_rows: int = Field(default=1024, ge=1, le=1 << 20)
     """Most rows in one request."""
@@ -61,8 +74,10 @@ class TaskSpec(Document):
     """Longest value of one field."""
     max_new_tokens: int = Field(default=64, ge=1, le=1 << 14)
     """Text: longest answer."""
+    generation: GenerationSpec = Field(default_factory=GenerationSpec, exclude_if=lambda value: value.is_default)
+    """Text: how tokens are chosen. Documents of greedy tasks do not have it."""
     target: str = ""
-    """Name of the expected answer in data files; `label`, `score` or `target` when not given."""
+    """Name of the expected answer in data files; `label`, `score`, `target` or `positive` when not given."""
     metric: str = ""
     """What evaluation reports and training selects by; the kind's first of METRICS when not given."""
     description: str = Field(default="", max_length=10_000)
@@ -79,6 +94,8 @@ class TaskSpec(Document):
         try:
             table = tomllib.loads(_read_text(Path(source).expanduser()) if is_file else str(source))
             _refuse_unknown_keys(table, tuple(cls.model_fields))
+            if isinstance(generation := table.get("generation"), dict):
+                _refuse_unknown_keys(generation, tuple(GenerationSpec.model_fields))
             return cls.model_validate(table)
         except ValidationError as error:
             raise InvalidSpec(origin, explain(error)) from None
@@ -126,7 +143,8 @@ class TaskSpec(Document):
             return data
         kind = str(data.get("kind"))
         metric = data.get("metric") or METRICS.get(kind, ("",))[0]
-        return {**data, "target": data.get("target") or TARGETS.get(kind, ""), "metric": metric}
+        filled = {**data, "target": data.get("target") or TARGETS.get(kind, ""), "metric": metric}
+        return {"dimensions": DIMENSIONS, **filled} if kind == "embedding" else filled
 
     @field_validator("name")
     @classmethod
@@ -147,6 +165,9 @@ class TaskSpec(Document):
     def _check_kind(self) -> Self:
         _check_labels(self.kind, self.labels)
         _check_range(self.kind, self.low, self.high)
+        _check_embedding(self.kind, self.dimensions, self.fields)
+        if self.kind != "text" and not self.generation.is_default:
+            raise ValueError(f"generation is for text, this task is {self.kind}")
         if self.metric not in METRICS[self.kind]:
             raise ValueError(f"metric must be {' or '.join(METRICS[self.kind])} for {self.kind}, got {self.metric!r}")
         if not FIELD_NAME.fullmatch(self.target) or self.target in self.fields:
@@ -225,6 +246,19 @@ def _check_range(kind: str, low: float | None, high: float | None) -> None:
         raise ValueError(f"low and high are for regression, this task is {kind}")
     if low is not None and high is not None and low >= high:
         raise ValueError(f"low must be below high, got {low} and {high}")
+
+
+def _check_embedding(kind: str, dimensions: int, fields: tuple[str, ...]) -> None:
+    if kind != "embedding":
+        if dimensions:
+            raise ValueError(f"dimensions are for embedding, this task is {kind}")
+        return
+    if not dimensions:
+        raise ValueError(f"dimensions must be 1 to {MAX_DIMENSIONS} for embedding, got 0")
+    if len(fields) != 1:
+        raise ValueError(
+            f"template must have one field for embedding, the text that becomes a vector; got {', '.join(fields)}"
+        )
 
 
 def _text_fault(text: str) -> str | None:

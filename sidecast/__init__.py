@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serving.client import AsyncClient, Client
     from serving.client_errors import SidecastError
-    from serving.client_results import Classification, Predictions, Prompt, Regression, Text
+    from serving.client_results import Classification, Embedding, Predictions, Prompt, Regression, Text
     from side_registry import Registry, TaskRef, TaskSpec
 
 __all__ = [
     "AsyncClient",
     "Classification",
     "Client",
+    "Embedding",
     "Predictions",
     "Prompt",
     "Registry",
@@ -25,7 +26,7 @@ __all__ = [
 _HOMES = {
     "serving.client": ("AsyncClient", "Client"),
     "serving.client_errors": ("SidecastError",),
-    "serving.client_results": ("Classification", "Predictions", "Prompt", "Regression", "Text"),
+    "serving.client_results": ("Classification", "Embedding", "Predictions", "Prompt", "Regression", "Text"),
     "side_registry": ("Registry", "TaskRef", "TaskSpec"),
 }
 

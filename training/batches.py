@@ -10,7 +10,7 @@ from torch import Tensor
 from ladder import Tokenizer
 from ladder.answerers import IGNORED
 from side_registry.task import TaskSpec
-from training.data import Example
+from training.data import Example, as_fields
 
 BUCKET = 32
 """Batches whose rows are sorted by length together: more wastes less padding and shuffles less."""
@@ -20,45 +20,96 @@ BUCKET = 32
 class TokenizedRow:
     """One example for the model."""
 
-    ids: tuple[int, ...]
-    target: int | float | tuple[int, ...]
-    """A label's index, a value, or a text's token ids, by the task's kind."""
+    inputs: tuple[tuple[int, ...], ...]
+    """Token ids of what the backbone reads: the prompt; of an embedding, its target after it. As many in every row."""
+    target: int | float | tuple[int, ...] | None
+    """A label's index, a value, or a text's token ids, by the task's kind; None for an embedding."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest input."""
+        return max(map(len, self.inputs))
 
 
 def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[TokenizedRow]:
     """Token ids of every example, cut at the spec's length as a server cuts them."""
-    prompts = [spec.render(example.fields) for example in examples]
-    encoded = tokenizer.encode_batch(prompts, spec.max_source_tokens)
+    inputs = [_encode(spec, tokenizer, [example.fields for example in examples])]
+    if spec.kind == "embedding":
+        inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
     targets = _targets(spec, tokenizer, examples)
-    return [TokenizedRow(tuple(ids), target) for ids, target in zip(encoded, targets, strict=True)]
+    return [TokenizedRow(row, target) for row, target in zip(zip(*inputs, strict=True), targets, strict=True)]
+
+
+def _encode(spec: TaskSpec, tokenizer: Tokenizer, rows: Sequence[dict[str, str]]) -> list[tuple[int, ...]]:
+    prompts = [spec.render(row) for row in rows]
+    return [tuple(ids) for ids in tokenizer.encode_batch(prompts, spec.max_source_tokens)]
 
 
 def _targets(
     spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]
-) -> list[int] | list[float] | list[tuple[int, ...]]:
+) -> list[int] | list[float] | list[tuple[int, ...]] | list[None]:
     if spec.kind == "classification":
         index = {label: place for place, label in enumerate(spec.labels)}
         return [index[str(example.target)] for example in examples]
     if spec.kind == "regression":
         return [float(example.target) for example in examples]
+    if spec.kind == "embedding":
+        return [None] * len(examples)
     texts = [str(example.target) for example in examples]
-    return [tuple(ids) for ids in tokenizer.encode_batch(texts, spec.max_new_tokens)]
+    return [tuple(ids) for ids in tokenizer.encode_targets(texts, spec.max_new_tokens)]
 
 
-def shuffled_batches(rows: Sequence[TokenizedRow], size: int, seed: str) -> Iterator[list[int]]:
-    """Places of the rows in each batch: shuffled, then sorted by length within buckets, then batches shuffled."""
+def least_rows(spec: TaskSpec) -> int:
+    """In a batch: an embedding is taught by comparing rows."""
+    return 2 if spec.kind == "embedding" else 1
+
+
+def count_batches(rows: int, size: int, least: int = 1) -> int:
+    """How many `shuffled_batches` makes of so many rows."""
+    full, rest = divmod(rows, size)
+    return full + (rest >= least if full else 1)
+
+
+def shuffled_batches(rows: Sequence[TokenizedRow], size: int, seed: str, least: int = 1) -> Iterator[list[int]]:
+    """Places of the rows in each batch: shuffled, then sorted by length within buckets, then batches shuffled.
+
+    Fewer than `least` that are left over join the batch before them.
+    """
     order, shuffler = list(range(len(rows))), random.Random(seed)
     shuffler.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), size * BUCKET):
-        bucket = sorted(order[start : start + size * BUCKET], key=lambda place: len(rows[place].ids))
+        bucket = sorted(order[start : start + size * BUCKET], key=lambda place: rows[place].length)
         batches += [bucket[first : first + size] for first in range(0, len(bucket), size)]
+    if len(batches) > 1 and len(batches[-1]) < least:
+        left = batches.pop()
+        batches[-1] += left
     shuffler.shuffle(batches)
     yield from batches
 
 
+def all_inputs(rows: Sequence[TokenizedRow]) -> list[tuple[int, ...]]:
+    """Every row's inputs, one row after another."""
+    return [ids for row in rows for ids in row.inputs]
+
+
+def input_places(places: Sequence[int], inputs: int) -> list[int]:
+    """Where a batch's inputs stand in `all_inputs`: the rows' first ones, then their second ones, where they have two.
+
+    Args:
+        places: of the rows.
+        inputs: of each row.
+    """
+    return [place * inputs + part for part in range(inputs) for place in places]
+
+
 def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
-    """What an answerer's loss takes: (B,) indices or values, or (B, T) token ids padded with IGNORED."""
+    """What an answerer's loss takes: (B,) indices or values, (B, T) token ids padded with IGNORED, or, for an embedding,
+    (2B,) a number for each distinct input, in the order of `input_places`."""
+    if spec.kind == "embedding":
+        inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
+        distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}
+        return torch.tensor([distinct[ids] for ids in inputs], device=device)
     targets = [row.target for row in rows]
     if spec.kind == "classification":
         return torch.tensor(targets, dtype=torch.long, device=device)

@@ -7,6 +7,7 @@ text; numbers are taken as their text, and nothing else is (null, booleans, list
   where a label is itself an integer ("0", "1"), integers are always label texts.
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty.
+- embedding: a text that means the same; what the template's field may hold, it may hold.
 
 Knows no formats (readers.py), tokens or tensors.
 """
@@ -36,7 +37,7 @@ class Example:
     fields: dict[str, str]
     """What the spec's `render` takes."""
     target: str | float
-    """A label's text, a value, or a text, by the task's kind."""
+    """A label's text, a value, a text, or an embedding's other text, by the task's kind."""
     line: int
     """Where the row starts in its file, from 1 (Parquet: the row's number)."""
 
@@ -79,6 +80,12 @@ def iter_examples(path: str | Path, spec: TaskSpec) -> Iterator[Example]:
         yield example
 
 
+def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
+    """A text as the row of a template with one field."""
+    [field] = spec.fields
+    return {field: text}
+
+
 def data_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal: says in a run's provenance what it was trained on."""
     try:
@@ -111,7 +118,9 @@ def _as_text(what: str, value: Any) -> str:
 def _target_reader(spec: TaskSpec) -> Callable[[Any], str | float]:
     if spec.kind == "classification":
         return _LabelReader(spec)
-    return _ValueReader(spec) if spec.kind == "regression" else _TextReader(spec)
+    if spec.kind == "regression":
+        return _ValueReader(spec)
+    return _PositiveReader(spec) if spec.kind == "embedding" else _TextReader(spec)
 
 
 class _LabelReader:
@@ -178,6 +187,21 @@ class _TextReader:
             raise _Misfit(f"{self._what} is empty; give it some text")
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
             raise _Misfit(f"{self._what} holds a NUL character or half a surrogate pair; remove it")
+        return text
+
+
+class _PositiveReader:
+    """Texts that a server would embed: an embedding's target is another of its inputs."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self._spec, self._what = spec, f"target {spec.target!r}"
+
+    def __call__(self, value: Any) -> str:
+        text = _as_text(self._what, value)
+        try:
+            self._spec.render(as_fields(self._spec, text))
+        except InvalidRow as error:
+            raise _Misfit(f"{self._what} {error.why}") from None
         return text
 
 

@@ -8,19 +8,21 @@ from ladder import (
     Answerer,
     Backbone,
     ClassAnswer,
+    Generation,
     Row,
     SideNetwork,
     Tokenizer,
     ValueAnswer,
+    VectorAnswer,
     answer,
     build_answerer,
     load_side,
 )
-from side_registry.manifest import Artifact
+from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RunError
-from training.metrics import score
+from training.scoring import score_values
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding counted."""
@@ -48,6 +50,7 @@ def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit:
         head=side.config.head,
         tokenizer=tokenizer,
         unit=unit,
+        generation=Generation(**spec.generation.settings),
     )
 
 
@@ -59,14 +62,35 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
         CheckpointError: its weights do not fit or are damaged.
     """
     manifest = artifact.manifest
-    if manifest.backbone.fingerprint != backbone.fingerprint:
-        why = f"trained on {manifest.backbone.name}, another backbone than {backbone.name}; give that one"
+    _check_backbone(artifact, backbone)
+    if manifest.tokenizer_fingerprint == NO_TOKENIZER:
+        why = "made with a backbone folder that had no tokenizer; make it again with one that has"
         raise RunError(artifact.folder, why)
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise RunError(artifact.folder, f"trained with another tokenizer than {backbone.name} has; give that backbone")
-    path = artifact.folder / "side_network.safetensors"
-    side = load_side(path, backbone.config, device=backbone.device, dtype=backbone.dtype)
+    side = load_side_of(artifact, backbone)
     return Model(spec=manifest.spec, side=side, answerer=make_answerer(manifest.spec, side, tokenizer))
+
+
+def load_side_of(artifact: Artifact, backbone: Backbone) -> SideNetwork:
+    """The side network alone, which no tokenizer is needed for.
+
+    Raises:
+        RunError: it was trained on another backbone.
+        CheckpointError: its weights do not fit or are damaged.
+    """
+    _check_backbone(artifact, backbone)
+    return load_side(artifact.side_network, backbone.config, device=backbone.device, dtype=backbone.dtype)
+
+
+def _check_backbone(artifact: Artifact, backbone: Backbone) -> None:
+    trained_on = artifact.manifest.backbone
+    if trained_on.fingerprint != backbone.fingerprint:
+        remedy = "give that one"
+        if trained_on.quantization != backbone.quantization:
+            remedy = f"load it with --quantize {trained_on.quantization}"
+        why = f"trained on {trained_on.name}, another backbone than {backbone.name}; {remedy}"
+        raise RunError(artifact.folder, why)
 
 
 def predict(
@@ -104,14 +128,15 @@ def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
         yield batch
 
 
-def answer_value(given: Answer) -> str | float:
-    """What a metric takes: the label, the value or the text."""
+def answer_value(given: Answer) -> str | float | tuple[float, ...]:
+    """What it comes down to: the label, the value, the text or the vector."""
     if isinstance(given, ClassAnswer):
         return given.label
+    if isinstance(given, VectorAnswer):
+        return given.values
     return given.value if isinstance(given, ValueAnswer) else given.text
 
 
 def score_answers(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, float]:
-    """The spec's metric; the headline under the metric's own name."""
-    predictions = [answer_value(given) for given in answers]
-    return score(spec.metric, predictions, [example.target for example in examples], labels=spec.labels)
+    """As `score_values`, of the answers to `asked(spec, examples)`."""
+    return score_values(spec, [answer_value(given) for given in answers], examples)

@@ -5,113 +5,88 @@ interrupted anywhere: run again with the same settings, it goes on after the las
 """
 
 import hashlib
-import importlib.metadata
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, NotFiniteError, SideNetwork, Tokenizer, load_side
+from ladder import NotFiniteError, SideNetwork
 from ladder.checkpoint import as_served
 from ladder.side import MlpHead
-from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
-from side_registry.task import TaskSpec
-from training.batches import TokenizedRow, shuffled_batches, target_tensor, tokenize
-from training.data import Example, Labelled
+from side_registry.manifest import Artifact, read_artifact
+from training.batches import (
+    TokenizedRow,
+    all_inputs,
+    count_batches,
+    input_places,
+    least_rows,
+    shuffled_batches,
+    target_tensor,
+    tokenize,
+)
+from training.data import Example
+from training.distill import Teacher, distillation_of, load_teacher
 from training.errors import RunError
-from training.evaluate import Model, answer_value, make_answerer, predict, score_answers
-from training.recipe import Recipe
+from training.evaluate import Model, make_answerer, predict, score_answers
+from training.finish import complete
+from training.job import Job, Progress, Silent
+from training.optimizers import SCHEDULES, make_optimizer, update
 from training.run import RunFolder, optimizer_tensors, restore
+from training.scoring import asked
+from training.starts import check_start, start_side
 from training.taps_cache import TapsCache
-
-GOLDEN_EXAMPLES = 4
-"""Validation rows whose answers go into the manifest, for a server to replay."""
+from training.words import start_at_words
 
 DIVERGED = "training diverged, try a smaller --lr"
-
-
-class Progress(Protocol):
-    """Told how a run goes; see `Silent`."""
-
-    def reading(self, rows: int, total: int) -> None: ...
-    def start(self, epochs: int, steps: int) -> None: ...
-    def step(self, epoch: int, step: int, loss: float) -> None: ...
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
-
-
-class Silent:
-    """Says nothing."""
-
-    def reading(self, rows: int, total: int) -> None: ...
-    def start(self, epochs: int, steps: int) -> None: ...
-    def step(self, epoch: int, step: int, loss: float) -> None: ...
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """All that one run needs, loaded."""
-
-    spec: TaskSpec
-    backbone: Backbone
-    backbone_source: str
-    """The folder or hub id that it was loaded from."""
-    tokenizer: Tokenizer
-    training: Labelled
-    validation: Labelled
-    recipe: Recipe
-
-    def settings(self) -> dict[str, Any]:
-        """What makes a run this run and no other, JSON-ready."""
-        return {
-            "task": json.loads(self.spec.model_dump_json()),
-            "backbone": self.backbone.fingerprint,
-            "dtype": str(self.backbone.dtype).removeprefix("torch."),
-            "data": [self.training.sha256, self.validation.sha256],
-            "recipe": self.recipe.to_dict(),
-        }
 
 
 def train(job: Job, output: str | Path, progress: Progress | None = None) -> Artifact:
     """Train, or go on training, into a run folder; a complete one is returned as it is.
 
     Raises:
-        RunError: the folder holds something else, or training diverged.
+        RunError: the folder holds something else, too few rows, or training diverged.
         RecipeError, SideConfigError: settings that make no side network.
     """
-    run, settings = RunFolder(output), job.settings()
-    side_config = job.recipe.side_config(job.spec).resolve(job.backbone.config)
+    run, settings, recipe = RunFolder(output), job.settings(), job.recipe
+    side_config = recipe.side_config(job.spec).resolve(job.backbone.config)
+    teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer) if recipe.distill else None
+    if teacher is not None:
+        settings["teacher"] = teacher.identity  # not its path: a folder may move, or be another one tomorrow
+    if len(job.training.examples) < least_rows(job.spec):
+        raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
+    check_start(recipe.init, recipe.init_order, job.backbone, job.spec)
     run.begin(settings, job.backbone_source)
     if run.complete:
         return read_artifact(run.path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)
         side = SideNetwork(side_config, job.backbone.config).to(job.backbone.device)
-        trainer = _Trainer(job, run, side, progress or Silent())
+        trainer = _Trainer(job, run, side, teacher, progress or Silent())
         trainer.run_epochs()
-    return _complete(job, run, settings, trainer.scores)
+    return complete(job, run, settings, trainer.scores)
 
 
 class _Trainer:
     """State of a run while it goes: weights, optimizer, scores so far."""
 
-    def __init__(self, job: Job, run: RunFolder, side: SideNetwork, progress: Progress) -> None:
+    def __init__(
+        self, job: Job, run: RunFolder, side: SideNetwork, teacher: Teacher | None, progress: Progress
+    ) -> None:
         self.job, self.run, self.side, self.progress = job, run, side, progress
         self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
         unit = start_at_targets(side, job.training.examples) if job.spec.kind == "regression" else 1.0
+        if side.config.words:
+            start_at_words(side, job.backbone, all_inputs(self.rows))
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         recipe = job.recipe
-        self.optimizer = torch.optim.AdamW(
-            side.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-        self.cache = TapsCache(job.backbone, side, [row.ids for row in self.rows])
-        self.steps = math.ceil(len(self.rows) / recipe.batch_rows)
+        self.optimizer = make_optimizer(recipe.optimizer, side.parameters(), recipe.learning_rate, recipe.weight_decay)
+        self.cache = TapsCache(job.backbone, side, all_inputs(self.rows), teacher.layers if teacher else ())
+        self.distillation = distillation_of(recipe, teacher, all_inputs(self.rows))
+        self.inputs, self.least = len(self.rows[0].inputs), least_rows(job.spec)
+        self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least)
         self.scores: list[dict[str, Any]] = []
 
     def run_epochs(self) -> None:
@@ -120,6 +95,8 @@ class _Trainer:
         epochs = recipe.epochs
         if len(self.scores) < epochs and recipe.cache_bytes:
             self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
+        if len(self.scores) < epochs and self.distillation and self.job.spec.kind != "text":
+            self.distillation.prepare(self.progress.teaching)
         self.progress.start(epochs, self.steps)
         for epoch in range(len(self.scores), epochs):
             torch.manual_seed(_seed(recipe.seed, epoch))  # dropout, the same after an interruption
@@ -129,19 +106,36 @@ class _Trainer:
 
     def _go_on(self) -> None:
         last = self.run.read_last()
-        if last is not None:
-            self.scores, tensors = last
-            restore(self.side, self.optimizer, tensors)
+        if last is None:
+            self._start()
+            return
+        self.scores, tensors = last
+        restore(self.side, self.optimizer, tensors)
+
+    def _start(self) -> None:
+        job, recipe = self.job, self.job.recipe
+        start_side(
+            self.side,
+            job.backbone,
+            init=recipe.init,
+            order=recipe.init_order,
+            spec=job.spec,
+            tokenizer=job.tokenizer,
+            examples=job.training.examples,
+            samples=recipe.init_samples,
+            seed=recipe.seed,
+            progress=self.progress.ranking,
+        )
+        if recipe.start == "pretrained":
+            self.side.silence()
 
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the rows; the mean loss."""
-        recipe, job, total = self.job.recipe, self.job, 0.0
+        recipe, total = self.job.recipe, 0.0
         self.side.train()
-        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}")
+        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least)
         for step, places in enumerate(batches):
-            rows = [self.rows[place] for place in places]
-            given = self.cache.run(places)
-            loss = self.answerer.loss(given, self.side, target_tensor(job.spec, rows, job.backbone.device))
+            loss = self._loss(places)
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
             if not math.isfinite(total):
@@ -149,20 +143,24 @@ class _Trainer:
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps
 
+    def _loss(self, places: Sequence[int]) -> torch.Tensor:
+        """Of one batch; with a teacher, mixed with what it says."""
+        targets = target_tensor(self.job.spec, [self.rows[place] for place in places], self.job.backbone.device)
+        given = self.cache.run(input_places(places, self.inputs))
+        if self.distillation is None:
+            return self.answerer.loss(given, self.side, targets)
+        return self.distillation.loss(self.answerer, given, self.side, targets, places)
+
     def _update(self, loss: torch.Tensor, step: int) -> None:
         recipe = self.job.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * schedule(step, self.steps * recipe.epochs, recipe.warmup)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.side.parameters(), recipe.clip)
-        self.optimizer.step()
+        share = SCHEDULES[recipe.optimizer](step, self.steps * recipe.epochs, recipe.warmup)
+        update(self.side, self.optimizer, loss, recipe.learning_rate * share, recipe.clip)
 
     def _validate(self, epoch: int, loss: float, started: float) -> None:
         self.side.eval()
         served = as_served(self.side, self.job.backbone.dtype)
         model = Model(spec=self.job.spec, side=served, answerer=self.answerer)
-        fields = [example.fields for example in self.job.validation.examples]
+        fields = asked(self.job.spec, self.job.validation.examples)
         try:
             answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
         except NotFiniteError:
@@ -178,12 +176,6 @@ class _Trainer:
         self.progress.validated(epoch, scores, best)
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then a linear fall that ends after the last step."""
-    rise = warmup * steps
-    return (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
-
-
 def start_at_targets(side: SideNetwork, training: Sequence[Example]) -> float:
     """Start a regression head at the mean target; their standard deviation."""
     targets = torch.tensor([float(example.target) for example in training])
@@ -196,51 +188,3 @@ def start_at_targets(side: SideNetwork, training: Sequence[Example]) -> float:
 
 def _seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:6])
-
-
-def _complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[dict[str, Any]]) -> Artifact:
-    """Write the manifest of the best epoch: scores, provenance, golden examples."""
-    best = max(epochs, key=lambda line: line[job.spec.metric])
-    run_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    draft = Manifest(
-        task=job.spec.name,
-        spec=job.spec,
-        backbone=BackboneRef(name=job.backbone.name, fingerprint=job.backbone.fingerprint),
-        tokenizer_fingerprint=job.tokenizer.fingerprint,
-        side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
-        metrics={name: float(value) for name, value in best.items() if name not in ("epoch", "seconds")},
-        provenance={
-            "run_id": run_id,
-            "data_sha256": settings["data"],
-            "seed": job.recipe.seed,
-            "recipe": settings["recipe"],
-            "epoch": best["epoch"],
-            "code_version": importlib.metadata.version("sidecast"),
-            "torch_version": torch.__version__,
-            "dtype": settings["dtype"],
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-        examples=_golden_examples(job, run),
-    )
-    write_manifest(run.path, draft)
-    run.finish()
-    return read_artifact(run.path)
-
-
-def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
-    """The first few validation rows with the answers of the weights as they stand in the file."""
-    side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
-    model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
-    fields = [example.fields for example in job.validation.examples[:GOLDEN_EXAMPLES]]
-    answers = predict(model, job.backbone, job.tokenizer, fields)
-    return tuple(
-        GoldenExample(fields=row, expected=expected(given)) for row, given in zip(fields, answers, strict=True)
-    )
-
-
-def expected(given: Answer) -> dict[str, Any]:
-    """An answer as a golden example stores it."""
-    if isinstance(given, ClassAnswer):
-        return {"label": given.label, "scores": list(given.scores)}
-    value = answer_value(given)
-    return {"value": value} if isinstance(value, float) else {"text": value}

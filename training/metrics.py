@@ -1,4 +1,4 @@
-"""Scores of predictions: accuracy, Matthews correlation, F1, Pearson and Spearman correlation, exact match.
+"""Scores of predictions: accuracy, Matthews correlation, F1, Pearson and Spearman correlation, exact match, ranks.
 
 Fractions are 0 to 1 and correlations -1 to 1, never percent. A metric's headline number has the metric's own name, so
 that "the best epoch" is `max(..., key=lambda scores: scores[metric])`. Knows no task files, models or tensors.
@@ -25,6 +25,7 @@ def score(
     Args:
         metric: one of METRICS.
         predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
+            For recall_at_1 and mrr: the rank that each target came out at, from 1.
         targets: what they should be.
         labels: the task's labels in the spec's order. `accuracy_f1` needs its two, the second being the positive one.
     Returns:
@@ -87,6 +88,20 @@ def _exact_match(predictions: Sequence[Any], targets: Sequence[Any], labels: Seq
     return {"exact_match": _share_equal(found, wanted)}
 
 
+def _recall_at_1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    """The share of rows whose own target ranks first."""
+    ranks = np.asarray(predictions, dtype=np.float64)
+    if not (ranks >= 1).all():
+        raise MetricError("recall_at_1", f"ranks start at 1, got {ranks.min():g}")
+    return {"recall_at_1": float(np.mean(ranks == 1)), "mrr": float(np.mean(1 / ranks))}
+
+
+def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    """The mean reciprocal rank of each row's own target."""
+    scores = _recall_at_1(predictions, targets, labels)
+    return {"mrr": scores["mrr"], "recall_at_1": scores["recall_at_1"]}
+
+
 def _share_equal(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
     return float(np.mean([found == wanted for found, wanted in zip(predictions, targets, strict=True)]))
 
@@ -111,5 +126,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "accuracy_f1": _accuracy_f1,
         "pearson_spearman": _pearson_spearman,
         "exact_match": _exact_match,
+        "recall_at_1": _recall_at_1,
+        "mrr": _mrr,
     }
 )

@@ -2,11 +2,30 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ladder import SideConfig
+from ladder.config import Gate, GateForm
+from ladder.structural import Order
 from side_registry.task import TaskSpec
+from training.batches import least_rows
 from training.errors import RecipeError
+from training.optimizers import OptimizerName
+from training.starts import SAMPLES, Init
+
+Start = Literal["fresh", "pretrained"]
+
+MERGE_LOGIT = -2.0
+"""Of the merge gate over its temperature where the start is pretrained: the backbone's own logits times 0.88, which
+moves no probability of two labels by 0.03. Nearer to 1, a backbone that is wrong is unlearnt slowly."""
+
+HEADS = {
+    "classification": ("linear", "text", "mlp"),
+    "regression": ("linear", "mlp"),
+    "text": ("text",),
+    "embedding": ("linear", "mlp"),
+}
+"""What can answer a kind of task; the first is `auto`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +41,50 @@ class Recipe:
     warmup: float = 0.1
     """Share of all steps."""
     weight_decay: float = 0.0
+    optimizer: OptimizerName = "adamw"
+    """adamw: torch's. reference: the LST authors' AdamW and warmup, for results that equal theirs to the last digit."""
     clip: float = 1.0
     """Longest gradient, in its 2-norm."""
     seed: int = 0
     """Of the start, the order of rows and dropout."""
-    head: Literal["auto", "text", "linear"] = "auto"
-    """auto: linear for classification and regression (no decoder at all), text for text. text for classification scores
-    the labels as words of the backbone's own LM head."""
+    init: Init = "random"
+    """How rungs start: random, or cut out of the backbone's own weights: the largest (magnitude), or those that matter
+    most to the training rows (fisher, which needs a backbone with a decoder)."""
+    init_order: Order = "consistent"
+    """Which weights go together in such a cut. reference: the LST authors'. See `ladder.structural`."""
+    init_samples: int = SAMPLES
+    """Training rows that fisher looks at."""
+    head: Literal["auto", "text", "linear", "mlp"] = "auto"
+    """auto: text for text, linear for all else (no decoder at all). text for classification scores the labels as words
+    of the backbone's own LM head. mlp: two layers on the last token, for what linear can answer (BART's head)."""
     reduction: int = 8
     encoder_layers: tuple[int, ...] | None = None
     decoder_layers: tuple[int, ...] | None = None
     """Blocks with a rung, from 0; None: all."""
+    gate: Gate = "learnable"
+    """How a rung mixes its tap in: learnable; fixed at its start; one (ignore the taps); none (add them)."""
+    gate_form: GateForm = "scalar"
+    """One gate a rung, or one for each of its channels."""
+    gate_temperature: float = 0.1
+    """Of every gate: smaller moves it faster."""
+    gate_start: float = 0.0
+    """Logit of a rung's gate before the first step; 0 mixes half and half, above 0 more of the side network."""
+    mix_after: bool = False
+    """Mix a tap in after the side block, not before it."""
+    merge_last: bool = False
+    """Mix the backbone's own last state into the answer (text head only)."""
+    bias: bool = True
+    """Biases in the down- and upsample projections."""
+    start: Start = "fresh"
+    """pretrained: answer as the backbone itself does before the first step, and learn from there (text head only; turns
+    merge_last on). For templates that the backbone understands as they are."""
+    distill: float = 0.0
+    """Share of the loss that is agreement with the teacher; the rest is the task's own. 0: no teacher."""
+    distill_temperature: float = 2.0
+    """Softens both distributions before they are compared; regression has none."""
+    teacher: str = "backbone"
+    """Who teaches where `distill` is above 0. backbone: its own LM head (classification and text). Or a finished run's
+    folder: its side network, of the same task and backbone. Or another T5 with the same tokenizer: its LM head."""
     dropout: float = 0.1
     """Inside the side network."""
     cache_gb: float = 4.0
@@ -44,31 +96,64 @@ class Recipe:
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "> 0")
         _check("warmup", self.warmup, 0 <= self.warmup <= 1, "within 0 and 1")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, ">= 0")
+        _check("optimizer", self.optimizer, self.optimizer in get_args(OptimizerName), "adamw or reference")
         _check("clip", self.clip, self.clip > 0, "> 0")
         _check("seed", self.seed, 0 <= self.seed < 2**32, "within 0 and 2**32 - 1")
-        _check("head", self.head, self.head in ("auto", "text", "linear"), "auto, text or linear")
+        _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
+        _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
+        orders = get_args(Order)
+        _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
+        _check("init_samples", self.init_samples, self.init_samples >= 1, ">= 1")
+        _check("distill", self.distill, 0 <= self.distill <= 1, "within 0 and 1")
+        taught = self.distill > 0 or self.teacher == "backbone"
+        _check("distill", self.distill, taught, f"above 0 where there is a teacher, {self.teacher}")
+        softens = 0 < self.distill_temperature < math.inf
+        _check("distill_temperature", self.distill_temperature, softens, "> 0")
+        _check("start", self.start, self.start in get_args(Start), "fresh or pretrained")
         _check("cache_gb", self.cache_gb, self.cache_gb >= 0, ">= 0")
 
     def side_config(self, spec: TaskSpec) -> SideConfig:
         """The shape of a side network for `spec`.
 
         Raises:
-            RecipeError: a head that cannot answer this kind of task.
+            RecipeError: a head, start or teacher that this kind of task cannot have, or batches too small to teach it.
             SideConfigError: settings that make no side network.
         """
-        allowed = {"classification": ("linear", "text"), "regression": ("linear",), "text": ("text",)}[spec.kind]
+        allowed = HEADS[spec.kind]
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
             raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
-        outputs = {"classification": len(spec.labels), "regression": 1, "text": 0}[spec.kind]
+        if self.batch_rows < least_rows(spec):
+            raise RecipeError("batch_rows", self.batch_rows, f">= {least_rows(spec)} for {spec.kind}")
+        self._check_teacher(spec)
+        keeps_answer = self.start == "pretrained"
+        if keeps_answer and head != "text":
+            raise RecipeError("start", self.start, f"fresh for a {head} head, which the backbone has no answer for")
+        outputs = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}.get(spec.kind, 0)
         return SideConfig(
             reduction=self.reduction,
             encoder_layers=self.encoder_layers,
             decoder_layers=self.decoder_layers if head == "text" else (),
             head=head,
-            outputs=outputs if head == "linear" else 0,
+            outputs=outputs if head != "text" else 0,
+            gate=self.gate,
+            gate_form=self.gate_form,
+            gate_temperature=self.gate_temperature,
+            gate_start=self.gate_start,
+            words=spec.kind == "embedding" and head == "linear",
+            mix_after=self.mix_after,
+            merge_last=self.merge_last or keeps_answer,
+            merge_start=self.gate_temperature * MERGE_LOGIT if keeps_answer else 0.0,
+            bias=self.bias,
             dropout=self.dropout,
         )
+
+    def _check_teacher(self, spec: TaskSpec) -> None:
+        if spec.kind == "embedding" and self.distill:
+            raise RecipeError("distill", self.distill, "0 for embedding, which no teacher answers")
+        if spec.kind == "regression" and self.distill and self.teacher == "backbone":
+            rule = "a finished run's folder for regression: the backbone itself says words, not values"
+            raise RecipeError("teacher", self.teacher, rule)
 
     @property
     def cache_bytes(self) -> int:

@@ -28,9 +28,13 @@ class _Kept:
 class TapsCache:
     """Runs the backbone for batches of training rows, or remembers that it did."""
 
-    def __init__(self, backbone: Backbone, side: SideNetwork, inputs: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self, backbone: Backbone, side: SideNetwork, inputs: Sequence[tuple[int, ...]], also: Sequence[int] = ()
+    ) -> None:
+        """Of what `side` reads; where it has a decoder, of the encoder layers `also` too."""
         self._backbone, self._inputs, self._depth = backbone, inputs, side.encoder_depth
-        self._layers, self._decodes = side.encoder.layers, side.config.has_decoder
+        self._decodes = side.config.has_decoder
+        self._layers = tuple(sorted({*side.encoder.layers, *(also if self._decodes else ())}))
         self._kept: dict[int, _Kept] = {}
 
     def fill(self, max_bytes: int, batch_rows: int, step: Callable[[int, int], None]) -> None:
@@ -74,7 +78,7 @@ class TapsCache:
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in inputs], device=backbone.device)
         lengths = torch.tensor([len(row) for row in inputs], device=backbone.device)
         mask = torch.arange(longest, device=backbone.device)[None] < lengths[:, None]
-        embeddings = F.embedding(ids, backbone.shared)
+        embeddings = backbone.embed(ids)
         states: dict[int, Tensor] = {}
         final = None
         if self._layers or self._decodes:
@@ -95,7 +99,7 @@ class TapsCache:
         blocks = torch.stack([row.first_step for row in kept if row.first_step is not None], 1).to(backbone.dtype)
         start = torch.full((len(kept), 1), backbone.config.decoder_start_token_id, device=backbone.device)
         return Taps(
-            embeddings=F.embedding(start, backbone.shared),
+            embeddings=backbone.embed(start),
             blocks=tuple(blocks),
             mask=torch.ones_like(start, dtype=torch.bool),
             final=backbone.decoder.final_norm(blocks[-1]),

@@ -23,6 +23,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tasks": ("sidecast.cli.listings", "List tasks, their aliases and versions."),
     "history": ("sidecast.cli.listings", "List what changed: who, when, why."),
     "predict": ("sidecast.cli.predict", "Ask a server."),
+    "import-lst": ("sidecast.cli.import_lst", "Make a run of a checkpoint of the LST authors' code."),
+    "init": ("sidecast.cli.init", "Make a run of an untrained side network."),
+    "trace": ("sidecast.cli.trace", "Store every activation of a run for given token ids."),
     "doctor": ("sidecast.cli.doctor", "Check the installation, device, backbone, registry and server."),
 }
 
@@ -42,7 +45,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from sidecast.cli import options
+from sidecast.cli import sizes as sizes_of
 from sidecast.cli.output import say, show_table
 
 PACKAGES = ("torch", "transformers", "safetensors", "grpcio", "protobuf", "obstore", "prometheus-client")
@@ -26,21 +27,43 @@ class Finding:
 @options.registry
 @options.server
 @options.device
+@options.quantize
+@click.option("--sizes", is_flag=True, help="Instead: what side networks of usual shapes would cost on --backbone.")
+@click.option("--reduction", callback=sizes_of.reductions, metavar="R,...", help="With --sizes.  [default: 4,8,16]")
+@click.option(
+    "--encoder-layers", callback=options.layers, metavar="I,J,...", help="With --sizes: only with these rungs, or none."
+)
+@click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers.")
+@click.option("--tokens", type=click.IntRange(1), help="With --sizes: of a row.  [default: 128]")
+@click.option("--rows", type=click.IntRange(1), help="With --sizes: of a batch, for memory.  [default: 32]")
 @options.as_json
 @click.pass_context
 def doctor(
-    ctx: click.Context, backbone: str | None, registry: str | None, server: str | None, device: str, as_json: bool
+    ctx: click.Context,
+    backbone: str | None,
+    registry: str | None,
+    server: str | None,
+    device: str,
+    quantize: str,
+    sizes: bool,
+    as_json: bool,
+    **shape: Any,
 ) -> None:
     """Check the installation, the device, and what is named of backbone, registry and server.
 
-    Exits with 1 where something is wrong.
+    Exits with 1 where something is wrong. With --sizes it checks nothing: it prints what side networks would cost in
+    weights, arithmetic and memory, which needs the backbone's config.json alone (for names such as t5-base, nothing).
     """
+    sizes_of.check_options(sizes, backbone, **shape)
+    if sizes:
+        sizes_of.show_sizes(str(backbone), as_json=as_json, **shape)
+        return
     findings = [
         _check("installation", _installation),
         _check("device", lambda: _device(device)),
-        _check("backbone", lambda: _backbone(backbone)) if backbone else _skipped("backbone"),
+        _check("backbone", lambda: _backbone(backbone, quantize)) if backbone else _skipped("backbone"),
         _check("registry", lambda: _registry(registry)) if registry else _skipped("registry"),
-        _check("fit", lambda: _fit(backbone, registry)) if backbone and registry else _skipped("fit"),
+        _check("fit", lambda: _fit(backbone, registry, quantize)) if backbone and registry else _skipped("fit"),
         _check("server", lambda: _server(server)) if server else _skipped("server"),
     ]
     healthy = all(finding.state != "wrong" for finding in findings)
@@ -97,13 +120,13 @@ def _cpu_kind() -> str:
     return f"torch uses {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _backbone(source: str | None) -> str:
-    backbone, tokenizer = options.load_backbone(str(source), "cpu", "auto")
+def _backbone(source: str | None, quantize: str) -> str:
+    from ladder.quantise import count_weights, held_bytes
+
+    backbone, tokenizer = options.load_backbone(str(source), "cpu", "auto", quantize)
     config = backbone.config
-    size = sum(parameter.numel() for parameter in backbone.parameters())
-    shape = (
-        f"{config.num_layers}+{config.num_decoder_layers} blocks, width {config.d_model}, {size / 1e6:.0f} M weights"
-    )
+    size = f"{count_weights(backbone) / 1e6:.0f} M weights in {held_bytes(backbone) / 1e6:.0f} MB"
+    shape = f"{config.num_layers}+{config.num_decoder_layers} blocks, width {config.d_model}, {size}"
     if len(tokenizer.encode("Is everything all right?")) < 2:
         raise _Wrong("its tokenizer makes nothing of a sentence; copy the backbone's own tokenizer into the folder")
     return f"{backbone.name}: {shape}, {backbone.fingerprint[:19]}"
@@ -117,10 +140,10 @@ def _registry(url: str | None) -> str:
     return f"generation {state.generation}, {len(state.live)} tasks, {versions} versions"
 
 
-def _fit(backbone: str | None, registry: str | None) -> str:
+def _fit(backbone: str | None, registry: str | None, quantize: str) -> str:
     from side_registry import Registry
 
-    fingerprint = options.load_backbone(str(backbone), "cpu", "auto")[0].fingerprint
+    fingerprint = options.load_backbone(str(backbone), "cpu", "auto", quantize)[0].fingerprint
     tasks = Registry.open(str(registry)).state().live.values()
     others = [
         f"{task.name}@{alias}"
@@ -129,7 +152,8 @@ def _fit(backbone: str | None, registry: str | None) -> str:
         if task.entry(version).backbone != fingerprint
     ]
     if others:
-        raise _Wrong(f"trained on another backbone: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")
+        named = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        raise _Wrong(f"trained on another backbone, or with another --quantize: {named}")
     return f"every alias of {len(tasks)} tasks was trained on this backbone"
 
 

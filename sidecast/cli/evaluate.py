@@ -14,7 +14,7 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 
-VALUE_NAMES = {"classification": "label", "regression": "value", "text": "text"}
+VALUE_NAMES = {"classification": "label", "regression": "value", "text": "text", "embedding": "embedding"}
 """Where an answer's own word stands, by the task's kind."""
 
 SERVER_ROWS = 64
@@ -22,6 +22,8 @@ SERVER_ROWS = 64
 
 Rows = Sequence[dict[str, str]]
 Step = Callable[[int, int], None]
+How = tuple[str, str, str | None]
+"""--device, --dtype, and --quantize where it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Candidate:
 @click.option("--predictions", metavar="FILE", help="Write each row's answer there, as JSON lines.")
 @options.device
 @options.dtype
+@options.option("--quantize", type=options.QUANTIZE, help="Bits of the backbone's matrices.  [default: as trained]")
 @options.as_json
 def evaluate(
     task: str,
@@ -54,6 +57,7 @@ def evaluate(
     predictions: str | None,
     device: str,
     dtype: str,
+    quantize: str | None,
     as_json: bool,
 ) -> None:
     """Score TASK on labelled rows: what a run folder, a registry (with --backbone) or a server answers.
@@ -62,7 +66,7 @@ def evaluate(
     All three ways go through the same code, so they give the same answers.
     """
     from training.data import read_examples
-    from training.metrics import score
+    from training.scoring import asked, score_values
     from training.task_files import load_task
 
     if task.endswith(".toml"):  # as `train` takes it
@@ -71,21 +75,20 @@ def evaluate(
     if source == "server":
         candidate = _on_server(task, where)
     elif source == "run":
-        candidate = _in_run(task, where, backbone, device, dtype)
+        candidate = _in_run(task, where, backbone, (device, dtype, quantize))
     else:
-        candidate = _in_registry(task, where, backbone, device, dtype)
+        candidate = _in_registry(task, where, backbone, (device, dtype, quantize))
     examples = read_examples(data, candidate.spec)
     if predictions is not None:
         _open(predictions, "a").close()  # told before the work, not after it
+    rows = asked(candidate.spec, examples)
     with progress_bar(quiet=as_json) as bars:
-        bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(examples), note="")
-        rows = [example.fields for example in examples]
+        bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(rows), note="")
         answers = [_plain(each) for each in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))]
     if predictions is not None:
-        _write(predictions, answers)
+        _write(predictions, answers[: len(examples)])
     values = [answer[VALUE_NAMES[candidate.spec.kind]] for answer in answers]
-    targets = [example.target for example in examples]
-    metrics = score(candidate.spec.metric, values, targets, labels=candidate.spec.labels)
+    metrics = score_values(candidate.spec, values, examples)
     document = {
         "task": candidate.spec.name,
         "source": source,
@@ -99,31 +102,34 @@ def evaluate(
     say(as_json, document, f"{name}: {scores_text(metrics)} on {len(examples)} rows")
 
 
-def _in_run(task: str, run: str, backbone: str | None, device: str, dtype: str) -> Candidate:
+def _in_run(task: str, run: str, backbone: str | None, how: How) -> Candidate:
     from training.run import RunFolder
 
     artifact = read_artifact(run)
     if task != artifact.manifest.task:
         raise UserError(f"{run} is a run of task {artifact.manifest.task}, not of {task}")
     source = backbone or RunFolder(run).backbone_source()
-    return Candidate(spec=artifact.manifest.spec, version=None, answer=_local(artifact, source, device, dtype))
+    return Candidate(spec=artifact.manifest.spec, version=None, answer=_local(artifact, source, how))
 
 
-def _in_registry(task: str, url: str, backbone: str | None, device: str, dtype: str) -> Candidate:
+def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candidate:
     if backbone is None:
         raise UserError("--registry needs --backbone B: the folder or hub id that the side network was trained on")
     ref, registry = TaskRef.parse(task), Registry.open(url)
     version = registry.state().resolve(ref)
     with tempfile.TemporaryDirectory(prefix="sidecast-") as folder:
         artifact = registry.download(ref.task, version, Path(folder) / "version")
-        answer = _local(artifact, backbone, device, dtype)
+        answer = _local(artifact, backbone, how)
     return Candidate(spec=artifact.manifest.spec, version=version, answer=answer)
 
 
-def _local(artifact: Any, backbone: str, device: str, dtype: str) -> Callable[[Rows, Step], list[Any]]:
+def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], list[Any]]:
     from training.evaluate import load_model, predict
 
-    loaded, tokenizer = options.load_backbone(backbone, device, dtype)
+    device, dtype, quantize = how
+    loaded, tokenizer = options.load_backbone(
+        backbone, device, dtype, quantize or artifact.manifest.backbone.quantization
+    )
     model = load_model(artifact, loaded, tokenizer)
     return lambda rows, step: predict(model, loaded, tokenizer, rows, step)
 
@@ -171,7 +177,7 @@ def _open(path: str, mode: str) -> IO[str]:
 
 
 def _plain(answer: Any) -> dict[str, Any]:
-    """A class, value or text, from the model or from a client, as JSON."""
+    """A class, value, text or vector, from the model or from a client, as JSON."""
     if hasattr(answer, "label"):
         scores = answer.scores
         return {
@@ -179,4 +185,6 @@ def _plain(answer: Any) -> dict[str, Any]:
             "score": answer.score,
             "scores": list(getattr(scores, "values", lambda: scores)()),
         }
+    if hasattr(answer, "values"):
+        return {"embedding": list(answer.values)}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}

@@ -1,6 +1,7 @@
 """Options that several commands share, and the choice between those that exclude each other."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,9 +20,13 @@ def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Comman
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 registry = option("--registry", metavar="R", help="The registry: a folder, or a URL such as s3://bucket/path.")
 server = option("--server", metavar="HOST:PORT", help="A running server.")
-backbone = option("--backbone", metavar="B", help="A Hugging Face T5 folder, or a hub id such as google/flan-t5-small.")
+backbone = option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id such as google/flan-t5-small.")
 device = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 dtype = option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+QUANTIZE = click.Choice(["none", "int8", "int4"])
+quantize = option(
+    "--quantize", type=QUANTIZE, default="none", show_default=True, help="Bits of the backbone's matrices."
+)
 
 
 def choose(**given: str | None) -> tuple[str, str]:
@@ -58,8 +63,25 @@ def pick_device(name: str) -> str:
     return str(device)
 
 
-def load_backbone(source: str, device: str, dtype: str) -> tuple[Any, Any]:
+def load_backbone(source: str, device: str, dtype: str, quantize: str = "none") -> tuple[Any, Any]:
     """The backbone and its tokenizer."""
     import ladder
 
-    return ladder.load_backbone(source, device=pick_device(device), dtype=dtype), ladder.load_tokenizer(source)
+    backbone = ladder.load_backbone(source, device=pick_device(device), dtype=dtype, quantize=quantize)
+    return backbone, ladder.load_tokenizer(source)
+
+
+def layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """`1,3,5` or `none`; all when not given."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(",")) if value != "none" else ()
+    except ValueError:
+        raise click.BadParameter(f"give block numbers such as 1,3,5, or none; got {value!r}") from None
+
+
+def backbone_source(backbone: str) -> str:
+    """What `evaluate --run` will load: an absolute folder, or a hub id as it is."""
+    folder = Path(backbone).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else backbone

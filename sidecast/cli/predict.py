@@ -5,9 +5,12 @@ from typing import Any
 
 import click
 
-from sidecast.cli import options
+from sidecast.cli import generation, options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say, show_table
+
+SHOWN = 4
+"""Numbers of a vector in a table."""
 
 
 @click.command(short_help="Ask a server.")
@@ -15,8 +18,9 @@ from sidecast.cli.output import say, show_table
 @click.argument("text", nargs=-1, required=True)
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
+@generation.options
 @options.as_json
-def predict(task: str, text: Sequence[str], server: str, timeout: float | None, as_json: bool) -> None:
+def predict(task: str, text: Sequence[str], server: str, timeout: float | None, as_json: bool, **how: Any) -> None:
     """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).
 
     A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
@@ -29,7 +33,8 @@ def predict(task: str, text: Sequence[str], server: str, timeout: float | None, 
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
-        answers = client.predict(task, rows_of(spec.fields, text), timeout=timeout)
+        rows, settings = rows_of(spec.fields, text), generation.settings(how)
+        answers = client.predict(task, rows, timeout=timeout, generation=settings)
     document = {
         "task": answers.task,
         "version": answers.version,
@@ -76,10 +81,15 @@ def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]
 def _plain(answer: Any) -> dict[str, Any]:
     if hasattr(answer, "label"):
         return {"label": answer.label, "score": answer.score, "scores": answer.scores}
+    if hasattr(answer, "values"):
+        return {"embedding": list(answer.values)}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
 
 
 def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "label"):
         return answer.label, f"{answer.score:.4f}"
+    if hasattr(answer, "values"):
+        first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
+        return first + (" ..." if len(answer.values) > SHOWN else ""), ""
     return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")

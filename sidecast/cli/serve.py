@@ -13,7 +13,7 @@ from sidecast.cli import options
 
 
 @click.command(short_help="Serve the registry's tasks over gRPC.")
-@options.option("--backbone", metavar="B", help="A Hugging Face T5 folder, or a hub id.")
+@options.option("--backbone", metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @options.option("--registry", metavar="R", help="The registry's folder or URL; made where it is not there yet.")
 @options.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @options.option("--port", type=int, metavar="P", help="gRPC; 0 takes a free one.  [default: 8001]")
@@ -22,6 +22,7 @@ from sidecast.cli import options
 )
 @options.option("--device", help="auto, cpu, cuda, cuda:1 ...  [default: auto]")
 @options.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
+@options.option("--quantize", help="Bits of the backbone's matrices: none, int8 or int4.  [default: none]")
 @options.option("--threads", type=int, help="Torch's threads on a CPU; 0 leaves torch's choice.  [default: 0]")
 @options.option("--max-batch-tokens", type=int, help="Tokens of one backbone pass.  [default: 8192]")
 @options.option("--max-batch-rows", type=int, help="Rows of one batch.  [default: 64]")

@@ -1,7 +1,6 @@
 """`sidecast train`: a side network for a task, into a run folder."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,19 +10,9 @@ from sidecast.cli import options
 from sidecast.cli.output import progress_bar, say, scores_text
 
 
-def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`1,3,5` or `none`; all when not given."""
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(",")) if value != "none" else ()
-    except ValueError:
-        raise click.BadParameter(f"give block numbers such as 1,3,5, or none; got {value!r}") from None
-
-
 @click.command(short_help="Train a side network for a task on labelled rows.")
 @click.argument("task")
-@options.option("--backbone", required=True, metavar="B", help="A Hugging Face T5 folder, or a hub id.")
+@options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
     "--train", "train_file", required=True, metavar="FILE", help="Training rows: .jsonl, .csv, .tsv, .parquet."
 )
@@ -38,13 +27,58 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @click.option("--dropout", type=float, help="Inside the side network.  [default: 0.1]")
 @click.option("--reduction", type=int, help="r: side widths are the backbone's divided by r.  [default: 8]")
 @click.option(
-    "--encoder-layers", callback=_layers, metavar="I,J,...", help="Blocks with a rung, from 0.  [default: all]"
+    "--encoder-layers", callback=options.layers, metavar="I,J,...", help="Blocks with a rung, from 0.  [default: all]"
 )
-@click.option("--decoder-layers", callback=_layers, metavar="I,J,...", help="As --encoder-layers, for a text head.")
-@click.option("--head", type=click.Choice(["auto", "text", "linear"]), help="What answers.  [default: auto]")
+@click.option(
+    "--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers, for a text head."
+)
+@click.option("--head", type=click.Choice(["auto", "text", "linear", "mlp"]), help="What answers.  [default: auto]")
+@click.option(
+    "--start",
+    type=click.Choice(["fresh", "pretrained"]),
+    help="pretrained: begin with the backbone's own answers (text head).  [default: fresh]",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["random", "magnitude", "fisher"]),
+    help="How rungs start: at random, or cut out of the backbone.  [default: random]",
+)
+@click.option(
+    "--init-order",
+    type=click.Choice(["consistent", "reference"]),
+    help="What goes together in such a cut; reference: the LST authors'.  [default: consistent]",
+)
+@click.option("--init-samples", type=int, help="Training rows that fisher looks at.  [default: 128]")
+@click.option("--distill", type=float, help="Share of the loss that a teacher sets, 0 to 1.  [default: 0]")
+@click.option(
+    "--teacher", metavar="T", help="backbone (its LM head), a run's folder or another T5.  [default: backbone]"
+)
+@click.option("--distill-temperature", type=float, help="Softens what the teacher says.  [default: 2]")
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "reference"]), help="reference: the LST authors'.  [default: adamw]"
+)
+@click.option("--clip", type=float, help="Longest gradient.  [default: 1]")
+@click.option(
+    "--gate",
+    type=click.Choice(["learnable", "fixed", "none", "one"]),
+    help="How a rung mixes its tap in; none adds it, one ignores it.  [default: learnable]",
+)
+@click.option(
+    "--gate-form",
+    type=click.Choice(["scalar", "channel"]),
+    help="Gates of a rung: one, or one a channel.  [default: scalar]",
+)
+@click.option("--gate-temperature", type=float, help="Smaller moves gates faster.  [default: 0.1]")
+@click.option("--gate-start", type=float, help="Logit of a rung's gate; 0: half tap, half side.  [default: 0]")
+@click.option("--mix-after", is_flag=True, default=None, help="Mix taps in after the side blocks, not before.")
+@click.option(
+    "--merge-last", is_flag=True, default=None, help="Mix the backbone's last state into the answer (text head)."
+)
+@click.option("--no-bias", "bias", is_flag=True, flag_value=False, default=None, help="No biases in projections.")
 @click.option("--cache-gb", type=float, help="Most memory for kept activations, in 10^9 bytes.  [default: 4]")
 @options.device
 @options.dtype
+@options.quantize
 @options.as_json
 def train(
     task: str,
@@ -54,6 +88,7 @@ def train(
     output: str,
     device: str,
     dtype: str,
+    quantize: str,
     as_json: bool,
     **recipe: Any,
 ) -> None:
@@ -73,11 +108,11 @@ def train(
     settings.side_config(spec)  # mistakes in settings and data are told before the backbone loads
     started = time.monotonic()
     training, validation = read_labelled(train_file, spec), read_labelled(validation_file, spec)
-    loaded, tokenizer = options.load_backbone(backbone, device, dtype)
+    loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     job = Job(
         spec=spec,
         backbone=loaded,
-        backbone_source=_source(backbone),
+        backbone_source=options.backbone_source(backbone),
         tokenizer=tokenizer,
         training=training,
         validation=validation,
@@ -99,24 +134,30 @@ def train(
     say(as_json, document, f"{text}\n{output} is ready: sidecast publish {output} --registry R")
 
 
-def _source(backbone: str) -> str:
-    """What `evaluate --run` will load: an absolute folder, or a hub id as it is."""
-    folder = Path(backbone).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else backbone
-
-
 class _Bars:
     """The trainer's progress as bars: one for the backbone's pass, one an epoch."""
 
     def __init__(self, bars: Progress, task: str) -> None:
         self.bars, self.task, self.epochs, self.steps = bars, task, 0, 0
+        self.ranks: Any = None
         self.reads: Any = None
+        self.asks: Any = None
         self.current: Any = None
+
+    def ranking(self, rows: int, total: int) -> None:
+        if self.ranks is None:
+            self.ranks = self.bars.add_task(f"{self.task}: Fisher information", total=total, note="")
+        self.bars.update(self.ranks, completed=rows)
 
     def reading(self, rows: int, total: int) -> None:
         if self.reads is None:
             self.reads = self.bars.add_task(f"{self.task}: backbone pass", total=total, note="")
         self.bars.update(self.reads, completed=rows)
+
+    def teaching(self, rows: int, total: int) -> None:
+        if self.asks is None:
+            self.asks = self.bars.add_task(f"{self.task}: teacher's answers", total=total, note="")
+        self.bars.update(self.asks, completed=rows)
 
     def start(self, epochs: int, steps: int) -> None:
         self.epochs, self.steps = epochs, steps

@@ -30,7 +30,7 @@ from ladder import (
     run_backbone,
     save_side,
 )
-from ladder.decoding import Segment, greedy
+from ladder.decoding import Segment, generate
 from ladder.side import forward
 from tests import tiny
 from tests.reference.lst import SlowSide
@@ -138,7 +138,7 @@ def test_settings_that_make_no_side_network(settings, message):
         SideConfig(**settings)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"reduction": 5}, "divide"), ({"encoder_layers": (3,)}, r"0\.\.2")])
+@pytest.mark.parametrize(("wrong", "message"), [({"reduction": 9}, "at most d_kv 8"), ({"encoder_layers": (3,)}, r"0\.\.2")])
 def test_settings_that_do_not_fit_the_backbone(backbone, wrong, message):
     with pytest.raises(SideConfigError, match=message):
         SideNetwork(SideConfig(**wrong), backbone.config)
@@ -342,18 +342,18 @@ def test_only_needed_blocks_run(backbone, tokenizer, monkeypatch):
 def test_generation_stops_at_the_end_token_and_at_the_limit(backbone):
     side = random_side(SHAPES["all"], backbone.config)
     taps = run_backbone(backbone, [[5, 6, 1], [7, 1]]).taps
-    [none] = greedy(backbone, [Segment(side=side, taps=taps, limit=0)])
+    [none] = generate(backbone, [Segment(side=side, taps=taps, limit=0)])
     assert none == [(), ()]
-    [some] = greedy(backbone, [Segment(side=side, taps=taps, limit=6)])
+    [some] = generate(backbone, [Segment(side=side, taps=taps, limit=6)])
     assert all(len(row) <= 6 and 1 not in row for row in some)
 
 
 def test_one_row_that_is_not_finite_fails_alone_while_generating(backbone):
     side = random_side(SHAPES["all"], backbone.config)
     taps = run_backbone(backbone, [[5, 6, 1], [7, 1], [8, 9, 1]]).taps
-    healthy = greedy(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
+    healthy = generate(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
     taps.blocks[0][1] = float("nan")
-    broken = greedy(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
+    broken = generate(backbone, [Segment(side=side, taps=taps, limit=5)])[0]
     assert isinstance(broken[1], NotFiniteError)
     assert [broken[0], broken[2]] == [healthy[0], healthy[2]]
 

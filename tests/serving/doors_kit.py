@@ -11,11 +11,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer
+import numpy as np
+
+from ladder.answerers import Generate
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.generation import Generation
 from serving.assembly import Parts
 from serving.config import LoadConfig, ServeConfig
 from serving.errors import IncompatibleSide, InvalidInput, ServingError
 from serving.metrics import Metrics
+from serving.overrides import Overrides
 from serving.pool import Resident, SidePool
 from serving.prompts import InputRow, render_rows
 from serving.reconciler import Progress, Reconciler
@@ -39,6 +44,7 @@ RTE = TaskSpec(
 )
 TWEETS = TaskSpec(name="tweets", kind="regression", template="rate: {text}", low=-4, high=4)
 TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_chars=300)
+MEANING = TaskSpec(name="meaning", kind="embedding", template="{sentence}", dimensions=3)
 SPECS = (SST2, RTE, TWEETS, TITLES)
 
 
@@ -48,6 +54,8 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
         return ValueAnswer(value=score * 8 - 4)
     if spec.kind == "text":
         return TextAnswer(text=prompt.upper(), tokens=(1, 2))
+    if spec.kind == "embedding":
+        return VectorAnswer(values=(float(np.float32(score)), 0.0, float(np.float32((1 - score**2) ** 0.5))))
     scores = ((1 - score), score, *[0.0] * (len(spec.labels) - 2))
     best = max(range(len(scores)), key=scores.__getitem__)
     return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
@@ -59,6 +67,8 @@ class RuleService:
     def __init__(self, pool: SidePool) -> None:
         self.pool = pool
         self.slow = 0.0
+        self.answerers: list[Any] = []
+        """What each request would be answered by."""
         self.trouble: dict[str, Exception] = {}
         self.deadlines: list[float | None] = []
         self.cancelled = threading.Event()
@@ -75,10 +85,12 @@ class RuleService:
         version: int | None = None,
         alias: str | None = None,
         deadline: float | None = None,
+        generation: Overrides | None = None,
     ) -> Prediction:
         self.deadlines.append(deadline)
         state = self.pool.snapshot()
         resident = state.resolve(task, version=version, alias=alias)
+        self.answerers.append((generation or Overrides()).answerer(resident))
         if not rows:
             raise InvalidInput("rows", "there are none")
         prompts = render_rows(resident.spec, rows)
@@ -181,9 +193,17 @@ class Parlour:
         manifest = self.registry.manifest(task, version)
         if manifest.backbone.name != "tiny":
             raise IncompatibleSide(task, manifest.backbone.fingerprint, "sha256:tiny")
-        nothing = cast(Any, None)
+        nothing, spec = cast(Any, None), manifest.spec
+        generation = Generation(**spec.generation.settings)
+        answerer = Generate(max_new_tokens=spec.max_new_tokens, decode=str, generation=generation)
         return Resident(
-            task=task, version=version, spec=manifest.spec, side=nothing, answerer=nothing, manifest=manifest, bytes=1
+            task=task,
+            version=version,
+            spec=spec,
+            side=nothing,
+            answerer=answerer if spec.kind == "text" else nothing,
+            manifest=manifest,
+            bytes=1,
         )
 
 

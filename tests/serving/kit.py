@@ -7,7 +7,19 @@ from typing import Any, cast
 
 import torch
 
-from ladder import Backbone, ClassAnswer, Row, SideConfig, SideNetwork, Tokenizer, ValueAnswer, answer, build_answerer
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    Generation,
+    Row,
+    SideConfig,
+    SideNetwork,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+    answer,
+    build_answerer,
+)
 from ladder.checkpoint import save_side
 from serving.pool import Resident
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
@@ -24,7 +36,8 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
 
 def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text") -> SideNetwork:
     """Random, and far enough from zero that answers differ."""
-    outputs = {"classification": len(spec.labels), "regression": 1}[spec.kind] if head == "linear" else 0
+    needed = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
+    outputs = needed[spec.kind] if head != "text" else 0
     side = SideNetwork(SideConfig(reduction=4, head=head, outputs=outputs), backbone.config)  # type: ignore[arg-type]
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -34,7 +47,7 @@ def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "te
 
 
 def head_of(spec: TaskSpec) -> str:
-    return "linear" if spec.kind == "regression" else "text"
+    return "linear" if spec.kind in ("regression", "embedding") else "text"
 
 
 def make_resident(
@@ -49,6 +62,7 @@ def make_resident(
         max_new_tokens=spec.max_new_tokens,
         head=side.config.head,
         tokenizer=tokenizer,
+        generation=Generation(**spec.generation.settings),
     )
     manifest = make_manifest(backbone, tokenizer, spec, side)
     return Resident(
@@ -60,7 +74,9 @@ def make_manifest(backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec, side
     return Manifest(
         task=spec.name,
         spec=spec,
-        backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint),
+        backbone=BackboneRef(
+            name=backbone.name, fingerprint=backbone.fingerprint, quantization=backbone.quantization
+        ),
         tokenizer_fingerprint=tokenizer.fingerprint,
         side=side.config.to_dict(),
     )
@@ -99,6 +115,8 @@ def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: s
     assert not isinstance(found, Exception)
     if isinstance(found, ClassAnswer):
         expected: dict[str, Any] = {"label": found.label, "scores": list(found.scores)}
+    elif isinstance(found, VectorAnswer):
+        expected = {"embedding": list(found.values)}
     else:
         expected = {"value": found.value} if isinstance(found, ValueAnswer) else {"text": found.text}
     return GoldenExample(fields={"sentence": text}, expected=expected)

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 
@@ -11,13 +12,15 @@ from serving.batching import Batcher, within
 from serving.config import BatchConfig
 from serving.errors import DeadlineExpired, Draining, Overloaded
 from serving.metrics import Metrics
-from serving.row_queue import WINDOW_BATCHES
+from serving.row_queue import WINDOW_BATCHES, Bundle, Request, choose
 
 
 @dataclass(frozen=True)
 class FakeRow:
     ids: tuple[int, ...]
     task: str = "sst2"
+    weight: int = 1
+    alone: bool = False
 
 
 def row(length: int, first: int = 0, task: str = "sst2") -> FakeRow:
@@ -360,3 +363,21 @@ async def test_within_leaves_other_timeouts_alone() -> None:
     with pytest.raises(TimeoutError, match="mine"):
         async with within(time.monotonic() + 10):
             raise TimeoutError("mine")
+
+
+def bundles_of(rows: list[FakeRow]) -> list[Bundle]:
+    nobody = cast(Any, None)
+    return Request(rows, nobody, None, 0.0).bundles
+
+
+def test_heavy_rows_fill_a_batch_sooner() -> None:
+    window = bundles_of([replace(row(3, first), weight=4) for first in range(5)])
+    assert len(choose(window, BatchConfig(max_batch_rows=9))) == 2
+    assert len(choose(window, BatchConfig(max_batch_rows=3))) == 1
+
+
+def test_rows_that_stand_alone_are_not_bundled_and_share_a_batch_as_one_input() -> None:
+    rows = [replace(row(3), alone=True), replace(row(3), alone=True), row(3), row(3)]
+    bundles = bundles_of(rows)
+    assert [bundle.places for bundle in bundles] == [[0], [1], [2, 3]]
+    assert len(choose(bundles, BatchConfig(max_batch_tokens=3))) == 3

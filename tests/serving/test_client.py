@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ladder.generation import Generation
 from serving import client_errors as errors
 from serving.client import AsyncClient, Client
 from serving.client_calls import parse_ref
@@ -127,6 +128,29 @@ def test_errors_are_typed_exceptions(ask: Ask, arguments: Any, error: type[Sidec
     assert says in str(caught.value)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (type(copy), str(copy), copy.fields) == (error, str(caught.value), caught.value.fields)
+
+
+def test_a_call_chooses_how_texts_are_made(ask: Ask, parlour: Parlour) -> None:
+    how = {"num_beams": 3, "early_stopping": True, "max_new_tokens": 5, "seed": None}
+    assert ask("predict", "titles", ["a"], generation=how)[0] == Text("TITLE: A")
+    answerer = parlour.service.answerers[-1]
+    assert answerer.max_new_tokens == 5
+    assert answerer.generation == Generation(num_beams=3, early_stopping=True)
+
+
+@pytest.mark.parametrize(
+    ("generation", "says"),
+    [
+        ({"beams": 3}, "generation.beams: is no setting; use num_beams, do_sample"),
+        ({"num_beams": 2.5}, "generation.num_beams: cannot be 2.5"),
+        ({"num_beams": 99}, "generation.num_beams: Input should be less than or equal to 16"),
+        ({"top_k": 3}, "generation.top_k: is for sampling"),
+    ],
+)
+def test_wrong_settings_of_texts_are_named(ask: Ask, generation: dict[str, Any], says: str) -> None:
+    with pytest.raises(errors.InvalidInputError) as caught:
+        ask("predict", "titles", ["a"], generation=generation)
+    assert says in str(caught.value)
 
 
 def test_only_one_of_version_and_alias(ask: Ask) -> None:

@@ -18,7 +18,7 @@ from serving.assembly import assemble
 from serving.client import Client
 from serving.config import LoadConfig, ServeConfig
 from serving.server import Server
-from side_registry import SIDE_NETWORK, Registry, TaskSpec
+from side_registry import SIDE_NETWORK, GenerationSpec, Registry, TaskSpec
 from tests.serving.doors_kit import serving
 from tests.serving.kit import TEXTS, ids_of, make_resident, make_run, make_spec
 
@@ -96,6 +96,39 @@ def test_both_doors_answer_what_the_model_does(house: House, client: Client) -> 
     assert [label.decode() for label in labels.bytes_contents] == [each.label for each in native]  # type: ignore
     flat = [score for each in native for score in each.scores.values()]  # type: ignore[union-attr]
     np.testing.assert_allclose(scores.fp32_contents, flat, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_beams": 3, "length_penalty": 0.5},
+        {"do_sample": True, "temperature": 2.0, "top_k": 50, "seed": 4},
+        {"no_repeat_ngram_size": 1, "max_new_tokens": 3},
+    ],
+)
+def test_texts_are_made_as_the_request_says(house: House, client: Client, how: dict[str, Any]) -> None:
+    spec = SPECS[2]
+    changed = {name: value for name, value in how.items() if name != "max_new_tokens"}
+    limit = how.get("max_new_tokens", spec.max_new_tokens)
+    wanted = spec.model_copy(update={"generation": GenerationSpec(**changed), "max_new_tokens": limit})
+    expected = [house.expected(wanted, 1, text).text for text in TEXTS]
+    found = client.predict("titles", TEXTS, generation=how)
+    assert [answer.text for answer in found] == expected  # type: ignore[union-attr]
+    assert expected != [house.expected(spec, 1, text).text for text in TEXTS]
+    assert client.task("titles").spec.generation["num_beams"] == 1  # type: ignore[union-attr]
+
+
+def test_without_a_seed_every_row_of_a_request_is_drawn_anew(client: Client) -> None:
+    found = client.predict("titles", ["the same"] * 6, generation={"do_sample": True, "temperature": 9.0})
+    assert len({answer.text for answer in found}) > 1  # type: ignore[union-attr]
+
+
+def test_a_task_that_samples_is_published_served_and_not_replayed_word_for_word(house: House, client: Client) -> None:
+    generation = GenerationSpec(do_sample=True, temperature=9.0)
+    done = client.publish(house.run(make_spec("verses", kind="text", max_new_tokens=4, generation=generation), 1))
+    client.wait_served(done.generation, timeout=10)
+    assert client.task("verses").spec.generation["do_sample"] is True  # type: ignore[union-attr]
+    assert len({answer.text for answer in client.predict("verses", ["the same"] * 6)}) > 1  # type: ignore[union-attr]
 
 
 def test_versions_swap_under_load_and_every_answer_is_the_claimed_version_s(house: House, client: Client) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, TextAnswer, Tokenizer, ValueAnswer
+from ladder import Answer, Backbone, ClassAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
 from serving.engine import Engine, EngineRow
 from serving.errors import SideFailed
 from serving.metrics import Metrics
@@ -32,6 +32,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer) -> list[Resident]:
         make_spec("stsb", "regression"),
         make_spec("titles", "text", max_new_tokens=5),
         make_spec("linear"),
+        make_spec("meaning", "embedding", dimensions=6),
     ]
     made = [
         make_resident(backbone, tokenizer, spec, seed=seed, head="linear" if spec.name == "linear" else None)
@@ -57,6 +58,8 @@ def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
     match ours, theirs:
         case ClassAnswer(), ClassAnswer():
             return ours.label == theirs.label and ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        case VectorAnswer(), VectorAnswer():
+            return ours.values == pytest.approx(theirs.values, abs=1e-4)
         case ValueAnswer(), ValueAnswer():
             return ours.value == pytest.approx(theirs.value, abs=1e-4)
         case TextAnswer(), TextAnswer():
@@ -113,7 +116,7 @@ FAULTS: dict[str, Callable[[Resident], Resident]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "text"])
+@pytest.mark.parametrize("kind", ["classification", "regression", "text", "embedding"])
 @pytest.mark.parametrize("fault", ["NaN", "infinite", "raises"])
 def test_a_broken_side_network_fails_alone_and_its_neighbours_are_bit_identical(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, fault: str, kind: str, caplog

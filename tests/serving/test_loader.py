@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from ladder import Backbone, ClassAnswer, Row, SideNetwork, TextAnswer, Tokenizer, ValueAnswer, answer, load_backbone
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    Row,
+    SideNetwork,
+    TextAnswer,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+    answer,
+    load_backbone,
+)
 from serving.config import LoadConfig
 from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
 from serving.golden import difference, tolerance_for
@@ -53,7 +64,15 @@ def loader(registry: Registry, backbone: Backbone, tokenizer: Tokenizer) -> Load
 
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [("classification", "text"), ("classification", "linear"), ("regression", "linear"), ("text", "text")],
+    [
+        ("classification", "text"),
+        ("classification", "linear"),
+        ("regression", "linear"),
+        ("regression", "mlp"),
+        ("text", "text"),
+        ("embedding", "linear"),
+        ("embedding", "mlp"),
+    ],
 )
 def test_a_published_version_loads_and_answers_as_where_it_was_made(
     publish, loader: Loader, backbone: Backbone, tokenizer: Tokenizer, kind: str, head: str
@@ -138,6 +157,12 @@ def test_a_float32_golden_holds_on_a_bfloat16_server(
         assert tensor.dtype == (torch.float32 if name.startswith("head.") else torch.bfloat16)
 
 
+def test_a_float32_embedding_holds_on_a_bfloat16_server(publish, registry: Registry, tokenizer: Tokenizer, tiny_t5):
+    publish(make_spec(kind="embedding", dimensions=16))
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    assert Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1).version == 1
+
+
 def test_a_side_network_over_the_size_limit_is_not_even_fetched(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +180,30 @@ def test_a_checkpoint_of_another_shape_than_the_manifest_says_is_refused(publish
 def test_a_head_with_more_outputs_than_labels_is_refused(publish, loader: Loader) -> None:
     publish(make_spec(), head="linear", edit=_three_outputs)
     assert "3 outputs" in str(refusal(loader, CorruptSide))
+
+
+def test_an_embedding_of_other_dimensions_than_its_spec_says_is_refused(publish, loader: Loader) -> None:
+    publish(make_spec(kind="embedding", dimensions=5), edit=_three_outputs)
+    assert "3 outputs, its embedding spec needs 5" in str(refusal(loader, CorruptSide))
+
+
+def test_an_embedding_that_comes_out_otherwise_is_refused(publish, loader: Loader) -> None:
+    publish(make_spec(kind="embedding", dimensions=2000), change=_negate_head)
+    assert "an embedding 2 away (tolerance 0.001)" in str(refusal(loader, GoldenMismatch))
+
+
+def test_an_embedding_by_a_text_head_is_refused(publish, loader: Loader) -> None:
+    publish(make_spec(kind="embedding"), edit=_text_head)
+    refusal(loader, CorruptSide)
+
+
+def _negate_head(side: SideNetwork) -> None:
+    side.head.weight.mul_(-1)
+    side.head.bias.mul_(-1)
+
+
+def _text_head(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"side": manifest.side | {"head": "text", "outputs": 0}})
 
 
 def _negate(side: SideNetwork) -> None:
@@ -209,6 +258,12 @@ def test_an_unforeseen_fault_is_a_load_failure_that_is_not_retried(publish, load
         (TextAnswer(text="x", tokens=(3,)), {"text": "x"}, False),
         (TextAnswer(text="x", tokens=(3,)), {"text": "y"}, True),
         (TextAnswer(text="x", tokens=(3,)), {"newer": "field"}, False),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.61, 0.79]}, False),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.62, 0.79]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, 0.8, 0.0]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, "0.8"]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, float("nan")]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"newer": "field"}, False),
     ],
 )
 def test_what_counts_as_a_difference(answered, expected, differs: bool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_status import rpc_status
 
+from ladder.generation import Generation
 from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2_grpc
 from protos import sidecast_pb2 as pb
 from serving.client_errors import from_status
@@ -82,6 +83,29 @@ def test_both_doors_answer_the_same(stub: Any, parlour: Parlour) -> None:
     assert given.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
 
 
+WRONG_GENERATION: list[tuple[dict[str, Any], str]] = [
+    ({"num_beams": 17}, "generation.num_beams: Input should be less than or equal to 16"),
+    ({"num_beams": 2, "do_sample": True}, "generation.num_beams: must be 1 where do_sample is on, got 2"),
+    ({"do_sample": True, "temperature": 0.0}, "generation.temperature: Input should be greater than or equal to 0.001"),
+    ({"do_sample": True, "temperature": float("nan")}, "generation.temperature: "),
+    ({"temperature": 0.5}, "generation.temperature: is for sampling; set do_sample too"),
+    ({"length_penalty": 2.0}, "generation.length_penalty: is for beams; set num_beams above 1 too"),
+    ({"num_beams": 2, "early_stopping": "soon"}, "generation.early_stopping: must be true, false or 'never'"),
+    ({"max_new_tokens": 65}, "generation.max_new_tokens: must be 1 to 64, the task's own limit, got 65"),
+    ({"max_new_tokens": 0}, "generation.max_new_tokens: must be 1 to 64"),
+]
+
+
+def test_a_request_chooses_how_texts_are_made_field_by_field(stub: Any, parlour: Parlour) -> None:
+    how = pb.Generation(num_beams=4, early_stopping="never", length_penalty=0.5, max_new_tokens=7)
+    stub.Predict(pb.PredictRequest(task="titles", rows=text_rows("a"), generation=how))
+    answerer = parlour.service.answerers[-1]
+    assert answerer.max_new_tokens == 7
+    assert answerer.generation == Generation(num_beams=4, early_stopping="never", length_penalty=0.5)
+    stub.Predict(pb.PredictRequest(task="titles", rows=text_rows("a")))
+    assert parlour.service.answerers[-1].generation == Generation()
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "reason", "says"),
     [
@@ -126,6 +150,21 @@ def test_both_doors_answer_the_same(stub: Any, parlour: Parlour) -> None:
             "INVALID_ARGUMENT",
             "INVALID_INPUT",
             "timeout: must be above 0 s",
+        ),
+        *[
+            (
+                pb.PredictRequest(task="titles", rows=text_rows("a"), generation=pb.Generation(**wrong)),
+                "INVALID_ARGUMENT",
+                "INVALID_INPUT",
+                says,
+            )
+            for wrong, says in WRONG_GENERATION
+        ],
+        (
+            pb.PredictRequest(task="sst2", rows=text_rows("a"), generation=pb.Generation(num_beams=2)),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "generation.num_beams: is for text; task 'sst2' is classification",
         ),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
+from ladder.generation import Generation
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.client_errors import from_status
@@ -92,6 +93,20 @@ def test_a_single_text_is_the_whole_prompt_unless_the_template_has_that_field(st
     assert title.outputs[0].contents.bytes_contents[:] == [b"AS IT IS"]
     tweet = stub.ModelInfer(infer("tweets", inputs=[typed("text", ["x"])]))
     np.testing.assert_allclose(tweet.outputs[0].contents.fp32_contents, [len("rate: x") * 0.08 - 4], rtol=1e-6)
+
+
+def test_parameters_choose_how_texts_are_made(stub: Any, parlour: Parlour) -> None:
+    parameters = {
+        "do_sample": pb.InferParameter(bool_param=True),
+        "temperature": pb.InferParameter(double_param=0.5),
+        "top_k": pb.InferParameter(uint64_param=5),
+        "seed": pb.InferParameter(int64_param=3),
+        "max_new_tokens": pb.InferParameter(int64_param=9),
+    }
+    stub.ModelInfer(infer("titles", inputs=[typed("body", ["a"])], parameters=parameters))
+    answerer = parlour.service.answerers[-1]
+    assert answerer.max_new_tokens == 9
+    assert answerer.generation == Generation(do_sample=True, temperature=0.5, top_k=5, seed=3)
 
 
 REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
@@ -180,6 +195,31 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
         "priority",
         infer(inputs=[typed("sentence", ["a"])], parameters={"priority": pb.InferParameter(int64_param=-1)}),
         "parameters.priority",
+    ),
+    (
+        "beams",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"num_beams": pb.InferParameter(int64_param=0)}),
+        "parameters.num_beams: Input should be greater than or equal to 1",
+    ),
+    (
+        "beams of another kind",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"num_beams": pb.InferParameter(string_param="x")}),
+        "parameters.num_beams: Input should be a valid integer",
+    ),
+    (
+        "nothing of a seed",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"seed": pb.InferParameter()}),
+        "parameters.seed: ",
+    ),
+    (
+        "too long",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"max_new_tokens": pb.InferParameter(int64_param=0)}),
+        "parameters.max_new_tokens: must be 1 to 64",
+    ),
+    (
+        "no text task",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"top_p": pb.InferParameter(double_param=0.5)}),
+        "parameters.top_p: is for text; task 'sst2' is classification",
     ),
 ]
 

@@ -94,7 +94,38 @@ def test_a_bad_spec_says_which_field(change: dict, why: str):
         TaskSpec.model_validate(make_spec().model_dump() | change)
 
 
-@pytest.mark.parametrize("kind", ["regression", "text"])
+def test_an_embedding_has_dimensions_and_one_field():
+    spec = TaskSpec(name="a", kind="embedding", template="say: {text}")
+    assert (spec.dimensions, spec.target, spec.metric) == (256, "positive", "recall_at_1")
+    assert TaskSpec.from_toml('name = "a"\nkind = "embedding"\ntemplate = "{a}"\ndimensions = 3').dimensions == 3
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"dimensions": 0}, "dimensions must be 1 to 4096"),
+        ({"dimensions": 4097}, "less than or equal to 4096"),
+        ({"dimensions": -1}, "greater than or equal to 0"),
+        ({"template": "{a} {b}"}, "template must have one field for embedding.* got a, b"),
+        ({"metric": "accuracy"}, "metric must be recall_at_1 or mrr"),
+        ({"labels": ("a", "b")}, "labels are for classification"),
+        ({"target": "text"}, "not a field"),
+    ],
+)
+def test_a_bad_embedding_says_which_field(change: dict, why: str):
+    with pytest.raises(ValidationError, match=why):
+        TaskSpec.model_validate({"name": "a", "kind": "embedding", "template": "{text}"} | change)
+
+
+def test_only_embeddings_have_dimensions_and_other_documents_are_as_they_were():
+    with pytest.raises(ValidationError, match="dimensions are for embedding, this task is text"):
+        TaskSpec(name="a", kind="text", template="{a}", dimensions=8)
+    assert b"dimensions" not in TaskSpec(name="a", kind="text", template="{a}").to_json()
+    assert "dimensions" not in make_spec().model_dump()
+
+
+@pytest.mark.parametrize("kind", ["regression", "text", "embedding"])
 def test_only_classes_have_labels(kind: str):
     with pytest.raises(ValidationError, match="labels are for classification"):
         TaskSpec.model_validate({"name": "a", "kind": kind, "template": "{a}", "labels": ["b", "c"]})
@@ -171,3 +202,44 @@ def test_bad_aliases(alias: str):
 def test_good_names():
     assert check_alias("canary-2_b") == "canary-2_b"
     assert check_task_name("0Movie-sentiment_v2") == "0Movie-sentiment_v2"
+
+
+TEXT = 'name = "a"\nkind = "text"\ntemplate = "{a}"\n'
+
+
+def test_a_text_task_says_how_its_texts_are_made():
+    spec = TaskSpec.from_toml(TEXT + '[generation]\nnum_beams = 4\nearly_stopping = "never"\nlength_penalty = 2')
+    assert (spec.generation.num_beams, spec.generation.early_stopping) == (4, "never")
+    assert spec.generation.length_penalty == 2.0
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+
+
+def test_documents_of_greedy_tasks_are_as_they_were():
+    plain = TaskSpec.from_toml(TEXT)
+    assert b"generation" not in plain.to_json()
+    assert TaskSpec.from_toml(TEXT + "[generation]\nnum_beams = 1").to_json() == plain.to_json()
+    assert TaskSpec.model_validate_json(plain.to_json()).generation.is_default
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("num_beams = 17", "generation.num_beams: Input should be less than or equal to 16"),
+        ("num_beam = 2", "unknown field 'num_beam'; did you mean 'num_beams'"),
+        ("temperature = 0.0", "generation.temperature: .* greater than or equal to 0.001"),
+        ("temperature = nan", "generation.temperature: "),
+        ("top_p = 1.5", "generation.top_p: .* less than or equal to 1"),
+        ("seed = -1", "generation.seed: "),
+        ('early_stopping = "soon"', "generation.early_stopping: must be true, false or 'never', got 'soon'"),
+        ("early_stopping = 1", "generation.early_stopping: must be true, false or 'never', got '1'"),
+        ("do_sample = true\nnum_beams = 2", "generation: num_beams must be 1 where do_sample is on, got 2"),
+    ],
+)
+def test_a_bad_generation_says_which_field(table: str, why: str):
+    with pytest.raises(InvalidSpec, match=why):
+        TaskSpec.from_toml(f"{TEXT}[generation]\n{table}")
+
+
+def test_only_text_is_generated():
+    with pytest.raises(InvalidSpec, match="generation is for text, this task is regression"):
+        TaskSpec.from_toml('name = "a"\nkind = "regression"\ntemplate = "{a}"\n[generation]\nnum_beams = 2')

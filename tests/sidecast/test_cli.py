@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ladder.generation import Generation
 from serving.client_channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS
@@ -181,7 +182,7 @@ MISTAKES = [
     (f"{TRAIN} --output @/new --encoder-layers 0,9", "encoder_layers must be within 0..2 on this backbone, got [9]"),
     (f"{TRAIN} --output @/new --decoder-layers 2 --head text", "decoder_layers must be within 0..1"),
     (f"{TRAIN} --output @/new --head big", "'big' is not one of 'auto', 'text', 'linear'"),
-    (f"{TRAIN} --output @/new --reduction 5", "reduction must divide d_model 32, got 5"),
+    (f"{TRAIN} --output @/new --reduction 9", "reduction must be at most d_kv 8, got 9"),
     (f"{TRAIN} --output @/new --device nope", "--device nope cannot be used here"),
     (f"{TRAIN} --output @/new --device meta", "--device meta cannot be used here"),
     (f"{TRAIN} --output @/new --dtype int3", "dtype must be one of auto, float32"),
@@ -279,15 +280,35 @@ def test_train_a_built_in_task_with_every_setting(house: House, tmp_path: Path) 
         "--encoder-layers": "0,2",
         "--decoder-layers": "none",
         "--head": "text",
+        "--start": "pretrained",
+        "--distill": 0.25,
+        "--distill-temperature": 3.0,
+        "--teacher": "backbone",
+        "--clip": 0.5,
+        "--optimizer": "reference",
+        "--gate": "fixed",
+        "--gate-form": "channel",
+        "--gate-temperature": 0.3,
+        "--gate-start": 0.5,
         "--cache-gb": 0,
         "--device": "cpu",
         "--dtype": "float32",
     }
-    done("train", "sst2", *files, "--json", *[word for pair in settings.items() for word in pair])
+    flags = ["--mix-after", "--merge-last", "--no-bias", "--json"]
+    done("train", "sst2", *files, *flags, *[word for pair in settings.items() for word in pair])
     manifest = read_artifact(tmp_path / "run").manifest
     assert (manifest.task, manifest.spec.labels) == ("sst2", ("negative", "positive"))
     assert (manifest.side["encoder_layers"], manifest.side["decoder_layers"]) == ([0, 2], [])
+    assert {name: manifest.side[name] for name in ("mix_after", "merge_last", "bias", "gate", "gate_form")} == {
+        "mix_after": True,
+        "merge_last": True,
+        "bias": False,
+        "gate": "fixed",
+        "gate_form": "channel",
+    }
+    assert manifest.provenance["teacher"] == "backbone"
     recipe = manifest.provenance["recipe"]
+    assert (recipe["optimizer"], recipe["start"]) == ("reference", "pretrained")
     told = {name.removeprefix("--").replace("-", "_"): value for name, value in settings.items()}
     assert recipe["learning_rate"] == told.pop("lr")
     numbers = {name: value for name, value in told.items() if not isinstance(value, str)}
@@ -373,7 +394,7 @@ def break_backbone(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no config", "has no config.json; give a Hugging Face T5 folder, or a hub id"),
+        ("no config", "has no config.json; give a Hugging Face folder, or a hub id"),
         ("config no JSON", "config.json does not read as JSON"),
         ("no T5", "model_type 'bert'"),
         ("cut weights", "model.safetensors is not a whole safetensors file"),
@@ -570,6 +591,17 @@ def test_predict_other_kinds(parlour: Parlour) -> None:
     assert ask(parlour, "titles", "a", "--json").document["answers"] == [{"text": "TITLE: A"}]
 
 
+def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:
+    ask(parlour, "titles", "a", "--beams", "3", "--early-stopping", "true", "--max-new-tokens", "5")
+    answerer = parlour.service.answerers[-1]
+    assert answerer.generation == Generation(num_beams=3, early_stopping=True)
+    assert answerer.max_new_tokens == 5
+    ask(parlour, "titles", "a", "--temperature", "0.5", "--top-p", "0.9", "--seed", "7")  # which is to sample
+    assert parlour.service.answerers[-1].generation == Generation(do_sample=True, temperature=0.5, top_p=0.9, seed=7)
+    assert "generation.num_beams: " in ask(parlour, "titles", "a", "--beams", "99").mistake
+    assert "is for text; task 'sst2' is classification" in ask(parlour, "sst2", "a", "--seed", "1").mistake
+
+
 @pytest.mark.parametrize("name", ["sentence=", ""])
 def test_predict_keeps_the_order_of_named_and_plain_texts(parlour: Parlour, name: str) -> None:
     ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a=b", "--json")
@@ -717,7 +749,7 @@ def test_doctor_says_what_is_wrong(house: House) -> None:
     found = checks_of(ran)
     assert [name for name, (state, _) in found.items() if state == "wrong"] == ["device", "fit", "server"]
     assert "--device cuda:99 cannot be used here" in found["device"][1]
-    assert found["fit"][1] == "trained on another backbone: letters@production"
+    assert found["fit"][1] == "trained on another backbone, or with another --quantize: letters@production"
     assert found["server"][1].startswith(f"no answer from {NOBODY}")
 
 

@@ -22,6 +22,7 @@ SST2 = load_task("sst2")
 RTE = load_task("rte")
 STSB = load_task("stsb")
 TITLE = TaskSpec(name="title", kind="text", template="title: {body}")
+PARAPHRASE = TaskSpec(name="paraphrase", kind="embedding", template="{text}", max_chars=30)
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 GLUE_DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "glue"
 
@@ -246,6 +247,29 @@ def test_a_text_that_no_tokenizer_takes_is_refused_as_a_target(tmp_path, target,
     assert error.line == 1
     assert error.why.startswith("target 'target' ")
     assert why in error.why
+
+
+def test_an_embeddings_target_is_a_text_that_a_server_would_embed(tmp_path):
+    rows = [{"text": "a cat", "positive": " one cat", "score": 3}, {"text": 7, "positive": 8}]
+    found = read_examples(write(tmp_path / "rows.jsonl", rows), PARAPHRASE)
+    assert [(each.fields, each.target) for each in found] == [({"text": "a cat"}, " one cat"), ({"text": "7"}, "8")]
+
+
+@pytest.mark.parametrize(
+    ("positive", "why"),
+    [
+        (" ", "target 'positive' is empty; give it some text"),
+        ("a\0b", "target 'positive' holds a NUL character; remove it"),
+        ("\ud800", "target 'positive' holds half a surrogate pair; remove it"),
+        ("x" * 31, "target 'positive' has 31 characters, at most 30 are allowed; shorten it"),
+        (None, "target 'positive' is null; give a text"),
+        (["a"], "target 'positive' is an array; give a text"),
+    ],
+)
+def test_an_embeddings_target_that_no_server_would_embed_is_refused(tmp_path, positive, why):
+    rows = [{"text": "a", "positive": "b"}, {"text": "a", "positive": positive}]
+    error = refused(write(tmp_path / "rows.jsonl", rows), PARAPHRASE)
+    assert (error.line, error.why) == (2, why)
 
 
 # Bad fields

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ladder import SideNetwork, load_backbone, load_tokenizer
+from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
 from tests.training import toy
 from training.errors import RecipeError, RunError
 from training.evaluate import load_model, predict, score_answers
-from training.loop import Silent, schedule, train
+from training.loop import Silent, train
 from training.recipe import Recipe
+from training.scoring import asked
 from training.taps_cache import TapsCache
 
 
@@ -46,7 +47,12 @@ class InterruptAfter(Silent):
 
 @pytest.mark.parametrize(
     ("spec", "head", "least"),
-    [(toy.CLASSES, "linear", 0.8), (toy.CLASSES, "text", 0.7), (toy.VALUES, "auto", 0.7), (toy.TEXTS, "auto", 0.6)],
+    [
+        (toy.CLASSES, "linear", 0.8),
+        (toy.CLASSES, "text", 0.7),
+        (toy.VALUES, "auto", 0.7),
+        (toy.TEXTS, "auto", 0.6),
+    ],
     ids=["linear", "label words", "regression", "text"],
 )
 def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, tokenizer, spec, head, least):
@@ -55,12 +61,16 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
     assert artifact.manifest.metrics[spec.metric] >= least
     model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
     examples = job.validation.examples
-    answers = predict(model, backbone, tokenizer, [example.fields for example in examples])
+    answers = predict(model, backbone, tokenizer, asked(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
 
 
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
-@pytest.mark.parametrize("at", [(0, 3), (1, 0), (1, 5)])
+@pytest.mark.parametrize(
+    ("spec", "at"),
+    [(spec, at) for spec in (toy.CLASSES, toy.VALUES, toy.TEXTS) for at in ((0, 3), (1, 0), (1, 5))]
+    + [(toy.PAIRS, (1, 3))],
+    ids=lambda given: getattr(given, "kind", str(given)),
+)
 def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec, at):
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=48)
     whole = train(job, tmp_path / "whole")
@@ -69,6 +79,14 @@ def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, 
     again = train(job, tmp_path / "broken")
     assert again.side_network.read_bytes() == whole.side_network.read_bytes()
     assert again.manifest.examples == whole.manifest.examples
+
+
+def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=48, optimizer="reference", weight_decay=0.01)
+    whole = train(job, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(job, tmp_path / "broken", InterruptAfter(1, 2))
+    assert train(job, tmp_path / "broken").side_network.read_bytes() == whole.side_network.read_bytes()
 
 
 @pytest.mark.parametrize(("spec", "head"), [(toy.CLASSES, "linear"), (toy.CLASSES, "text"), (toy.TEXTS, "text")])
@@ -156,13 +174,13 @@ def test_another_precision_is_another_run(tmp_path, tiny_t5, backbone, tokenizer
         train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16), tmp_path / "run")
 
 
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS, toy.PAIRS], ids=lambda spec: spec.kind)
 def test_bfloat16_scores_are_those_of_what_is_served(tmp_path, tiny_t5, tokenizer, spec):
     coarse = load_backbone(tiny_t5, dtype="bfloat16")
     artifact = train(toy.job(tmp_path, spec, coarse, tokenizer, count=32, epochs=1), tmp_path / "run")
     model = load_model(artifact, coarse, tokenizer)
     examples = toy.job(tmp_path, spec, coarse, tokenizer).validation.examples
-    answers = predict(model, coarse, tokenizer, [example.fields for example in examples])
+    answers = predict(model, coarse, tokenizer, asked(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == artifact.manifest.metrics[spec.metric]
 
 
@@ -199,17 +217,90 @@ def test_settings_out_of_range_say_the_rule(wrong):
         Recipe(**wrong)
 
 
+@pytest.mark.parametrize(("spec", "outputs"), [(toy.CLASSES, 2), (toy.VALUES, 1), (toy.PAIRS, 8)])
+def test_an_mlp_head_answers_what_a_linear_one_can(tmp_path, backbone, tokenizer, spec, outputs):
+    config = Recipe(head="mlp").side_config(spec)
+    assert (config.head, config.outputs, config.has_decoder) == ("mlp", outputs, False)
+    assert Recipe().side_config(spec).head == "linear"
+    artifact = train(
+        toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1, head="mlp"), tmp_path / "run"
+    )
+    assert load_model(artifact, backbone, tokenizer).side.config.head == "mlp"
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_text_is_for_the_text_head(head):
+    with pytest.raises(RecipeError, match="head must be text for text"):
+        Recipe(head=head).side_config(toy.TEXTS)
+
+
+def test_an_embedding_learns_what_words_do_not_tell(tmp_path, backbone, tokenizer):
+    """Capitals share no token with what they stand for: untrained, the right one of 40 comes first by chance."""
+    job = toy.job(
+        tmp_path, toy.PAIRS, backbone, tokenizer, epochs=3, count=160, dropout=0.0, learning_rate=1e-2
+    )
+    artifact = train(job, tmp_path / "run")
+    assert artifact.manifest.metrics["recall_at_1"] >= 0.4
+    model, examples = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer), job.validation.examples
+    answers = predict(model, backbone, tokenizer, asked(toy.PAIRS, examples))
+    assert score_answers(toy.PAIRS, answers, examples) == pytest.approx(
+        {name: artifact.manifest.metrics[name] for name in ("recall_at_1", "mrr")}
+    )
+
+
+def test_an_embedding_needs_pairs_to_compare(tmp_path, backbone, tokenizer):
+    with pytest.raises(RecipeError, match="batch_rows must be >= 2 for embedding, got 1"):
+        toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, batch_rows=1).recipe.side_config(toy.PAIRS)
+    with pytest.raises(RunError, match="2 training rows or more"):
+        train(toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    artifact = train(
+        toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=3, batch_rows=2, epochs=1), tmp_path / "run"
+    )
+    assert artifact.manifest.metrics["loss"] > 0
+
+
+def test_golden_examples_of_an_embedding_are_its_vectors(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=16, epochs=1)
+    examples = train(job, tmp_path / "run").manifest.examples
+    assert [example.fields for example in examples] == [row.fields for row in job.validation.examples[:4]]
+    assert all(list(example.expected) == ["embedding"] for example in examples)
+    assert [len(example.expected["embedding"]) for example in examples] == [8] * 4
+
+
 def test_head_that_cannot_answer_the_kind():
-    with pytest.raises(RecipeError, match="linear for regression"):
+    with pytest.raises(RecipeError, match="linear or mlp for regression"):
         Recipe(head="text").side_config(toy.VALUES)
 
 
-def test_schedule_rises_then_falls():
-    shares = [schedule(step, 100, 0.1) for step in range(100)]
-    assert shares.index(max(shares)) in (9, 10)
-    assert max(shares) <= 1
-    assert 0 < shares[-1] < 0.02
-    assert 0 < shares[0] < 0.2
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"gate": "none", "bias": False},
+        {"gate": "one", "merge_last": True},
+        {"gate": "fixed", "gate_start": 1.5, "mix_after": True},
+        {"gate_form": "channel", "gate_temperature": 0.5},
+    ],
+    ids=str,
+)
+def test_every_shape_trains_and_is_served(tmp_path, backbone, tokenizer, shape):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, head="text", **shape)
+    artifact = train(job, tmp_path / "run")
+    assert artifact.manifest.side.items() >= shape.items()
+    side = load_model(artifact, backbone, tokenizer).side
+    gates = [buffer for name, buffer in side.state_dict().items() if name.endswith("gate_logit")]
+    if shape.get("gate") == "fixed":
+        assert {gate.item() for gate in gates} == {1.5}
+    elif shape.get("gate_form") == "channel":
+        assert {tuple(gate.shape) for gate in gates} == {(8,)}
+    else:
+        assert gates == []
+    assert ("upsample.bias" in side.state_dict()) == shape.get("bias", True)
+
+
+def test_merging_needs_the_text_head():
+    with pytest.raises(SideConfigError, match="merge_last needs the text head"):
+        Recipe(merge_last=True).side_config(toy.CLASSES)
 
 
 def test_run_folder_can_move(tmp_path, backbone, tokenizer):

@@ -18,6 +18,8 @@ SOME: dict[str, tuple[list, list]] = {
     "accuracy_f1": (FOUND, TARGETS),
     "pearson_spearman": ([0.5, 1.0, 4.0], [1.0, 2.0, 3.0]),
     "exact_match": (["a b", "c"], ["a b", "d"]),
+    "recall_at_1": ([1, 3], ["a b", "d"]),
+    "mrr": ([1, 3], ["a b", "d"]),
 }
 
 

@@ -19,8 +19,8 @@ DEMO = {"movie-sentiment", "product-sentiment", "tweet-sentiment"}
 GLUE_DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "glue"
 
 
-def test_the_eight_glue_tasks_and_the_demos_three_are_built_in():
-    assert set(TASKS) == GLUE | DEMO
+def test_the_eight_glue_tasks_the_demos_three_and_an_embedding_are_built_in():
+    assert set(TASKS) == GLUE | DEMO | {"paraphrase-embedding"}
     assert list(TASKS) == sorted(TASKS)
 
 

@@ -12,10 +12,13 @@ from training.recipe import Recipe
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
+PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 
 def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
     pick = random.Random(seed)
+    if spec.kind == "embedding":
+        return pairs(pick, count)
     made: list[dict[str, object]] = []
     for _ in range(count):
         share = pick.random()
@@ -25,6 +28,15 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
             spec.kind, sentence[0]
         )
         made.append({"sentence": sentence, spec.target: target})
+    return made
+
+
+def pairs(pick: random.Random, count: int) -> list[dict[str, object]]:
+    """The same letters as capitals, in any order."""
+    made: list[dict[str, object]] = []
+    for _ in range(count):
+        letters = pick.choices("abcdef", k=pick.randint(3, 8))
+        made.append({"sentence": "".join(letters), "positive": "".join(pick.sample(letters, len(letters))).upper()})
     return made
 
 

@@ -1,0 +1,266 @@
+"""Which settings make the best side networks? Settings of one question beside each other, on the same rows and seeds.
+
+    python -m benchmarks.bench_defaults --backbone B --data DIR --question gate
+
+`DIR/<task>/train.jsonl` holds the labelled rows of built-in tasks. Of each task's rows, in an order that is always the
+same, the first ones are trained on and the next ones scored. Every setting is trained by `sidecast train`'s own code,
+for every task and seed; what counts is the difference to the question's first setting on the same task and seed. The
+backbone runs once for all of a task's settings: it says the same every time. Scores, not speed, so nothing is timed.
+"""
+
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.harness import WIDTH, BenchmarkError, plain_errors
+from benchmarks.machine import look
+from ladder import Backbone, Taps, Tokenizer, load_backbone, load_tokenizer
+from sidecast.cli.output import progress_bar
+from training.data import read_labelled
+from training.loop import Job, train
+from training.recipe import Recipe
+from training.task_files import load_task
+
+Setting = Mapping[str, Any]
+"""Fields of a Recipe; `template`, if there, is the task spec's."""
+
+HALF = (1, 3, 5, 7)
+QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
+    "rate": {
+        "1e-3": {},
+        "3e-4": {"learning_rate": 3e-4},
+        "3e-3": {"learning_rate": 3e-3},
+        "1e-2": {"learning_rate": 1e-2},
+    },
+    "reduction": {"8": {}, "4": {"reduction": 4}, "16": {"reduction": 16}},
+    "rungs": {
+        "all": {},
+        "1,3,5,7": {"encoder_layers": HALF},
+        "4,5,6,7": {"encoder_layers": (4, 5, 6, 7)},
+        "0,1,2,3": {"encoder_layers": (0, 1, 2, 3)},
+        "3,7": {"encoder_layers": (3, 7)},
+    },
+    "gate": {
+        "scalar, T 0.1": {},
+        "channel, T 0.1": {"gate_form": "channel"},
+        "scalar, T 1": {"gate_temperature": 1.0},
+        "channel, T 1": {"gate_form": "channel", "gate_temperature": 1.0},
+        "fixed at a half": {"gate": "fixed"},
+        "none": {"gate": "none"},
+    },
+    "init": {
+        "random": {},
+        "magnitude, reference": {"init": "magnitude", "init_order": "reference"},
+        "magnitude, consistent": {"init": "magnitude", "init_order": "consistent"},
+        "fisher, reference": {"init": "fisher", "init_order": "reference"},
+        "fisher, consistent": {"init": "fisher", "init_order": "consistent"},
+    },
+    "head": {"linear": {}, "mlp": {"head": "mlp"}, "text": {"head": "text"}},
+    "dropout": {"0.1": {}, "0": {"dropout": 0.0}, "0.2": {"dropout": 0.2}},
+    "template": {"fields": {}, "task and fields": {"template": "{task} {fields}"}, "bare": {"template": "{bare}"}},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is trained."""
+
+    tasks: tuple[str, ...]
+    settings: Mapping[str, Setting]
+    seeds: tuple[int, ...]
+    rows: int
+    scored: int
+    base: Setting
+    """Recipe fields of all settings, such as epochs."""
+
+
+class Remembering:
+    """Makes a backbone keep the encoder activations of every batch that it has seen, until `forget`."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._encode: Callable[..., Taps] = backbone.encode
+        self._seen: dict[tuple[bytes, tuple[int, ...]], Taps] = {}
+        backbone.encode = self.encode
+
+    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
+        key = (ids.cpu().numpy().tobytes(), tuple(ids.shape))
+        if key not in self._seen:
+            self._seen[key] = self._encode(ids, mask, None)
+        whole = self._seen[key]
+        if depth is None or depth >= len(whole.blocks):
+            return whole
+        return Taps(embeddings=whole.embeddings, blocks=whole.blocks[:depth], mask=whole.mask)
+
+    def forget(self) -> None:
+        self._seen.clear()
+
+
+def run(
+    plan: Plan, backbone: Backbone, tokenizer: Tokenizer, data: Path, done: Callable[[dict[str, Any]], None]
+) -> Iterator[dict[str, Any]]:
+    """Train and score everything; `done` is told each score as it comes."""
+    memory = Remembering(backbone)
+    for task in plan.tasks:
+        with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as folder:
+            split(data / task / "train.jsonl", Path(folder), plan)
+            for name, setting in plan.settings.items():
+                for seed in plan.seeds:
+                    score = train_one(task, {**plan.base, **setting, "seed": seed}, backbone, tokenizer, Path(folder))
+                    line = {"task": task, "seed": seed, "setting": name, "score": score}
+                    done(line)
+                    yield line
+                if "template" in setting:
+                    memory.forget()  # the next template's inputs are others
+        memory.forget()
+
+
+def split(source: Path, folder: Path, plan: Plan) -> None:
+    """Write train.jsonl and scored.jsonl."""
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BenchmarkError(f"cannot read {source.name} of a task: {error.strerror or error}") from None
+    random.Random("rows").shuffle(lines)
+    for name, part in (("train", lines[: plan.rows]), ("scored", lines[plan.rows : plan.rows + plan.scored])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+
+
+def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> float:
+    """The headline score, times 100."""
+    spec = load_task(task)
+    template = setting.pop("template", None)
+    if template is not None:
+        bare = " ".join(f"{{{name}}}" for name in spec.fields)
+        text = template.replace("{task}", task).replace("{fields}", spec.template).replace("{bare}", bare)
+        spec = spec.model_copy(update={"template": text})
+    job = Job(
+        spec=spec,
+        backbone=backbone,
+        backbone_source=backbone.name,
+        tokenizer=tokenizer,
+        training=read_labelled(folder / "train.jsonl", spec),
+        validation=read_labelled(folder / "scored.jsonl", spec),
+        recipe=Recipe(**setting),
+    )
+    with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as output:
+        return 100 * train(job, Path(output) / "run").manifest.metrics[spec.metric]
+
+
+def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each setting: its mean on each task, over all tasks, and the mean difference to the first with its error."""
+    score = {(line["task"], line["seed"], line["setting"]): line["score"] for line in lines}
+    rows = []
+    for name in settings:
+        means = {t: statistics.fmean(s for (task, _, n), s in score.items() if (task, n) == (t, name)) for t in tasks}
+        differences = [s - score[task, seed, settings[0]] for (task, seed, n), s in score.items() if n == name]
+        spread = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+        rows.append(
+            {
+                "setting": name,
+                "tasks": {task: round(mean, 2) for task, mean in means.items()},
+                "mean": round(statistics.fmean(means.values()), 2),
+                "difference": round(statistics.fmean(differences), 2),
+                "standard_error": round(spread, 2),
+            }
+        )
+    return rows
+
+
+def show(question: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(question, box=None, pad_edge=False)
+    tasks = list(rows[0]["tasks"])
+    for heading in (*tasks, "mean", "difference", "error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        numbers = (*row["tasks"].values(), row["mean"], row["difference"], row["standard_error"])
+        table.add_row(row["setting"], *(f"{number:.2f}" for number in numbers))
+    (Console() if Console().is_terminal else Console(width=WIDTH)).print(table)
+
+
+def _read_base(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, Any]:
+    """NAME=JSON, such as learning_rate=3e-3."""
+    try:
+        pairs = [item.split("=", 1) for item in value]
+        read = {name: json.loads(text) for name, text in pairs}
+    except ValueError:
+        raise click.BadParameter("give NAME=JSON, such as learning_rate=3e-3") from None
+    return {name: tuple(each) if isinstance(each, list) else each for name, each in read.items()}
+
+
+def _read_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(value.split(","))
+
+
+def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"give numbers such as 0,1,2; got {value!r}") from None
+
+
+@click.command()
+@click.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
+@click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="Holds <task>/train.jsonl.")
+@click.option("--question", required=True, type=click.Choice(list(QUESTIONS)))
+@click.option("--tasks", default="sst2,mrpc,stsb,qnli", show_default=True, callback=_read_names)
+@click.option("--seeds", default="0,1", show_default=True, callback=_read_numbers)
+@click.option("--rows", default=2000, show_default=True, help="Training rows of a task.")
+@click.option("--scored", default=1000, show_default=True, help="Rows to score on.")
+@click.option("--set", "base", multiple=True, callback=_read_base, metavar="NAME=JSON", help="A recipe field of all.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Append each score there as a JSON line.")
+def main(
+    backbone: str,
+    data: Path,
+    question: str,
+    tasks: tuple[str, ...],
+    seeds: tuple[int, ...],
+    rows: int,
+    scored: int,
+    base: dict[str, Any],
+    threads: int,
+    output: Path | None,
+) -> None:
+    torch.set_num_threads(threads)
+    settings = QUESTIONS[question]
+    plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, scored=scored, base=base)
+    with plain_errors(), progress_bar() as bars:
+        bar = bars.add_task(question, total=len(tasks) * len(seeds) * len(settings), note="")
+
+        def done(line: dict[str, Any]) -> None:
+            bars.update(bar, advance=1, note=f"{line['task']} {line['setting']} {line['score']:.1f}")
+            if output is not None:
+                with output.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"question": question, **line}) + "\n")
+
+        loaded = load_backbone(backbone)
+        lines = list(run(plan, loaded, load_tokenizer(backbone), data, done))
+    table = summary(lines, list(settings), tasks)
+    show(question, table)
+    document = {
+        "name": "defaults",
+        "question": question,
+        "machine": look("cpu", "float32").to_dict(),
+        "backbone": loaded.name,
+        "rows": rows,
+        "scored": scored,
+        "seeds": list(seeds),
+        "base": {name: list(each) if isinstance(each, tuple) else each for name, each in base.items()},
+        "settings": table,
+    }
+    click.echo(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Beam search for rows of different side networks together: one backbone decoder step for all of their beams.
+
+Equal to Hugging Face's beam search (transformers 5.23, generation/utils.py) of each row alone on the same logits, down
+to its arithmetic: large negative scores mark what must not be chosen, and ties fall as they do there. With
+`legacy_beams`, equal to transformers 4.6's (generation_beam_search.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ladder.backbone import Backbone, Taps
+from ladder.scores import adjust
+from ladder.segments import Decoded, Segment, joined, rows_of
+
+OUT = -1.0e9
+"""Added to scores of what must not be chosen."""
+
+
+@torch.inference_mode()
+def beam_search(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
+    """The best text of every row of every segment, as `ladder.decoding.generate` returns them."""
+    (final, mask), config = joined(segments), backbone.config
+    for segment in segments:
+        segment.guarded(segment.begin)
+    searches = [Search(segment, config.decoder_start_token_id, config.eos_token_id) for segment in segments]
+    tokens = torch.full((len(mask), 1), config.decoder_start_token_id, device=mask.device)
+    cache = backbone.decoder_cache()
+    while not bool(torch.cat([search.done for search in searches]).all()):
+        first = cache.length == 0
+        taps = backbone.decode(tokens, final, mask, cache)
+        parents, following, start = [], [], 0
+        for search in searches:
+            rows = slice(start, start + search.asked)
+            start = rows.stop
+            own, said = search.step(backbone, rows_of(taps, rows))
+            parents.append(own + rows.start)
+            following.append(said)
+        order, tokens = torch.cat(parents), torch.cat(following)[:, None]
+        cache.reorder(order, cross=first)
+        if first:  # from here on every beam is a row
+            final, mask = final[order], mask[order]
+    return [search.segment.finish(search.texts(), config.eos_token_id) for search in searches]
+
+
+@dataclass(slots=True, eq=False)
+class Search:
+    """The beams of one segment: B rows, W beams each, T tokens so far."""
+
+    segment: Segment
+    start: int
+    end: int
+    running: Tensor = field(init=False)
+    """(B, W, T) texts that go on, the best first."""
+    running_scores: Tensor = field(init=False)
+    """(B, W) sums of log-probabilities."""
+    finished: Tensor = field(init=False)
+    """(B, W, T) the best finished texts, the best first; past their end, and where there is none, end tokens."""
+    finished_scores: Tensor = field(init=False)
+    """(B, W) divided by their lengths."""
+    is_finished: Tensor = field(init=False)
+    """(B, W) bool: a text is there."""
+    done: Tensor = field(init=False)
+    """(B,) bool: nothing of the row changes any more."""
+
+    def __post_init__(self) -> None:
+        rows, beams, device = len(self.segment), self.segment.generation.num_beams, self.segment.taps.mask.device
+        self.running = torch.full((rows, beams, 1), self.start, device=device)
+        self.finished = self.running.clone()
+        self.running_scores = torch.full((rows, beams), OUT, device=device)
+        self.running_scores[:, 0] = 0  # all beams start alike: only the first may have children
+        self.finished_scores = torch.full((rows, beams), OUT, device=device)
+        self.is_finished = torch.zeros((rows, beams), dtype=torch.bool, device=device)
+        self.done = torch.full((rows,), self.segment.limit < 1, device=device)
+
+    @property
+    def asked(self) -> int:
+        """Rows of the next backbone step: one a row at first, then one a beam."""
+        return len(self.segment) * (1 if self.length == 0 else self.segment.generation.num_beams)
+
+    @property
+    def length(self) -> int:
+        """Tokens after the start token."""
+        return self.running.shape[2] - 1
+
+    def step(self, backbone: Backbone, taps: Taps) -> tuple[Tensor, Tensor]:
+        """Go one token on.
+
+        Args:
+            taps: the backbone decoder's, of `asked` rows.
+        Returns:
+            (B * W,) which of those rows each beam continues now, and with which token.
+        """
+        asked = self.asked
+        outcome = self.segment.guarded(self._step, backbone, taps)
+        if outcome is None:
+            self.done = torch.ones_like(self.done)
+            self.running = torch.cat([self.running, torch.full_like(self.running[:, :, :1], self.end)], 2)
+            parents = torch.arange(len(self.segment) * self.segment.generation.num_beams, device=self.done.device)
+            return parents // (len(parents) // asked), torch.full_like(parents, self.end)
+        return outcome
+
+    def texts(self) -> list[list[int]]:
+        """The best of each row, without the start token."""
+        return self.finished[:, 0, 1:].tolist()
+
+    def _step(self, backbone: Backbone, taps: Taps) -> tuple[Tensor, Tensor]:
+        segment, first = self.segment, self.length == 0
+        state = segment.side.decode(taps, segment.memory, segment.memory_mask, segment.cache)
+        parents = self._advance(self._log_probabilities(backbone.logits(state[:, -1]).float(), first))
+        rows, beams = parents.shape
+        index = torch.arange(rows, device=parents.device)[:, None]
+        order = (index.expand(rows, beams) if first else index * beams + parents).flatten()
+        segment.cache.reorder(order, cross=first)
+        if first:
+            segment.memory, segment.memory_mask = segment.memory[order], segment.memory_mask[order]
+        return order, self.running[:, :, -1].flatten()
+
+    def _log_probabilities(self, logits: Tensor, first: bool) -> Tensor:
+        """(B, W, V), adjusted; any finite numbers for rows whose `logits` (asked, V) are not finite."""
+        rows, beams = self.running_scores.shape
+        broken = ~torch.isfinite(logits).all(-1).view(rows, -1).all(1)
+        self.segment.broken |= broken & ~self.done
+        logits = logits.masked_fill(broken.repeat_interleave(len(logits) // rows)[:, None], 0)
+        earlier = self.running[:, :1] if first else self.running
+        scores = adjust(logits.log_softmax(-1), earlier.flatten(0, 1), self.segment.generation, self.end)
+        return scores.view(rows, -1, scores.shape[-1]).expand(rows, beams, -1)
+
+    def _advance(self, scores: Tensor) -> Tensor:
+        """Take the best of all continuations; (B, W) which beam each running one continues."""
+        how, (_, beams, vocabulary) = self.segment.generation, scores.shape
+        best, places = (scores + self.running_scores[:, :, None]).flatten(1).topk(2 * beams)
+        parents, tokens = places // vocabulary, places % vocabulary
+        texts = torch.cat([_pick(self.running, parents), tokens[:, :, None]], 2)
+        length = texts.shape[2] - 1
+        last = length >= self.segment.limit
+        ended = (tokens == self.end) | (last and not how.legacy_beams)
+        going_on = best + ended * OUT
+        chosen = going_on.topk(beams).indices
+        self.running, self.running_scores = _pick(texts, chosen), _pick(going_on, chosen)
+        self.finished = torch.cat([self.finished, torch.full_like(self.finished[:, :, :1], self.end)], 2)
+        self._collect(texts, best / length**how.length_penalty, ended)
+        hope = best if how.legacy_beams else self.running_scores
+        self.done = self.done | self.segment.failed | ~self._can_improve(hope[:, :1], length)
+        if last and how.legacy_beams:
+            scores = self.running_scores / (length + 1) ** how.length_penalty  # one more: the start token
+            self._collect(self.running, scores, torch.ones_like(self.is_finished))
+        self.done = self.done | last
+        return _pick(parents, chosen)
+
+    def _collect(self, texts: Tensor, scores: Tensor, ended: Tensor) -> None:
+        """Keep the best of the finished `texts` (B, N, T), best first. Only the first W may finish: further ones are
+        there so that enough go on."""
+        beams = self.running_scores.shape[1]
+        ended = ended & (torch.arange(ended.shape[1], device=ended.device) < beams)
+        scores = (scores + ~ended * OUT).masked_fill(self.done[:, None], float("-inf"))
+        merged = torch.cat([self.finished_scores, scores], 1)
+        best = merged.topk(beams).indices
+        self.finished, self.finished_scores = _pick(torch.cat([self.finished, texts], 1), best), _pick(merged, best)
+        self.is_finished = _pick(torch.cat([self.is_finished, ended], 1), best)
+
+    def _can_improve(self, hope: Tensor, length: int) -> Tensor:
+        """(B,) whether a text with the score `hope` (B, 1) may still become better than a finished one, as far as
+        `early_stopping` cares."""
+        how = self.segment.generation
+        longest = self.segment.limit if how.early_stopping == "never" and how.length_penalty > 0 else length
+        worst = torch.where(self.is_finished, self.finished_scores.amin(1, keepdim=True), OUT)
+        possible = (hope / longest**how.length_penalty > worst).any(1)
+        return possible & ~self.is_finished.all(1) if how.early_stopping is True else possible
+
+
+def _pick(values: Tensor, places: Tensor) -> Tensor:
+    """(B, K, ...) the `places` (B, K) of each row's `values` (B, N, ...)."""
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    return values[rows, places]

@@ -1,0 +1,220 @@
+"""A frozen backbone's matrices in eight or four bits: int8 by rows, or NF4 by blocks.
+
+Weights alone: each matrix is widened again as it is multiplied, and activations keep their precision. So an answer
+cannot depend on the rows beside it, large activations (T5 has them) lose nothing, and CPU and GPU compute the same
+scheme. What is gained is memory. Embeddings, LM head, norms and biases stay. int8 is torch alone; NF4 (QLoRA,
+arXiv:2305.14314, as in QST, arXiv:2401.07159) is bitsandbytes'. Side networks are never quantised.
+"""
+
+import hashlib
+import importlib
+import sys
+import warnings
+from copy import deepcopy
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.backbone import Backbone
+from ladder.errors import BackboneError
+
+Quantization = Literal["none", "int8", "int4"]
+METHODS: tuple[str, ...] = get_args(Quantization)
+BLOCK = 64
+"""Consecutive weights of a row that share an NF4 scale."""
+SCHEMES = {
+    "int8": "int8 weights, symmetric, a float32 scale a row",
+    "int4": f"nf4 weights, a float32 scale for {BLOCK} of a row",
+}
+"""What a side network reads depends on these words: they are part of a quantised backbone's fingerprint."""
+LIBRARY = "bitsandbytes"
+
+
+class QuantisedLinear(nn.Module):
+    """A linear layer that cannot learn; its scales stay float32 whatever dtype the backbone is moved to."""
+
+    scales: Tensor
+    shape: torch.Size
+    """(out, in)."""
+
+    def __init__(self, shape: torch.Size, scales: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("scales", scales)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(scales.device), requires_grad=False)
+
+    def full_weight(self) -> Tensor:
+        """(out, in) float32."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != before.dtype:  # bfloat16 scales would move every weight of their row
+            self.scales = before.to(self.scales.device)
+        return self
+
+
+class Int8Linear(QuantisedLinear):
+    """y = (x codes^T) * scales + bias."""
+
+    codes: Tensor
+    """(out, in) int8."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        super().__init__(weight.shape, scales, linear.bias)
+        self.register_buffer("codes", (weight / scales[:, None]).round().to(torch.int8))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # codes are whole numbers up to 127, which bfloat16 holds exactly
+        out = F.linear(hidden, self.codes.to(hidden.dtype)).mul_(self.scales)
+        return out if self.bias is None else out + self.bias
+
+    def full_weight(self) -> Tensor:
+        return self.codes * self.scales[:, None]
+
+
+class Nf4Linear(QuantisedLinear):
+    """Sixteen levels at the quantiles of a normal distribution, times the largest absolute value of a block."""
+
+    codes: Tensor
+    """Two levels a byte, in bitsandbytes' order."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        weight = linear.weight.detach().float().contiguous()
+        codes, state = _library().functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+        super().__init__(weight.shape, state.absmax, linear.bias)
+        self.register_buffer("codes", codes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return _library().matmul_4bit(hidden, self.codes, self._state(hidden.dtype), bias=bias)
+
+    def full_weight(self) -> Tensor:
+        return _library().functional.dequantize_4bit(self.codes, self._state(torch.float32))
+
+    def _state(self, dtype: torch.dtype) -> Any:
+        return _library().functional.QuantState(
+            self.scales, shape=self.shape, blocksize=BLOCK, quant_type="nf4", dtype=dtype
+        )
+
+
+LINEARS: dict[str, type[Int8Linear] | type[Nf4Linear]] = {"int8": Int8Linear, "int4": Nf4Linear}
+
+
+def check_method(method: str) -> None:
+    """Tell what is wrong with a `--quantize` before anything is loaded.
+
+    Raises:
+        BackboneError: no such method, or its library is missing or does not work here.
+    """
+    if method not in METHODS:
+        raise BackboneError(f"quantize must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "int4":
+        _library()
+
+
+@torch.no_grad()
+def quantise(backbone: Backbone, method: str, device: str | torch.device = "cpu") -> None:
+    """Replace every linear layer of a loaded backbone, in place; its fingerprint and name say so. "none" does nothing.
+
+    Args:
+        device: where the matrices go, one after the other: of their full precision only one at a time is there.
+
+    Raises:
+        BackboneError: as `check_method`, the widths do not fit, or it is quantised already.
+    """
+    check_method(method)
+    if method == "none":
+        return
+    if backbone.quantization != "none":
+        raise BackboneError(f"{backbone.name} is quantised already; load it again")
+    linears = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    _check_widths(linears, method)
+    for name, linear in linears.items():
+        _replace(backbone, name, _quantised(linear.to(device), method))
+    backbone.quantization = method
+    backbone.name = f"{backbone.name} ({method})"
+    backbone.fingerprint = quantised_fingerprint(backbone.fingerprint, method)
+
+
+def quantised_fingerprint(fingerprint: str, method: str) -> str:
+    """Of a backbone that was quantised: says method, bits and blocks, and no library's version."""
+    return f"sha256:{hashlib.sha256(f'{fingerprint}|{SCHEMES[method]}'.encode()).hexdigest()}"
+
+
+def full_weight(linear: nn.Linear | QuantisedLinear) -> Tensor:
+    """(out, in) float32: the matrix that a linear layer, quantised or not, multiplies with."""
+    return linear.full_weight() if isinstance(linear, QuantisedLinear) else linear.weight.detach().float()
+
+
+def count_weights(backbone: Backbone) -> int:
+    """How many weights the backbone has, whatever each is stored in."""
+    matrices = [module for module in backbone.modules() if isinstance(module, QuantisedLinear)]
+    return sum(tensor.numel() for tensor in backbone.parameters()) + sum(module.shape.numel() for module in matrices)
+
+
+def held_bytes(backbone: Backbone) -> int:
+    """Bytes that the backbone's weights take on its device."""
+    return sum(tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers()))
+
+
+def full_precision(backbone: Backbone) -> Backbone:
+    """A backbone of plain linear layers that says what the quantised one says; itself where it has such already.
+
+    For what needs weights as parameters: structural initialisation, gradients to weights. A copy of all matrices.
+    """
+    if backbone.quantization == "none":
+        return backbone
+    copy = deepcopy(backbone)
+    for name, module in list(copy.named_modules()):
+        if isinstance(module, QuantisedLinear):
+            _replace(copy, name, _plain(module, backbone.dtype))
+    copy.quantization = "none"
+    return copy
+
+
+def _check_widths(linears: dict[str, nn.Linear], method: str) -> None:
+    for name, linear in linears.items():
+        if method == "int4" and linear.in_features % BLOCK:
+            why = f"int4 needs input widths that {BLOCK} divides, and {name} has {linear.in_features}"
+            raise BackboneError(f"{why}; use int8 for this backbone")
+
+
+def _quantised(linear: nn.Linear, method: str) -> QuantisedLinear:
+    try:
+        return LINEARS[method](linear)
+    except RuntimeError as error:  # bitsandbytes without a library for this device
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        raise BackboneError(f"{method} does not work on this device: {lines[0]}") from error
+
+
+def _replace(backbone: Backbone, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, module)
+
+
+def _plain(module: QuantisedLinear, dtype: torch.dtype) -> nn.Linear:
+    weight = module.full_weight().to(dtype)
+    out, width = weight.shape
+    linear = nn.Linear(width, out, bias=module.bias is not None, device=weight.device, dtype=dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
+    return linear
+
+
+def _library() -> Any:
+    """bitsandbytes, imported when it is first needed: that takes seconds."""
+    if (loaded := sys.modules.get(LIBRARY)) is not None:
+        return loaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports parts of torch that are deprecated
+            return importlib.import_module(LIBRARY)
+    except ImportError:
+        raise BackboneError(f"int4 needs {LIBRARY}: pip install 'sidecast[quantized]', or use int8") from None

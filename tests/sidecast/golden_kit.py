@@ -1,0 +1,53 @@
+"""The stored numbers of the LST authors' code as files that commands take: a Hugging Face folder, checkpoints."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.ladder.golden import VARIANTS
+from tests.paths import shared
+
+
+def golden_file(variant: str) -> Path:
+    return shared("golden", "t5", f"{VARIANTS[variant]}.safetensors")
+
+
+def inputs_file() -> Path:
+    return shared("golden", "t5", "inputs.safetensors")
+
+
+@cache
+def tensors(variant: str) -> dict[str, torch.Tensor]:
+    return load_file(golden_file(variant))
+
+
+def settings(variant: str) -> dict[str, Any]:
+    return _manifest()["files"][golden_file(variant).name]["settings"]
+
+
+def make_backbone(folder: Path) -> Path:
+    """The goldens' random T5 as a Hugging Face folder, without a tokenizer."""
+    folder.mkdir()
+    config = {"model_type": "t5", **_manifest()["config"]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(shared("golden", "t5", "backbone.safetensors"))
+    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def side_tensors(variant: str) -> dict[str, torch.Tensor]:
+    """A side network under the authors' names, as their code saves it."""
+    return {name.removeprefix("w."): t for name, t in tensors(variant).items() if name.startswith("w.")}
+
+
+def whole_model(variant: str) -> dict[str, torch.Tensor]:
+    """Side network and backbone, as the authors' trainer saves both."""
+    return {**load_file(shared("golden", "t5", "backbone.safetensors")), **side_tensors(variant)}
+
+
+def _manifest() -> dict[str, Any]:
+    return json.loads(shared("golden", "t5", "manifest.json").read_text(encoding="utf-8"))

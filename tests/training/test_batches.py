@@ -1,0 +1,83 @@
+"""Tokenized rows and their batches: pairs for embeddings, no row lost, none alone that needs company."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ladder import load_tokenizer
+from side_registry.task import TaskSpec
+from training.batches import (
+    TokenizedRow,
+    all_inputs,
+    count_batches,
+    input_places,
+    least_rows,
+    shuffled_batches,
+    target_tensor,
+    tokenize,
+)
+from training.data import Example
+
+MEANING = TaskSpec(name="meaning", kind="embedding", template="{text}", max_source_tokens=8)
+CPU = torch.device("cpu")
+
+
+def examples(*pairs: tuple[str, str]) -> list[Example]:
+    return [Example(fields={"text": text}, target=target, line=1) for text, target in pairs]
+
+
+def test_a_pairs_texts_are_both_inputs_cut_as_a_server_cuts_them(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    [row] = tokenize(MEANING, tokenizer, examples(("cat", "a cat that sat on the mat")))
+    assert row.inputs == (tuple(tokenizer.encode("cat")), tuple(tokenizer.encode("a cat that sat on the mat", 8)))
+    assert [len(ids) for ids in row.inputs] == [4, 8]
+    assert (row.length, row.target) == (8, None)
+    [row] = tokenize(MEANING.model_copy(update={"kind": "text"}), tokenizer, examples(("cat", "dog")))
+    assert (row.inputs, row.target) == ((tuple(tokenizer.encode("cat")),), tuple(tokenizer.encode("dog")))
+
+
+def test_a_batchs_inputs_are_the_first_texts_and_then_the_second_ones(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    rows = tokenize(MEANING, tokenizer, examples(("a", "A"), ("b", "B"), ("c", "C")))
+    inputs = all_inputs(rows)
+    texts = [tokenizer.decode(inputs[place]) for place in input_places([2, 0], 2)]
+    assert texts == ["c", "a", "C", "A"]
+    assert input_places([2, 0], 1) == [2, 0]
+
+
+def test_equal_texts_have_one_number_also_where_they_were_cut_alike(tiny_t5):
+    pairs = (("a", "b"), ("b", "c"), ("the same beginning", "the same but not the end"))
+    rows = tokenize(MEANING, load_tokenizer(tiny_t5), examples(*pairs))
+    assert target_tensor(MEANING, rows, CPU).tolist() == [0, 1, 2, 1, 3, 2]
+
+
+def pair_rows(lengths: list[int]) -> list[TokenizedRow]:
+    return [TokenizedRow(((5,) * length, (6,)), None) for length in lengths]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=2, max_size=60), size=st.integers(2, 5), seed=st.text(max_size=3)
+)
+def test_every_row_is_in_one_batch_and_no_pair_is_alone(lengths, size, seed):
+    rows = pair_rows(lengths)
+    batches = list(shuffled_batches(rows, size, seed, least=2))
+    assert Counter(place for batch in batches for place in batch) == Counter(range(len(rows)))
+    assert all(2 <= len(batch) <= size + 1 for batch in batches)
+    assert len(batches) == count_batches(len(rows), size, 2)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 129])
+def test_batches_are_as_many_as_counted(count, size):
+    batches = list(shuffled_batches(pair_rows([1] * count), size, "0"))
+    assert len(batches) == count_batches(count, size) == -(-count // size)
+    assert max(map(len, batches)) <= size
+
+
+def test_only_embeddings_need_two_rows():
+    assert least_rows(MEANING) == 2
+    assert least_rows(TaskSpec(name="a", kind="text", template="{a}")) == 1

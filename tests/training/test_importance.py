@@ -1,0 +1,134 @@
+"""Fisher importances of batches equal those of single rows, of transformers' gradients, and of the LST authors."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import T5ForConditionalGeneration
+
+from ladder import SideNetwork, load_backbone
+from ladder.authors import backbone_name
+from ladder.structural import initialise
+from tests import tiny
+from tests.ladder import golden
+from tests.paths import shared
+from training.importance import Sample, fisher
+
+SAMPLES = [
+    Sample((70, 80, 90, 90, 1), (40, 1)),
+    Sample((71, 1), (41, 42, 71, 1)),
+    Sample((33, 34, 35, 36, 37, 38, 39, 1), (40, 1)),
+    Sample((90, 80, 1), (43, 44, 1)),
+]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_t5):
+    return load_backbone(tiny_t5)
+
+
+def by_transformers(folder, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """One row after the other through Hugging Face's T5, with its own loss."""
+    model = T5ForConditionalGeneration.from_pretrained(folder).eval()
+    sums = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    for sample in samples:
+        model.zero_grad()
+        model(input_ids=torch.tensor([sample.source]), labels=torch.tensor([sample.target])).loss.backward()
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                sums[name] += weight.grad.square()
+    renamed = {ours: tensor for name, tensor in sums.items() if (ours := backbone_name(name))}
+    head = renamed.get("head", renamed["shared"])
+    return renamed | {"shared": renamed["shared"].sum(0), "head": head.sum(0)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_equals_the_squared_gradients_of_transformers(tmp_path, tied):
+    kind = {"feed_forward_proj": "relu", "tie_word_embeddings": True} if tied else {}
+    folder = tiny.make_t5(tmp_path / "t5", **kind)
+    backbone = load_backbone(folder)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    ours, theirs = fisher(backbone, SAMPLES), by_transformers(folder, SAMPLES)
+    assert len(ours) == 3 * (4 + (2 if tied else 3)) + 2 * (8 + (2 if tied else 3)) + 2
+    for name, tensor in ours.items():
+        assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6 * theirs[name].max().item(), msg=name)
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(weight.requires_grad or weight.grad is not None for weight in backbone.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+
+
+def test_batches_equal_single_rows_and_their_order_is_nothing(backbone, monkeypatch):
+    together = fisher(backbone, SAMPLES[::-1])
+    monkeypatch.setattr("training.importance.BATCH_TOKENS", 1)
+    alone = fisher(backbone, SAMPLES)
+    for name, tensor in together.items():
+        assert_close(tensor, alone[name], rtol=1e-4, atol=1e-6 * alone[name].max().item(), msg=name)
+
+
+def test_encoder_alone(backbone):
+    everything, encoder = fisher(backbone, SAMPLES), fisher(backbone, SAMPLES, encoder_only=True)
+    assert set(encoder) == {name for name in everything if not name.startswith("decoder.")}
+    assert all(torch.equal(encoder[name], everything[name]) for name in encoder)
+
+
+def test_progress_counts_rows(backbone, monkeypatch):
+    monkeypatch.setattr("training.importance.BATCH_TOKENS", 10)
+    told = []
+    fisher(backbone, SAMPLES, progress=lambda done, total: told.append((done, total)))
+    assert told == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_under_no_grad_and_in_bfloat16(tiny_t5):
+    exact, coarse = load_backbone(tiny_t5), load_backbone(tiny_t5, dtype="bfloat16")
+    exact.load_state_dict(coarse.state_dict())
+    with torch.no_grad():
+        rounded = fisher(coarse, SAMPLES)
+    for name, tensor in fisher(exact, SAMPLES).items():
+        assert_close(rounded[name], tensor, msg=name)
+
+
+@pytest.fixture
+def stored():
+    """The authors' sums, and the backbone, its kink put where they found it, and rows that they are of.
+
+    In row 3 one unit of one encoder block stands 4e-7 from ReLU's kink: rounding decides on which side it is, and so
+    whether all that lies before it gets its gradient. Where the sums were made, it was off.
+    """
+    folder = shared("golden", "t5")
+    inputs = golden.inputs(folder)
+    rows = zip(inputs["fisher_input_ids"].tolist(), inputs["fisher_labels"].tolist(), strict=True)
+    backbone = golden.load_backbone(folder)
+
+    def below_kink(_, __, out):
+        near = torch.zeros_like(out, dtype=torch.bool)
+        near[:, 8, 19] = out[:, 8, 19].abs() < 2e-6
+        return out - 4e-6 * near
+
+    hook = backbone.encoder.blocks[1].feed_forward.wi.register_forward_hook(below_kink)
+    sums = {}
+    for name, tensor in load_file(folder / "fisher_importance.safetensors").items():
+        ours = backbone_name(name.removeprefix("fisher."))
+        sums[ours] = tensor.sum(0) if ours == "shared" else tensor
+    yield sums, backbone, [Sample(tuple(source), tuple(target)) for source, target in rows]
+    hook.remove()
+
+
+@pytest.mark.real_weights
+def test_equals_the_authors_sums(stored):
+    sums, backbone, samples = stored
+    ours = fisher(backbone, samples)
+    for name in ours.keys() & sums.keys():
+        assert_close(ours[name], sums[name], rtol=1e-4, atol=1e-5 * sums[name].max().item(), msg=name)
+    assert len(ours.keys() & sums.keys()) == 4 * 6 + 4 * 10 + 1
+
+
+@pytest.mark.real_weights
+def test_keeps_what_the_authors_keep(stored):
+    _, backbone, samples = stored
+    expected = golden.load(shared("golden", "t5"), "d").side
+    side = SideNetwork(expected.config, backbone.config)
+    initialise(side, backbone, fisher(backbone, samples), order="reference")
+    for name, tensor in side.state_dict().items():
+        if ".block." in name:
+            assert torch.equal(tensor, expected.state_dict()[name]), name

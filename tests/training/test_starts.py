@@ -1,0 +1,142 @@
+"""Where a side network starts, and that the trainer starts it there, once."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ladder import SideConfigError, SideNetwork, load_backbone, load_side, load_tokenizer
+from ladder.structural import initialise
+from tests.training import toy
+from training.errors import RecipeError
+from training.importance import fisher
+from training.loop import Silent, train
+from training.recipe import Recipe
+from training.starts import check_start, draw_samples, start_side, target_text
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_t5):
+    return load_backbone(tiny_t5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_t5):
+    return load_tokenizer(tiny_t5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Watcher(Silent):
+    """Notes what the trainer ranks; stops it after its first epoch."""
+
+    def __init__(self) -> None:
+        self.ranked: list[tuple[int, int]] = []
+
+    def ranking(self, rows: int, total: int) -> None:
+        self.ranked.append((rows, total))
+
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
+        raise Interrupted
+
+
+def new_side(job, seed: int = 0) -> SideNetwork:
+    torch.manual_seed(seed)
+    return SideNetwork(job.recipe.side_config(job.spec).resolve(job.backbone.config), job.backbone.config)
+
+
+def test_random_leaves_a_side_network_as_it_is(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer)
+    side, before = new_side(job), new_side(job).state_dict()
+    start_side(side, backbone, init="random")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in side.state_dict().items())
+
+
+@pytest.mark.parametrize("order", ["consistent", "reference"])
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
+def test_fisher_is_that_of_the_drawn_rows(tmp_path, backbone, tokenizer, spec, order):
+    job = toy.job(tmp_path, spec, backbone, tokenizer)
+    side, expected = new_side(job), new_side(job)
+    examples = job.training.examples
+    start_side(
+        side, backbone, init="fisher", order=order, spec=spec, tokenizer=tokenizer, examples=examples, samples=9, seed=3
+    )
+    drawn = draw_samples(spec, tokenizer, examples, 9, 3)
+    initialise(expected, backbone, fisher(backbone, drawn), order=order)
+    for name, tensor in side.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+def test_samples_are_rows_as_the_backbone_would_say_them(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=30)
+    pairs = {
+        (tuple(tokenizer.encode(toy.CLASSES.render(row.fields))), tuple(tokenizer.encode(str(row.target))))
+        for row in job.training.examples
+    }
+    drawn = [draw_samples(toy.CLASSES, tokenizer, job.training.examples, count, seed) for count, seed in
+             ((12, 0), (12, 0), (12, 1), (99, 0))]  # fmt: skip
+    assert [len(samples) for samples in drawn] == [12, 12, 12, 30]
+    assert drawn[0] == drawn[1] == drawn[3][:12] != drawn[2]
+    assert {(sample.source, sample.target) for sample in drawn[3]} == pairs
+
+
+@pytest.mark.parametrize(("target", "text"), [("good", "good"), (3.8, "3.8"), (4.0, "4.0"), (2.6666667, "2.7")])
+def test_targets_as_text(target, text):
+    assert target_text(target) == text
+
+
+@pytest.mark.parametrize("init", ["magnitude", "fisher"])
+def test_trainer_starts_there_once(tmp_path, backbone, tokenizer, init, monkeypatch):
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, init=init, init_samples=10, learning_rate=1e-30)
+    watcher = Watcher()
+    with pytest.raises(Interrupted):
+        train(job, tmp_path / "run", watcher)
+    assert watcher.ranked[-1:] == ([(10, 10)] if init == "fisher" else [])
+    expected = new_side(job)
+    rows = job.training.examples
+    start_side(
+        expected,
+        backbone,
+        init=init,
+        spec=job.spec,
+        tokenizer=tokenizer,
+        examples=rows,
+        samples=10,
+        seed=job.recipe.seed,
+    )
+    monkeypatch.setattr("training.loop.start_side", None)  # going on must not start again
+    artifact = train(job, tmp_path / "run")
+    assert artifact.manifest.provenance["recipe"]["init"] == init
+    trained = load_side(tmp_path / "run" / "side_network.safetensors", backbone.config)
+    for name, tensor in trained.state_dict().items():
+        assert_close(tensor, expected.state_dict()[name], rtol=0, atol=1e-20, msg=name)
+
+
+def test_pretrained_stays_silent_after_it(tmp_path, backbone, tokenizer):
+    job = toy.job(
+        tmp_path, toy.TEXTS, backbone, tokenizer, count=8, init="magnitude", start="pretrained", learning_rate=1e-30
+    )
+    train(job, tmp_path / "run")
+    side = load_side(tmp_path / "run" / "side_network.safetensors", backbone.config)
+    assert side.upsample.weight.abs().max() < 1e-20
+    assert torch.isin(
+        side.encoder.rungs[0].block.attention.q.weight, backbone.encoder.blocks[0].attention.q.weight
+    ).all()
+
+
+def test_what_cannot_be_is_told_before_a_folder_is_made(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, init="fisher")
+    with pytest.raises(RecipeError, match="random or magnitude for embedding"):
+        train(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RecipeError, match="no training rows"):
+        start_side(new_side(job), backbone, init="fisher")
+    with pytest.raises(SideConfigError, match="order must be"):
+        check_start("magnitude", "alphabetical", backbone)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"init": "best"}, {"init_order": "odd"}, {"init_samples": 0}])
+def test_settings_out_of_range_say_the_rule(wrong):
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        Recipe(**wrong)

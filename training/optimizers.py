@@ -1,0 +1,92 @@
+"""One step of training: rate, gradient, clipping, update. torch's AdamW, or the LST authors' to the last digit.
+
+The authors train with transformers 4.6's AdamW, which adds epsilon before the bias correction and decays weights after
+the step. Losses hardly differ; weights whose gradients are tiny do, by up to 5.7e-3 after the six steps they are tested
+on.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+OptimizerName = Literal["adamw", "reference"]
+
+
+class ReferenceAdamW(torch.optim.Optimizer):
+    """AdamW as in transformers 4.6: p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps); p -= lr * wd * p."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    _step(parameter, parameter.grad, self.state[parameter], group)
+        return loss
+
+
+def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    if not state:
+        state["step"] = torch.tensor(0.0)  # a tensor, as torch's own optimizers keep it: a run folder stores it
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    state["step"] += 1
+    step, (beta1, beta2), mean, square = float(state["step"]), group["betas"], state["exp_avg"], state["exp_avg_sq"]
+    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    size = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    parameter.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
+    if group["weight_decay"]:
+        parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: a linear rise, then a linear fall that ends after the last step."""
+    rise = warmup * steps
+    return (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
+
+
+def reference_schedule(step: int, steps: int, warmup: float) -> float:
+    """As `schedule`, but the rise starts at 0: the authors' first step changes nothing."""
+    rise = round(warmup * steps)
+    return step / rise if step < rise else (steps - step) / max(steps - rise, 1)
+
+
+SCHEDULES: dict[str, Callable[[int, int, float], float]] = {"adamw": schedule, "reference": reference_schedule}
+
+
+def make_optimizer(
+    name: OptimizerName, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    if name == "reference":
+        return ReferenceAdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def update(side: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
+    """Move the side network's weights one step down the gradient of `loss`, of length `clip` at most."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(side.parameters(), clip)
+    optimizer.step()
