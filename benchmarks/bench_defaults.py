@@ -1,11 +1,12 @@
 """Which settings make the best side networks? Settings of one question beside each other, on the same rows and seeds.
 
-    python -m benchmarks.bench_defaults --backbone B --data DIR --question gate
+    python -m benchmarks.bench_defaults --backbone B --data DIR --question gate --question init
 
 `DIR/<task>/train.jsonl` holds the labelled rows of built-in tasks. Of each task's rows, in an order that is always the
 same, the first ones are trained on and the next ones scored. Every setting is trained by `sidecast train`'s own code,
 for every task and seed; what counts is the difference to the question's first setting on the same task and seed. The
-backbone runs once for all of a task's settings: it says the same every time. Scores, not speed, so nothing is timed.
+backbone runs once for all of a task's settings: it says the same every time. A question's first setting is the base of
+all, trained once. Scores, not speed, so nothing is timed.
 """
 
 import json
@@ -36,39 +37,27 @@ Setting = Mapping[str, Any]
 """Fields of a Recipe; `template`, if there, is the task spec's."""
 
 HALF = (1, 3, 5, 7)
+BASE = "base"
 QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
-    "rate": {
-        "1e-3": {},
-        "3e-4": {"learning_rate": 3e-4},
-        "3e-3": {"learning_rate": 3e-3},
-        "1e-2": {"learning_rate": 1e-2},
-    },
-    "reduction": {"8": {}, "4": {"reduction": 4}, "16": {"reduction": 16}},
-    "rungs": {
-        "all": {},
-        "1,3,5,7": {"encoder_layers": HALF},
-        "4,5,6,7": {"encoder_layers": (4, 5, 6, 7)},
-        "0,1,2,3": {"encoder_layers": (0, 1, 2, 3)},
-        "3,7": {"encoder_layers": (3, 7)},
-    },
+    "rate": {"3e-4": {"learning_rate": 3e-4}, "3e-3": {"learning_rate": 3e-3}},
+    "reduction": {"r 4": {"reduction": 4}, "r 16": {"reduction": 16}},
+    "rungs": {"1,3,5,7": {"encoder_layers": HALF}, "4,5,6,7": {"encoder_layers": (4, 5, 6, 7)}},
     "gate": {
-        "scalar, T 0.1": {},
-        "channel, T 0.1": {"gate_form": "channel"},
-        "scalar, T 1": {"gate_temperature": 1.0},
-        "channel, T 1": {"gate_form": "channel", "gate_temperature": 1.0},
-        "fixed at a half": {"gate": "fixed"},
-        "none": {"gate": "none"},
+        "a gate a channel": {"gate_form": "channel"},
+        "gate temperature 1": {"gate_temperature": 1.0},
+        "no gates": {"gate": "none"},
     },
     "init": {
-        "random": {},
-        "magnitude, reference": {"init": "magnitude", "init_order": "reference"},
         "magnitude, consistent": {"init": "magnitude", "init_order": "consistent"},
-        "fisher, reference": {"init": "fisher", "init_order": "reference"},
         "fisher, consistent": {"init": "fisher", "init_order": "consistent"},
+        "fisher, reference": {"init": "fisher", "init_order": "reference"},
     },
-    "head": {"linear": {}, "mlp": {"head": "mlp"}, "text": {"head": "text"}},
-    "dropout": {"0.1": {}, "0": {"dropout": 0.0}, "0.2": {"dropout": 0.2}},
-    "template": {"fields": {}, "task and fields": {"template": "{task} {fields}"}, "bare": {"template": "{bare}"}},
+    "head": {"mlp head": {"head": "mlp"}, "text head": {"head": "text"}},
+    "dropout": {"dropout 0": {"dropout": 0.0}},
+    "template": {
+        "task's name in front": {"template": "{task} {fields}"},
+        "fields without names": {"template": "{bare}"},
+    },
 }
 
 
@@ -114,7 +103,7 @@ def run(
     for task in plan.tasks:
         with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as folder:
             split(data / task / "train.jsonl", Path(folder), plan)
-            for name, setting in plan.settings.items():
+            for name, setting in plan.settings.items():  # the base first
                 for seed in plan.seeds:
                     score = train_one(task, {**plan.base, **setting, "seed": seed}, backbone, tokenizer, Path(folder))
                     line = {"task": task, "seed": seed, "setting": name, "score": score}
@@ -177,8 +166,8 @@ def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: 
     return rows
 
 
-def show(question: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(question, box=None, pad_edge=False)
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("", box=None, pad_edge=False)
     tasks = list(rows[0]["tasks"])
     for heading in (*tasks, "mean", "difference", "error"):
         table.add_column(heading, justify="right")
@@ -212,7 +201,7 @@ def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.command()
 @click.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="Holds <task>/train.jsonl.")
-@click.option("--question", required=True, type=click.Choice(list(QUESTIONS)))
+@click.option("--question", "questions", required=True, multiple=True, type=click.Choice(list(QUESTIONS)))
 @click.option("--tasks", default="sst2,mrpc,stsb,qnli", show_default=True, callback=_read_names)
 @click.option("--seeds", default="0,1", show_default=True, callback=_read_numbers)
 @click.option("--rows", default=2000, show_default=True, help="Training rows of a task.")
@@ -223,7 +212,7 @@ def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tup
 def main(
     backbone: str,
     data: Path,
-    question: str,
+    questions: Sequence[str],
     tasks: tuple[str, ...],
     seeds: tuple[int, ...],
     rows: int,
@@ -233,24 +222,24 @@ def main(
     output: Path | None,
 ) -> None:
     torch.set_num_threads(threads)
-    settings = QUESTIONS[question]
+    settings = {BASE: {}} | {name: each for question in questions for name, each in QUESTIONS[question].items()}
     plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, scored=scored, base=base)
     with plain_errors(), progress_bar() as bars:
-        bar = bars.add_task(question, total=len(tasks) * len(seeds) * len(settings), note="")
+        bar = bars.add_task("training", total=len(tasks) * len(seeds) * len(settings), note="")
 
         def done(line: dict[str, Any]) -> None:
             bars.update(bar, advance=1, note=f"{line['task']} {line['setting']} {line['score']:.1f}")
             if output is not None:
                 with output.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"question": question, **line}) + "\n")
+                    file.write(json.dumps(line) + "\n")
 
         loaded = load_backbone(backbone)
         lines = list(run(plan, loaded, load_tokenizer(backbone), data, done))
     table = summary(lines, list(settings), tasks)
-    show(question, table)
+    show(table)
     document = {
         "name": "defaults",
-        "question": question,
+        "questions": list(questions),
         "machine": look("cpu", "float32").to_dict(),
         "backbone": loaded.name,
         "rows": rows,

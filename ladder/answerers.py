@@ -26,7 +26,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """One of the labels. With a trie, words of the LM head; without, a head of its own with an output for each label."""
+    """One of the labels. With a trie, words of the LM head; without, a head with an output for each label."""
 
     labels: tuple[str, ...]
     trie: LabelTrie | None = None
@@ -134,10 +134,7 @@ class Embed:
 
     def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, E) in float32."""
-        outputs = side.read(side.encode(given.taps), given.taps.mask).float()
-        if side.config.words:
-            outputs = outputs + side.read_words(given.taps)
-        return F.normalize(outputs, dim=-1)
+        return F.normalize(side.read_all(side.encode(given.taps), given.taps).float(), dim=-1)
 
     def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
@@ -195,6 +192,4 @@ def build_answerer(
     if kind == "text" and head == "text":
         how = generation or Generation()
         return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
-    raise LabelError(
-        f"a {kind} task cannot be answered by a {head} head; use {'text' if kind == 'text' else 'linear'}"
-    )
+    raise LabelError(f"a {kind} task cannot be answered by a {head} head; use {'text' if kind == 'text' else 'linear'}")

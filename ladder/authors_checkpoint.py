@@ -115,7 +115,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     other = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(f"{path}: {other[0]!r} is no tensor; save the model's state dict alone")
+    odd = [name for name, value in loaded.items() if not _is_plain(value)]
+    if odd:
+        raise CheckpointError(f"{path}: {odd[0]!r} is sparse, quantised or without all of its values; save plain tensors")
     return dict(loaded)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, and every value is in the file: a few bytes could claim any shape."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _wrapper(loaded: Mapping[Any, Any]) -> str | None:

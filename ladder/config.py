@@ -85,8 +85,8 @@ class SideConfig:
     merge_start: float = 0.0
     """Initial logit of that gate; far below 0 starts at the backbone's own answers."""
     words: bool = False
-    """The linear head also reads the mean of the backbone's token embeddings, at its full width: which words a text has is
-    more than a narrow side state can hold, and most of what an embedding needs."""
+    """The linear head also reads the mean of the backbone's token embeddings, at its full width: which words a text has
+    is more than a narrow side state can hold, and most of what an embedding needs."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     head: Head = "text"

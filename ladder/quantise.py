@@ -6,6 +6,7 @@ scheme. What is gained is memory. Embeddings, LM head, norms and biases stay. in
 arXiv:2305.14314, as in QST, arXiv:2401.07159) is bitsandbytes'. Side networks are never quantised.
 """
 
+import ctypes
 import hashlib
 import importlib
 import sys
@@ -135,8 +136,9 @@ def quantise(backbone: Backbone, method: str, device: str | torch.device = "cpu"
         raise BackboneError(f"{backbone.name} is quantised already; load it again")
     linears = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     _check_widths(linears, method)
-    for name, linear in linears.items():
-        _replace(backbone, name, _quantised(linear.to(device), method))
+    for name in list(linears):
+        _replace(backbone, name, _quantised(linears.pop(name).to(device), method))
+    _return_freed_memory()
     backbone.quantization = method
     backbone.name = f"{backbone.name} ({method})"
     backbone.fingerprint = quantised_fingerprint(backbone.fingerprint, method)
@@ -206,6 +208,14 @@ def _plain(module: QuantisedLinear, dtype: torch.dtype) -> nn.Linear:
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
     return linear
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give the system what the whole matrices took: it keeps pieces of their size for itself."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _library() -> Any:

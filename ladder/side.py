@@ -171,9 +171,10 @@ class SideNetwork(nn.Module):
             return self.head(self.upsample(state).float())
         return self.head(mean_of_real(memory, mask))
 
-    def read_words(self, taps: Taps) -> Tensor:
-        """What `config.words` adds to `read`: (B, outputs) in float32, linear of the mean of real tokens' embeddings."""
-        return self.words(mean_of_real(taps.embeddings, taps.mask))
+    def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
+        """As `read`; with `config.words` plus what a linear layer says to the mean of the tokens' embeddings."""
+        said = self.read(memory, taps.mask)
+        return said + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else said
 
     def decoder_cache(self) -> DecoderCache:
         return DecoderCache(len(self.decoder.layers))

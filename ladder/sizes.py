@@ -185,7 +185,7 @@ def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
             if side.config.has_decoder:
                 out = frozen.logits(side.decode(decoder_taps, memory, taps.mask)).flatten(0, 1)
             else:
-                out = side.read(memory, taps.mask)
+                out = side.read_all(memory, taps)
             F.cross_entropy(out.float(), torch.zeros(len(out), dtype=torch.long))
         return sum(kept.values())
 
@@ -199,7 +199,7 @@ def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
         rung = said * down + _block(shape, said, memory=tokens)
         return total + 2 * said * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
     if config.head == "linear":
-        return total + 2 * shape.width * config.outputs
+        return total + 2 * (shape.width + config.words * backbone.d_model) * config.outputs
     return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
 
 

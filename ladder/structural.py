@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ladder.backbone import Backbone
 from ladder.config import SideConfig
 from ladder.errors import SideConfigError
-from ladder.layers import Block, BlockShape, RMSNorm
+from ladder.layers import Block, BlockShape
 from ladder.quantise import QuantisedLinear, full_weight
 from ladder.side import SideNetwork, SideStack, side_shape
 
@@ -89,32 +89,32 @@ class Plan:
     cuts: Mapping[str, Cut]
     """By the part's name in the backbone: "encoder.blocks.0.attention"."""
     last: Mapping[str, Tensor]
-    """(d,) dimensions of each stack's final norm, by the stack's name."""
+    """(d,) dimensions of each stack's final norm, by the stack's name; none where it stays as it is."""
 
 
 def initialise(
-    side: SideNetwork,
-    backbone: Backbone,
-    importance: Importance,
-    *,
-    order: Order,
-    rescale: bool | None = None,
-    align: bool | None = None,
+    side: SideNetwork, backbone: Backbone, importance: Importance, *, order: Order, align: bool | None = None
 ) -> None:
-    """Copy the backbone's most important weights into a side network's blocks, norms and relative biases.
+    """Copy the backbone's most important weights into a side network's blocks, norms and relative biases, in place.
 
-    Works in place and on the kept layers, though the whole backbone is ranked. Gates, projections and heads stay.
+    The whole backbone is ranked, and the kept layers get theirs. Gates and heads of its own stay, and so does, in the
+    consistent order, the final norm before such a head: the backbone's is small (0.15 in flan-t5-small) and starves it.
+
+    Args:
+        align: start projections down as a choice of the kept residual dimensions and the one up as its reverse; else
+            they stay. Consistent order only; None: for a text head, which learns faster so, while others do not.
 
     Raises:
-        SideConfigError: an unknown order, or a backbone with parts that nobody told how to cut.
+        SideConfigError: an unknown order, projections that it cannot align, or a backbone with unknown parts.
     """
+    aligned = order == "consistent" and side.config.has_decoder if align is None else align
+    if aligned and order == "reference":
+        raise SideConfigError("the reference order has no residual dimensions to align to: use the consistent order")
     plan = make_plan(backbone, importance, side.config, order=order)
     for name, stack in side.named_children():
         if isinstance(stack, SideStack):
             _fill(stack, name, backbone, plan)
-    if rescale if rescale is not None else order == "consistent":
-        _rescale_norms(side, (backbone.config.d_model / len(plan.first)) ** 0.5)
-    if align if align is not None else order == "consistent":
+    if aligned:
         _align(side, plan.first)
 
 
@@ -232,7 +232,7 @@ def _consistent_plan(backbone: Backbone, importance: Importance, shape: BlockSha
         path: Cut(before=kept, inner=_inner(importance, path, part, kept, shape), after=kept)
         for path, part, _ in _parts(backbone, stacks)
     }
-    return Plan(first=kept, cuts=cuts, last=dict.fromkeys(stacks, kept))
+    return Plan(first=kept, cuts=cuts, last=dict.fromkeys(stacks, kept) if "decoder" in stacks else {})
 
 
 def _residual_scores(backbone: Backbone, importance: Importance, stacks: Sequence[str]) -> Tensor:
@@ -284,7 +284,8 @@ def _fill(stack: SideStack, name: str, backbone: Backbone, plan: Plan) -> None:
         _copy_all(target, block, "relative_bias")
     if stack.layers:
         _copy_all(stack, source, "relative_bias")
-    _copy_rows(stack.final_norm, source.final_norm, plan.last[name])
+    if name in plan.last:
+        _copy_rows(stack.final_norm, source.final_norm, plan.last[name])
 
 
 def _fill_part(target: nn.Module, source: nn.Module, part: Part, cut: Cut) -> None:
@@ -314,13 +315,6 @@ def _read(module: nn.Module, name: str) -> Tensor:
     if name == "weight" and isinstance(module, nn.Linear | QuantisedLinear):
         return full_weight(module)
     return getattr(module, name).detach().float()
-
-
-@torch.no_grad()
-def _rescale_norms(side: SideNetwork, factor: float) -> None:
-    for module in side.modules():
-        if isinstance(module, RMSNorm):
-            module.weight.mul_(factor)
 
 
 @torch.no_grad()

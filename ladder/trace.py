@@ -121,7 +121,7 @@ def trace(
         memory = side.encode(taps)
         seen |= _named_taps("encoder", taps)
         if not side.config.has_decoder:
-            seen["out.head"] = side.read(memory, mask)
+            seen["out.head"] = side.read_all(memory, taps)
             return _stored(seen)
         assert taps.final is not None
         labels = None if inputs.labels is None else inputs.labels.to(device)

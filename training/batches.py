@@ -104,8 +104,8 @@ def input_places(places: Sequence[int], inputs: int) -> list[int]:
 
 
 def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
-    """What an answerer's loss takes: (B,) indices or values, (B, T) token ids padded with IGNORED, or, for an embedding,
-    (2B,) a number for each distinct input, in the order of `input_places`."""
+    """What an answerer's loss takes: (B,) indices or values, (B, T) token ids padded with IGNORED; for an embedding
+    (2B,), a number for each distinct input, in the order of `input_places`."""
     if spec.kind == "embedding":
         inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
         distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}

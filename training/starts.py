@@ -32,6 +32,7 @@ def start_side(
     examples: Sequence[Example] = (),
     samples: int = SAMPLES,
     seed: int = 0,
+    align: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Give a freshly made side network its start, in place; the backbone stays as it is.
@@ -41,6 +42,7 @@ def start_side(
         init: random leaves it so. magnitude: the backbone's weights with the largest sums of absolute values. fisher:
             those that matter most to the task's rows; needs `spec`, `tokenizer` and `examples`.
         order: consistent (ours) or reference (the authors' code's).
+        align: see `ladder.structural.initialise`.
         samples: how many of `examples`, drawn by `seed`; all where there are fewer.
         progress: told samples done and samples in all, now and then; only Fisher takes long enough.
 
@@ -52,13 +54,13 @@ def start_side(
         return
     backbone = full_precision(backbone)
     if init == "magnitude":
-        initialise(side, backbone, magnitude(backbone), order=order)
+        initialise(side, backbone, magnitude(backbone), order=order, align=align)
         return
     if spec is None or tokenizer is None or not examples:
         raise RecipeError("init", init, "random or magnitude where there are no training rows")
     drawn = draw_samples(spec, tokenizer, examples, samples, seed)
     importance = fisher(backbone, drawn, encoder_only=not side.config.has_decoder, progress=progress)
-    initialise(side, backbone, importance, order=order)
+    initialise(side, backbone, importance, order=order, align=align)
 
 
 def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | None = None) -> None:

@@ -1,13 +1,13 @@
 """How an embedding's side network starts: as the whitened mean of its text's token embeddings, with nothing added yet.
 
-Whitening weighs what few texts share over what all do. On real text the start alone finds more than the mean of the frozen
-backbone's last states, with half their numbers; training has the side network add what words cannot tell.
+Whitening weighs what few texts share over what all do. On real text the start alone finds more than the mean of the
+frozen backbone's last states, with half their numbers; training has the side network add what words cannot tell.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ladder import Backbone, SideNetwork
 
@@ -25,6 +25,7 @@ def start_at_words(side: SideNetwork, backbone: Backbone, inputs: Sequence[Seque
     weights = whitening(means - center, len(side.words.weight))
     side.words.weight.copy_(weights)
     side.words.requires_grad_(False)  # D x E weights that a few thousand pairs would only fit by heart
+    assert isinstance(side.head, nn.Linear)
     side.head.weight.zero_()
     side.head.bias.copy_(-weights @ center)
 

@@ -230,6 +230,9 @@ class Surprise:
         ([torch.ones(1)], "holds no state dict"),
         ({"a": torch.ones(1), "lr": 0.1}, "'lr' is no tensor"),
         ({"w.a": torch.ones(1), "w.module.a": torch.ones(1)}, "has a twice"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is sparse, quantised or without all of its values"),
+        ({"a": torch.ones(2, device="meta")}, "'a' is sparse, quantised or without all of its values"),
+        ({"a": torch.ones(1).expand(1 << 40)}, "'a' is sparse, quantised or without all of its values"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, content: object, message: str, capfd: pytest.CaptureFixture[str]) -> None:

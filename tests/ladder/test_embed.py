@@ -138,12 +138,11 @@ def test_no_decoder_is_made_or_run(backbone, inputs, monkeypatch):
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, 1e38])
 def test_a_vector_without_a_direction_is_a_failure(backbone, inputs, value):
     broken, whole = make_side(backbone), make_side(backbone)
+    assert isinstance(broken.head, torch.nn.Linear)
     with torch.no_grad():
         broken.head.weight.fill_(value)
         broken.head.bias.fill_(value)
-    failed, fine = answer(
-        backbone, [Row(ids=inputs[0], side=side, answerer=Embed()) for side in (broken, whole)]
-    )
+    failed, fine = answer(backbone, [Row(ids=inputs[0], side=side, answerer=Embed()) for side in (broken, whole)])
     assert isinstance(failed, NotFiniteError)
     assert isinstance(fine, VectorAnswer)
 

@@ -3,6 +3,8 @@
 import copy
 import pickle
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 from ladder import Backbone, BackboneError, load_backbone, run_backbone
 from ladder.quantise import (
     BLOCK,
+    LINEARS,
     Int8Linear,
     Nf4Linear,
     QuantisedLinear,
@@ -199,6 +202,30 @@ def test_fingerprints_and_names_tell_them_apart(folder, whole):
         assert again.fingerprint == backbone.fingerprint
         assert again.name == f"{whole.name} ({method})"
         assert again.quantization == method
+
+
+def test_whole_matrices_are_gone_one_by_one(whole, monkeypatch):
+    """On a GPU they would be there twice otherwise."""
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def watched(linear: torch.nn.Linear) -> Int8Linear:
+        seen.append(weakref.ref(linear.weight))
+        alive.append(sum(each() is not None for each in seen))
+        return Int8Linear(linear)
+
+    monkeypatch.setitem(LINEARS, "int8", watched)
+    quantise(copy.deepcopy(whole), "int8")
+    assert len(alive) > 10
+    assert set(alive) == {1}
+
+
+def test_threads_share_it(quantised):
+    ids, mask = inputs()
+    expected = quantised.encode(ids, mask).final
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: quantised.encode(ids, mask).final, range(16)))
+    assert all(torch.equal(each, expected) for each in found)
 
 
 def test_it_is_not_quantised_twice(quantised):

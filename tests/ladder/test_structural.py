@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from ladder import Backbone, BackboneConfig, SideConfig, SideConfigError, SideNetwork
 from ladder.authors import backbone_name
+from ladder.layers import RMSNorm
 from ladder.side import side_shape
 from ladder.structural import Plan, initialise, magnitude, make_plan
 from tests.ladder import golden
@@ -154,8 +155,12 @@ def test_what_is_not_cut_out_stays(backbone, order, config):
     kept = {name for name, tensor in side.state_dict().items() if torch.equal(tensor, before[name])}
     assert {name for name in before if "gate" in name or name.startswith("head.")} <= kept
     assert not {name for name in kept if ".block." in name or "relative_bias" in name}
-    if order == "reference":
-        assert {name for name in before if "sample" in name} <= kept
+    aligned = order == "consistent" and config is TEXT
+    assert {name for name in before if "sample.weight" in name} & kept == (
+        set() if aligned else {name for name in before if "sample.weight" in name}
+    )
+    if order == "consistent" and config is LINEAR:
+        assert "encoder.final_norm.weight" in kept
 
 
 @pytest.mark.parametrize("config", [TEXT, LINEAR, SideConfig(head="linear", outputs=1, reduction=3)], ids=str)
@@ -177,7 +182,8 @@ def test_consistent_keeps_one_residual_stream_and_matching_channels(backbone, co
                 assert len(channels) == shape.hidden
     stacks = ("encoder", "decoder") if config.has_decoder else ("encoder",)
     assert {path.partition(".")[0] for path in plan.cuts} == set(stacks)
-    assert all(torch.equal(plan.last[stack], plan.first) for stack in stacks)
+    assert set(plan.last) == (set(stacks) if config.has_decoder else set())
+    assert all(torch.equal(last, plan.first) for last in plan.last.values())
 
 
 def silence_all_but(backbone: Backbone, reduction: int, generator: torch.Generator) -> torch.Tensor:
@@ -220,10 +226,13 @@ def silence_all_but(backbone: Backbone, reduction: int, generator: torch.Generat
 
 def test_a_backbone_with_room_to_spare_is_its_own_side_network(backbone):
     """Where dimensions and channels say nothing, cutting them away changes nothing: the side network alone (gate one)
-    says what the backbone says."""
+    says what the backbone says, once its norms know that the dimensions that they miss were nothing."""
     residual = silence_all_but(backbone, 4, torch.Generator().manual_seed(1))
     side = make_side(backbone, SideConfig(head="text", reduction=4, gate="one"))
     initialise(side, backbone, magnitude(backbone), order="consistent")
+    for module in side.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.data.mul_(4**0.5)  # a mean over a quarter of the dimensions is four times the mean over all
     ids, labels = torch.tensor([[5, 7, 9, 11, 1], [6, 8, 1, 0, 0]]), torch.tensor([[0, 4, 3], [0, 2, 1]])
     mask = ids != 0
     taps = backbone.encode(ids, mask)
@@ -252,7 +261,7 @@ def test_consistent_order_works_on_norms_after_parts_and_biases():
 
 def test_a_block_that_nobody_described_is_refused(backbone):
     backbone.encoder.blocks[1].attention.rotation = torch.nn.Parameter(torch.ones(2))
-    with pytest.raises(SideConfigError, match="does not know attention.rotation"):
+    with pytest.raises(SideConfigError, match=r"does not know attention\.rotation"):
         magnitude(backbone)
 
 
@@ -281,3 +290,16 @@ def test_the_least_of_the_backbone_is_what_goes(backbone):
                 if isinstance(module, torch.nn.Linear) and module.weight.shape[1] == 32:
                     module.weight.data[:, loud] *= 10
     assert torch.equal(make_plan(backbone, magnitude(backbone), TEXT, order="consistent").first, loud)
+
+
+def test_aligned_projections_pick_and_put_back_the_kept_dimensions(backbone):
+    kept = make_plan(backbone, magnitude(backbone), TEXT, order="consistent").first
+    side, state = make_side(backbone, TEXT), torch.randn(5, 32)
+    initialise(side, backbone, magnitude(backbone), order="consistent", align=True)
+    for module in (side.encoder.first_downsample, side.decoder.first_downsample, side.decoder.rungs[1].downsample):
+        assert torch.equal(module(state), state[:, kept])
+    up = side.upsample(state[:, kept])
+    assert torch.equal(up[:, kept], state[:, kept])
+    assert up.count_nonzero() == 5 * len(kept)
+    with pytest.raises(SideConfigError, match="use the consistent order"):
+        initialise(side, backbone, magnitude(backbone), order="reference", align=True)

@@ -198,6 +198,7 @@ def test_an_embedding_by_a_text_head_is_refused(publish, loader: Loader) -> None
 
 
 def _negate_head(side: SideNetwork) -> None:
+    assert isinstance(side.head, torch.nn.Linear)
     side.head.weight.mul_(-1)
     side.head.bias.mul_(-1)
 

@@ -59,9 +59,7 @@ def pair_rows(lengths: list[int]) -> list[TokenizedRow]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=2, max_size=60), size=st.integers(2, 5), seed=st.text(max_size=3)
-)
+@given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=60), size=st.integers(2, 5), seed=st.text(max_size=3))
 def test_every_row_is_in_one_batch_and_no_pair_is_alone(lengths, size, seed):
     rows = pair_rows(lengths)
     batches = list(shuffled_batches(rows, size, seed, least=2))

@@ -222,9 +222,7 @@ def test_an_mlp_head_answers_what_a_linear_one_can(tmp_path, backbone, tokenizer
     config = Recipe(head="mlp").side_config(spec)
     assert (config.head, config.outputs, config.has_decoder) == ("mlp", outputs, False)
     assert Recipe().side_config(spec).head == "linear"
-    artifact = train(
-        toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1, head="mlp"), tmp_path / "run"
-    )
+    artifact = train(toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1, head="mlp"), tmp_path / "run")
     assert load_model(artifact, backbone, tokenizer).side.config.head == "mlp"
 
 
@@ -236,9 +234,7 @@ def test_text_is_for_the_text_head(head):
 
 def test_an_embedding_learns_what_words_do_not_tell(tmp_path, backbone, tokenizer):
     """Capitals share no token with what they stand for: untrained, the right one of 40 comes first by chance."""
-    job = toy.job(
-        tmp_path, toy.PAIRS, backbone, tokenizer, epochs=3, count=160, dropout=0.0, learning_rate=1e-2
-    )
+    job = toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, epochs=3, count=160, dropout=0.0, learning_rate=1e-2)
     artifact = train(job, tmp_path / "run")
     assert artifact.manifest.metrics["recall_at_1"] >= 0.4
     model, examples = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer), job.validation.examples

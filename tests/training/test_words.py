@@ -20,7 +20,9 @@ def test_whitened_rows_differ_alike_in_all_directions_where_rows_are_many():
     rows = torch.randn(4000, 6) @ torch.diag(torch.tensor([9.0, 8.0, 8.0, 7.0, 0.01, 0.01])) @ torch.randn(6, 6)
     rows = rows - rows.mean(0)
     white = rows @ whitening(rows, 3).T
-    assert_close(white.T @ white / len(rows) * 3, torch.diag(torch.diag(white.T @ white / len(rows) * 3)), atol=1e-2, rtol=0)
+    assert_close(
+        white.T @ white / len(rows) * 3, torch.diag(torch.diag(white.T @ white / len(rows) * 3)), atol=1e-2, rtol=0
+    )
     deviations = white.std(0)
     assert deviations.max() / deviations.min() < 2
     assert rows.std(0).max() > 5
