@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,8 +106,8 @@ class Kinds:
 class Speed:
     """Times passes over random tokens, no padding among them: values of weights do not matter, nor do the tokens'."""
 
-    def __init__(self, kinds: Kinds, seconds: float, seed: int) -> None:
-        self.kinds, self.seconds = kinds, seconds
+    def __init__(self, kinds: Kinds, seconds: float, seed: int, clock: Callable[[], float]) -> None:
+        self.kinds, self.seconds, self.clock = kinds, seconds, clock
         self._random = torch.Generator().manual_seed(seed)
 
     def measure(self, name: str) -> Figures:
@@ -130,7 +131,8 @@ class Speed:
         """Median milliseconds of a call."""
         finish = torch.cuda.synchronize if self.kinds.device != "cpu" else lambda: None
         lead = min(0.3, self.seconds)
-        return 1e3 * quantile(time_calls(call, seconds=self.seconds, lead_s=lead, prepare=prepare, finish=finish), 0.5)
+        how = {"seconds": self.seconds, "lead_s": min(0.3, self.seconds), "prepare": prepare, "finish": finish}
+        return 1e3 * quantile(time_calls(call, clock=self.clock, **how), 0.5)
 
     def _filled_cache(self, backbone: Backbone, ids: Tensor, memory: Tensor, mask: Tensor) -> Any:
         cache = backbone.decoder_cache()
@@ -245,6 +247,9 @@ def report(question: str, kinds: Kinds, samples: Samples, settings: Mapping[str,
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Torch's; 0: its own choice.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of one timing.")
+@click.option(
+    "--cpu-time", is_flag=True, help="Time the CPU's work, not the wall's: where others work too, --threads 1."
+)
 @click.option("--rows", type=click.IntRange(1), default=2000, show_default=True, help="To train on.")
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--encoder-layers", default="1,3,5,7", show_default=True, help="Blocks with a rung.")
@@ -256,6 +261,7 @@ def main(
     device: str,
     threads: int,
     seconds: float,
+    cpu_time: bool,
     rows: int,
     epochs: int,
     encoder_layers: str,
@@ -271,8 +277,9 @@ def main(
         kinds = Kinds(backbone, pick_device(device))
         settings: dict[str, Any] = {"question": question, "rounds": rounds, "seed": seed}
         if question == "speed":
-            variants = kinds.variants(Speed(kinds, seconds, seed).measure)
-            settings["seconds"] = seconds
+            clock = time.process_time if cpu_time else time.perf_counter
+            variants = kinds.variants(Speed(kinds, seconds, seed, clock).measure)
+            settings |= {"seconds": seconds, "clock": clock.__name__}
         elif question == "memory":
             variants = kinds.variants(partial(measure_memory, kinds), warm_up=lambda: None)
         else:

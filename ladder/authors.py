@@ -4,12 +4,9 @@ Pure renaming; see LST's published code at ylsung/Ladder-Side-Tuning for what ea
 """
 
 import re
-from collections.abc import Iterable, Mapping
-
-from torch import Tensor
+from collections.abc import Iterable
 
 from ladder.config import SideConfig
-from ladder.errors import CheckpointError
 
 _PARTS = {
     "SelfAttention": "attention",
@@ -60,7 +57,7 @@ def gate_layers(names: Iterable[str], stack: str, what: str) -> dict[int, str]:
 
 
 def authors_name(ours: str, config: SideConfig, owner: int | None = None) -> str:
-    """Undo `side_weights`: the authors' name for a parameter of ours, for a text head and a resolved `config`.
+    """The authors' name for a parameter of our side network, with a text head and a resolved `config`.
 
     Args:
         owner: the layer that holds its stack's relative bias; the lowest kept one when not given.
@@ -89,43 +86,6 @@ def _rung_part(part: str, layer: int, config: SideConfig, *, decoder: bool) -> s
     place = places[module.split("_")[0]]
     theirs = "layer_norm" if module.endswith("_norm") else next(t for t, o in _PARTS.items() if o == module)
     return f"side_block.{layer}.layer.{place}.{theirs}.{tail}"
-
-
-def side_weights(theirs: Mapping[str, Tensor], config: SideConfig) -> dict[str, Tensor]:
-    """The authors' side parameters under our names, for a resolved `config`. Those of dropped layers are left out.
-
-    Raises:
-        CheckpointError: a parameter that no part of a side network has.
-    """
-    ours: dict[str, Tensor] = {}
-    for name, tensor in theirs.items():
-        renamed = _side_name(name, config)
-        if renamed is not None:
-            ours[renamed] = tensor
-    return ours
-
-
-def _side_name(theirs: str, config: SideConfig) -> str | None:
-    rungs = {
-        stack: {layer: index for index, layer in enumerate(layers or ())}
-        for stack, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers))
-    }
-    if match := _BLOCK.fullmatch(theirs):
-        rung = rungs[match["stack"]].get(int(match["index"]))
-        if rung is None:
-            return None
-        return f"{match['stack']}.{_block_part(match, f'rungs.{rung}.block')}"
-    if match := _LADDER.fullmatch(theirs):
-        rung = rungs[match["stack"]].get(int(match["index"]))
-        if match["what"] == "downsamples":
-            return None if rung is None else f"{match['stack']}.rungs.{rung}.downsample{match['rest']}"
-        has_gate = rung is not None and config.gate in ("learnable", "fixed")
-        return f"{match['stack']}.rungs.{rung}.gate_logit" if has_gate else None
-    fixed = theirs.replace("side_first_downsample", "first_downsample").replace("final_side_layer_norm", "final_norm")
-    fixed = fixed.replace("side_final_upsample", "upsample").replace("side_gate_params_merge_last", "merge_logit")
-    if fixed == theirs:
-        raise CheckpointError(f"{theirs!r} is no part of a side network")
-    return fixed
 
 
 def _block_part(match: re.Match[str], block: str) -> str:

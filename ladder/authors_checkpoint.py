@@ -5,6 +5,7 @@ Its settings are `ladder.authors_settings`' to find, its names `ladder.authors`'
 
 import math
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder; name the file in it" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {what}")
-    named = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    named = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     if any(name.startswith("w.") for name in named):
         named = {name: tensor for name, tensor in named.items() if name.startswith("w.")}
     plain: dict[str, Tensor] = {}
@@ -91,6 +92,12 @@ def import_side(tensors: Mapping[str, Tensor], backbone: Backbone, claims: Claim
 # --- reading
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by a header of JSON after eight bytes: torch's own files begin otherwise."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as opened:
@@ -101,7 +108,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         why = "it is no torch file of tensors alone, and what else is in it is not run; save the state dict"
         raise CheckpointError(f"{path} does not load: {why}") from None
@@ -117,7 +124,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {other[0]!r} is no tensor; save the model's state dict alone")
     odd = [name for name, value in loaded.items() if not _is_plain(value)]
     if odd:
-        raise CheckpointError(f"{path}: {odd[0]!r} is sparse, quantised or without all of its values; save plain tensors")
+        raise CheckpointError(f"{path}: {odd[0]!r} is sparse, quantised or lacks values; save plain tensors")
     return dict(loaded)
 
 

@@ -15,6 +15,20 @@ from ladder.config import BackboneConfig, Gate, GateForm, SideConfig
 from ladder.errors import CheckpointError
 
 STACKS = ("encoder", "decoder")
+WORDS = frozenset(
+    {
+        "r",
+        "encoder_side_layers",
+        "decoder_side_layers",
+        "use_gate",
+        "gate_T",
+        "gate_alpha",
+        "add_residual_after",
+        "merge_last",
+        "add_bias_sampling",
+    }
+)
+"""The authors' names of what `Claims` holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +52,13 @@ class Claims:
         """Read the authors' own words: use_gate, gate_T, encoder_side_layers ..., as their config.json has them.
 
         Raises:
-            CheckpointError: a value of the wrong type, or a method that is not LST.
+            CheckpointError: a value of the wrong type, a method that is not LST, or none of their words at all.
         """
         for name in ("train_task_adapters", "prefix_tuning"):
             if settings.get(name) not in (None, False):
                 raise CheckpointError(f"the settings have {name} {settings[name]!r}: that is more than a side network")
+        if not settings.keys() & WORDS:
+            raise CheckpointError(f"the settings hold none of {', '.join(sorted(WORDS))}: give the authors' own")
         counts = {"encoder": backbone.num_layers, "decoder": backbone.num_decoder_layers}
         return cls(
             reduction=_setting(settings, "r", int),
@@ -72,6 +88,12 @@ class Claims:
 
 
 def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claims: Claims) -> SideConfig:
+    """The resolved settings of the side network whose tensors, under the authors' names, are `theirs`.
+
+    Raises:
+        CheckpointError: the tensors contradict each other or the claims, or neither tells a setting.
+        SideConfigError: layers or widths that this backbone does not have.
+    """
     layers = {stack: kept_layers(theirs, stack) for stack in STACKS}
     for stack in STACKS:
         _check_layers(theirs, stack, layers[stack], getattr(claims, f"{stack}_layers"))
@@ -217,7 +239,7 @@ def _use_gate(settings: Mapping[str, Any]) -> Gate | None:
         "schedule-hyperbolic": "fixed",
     }
     value = settings.get("use_gate")
-    if value is not None and value not in names:
+    if value is not None and not (isinstance(value, str) and value in names):
         raise CheckpointError(f"the settings' use_gate must be one of {', '.join(names)}, got {value!r}")
     return None if value is None else names[value]
 

@@ -98,14 +98,14 @@ class Backbone(nn.Module):
         return self.config.num_decoder_layers > 0
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, S) token ids, from the first token on, to what the first block reads, (B, S, D).
+        """(B, S) token ids, or one row's (S,), from the first token on, to what the first block reads, (B, S, D).
 
         Raises:
             BackboneError: more tokens than it has positions for.
         """
         most = self.config.max_positions
-        if most is not None and ids.shape[1] > most:
-            raise BackboneError(f"{self.name} reads at most {most} tokens, got {ids.shape[1]}: cut the text")
+        if most is not None and ids.shape[-1] > most:
+            raise BackboneError(f"{self.name} reads at most {most} tokens, got {ids.shape[-1]}: cut the text")
         return self.embedding(F.embedding(ids, self.shared))
 
     @torch.no_grad()

@@ -26,12 +26,11 @@ def save_side(path: str | Path, side: SideNetwork) -> None:
 
 
 def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
-    """A frozen copy in evaluation mode and `dtype`; a linear head stays float32: its outputs are answers."""
+    """A frozen copy in evaluation mode and `dtype`; a head of its own stays as it is, float32: it says answers."""
     copy = deepcopy(side).to(dtype).eval().requires_grad_(False)
-    if not copy.config.has_decoder:
-        copy.head.float()
-    if copy.config.words:
-        copy.words.float()
+    for name in ("head", "words"):
+        if hasattr(copy, name):  # float() alone would keep what rounding to `dtype` left
+            getattr(copy, name).float().load_state_dict(getattr(side, name).state_dict())
     return copy
 
 

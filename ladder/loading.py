@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,8 @@ BFLOAT16_CAPABILITY = (8, 0)
 """Compute capability from which a GPU computes in bfloat16 itself (Ampere)."""
 COPY = "copy of shared"
 """Stands for a stack's own embeddings, while weights are read."""
-_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt", "pytorch_model*.bin"]
+_FILES = ["*.json", "*.safetensors", "*.model", "merges.txt"]
+_TORCH_FILES = "pytorch_model*.bin"
 
 
 def load_backbone(
@@ -81,7 +83,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=_FILES))
+        if not any(folder.glob("*.safetensors")):  # where there are such, the others are the same weights again
+            folder = Path(snapshot_download(name, allow_patterns=[*_FILES, _TORCH_FILES]))
+        return folder
     except LocalEntryNotFoundError:
         raise BackboneError(
             f"{name} is no folder here, is not in the hub's cache, and the hub cannot be reached; give a folder"
@@ -126,8 +131,10 @@ def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for ours, tensor in _tensors(folder, _names(config)):
         weights[ours] = tensor
-    copy = weights.pop(COPY, torch.empty(0))
-    weights.setdefault("head", weights.setdefault("shared", copy))  # tied
+    if (copy := weights.pop(COPY, None)) is not None:
+        weights.setdefault("shared", copy)
+    if "shared" in weights:
+        weights.setdefault("head", weights["shared"])  # tied
     with torch.device("meta"):
         expected = {name: tuple(parameter.shape) for name, parameter in Backbone(config).named_parameters()}
     missing = sorted(expected.keys() - weights.keys())
@@ -172,12 +179,13 @@ def _tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple
 
 
 def _torch_tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("pytorch_model*.bin"))
+    files = sorted(folder.glob(_TORCH_FILES))
     if not files:
         raise BackboneError(f"{folder} has no model.safetensors (nor pytorch_model.bin)")
     for path in files:
         try:
-            loaded = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+            mapped = is_zipfile(path)  # what torch wrote before 1.6 is none, and cannot be
+            loaded = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
         except Exception as error:  # torch.load raises whatever its parsers do
             raise BackboneError(f"{path} does not load: {error}") from None
         yield from ((ours, tensor) for theirs, tensor in loaded.items() if (ours := names(theirs)))

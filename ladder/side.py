@@ -92,7 +92,7 @@ class SideStack(nn.Module):
 
     def _finish(self, side: Tensor) -> Tensor:
         if isinstance(self.final_norm, nn.Identity):
-            return side  # the last block has normed it, and a head drops out for itself
+            return side  # the last block has normed it and dropped out
         return F.dropout(self.final_norm(side), self.dropout, self.training)
 
 
@@ -166,7 +166,7 @@ class SideNetwork(nn.Module):
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
         """What a head of its own says, (B, outputs) in float32: linear of the mean of real tokens, mlp of the last."""
         if self.config.head == "mlp":
-            last = (mask.sum(1) - 1).clamp(min=0)
+            last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)  # wherever the padding stands
             state = memory[torch.arange(len(memory), device=memory.device), last]
             return self.head(self.upsample(state).float())
         return self.head(mean_of_real(memory, mask))

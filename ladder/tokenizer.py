@@ -1,13 +1,17 @@
 """The backbone's own tokenizer: text to ids that end in the end token, and back. Safe to call from many threads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError, NoTokenizerError
 from ladder.families import family_of
 from ladder.loading import read_json, resolve_folder
 from ladder.vocabulary import Vocabulary, read_vocabulary
+
+BYTES = "ByT5Tokenizer"
+"""What Hugging Face calls the tokenizer that needs no file."""
 
 
 class Tokenizer:
@@ -61,7 +65,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     folder = resolve_folder(source)
     given = read_json(folder / "config.json")
     config = BackboneConfig.from_hf(given)
-    vocabulary, fingerprint = read_vocabulary(folder, _files(folder, config))
+    vocabulary, fingerprint = read_vocabulary(folder, _files(folder, config, given))
     eos = config.eos_token_id if vocabulary.eos_token_id is None else vocabulary.eos_token_id
     bos = None
     if family_of(config).starts_prompts:
@@ -71,14 +75,15 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return Tokenizer(vocabulary, fingerprint, eos, bos_token_id=bos, limit=config.max_positions)
 
 
-def _files(folder: Path, config: BackboneConfig) -> tuple[str, ...]:
-    """The files of the vocabulary; none for bytes."""
+def _files(folder: Path, config: BackboneConfig, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files of the vocabulary; none for bytes. `given` is config.json, which may name the tokenizer too."""
     choices = family_of(config).vocabularies
     for names in choices:
         if all((folder / name).is_file() for name in names):
             return names
     settings = folder / "tokenizer_config.json"
-    if settings.is_file() and read_json(settings).get("tokenizer_class") == "ByT5Tokenizer":
+    told = read_json(settings) if settings.is_file() else {}
+    if BYTES in (told.get("tokenizer_class"), given.get("tokenizer_class")):
         return ()
     first, *others = (" with ".join(names) for names in choices)
     raise NoTokenizerError(

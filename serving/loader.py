@@ -26,7 +26,7 @@ from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadEr
 from serving.golden import difference, tolerance_for
 from serving.pool import Resident
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
-from side_registry.manifest import NO_TOKENIZER, SIDE_NETWORK, Manifest
+from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,6 @@ class Loader:
             if manifest.backbone.quantization != backbone.quantization:
                 remedy = f"serve with --quantize {manifest.backbone.quantization}, or retrain it on this backbone"
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
-        if manifest.tokenizer_fingerprint == NO_TOKENIZER:
-            raise IncompatibleSide(task, "a backbone folder without a tokenizer", f"tokenizer {tokenizer.fingerprint}")
         if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)
         if SIDE_NETWORK not in manifest.files:

@@ -43,7 +43,7 @@ class BackboneRef(Document):
     name: str
     fingerprint: str = Field(min_length=1)
     quantization: str = "none"
-    """What its matrices were turned into, int8 or int4. The fingerprint says it too; this is for people and `evaluate`."""
+    """What its matrices were turned into, int8 or int4. Its fingerprint says it too: this is for people."""
 
 
 class GoldenExample(Document):

@@ -24,7 +24,15 @@ from side_registry.decisions import Published, Rolled
 from side_registry.documents import replacing
 from side_registry.errors import ArtifactError, Contended, InvalidName
 from side_registry.log import Action, Commit, Log
-from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Artifact, Manifest, parse_manifest, read_artifact
+from side_registry.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    NO_TOKENIZER,
+    Artifact,
+    Manifest,
+    parse_manifest,
+    read_artifact,
+)
 from side_registry.marker import find_marker
 from side_registry.state import Fold, State, fold
 from side_registry.store import Store
@@ -146,6 +154,10 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         artifact = read_artifact(folder)
+        if artifact.manifest.tokenizer_fingerprint == NO_TOKENIZER:
+            raise ArtifactError(
+                folder, "it was made without a tokenizer; make it again from a backbone folder that has one"
+            )
         digest = self._upload(artifact)
         generation, published = self._commit(
             lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message

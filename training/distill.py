@@ -102,7 +102,7 @@ def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tok
     folder = Path(source).expanduser()
     if source != "backbone" and (folder / MANIFEST).is_file():
         return _from_run(folder, spec, backbone, tokenizer)
-    if (folder / SETTINGS).is_file():
+    if source != "backbone" and (folder / SETTINGS).is_file():
         raise RunError(folder, "is not finished, so it cannot teach; run it again to its end")
     if spec.kind not in ("classification", "text"):
         raise RecipeError("teacher", source, f"a finished run's folder for {spec.kind}: an LM head says words alone")
@@ -114,7 +114,7 @@ def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tok
             raise RecipeError("teacher", source, f"a model with the tokenizer of {backbone.name}")
     if not speaker.config.num_decoder_layers:
         raise RecipeError("teacher", source, "a run's folder or a backbone with a decoder: this one says nothing")
-    words = tuple(tuple(tokenizer.encode(label)) for label in spec.labels)
+    words = tuple(map(tuple, tokenizer.encode_targets(spec.labels)))
     return Teacher(identity=identity, backbone=speaker, trie=LabelTrie(words) if words else None)
 
 

@@ -18,6 +18,8 @@ Start = Literal["fresh", "pretrained"]
 MERGE_LOGIT = -2.0
 """Of the merge gate over its temperature where the start is pretrained: the backbone's own logits times 0.88, which
 moves no probability of two labels by 0.03. Nearer to 1, a backbone that is wrong is unlearnt slowly."""
+SOFTER = 2.0
+"""Temperature of distillation, unless told."""
 
 HEADS = {
     "classification": ("linear", "text", "mlp"),
@@ -80,7 +82,7 @@ class Recipe:
     merge_last on). For templates that the backbone understands as they are."""
     distill: float = 0.0
     """Share of the loss that is agreement with the teacher; the rest is the task's own. 0: no teacher."""
-    distill_temperature: float = 2.0
+    distill_temperature: float = SOFTER
     """Softens both distributions before they are compared; regression has none."""
     teacher: str = "backbone"
     """Who teaches where `distill` is above 0. backbone: its own LM head (classification and text). Or a finished run's
@@ -104,19 +106,23 @@ class Recipe:
         orders = get_args(Order)
         _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
         _check("init_samples", self.init_samples, self.init_samples >= 1, ">= 1")
+        self._check_init_is_used()
         _check("distill", self.distill, 0 <= self.distill <= 1, "within 0 and 1")
         taught = self.distill > 0 or self.teacher == "backbone"
         _check("distill", self.distill, taught, f"above 0 where there is a teacher, {self.teacher}")
         softens = 0 < self.distill_temperature < math.inf
         _check("distill_temperature", self.distill_temperature, softens, "> 0")
+        softened = self.distill > 0 or self.distill_temperature == SOFTER
+        _check("distill", self.distill, softened, "above 0 where there is a distill_temperature")
         _check("start", self.start, self.start in get_args(Start), "fresh or pretrained")
-        _check("cache_gb", self.cache_gb, self.cache_gb >= 0, ">= 0")
+        _check("cache_gb", self.cache_gb, 0 <= self.cache_gb < math.inf, ">= 0")
 
     def side_config(self, spec: TaskSpec) -> SideConfig:
         """The shape of a side network for `spec`.
 
         Raises:
-            RecipeError: a head, start or teacher that this kind of task cannot have, or batches too small to teach it.
+            RecipeError: a head, start or teacher that this kind of task cannot have, decoder layers for a head that has
+                no decoder, or batches too small to teach it.
             SideConfigError: settings that make no side network.
         """
         allowed = HEADS[spec.kind]
@@ -125,6 +131,9 @@ class Recipe:
             raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
         if self.batch_rows < least_rows(spec):
             raise RecipeError("batch_rows", self.batch_rows, f">= {least_rows(spec)} for {spec.kind}")
+        if self.decoder_layers and head != "text":
+            rule = f"left out for a {head} head, which has no decoder"
+            raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
         self._check_teacher(spec)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":
@@ -143,10 +152,22 @@ class Recipe:
             words=spec.kind == "embedding" and head == "linear",
             mix_after=self.mix_after,
             merge_last=self.merge_last or keeps_answer,
-            merge_start=self.gate_temperature * MERGE_LOGIT if keeps_answer else 0.0,
+            merge_start=self._merge_start(keeps_answer),
             bias=self.bias,
             dropout=self.dropout,
         )
+
+    def _merge_start(self, keeps_answer: bool) -> float:
+        """The authors start the last gate as all others."""
+        if keeps_answer:
+            return self.gate_temperature * MERGE_LOGIT
+        return self.gate_start if self.merge_last else 0.0
+
+    def _check_init_is_used(self) -> None:
+        cuts = self.init != "random" or self.init_order == "consistent"
+        _check("init", self.init, cuts, f"magnitude or fisher where init_order is {self.init_order}")
+        counts = self.init == "fisher" or self.init_samples == SAMPLES
+        _check("init", self.init, counts, f"fisher where init_samples is {self.init_samples}")
 
     def _check_teacher(self, spec: TaskSpec) -> None:
         if spec.kind == "embedding" and self.distill:

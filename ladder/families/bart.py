@@ -103,5 +103,5 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, S, D) looked-up embeddings to (B, S, D)."""
-        return self.norm(tokens * self.scale + self.positions[OFFSET : OFFSET + tokens.shape[1]])
+        """(..., S, D) looked-up embeddings to as many."""
+        return self.norm(tokens * self.scale + self.positions[OFFSET : OFFSET + tokens.shape[-2]])

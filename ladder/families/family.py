@@ -55,7 +55,7 @@ class Family(ABC):
         )
 
     def embedding(self, config: BackboneConfig) -> nn.Module:
-        """What makes the first block's input, (B, S, D), of looked-up token embeddings. By default they are it."""
+        """What makes the first block's input, (..., S, D), of looked-up token embeddings. By default they are it."""
         return nn.Identity()
 
     def relative_bias(self, config: BackboneConfig, *, decoder: bool) -> nn.Module:

@@ -32,8 +32,9 @@ from sidecast.cli.output import say
 @click.option(
     "--mix-after", "--residual-after", "mix_after", is_flag=True, default=None, help="Their add_residual_after."
 )
-@click.option("--encoder-layers", callback=options.layers, metavar="I,J,...", help="Checked: the file tells them.")
-@click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers.")
+@click.option("--reduction", type=int, metavar="R", help="Checked: the file tells it.")
+@click.option("--encoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
+@click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
 @click.option("--head", type=click.Choice(["text"]), default="text", help="Theirs is the backbone's own LM head.")
 @options.quantize
 @options.as_json

@@ -50,7 +50,7 @@ Step = Callable[[int, int], None]
 @click.option("--gate", type=click.Choice(["none", "one", "learnable", "fixed"]), help="[default: learnable]")
 @click.option("--gate-form", type=click.Choice(["scalar", "channel"]), help="[default: scalar]")
 @click.option("--gate-temperature", type=float, metavar="T", help="[default: 0.1]")
-@click.option("--gate-start", type=float, metavar="ALPHA", help="Every gate's logit.  [default: 0]")
+@click.option("--gate-start", type=float, metavar="ALPHA", help="Every rung's gate's logit.  [default: 0]")
 @click.option("--mix-after", is_flag=True, default=None, help="Mix taps in after the side blocks, not before.")
 @click.option("--no-bias", "bias", is_flag=True, flag_value=False, default=None, help="No biases in projections.")
 @click.option("--merge-last", is_flag=True, default=None, help="Mix the backbone's last state in (text head).")
@@ -86,7 +86,7 @@ def init(
     from training.recipe import Recipe
 
     check_method(quantize)
-    _check_rows(init, task, data, samples_file)
+    _check_rows(init, task, data, samples_file, samples)
     spec = _spec(task, output, head, outputs)
     shape = {name: value for name, value in given.items() if value is not None}
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]
@@ -118,11 +118,13 @@ def init(
     say(as_json, document, f"{text}\n{untrained.ready_text(output, tokenizer)}")
 
 
-def _check_rows(init: str, task: str | None, data: str | None, samples_file: str | None) -> None:
+def _check_rows(init: str, task: str | None, data: str | None, samples_file: str | None, samples: int | None) -> None:
     if init == "fisher" and (data is None) == (samples_file is None):
         raise UserError("--init fisher needs rows: give one of --data (with --task) and --samples-file")
     if init != "fisher" and (data or samples_file):
         raise UserError(f"--data and --samples-file are for --init fisher, this is --init {init}")
+    if samples is not None and data is None:
+        raise UserError("--samples is how many rows of --data; of a --samples-file all are used")
     if data is not None and task is None:
         raise UserError("--data needs --task, which says what its rows are")
 

@@ -12,14 +12,19 @@ from sidecast.cli.output import say
 
 @click.command(short_help="Store every activation of a run for given token ids.")
 @click.argument("run")
-@click.option("--inputs", required=True, metavar="FILE", help="A safetensors file with input_ids; see below.")
+@click.option("--inputs", required=True, metavar="FILE", help="A safetensors file with input_ids; see above.")
 @click.option("--output", required=True, metavar="FILE", help="The safetensors file to write.")
 @options.backbone
 @click.option(
     "--max-new-tokens", type=click.IntRange(0, 16384), default=13, show_default=True, help="Of gen.*; 0: no gen.*"
 )
 @click.option("--beams", type=click.IntRange(2, 16), metavar="N", help="Decode with N beams too: gen.beam<N>.")
-@click.option("--legacy-beams", is_flag=True, help="Beams as in transformers 4.6, with which the LST authors measured.")
+@click.option(
+    "--legacy-beams/--present-beams",
+    default=True,
+    show_default=True,
+    help="Beams as in transformers 4.6, with which the LST authors measured, or as in 5.",
+)
 @options.device
 @click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
 @options.as_json
@@ -54,6 +59,7 @@ def trace(
     from training.evaluate import load_side_of
     from training.run import RunFolder
 
+    _check_output(output, inputs)
     artifact = read_artifact(run)
     source, quantize = backbone or RunFolder(run).backbone_source(), artifact.manifest.backbone.quantization
     loaded = ladder.load_backbone(source, device=options.pick_device(device), dtype=dtype, quantize=quantize)
@@ -76,6 +82,15 @@ def trace(
 
 def _loss_text(document: dict[str, Any]) -> str:
     return "" if document["loss"] is None else f", loss {document['loss']:.6f}"
+
+
+def _check_output(output: str, inputs: str) -> None:
+    """Before anything is computed for it."""
+    path = Path(output).expanduser().resolve()
+    if not path.parent.is_dir():
+        raise UserError(f"--output {output} cannot be written: there is no folder {path.parent}")
+    if path == Path(inputs).expanduser().resolve():
+        raise UserError(f"--output {output} is the --inputs file itself; give another")
 
 
 def _save(output: str, named: dict[str, Any]) -> None:

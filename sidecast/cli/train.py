@@ -20,19 +20,27 @@ from sidecast.cli.output import progress_bar, say, scores_text
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
 @click.option("--epochs", type=int, help="Times through the training rows.  [default: 3]")
 @click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: 1e-3]")
-@click.option("--seed", type=int, help="Of start, order and dropout.  [default: 0]")
+@click.option("--seed", type=int, help="Of the start, the order of rows and dropout.  [default: 0]")
 @click.option("--batch-rows", type=int, help="Rows in a step.  [default: 32]")
 @click.option("--warmup", type=float, help="Share of steps over which the rate rises.  [default: 0.1]")
-@click.option("--weight-decay", type=float, help="AdamW's.  [default: 0]")
+@click.option("--weight-decay", type=float, help="Of the optimizer, AdamW.  [default: 0]")
 @click.option("--dropout", type=float, help="Inside the side network.  [default: 0.1]")
 @click.option("--reduction", type=int, help="r: side widths are the backbone's divided by r.  [default: 8]")
 @click.option(
-    "--encoder-layers", callback=options.layers, metavar="I,J,...", help="Blocks with a rung, from 0.  [default: all]"
+    "--encoder-layers",
+    callback=options.layers,
+    metavar="I,J,...",
+    help="Backbone blocks that the side network reads, from 0.  [default: all]",
 )
 @click.option(
     "--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers, for a text head."
 )
-@click.option("--head", type=click.Choice(["auto", "text", "linear", "mlp"]), help="What answers.  [default: auto]")
+@click.option(
+    "--head",
+    type=click.Choice(["auto", "text", "linear", "mlp"]),
+    help="What answers: the backbone's own words (text), or trained layers. auto: linear, but text for text tasks."
+    "  [default: auto]",
+)
 @click.option(
     "--start",
     type=click.Choice(["fresh", "pretrained"]),
@@ -41,12 +49,14 @@ from sidecast.cli.output import progress_bar, say, scores_text
 @click.option(
     "--init",
     type=click.Choice(["random", "magnitude", "fisher"]),
-    help="How rungs start: at random, or cut out of the backbone.  [default: random]",
+    help="How rungs start: at random, or as the backbone's largest weights (magnitude) or those that matter most to the"
+    " training rows (fisher).  [default: random]",
 )
 @click.option(
     "--init-order",
     type=click.Choice(["consistent", "reference"]),
-    help="What goes together in such a cut; reference: the LST authors'.  [default: consistent]",
+    help="Of magnitude and fisher: one choice for the whole side network, or the LST authors' own, layer by layer."
+    "  [default: consistent]",
 )
 @click.option("--init-samples", type=int, help="Training rows that fisher looks at.  [default: 128]")
 @click.option("--distill", type=float, help="Share of the loss that a teacher sets, 0 to 1.  [default: 0]")
@@ -57,7 +67,7 @@ from sidecast.cli.output import progress_bar, say, scores_text
 @click.option(
     "--optimizer", type=click.Choice(["adamw", "reference"]), help="reference: the LST authors'.  [default: adamw]"
 )
-@click.option("--clip", type=float, help="Longest gradient.  [default: 1]")
+@click.option("--clip", type=float, help="Longest gradient (2-norm) of a step; a longer one is cut.  [default: 1]")
 @click.option(
     "--gate",
     type=click.Choice(["learnable", "fixed", "none", "one"]),
@@ -69,7 +79,7 @@ from sidecast.cli.output import progress_bar, say, scores_text
     help="Gates of a rung: one, or one a channel.  [default: scalar]",
 )
 @click.option("--gate-temperature", type=float, help="Smaller moves gates faster.  [default: 0.1]")
-@click.option("--gate-start", type=float, help="Logit of a rung's gate; 0: half tap, half side.  [default: 0]")
+@click.option("--gate-start", type=float, help="Logit of a rung's gate; 0: half tap, half side state.  [default: 0]")
 @click.option("--mix-after", is_flag=True, default=None, help="Mix taps in after the side blocks, not before.")
 @click.option(
     "--merge-last", is_flag=True, default=None, help="Mix the backbone's last state into the answer (text head)."

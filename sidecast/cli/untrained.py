@@ -62,7 +62,8 @@ def shape_text(side: Any) -> str:
     layers = {"encoder": config.encoder_layers} | ({"decoder": config.decoder_layers} if config.has_decoder else {})
     kept = ", ".join(f"{name} layers {','.join(map(str, each)) or 'none'}" for name, each in layers.items())
     gate = f"gate {config.gate}" + (f" at temperature {config.gate_temperature:g}" if config.gate != "none" else "")
-    return f"r {config.reduction}, {kept}, {gate}, {config.head} head, {weights:,} weights"
+    more = ("mixed after blocks, " if config.mix_after else "") + ("merge_last, " if config.merge_last else "")
+    return f"r {config.reduction}, {kept}, {gate}, {more}{config.head} head, {weights:,} weights"
 
 
 def ready_text(output: str, tokenizer: Any) -> str:

@@ -1,6 +1,7 @@
 """The stored numbers of the LST authors' code, as our objects."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ladder import Backbone, BackboneConfig, SideConfig, SideNetwork
-from ladder.authors import backbone_name, side_weights
+from ladder.authors import authors_name, backbone_name
 
 VARIANTS = {
     "a": "a_r8_full",
@@ -35,6 +36,10 @@ class Golden:
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def weights(self, prefix: str) -> dict[str, Tensor]:
+        """A tensor for each of the side network's, under our names."""
+        return named(self.side.state_dict(), self.group(prefix), self.side.config)
 
 
 @cache
@@ -71,8 +76,13 @@ def load(folder: Path, variant: str) -> Golden:
     ).resolve(backbone)
     side = SideNetwork(config, backbone)
     golden = Golden(tensors, side.eval())
-    side.load_state_dict(side_weights(golden.group("w."), side.config))
+    side.load_state_dict(golden.weights("w."))
     return golden
+
+
+def named(names: Iterable[str], theirs: dict[str, Tensor], config: SideConfig) -> dict[str, Tensor]:
+    """Their tensor for each of our `names`."""
+    return {name: theirs[authors_name(name, config)] for name in names}
 
 
 def teacher_forcing(labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ladder import Backbone, BackboneConfig, CheckpointError, SideConfig, SideNetwork
-from ladder.authors import authors_name, side_weights
+from ladder.authors import authors_name
 from ladder.authors_checkpoint import import_side, read_checkpoint
 from ladder.authors_settings import Claims
 from ladder.side import forward
@@ -98,14 +98,6 @@ def test_what_is_exported_comes_back_bit_for_bit(config: SideConfig) -> None:
             assert torch.equal(found.state_dict()[name], tensor), name
     for name in ("encoder_layers", "decoder_layers", "gate", "mix_after", "merge_last", "bias"):
         assert getattr(found.config, name) == getattr(side.config, name), name
-
-
-@settings(max_examples=15, deadline=None)
-@given(configs)
-def test_the_two_directions_of_names_agree(config: SideConfig) -> None:
-    side = random_side(config)
-    theirs = {authors_name(name, side.config): tensor for name, tensor in side.state_dict().items()}
-    assert side_weights(theirs, side.config).keys() == side.state_dict().keys()
 
 
 def test_what_comes_back_computes_the_same() -> None:
@@ -230,9 +222,9 @@ class Surprise:
         ([torch.ones(1)], "holds no state dict"),
         ({"a": torch.ones(1), "lr": 0.1}, "'lr' is no tensor"),
         ({"w.a": torch.ones(1), "w.module.a": torch.ones(1)}, "has a twice"),
-        ({"a": torch.eye(2).to_sparse()}, "'a' is sparse, quantised or without all of its values"),
-        ({"a": torch.ones(2, device="meta")}, "'a' is sparse, quantised or without all of its values"),
-        ({"a": torch.ones(1).expand(1 << 40)}, "'a' is sparse, quantised or without all of its values"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' is sparse, quantised or lacks values"),
+        ({"a": torch.ones(2, device="meta")}, "'a' is sparse, quantised or lacks values"),
+        ({"a": torch.ones(1).expand(1 << 40)}, "'a' is sparse, quantised or lacks values"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, content: object, message: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,11 +116,46 @@ def test_fingerprint_names_weights_and_shape_whatever_the_dtype(tmp_path, tiny_t
     assert load_backbone(other).fingerprint != first.fingerprint
 
 
-def test_torch_file_loads_as_safetensors_does(tmp_path, tiny_t5):
+@pytest.mark.parametrize("zipped", [True, False], ids=["today's", "before torch 1.6"])
+def test_torch_file_loads_as_safetensors_does(tmp_path, tiny_t5, zipped):
     other = shutil.copytree(tiny_t5, tmp_path / "other")
-    torch.save(load_file(other / "model.safetensors"), other / "pytorch_model.bin")
+    weights = load_file(other / "model.safetensors")
+    torch.save(weights, other / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     (other / "model.safetensors").unlink()
     assert load_backbone(other).fingerprint == load_backbone(tiny_t5).fingerprint
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_come_from_the_hub_once(tmp_path, tiny_t5, monkeypatch, gone):
+    """Most repositories hold them in both formats."""
+    hub, here = shutil.copytree(tiny_t5, tmp_path / "hub"), tmp_path / "cache"
+    torch.save(load_file(hub / "model.safetensors"), hub / "pytorch_model.bin")
+    (hub / gone).unlink()
+    (hub / "flax_model.msgpack").write_bytes(b"the same again")
+
+    def download(name, allow_patterns):
+        here.mkdir(exist_ok=True)
+        for path in hub.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, here)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_backbone("house/t5").fingerprint == load_backbone(tiny_t5).fingerprint
+    assert not (here / "flax_model.msgpack").exists()
+    if gone == "pytorch_model.bin":
+        torch.save({}, hub / "pytorch_model.bin")
+        load_backbone("house/t5")
+        assert not (here / "pytorch_model.bin").exists()
+
+
+def test_a_file_without_embeddings_is_told_by_its_name(tmp_path, tiny_t5):
+    other = shutil.copytree(tiny_t5, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    tables = ("shared.weight", "lm_head.weight")
+    save_file({n: t for n, t in weights.items() if n not in tables}, other / "model.safetensors")
+    with pytest.raises(BackboneError, match=r"lacks 2 weights that its config\.json asks for, head the first"):
+        load_backbone(other)
 
 
 def test_sharded_weights_load(tmp_path, tiny_t5):

@@ -106,6 +106,7 @@ def test_encoder_taps_equal_hugging_face(folder, padded):
         assert_close(tap * real, expected * real, atol=1e-4, rtol=1e-4)
     assert_close(taps.final * real, out.last_hidden_state * real, atol=1e-4, rtol=1e-4)
     assert torch.equal(ours.embed(ids), taps.embeddings)
+    assert_close(ours.embed(ids[0]), taps.embeddings[0])
 
 
 @pytest.mark.parametrize("kind", SPEAKING)

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ladder import BackbonePass, Generate, Generation
-from ladder.authors import side_weights
 from ladder.decoding import Segment, generate
 from ladder.side import forward
 from tests.ladder import golden
@@ -64,7 +63,7 @@ def test_loss_and_gradients(case):
     assert_close(loss[None], stored.tensors["out.loss"], atol=1e-5, rtol=0)
     stored.side.zero_grad()
     loss.backward()
-    expected = side_weights(stored.group("grad."), stored.side.config)
+    expected = stored.weights("grad.")
     for name, parameter in stored.side.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

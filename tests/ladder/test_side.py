@@ -138,7 +138,9 @@ def test_settings_that_make_no_side_network(settings, message):
         SideConfig(**settings)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"reduction": 9}, "at most d_kv 8"), ({"encoder_layers": (3,)}, r"0\.\.2")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"reduction": 9}, "at most d_kv 8"), ({"encoder_layers": (3,)}, r"0\.\.2")]
+)
 def test_settings_that_do_not_fit_the_backbone(backbone, wrong, message):
     with pytest.raises(SideConfigError, match=message):
         SideNetwork(SideConfig(**wrong), backbone.config)
@@ -398,3 +400,19 @@ def test_an_mlp_head_reads_the_last_real_token():
     memory, mask = torch.randn(2, 5, 8), torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
     alone = side.head(side.upsample(torch.stack([memory[0, 2], memory[1, 4]])))
     assert_close(side.read(memory, mask), alone)
+    assert_close(side.read(memory.roll(2, 1), mask.roll(2, 1))[:1], alone[:1])  # padded in front
+
+
+@pytest.mark.parametrize("config", [{"head": "linear"}, {"head": "linear", "words": True}, {"head": "mlp"}], ids=str)
+def test_a_head_of_its_own_is_served_as_it_was_trained(tmp_path, backbone, config):
+    """Rounding 3.14159 to bfloat16, whatever it is stored in afterwards, would move every answer by 0.001."""
+    side = SideNetwork(SideConfig(outputs=1, reduction=4, **config), backbone.config)
+    with torch.no_grad():
+        (side.head.out if config["head"] == "mlp" else side.head).bias.fill_(3.14159)
+    save_side(tmp_path / "side.safetensors", side)
+    served = load_side(tmp_path / "side.safetensors", backbone.config, dtype=torch.bfloat16)
+    for name, tensor in served.state_dict().items():
+        own = name.startswith(("head.", "words."))
+        assert tensor.dtype == (torch.float32 if own else torch.bfloat16)
+        assert not own or torch.equal(tensor, side.state_dict()[name])
+    assert not any(parameter.requires_grad for parameter in served.parameters())

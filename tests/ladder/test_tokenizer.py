@@ -52,6 +52,16 @@ def test_byt5_is_the_bytes(folder_of):
     assert tokenizer.decode([3 + 0xC3]) == ""  # half a character
 
 
+@pytest.mark.parametrize(
+    "files", [{}, {"tokenizer_config__json": b'{"extra_ids": 125}'}], ids=["alone", "with settings"]
+)
+def test_byt5_may_be_named_in_config_json(folder_of, files):
+    folder = folder_of("t5", **files)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tokenizer_class": "ByT5Tokenizer"}))
+    assert load_tokenizer(folder).encode("ab") == ByT5Tokenizer()("ab")["input_ids"]
+
+
 def test_bytes_need_no_file_and_have_one_fingerprint(folder_of, tmp_path):
     plain = load_tokenizer(folder_of("t5", tokenizer_config__json=b'{"tokenizer_class": "ByT5Tokenizer"}'))
     saved = tmp_path / "saved"

@@ -181,6 +181,8 @@ MISTAKES = [
     (f"{TRAIN} --output @/new --encoder-layers 2,1", "encoder_layers must be ascending"),
     (f"{TRAIN} --output @/new --encoder-layers 0,9", "encoder_layers must be within 0..2 on this backbone, got [9]"),
     (f"{TRAIN} --output @/new --decoder-layers 2 --head text", "decoder_layers must be within 0..1"),
+    (f"{TRAIN} --output @/new --decoder-layers 1", "decoder_layers must be left out for a linear head"),
+    (f"{TRAIN} --output @/new --init-samples 9", "init must be fisher where init_samples is 9, got 'random'"),
     (f"{TRAIN} --output @/new --head big", "'big' is not one of 'auto', 'text', 'linear'"),
     (f"{TRAIN} --output @/new --reduction 9", "reduction must be at most d_kv 8, got 9"),
     (f"{TRAIN} --output @/new --device nope", "--device nope cannot be used here"),

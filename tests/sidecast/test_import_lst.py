@@ -50,7 +50,7 @@ def test_every_stored_number_comes_out_again(backbone: Path, tmp_path: Path, var
         tmp_path / "run",
         *FLAGS.get(variant, ()),
     )
-    found = trace(tmp_path / "run", golden_kit.inputs_file(), "--beams", 4, "--legacy-beams")
+    found = trace(tmp_path / "run", golden_kit.inputs_file(), "--beams", 4)
     stored = golden_kit.tensors(variant)
     expected = {name: tensor for name, tensor in stored.items() if name.startswith(("act.", "out."))}
     assert (
@@ -145,6 +145,9 @@ def words(checkpoint: Path, backbone: Path, run: Path) -> tuple[object, ...]:
         ("b", "--settings @/nothing.json", "--settings @/nothing.json does not read as JSON"),
         ("b", "--settings @/list.json", "must hold a JSON object"),
         ("b", "--settings @/r4.json", "r 4 is claimed, and the checkpoint's widths are those of r 8"),
+        ("b", "--reduction 4", "r 4 is claimed, and the checkpoint's widths are those of r 8"),
+        ("b", "--settings @/gates.json", "the settings' use_gate must be one of learnable, none, one"),
+        ("b", "--settings @/manifest.json", "the settings hold none of add_bias_sampling, add_residual_after"),
         ("b", "--settings @/gate.json", "the settings' use_gate must be one of learnable, none, one"),
         ("b", "--settings @/late.json --mix-after", "mix_after is given twice, as True and as False; give one"),
         ("b", "--settings @/merge.json", "merge_last True is claimed, and the checkpoint says False"),
@@ -156,6 +159,8 @@ def test_a_contradiction_is_one_line(backbone: Path, tmp_path: Path, variant: st
         "list": [],
         "r4": {"r": 4},
         "gate": {"use_gate": "cosine"},
+        "gates": {"use_gate": ["one"]},
+        "manifest": {"settings": {"use_gate": "one"}},
         "late": {"add_residual_after": False},
         "merge": {"merge_last": True},
         "adapters": {"train_task_adapters": True},

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ladder import load_backbone, load_tokenizer
-from ladder.authors import authors_name, side_weights
+from ladder.authors import authors_name
 from ladder.config import SideConfig
 from serving.config import LoadConfig
-from serving.errors import IncompatibleSide
 from serving.loader import Loader
 from side_registry import Registry, read_artifact
+from tests.ladder import golden
 from tests.sidecast import golden_kit
 from tests.sidecast.cli_kit import done, sidecast
 from tests.training import toy
@@ -49,10 +49,10 @@ def test_the_authors_order_gives_their_weights(tmp_path: Path, variant: str, ini
     words = ("--backbone", backbone, "--init", init, "--order", "reference", "--reduction", r, *more)
     done("init", *words, "--output", tmp_path / "run")
     config = SideConfig.from_dict(read_artifact(tmp_path / "run").manifest.side)
-    expected = side_weights(golden_kit.side_tensors(variant), config)
+    found = weights(tmp_path / "run")
+    expected = golden.named(found, golden_kit.side_tensors(variant), config)
     pruned = [name for name in expected if ".block." in name or "norm" in name or "relative_bias" in name]
     assert len(pruned) == 4 * (6 + 2) + 4 * (10 + 3) + 2 + 2  # matrices and norms of 4+4 blocks, final norms, biases
-    found = weights(tmp_path / "run")
     assert all(torch.equal(found[name], expected[name]) for name in pruned)
 
 
@@ -130,11 +130,8 @@ def test_made_without_a_tokenizer_it_is_refused_clearly(house: Path, tmp_path: P
     data = ("--data", house / "rows.jsonl", "--backbone", house / "t5")
     mistake = sidecast("evaluate", "letters", "--run", tmp_path / "run", *data).mistake
     assert "made with a backbone folder that had no tokenizer; make it again with one that has" in mistake
-    done("publish", tmp_path / "run", "--registry", tmp_path / "registry")
-    backbone, tokenizer = load_backbone(house / "t5"), load_tokenizer(house / "t5")
-    loader = Loader(Registry.open(tmp_path / "registry"), backbone, tokenizer, LoadConfig())
-    with pytest.raises(IncompatibleSide, match="letters: trained on a backbone folder without a tokenizer"):
-        loader.load("letters", 1)
+    mistake = sidecast("publish", tmp_path / "run", "--registry", tmp_path / "registry").mistake
+    assert "it was made without a tokenizer; make it again from a backbone folder that has one" in mistake
 
 
 def test_training_does_not_take_it_for_its_own(house: Path, tmp_path: Path) -> None:
@@ -152,6 +149,7 @@ def test_training_does_not_take_it_for_its_own(house: Path, tmp_path: Path) -> N
         (f"{INIT} --init fisher --data @/rows.jsonl --samples-file @/x", "--init fisher needs rows: give one of"),
         (f"{INIT} --init fisher --data @/rows.jsonl", "--data needs --task, which says what its rows are"),
         (f"{INIT} --init magnitude --task sst2 --data @/rows.jsonl", "are for --init fisher, this is --init magnitude"),
+        (f"{INIT} --init fisher --samples-file @/x --samples 5", "--samples is how many rows of --data"),
         (f"{INIT} --init fisher --samples-file @/nothing", "nothing is no whole safetensors file"),
         (f"{INIT} --head linear", "a linear head needs --task, or --outputs N"),
         (f"{INIT} --task @/letters.toml --outputs 3", "task letters with a linear head has 2 outputs, not 3"),
@@ -163,8 +161,10 @@ def test_training_does_not_take_it_for_its_own(house: Path, tmp_path: Path) -> N
         ("init --backbone @/nothing --output @/run", "there is no folder"),
         ("init --backbone @/t5 --output @/t5", "it is no run folder"),
         ("trace @/nothing --inputs @/x --output @/y", "there is no such folder"),
+        ("trace @/nothing --inputs @/x --output @/no/y", "@/no/y cannot be written: there is no folder"),
+        ("trace @/nothing --inputs @/x --output @/x", "@/x is the --inputs file itself; give another"),
     ],
 )
 def test_a_mistake_is_one_line(house: Path, tmp_path: Path, words: str, message: str) -> None:
-    assert message in run(words, house, tmp_path).mistake
+    assert message.replace("@", str(house)) in run(words, house, tmp_path).mistake
     assert not (tmp_path / "run").exists()

@@ -247,6 +247,13 @@ def test_goes_on_with_the_same_teacher_alone_and_leaves_the_backbone(tmp_path, b
     assert fingerprint(backbone.config, dict(backbone.state_dict())) == before
 
 
+def test_a_folder_called_backbone_is_not_the_backbone(tmp_path, backbone, tokenizer, monkeypatch):
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher("backbone", toy.CLASSES, backbone, tokenizer).backbone is backbone
+
+
 def test_teachers_that_cannot(tmp_path, backbone, tokenizer, teacher_run):
     other_labels = toy.CLASSES.model_copy(update={"labels": ("aa", "cc")})
     with pytest.raises(RunError, match="another labels"):
@@ -278,6 +285,7 @@ def test_teachers_that_cannot(tmp_path, backbone, tokenizer, teacher_run):
         (PAIRS, {"distill": 0.5}, "0 for embedding"),
         (toy.CLASSES, {"distill": 1.5}, "within 0 and 1"),
         (toy.CLASSES, {"teacher": "somewhere"}, "above 0 where there is a teacher"),
+        (toy.CLASSES, {"distill_temperature": 4.0}, "distill must be above 0 where there is a distill_temperature"),
         (toy.CLASSES, {"distill": 0.5, "distill_temperature": 0.0}, "distill_temperature must be > 0"),
     ],
 )

@@ -210,7 +210,17 @@ def test_another_backbone_is_refused(tmp_path, backbone, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"learning_rate": 0}, {"warmup": 2}, {"seed": -1}, {"head": "big"}, {"cache_gb": -1}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0},
+        {"warmup": 2},
+        {"seed": -1},
+        {"head": "big"},
+        {"cache_gb": -1},
+        {"cache_gb": float("inf")},
+    ],
+    ids=str,
 )
 def test_settings_out_of_range_say_the_rule(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):
@@ -292,6 +302,14 @@ def test_every_shape_trains_and_is_served(tmp_path, backbone, tokenizer, shape):
     else:
         assert gates == []
     assert ("upsample.bias" in side.state_dict()) == shape.get("bias", True)
+
+
+@pytest.mark.parametrize("head", ["auto", "mlp"])
+def test_decoder_layers_need_the_text_head(head):
+    with pytest.raises(RecipeError, match=r"decoder_layers must be left out for a .* head"):
+        Recipe(head=head, decoder_layers=(1,)).side_config(toy.CLASSES)
+    assert Recipe(head="text", decoder_layers=(1,)).side_config(toy.CLASSES).decoder_layers == (1,)
+    assert Recipe(head=head, decoder_layers=()).side_config(toy.CLASSES).decoder_layers == ()
 
 
 def test_merging_needs_the_text_head():

@@ -8,7 +8,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from ladder import BackbonePass, Generate
-from ladder.authors import side_weights
 from tests.ladder import golden
 from tests.paths import shared
 from training.errors import RecipeError
@@ -41,7 +40,7 @@ def stored_steps(variant: str, recipe: Recipe):
 def test_six_steps_equal_the_authors(variant):
     stored, losses = stored_steps(variant, RECIPE)
     assert_close(torch.tensor(losses), stored.tensors["train.losses"], atol=2e-6, rtol=0)
-    expected = side_weights(stored.group("train.after."), stored.side.config)
+    expected = stored.weights("train.after.")
     for name, parameter in stored.side.named_parameters():
         assert_close(
             parameter.detach(), expected[name], atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"

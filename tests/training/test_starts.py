@@ -88,7 +88,8 @@ def test_targets_as_text(target, text):
 
 @pytest.mark.parametrize("init", ["magnitude", "fisher"])
 def test_trainer_starts_there_once(tmp_path, backbone, tokenizer, init, monkeypatch):
-    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, init=init, init_samples=10, learning_rate=1e-30)
+    drawn = {"init_samples": 10} if init == "fisher" else {}
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, init=init, learning_rate=1e-30, **drawn)
     watcher = Watcher()
     with pytest.raises(Interrupted):
         train(job, tmp_path / "run", watcher)
@@ -134,6 +135,20 @@ def test_what_cannot_be_is_told_before_a_folder_is_made(tmp_path, backbone, toke
         start_side(new_side(job), backbone, init="fisher")
     with pytest.raises(SideConfigError, match="order must be"):
         check_start("magnitude", "alphabetical", backbone)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("unused", "rule"),
+    [
+        ({"init_order": "reference"}, "init must be magnitude or fisher where init_order is reference, got 'random'"),
+        ({"init_samples": 9}, "init must be fisher where init_samples is 9, got 'random'"),
+        ({"init": "magnitude", "init_samples": 9}, "init must be fisher where init_samples is 9, got 'magnitude'"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_start_are_told(unused, rule):
+    with pytest.raises(RecipeError, match=rule):
+        Recipe(**unused)
 
 
 @pytest.mark.parametrize("wrong", [{"init": "best"}, {"init_order": "odd"}, {"init_samples": 0}])
