@@ -130,7 +130,6 @@ class Speed:
     def _time(self, call: Callable[[Any], object], prepare: Callable[[], Any] = lambda: None) -> float:
         """Median milliseconds of a call."""
         finish = torch.cuda.synchronize if self.kinds.device != "cpu" else lambda: None
-        lead = min(0.3, self.seconds)
         how = {"seconds": self.seconds, "lead_s": min(0.3, self.seconds), "prepare": prepare, "finish": finish}
         return 1e3 * quantile(time_calls(call, clock=self.clock, **how), 0.5)
 
@@ -247,9 +246,7 @@ def report(question: str, kinds: Kinds, samples: Samples, settings: Mapping[str,
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Torch's; 0: its own choice.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of one timing.")
-@click.option(
-    "--cpu-time", is_flag=True, help="Time the CPU's work, not the wall's: where others work too, --threads 1."
-)
+@click.option("--cpu-time", is_flag=True, help="Time the process's CPU seconds; with --threads 1.")
 @click.option("--rows", type=click.IntRange(1), default=2000, show_default=True, help="To train on.")
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--encoder-layers", default="1,3,5,7", show_default=True, help="Blocks with a rung.")

@@ -59,8 +59,8 @@ def load_backbone(
     return backbone.to(device=device, dtype=computed)
 
 
-def resolve_folder(source: str | Path) -> Path:
-    """The folder of a backbone, downloaded from the hub where `source` is an id.
+def resolve_folder(source: str | Path, *, weights: bool = True) -> Path:
+    """The folder of a backbone, downloaded from the hub where `source` is an id; of it config.json alone, if so wanted.
 
     Raises:
         BackboneError: neither a folder with a config.json nor an id that the hub or its cache has.
@@ -75,16 +75,18 @@ def resolve_folder(source: str | Path) -> Path:
         raise BackboneError(
             f"there is no folder {text}; give a Hugging Face folder, or a hub id such as google/flan-t5-small"
         )
-    return _from_hub(text)
+    return _from_hub(text, weights)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES))
-        if not any(folder.glob("*.safetensors")):  # where there are such, the others are the same weights again
+        folder = Path(snapshot_download(name, allow_patterns=_FILES if weights else ["config.json"]))
+        if weights and not any(
+            folder.glob("*.safetensors")
+        ):  # where there are such, the others are the same weights again
             folder = Path(snapshot_download(name, allow_patterns=[*_FILES, _TORCH_FILES]))
         return folder
     except LocalEntryNotFoundError:

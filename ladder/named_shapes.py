@@ -31,7 +31,7 @@ def backbone_shape(source: str) -> BackboneShape:
     name = source.rsplit("/", 1)[-1]
     if name in NAMED and not Path(source).expanduser().is_dir():
         return NAMED[name]
-    folder = resolve_folder(source)
+    folder = resolve_folder(source, weights=False)
     return BackboneShape(name=name, config=BackboneConfig.from_hf(read_json(folder / "config.json")))
 
 

@@ -150,6 +150,6 @@ class Loader:
 
 def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:
     spec = manifest.spec
-    needed = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}.get(spec.kind, 0)
-    if side.head != "text" and side.outputs != needed:
-        raise CorruptSide(task, version, f"its head has {side.outputs} outputs, its {spec.kind} spec needs {needed}")
+    if side.head != "text" and side.outputs != spec.outputs:
+        why = f"its head has {side.outputs} outputs, its {spec.kind} spec needs {spec.outputs}"
+        raise CorruptSide(task, version, why)

@@ -111,6 +111,11 @@ class TaskSpec(Document):
         """The template's field names, each once, in order."""
         return _template_fields(self.template)
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that a head of its own gives for a row; 0: no such head can answer."""
+        return {"classification": len(self.labels), "regression": 1, "embedding": self.dimensions}.get(self.kind, 0)
+
     def render(self, row: Mapping[str, str]) -> str:
         """The prompt of one row.
 

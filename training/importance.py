@@ -166,10 +166,12 @@ def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     """Rows of like lengths, at most BATCH_TOKENS padded tokens together (but one row at least)."""
     batch: list[Sample] = []
+    longest = 0  # target so far; sources only grow
     for sample in sorted(samples, key=lambda sample: (len(sample.source), len(sample.target))):
-        if batch and len(sample.source) * (len(batch) + 1) > BATCH_TOKENS:
+        longest = max(longest, len(sample.target))
+        if batch and (len(sample.source) + longest) * (len(batch) + 1) > BATCH_TOKENS:
             yield batch
-            batch = []
+            batch, longest = [], len(sample.target)
         batch.append(sample)
     if batch:
         yield batch

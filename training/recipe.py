@@ -138,13 +138,12 @@ class Recipe:
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":
             raise RecipeError("start", self.start, f"fresh for a {head} head, which the backbone has no answer for")
-        outputs = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}.get(spec.kind, 0)
         return SideConfig(
             reduction=self.reduction,
             encoder_layers=self.encoder_layers,
             decoder_layers=self.decoder_layers if head == "text" else (),
             head=head,
-            outputs=outputs if head != "text" else 0,
+            outputs=spec.outputs if head != "text" else 0,
             gate=self.gate,
             gate_form=self.gate_form,
             gate_temperature=self.gate_temperature,
