@@ -74,9 +74,7 @@ def make_manifest(backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec, side
     return Manifest(
         task=spec.name,
         spec=spec,
-        backbone=BackboneRef(
-            name=backbone.name, fingerprint=backbone.fingerprint, quantization=backbone.quantization
-        ),
+        backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint, quantization=backbone.quantization),
         tokenizer_fingerprint=tokenizer.fingerprint,
         side=side.config.to_dict(),
     )
