@@ -73,7 +73,7 @@ def test_encoder_alone(backbone):
 
 
 def test_progress_counts_rows(backbone, monkeypatch):
-    monkeypatch.setattr("training.importance.BATCH_TOKENS", 10)
+    monkeypatch.setattr("training.importance.BATCH_TOKENS", 16)
     told = []
     fisher(backbone, SAMPLES, progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 4), (3, 4), (4, 4)]
