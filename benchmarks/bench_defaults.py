@@ -36,12 +36,11 @@ from training.task_files import load_task
 Setting = Mapping[str, Any]
 """Fields of a Recipe; `template`, if there, is the task spec's."""
 
-HALF = (1, 3, 5, 7)
 BASE = "base"
 QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
     "rate": {"3e-4": {"learning_rate": 3e-4}, "3e-3": {"learning_rate": 3e-3}},
     "reduction": {"r 4": {"reduction": 4}, "r 16": {"reduction": 16}},
-    "rungs": {"1,3,5,7": {"encoder_layers": HALF}, "4,5,6,7": {"encoder_layers": (4, 5, 6, 7)}},
+    "rungs": {"all rungs": {"encoder_layers": "all"}, "rungs 4,5,6,7": {"encoder_layers": (4, 5, 6, 7)}},
     "gate": {
         "a gate a channel": {"gate_form": "channel"},
         "gate temperature 1": {"gate_temperature": 1.0},

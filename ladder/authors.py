@@ -67,7 +67,8 @@ def authors_name(ours: str, config: SideConfig, owner: int | None = None) -> str
     if ours.startswith("upsample."):
         return f"side_final_{ours}"
     stack, rest = ours.split(".", 1)
-    layers = (config.encoder_layers if stack == "encoder" else config.decoder_layers) or ()
+    layers = config.encoder_layers if stack == "encoder" else config.decoder_layers
+    assert isinstance(layers, tuple)
     if rest == "relative_bias.weight":
         return f"{stack}.side_block.{min(layers) if owner is None else owner}.layer.0.{_RELATIVE_BIAS}"
     if not rest.startswith("rungs."):

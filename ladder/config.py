@@ -67,8 +67,8 @@ class SideConfig:
 
     reduction: int = 8
     """r: side widths are the backbone's divided by r, rounded down; the number of heads stays."""
-    encoder_layers: tuple[int, ...] | None = None
-    """Backbone blocks that have a rung, ascending, from 0. None: all of them."""
+    encoder_layers: tuple[int, ...] | Literal["half"] | None = None
+    """Backbone blocks that have a rung, ascending, from 0. None: all; half: every second, the last among them."""
     decoder_layers: tuple[int, ...] | None = None
     """As encoder_layers. Unused but for the text head: other side networks have no decoder."""
     gate: Gate = "learnable"
@@ -123,7 +123,7 @@ class SideConfig:
             )
         for name in ("encoder_layers", "decoder_layers"):
             layers = getattr(self, name)
-            if layers is not None and list(layers) != sorted(set(layers)):
+            if layers not in (None, "half") and list(layers) != sorted(set(layers)):
                 raise SideConfigError(f"{name} must be ascending without repeats, got {list(layers)}")
 
     def resolve(self, backbone: BackboneConfig) -> "SideConfig":
@@ -170,7 +170,7 @@ class SideConfig:
             raise SideConfigError(f"unknown side network settings {sorted(unknown)}: made by a newer Sidecast?")
         read = dict(values)
         for name in ("encoder_layers", "decoder_layers"):
-            if read.get(name) is not None:
+            if isinstance(read.get(name), list):
                 read[name] = tuple(read[name])
         try:
             return cls(**read)
@@ -178,7 +178,14 @@ class SideConfig:
             raise SideConfigError(f"side network settings do not read: {error}") from None
 
 
-def _layers(name: str, layers: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+def every_second(count: int) -> tuple[int, ...]:
+    """Every second of that many blocks, the last among them."""
+    return tuple(range((count + 1) % 2, count, 2))
+
+
+def _layers(name: str, layers: tuple[int, ...] | Literal["half"] | None, count: int) -> tuple[int, ...]:
+    if layers == "half":
+        return every_second(count)
     kept = tuple(range(count)) if layers is None else layers
     wrong = [layer for layer in kept if not 0 <= layer < count]
     if wrong:

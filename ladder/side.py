@@ -51,7 +51,7 @@ class SideStack(nn.Module):
     def __init__(self, config: SideConfig, backbone: BackboneConfig, *, decoder: bool) -> None:
         super().__init__()
         layers = config.decoder_layers if decoder else config.encoder_layers
-        assert layers is not None
+        assert isinstance(layers, tuple)
         family, shape = family_of(backbone), side_shape(config, backbone)
         self.layers, self.dropout = layers, config.dropout
         self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)

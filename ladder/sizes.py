@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from ladder.backbone import Backbone, Taps
-from ladder.config import BackboneConfig, SideConfig
+from ladder.config import BackboneConfig, SideConfig, every_second
 from ladder.layers import BlockShape
 from ladder.named_shapes import BackboneShape
 from ladder.side import SideNetwork, side_shape
@@ -74,7 +74,7 @@ def kept_patterns(blocks: int) -> dict[str, tuple[int, ...]]:
     """Usual choices of rungs, by name."""
     return {
         "all": tuple(range(blocks)),
-        "every 2nd": tuple(range(1, blocks, 2)),
+        "every 2nd": every_second(blocks),
         "last half": tuple(range(blocks // 2, blocks)),
     }
 

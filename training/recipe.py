@@ -60,9 +60,10 @@ class Recipe:
     """auto: text for text, linear for all else (no decoder at all). text for classification scores the labels as words
     of the backbone's own LM head. mlp: two layers on the last token, for what linear can answer (BART's head)."""
     reduction: int = 8
-    encoder_layers: tuple[int, ...] | None = None
+    encoder_layers: tuple[int, ...] | Literal["auto", "all"] = "auto"
+    """Blocks with a rung, from 0. auto: all for a text head; every second for other heads, which lose nothing by it."""
     decoder_layers: tuple[int, ...] | None = None
-    """Blocks with a rung, from 0; None: all."""
+    """As encoder_layers, for a text head; None: all."""
     gate: Gate = "learnable"
     """How a rung mixes its tap in: learnable; fixed at its start; one (ignore the taps); none (add them)."""
     gate_form: GateForm = "scalar"
@@ -101,6 +102,8 @@ class Recipe:
         _check("optimizer", self.optimizer, self.optimizer in get_args(OptimizerName), "adamw or reference")
         _check("clip", self.clip, self.clip > 0, "> 0")
         _check("seed", self.seed, 0 <= self.seed < 2**32, "within 0 and 2**32 - 1")
+        named = isinstance(self.encoder_layers, tuple) or self.encoder_layers in ("auto", "all")
+        _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
         _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
         orders = get_args(Order)
@@ -140,7 +143,7 @@ class Recipe:
             raise RecipeError("start", self.start, f"fresh for a {head} head, which the backbone has no answer for")
         return SideConfig(
             reduction=self.reduction,
-            encoder_layers=self.encoder_layers,
+            encoder_layers=self._rungs(head),
             decoder_layers=self.decoder_layers if head == "text" else (),
             head=head,
             outputs=spec.outputs if head != "text" else 0,
@@ -155,6 +158,11 @@ class Recipe:
             bias=self.bias,
             dropout=self.dropout,
         )
+
+    def _rungs(self, head: str) -> tuple[int, ...] | Literal["half"] | None:
+        if isinstance(self.encoder_layers, tuple):
+            return self.encoder_layers
+        return "half" if self.encoder_layers == "auto" and head != "text" else None
 
     def _merge_start(self, keeps_answer: bool) -> float:
         """The authors start the last gate as all others."""

@@ -88,7 +88,7 @@ def init(
     check_method(quantize)
     _check_rows(init, task, data, samples_file, samples)
     spec = _spec(task, output, head, outputs)
-    shape = {name: value for name, value in given.items() if value is not None}
+    shape = {"encoder_layers": "all"} | {name: value for name, value in given.items() if value is not None}
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]
     config = recipe.side_config(spec)  # mistakes in settings and data are told before the backbone loads
     if outputs is not None and outputs != config.outputs:

@@ -81,6 +81,11 @@ def layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
         raise click.BadParameter(f"give block numbers such as 1,3,5, or none; got {value!r}") from None
 
 
+def layers_or_all(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """As `layers`, or `all`."""
+    return value if value == "all" else layers(ctx, param, value)
+
+
 def backbone_source(backbone: str) -> str:
     """What `evaluate --run` will load: an absolute folder, or a hub id as it is."""
     folder = Path(backbone).expanduser()

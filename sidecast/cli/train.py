@@ -28,9 +28,9 @@ from sidecast.cli.output import progress_bar, say, scores_text
 @click.option("--reduction", type=int, help="r: side widths are the backbone's divided by r.  [default: 8]")
 @click.option(
     "--encoder-layers",
-    callback=options.layers,
+    callback=options.layers_or_all,
     metavar="I,J,...",
-    help="Backbone blocks that the side network reads, from 0.  [default: all]",
+    help="Backbone blocks that the side network reads, from 0, or all.  [default: every second; all for a text head]",
 )
 @click.option(
     "--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers, for a text head."
