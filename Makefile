@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 test: test-fast test-slow
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -412,7 +412,7 @@ def test_an_archive_with_other_row_counts_is_refused(source, monkeypatch):
         ratings.read_archive(source)
 
 
-@pytest.mark.parametrize("content", [tar({"pkg/setup.py": b""}), b"not an archive", b""])
+@pytest.mark.parametrize("content", [tar({"pkg/setup.py": b""}), b"not an archive", b""], ids=["tar", "text", "empty"])
 def test_a_source_distribution_without_the_archive_is_refused(content, tmp_path):
     (tmp_path / "source.tar.gz").write_bytes(content)
     with pytest.raises(DemoError, match=r"source\.tar\.gz is not what it should be"):

@@ -227,7 +227,6 @@ def test_settings_out_of_range_say_the_rule(wrong):
         Recipe(**wrong)
 
 
-@pytest.mark.parametrize(("spec", "outputs"), [(toy.CLASSES, 2), (toy.VALUES, 1), (toy.PAIRS, 8)])
 def test_rungs_stand_on_every_second_block_unless_told_otherwise(backbone):
     blocks = backbone.config.num_layers
     assert Recipe().side_config(toy.CLASSES).resolve(backbone.config).encoder_layers == tuple(range(blocks))[::-2][::-1]
@@ -237,6 +236,7 @@ def test_rungs_stand_on_every_second_block_unless_told_otherwise(backbone):
         Recipe(encoder_layers="most")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("spec", "outputs"), [(toy.CLASSES, 2), (toy.VALUES, 1), (toy.PAIRS, 8)])
 def test_an_mlp_head_answers_what_a_linear_one_can(tmp_path, backbone, tokenizer, spec, outputs):
     config = Recipe(head="mlp").side_config(spec)
     assert (config.head, config.outputs, config.has_decoder) == ("mlp", outputs, False)
