@@ -5,6 +5,7 @@ from ladder.answerers import Answerer, Classify, Embed, Generate, Regress, build
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass, run_backbone
+from ladder.bank import SideBank
 from ladder.checkpoint import load_side, save_side
 from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "NotFiniteError",
     "Regress",
     "Row",
+    "SideBank",
     "SideConfig",
     "SideConfigError",
     "SideNetwork",

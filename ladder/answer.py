@@ -10,43 +10,72 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ladder.answerers import Answerer, Generate
+from ladder.answerers import Generate
 from ladder.answers import Answer
 from ladder.backbone import Backbone
 from ladder.backbone_pass import BackbonePass, run_backbone
 from ladder.decoding import Segment, generate
-from ladder.side import SideNetwork
+from ladder.scoring import Deliver, Row, score
+from ladder.stack_runs import arrange
+from ladder.stacked import Side, StackedSide
+
+__all__ = ["Deliver", "Observe", "Plan", "Row", "answer", "plan", "score"]
 
 Observe = Callable[[str, float], None]
 """Told a stage ("backbone", "side", "decode") and its seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One input for one side network."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a batch needs of the backbone."""
 
-    ids: tuple[int, ...]
-    """Token ids with the end token, not padded, at least one."""
-    side: SideNetwork
-    answerer: Answerer
+    inputs: list[tuple[str, tuple[int, ...]]]
+    """The distinct inputs: salt and tokens. Ordered as side networks are computed, so that they read them in place."""
+    places: list[int]
+    """Of each row, the input that it reads."""
+    depth: int | None
+    """The deepest block that any side network reads; None where one needs the decoder."""
+
+
+def plan(rows: Sequence[Row]) -> Plan:
+    """The distinct inputs of rows of any tasks, and how deep the backbone must run for them."""
+    inputs: dict[tuple[str, tuple[int, ...]], int] = {}
+    places = [0] * len(rows)
+    for row in _in_order(rows):
+        places[row] = inputs.setdefault((rows[row].salt, rows[row].ids), len(inputs))
+    depths = [row.side.encoder_depth for row in rows]
+    known = [depth for depth in depths if depth is not None]
+    return Plan(list(inputs), places, max(known, default=0) if len(known) == len(depths) else None)
+
+
+def _in_order(rows: Sequence[Row]) -> list[int]:
+    """The rows in the order in which they will be computed, as far as that is known."""
+    alike: dict[object, list[int]] = {}
+    modules: dict[int, int] = {}
+    for place, row in enumerate(rows):
+        kind = row.side.shape if isinstance(row.side, StackedSide) else None
+        alike.setdefault((kind, isinstance(row.answerer, Generate)), []).append(place)
+    ordered = []
+    for members in alike.values():
+        inside, _ = arrange([_slot(rows[place].side, modules) for place in members])
+        ordered.extend(members[each] for each in inside)
+    return ordered
+
+
+def _slot(side: Side, modules: dict[int, int]) -> tuple[int, int]:
+    """Where it is computed among others: a module, when it first comes."""
+    return side.place if isinstance(side, StackedSide) else (-1, modules.setdefault(id(side), len(modules)))
 
 
 @dataclass(slots=True, eq=False)
-class _Group:
-    """The rows of one side network."""
+class _Texts:
+    """The rows of one side network whose texts are made alike."""
 
-    side: SideNetwork
-    answerer: Answerer
-    places: list[int]
-    """Where its rows stand among all rows."""
-    inputs: list[int]
-    """Which distinct input each of them has."""
+    side: Side
+    answerer: Generate
+    places: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
     seeds: list[int | None] = field(default_factory=list)
-    """Generating: each row's."""
-
-    @property
-    def generates(self) -> bool:
-        return isinstance(self.answerer, Generate)
 
 
 @torch.inference_mode()
@@ -54,81 +83,45 @@ def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = No
     """Answers in the rows' order; an exception in place of a row that its side network failed."""
     if not rows:
         return []
-    inputs, groups = _plan(rows)
+    planned = plan(rows)
     clock = _Clock(observe, backbone.device)
     with clock.stage("backbone"):
-        given = run_backbone(backbone, inputs, _depth(groups))
+        given = run_backbone(backbone, [ids for _, ids in planned.inputs], planned.depth)
     results: list[Answer | Exception] = [RuntimeError("not answered")] * len(rows)
+
+    def deliver(answered: Sequence[tuple[int, Answer | Exception]]) -> None:
+        for place, outcome in answered:
+            results[place] = outcome
+
     with clock.stage("side"):
-        _score(given, groups, results)
-    generating = [group for group in groups if group.generates]
-    if generating:
+        score(given, rows, planned.places, deliver)
+    texts = _texts(rows, planned.places)
+    if texts:
         with clock.stage("decode"):
-            _generate(backbone, given, generating, results)
+            _generate(backbone, given, texts, deliver)
     return results
 
 
-def _plan(rows: Sequence[Row]) -> tuple[list[tuple[int, ...]], list[_Group]]:
-    """The distinct inputs, and the rows of each side network."""
-    inputs: dict[tuple[int, ...], int] = {}
-    groups: dict[tuple[int, Generate | int], _Group] = {}
+def _texts(rows: Sequence[Row], inputs: Sequence[int]) -> list[_Texts]:
+    groups: dict[tuple[int, Generate], _Texts] = {}
     for place, row in enumerate(rows):
-        alike, seed = id(row.answerer), None
         if isinstance(row.answerer, Generate):
-            alike, seed = row.answerer.unseeded, row.answerer.generation.seed
-        group = groups.setdefault((id(row.side), alike), _Group(row.side, row.answerer, [], []))
-        group.places.append(place)
-        group.inputs.append(inputs.setdefault(row.ids, len(inputs)))
-        group.seeds.append(seed)
-    return list(inputs), list(groups.values())
+            key = id(row.side), row.answerer.unseeded
+            group = groups.setdefault(key, _Texts(row.side, row.answerer))
+            group.places.append(place)
+            group.inputs.append(inputs[place])
+            group.seeds.append(row.answerer.generation.seed)
+    return list(groups.values())
 
 
-def _depth(groups: Sequence[_Group]) -> int | None:
-    """The deepest block that any side network reads; None where one needs the decoder."""
-    depths = [group.side.encoder_depth for group in groups]
-    known = [depth for depth in depths if depth is not None]
-    return max(known) if len(known) == len(depths) else None
-
-
-def _score(given: BackbonePass, groups: Sequence[_Group], results: list[Answer | Exception]) -> None:
-    """Answer all but the generating groups. The decoder's first step is for the inputs alone that need one."""
-    speaking = [group for group in groups if group.side.config.has_decoder and not group.generates]
-    needed = sorted({place for group in speaking for place in group.inputs})
-    spoken = given.select(needed) if speaking else given
-    where = {place: index for index, place in enumerate(needed)}
-    for group in groups:
-        if group in speaking:
-            _place(results, group, _answer_group(spoken, group, [where[place] for place in group.inputs]))
-        elif not group.generates:
-            _place(results, group, _answer_group(given, group, group.inputs))
-
-
-def _answer_group(given: BackbonePass, group: _Group, inputs: Sequence[int]) -> list[Answer | Exception]:
-    try:
-        return group.answerer.answer(given.select(inputs), group.side)
-    except torch.OutOfMemoryError:
-        raise  # the device's fault, not this side network's
-    except Exception as error:  # a side network's fault must not reach its neighbours
-        return [error] * len(group.places)
-
-
-def _generate(
-    backbone: Backbone, given: BackbonePass, groups: Sequence[_Group], results: list[Answer | Exception]
-) -> None:
+def _generate(backbone: Backbone, given: BackbonePass, groups: Sequence[_Texts], deliver: Deliver) -> None:
     segments = []
     for group in groups:
-        assert isinstance(group.answerer, Generate)
         limit, how = group.answerer.max_new_tokens, group.answerer.generation
         taps = given.select(group.inputs).taps
         segments.append(Segment(side=group.side, taps=taps, limit=limit, generation=how, seeds=group.seeds))
     for group, decoded in zip(groups, generate(backbone, segments), strict=True):
-        assert isinstance(group.answerer, Generate)
-        _place(results, group, group.answerer.finish(decoded))
-
-
-def _place(results: list[Answer | Exception], group: _Group, answers: Sequence[Answer | Exception]) -> None:
-    for place, outcome in zip(group.places, answers, strict=True):
-        results[place] = outcome
+        deliver(list(zip(group.places, group.answerer.finish(decoded), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from ladder.decoding import Segment, generate
 from ladder.errors import LabelError, NotFiniteError
 from ladder.generation import Generation
 from ladder.labels import LabelTrie
+from ladder.reading import OwnReading, Reading
 from ladder.side import SideNetwork
 from ladder.tokenizer import Tokenizer
 
@@ -33,13 +34,15 @@ class Classify:
 
     def log_probabilities(self, given: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, K) in float32."""
-        memory = side.encode(given.taps)
+        return self._log_probabilities(OwnReading(given, side))
+
+    def _log_probabilities(self, reading: Reading) -> Tensor:
         if self.trie is None:
-            return torch.log_softmax(side.read(memory, given.taps.mask).float(), -1)
+            return torch.log_softmax(reading.outputs().float(), -1)
 
         def logits_after(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> Tensor:
-            state = side.decode(given.decoder_taps(prefix), memory, given.taps.mask)[:, -1]
-            return given.backbone.logits(state, torch.tensor(tokens, device=state.device))
+            state = reading.state_after(prefix)
+            return reading.backbone.logits(state, torch.tensor(tokens, device=state.device))
 
         return self.trie.log_probabilities(logits_after)
 
@@ -47,8 +50,13 @@ class Classify:
         """Mean cross entropy; `targets` (B,) are label indices."""
         return F.nll_loss(self.log_probabilities(given, side), targets)
 
-    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        return [self._row(row) for row in self.log_probabilities(given, side).exp().tolist()]
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        return [self._row(row) for row in self._log_probabilities(reading).exp().tolist()]
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """What the decoder has said at the places where labels part."""
+        return () if self.trie is None else tuple(branch.prefix for branch in self.trie.branches)
 
     def _row(self, scores: list[float]) -> Answer | Exception:
         if not all(score == score for score in scores):  # NaN
@@ -68,14 +76,17 @@ class Regress:
 
     def values(self, given: BackbonePass, side: SideNetwork) -> Tensor:
         """(B,) in float32, not clipped."""
-        return side.read(side.encode(given.taps), given.taps.mask)[:, 0].float()
+        return self._values(OwnReading(given, side))
+
+    def _values(self, reading: Reading) -> Tensor:
+        return reading.outputs()[:, 0].float()
 
     def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean squared error in `unit`s; `targets` (B,)."""
         return F.mse_loss(self.values(given, side) / self.unit, targets / self.unit)
 
-    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        return [self._row(value) for value in self.values(given, side).tolist()]
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        return [self._row(value) for value in self._values(reading).tolist()]
 
     def _row(self, value: float) -> Answer | Exception:
         if not abs(value) < float("inf"):
@@ -134,7 +145,10 @@ class Embed:
 
     def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, E) in float32."""
-        return F.normalize(side.read_all(side.encode(given.taps), given.taps).float(), dim=-1)
+        return self._vectors(OwnReading(given, side))
+
+    def _vectors(self, reading: Reading) -> Tensor:
+        return F.normalize(reading.all_outputs().float(), dim=-1)
 
     def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
@@ -151,8 +165,8 @@ class Embed:
         scores = (firsts @ seconds.T / self.temperature).masked_fill(shared, -torch.inf)
         return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
-    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        vectors = self.vectors(given, side)
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        vectors = self._vectors(reading)
         lengths = vectors.norm(dim=-1).tolist()
         return [self._row(values, length) for values, length in zip(vectors.tolist(), lengths, strict=True)]
 
@@ -162,7 +176,9 @@ class Embed:
         return VectorAnswer(values=tuple(values))
 
 
-Answerer = Classify | Regress | Generate | Embed
+Scoring = Classify | Regress | Embed
+"""Those that make no text."""
+Answerer = Scoring | Generate
 
 
 def build_answerer(

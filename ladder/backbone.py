@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 from ladder.families import family_of
-from ladder.layers import DecoderCache, causal_bias, padding_bias
+from ladder.layers import Crossings, DecoderCache, causal_bias, crossings, padding_bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,8 @@ class Backbone(nn.Module):
         if config.num_decoder_layers:
             self.decoder = Stack(config, decoder=True)
             self.head = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
+        self.vocabulary: nn.Module | None = None
+        """The LM head again, as `ladder.quantise` multiplies with it where all of it is asked; None: with `head`."""
         self.requires_grad_(False)
         self.eval()
 
@@ -150,6 +152,8 @@ class Backbone(nn.Module):
         queries, keys = ids.shape[1], before + ids.shape[1]
         hidden = embeddings = self.embed(ids)
         bias = self.decoder.relative_bias(queries, keys) + causal_bias(queries, keys, self.dtype, ids.device)
+        if cache and cache.valid is not None:
+            bias = bias + padding_bias(cache.valid, self.dtype)
         memory_bias = padding_bias(memory_mask, self.dtype)
         blocks = []
         for index, block in enumerate(self.decoder.blocks):
@@ -169,6 +173,12 @@ class Backbone(nn.Module):
         self._need_decoder()
         return DecoderCache(len(self.decoder.blocks))
 
+    @torch.no_grad()
+    def crossings(self, memory: Tensor) -> Crossings:
+        """The keys and values that the decoder's blocks read of `memory` (B, S, D), the encoder's `Taps.final`."""
+        self._need_decoder()
+        return crossings(self.decoder.blocks, memory)
+
     def logits(self, state: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The LM head. Gradients flow through to `state`, never into the head.
 
@@ -183,4 +193,6 @@ class Backbone(nn.Module):
         self._need_decoder()
         if self.config.scale_output:
             state = state * self.config.d_model**-0.5
+        if tokens is None and self.vocabulary is not None and not state.requires_grad:
+            return self.vocabulary(state.to(self.dtype))
         return F.linear(state.to(self.dtype), self.head if tokens is None else self.head[tokens])

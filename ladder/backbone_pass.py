@@ -3,9 +3,11 @@
 The decoder runs only when a side network asks, once per prefix, for all of them: the first step is everybody's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
 
@@ -30,6 +32,13 @@ class BackbonePass:
             self._decoded[prefix] = self.backbone.decode(ids, self.taps.final, self.taps.mask)
         return self._decoded[prefix]
 
+    def hear(self, rows: Sequence[int], prefix: tuple[int, ...] = ()) -> "Heard":
+        """As `decoder_taps`, but for some rows alone: the others need no decoder."""
+        if prefix in self._decoded or len(rows) == self.rows:
+            return Heard(self.decoder_taps(prefix), {row: row for row in rows})
+        part = BackbonePass(self.backbone, _memory_of(self.taps, rows))
+        return Heard(part.decoder_taps(prefix), {row: place for place, row in enumerate(rows)})
+
     def preset(self, first_step: Taps) -> None:
         """Give the decoder's first step, kept from an earlier pass over the same inputs."""
         self._decoded[()] = first_step
@@ -37,6 +46,22 @@ class BackbonePass:
     def select(self, rows: Sequence[int]) -> "BackbonePass":
         """The pass of some rows, in that order; it shares what its parent decodes."""
         return self if list(rows) == list(range(self.rows)) else _SelectedPass(self, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Decoder taps of some rows of a pass."""
+
+    taps: Taps
+    where: Mapping[int, int]
+    """Row of the pass to row of the taps."""
+
+    def select(self, rows: Sequence[int]) -> Taps:
+        """Those of some of them, in that order."""
+        places = [self.where[row] for row in rows]
+        if places == list(range(len(self.taps.mask))):
+            return self.taps
+        return self.taps.select(torch.tensor(places, device=self.taps.mask.device))
 
 
 class _SelectedPass(BackbonePass):
@@ -50,12 +75,24 @@ class _SelectedPass(BackbonePass):
         return self._decoded[prefix]
 
 
+def _memory_of(taps: Taps, rows: Sequence[int]) -> Taps:
+    """What the decoder reads of some rows."""
+    assert taps.final is not None, "the encoder stopped early; a decoder needs all of it"
+    chosen = torch.tensor(rows, dtype=torch.long, device=taps.mask.device)
+    return Taps(embeddings=taps.embeddings, blocks=(), mask=taps.mask[chosen], final=taps.final[chosen])
+
+
 def run_backbone(backbone: Backbone, inputs: Sequence[Sequence[int]], depth: int | None = None) -> BackbonePass:
     """Pad `inputs` (token ids) to the longest and encode them, down to `depth` blocks (None: all)."""
+    return BackbonePass(backbone, backbone.encode(*padded(backbone, inputs), depth))
+
+
+def padded(backbone: Backbone, inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids (B, S) on the backbone's device, padded to the longest of `inputs`, and their mask."""
     longest = max(len(ids) for ids in inputs)
     ids = torch.full((len(inputs), longest), backbone.config.pad_token_id)
     mask = torch.zeros((len(inputs), longest), dtype=torch.bool)
     for row, tokens in enumerate(inputs):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = True
-    return BackbonePass(backbone, backbone.encode(ids.to(backbone.device), mask.to(backbone.device), depth))
+    return ids.to(backbone.device), mask.to(backbone.device)

@@ -5,7 +5,7 @@ to its arithmetic: large negative scores mark what must not be chosen, and ties 
 `legacy_beams`, equal to transformers 4.6's (generation_beam_search.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,36 +13,96 @@ from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
 from ladder.scores import adjust
-from ladder.segments import Decoded, Segment, joined, rows_of
+from ladder.segments import Segment, Tokens, joined, rows_of
 
+Ended = tuple[Segment, int, Tokens | Exception]
+"""A row that ended: its segment, its number in it, and its tokens or why it failed."""
 OUT = -1.0e9
 """Added to scores of what must not be chosen."""
 
 
-@torch.inference_mode()
-def beam_search(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
-    """The best text of every row of every segment, as `ladder.decoding.generate` returns them."""
-    (final, mask), config = joined(segments), backbone.config
-    for segment in segments:
-        segment.guarded(segment.begin)
-    searches = [Search(segment, config.decoder_start_token_id, config.eos_token_id) for segment in segments]
-    tokens = torch.full((len(mask), 1), config.decoder_start_token_id, device=mask.device)
-    cache = backbone.decoder_cache()
-    while not bool(torch.cat([search.done for search in searches]).all()):
-        first = cache.length == 0
-        taps = backbone.decode(tokens, final, mask, cache)
+class BeamSearch:
+    """The best text of every row of some segments, one token at a time for all of them.
+
+    A row goes when nothing of it changes any more.
+    """
+
+    def __init__(self, backbone: Backbone, segments: Sequence[Segment]) -> None:
+        self._backbone, self._cache = backbone, backbone.decoder_cache()
+        config = backbone.config
+        with torch.inference_mode():
+            for segment in segments:
+                segment.guarded(segment.begin)
+            self._searches = [Search(each, config.decoder_start_token_id, config.eos_token_id) for each in segments]
+            self._final, self._mask = joined(segments)
+            self._tokens = torch.full((len(self._mask), 1), config.decoder_start_token_id, device=backbone.device)
+            self._ended = self._finish()
+
+    def __len__(self) -> int:
+        """Beams of all rows that are left."""
+        return sum(len(search.rows) * search.beams for search in self._searches)
+
+    @property
+    def is_idle(self) -> bool:
+        """The next step has nothing to do and nothing to tell."""
+        return not (self._searches or self._ended)
+
+    @torch.inference_mode()
+    def step(self) -> list[Ended]:
+        """One token on: the rows that ended."""
+        if self._searches:
+            self._advance()
+            self._ended += self._finish()
+        ended, self._ended = self._ended, []
+        return ended
+
+    @torch.inference_mode()
+    def leave(self, rows: Collection[tuple[Segment, int]]) -> None:
+        """Rows of segments go, at whatever token they are. Nothing is told of them any more."""
+        for search in self._searches:
+            for place, row in enumerate(search.rows):
+                if (search.segment, row) in rows:
+                    search.done[place] = True
+        self._ended = [each for each in self._ended + self._finish() if each[:2] not in rows]
+
+    def give_up(self, error: Exception) -> list[Ended]:
+        """All rows end with `error`."""
+        ended = self._ended + [(search.segment, row, error) for search in self._searches for row in search.rows]
+        self._ended, self._searches = [], []
+        return ended
+
+    def _advance(self) -> None:
+        first = self._cache.length == 0
+        taps = self._backbone.decode(self._tokens, self._final, self._mask, self._cache)
         parents, following, start = [], [], 0
-        for search in searches:
+        for search in self._searches:
             rows = slice(start, start + search.asked)
             start = rows.stop
-            own, said = search.step(backbone, rows_of(taps, rows))
+            own, said = search.step(self._backbone, rows_of(taps, rows))
             parents.append(own + rows.start)
             following.append(said)
-        order, tokens = torch.cat(parents), torch.cat(following)[:, None]
-        cache.reorder(order, cross=first)
+        order, self._tokens = torch.cat(parents), torch.cat(following)[:, None]
+        self._cache.reorder(order, cross=first)
         if first:  # from here on every beam is a row
-            final, mask = final[order], mask[order]
-    return [search.segment.finish(search.texts(), config.eos_token_id) for search in searches]
+            self._final, self._mask = self._final[order], self._mask[order]
+
+    def _finish(self) -> list[Ended]:
+        """Take out the rows that are done."""
+        done = iter(torch.cat([search.done for search in self._searches]).tolist() if self._searches else [])
+        flags = [[next(done) for _ in search.rows] for search in self._searches]
+        if not any(map(any, flags)):
+            return []
+        ended, kept, start = [], [], 0
+        for search, own in zip(self._searches, flags, strict=True):
+            stop = start + search.asked
+            ended += search.endings(own)
+            kept.append(search.keep([place for place, gone in enumerate(own) if not gone]) + start)
+            start = stop
+        rows = torch.cat(kept)
+        self._searches = [search for search in self._searches if search.rows]
+        self._cache.reorder(rows)
+        self._tokens, self._final, self._mask = self._tokens[rows], self._final[rows], self._mask[rows]
+        return ended
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +112,8 @@ class Search:
     segment: Segment
     start: int
     end: int
+    rows: list[int] = field(init=False)
+    """Those of the segment that are left: B of them."""
     running: Tensor = field(init=False)
     """(B, W, T) texts that go on, the best first."""
     running_scores: Tensor = field(init=False)
@@ -66,19 +128,25 @@ class Search:
     """(B,) bool: nothing of the row changes any more."""
 
     def __post_init__(self) -> None:
-        rows, beams, device = len(self.segment), self.segment.generation.num_beams, self.segment.taps.mask.device
+        rows, beams, device = len(self.segment), self.beams, self.segment.taps.mask.device
+        self.rows = list(range(rows))
         self.running = torch.full((rows, beams, 1), self.start, device=device)
         self.finished = self.running.clone()
         self.running_scores = torch.full((rows, beams), OUT, device=device)
         self.running_scores[:, 0] = 0  # all beams start alike: only the first may have children
         self.finished_scores = torch.full((rows, beams), OUT, device=device)
         self.is_finished = torch.zeros((rows, beams), dtype=torch.bool, device=device)
-        self.done = torch.full((rows,), self.segment.limit < 1, device=device)
+        over = self.segment.limit < 1 or self.segment.failure is not None
+        self.done = torch.full((rows,), over, device=device)
+
+    @property
+    def beams(self) -> int:
+        return self.segment.generation.num_beams
 
     @property
     def asked(self) -> int:
         """Rows of the next backbone step: one a row at first, then one a beam."""
-        return len(self.segment) * (1 if self.length == 0 else self.segment.generation.num_beams)
+        return len(self.rows) * (1 if self.length == 0 else self.beams)
 
     @property
     def length(self) -> int:
@@ -98,13 +166,32 @@ class Search:
         if outcome is None:
             self.done = torch.ones_like(self.done)
             self.running = torch.cat([self.running, torch.full_like(self.running[:, :, :1], self.end)], 2)
-            parents = torch.arange(len(self.segment) * self.segment.generation.num_beams, device=self.done.device)
+            parents = torch.arange(len(self.rows) * self.beams, device=self.done.device)
             return parents // (len(parents) // asked), torch.full_like(parents, self.end)
         return outcome
 
-    def texts(self) -> list[list[int]]:
-        """The best of each row, without the start token."""
-        return self.finished[:, 0, 1:].tolist()
+    def endings(self, ended: Sequence[bool]) -> list[Ended]:
+        """What the rows that `ended` have to say."""
+        if not any(ended):
+            return []
+        texts, broken = self.finished[:, 0, 1:].tolist(), self.segment.broken.tolist()
+        return [
+            (self.segment, row, self.segment.ending(text, broken=bad, end=self.end))
+            for row, text, bad, over in zip(self.rows, texts, broken, ended, strict=True)
+            if over
+        ]
+
+    def keep(self, places: Sequence[int]) -> Tensor:
+        """Go on with the rows in these `places` alone; (N,) which of the `asked` rows theirs are."""
+        chosen, each = torch.tensor(places, dtype=torch.long, device=self.done.device), self.asked // len(self.rows)
+        asked = (chosen[:, None] * each + torch.arange(each, device=chosen.device)).flatten()
+        self.rows = [self.rows[place] for place in places]
+        self.running, self.running_scores = self.running[chosen], self.running_scores[chosen]
+        self.finished, self.finished_scores = self.finished[chosen], self.finished_scores[chosen]
+        self.is_finished, self.done = self.is_finished[chosen], self.done[chosen]
+        if places:
+            self.segment.keep(chosen, asked)
+        return asked
 
     def _step(self, backbone: Backbone, taps: Taps) -> tuple[Tensor, Tensor]:
         segment, first = self.segment, self.length == 0

@@ -51,15 +51,15 @@ def load_side(
         with safe_open(path, framework="pt") as opened:
             names = list(opened.keys())
             config = _read_config(path, opened.metadata() or {})
-            _check_shapes(path, {name: tuple(opened.get_slice(name).get_shape()) for name in names}, config, backbone)
+            found = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            side = _checked(path, found, config, backbone)
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
-    side = SideNetwork(config, backbone)
-    side.load_state_dict(tensors)
+    side.load_state_dict(tensors, assign=True)
     return as_served(side, dtype).to(device)
 
 
@@ -79,11 +79,15 @@ def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
         raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
 
 
-def _check_shapes(path: Path, found: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig) -> None:
-    """Compare the file's header with what its settings call for, before memory is taken for either."""
+def _checked(
+    path: Path, found: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig
+) -> SideNetwork:
+    """Compare the file's header with what its settings call for, before memory is taken for either; that, still without
+    memory."""
     try:
         with torch.device("meta"):
-            needed = {name: tuple(t.shape) for name, t in SideNetwork(config, backbone).state_dict().items()}
+            side = SideNetwork(config, backbone)
+        needed = {name: tuple(tensor.shape) for name, tensor in side.state_dict().items()}
     except (SideConfigError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
     missing, extra = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
@@ -94,3 +98,4 @@ def _check_shapes(path: Path, found: dict[str, tuple[int, ...]], config: SideCon
     for name, shape in found.items():
         if shape != needed[name]:
             raise CheckpointError(f"{path.name}: {name} has shape {shape}, this backbone needs {needed[name]}")
+    return side

@@ -1,5 +1,17 @@
 """What can be wrong with a model's files and shapes. Each message says what to do about it."""
 
+import torch
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had no room: no model's fault, and another try with less may succeed. On a CPU, and in some
+    libraries of a GPU, torch raises a RuntimeError that only its words tell apart."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
 
 class LadderError(ValueError):
     """Root of this package's errors."""

@@ -5,7 +5,9 @@ say otherwise.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +47,18 @@ class KeyValues:
         return keys, values
 
 
+Crossings = list[tuple[Tensor, Tensor]]
+"""Each decoder block's keys and values of what its cross-attention reads, each (B, H, S, head_width)."""
+
+
 @dataclass(slots=True)
 class DecoderCache:
     """Keys and values of a stack of decoder blocks, made empty; `length` tokens are in it."""
 
     blocks: int
     length: int = 0
+    valid: Tensor | None = field(init=False, default=None)
+    """(B, tokens) bool: which cached tokens are a row's own, the new one's among them; None: all."""
     own: list[KeyValues] = field(init=False)
     cross: list[KeyValues] = field(init=False)
 
@@ -82,6 +90,25 @@ class RMSNorm(nn.Module):
         return self.weight * (hidden * scale).to(self.weight.dtype)
 
 
+def together(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each linear layer makes of `hidden`. Layers that round it to whole numbers first (`ladder.quantise`) share
+    that work."""
+    prepare: Any = getattr(layers[0], "prepare", None)
+    if prepare is None:
+        return [layer(hidden) for layer in layers]
+    given, rounding = prepare(hidden), cast("Sequence[Any]", layers)
+    return [layer.multiply(*given, hidden.dtype) for layer in rounding]
+
+
+def gelu_tanh(hidden: Tensor) -> Tensor:
+    """GELU in tanh's approximation, as a sigmoid: 0.5 * (1 + tanh(u)) is sigmoid(2 u), for which torch's float32 code
+    on CPUs takes half the time. With gradients, and elsewhere, torch's own."""
+    if torch.is_grad_enabled() or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return F.gelu(hidden, approximate="tanh")
+    twice = 2 * math.sqrt(2 / math.pi)
+    return hidden.square().mul_(0.044715 * twice).add_(twice).mul_(hidden).sigmoid_().mul_(hidden)
+
+
 class Attention(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -100,24 +127,29 @@ class Attention(nn.Module):
             bias: added to the scores, broadcast to (B, H, T, all tokens).
             cache: earlier tokens' keys and values, extended in place.
         """
-        keys, values = self._split(self.k(hidden)), self._split(self.v(hidden))
+        query, keys, values = map(self._split, together(hidden, self.q, self.k, self.v))
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        return self._attend(hidden, keys, values, bias)
+        return self._attend(query, keys, values, bias)
 
     def cross(self, hidden: Tensor, memory: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
         """Attention to `memory` (B, S, width), whose keys and values are computed once a cache."""
+        query = self._split(self.q(hidden))
         if cache is None:
-            return self._attend(hidden, self._split(self.k(memory)), self._split(self.v(memory)), bias)
+            return self._attend(query, *self.read(memory), bias)
         if cache.keys is None or cache.values is None:
-            cache.extend(self._split(self.k(memory)), self._split(self.v(memory)))
+            cache.extend(*self.read(memory))
         assert cache.keys is not None
         assert cache.values is not None
-        return self._attend(hidden, cache.keys, cache.values, bias)
+        return self._attend(query, cache.keys, cache.values, bias)
 
-    def _attend(self, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of `memory` (B, S, width), each (B, H, S, head_width)."""
+        keys, values = together(memory, self.k, self.v)
+        return self._split(keys), self._split(values)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        query = self._split(self.q(hidden))
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
@@ -142,7 +174,8 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gated:
-            inner = F.gelu(self.wi_0(hidden), approximate="tanh") * self.wi_1(hidden)
+            gate, inner = together(hidden, self.wi_0, self.wi_1)
+            inner = gelu_tanh(gate) * inner
         else:
             inner = self.activation(self.wi(hidden))
         return self.wo(F.dropout(inner, self.dropout, self.training))
@@ -181,6 +214,11 @@ class Block(nn.Module):
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.dropout, self.training)
+
+
+def crossings(blocks: Iterable[nn.Module], memory: Tensor) -> Crossings:
+    """What decoder blocks (`Block`s) read of `memory` (B, S, width)."""
+    return [block.cross_attention.read(memory) for block in blocks if isinstance(block, Block)]
 
 
 class PostNormBlock(nn.Module):

@@ -37,7 +37,7 @@ def load_backbone(
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
         device: "cpu", "cuda", "cuda:1", ...
         dtype: float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32.
-        quantize: int8 or int4, of the blocks' matrices; none. See `ladder.quantise`.
+        quantize: int8, int4 or w8a8, of the blocks' matrices; none. See `ladder.quantise`.
 
     Raises:
         BackboneError: no such folder or id, a kind of model that is not here, or weights that are missing, of the wrong

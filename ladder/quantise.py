@@ -1,9 +1,11 @@
-"""A frozen backbone's matrices in eight or four bits: int8 by rows, or NF4 by blocks.
+"""A frozen backbone's matrices in eight or four bits: int8 by rows, or NF4 by blocks; or products of int8 by int8.
 
-Weights alone: each matrix is widened again as it is multiplied, and activations keep their precision. So an answer
-cannot depend on the rows beside it, large activations (T5 has them) lose nothing, and CPU and GPU compute the same
-scheme. What is gained is memory. Embeddings, LM head, norms and biases stay. int8 is torch alone; NF4 (QLoRA,
-arXiv:2305.14314, as in QST, arXiv:2401.07159) is bitsandbytes'. Side networks are never quantised.
+int8 and int4 are of weights alone: each matrix is widened again as it is multiplied, and activations keep their
+precision. Large activations (T5 has them) lose nothing, and what is gained is memory. w8a8 gains time: each token's
+activations are rounded to 8 bits with a scale of its own, and whole numbers are multiplied, LM head included. With all
+of them an answer cannot depend on the rows beside it, and CPU and GPU compute the same scheme. Embeddings, norms and
+biases stay. int8 and w8a8 are torch alone; NF4 (QLoRA, arXiv:2305.14314, as in QST, arXiv:2401.07159) is bitsandbytes'.
+Side networks are never quantised.
 """
 
 import ctypes
@@ -11,6 +13,7 @@ import hashlib
 import importlib
 import sys
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal, Self, get_args
 
@@ -21,13 +24,14 @@ from torch.nn import functional as F
 from ladder.backbone import Backbone
 from ladder.errors import BackboneError
 
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Quantization)
 BLOCK = 64
 """Consecutive weights of a row that share an NF4 scale."""
 SCHEMES = {
     "int8": "int8 weights, symmetric, a float32 scale a row",
     "int4": f"nf4 weights, a float32 scale for {BLOCK} of a row",
+    "w8a8": "int8 weights up to 63, a float32 scale a row, times int8 activations, a float32 scale a token",
 }
 """What a side network reads depends on these words: they are part of a quantised backbone's fingerprint."""
 LIBRARY = "bitsandbytes"
@@ -104,7 +108,97 @@ class Nf4Linear(QuantisedLinear):
         )
 
 
-LINEARS: dict[str, type[Int8Linear] | type[Nf4Linear]] = {"int8": Int8Linear, "int4": Nf4Linear}
+class W8A8Linear(QuantisedLinear):
+    """y = (codes of x) (codes of weights)^T * scale of the token * scale of the row + bias, in whole numbers.
+
+    Weights use 7 of their 8 bits: kernels for CPUs without VNNI add two products of 8 bits in 16, which must not
+    overflow. Sums stay below 2^24, so that float32, the fallback where there is no such kernel, is as exact.
+    """
+
+    codes: Tensor
+    """(out, in) int8, within -63..63."""
+    MOST_WEIGHT, MOST_ACTIVATION = 63, 127
+
+    def __init__(self, linear: nn.Linear) -> None:
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(1) / self.MOST_WEIGHT).clamp(min=torch.finfo(torch.float32).tiny)
+        super().__init__(weight.shape, scales, linear.bias)
+        self.register_buffer("codes", (weight / scales[:, None]).round().to(torch.int8))
+        self._packed = _pack(self.codes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.requires_grad and torch.is_grad_enabled():  # rounding has none: as if there were no rounding
+            return F.linear(hidden, self.full_weight().to(hidden.dtype), self.bias)
+        return self.multiply(*self.prepare(hidden), hidden.dtype)
+
+    def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations (..., in) as uint8 codes around 128 and a float32 scale a token, (..., 1). Other layers of this
+        kind that read the same activations can share them."""
+        full = hidden.float()
+        largest = full.abs().amax(-1, keepdim=True)
+        steps = self.MOST_ACTIVATION / largest.clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (full * steps).round_().to(torch.int8).view(torch.uint8)
+        return codes.bitwise_xor(128), largest / self.MOST_ACTIVATION  # two's complement: +128
+
+    def multiply(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """(..., out) of what `prepare` made of (..., in)."""
+        flat = codes.flatten(0, -2)
+        if self._packed is not None:
+            zeros = torch.zeros(len(self.codes), dtype=torch.int32)
+            out = torch.ops.onednn.qlinear_pointwise(
+                flat, 1.0, 128, self._packed, self.scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+        else:
+            out = _whole_product(flat, self.codes) * self.scales
+        out = out.unflatten(0, codes.shape[:-1]).mul_(scales).to(dtype)
+        return out if self.bias is None else out + self.bias
+
+    @property
+    def is_packed(self) -> bool:
+        """The codes are held twice, once as oneDNN wants them."""
+        return self._packed is not None
+
+    def full_weight(self) -> Tensor:
+        return self.codes * self.scales[:, None]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._packed = _pack(self.codes)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._packed = _pack(self.codes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # opaque to copies: they pack anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._packed = _pack(self.codes)
+
+
+def _pack(codes: Tensor) -> Tensor | None:
+    """As oneDNN wants weights; None where it does not compute."""
+    if codes.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    return torch.ops.onednn.qlinear_prepack(codes, None)
+
+
+def _whole_product(activations: Tensor, weights: Tensor) -> Tensor:
+    """(M, out) float32, exact: of codes (M, in) around 128, and (out, in)."""
+    if activations.device.type == "cuda" and not any(width % 8 for width in weights.shape):
+        rows = (activations.to(torch.int16) - 128).to(torch.int8)
+        padded = F.pad(rows, (0, 0, 0, max(0, 32 - len(rows))))  # its kernels want more than 16 rows
+        return torch._int_mm(padded, weights.t())[: len(rows)].float()  # pyright: ignore[reportPrivateImportUsage]
+    return F.linear(activations.float() - 128, weights.float())
+
+
+LINEARS: dict[str, Callable[[nn.Linear], QuantisedLinear]] = {
+    "int8": Int8Linear,
+    "int4": Nf4Linear,
+    "w8a8": W8A8Linear,
+}
 
 
 def check_method(method: str) -> None:
@@ -136,6 +230,8 @@ def quantise(backbone: Backbone, method: str, device: str | torch.device = "cpu"
         raise BackboneError(f"{backbone.name} is quantised already; load it again")
     linears = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     _check_widths(linears, method)
+    if method == "w8a8" and backbone.has_decoder:
+        backbone.vocabulary = _quantised(_plain_head(backbone).to(device), method)
     for name in list(linears):
         _replace(backbone, name, _quantised(linears.pop(name).to(device), method))
     _return_freed_memory()
@@ -156,13 +252,18 @@ def full_weight(linear: nn.Linear | QuantisedLinear) -> Tensor:
 
 def count_weights(backbone: Backbone) -> int:
     """How many weights the backbone has, whatever each is stored in."""
-    matrices = [module for module in backbone.modules() if isinstance(module, QuantisedLinear)]
+    matrices = [
+        module
+        for module in backbone.modules()
+        if isinstance(module, QuantisedLinear) and module is not backbone.vocabulary  # the LM head's once more
+    ]
     return sum(tensor.numel() for tensor in backbone.parameters()) + sum(module.shape.numel() for module in matrices)
 
 
 def held_bytes(backbone: Backbone) -> int:
     """Bytes that the backbone's weights take on its device."""
-    return sum(tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers()))
+    packed = [module.codes for module in backbone.modules() if isinstance(module, W8A8Linear) and module.is_packed]
+    return sum(tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers(), *packed))
 
 
 def full_precision(backbone: Backbone) -> Backbone:
@@ -173,6 +274,7 @@ def full_precision(backbone: Backbone) -> Backbone:
     if backbone.quantization == "none":
         return backbone
     copy = deepcopy(backbone)
+    copy.vocabulary = None
     for name, module in list(copy.named_modules()):
         if isinstance(module, QuantisedLinear):
             _replace(copy, name, _plain(module, backbone.dtype))
@@ -207,6 +309,13 @@ def _plain(module: QuantisedLinear, dtype: torch.dtype) -> nn.Linear:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
+    return linear
+
+
+def _plain_head(backbone: Backbone) -> nn.Linear:
+    words, width = backbone.head.shape
+    linear = nn.Linear(width, words, bias=False, device="meta")
+    linear.weight = backbone.head
     return linear
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ladder.backbone import Taps
-from ladder.errors import NotFiniteError
+from ladder.errors import NotFiniteError, is_out_of_memory
 from ladder.generation import Generation
 from ladder.layers import DecoderCache
-from ladder.side import SideNetwork
+from ladder.stacked import Side
 
 Tokens = tuple[int, ...]
 Decoded = list[Tokens | Exception]
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 class Segment:
     """Adjacent rows of one side network that are decoded alike."""
 
-    side: SideNetwork
+    side: Side
     taps: Taps
     """Encoder taps of its rows, padded as the other segments' are."""
     limit: int
@@ -54,26 +54,38 @@ class Segment:
     def begin(self) -> None:
         self.memory, self.cache = self.side.encode(self.taps), self.side.decoder_cache()
 
+    def keep(self, rows: Tensor, asked: Tensor) -> None:
+        """Go on with some rows alone.
+
+        Args:
+            rows: (N,) of those in `broken`.
+            asked: (M,) of those in `memory` and the cache, where each row may be several.
+        """
+        self.broken, self.memory, self.memory_mask = self.broken[rows], self.memory[asked], self.memory_mask[asked]
+        self.cache.reorder(asked)
+
     def guarded(self, step: Callable[..., Result], *args: object) -> Result | None:
         """Run a step; what it raises is this segment's alone. None where it failed, now or before."""
         if self.failure is not None:
             return None
         try:
             return step(*args)
-        except torch.OutOfMemoryError:
-            raise  # the device's fault, not this side network's
         except Exception as error:  # a side network's fault must not reach its neighbours
+            if is_out_of_memory(error):
+                raise  # the device's fault, not this side network's
             self.failure = error
             return None
 
-    def finish(self, rows: Sequence[Sequence[int]], end: int) -> Decoded:
-        """Its rows' tokens (those after the start token) up to the end token or the limit; faults in their places."""
-        if self.failure is not None:
-            return [self.failure] * len(self)
-        broken = self.broken.tolist()
-        return [_not_finite() if bad else self._cut(row, end) for row, bad in zip(rows, broken, strict=True)]
+    def ending(self, tokens: Sequence[int], *, broken: bool, end: int) -> Tokens | Exception:
+        """Of one row: its tokens (those after the start token) up to the end token or the limit, or its fault.
 
-    def _cut(self, tokens: Sequence[int], end: int) -> Tokens:
+        Args:
+            broken: its `broken`.
+        """
+        if self.failure is not None:
+            return self.failure
+        if broken:
+            return not_finite()
         return tuple(tokens[: min(tokens.index(end) if end in tokens else self.limit, self.limit)])
 
 
@@ -93,5 +105,5 @@ def rows_of(taps: Taps, rows: slice) -> Taps:
     )
 
 
-def _not_finite() -> NotFiniteError:
+def not_finite() -> NotFiniteError:
     return NotFiniteError("the side network's logits are not finite numbers")

@@ -11,7 +11,16 @@ from torch.nn import functional as F
 from ladder.backbone import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig
 from ladder.families import family_of
-from ladder.layers import BlockShape, DecoderCache, RelativeBias, RMSNorm, causal_bias, padding_bias
+from ladder.layers import (
+    BlockShape,
+    Crossings,
+    DecoderCache,
+    RelativeBias,
+    RMSNorm,
+    causal_bias,
+    crossings,
+    padding_bias,
+)
 
 
 class Rung(nn.Module):
@@ -78,6 +87,8 @@ class SideStack(nn.Module):
         keys = (cache.length if cache else 0) + queries
         if self.layers:
             bias = self.relative_bias(queries, keys) + causal_bias(queries, keys, side.dtype, side.device)
+            if cache and cache.valid is not None:
+                bias = bias + padding_bias(cache.valid, side.dtype)
             memory_bias = padding_bias(memory_mask, side.dtype)
             for index, (layer, rung) in enumerate(zip(self.layers, self.rungs, strict=True)):
                 own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
@@ -163,12 +174,14 @@ class SideNetwork(nn.Module):
         keep = torch.sigmoid(self.merge_logit / self.config.gate_temperature)
         return keep * state + (1 - keep) * taps.final
 
+    def crossings(self, memory: Tensor) -> Crossings:
+        """The keys and values that the side decoder's rungs read of `memory` (B, S, d), from `encode`."""
+        return crossings((rung.block for rung in self.decoder.rungs if isinstance(rung, Rung)), memory)
+
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
         """What a head of its own says, (B, outputs) in float32: linear of the mean of real tokens, mlp of the last."""
         if self.config.head == "mlp":
-            last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)  # wherever the padding stands
-            state = memory[torch.arange(len(memory), device=memory.device), last]
-            return self.head(self.upsample(state).float())
+            return self.head(self.upsample(last_of_real(memory, mask)).float())
         return self.head(mean_of_real(memory, mask))
 
     def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
@@ -206,6 +219,12 @@ def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
     """(B, D) in float32: the mean of (B, S, D) where `mask` (B, S) is True."""
     weights = mask[:, :, None].float()
     return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def last_of_real(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, D): the last of (B, S, D) where `mask` (B, S) is True, wherever the padding stands."""
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+    return states[torch.arange(len(states), device=states.device), last]
 
 
 def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:

@@ -234,7 +234,7 @@ def test_it_is_not_quantised_twice(quantised):
 
 
 def test_an_unknown_method_is_refused(folder):
-    with pytest.raises(BackboneError, match="quantize must be one of none, int8, int4, got 'int3'"):
+    with pytest.raises(BackboneError, match="quantize must be one of none, int8, int4, w8a8, got 'int3'"):
         load_backbone(folder, quantize="int3")
 
 

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_t5(tmp_path_factory.mktemp("wide") / "t5", seed=2, d_model=64, d_kv=16, d_ff=128)
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
+@pytest.fixture(scope="module", params=["int8", "int4", "w8a8"])
 def backbone(request, folder):
     return load_backbone(folder, quantize=request.param)
 

@@ -1,0 +1,144 @@
+"""Where side networks live on the device: one row of numbers each, side by side with those of their shape.
+
+Publishing copies a row into a free slot: nothing is restacked, whatever else is resident. A slot is free again when the
+last `StackedSide` that holds it is gone, so a batch in flight keeps its side networks.
+"""
+
+import heapq
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ladder.backbone import Backbone
+from ladder.side import SideNetwork
+from ladder.stack_bias import Buckets
+from ladder.stack_heads import head_of
+from ladder.stack_layout import StackShape, fold, layout_of, shape_of
+from ladder.stacked import Chunk, Side, StackedSide
+
+FEWEST_SLOTS = 16
+"""Of a chunk. A new one has as many as its shape has already, so that there are few."""
+MOST_BYTES = 2**30
+"""Of a chunk, or the fewest slots. On a CPU, a slot takes no memory before it is filled."""
+
+
+@dataclass(slots=True, eq=False)
+class _Shelf:
+    """The chunks of one shape, and their free slots, the first ones first: side networks in a row need no gathering."""
+
+    shape: StackShape
+    dtype: torch.dtype
+    device: torch.device
+    buckets: Buckets
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    used: dict[int, int] = field(default_factory=dict)
+    free: list[tuple[int, int]] = field(default_factory=list)
+    made: int = 0
+
+    @property
+    def slots(self) -> int:
+        return sum(len(chunk.rows) for chunk in self.chunks.values())
+
+    @property
+    def row_bytes(self) -> int:
+        return layout_of(self.shape).size * self.dtype.itemsize
+
+    def take(self) -> tuple[Chunk, int]:
+        if not self.free:
+            self._grow()
+        number, slot = heapq.heappop(self.free)
+        self.used[number] += 1
+        return self.chunks[number], slot
+
+    def give(self, number: int, slot: int) -> None:
+        self.used[number] -= 1
+        heapq.heappush(self.free, (number, slot))
+        if not self.used[number]:
+            del self.chunks[number], self.used[number]
+            self.free = sorted(each for each in self.free if each[0] != number)
+
+    def _grow(self) -> None:
+        most = max(FEWEST_SLOTS, MOST_BYTES // self.row_bytes)
+        count = min(max(FEWEST_SLOTS, self.slots), most)
+        rows = torch.empty(count, layout_of(self.shape).size, dtype=self.dtype, device=self.device)
+        self.chunks[self.made], self.used[self.made] = Chunk(self.made, self.shape, rows, self.buckets), 0
+        for slot in range(count):
+            heapq.heappush(self.free, (self.made, slot))
+        self.made += 1
+
+
+class SideBank:
+    """All stackable side networks of one backbone, on its device. One a server.
+
+    Thread-safe: a loader adds while the device thread reads.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._shelves: dict[StackShape, _Shelf] = {}
+        self._buckets = Buckets()
+        self._lock = threading.Lock()
+        self._gone: deque[tuple[StackShape, int, int]] = deque()  # filled by the garbage collector, who takes no lock
+
+    def add(self, side: SideNetwork) -> Side:
+        """A handle that holds `side`'s weights in a slot; `side` itself where it cannot be stacked (see `shape_of`).
+
+        It is folded in float32, so give it in that where it is at hand; the slot has the backbone's dtype.
+        """
+        shape = shape_of(side, self._backbone.config)
+        if shape is None:
+            return side
+        row, head = fold(side, shape), head_of(side)
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            chunk, slot = self._take(shape)
+            self._write(chunk.rows[slot], row)
+        handle = StackedSide(side.config, chunk, slot, head.to(self._backbone.device) if head else None)
+        weakref.finalize(handle, self._gone.append, (shape, chunk.number, slot)).atexit = False
+        return handle
+
+    @property
+    def slots(self) -> int:
+        """Taken ones."""
+        with self._lock:
+            self._settle()
+            return sum(sum(shelf.used.values()) for shelf in self._shelves.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of the taken slots."""
+        with self._lock:
+            self._settle()
+            return sum(sum(shelf.used.values()) * shelf.row_bytes for shelf in self._shelves.values())
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Of all slots. On a CPU, those that were never taken hold no memory."""
+        with self._lock:
+            self._settle()
+            return sum(shelf.slots * shelf.row_bytes for shelf in self._shelves.values())
+
+    def _take(self, shape: StackShape) -> tuple[Chunk, int]:
+        self._settle()
+        if shape not in self._shelves:
+            self._shelves[shape] = _Shelf(shape, self._backbone.dtype, self._backbone.device, self._buckets)
+        return self._shelves[shape].take()
+
+    def _settle(self) -> None:
+        """Free the slots of the handles that are gone."""
+        while self._gone:
+            shape, number, slot = self._gone.popleft()
+            shelf = self._shelves[shape]
+            shelf.give(number, slot)
+            if not shelf.chunks:
+                del self._shelves[shape]
+
+    def _write(self, slot: Tensor, row: Tensor) -> None:
+        if slot.is_cuda:
+            torch.cuda.synchronize(slot.device)  # a batch that let go of this slot may not be through with it
+        slot.copy_(row)
+        if slot.is_cuda:
+            torch.cuda.synchronize(slot.device)  # weights must land before readers see them
