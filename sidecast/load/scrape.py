@@ -1,0 +1,103 @@
+"""What a server counted while a load ran: the difference between two looks at its Prometheus metrics."""
+
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+STAGES = ("queue", "tokenize", "backbone", "side", "decode")
+DEVICE_STAGES = ("backbone", "side", "decode")
+ASK_S = 10.0
+
+Counts = Mapping[str, float]
+"""A metric's value by its name and labels' values, as `sidecast_stage_seconds_sum backbone`."""
+
+FAMILIES = (
+    "sidecast_stage_seconds",
+    "sidecast_batch_",
+    "sidecast_padding_tokens",
+    "sidecast_shed_requests",
+    "sidecast_cache_",
+)
+"""Of no other lines is anything made: a server with ten thousand tasks has very many."""
+
+
+class ScrapeError(Exception):
+    """The metrics cannot be had; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    counts: Counts
+    at: float
+    """Seconds of the runner's clock."""
+
+
+def read_metrics(url: str) -> Counts:
+    """Every counted value now. Blocks.
+
+    Raises:
+        ScrapeError: nothing there answers, or not with metrics of a server of ours.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=ASK_S) as response:
+            text = response.read().decode()
+    except (OSError, ValueError) as error:
+        raise ScrapeError(f"{url}: {getattr(error, 'reason', None) or error}") from None
+    counts = parse_metrics(text)
+    if not counts:
+        raise ScrapeError(f"{url} has no metrics of a Sidecast server")
+    return counts
+
+
+def parse_metrics(text: str) -> Counts:
+    """Prometheus's text, of FAMILIES."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    lines = "\n".join(line for line in text.splitlines() if line.startswith(FAMILIES))
+    try:
+        samples = [sample for family in text_string_to_metric_families(lines + "\n") for sample in family.samples]
+    except (ValueError, KeyError) as error:
+        raise ScrapeError(f"the metrics cannot be parsed: {error}") from None
+    return {" ".join((sample.name, *sample.labels.values())): sample.value for sample in samples}
+
+
+def compare(before: Look, after: Look) -> dict[str, Any] | None:
+    """What grew between two looks: the document's `server` of a level. None where the server began anew meanwhile."""
+    grown = {name: value - before.counts.get(name, 0.0) for name, value in after.counts.items()}
+    if any(value < 0 for name, value in grown.items() if name.endswith(("_total", "_count", "_sum"))):
+        return None
+    seconds = after.at - before.at
+    # a batch counts where it ends: one that began before the window may bring more seconds than the window has
+    stages = {stage: _stage(grown, stage) for stage in STAGES}
+    return {
+        "window_s": seconds,
+        "stages": stages,
+        "device_share": min(sum(_seconds(grown, stage) for stage in DEVICE_STAGES) / seconds, 1.0),
+        "batches": grown.get("sidecast_batch_rows_count", 0.0),
+        "batch_rows": _ratio(grown, "sidecast_batch_rows_sum", "sidecast_batch_rows_count"),
+        "batch_tokens": _ratio(grown, "sidecast_batch_tokens_sum", "sidecast_batch_tokens_count"),
+        "padding_share": _ratio(grown, "sidecast_padding_tokens_total", "sidecast_batch_tokens_sum"),
+        "cache_hit_rate": _hit_rate(grown),
+        "shed": sum(value for name, value in grown.items() if name.startswith("sidecast_shed_requests_total")),
+    }
+
+
+def _stage(grown: Counts, stage: str) -> dict[str, float | None]:
+    count, total = grown.get(f"sidecast_stage_seconds_count {stage}", 0.0), _seconds(grown, stage)
+    return {"count": count, "seconds": total, "mean_ms": 1e3 * total / count if count else None}
+
+
+def _seconds(grown: Counts, stage: str) -> float:
+    return grown.get(f"sidecast_stage_seconds_sum {stage}", 0.0)
+
+
+def _ratio(grown: Counts, over: str, under: str) -> float | None:
+    return grown.get(over, 0.0) / grown[under] if grown.get(under) else None
+
+
+def _hit_rate(grown: Counts) -> float | None:
+    """Of the activation cache; None where the server has none, or nothing was looked up."""
+    hits, misses = (grown.get(f"sidecast_cache_{name}_total", 0.0) for name in ("hits", "misses"))
+    return hits / (hits + misses) if hits + misses else None
