@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.installed-peers
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-slow check fmt protos bench clean
@@ -12,7 +13,8 @@ help:
 	@echo "make test   the fast and the slow test suite"
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
-	@echo "make bench  measure the server       make setup   the environment alone"
+	@echo "make bench  measure everything, beside PEFT and CTranslate2 (half an hour)"
+	@echo "make setup  the environment alone"
 
 setup: $(INSTALLED)
 
@@ -49,8 +51,13 @@ fmt: $(INSTALLED)
 protos: $(INSTALLED)
 	$(BIN)/python protos/generate.py
 
-bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench_server
+bench: $(PEERS)
+	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.table --write; exit $$failed
+
+$(PEERS): $(INSTALLED)
+	@echo "installing what the server is compared with: PEFT, CTranslate2"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""What do int8 and int4 backbones cost and save: speed, memory, and the accuracy of what is trained on them?
+"""What do int8, int4 and w8a8 backbones cost and save: speed, memory, and the accuracy of what is trained on them?
 
     python -m benchmarks.bench_quantised --backbone B speed
     python -m benchmarks.bench_quantised --backbone B memory
@@ -7,7 +7,7 @@
 `speed`: whole encoder passes, the decoder's first step after one, and a step with a full cache. `memory`: a process of
 its own for each measurement. `accuracy`: `DIR/train.jsonl` and `DIR/validation.jsonl` are of the built-in task sst2; on
 each backbone `sidecast train`'s own code trains as many side networks as there are rounds, with seeds 0, 1 and so on,
-and the bare backbone is asked for its own answer. int8 and int4 compute in float32 on a CPU, in bfloat16 on a GPU.
+and the bare backbone is asked for its own answer. int8, int4, w8a8: in float32 on a CPU, in bfloat16 on a GPU.
 """
 
 import json
@@ -91,7 +91,7 @@ class Kinds:
         """--dtype and --quantize by name."""
         widened = "float32" if self.device == "cpu" else "bfloat16"
         plain = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none")}
-        return plain | {method: (widened, method) for method in ("int8", "int4")}
+        return plain | {method: (widened, method) for method in ("int8", "int4", "w8a8")}
 
     def load(self, name: str) -> Backbone:
         if name not in self._loaded:
@@ -267,7 +267,7 @@ def main(
     save: bool,
     as_json: bool,
 ) -> None:
-    """Compare a backbone in float32, bfloat16, int8 and int4."""
+    """Compare a backbone in float32, bfloat16, int8, int4 and w8a8."""
     if threads:
         torch.set_num_threads(threads)
     with plain_errors():

@@ -2,21 +2,23 @@
 
     python -m benchmarks.bench_server
 
-A real `sidecast serve` answers single rows of all tasks mixed, from callers in a third process that each wait for
-their answer. Beside it, at each concurrency, the engine alone: rows of the same kind, tokenized before, called in this
-process in batches of the size that the server reached there. Server and callers share this machine's cores;
-the engine alone has them for itself. While one is measured the others are idle.
+A real `sidecast serve` answers requests of a row, and some of eight, of all tasks mixed, from callers in a third
+process that each wait for their answer. Beside it, at each concurrency, the engine alone: rows of the same kind,
+tokenized before, called in this process in batches of the size that the server reached there, of like lengths out of
+as many as it had to choose from. Server and callers share this machine's cores; the engine alone has them for itself.
+While one is measured the others are idle.
 """
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.cli import backbone_options, load_given
 from benchmarks.harness import (
     BenchmarkError,
     Column,
@@ -35,11 +37,12 @@ from benchmarks.harness import (
 )
 from benchmarks.load import LEAD_S, Load, measure_load, requests
 from benchmarks.machine import look
-from benchmarks.models import HEADS, Loaded, load, load_residents, publish_tasks
+from benchmarks.models import HEADS, Loaded, load_residents, publish_tasks
 from benchmarks.served import Served, serve
 from serving.engine import Engine, EngineRow
 from serving.pool import Resident
 
+TOGETHER = 8
 DEVICE_STAGES = ("backbone", "side", "decode")
 
 COLUMNS = (
@@ -59,6 +62,9 @@ class Settings:
     tasks: int
     heads: str
     concurrency: tuple[int, ...]
+    """Callers that ask for a row at a time."""
+    together: tuple[int, ...]
+    """Callers that ask for TOGETHER rows of a task at a time."""
     seconds: float
     rounds: int
     seed: int
@@ -66,7 +72,13 @@ class Settings:
     @property
     def quick(self) -> "Settings":
         """Enough to see that it works, for figures that mean nothing."""
-        return Settings(tasks=2, heads=self.heads, concurrency=(1, 4), seconds=0.5, rounds=1, seed=self.seed)
+        return replace(self, tasks=2, concurrency=(1, 4), together=(2,), seconds=0.5, rounds=1)
+
+    @property
+    def levels(self) -> dict[str, tuple[int, int]]:
+        """Callers, and rows of a request, by name."""
+        single = {str(callers): (callers, 1) for callers in self.concurrency}
+        return single | {f"{callers}x{TOGETHER}": (callers, TOGETHER) for callers in self.together}
 
 
 class Subject:
@@ -75,37 +87,40 @@ class Subject:
     def __init__(self, settings: Settings, served: Served, engine: Engine, loaded: Loaded, residents: list[Resident]):
         self.settings, self.served, self.engine, self.loaded = settings, served, engine, loaded
         self.residents = {resident.task: resident for resident in residents}
-        self.batch_rows: dict[int, list[float]] = {number: [] for number in settings.concurrency}
+        self.batch_rows: dict[str, list[float]] = {level: [] for level in settings.levels}
         self._seed = settings.seed
 
     def variants(self) -> list[Variant]:
         """The server's first: its warm-up tells the engine the size of batches."""
         short = min(self.settings.seconds, 2.0)
         measures = [
-            (f"{name} {concurrency}", partial(measure, concurrency))
+            (f"{name} {level}", partial(measure, level))
             for name, measure in (("server", self.measure_server), ("engine", self.measure_engine))
-            for concurrency in self.settings.concurrency
+            for level in self.settings.levels
         ]
         long = self.settings.seconds
         return [Variant(name=n, measure=partial(m, long), warm_up=partial(m, short)) for n, m in measures]
 
-    def measure_server(self, concurrency: int, seconds: float) -> Figures:
-        how = {"concurrency": concurrency, "seconds": seconds, "seed": self._next_seed()}
-        seen = measure_load(self.served, list(self.residents), **how)
+    def measure_server(self, level: str, seconds: float) -> Figures:
+        callers, rows = self.settings.levels[level]
+        seen = measure_load(
+            self.served, list(self.residents), concurrency=callers, seconds=seconds, seed=self._next_seed(), rows=rows
+        )
         figures = server_figures(seen)
-        self.batch_rows[concurrency].append(figures["batch_rows"])
+        self.batch_rows[level].append(figures["batch_rows"])
         if seen.errors:
-            click.echo(f"server {concurrency}: failed requests: {seen.errors}", err=True)
+            click.echo(f"server {level}: failed requests: {seen.errors}", err=True)
         return figures
 
-    def measure_engine(self, concurrency: int, seconds: float) -> Figures:
-        count = max(1, round(Spread(tuple(self.batch_rows[concurrency])).median))
-        rows = self._rows()
+    def measure_engine(self, level: str, seconds: float) -> Figures:
+        count = max(1, round(Spread(tuple(self.batch_rows[level])).median))
+        callers, rows = self.settings.levels[level]
+        batches = by_length(self._rows(), callers * rows, count)
         durations = time_calls(
             self._predict,
             seconds=seconds,
             lead_s=min(LEAD_S, seconds),  # the server is given as much
-            prepare=lambda: [next(rows) for _ in range(count)],
+            prepare=lambda: next(batches),
         )
         return {**speed(durations, count), "batch_rows": float(count)}
 
@@ -127,6 +142,13 @@ class Subject:
         return self._seed
 
 
+def by_length(rows: Iterator[EngineRow], waiting: int, count: int) -> Iterator[list[EngineRow]]:
+    """Batches of `count` rows of like lengths, out of as many as a server has waiting: it would choose so too."""
+    while True:
+        pool = sorted((next(rows) for _ in range(max(waiting, count))), key=lambda row: len(row.ids))
+        yield from (pool[at : at + count] for at in range(0, len(pool) - count + 1, count))
+
+
 def server_figures(seen: Load) -> dict[str, float]:
     """One measurement of the server, from what its callers saw and from its own counts."""
     grown = seen.grown
@@ -146,11 +168,10 @@ def measure(settings: Settings, loaded: Loaded, threads: int, quiet: bool = Fals
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_tasks(Path(folder), loaded, settings.tasks, HEADS[settings.heads], settings.seed)
         residents = load_residents(registry, loaded)
-        flags = {"device": loaded.device, "dtype": loaded.dtype, "threads": threads}
-        with serve(backbone=loaded.folder, registry=Path(folder) / "registry", **flags) as served:
+        with serve(registry=Path(folder) / "registry", **loaded.settings(threads)) as served:
             if served.tasks != settings.tasks:
                 raise BenchmarkError(f"the server loaded {served.tasks} of {settings.tasks} tasks; read its log above")
-            subject = Subject(settings, served, Engine(loaded.backbone), loaded, residents)
+            subject = Subject(settings, served, loaded.engine(), loaded, residents)
             variants = subject.variants()
             with steps(len(variants) * (settings.rounds + 1), quiet) as step:
                 return take_turns(variants, settings.rounds, settings.seed, step)
@@ -159,13 +180,14 @@ def measure(settings: Settings, loaded: Loaded, threads: int, quiet: bool = Fals
 def report(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False) -> Report:
     machine = look(loaded.device, loaded.dtype)
     samples = measure(settings, loaded, threads, quiet)
-    levels = settings.concurrency
+    levels = settings.levels
     ratios = {f"server {n} / engine {n}": samples.ratio("rows_per_s", f"server {n}", f"engine {n}") for n in levels}
-    ratios["server / engine at saturation"] = ratios[f"server {max(levels)} / engine {max(levels)}"]
+    most = max(settings.concurrency)
+    ratios["server / engine at saturation"] = ratios[f"server {most} / engine {most}"]
     backbone = loaded.backbone
     return Report(
         name="server",
-        title=f"Single rows of {settings.tasks} tasks on {backbone.name}, by requests in flight (engine: ms per batch)",
+        title=f"Rows of {settings.tasks} tasks on {backbone.name}, by requests in flight (engine: ms per batch)",
         machine=machine,
         settings={**asdict(settings), "backbone": backbone.name, "fingerprint": backbone.fingerprint},
         samples=samples,
@@ -174,24 +196,27 @@ def report(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False
 
 
 @click.command()
-@click.option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id.  [default: the demo's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Torch's, in server and engine; 0: its own choice.")
 @click.option("--tasks", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--heads", type=click.Choice(list(HEADS)), default="mixed", show_default=True)
-@click.option("--concurrency", type=click.IntRange(1), multiple=True, default=(1, 4, 16, 64), show_default=True)
+@click.option("--concurrency", type=click.IntRange(1), multiple=True, default=(1, 4, 16, 64, 256), show_default=True)
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(16,),
+    show_default=True,
+    help=f"Callers that ask for {TOGETHER} rows at a time.",
+)
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Of a measurement.")
 @click.option("--quick", is_flag=True, help="See in seconds whether it works; the figures mean nothing.")
+@backbone_options
 @options
-def main(
-    backbone: str | None, device: str, dtype: str, threads: int, quick: bool, save: bool, as_json: bool, **given: Any
-) -> None:
+def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
     """Throughput and latency of a server against requests in flight, the engine alone beside it."""
-    settings = Settings(**given)
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
     with plain_errors():
-        loaded = load(backbone, device=device, dtype=dtype, threads=threads)
-        outcome = report(settings.quick if quick else settings, loaded, threads, quiet=as_json)
+        loaded = load_given(given)
+        outcome = report(settings.quick if quick else settings, loaded, given["threads"], quiet=as_json)
         if save:
             click.echo(f"saved {outcome.save().name}", err=True)
         outcome.show(COLUMNS, as_json)

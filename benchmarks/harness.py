@@ -155,6 +155,12 @@ def speed(durations: Sequence[float], rows_per_call: int) -> dict[str, float]:
     }
 
 
+def pace(durations: Sequence[float], per_call: int, unit: str = "rows") -> dict[str, float]:
+    """Figures of calls that are all alike, by their median: one call that the machine held up does not count."""
+    middle = statistics.median(durations)
+    return {f"{unit}_per_s": per_call / middle, "ms": 1e3 * middle}
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The value that `share` of the values lie below, between two of them by linear interpolation."""
     ordered = sorted(values)
@@ -212,13 +218,7 @@ class Report:
         Raises:
             BenchmarkError: the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / self.file_name
-            path.write_text(json.dumps(self.document(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BenchmarkError(f"cannot write {error.filename or folder}: {error.strerror or error}") from None
-        return path
+        return write_document(self.document(), folder / self.file_name)
 
     def show(self, columns: Sequence[Column], as_json: bool = False) -> None:
         """Print the table and the ratios, unless `as_json`; then, as the last line, the document as one JSON object."""
@@ -248,13 +248,29 @@ class Report:
         return table
 
 
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
+def write_document(document: Mapping[str, Any], path: Path) -> Path:
+    """Write a results file, and its folder where that is missing.
+
+    Raises:
+        BenchmarkError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"cannot write {error.filename or path}: {error.strerror or error}") from None
+    return path
+
+
+def options(command: Callable[..., Any], rounds: int = 3) -> Callable[..., Any]:
     """The command line options that every benchmark has: rounds, seed, json, save."""
     for decorate in (
         click.option("--save", is_flag=True, help="Also write benchmarks/results/<date>-<machine>-<name>.json."),
         click.option("--json", "as_json", is_flag=True, help="Print the JSON line alone."),
         click.option("--seed", default=0, show_default=True, help="Of the order of variants and of the rows."),
-        click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each."),
+        click.option(
+            "--rounds", type=click.IntRange(1), default=rounds, show_default=True, help="Measurements of each."
+        ),
     ):
         command = decorate(command)
     return command

@@ -1,6 +1,8 @@
-"""Load on a server, from a process of its own: callers that each send a row, wait for its answer, and send the next.
+"""Load on a server, from a process of its own. No torch in that process.
 
-`measure_load` starts `python -m benchmarks.load`, which prints one JSON line. No torch in that process.
+`measure_load`: callers that each send a request, wait for its answer, and send the next. `measure_offered`: requests
+that arrive at a given rate, however the server fares, each with a deadline. Both start `python -m benchmarks.load`,
+which prints one JSON line.
 """
 
 import asyncio
@@ -9,10 +11,12 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -78,6 +82,28 @@ def requests(tasks: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
         yield draw.choice(tasks), f"{number}. {draw.choice(SENTENCES)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What is asked: tasks, texts, rows of one task in a request."""
+
+    tasks: Sequence[str]
+    texts: Sequence[str] | None = None
+    """As they are, each once before any comes again; None: SENTENCES, numbered."""
+    rows: int = 1
+
+    def requests(self, seed: int) -> Iterator[tuple[str, list[str]]]:
+        """Tasks and lists of texts, without end."""
+        stream = requests(self.tasks, seed) if self.texts is None else self._shuffled(self.texts, random.Random(seed))
+        while True:
+            task, text = next(stream)
+            yield task, [text, *(next(stream)[1] for _ in range(self.rows - 1))]
+
+    def _shuffled(self, texts: Sequence[str], draw: random.Random) -> Iterator[tuple[str, str]]:
+        while True:
+            for text in draw.sample(texts, len(texts)):
+                yield draw.choice(self.tasks), text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What the callers of one run saw."""
@@ -92,11 +118,36 @@ class Load:
     window_s: float
     grown: dict[str, float]
     """By how much the server's own counts have grown over `window_s`; names as in `counted`."""
+    rows: int = 1
+    """Of each request."""
 
     @property
     def rows_per_s(self) -> float:
         """Callers over the mean cycle. Answers by the window's length would hang on where a batch ends in it."""
-        return self.callers * len(self.latencies_us) / self.cycles_s
+        return self.rows * self.callers * len(self.latencies_us) / self.cycles_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """What became of requests that arrived at a given rate."""
+
+    sent: int
+    """Within the window."""
+    in_time: int
+    """Of these, answered within their deadline."""
+    errors: dict[str, int]
+    window_s: float
+    """The time in which they arrived."""
+    grown: dict[str, float]
+    """As in `Load`."""
+
+    @property
+    def offered_per_s(self) -> float:
+        return self.sent / self.window_s
+
+    @property
+    def good_per_s(self) -> float:
+        return self.in_time / self.window_s
 
 
 @dataclass(slots=True)
@@ -131,13 +182,13 @@ class _Tally:
 
 
 async def run_callers(
-    address: str, metrics_url: str, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int, seed: int
+    address: str, metrics_url: str, mix: Mix, *, concurrency: int, seconds: float, most: int, seed: int
 ) -> Load:
     """Keep `concurrency` requests in flight until the window has lasted `seconds`, or counted `most` of them.
 
     Where not even one for each caller has ended by then, it lasts until they have, for LONGEST_S at most.
     """
-    stream = requests(tasks, seed)
+    stream = mix.requests(seed)
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
         if not await client.ready(CALL_S):
             raise BenchmarkError(f"no server answers at {address}")
@@ -152,7 +203,54 @@ async def run_callers(
         errors=dict(tally.errors),
         window_s=window_s,
         grown=grown,
+        rows=mix.rows,
     )
+
+
+async def run_offered(
+    address: str, metrics_url: str, mix: Mix, *, rate: float, deadline_s: float, seconds: float, seed: int
+) -> Offered:
+    """Send requests at random times, `rate` of them a second on average, and wait for none.
+
+    Those of the first LEAD_S, or deadline, fill the server's queue and are not counted, nor are those after the window,
+    which keep the load up until the last that counts has ended. Each is given up after `deadline_s`.
+    """
+    stream, draw, calls = mix.requests(seed), random.Random(seed), set[asyncio.Task[str | None]]()
+    lead = max(LEAD_S, deadline_s)
+    counting: list[asyncio.Task[str | None]] = []
+    before: dict[str, float] = {}
+    async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
+        if not await client.ready(CALL_S):
+            raise BenchmarkError(f"no server answers at {address}")
+        at = started = time.perf_counter()
+        while at < started + lead + seconds + deadline_s:
+            at += draw.expovariate(rate)
+            await asyncio.sleep(at - time.perf_counter())
+            call = asyncio.create_task(_reason(client, *next(stream), deadline_s))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+            if lead <= at - started < lead + seconds:
+                before = before or await asyncio.to_thread(counted, metrics_url)
+                counting.append(call)
+        after = await asyncio.to_thread(counted, metrics_url)
+        await asyncio.gather(*calls)
+    reasons = [call.result() for call in counting]
+    return Offered(
+        sent=len(reasons),
+        in_time=reasons.count(None),
+        errors=dict(Counter(reason for reason in reasons if reason is not None)),
+        window_s=seconds,
+        grown={name: value - before.get(name, 0.0) for name, value in after.items()},
+    )
+
+
+async def _reason(client: AsyncClient, task: str, texts: list[str], timeout_s: float | None = None) -> str | None:
+    """Ask; None where it was answered, or else why not."""
+    try:
+        await client.predict(task, texts, timeout=timeout_s)
+    except SidecastError as error:
+        return error.reason
+    return None
 
 
 async def _watch(metrics_url: str, tally: _Tally, seconds: float) -> tuple[float, dict[str, float]]:
@@ -172,17 +270,12 @@ async def _wait(event: asyncio.Event, until: float) -> None:
             await event.wait()
 
 
-async def _call(client: AsyncClient, stream: Iterator[tuple[str, str]], tally: _Tally) -> None:
+async def _call(client: AsyncClient, stream: Iterator[tuple[str, list[str]]], tally: _Tally) -> None:
     """One caller."""
     before = time.perf_counter()
     while not tally.over.is_set():
         started = time.perf_counter()
-        task, text = next(stream)
-        reason = None
-        try:
-            await client.predict(task, [text])
-        except SidecastError as error:
-            reason = error.reason
+        reason = await _reason(client, *next(stream))
         ended = time.perf_counter()
         tally.count(ended - before, ended - started, reason, ended)
         before = ended
@@ -191,41 +284,107 @@ async def _call(client: AsyncClient, stream: Iterator[tuple[str, str]], tally: _
 
 
 def measure_load(
-    served: Served, tasks: Sequence[str], *, concurrency: int, seconds: float, most: int = 100_000, seed: int = 0
+    served: Served,
+    tasks: Sequence[str],
+    *,
+    concurrency: int,
+    seconds: float,
+    most: int = 100_000,
+    seed: int = 0,
+    texts: Sequence[str] | None = None,
+    rows: int = 1,
 ) -> Load:
     """`run_callers` in a process of its own.
+
+    Args:
+        texts, rows: as of `Mix`.
 
     Raises:
         BenchmarkError: no request was answered, or the process failed.
     """
-    words = ("--concurrency", concurrency, "--seconds", seconds, "--most", most, "--seed", seed)
-    command = [sys.executable, "-m", "benchmarks.load", served.address, served.metrics_url, *tasks, *map(str, words)]
-    limit = seconds + LONGEST_S + 3 * CALL_S
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, cwd=ROOT)
-    except subprocess.TimeoutExpired:
-        raise BenchmarkError(f"the load process did not end within {limit:.0f} s") from None
+    words = ("--concurrency", concurrency, "--most", most)
+    load = Load(**_apart(served, Mix(tasks, texts, rows), words, seconds, seed))
+    if not load.latencies_us:
+        raise BenchmarkError(f"no request was answered at concurrency {concurrency}: {_why(load.errors)}")
+    return load
+
+
+def measure_offered(
+    served: Served,
+    tasks: Sequence[str],
+    *,
+    rate: float,
+    deadline_s: float,
+    seconds: float,
+    seed: int = 0,
+    texts: Sequence[str] | None = None,
+) -> Offered:
+    """`run_offered` in a process of its own.
+
+    Raises:
+        BenchmarkError: no request was answered in time, or the process failed.
+    """
+    words = ("--rate", rate, "--deadline", deadline_s)
+    offered = Offered(**_apart(served, Mix(tasks, texts), words, seconds, seed))
+    if not offered.in_time:
+        raise BenchmarkError(f"of {offered.sent} requests none was answered in time: {_why(offered.errors)}")
+    return offered
+
+
+def _why(errors: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in errors.items()) or "none ended; try a longer --seconds"
+
+
+def _apart(served: Served, mix: Mix, words: Sequence[object], seconds: float, seed: int) -> dict[str, Any]:
+    """What `main` prints in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
+        asked = Path(folder) / "mix.json"
+        asked.write_text(json.dumps(asdict(mix)), encoding="utf-8")
+        more = map(str, ("--seconds", seconds, "--seed", seed, *words))
+        command = [sys.executable, "-m", "benchmarks.load", served.address, served.metrics_url, str(asked), *more]
+        limit = seconds + LONGEST_S + 3 * CALL_S
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, cwd=ROOT)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkError(f"the load process did not end within {limit:.0f} s") from None
     if done.returncode:
         raise BenchmarkError("the load process failed; read what it said above")
-    load = Load(**json.loads(done.stdout))
-    if not load.latencies_us:
-        why = ", ".join(f"{count} {reason}" for reason, count in load.errors.items()) or "none ended in time"
-        raise BenchmarkError(f"no request was answered at concurrency {concurrency}: {why}; try a longer --seconds")
-    return load
+    return json.loads(done.stdout)
 
 
 @click.command()
 @click.argument("address")
 @click.argument("metrics_url")
-@click.argument("tasks", nargs=-1, required=True)
-@click.option("--concurrency", type=click.IntRange(1), required=True)
+@click.argument("mix", type=click.Path(exists=True, path_type=Path))
 @click.option("--seconds", type=float, required=True)
-@click.option("--most", type=click.IntRange(1), required=True)
 @click.option("--seed", type=int, required=True)
-def main(address: str, metrics_url: str, tasks: tuple[str, ...], **how: Any) -> None:
-    """Put load on the server at ADDRESS, and print what its callers saw."""
+@click.option("--concurrency", type=click.IntRange(1), help="Callers that wait for their answers ...")
+@click.option("--most", type=click.IntRange(1), default=100_000)
+@click.option("--rate", type=float, help="... or requests a second, whatever becomes of them.")
+@click.option("--deadline", type=float, default=1.0)
+def main(
+    address: str,
+    metrics_url: str,
+    mix: Path,
+    seconds: float,
+    seed: int,
+    concurrency: int | None,
+    most: int,
+    rate: float | None,
+    deadline: float,
+) -> None:
+    """Put load on the server at ADDRESS, of what the file MIX says, and print what its callers saw."""
     with plain_errors():
-        click.echo(json.dumps(asdict(asyncio.run(run_callers(address, metrics_url, tasks, **how)))))
+        what = Mix(**json.loads(mix.read_text(encoding="utf-8")))
+        if rate is None:
+            running = run_callers(
+                address, metrics_url, what, concurrency=concurrency or 1, seconds=seconds, most=most, seed=seed
+            )
+        else:
+            running = run_offered(
+                address, metrics_url, what, rate=rate, deadline_s=deadline, seconds=seconds, seed=seed
+            )
+        click.echo(json.dumps(asdict(asyncio.run(running))))
 
 
 if __name__ == "__main__":

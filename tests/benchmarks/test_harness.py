@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 
 from benchmarks import load, machine
-from benchmarks.bench_server import server_figures
+from benchmarks.bench_server import by_length, server_figures
 from benchmarks.harness import (
     BenchmarkError,
     Column,
@@ -23,6 +24,7 @@ from benchmarks.harness import (
     Samples,
     Spread,
     Variant,
+    pace,
     plain_errors,
     quantile,
     speed,
@@ -129,6 +131,11 @@ def test_the_lead_is_not_counted():
     assert time_calls(lambda given: clock.work(next(work)), seconds=2, lead_s=1, clock=clock) == [1.0, 1.0]
 
 
+def test_the_pace_is_that_of_the_median_call():
+    assert pace([0.1, 0.2, 9.0], 4) == {"rows_per_s": 20.0, "ms": 200.0}
+    assert pace([0.5], 4, "tokens") == {"tokens_per_s": 8.0, "ms": 500.0}
+
+
 def test_even_no_time_at_all_is_one_call():
     assert time_calls(lambda given: None, seconds=0, clock=FakeClock()) == [0.0]
 
@@ -215,13 +222,31 @@ def test_requests_mix_all_tasks_and_never_repeat_a_text():
     assert not {text for _, text in asked} & {text for _, text in islice(load.requests(["a"], seed=2), 3000)}
 
 
+def test_a_mix_has_rows_of_one_task_together_and_its_own_texts_once_each():
+    asked = list(islice(load.Mix(["a", "b"], rows=3).requests(1), 500))
+    assert {len(texts) for _, texts in asked} == {3}
+    assert len({text for _, texts in asked for text in texts}) == 1500
+    given = [text for _, [text] in islice(load.Mix(["a"], ["x", "y", "z"]).requests(1), 6)]
+    assert sorted(given[:3]) == sorted(given[3:]) == ["x", "y", "z"]
+
+
+def test_offered_load_is_counted_by_what_was_sent_in_its_window():
+    seen = load.Offered(sent=30, in_time=20, errors={"OVERLOADED": 10}, window_s=2.0, grown={})
+    assert (seen.offered_per_s, seen.good_per_s) == (15.0, 10.0)
+
+
+def test_a_request_of_several_rows_counts_as_several():
+    seen = load.Load(callers=2, cycles_s=4.0, latencies_us=[1, 1], errors={}, window_s=2.0, grown={}, rows=8)
+    assert seen.rows_per_s == 8.0
+
+
 class SlowClient:
     """Answers each call after 10 ms; every third call fails."""
 
     def __init__(self) -> None:
         self.calls = 0
 
-    async def predict(self, task: str, rows: list[str]) -> None:
+    async def predict(self, task: str, rows: list[str], **_: Any) -> None:
         self.calls += 1
         failing = self.calls % 3 == 0
         await asyncio.sleep(0.01)
@@ -233,7 +258,7 @@ async def test_callers_count_answers_failures_and_cycles(monkeypatch):
     monkeypatch.setattr(load, "PAUSE_S", 0.0)
     tally = load._Tally(begins=load.time.perf_counter(), least=4, most=30)
     client: Any = SlowClient()
-    await asyncio.gather(*(load._call(client, load.requests(["a"], 0), tally) for _ in range(4)))
+    await asyncio.gather(*(load._call(client, load.Mix(["a"]).requests(0), tally) for _ in range(4)))
     assert len(tally.latencies_us) + tally.errors["OVERLOADED"] == 30
     assert 8 <= tally.errors["OVERLOADED"] <= 12
     assert min(tally.latencies_us) >= 9_000
@@ -253,6 +278,12 @@ async def test_a_window_lasts_until_every_caller_had_an_answer_but_not_for_ever(
     window_s, grown = await watching
     assert (window_s < 0.25) == (callers == 4)
     assert grown == {"batches": 0.0}
+
+
+def test_the_engines_batches_are_of_like_lengths_and_full():
+    rows: Any = iter([SimpleNamespace(ids=(0,) * length) for length in (5, 1, 4, 2, 3, 9, 8, 7, 6, 10)])
+    batches = [[len(row.ids) for row in batch] for batch in islice(by_length(rows, 5, 2), 4)]
+    assert batches == [[1, 2], [3, 4], [6, 7], [8, 9]]
 
 
 def test_the_servers_figures_come_from_callers_and_its_own_counts():
@@ -285,7 +316,9 @@ def test_bench_server_runs_and_ends_in_its_json_line(tiny_t5):
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
-    assert set(document["variants"]) == {"server 1", "server 4", "engine 1", "engine 4"}
+    assert set(document["variants"]) == {
+        f"{name} {level}" for name in ("server", "engine") for level in ("1", "4", "2x8")
+    }
     assert document["variants"]["server 4"]["errors"]["median"] == 0
     assert document["ratios"]["server / engine at saturation"]["median"] > 0
     assert str(tiny_t5.parent) not in done.stdout

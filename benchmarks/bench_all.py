@@ -1,0 +1,118 @@
+"""Everything, one script after the other, each in a process of its own; one file of results.
+
+    python -m benchmarks.bench_all --save      # what `make bench` does
+    python -m benchmarks.bench_all --save --only tasks --only peers
+
+`--save` writes benchmarks/results/<date>-<machine>.json. With `--only` the other scripts' results of the same day and
+machine stay in it. A script that fails is told, the others go on, and the exit code is 1.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.cli import backbone_options, load_given
+from benchmarks.goals import found
+from benchmarks.harness import RESULTS, BenchmarkError, plain_errors, write_document
+from benchmarks.machine import ROOT, look
+
+SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "pressure", "server")
+"""Those that answer one question of the engine or the server each; the first are the shortest."""
+LIMIT_S = 3600.0
+"""Of one script."""
+
+
+def run(script: str, words: Sequence[str]) -> dict[str, Any]:
+    """What a script's last line says.
+
+    Raises:
+        BenchmarkError: it failed; it has said why on standard error.
+    """
+    module = "benchmarks.floors" if script == "floors" else f"benchmarks.bench_{script}"
+    command = [sys.executable, "-m", module, "--json", *words]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"{script} did not end within {LIMIT_S:.0f} s") from None
+    if done.returncode:
+        raise BenchmarkError(f"{script} failed; read what it said above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_all(scripts: Sequence[str], common: Sequence[str], quick: bool, full: bool) -> tuple[dict[str, Any], list[str]]:
+    """The reports by script, the floors among them, and the scripts that failed."""
+    reports: dict[str, Any] = {}
+    failed = []
+    for script in ("floors", *scripts):
+        words = [*common, *(["--quick"] if quick and script != "floors" else [])]
+        words += ["--full"] if full and script == "many" else []
+        started = time.perf_counter()
+        try:
+            reports[script] = run(script, words)
+        except BenchmarkError as error:
+            failed.append(script)
+            click.echo(str(error), err=True)
+        click.echo(f"{script}: {time.perf_counter() - started:.0f} s", err=True)
+    return reports, failed
+
+
+def document_of(reports: dict[str, Any], machine: dict[str, Any], date: str, before: dict[str, Any]) -> dict[str, Any]:
+    """One results file; what was measured now goes before what was there."""
+    kept = {**before.get("reports", {}), **{name: each for name, each in reports.items() if name != "floors"}}
+    floors = reports.get("floors", before.get("floors", {}))
+    return {"name": "all", "date": date, "machine": machine, "floors": floors, "reports": kept}
+
+
+def say(document: dict[str, Any]) -> None:
+    """A line for each goal that was measured."""
+    for heading, goal, spread in found(document):
+        if spread is not None:
+            reached = {True: "reached", False: "NOT REACHED", None: ""}[goal.reached(spread["median"])]
+            value = f"{spread['median']:.3f} ({spread['q1']:.3f}-{spread['q3']:.3f})"
+            click.echo(f"{heading}: {goal.text}: {value} {goal.rule} {reached}".rstrip())
+
+
+@click.command()
+@click.option("--only", type=click.Choice(SCRIPTS), multiple=True, help="Some of the scripts.  [default: all]")
+@backbone_options
+@click.option("--quick", is_flag=True, help="See in minutes whether all work; the figures mean nothing.")
+@click.option("--full", is_flag=True, help="Also start a server of 10,000 tasks: many minutes more.")
+@click.option("--save", is_flag=True, help="Also write benchmarks/results/<date>-<machine>.json.")
+def main(only: tuple[str, ...], quick: bool, full: bool, save: bool, **given: Any) -> None:
+    """Run all benchmarks and gather what they say."""
+    with plain_errors():
+        loaded = load_given({**given, "compiles": False})
+        machine = look(loaded.device, loaded.dtype)
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        path = RESULTS / f"{date}-{machine.slug}.json"
+        del loaded
+        reports, failed = run_all(only or SCRIPTS, words_of(given), quick, full)
+        document = document_of(reports, machine.to_dict(), date, _read(path))
+        if save:
+            write_document(document, path)
+            click.echo(f"saved {path.name}", err=True)
+    say(document)
+    click.echo(json.dumps(document))
+    click.get_current_context().exit(1 if failed else 0)
+
+
+def words_of(given: Mapping[str, Any]) -> list[str]:
+    """`backbone_options` as they were given."""
+    words = ["--compile" if given["compiles"] else "--no-compile"]
+    for name in ("backbone", "device", "dtype", "quantize", "threads"):
+        words += [f"--{name}", str(given[name])] if given[name] is not None else []
+    return words
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""How many tokens a second when texts of many tasks and lengths are made at a time, here and elsewhere?
+
+    python -m benchmarks.bench_generation
+
+16 rows of 8 tasks, two each, whose texts are of unequal lengths: from 4 to 49 tokens, the end never said before, alike
+everywhere. Only tokens that were asked for count. Ours make a text for every row with its task's side network, r 8, all
+rungs: a wave of 16 rows from an idle engine until the last has ended, and a stream that keeps 16 rows in flight, a new
+one joining wherever one ends. The peers make them with the bare backbone, as a server of one merged model a task would:
+Hugging Face's `generate` and CTranslate2's greedy search, a batch a task one after the other; and, what no server of
+many tasks can do with them, all 16 rows as one batch. A CTranslate2 row leaves its batch at its own length; beside its
+int8 stand ours with the backbone quantised too (w8a8), on a CPU.
+"""
+
+import random
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.bench_peers import KINDS, agreement, kinds_of
+from benchmarks.cli import How, answer, measuring
+from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
+from benchmarks.inputs import Inputs
+from benchmarks.models import LONGEST, Loaded, make_residents
+from benchmarks.peers import Converted, hugging_face, pad
+from ladder.answerers import Generate
+from ladder.answers import TextAnswer
+from serving.engine import EngineRow, Event, Piece
+
+TASKS, ROWS = 8, 16
+SHORTEST, STEP = 4, 3
+"""Tokens of the shortest text, and how many more the next longer one has."""
+WAVES = 4
+"""Waves' worth of rows in a stream."""
+PEERS = ("huggingface", "ctranslate2")
+COLUMNS = (Column(figure="tokens_per_s", heading="tokens/s"), Column(figure="ms", heading="ms a call", digits=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A row: of a task, so many source tokens, so many new ones."""
+
+    task: int
+    ids: tuple[int, ...]
+    tokens: int
+
+
+class Wave:
+    """16 rows for 8 tasks, made anew each time: lengths stay, tokens do not."""
+
+    def __init__(self, loaded: Loaded, how: How) -> None:
+        self.tasks, self.rows = how.size(TASKS, 2), how.size(ROWS, 4)
+        step = how.size(STEP, 1)
+        lengths = [SHORTEST + step * row for row in range(self.rows)]
+        self._inputs, self._lengths = Inputs(loaded, how.seed), random.Random(how.seed).sample(lengths, self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """That all its texts have together."""
+        return sum(self._lengths)
+
+    def draw(self) -> list[Wanted]:
+        """Source texts of 12 tokens and more, each of another length."""
+        return [
+            Wanted(row % self.tasks, self._inputs.row(12 + 2 * row), length) for row, length in enumerate(self._lengths)
+        ]
+
+    def by_task(self, rows: Sequence[Wanted]) -> list[list[Wanted]]:
+        return [[row for row in rows if row.task == task] for task in range(self.tasks)]
+
+
+class Ours:
+    """The engine, turn by turn."""
+
+    def __init__(self, name: str, loaded: Loaded, how: How, wave: Wave) -> None:
+        self.name, self.how, self.wave, self.device = name, how, wave, loaded.device
+        self.residents = make_residents(loaded, wave.tasks, ("generate",), how.seed)
+        self.engine = loaded.engine()
+
+    def variants(self) -> list[Variant]:
+        wave, timed = self.wave, self.how.timed
+        waves = self.how.size(WAVES, 2)
+        return [
+            timed(f"{self.name}, wave", self._run, lambda: self._ask(1), wave.tokens, self.device, "tokens"),
+            timed(
+                f"{self.name}, stream", self._run, lambda: self._ask(waves), wave.tokens * waves, self.device, "tokens"
+            ),
+        ]
+
+    def _ask(self, waves: int) -> list[EngineRow]:
+        return [self._row(wanted) for _ in range(waves) for wanted in self.wave.draw()]
+
+    def _row(self, wanted: Wanted) -> EngineRow:
+        resident = self.residents[wanted.task]
+        how = resident.answerer
+        assert isinstance(how, Generate)
+        exactly = replace(how.generation, min_new_tokens=LONGEST)
+        return EngineRow(wanted.ids, resident, replace(how, max_new_tokens=wanted.tokens, generation=exactly))
+
+    def _run(self, rows: Sequence[EngineRow]) -> None:
+        """As many in flight as a wave has rows, until all have ended."""
+        waiting, ended = deque(rows), dict[EngineRow, Event]()
+
+        def keep(events: Sequence[tuple[EngineRow, Event]]) -> None:
+            ended.update({row: event for row, event in events if not isinstance(event, Piece)})
+
+        asked = 0
+        while len(ended) < len(rows):
+            joining = [waiting.popleft() for _ in range(min(len(waiting), self.wave.rows - (asked - len(ended))))]
+            asked += len(joining)
+            self.engine.turn(joining, (), keep)
+        for row, outcome in ended.items():
+            check(row, outcome)
+
+
+def check(row: EngineRow, outcome: object) -> None:
+    """Raise BenchmarkError unless its text is as long as was asked."""
+    if isinstance(outcome, Exception):
+        raise BenchmarkError(f"the engine failed a row: {outcome}")
+    assert isinstance(row.how, Generate)
+    if not isinstance(outcome, TextAnswer) or len(outcome.tokens) != row.how.max_new_tokens:
+        raise BenchmarkError("a text has another length than was asked")
+
+
+class HuggingFace:
+    """`generate` on the bare backbone. A batch goes on until its longest text is done."""
+
+    def __init__(self, loaded: Loaded, how: How, wave: Wave) -> None:
+        self.how, self.wave, self.loaded, self.model = how, wave, loaded, hugging_face(loaded)
+
+    def variants(self) -> list[Variant]:
+        wave, device = self.wave, self.loaded.device
+        timed = partial(self.how.timed, prepare=wave.draw, count=wave.tokens, device=device, unit="tokens")
+        return [
+            timed("Hugging Face, batch a task", lambda rows: [self._generate(each) for each in wave.by_task(rows)]),
+            timed("Hugging Face, one batch", self._generate),
+        ]
+
+    @torch.inference_mode()
+    def _generate(self, rows: Sequence[Wanted]) -> None:
+        longest = max(row.tokens for row in rows)
+        given = pad([row.ids for row in rows], self.loaded.backbone.device)
+        said = self.model.generate(
+            **given, do_sample=False, num_beams=1, max_new_tokens=longest, min_new_tokens=longest
+        )
+        if said.shape[1] != longest + 1:  # the start token
+            raise BenchmarkError(f"Hugging Face made {said.shape[1] - 1} tokens of {longest}")
+
+
+class CTranslate2:
+    """Greedy search on the bare backbone, in its fastest precision here."""
+
+    def __init__(self, loaded: Loaded, how: How, wave: Wave, folder: Path) -> None:
+        self.how, self.wave = how, wave
+        self.kind = KINDS[loaded.hardware][0]
+        self.converted = Converted(loaded, folder, self.kind)
+        self.agreement = agreement(loaded, self.converted)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"CTranslate2 {self.kind}, {each}" for each in ("batch a task", "one batch", "one batch, whole")]
+
+    def variants(self) -> list[Variant]:
+        """The last lets no row leave early, and so has no Python called for each token."""
+        wave, (apart, leaving, whole) = self.wave, self.names
+        timed = partial(self.how.timed, prepare=self._draw, count=wave.tokens, unit="tokens")
+        return [
+            timed(apart, self._apart),
+            timed(leaving, self._texts),
+            timed(whole, lambda drawn: self.converted.texts(drawn[1], max(row.tokens for row in drawn[0]))),
+        ]
+
+    def _draw(self) -> tuple[list[Wanted], list[list[str]]]:
+        rows = self.wave.draw()
+        return rows, self.converted.words([row.ids for row in rows])
+
+    def _apart(self, drawn: tuple[list[Wanted], list[list[str]]]) -> None:
+        for rows in self.wave.by_task(drawn[0]):
+            places = [drawn[0].index(row) for row in rows]
+            self._texts((rows, [drawn[1][place] for place in places]))
+
+    def _texts(self, drawn: tuple[list[Wanted], list[list[str]]]) -> None:
+        rows, words = drawn
+        limits = [row.tokens for row in rows]
+
+        def stop(said: Any) -> bool:
+            return said.step + 1 >= limits[said.batch_id]
+
+        texts = self.converted.texts(words, max(limits), stop)
+        if [len(text) for text in texts] != limits:
+            raise BenchmarkError(f"CTranslate2 made texts of {[len(text) for text in texts]} tokens, not {limits}")
+
+
+def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    wave = Wave(loaded, how)
+    settings: dict[str, Any] = {"tasks": wave.tasks, "rows": wave.rows, "new_tokens": wave.tokens}
+    beside: list[Ours | HuggingFace | CTranslate2] = [
+        Ours(name, each, how, wave) for name, each in kinds_of(loaded).items()
+    ]
+    with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
+        if "huggingface" in peers:
+            beside.append(HuggingFace(loaded, how, wave))
+        if "ctranslate2" in peers:
+            theirs = CTranslate2(loaded, how, wave, Path(folder))
+            beside.append(theirs)
+            settings["first_words_as_ours"] = {theirs.kind: theirs.agreement}
+        samples = how.turns([variant for each in beside for variant in each.variants()])
+    return samples, ratios(samples), settings | {"reduction": 8, "rungs": "all"}
+
+
+def ratios(samples: Samples) -> dict[str, Spread]:
+    """Ours over each of the peers' ways, and over the fastest of CTranslate2's in each round."""
+    mine = [name for name in samples.variants if name.startswith("engine")]
+    theirs = [name for name in samples.variants if name not in mine]
+    found = {f"{our} / {their}": samples.ratio("tokens_per_s", our, their) for our in mine for their in theirs}
+    for our in mine:
+        beside = [spread.values for name, spread in found.items() if name.startswith(f"{our} / CTranslate2")]
+        if beside:
+            found[f"{our} / CTranslate2 at its best"] = Spread(tuple(map(min, zip(*beside, strict=True))))
+    return found
+
+
+@click.command()
+@click.option(
+    "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True, help="Of both."
+)
+@measuring(rounds=5, seconds=0.2)
+def main(peers: tuple[str, ...], **given: Any) -> None:
+    """Tokens a second of texts of many tasks and lengths, here and elsewhere."""
+    answer(
+        lambda loaded, how: ask(loaded, how, peers),
+        name="generation",
+        title="Texts of unequal lengths for several tasks",
+        columns=COLUMNS,
+        given=given,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What does a server keep under pressure: how little padding at saturation, how many answers in time at twice the load?
+
+    python -m benchmarks.bench_pressure
+
+A real `sidecast serve`, with its defaults, and callers in a process of their own. First callers that each wait for
+their answer, more of them than the server answers at a time: its capacity, and the share of padding among the tokens of
+its backbone passes, by its own counts. Then requests that arrive at random, twice as many a second as the capacity
+measured so far, each given up after --deadline seconds: those answered in time, over the capacity of the same round.
+Texts are GLUE's, of all its eight tasks alike, as the prompts of the built-in templates, where --data holds them, or
+else the sentences of `benchmarks.load`. None comes twice in a measurement.
+"""
+
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.cli import How, answer, measuring
+from benchmarks.harness import Column, Figures, Samples, Spread, Variant
+from benchmarks.load import measure_load, measure_offered
+from benchmarks.machine import ROOT
+from benchmarks.models import HEADS, Loaded, publish_tasks
+from benchmarks.served import Served, serve
+from training.task_files import load_task
+
+TASKS = 8
+CALLERS = (64, 256)
+OVERLOAD, OVERLOADED = 2.0, "twice the capacity"
+QUICK_S = 1.0
+EACH = 2000
+"""Rows of each of GLUE's tasks."""
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
+DATA = ROOT.parent / "shared" / "data" / "glue"
+COLUMNS = (
+    Column(figure="rows_per_s", heading="rows/s"),
+    Column(figure="padding", heading="padding", digits=4),
+    Column(figure="batch_rows", heading="rows/batch"),
+    Column(figure="offered_per_s", heading="offered/s"),
+    Column(figure="errors", heading="errors", digits=0),
+)
+
+
+class Pressure:
+    """One server, and the loads on it."""
+
+    def __init__(
+        self, served: Served, names: Sequence[str], texts: Sequence[str] | None, how: How, deadline_s: float
+    ) -> None:
+        self._served, self._names, self._texts, self._how = served, names, texts, how
+        self._deadline_s, self._seed = deadline_s, how.seed
+        self._seconds = QUICK_S if how.quick else how.seconds
+        self._capacities: list[float] = []
+
+    def variants(self) -> list[Variant]:
+        """The overload's warm-up comes last: then the capacity is known."""
+        levels = (4,) if self._how.quick else CALLERS
+        saturating = [
+            Variant(name=f"{callers} callers", measure=partial(self._saturate, callers)) for callers in levels
+        ]
+        return [*saturating, Variant(name=OVERLOADED, measure=self._overload)]
+
+    def _saturate(self, callers: int) -> Figures:
+        seen = measure_load(
+            self._served,
+            self._names,
+            concurrency=callers,
+            seconds=self._seconds,
+            seed=self._next_seed(),
+            texts=self._texts,
+        )
+        self._capacities.append(seen.rows_per_s)
+        return {"rows_per_s": seen.rows_per_s, "errors": float(sum(seen.errors.values())), **batches(seen.grown)}
+
+    def _overload(self) -> Figures:
+        seen = measure_offered(
+            self._served,
+            self._names,
+            rate=OVERLOAD * statistics.median(self._capacities),
+            deadline_s=self._deadline_s,
+            seconds=self._seconds,
+            seed=self._next_seed(),
+            texts=self._texts,
+        )
+        figures = {"rows_per_s": seen.good_per_s, "offered_per_s": seen.offered_per_s}
+        return {**figures, "errors": float(sum(seen.errors.values())), **batches(seen.grown)}
+
+    def _next_seed(self) -> int:
+        self._seed += 1
+        return self._seed
+
+
+def batches(grown: dict[str, float]) -> dict[str, float]:
+    """Rows of a batch, and the share of padding among its tokens."""
+    tokens = max(grown["sidecast_batch_tokens_sum"], 1.0)
+    return {
+        "padding": grown["sidecast_padding_tokens_total"] / tokens,
+        "batch_rows": grown["sidecast_batch_rows_sum"] / max(grown["sidecast_batch_rows_count"], 1.0),
+    }
+
+
+def read_texts(data: Path, seed: int) -> list[str] | None:
+    """Prompts of GLUE's tasks, as many of each; None where there are no such files."""
+    draw, texts = random.Random(seed), list[str]()
+    for name in GLUE:
+        source = data / name / "train.jsonl"
+        if source.is_file():
+            spec, lines = load_task(name), source.read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in draw.sample(lines, min(EACH, len(lines)))]
+            texts += [spec.render({field: row[field] for field in spec.fields}) for row in rows]
+    return texts or None
+
+
+def ask(loaded: Loaded, how: How, data: Path, deadline_s: float) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    texts = read_texts(data, how.seed)
+    with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
+        registry = publish_tasks(Path(folder), loaded, how.size(TASKS, 2), HEADS["mixed"], how.seed)
+        names = sorted(registry.state().tasks)
+        with serve(registry=Path(folder) / "registry", **loaded.settings(how.threads)) as served:
+            variants = Pressure(served, names, texts, how, deadline_s).variants()
+            samples = how.turns(variants)
+    found = ratios(samples)
+    return (
+        samples,
+        found,
+        {"tasks": len(names), "texts": "glue" if texts else "sentences", "deadline_s": deadline_s, "rungs": "all"},
+    )
+
+
+def ratios(samples: Samples) -> dict[str, Spread]:
+    """Padding is a share already, of each round. The capacity is the most that any number of callers came to."""
+    saturating = [name for name in samples.variants if name.endswith("callers")]
+    found = {f"padding, {name}": samples.spread(name, "padding") for name in saturating}
+    beside = [samples.ratio("rows_per_s", OVERLOADED, name).values for name in saturating]
+    return {**found, "in time at twice the capacity / capacity": Spread(tuple(map(min, zip(*beside, strict=True))))}
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=DATA,
+    help="GLUE as <task>/validation.jsonl; without it, a list of sentences.",
+)
+@click.option("--deadline", "deadline_s", type=click.FloatRange(0.01), default=2.0, show_default=True, help="Seconds.")
+@measuring(rounds=3, seconds=6.0)
+def main(data: Path, deadline_s: float, **given: Any) -> None:
+    """Padding at saturation, and answers in time at twice the load."""
+    answer(
+        lambda loaded, how: ask(loaded, how, data, deadline_s),
+        name="pressure",
+        title="A server under pressure",
+        columns=COLUMNS,
+        given=given,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What is to be reached, and which ratio of which script tells whether it was.
+
+A goal is held to the comparison at its hardest: the peer's best way beside the one that serves many tasks, and both
+kinds of our heads where they differ. All ratios that a script measured stand in the results file beside it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A ratio that should be at least, or at most, so much."""
+
+    text: str
+    report: str
+    """The script, without bench_."""
+    ratio: str
+    """Its ratio's name; may hold wildcards, as numbers and dtypes differ."""
+    least: float | None = None
+    most: float | None = None
+    floor: str | None = None
+    """Which of `floors.best_ratios` bounds it."""
+
+    @property
+    def rule(self) -> str:
+        if self.least is not None:
+            return f"≥ {self.least:g}"
+        return f"≤ {self.most:g}" if self.most is not None else ""
+
+    def find(self, document: Document) -> Mapping[str, Any] | None:
+        """The ratio's spread in a results file; None where it was not measured."""
+        ratios = document["reports"].get(self.report, {}).get("ratios", {})
+        return next((each for name, each in ratios.items() if fnmatchcase(name, self.ratio)), None)
+
+    def reached(self, value: float) -> bool | None:
+        """None where nothing was asked for."""
+        if self.least is not None:
+            return value >= self.least
+        return None if self.most is None else value <= self.most
+
+    def possible(self, document: Document) -> float | None:
+        """The best that arithmetic and memory allow on that machine, where it is known."""
+        return document.get("floors", {}).get("best_ratios", {}).get(self.floor)
+
+
+GOALS: Mapping[str, tuple[Goal, ...]] = {
+    "Many tasks in a batch": (
+        Goal("32 rows of 16 tasks / of one task: rows/s", "tasks", "text batch, * tasks / 1", 0.97, floor="F1 text"),
+        Goal("the same, heads without a decoder", "tasks", "linear batch, * tasks / 1", 0.97, floor="F1 linear"),
+        Goal("the same, tasks drawn at random", "tasks", "text batch, tasks drawn / 1", 0.97, floor="F1 text"),
+        Goal("a task's side network / the backbone alone", "tasks", "text batch, 1 task / *", 0.95, floor="F2 text"),
+        Goal("the same, heads without a decoder", "tasks", "linear batch, 1 task / *", 0.95, floor="F2 linear"),
+        Goal("rows of 10,000 resident tasks / of one alone", "many", "usual, all asked / *", 0.97, floor="F3 linear"),
+        Goal("one of 10,000 resident tasks / one alone", "many", "usual, one asked / *", 0.97),
+        Goal("a publish into 1,000 tasks / into one: time", "many", "publish to answer, * / 1", most=1.1),
+    ),
+    "Many tasks on one input": (
+        Goal("16 tasks / one: time", "tasks", "text one input, * tasks / 1", most=1.4, floor="F4 text"),
+        Goal(
+            "the same, heads without a decoder", "tasks", "linear one input, * tasks / 1", most=1.4, floor="F4 linear"
+        ),
+        Goal("16 tasks / one, over gRPC: time", "doors", "text PredictTasks, * tasks / 1", most=1.4, floor="F4 text"),
+        Goal("32 known inputs for another task / new ones", "tasks", "text batch, kept / cold", 10, floor="F7 text"),
+        Goal("the same, heads without a decoder", "tasks", "linear batch, kept / cold", 10, floor="F7 linear"),
+        Goal("one known input / a new one", "tasks", "text one input, kept / cold", 10, floor="F7 text, one input"),
+        Goal("the same, over gRPC", "doors", "text Predict, new / kept", 10, floor="F7 text, one input"),
+    ),
+    "Beside peers": (
+        Goal("32 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 32 rows", 3),
+        Goal("16 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 16 rows", 3),
+        Goal("(PEFT's 16 LoRAs / its one, 32 rows)", "peers", "PEFT mixed / *, 32 rows"),
+        Goal("8x32 tokens, w8a8 / CTranslate2's int8 T5", "peers", "engine w8a8 / CTranslate2 int8*, 8x32", 1.5),
+        Goal("16x64 tokens, w8a8 / CTranslate2's int8 T5", "peers", "engine w8a8 / CTranslate2 int8*, 16x64", 1.5),
+        Goal("8x32, unquantised / CTranslate2's int8 T5", "peers", "engine *float* / CTranslate2 int8*, 8x32", 1.5),
+        Goal("16x64, unquantised / CTranslate2's int8 T5", "peers", "engine *float* / CTranslate2 int8*, 16x64", 1.5),
+    ),
+    "Texts: 16 rows of 8 tasks, 4 to 49 tokens": (
+        Goal("tokens/s / HF generate, batch a task", "generation", "*float*, wave / Hugging Face, batch a task", 1.5),
+        Goal("the same, w8a8", "generation", "*w8a8, wave / Hugging Face, batch a task", 1.5),
+        Goal(
+            "w8a8, 16 always running / CTranslate2 int8, batch a task",
+            "generation",
+            "*w8a8, stream / CTranslate2 *, batch a task",
+            1.5,
+        ),
+        Goal("w8a8 / CTranslate2 int8, batch a task", "generation", "*w8a8, wave / CTranslate2 *, batch a task", 1.5),
+        Goal("w8a8 / CTranslate2's bare T5 at its best", "generation", "*w8a8, wave / CTranslate2 at its best", 1.5),
+        Goal("the same, 16 always running", "generation", "*w8a8, stream / CTranslate2 at its best", 1.5),
+    ),
+    "Served": (
+        Goal("over gRPC, 256 callers / engine alone: rows/s", "server", "server / engine at saturation", 0.9),
+        Goal("the same, 16 callers of 8 rows", "server", "server 16x8 / *", 0.9),
+        Goal("padding at saturation, GLUE's texts, 64 callers", "pressure", "padding, 64 callers", most=0.05),
+        Goal("the same, 256 callers", "pressure", "padding, 256 callers", most=0.05),
+        Goal("answers in time at twice the load / capacity", "pressure", "in time at *", 0.9),
+    ),
+}
+"""By heading."""
+
+
+def found(document: Document) -> Iterator[tuple[str, Goal, Mapping[str, Any] | None]]:
+    """Every goal under its heading, with its spread."""
+    for heading, goals in GOALS.items():
+        for goal in goals:
+            yield heading, goal, goal.find(document)

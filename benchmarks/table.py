@@ -1,0 +1,131 @@
+"""The README's table of figures, out of the newest results.
+
+python -m benchmarks.table            # print it
+python -m benchmarks.table --write    # put it between the README's two marks
+python -m benchmarks.table --check    # exit with 2 where the README has another
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.goals import GOALS, Goal
+from benchmarks.harness import RESULTS, BenchmarkError, plain_errors
+from benchmarks.machine import ROOT, slug
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: begin, by make bench -->", "<!-- figures: end -->"
+NOTHING = "Not measured yet: `make bench`."
+
+Document = Mapping[str, Any]
+
+
+def newest(folder: Path = RESULTS) -> list[Document]:
+    """The newest results of `bench_all` of each machine; CPUs first."""
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    last: dict[str, Document] = {}
+    for document in documents:  # their names begin with the date
+        if document.get("name") == "all":
+            last[machine_name(document)] = document
+    return sorted(last.values(), key=lambda document: (document["machine"]["gpu"] is not None, machine_name(document)))
+
+
+def machine_name(document: Document) -> str:
+    return document["machine"]["gpu"] or document["machine"]["cpu"]
+
+
+def render(documents: Sequence[Document]) -> str:
+    """Markdown: a line for each machine, then a table of all goals that were measured anywhere."""
+    if not documents:
+        return NOTHING
+    lines = [*map(_where, documents), "", _line("", "goal", *_headings(documents))]
+    lines.append(_line("---", "---", *["---"] * len(_headings(documents))))
+    for heading, goals in GOALS.items():
+        rows = [row for goal in goals if (row := _row(goal, documents))]
+        if rows:
+            lines += [_line(f"**{heading}**", "", *[""] * len(_headings(documents))), *rows]
+    return "\n".join(lines)
+
+
+def _where(document: Document) -> str:
+    machine = document["machine"]
+    cores = f"{machine['cores']} cores, {machine['threads']} threads, " if machine["gpu"] is None else ""
+    where = f"{machine_name(document)}, {cores}{machine['dtype']}, torch {machine['torch']}"
+    file = f"benchmarks/results/{document['date']}-{slug(machine_name(document))}.json"
+    return f"{where} ([{document['date']}]({file}))."
+
+
+def _headings(documents: Sequence[Document]) -> list[str]:
+    names = ["measured"] if len(documents) == 1 else [machine_name(document) for document in documents]
+    return [column for name in names for column in (name, "possible")]
+
+
+def _row(goal: Goal, documents: Sequence[Document]) -> str:
+    """Empty where it was measured nowhere."""
+    spreads = [goal.find(document) for document in documents]
+    if not any(spreads):
+        return ""
+    cells = []
+    for document, spread in zip(documents, spreads, strict=True):
+        possible = goal.possible(document)
+        cells += [_spread(goal, spread), "" if possible is None else number(possible)]
+    return _line(goal.text, goal.rule, *cells)
+
+
+def _spread(goal: Goal, spread: Mapping[str, Any] | None) -> str:
+    """In bold where the goal was reached."""
+    if spread is None:
+        return ""
+    middle = number(spread["median"])
+    middle = f"**{middle}**" if goal.reached(spread["median"]) else middle
+    return f"{middle} ({number(spread['q1'])}-{number(spread['q3'])})"
+
+
+def number(value: float) -> str:
+    """With as many digits as tell something."""
+    if value < 0.1:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def replaced(text: str, table: str) -> str:
+    """`text` with `table` between its marks.
+
+    Raises:
+        BenchmarkError: the marks are not there, once each and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise BenchmarkError(f"README.md needs {BEGIN} and then {END}, once each")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Put it into README.md.")
+@click.option("--check", is_flag=True, help="Exit with 2 unless README.md has it.")
+def main(write: bool, check: bool) -> None:
+    """The README's table of figures."""
+    with plain_errors():
+        text = README.read_text(encoding="utf-8")
+        table = render(newest())
+        wanted = replaced(text, table)
+        if check and wanted != text:
+            raise BenchmarkError(
+                "README.md has other figures than benchmarks/results: python -m benchmarks.table --write"
+            )
+        if write:
+            README.write_text(wanted, encoding="utf-8")
+        if not (write or check):
+            click.echo(table)
+
+
+if __name__ == "__main__":
+    main()

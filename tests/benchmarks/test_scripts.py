@@ -1,0 +1,171 @@
+"""Every script once, on a tiny backbone: that it runs, and what its figures are called. Never how fast."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_peers, bench_pressure, peers, random_backbone
+from benchmarks.bench_all import SCRIPTS
+from benchmarks.bench_generation import ratios
+from benchmarks.bench_many import together
+from benchmarks.goals import GOALS
+from benchmarks.harness import BenchmarkError, Samples
+from benchmarks.inputs import END, FIRST, Inputs
+from benchmarks.machine import ROOT
+from benchmarks.models import load, make_spec
+from ladder import load_backbone
+from ladder.named_shapes import NAMED
+
+PEERS = all(importlib.util.find_spec(name) for name in ("peft", "ctranslate2"))
+needs_peers = pytest.mark.skipif(not PEERS, reason="needs PEFT and CTranslate2: pip install 'sidecast[bench]'")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_t5):
+    return load(str(tiny_t5), device="cpu", dtype="float32")
+
+
+def run(script: str, tiny_t5: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--quick", "--json", "--backbone", str(tiny_t5)]
+    done = subprocess.run(
+        [*command, "--threads", "1", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tiny_t5.parent) not in done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def missing(script: str, document: dict[str, Any]) -> list[str]:
+    """The ratios that the goals look for in this script's report and do not find."""
+    wanted = [goal.ratio for goals in GOALS.values() for goal in goals if goal.report == script]
+    assert wanted
+    return [ratio for ratio in wanted if not any(fnmatchcase(name, ratio) for name in document["ratios"])]
+
+
+def test_every_goal_is_of_a_script_that_bench_all_runs():
+    assert {goal.report for goals in GOALS.values() for goal in goals} == set(SCRIPTS)
+
+
+def test_inputs_have_their_length_end_in_the_end_token_and_never_come_twice(loaded):
+    inputs = Inputs(loaded, seed=1)
+    rows = inputs.rows(200, 9)
+    assert {len(row) for row in rows} == {9}
+    assert {row[-1] for row in rows} == {END}
+    assert all(FIRST <= token < loaded.backbone.config.vocab_size for row in rows for token in row[:-1])
+    assert len(set(rows)) == 200
+
+
+def test_one_input_for_many_tasks_is_the_same_row_for_each(loaded):
+    rows = Inputs(loaded).ask_one(["a", "b"], 5)  # type: ignore[list-item]
+    assert rows[0].ids == rows[1].ids
+    assert [row.resident for row in rows] == ["a", "b"]
+
+
+def test_tasks_are_named_by_number_and_some_make_texts():
+    assert make_spec(7, "generate").kind == "text"
+    assert make_spec(7, "text").name == "task-00007"
+    assert make_spec(8, "linear").kind == "regression"
+
+
+def test_a_peer_that_is_missing_says_how_to_install_it():
+    with pytest.raises(BenchmarkError, match="make bench"):
+        peers.peer("no_such_peer")
+
+
+def test_rounds_that_were_measured_apart_are_put_together():
+    parts = [Samples([{"a": {"x": 1.0}}, {"a": {"x": 2.0}}]), Samples([{"b": {"x": 3.0}}, {"b": {"x": 4.0}}])]
+    assert together(parts).ratio("x", "b", "a").values == (3.0, 2.0)
+
+
+def test_the_peer_at_its_best_is_chosen_within_each_round():
+    def rounds(ours: float, apart: float, one: float) -> dict[str, dict[str, float]]:
+        speeds = {"engine, wave": ours, "CTranslate2 int8, apart": apart, "CTranslate2 int8, one": one}
+        return {name: {"tokens_per_s": speed} for name, speed in speeds.items()}
+
+    found = ratios(Samples([rounds(10.0, 5.0, 20.0), rounds(10.0, 40.0, 5.0)]))
+    assert found["engine, wave / CTranslate2 at its best"].values == (0.5, 0.25)
+
+
+def test_glues_texts_are_prompts_of_the_built_in_templates(tmp_path):
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text('{"sentence": "a gripping film", "label": "positive"}\n')
+    texts = bench_pressure.read_texts(tmp_path, 0)
+    assert texts is not None
+    assert len(texts) == 1
+    assert "a gripping film" in texts[0]
+    assert bench_pressure.read_texts(tmp_path / "none", 0) is None
+
+
+@needs_peers
+def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
+    loras = peers.Loras(loaded, 3, [5, 9])
+    rows = Inputs(loaded).rows(3, 7)
+    mixed = loras.answer(rows, loras.names)
+    alone = [loras.answer([row], [name])[0] for row, name in zip(rows, loras.names, strict=True)]
+    for together_, apart in zip(mixed, alone, strict=True):
+        assert together_ == pytest.approx(apart, abs=1e-5)
+    assert loras.answer(rows)[0] == pytest.approx(mixed[0], abs=1e-5)
+
+
+@needs_peers
+def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_lengths(loaded, tmp_path):
+    converted = peers.Converted(loaded, tmp_path, "float32")
+    assert bench_peers.agreement(loaded, converted) > 0.9
+    words = converted.words(Inputs(loaded).rows(3, 7))
+    limits = [2, 5, 3]
+    texts = converted.texts(words, 5, lambda said: said.step + 1 >= limits[said.batch_id])
+    assert [len(text) for text in texts] == limits
+    assert [len(text) for text in converted.texts(words, 5)] == [5, 5, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["tasks", "many", "doors", "pressure"])
+def test_a_script_runs_and_has_the_ratios_of_its_goals(script, tiny_t5):
+    document = run(f"bench_{script}", tiny_t5)
+    assert document["name"] == script
+    quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
+    assert set(missing(script, document)) <= quick
+
+
+@pytest.mark.slow
+@needs_peers
+@pytest.mark.parametrize("script", ["peers", "generation"])
+def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, tiny_t5):
+    assert missing(script, run(f"bench_{script}", tiny_t5)) == []
+
+
+@pytest.mark.slow
+def test_bench_all_gathers_reports_and_goes_on_where_one_fails(tiny_t5):
+    common = ["--backbone", str(tiny_t5), "--threads", "1", "--quick", "--only", "tasks"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_all", *common], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert list(document["reports"]) == ["tasks"]
+    assert document["floors"]["best_ratios"]["F2 text"] < 1
+    assert "Many tasks in a batch: 32 rows of 16 tasks" in done.stdout
+
+
+def test_a_random_backbone_has_its_shape_and_another_ones_tokenizer(tmp_path, tiny_t5, monkeypatch):
+    small = replace(NAMED["flan-t5-small"], config=load_backbone(str(tiny_t5)).config)
+    monkeypatch.setattr(random_backbone, "NAMED", {"tiny": small})
+    folder = random_backbone.make_random("tiny", tmp_path / "made", tiny_t5)
+    made = load(str(folder), device="cpu", dtype="float32")
+    assert made.backbone.config == small.config
+    assert made.tokenizer.encode("a", 8) == load(str(tiny_t5), device="cpu").tokenizer.encode("a", 8)
+    with pytest.raises(BenchmarkError, match="unknown shape"):
+        random_backbone.make_random("huge", tmp_path, tiny_t5)

@@ -1,0 +1,107 @@
+"""The README's table is the newest results' one, and the goals know which ratio is theirs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import table
+from benchmarks.bench_all import document_of
+from benchmarks.goals import GOALS, Goal, found
+from benchmarks.harness import BenchmarkError
+
+CPU = {"gpu": None, "cpu": "Some Chip 9", "cores": 2, "threads": 2, "dtype": "float32", "torch": "2.0"}
+GPU = {**CPU, "gpu": "Some GPU"}
+
+
+def results(date: str = "2026-01-02", machine: dict[str, Any] = CPU, value: float = 0.98) -> dict[str, Any]:
+    spread = {"median": value, "q1": value - 0.01, "q3": value + 0.01}
+    reports = {"tasks": {"ratios": {"text batch, 16 tasks / 1": spread, "text one input, 16 tasks / 1": spread}}}
+    floors = {"best_ratios": {"F1 text": 0.999}}
+    return {"name": "all", "date": date, "machine": machine, "floors": floors, "reports": reports}
+
+
+def write(folder: Path, *documents: dict[str, Any]) -> None:
+    for document in documents:
+        name = f"{document['date']}-{table.machine_name(document)}-{document['name']}.json"
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_the_readme_has_the_newest_results_table():
+    text = table.README.read_text(encoding="utf-8")
+    assert table.replaced(text, table.render(table.newest())) == text, "python -m benchmarks.table --write"
+
+
+def test_each_machines_newest_results_count_and_other_benchmarks_files_do_not(tmp_path):
+    write(tmp_path, results("2026-01-03"), results("2026-01-02"), results("2026-01-01", GPU))
+    write(tmp_path, {**results("2026-09-09"), "name": "server"})
+    assert [(each["date"], table.machine_name(each)) for each in table.newest(tmp_path)] == [
+        ("2026-01-03", "Some Chip 9"),
+        ("2026-01-01", "Some GPU"),
+    ]
+
+
+def test_a_row_has_the_goal_the_figure_and_what_is_possible():
+    text = table.render([results()])
+    assert "| 32 rows of 16 tasks / of one task: rows/s | ≥ 0.97 | **0.98** (0.97-0.99) | 1.00 |" in text
+    assert "Some Chip 9, 2 cores, 2 threads, float32, torch 2.0" in text
+    assert "PEFT" not in text  # not measured
+    assert table.render([]) == table.NOTHING
+
+
+def test_a_figure_that_missed_its_goal_is_not_bold():
+    assert "≥ 0.97 | 0.50 (0.49-0.51) |" in table.render([results(value=0.5)])
+
+
+def test_two_machines_have_two_columns():
+    text = table.render([results(), results(machine=GPU, value=0.99)])
+    assert "| goal | Some Chip 9 | possible | Some GPU | possible |" in text
+    assert "**0.98** (0.97-0.99) | 1.00 | **0.99** (0.98-1.00) | 1.00 |" in text
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{table.END} {table.BEGIN}", f"{table.BEGIN} {table.BEGIN} {table.END}"])
+def test_marks_that_are_missing_or_wrong_are_told(text):
+    with pytest.raises(BenchmarkError, match="needs"):
+        table.replaced(text, "table")
+
+
+def test_write_and_check(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    write(tmp_path, results())
+    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(table, "newest", lambda newest=table.newest: newest(tmp_path))
+    run = CliRunner().invoke
+    assert run(table.main, ["--check"]).exit_code == 2
+    assert run(table.main, ["--write"]).exit_code == 0
+    assert run(table.main, ["--check"]).exit_code == 0
+    assert readme.read_text(encoding="utf-8").startswith(f"before\n{table.BEGIN}\nSome Chip 9")
+    assert "**0.98**" in run(table.main, []).output
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0312, "0.031"), (0.976, "0.98"), (12.34, "12.3"), (1234.5, "1234")])
+def test_numbers_have_the_digits_that_tell_something(value, text):
+    assert table.number(value) == text
+
+
+def test_a_goal_is_at_least_or_at_most_or_nothing():
+    assert Goal("", "", "", 0.9).reached(0.9)
+    assert Goal("", "", "", most=1.4).reached(1.5) is False
+    assert Goal("", "", "").reached(1.0) is None
+    rules = [goal.rule for goals in GOALS.values() for goal in goals]
+    assert {"≥ 0.97", "≤ 1.4", ""} <= set(rules)
+
+
+def test_what_is_measured_again_replaces_its_part_of_the_same_days_file():
+    before = results()
+    new = {"peers": {"ratios": {}}, "floors": {"best_ratios": {"F1 text": 0.9}}}
+    document = document_of(new, CPU, "2026-01-02", before)
+    assert set(document["reports"]) == {"tasks", "peers"}
+    assert document["floors"]["best_ratios"]["F1 text"] == 0.9
+    assert [goal.text for _, goal, spread in found(document) if spread] == [
+        "32 rows of 16 tasks / of one task: rows/s",
+        "16 tasks / one: time",
+    ]
+    assert document_of({}, CPU, "2026-01-02", before)["floors"] == before["floors"]
