@@ -40,20 +40,22 @@ class Row(_message.Message):
     def __init__(self, fields: _Optional[_Mapping[str, str]] = ..., text: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("task", "version", "alias", "rows", "timeout", "generation")
+    __slots__ = ("task", "version", "alias", "rows", "timeout", "generation", "priority")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     task: str
     version: int
     alias: str
     rows: _containers.RepeatedCompositeFieldContainer[Row]
     timeout: _duration_pb2.Duration
     generation: Generation
-    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+    priority: int
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("num_beams", "do_sample", "temperature", "top_k", "top_p", "seed", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "max_new_tokens", "length_penalty", "early_stopping")
@@ -140,14 +142,18 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictTasksRequest(_message.Message):
-    __slots__ = ("tasks", "rows", "timeout")
+    __slots__ = ("tasks", "rows", "timeout", "generation", "priority")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[TaskRef]
     rows: _containers.RepeatedCompositeFieldContainer[Row]
     timeout: _duration_pb2.Duration
-    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    generation: Generation
+    priority: int
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class PredictTasksResponse(_message.Message):
     __slots__ = ("results",)
@@ -163,6 +169,52 @@ class PredictTasksResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[PredictTasksResponse.Result]
     def __init__(self, results: _Optional[_Iterable[_Union[PredictTasksResponse.Result, _Mapping]]] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("task", "version", "alias", "row", "timeout", "generation", "priority")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    alias: str
+    row: Row
+    timeout: _duration_pb2.Duration
+    generation: Generation
+    priority: int
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., row: _Optional[_Union[Row, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class GenerateResponse(_message.Message):
+    __slots__ = ("text", "tokens", "generated")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    generated: Generated
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
+
+class Generated(_message.Message):
+    __slots__ = ("task", "version", "generation", "alias", "text", "finish_reason", "token_count")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    generation: int
+    alias: str
+    text: str
+    finish_reason: str
+    token_count: int
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., token_count: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("author", "message")

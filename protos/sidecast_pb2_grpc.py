@@ -45,6 +45,11 @@ class SidecastStub:
                 request_serializer=protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
                 response_deserializer=protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/sidecast.v1.Sidecast/Generate',
+                request_serializer=protos_dot_sidecast__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.GenerateResponse.FromString,
+                _registered_method=True)
 
 
 class SidecastServicer:
@@ -64,6 +69,13 @@ class SidecastServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Makes one row's text and tells it while it is made. For text tasks; Predict gives the same text at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SidecastServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_SidecastServicer_to_server(servicer, server):
                     servicer.PredictTasks,
                     request_deserializer=protos_dot_sidecast__pb2.PredictTasksRequest.FromString,
                     response_serializer=protos_dot_sidecast__pb2.PredictTasksResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=protos_dot_sidecast__pb2.GenerateRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.GenerateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +149,33 @@ class Sidecast:
             '/sidecast.v1.Sidecast/PredictTasks',
             protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
             protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sidecast.v1.Sidecast/Generate',
+            protos_dot_sidecast__pb2.GenerateRequest.SerializeToString,
+            protos_dot_sidecast__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,8 @@ from side_registry.errors import ArtifactError
 from side_registry.task import PRODUCTION
 
 WATCH_POLL_S = 0.05
+PATIENCE_S = 0.5
+"""Longest that an upload may pause while the server shuts down."""
 
 Result = TypeVar("Result")
 
@@ -43,7 +45,7 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: ServicerContext) -> pb.PublishResponse:
         with tempfile.TemporaryDirectory(prefix="sidecast-publish-") as folder:
             upload = Upload(Path(folder), self._max_upload_bytes)
-            async for request in requests:
+            async for request in self._drain.arriving(requests, PATIENCE_S):
                 await asyncio.to_thread(upload.take, request)
             published = await self._change(self._publish, folder, upload.finish())
         return messages.write_published(published)

@@ -58,31 +58,34 @@ class _Rendered:
         return self.target.resident.spec.max_source_tokens
 
 
-def resolve(state: PoolState, ref: TaskRef, generation: Overrides) -> Target | Refused:
+def resolve(state: PoolState, ref: TaskRef, generation: Overrides, *, among: bool = False) -> Target | Refused:
+    """The task of a request. `among` others, one that makes no texts is not touched by `generation`."""
     try:
         resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
-        answerer = generation.answerer(resident)
+        applies = generation and not (among and resident.spec.kind != "text")
+        answerer = generation.answerer(resident) if applies else resident.answerer
     except (ServingError, RegistryError) as error:
         return error
     return Target(resident, None if ref.version is not None else ref.alias or PRODUCTION, answerer)
 
 
 def encode(
-    tokenizer: Encoder, targets: Sequence[Target | Refused], rows: Sequence[InputRow]
-) -> list[Encoded | Refused]:
-    """Render `rows` for every task and tokenize each distinct prompt once. For a tokenizer thread."""
-    rendered = [target if isinstance(target, Exception) else _render(target, rows) for target in targets]
-    prompts: dict[int, dict[str, None]] = {}
-    for each in rendered:
-        if isinstance(each, _Rendered):
-            prompts.setdefault(each.limit, {}).update(dict.fromkeys(each.prompts))
-    ids = {limit: _tokenize(tokenizer, list(texts), limit) for limit, texts in prompts.items()}
-    return [
-        each
-        if isinstance(each, Exception)
-        else Encoded(each.target, [ids[each.limit][prompt] for prompt in each.prompts])
-        for each in rendered
-    ]
+    tokenizer: Encoder, requests: Sequence[tuple[Sequence[Target | Refused], Sequence[InputRow]]]
+) -> list[list[Encoded | Refused] | Exception]:
+    """Render each request's rows for its targets, and tokenize with one call. For a tokenizer thread.
+
+    A request that cannot be done is its exception, and the others are done without it.
+    """
+    try:
+        return [*_tokenized(tokenizer, [_rendered(targets, rows) for targets, rows in requests])]
+    except Exception as error:
+        if len(requests) == 1:
+            return [error]
+    return [outcome for request in requests for outcome in encode(tokenizer, [request])]
+
+
+def _rendered(targets: Sequence[Target | Refused], rows: Sequence[InputRow]) -> "list[_Rendered | Refused]":
+    return [target if isinstance(target, Exception) else _render(target, rows) for target in targets]
 
 
 def _render(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refused:
@@ -90,6 +93,23 @@ def _render(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refused:
         return _Rendered(target, render_rows(target.resident.spec, rows))
     except ServingError as error:
         return error
+
+
+def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]") -> list[list[Encoded | Refused]]:
+    """Each distinct prompt of all the requests is tokenized once."""
+    prompts: dict[int, dict[str, None]] = {}
+    for request in requests:
+        for each in request:
+            if isinstance(each, _Rendered):
+                prompts.setdefault(each.limit, {}).update(dict.fromkeys(each.prompts))
+    ids = {limit: _tokenize(tokenizer, list(texts), limit) for limit, texts in prompts.items()}
+
+    def encoded(each: _Rendered | Refused) -> Encoded | Refused:
+        if isinstance(each, Exception):
+            return each
+        return Encoded(each.target, [ids[each.limit][prompt] for prompt in each.prompts])
+
+    return [[encoded(each) for each in request] for request in requests]
 
 
 def _tokenize(tokenizer: Encoder, texts: list[str], limit: int) -> Mapping[str, Ids]:

@@ -1,21 +1,29 @@
-"""Carries rows of all requests and tasks in batches to the one thread that owns the device.
+"""Carries rows of all requests and tasks in turns to the one thread that owns the device.
 
 The batcher lives on an event loop and never runs torch itself. While the device works the queue gathers company by
-itself; only an idle device waits a little for it. Knows no tasks, no side networks, no gRPC.
+itself; only an idle device waits a little for it. Texts that are being made take a step in every turn, whatever waits.
+Under pressure it sheds what cannot be answered in time before the device has spent anything on it. Knows no side
+networks, no gRPC.
 """
 
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-from serving.config import BatchConfig
-from serving.errors import DeadlineExpired, Draining, Overloaded
+from serving.config import BatchConfig, LimitConfig
+from serving.device_rows import DeviceRows
+from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, TooSlow
+from serving.fair_order import PRIORITIES, RowQueue
+from serving.limits import Limiter
 from serving.metrics import Metrics
-from serving.row_queue import WINDOW_BATCHES, Bundle, Outcome, Request, Row, RowQueue, choose
+from serving.pace import Pace
+from serving.pieces import Piece
+from serving.row_queue import Bundle, ListRequest, Outcome, Request, Row, StreamRequest
+from serving.taking import Taking
+from serving.turns import Predict, Worker, worker_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +35,7 @@ RETRY_S = (0.05, 30.0)
 async def within(deadline: float | None) -> AsyncIterator[None]:
     """Raise DeadlineExpired where the block is not through by then, in time.monotonic() seconds."""
     try:
-        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()) as limit:
+        async with asyncio.timeout_at(deadline) as limit:  # an event loop's clock is time.monotonic()
             yield
     except TimeoutError:
         if limit.expired():
@@ -39,49 +47,90 @@ class Batcher:
     """Rows in, outcomes out, in the rows' order. Use it on one event loop; its device thread is its own.
 
     Args:
-        predict: called on the device thread with a batch's rows; returns one outcome per row. An exception it raises
-            becomes the outcome of every row of that batch.
+        worker: takes turns on the device thread. A function from a list of rows to their outcomes will do where all
+            rows are answered at once. An exception that it raises becomes the outcome of every row it has.
+        device: runs the turns, instead of a thread of its own.
     """
 
     def __init__(
-        self, predict: Callable[[list[Any]], list[Outcome]], config: BatchConfig, metrics: Metrics | None = None
+        self,
+        worker: Worker | Predict,
+        config: BatchConfig,
+        metrics: Metrics | None = None,
+        limits: LimitConfig | None = None,
+        device: Executor | None = None,
     ) -> None:
-        self._predict, self._config, self._metrics = predict, config, metrics or Metrics()
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._queue = RowQueue()
+        self._worker, self._config, self._metrics = worker_of(worker), config, metrics or Metrics()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device") if device is None else device
+        self._queue, self._pace = RowQueue(), Pace()
+        self._taking = Taking(self._queue, self._pace, config, self._drop)
+        self._limits = Limiter(limits or LimitConfig(), self._metrics)
+        self._on_device = DeviceRows()
+        self._started, self._turn_tokens = 0.0, 0
+        self._last: float | None = None
+        """When a request came last, and how far apart they come."""
+        self._gap_s = 0.0
         self._requests: set[Request] = set()
-        self._rows_per_s = 0.0
         self._draining = False
         self._runner: asyncio.Task[None] | None = None
         self._arrived, self._full, self._quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._metrics.queue_rows.set_function(lambda: self._queue.rows)
+        self._metrics.queue_tokens.set_function(lambda: self._queue.tokens)
 
     @property
     def queued_rows(self) -> int:
+        """Rows that wait, by weight."""
         return self._queue.rows
 
-    async def submit(self, rows: Sequence[Row], *, deadline: float | None = None) -> list[Outcome]:
-        """Answer `rows`: an exception in an outcome's place is that row's own.
+    @property
+    def running_rows(self) -> int:
+        """Rows of texts that are being made, by weight."""
+        return self._on_device.running
+
+    async def submit(self, rows: Sequence[Row], *, deadline: float | None = None, priority: int = 0) -> list[Outcome]:
+        """Answer `rows`: an exception in an outcome's place is that row's own, or its task's (TaskOverloaded).
 
         Args:
-            deadline: time.monotonic() seconds. Rows still queued then are dropped before batching.
+            deadline: time.monotonic() seconds. Rows that wait or run then leave.
+            priority: 1 (served first) to 4; 0 is the configured default.
 
         Raises:
-            Overloaded: the queue is full.
-            DeadlineExpired: the deadline passed.
+            Overloaded: the queue is full; TooSlow: it is too long for the deadline.
+            DeadlineExpired: the deadline passed, or would before the rows were through.
             Draining: `drain` or `close` was called.
+            InvalidInput: no such priority.
         """
         if not rows:
             return []
-        self.admit(len(rows), deadline)
-        request = self._enqueue(rows, deadline)
-        try:
-            async with within(deadline):
-                return await request.future
-        finally:
-            self._leave(request)
+        request = ListRequest(rows, deadline, self._level(priority), self._now())
+        with self._in_flight(request):
+            if deadline is None:
+                return await request.outcomes()
+            expiry = asyncio.get_running_loop().call_at(deadline, request.fail, DeadlineExpired())
+            try:
+                return await request.outcomes()
+            finally:
+                expiry.cancel()
+
+    async def stream(self, row: Row, *, deadline: float | None = None, priority: int = 0) -> AsyncGenerator[Any, None]:
+        """The pieces of one row's text as they are made, and last its answer. To close the iterator cancels the row.
+
+        Raises:
+            What `submit` raises, and the row's own exception.
+        """
+        request = StreamRequest(row, deadline, self._level(priority), self._now())
+        with self._in_flight(request):
+            ended = False
+            while not ended:
+                async with within(deadline):
+                    event = await request.next()
+                if isinstance(event, Exception):
+                    raise event
+                ended = not isinstance(event, Piece)
+                yield event
 
     async def drain(self) -> None:
-        """Refuse new rows, finish the queued ones, stop."""
+        """Refuse new rows, finish the queued and the running ones, stop."""
         self._draining = True
         while self._requests:
             self._quiet.clear()
@@ -89,7 +138,7 @@ class Batcher:
         await self.close()
 
     async def close(self) -> None:
-        """Stop now: what has no outcome yet fails with Draining. A batch on the device runs to its end, unheard."""
+        """Stop now: what has no outcome yet fails with Draining. A turn on the device runs to its end, unheard."""
         self._draining = True
         for request in self._requests:
             request.fail(Draining())
@@ -99,46 +148,115 @@ class Batcher:
         self._device.shutdown(wait=False)
 
     def admit(self, rows: int, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise right now, before work is spent on making rows."""
+        """Raise what `submit` would raise right now, as far as it can be told before work is spent on making rows."""
         if self._draining:
             raise Draining()
-        if deadline is not None and deadline <= time.monotonic():
+        if deadline is not None and deadline <= self._now():
             raise DeadlineExpired()
-        queued, limit = self._queue.rows, self._config.max_queued_rows
-        if queued and queued + rows > limit:
-            self._metrics.shed_requests.inc()
-            raise Overloaded(queued, limit, self._retry_after_s())
+        self._check_room("rows", self._queue.rows, rows, self._config.max_queued_rows)
 
-    def _retry_after_s(self) -> float:
-        """How long the queue takes at the pace of late."""
-        expected = self._queue.rows / self._rows_per_s if self._rows_per_s else 1.0
-        return min(max(expected, RETRY_S[0]), RETRY_S[1])
+    # --- the way in and out
 
-    def _enqueue(self, rows: Sequence[Row], deadline: float | None) -> Request:
-        request = Request(rows, asyncio.get_running_loop().create_future(), deadline, time.monotonic())
+    @contextlib.contextmanager
+    def _in_flight(self, request: Request) -> Iterator[None]:
+        """The request waits and runs within the block, and is out of everything after it."""
+        tasks = self._enter(request)
+        try:
+            yield
+        except DeadlineExpired:
+            self._metrics.expired_rows.inc(request.left)
+            raise
+        finally:
+            self._leave(request, tasks)
+
+    def _enter(self, request: Request) -> list[str]:
+        """Admit it; returns its tasks that are in flight with it."""
+        self.admit(sum(row.weight for row in request.rows), request.deadline)
+        refused = self._limits.refused(request.rows, self._retry_after_s())
+        request.bundle(place for place, row in enumerate(request.rows) if row.task not in refused)
+        tokens = sum(bundle.tokens for bundle in request.bundles)
+        self._check_room("tokens", self._queue.tokens, tokens, self._config.max_queued_tokens)
+        self._check_deadline(request, tokens)
+        if refused:
+            self._metrics.shed("task")
+        for place, row in enumerate(request.rows):
+            if row.task in refused:
+                request.settle(place, refused[row.task])
+        tasks = list(dict.fromkeys(row.task for row in request.rows if row.task not in refused))
+        self._limits.enter(tasks, request.bundles)
         self._requests.add(request)
         self._queue.add(request.bundles)
         self._note_queue()
-        self._arrived.set()
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run(), name="batcher")
-        return request
+        self._note_arrival()
+        if request.bundles:
+            self._wake()
+        return tasks
 
-    def _leave(self, request: Request) -> None:
-        """The request is over: what it still has in the queue goes, and its slots are free."""
+    def _leave(self, request: Request, tasks: list[str]) -> None:
+        """It is over: what it still has in the queue goes, and what is on the device leaves with the next turn."""
+        request.is_over = True
         self._requests.discard(request)
-        self._queue.remove(request.bundles)
-        self._note_queue()
+        self._unqueue(request.bundles)
+        self._on_device.leave(request)
+        self._limits.leave(tasks)
+        if self._on_device.has_gone:
+            self._wake()
         if not self._requests:
             self._quiet.set()
 
+    def _unqueue(self, bundles: Sequence[Bundle]) -> None:
+        self._limits.left_queue(self._queue.remove(bundles))
+        self._note_queue()
+
+    def _level(self, priority: int) -> int:
+        level = priority or self._config.default_priority
+        if level not in PRIORITIES:
+            raise InvalidInput("priority", f"must be 1 (the highest) to {max(PRIORITIES)}, or 0; got {priority}")
+        return level
+
+    def _check_room(self, what: str, queued: int, more: int, limit: int) -> None:
+        if queued and queued + more > limit:
+            self._metrics.shed("queue")
+            raise Overloaded(queued, limit, self._retry_after_s(), what)
+
+    def _check_deadline(self, request: Request, tokens: int) -> None:
+        """Shed what would be answered too late at the pace of late; nothing where that is unknown or none wait.
+
+        Before it come the turn in progress and what is ahead in the queue; its own batch may end a turn later.
+        """
+        if request.deadline is None or not request.bundles or not self._queue.scores or not self._pace.is_known:
+            return
+        wait, left = self._turn_left_s() + self._pace.turn_seconds(self._queue.tokens), request.deadline - self._now()
+        if wait + self._pace.seconds(self._queue.tokens + tokens) <= left:
+            return
+        ahead = self._queue.ahead_of(request.priority, request.bundles[-1].owner, tokens)
+        wait += self._pace.seconds(ahead + tokens)
+        if wait > left:
+            self._metrics.shed("deadline")
+            raise TooSlow(wait, left, _within_bounds(wait - left))
+
+    def _retry_after_s(self) -> float:
+        """How long the queue takes at the pace of late."""
+        return _within_bounds(self._pace.seconds(self._queue.tokens) if self._pace.is_known else 1.0)
+
     def _note_queue(self) -> None:
-        rows, tokens = self._queue.rows, self._queue.tokens
-        self._metrics.queue_rows.set(rows)
-        if rows >= self._config.max_batch_rows or tokens >= self._config.max_batch_tokens:
+        if self._queue.rows >= self._config.max_batch_rows or self._queue.tokens >= self._config.max_batch_tokens:
             self._full.set()
         else:
             self._full.clear()
+
+    # --- the loop
+
+    def _note_arrival(self) -> None:
+        now, most = self._now(), 10 * self._config.max_wait_s
+        if self._last is not None:
+            self._gap_s = (self._gap_s + min(now - self._last, most)) / 2
+        self._last = now
+
+    def _wake(self) -> None:
+        self._arrived.set()
+        if self._runner is None and not self._draining:
+            self._runner = asyncio.create_task(self._run(), name="batcher")
 
     async def _run(self) -> None:
         try:
@@ -146,9 +264,11 @@ class Batcher:
             while True:
                 if idle:
                     await self._gather()
-                if batch := self._take():
-                    await self._answer(batch)
-                idle = not self._queue
+                gone = self._on_device.take_gone()
+                batch = self._take()
+                if batch or gone or self._on_device:
+                    await self._turn(batch, gone)
+                idle = not (self._queue or self._on_device)
         except Exception as error:  # a fault in here must not leave callers waiting for ever
             log.exception("the batcher failed; it starts afresh with the next request")
             for request in self._requests:
@@ -157,52 +277,77 @@ class Batcher:
 
     async def _gather(self) -> None:
         """The device is idle: wait for a row, and then shortly for its company."""
-        while not self._queue:
+        while not (self._queue or self._on_device):
             self._arrived.clear()
             await self._arrived.wait()
+        if self._on_device or not self._has_company():
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.max_wait_s):
                 await self._full.wait()
 
+    def _has_company(self) -> bool:
+        """Whether another request may be expected within the wait: requests of late came as close together."""
+        return self._gap_s <= self._config.max_wait_s
+
     def _take(self) -> list[Bundle]:
-        """The next batch, out of the queue. Empty where all that waited was cancelled or expired."""
-        now = time.monotonic()
-        window = self._queue.oldest(WINDOW_BATCHES * self._config.max_batch_rows)
-        gone = [bundle for bundle in window if self._is_over(bundle.request, now)]
-        batch = choose(window, self._config) if not gone else []
-        self._queue.remove(gone or batch)
-        self._note_queue()
+        """The next batch, out of the queue."""
+        batch = self._taking.take(self._on_device.running, self._now())
+        self._serve(batch)
+        return batch
+
+    def _drop(self, late: Sequence[Bundle]) -> None:
+        for bundle in late:
+            bundle.request.fail(DeadlineExpired())
+            self._unqueue(bundle.request.bundles)
+
+    def _serve(self, batch: Sequence[Bundle]) -> None:
+        now = self._now()
+        if batch:
+            self._queue.serve(batch)
+            self._limits.left_queue(batch)
+            self._note_queue()
         for bundle in batch:
             if bundle is bundle.request.bundles[0]:
                 self._metrics.stage("queue", now - bundle.request.arrived)
-        return batch
 
-    def _is_over(self, request: Request, now: float) -> bool:
-        if request.deadline is not None and request.deadline <= now:
-            request.fail(DeadlineExpired())
-        return request.future.done()
+    async def _turn(self, batch: Sequence[Bundle], gone: Sequence[Row]) -> None:
+        """One turn on the device: what becomes known during it is told at once."""
+        loop, tokens = asyncio.get_running_loop(), sum(bundle.tokens for bundle in batch)
+        rows = self._on_device.begin(batch)
+        self._started, self._turn_tokens = self._now(), tokens
+        crowded = self._queue.scores > 0
 
-    async def _answer(self, batch: list[Bundle]) -> None:
-        places = [(bundle.request, place) for bundle in batch for place in bundle.places]
-        rows = [request.rows[place] for request, place in places]
-        self._observe(batch, len(rows))
-        started = time.monotonic()
+        def deliver(events: Sequence[tuple[Any, Any]]) -> None:
+            loop.call_soon_threadsafe(self._on_device.settle, list(events))
+
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._device, self._predict, rows)
-            if len(outcomes) != len(rows):
-                raise RuntimeError(f"{len(rows)} rows in, {len(outcomes)} outcomes out")
+            busy = await loop.run_in_executor(self._device, self._worker.turn, rows, gone, deliver)
+            self._on_device.end_turn(busy)
         except Exception as error:
-            log.exception("a batch of %d rows failed", len(rows))
-            outcomes = [error] * len(rows)
-        self._learn_rate(len(rows), time.monotonic() - started)
-        for (request, place), outcome in zip(places, outcomes, strict=True):
-            request.settle(place, outcome)
+            log.exception("a turn with %d new rows failed", len(rows))
+            self._on_device.fail(error)
+        if crowded:
+            self._pace.learn(tokens, self._now() - self._started)
+        self._turn_tokens = 0
+        self._charge_texts()
 
-    def _observe(self, batch: list[Bundle], rows: int) -> None:
-        lengths = [len(ids) for ids in {bundle.ids for bundle in batch}]
-        tokens = len(lengths) * max(lengths)
-        self._metrics.batch(rows, tokens, tokens - sum(lengths))
+    def _charge_texts(self) -> None:
+        """A text costs its task a token for each beam and turn: what it will come to is not known before."""
+        for held in self._on_device.texts():
+            self._queue.orders[held.request.priority].charge(held.row.task, held.row.weight)
+        self._metrics.running_rows.set(self._on_device.running)
 
-    def _learn_rate(self, rows: int, seconds: float) -> None:
-        rate = rows / max(seconds, 1e-6)
-        self._rows_per_s = 0.8 * self._rows_per_s + 0.2 * rate if self._rows_per_s else rate
+    def _turn_left_s(self) -> float:
+        """How long the turn in progress still takes, at the pace of late."""
+        if not self._turn_tokens:
+            return 0.0
+        return max(0.0, self._started + self._pace.seconds(self._turn_tokens) - self._now())
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _within_bounds(retry_s: float) -> float:
+    return min(max(retry_s, RETRY_S[0]), RETRY_S[1])

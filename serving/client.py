@@ -28,6 +28,7 @@ from serving.client_calls import Call
 from serving.client_channel import Settings, make_stubs
 from serving.client_errors import SidecastError, UnreachableError, from_call
 from serving.client_results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+from serving.client_streams import AsyncTextStream, TextStream
 
 READY_POLL_S = 0.05
 
@@ -93,20 +94,56 @@ class Client(_Caller):
         alias: str | None = None,
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> Predictions:
         """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
 
         Args:
             generation: how texts are chosen, over the task's own settings: `{"num_beams": 4}`, `{"do_sample": True,
                 "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
+            priority: 1, served first, to 4; 0 for the server's default.
         """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict(task, rows, version, alias, timeout, generation), timeout)
+        return self._do(calls.predict(task, rows, version, alias, timeout, generation, priority), timeout)
 
-    def predict_tasks(self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None) -> Outcomes:
-        """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value."""
+    def predict_tasks(
+        self,
+        tasks: Sequence[str],
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> Outcomes:
+        """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value.
+
+        Args:
+            generation, priority: as of `predict`; `generation` touches only the tasks that make texts.
+        """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict_tasks(tasks, rows, timeout), timeout)
+        return self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority), timeout)
+
+    def stream(
+        self,
+        task: str,
+        row: Row,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> TextStream:
+        """The text that a text task makes of one row, while it is made. Arguments as of `predict`.
+
+        stream = client.stream("titles", "a long article")
+        for piece in stream:
+            print(piece.text, end="")
+        print(stream.result().version)
+        """
+        timeout = self._timeout(timeout)
+        call = calls.stream(task, row, version, alias, timeout, generation, priority)
+        return TextStream(self._start(call, timeout), self._settings.target)
 
     def tasks(self) -> list[TaskInfo]:
         return self._do(calls.tasks(), self._settings.timeout)
@@ -206,17 +243,40 @@ class AsyncClient(_Caller):
         alias: str | None = None,
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> Predictions:
         """As `Client.predict`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict(task, rows, version, alias, timeout, generation), timeout)
+        return await self._do(calls.predict(task, rows, version, alias, timeout, generation, priority), timeout)
 
     async def predict_tasks(
-        self, tasks: Sequence[str], rows: Sequence[Row], *, timeout: float | None = None
+        self,
+        tasks: Sequence[str],
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> Outcomes:
         """As `Client.predict_tasks`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict_tasks(tasks, rows, timeout), timeout)
+        return await self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority), timeout)
+
+    def stream(
+        self,
+        task: str,
+        row: Row,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> AsyncTextStream:
+        """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`."""
+        timeout = self._timeout(timeout)
+        call = calls.stream(task, row, version, alias, timeout, generation, priority)
+        return AsyncTextStream(self._start(call, timeout), self._settings.target)
 
     async def tasks(self) -> list[TaskInfo]:
         return await self._do(calls.tasks(), self._settings.timeout)

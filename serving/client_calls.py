@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from protos import sidecast_pb2 as pb
@@ -51,26 +50,48 @@ def predict(
     alias: str | None,
     timeout: float | None,
     generation: Mapping[str, Any] | None,
+    priority: int,
 ) -> Call[results.Predictions]:
     ref = parse_ref(task, version, alias)
-    request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows), timeout=_duration(timeout))
+    request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows))
     _copy_which(ref, request)
-    for name, value in (generation or {}).items():
-        _set_generation(request.generation, name, value)
+    _copy_wish(request, timeout, generation, priority)
     return Call("sidecast", "Predict", request, read_predictions)
 
 
 def predict_tasks(
-    tasks: Sequence[str], rows: Sequence[results.Row], timeout: float | None
+    tasks: Sequence[str],
+    rows: Sequence[results.Row],
+    timeout: float | None,
+    generation: Mapping[str, Any] | None,
+    priority: int,
 ) -> Call[dict[str, results.Predictions | SidecastError]]:
     _check_list(tasks, "tasks")
     refs = [parse_ref(task) for task in tasks]
-    request = pb.PredictTasksRequest(tasks=refs, rows=_write_rows(rows), timeout=_duration(timeout))
+    request = pb.PredictTasksRequest(tasks=refs, rows=_write_rows(rows))
+    _copy_wish(request, timeout, generation, priority)
 
     def parse(response: pb.PredictTasksResponse) -> dict[str, results.Predictions | SidecastError]:
         return {task: read_result(result) for task, result in zip(tasks, response.results, strict=True)}
 
     return Call("sidecast", "PredictTasks", request, parse)
+
+
+def stream(
+    task: str,
+    row: results.Row,
+    version: int | None,
+    alias: str | None,
+    timeout: float | None,
+    generation: Mapping[str, Any] | None,
+    priority: int,
+) -> Call[Any]:
+    """Its responses are read by `client_streams`."""
+    ref = parse_ref(task, version, alias)
+    request = pb.GenerateRequest(task=ref.task, row=_write_row(row, "row"))
+    _copy_which(ref, request)
+    _copy_wish(request, timeout, generation, priority)
+    return Call("sidecast", "Generate", request, lambda response: response)
 
 
 def tasks() -> Call[list[results.TaskInfo]]:
@@ -136,7 +157,23 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
     return ref
 
 
-def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest | pb.GetTaskRequest) -> None:
+def _copy_wish(
+    request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest,
+    timeout: float | None,
+    generation: Mapping[str, Any] | None,
+    priority: int,
+) -> None:
+    if timeout is not None:
+        request.timeout.FromNanoseconds(int(timeout * 1e9))
+    for name, value in (generation or {}).items():
+        _set_generation(request.generation, name, value)
+    try:
+        request.priority = priority
+    except (TypeError, ValueError) as error:
+        raise _invalid("priority", f"cannot be {priority!r}: {error}") from None
+
+
+def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest | pb.GenerateRequest | pb.GetTaskRequest) -> None:
     if ref.HasField("version"):
         request.version = ref.version
     elif ref.HasField("alias"):
@@ -221,11 +258,3 @@ def _whoami() -> str:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):
         return f"unknown@{socket.gethostname()}"
-
-
-def _duration(seconds: float | None) -> Duration | None:
-    if seconds is None:
-        return None
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

@@ -32,6 +32,22 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Text(answer.text.text)
 
 
+def read_piece(response: pb.GenerateResponse) -> results.Piece:
+    return results.Piece(text=response.text, tokens=tuple(response.tokens))
+
+
+def read_generated(generated: pb.Generated) -> results.GeneratedText:
+    return results.GeneratedText(
+        task=generated.task,
+        version=generated.version,
+        generation=generated.generation,
+        alias=generated.alias or None,
+        text=generated.text,
+        finish_reason=generated.finish_reason,
+        token_count=generated.token_count,
+    )
+
+
 def read_result(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
     if result.WhichOneof("outcome") == "error":
         return from_status(result.error)

@@ -71,6 +71,31 @@ class Predictions(Sequence[Answer]):
         return iter(self.answers)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A few more tokens of a text that is being made."""
+
+    text: str
+    """What the text grows by; all pieces joined are the text. "" while a character is not complete."""
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedText:
+    """What became of a streamed text, and which version made it."""
+
+    task: str
+    version: int
+    generation: int
+    """The registry's generation that the server served."""
+    alias: str | None
+    """The alias that led to the version; None where the version was asked for."""
+    text: str
+    finish_reason: str
+    """`end`: the task ended it; `length`: it has as many tokens as it may."""
+    token_count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
     kind: str

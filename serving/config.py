@@ -5,13 +5,15 @@ precedence. Knows nothing of what the settings do.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_origin, get_type_hints
 
 PREFIX = "SIDECAST_"
+METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]*(?<!-bin)")
 
 
 class ConfigError(ValueError):
@@ -28,14 +30,81 @@ class BatchConfig:
     """Tokens of one backbone pass, padding counted. A longer single row still runs, alone."""
     max_batch_rows: int = 64
     """Rows of one batch. Rows with the same tokens are one row of the backbone, but each counts here, and each beam."""
+    batch_cost_tokens: int = 96
+    """What a batch is taken to cost besides its tokens, in tokens. More makes fuller batches with more padding; on a
+    CPU 150 to 350 were measured, and a little less costs no throughput and saves padding."""
     max_wait_s: float = 0.002
     """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
+    max_running_rows: int = 64
+    """Texts that are made at a time, each beam counted. Others wait, and rows that make no text overtake them."""
     max_queued_rows: int = 8192
-    """Rows waiting for the device; beyond it requests are shed. A request that finds no queue is always taken."""
+    """Rows waiting for the device, each beam counted; beyond it requests are shed. A request that finds no queue is
+    always taken."""
+    max_queued_tokens: int = 2**20
+    """Tokens waiting for the device, in the same way."""
+    default_priority: int = 2
+    """Of requests that name none: 1 is served first, 4 last."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows")
-        _at_least(self, 0, "max_wait_s")
+        _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows", "max_queued_tokens")
+        _at_least(self, 1, "max_running_rows", "default_priority")
+        _at_least(self, 0, "max_wait_s", "batch_cost_tokens")
+        if self.default_priority > 4:
+            raise ConfigError(f"default_priority must be within 1..4, got {self.default_priority}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLimits:
+    """What one task may have waiting and in flight. 0: no limit."""
+
+    max_task_rows: int = 0
+    """Rows of a task that may wait for the device, each beam counted."""
+    max_task_tokens: int = 0
+    """Tokens of a task that may wait for the device, those of each row."""
+    max_task_requests: int = 0
+    """Requests of a task that may be in flight."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "max_task_rows", "max_task_tokens", "max_task_requests")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitConfig(TaskLimits):
+    """Every task's limits, and those that some have instead: `[limits.<task>]` in a TOML file, with the same names."""
+
+    task_limits: dict[str, TaskLimits] = field(default_factory=dict)
+    """By task. What such a table leaves out is as for every task."""
+
+    def of(self, task: str) -> TaskLimits:
+        return self.task_limits.get(task, self)
+
+    @property
+    def limits_any(self) -> bool:
+        """Some task has a limit."""
+        return any(
+            each.max_task_rows or each.max_task_tokens or each.max_task_requests
+            for each in (self, *self.task_limits.values())
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the device answers batches."""
+
+    cache_bytes: int = 256 * 2**20
+    """Activations of earlier inputs that are kept, on the device, for other tasks that ask about them. 0: none."""
+    side_timeout_s: float = 5.0
+    """Longest that one side network may take for its rows of a batch; beyond it they fail, and it is benched."""
+    side_bench_s: float = 30.0
+    """How long rows of a side network that was too slow fail at once, so that its neighbours need not wait again."""
+    warmup_s: float = 10.0
+    """Longest that the device is warmed up before the server is ready; 0: not at all. Compilation is not counted."""
+    compile: bool = False
+    """Compile the backbone's encoder for a bounded set of shapes, all of them before the server is ready."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "cache_bytes", "side_bench_s", "warmup_s")
+        _above_zero(self, "side_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +137,27 @@ class RequestConfig:
     """Tasks of one PredictTasks."""
     tokenizer_threads: int = 2
     """Threads that validate and tokenize, beside the event loop."""
+    tenant_header: str = ""
+    """gRPC metadata that names a caller's tenant, such as x-tenant: different ones share no cached activations. Empty:
+    no tenants. It is believed as it comes, so have whatever stands before the server set it."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_request_rows", "max_request_tasks", "tokenizer_threads")
+        if not METADATA_KEY.fullmatch(self.tenant_header):
+            rule = "a gRPC metadata key (a-z, 0-9, '-', '_', '.'; neither grpc-... nor ...-bin)"
+            raise ConfigError(f"tenant_header must be empty or {rule}, got {self.tenant_header!r}")
 
 
 REQUIRED = ("backbone", "registry")
 """Flat names that have no default."""
 
-GROUPS = {"batch": BatchConfig, "load": LoadConfig, "request": RequestConfig}
+GROUPS = {
+    "batch": BatchConfig,
+    "limits": LimitConfig,
+    "engine": EngineConfig,
+    "load": LoadConfig,
+    "request": RequestConfig,
+}
 """Fields of `ServeConfig` that hold settings of their own, which is also their table in a TOML file."""
 
 
@@ -99,7 +180,7 @@ class ServeConfig:
     dtype: str = "auto"
     """The backbone's and side networks' precision: float32, bfloat16; auto: bfloat16 on a GPU that has it."""
     quantize: str = "none"
-    """Bits of the backbone's matrices: none, int8, int4. Serves side networks that were trained on the same."""
+    """Bits of the backbone's matrices: none, int8, int4, w8a8. Serves side networks that were trained on the same."""
     threads: int = 0
     """Threads of torch on a CPU. 0 leaves torch's own choice."""
     grace_s: float = 30.0
@@ -109,6 +190,8 @@ class ServeConfig:
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
     batch: BatchConfig = field(default_factory=BatchConfig)
+    limits: LimitConfig = field(default_factory=LimitConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     request: RequestConfig = field(default_factory=RequestConfig)
 
@@ -122,7 +205,7 @@ class ServeConfig:
         if self.port and self.port == self.metrics_port:
             raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
-        _one_of(self, "quantize", ("none", "int8", "int4"))
+        _one_of(self, "quantize", ("none", "int8", "int4", "w8a8"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
     @classmethod
@@ -154,7 +237,7 @@ def read_config(
 ) -> ServeConfig:
     """Flags that are not None over `SIDECAST_*` variables over a TOML file.
 
-    The file has flat names at its top or in tables `[batch]`, `[load]`, `[request]`. Variables of that prefix that
+    The file has flat names at its top or in tables `[batch]`, `[limits]` and so on. Variables of that prefix that
     name no setting are left alone: other tools of ours may read them.
 
     Raises:
@@ -177,8 +260,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        flat |= value if isinstance(value, dict) else {name: value}
+        flat |= _group_of(name, value) if isinstance(value, dict) else {name: value}
     return flat
+
+
+def _group_of(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    """A group's own settings; tables in `[limits]` are those of tasks."""
+    own = {each: value for each, value in table.items() if not (name == "limits" and isinstance(value, dict))}
+    tasks = {each: value for each, value in table.items() if each not in own}
+    return own | {"task_limits": tasks} if tasks else own
 
 
 def _take(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -187,11 +277,26 @@ def _take(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 def _make(kind: type, values: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
+    if tasks := values.get("task_limits"):
+        every = {name: value for name, value in values.items() if name != "task_limits"}
+        values = every | {"task_limits": _task_limits(tasks, every)}
     return kind(**{name: _as(name, value, hints[name]) for name, value in values.items()})
+
+
+def _task_limits(tables: Any, every: dict[str, Any]) -> dict[str, TaskLimits]:
+    """Each task's table over what holds for every task."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigError(f"task_limits must be tables by task, [limits.<task>] in a TOML file, got {tables!r}")
+    known = [each.name for each in fields(TaskLimits)]
+    for task, table in tables.items():
+        if unknown := sorted(set(table) - set(known)):
+            raise ConfigError(f"unknown settings {unknown} in [limits.{task}]; known are {', '.join(known)}")
+    return {task: _make(TaskLimits, every | table) for task, table in tables.items()}
 
 
 def _as(name: str, value: Any, kind: type) -> Any:
     """Text from the environment as `kind`; anything else must be of that kind already."""
+    kind = get_origin(kind) or kind
     if isinstance(value, Path) and kind is str:
         return str(value)
     if isinstance(value, str) and kind is bool:

@@ -6,19 +6,22 @@ Knows gRPC's context and nothing of messages.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Protocol
 
 import grpc
 from grpc.aio import ServicerContext
 
-from serving.errors import ServingError
+from serving.errors import InvalidInput, ServingError
 from serving.metrics import Metrics
 from serving.overrides import Overrides
-from serving.service import InputRow, Prediction
+from serving.service import Generated, InputRow, Piece, Prediction
 from serving.status import code_of
 from side_registry.errors import RegistryError
 from side_registry.task import TaskRef
+
+MAX_TENANT = 256
+"""Characters of a tenant's name."""
 
 
 class Service(Protocol):
@@ -36,11 +39,33 @@ class Service(Protocol):
         alias: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> Prediction: ...
 
     async def predict_tasks(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], *, deadline: float | None = None
+        self,
+        refs: Sequence[TaskRef],
+        rows: Sequence[InputRow],
+        *,
+        deadline: float | None = None,
+        generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> list[Prediction | ServingError | RegistryError]: ...
+
+    def stream(
+        self,
+        task: str,
+        row: InputRow,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        deadline: float | None = None,
+        generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> AsyncGenerator[Piece | Generated, None]: ...
 
     async def close(self) -> None: ...
 
@@ -49,6 +74,30 @@ def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> flo
     """The nearer of gRPC's deadline and the request's own timeout, in time.monotonic() seconds."""
     left = [each for each in (context.time_remaining(), timeout_s) if each is not None]
     return time.monotonic() + min(left) if left else None
+
+
+class Tenants:
+    """Tells a call's tenant by its metadata.
+
+    Args:
+        header: the key that names it; empty where there are no tenants.
+    """
+
+    def __init__(self, header: str = "") -> None:
+        self._header = header
+
+    def of(self, context: ServicerContext) -> str:
+        """The tenant; "" where the call names none.
+
+        Raises:
+            InvalidInput: too long a name.
+        """
+        if not self._header:
+            return ""
+        tenant = next((value for key, value in context.invocation_metadata() or () if key == self._header), "")
+        if len(tenant) > MAX_TENANT:
+            raise InvalidInput(self._header, f"has {len(tenant)} characters, at most {MAX_TENANT} name a tenant")
+        return tenant if isinstance(tenant, str) else tenant.decode(errors="replace")
 
 
 class Counted:
@@ -63,7 +112,7 @@ def counting(metrics: Metrics, task: str) -> Iterator[Counted]:
     start, counted, code = time.perf_counter(), Counted(), "OK"
     try:
         yield counted
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         code = grpc.StatusCode.CANCELLED.name
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ stable `reason`. Unknown tasks, versions and aliases are the registry's errors (
       RequestError        the caller's doing
         InvalidInput, TooManyRows
       NotServed           the server cannot answer now
-        NotLoaded (VersionRefused), Overloaded, Draining
+        NotLoaded (VersionRefused), Overloaded, OutOfMemory, Draining
       DeadlineExpired, Cancelled
       SideFailed          one side network raised or answered NaN
       LoadError           a version that this server refuses to load
@@ -82,14 +82,46 @@ class VersionRefused(NotLoaded):
 
 
 class Overloaded(NotServed):
+    """Too much waits already. `retry_after_s` is the retry hint of each kind of it."""
+
     reason = "OVERLOADED"
 
-    def __init__(self, queued: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(queued, limit, retry_after_s)
-        self.queued, self.limit, self.retry_after_s = queued, limit, retry_after_s
+    def __init__(self, queued: int, limit: int, retry_after_s: float, what: str = "rows") -> None:
+        super().__init__(queued, limit, retry_after_s, what)
+        self.queued, self.limit, self.retry_after_s, self.what = queued, limit, retry_after_s, what
 
     def __str__(self) -> str:
-        return f"{self.queued} rows are waiting, the limit is {self.limit}; try again in {self.retry_after_s:.2f} s"
+        waiting = f"{self.queued} {self.what} are waiting, the limit is {self.limit}"
+        return f"{waiting}; try again in {self.retry_after_s:.2f} s"
+
+
+class TooSlow(Overloaded):
+    """What waits already takes longer than the request has time."""
+
+    reason = "TOO_SLOW"
+
+    def __init__(self, wait_s: float, left_s: float, retry_after_s: float) -> None:
+        Exception.__init__(self, wait_s, left_s, retry_after_s)
+        self.wait_s, self.left_s, self.retry_after_s = wait_s, left_s, retry_after_s
+
+    def __str__(self) -> str:
+        late = f"the answer would take about {self.wait_s:.2f} s, the deadline is in {self.left_s:.2f} s"
+        return f"{late}; try again in {self.retry_after_s:.2f} s or allow more time"
+
+
+class TaskOverloaded(Overloaded):
+    """One task is at a limit of its own, whatever else the server could take."""
+
+    reason = "TASK_OVERLOADED"
+
+    def __init__(self, task: str, what: str, used: int, limit: int, retry_after_s: float) -> None:
+        Exception.__init__(self, task, what, used, limit, retry_after_s)
+        self.task, self.what, self.used, self.limit = task, what, used, limit
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        there = f"{self.task} has {self.used} {self.what}, the task's limit is {self.limit}"
+        return f"{there}; try again in {self.retry_after_s:.2f} s"
 
 
 class Draining(NotServed):
@@ -100,6 +132,22 @@ class Draining(NotServed):
 
     def __str__(self) -> str:
         return "the server is shutting down; try another one"
+
+
+class OutOfMemory(NotServed):
+    """The device had no room for the row, even in a smaller batch."""
+
+    reason = "OUT_OF_MEMORY"
+
+    def __init__(self, rows: int, retry_after_s: float = 1.0) -> None:
+        super().__init__(rows, retry_after_s)
+        self.rows, self.retry_after_s = rows, retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"the device ran out of memory with {self.rows} rows; send shorter ones, or try again in "
+            f"{self.retry_after_s:.2f} s"
+        )
 
 
 class DeadlineExpired(ServingError):

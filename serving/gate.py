@@ -5,9 +5,9 @@ The servicers behind it just raise. Health and reflection do not pass here: they
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,6 +17,11 @@ from serving.errors import Draining, InvalidInput
 from serving.status import code_of, status_of, trailers
 
 OURS = ("/inference.", "/sidecast.v1.")
+
+LASTING = ("/inference.GRPCInferenceService/ModelStreamInfer", "/sidecast.v1.Admin/Watch")
+"""Streams that may last for ever, so they are not waited for: they end themselves when the server drains."""
+
+Request = TypeVar("Request")
 
 
 class Drain:
@@ -45,6 +50,24 @@ class Drain:
         if self.draining:
             raise Draining()
 
+    async def arriving(self, requests: AsyncIterator[Request], patience_s: float) -> AsyncGenerator[Request, None]:
+        """A stream's requests. Raises Draining when the server shuts down and none comes for `patience_s`."""
+        begun, nothing = asyncio.create_task(self._draining.wait()), object()
+        tasks: set[asyncio.Task[Any]] = {begun}
+        try:
+            while True:
+                tasks = {begun, coming := asyncio.create_task(_next(requests, nothing))}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    await asyncio.wait({coming}, timeout=patience_s)
+                if not coming.done():
+                    raise Draining()
+                if (request := coming.result()) is nothing:
+                    return
+                yield request
+        finally:
+            await end_tasks(tasks)
+
     async def idle(self, timeout_s: float) -> bool:
         """Wait until nothing is in flight; False when `timeout_s` passes first."""
         try:
@@ -54,10 +77,13 @@ class Drain:
         return True
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
-        """Raises Draining."""
+    def call(self, *, lasting: bool = False) -> Iterator[None]:
+        """Let a call in; one that is `lasting` is not counted. Raises Draining."""
         if self.draining:
             raise Draining()
+        if lasting:
+            yield
+            return
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -92,9 +118,9 @@ class Gate(ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(OURS):
             return handler
-        return self._handlers.setdefault(method, self._guarded(handler))
+        return self._handlers.setdefault(method, self._guarded(handler, method in LASTING))
 
-    def _guarded(self, handler: Any) -> grpc.RpcMethodHandler:
+    def _guarded(self, handler: Any, lasting: bool) -> grpc.RpcMethodHandler:
         codecs = {
             "request_deserializer": _tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
@@ -102,7 +128,11 @@ class Gate(ServerInterceptor):
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(self._answering(handler.stream_unary, _each_decoded), **codecs)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream), **codecs)
+            streaming = self._streaming(handler.unary_stream, _decoded, lasting)
+            return grpc.unary_stream_rpc_method_handler(streaming, **codecs)
+        if handler.stream_stream:
+            streaming = self._streaming(handler.stream_stream, _each_decoded, lasting)
+            return grpc.stream_stream_rpc_method_handler(streaming, **codecs)
         return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary, _decoded), **codecs)
 
     def _answering(self, behavior: Callable[..., Awaitable[Any]], decoded: Callable[[Any], Any]) -> Any:
@@ -115,15 +145,15 @@ class Gate(ServerInterceptor):
 
         return answer
 
-    def _streaming(self, behavior: Callable[..., AsyncIterator[Any]]) -> Any:
-        """A stream may last for ever, so it is not waited for: it ends itself when the server drains."""
-
+    def _streaming(
+        self, behavior: Callable[..., AsyncGenerator[Any, None]], decoded: Callable[[Any], Any], lasting: bool
+    ) -> Any:
         async def stream(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
             try:
-                if self._drain.draining:
-                    raise Draining()
-                async for response in behavior(_decoded(request), context):
-                    yield response
+                with self._drain.call(lasting=lasting):
+                    async with contextlib.aclosing(behavior(decoded(request), context)) as responses:
+                        async for response in responses:
+                            yield response
             except Exception as error:
                 await abort(context, error)
 
@@ -137,6 +167,17 @@ async def abort(context: ServicerContext, error: Exception) -> NoReturn:
     status = status_of(error)
     await context.abort(code_of(error), status.message, trailers(status))
     raise AssertionError("abort returned")
+
+
+async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel them, and wait until they are over."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _next(requests: AsyncIterator[Any], otherwise: Any) -> Any:
+    return await anext(requests, otherwise)
 
 
 def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -15,11 +15,13 @@ from ladder.answer import Row, answer
 from ladder.answerers import Answerer, build_answerer
 from ladder.answers import Answer
 from ladder.backbone import Backbone
-from ladder.checkpoint import load_side
+from ladder.bank import SideBank
+from ladder.checkpoint import as_served, load_side
 from ladder.config import SideConfig
 from ladder.errors import LadderError
 from ladder.generation import Generation
 from ladder.side import SideNetwork
+from ladder.stacked import Side
 from ladder.tokenizer import Tokenizer
 from serving.config import LoadConfig
 from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
@@ -33,10 +35,18 @@ log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Makes residents for one backbone and its tokenizer."""
+    """Makes residents for one backbone and its tokenizer. Their weights are in `bank` (None: one of its own)."""
 
-    def __init__(self, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, config: LoadConfig) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        config: LoadConfig,
+        bank: SideBank | None = None,
+    ) -> None:
         self._registry, self._backbone, self._tokenizer, self._config = registry, backbone, tokenizer, config
+        self.bank = bank or SideBank(backbone)
 
     def load(self, task: str, version: int) -> Resident:
         """Download, verify and replay one version.
@@ -51,7 +61,7 @@ class Loader:
         try:
             manifest = self._registry.manifest(task, version)
             self._check_manifest(task, version, manifest)
-            side = self._fetch(task, version, manifest)
+            side = self._settle(self._fetch(task, version, manifest))
             resident = self._assemble(task, version, manifest, side)
             if self._config.replay_examples:
                 self._replay(resident)
@@ -91,12 +101,19 @@ class Loader:
         _check_outputs(task, version, manifest, wanted)
         with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
             artifact = self._registry.download(task, version, Path(folder))
-            side = load_side(artifact.side_network, backbone.config, device=backbone.device, dtype=backbone.dtype)
+            side = load_side(artifact.side_network, backbone.config)
         if side.config != wanted:
             raise CorruptSide(task, version, f"its {SIDE_NETWORK} has another shape than its manifest says")
         return side
 
-    def _assemble(self, task: str, version: int, manifest: Manifest, side: SideNetwork) -> Resident:
+    def _settle(self, side: SideNetwork) -> Side:
+        """In a slot of the bank, folded from float32 weights; a module of its own where it has no place there."""
+        stacked = self.bank.add(side)
+        if isinstance(stacked, SideNetwork):
+            return as_served(stacked, self._backbone.dtype).to(self._backbone.device)
+        return stacked
+
+    def _assemble(self, task: str, version: int, manifest: Manifest, side: Side) -> Resident:
         return Resident(
             task=task,
             version=version,
@@ -104,10 +121,10 @@ class Loader:
             side=side,
             answerer=self._answerer(manifest, side),
             manifest=manifest,
-            bytes=sum(tensor.numel() * tensor.element_size() for tensor in side.state_dict().values()),
+            bytes=_bytes_of(side),
         )
 
-    def _answerer(self, manifest: Manifest, side: SideNetwork) -> Answerer:
+    def _answerer(self, manifest: Manifest, side: Side) -> Answerer:
         spec = manifest.spec
         return build_answerer(
             kind=spec.kind,
@@ -146,6 +163,10 @@ class Loader:
         ]
         with torch.inference_mode():
             return [answer(self._backbone, [row])[0] for row in rows]
+
+
+def _bytes_of(side: Side) -> int:
+    return sum(each.nbytes for each in side.state_dict().values()) if isinstance(side, SideNetwork) else side.bytes
 
 
 def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:

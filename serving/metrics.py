@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
+EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
+SHED_REASONS = ("queue", "deadline", "task")
 UNKNOWN = "unknown"
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -37,12 +39,20 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "sidecast_stage_seconds",
-            "Time in one stage: queue and tokenize per request, the others per batch.",
+            "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
             ("stage",),
             registry=registry,
             buckets=_SECONDS,
         )
-        self.batch_rows = Histogram("sidecast_batch_rows", "Rows of a batch.", registry=registry, buckets=_ROWS)
+        self.first_piece_seconds = Histogram(
+            "sidecast_first_piece_seconds",
+            "From admission to the first piece of a streamed text.",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.batch_rows = Histogram(
+            "sidecast_batch_rows", "Inputs of a backbone pass.", registry=registry, buckets=_ROWS
+        )
         self.batch_tokens = Histogram(
             "sidecast_batch_tokens", "Tokens of a backbone pass, with padding.", registry=registry, buckets=_TOKENS
         )
@@ -50,8 +60,22 @@ class Metrics:
             "sidecast_padding_tokens", "Tokens of backbone passes that were padding.", registry=registry
         )
         self.queue_rows = Gauge("sidecast_queue_rows", "Rows waiting for the device.", registry=registry)
+        self.queue_tokens = Gauge("sidecast_queue_tokens", "Tokens waiting for the device.", registry=registry)
+        self.task_queue_rows = Gauge(
+            "sidecast_task_queue_rows", "Rows of one task waiting for the device.", ("task",), registry=registry
+        )
+        self.running_rows = Gauge("sidecast_running_rows", "Texts being made, each beam counted.", registry=registry)
         self.shed_requests = Counter(
-            "sidecast_shed_requests", "Requests refused because the queue was full.", registry=registry
+            "sidecast_shed_requests",
+            "Requests refused because the queue was full (queue) or too long for their deadline (deadline), or because "
+            "a task was at a limit of its own (task).",
+            ("reason",),
+            registry=registry,
+        )
+        self.expired_rows = Counter(
+            "sidecast_expired_rows",
+            "Rows without an answer at their deadline, or dropped as too late.",
+            registry=registry,
         )
         self.resident_side_networks = Gauge(
             "sidecast_resident_side_networks", "Side networks on the device.", registry=registry
@@ -74,16 +98,47 @@ class Metrics:
         self.load_failures = Counter(
             "sidecast_load_failures", "Versions that did not load.", ("task", "reason"), registry=registry
         )
+        self.cache_hits = Counter(
+            "sidecast_cache_hits", "Inputs whose activations were in the cache.", registry=registry
+        )
+        self.cache_misses = Counter(
+            "sidecast_cache_misses", "Inputs that needed the backbone, once each in a batch.", registry=registry
+        )
+        self.cache_evictions = Counter(
+            "sidecast_cache_evictions",
+            "Inputs that left the activation cache: never asked again (fresh), asked again but not of late (kept), "
+            "replaced by a deeper pass (replaced), to make room on the device (memory).",
+            ("cause",),
+            registry=registry,
+        )
+        self.cache_bytes = Gauge("sidecast_cache_bytes", "Bytes of cached activations.", registry=registry)
+        self.cache_entries = Gauge("sidecast_cache_entries", "Inputs in the activation cache.", registry=registry)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        for reason in SHED_REASONS:
+            self.shed_requests.labels(reason)
+        for cause in EVICTION_CAUSES:
+            self.cache_evictions.labels(cause)
 
     def know(self, tasks: Iterable[str]) -> None:
         """Only these names become label values. Forgets the series of tasks that are gone."""
         known = frozenset(tasks)
         for task in self._known - known:
-            for metric in (self.requests, self.request_seconds, self.load_failures):
+            for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
                 metric.remove_by_labels({"task": task})
         self._known = known
+
+    def forget(self, task: str, version: int) -> None:
+        """Drop the series of a version that is no longer served."""
+        self.requests.remove_by_labels({"task": task, "version": str(version)})
+
+    def shed(self, reason: str) -> None:
+        """Count a refused request; `reason` is one of SHED_REASONS."""
+        self.shed_requests.labels(reason).inc()
+
+    def task_queue(self, task: str, rows: int) -> None:
+        if task in self._known:
+            self.task_queue_rows.labels(task).set(rows)
 
     def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
         """Count one task's answer. `version` is the one that answered, None where none did; `code` as in OK."""
@@ -99,6 +154,14 @@ class Metrics:
     def stage(self, stage: Stage, seconds: float) -> None:
         self.stage_seconds.labels(stage).observe(seconds)
 
+    def cache_looked_up(self, hits: int, misses: int) -> None:
+        self.cache_hits.inc(hits)
+        self.cache_misses.inc(misses)
+
+    def cache_evicted(self, cause: str, inputs: int) -> None:
+        """`cause` is one of EVICTION_CAUSES."""
+        self.cache_evictions.labels(cause).inc(inputs)
+
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
         """Observe how long the block takes."""
@@ -109,7 +172,7 @@ class Metrics:
             self.stage(stage, perf_counter() - start)
 
     def batch(self, rows: int, tokens: int, padding: int) -> None:
-        """Count one backbone pass; `tokens` includes `padding`."""
+        """Count one backbone pass over `rows` inputs that the cache did not know; `tokens` includes `padding`."""
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.padding_tokens.inc(padding)

@@ -1,28 +1,30 @@
-"""Our own door, `sidecast.v1.Sidecast`: Predict and PredictTasks. Turns messages into calls of the service, and back.
+"""Our own door, `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate. Turns messages into calls of the service,
+and back.
 
-Raises what is wrong; the gate makes statuses of it. `Generate` will stand here too.
+Raises what is wrong; the gate makes statuses of it.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 
 from grpc.aio import ServicerContext
 
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.doors import Service, counting, deadline_of
+from serving.doors import Service, Tenants, counting, deadline_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.overrides import Overrides
-from serving.service import InputRow, Prediction, Prompt
+from serving.service import Generated, InputRow, Piece, Prediction, Prompt
 from serving.status import code_of, status_of
 from side_registry.task import TaskRef, TaskSpec
 
 
 class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
-    def __init__(self, service: Service, metrics: Metrics) -> None:
-        self._service, self._metrics = service, metrics
+    def __init__(self, service: Service, metrics: Metrics, tenants: Tenants | None = None) -> None:
+        self._service, self._metrics, self._tenants = service, metrics, tenants or Tenants()
 
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
         with counting(self._metrics, request.task) as counted:
@@ -34,6 +36,8 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 alias=ref.alias,
                 deadline=deadline_of(context, _timeout(request)),
                 generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
             )
             counted.version = prediction.version
             return write_prediction(prediction)
@@ -41,13 +45,40 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
         start, refs = time.perf_counter(), [read_ref(task) for task in request.tasks]
         try:
-            rows, deadline = read_rows(request.rows), deadline_of(context, _timeout(request))
-            outcomes = await self._service.predict_tasks(refs, rows, deadline=deadline)
+            outcomes = await self._service.predict_tasks(
+                refs,
+                read_rows(request.rows),
+                deadline=deadline_of(context, _timeout(request)),
+                generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
+            )
         except Exception as error:
             self._count(refs, [error] * len(refs), start)
             raise
         self._count(refs, outcomes, start)
         return pb.PredictTasksResponse(results=map(_write_result, request.tasks, outcomes))
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        with counting(self._metrics, request.task) as counted:
+            ref = read_ref(request)
+            events = self._service.stream(
+                ref.task,
+                _read_row(request.row, "row"),
+                version=ref.version,
+                alias=ref.alias,
+                deadline=deadline_of(context, _timeout(request)),
+                generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
+            )
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Generated):
+                        counted.version = event.prediction.version
+                    yield _write_event(event)
 
     def _count(self, refs: Sequence[TaskRef], outcomes: Sequence[Prediction | Exception], start: float) -> None:
         seconds = time.perf_counter() - start
@@ -58,7 +89,7 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 self._metrics.request(ref.task, outcome.version, "OK", seconds)
 
 
-def read_ref(message: pb.TaskRef | pb.PredictRequest) -> TaskRef:
+def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
     """An empty alias is none."""
     if message.HasField("version"):
         return TaskRef(message.task, version=message.version)
@@ -67,14 +98,14 @@ def read_ref(message: pb.TaskRef | pb.PredictRequest) -> TaskRef:
 
 def read_rows(rows: Iterable[pb.Row]) -> list[InputRow]:
     """Raises InvalidInput."""
-    return [_read_row(row, number) for number, row in enumerate(rows)]
+    return [_read_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
 
 
-def _read_row(row: pb.Row, number: int) -> InputRow:
+def _read_row(row: pb.Row, where: str) -> InputRow:
     whole = row.WhichOneof("whole")
     if bool(row.fields) == bool(whole):
         fault = "has more than one of fields, text and prompt" if whole else "is empty"
-        raise InvalidInput(f"rows[{number}]", f"{fault}; give exactly one of fields, text and prompt")
+        raise InvalidInput(where, f"{fault}; give exactly one of fields, text and prompt")
     if whole == "text":
         return row.text
     return Prompt(row.prompt) if whole else dict(row.fields)
@@ -84,7 +115,7 @@ def read_generation(message: pb.Generation) -> Overrides:
     return Overrides({field.name: value for field, value in message.ListFields()})
 
 
-def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest) -> float | None:
+def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest) -> float | None:
     """Seconds."""
     if not request.HasField("timeout"):
         return None
@@ -101,28 +132,51 @@ def _write_result(task: pb.TaskRef, outcome: Prediction | Exception) -> pb.Predi
 
 
 def write_prediction(prediction: Prediction) -> pb.PredictResponse:
-    return pb.PredictResponse(
+    response = pb.PredictResponse(
         task=prediction.task,
         version=prediction.version,
         generation=prediction.generation,
         alias=prediction.alias or "",
         labels=_labels(prediction.spec),
-        answers=map(_write_answer, prediction.answers),
     )
+    for answer in prediction.answers:
+        _write_answer(response.answers.add(), answer)
+    return response
+
+
+def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
+    if isinstance(event, Piece):
+        return pb.GenerateResponse(text=event.text, tokens=event.tokens)
+    prediction, [answer] = event.prediction, event.prediction.answers
+    assert isinstance(answer, TextAnswer)
+    generated = pb.Generated(
+        task=prediction.task,
+        version=prediction.version,
+        generation=prediction.generation,
+        alias=prediction.alias or "",
+        text=answer.text,
+        finish_reason=event.finish_reason,
+        token_count=len(answer.tokens),
+    )
+    return pb.GenerateResponse(generated=generated)
 
 
 def _labels(spec: TaskSpec) -> Sequence[str]:
     return spec.labels if spec.kind == "classification" else ()
 
 
-def _write_answer(answer: Answer) -> pb.Answer:
+def _write_answer(message: pb.Answer, answer: Answer) -> None:
+    """In place: to copy messages into messages takes longer than to fill them."""
     match answer:
         case ClassAnswer():
-            classification = pb.Classification(label=answer.label, score=answer.score, scores=answer.scores)
-            return pb.Answer(classification=classification)
+            classification = message.classification
+            classification.label, classification.score = answer.label, answer.score
+            classification.scores.extend(answer.scores)
         case ValueAnswer():
-            return pb.Answer(regression=pb.Regression(value=answer.value))
+            message.regression.SetInParent()
+            message.regression.value = answer.value
         case TextAnswer():
-            return pb.Answer(text=pb.Text(text=answer.text))
+            message.text.SetInParent()
+            message.text.text = answer.text
         case VectorAnswer():
-            return pb.Answer(embedding=pb.Embedding(values=answer.values))
+            message.embedding.values.extend(answer.values)

@@ -5,22 +5,29 @@ gate makes statuses of it.
 """
 
 import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 
+from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.doors import Service, counting, deadline_of
+from serving.doors import Service, Tenants, counting, deadline_of
 from serving.errors import InvalidInput, NotServed
 from serving.gate import Drain
+from serving.infer_stream import FINAL, InferStream
 from serving.metrics import Metrics
 from serving.overrides import FIELDS, Overrides
 from serving.pool import PoolState, Resident, SidePool
-from serving.service import Prediction
+from serving.service import Generated, InputRow, Piece, Prediction, check_priority
 from serving.tensors import (
     WHOLE_PROMPT,
+    describe_config,
     describe_inputs,
     describe_outputs,
     read_rows,
@@ -32,8 +39,9 @@ from side_registry.errors import RegistryError
 from side_registry.task import VERSION, TaskSpec
 
 NAME = "sidecast"
-EXTENSIONS = ("model_repository",)
+EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class Which(NamedTuple):
@@ -41,9 +49,21 @@ class Which(NamedTuple):
     alias: str | None
 
 
+class Wish(NamedTuple):
+    """A request, read."""
+
+    rows: list[InputRow]
+    spec: TaskSpec
+    how: dict[str, Any]
+    """The service's named arguments."""
+
+
 class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, service: Service, pool: SidePool, metrics: Metrics, drain: Drain) -> None:
+    def __init__(
+        self, service: Service, pool: SidePool, metrics: Metrics, drain: Drain, tenants: Tenants | None = None
+    ) -> None:
         self._service, self._pool, self._metrics, self._drain = service, pool, metrics, drain
+        self._tenants = tenants or Tenants()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -76,20 +96,56 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             parameters=_describe(found.spec, found.version),
         )
 
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
+        config = describe_config(self._find(request.name, request.version).spec)
+        config.platform = config.backend = NAME
+        return pb.ModelConfigResponse(config=config)
+
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         with counting(self._metrics, request.model_name) as counted:
-            _check_priority(request)
-            found = self._find(request.model_name, request.model_version)
-            requested_outputs(request, found.spec)
-            prediction = await self._service.predict(
-                request.model_name,
-                read_rows(request, found.spec),
-                version=found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
-                deadline=deadline_of(context, _timeout(request)),
-                generation=_generation(request),
-            )
+            wish = self._read(request, context)
+            prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
             counted.version = prediction.version
             return _respond(request, prediction)
+
+    def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: ServicerContext
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        return InferStream(partial(self._tell, context=context), self._drain).answer(requests)
+
+    async def _tell(
+        self, request: pb.ModelInferRequest, context: ServicerContext
+    ) -> AsyncGenerator[pb.ModelInferResponse, None]:
+        """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
+        with counting(self._metrics, request.model_name) as counted:
+            wish = self._read(request, context)
+            if wish.spec.kind != "text" or len(wish.rows) > 1:
+                prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
+                counted.version = prediction.version
+                yield _final(_respond(request, prediction))
+                return
+            async with aclosing(self._service.stream(request.model_name, wish.rows[0], **wish.how)) as events:
+                async for event in events:
+                    if isinstance(event, Generated):
+                        counted.version = event.prediction.version
+                        yield _end(request, event)
+                    elif event.text:
+                        yield _piece(request, event, wish)
+
+    def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> Wish:
+        priority = _whole_number(request, "priority")
+        check_priority(priority, "parameters.priority")
+        found = self._find(request.model_name, request.model_version)
+        requested_outputs(request, found.spec)
+        rows = read_rows(request, found.spec)
+        how = {
+            "version": found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
+            "deadline": deadline_of(context, _timeout(request)),
+            "generation": _generation(request),
+            "priority": priority,
+            "tenant": self._tenants.of(context),
+        }
+        return Wish(rows, found.spec, how)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -134,6 +190,34 @@ def parse_version(text: str) -> Which:
     return Which(None, text or None)
 
 
+def _piece(request: pb.ModelInferRequest, piece: Piece, wish: Wish) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(
+        model_name=request.model_name,
+        model_version=str(wish.how["version"]),
+        id=request.id,
+        parameters={FINAL: pb.InferParameter(bool_param=False)},
+    )
+    answer, raw = TextAnswer(text=piece.text, tokens=piece.tokens), bool(request.raw_input_contents)
+    write_outputs(response, requested_outputs(request, wish.spec), [answer], wish.spec, raw=raw)
+    return response
+
+
+def _end(request: pb.ModelInferRequest, generated: Generated) -> pb.ModelInferResponse:
+    """The last response of a text: the pieces have told it all, so it adds "", or has no outputs if that was asked."""
+    prediction = replace(generated.prediction, answers=(TextAnswer(text="", tokens=()),))
+    response = _final(_respond(request, prediction))
+    response.parameters["finish_reason"].string_param = generated.finish_reason
+    if request.parameters[EMPTY_FINAL].bool_param:
+        response.ClearField("outputs")
+        response.ClearField("raw_output_contents")
+    return response
+
+
+def _final(response: pb.ModelInferResponse) -> pb.ModelInferResponse:
+    response.parameters[FINAL].bool_param = True
+    return response
+
+
 def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=prediction.task,
@@ -157,11 +241,6 @@ def _generation(request: pb.ModelInferRequest) -> Overrides:
     given = {name: request.parameters[name] for name in FIELDS if name in request.parameters}
     settings = {name: getattr(each, each.WhichOneof("parameter_choice") or "", None) for name, each in given.items()}
     return Overrides(settings, "parameters")
-
-
-def _check_priority(request: pb.ModelInferRequest) -> None:
-    """Accepted, and without effect so far: requests are served in their order."""
-    _whole_number(request, "priority")
 
 
 def _whole_number(request: pb.ModelInferRequest, name: str) -> int:

@@ -17,7 +17,7 @@ from side_registry.task import PRODUCTION, TaskSpec
 
 if TYPE_CHECKING:
     from ladder.answerers import Answerer
-    from ladder.side import SideNetwork
+    from ladder.stacked import Side
     from side_registry.manifest import Manifest
     from side_registry.state import TaskState
 
@@ -34,7 +34,8 @@ class Resident:
     task: str
     version: int
     spec: TaskSpec
-    side: SideNetwork
+    side: Side
+    """In a slot of the server's bank, which is free again when nothing holds this any more."""
     answerer: Answerer
     manifest: Manifest
     bytes: int

@@ -230,6 +230,9 @@ class Reconciler:
 
     def _replace(self, state: PoolState) -> None:
         before = self._pool.replace(state)
+        if before.residents is not state.residents:
+            for task, version in before.residents.keys() - state.residents.keys():
+                self._metrics.forget(task, version)
         self._metrics.generation_wanted.set(state.wanted)
         self._metrics.generation_served.set(state.generation)
         if self._on_change:

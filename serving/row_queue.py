@@ -1,29 +1,34 @@
-"""The rows that wait for the device, oldest first, and the choice of a batch among them. No clocks, no tasks.
+"""Rows that were submitted, bundled by their tokens, and what has become of them. No clocks, no torch.
 
 Rows of one request with the same tokens are a bundle (a row that stands alone is one of its own). It is never split, so
-that many tasks on one input cost one backbone pass. A batch is the oldest bundle and those nearest to it in length
-among the next ones, under a budget of rows and of tokens with their padding.
+that many tasks on one input cost one backbone pass.
 """
 
 import asyncio
-import itertools
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.config import BatchConfig
-
-WINDOW_BATCHES = 4
-"""A batch is chosen among this many times `max_batch_rows` of the oldest bundles; newer ones cannot overtake them."""
+from serving.pieces import Piece
 
 Outcome = Any
 """An answer, or the exception in its place."""
 
 
 class Row(Protocol):
+    """Told apart by identity; the same object is never submitted twice."""
+
     @property
     def ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def task(self) -> str:
+        """Whose share of the device it uses."""
+        ...
+
+    @property
+    def salt(self) -> str:
+        """Inputs of different salts have nothing in common, even with the same tokens."""
+        ...
 
     @property
     def weight(self) -> int:
@@ -35,101 +40,123 @@ class Row(Protocol):
         """Not bundled with others of the same tokens, of which one request may have any number."""
         ...
 
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """Rows that were submitted together, and what has become of them."""
-
-    rows: Sequence[Row]
-    future: "asyncio.Future[list[Outcome]]"
-    deadline: float | None
-    arrived: float
-    bundles: "list[Bundle]" = field(init=False)
-    outcomes: list[Outcome] = field(init=False)
-    left: int = field(init=False)
-    """Rows without an outcome."""
-
-    def __post_init__(self) -> None:
-        self.outcomes, self.left = [None] * len(self.rows), len(self.rows)
-        places: dict[object, list[int]] = {}
-        for place, row in enumerate(self.rows):
-            places.setdefault(place if row.alone else row.ids, []).append(place)
-        self.bundles = [self._bundle(own) for own in places.values()]
-
-    def _bundle(self, places: list[int]) -> "Bundle":
-        return Bundle(self, self.rows[places[0]].ids, places, sum(self.rows[place].weight for place in places))
-
-    def settle(self, place: int, outcome: Outcome) -> None:
-        self.outcomes[place] = outcome
-        self.left -= 1
-        if not self.left and not self.future.done():
-            self.future.set_result(self.outcomes)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+    @property
+    def generates(self) -> bool:
+        """It makes a text: it stays on the device for many turns."""
+        ...
 
 
-@dataclass(slots=True, eq=False)
 class Bundle:
     """Rows of one request that have the same tokens."""
 
-    request: Request
-    ids: tuple[int, ...]
-    places: list[int]
-    weight: int
-    """Rows of a batch that it counts as."""
+    __slots__ = (
+        "cost", "input", "number", "owner", "places", "request", "running", "shares", "tokens", "uses", "weight",
+    )  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-class RowQueue:
-    """Bundles by arrival. Adding and removing cost the same however many wait."""
-
-    def __init__(self) -> None:
-        self._bundles: OrderedDict[Bundle, None] = OrderedDict()
-        self.rows = 0
-        self.tokens = 0
-        """Without padding, each bundle's once."""
-
-    def __len__(self) -> int:
-        return len(self._bundles)
-
-    def add(self, bundles: Iterable[Bundle]) -> None:
-        for bundle in bundles:
-            self._bundles[bundle] = None
-            self._count(bundle, 1)
-
-    def remove(self, bundles: Iterable[Bundle]) -> None:
-        """Take them out; those that are not in it are skipped."""
-        for bundle in bundles:
-            if bundle in self._bundles:
-                del self._bundles[bundle]
-                self._count(bundle, -1)
-
-    def oldest(self, count: int) -> list[Bundle]:
-        return list(itertools.islice(self._bundles, count))
-
-    def _count(self, bundle: Bundle, sign: int) -> None:
-        self.rows += sign * len(bundle)
-        self.tokens += sign * len(bundle.ids)
+    def __init__(self, request: "Request", places: list[int]) -> None:
+        rows = [request.rows[place] for place in places]
+        self.request, self.places = request, places
+        self.tokens = len(rows[0].ids)
+        """Of the backbone's one row, without padding."""
+        self.input = hash((rows[0].salt, rows[0].ids))
+        """Equal for equal inputs; others of the same length have the same one about never."""
+        self.weight = sum(row.weight for row in rows)
+        """Rows of a batch that it counts as."""
+        self.running = sum(row.weight for row in rows if row.generates)
+        """Of these, the ones that stay on the device."""
+        self.uses: dict[str, tuple[int, int]] = by_task(rows)
+        """What each of its tasks has in it: the weight and the tokens of its rows."""
+        self.shares: dict[str, float] = {task: tokens / len(rows) for task, (_, tokens) in self.uses.items()}
+        """Tokens that each of its tasks is charged: the bundle's tokens, shared out among its rows."""
+        self.number, self.owner, self.cost = 0, rows[0].task, 0.0
+        """When it joined the queue, in whose line it waits, and what that one is charged: see `serving.fair_order`."""
 
 
-def choose(window: Sequence[Bundle], config: BatchConfig) -> list[Bundle]:
-    """The first of `window` and those nearest in length that fit with it, shortest first.
+def by_task(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
+    """Task to the weight and the tokens of its rows."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        weight, tokens = found.get(row.task, (0, 0))
+        found[row.task] = (weight + row.weight, tokens + len(row.ids))
+    return found
 
-    Identical tokens of different requests are one row of the backbone, so only rows count for them. The first is taken
-    even where it alone is over the budget.
-    """
-    first = window[0]
-    batch, inputs, rows, longest = [first], {first.ids}, first.weight, len(first.ids)
-    for bundle in sorted(window[1:], key=lambda bundle: abs(len(bundle.ids) - len(first.ids))):
-        wider = max(longest, len(bundle.ids))
-        count = len(inputs) + (bundle.ids not in inputs)
-        if rows + bundle.weight > config.max_batch_rows or count * wider > config.max_batch_tokens:
-            continue
-        batch.append(bundle)
-        inputs.add(bundle.ids)
-        rows, longest = rows + bundle.weight, wider
-    return sorted(batch, key=lambda bundle: len(bundle.ids))
+
+class Request:
+    """Rows that were submitted together: where they wait, and what has become of them."""
+
+    def __init__(self, rows: Sequence[Row], deadline: float | None, priority: int, arrived: float) -> None:
+        self.rows, self.deadline, self.priority, self.arrived = rows, deadline, priority, arrived
+        self.left = len(rows)
+        """Rows without an outcome."""
+        self.is_over = False
+        """All answered, failed, or nobody waits for it any more."""
+        self.bundles: list[Bundle] = []
+
+    def bundle(self, places: Iterable[int]) -> None:
+        """Bundle the rows at these places, which are to be computed."""
+        alike: dict[object, list[int]] = {}
+        for place in places:
+            row = self.rows[place]
+            alike.setdefault(place if row.alone else (row.salt, row.ids), []).append(place)
+        self.bundles = [Bundle(self, own) for own in alike.values()]
+
+    def settle(self, place: int, event: Any) -> None:
+        """Take what became of one row: a piece of its text, or its end."""
+        if self.is_over:
+            return
+        if not isinstance(event, Piece):
+            self.left -= 1
+            self.is_over = not self.left
+        self._tell(place, event)
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error of the whole request, if it has not ended yet."""
+        if not self.is_over:
+            self.is_over = True
+            self._tell_failure(error)
+
+    def _tell(self, place: int, event: Any) -> None:
+        raise NotImplementedError
+
+    def _tell_failure(self, error: Exception) -> None:
+        raise NotImplementedError
+
+
+class ListRequest(Request):
+    """Its outcomes come as one list, in the rows' order, when all are there."""
+
+    def __init__(self, rows: Sequence[Row], deadline: float | None, priority: int, arrived: float) -> None:
+        super().__init__(rows, deadline, priority, arrived)
+        self._outcomes: list[Outcome] = [None] * len(rows)
+        self._future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+
+    def _tell(self, place: int, event: Any) -> None:
+        if not isinstance(event, Piece):
+            self._outcomes[place] = event
+        if self.is_over and not self._future.done():
+            self._future.set_result(self._outcomes)
+
+    def _tell_failure(self, error: Exception) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    async def outcomes(self) -> list[Outcome]:
+        return await self._future
+
+
+class StreamRequest(Request):
+    """One row, told as it comes."""
+
+    def __init__(self, row: Row, deadline: float | None, priority: int, arrived: float) -> None:
+        super().__init__([row], deadline, priority, arrived)
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+
+    def _tell(self, place: int, event: Any) -> None:
+        self._events.put_nowait(event)
+
+    def _tell_failure(self, error: Exception) -> None:
+        self._events.put_nowait(error)
+
+    async def next(self) -> Any:
+        """A piece, or what ends it: the answer or an exception."""
+        return await self._events.get()

@@ -18,6 +18,7 @@ from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2, si
 from serving.admin import AdminDoor
 from serving.assembly import Parts, assemble
 from serving.config import ServeConfig
+from serving.doors import Tenants
 from serving.errors import Draining
 from serving.gate import Drain, Gate
 from serving.health import HealthDoor
@@ -114,9 +115,10 @@ class Server:
 
     def _open_doors(self, parts: Parts) -> None:
         server, service, pool = self._require_grpc(), parts.service, parts.pool
-        tensors = OpenInferenceDoor(service, pool, self.metrics, self.drain)
+        tenants = Tenants(self.config.request.tenant_header)
+        tensors = OpenInferenceDoor(service, pool, self.metrics, self.drain, tenants)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(tensors, server)
-        sidecast_pb2_grpc.add_SidecastServicer_to_server(NativeDoor(service, self.metrics), server)
+        sidecast_pb2_grpc.add_SidecastServicer_to_server(NativeDoor(service, self.metrics, tenants), server)
         admin = AdminDoor(
             pool, parts.registry, self.drain, parts.wake, max_upload_bytes=self.config.load.max_side_bytes
         )

@@ -5,26 +5,31 @@ swapped meanwhile. Knows no gRPC and runs no torch.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
+from ladder.answerers import Generate
 from ladder.answers import Answer
-from serving.admission import Encoded, Encoder, Ids, Refused, Target, encode, resolve
-from serving.batching import Batcher, within
+from serving.admission import Encoded, Encoder, Ids, Refused, Target, resolve
+from serving.batching import Batcher
 from serving.config import RequestConfig
 from serving.engine import EngineRow
 from serving.errors import Draining, InvalidInput, ServingError, TooManyRows
+from serving.fair_order import PRIORITIES
 from serving.metrics import Metrics
 from serving.overrides import Overrides
+from serving.pieces import Piece
 from serving.pool import PoolState, SidePool
 from serving.prompts import InputRow, Prompt
 from serving.row_queue import Outcome
-from side_registry.state import TaskState
-from side_registry.task import PRODUCTION, TaskRef, TaskSpec
+from serving.task_info import TaskInfo, describe_task
+from serving.tokenizing import Tokenizing
+from serving.told import FinishReason, Told
+from side_registry.task import TaskRef, TaskSpec
 
-__all__ = ["InputRow", "PredictService", "Prediction", "Prompt", "TaskInfo"]
+__all__ = ["Generated", "InputRow", "Piece", "PredictService", "Prediction", "Prompt", "TaskInfo", "check_priority"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +46,23 @@ class Prediction:
     answers: tuple[Answer, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskInfo:
-    """One task as this server sees it."""
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The end of a streamed text."""
 
-    task: str
-    spec: TaskSpec | None
-    """Of the version that serves production; else of the newest resident one; None where none is resident."""
-    serving: Mapping[str, int]
-    """Alias to the version that answers for it here, which lags behind the registry while that loads, or fails to."""
-    resident: tuple[int, ...]
-    failed: Mapping[int, str]
-    """Version to why it did not load."""
-    state: TaskState
+    prediction: Prediction
+    """Its only answer is the whole text."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How a request wants to be answered."""
+
+    deadline: float | None
+    generation: Overrides
+    priority: int
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,9 @@ class PredictService:
         config: RequestConfig | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self._pool, self._batcher, self._tokenizer = pool, batcher, tokenizer
-        self._config, self._metrics = config or RequestConfig(), metrics or Metrics()
-        self._threads = ThreadPoolExecutor(self._config.tokenizer_threads, thread_name_prefix="tokenizer")
+        self._pool, self._batcher, self._config = pool, batcher, config or RequestConfig()
+        self._metrics = metrics or Metrics()
+        self._tokenizing = Tokenizing(tokenizer, self._config.tokenizer_threads, self._metrics)
         self._in_flight = 0
         self._draining = False
         self._quiet = asyncio.Event()
@@ -97,12 +106,12 @@ class PredictService:
 
     def task(self, name: str) -> TaskInfo:
         """Raises UnknownTask."""
-        return _info(self._pool.snapshot(), name)
+        return describe_task(self._pool.snapshot(), name)
 
     def tasks(self) -> list[TaskInfo]:
         """Every task of the registry, by name."""
         state = self._pool.snapshot()
-        return [_info(state, name) for name in sorted(state.tasks)]
+        return [describe_task(state, name) for name in sorted(state.tasks)]
 
     async def predict(
         self,
@@ -113,48 +122,102 @@ class PredictService:
         alias: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> Prediction:
         """Answer `rows` of one task; `production` answers where neither version nor alias is named.
 
         Args:
             deadline: time.monotonic() seconds.
             generation: settings for making texts, over the spec's.
+            priority: 1, the highest, to 4; 0 for the server's default.
+            tenant: requests of different ones share no cached activations.
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias, NotLoaded, InvalidInput, TooManyRows, SideFailed, Overloaded,
             DeadlineExpired, Draining.
         """
-        if version is not None and alias is not None:
-            raise InvalidInput("version", "name a version or an alias, not both")
-        [outcome] = await self._predict([TaskRef(task, alias, version)], rows, deadline, generation or Overrides())
+        wish = _Wish(deadline, generation or NOTHING, priority, tenant)
+        [outcome] = await self._predict([_ref(task, version, alias)], rows, wish)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     async def predict_tasks(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], *, deadline: float | None = None
+        self,
+        refs: Sequence[TaskRef],
+        rows: Sequence[InputRow],
+        *,
+        deadline: float | None = None,
+        generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> list[Prediction | Refused]:
         """Answer the same rows for many tasks, in the order of `refs`; a task's own fault stands in its place.
 
-        Rows that come to the same tokens for several tasks cost one backbone pass.
+        Rows that come to the same tokens for several tasks cost one backbone pass. Arguments as of `predict`, but
+        `generation` touches only those tasks that make texts.
 
         Raises:
             InvalidInput, TooManyRows, Overloaded, DeadlineExpired, Draining: these concern the whole request.
         """
-        return await self._predict(refs, rows, deadline, Overrides())
+        return await self._predict(refs, rows, _Wish(deadline, generation or NOTHING, priority, tenant), among=True)
+
+    async def stream(
+        self,
+        task: str,
+        row: InputRow,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        deadline: float | None = None,
+        generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> AsyncGenerator[Piece | Generated, None]:
+        """Answer one row of a text task while its text is made: its pieces, and last the whole.
+
+        The pieces' texts joined are the text that `predict` gives. To close the iterator cancels the row.
+
+        Raises:
+            what `predict` raises, and InvalidInput for tasks that make no texts.
+        """
+        start, wish = perf_counter(), _Wish(deadline, generation or NOTHING, priority, tenant)
+        with self._counted():
+            state, [encoded] = await self._admit([_ref(task, version, alias)], [row], wish, among=False)
+            if isinstance(encoded, Exception):
+                raise _of_one_row(encoded)
+            target, [ids], told = encoded.target, encoded.ids, Told(_limit(encoded.target))
+            asked = EngineRow(ids, target.resident, target.answerer, salt=tenant, streams=True)
+            async with aclosing(self._batcher.stream(asked, deadline=deadline, priority=priority)) as events:
+                async for event in events:
+                    piece = event if isinstance(event, Piece) else told.rest(event)
+                    if piece and not told.tokens:
+                        self._metrics.first_piece_seconds.observe(perf_counter() - start)
+                    if piece:
+                        told.add(piece)
+                        yield piece
+                    if not isinstance(event, Piece):
+                        yield Generated(_predicted(state, target, (event,)), told.finish_reason)
 
     async def _predict(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], deadline: float | None, generation: Overrides
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: _Wish, *, among: bool = False
     ) -> list[Prediction | Refused]:
         with self._counted():
-            self._check_size(len(refs), len(rows))
-            self._batcher.admit(len(rows), deadline)
-            state = self._pool.snapshot()
-            targets = [resolve(state, ref, generation) for ref in refs]
-            async with within(deadline):
-                encoded = await self._encode(targets, rows)
-            answered = await self._answer(encoded, deadline)
+            state, encoded = await self._admit(refs, rows, wish, among=among)
+            answered = await self._answer(encoded, wish)
             return [_prediction(state, each) for each in answered]
+
+    async def _admit(
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: _Wish, *, among: bool
+    ) -> tuple[PoolState, list[Encoded | Refused]]:
+        """The tasks found and the rows tokenized, or what is wrong with them."""
+        self._check_size(len(refs), len(rows))
+        check_priority(wish.priority)
+        self._batcher.admit(len(rows), wish.deadline)
+        state = self._pool.snapshot()
+        targets = [resolve(state, ref, wish.generation, among=among) for ref in refs]
+        return state, await self._tokenizing.encode(targets, rows, wish.deadline)
 
     async def drain(self) -> None:
         """Refuse new requests, finish those in flight, then stop."""
@@ -168,7 +231,7 @@ class PredictService:
         """Stop now. What is still in flight fails with Draining."""
         self._draining = True
         await self._batcher.close()
-        self._threads.shutdown(wait=False)
+        self._tokenizing.close()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -193,18 +256,13 @@ class PredictService:
         if tasks * rows > self._config.max_request_rows:
             raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
-    async def _encode(self, targets: Sequence[Target | Refused], rows: Sequence[InputRow]) -> list[Encoded | Refused]:
-        loop = asyncio.get_running_loop()
-        with self._metrics.timed("tokenize"):
-            return await loop.run_in_executor(self._threads, encode, self._tokenizer, targets, rows)
-
-    async def _answer(self, encoded: Sequence[Encoded | Refused], deadline: float | None) -> list[_Answered | Refused]:
+    async def _answer(self, encoded: Sequence[Encoded | Refused], wish: _Wish) -> list[_Answered | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and hand each task its outcomes."""
         asked: list[EngineRow] = []
         places: dict[tuple[int, Ids], int] = {}
 
         def place(target: Target, ids: Ids) -> int:
-            row, key = EngineRow(ids, target.resident, target.answerer), (id(target.resident), ids)
+            row, key = EngineRow(ids, target.resident, target.answerer, wish.tenant), (id(target.resident), ids)
             if row.alone or key not in places:
                 places[key] = len(asked)
                 asked.append(row)
@@ -213,43 +271,62 @@ class PredictService:
         wanted = [
             [place(each.target, ids) for ids in each.ids] if isinstance(each, Encoded) else [] for each in encoded
         ]
-        outcomes = await self._batcher.submit(asked, deadline=deadline)
+        outcomes = await self._batcher.submit(asked, deadline=wish.deadline, priority=wish.priority)
         return [
             each if isinstance(each, Exception) else _Answered(each.target, [outcomes[place] for place in own])
             for each, own in zip(encoded, wanted, strict=True)
         ]
 
 
+NOTHING = Overrides()
+
+
+def check_priority(priority: int, where: str = "priority") -> None:
+    """Raises InvalidInput, naming the field `where`."""
+    if priority and priority not in PRIORITIES:
+        rule = f"must be 1 (the highest) to {max(PRIORITIES)}, or 0 for the server's default"
+        raise InvalidInput(where, f"{rule}; got {priority}")
+
+
+def _ref(task: str, version: int | None, alias: str | None) -> TaskRef:
+    if version is not None and alias is not None:
+        raise InvalidInput("version", "name a version or an alias, not both")
+    return TaskRef(task, alias, version)
+
+
+def _of_one_row(error: Refused) -> Refused:
+    """The same, in the words of a request that has one row."""
+    if isinstance(error, InvalidInput) and error.field.startswith("rows[0]"):
+        return InvalidInput(error.field.replace("rows[0]", "row", 1), error.why)
+    return error
+
+
+def _limit(target: Target) -> int:
+    """Tokens that its text may have."""
+    if isinstance(target.answerer, Generate):
+        return target.answerer.max_new_tokens
+    spec = target.resident.spec
+    raise InvalidInput("task", f"{spec.name!r} is {spec.kind}: only texts are told while they are made; use Predict")
+
+
 def _prediction(state: PoolState, answered: _Answered | Refused) -> Prediction | Refused:
     """The task's answers, or the first fault among them. A fault that is nobody's in particular is raised."""
     if isinstance(answered, Exception):
         return answered
-    resident = answered.target.resident
     for outcome in answered.outcomes:
         if isinstance(outcome, ServingError):
             return outcome
         if isinstance(outcome, Exception):
             raise outcome
+    return _predicted(state, answered.target, tuple(answered.outcomes))
+
+
+def _predicted(state: PoolState, target: Target, answers: tuple[Answer, ...]) -> Prediction:
     return Prediction(
-        task=resident.task,
-        version=resident.version,
-        alias=answered.target.alias,
+        task=target.resident.task,
+        version=target.resident.version,
+        alias=target.alias,
         generation=state.generation,
-        spec=resident.spec,
-        answers=tuple(answered.outcomes),
-    )
-
-
-def _info(state: PoolState, name: str) -> TaskInfo:
-    known = state.task_state(name)
-    serving = {alias: state.aliases[name, alias] for alias in known.aliases if (name, alias) in state.aliases}
-    resident = tuple(version for version in sorted(known.versions) if (name, version) in state.residents)
-    shown = serving.get(PRODUCTION, resident[-1] if resident else None)
-    return TaskInfo(
-        task=name,
-        spec=None if shown is None else state.residents[name, shown].spec,
-        serving=serving,
-        resident=resident,
-        failed={v: state.failed[name, v].why for v in sorted(known.versions) if (name, v) in state.failed},
-        state=known,
+        spec=target.resident.spec,
+        answers=answers,
     )

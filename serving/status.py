@@ -39,6 +39,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.UnreadableCommit: StatusCode.FAILED_PRECONDITION,
     registry.Contended: StatusCode.ABORTED,
     serving.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    serving.OutOfMemory: StatusCode.RESOURCE_EXHAUSTED,
     serving.NotLoaded: StatusCode.UNAVAILABLE,
     serving.VersionRefused: StatusCode.FAILED_PRECONDITION,
     serving.Draining: StatusCode.UNAVAILABLE,
@@ -96,7 +97,7 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request("rows", f"at most {error.limit}"))
         case registry.InvalidName():
             details.append(_bad_request(error.what, f"use {error.rule}"))
-        case serving.Overloaded():
+        case serving.Overloaded() | serving.OutOfMemory():
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))
     return details
 

@@ -7,7 +7,7 @@ template has a field of that name). Its elements come raw or typed, never both. 
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,6 +48,8 @@ OUTPUTS: Mapping[str, Mapping[str, Output]] = {
     },
 }
 
+CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
+
 
 def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
     return [pb.ModelMetadataResponse.TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in spec.fields]
@@ -58,6 +60,20 @@ def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMeta
         pb.ModelMetadataResponse.TensorMetadata(name=name, datatype=output.datatype, shape=_shape(output, -1, spec))
         for name, output in OUTPUTS[spec.kind].items()
     ]
+
+
+def describe_config(spec: TaskSpec) -> pb.ModelConfig:
+    """As Triton's tools ask for it: every tensor without its rows, a single element as [1]."""
+    return pb.ModelConfig(
+        name=spec.name,
+        max_batch_size=spec.max_rows,
+        input=[pb.ModelInput(name=field, data_type="TYPE_STRING", dims=[1]) for field in spec.fields],
+        output=[
+            pb.ModelOutput(name=name, data_type=CONFIG_TYPES[output.datatype], dims=_shape(output, 1, spec)[1:] or [1])
+            for name, output in OUTPUTS[spec.kind].items()
+        ],
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=spec.kind == "text"),
+    )
 
 
 def takes_whole_prompt(spec: TaskSpec) -> bool:

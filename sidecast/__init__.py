@@ -5,14 +5,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serving.client import AsyncClient, Client
     from serving.client_errors import SidecastError
-    from serving.client_results import Classification, Embedding, Predictions, Prompt, Regression, Text
+    from serving.client_results import (
+        Classification,
+        Embedding,
+        GeneratedText,
+        Piece,
+        Predictions,
+        Prompt,
+        Regression,
+        Text,
+    )
+    from serving.client_streams import AsyncTextStream, TextStream
     from side_registry import Registry, TaskRef, TaskSpec
 
 __all__ = [
     "AsyncClient",
+    "AsyncTextStream",
     "Classification",
     "Client",
     "Embedding",
+    "GeneratedText",
+    "Piece",
     "Predictions",
     "Prompt",
     "Registry",
@@ -21,12 +34,23 @@ __all__ = [
     "TaskRef",
     "TaskSpec",
     "Text",
+    "TextStream",
 ]
 
 _HOMES = {
     "serving.client": ("AsyncClient", "Client"),
     "serving.client_errors": ("SidecastError",),
-    "serving.client_results": ("Classification", "Embedding", "Predictions", "Prompt", "Regression", "Text"),
+    "serving.client_results": (
+        "Classification",
+        "Embedding",
+        "GeneratedText",
+        "Piece",
+        "Predictions",
+        "Prompt",
+        "Regression",
+        "Text",
+    ),
+    "serving.client_streams": ("AsyncTextStream", "TextStream"),
     "side_registry": ("Registry", "TaskRef", "TaskSpec"),
 }
 

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tasks": ("sidecast.cli.listings", "List tasks, their aliases and versions."),
     "history": ("sidecast.cli.listings", "List what changed: who, when, why."),
     "predict": ("sidecast.cli.predict", "Ask a server."),
+    "bench": ("sidecast.cli.bench", "Put load on a server: latencies, throughput, stages."),
     "import-lst": ("sidecast.cli.import_lst", "Make a run of a checkpoint of the LST authors' code."),
     "init": ("sidecast.cli.init", "Make a run of an untrained side network."),
     "trace": ("sidecast.cli.trace", "Store every activation of a run for given token ids."),

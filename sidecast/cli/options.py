@@ -23,7 +23,7 @@ server = option("--server", metavar="HOST:PORT", help="A running server.")
 backbone = option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id such as google/flan-t5-small.")
 device = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 dtype = option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
-QUANTIZE = click.Choice(["none", "int8", "int4"])
+QUANTIZE = click.Choice(["none", "int8", "int4", "w8a8"])
 quantize = option(
     "--quantize", type=QUANTIZE, default="none", show_default=True, help="Bits of the backbone's matrices."
 )

@@ -1,13 +1,18 @@
 """`sidecast predict`: ask a running server."""
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sidecast.cli import generation, options
 from sidecast.cli.app import UserError
-from sidecast.cli.output import say, show_table
+from sidecast.cli.output import plain, say, show_table
+
+if TYPE_CHECKING:
+    from serving.client import TextStream
 
 SHOWN = 4
 """Numbers of a vector in a table."""
@@ -18,9 +23,20 @@ SHOWN = 4
 @click.argument("text", nargs=-1, required=True)
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
+@click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
+@click.option("--stream", is_flag=True, help="Text: print it while it is made. With --json, a line for each piece.")
 @generation.options
 @options.as_json
-def predict(task: str, text: Sequence[str], server: str, timeout: float | None, as_json: bool, **how: Any) -> None:
+def predict(
+    task: str,
+    text: Sequence[str],
+    server: str,
+    timeout: float | None,
+    priority: int | None,
+    stream: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
     """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).
 
     A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
@@ -33,8 +49,13 @@ def predict(task: str, text: Sequence[str], server: str, timeout: float | None, 
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
-        rows, settings = rows_of(spec.fields, text), generation.settings(how)
-        answers = client.predict(task, rows, timeout=timeout, generation=settings)
+        rows, wish = rows_of(spec.fields, text), {"timeout": timeout, "priority": priority or 0}
+        wish["generation"] = generation.settings(how)
+        if stream:
+            for row in rows:
+                _print_stream(client.stream(task, row, **wish), as_json)
+            return
+        answers = client.predict(task, rows, **wish)
     document = {
         "task": answers.task,
         "version": answers.version,
@@ -50,6 +71,14 @@ def predict(task: str, text: Sequence[str], server: str, timeout: float | None, 
         [(*_cells(answer), row) for answer, row in zip(answers, given, strict=True)],
         title=f"{answers.task} version {answers.version}",
     )
+
+
+def _print_stream(stream: "TextStream", as_json: bool) -> None:
+    """A text as it comes, then the end of its line; or a JSON line for each piece, and one for the result."""
+    for piece in stream:
+        click.echo(json.dumps(asdict(piece), ensure_ascii=False) if as_json else plain(piece.text), nl=as_json)
+    result = stream.result()
+    click.echo(json.dumps({"result": asdict(result)}, ensure_ascii=False) if as_json else "")
 
 
 def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:

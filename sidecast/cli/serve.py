@@ -22,12 +22,17 @@ from sidecast.cli import options
 )
 @options.option("--device", help="auto, cpu, cuda, cuda:1 ...  [default: auto]")
 @options.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
-@options.option("--quantize", help="Bits of the backbone's matrices: none, int8 or int4.  [default: none]")
+@options.option("--quantize", help="Bits of the backbone's matrices: none, int8, int4 or w8a8.  [default: none]")
 @options.option("--threads", type=int, help="Torch's threads on a CPU; 0 leaves torch's choice.  [default: 0]")
 @options.option("--max-batch-tokens", type=int, help="Tokens of one backbone pass.  [default: 8192]")
 @options.option("--max-batch-rows", type=int, help="Rows of one batch.  [default: 64]")
 @options.option("--max-wait-s", type=float, help="Longest wait of a row for company, in seconds.  [default: 0.002]")
 @options.option("--max-queued-rows", type=int, help="Rows that may wait; more are shed.  [default: 8192]")
+@options.option(
+    "--cache-bytes", type=int, help="Activations kept for other tasks on the same input.  [default: 256 MiB]"
+)
+@click.option("--compile/--no-compile", default=None, help="Compile the encoder at start; minutes.  [default: no]")
+@options.option("--tenant-header", metavar="KEY", help="gRPC metadata that names a caller's tenant.  [default: none]")
 @options.option("--grace-s", type=float, help="Seconds for requests in flight after SIGTERM.  [default: 30]")
 @options.option("--log-level", help="DEBUG, INFO, WARNING or ERROR.  [default: INFO]")
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")

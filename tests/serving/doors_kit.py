@@ -1,12 +1,14 @@
 """A server without a model: the real doors, pool, registry and reconciler, before a service that answers by rule.
 
-The rule: the longer a text, the surer it is positive. `slow` holds answers back, `trouble` fails a task.
+The rule: the longer a text, the surer it is positive. `slow` holds answers back (of a stream, each piece), `trouble`
+fails a task (of a stream, after its first piece).
 """
 
 import asyncio
 import contextlib
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +23,11 @@ from serving.config import LoadConfig, ServeConfig
 from serving.errors import IncompatibleSide, InvalidInput, ServingError
 from serving.metrics import Metrics
 from serving.overrides import Overrides
-from serving.pool import Resident, SidePool
+from serving.pool import PoolState, Resident, SidePool
 from serving.prompts import InputRow, render_rows
 from serving.reconciler import Progress, Reconciler
 from serving.server import Assemble, Server
-from serving.service import Prediction
+from serving.service import Generated, Piece, Prediction
 from side_registry import (
     SIDE_NETWORK,
     BackboneRef,
@@ -71,6 +73,8 @@ class RuleService:
         """What each request would be answered by."""
         self.trouble: dict[str, Exception] = {}
         self.deadlines: list[float | None] = []
+        self.priorities: list[int] = []
+        self.tenants: list[str] = []
         self.cancelled = threading.Event()
 
     @property
@@ -86,11 +90,10 @@ class RuleService:
         alias: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> Prediction:
-        self.deadlines.append(deadline)
-        state = self.pool.snapshot()
-        resident = state.resolve(task, version=version, alias=alias)
-        self.answerers.append((generation or Overrides()).answerer(resident))
+        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant)
         if not rows:
             raise InvalidInput("rows", "there are none")
         prompts = render_rows(resident.spec, rows)
@@ -107,19 +110,63 @@ class RuleService:
         )
 
     async def predict_tasks(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], *, deadline: float | None = None
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], **how: Any
     ) -> list[Prediction | ServingError | RegistryError]:
         outcomes: list[Any] = []
         for ref in refs:
             try:
-                found = await self.predict(ref.task, rows, version=ref.version, alias=ref.alias, deadline=deadline)
+                found = await self.predict(ref.task, rows, version=ref.version, alias=ref.alias, **how)
             except (ServingError, RegistryError) as error:
                 found = error
             outcomes.append(found)
         return outcomes
 
+    async def stream(
+        self,
+        task: str,
+        row: InputRow,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        deadline: float | None = None,
+        generation: Overrides | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> AsyncGenerator[Piece | Generated, None]:
+        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant)
+        if resident.spec.kind != "text":
+            raise InvalidInput("task", f"{task!r} is {resident.spec.kind}")
+        answer = rule(resident.spec, render_rows(resident.spec, [row])[0])
+        assert isinstance(answer, TextAnswer)
+        for number, word in enumerate(re.findall(r"\s*\S+", answer.text)):
+            await self._take_time()
+            yield Piece((number,), word)
+            if task in self.trouble:
+                raise self.trouble[task]
+        found = Prediction(
+            task=task,
+            version=resident.version,
+            alias=None if version else alias or PRODUCTION,
+            generation=state.generation,
+            spec=resident.spec,
+            answers=(answer,),
+        )
+        yield Generated(found, "end")
+
     async def close(self) -> None:
         pass
+
+    def _find(
+        self, ref: TaskRef, deadline: float | None, generation: Overrides | None, priority: int, tenant: str
+    ) -> tuple[PoolState, Resident]:
+        """Remembers how the request wants to be answered."""
+        self.deadlines.append(deadline)
+        self.priorities.append(priority)
+        self.tenants.append(tenant)
+        state = self.pool.snapshot()
+        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
+        self.answerers.append((generation or Overrides()).answerer(resident))
+        return state, resident
 
     async def _take_time(self) -> None:
         try:

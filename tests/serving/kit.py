@@ -20,6 +20,7 @@ from ladder import (
     answer,
     build_answerer,
 )
+from ladder.bank import SideBank
 from ladder.checkpoint import save_side
 from serving.pool import Resident
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
@@ -34,11 +35,12 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
     return TaskSpec(**values | changes)
 
 
-def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text") -> SideNetwork:
+def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text", **shape: Any) -> SideNetwork:
     """Random, and far enough from zero that answers differ."""
     needed = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
     outputs = needed[spec.kind] if head != "text" else 0
-    side = SideNetwork(SideConfig(reduction=4, head=head, outputs=outputs), backbone.config)  # type: ignore[arg-type]
+    config = SideConfig(reduction=4, head=head, outputs=outputs, **shape)  # type: ignore[arg-type]
+    side = SideNetwork(config, backbone.config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in side.parameters():
@@ -51,9 +53,17 @@ def head_of(spec: TaskSpec) -> str:
 
 
 def make_resident(
-    backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec, version: int = 1, seed: int = 0, head: str | None = None
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    spec: TaskSpec,
+    version: int = 1,
+    seed: int = 0,
+    head: str | None = None,
+    bank: SideBank | None = None,
+    **shape: Any,
 ) -> Resident:
-    side = make_side(backbone, spec, seed, head or head_of(spec))
+    """With a module of its own; in a slot of `bank` where one is given."""
+    side = make_side(backbone, spec, seed, head or head_of(spec), **shape)
     answerer = build_answerer(
         kind=spec.kind,
         labels=spec.labels,
@@ -65,8 +75,9 @@ def make_resident(
         generation=Generation(**spec.generation.settings),
     )
     manifest = make_manifest(backbone, tokenizer, spec, side)
+    held = bank.add(side) if bank else side
     return Resident(
-        task=spec.name, version=version, spec=spec, side=side, answerer=answerer, manifest=manifest, bytes=1
+        task=spec.name, version=version, spec=spec, side=held, answerer=answerer, manifest=manifest, bytes=1
     )
 
 
@@ -89,16 +100,19 @@ def make_run(
     head: str | None = None,
     change: Callable[[SideNetwork], None] | None = None,
     edit: Callable[[Manifest], Manifest] | None = None,
+    **shape: Any,
 ) -> Path:
     """A publishable run folder with golden examples.
 
     Args:
         change: edits the weights after the golden examples were answered.
         edit: edits the manifest before it is written.
+        shape: settings of the side network.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    resident = make_resident(backbone, tokenizer, spec, seed=seed, head=head)
+    resident = make_resident(backbone, tokenizer, spec, seed=seed, head=head, **shape)
     examples = [golden(backbone, tokenizer, resident, text) for text in TEXTS]
+    assert isinstance(resident.side, SideNetwork)
     if change:
         with torch.no_grad():
             change(resident.side)

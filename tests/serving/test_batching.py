@@ -3,57 +3,17 @@
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from serving.batching import Batcher, within
+from serving.choosing import WINDOW_BATCHES
 from serving.config import BatchConfig
 from serving.errors import DeadlineExpired, Draining, Overloaded
 from serving.metrics import Metrics
-from serving.row_queue import WINDOW_BATCHES, Bundle, Request, choose
-
-
-@dataclass(frozen=True)
-class FakeRow:
-    ids: tuple[int, ...]
-    task: str = "sst2"
-    weight: int = 1
-    alone: bool = False
-
-
-def row(length: int, first: int = 0, task: str = "sst2") -> FakeRow:
-    return FakeRow((first, *range(1, length)), task)
-
-
-class Device:
-    """Answers a row with itself. Closed, it keeps a batch until it is opened."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[FakeRow]] = []
-        self.threads: set[str] = set()
-        self._open, self._entered = threading.Event(), threading.Event()
-        self._open.set()
-
-    def predict(self, rows: list[FakeRow]) -> list[FakeRow]:
-        self.batches.append(rows)
-        self.threads.add(threading.current_thread().name)
-        self._entered.set()
-        assert self._open.wait(10)
-        return rows
-
-    async def busy(self, batcher: Batcher) -> "asyncio.Task[list[FakeRow]]":
-        """Occupy the device with one row until `open`."""
-        self._open.clear()
-        self._entered.clear()
-        task = asyncio.create_task(batcher.submit([row(1, first=999)]))
-        assert await asyncio.to_thread(self._entered.wait, 10)
-        self.batches.clear()
-        return task
-
-    def open(self) -> None:
-        self._open.set()
+from tests.serving import batch_kit
+from tests.serving.batch_kit import Device, FakeRow, row
 
 
 @pytest.fixture
@@ -61,9 +21,8 @@ def device() -> Device:
     return Device()
 
 
-def make(device: Device, metrics: Metrics | None = None, **changes: float) -> Batcher:
-    settings = {"max_batch_tokens": 1000, "max_batch_rows": 8, "max_wait_s": 0.0, "max_queued_rows": 100}
-    return Batcher(device.predict, BatchConfig(**settings | changes), metrics)  # type: ignore[arg-type]
+def make(device: Device, metrics: Metrics | None = None, **changes: Any) -> Batcher:
+    return batch_kit.make(device.predict, metrics, **changes)
 
 
 def start(batcher: Batcher, *requests: list[FakeRow], deadline: float | None = None) -> "list[asyncio.Task]":
@@ -129,13 +88,13 @@ async def test_a_full_batch_does_not_wait(device: Device) -> None:
 async def test_the_token_budget_counts_padding(device: Device) -> None:
     batcher = make(device, max_batch_tokens=40)
     first = await device.busy(batcher)
-    waiting = start(batcher, [row(10, 1)], [row(10, 2)], [row(2, 3)], [row(10, 4)], [row(2, 5)])
+    waiting = start(batcher, [row(10, 1)], [row(10, 2)], [row(9, 3)], [row(10, 4)], [row(9, 5)])
     await asyncio.sleep(0.01)
     device.open()
     await asyncio.gather(first, *waiting)
     for batch in device.batches:
         assert len(batch) * max(len(each.ids) for each in batch) <= 40
-    assert sorted(sizes(device)) == [1, 4]  # three of 10 and one of 2 fill 4 x 10
+    assert sorted(sizes(device)) == [1, 4]  # three of 10 and one of 9 fill 4 x 10
     await batcher.close()
 
 
@@ -189,24 +148,11 @@ async def test_only_the_oldest_rows_are_looked_at(device: Device) -> None:
 
 async def test_rows_of_one_request_with_the_same_tokens_are_one_backbone_row(device: Device) -> None:
     """Many tasks on one input are never split, even over the row limit."""
-    metrics = Metrics()
-    batcher = make(device, metrics, max_batch_rows=4)
+    batcher = make(device, max_batch_rows=4)
     rows = [FakeRow((7, 8, 9), f"task{n}") for n in range(6)] + [FakeRow((1, 2), f"task{n}") for n in range(6)]
     assert await batcher.submit(rows) == rows
     assert sizes(device) == [6, 6]
     assert all(len({each.ids for each in batch}) == 1 for batch in device.batches)
-    assert metrics.registry.get_sample_value("sidecast_batch_tokens_sum") == 3 + 2
-    await batcher.close()
-
-
-async def test_padding_is_counted_once_for_equal_inputs(device: Device) -> None:
-    metrics = Metrics()
-    batcher = make(device, metrics)
-    await batcher.submit([row(4, 1, "a"), row(4, 1, "b"), row(10, 2)])
-    read = metrics.registry.get_sample_value
-    assert read("sidecast_batch_rows_sum") == 3
-    assert read("sidecast_batch_tokens_sum") == 20
-    assert read("sidecast_padding_tokens_total") == 6
     await batcher.close()
 
 
@@ -271,7 +217,7 @@ async def test_a_full_queue_sheds_with_a_retry_hint(device: Device) -> None:
         await batcher.submit([row(2, 3), row(2, 4)])
     assert (caught.value.queued, caught.value.limit) == (2, 3)
     assert 0 < caught.value.retry_after_s <= 30
-    assert metrics.registry.get_sample_value("sidecast_shed_requests_total") == 1
+    assert metrics.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "queue"}) == 1
     assert metrics.registry.get_sample_value("sidecast_queue_rows") == 2
     device.open()
     await asyncio.gather(first, *waiting)
@@ -320,7 +266,7 @@ async def test_outcomes_that_do_not_match_the_rows_are_an_error_not_a_hang(devic
 async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Device, monkeypatch) -> None:
     batcher = make(device)
     with monkeypatch.context() as patch:
-        patch.setattr("serving.batching.choose", lambda window, config: 1 / 0)
+        patch.setattr("serving.taking.choose", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             await batcher.submit([row(2)])
     assert batcher.queued_rows == 0
@@ -363,21 +309,3 @@ async def test_within_leaves_other_timeouts_alone() -> None:
     with pytest.raises(TimeoutError, match="mine"):
         async with within(time.monotonic() + 10):
             raise TimeoutError("mine")
-
-
-def bundles_of(rows: list[FakeRow]) -> list[Bundle]:
-    nobody = cast(Any, None)
-    return Request(rows, nobody, None, 0.0).bundles
-
-
-def test_heavy_rows_fill_a_batch_sooner() -> None:
-    window = bundles_of([replace(row(3, first), weight=4) for first in range(5)])
-    assert len(choose(window, BatchConfig(max_batch_rows=9))) == 2
-    assert len(choose(window, BatchConfig(max_batch_rows=3))) == 1
-
-
-def test_rows_that_stand_alone_are_not_bundled_and_share_a_batch_as_one_input() -> None:
-    rows = [replace(row(3), alone=True), replace(row(3), alone=True), row(3), row(3)]
-    bundles = bundles_of(rows)
-    assert [bundle.places for bundle in bundles] == [[0], [1], [2, 3]]
-    assert len(choose(bundles, BatchConfig(max_batch_tokens=3))) == 3

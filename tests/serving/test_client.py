@@ -181,7 +181,7 @@ def test_a_shed_call_says_when_to_come_back(ask: Ask, parlour: Parlour) -> None:
     finally:
         parlour.service.trouble.clear()
     assert caught.value.retry_after_s == 0.5
-    assert caught.value.fields == {"queued": "9", "limit": "8", "retry_after_s": "0.5"}
+    assert caught.value.fields == {"queued": "9", "limit": "8", "what": "rows", "retry_after_s": "0.5"}
 
 
 def test_ready_tells_and_waits(ask: Ask) -> None:

@@ -50,6 +50,9 @@ def test_every_setting_has_a_flat_name_of_its_own() -> None:
         ({"host": 3}, "host must be of type str"),
         ({"prot": 3}, r"unknown settings \['prot'\]"),
         ({"batch": {}}, "unknown settings"),
+        ({"tenant_header": "X-Tenant"}, "tenant_header must be empty or a gRPC metadata key .* got 'X-Tenant'"),
+        ({"tenant_header": "grpc-tenant"}, "tenant_header must be empty"),
+        ({"tenant_header": "tenant-bin"}, "tenant_header must be empty"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from protos import open_inference_pb2, open_inference_pb2_grpc
 from serving import client_errors as errors
 from serving.assembly import assemble
 from serving.client import Client
-from serving.config import LoadConfig, ServeConfig
+from serving.config import EngineConfig, LoadConfig, ServeConfig
 from serving.server import Server
 from side_registry import SIDE_NETWORK, GenerationSpec, Registry, TaskSpec
 from tests.serving.doors_kit import serving
@@ -62,6 +62,7 @@ def house(tmp_path: Path, tiny_t5: Path, backbone: Backbone, tokenizer: Tokenize
         dtype="float32",
         threads=1,
         load=LoadConfig(poll_s=0.05),
+        engine=EngineConfig(warmup_s=0),
     )
     with serving(config, assemble) as (house.server, _):
         house.address = f"127.0.0.1:{house.server.port}"

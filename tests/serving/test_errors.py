@@ -12,6 +12,9 @@ EXAMPLES = [
     errors.NotLoaded("sst2", 3, "it is still loading"),
     errors.VersionRefused("sst2", 3, "damaged"),
     errors.Overloaded(100, 90, 0.25),
+    errors.TooSlow(3.5, 1.0, 2.5),
+    errors.TaskOverloaded("sst2", "rows waiting", 100, 90, 0.25),
+    errors.OutOfMemory(32),
     errors.Draining(),
     errors.DeadlineExpired(),
     errors.Cancelled(),
@@ -44,9 +47,10 @@ def test_each_kind_of_error_is_among_the_examples() -> None:
         return set().union(*map(leaves, below)) if below else {kind}
 
     ours = {kind for kind in leaves(errors.ServingError) if kind.__module__ == errors.__name__}
-    raised_itself = {errors.NotLoaded}  # though it has a subclass
+    raised_itself = {errors.NotLoaded, errors.Overloaded}  # though they have subclasses
     assert ours | raised_itself == {type(error) for error in EXAMPLES}
 
 
 def test_fields_are_text_by_name() -> None:
-    assert errors.Overloaded(100, 90, 0.25).fields == {"queued": "100", "limit": "90", "retry_after_s": "0.25"}
+    fields = {"queued": "100", "limit": "90", "retry_after_s": "0.25", "what": "rows"}
+    assert errors.Overloaded(100, 90, 0.25).fields == fields

@@ -1,5 +1,6 @@
 """The loader against a real registry: what it makes, and everything it refuses, each with its typed reason."""
 
+import gc
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from ladder import (
     answer,
     load_backbone,
 )
+from ladder.stack_heads import StackedLinear
+from ladder.stacked import StackedSide
 from serving.config import LoadConfig
 from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
 from serving.golden import difference, tolerance_for
@@ -80,7 +83,8 @@ def test_a_published_version_loads_and_answers_as_where_it_was_made(
     publish(make_spec(kind=kind, max_new_tokens=4) if kind == "text" else make_spec(kind=kind), head=head)
     resident = loader.load("sst2", 1)
     assert resident.key == ("sst2", 1)
-    assert resident.bytes == sum(4 * tensor.numel() for tensor in resident.side.state_dict().values())
+    assert isinstance(resident.side, StackedSide)
+    assert resident.bytes == resident.side.bytes >= loader.bank.bytes > 0
     row = Row(ids=ids_of(tokenizer, "dull"), side=resident.side, answerer=resident.answerer)
     [found] = answer(backbone, [row])
     assert not isinstance(found, Exception)
@@ -153,8 +157,39 @@ def test_a_float32_golden_holds_on_a_bfloat16_server(
     publish(make_spec(), head="linear")
     backbone = load_backbone(tiny_t5, dtype="bfloat16")
     resident = Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1)
-    for name, tensor in resident.side.state_dict().items():
-        assert tensor.dtype == (torch.float32 if name.startswith("head.") else torch.bfloat16)
+    assert isinstance(resident.side, StackedSide)
+    assert isinstance(resident.side.head, StackedLinear)
+    assert resident.side.chunk.rows.dtype == torch.bfloat16
+    assert resident.side.head.weight.dtype == torch.float32
+
+
+def test_what_cannot_be_stacked_is_served_as_a_module(publish, registry: Registry, tokenizer: Tokenizer, tiny_t5):
+    publish(merge_last=True)
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    loader = Loader(registry, backbone, tokenizer, LoadConfig())
+    side = loader.load("sst2", 1).side
+    assert isinstance(side, SideNetwork)
+    assert {tensor.dtype for tensor in side.state_dict().values()} == {torch.bfloat16}
+    assert loader.bank.slots == 0
+
+
+def test_an_evicted_version_frees_its_slot_when_the_last_batch_lets_go(publish, loader: Loader) -> None:
+    publish()
+    pooled = {"sst2": loader.load("sst2", 1)}
+    in_flight = pooled["sst2"]
+    pooled["sst2"] = loader.load("sst2", 1)
+    assert loader.bank.slots == 2
+    del in_flight
+    assert loader.bank.slots == 1
+    pooled.clear()
+    assert (loader.bank.slots, loader.bank.bytes, loader.bank.reserved_bytes) == (0, 0, 0)
+
+
+def test_a_refused_version_leaves_no_slot_taken(publish, loader: Loader) -> None:
+    publish(change=_negate)
+    refusal(loader, GoldenMismatch)
+    gc.collect()  # the error's traceback holds what it was raised over
+    assert loader.bank.slots == 0
 
 
 def test_a_float32_embedding_holds_on_a_bfloat16_server(publish, registry: Registry, tokenizer: Tokenizer, tiny_t5):

@@ -32,13 +32,28 @@ def test_a_task_that_is_gone_takes_its_series_along() -> None:
     assert 'task="cola"' in text
 
 
+def test_a_version_that_is_gone_takes_its_series_along() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+    for version in (1, 2):
+        for code in ("OK", "SIDE_FAILED"):
+            metrics.request("sst2", version, code)
+    metrics.forget("sst2", 1)
+    metrics.forget("sst2", 7)
+    text = generate_latest(metrics.registry).decode()
+    assert 'version="1"' not in text
+    assert text.count('task="sst2",version="2"') == text.count('version="2"') > 0
+
+
 def test_every_stage_is_there_from_the_start() -> None:
     text = generate_latest(Metrics().registry).decode()
+    for reason in ("queue", "deadline", "task"):
+        assert f'sidecast_shed_requests_total{{reason="{reason}"}} 0.0' in text
     for stage in ("queue", "tokenize", "backbone", "side", "decode"):
         assert f'sidecast_stage_seconds_count{{stage="{stage}"}} 0.0' in text
 
 
 def test_two_servers_in_one_process_do_not_share_metrics() -> None:
     first, second = Metrics(), Metrics()
-    first.shed_requests.inc()
-    assert second.registry.get_sample_value("sidecast_shed_requests_total") == 0
+    first.shed("queue")
+    assert second.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "queue"}) == 0

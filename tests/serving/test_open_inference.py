@@ -282,7 +282,10 @@ def test_metadata_tells_all(stub: Any) -> None:
     assert metadata.parameters["template"].string_param == "{sentence1} / {sentence2}"
     assert (metadata.parameters["version"].int64_param, metadata.parameters["max_rows"].int64_param) == (1, 5)
     server = stub.ServerMetadata(pb.ServerMetadataRequest())
-    assert (server.name, list(server.extensions)) == ("sidecast", ["model_repository"])
+    assert (server.name, list(server.extensions)) == (
+        "sidecast",
+        ["model_repository", "model_configuration", "schedule_policy", "parameters"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,7 +346,7 @@ def test_the_repository_follows_the_registry(stub: Any, method: str, request_: A
 
 def test_methods_that_are_not_there_are_unimplemented(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
-        for method in ("ModelConfig", "ModelStatistics"):
+        for method in ("ModelStatistics", "TraceSetting"):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -395,11 +398,21 @@ def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
     assert [each["name"] for each in triton["metadata"]["outputs"]] == ["label", "score", "scores"]
     assert [each["name"] for each in triton["index"]["models"]] == ["rte", "sst2", "titles", "tweets"]
     assert triton["server"]["name"] == "sidecast"
+    config = triton["config"]["config"]
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("rte", "sidecast", 5)
+    assert [each["name"] for each in config["input"]] == ["sentence1", "sentence2"]
+    assert [(each["name"], each["data_type"], each["dims"]) for each in config["output"]] == [
+        ("label", "TYPE_STRING", ["1"]),
+        ("score", "TYPE_FP32", ["1"]),
+        ("scores", "TYPE_FP32", ["3"]),
+    ]
+    assert not config["model_transaction_policy"].get("decoupled")
 
 
 def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
     assert triton["errors"] == {
-        "config": ["StatusCode.UNIMPLEMENTED", "Method not found!"],
+        "config": ["StatusCode.NOT_FOUND", "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)"],
+        "statistics": ["StatusCode.UNIMPLEMENTED", "Method not found!"],
         "datatype": ["StatusCode.INVALID_ARGUMENT", "inputs.sentence: datatype must be BYTES, got FP32"],
         "task": [
             "StatusCode.NOT_FOUND",

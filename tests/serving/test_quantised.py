@@ -33,7 +33,7 @@ def publish(registry: Registry, folder: Path, tokenizer, tmp_path: Path, quantiz
 
 
 @pytest.mark.parametrize("head", ["linear", "text"])
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", "int4", "w8a8"])
 def test_answers_do_not_depend_on_the_batch(folder, tokenizer, tmp_path, quantize, head):
     registry = Registry.open(tmp_path / "registry", create=True)
     publish(registry, folder, tokenizer, tmp_path, quantize, head)
@@ -61,5 +61,5 @@ def test_the_setting_comes_from_flag_variable_or_file(tmp_path):
     assert ServeConfig.from_values(needed).quantize == "none"
     assert read_config(needed, environ={}, file=file).quantize == "int4"
     assert read_config(needed, environ={"SIDECAST_QUANTIZE": "int8"}, file=file).quantize == "int8"
-    with pytest.raises(ConfigError, match="quantize must be one of none, int8, int4, got 'int3'"):
+    with pytest.raises(ConfigError, match="quantize must be one of none, int8, int4, w8a8, got 'int3'"):
         ServeConfig.from_values({**needed, "quantize": "int3"})

@@ -274,9 +274,14 @@ def test_retired_versions_leave_and_their_memory_with_them(house: House) -> None
     house.publish()
     house.publish(alias="production")
     house.settle()
+    for version in (1, 2):
+        house.metrics.request("sst2", version, "OK")
     house.registry.retire("sst2", 1)
     assert set(house.settle().residents) == {("sst2", 2)}
     assert house.value("sidecast_resident_side_networks") == 1
+    served = {"task": "sst2", "code": "OK"}
+    assert house.value("sidecast_requests_total", version="1", **served) is None
+    assert house.value("sidecast_requests_total", version="2", **served) == 1
 
 
 def test_a_deleted_task_leaves_and_so_do_its_metric_labels(patient: House) -> None:

@@ -96,7 +96,10 @@ def test_health_can_be_watched_by_many_from_before_a_task_is_there(tmp_path: Pat
         assert [next(first).status, next(second).status] == [UNKNOWN] * 2
         first.cancel()
         parlour.publish(TITLES)
-        assert next(second).status == SERVING
+        told = [next(second).status]
+        if told == [NOT_SERVING]:  # while it loads, for a watcher that looks in just then
+            told = [next(second).status]
+        assert told == [SERVING]
         parlour.registry.delete_task("titles")
         assert next(second).status == UNKNOWN
         second.cancel()

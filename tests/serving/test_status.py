@@ -35,6 +35,9 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.NotLoaded("sst2", 2, "still loading"), grpc.StatusCode.UNAVAILABLE, "NotLoadedError"),
     (serving.VersionRefused("sst2", 2, "damaged"), grpc.StatusCode.FAILED_PRECONDITION, "VersionRefusedError"),
     (serving.Overloaded(9, 8, 0.25), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
+    (serving.TooSlow(3.5, 1.0, 2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
+    (serving.TaskOverloaded("sst2", "rows waiting", 9, 8, 0.25), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
+    (serving.OutOfMemory(32), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
     (serving.Draining(), grpc.StatusCode.UNAVAILABLE, "DrainingError"),
     (serving.DeadlineExpired(), grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceededError"),
     (serving.Cancelled(), grpc.StatusCode.CANCELLED, "CallCancelledError"),
@@ -65,7 +68,7 @@ def details(status: Status, kind):
 def test_every_error_has_an_example_here() -> None:
     known = of_package(leaves(serving.ServingError), "serving") | of_package(leaves(registry.RegistryError), "side_")
     callers = {kind for kind in known if not issubclass(kind, StartError)}
-    raised_itself = {serving.NotLoaded}  # though it has a subclass
+    raised_itself = {serving.NotLoaded, serving.Overloaded}  # though they have subclasses
     assert callers | raised_itself == {type(error) for error, _, _ in EXAMPLES}
 
 
@@ -98,8 +101,16 @@ def test_a_bad_field_is_named() -> None:
     assert (violation.field, violation.description) == ("rows[3].sentence", "is empty")
 
 
-def test_a_shed_caller_is_told_when_to_come_back() -> None:
-    status = status_of(serving.Overloaded(9, 8, 0.25))
+@pytest.mark.parametrize(
+    "error",
+    [
+        serving.Overloaded(9, 8, 0.25),
+        serving.TooSlow(3.5, 1.0, 0.25),
+        serving.TaskOverloaded("sst2", "rows waiting", 9, 8, 0.25),
+    ],
+)
+def test_a_shed_caller_is_told_when_to_come_back(error: serving.Overloaded) -> None:
+    status = status_of(error)
     assert details(status, RetryInfo()).retry_delay.ToMilliseconds() == 250
     assert client_errors.from_status(status).retry_after_s == 0.25
 

@@ -31,7 +31,7 @@ class House:
         config = LoadConfig(poll_s=0.01, retry_s=0.02, max_retry_s=0.1)
         loader = Loader(self.registry, backbone, tokenizer, config)
         self.reconciler = Reconciler(self.registry, self.pool, loader.load, config, self.metrics)
-        self.service = PredictService(self.pool, Batcher(self.engine.predict, BatchConfig(max_wait_s=0)), tokenizer)
+        self.service = PredictService(self.pool, Batcher(self.engine, BatchConfig(max_wait_s=0)), tokenizer)
 
     def publish(self, seed: int, task: str = "sst2", **how: Any) -> int:
         run = make_run(self.folder / f"{task}-{seed}", self.backbone, self.tokenizer, make_spec(task), seed, **how)

@@ -63,7 +63,8 @@ def refusals(client: triton.InferenceServerClient) -> dict[str, list[str]]:
     wrong = triton.InferInput("sentence", [1], "FP32")
     wrong.set_data_from_numpy(np.zeros(1, np.float32))
     return {
-        "config": refusal(lambda: client.get_model_config("sst2")),
+        "config": refusal(lambda: client.get_model_config("sst3")),
+        "statistics": refusal(lambda: client.get_inference_statistics("sst2")),
         "datatype": refusal(lambda: client.infer("sst2", [wrong])),
         "task": refusal(lambda: client.infer("sst3", [tensor("sentence", TEXTS)])),
         "unload": refusal(lambda: client.unload_model("sst2")),
@@ -85,6 +86,7 @@ def main(address: str) -> None:
         "live": [client.is_server_live(), client.is_model_ready("sst2"), client.is_model_ready("nope")],
         "ready": [client.is_server_ready(), client.is_model_ready("sst2", "1"), client.is_model_ready("sst2", "2")],
         "metadata": client.get_model_metadata("sst2", as_json=True),
+        "config": client.get_model_config("rte", as_json=True),
         "server": client.get_server_metadata(as_json=True),
         "index": client.get_model_repository_index(as_json=True),
         "errors": refusals(client),

@@ -573,6 +573,17 @@ def ask(parlour: Parlour, *words: str) -> Ran:
     return sidecast("predict", *words, "--server", parlour.address)
 
 
+def test_predict_prints_texts_as_they_come(parlour: Parlour) -> None:
+    ran = ask(parlour, "titles", "one two", "three", "--stream", "--priority", "1")
+    assert (ran.code, ran.out) == (0, "TITLE: ONE TWO\nTITLE: THREE\n")
+    assert parlour.service.priorities[-2:] == [1, 1]
+    *pieces, last = map(json.loads, ask(parlour, "titles", "one two", "--stream", "--json").out.splitlines())
+    assert pieces == [{"text": text, "tokens": [n]} for n, text in enumerate(("TITLE:", " ONE", " TWO"))]
+    result = last["result"]
+    assert (result["text"], result["version"], result["finish_reason"]) == ("TITLE: ONE TWO", 1, "end")
+    assert "'sst2' is classification" in ask(parlour, "sst2", "a", "--stream").mistake
+
+
 def test_predict_answers_each_text(parlour: Parlour) -> None:
     long = "x" * 90
     ran = ask(parlour, "sst2", "dull", long)

@@ -1,0 +1,33 @@
+"""How fast the device has been of late, and so how long what waits will take. Knows no rows.
+
+Learned only from turns that left rows waiting: a turn that took all there was does not show what the device can do.
+"""
+
+MEMORY = 0.8
+"""How much each turn leaves of what was learned before."""
+
+
+class Pace:
+    """Unknown, and then every answer 0 seconds, until a turn leaves rows waiting for the first time."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = self._turns = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        return self._tokens > 0
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A turn took so many tokens off the queue in this time. Longer turns count more."""
+        if tokens > 0 and seconds > 0:
+            self._tokens = MEMORY * self._tokens + tokens
+            self._seconds = MEMORY * self._seconds + seconds
+            self._turns = MEMORY * self._turns + 1
+
+    def seconds(self, tokens: float) -> float:
+        """How long these tokens take."""
+        return tokens * self._seconds / self._tokens if self.is_known else 0.0
+
+    def turn_seconds(self, tokens: float) -> float:
+        """How long the next turn takes where so many tokens wait."""
+        return min(self._seconds / self._turns, self.seconds(tokens)) if self.is_known else 0.0
