@@ -177,7 +177,7 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
 
 
 @click.command()
-@measuring(rounds=7, seconds=0.6)
+@measuring(rounds=5, seconds=0.6)
 def main(**given: Any) -> None:
     """What callers wait for over gRPC: many tasks on one input, a known input, a first token."""
     answer(ask, name="doors", title="Calls over gRPC, and streams", columns=COLUMNS, given=given)

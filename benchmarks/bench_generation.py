@@ -25,10 +25,11 @@ import torch
 
 from benchmarks.bench_peers import KINDS, agreement, kinds_of
 from benchmarks.cli import How, answer, measuring
+from benchmarks.converted import Converted
 from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
 from benchmarks.inputs import Inputs
 from benchmarks.models import LONGEST, Loaded, make_residents
-from benchmarks.peers import Converted, hugging_face, pad
+from benchmarks.peers import hugging_face, pad
 from ladder.answerers import Generate
 from ladder.answers import TextAnswer
 from serving.engine import EngineRow, Event, Piece
@@ -169,7 +170,9 @@ class CTranslate2:
     def variants(self) -> list[Variant]:
         """The last lets no row leave early, and so has no Python called for each token."""
         wave, (apart, leaving, whole) = self.wave, self.names
-        timed = partial(self.how.timed, prepare=self._draw, count=wave.tokens, unit="tokens")
+        timed = partial(
+            self.how.timed, prepare=self._draw, count=wave.tokens, unit="tokens", clock=self.converted.clock
+        )
         return [
             timed(apart, self._apart),
             timed(leaving, self._texts),
@@ -188,11 +191,7 @@ class CTranslate2:
     def _texts(self, drawn: tuple[list[Wanted], list[list[str]]]) -> None:
         rows, words = drawn
         limits = [row.tokens for row in rows]
-
-        def stop(said: Any) -> bool:
-            return said.step + 1 >= limits[said.batch_id]
-
-        texts = self.converted.texts(words, max(limits), stop)
+        texts = self.converted.texts(words, max(limits), limits)
         if [len(text) for text in texts] != limits:
             raise BenchmarkError(f"CTranslate2 made texts of {[len(text) for text in texts]} tokens, not {limits}")
 

@@ -208,7 +208,7 @@ def together(parts: Sequence[Samples]) -> Samples:
 @click.command()
 @click.option("--full", is_flag=True, help="A server of 10,000 tasks rather than 1,000: many minutes.")
 @click.option("--gigabytes", type=click.FloatRange(0.001), default=8.0, show_default=True, help="For the large ones.")
-@measuring(rounds=7, seconds=0.6)
+@measuring(rounds=5, seconds=0.6)
 def main(full: bool, gigabytes: float, **given: Any) -> None:
     """What thousands of resident tasks cost a batch, the memory, the start and a publish."""
     answer(

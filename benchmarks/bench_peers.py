@@ -5,8 +5,9 @@
 Same backbone, rows, threads and, with PEFT, dtype; each answers the decoder's first step over rows of random tokens
 that never come twice. Ours: side networks with a text head, r 8, all rungs, through the engine. PEFT: LoRAs of rank 8
 on queries and values, unmerged as a mixed batch needs them (`adapter_names`), on Hugging Face's T5 in inference mode;
-one LoRA for all rows beside it. CTranslate2: the bare T5, no side network and no LoRA, greedily for one step; beside
-its int8 stands ours with the backbone quantised too (w8a8), on a CPU.
+one LoRA for all rows beside it. CTranslate2, in a process of its own: the bare T5, no side network and no LoRA, one
+greedy step. Beside it stand ours with the backbone quantised too (w8a8), on a CPU, as its int8 is, and with a linear
+head, which needs no decoder step.
 """
 
 import tempfile
@@ -19,11 +20,12 @@ import torch
 
 from benchmarks.bench_tasks import first_words, predict
 from benchmarks.cli import How, answer, measuring
+from benchmarks.converted import Converted
 from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
 from benchmarks.inputs import Inputs
 from benchmarks.load import SENTENCES
-from benchmarks.models import HEADS, Loaded, make_residents
-from benchmarks.peers import Converted, Loras
+from benchmarks.models import HEADS, Head, Loaded, make_residents
+from benchmarks.peers import Loras
 from ladder import run_backbone
 from serving.engine import Engine
 from serving.pool import Resident
@@ -83,11 +85,15 @@ class BesidePeft:
 
 
 class BesideConverted:
-    """One task here, the bare T5 there."""
+    """One task here, with a head of either kind, the bare T5 there."""
 
     def __init__(self, loaded: Loaded, how: How, folder: Path) -> None:
         self.loaded, self.how, self.inputs = loaded, how, Inputs(loaded, how.seed)
-        self.ours = {name: _alone(each, how) for name, each in kinds_of(loaded).items()}
+        self.ours = {
+            f"{name}{head}": _alone(each, how, heads)
+            for name, each in kinds_of(loaded).items()
+            for head, heads in (("", HEADS["text"]), (" linear head", HEADS["linear"]))
+        }
         self.converted = {kind: Converted(loaded, folder, kind) for kind in KINDS[loaded.hardware]}
         self.agreement = {kind: agreement(loaded, each) for kind, each in self.converted.items()}
 
@@ -122,7 +128,8 @@ class BesideConverted:
         def make() -> list[list[str]]:
             return converted.words(self.inputs.rows(rows, tokens))
 
-        return self.how.timed(f"CTranslate2 {kind}, {rows}x{tokens}", converted.step, make, rows)
+        name = f"CTranslate2 {kind}, {rows}x{tokens}"
+        return self.how.timed(name, converted.step, make, rows, clock=converted.clock)
 
 
 def kinds_of(loaded: Loaded) -> dict[str, Loaded]:
@@ -134,8 +141,8 @@ def kinds_of(loaded: Loaded) -> dict[str, Loaded]:
     return kinds
 
 
-def _alone(loaded: Loaded, how: How) -> tuple[Engine, Resident]:
-    [resident] = make_residents(loaded, 1, HEADS["text"], how.seed)
+def _alone(loaded: Loaded, how: How, heads: Sequence[Head]) -> tuple[Engine, Resident]:
+    [resident] = make_residents(loaded, 1, heads, how.seed)
     return loaded.engine(), resident
 
 
@@ -175,7 +182,7 @@ def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples
 @click.option(
     "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True, help="Of both."
 )
-@measuring(rounds=9, seconds=0.6)
+@measuring(rounds=5, seconds=0.6)
 def main(peers: tuple[str, ...], **given: Any) -> None:
     """The engine beside PEFT's mixed batches and CTranslate2's bare T5."""
     answer(

@@ -132,7 +132,7 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
 
 
 @click.command()
-@measuring(rounds=9, seconds=0.6)
+@measuring(rounds=5, seconds=0.6)
 def main(**given: Any) -> None:
     """What many tasks cost the engine: in one batch, on one input, on inputs that it knows already."""
     answer(ask, name="tasks", title="The engine, by tasks and inputs", columns=COLUMNS, given=given)

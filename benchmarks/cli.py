@@ -1,5 +1,6 @@
 """What the scripts have in common on the command line: which backbone, how long, and the way to a report."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,17 +58,17 @@ class How:
         count: int,
         device: str = "cpu",
         unit: str = "rows",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Variant:
         """A variant that repeats `call`, each time on what `prepare` makes outside the time: `count` units a call.
 
         Calls of another variant leave the processor's caches and threads in another state, so some come before that are
-        not counted: LEAD_S of them, but none where one call is all there is time for.
+        not counted: LEAD_S of them. `clock` is another process's where the call is done there.
         """
 
         def measure() -> Figures:
-            lead = LEAD_S if self.seconds > LEAD_S else 0.0
-            wait = partial(synchronize, device)
-            durations = time_calls(call, seconds=self.seconds, lead_s=lead, prepare=prepare, finish=wait)
+            lead, wait = 0.0 if self.quick else LEAD_S, partial(synchronize, device)
+            durations = time_calls(call, seconds=self.seconds, lead_s=lead, prepare=prepare, finish=wait, clock=clock)
             return pace(durations, count, unit)
 
         return Variant(name=name, measure=measure)

@@ -1,13 +1,12 @@
-"""The peers, at their best: Hugging Face's T5, PEFT's LoRAs on it, CTranslate2's conversion of it.
+"""The peers that run on torch as ours do, at their best: Hugging Face's T5, and PEFT's LoRAs on it.
 
-All start from the same folder of weights as ours. PEFT and CTranslate2 are no dependencies of the project's but of its
-benchmarks alone: the extra `bench`.
+They start from the same folder of weights, in the same process. CTranslate2 has one of its own: `benchmarks.converted`.
+PEFT and CTranslate2 are no dependencies of the project's but of its benchmarks alone: the extra `bench`.
 """
 
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,62 +92,3 @@ def _sliced(head: nn.Linear, words: Sequence[int]) -> nn.Linear:
     small = nn.Linear(head.in_features, len(words), bias=False, device=head.weight.device, dtype=head.weight.dtype)
     small.weight.data.copy_(head.weight.data[torch.tensor(words, device=head.weight.device)])
     return small
-
-
-class Converted:
-    """CTranslate2's T5, in `kind` ("int8", "float32" ...), with as many threads as torch has here.
-
-    Raises:
-        BenchmarkError: it is not installed, or cannot do that here.
-    """
-
-    def __init__(self, loaded: Loaded, folder: Path, kind: str) -> None:
-        self.kind, self._ctranslate2 = kind, peer("ctranslate2")
-        hush()
-        if kind not in self._ctranslate2.get_supported_compute_types(loaded.hardware):
-            raise BenchmarkError(f"CTranslate2 has no {kind} here")
-        try:
-            self._ctranslate2.converters.TransformersConverter(loaded.folder).convert(
-                str(folder / kind), quantization=kind, force=True
-            )
-            self._translator = self._ctranslate2.Translator(
-                str(folder / kind),
-                device=loaded.hardware,
-                compute_type=kind,
-                inter_threads=1,
-                intra_threads=torch.get_num_threads(),
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise BenchmarkError(f"CTranslate2 cannot convert this backbone: {error}") from error
-        self._words = _vocabulary(loaded)
-
-    def words(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Token ids as the words that CTranslate2 takes: made before what is timed."""
-        return [[self._words[token] for token in row] for row in rows]
-
-    def step(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        """Encode, take one greedy decoder step: its word for each row."""
-        return [words[0] if words else "" for words in self.texts(rows, 1)]
-
-    def texts(
-        self, rows: Sequence[Sequence[str]], longest: int, stop: Callable[[Any], bool] | None = None
-    ) -> list[list[str]]:
-        """Greedy words of exactly `longest` tokens: the end is not said before.
-
-        Args:
-            stop: told each new token of each row (`batch_id`, `step`); True ends that row, which leaves the batch.
-        """
-        more = {} if stop is None else {"callback": stop}
-        results = self._translator.translate_batch(
-            list(rows), beam_size=1, max_decoding_length=longest, min_decoding_length=longest, **more
-        )
-        return [result.hypotheses[0] for result in results]
-
-
-def _vocabulary(loaded: Loaded) -> list[str]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(loaded.folder)
-    known = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    missing = loaded.backbone.config.vocab_size - len(known)
-    return [*known, *[tokenizer.unk_token] * missing]

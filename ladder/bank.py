@@ -93,10 +93,15 @@ class SideBank:
         if shape is None:
             return side
         row, head = fold(side, shape), head_of(side)
+        head = head.to(self._backbone.device) if head else None
         with self._lock, torch.inference_mode(False), torch.no_grad():
             chunk, slot = self._take(shape)
-            self._write(chunk.rows[slot], row)
-        handle = StackedSide(side.config, chunk, slot, head.to(self._backbone.device) if head else None)
+            try:
+                self._write(chunk.rows[slot], row)
+            except BaseException:
+                self._gone.append((shape, chunk.number, slot))
+                raise
+        handle = StackedSide(side.config, chunk, slot, head)
         weakref.finalize(handle, self._gone.append, (shape, chunk.number, slot)).atexit = False
         return handle
 

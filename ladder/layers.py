@@ -94,7 +94,7 @@ def together(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each linear layer makes of `hidden`. Layers that round it to whole numbers first (`ladder.quantise`) share
     that work."""
     prepare: Any = getattr(layers[0], "prepare", None)
-    if prepare is None:
+    if prepare is None or (hidden.requires_grad and torch.is_grad_enabled()):
         return [layer(hidden) for layer in layers]
     given, rounding = prepare(hidden), cast("Sequence[Any]", layers)
     return [layer.multiply(*given, hidden.dtype) for layer in rounding]
@@ -109,11 +109,22 @@ def gelu_tanh(hidden: Tensor) -> Tensor:
     return hidden.square().mul_(0.044715 * twice).add_(twice).mul_(hidden).sigmoid_().mul_(hidden)
 
 
+def _matrix(layer: Any) -> Tensor:
+    """(out, in): a linear layer's weight, widened where it is quantised."""
+    return layer.weight if isinstance(layer, nn.Linear) else layer.full_weight()
+
+
+def is_brief(queries: int, tokens: int, head_width: int) -> bool:
+    """Whether so few queries read so many tokens that making keys and values of them costs more than it saves."""
+    return queries * (head_width + tokens) < tokens * head_width
+
+
 class Attention(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         inner = shape.heads * shape.head_width
         self.heads, self.dropout, self.scale = shape.heads, shape.dropout, shape.scale
+        self.head_width = shape.head_width
         self.q = nn.Linear(shape.width, inner, bias=shape.bias)
         self.k = nn.Linear(shape.width, inner, bias=shape.bias)
         self.v = nn.Linear(shape.width, inner, bias=shape.bias)
@@ -135,6 +146,8 @@ class Attention(nn.Module):
     def cross(self, hidden: Tensor, memory: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
         """Attention to `memory` (B, S, width), whose keys and values are computed once a cache."""
         query = self._split(self.q(hidden))
+        if cache is None and self._is_brief(query.shape[2], memory.shape[1]):
+            return self._attend_unread(query, memory, bias)
         if cache is None:
             return self._attend(query, *self.read(memory), bias)
         if cache.keys is None or cache.values is None:
@@ -147,6 +160,31 @@ class Attention(nn.Module):
         """The keys and values of `memory` (B, S, width), each (B, H, S, head_width)."""
         keys, values = together(memory, self.k, self.v)
         return self._split(keys), self._split(values)
+
+    def _is_brief(self, queries: int, tokens: int) -> bool:
+        # With gradients keys and values are always made: what is learned must not hang on a batch's longest target.
+        plain = self.k.bias is None and not torch.is_grad_enabled() and not (self.training and self.dropout)
+        return plain and is_brief(queries, tokens, self.head_width)
+
+    def _attend_unread(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """As `_attend` to the keys and values of `memory` (B, S, width), without them: queries go through the keys'
+        matrix instead, and what is mixed of the memory through the values'. q (K m) is (q K) m."""
+        rows, heads, queries, width = query.shape
+        rounded: Any = getattr(self.k, "rounded", None)
+        memory = memory if rounded is None else rounded(memory)  # as the keys' and values' own product would see it
+        asked = self._by_head(query, _matrix(self.k).unflatten(0, (heads, width)).to(query.dtype))
+        scores = torch.matmul(asked, memory.transpose(1, 2)).view(rows, heads, queries, -1)
+        shares = torch.softmax((scores * self.scale + bias).float(), -1).to(memory.dtype).flatten(1, 2)
+        mixed = torch.matmul(shares, memory).view(rows, heads, queries, -1)
+        values = _matrix(self.v).unflatten(0, (heads, width)).to(query.dtype)
+        said = self._by_head(mixed, values.transpose(1, 2)).view(rows, heads, queries, width)
+        return self.o(said.transpose(1, 2).flatten(2))
+
+    def _by_head(self, given: Tensor, matrices: Tensor) -> Tensor:
+        """(B, H, T, in) by each head's own (H, in, out): (B, H * T, out)."""
+        rows, heads, queries, _ = given.shape
+        found = torch.bmm(given.transpose(0, 1).flatten(1, 2), matrices)
+        return found.view(heads, rows, queries, -1).transpose(0, 1).flatten(1, 2)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0

@@ -112,7 +112,8 @@ class W8A8Linear(QuantisedLinear):
     """y = (codes of x) (codes of weights)^T * scale of the token * scale of the row + bias, in whole numbers.
 
     Weights use 7 of their 8 bits: kernels for CPUs without VNNI add two products of 8 bits in 16, which must not
-    overflow. Sums stay below 2^24, so that float32, the fallback where there is no such kernel, is as exact.
+    overflow. Sums over up to 2,096 inputs stay below 2^24, so that float32, the fallback where there is no such kernel,
+    is as exact; over more, nearly so.
     """
 
     codes: Tensor
@@ -139,6 +140,11 @@ class W8A8Linear(QuantisedLinear):
         steps = self.MOST_ACTIVATION / largest.clamp(min=torch.finfo(torch.float32).tiny)
         codes = (full * steps).round_().to(torch.int8).view(torch.uint8)
         return codes.bitwise_xor(128), largest / self.MOST_ACTIVATION  # two's complement: +128
+
+    def rounded(self, hidden: Tensor) -> Tensor:
+        """What `forward` multiplies with instead of `hidden`."""
+        codes, scales = self.prepare(hidden)
+        return ((codes.float() - 128) * scales).to(hidden.dtype)
 
     def multiply(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         """(..., out) of what `prepare` made of (..., in)."""
@@ -213,6 +219,7 @@ def check_method(method: str) -> None:
         _library()
 
 
+@torch.inference_mode(False)  # or nothing could be trained on it
 @torch.no_grad()
 def quantise(backbone: Backbone, method: str, device: str | torch.device = "cpu") -> None:
     """Replace every linear layer of a loaded backbone, in place; its fingerprint and name say so. "none" does nothing.

@@ -85,26 +85,24 @@ class Lane:
         self.rows, self._network = [self.rows[row] for row in order], None
         return order
 
-    def decode(self, taps: Taps) -> tuple[list[Tensor], Failures]:
+    def decode(self, taps: Taps, failures: Failures) -> list[Tensor]:
         """One token on.
 
         Args:
             taps: the backbone decoder's, of its rows and their newest tokens.
+            failures: rows that fail are put here, also where the others then find no memory; they are no longer in it.
         Returns:
-            (B, D) upsampled states of the rows that are left, in a list that is empty where none is; and the rows that
-            failed, which are no longer here.
+            (B, D) upsampled states of the rows that are left, in a list that is empty where none is.
         """
         try:
-            return [self._decode(taps)], []
+            return [self._decode(taps)]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            failures = self._failures(taps, error)
-        left = self.drop({row for row, _ in failures})
-        if not left:
-            return [], failures
-        states, more = self.decode(taps.select(torch.tensor(left, device=taps.mask.device)))
-        return states, failures + more
+            failed = self._failures(taps, error)
+        failures += failed
+        left = self.drop({row for row, _ in failed})
+        return self.decode(taps.select(torch.tensor(left, device=taps.mask.device)), failures) if left else []
 
     def close(self) -> None:
         """The step is over: `rewind` goes back to here."""
@@ -118,9 +116,9 @@ class Lane:
 
     def _decode(self, taps: Taps) -> Tensor:
         assert self._cache is not None
+        self._cache.open()
         if self._network is None:
             self._network = together([row.side for row in self.rows])
-        self._cache.open()
         return self._network.decode(taps, _nothing(taps), self._cache.memory_mask, self._cache)[:, -1]
 
     def _failures(self, taps: Taps, error: Exception) -> Failures:

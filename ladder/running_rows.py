@@ -14,7 +14,7 @@ from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass
 from ladder.generation import Generation
 from ladder.layers import Crossings
-from ladder.running_lanes import Lane, RunningRow, lane_key
+from ladder.running_lanes import Failures, Lane, RunningRow, lane_key
 from ladder.scores import adjust, draw
 from ladder.segments import Tokens, not_finite
 from ladder.static_cache import StaticCache
@@ -53,6 +53,9 @@ class RunningRows:
         self._lanes: dict[object, Lane] = {}
         self._waiting: list[_Group] = []
         self._ended: list[Said] = []  # known already, told by the next step
+        self._drawn: list[
+            tuple[torch.Generator, Tensor]
+        ] = []  # of this step, and where each one's numbers stood before
         self._places: dict[Lane, Tensor | None] = {}  # of a lane's rows among all; None: it has all, in their order
 
     def __len__(self) -> int:
@@ -105,7 +108,12 @@ class RunningRows:
                 self._cache.rewind()
                 for lane in self._lanes.values():
                     lane.rewind()
+                for numbers, state in self._drawn:
+                    numbers.set_state(state)
+                self._drop({said.row for said in self._ended if said.ending is not None})
                 raise
+            finally:
+                self._drawn.clear()
         said, self._ended = self._ended, []
         self._drop({each.row for each in said if each.ending is not None})
         return said
@@ -153,12 +161,14 @@ class RunningRows:
         taps = self._backbone.decode(newest, newest[:0], self._cache.memory_mask, self._cache)
         states, rows = [], []
         for lane in self._lanes.values():
-            state, failures = lane.decode(self._taps_of(lane, taps))
-            states += state
+            failures: Failures = []
+            try:
+                states += lane.decode(self._taps_of(lane, taps), failures)
+            finally:
+                self._ended += [Said(row, None, error) for row, error in failures]
+                if failures:
+                    self._places.clear()
             rows += lane.rows
-            self._ended += [Said(row, None, error) for row, error in failures]
-            if failures:
-                self._places.clear()
         tokens = self._choose(torch.cat(states), rows) if states else []
         self._cache.close()
         for lane in self._lanes.values():
@@ -190,6 +200,7 @@ class RunningRows:
         scores = adjust(scores, earlier, row.generation, config.eos_token_id)
         if row.random is None:
             return scores[0].argmax()
+        self._drawn.append((row.random, row.random.get_state()))
         return draw(scores, [0], [row.random], config.eos_token_id)[0]
 
     def _say(self, row: RunningRow, token: int) -> Said:

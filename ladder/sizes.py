@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ladder.backbone import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig, every_second
-from ladder.layers import BlockShape
+from ladder.layers import BlockShape, is_brief
 from ladder.named_shapes import BackboneShape
 from ladder.side import SideNetwork, side_shape
 
@@ -224,7 +224,14 @@ def _block(shape: BlockShape, tokens: int, memory: int = 0) -> int:
     inner = shape.heads * shape.head_width
     feed_forward = 2 * tokens * shape.width * shape.hidden * (3 if shape.gated else 2)
     total = feed_forward + _attention(shape.width, inner, tokens, tokens)
-    return total + (_attention(shape.width, inner, tokens, memory) if memory else 0)
+    return total + (_cross_attention(shape, tokens, memory) if memory else 0)
+
+
+def _cross_attention(shape: BlockShape, queries: int, keys: int) -> int:
+    inner = shape.heads * shape.head_width
+    if not is_brief(queries, keys, shape.head_width):
+        return _attention(shape.width, inner, queries, keys)
+    return 2 * 4 * queries * shape.width * inner + 2 * 2 * queries * keys * shape.heads * shape.width
 
 
 def _attention(width: int, inner: int, queries: int, keys: int) -> int:

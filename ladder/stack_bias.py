@@ -8,6 +8,8 @@ from torch import Tensor
 from ladder.layers import relative_bucket
 
 MOST_TABLES = 64
+MOST_BYTES = 64 * 2**20
+"""Of all tables; one that is larger is there alone."""
 STEP = 256
 """Tables for one query are made for a multiple of as many keys, so that decoding needs no new one for each token."""
 
@@ -35,9 +37,14 @@ class Buckets:
         key = (queries, keys, buckets, farthest, both, device)
         with self._lock, torch.inference_mode(False):
             if key not in self._tables:
-                if len(self._tables) >= MOST_TABLES:
-                    del self._tables[next(iter(self._tables))]
                 positions = torch.arange(keys, device=device)
                 distance = positions[None, :] - positions[keys - queries :, None]
                 self._tables[key] = relative_bucket(distance, buckets, farthest, both).flatten()
+                self._forget_oldest()
             return self._tables[key]
+
+    def _forget_oldest(self) -> None:
+        while len(self._tables) > 1 and (
+            len(self._tables) > MOST_TABLES or sum(table.nbytes for table in self._tables.values()) > MOST_BYTES
+        ):
+            del self._tables[next(iter(self._tables))]

@@ -1,6 +1,6 @@
 """Matrix products of many rows, each with its own side network's weights, and the buffers that they write into."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ class Products:
     Rows are (B, T, width) in the order of computation: each run's are adjacent, and there each side network's.
     """
 
-    def __init__(self, layout: Layout, runs: Sequence[Run], chunks: Mapping[int, Tensor]) -> None:
+    def __init__(self, layout: Layout, runs: Sequence[Run], chunks: Sequence[Tensor]) -> None:
         """
         Args:
-            chunks: (slots, numbers) each, by number.
+            chunks: (slots, numbers) each, as the runs number them.
         """
         self._layout, self._runs = layout, runs
         self._rows = [chunks[run.chunk][run.slots] for run in runs]

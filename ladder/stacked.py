@@ -111,9 +111,10 @@ class Lineup:
             raise ValueError("side networks of different shapes cannot be computed together: make a lineup of each")
         self._layout, self._device = layout_of(self.shape), sides[0].chunk.rows.device
         self._buckets = sides[0].chunk.buckets
-        self._order, self._runs = arrange([side.place for side in sides])
-        chunks = {side.chunk.number: side.chunk.rows for side in sides}
-        self._products = Products(self._layout, self._runs, chunks)
+        chunks = sorted({id(side.chunk): side.chunk for side in sides}.values(), key=lambda chunk: chunk.number)
+        numbers = {id(chunk): number for number, chunk in enumerate(chunks)}  # their own are unique in one bank alone
+        self._order, self._runs = arrange([(numbers[id(side.chunk)], side.slot) for side in sides])
+        self._products = Products(self._layout, self._runs, [chunk.rows for chunk in chunks])
         self._inside = self._outside = None
         if adjacent(self._order) is None:
             self._inside = torch.tensor(self._order, device=self._device)

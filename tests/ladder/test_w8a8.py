@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ladder import Backbone, load_backbone, run_backbone
-from ladder.layers import gelu_tanh, together
+from ladder.layers import Attention, BlockShape, KeyValues, gelu_tanh, is_brief, padding_bias, together
 from ladder.quantise import W8A8Linear, count_weights, full_precision, held_bytes, quantise
 from tests import families, tiny
 
@@ -181,3 +181,55 @@ def test_gelu_is_the_same_with_and_without_gradients():
         assert_close(gelu_tanh(hidden), expected, atol=2e-6, rtol=1e-5)
         assert torch.equal(gelu_tanh(hidden.bfloat16()), F.gelu(hidden.bfloat16(), approximate="tanh"))
     assert torch.equal(gelu_tanh(hidden.requires_grad_()), expected)
+
+
+@pytest.mark.parametrize("how", ["none", "w8a8"])
+def test_one_step_without_keys_and_values_is_the_step_with_them(folder, how):
+    """Whether a memory's keys and values are made depends on what else is asked; what comes out does not."""
+    backbone = load_backbone(folder, quantize=how)
+    given = run_backbone(backbone, [*ROWS, list(range(3, 40))])
+    memory, mask = given.taps.final, given.taps.mask
+    ids = torch.zeros(len(mask), 1, dtype=torch.long)
+    unread, read = backbone.decode(ids, memory, mask), backbone.decode(ids, memory, mask, backbone.decoder_cache())
+    for ours, theirs in zip((*unread.blocks, unread.final), (*read.blocks, read.final), strict=True):
+        assert_close(ours, theirs, atol=2e-2 if how == "w8a8" else 1e-4, rtol=1e-3)
+    assert (unread.final - read.final).norm() / read.final.norm() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_attention_without_keys_and_values_is_attention(dtype, scale):
+    torch.manual_seed(0)
+    shape = BlockShape(width=32, heads=4, head_width=8, hidden=64, gated=False, scale=scale)
+    attention = Attention(shape).to(dtype).requires_grad_(False).eval()
+    hidden, memory = torch.randn(3, 1, 32, dtype=dtype), torch.randn(3, 9, 32, dtype=dtype)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[1, 4:], mask[2] = False, False
+    bias = padding_bias(mask, dtype)
+    with torch.no_grad():
+        brief = attention.cross(hidden, memory, bias, None)
+        usual = attention.cross(hidden, memory, bias, KeyValues())
+    assert is_brief(1, 9, 8)
+    assert_close(
+        brief, usual, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=1e-5 if dtype == torch.float32 else 3e-2
+    )
+
+
+def test_gradients_of_a_block_pass_as_if_nothing_was_rounded(backbone):
+    plain, given = full_precision(backbone), torch.randn(2, 5, backbone.config.d_model)
+    found = []
+    for each in (backbone, plain):
+        hidden = given.clone().requires_grad_()
+        each.encoder.blocks[0](hidden, torch.zeros(1, 1, 1, 5)).square().sum().backward()
+        found.append(hidden.grad)
+    assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
+
+
+def test_what_was_quantised_without_gradients_can_be_trained_on(folder):
+    with torch.inference_mode():
+        backbone = load_backbone(folder, quantize="w8a8")
+    state = torch.randn(1, 1, backbone.config.d_model, requires_grad=True)
+    if not backbone.head.is_inference():
+        backbone.logits(state).sum().backward()
+        assert state.grad is not None
+    assert not any(tensor.is_inference() for tensor in backbone.encoder.buffers())
