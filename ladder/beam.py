@@ -30,17 +30,20 @@ class BeamSearch:
     def __init__(self, backbone: Backbone, segments: Sequence[Segment]) -> None:
         self._backbone, self._cache = backbone, backbone.decoder_cache()
         config = backbone.config
+        self._ended: list[Ended] = []  # known already, told by the next step
+        self._gone: set[tuple[Segment, int]] = set()  # of the rows that are still here, those that left
         with torch.inference_mode():
             for segment in segments:
                 segment.guarded(segment.begin)
             self._searches = [Search(each, config.decoder_start_token_id, config.eos_token_id) for each in segments]
             self._final, self._mask = joined(segments)
             self._tokens = torch.full((len(self._mask), 1), config.decoder_start_token_id, device=backbone.device)
-            self._ended = self._finish()
+            self._finish()
 
     def __len__(self) -> int:
         """Beams of all rows that are left."""
-        return sum(len(search.rows) * search.beams for search in self._searches)
+        gone = sum(segment.generation.num_beams for segment, _ in self._gone)
+        return sum(len(search.rows) * search.beams for search in self._searches) - gone
 
     @property
     def is_idle(self) -> bool:
@@ -50,26 +53,36 @@ class BeamSearch:
     @torch.inference_mode()
     def step(self) -> list[Ended]:
         """One token on: the rows that ended."""
+        if self._gone:
+            self._finish()
         if self._searches:
             self._advance()
-            self._ended += self._finish()
+            self._finish()
         ended, self._ended = self._ended, []
         return ended
 
-    @torch.inference_mode()
     def leave(self, rows: Collection[tuple[Segment, int]]) -> None:
-        """Rows of segments go, at whatever token they are. Nothing is told of them any more."""
-        for search in self._searches:
-            for place, row in enumerate(search.rows):
-                if (search.segment, row) in rows:
-                    search.done[place] = True
-        self._ended = [each for each in self._ended + self._finish() if each[:2] not in rows]
+        """Rows of segments go, at whatever token they are. Nothing is told of them any more.
+
+        Their places are freed by the next step: to move the others takes memory, which there may not be.
+        """
+        self._ended = [each for each in self._ended if each[:2] not in rows]
+        here = set(self._rows())
+        self._gone |= here & set(rows)
+        if self._gone == here:
+            self._searches = []
+            self._gone.clear()
 
     def give_up(self, error: Exception) -> list[Ended]:
-        """All rows end with `error`."""
-        ended = self._ended + [(search.segment, row, error) for search in self._searches for row in search.rows]
+        """All rows end with `error`, but for those whose end is known."""
+        known = self._gone | {each[:2] for each in self._ended}
+        ended = self._ended + [(segment, row, error) for segment, row in self._rows() if (segment, row) not in known]
         self._ended, self._searches = [], []
+        self._gone.clear()
         return ended
+
+    def _rows(self) -> list[tuple[Segment, int]]:
+        return [(search.segment, row) for search in self._searches for row in search.rows]
 
     def _advance(self) -> None:
         first = self._cache.length == 0
@@ -86,23 +99,25 @@ class BeamSearch:
         if first:  # from here on every beam is a row
             self._final, self._mask = self._final[order], self._mask[order]
 
-    def _finish(self) -> list[Ended]:
-        """Take out the rows that are done."""
+    def _finish(self) -> None:
+        """Take out the rows that are done or gone, and keep what those that are done have to say."""
         done = iter(torch.cat([search.done for search in self._searches]).tolist() if self._searches else [])
-        flags = [[next(done) for _ in search.rows] for search in self._searches]
+        flags = [
+            [next(done) or (search.segment, row) in self._gone for row in search.rows] for search in self._searches
+        ]
         if not any(map(any, flags)):
-            return []
-        ended, kept, start = [], [], 0
+            return
+        kept, start = [], 0
         for search, own in zip(self._searches, flags, strict=True):
             stop = start + search.asked
-            ended += search.endings(own)
+            self._ended += [each for each in search.endings(own) if each[:2] not in self._gone]
             kept.append(search.keep([place for place, gone in enumerate(own) if not gone]) + start)
             start = stop
         rows = torch.cat(kept)
         self._searches = [search for search in self._searches if search.rows]
         self._cache.reorder(rows)
         self._tokens, self._final, self._mask = self._tokens[rows], self._final[rows], self._mask[rows]
-        return ended
+        self._gone.clear()
 
 
 @dataclass(slots=True, eq=False)

@@ -91,14 +91,18 @@ class RunningTexts:
         self._running.join(rows, given, places)
 
     def leave(self, texts: Collection[Text]) -> None:
-        """Texts go, at whatever token they are: nothing is told of them any more. Those that ended are ignored."""
+        """Texts go, at whatever token they are: nothing is told of them any more. Those that ended are ignored.
+
+        Raises:
+            torch.OutOfMemoryError, or on a CPU RuntimeError: no room to close the gaps. Do it again then.
+        """
         chosen = set(texts)
         gone = [key for key, text in self._texts.items() if text in chosen]
-        for key in gone:
-            del self._texts[key]
         self._running.leave({key for key in gone if isinstance(key, RunningRow)})
         for search in self._searches:
             search.leave({key for key in gone if isinstance(key, tuple)})
+        for key in gone:
+            del self._texts[key]
         self._searches = [search for search in self._searches if not search.is_idle]
 
     def step(self) -> list[Step]:

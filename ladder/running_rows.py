@@ -215,12 +215,12 @@ class RunningRows:
         places = {place for place, row in enumerate(self._rows) if row in gone}
         if not places:
             return
-        order = self._cache.drop(places)
-        self._rows = [self._rows[row] for row in order]
-        for lane in self._lanes.values():
+        self._places.clear()
+        for lane in self._lanes.values():  # before the rows are forgotten here: what finds no room is done again
             lane.drop(gone)
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
-        self._places.clear()
+        order = self._cache.drop(places)
+        self._rows = [self._rows[row] for row in order]
 
 
 def random_numbers(generation: Generation, seed: int | None, device: torch.device) -> torch.Generator | None:

@@ -121,14 +121,14 @@ class StaticCache(DecoderCache):
 
     def _move(self, order: Sequence[int]) -> None:
         """Row `order[i]` becomes row i. None moves towards the end."""
-        end = self._low + self.length
+        end, mask = self._low + self.length, self.memory_mask[torch.tensor(order, device=self.memory_mask.device)]
+        mask = mask[:, : _extent(mask)]  # all that takes memory; where there is none, no row has moved yet
         for to, row in enumerate(order):
             if to != row and self._own is not None:
                 self._own[:, to, :, self._low : end] = self._own[:, row, :, self._low : end]
             if to != row and self._cross is not None:
                 self._cross[:, to] = self._cross[:, row]
-        mask = self.memory_mask[torch.tensor(order, device=self.memory_mask.device)]
-        self.memory_mask = mask[:, : _extent(mask)]
+        self.memory_mask = mask
         self._starts = [self._starts[row] for row in order]
         self.rows, self._low, self._first = len(order), min(self._starts), None
         self.length = end - self._low

@@ -14,13 +14,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from serving.config import BatchConfig, LimitConfig
-from serving.device_rows import DeviceRows
+from serving.device_rows import DeviceRows, Held
 from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, TooSlow
 from serving.fair_order import PRIORITIES, RowQueue
 from serving.limits import Limiter
 from serving.metrics import Metrics
 from serving.pace import Pace
 from serving.pieces import Piece
+from serving.places import Places
 from serving.row_queue import Bundle, ListRequest, Outcome, Request, Row, StreamRequest
 from serving.taking import Taking
 from serving.turns import Predict, Worker, worker_of
@@ -62,10 +63,10 @@ class Batcher:
     ) -> None:
         self._worker, self._config, self._metrics = worker_of(worker), config, metrics or Metrics()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device") if device is None else device
-        self._queue, self._pace = RowQueue(), Pace()
-        self._taking = Taking(self._queue, self._pace, config, self._drop)
+        self._queue, self._pace, self._places = RowQueue(), Pace(), Places(config.max_running_rows)
+        self._taking = Taking(self._queue, self._pace, self._places, config, self._drop)
         self._limits = Limiter(limits or LimitConfig(), self._metrics)
-        self._on_device = DeviceRows()
+        self._on_device = DeviceRows(self._note_ended)
         self._started, self._turn_tokens = 0.0, 0
         self._last: float | None = None
         """When a request came last, and how far apart they come."""
@@ -147,13 +148,17 @@ class Batcher:
             await asyncio.wait([self._runner])
         self._device.shutdown(wait=False)
 
-    def admit(self, rows: int, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise right now, as far as it can be told before work is spent on making rows."""
+    def admit(self, rows: int, deadline: float | None = None, coming: int = 0) -> None:
+        """Raise what `submit` would raise right now, as far as it can be told before work is spent on making rows.
+
+        Args:
+            coming: rows that others are making at the moment: they count as if they were in the queue.
+        """
         if self._draining:
             raise Draining()
         if deadline is not None and deadline <= self._now():
             raise DeadlineExpired()
-        self._check_room("rows", self._queue.rows, rows, self._config.max_queued_rows)
+        self._check_room("rows", self._queue.rows + coming, rows, self._config.max_queued_rows)
 
     # --- the way in and out
 
@@ -177,6 +182,7 @@ class Batcher:
         tokens = sum(bundle.tokens for bundle in request.bundles)
         self._check_room("tokens", self._queue.tokens, tokens, self._config.max_queued_tokens)
         self._check_deadline(request, tokens)
+        self._check_places(request)
         if refused:
             self._metrics.shed("task")
         for place, row in enumerate(request.rows):
@@ -234,6 +240,26 @@ class Batcher:
         if wait > left:
             self._metrics.shed("deadline")
             raise TooSlow(wait, left, _within_bounds(wait - left))
+
+    def _check_places(self, request: Request) -> None:
+        """Shed texts that would end too late, as they hold their places of late; nothing where that is unknown.
+
+        While there is a place for the first of them, they are tried.
+        """
+        texts = [bundle for bundle in request.bundles if bundle.running]
+        if request.deadline is None or not texts or not self._places.is_known:
+            return
+        rows, running = sum(bundle.running for bundle in texts), self._on_device.running
+        ahead = self._queue.texts_ahead_of(request.priority, texts[-1].owner, rows)
+        if not self._places.wait_s(ahead + texts[0].running, running) or not (ahead or running):
+            return
+        needs = self._places.wait_s(ahead + rows, running) + self._places.hold_s
+        if needs > (left := request.deadline - self._now()):
+            self._metrics.shed("deadline")
+            raise TooSlow(needs, left, _within_bounds(needs - left))
+
+    def _note_ended(self, text: Held, whole: bool) -> None:
+        self._places.learn(self._now() - text.since, whole)
 
     def _retry_after_s(self) -> float:
         """How long the queue takes at the pace of late."""
@@ -296,10 +322,20 @@ class Batcher:
         self._serve(batch)
         return batch
 
-    def _drop(self, late: Sequence[Bundle]) -> None:
-        for bundle in late:
-            bundle.request.fail(DeadlineExpired())
-            self._unqueue(bundle.request.bundles)
+    def _drop(self, late: Sequence[Bundle], soon: float) -> None:
+        """Out of the queue with the requests of these bundles: over, expired, or expired before `soon`."""
+        now = self._now()
+        for request in dict.fromkeys(bundle.request for bundle in late):
+            if not request.is_over:
+                request.fail(self._lateness(request, now, soon))
+            self._unqueue(request.bundles)
+
+    def _lateness(self, request: Request, now: float, soon: float) -> DeadlineExpired | TooSlow:
+        """Whoever still has time is told that it is too little, and when to come back."""
+        if request.deadline is None or request.deadline <= now:
+            return DeadlineExpired()
+        self._metrics.shed("deadline")
+        return TooSlow(soon - now, request.deadline - now, self._retry_after_s())
 
     def _serve(self, batch: Sequence[Bundle]) -> None:
         now = self._now()
@@ -314,7 +350,7 @@ class Batcher:
     async def _turn(self, batch: Sequence[Bundle], gone: Sequence[Row]) -> None:
         """One turn on the device: what becomes known during it is told at once."""
         loop, tokens = asyncio.get_running_loop(), sum(bundle.tokens for bundle in batch)
-        rows = self._on_device.begin(batch)
+        rows = self._on_device.begin(batch, self._now())
         self._started, self._turn_tokens = self._now(), tokens
         crowded = self._queue.scores > 0
 
@@ -327,8 +363,8 @@ class Batcher:
         except Exception as error:
             log.exception("a turn with %d new rows failed", len(rows))
             self._on_device.fail(error)
-        if crowded:
-            self._pace.learn(tokens, self._now() - self._started)
+        else:
+            self._pace.learn(tokens, self._now() - self._started, crowded)
         self._turn_tokens = 0
         self._charge_texts()
 

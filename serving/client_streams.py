@@ -3,13 +3,14 @@
 To leave its `with` block, to call `cancel` or to drop it cancels what the server has not made yet.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 import grpc
 
 from protos import sidecast_pb2 as pb
-from serving.client_errors import SidecastError, UnreachableError, from_call
+from serving.client_errors import CallCancelledError, SidecastError, UnreachableError, from_call
 from serving.client_reading import read_generated, read_piece
 from serving.client_results import GeneratedText, Piece
 
@@ -79,6 +80,11 @@ class AsyncTextStream(_Stream):
         while True:
             try:
                 response = await self._call.read()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._call.cancelled() or (task and task.cancelling()):
+                    raise
+                raise CallCancelledError("the stream was cancelled by its caller") from None
             except grpc.RpcError as error:
                 raise self._error(error) from None
             if not isinstance(response, pb.GenerateResponse):  # gRPC's mark of the end

@@ -37,6 +37,9 @@ class BatchConfig:
     """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
     max_running_rows: int = 64
     """Texts that are made at a time, each beam counted. Others wait, and rows that make no text overtake them."""
+    max_tokens_beside_texts: int = 1024
+    """Tokens of new rows in one turn while texts are being made, padding counted: these get one token a turn, however
+    much else waits. One input goes in any case. 0: as many as `max_batch_tokens`."""
     max_queued_rows: int = 8192
     """Rows waiting for the device, each beam counted; beyond it requests are shed. A request that finds no queue is
     always taken."""
@@ -48,7 +51,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows", "max_queued_tokens")
         _at_least(self, 1, "max_running_rows", "default_priority")
-        _at_least(self, 0, "max_wait_s", "batch_cost_tokens")
+        _at_least(self, 0, "max_wait_s", "batch_cost_tokens", "max_tokens_beside_texts")
         if self.default_priority > 4:
             raise ConfigError(f"default_priority must be within 1..4, got {self.default_priority}")
 

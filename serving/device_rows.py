@@ -1,6 +1,6 @@
 """The rows that the device thread has, and to whom what becomes of them is told. Lives on the event loop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,19 @@ class Held:
     row: Row
     request: Request
     place: int
+    since: float
+    """When it began."""
 
 
 class DeviceRows:
-    """Rows by identity, from the turn that begins them to their end, or until a turn is told that they are gone."""
+    """Rows by identity, from the turn that begins them to their end, or until a turn is told that they are gone.
 
-    def __init__(self) -> None:
+    Args:
+        ended: told of each text that leaves the device without an error, and whether it came to its end.
+    """
+
+    def __init__(self, ended: Callable[[Held, bool], None]) -> None:
+        self._ended = ended
         self._held: dict[int, Held] = {}
         self._leaving: set[int] = set()
         self.running = 0
@@ -42,10 +49,10 @@ class DeviceRows:
     def texts(self) -> Iterator[Held]:
         return (held for held in self._held.values() if held.row.generates)
 
-    def begin(self, batch: Sequence[Bundle]) -> list[Row]:
+    def begin(self, batch: Sequence[Bundle], now: float) -> list[Row]:
         """The batch's rows, which are on the device from now on."""
         places = [(bundle.request, place) for bundle in batch for place in bundle.places]
-        begun = [Held(request.rows[place], request, place) for request, place in places]
+        begun = [Held(request.rows[place], request, place, now) for request, place in places]
         self._held.update((id(held.row), held) for held in begun)
         self.running += sum(held.row.weight for held in begun if held.row.generates)
         return [held.row for held in begun]
@@ -56,6 +63,8 @@ class DeviceRows:
             if held := self._held.get(id(row)):
                 if not isinstance(event, Piece):
                     self._drop(held)
+                    if held.row.generates and not isinstance(event, Exception):
+                        self._ended(held, True)
                 held.request.settle(held.place, event)
 
     def end_turn(self, busy: bool) -> None:
@@ -79,6 +88,8 @@ class DeviceRows:
         gone = [self._held[key] for key in self._leaving]
         for held in gone:
             self._drop(held)
+            if held.row.generates:
+                self._ended(held, False)
         return [held.row for held in gone]
 
     def _drop(self, held: Held) -> None:

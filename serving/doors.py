@@ -22,6 +22,8 @@ from side_registry.task import TaskRef
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""
+CLOCKS_APART_S = 0.02
+"""gRPC's clock and that of the caller who gives up may be so much ahead of ours at a deadline."""
 
 
 class Service(Protocol):
@@ -104,6 +106,16 @@ class Counted:
     """What a call turned out to be; filled in while it runs."""
 
     version: int | None = None
+    deadline: float | None = None
+    """time.monotonic() seconds."""
+
+
+def code_name(error: BaseException, deadline: float | None) -> str:
+    """The code that a call is counted with. gRPC cancels a call at its deadline too: then it is the deadline's."""
+    if not isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return code_of(error).name
+    is_late = deadline is not None and time.monotonic() >= deadline - CLOCKS_APART_S
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED).name
 
 
 @contextlib.contextmanager
@@ -112,11 +124,8 @@ def counting(metrics: Metrics, task: str) -> Iterator[Counted]:
     start, counted, code = time.perf_counter(), Counted(), "OK"
     try:
         yield counted
-    except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED.name
-        raise
-    except Exception as error:
-        code = code_of(error).name
+    except (Exception, asyncio.CancelledError, GeneratorExit) as error:
+        code = code_name(error, counted.deadline)
         raise
     finally:
         metrics.request(task, counted.version, code, time.perf_counter() - start)

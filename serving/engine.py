@@ -287,13 +287,21 @@ class Engine:
         for text, tokens, ending in steps:
             row = text.handle
             assert isinstance(row, EngineRow)
-            events += [(row, piece) for piece in self._pieces(row, tokens, ending)]
+            try:
+                events += [(row, piece) for piece in list(self._pieces(row, tokens, ending))]
+            except Exception as error:  # a tokenizer that cannot decode
+                if ending is None:
+                    self._leave([row])
+                ending = error
             if ending is not None:
                 events.append((row, _checked(row.resident, ending)))
                 self._forget(row)
         _report(events)
         if events:
             deliver(events)
+        if any(isinstance(event, OutOfMemory) for _, event in events):
+            log.warning("out of memory with %d rows of beams", sum(isinstance(e, OutOfMemory) for _, e in events))
+            self._make_room()
 
     def _pieces(self, row: EngineRow, tokens: Sequence[int], ending: Answer | Exception | None) -> Iterator[Piece]:
         telling = self._tellings.get(row)
@@ -317,8 +325,17 @@ class Engine:
         leaving = [self._running[row] for row in rows if row in self._running]
         for row in rows:
             self._forget(row)
-        if leaving:
+        if not leaving:
+            return
+        try:
             self._texts.leave(leaving)
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory where %d texts leave: %s", len(leaving), error)
+        self._make_room()
+        self._texts.leave(leaving)
 
     def _forget(self, row: EngineRow) -> None:
         self._running.pop(row, None)
@@ -355,6 +372,8 @@ def _computed_alone(rows: Sequence[EngineRow]) -> set[Key]:
 
 
 def _checked(resident: Resident, outcome: Answer | Exception) -> Answer | Exception:
+    if isinstance(outcome, Exception) and is_out_of_memory(outcome):
+        return OutOfMemory(1)
     if isinstance(outcome, Exception):
         failure = SideFailed(resident.task, resident.version, str(outcome) or type(outcome).__name__)
         failure.__cause__ = outcome

@@ -26,7 +26,7 @@ SCORES, TEXTS = 0, 1
 class _Task:
     """One task's lines in one priority."""
 
-    __slots__ = ("lines", "listed", "tag", "tokens")
+    __slots__ = ("lines", "listed", "resting", "tag", "tokens")
 
     def __init__(self, tag: float) -> None:
         self.tag = tag
@@ -36,6 +36,8 @@ class _Task:
         self.lines: tuple[OrderedDict[int, Bundle], ...] = (OrderedDict(), OrderedDict())
         self.listed = [False, False]
         """Whether each line has its entry in the heap."""
+        self.resting = False
+        """Whether it is listed to be forgotten, once what it was charged is served to others too."""
 
     @property
     def waits(self) -> bool:
@@ -51,6 +53,10 @@ class FairOrder:
 
     def __init__(self) -> None:
         self._tasks: dict[str, _Task] = {}
+        self._scoring: dict[str, _Task] = {}
+        """Those with SCORES waiting."""
+        self._resting: list[tuple[float, str]] = []
+        """A heap of (tag, name) of tasks that have nothing waiting; it may lag behind, as the other heaps."""
         self._heaps: tuple[list[tuple[float, int, _Task]], ...] = ([], [])
         """An entry per waiting line; tags only grow, so an entry may lag behind its task's."""
         self._now = 0.0
@@ -58,6 +64,8 @@ class FairOrder:
         self.counts = [0, 0]
         """Bundles that wait, in SCORES and in TEXTS."""
         self.tokens = [0, 0]
+        self._texts: dict[str, int] = {}
+        """Rows of texts that wait, by the task in whose line."""
 
     def __len__(self) -> int:
         return self.counts[SCORES] + self.counts[TEXTS]
@@ -69,7 +77,10 @@ class FairOrder:
         line = _line(bundle)
         task.lines[line][bundle.number] = bundle
         task.tokens[line] += bundle.tokens
+        if line == SCORES:
+            self._scoring[bundle.owner] = task
         self._list(task, line)
+        self._count_texts(bundle, 1)
         self.counts[line] += 1
         self.tokens[line] += bundle.tokens
 
@@ -79,12 +90,17 @@ class FairOrder:
         if task is None or task.lines[line].pop(bundle.number, None) is None:
             return False
         task.tokens[line] -= bundle.tokens
+        if not task.lines[SCORES]:
+            self._scoring.pop(bundle.owner, None)
+        self._count_texts(bundle, -1)
         self.counts[line] -= 1
         self.tokens[line] -= bundle.tokens
         if not len(self):
             self._tasks, self._heaps, self._now = {}, ([], []), 0.0  # with nobody to share with, nobody owes anything
-        elif not task.waits and task.tag <= self._now:
-            del self._tasks[bundle.owner]
+            self._resting = []
+        elif not task.waits:
+            self._rest(bundle.owner, task)
+            self._forget_rested()
         return True
 
     def serve(self, bundles: Iterable[Bundle]) -> None:
@@ -95,6 +111,7 @@ class FairOrder:
             for task, tokens in bundle.shares.items():
                 self.charge(task, tokens)
             self.remove(bundle)
+        self._forget_rested()
 
     def charge(self, name: str, tokens: float) -> None:
         """Put so much service on a task's account, as long as others of this priority wait."""
@@ -102,6 +119,8 @@ class FairOrder:
             return
         task = self._tasks.setdefault(name, _Task(self._now))
         task.tag = (task.tag if task.waits else max(task.tag, self._now)) + tokens
+        if not task.waits:
+            self._rest(name, task)
 
     def window(self, line: int, count: int) -> list[Place]:
         """The next bundles of one kind of line, at most `count`, in their order."""
@@ -139,8 +158,28 @@ class FairOrder:
         waiting = own.tokens[SCORES] if own else 0
         start = own.tag if own and own.waits else max(own.tag if own else 0.0, self._now)
         end = start + waiting + tokens
-        others = (each for each in self._tasks.values() if each is not own and each.tokens[SCORES])
+        others = (each for each in self._scoring.values() if each is not own)
         return waiting + sum(min(each.tokens[SCORES], max(0.0, end - each.tag)) for each in others)
+
+    def texts_ahead_of(self, name: str, rows: int) -> int:
+        """Rows of texts that start before this many of a task that would join now, if no more came.
+
+        Tasks take turns: of each other one no more than this task has itself.
+        """
+        own = self._texts.get(name, 0)
+        return own + sum(min(each, own + rows) for task, each in self._texts.items() if task != name)
+
+    def _count_texts(self, bundle: Bundle, sign: int) -> None:
+        """Of a line of texts, the rows."""
+        if left := self._texts.get(bundle.owner, 0) + sign * bundle.running:
+            self._texts[bundle.owner] = left
+        else:
+            self._texts.pop(bundle.owner, None)
+
+    @property
+    def texts(self) -> int:
+        """Rows of texts that wait."""
+        return sum(self._texts.values())
 
     def _owner(self, bundle: Bundle) -> str:
         if len(bundle.shares) == 1:
@@ -153,6 +192,24 @@ class FairOrder:
         if not task.waits:
             task.tag = max(task.tag, self._now)
         return task
+
+    def _rest(self, name: str, task: _Task) -> None:
+        """It has nothing waiting: to be forgotten when its tag has been served."""
+        if not task.resting:
+            task.resting = True
+            heapq.heappush(self._resting, (task.tag, name))
+
+    def _forget_rested(self) -> None:
+        while self._resting and self._resting[0][0] <= self._now:
+            _, name = heapq.heappop(self._resting)
+            task = self._tasks[name]
+            task.resting = False
+            if task.waits:
+                continue
+            if task.tag > self._now:
+                self._rest(name, task)
+            else:
+                del self._tasks[name]
 
     def _list(self, task: _Task, line: int) -> None:
         if task.lines[line] and not task.listed[line]:
@@ -224,3 +281,8 @@ class RowQueue:
         """Tokens that are served before a bundle that would join now, if no more came, without those of texts."""
         higher = sum(order.tokens[SCORES] for level, order in self.orders.items() if level < priority)
         return higher + self.orders[priority].ahead_of(task, tokens)
+
+    def texts_ahead_of(self, priority: int, task: str, rows: int) -> int:
+        """Rows of texts that start before so many of this task that would join now, if no more came."""
+        higher = sum(order.texts for level, order in self.orders.items() if level < priority)
+        return higher + self.orders[priority].texts_ahead_of(task, rows)

@@ -27,6 +27,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
         self._known: frozenset[str] = frozenset()
+        self._forgotten: set[tuple[str, int]] = set()
+        """Versions of known tasks: an answer of theirs that comes late must not bring their series back."""
         self.requests = Counter(
             "sidecast_requests", "Answered requests, per task of each.", ("task", "version", "code"), registry=registry
         )
@@ -67,14 +69,14 @@ class Metrics:
         self.running_rows = Gauge("sidecast_running_rows", "Texts being made, each beam counted.", registry=registry)
         self.shed_requests = Counter(
             "sidecast_shed_requests",
-            "Requests refused because the queue was full (queue) or too long for their deadline (deadline), or because "
-            "a task was at a limit of its own (task).",
+            "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
+            "or when their turn came), or because a task was at a limit of its own (task).",
             ("reason",),
             registry=registry,
         )
         self.expired_rows = Counter(
             "sidecast_expired_rows",
-            "Rows without an answer at their deadline, or dropped as too late.",
+            "Rows without an answer at their deadline.",
             registry=registry,
         )
         self.resident_side_networks = Gauge(
@@ -127,10 +129,17 @@ class Metrics:
             for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
                 metric.remove_by_labels({"task": task})
         self._known = known
+        self._forgotten = {each for each in self._forgotten if each[0] in known}
+
+    def remember(self, task: str, version: int) -> None:
+        """It is served, perhaps again."""
+        self._forgotten.discard((task, version))
 
     def forget(self, task: str, version: int) -> None:
         """Drop the series of a version that is no longer served."""
         self.requests.remove_by_labels({"task": task, "version": str(version)})
+        if task in self._known:
+            self._forgotten.add((task, version))
 
     def shed(self, reason: str) -> None:
         """Count a refused request; `reason` is one of SHED_REASONS."""
@@ -143,7 +152,8 @@ class Metrics:
     def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
         """Count one task's answer. `version` is the one that answered, None where none did; `code` as in OK."""
         name = task if task in self._known else UNKNOWN
-        number = UNKNOWN if version is None or name == UNKNOWN else str(version)
+        is_gone = version is None or name == UNKNOWN or (name, version) in self._forgotten
+        number = UNKNOWN if is_gone else str(version)
         self.requests.labels(name, number, code).inc()
         if seconds is not None:
             self.request_seconds.labels(name).observe(seconds)

@@ -4,6 +4,7 @@ and back.
 Raises what is wrong; the gate makes statuses of it.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -13,12 +14,12 @@ from grpc.aio import ServicerContext
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.doors import Service, Tenants, counting, deadline_of
+from serving.doors import Service, Tenants, code_name, counting, deadline_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.overrides import Overrides
 from serving.service import Generated, InputRow, Piece, Prediction, Prompt
-from serving.status import code_of, status_of
+from serving.status import status_of
 from side_registry.task import TaskRef, TaskSpec
 
 
@@ -29,12 +30,13 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
         with counting(self._metrics, request.task) as counted:
             ref = read_ref(request)
+            counted.deadline = deadline_of(context, _timeout(request))
             prediction = await self._service.predict(
                 ref.task,
                 read_rows(request.rows),
                 version=ref.version,
                 alias=ref.alias,
-                deadline=deadline_of(context, _timeout(request)),
+                deadline=counted.deadline,
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
@@ -43,20 +45,21 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
             return write_prediction(prediction)
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
-        start, refs = time.perf_counter(), [read_ref(task) for task in request.tasks]
+        start, refs, deadline = time.perf_counter(), [read_ref(task) for task in request.tasks], None
         try:
+            deadline = deadline_of(context, _timeout(request))
             outcomes = await self._service.predict_tasks(
                 refs,
                 read_rows(request.rows),
-                deadline=deadline_of(context, _timeout(request)),
+                deadline=deadline,
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
             )
-        except Exception as error:
-            self._count(refs, [error] * len(refs), start)
+        except (Exception, asyncio.CancelledError) as error:
+            self._count(refs, [error] * len(refs), start, deadline)
             raise
-        self._count(refs, outcomes, start)
+        self._count(refs, outcomes, start, deadline)
         return pb.PredictTasksResponse(results=map(_write_result, request.tasks, outcomes))
 
     async def Generate(
@@ -64,12 +67,13 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         with counting(self._metrics, request.task) as counted:
             ref = read_ref(request)
+            counted.deadline = deadline_of(context, _timeout(request))
             events = self._service.stream(
                 ref.task,
                 _read_row(request.row, "row"),
                 version=ref.version,
                 alias=ref.alias,
-                deadline=deadline_of(context, _timeout(request)),
+                deadline=counted.deadline,
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
@@ -80,11 +84,17 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                         counted.version = event.prediction.version
                     yield _write_event(event)
 
-    def _count(self, refs: Sequence[TaskRef], outcomes: Sequence[Prediction | Exception], start: float) -> None:
+    def _count(
+        self,
+        refs: Sequence[TaskRef],
+        outcomes: Sequence[Prediction | BaseException],
+        start: float,
+        deadline: float | None,
+    ) -> None:
         seconds = time.perf_counter() - start
         for ref, outcome in zip(refs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                self._metrics.request(ref.task, None, code_of(outcome).name, seconds)
+            if isinstance(outcome, BaseException):
+                self._metrics.request(ref.task, None, code_name(outcome, deadline), seconds)
             else:
                 self._metrics.request(ref.task, outcome.version, "OK", seconds)
 

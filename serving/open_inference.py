@@ -104,6 +104,7 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         with counting(self._metrics, request.model_name) as counted:
             wish = self._read(request, context)
+            counted.deadline = wish.how["deadline"]
             prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
             counted.version = prediction.version
             return _respond(request, prediction)
@@ -119,6 +120,7 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
             wish = self._read(request, context)
+            counted.deadline = wish.how["deadline"]
             if wish.spec.kind != "text" or len(wish.rows) > 1:
                 prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
                 counted.version = prediction.version

@@ -1,10 +1,15 @@
 """How fast the device has been of late, and so how long what waits will take. Knows no rows.
 
-Learned only from turns that left rows waiting: a turn that took all there was does not show what the device can do.
+Learned from turns that left rows waiting: one that took all there was does not show what the device can do, except
+where it was faster than predicted. Without that, a pace that is far too slow would keep the queue so short that it is
+never learned again.
 """
 
 MEMORY = 0.8
 """How much each turn leaves of what was learned before."""
+
+STALL = 4.0
+"""A turn counts for at most this many times what was predicted: one that stalled says little about the next."""
 
 
 class Pace:
@@ -17,12 +22,22 @@ class Pace:
     def is_known(self) -> bool:
         return self._tokens > 0
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        """A turn took so many tokens off the queue in this time. Longer turns count more."""
-        if tokens > 0 and seconds > 0:
-            self._tokens = MEMORY * self._tokens + tokens
-            self._seconds = MEMORY * self._seconds + seconds
-            self._turns = MEMORY * self._turns + 1
+    def learn(self, tokens: int, seconds: float, crowded: bool = True) -> None:
+        """A turn took so many tokens off the queue in this time. Longer turns count more.
+
+        Args:
+            crowded: it left rows waiting.
+        """
+        if tokens <= 0 or seconds <= 0:
+            return
+        predicted = self.seconds(tokens)
+        if not crowded and seconds >= predicted:
+            return
+        if self.is_known:
+            seconds = min(seconds, STALL * predicted)
+        self._tokens = MEMORY * self._tokens + tokens
+        self._seconds = MEMORY * self._seconds + seconds
+        self._turns = MEMORY * self._turns + 1
 
     def seconds(self, tokens: float) -> float:
         """How long these tokens take."""

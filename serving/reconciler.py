@@ -233,6 +233,8 @@ class Reconciler:
         if before.residents is not state.residents:
             for task, version in before.residents.keys() - state.residents.keys():
                 self._metrics.forget(task, version)
+            for task, version in state.residents.keys() - before.residents.keys():
+                self._metrics.remember(task, version)
         self._metrics.generation_wanted.set(state.wanted)
         self._metrics.generation_served.set(state.generation)
         if self._on_change:

@@ -214,7 +214,7 @@ class PredictService:
         """The tasks found and the rows tokenized, or what is wrong with them."""
         self._check_size(len(refs), len(rows))
         check_priority(wish.priority)
-        self._batcher.admit(len(rows), wish.deadline)
+        self._batcher.admit(len(rows), wish.deadline, self._tokenizing.rows)
         state = self._pool.snapshot()
         targets = [resolve(state, ref, wish.generation, among=among) for ref in refs]
         return state, await self._tokenizing.encode(targets, rows, wish.deadline)

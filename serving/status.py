@@ -74,7 +74,8 @@ def trailers(status: Status) -> tuple[tuple[str, bytes], ...]:
 
 def _internal(error: BaseException) -> Status:
     request_id = secrets.token_hex(8)
-    log.error("internal error %s: %s", request_id, error, exc_info=error)
+    traceback = None if isinstance(error, serving.ServingError) else error  # what raised it has logged that one's
+    log.error("internal error %s: %s", request_id, error, exc_info=traceback)
     known = any(kind in CODES for kind in type(error).__mro__)
     message = str(error) if known else f"internal error, see {request_id} in the server's log"
     info = _error_info(error) if known else ErrorInfo(reason="INTERNAL", domain=DOMAIN)

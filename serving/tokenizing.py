@@ -45,6 +45,9 @@ class Tokenizing:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
         self._free = threads
         self._waiting: list[_Request] = []
+        self._closed = False
+        self.rows = 0
+        """Rows that wait here or become tokens, a row of several tasks once for each."""
 
     async def encode(
         self, targets: Sequence[Target | Refused], rows: Sequence[InputRow], deadline: float | None = None
@@ -56,22 +59,28 @@ class Tokenizing:
 
         Raises:
             DeadlineExpired.
+            Draining: it is closed.
         """
+        if self._closed:
+            raise Draining()
         start, loop = perf_counter(), asyncio.get_running_loop()
         request = _Request(targets, rows, loop.create_future())
         self._waiting.append(request)
+        self.rows += len(targets) * len(rows)
         if len(self._waiting) == 1:
             loop.call_soon(self._start)  # after the others that this turn of the loop brings
         alarm = None if deadline is None else loop.call_at(deadline, request.fail, DeadlineExpired())
         try:
             return await request.future
         finally:
+            self.rows -= len(targets) * len(rows)
             if alarm:
                 alarm.cancel()
             self._metrics.stage("tokenize", perf_counter() - start)
 
     def close(self) -> None:
         """Take no more: what waits fails with Draining, what a thread has begun it finishes."""
+        self._closed = True
         self._threads.shutdown(wait=False)
         for request in self._waiting:
             request.fail(Draining())

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks import bench_peers, bench_pressure, peers, random_backbone
 from benchmarks.bench_all import SCRIPTS
 from benchmarks.bench_generation import ratios
 from benchmarks.bench_many import together
+from benchmarks.converted import Converted
 from benchmarks.goals import GOALS
 from benchmarks.harness import BenchmarkError, Samples
 from benchmarks.inputs import END, FIRST, Inputs
@@ -57,6 +59,16 @@ def missing(script: str, document: dict[str, Any]) -> list[str]:
 
 def test_every_goal_is_of_a_script_that_bench_all_runs():
     assert {goal.report for goals in GOALS.values() for goal in goals} == set(SCRIPTS)
+
+
+def test_a_goal_beside_ctranslate2_is_of_one_kind_of_head():
+    ours = [f"engine {kind}{head}" for kind in ("float32", "w8a8") for head in (" linear head", "")]
+    theirs = [f"CTranslate2 {kind}, {shape}" for kind in ("int8", "float32") for shape in ("8x32", "16x64")]
+    names = [f"{our} / {their}" for our in ours for their in theirs]
+    goals = [goal for goal in GOALS["Beside peers"] if "int8" in goal.ratio]
+    found = [[name for name in names if fnmatchcase(name, goal.ratio)] for goal in goals]
+    assert all(len(each) == 1 for each in found)
+    assert [goal.least is None for goal in goals] == ["linear head" in name for [name] in found]
 
 
 def test_inputs_have_their_length_end_in_the_end_token_and_never_come_twice(loaded):
@@ -122,13 +134,29 @@ def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
 
 @needs_peers
 def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_lengths(loaded, tmp_path):
-    converted = peers.Converted(loaded, tmp_path, "float32")
-    assert bench_peers.agreement(loaded, converted) > 0.9
-    words = converted.words(Inputs(loaded).rows(3, 7))
-    limits = [2, 5, 3]
-    texts = converted.texts(words, 5, lambda said: said.step + 1 >= limits[said.batch_id])
-    assert [len(text) for text in texts] == limits
-    assert [len(text) for text in converted.texts(words, 5)] == [5, 5, 5]
+    with closing(Converted(loaded, tmp_path, "float32")) as converted:
+        assert bench_peers.agreement(loaded, converted) > 0.9
+        words = converted.words(Inputs(loaded).rows(3, 7))
+        before, limits = converted.clock(), [2, 5, 3]
+        assert [len(text) for text in converted.texts(words, 5, limits)] == limits
+        assert [len(text) for text in converted.texts(words, 5)] == [5, 5, 5]
+        assert converted.clock() > before  # its own time, which no other call adds to
+        assert converted.clock() == converted.clock()
+        assert "ctranslate2" not in sys.modules
+    assert converted.process.exitcode == 0
+
+
+@needs_peers
+def test_what_ctranslate2s_process_cannot_do_is_one_line_here(loaded, tmp_path):
+    with pytest.raises(BenchmarkError, match="no int7 here"):
+        Converted(loaded, tmp_path, "int7")
+    with closing(Converted(loaded, tmp_path, "float32")) as converted:
+        with pytest.raises(BenchmarkError, match=r"CTranslate2 cannot do this: .+") as caught:
+            converted.texts([["a"]], -1)
+        assert "\n" not in str(caught.value)
+        converted.process.join(10)
+        with pytest.raises(BenchmarkError, match="process has ended, exit code 0"):
+            converted.texts([["a"]], 1)
 
 
 @pytest.mark.slow

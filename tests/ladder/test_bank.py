@@ -9,6 +9,7 @@ import torch
 
 from ladder import Backbone, load_backbone
 from ladder.bank import FEWEST_SLOTS, SideBank
+from ladder.stack_heads import StackedLinear
 from ladder.stack_layout import fold, layout_of, shape_of
 from ladder.stacked import Lineup
 from tests.ladder.stacks import make_inputs, make_sides, stacked
@@ -113,3 +114,22 @@ def test_many_threads_never_share_a_slot(backbone: Backbone, bank: SideBank) -> 
         thread.join()
     gc.collect()
     assert len({each.place for each in kept}) == len(kept) == 80 == bank.slots
+
+
+@pytest.mark.parametrize("part", ["head", "weights"])
+def test_what_could_not_be_added_leaves_no_slot_taken(
+    backbone: Backbone, bank: SideBank, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    [side] = make_sides(backbone, 1, head="linear")
+
+    def cramped(*_: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    owner, name = (StackedLinear, "to") if part == "head" else (SideBank, "_write")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, cramped)
+        for _ in range(3):
+            with pytest.raises(torch.OutOfMemoryError):
+                bank.add(side)
+    assert bank.slots == 0
+    assert [each.place for each in stacked(bank, [side, side])] == [(0, 0), (0, 1)]

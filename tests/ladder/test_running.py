@@ -20,9 +20,11 @@ from ladder import (
     load_backbone,
     run_backbone,
     running_lanes,
+    running_rows,
+    static_cache,
 )
 from ladder.bank import SideBank
-from ladder.beam import BeamSearch
+from ladder.beam import BeamSearch, Search
 from ladder.running import RunningTexts, Text
 from ladder.running_rows import random_numbers
 from ladder.scores import adjust, draw
@@ -408,6 +410,132 @@ def test_a_fault_and_no_room_in_one_step(house, monkeypatch):
         if text is not broken:
             playing.heard[text] += tokens
     playing.finish()
+
+
+def test_a_lane_that_fails_beside_one_without_room_is_told_by_the_next_step(house, monkeypatch):
+    playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
+    broken, whole = text_of(bad, HOWS[1]), Lineup.decode
+    playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
+    playing.join([(4, 1, LIMIT, 0, 0, True)])  # of another shape
+    told = playing.running.step()
+
+    def decode(network, *given):
+        raise ArithmeticError("broken") if bad in network._sides else torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(Lineup, "decode", decode)
+    with pytest.raises(torch.OutOfMemoryError):
+        playing.running.step()
+    monkeypatch.setattr(Lineup, "decode", whole)
+    tell_but(broken, playing, told + playing.running.step())
+    playing.finish()
+
+
+def test_a_row_that_fails_before_its_lane_finds_no_room_is_told_by_the_next_step(house, monkeypatch):
+    playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
+    broken, whole, tried = text_of(bad, HOWS[1]), Lineup.decode, []
+    playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
+    playing.join([(0, 1, LIMIT, 0, 0, True)])
+    told = playing.running.step()
+
+    def decode(network, *given):
+        if bad in network._sides:
+            raise ArithmeticError("broken")
+        if tried:  # its neighbour alone had room
+            raise torch.OutOfMemoryError("none left")
+        tried.append(network)
+        return whole(network, *given)
+
+    monkeypatch.setattr(Lineup, "decode", decode)
+    with pytest.raises(torch.OutOfMemoryError):
+        playing.running.step()
+    monkeypatch.setattr(Lineup, "decode", whole)
+    tell_but(broken, playing, told + playing.running.step())
+    playing.finish()
+
+
+def tell_but(broken: Text, playing: Play, told: list) -> None:
+    assert [type(ending) for text, _, ending in told if text is broken] == [type(None), ArithmeticError]
+    for text, tokens, _ in told:
+        if text is not broken:
+            playing.heard[text] += tokens
+
+
+def test_a_seeded_text_is_the_same_after_a_step_that_found_no_room(house, monkeypatch):
+    playing, calls = Play(house), [0]
+    whole = running_rows.adjust
+
+    def cramped(*given):
+        calls[0] += 1
+        if calls[0] in (4, 7):  # a neighbour has drawn already
+            raise torch.OutOfMemoryError("none left")
+        return whole(*given)
+
+    playing.join([(side, 5, LIMIT, side, seed, True) for side in range(2) for seed in range(2)])
+    monkeypatch.setattr(running_rows, "adjust", cramped)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            playing.running.step()
+    playing.finish()
+
+
+def test_who_found_no_room_to_leave_leaves_once_there_is_some(house, monkeypatch):
+    playing, whole = Play(house), static_cache._extent
+    playing.join([(side, 1, LIMIT, side, 0, True) for side in (0, 1, 4)])
+    gone = [text_of(house.stacked[side], HOWS[1]) for side in (1, 4)]
+    playing.running.join(gone, run_backbone(house.backbone, INPUTS), [0, 1])
+    for text, tokens, _ in playing.running.step():
+        if text not in gone:
+            playing.heard[text] += tokens
+    for room in (0, 1, 1):  # for none, for the first shape, and then for the second but not the backbone
+        calls = [0]
+
+        def cramped(mask, room=room, calls=calls):
+            calls[0] += 1
+            if calls[0] > room:
+                raise torch.OutOfMemoryError("none left")
+            return whole(mask)
+
+        monkeypatch.setattr(static_cache, "_extent", cramped)
+        with pytest.raises(torch.OutOfMemoryError):
+            playing.running.leave(gone)
+    monkeypatch.setattr(static_cache, "_extent", whole)
+    playing.running.leave(gone)
+    assert len(playing.running) == 3
+    playing.finish()
+
+
+def test_to_leave_a_beam_search_needs_no_room(house, monkeypatch):
+    running = RunningTexts(house.backbone)
+    texts = [text_of(house.sides[1], HOWS[7]), text_of(house.sides[1], HOWS[7]), text_of(house.sides[1])]
+    running.join(texts, run_backbone(house.backbone, INPUTS), [0, 1, 2])
+    running.step()
+    assert len(running) == 5
+
+    def cramped(self: BeamSearch) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(BeamSearch, "_finish", cramped)
+    running.leave(texts[:1])
+    assert len(running) == 3
+    told = {text: ending for text, _, ending in running.step()}
+    assert isinstance(told.pop(texts[1]), torch.OutOfMemoryError)
+    assert told == {texts[2]: None}
+    assert len(running) == 1
+
+
+def test_beams_that_ended_before_there_was_no_room_keep_their_texts(house, monkeypatch):
+    running = RunningTexts(house.backbone)
+    texts = [text_of(house.sides[1], HOWS[7], limit) for limit in (2, 9)]
+    running.join(texts, run_backbone(house.backbone, INPUTS), [0, 0])
+
+    def cramped(self: Search, places: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(Search, "keep", cramped)
+    told = {text: ending for _ in range(9) for text, _, ending in running.step()}
+    assert isinstance(told[texts[0]], TextAnswer)
+    assert isinstance(told[texts[1]], torch.OutOfMemoryError)
+    assert running.is_idle
 
 
 def test_beams_that_found_no_room_end_with_it(house, monkeypatch):

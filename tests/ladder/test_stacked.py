@@ -16,7 +16,7 @@ from ladder.layers import relative_bucket
 from ladder.stack_bias import Buckets
 from ladder.stack_reads import Reads
 from ladder.stack_runs import Run, arrange, progressions
-from ladder.stacked import Lineup
+from ladder.stacked import Lineup, Side, StackedSide
 from tests import families, tiny
 from tests.ladder import golden
 from tests.ladder.stacks import make_inputs, make_sides, one_by_one, stacked, tokens_of
@@ -158,6 +158,21 @@ def test_different_shapes_make_no_lineup(t5: Backbone) -> None:
     [one], [other] = (stacked(bank, make_sides(t5, 1, reduction=reduction)) for reduction in (4, 8))
     with pytest.raises(ValueError, match="lineup of each"):
         Lineup([one, other])
+
+
+def test_side_networks_of_two_banks_answer_as_each_alone(t5: Backbone) -> None:
+    """Their chunks have the same numbers."""
+    sides, first, second = make_sides(t5, 4), SideBank(t5), SideBank(t5)
+    held = [first.add(sides[0]), second.add(sides[1]), second.add(sides[2]), first.add(sides[3])]
+    assert [each.place for each in stacked_only(held)] == [(0, 0), (0, 0), (0, 1), (0, 1)]
+    taps = t5.encode(*make_inputs(4))
+    together = Lineup(stacked_only(held)).encode(taps)
+    for row, side in enumerate(stacked_only(held)):
+        assert_close(together[row], Lineup([side]).encode(taps.select(torch.tensor([row])))[0], **CLOSE)
+
+
+def stacked_only(sides: list[Side]) -> list[StackedSide]:
+    return [side for side in sides if isinstance(side, StackedSide)]
 
 
 def test_what_cannot_be_stacked_stays_a_module(backbones: dict[str, Backbone]) -> None:

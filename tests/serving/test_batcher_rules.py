@@ -33,7 +33,7 @@ class Watched(Writer):
             self.running.clear()
             raise MemoryError("told to fail")
         inputs = {each.ids for each in rows}
-        weight = sum(each.weight for each in rows)
+        weight = sum(each.weight for each in rows if each.weight <= RUNNING)  # a text too heavy to fit goes beside them
         tokens = len(inputs) * max((len(each.ids) for each in rows), default=0)
         assert len(inputs) <= 1 or (weight <= ROWS and tokens <= TOKENS), "over the budget"
         for each in rows:

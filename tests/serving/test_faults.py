@@ -9,6 +9,7 @@ import torch
 
 from ladder import Answer, Backbone, TextAnswer, Tokenizer
 from ladder.bank import SideBank
+from ladder.beam import BeamSearch
 from ladder.errors import is_out_of_memory
 from ladder.generation import Generation
 from ladder.stacked import Lineup
@@ -172,6 +173,109 @@ def test_where_a_step_finds_no_memory_the_youngest_texts_end_and_the_others_go_o
     assert all(isinstance(each, OutOfMemory) for each in found[3:])
     monkeypatch.undo()
     assert isinstance(engine.predict(make_rows(residents[2:3], tokenizer, 1))[0], TextAnswer)
+
+
+def in_beams(resident: Resident) -> Resident:
+    return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
+
+
+def test_who_leaves_a_beam_search_while_memory_is_short_ends_nobody(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beams, plain = make_rows([in_beams(residents[2])], tokenizer, 2), make_rows(residents[2:3], tokenizer, 1)
+    expected = Engine(engine.backbone).predict([replace(plain[0])])
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn([*beams, *plain], (), heard.update)
+
+    def cramped(self: BeamSearch) -> None:
+        raise ON_GPU
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BeamSearch, "_finish", cramped)
+        engine.turn((), beams[:1], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert beams[0] not in heard
+    assert isinstance(heard[beams[1]], OutOfMemory)
+    assert heard[plain[0]] == expected[0]
+
+
+def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents[2:3], tokenizer, 2)
+    expected = Engine(engine.backbone).predict([replace(row) for row in rows])
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), heard.update)
+    full = raising_where(engine._texts.leave, ON_GPU, lambda *_: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._texts, "leave", full)
+    engine.turn((), rows[:1], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard == {rows[1]: expected[1]}
+
+
+def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
+    engine: Engine, residents, tokenizer: Tokenizer
+) -> None:
+    beams = make_rows([in_beams(residents[2])], tokenizer, 3)
+    expected = Engine(engine.backbone).predict([replace(row) for row in beams])
+    heard: dict[EngineRow, Event] = {}
+    engine.turn(beams, (), heard.update)
+    engine.turn((), beams[1:2], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard == {beams[0]: expected[0], beams[2]: expected[2]}
+    engine.turn(gone := [replace(row) for row in beams], (), heard.update)
+    assert not engine.turn((), gone, heard.update)
+    assert len(engine._texts) == 0
+
+
+def test_a_beam_search_without_memory_says_so_and_empties_the_cache(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*make_rows([in_beams(residents[2])], tokenizer, 1), *make_rows(residents[2:3], tokenizer, 1)]
+    expected = Engine(engine.backbone).predict([replace(rows[1])])
+
+    def cramped(self: BeamSearch) -> None:
+        raise ON_CPU
+
+    monkeypatch.setattr(BeamSearch, "_advance", cramped)
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), heard.update)
+    assert isinstance(heard[rows[0]], OutOfMemory)
+    assert len(engine.cache) == 0
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard[rows[1]] == expected[0]
+
+
+# --- texts that cannot be read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
+    engine: Engine, residents, tokenizer: Tokenizer, tokens: int
+) -> None:
+    def decode(ids: Sequence[int]) -> str:
+        if len(ids) > tokens:
+            raise IndexError("piece id is out of range")
+        return tokenizer.decode(ids)
+
+    [sound] = make_rows(residents[2:3], tokenizer, 1)
+    how = replace(residents[2].answerer, decode=decode, generation=Generation(min_new_tokens=5))
+    broken = EngineRow(sound.ids, residents[2], how, streams=True)
+    expected = Engine(engine.backbone).predict([replace(sound)])
+    heard: dict[EngineRow, list[Event]] = {broken: [], sound: []}
+    engine.turn([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    while engine.running:
+        engine.turn((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    *pieces, ending = heard[broken]
+    assert isinstance(ending, SideFailed)
+    assert "out of range" in str(ending)
+    assert len(pieces) <= tokens
+    assert heard[sound] == expected
+    assert len(engine._texts) == 0
 
 
 # --- slow side networks --------------------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ def test_the_default_priority_is_one_of_four(priority: int) -> None:
         BatchConfig(default_priority=priority)
 
 
+def test_a_cap_beside_texts_is_no_negative_number() -> None:
+    assert BatchConfig(max_tokens_beside_texts=0).max_tokens_beside_texts == 0
+    with pytest.raises(ConfigError, match="max_tokens_beside_texts must be >= 0"):
+        BatchConfig(max_tokens_beside_texts=-1)
+
+
 def test_what_a_task_uses_is_counted_by_rows_with_their_beams_and_by_tokens() -> None:
     limiter = Limiter(LimitConfig(max_task_rows=5, max_task_tokens=40), Metrics())
     bundles = bundles_of([row(10, 1, "a"), row(10, 1, "b", weight=4, steps=1)])

@@ -45,6 +45,24 @@ def test_a_version_that_is_gone_takes_its_series_along() -> None:
     assert text.count('task="sst2",version="2"') == text.count('version="2"') > 0
 
 
+def test_a_late_answer_of_a_version_that_is_gone_brings_no_series_back() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+    metrics.forget("sst2", 1)
+    metrics.request("sst2", 1, "OK")
+    value = metrics.registry.get_sample_value
+    assert value("sidecast_requests_total", {"task": "sst2", "version": "unknown", "code": "OK"}) == 1
+    assert value("sidecast_requests_total", {"task": "sst2", "version": "1", "code": "OK"}) is None
+    metrics.remember("sst2", 1)
+    metrics.request("sst2", 1, "OK")
+    assert value("sidecast_requests_total", {"task": "sst2", "version": "1", "code": "OK"}) == 1
+    metrics.forget("sst2", 1)
+    metrics.know([])
+    metrics.know(["sst2"])  # a new task of that name
+    metrics.request("sst2", 1, "OK")
+    assert value("sidecast_requests_total", {"task": "sst2", "version": "1", "code": "OK"}) == 1
+
+
 def test_every_stage_is_there_from_the_start() -> None:
     text = generate_latest(Metrics().registry).decode()
     for reason in ("queue", "deadline", "task"):

@@ -15,7 +15,10 @@ from ladder.generation import Generation
 from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2_grpc
 from protos import sidecast_pb2 as pb
 from serving.client_errors import from_status
+from serving.doors import counting
 from serving.errors import Overloaded, SideFailed
+from serving.metrics import Metrics
+from serving.native import NativeDoor
 from tests.serving.doors_kit import RTE, SST2, TWEETS, Parlour, rule
 
 
@@ -274,6 +277,47 @@ def test_a_deadline_that_passes_ends_the_work(stub: Any, parlour: Parlour) -> No
     finally:
         parlour.service.slow = 0.0
     assert parlour.server.drain.in_flight == 0
+
+
+@pytest.mark.parametrize(("deadline", "code"), [(None, "CANCELLED"), (1e9, "CANCELLED"), (-1.0, "DEADLINE_EXCEEDED")])
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
+    error: type[BaseException], deadline: float | None, code: str
+) -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+
+    def call() -> None:
+        with counting(metrics, "sst2") as counted:
+            counted.deadline = None if deadline is None else time.monotonic() + deadline
+            raise error
+
+    with pytest.raises(error):
+        call()
+    labels = {"task": "sst2", "version": "unknown", "code": code}
+    assert metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
+
+
+async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
+    class Slow:
+        async def predict_tasks(self, *_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+    class Context:
+        def time_remaining(self) -> float | None:
+            return 0.0
+
+    metrics, refs = Metrics(), [pb.TaskRef(task=task) for task in ("sst2", "tweets")]
+    metrics.know(["sst2", "tweets"])
+    door: Any = NativeDoor(Slow(), metrics)  # type: ignore[arg-type]
+    call = asyncio.create_task(door.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context()))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    for task in ("sst2", "tweets"):
+        labels = {"task": task, "version": "unknown", "code": "DEADLINE_EXCEEDED"}
+        assert metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
 
 
 def test_every_task_of_a_call_is_counted(stub: Any, parlour: Parlour) -> None:

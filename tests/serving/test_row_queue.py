@@ -201,6 +201,38 @@ def test_rows_that_leave_unserved_cost_nothing() -> None:
     assert Counter(served(queue, 40)) == {"unlucky": 20, "other": 20}
 
 
+def test_tasks_that_have_nothing_waiting_are_forgotten_once_they_owe_nothing() -> None:
+    queue = RowQueue()
+    order = queue.orders[2]
+    add(queue, "steady", 10**4)
+    for n in range(500):
+        gone = add(queue, f"visitor {n}", 1)
+        if n % 5 == 0:
+            queue.remove(gone)
+        served(queue, 2)
+    assert len(order._tasks) < 10
+    assert list(order._scoring) == ["steady"]
+    order.charge("in debt", 10**6)
+    served(queue, 50)
+    assert "in debt" in order._tasks
+    queue.remove(list(order._tasks["steady"].lines[SCORES].values()))
+    assert (order._tasks, order._resting, order.ahead_of("steady", 10)) == ({}, [], 0)
+
+
+def test_texts_ahead_are_those_of_higher_priorities_and_as_many_of_each_other_task() -> None:
+    queue = RowQueue()
+    assert queue.texts_ahead_of(2, "own", 1) == 0
+    add(queue, "hot", 50, steps=3)
+    add(queue, "own", 2, steps=3, weight=4)
+    add(queue, "scores", 9)
+    assert queue.texts_ahead_of(2, "own", 2) == 8 + 10
+    assert queue.texts_ahead_of(2, "new", 1) == 1 + 1
+    assert queue.texts_ahead_of(2, "hot", 1) == 50 + 8
+    assert queue.texts_ahead_of(3, "new", 1) == 50 + 8
+    served(queue, 5, line=TEXTS)
+    assert queue.orders[2].texts == sum(bundle.running for _, _, bundle in queue.orders[2].window(TEXTS, PLENTY))
+
+
 def test_a_bundle_waits_with_the_busiest_of_its_tasks_and_each_pays_its_share() -> None:
     queue = RowQueue()
     add(queue, "hot", 10)

@@ -18,6 +18,7 @@ from serving.metrics import Metrics
 from serving.placement import add
 from serving.pool import Failure, PoolState, Resident, SidePool
 from serving.service import Prediction, PredictService, Prompt
+from serving.tokenizing import Tokenizing
 from side_registry import TaskRef, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import empty_resident, make_resident, make_spec
 from tests.serving.test_pool import task_state
@@ -359,3 +360,44 @@ def assert_close(ours: Any, theirs: Any) -> None:
         assert ours.value == pytest.approx(theirs.value, abs=1e-4)
     else:
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+
+
+# --- rows at the tokenizer
+
+
+async def test_rows_at_the_tokenizer_count_as_queued(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, whole = threading.Event(), house.tokenizer.encode_batch
+
+    def slow(texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        assert free.wait(10)
+        return whole(texts, max_tokens)
+
+    monkeypatch.setattr(house.tokenizer, "encode_batch", slow)
+    first = asyncio.create_task(house.ask(*map(str, range(15))))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(house.ask(*"abcde"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await house.ask("one more")
+    free.set()
+    assert len(await first) == 15
+    assert len(await second) == 5
+    assert await house.ask("now") == ["now|sst2:1"]
+    assert house.service._tokenizing.rows == 0
+    assert house.metrics.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "queue"}) == 1
+
+
+async def test_a_caller_that_goes_away_leaves_no_rows_at_the_tokenizer(house: House) -> None:
+    call = asyncio.create_task(house.ask("a", "b"))
+    await asyncio.sleep(0)
+    assert house.service._tokenizing.rows == 2
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert house.service._tokenizing.rows == 0
+
+
+async def test_a_closed_tokenizer_takes_nothing(house: House) -> None:
+    tokenizing = Tokenizing(house.tokenizer, 1, house.metrics)
+    tokenizing.close()
+    with pytest.raises(Draining):
+        await tokenizing.encode([], ["late"])

@@ -129,6 +129,18 @@ def test_an_unforeseen_error_is_bland_and_logged_under_an_id(caplog: pytest.LogC
 
 
 @pytest.mark.parametrize(
+    ("error", "has_traceback"), [(serving.SideFailed("sst2", 2, "it is slow"), False), (RuntimeError("boom"), True)]
+)
+def test_only_what_nobody_foresaw_is_logged_with_a_traceback(
+    caplog: pytest.LogCaptureFixture, error: Exception, has_traceback: bool
+) -> None:
+    request_id = details(status_of(error), RequestInfo()).request_id
+    [record] = caplog.records
+    assert request_id in record.getMessage()
+    assert bool(record.exc_info) is has_traceback
+
+
+@pytest.mark.parametrize(
     "error",
     [
         registry.UnknownTask("ü" * 10_000, [f"täsk{number}" for number in range(10_000)]),

@@ -323,6 +323,26 @@ async def test_an_async_stream_that_is_left_is_cancelled(slow: Parlour) -> None:
         assert await asyncio.to_thread(slow.service.cancelled.wait, 5)
 
 
+async def test_an_async_stream_that_its_caller_cancelled_says_so(slow: Parlour) -> None:
+    async with AsyncClient(slow.address) as client:
+        stream = client.stream("titles", "a")
+        stream.cancel()
+        with pytest.raises(errors.CallCancelledError):
+            await anext(stream)
+
+
+async def test_a_task_that_is_cancelled_in_an_async_stream_ends_cancelled(slow: Parlour) -> None:
+    async with AsyncClient(slow.address) as client:
+        stream = client.stream("titles", "a")
+        reading = asyncio.create_task(stream.result())
+        await asyncio.to_thread(wait_until, lambda: slow.server.drain.in_flight)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        with pytest.raises(errors.CallCancelledError):
+            await stream.result()
+
+
 # --- priorities, settings and tenants
 
 
