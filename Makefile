@@ -35,7 +35,7 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
