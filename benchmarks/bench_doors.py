@@ -22,11 +22,11 @@ import click
 
 from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
-from benchmarks.load import SENTENCES
 from benchmarks.models import Head, Loaded, publish_tasks
 from benchmarks.served import Served, serve
 from serving.client import AsyncClient, Client
 from serving.client_errors import SidecastError
+from sidecast.load.sentences import SENTENCES
 
 TASKS, SPEAKING = 16, 8
 """Tasks that classify, and tasks that make texts."""

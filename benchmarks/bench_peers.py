@@ -23,12 +23,12 @@ from benchmarks.cli import How, answer, measuring
 from benchmarks.converted import Converted
 from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
 from benchmarks.inputs import Inputs
-from benchmarks.load import SENTENCES
 from benchmarks.models import HEADS, Head, Loaded, make_residents
 from benchmarks.peers import Loras
 from ladder import run_backbone
 from serving.engine import Engine
 from serving.pool import Resident
+from sidecast.load.sentences import SENTENCES
 
 TASKS, TOKENS = 16, 32
 MIXED = (16, 32)

@@ -26,41 +26,7 @@ from benchmarks.machine import ROOT
 from benchmarks.served import Served, counted
 from serving.client import AsyncClient
 from serving.client_errors import SidecastError
-
-SENTENCES = (
-    "A gripping film from its first minute to its last.",
-    "Dull.",
-    "The acting is fine, but the story goes nowhere and takes two hours to get there.",
-    "I bought this camera for a trip to Norway and it has not let me down once, not even in heavy rain.",
-    "Arrived late, with a dent in the lid.",
-    "The battery lasts a day if you are careful.",
-    "An affectionate portrait of a small town, told with more wit than its trailer would have you believe.",
-    "My daughter loves it!",
-    "The central bank left interest rates unchanged on Thursday, as most economists had expected.",
-    "It is neither good nor bad, and far too long for what it has to say.",
-    "Sound quality is excellent for the price.",
-    "Shares of the airline fell four per cent after it warned that fuel would cost more than planned this year.",
-    "Who thought that this ending was a good idea?",
-    "The second half drags.",
-    "After three weeks of daily use the hinge broke, and the shop would neither repair it nor give me my money back.",
-    "Beautifully shot, badly written.",
-    "The mayor promised that the bridge would be open again before the winter, which is what he said last year too.",
-    "Works as described, no complaints.",
-    "A sequel that nobody asked for turns out to be one of the funniest comedies of the summer.",
-    "The manual is useless, so I had to look up on the internet how to set the clock.",
-    "Scientists found traces of water in rocks that are older than the continents themselves.",
-    "Best headphones I have ever owned.",
-    "The songs are forgettable, the jokes are old, and even the children in the row before us had fallen asleep.",
-    "Two thumbs up.",
-    "The company said that it would hire five hundred engineers over the next two years.",
-    "It rattles, it smells of plastic, and it costs twice as much as the one it replaced.",
-    "A quiet, patient drama whose last scene stays with you for days.",
-    "Heavy snow closed the pass on Sunday night, and rescuers were still looking for two hikers on Monday.",
-    "Not worth the ticket.",
-    "The lens is sharp in the middle and a little soft at the edges, which hardly matters for portraits.",
-    "Great service: they answered my question within an hour and sent a new cable the same day.",
-    "The plot makes no sense at all, and yet I have seldom had so much fun in a cinema.",
-)
+from sidecast.load.sentences import SENTENCES
 
 LEAD_S = 1.0
 """Load before the measured window, or as long as the window where that is shorter: connections, full batches."""
