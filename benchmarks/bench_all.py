@@ -93,7 +93,7 @@ def main(only: tuple[str, ...], quick: bool, full: bool, save: bool, **given: An
         path = RESULTS / f"{date}-{machine.slug}.json"
         del loaded
         reports, failed = run_all(only or SCRIPTS, words_of(given), quick, full)
-        document = document_of(reports, machine.to_dict(), date, _read(path))
+        document = document_of(reports, machine.to_dict(), date, _read(path) if save else {})
         if save:
             write_document(document, path)
             click.echo(f"saved {path.name}", err=True)
