@@ -30,12 +30,14 @@ from sidecast.load.sentences import SENTENCES
 
 LEAD_S = 1.0
 """Load before the measured window, or as long as the window where that is shorter: connections, full batches."""
+ENDED = 3
+"""Answers for each caller that a window of callers is to see: one that is short against a call sees its luck."""
 PAUSE_S = 0.01
 """After a failed call: a refusal comes so fast that callers would do nothing but ask."""
 CALL_S = 60.0
 """Timeout of a call."""
 LONGEST_S = 60.0
-"""Of a window whose callers wait longer than it was to last."""
+"""Of the load before a window, and of a window, whose callers wait longer than it was to last."""
 
 
 def requests(tasks: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
@@ -118,22 +120,36 @@ class Offered:
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts what ends within the window."""
+    """Counts what ends within the window. Before it, waits until each caller has ended a call.
 
-    begins: float
-    least: int
+    Those that all begin at once end the short texts first: what ends then says nothing of what goes on.
+    """
+
+    callers: int
     most: int
     """Answers, or failures, that the window is to see."""
+    callers_ended: int = 0
+    """Of the callers, those that have ended a call."""
+    begun: bool = False
+    """The window has."""
     cycles_s: float = 0.0
     latencies_us: list[int] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where every caller has ended a call."""
     enough: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set where there are `least`."""
+    """Set where ENDED for each caller, or `most`, are counted."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set where the window has ended: there are `most`, or its time is up."""
 
-    def count(self, cycle_s: float, latency_s: float, reason: str | None, now: float) -> None:
-        if now < self.begins or self.over.is_set():
+    def came(self) -> None:
+        """A caller has ended its first call."""
+        self.callers_ended += 1
+        if self.callers_ended == self.callers:
+            self.ready.set()
+
+    def count(self, cycle_s: float, latency_s: float, reason: str | None) -> None:
+        if not self.begun or self.over.is_set():
             return
         self.cycles_s += cycle_s
         if reason is None:
@@ -141,7 +157,7 @@ class _Tally:
         else:
             self.errors[reason] += 1
         ended = len(self.latencies_us) + self.errors.total()
-        if ended >= self.least:
+        if ended >= min(ENDED * self.callers, self.most):
             self.enough.set()
         if ended >= self.most:
             self.over.set()
@@ -152,13 +168,13 @@ async def run_callers(
 ) -> Load:
     """Keep `concurrency` requests in flight until the window has lasted `seconds`, or counted `most` of them.
 
-    Where not even one for each caller has ended by then, it lasts until they have, for LONGEST_S at most.
+    Where not ENDED for each caller have ended by then, it lasts until they have, for LONGEST_S at most.
     """
     stream = mix.requests(seed)
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
         if not await client.ready(CALL_S):
             raise BenchmarkError(f"no server answers at {address}")
-        tally = _Tally(begins=time.perf_counter() + min(LEAD_S, seconds), least=concurrency, most=most)
+        tally = _Tally(callers=concurrency, most=most)
         watching = asyncio.create_task(_watch(metrics_url, tally, seconds))
         await asyncio.gather(*(_call(client, stream, tally) for _ in range(concurrency)))
         window_s, grown = await watching
@@ -220,11 +236,13 @@ async def _reason(client: AsyncClient, task: str, texts: list[str], timeout_s: f
 
 
 async def _watch(metrics_url: str, tally: _Tally, seconds: float) -> tuple[float, dict[str, float]]:
-    """End the window in time. The server's counts over it, and the time between the two looks at them."""
-    await asyncio.sleep(tally.begins - time.perf_counter())
+    """Begin and end the window in time. The server's counts over it, and the time between the two looks at them."""
+    await asyncio.sleep(min(LEAD_S, seconds))
+    await _wait(tally.ready, time.perf_counter() + LONGEST_S)
     before, began = await asyncio.to_thread(counted, metrics_url), time.perf_counter()
-    await _wait(tally.over, tally.begins + seconds)
-    await _wait(tally.enough, tally.begins + LONGEST_S)
+    tally.begun = True
+    await _wait(tally.over, began + seconds)
+    await _wait(tally.enough, began + LONGEST_S)
     tally.over.set()
     after, ended = await asyncio.to_thread(counted, metrics_url), time.perf_counter()
     return ended - began, {name: value - before.get(name, 0.0) for name, value in after.items()}
@@ -238,13 +256,15 @@ async def _wait(event: asyncio.Event, until: float) -> None:
 
 async def _call(client: AsyncClient, stream: Iterator[tuple[str, list[str]]], tally: _Tally) -> None:
     """One caller."""
-    before = time.perf_counter()
+    before, first = time.perf_counter(), True
     while not tally.over.is_set():
         started = time.perf_counter()
         reason = await _reason(client, *next(stream))
         ended = time.perf_counter()
-        tally.count(ended - before, ended - started, reason, ended)
-        before = ended
+        if first:
+            tally.came()
+        tally.count(ended - before, ended - started, reason)
+        before, first = ended, False
         if reason is not None:
             await asyncio.sleep(PAUSE_S)
 
@@ -308,7 +328,7 @@ def _apart(served: Served, mix: Mix, words: Sequence[object], seconds: float, se
         asked.write_text(json.dumps(asdict(mix)), encoding="utf-8")
         more = map(str, ("--seconds", seconds, "--seed", seed, *words))
         command = [sys.executable, "-m", "benchmarks.load", served.address, served.metrics_url, str(asked), *more]
-        limit = seconds + LONGEST_S + 3 * CALL_S
+        limit = seconds + 2 * LONGEST_S + 3 * CALL_S
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, cwd=ROOT)
         except subprocess.TimeoutExpired:

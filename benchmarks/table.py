@@ -38,7 +38,7 @@ def machine_name(document: Document) -> str:
 
 
 def render(documents: Sequence[Document]) -> str:
-    """Markdown: a line for each machine, then a table of all goals that were measured anywhere."""
+    """Markdown: a line for each machine, a table of all goals that were measured anywhere, and what was not."""
     if not documents:
         return NOTHING
     lines = [*map(_where, documents), "", _line("", "goal", *_headings(documents))]
@@ -47,6 +47,9 @@ def render(documents: Sequence[Document]) -> str:
         rows = [row for goal in goals if (row := _row(goal, documents))]
         if rows:
             lines += [_line(f"**{heading}**", "", *[""] * len(_headings(documents))), *rows]
+    missing = [goal for goals in GOALS.values() for goal in goals if goal.rule and not _row(goal, documents)]
+    if missing:
+        lines += ["", "Not measured: " + "; ".join(f"{goal.text} ({goal.report})" for goal in missing) + "."]
     return "\n".join(lines)
 
 

@@ -256,27 +256,51 @@ class SlowClient:
 
 async def test_callers_count_answers_failures_and_cycles(monkeypatch):
     monkeypatch.setattr(load, "PAUSE_S", 0.0)
-    tally = load._Tally(begins=load.time.perf_counter(), least=4, most=30)
+    tally = load._Tally(callers=4, most=30, begun=True)
     client: Any = SlowClient()
     await asyncio.gather(*(load._call(client, load.Mix(["a"]).requests(0), tally) for _ in range(4)))
     assert len(tally.latencies_us) + tally.errors["OVERLOADED"] == 30
     assert 8 <= tally.errors["OVERLOADED"] <= 12
     assert min(tally.latencies_us) >= 9_000
     assert tally.cycles_s >= 1e-6 * sum(tally.latencies_us)
+    assert tally.ready.is_set()
 
 
-@pytest.mark.parametrize("callers", [4, 5])
-async def test_a_window_lasts_until_every_caller_had_an_answer_but_not_for_ever(monkeypatch, callers):
+async def test_a_window_begins_where_every_caller_has_ended_a_call(monkeypatch):
+    monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
+    tally = load._Tally(callers=2, most=99_999)
+    watching = asyncio.create_task(load._watch("", tally, 0.001))
+    for ended in (1, 2):
+        tally.count(1.0, 1.0, None)
+        await asyncio.sleep(0.05)
+        assert not tally.begun
+        tally.came()
+        assert tally.ready.is_set() == (ended == 2)
+    while not tally.begun:
+        await asyncio.sleep(0.001)
+    assert not tally.latencies_us  # what came before does not count
+    for _ in range(2 * load.ENDED):
+        assert not tally.over.is_set()
+        tally.count(1.0, 1.0, None)
+    await watching
+    assert len(tally.latencies_us) == 2 * load.ENDED
+
+
+@pytest.mark.parametrize("answered", [5, 6])
+async def test_a_window_lasts_until_there_are_answers_for_every_caller_but_not_for_ever(monkeypatch, answered):
     monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
     monkeypatch.setattr(load, "LONGEST_S", 0.3)
-    tally = load._Tally(begins=load.time.perf_counter(), least=callers, most=99_999)
+    tally = load._Tally(callers=2, most=99_999)
+    tally.ready.set()
     watching = asyncio.create_task(load._watch("", tally, 0.001))
-    for _ in range(4):
+    while not tally.begun:
+        await asyncio.sleep(0.001)
+    for _ in range(answered):
         await asyncio.sleep(0.005)
         assert not tally.over.is_set()
-        tally.count(1.0, 1.0, None, load.time.perf_counter())
+        tally.count(1.0, 1.0, None)
     window_s, grown = await watching
-    assert (window_s < 0.25) == (callers == 4)
+    assert (window_s < 0.25) == (answered == 2 * load.ENDED)
     assert grown == {"batches": 0.0}
 
 
