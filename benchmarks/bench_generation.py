@@ -37,7 +37,7 @@ from serving.engine import EngineRow, Event, Piece
 TASKS, ROWS = 8, 16
 SHORTEST, STEP = 4, 3
 """Tokens of the shortest text, and how many more the next longer one has."""
-WAVES = 4
+WAVES = 3
 """Waves' worth of rows in a stream."""
 PEERS = ("huggingface", "ctranslate2")
 COLUMNS = (Column(figure="tokens_per_s", heading="tokens/s"), Column(figure="ms", heading="ms a call", digits=0))
@@ -85,13 +85,11 @@ class Ours:
         self.engine = loaded.engine()
 
     def variants(self) -> list[Variant]:
-        wave, timed = self.wave, self.how.timed
+        wave, timed = self.wave, partial(self.how.timed, device=self.device, unit="tokens", lead_s=0.0)
         waves = self.how.size(WAVES, 2)
         return [
-            timed(f"{self.name}, wave", self._run, lambda: self._ask(1), wave.tokens, self.device, "tokens"),
-            timed(
-                f"{self.name}, stream", self._run, lambda: self._ask(waves), wave.tokens * waves, self.device, "tokens"
-            ),
+            timed(f"{self.name}, wave", self._run, lambda: self._ask(1), wave.tokens),
+            timed(f"{self.name}, stream", self._run, lambda: self._ask(waves), wave.tokens * waves),
         ]
 
     def _ask(self, waves: int) -> list[EngineRow]:
@@ -137,7 +135,7 @@ class HuggingFace:
 
     def variants(self) -> list[Variant]:
         wave, device = self.wave, self.loaded.device
-        timed = partial(self.how.timed, prepare=wave.draw, count=wave.tokens, device=device, unit="tokens")
+        timed = partial(self.how.timed, prepare=wave.draw, count=wave.tokens, device=device, unit="tokens", lead_s=0.0)
         return [
             timed("Hugging Face, batch a task", lambda rows: [self._generate(each) for each in wave.by_task(rows)]),
             timed("Hugging Face, one batch", self._generate),
@@ -171,7 +169,12 @@ class CTranslate2:
         """The last lets no row leave early, and so has no Python called for each token."""
         wave, (apart, leaving, whole) = self.wave, self.names
         timed = partial(
-            self.how.timed, prepare=self._draw, count=wave.tokens, unit="tokens", clock=self.converted.clock
+            self.how.timed,
+            prepare=self._draw,
+            count=wave.tokens,
+            unit="tokens",
+            clock=self.converted.clock,
+            lead_s=0.0,
         )
         return [
             timed(apart, self._apart),
@@ -229,7 +232,7 @@ def ratios(samples: Samples) -> dict[str, Spread]:
 @click.option(
     "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True, help="Of both."
 )
-@measuring(rounds=5, seconds=0.2)
+@measuring(rounds=3, seconds=0.2)
 def main(peers: tuple[str, ...], **given: Any) -> None:
     """Tokens a second of texts of many tasks and lengths, here and elsewhere."""
     answer(

@@ -59,15 +59,17 @@ class How:
         device: str = "cpu",
         unit: str = "rows",
         clock: Callable[[], float] = time.perf_counter,
+        lead_s: float = LEAD_S,
     ) -> Variant:
         """A variant that repeats `call`, each time on what `prepare` makes outside the time: `count` units a call.
 
         Calls of another variant leave the processor's caches and threads in another state, so some come before that are
-        not counted: LEAD_S of them. `clock` is another process's where the call is done there.
+        not counted: `lead_s` of them, none where a call lasts seconds. `clock` is another process's where the call is
+        done there.
         """
 
         def measure() -> Figures:
-            lead, wait = 0.0 if self.quick else LEAD_S, partial(synchronize, device)
+            lead, wait = 0.0 if self.quick else lead_s, partial(synchronize, device)
             durations = time_calls(call, seconds=self.seconds, lead_s=lead, prepare=prepare, finish=wait, clock=clock)
             return pace(durations, count, unit)
 

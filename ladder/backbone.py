@@ -5,6 +5,7 @@ Its parts are its family's; see `ladder.families`.
 Taps are raw block outputs, before any final norm: Hugging Face's `hidden_states` put the normed state last instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +17,7 @@ from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 from ladder.families import family_of
 from ladder.layers import Crossings, DecoderCache, causal_bias, crossings, padding_bias
+from ladder.packing import Part, Spans, pack, places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +113,16 @@ class Backbone(nn.Module):
         return self.embedding(F.embedding(ids, self.shared))
 
     @torch.no_grad()
-    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
+    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None, parts: Sequence[Part] | None = None) -> Taps:
         """Run the encoder.
 
         Args:
             ids: (B, S) token ids.
             mask: (B, S) bool, True at real tokens.
             depth: stop after this many blocks; None runs all and the final norm.
+            parts: how to leave padding out (`ladder.packing.divide`), where all rows begin with their tokens.
         """
-        return self._encode(ids, mask, depth)
+        return self._encode_parts(ids, mask, depth, parts) if parts else self._encode(ids, mask, depth)
 
     def _encode(self, ids: Tensor, mask: Tensor, depth: int | None) -> Taps:
         hidden = embeddings = self.embed(ids)
@@ -130,6 +133,26 @@ class Backbone(nn.Module):
             blocks.append(hidden)
         final = self.encoder.final_norm(hidden) if len(blocks) == len(self.encoder.blocks) else None
         return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=final)
+
+    def _encode_parts(self, ids: Tensor, mask: Tensor, depth: int | None, parts: Sequence[Part]) -> Taps:
+        stack = self.encoder
+        spans = Spans.of(
+            parts,
+            mask,
+            lambda own: stack.relative_bias(own.shape[1], own.shape[1]) + padding_bias(own, self.dtype),
+        )
+        blocks = stack.blocks[:depth]
+        whole = len(blocks) == len(stack.blocks)
+        hidden = pack(parts, self.embed, ids)
+        where = places(parts, *ids.shape).to(ids.device)
+        taps = [hidden]
+        for block in blocks:
+            taps.append(block(taps[-1], spans))
+        if whole:
+            taps.append(stack.final_norm(taps[-1]))
+        layers = [tap[0].index_select(0, where).unflatten(0, ids.shape) for tap in taps]
+        final = layers.pop() if whole else None
+        return Taps(embeddings=layers[0], blocks=tuple(layers[1:]), mask=mask, final=final)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Taps:

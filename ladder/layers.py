@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ladder.packing import Spans
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockShape:
@@ -130,15 +132,18 @@ class Attention(nn.Module):
         self.v = nn.Linear(shape.width, inner, bias=shape.bias)
         self.o = nn.Linear(inner, shape.width, bias=shape.bias)
 
-    def forward(self, hidden: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor | Spans, cache: KeyValues | None) -> Tensor:
         """Self-attention.
 
         Args:
-            hidden: (B, T, width), the new tokens.
+            hidden: (B, T, width), the new tokens; with `Spans` (1, N, width), those of all parts.
             bias: added to the scores, broadcast to (B, H, T, all tokens).
             cache: earlier tokens' keys and values, extended in place.
         """
-        query, keys, values = map(self._split, together(hidden, self.q, self.k, self.v))
+        projected = together(hidden, self.q, self.k, self.v)
+        if isinstance(bias, Spans):
+            return self.o(bias.attend(self._mix_projected, *projected))
+        query, keys, values = map(self._split, projected)
         if cache is not None:
             keys, values = cache.extend(keys, values)
         return self._attend(query, keys, values, bias)
@@ -187,9 +192,16 @@ class Attention(nn.Module):
         return found.view(heads, rows, queries, -1).transpose(0, 1).flatten(1, 2)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return self.o(self._mix(query, keys, values, bias))
+
+    def _mix(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """(B, H, T, head_width) each to (B, T, H * head_width)."""
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale)
-        return self.o(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _mix_projected(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return self._mix(self._split(query), self._split(keys), self._split(values), bias)
 
     def _split(self, projected: Tensor) -> Tensor:
         """(B, T, H * head_width) to (B, H, T, head_width)."""
@@ -236,7 +248,7 @@ class Block(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        bias: Tensor,
+        bias: Tensor | Spans,
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
         own: KeyValues | None = None,
@@ -270,7 +282,7 @@ class PostNormBlock(nn.Module):
         self.feed_forward = FeedForward(shape)
         self.feed_norm = nn.LayerNorm(shape.width, shape.epsilon)
 
-    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor | Spans) -> Tensor:
         """(B, S, width) in and out; `bias` (B, 1, 1, S) is the mask's."""
         hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, bias, None)))
         return self.feed_norm(hidden + self._drop(self.feed_forward(hidden)))

@@ -143,9 +143,13 @@ class OutOfMemory(NotServed):
         super().__init__(rows, retry_after_s)
         self.rows, self.retry_after_s = rows, retry_after_s
 
+    @property
+    def _count(self) -> str:
+        return "this row" if self.rows == 1 else f"{self.rows} rows"
+
     def __str__(self) -> str:
         return (
-            f"the device ran out of memory with {self.rows} rows; send shorter ones, or try again in "
+            f"the device ran out of memory with {self._count}; send shorter ones, or try again in "
             f"{self.retry_after_s:.2f} s"
         )
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass, padded
+from ladder.packing import divide
 from serving.activations import ActivationCache, Key, Known, layers_of
 from serving.metrics import Metrics
 
@@ -25,7 +26,8 @@ class Recall:
         self, backbone: Backbone, cache: ActivationCache, metrics: Metrics, encode: Encode | None = None
     ) -> None:
         self.backbone, self.cache, self._metrics = backbone, cache, metrics
-        self._encode = encode or backbone.encode
+        self._encode = encode
+        self._divides = encode is None and backbone.device.type == "cpu"  # a GPU's launches cost more than padding
 
     def read(self, keys: Sequence[Key], depth: int | None, speaking: Sequence[int]) -> BackbonePass:
         """A pass over distinct inputs, in their order.
@@ -55,8 +57,13 @@ class Recall:
 
     def _run(self, keys: Sequence[Key], depth: int | None) -> Taps:
         ids, mask = padded(self.backbone, [ids for _, ids in keys])
-        self._metrics.batch(len(keys), ids.numel(), ids.numel() - sum(len(ids) for _, ids in keys))
-        return self._encode(ids, mask, depth)
+        lengths = [len(ids) for _, ids in keys]
+        parts = divide(lengths) if self._divides else []
+        tokens = sum(part.size for part in parts) or ids.numel()
+        self._metrics.batch(len(keys), tokens, tokens - sum(lengths))
+        if self._encode:
+            return self._encode(ids, mask, depth)
+        return self.backbone.encode(ids, mask, depth, *([parts] if len(parts) > 1 else []))
 
     def _join(self, keys: Sequence[Key], known: Mapping[int, Known], fresh: Taps | None, depth: int | None) -> Taps:
         """Taps of all inputs; their padding is zeros."""

@@ -12,6 +12,7 @@ from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 from ladder.families.family import Family
 from ladder.layers import Block, BlockShape, KeyValues, NoBias, RelativeBias, RMSNorm
+from ladder.packing import Spans
 
 _OWN_BIAS = re.compile(
     r"(?P<stack>encoder|decoder)\.block\.(?P<index>\d+)\.layer\.0\.SelfAttention\.relative_attention_bias\.weight"
@@ -99,14 +100,17 @@ class BiasedBlock(Block):
     def forward(
         self,
         hidden: Tensor,
-        bias: Tensor,
+        bias: Tensor | Spans,
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
         own: KeyValues | None = None,
         cross: KeyValues | None = None,
     ) -> Tensor:
         """As `Block`; `bias`, the mask's, (..., all tokens), tells how many keys there are."""
-        bias = self.relative_bias(hidden.shape[1], bias.shape[-1]) + bias
+        if isinstance(bias, Spans):
+            bias = bias.plus(self.relative_bias)
+        else:
+            bias = self.relative_bias(hidden.shape[1], bias.shape[-1]) + bias
         return super().forward(hidden, bias, memory, memory_bias, own, cross)
 
 
