@@ -67,8 +67,8 @@ class Generation:
 
     @property
     def changes_scores(self) -> bool:
-        """The next token is not simply the likeliest of the side network's."""
-        return self.do_sample or self.min_new_tokens > 0 or self.reads_earlier
+        """The next token is not simply the likeliest of the side network's, or of all but the end."""
+        return self.do_sample or self.reads_earlier
 
     @property
     def is_random(self) -> bool:

@@ -150,9 +150,9 @@ class W8A8Linear(QuantisedLinear):
         """(..., out) of what `prepare` made of (..., in)."""
         flat = codes.flatten(0, -2)
         if self._packed is not None:
-            zeros = torch.zeros(len(self.codes), dtype=torch.int32)
+            weights, zeros = self._packed
             out = torch.ops.onednn.qlinear_pointwise(
-                flat, 1.0, 128, self._packed, self.scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+                flat, 1.0, 128, weights, self.scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
             )
         else:
             out = _whole_product(flat, self.codes) * self.scales
@@ -184,11 +184,11 @@ class W8A8Linear(QuantisedLinear):
         self._packed = _pack(self.codes)
 
 
-def _pack(codes: Tensor) -> Tensor | None:
-    """As oneDNN wants weights; None where it does not compute."""
+def _pack(codes: Tensor) -> tuple[Tensor, Tensor] | None:
+    """As oneDNN wants weights, and their zero points; None where it does not compute."""
     if codes.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
-    return torch.ops.onednn.qlinear_prepack(codes, None)
+    return torch.ops.onednn.qlinear_prepack(codes, None), torch.zeros(len(codes), dtype=torch.int32)
 
 
 def _whole_product(activations: Tensor, weights: Tensor) -> Tensor:

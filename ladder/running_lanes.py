@@ -29,6 +29,11 @@ class RunningRow:
     tokens: list[int] = field(init=False, default_factory=list)
     """Said so far, without start and end tokens."""
 
+    @property
+    def is_too_short(self) -> bool:
+        """It must not end yet."""
+        return len(self.tokens) < self.generation.min_new_tokens
+
 
 Failures = list[tuple[RunningRow, Exception]]
 

@@ -192,7 +192,12 @@ class RunningRows:
             if row.generation.changes_scores:
                 tokens[place] = self._adjusted(logits[place : place + 1].float(), row)
         finite = logits.sum(-1, dtype=torch.float32).isfinite()  # one number that is not makes the sum so
-        return tokens.masked_fill(~finite, -1).tolist()
+        found = tokens.masked_fill(~finite, -1).tolist()
+        for place, row in enumerate(rows):
+            ends = found[place] == self._backbone.config.eos_token_id
+            if ends and row.is_too_short and not row.generation.changes_scores:
+                found[place] = int(self._adjusted(logits[place : place + 1].float(), row))
+        return found
 
     def _adjusted(self, scores: Tensor, row: RunningRow) -> Tensor:
         config = self._backbone.config
