@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 from ladder.families import family_of
-from ladder.layers import Crossings, DecoderCache, causal_bias, crossings, padding_bias
+from ladder.layers import Crossings, DecoderCache, as_read, causal_bias, crossings, padding_bias
 from ladder.packing import Part, Spans, pack, places
 
 
@@ -178,6 +178,8 @@ class Backbone(nn.Module):
         if cache and cache.valid is not None:
             bias = bias + padding_bias(cache.valid, self.dtype)
         memory_bias = padding_bias(memory_mask, self.dtype)
+        if cache is None:
+            memory = as_read(self.decoder.blocks, memory)
         blocks = []
         for index, block in enumerate(self.decoder.blocks):
             own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)

@@ -161,6 +161,12 @@ class Attention(nn.Module):
         assert cache.values is not None
         return self._attend(query, cache.keys, cache.values, bias)
 
+    def as_read(self, memory: Tensor) -> Tensor:
+        """`memory` (B, S, width) as the keys' and values' products see it, the same for all blocks of a kind: rounded,
+        where they round. Rounded again it stays what it is."""
+        rounded: Any = getattr(self.k, "rounded", None)
+        return memory if rounded is None or (memory.requires_grad and torch.is_grad_enabled()) else rounded(memory)
+
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of `memory` (B, S, width), each (B, H, S, head_width)."""
         keys, values = together(memory, self.k, self.v)
@@ -173,10 +179,9 @@ class Attention(nn.Module):
 
     def _attend_unread(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         """As `_attend` to the keys and values of `memory` (B, S, width), without them: queries go through the keys'
-        matrix instead, and what is mixed of the memory through the values'. q (K m) is (q K) m."""
+        matrix instead, and what is mixed of the memory through the values'. q (K m) is (q K) m. Memory is taken as it
+        is: see `as_read`."""
         rows, heads, queries, width = query.shape
-        rounded: Any = getattr(self.k, "rounded", None)
-        memory = memory if rounded is None else rounded(memory)  # as the keys' and values' own product would see it
         asked = self._by_head(query, _matrix(self.k).unflatten(0, (heads, width)).to(query.dtype))
         scores = torch.matmul(asked, memory.transpose(1, 2)).view(rows, heads, queries, -1)
         shares = torch.softmax((scores * self.scale + bias).float(), -1).to(memory.dtype).flatten(1, 2)
@@ -269,6 +274,11 @@ class Block(nn.Module):
 def crossings(blocks: Iterable[nn.Module], memory: Tensor) -> Crossings:
     """What decoder blocks (`Block`s) read of `memory` (B, S, width)."""
     return [block.cross_attention.read(memory) for block in blocks if isinstance(block, Block)]
+
+
+def as_read(blocks: Iterable[nn.Module], memory: Tensor) -> Tensor:
+    """`Attention.as_read` of what all decoder blocks (`Block`s) read: done once for them."""
+    return next((block.cross_attention.as_read(memory) for block in blocks if isinstance(block, Block)), memory)
 
 
 class PostNormBlock(nn.Module):
