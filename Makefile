@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.installed-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow check fmt protos bench clean
+.PHONY: help setup demo test test-fast test-slow check fmt protos bench soak clean
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (half an hour)"
+	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
 	@echo "make setup  the environment alone"
 
 setup: $(INSTALLED)
@@ -53,6 +54,9 @@ protos: $(INSTALLED)
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.table --write; exit $$failed
+
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_soak --save
 
 $(PEERS): $(INSTALLED)
 	@echo "installing what the server is compared with: PEFT, CTranslate2"

@@ -22,7 +22,7 @@ from benchmarks.goals import found
 from benchmarks.harness import RESULTS, BenchmarkError, plain_errors, write_document
 from benchmarks.machine import ROOT, look
 
-SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "pressure", "server")
+SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "pressure", "shadow", "server")
 """Those that answer one question of the engine or the server each; the first are the shortest."""
 LIMIT_S = 3600.0
 """Of one script."""

@@ -102,6 +102,7 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("padding at saturation, GLUE's texts, 64 callers", "pressure", "padding, 64 callers", most=0.05),
         Goal("the same, 256 callers", "pressure", "padding, 256 callers", most=0.05),
         Goal("answers in time at twice the load / capacity", "pressure", "in time at *", 0.9),
+        Goal("a shadow on all traffic, at half the load / none: p99", "shadow", "p99, shadow on all / *", most=1.03),
     ),
 }
 """By heading."""

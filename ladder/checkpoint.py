@@ -16,6 +16,8 @@ HEADER = "sidecast.side_network"
 """The one entry of the file's metadata, as JSON: safetensors writes several in any order, and equal networks shall be
 equal bytes."""
 SCHEMA = 1
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What weights may be stored in."""
 
 
 def save_side(path: str | Path, side: SideNetwork) -> None:
@@ -53,14 +55,18 @@ def load_side(
             config = _read_config(path, opened.metadata() or {})
             found = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
             side = _checked(path, found, config, backbone)
-            tensors = {name: opened.get_tensor(name) for name in names}
+            tensors = {name: _finite(path, name, opened.get_tensor(name)) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
     side.load_state_dict(tensors, assign=True)
     return as_served(side, dtype).to(device)
+
+
+def _finite(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, where what was large but finite may be finite no longer."""
+    if tensor.dtype not in DTYPES or not torch.isfinite(weights := tensor.float()).all():
+        raise CheckpointError(f"{path.name}: {name} holds values that are not finite numbers")
+    return weights
 
 
 def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
@@ -75,7 +81,7 @@ def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
         return SideConfig.from_dict(header["config"])
     except CheckpointError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
 
 
@@ -88,7 +94,7 @@ def _checked(
         with torch.device("meta"):
             side = SideNetwork(config, backbone)
         needed = {name: tuple(tensor.shape) for name, tensor in side.state_dict().items()}
-    except (SideConfigError, RuntimeError, TypeError) as error:
+    except (SideConfigError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
     missing, extra = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
     if missing or extra:

@@ -40,7 +40,7 @@ class Row(_message.Message):
     def __init__(self, fields: _Optional[_Mapping[str, str]] = ..., text: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("task", "version", "alias", "rows", "timeout", "generation", "priority")
+    __slots__ = ("task", "version", "alias", "rows", "timeout", "generation", "priority", "route_key")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class PredictRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
     task: str
     version: int
     alias: str
@@ -55,7 +56,8 @@ class PredictRequest(_message.Message):
     timeout: _duration_pb2.Duration
     generation: Generation
     priority: int
-    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    route_key: str
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("num_beams", "do_sample", "temperature", "top_k", "top_p", "seed", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "max_new_tokens", "length_penalty", "early_stopping")
@@ -142,18 +144,20 @@ class Embedding(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictTasksRequest(_message.Message):
-    __slots__ = ("tasks", "rows", "timeout", "generation", "priority")
+    __slots__ = ("tasks", "rows", "timeout", "generation", "priority", "route_key")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[TaskRef]
     rows: _containers.RepeatedCompositeFieldContainer[Row]
     timeout: _duration_pb2.Duration
     generation: Generation
     priority: int
-    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    route_key: str
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
 
 class PredictTasksResponse(_message.Message):
     __slots__ = ("results",)
@@ -171,7 +175,7 @@ class PredictTasksResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[PredictTasksResponse.Result, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("task", "version", "alias", "row", "timeout", "generation", "priority")
+    __slots__ = ("task", "version", "alias", "row", "timeout", "generation", "priority", "route_key")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +183,7 @@ class GenerateRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
     task: str
     version: int
     alias: str
@@ -186,7 +191,8 @@ class GenerateRequest(_message.Message):
     timeout: _duration_pb2.Duration
     generation: Generation
     priority: int
-    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., row: _Optional[_Union[Row, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    route_key: str
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., row: _Optional[_Union[Row, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "tokens", "generated")
@@ -270,10 +276,34 @@ class PublishResponse(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., aliases: _Optional[_Mapping[str, int]] = ..., already: _Optional[bool] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "shares", "shadows", "bounds")
+    class Share(_message.Message):
+        __slots__ = ("version", "share")
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        SHARE_FIELD_NUMBER: _ClassVar[int]
+        version: int
+        share: int
+        def __init__(self, version: _Optional[int] = ..., share: _Optional[int] = ...) -> None: ...
+    class Bounds(_message.Message):
+        __slots__ = ("error_rate", "latency", "disagreement", "min_rows")
+        ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+        LATENCY_FIELD_NUMBER: _ClassVar[int]
+        DISAGREEMENT_FIELD_NUMBER: _ClassVar[int]
+        MIN_ROWS_FIELD_NUMBER: _ClassVar[int]
+        error_rate: float
+        latency: float
+        disagreement: float
+        min_rows: int
+        def __init__(self, error_rate: _Optional[float] = ..., latency: _Optional[float] = ..., disagreement: _Optional[float] = ..., min_rows: _Optional[int] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    SHADOWS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    shares: _containers.RepeatedCompositeFieldContainer[Route.Share]
+    shadows: _containers.RepeatedScalarFieldContainer[int]
+    bounds: Route.Bounds
+    def __init__(self, version: _Optional[int] = ..., shares: _Optional[_Iterable[_Union[Route.Share, _Mapping]]] = ..., shadows: _Optional[_Iterable[int]] = ..., bounds: _Optional[_Union[Route.Bounds, _Mapping]] = ...) -> None: ...
 
 class SetRouteRequest(_message.Message):
     __slots__ = ("task", "alias", "route", "change")
@@ -486,16 +516,18 @@ class Commit(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[Action, _Mapping]]] = ...) -> None: ...
 
 class Action(_message.Message):
-    __slots__ = ("verb", "task", "version", "alias")
+    __slots__ = ("verb", "task", "version", "alias", "route")
     VERB_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     verb: str
     task: str
     version: int
     alias: str
-    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
+    route: Route
+    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()
@@ -510,7 +542,7 @@ class WatchEvent(_message.Message):
     def __init__(self, generations: _Optional[_Union[Generations, _Mapping]] = ..., changed: _Optional[_Iterable[_Union[Served, _Mapping]]] = ...) -> None: ...
 
 class Served(_message.Message):
-    __slots__ = ("task", "serving")
+    __slots__ = ("task", "serving", "routes")
     class ServingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -518,8 +550,115 @@ class Served(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class RoutesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Route
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
     TASK_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
     task: str
     serving: _containers.ScalarMap[str, int]
-    def __init__(self, task: _Optional[str] = ..., serving: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    routes: _containers.MessageMap[str, Route]
+    def __init__(self, task: _Optional[str] = ..., serving: _Optional[_Mapping[str, int]] = ..., routes: _Optional[_Mapping[str, Route]] = ...) -> None: ...
+
+class GetComparisonRequest(_message.Message):
+    __slots__ = ("task", "alias", "disagreements")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    alias: str
+    disagreements: int
+    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., disagreements: _Optional[int] = ...) -> None: ...
+
+class GetComparisonResponse(_message.Message):
+    __slots__ = ("task", "alias", "version", "comparisons", "disagreements", "since", "keeps_inputs")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    alias: str
+    version: int
+    comparisons: _containers.RepeatedCompositeFieldContainer[Comparison]
+    disagreements: _containers.RepeatedCompositeFieldContainer[Disagreement]
+    since: int
+    keeps_inputs: bool
+    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ..., since: _Optional[int] = ..., keeps_inputs: _Optional[bool] = ...) -> None: ...
+
+class Comparison(_message.Message):
+    __slots__ = ("version", "answers", "rows", "failed", "compared", "agreed", "drift", "latency_seconds", "cost_seconds", "dropped")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    answers: bool
+    rows: int
+    failed: int
+    compared: int
+    agreed: int
+    drift: float
+    latency_seconds: float
+    cost_seconds: float
+    dropped: int
+    def __init__(self, version: _Optional[int] = ..., answers: _Optional[bool] = ..., rows: _Optional[int] = ..., failed: _Optional[int] = ..., compared: _Optional[int] = ..., agreed: _Optional[int] = ..., drift: _Optional[float] = ..., latency_seconds: _Optional[float] = ..., cost_seconds: _Optional[float] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class Disagreement(_message.Message):
+    __slots__ = ("time", "version", "prompt", "expected", "found", "drift")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    version: int
+    prompt: str
+    expected: str
+    found: str
+    drift: float
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., prompt: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ..., drift: _Optional[float] = ...) -> None: ...
+
+class AwaitGenerationRequest(_message.Message):
+    __slots__ = ("generation", "timeout")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    timeout: _duration_pb2.Duration
+    def __init__(self, generation: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class AwaitGenerationResponse(_message.Message):
+    __slots__ = ("generation", "served", "servers")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    served: bool
+    servers: _containers.RepeatedCompositeFieldContainer[ServerInfo]
+    def __init__(self, generation: _Optional[int] = ..., served: _Optional[bool] = ..., servers: _Optional[_Iterable[_Union[ServerInfo, _Mapping]]] = ...) -> None: ...
+
+class ServerInfo(_message.Message):
+    __slots__ = ("id", "address", "generation", "seen")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    address: str
+    generation: int
+    seen: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., generation: _Optional[int] = ..., seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -233,6 +233,16 @@ class AdminStub:
                 request_serializer=protos_dot_sidecast__pb2.HistoryRequest.SerializeToString,
                 response_deserializer=protos_dot_sidecast__pb2.HistoryResponse.FromString,
                 _registered_method=True)
+        self.GetComparison = channel.unary_unary(
+                '/sidecast.v1.Admin/GetComparison',
+                request_serializer=protos_dot_sidecast__pb2.GetComparisonRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.GetComparisonResponse.FromString,
+                _registered_method=True)
+        self.AwaitGeneration = channel.unary_unary(
+                '/sidecast.v1.Admin/AwaitGeneration',
+                request_serializer=protos_dot_sidecast__pb2.AwaitGenerationRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.AwaitGenerationResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/sidecast.v1.Admin/Watch',
                 request_serializer=protos_dot_sidecast__pb2.WatchRequest.SerializeToString,
@@ -253,7 +263,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetRoute(self, request, context):
-        """Points an alias at a version.
+        """Points an alias at a version, or splits its traffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,6 +297,20 @@ class AdminServicer:
 
     def History(self, request, context):
         """Who changed what, when and why; oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetComparison(self, request, context):
+        """How the versions of an alias's route compare with its own version, as this server saw them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitGeneration(self, request, context):
+        """Waits until every server that follows the registry serves a generation, or time is up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -336,6 +360,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.History,
                     request_deserializer=protos_dot_sidecast__pb2.HistoryRequest.FromString,
                     response_serializer=protos_dot_sidecast__pb2.HistoryResponse.SerializeToString,
+            ),
+            'GetComparison': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetComparison,
+                    request_deserializer=protos_dot_sidecast__pb2.GetComparisonRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.GetComparisonResponse.SerializeToString,
+            ),
+            'AwaitGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitGeneration,
+                    request_deserializer=protos_dot_sidecast__pb2.AwaitGenerationRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.AwaitGenerationResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -534,6 +568,60 @@ class Admin:
             '/sidecast.v1.Admin/History',
             protos_dot_sidecast__pb2.HistoryRequest.SerializeToString,
             protos_dot_sidecast__pb2.HistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetComparison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/GetComparison',
+            protos_dot_sidecast__pb2.GetComparisonRequest.SerializeToString,
+            protos_dot_sidecast__pb2.GetComparisonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/AwaitGeneration',
+            protos_dot_sidecast__pb2.AwaitGenerationRequest.SerializeToString,
+            protos_dot_sidecast__pb2.AwaitGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

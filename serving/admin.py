@@ -1,10 +1,11 @@
-"""The registry's verbs over gRPC, `sidecast.v1.Admin`, and what this server made of them.
+"""The registry's verbs over gRPC, `sidecast.v1.Admin`, what this server made of them, and what it sees of versions.
 
 The registry blocks, so it is called on threads. Raises what is wrong; the gate makes statuses of it.
 """
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +15,25 @@ from grpc.aio import ServicerContext
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving import admin_messages as messages
+from serving.comparing import Compared, Comparisons
 from serving.errors import InvalidInput
 from serving.gate import Drain
 from serving.pool import PoolState, SidePool
+from serving.presence import Presence
+from serving.route_messages import read_route, write_awaited, write_comparisons, write_route
 from serving.upload import UPLOADED, Upload
 from side_registry import Published, Registry
+from side_registry.decisions import checked_route
 from side_registry.errors import ArtifactError
+from side_registry.route import Route
+from side_registry.servers import Announced
 from side_registry.task import PRODUCTION
 
 WATCH_POLL_S = 0.05
+SEEN_POLL_S, SEEN_S = 0.005, 1.0
+"""How often it is looked whether this server has seen a change, and for how long: a load may hold it up."""
+AWAIT_POLL_S = 0.1
+LONGEST_WAIT_S = 300.0
 PATIENCE_S = 0.5
 """Longest that an upload may pause while the server shuts down."""
 
@@ -34,13 +45,24 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
     Args:
         wake: called after each change of the registry, so that the server need not find it out.
         max_upload_bytes: of one published run's files together.
+        comparisons: of the routes' versions.
+        presence: this server's own.
     """
 
     def __init__(
-        self, pool: SidePool, registry: Registry, drain: Drain, wake: Callable[[], None], *, max_upload_bytes: int
+        self,
+        pool: SidePool,
+        registry: Registry,
+        drain: Drain,
+        wake: Callable[[], None],
+        *,
+        max_upload_bytes: int,
+        comparisons: Comparisons,
+        presence: Presence,
     ) -> None:
         self._pool, self._registry, self._drain, self._wake = pool, registry, drain, wake
         self._max_upload_bytes = max_upload_bytes
+        self._comparisons, self._presence = comparisons, presence
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: ServicerContext) -> pb.PublishResponse:
         with tempfile.TemporaryDirectory(prefix="sidecast-publish-") as folder:
@@ -51,12 +73,13 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         return messages.write_published(published)
 
     async def SetRoute(self, request: pb.SetRouteRequest, context: ServicerContext) -> pb.SetRouteResponse:
-        if request.route.WhichOneof("target") != "version":
-            raise InvalidInput("route", "must name a version")
-        alias, version = request.alias or PRODUCTION, request.route.version
+        if not request.HasField("route"):
+            raise InvalidInput("route", "is missing; give a version, shares or shadows, or an empty one to end them")
+        task, alias = request.task, request.alias or PRODUCTION
+        route = checked_route(task, alias, read_route(request.route))
         change = messages.read_change(request.change)
-        generation = await self._change(self._registry.set_alias, request.task, alias, version, **change)
-        return pb.SetRouteResponse(task=request.task, alias=alias, route=request.route, generation=generation)
+        generation, own = await self._change(self._set_route, task, alias, route, _version(request.route), change)
+        return pb.SetRouteResponse(task=task, alias=alias, route=write_route(route, own), generation=generation)
 
     async def Rollback(self, request: pb.RollbackRequest, context: ServicerContext) -> pb.RollbackResponse:
         change = messages.read_change(request.change)
@@ -95,6 +118,41 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         newest = commits[-request.limit :]
         return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in newest])
 
+    async def GetComparison(
+        self, request: pb.GetComparisonRequest, context: ServicerContext
+    ) -> pb.GetComparisonResponse:
+        if request.disagreements < 0:
+            raise InvalidInput("disagreements", f"must be at least 0, got {request.disagreements}")
+        alias = request.alias or PRODUCTION
+        own = self._pool.snapshot().task_state(request.task).at(alias)
+        compared = self._comparisons.read(request.task, alias) or Compared(
+            task=request.task, alias=alias, version=own, comparisons=()
+        )
+        return write_comparisons(compared, request.disagreements)
+
+    async def AwaitGeneration(
+        self, request: pb.AwaitGenerationRequest, context: ServicerContext
+    ) -> pb.AwaitGenerationResponse:
+        timeout_s = request.timeout.ToNanoseconds() / 1e9
+        if not 0 <= timeout_s <= LONGEST_WAIT_S:
+            raise InvalidInput("timeout", f"must be within 0..{LONGEST_WAIT_S:g} s, got {timeout_s:g} s")
+        if request.generation < 0:
+            raise InvalidInput("generation", f"must be at least 0, got {request.generation}")
+        generation = request.generation or (await asyncio.to_thread(self._registry.state)).generation
+        deadline = time.monotonic() + timeout_s
+        self._wake()
+        while True:
+            response = write_awaited(generation, await self._followers())
+            left = deadline - time.monotonic()
+            if response.served or left <= 0:
+                return response
+            await self._drain.pause(min(AWAIT_POLL_S, left))
+
+    async def _followers(self) -> list[Announced]:
+        """The servers that follow the registry; this one too, whether or not the registry takes its presence."""
+        others = await asyncio.to_thread(self._registry.servers)
+        return [self._presence.now, *(server for server in others if server.id != self._presence.id)]
+
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
         before: PoolState | None = None
         while True:
@@ -107,12 +165,32 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
             await self._drain.pause(WATCH_POLL_S)
 
     async def _change(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        result = await asyncio.to_thread(verb, *arguments, **named)
+        """Returns when the registry has the change, and this server has seen it: what is asked next knows of it."""
+        result, generation = await asyncio.to_thread(self._do, verb, *arguments, **named)
+        deadline = time.monotonic() + SEEN_S
         self._wake()
+        while self._pool.snapshot().wanted < generation and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread's
+            await asyncio.sleep(SEEN_POLL_S)
         return result
+
+    def _do(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> tuple[Result, int]:
+        """What it returns, and the generation that has it."""
+        return verb(*arguments, **named), self._registry.state(refresh=False).generation
+
+    def _set_route(
+        self, task: str, alias: str, route: Route, version: int | None, change: messages.Change
+    ) -> tuple[int, int]:
+        """The generation, and the alias's own version."""
+        generation = self._registry.set_route(task, alias, route, version=version, **change)
+        return generation, version or self._registry.state(refresh=False).task(task).at(alias)
 
     def _publish(self, folder: str, header: pb.PublishRequest.Header) -> Published:
         try:
             return self._registry.publish(folder, alias=header.alias or None, **messages.read_change(header.change))
         except ArtifactError as error:
             raise ArtifactError(UPLOADED, error.why) from None
+
+
+def _version(route: pb.Route) -> int | None:
+    """The alias's own that a request asks for; None: as it is."""
+    return route.version if route.WhichOneof("target") == "version" else None

@@ -1,15 +1,21 @@
 """What the server knows about tasks, and the registry's commits, as messages of `sidecast.v1.Admin`. Pure functions."""
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos import sidecast_pb2 as pb
 from serving.pool import PoolState
+from serving.route_messages import write_route
 from side_registry import Published
-from side_registry.log import Action, Commit, Publish, Retire, Rollback, SetAlias
+from side_registry.log import Action, Commit, Publish, Retire, Rollback, SetAlias, SetRoute
+from side_registry.route import Route
 from side_registry.state import TaskState, VersionState
 from side_registry.task import PRODUCTION, TaskSpec
+
+Served = tuple[int, Route | None]
+"""The version that serves an alias, and the alias's route as far as it is followed."""
 
 
 class Change(TypedDict):
@@ -48,7 +54,7 @@ def write_task(state: PoolState, name: str) -> pb.TaskInfo:
         info.spec.CopyFrom(write_spec(spec))
     for alias, version in sorted(task.serving.items()):
         serving = state.aliases.get((name, alias), 0)
-        info.aliases.add(alias=alias, route=pb.Route(version=version), serving=serving)
+        info.aliases.add(alias=alias, route=write_route(task.route(alias), version), serving=serving)
     info.versions.extend(_write_version(state, name, entry) for _, entry in sorted(task.versions.items()))
     return info
 
@@ -94,18 +100,21 @@ def write_commit(commit: Commit, task: str) -> pb.Commit:
 def write_event(before: PoolState, after: PoolState) -> pb.WatchEvent:
     """What changed from one state of the pool to another."""
     old, new = _served(before), _served(after)
-    changed = [
-        pb.Served(task=task, serving=new.get(task)) for task in sorted(old | new) if old.get(task) != new.get(task)
-    ]
+    changed = [_write_served(task, new.get(task, {})) for task in sorted(old | new) if old.get(task) != new.get(task)]
     return pb.WatchEvent(generations=write_generations(after), changed=changed)
 
 
-def _served(state: PoolState) -> dict[str, dict[str, int]]:
-    """Task to alias to the version that answers."""
-    served: dict[str, dict[str, int]] = {task: {} for task in state.tasks}
+def _served(state: PoolState) -> dict[str, dict[str, Served]]:
+    """Task to alias to the version that answers, and the route that is followed."""
+    served: dict[str, dict[str, Served]] = {task: {} for task in state.tasks}
     for (task, alias), version in state.aliases.items():
-        served.setdefault(task, {})[alias] = version
+        served.setdefault(task, {})[alias] = version, state.routes.get((task, alias))
     return served
+
+
+def _write_served(task: str, served: Mapping[str, Served]) -> pb.Served:
+    routes = {alias: write_route(route, version) for alias, (version, route) in served.items() if route}
+    return pb.Served(task=task, serving={alias: version for alias, (version, _) in served.items()}, routes=routes)
 
 
 def _spec(state: PoolState, task: TaskState) -> TaskSpec | None:
@@ -133,6 +142,9 @@ def _write_action(action: Action) -> pb.Action:
     match action:
         case SetAlias():
             return pb.Action(verb=action.type, task=action.task, version=action.version, alias=action.alias)
+        case SetRoute():
+            route = write_route(action.route)
+            return pb.Action(verb=action.type, task=action.task, alias=action.alias, route=route)
         case Rollback():
             return pb.Action(verb=action.type, task=action.task, version=action.version_to, alias=action.alias)
         case Publish() | Retire():

@@ -38,6 +38,10 @@ class Target:
     """The alias that led to it; None where the version was pinned."""
     answerer: "Answerer"
     """The resident's, with what the request sets."""
+    since: int | None = None
+    """The generation that set the alias's route; None where it has none."""
+    beside: tuple[Resident, ...] = ()
+    """Who answers the same for the comparison of the route's versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Encoded:
     """One task's rows as tokens."""
 
     target: Target
+    prompts: list[str]
     ids: list[Ids]
 
 
@@ -58,15 +63,33 @@ class _Rendered:
         return self.target.resident.spec.max_source_tokens
 
 
-def resolve(state: PoolState, ref: TaskRef, generation: Overrides, *, among: bool = False) -> Target | Refused:
-    """The task of a request. `among` others, one that makes no texts is not touched by `generation`."""
+def resolve(
+    state: PoolState,
+    ref: TaskRef,
+    generation: Overrides,
+    *,
+    key: str = "",
+    via: str | None = None,
+    among: bool = False,
+) -> Target | Refused:
+    """The task of a request.
+
+    Args:
+        key: the request's, by which the alias's route leads it to a version; "": at random.
+        via: the alias that led whoever asks to the version that `ref` names; None: it is pinned.
+        among: others. One that makes no texts is not touched by `generation` then.
+    """
     try:
-        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
+        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
         applies = generation and not (among and resident.spec.kind != "text")
         answerer = generation.answerer(resident) if applies else resident.answerer
     except (ServingError, RegistryError) as error:
         return error
-    return Target(resident, None if ref.version is not None else ref.alias or PRODUCTION, answerer)
+    alias = via if ref.version is not None else ref.alias or PRODUCTION
+    since = state.routed_since(ref.task, alias, resident.version) if alias else None
+    if alias is None or since is None:
+        return Target(resident, alias, answerer)
+    return Target(resident, alias, answerer, since, state.beside(ref.task, alias, resident.version))
 
 
 def encode(
@@ -107,7 +130,7 @@ def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]
     def encoded(each: _Rendered | Refused) -> Encoded | Refused:
         if isinstance(each, Exception):
             return each
-        return Encoded(each.target, [ids[each.limit][prompt] for prompt in each.prompts])
+        return Encoded(each.target, each.prompts, [ids[each.limit][prompt] for prompt in each.prompts])
 
     return [[encoded(each) for each in request] for request in requests]
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -11,14 +11,17 @@ import torch
 from ladder import Backbone, load_backbone, load_tokenizer
 from ladder.compiled import CompiledEncoder, Limits
 from serving.batching import Batcher
-from serving.config import ServeConfig
+from serving.comparing import Comparisons, routed_of
+from serving.config import ServeConfig, ShadowConfig
 from serving.doors import Service
 from serving.engine import Engine
+from serving.judging import Judging
 from serving.loader import Loader
 from serving.metrics import Metrics
 from serving.pool import SidePool
 from serving.reconciler import Progress, Reconciler
 from serving.service import PredictService
+from serving.shadowing import Shadowing
 from serving.threads import run_apart
 from serving.warmup import warm_up
 from side_registry import Registry
@@ -37,6 +40,8 @@ class Parts:
     """Have the registry looked at now."""
     stop: Callable[[], None]
     """End the threads that follow the registry. Blocks until a load in progress ends."""
+    comparisons: Comparisons = field(default_factory=Comparisons)
+    """How the versions of routes compare."""
 
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
@@ -55,9 +60,39 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     reconciler.start(progress)
     device = ThreadPoolExecutor(1, thread_name_prefix="device")
     device.submit(_warm_up, backbone, pool, encoder, config).result()
-    batcher = Batcher(engine, config.batch, metrics, config.limits, device)
-    service = PredictService(pool, batcher, tokenizer, config.request, metrics)
-    return Parts(service=service, pool=pool, registry=registry, wake=reconciler.wake, stop=reconciler.stop)
+    batch = replace(config.batch, padding_cost=min(config.batch.padding_cost, engine.padding_cost))
+    batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
+    comparisons = _comparisons(pool, config.shadow)
+    shadowing = Shadowing(batcher, comparisons, tokenizer, config.shadow, metrics)
+    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadowing)
+    judging = _judging(registry, comparisons, pool, config, reconciler.wake, metrics)
+    judging.start()
+
+    def stop() -> None:
+        shadowing.close()
+        judging.stop()
+        reconciler.stop()
+
+    return Parts(
+        service=service, pool=pool, registry=registry, wake=reconciler.wake, stop=stop, comparisons=comparisons
+    )
+
+
+def _comparisons(pool: SidePool, config: ShadowConfig) -> Comparisons:
+    kept = config.kept_disagreements if config.keep_inputs else 0
+    return Comparisons(lambda task, alias: routed_of(pool.snapshot(), task, alias), kept)
+
+
+def _judging(
+    registry: Registry,
+    comparisons: Comparisons,
+    pool: SidePool,
+    config: ServeConfig,
+    wake: Callable[[], None],
+    metrics: Metrics,
+) -> Judging:
+    author = f"sidecast serve@{config.host}:{config.port}"
+    return Judging(registry, comparisons, lambda: pool.snapshot().routes, author, wake, metrics, withhold=pool.withhold)
 
 
 def _load_backbone(config: ServeConfig) -> Backbone:

@@ -2,7 +2,8 @@
 
 The batcher lives on an event loop and never runs torch itself. While the device works the queue gathers company by
 itself; only an idle device waits a little for it. Texts that are being made take a step in every turn, whatever waits.
-Under pressure it sheds what cannot be answered in time before the device has spent anything on it. Knows no side
+Under pressure it sheds what cannot be answered in time before the device has spent anything on it. Rows in shadow go
+when no caller's row waits, and are no part of what is counted, limited, charged and learned for callers. Knows no side
 networks, no gRPC.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-from serving.config import BatchConfig, LimitConfig
+from serving.config import BatchConfig, LimitConfig, ShadowConfig
 from serving.device_rows import DeviceRows, Held
 from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, TooSlow
 from serving.fair_order import PRIORITIES, RowQueue
@@ -22,7 +23,8 @@ from serving.metrics import Metrics
 from serving.pace import Pace
 from serving.pieces import Piece
 from serving.places import Places
-from serving.row_queue import Bundle, ListRequest, Outcome, Request, Row, StreamRequest
+from serving.row_queue import Bundle, ListRequest, Outcome, Request, Row, ShadowRequest, StreamRequest
+from serving.shadow_queue import ShadowQueue, ShadowTurn
 from serving.taking import Taking
 from serving.turns import Predict, Worker, worker_of
 
@@ -60,6 +62,7 @@ class Batcher:
         metrics: Metrics | None = None,
         limits: LimitConfig | None = None,
         device: Executor | None = None,
+        shadow: ShadowConfig | None = None,
     ) -> None:
         self._worker, self._config, self._metrics = worker_of(worker), config, metrics or Metrics()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device") if device is None else device
@@ -67,6 +70,7 @@ class Batcher:
         self._taking = Taking(self._queue, self._pace, self._places, config, self._drop)
         self._limits = Limiter(limits or LimitConfig(), self._metrics)
         self._on_device = DeviceRows(self._note_ended)
+        self._shadows = ShadowQueue(shadow or ShadowConfig(), config)
         self._started, self._turn_tokens = 0.0, 0
         self._last: float | None = None
         """When a request came last, and how far apart they come."""
@@ -130,9 +134,19 @@ class Batcher:
                 ended = not isinstance(event, Piece)
                 yield event
 
+    def shadow(self, request: ShadowRequest) -> None:
+        """Answer it when the device has nothing else to do. It is dropped, in part or later, where that is never."""
+        if self._draining:
+            request.drop()
+            return
+        self._shadows.add(request, self._now())
+        if self._shadows:
+            self._wake()
+
     async def drain(self) -> None:
-        """Refuse new rows, finish the queued and the running ones, stop."""
+        """Refuse new rows, finish the queued and the running ones, stop. Rows in shadow are dropped."""
         self._draining = True
+        self._drop_shadows()
         while self._requests:
             self._quiet.clear()
             await self._quiet.wait()
@@ -141,6 +155,7 @@ class Batcher:
     async def close(self) -> None:
         """Stop now: what has no outcome yet fails with Draining. A turn on the device runs to its end, unheard."""
         self._draining = True
+        self._drop_shadows()
         for request in self._requests:
             request.fail(Draining())
         if self._runner:
@@ -292,20 +307,28 @@ class Batcher:
                     await self._gather()
                 gone = self._on_device.take_gone()
                 batch = self._take()
-                if batch or gone or self._on_device:
-                    await self._turn(batch, gone)
+                gone += self._give_way(batch)
+                shadows = [] if batch else self._take_shadows()
+                if batch or shadows or gone or self._on_device:
+                    await self._turn(batch, shadows, gone)
                 idle = not (self._queue or self._on_device)
         except Exception as error:  # a fault in here must not leave callers waiting for ever
             log.exception("the batcher failed; it starts afresh with the next request")
             for request in self._requests:
                 request.fail(error)
+            self._drop_shadows()
             self._runner = None
 
     async def _gather(self) -> None:
-        """The device is idle: wait for a row, and then shortly for its company."""
+        """The device is idle: wait for a row, and then shortly for its company. Or until a batch in shadow is due."""
         while not (self._queue or self._on_device):
             self._arrived.clear()
-            await self._arrived.wait()
+            due_s = self._shadows.due_s(self._now())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due_s):
+                    await self._arrived.wait()
+                    continue
+            return
         if self._on_device or not self._has_company():
             return
         with contextlib.suppress(TimeoutError):
@@ -321,6 +344,26 @@ class Batcher:
         batch = self._taking.take(self._on_device.running, self._now())
         self._serve(batch)
         return batch
+
+    def _take_shadows(self) -> list[Bundle]:
+        """The next batch in shadow, out of its queue, where it is due and no caller's row waits."""
+        texts = self._on_device.running_shadows
+        return [] if self._queue or self._shadows.due_s(self._now(), texts) != 0 else self._shadows.take(texts)
+
+    def _give_way(self, batch: Sequence[Bundle]) -> list[Row]:
+        """Texts in shadow end where they alone would make callers' rows wait for a token each turn; returns them."""
+        if not batch or self._on_device.running or any(bundle.running for bundle in batch):
+            return []
+        for request, rows in self._on_device.shadows().items():
+            request.drop(rows)
+            self._on_device.leave(request)
+        return self._on_device.take_gone()
+
+    def _drop_shadows(self) -> None:
+        self._shadows.clear()
+        for request in self._on_device.shadows():
+            request.drop()
+            self._on_device.leave(request)
 
     def _drop(self, late: Sequence[Bundle], soon: float) -> None:
         """Out of the queue with the requests of these bundles: over, expired, or expired before `soon`."""
@@ -347,12 +390,12 @@ class Batcher:
             if bundle is bundle.request.bundles[0]:
                 self._metrics.stage("queue", now - bundle.request.arrived)
 
-    async def _turn(self, batch: Sequence[Bundle], gone: Sequence[Row]) -> None:
+    async def _turn(self, batch: Sequence[Bundle], shadows: Sequence[Bundle], gone: Sequence[Row]) -> None:
         """One turn on the device: what becomes known during it is told at once."""
         loop, tokens = asyncio.get_running_loop(), sum(bundle.tokens for bundle in batch)
-        rows = self._on_device.begin(batch, self._now())
+        rows = self._on_device.begin([*batch, *shadows], self._now())
         self._started, self._turn_tokens = self._now(), tokens
-        crowded = self._queue.scores > 0
+        crowded, beside = self._queue.scores > 0, self._in_shadow(batch, shadows)
 
         def deliver(events: Sequence[tuple[Any, Any]]) -> None:
             loop.call_soon_threadsafe(self._on_device.settle, list(events))
@@ -365,8 +408,14 @@ class Batcher:
             self._on_device.fail(error)
         else:
             self._pace.learn(tokens, self._now() - self._started, crowded)
+        self._shadows.ended(beside, self._now() - self._started)
         self._turn_tokens = 0
         self._charge_texts()
+
+    def _in_shadow(self, batch: Sequence[Bundle], shadows: Sequence[Bundle]) -> ShadowTurn:
+        """What of the turn that begins is in shadow."""
+        device, tokens = self._on_device, sum(bundle.tokens for bundle in shadows)
+        return ShadowTurn(device.shadows(), tokens, len(device), is_whole=not (batch or device.running))
 
     def _charge_texts(self) -> None:
         """A text costs its task a token for each beam and turn: what it will come to is not known before."""

@@ -1,11 +1,12 @@
 """The choice of a batch among the next bundles in their order: little padding, and not too small. No clocks, no queue.
 
 Padding is saved by batching what is near in length; what is lost on it is that a batch has a price of its own. So the
-batch is the one in which real tokens are the largest share of all that it costs: its tokens with padding, and
-`batch_cost_tokens`.
+batch is the one in which real tokens are the largest share of all that it costs: its tokens, its padding at
+`padding_cost` a token, and `batch_cost_tokens`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,12 @@ class _Runs:
         padded = inputs * self._lengths[ends - 1]
         fits = self._weights[ends] - self._weights[starts] <= self._config.max_batch_rows
         fits &= padded <= self._config.max_batch_tokens
-        return np.where(fits, tokens / (self._config.batch_cost_tokens + padded), 0.0)
+        return np.where(fits, tokens / (self._config.batch_cost_tokens + _cost(tokens, padded, self._config)), 0.0)
+
+
+def _cost(tokens: Any, padded: Any, config: BatchConfig) -> Any:
+    """What so many real tokens cost that are so many with padding: in real tokens."""
+    return tokens + config.padding_cost * (padded - tokens)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
@@ -116,7 +122,8 @@ def _fill(window: Sequence[Bundle], config: BatchConfig, core: Sequence[Bundle])
     shorter = sorted((bundle for bundle in window if bundle.tokens <= longest), key=lambda bundle: -bundle.tokens)
     for bundle in shorter:
         count = len(inputs) + (bundle.input not in inputs)
-        if bundle.tokens * (config.batch_cost_tokens + len(inputs) * longest) < tokens * longest:
+        before = config.batch_cost_tokens + _cost(tokens, len(inputs) * longest, config)
+        if bundle.tokens * before < tokens * _cost(bundle.tokens, longest, config):
             break
         if rows + bundle.weight <= config.max_batch_rows and count * longest <= config.max_batch_tokens:
             batch.append(bundle)

@@ -28,9 +28,12 @@ from serving.client_calls import Call
 from serving.client_channel import Settings, make_stubs
 from serving.client_errors import SidecastError, UnreachableError, from_call
 from serving.client_results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+from serving.client_routes import Awaited, Comparisons, Routed
 from serving.client_streams import AsyncTextStream, TextStream
 
 READY_POLL_S = 0.05
+CONNECT_S = 10.0
+"""Longer than it waits, a call that waits at the server may take."""
 
 Result = TypeVar("Result")
 Outcomes = dict[str, Predictions | SidecastError]
@@ -95,6 +98,7 @@ class Client(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> Predictions:
         """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
 
@@ -102,9 +106,10 @@ class Client(_Caller):
             generation: how texts are chosen, over the task's own settings: `{"num_beams": 4}`, `{"do_sample": True,
                 "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
             priority: 1, served first, to 4; 0 for the server's default.
+            route_key: where the alias's traffic is split, requests of one key get one version; without, at random.
         """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict(task, rows, version, alias, timeout, generation, priority), timeout)
+        return self._do(calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout)
 
     def predict_tasks(
         self,
@@ -114,14 +119,15 @@ class Client(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> Outcomes:
         """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value.
 
         Args:
-            generation, priority: as of `predict`; `generation` touches only the tasks that make texts.
+            generation, priority, route_key: as of `predict`; `generation` touches only the tasks that make texts.
         """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority), timeout)
+        return self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
 
     def stream(
         self,
@@ -133,6 +139,7 @@ class Client(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> TextStream:
         """The text that a text task makes of one row, while it is made. Arguments as of `predict`.
 
@@ -142,7 +149,7 @@ class Client(_Caller):
         print(stream.result().version)
         """
         timeout = self._timeout(timeout)
-        call = calls.stream(task, row, version, alias, timeout, generation, priority)
+        call = calls.stream(task, row, version, alias, timeout, generation, priority, route_key)
         return TextStream(self._start(call, timeout), self._settings.target)
 
     def tasks(self) -> list[TaskInfo]:
@@ -157,11 +164,48 @@ class Client(_Caller):
         return self._do(calls.history(task, limit), self._settings.timeout)
 
     def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
-        """Point an alias, `production` where none is named, at a version."""
+        """Point an alias, `production` where none is named, at a version. Ends what route it has."""
         return self._do(calls.promote(task, version, alias, message), self._settings.timeout)
 
+    def set_route(
+        self,
+        task: str,
+        *,
+        alias: str | None = None,
+        version: int | None = None,
+        shares: Mapping[int, int] | None = None,
+        shadows: Sequence[int] = (),
+        bounds: Mapping[str, Any] | None = None,
+        message: str = "",
+    ) -> Routed:
+        """Say how an alias's traffic is split; what it was before is replaced.
+
+        Args:
+            version: the alias's own, which gets what the shares leave; None as it is.
+            shares: version to its share in hundredths of a per cent: `{7: 500}` is 5 %.
+            shadows: versions that answer the same inputs, compared and told to nobody.
+            bounds: what a version with a share must keep to, else servers end its share: `{"disagreement": 0.05,
+                "error_rate": 0.01, "latency": 1.2, "min_rows": 200}`, each of them optional.
+        """
+        call = calls.set_route(task, alias, version, shares, shadows, bounds, message)
+        return self._do(call, self._settings.timeout)
+
+    def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
+        """How the versions of an alias's route compare with its own, as this server saw them."""
+        return self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
+
+    def await_generation(self, generation: int = 0, *, timeout: float = 30.0) -> Awaited:
+        """Wait until every server that follows the registry serves a generation, or time is up.
+
+        Args:
+            generation: as `publish`, `promote` and their like return it; 0 for the registry's newest.
+            timeout: seconds, at most 300; 0 to look once.
+        """
+        return self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
+
     def rollback(self, task: str, *, alias: str | None = None, to: int | None = None, message: str = "") -> Rolled:
-        """Point an alias at the version it had before, or at `to`, which it had earlier."""
+        """Point an alias at the version it had before, or at `to`, which it had earlier. Where versions have shares of
+        its traffic, that ends their shares instead, unless `to` is given."""
         return self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
 
     def retire(self, task: str, version: int, *, message: str = "") -> Retired:
@@ -244,10 +288,13 @@ class AsyncClient(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> Predictions:
         """As `Client.predict`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict(task, rows, version, alias, timeout, generation, priority), timeout)
+        return await self._do(
+            calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout
+        )
 
     async def predict_tasks(
         self,
@@ -257,10 +304,11 @@ class AsyncClient(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> Outcomes:
         """As `Client.predict_tasks`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority), timeout)
+        return await self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
 
     def stream(
         self,
@@ -272,10 +320,11 @@ class AsyncClient(_Caller):
         timeout: float | None = None,
         generation: Mapping[str, Any] | None = None,
         priority: int = 0,
+        route_key: str = "",
     ) -> AsyncTextStream:
         """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`."""
         timeout = self._timeout(timeout)
-        call = calls.stream(task, row, version, alias, timeout, generation, priority)
+        call = calls.stream(task, row, version, alias, timeout, generation, priority, route_key)
         return AsyncTextStream(self._start(call, timeout), self._settings.target)
 
     async def tasks(self) -> list[TaskInfo]:
@@ -292,6 +341,29 @@ class AsyncClient(_Caller):
     async def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
         """As `Client.promote`."""
         return await self._do(calls.promote(task, version, alias, message), self._settings.timeout)
+
+    async def set_route(
+        self,
+        task: str,
+        *,
+        alias: str | None = None,
+        version: int | None = None,
+        shares: Mapping[int, int] | None = None,
+        shadows: Sequence[int] = (),
+        bounds: Mapping[str, Any] | None = None,
+        message: str = "",
+    ) -> Routed:
+        """As `Client.set_route`."""
+        call = calls.set_route(task, alias, version, shares, shadows, bounds, message)
+        return await self._do(call, self._settings.timeout)
+
+    async def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
+        """As `Client.comparison`."""
+        return await self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
+
+    async def await_generation(self, generation: int = 0, *, timeout: float = 30.0) -> Awaited:
+        """As `Client.await_generation`."""
+        return await self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
 
     async def rollback(
         self, task: str, *, alias: str | None = None, to: int | None = None, message: str = ""

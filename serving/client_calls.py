@@ -16,9 +16,12 @@ from google.protobuf.message import Message
 
 from protos import sidecast_pb2 as pb
 from serving import client_results as results
+from serving import client_routes as routes
 from serving.client_errors import InvalidArtifactError, InvalidInputError, InvalidNameError, SidecastError
 from serving.client_reading import (
+    read_awaited,
     read_commit,
+    read_comparisons,
     read_event,
     read_predictions,
     read_promoted,
@@ -26,6 +29,7 @@ from serving.client_reading import (
     read_result,
     read_retired,
     read_rolled,
+    read_routed,
     read_task,
 )
 
@@ -51,11 +55,12 @@ def predict(
     timeout: float | None,
     generation: Mapping[str, Any] | None,
     priority: int,
+    route_key: str,
 ) -> Call[results.Predictions]:
     ref = parse_ref(task, version, alias)
     request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows))
     _copy_which(ref, request)
-    _copy_wish(request, timeout, generation, priority)
+    _copy_wish(request, timeout, generation, priority, route_key)
     return Call("sidecast", "Predict", request, read_predictions)
 
 
@@ -65,11 +70,12 @@ def predict_tasks(
     timeout: float | None,
     generation: Mapping[str, Any] | None,
     priority: int,
+    route_key: str,
 ) -> Call[dict[str, results.Predictions | SidecastError]]:
     _check_list(tasks, "tasks")
     refs = [parse_ref(task) for task in tasks]
     request = pb.PredictTasksRequest(tasks=refs, rows=_write_rows(rows))
-    _copy_wish(request, timeout, generation, priority)
+    _copy_wish(request, timeout, generation, priority, route_key)
 
     def parse(response: pb.PredictTasksResponse) -> dict[str, results.Predictions | SidecastError]:
         return {task: read_result(result) for task, result in zip(tasks, response.results, strict=True)}
@@ -85,12 +91,13 @@ def stream(
     timeout: float | None,
     generation: Mapping[str, Any] | None,
     priority: int,
+    route_key: str,
 ) -> Call[Any]:
     """Its responses are read by `client_streams`."""
     ref = parse_ref(task, version, alias)
     request = pb.GenerateRequest(task=ref.task, row=_write_row(row, "row"))
     _copy_which(ref, request)
-    _copy_wish(request, timeout, generation, priority)
+    _copy_wish(request, timeout, generation, priority, route_key)
     return Call("sidecast", "Generate", request, lambda response: response)
 
 
@@ -116,6 +123,35 @@ def promote(task: str, version: int, alias: str | None, message: str) -> Call[re
     route = pb.Route(version=version)
     request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
     return Call("admin", "SetRoute", request, read_promoted)
+
+
+def set_route(
+    task: str,
+    alias: str | None,
+    version: int | None,
+    shares: Mapping[int, int] | None,
+    shadows: Sequence[int],
+    bounds: Mapping[str, Any] | None,
+    message: str,
+) -> Call[routes.Routed]:
+    route = _write_route(shares or {}, shadows, bounds)
+    if version is not None:
+        _set(route, "version", version, "route.")
+    request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
+    return Call("admin", "SetRoute", request, read_routed)
+
+
+def comparison(task: str, alias: str | None, disagreements: int) -> Call[routes.Comparisons]:
+    request = pb.GetComparisonRequest(task=task, alias=alias or "")
+    _set(request, "disagreements", disagreements)
+    return Call("admin", "GetComparison", request, read_comparisons)
+
+
+def await_generation(generation: int, timeout_s: float) -> Call[routes.Awaited]:
+    request = pb.AwaitGenerationRequest()
+    _set(request, "generation", generation)
+    request.timeout.FromNanoseconds(int(timeout_s * 1e9))
+    return Call("admin", "AwaitGeneration", request, read_awaited)
 
 
 def rollback(task: str, alias: str | None, to: int | None, message: str) -> Call[results.Rolled]:
@@ -162,15 +198,14 @@ def _copy_wish(
     timeout: float | None,
     generation: Mapping[str, Any] | None,
     priority: int,
+    route_key: str,
 ) -> None:
     if timeout is not None:
         request.timeout.FromNanoseconds(int(timeout * 1e9))
     for name, value in (generation or {}).items():
         _set_generation(request.generation, name, value)
-    try:
-        request.priority = priority
-    except (TypeError, ValueError) as error:
-        raise _invalid("priority", f"cannot be {priority!r}: {error}") from None
+    _set(request, "priority", priority)
+    _set(request, "route_key", route_key)
 
 
 def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest | pb.GenerateRequest | pb.GetTaskRequest) -> None:
@@ -205,11 +240,38 @@ def _set_generation(message: pb.Generation, name: str, value: Any) -> None:
         raise _invalid(f"generation.{name}", f"is no setting; use {known}")
     if name == "early_stopping" and isinstance(value, bool):
         value = str(value).lower()
+    if value is not None:
+        _set(message, name, value, "generation.")
+
+
+def _set(message: Message, name: str, value: Any, where: str = "") -> None:
+    """Raises InvalidInputError, naming `where` and the field, for a value that the field cannot have."""
     try:
-        if value is not None:
-            setattr(message, name, value)
+        setattr(message, name, value)
     except (TypeError, ValueError) as error:
-        raise _invalid(f"generation.{name}", f"cannot be {value!r}: {error}") from None
+        raise _invalid(where + name, f"cannot be {value!r}: {error}") from None
+
+
+def _write_route(shares: Mapping[int, int], shadows: Sequence[int], bounds: Mapping[str, Any] | None) -> pb.Route:
+    """Set even where it is plain: then it ends what was there."""
+    _check_list(shadows, "route.shadows")
+    try:
+        each = [pb.Route.Share(version=version, share=share) for version, share in shares.items()]
+        route = pb.Route(shares=each, shadows=shadows)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid("route", f"must have shares by version and a list of shadows: {error}") from None
+    if bounds is not None:
+        route.bounds.SetInParent()
+        for name, value in bounds.items():
+            _set_bound(route.bounds, name, value)
+    return route
+
+
+def _set_bound(message: pb.Route.Bounds, name: str, value: Any) -> None:
+    if name not in (known := pb.Route.Bounds.DESCRIPTOR.fields_by_name):
+        raise _invalid(f"route.bounds.{name}", f"is no bound; use {', '.join(known)}")
+    if value is not None:
+        _set(message, name, value, "route.bounds.")
 
 
 def _check_list(values: Sequence[Any], where: str) -> None:

@@ -10,7 +10,7 @@ from protos import sidecast_pb2_grpc
 
 DEFAULT_PORT = 8001
 
-RETRIED = ("SetRoute", "Retire", "ListTasks", "GetTask", "History")
+RETRIED = ("SetRoute", "Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
 """Of Admin. All of Sidecast is."""
 
 RETRY_POLICY = {

@@ -2,8 +2,8 @@
 
     SidecastError
       NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError
-      InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidArtifactError,
-                                 MessageTooLargeError
+      InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidRouteError,
+                                 InvalidArtifactError, MessageTooLargeError
       RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
                                  NothingToRollBackError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
@@ -82,6 +82,10 @@ class TooManyRowsError(InvalidRequestError):
 
 class InvalidNameError(InvalidRequestError):
     default_reason = "INVALID_NAME"
+
+
+class InvalidRouteError(InvalidRequestError):
+    default_reason = "INVALID_ROUTE"
 
 
 class InvalidArtifactError(InvalidRequestError):
@@ -171,6 +175,7 @@ BY_REASON: Mapping[str, type[SidecastError]] = {
         InvalidInputError,
         TooManyRowsError,
         InvalidNameError,
+        InvalidRouteError,
         InvalidArtifactError,
         IncompatibleSideError,
         VersionRefusedError,

@@ -1,11 +1,14 @@
 """Responses to a client's results. Pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf.message import Message
+
 from protos import sidecast_pb2 as pb
 from serving import client_results as results
+from serving import client_routes as routes
 from serving.client_errors import SidecastError, from_status
 
 
@@ -61,6 +64,7 @@ def read_task(info: pb.TaskInfo) -> results.TaskInfo:
         aliases={alias.alias: alias.route.version for alias in info.aliases},
         serving={alias.alias: alias.serving for alias in info.aliases if alias.serving},
         versions=tuple(_read_version(version) for version in info.versions),
+        routes=_read_routes({alias.alias: alias.route for alias in info.aliases}),
     )
 
 
@@ -115,11 +119,34 @@ def read_commit(commit: pb.Commit) -> results.Commit:
 
 def _read_action(action: pb.Action) -> results.Action:
     return results.Action(
-        verb=action.verb, task=action.task, version=action.version or None, alias=action.alias or None
+        verb=action.verb,
+        task=action.task,
+        version=action.version or None,
+        alias=action.alias or None,
+        route=read_route(action.route) if action.HasField("route") else None,
     )
 
 
-def _time(message: pb.Version | pb.Commit, field: str) -> datetime | None:
+def read_route(route: pb.Route) -> routes.Route:
+    return routes.Route(
+        shares={share.version: share.share for share in route.shares},
+        shadows=tuple(route.shadows),
+        bounds=_read_bounds(route.bounds) if route.HasField("bounds") else None,
+    )
+
+
+def _read_bounds(bounds: pb.Route.Bounds) -> routes.Bounds:
+    given = {field.name: value for field, value in bounds.ListFields()}
+    return routes.Bounds(**given)
+
+
+def _read_routes(messages: Mapping[str, pb.Route]) -> dict[str, routes.Route]:
+    """By alias, those that are not plain."""
+    found = {alias: read_route(message) for alias, message in sorted(messages.items())}
+    return {alias: route for alias, route in found.items() if not route.is_plain}
+
+
+def _time(message: Message, field: str) -> datetime | None:
     return getattr(message, field).ToDatetime(UTC) if message.HasField(field) else None
 
 
@@ -130,6 +157,62 @@ def read_promoted(response: pb.SetRouteResponse) -> results.Promoted:
         version=response.route.version,
         generation=response.generation,
     )
+
+
+def read_routed(response: pb.SetRouteResponse) -> routes.Routed:
+    return routes.Routed(
+        task=response.task,
+        alias=response.alias,
+        version=response.route.version,
+        route=read_route(response.route),
+        generation=response.generation,
+    )
+
+
+def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
+    return routes.Comparisons(
+        task=response.task,
+        alias=response.alias,
+        version=response.version,
+        since=response.since,
+        versions=tuple(_read_comparison(each) for each in response.comparisons),
+        disagreements=tuple(_read_disagreement(each) for each in response.disagreements),
+        keeps_inputs=response.keeps_inputs,
+    )
+
+
+def _read_comparison(message: pb.Comparison) -> routes.Comparison:
+    return routes.Comparison(
+        version=message.version,
+        answers=message.answers,
+        rows=message.rows,
+        failed=message.failed,
+        compared=message.compared,
+        agreed=message.agreed,
+        drift=message.drift,
+        latency_seconds=message.latency_seconds,
+        cost_seconds=message.cost_seconds,
+        dropped=message.dropped,
+    )
+
+
+def _read_disagreement(message: pb.Disagreement) -> routes.Disagreement:
+    return routes.Disagreement(
+        time=_time(message, "time"),
+        version=message.version,
+        prompt=message.prompt,
+        expected=message.expected,
+        found=message.found,
+        drift=message.drift,
+    )
+
+
+def read_awaited(response: pb.AwaitGenerationResponse) -> routes.Awaited:
+    servers = tuple(
+        routes.ServerInfo(id=each.id, address=each.address, generation=each.generation, seen=_time(each, "seen"))
+        for each in response.servers
+    )
+    return routes.Awaited(generation=response.generation, served=response.served, servers=servers)
 
 
 def read_rolled(response: pb.RollbackResponse) -> results.Rolled:
@@ -158,5 +241,9 @@ def read_published(response: pb.PublishResponse) -> results.Published:
 
 def read_event(response: pb.WatchEvent) -> results.Event:
     generations = response.generations
-    changed = {served.task: dict(served.serving) for served in response.changed}
-    return results.Event(wanted=generations.wanted, served=generations.served, changed=changed)
+    return results.Event(
+        wanted=generations.wanted,
+        served=generations.served,
+        changed={served.task: dict(served.serving) for served in response.changed},
+        routes={served.task: found for served in response.changed if (found := _read_routes(served.routes))},
+    )

@@ -1,9 +1,11 @@
 """What a client answers with: plain frozen values that compare, print and pickle."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, overload
+
+from serving.client_routes import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class TaskInfo:
     """Alias to the version that answers on the server; it lags behind `aliases` while that loads or cannot load."""
     versions: tuple[VersionInfo, ...]
     """Oldest first."""
+    routes: dict[str, Route] = field(default_factory=dict)
+    """Alias to its route in the registry, where its traffic is split or shadowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,10 +191,12 @@ class Retired:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
     verb: str
-    """publish, set_alias, rollback, retire or delete_task."""
+    """publish, set_alias, set_route, rollback, retire or delete_task."""
     task: str
     version: int | None
     alias: str | None
+    route: Route | None = None
+    """Of set_route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,3 +220,5 @@ class Event:
     """The generation that the server answers with."""
     changed: dict[str, dict[str, int]]
     """Tasks that changed since the last event, each with its alias to version; empty when the task is gone."""
+    routes: dict[str, dict[str, Route]] = field(default_factory=dict)
+    """Of those tasks: alias to its route as far as this server can follow it; without plain ones."""

@@ -33,6 +33,8 @@ class BatchConfig:
     batch_cost_tokens: int = 96
     """What a batch is taken to cost besides its tokens, in tokens. More makes fuller batches with more padding; on a
     CPU 150 to 350 were measured, and a little less costs no throughput and saves padding."""
+    padding_cost: float = 1.0
+    """What a token of padding is taken to cost beside a real one, at most: less where the engine leaves padding out."""
     max_wait_s: float = 0.002
     """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
     max_running_rows: int = 64
@@ -51,7 +53,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows", "max_queued_tokens")
         _at_least(self, 1, "max_running_rows", "default_priority")
-        _at_least(self, 0, "max_wait_s", "batch_cost_tokens", "max_tokens_beside_texts")
+        _at_least(self, 0, "max_wait_s", "batch_cost_tokens", "max_tokens_beside_texts", "padding_cost")
         if self.default_priority > 4:
             raise ConfigError(f"default_priority must be within 1..4, got {self.default_priority}")
 
@@ -151,6 +153,31 @@ class RequestConfig:
             raise ConfigError(f"tenant_header must be empty or {rule}, got {self.tenant_header!r}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowConfig:
+    """How versions are asked beside callers' traffic, to be compared with the one that answered."""
+
+    max_shadow_rows: int = 1024
+    """Rows in shadow that may wait for the device; newer ones are dropped. 0: none are asked."""
+    shadow_turn_s: float = 0.01
+    """What a turn of rows in shadow should take, by those before: about so long a caller may have to wait behind it."""
+    shadow_wait_s: float = 0.1
+    """Longest a row in shadow waits for company while the device is idle."""
+    shadow_timeout_s: float = 1.0
+    """A version that takes longer than this for a turn in shadow is not asked for a while."""
+    max_running_shadows: int = 8
+    """Texts that are made in shadow at a time, each beam counted; they are no part of `max_running_rows`."""
+    keep_inputs: bool = False
+    """Keep the inputs on which versions disagree, in memory, for whoever may ask for the comparison."""
+    kept_disagreements: int = 200
+    """How many of them for each alias, the newest."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "max_shadow_rows", "shadow_wait_s")
+        _at_least(self, 1, "max_running_shadows", "kept_disagreements")
+        _above_zero(self, "shadow_turn_s", "shadow_timeout_s")
+
+
 REQUIRED = ("backbone", "registry")
 """Flat names that have no default."""
 
@@ -160,6 +187,7 @@ GROUPS = {
     "engine": EngineConfig,
     "load": LoadConfig,
     "request": RequestConfig,
+    "shadow": ShadowConfig,
 }
 """Fields of `ServeConfig` that hold settings of their own, which is also their table in a TOML file."""
 
@@ -197,6 +225,7 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     request: RequestConfig = field(default_factory=RequestConfig)
+    shadow: ShadowConfig = field(default_factory=ShadowConfig)
 
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")

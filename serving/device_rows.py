@@ -1,11 +1,12 @@
 """The rows that the device thread has, and to whom what becomes of them is told. Lives on the event loop."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from serving.pieces import Piece
-from serving.row_queue import Bundle, Request, Row
+from serving.row_queue import Bundle, Request, Row, ShadowRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,15 @@ class DeviceRows:
     """Rows by identity, from the turn that begins them to their end, or until a turn is told that they are gone.
 
     Args:
-        ended: told of each text that leaves the device without an error, and whether it came to its end.
+        ended: told of each caller's text that leaves the device without an error, and whether it came to its end.
     """
 
     def __init__(self, ended: Callable[[Held, bool], None]) -> None:
         self._ended = ended
         self._held: dict[int, Held] = {}
         self._leaving: set[int] = set()
-        self.running = 0
-        """Weight of those that make texts."""
+        self.running = self.running_shadows = 0
+        """Weight of those that make texts, for callers and in shadow."""
         self.busy = False
         """The worker wants another turn."""
 
@@ -47,14 +48,20 @@ class DeviceRows:
         return bool(self._leaving)
 
     def texts(self) -> Iterator[Held]:
-        return (held for held in self._held.values() if held.row.generates)
+        """Those of callers."""
+        return (held for held in self._held.values() if held.row.generates and not held.request.is_shadow)
+
+    def shadows(self) -> dict[ShadowRequest, int]:
+        """Requests in shadow, and how many of their rows are here."""
+        return Counter(held.request for held in self._held.values() if isinstance(held.request, ShadowRequest))
 
     def begin(self, batch: Sequence[Bundle], now: float) -> list[Row]:
         """The batch's rows, which are on the device from now on."""
         places = [(bundle.request, place) for bundle in batch for place in bundle.places]
         begun = [Held(request.rows[place], request, place, now) for request, place in places]
         self._held.update((id(held.row), held) for held in begun)
-        self.running += sum(held.row.weight for held in begun if held.row.generates)
+        for held in begun:
+            self._count(held, 1)
         return [held.row for held in begun]
 
     def settle(self, events: Sequence[tuple[Row, Any]]) -> None:
@@ -63,8 +70,8 @@ class DeviceRows:
             if held := self._held.get(id(row)):
                 if not isinstance(event, Piece):
                     self._drop(held)
-                    if held.row.generates and not isinstance(event, Exception):
-                        self._ended(held, True)
+                    if not isinstance(event, Exception):
+                        self._end(held, True)
                 held.request.settle(held.place, event)
 
     def end_turn(self, busy: bool) -> None:
@@ -88,12 +95,21 @@ class DeviceRows:
         gone = [self._held[key] for key in self._leaving]
         for held in gone:
             self._drop(held)
-            if held.row.generates:
-                self._ended(held, False)
+            self._end(held, False)
         return [held.row for held in gone]
 
     def _drop(self, held: Held) -> None:
         del self._held[id(held.row)]
         self._leaving.discard(id(held.row))
-        if held.row.generates:
-            self.running -= held.row.weight
+        self._count(held, -1)
+
+    def _end(self, held: Held, whole: bool) -> None:
+        if held.row.generates and not held.request.is_shadow:
+            self._ended(held, whole)
+
+    def _count(self, held: Held, sign: int) -> None:
+        weight = sign * held.row.weight if held.row.generates else 0
+        if held.request.is_shadow:
+            self.running_shadows += weight
+        else:
+            self.running += weight

@@ -39,10 +39,12 @@ class Service(Protocol):
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> Prediction: ...
 
     async def predict_tasks(
@@ -54,6 +56,7 @@ class Service(Protocol):
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> list[Prediction | ServingError | RegistryError]: ...
 
     def stream(
@@ -63,10 +66,12 @@ class Service(Protocol):
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> AsyncGenerator[Piece | Generated, None]: ...
 
     async def close(self) -> None: ...

@@ -117,6 +117,11 @@ class Engine:
         self._tellings: dict[EngineRow, Telling] = {}
 
     @property
+    def padding_cost(self) -> float:
+        """What a token of padding costs beside a real one."""
+        return self._recall.padding_cost
+
+    @property
     def running(self) -> int:
         """Rows whose texts are being made."""
         return len(self._running)

@@ -30,6 +30,10 @@ from serving.pool import Resident
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
+from side_registry.weights import frame_fault
+
+MAX_WHY = 500
+"""Characters of what a file is told to be wrong with: it may hold names and lists of any length."""
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +75,12 @@ class Loader:
         except CorruptBlob as error:  # publishing again mends a blob without a commit, so it is worth another look
             raise CorruptSide(task, version, str(error), transient=True) from error
         except (ArtifactError, LadderError) as error:
-            raise CorruptSide(task, version, str(error)) from error
+            raise CorruptSide(task, version, _first_line(error)) from error
         except (RegistryError, OSError) as error:
             raise LoadFailed(task, version, str(error), transient=True) from error
         except Exception as error:
             log.exception("loading %s:%d failed in an unforeseen way", task, version)
-            raise LoadFailed(task, version, f"{type(error).__name__}: {error}") from error
+            raise LoadFailed(task, version, f"{type(error).__name__}: {_first_line(error)}") from error
 
     def _check_manifest(self, task: str, version: int, manifest: Manifest) -> None:
         if manifest.task != task:
@@ -97,14 +101,22 @@ class Loader:
 
     def _fetch(self, task: str, version: int, manifest: Manifest) -> SideNetwork:
         backbone = self._backbone
-        wanted = SideConfig.from_dict(manifest.side).resolve(backbone.config)
+        wanted = self._settings(task, version, manifest)
         _check_outputs(task, version, manifest, wanted)
         with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
             artifact = self._registry.download(task, version, Path(folder))
+            if fault := frame_fault(artifact.side_network):
+                raise CorruptSide(task, version, f"its {SIDE_NETWORK} is no whole safetensors file: {fault}")
             side = load_side(artifact.side_network, backbone.config)
         if side.config != wanted:
             raise CorruptSide(task, version, f"its {SIDE_NETWORK} has another shape than its manifest says")
         return side
+
+    def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
+        try:
+            return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
+        except (TypeError, ValueError) as error:  # of a list that holds what no layer is
+            raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
 
     def _settle(self, side: SideNetwork) -> Side:
         """In a slot of the bank, folded from float32 weights; a module of its own where it has no place there."""
@@ -167,6 +179,11 @@ class Loader:
 
 def _bytes_of(side: Side) -> int:
     return sum(each.nbytes for each in side.state_dict().values()) if isinstance(side, SideNetwork) else side.bytes
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), "")
+    return line if len(line) <= MAX_WHY else f"{line[: MAX_WHY - 3]}..."
 
 
 def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:

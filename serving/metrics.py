@@ -3,7 +3,7 @@
 `task` is only ever a task of the registry, `version` one of its numbers; anything a caller made up becomes "unknown".
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Literal
@@ -14,11 +14,13 @@ Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
 SHED_REASONS = ("queue", "deadline", "task")
+ShadowOutcome = Literal["agreed", "disagreed", "failed", "dropped"]
 UNKNOWN = "unknown"
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_DRIFT = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 class Metrics:
@@ -29,104 +31,107 @@ class Metrics:
         self._known: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, int]] = set()
         """Versions of known tasks: an answer of theirs that comes late must not bring their series back."""
-        self.requests = Counter(
-            "sidecast_requests", "Answered requests, per task of each.", ("task", "version", "code"), registry=registry
+        make = _Maker(registry)
+        self._add_requests(make)
+        self._add_batches(make)
+        self._add_queue(make)
+        self._add_versions(make)
+        self._add_cache(make)
+        self._add_shadows(make)
+
+    def _add_requests(self, make: "_Maker") -> None:
+        self.requests = make.counter(
+            "sidecast_requests", "Answered requests, per task of each.", ("task", "version", "code")
         )
-        self.request_seconds = Histogram(
-            "sidecast_request_seconds",
-            "From admission to answer.",
-            ("task",),
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.stage_seconds = Histogram(
+        self.request_seconds = make.seconds("sidecast_request_seconds", "From admission to answer.", ("task",))
+        self.stage_seconds = make.seconds(
             "sidecast_stage_seconds",
             "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
             ("stage",),
-            registry=registry,
-            buckets=_SECONDS,
         )
-        self.first_piece_seconds = Histogram(
-            "sidecast_first_piece_seconds",
-            "From admission to the first piece of a streamed text.",
-            registry=registry,
-            buckets=_SECONDS,
+        self.first_piece_seconds = make.seconds(
+            "sidecast_first_piece_seconds", "From admission to the first piece of a streamed text."
         )
-        self.batch_rows = Histogram(
-            "sidecast_batch_rows", "Inputs of a backbone pass.", registry=registry, buckets=_ROWS
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+    def _add_batches(self, make: "_Maker") -> None:
+        self.batch_rows = make.histogram("sidecast_batch_rows", "Inputs of a backbone pass.", _ROWS)
+        self.batch_tokens = make.histogram("sidecast_batch_tokens", "Tokens of a backbone pass, with padding.", _TOKENS)
+        self.padding_tokens = make.counter("sidecast_padding_tokens", "Tokens of backbone passes that were padding.")
+
+    def _add_queue(self, make: "_Maker") -> None:
+        self.queue_rows = make.gauge("sidecast_queue_rows", "Rows waiting for the device.")
+        self.queue_tokens = make.gauge("sidecast_queue_tokens", "Tokens waiting for the device.")
+        self.task_queue_rows = make.gauge(
+            "sidecast_task_queue_rows", "Rows of one task waiting for the device.", ("task",)
         )
-        self.batch_tokens = Histogram(
-            "sidecast_batch_tokens", "Tokens of a backbone pass, with padding.", registry=registry, buckets=_TOKENS
-        )
-        self.padding_tokens = Counter(
-            "sidecast_padding_tokens", "Tokens of backbone passes that were padding.", registry=registry
-        )
-        self.queue_rows = Gauge("sidecast_queue_rows", "Rows waiting for the device.", registry=registry)
-        self.queue_tokens = Gauge("sidecast_queue_tokens", "Tokens waiting for the device.", registry=registry)
-        self.task_queue_rows = Gauge(
-            "sidecast_task_queue_rows", "Rows of one task waiting for the device.", ("task",), registry=registry
-        )
-        self.running_rows = Gauge("sidecast_running_rows", "Texts being made, each beam counted.", registry=registry)
-        self.shed_requests = Counter(
+        self.running_rows = make.gauge("sidecast_running_rows", "Texts being made, each beam counted.")
+        self.shed_requests = make.counter(
             "sidecast_shed_requests",
             "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
             "or when their turn came), or because a task was at a limit of its own (task).",
             ("reason",),
-            registry=registry,
         )
-        self.expired_rows = Counter(
-            "sidecast_expired_rows",
-            "Rows without an answer at their deadline.",
-            registry=registry,
+        self.expired_rows = make.counter("sidecast_expired_rows", "Rows without an answer at their deadline.")
+        for reason in SHED_REASONS:
+            self.shed_requests.labels(reason)
+
+    def _add_versions(self, make: "_Maker") -> None:
+        self.resident_side_networks = make.gauge("sidecast_resident_side_networks", "Side networks on the device.")
+        self.resident_bytes = make.gauge("sidecast_resident_bytes", "Bytes of the resident side networks' weights.")
+        self.generation_wanted = make.gauge("sidecast_generation_wanted", "The registry's newest known generation.")
+        self.generation_served = make.gauge("sidecast_generation_served", "The generation that is fully applied here.")
+        self.swap_seconds = make.seconds(
+            "sidecast_swap_seconds", "From seeing a new version in the registry to it being resident."
         )
-        self.resident_side_networks = Gauge(
-            "sidecast_resident_side_networks", "Side networks on the device.", registry=registry
+        self.load_failures = make.counter("sidecast_load_failures", "Versions that did not load.", ("task", "reason"))
+
+    def _add_cache(self, make: "_Maker") -> None:
+        self.cache_hits = make.counter("sidecast_cache_hits", "Inputs whose activations were in the cache.")
+        self.cache_misses = make.counter(
+            "sidecast_cache_misses", "Inputs that needed the backbone, once each in a batch."
         )
-        self.resident_bytes = Gauge(
-            "sidecast_resident_bytes", "Bytes of the resident side networks' weights.", registry=registry
-        )
-        self.generation_wanted = Gauge(
-            "sidecast_generation_wanted", "The registry's newest known generation.", registry=registry
-        )
-        self.generation_served = Gauge(
-            "sidecast_generation_served", "The generation that is fully applied here.", registry=registry
-        )
-        self.swap_seconds = Histogram(
-            "sidecast_swap_seconds",
-            "From seeing a new version in the registry to it being resident.",
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self.load_failures = Counter(
-            "sidecast_load_failures", "Versions that did not load.", ("task", "reason"), registry=registry
-        )
-        self.cache_hits = Counter(
-            "sidecast_cache_hits", "Inputs whose activations were in the cache.", registry=registry
-        )
-        self.cache_misses = Counter(
-            "sidecast_cache_misses", "Inputs that needed the backbone, once each in a batch.", registry=registry
-        )
-        self.cache_evictions = Counter(
+        self.cache_evictions = make.counter(
             "sidecast_cache_evictions",
             "Inputs that left the activation cache: never asked again (fresh), asked again but not of late (kept), "
             "replaced by a deeper pass (replaced), to make room on the device (memory).",
             ("cause",),
-            registry=registry,
         )
-        self.cache_bytes = Gauge("sidecast_cache_bytes", "Bytes of cached activations.", registry=registry)
-        self.cache_entries = Gauge("sidecast_cache_entries", "Inputs in the activation cache.", registry=registry)
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
-        for reason in SHED_REASONS:
-            self.shed_requests.labels(reason)
+        self.cache_bytes = make.gauge("sidecast_cache_bytes", "Bytes of cached activations.")
+        self.cache_entries = make.gauge("sidecast_cache_entries", "Inputs in the activation cache.")
         for cause in EVICTION_CAUSES:
             self.cache_evictions.labels(cause)
+
+    def _add_shadows(self, make: "_Maker") -> None:
+        self.shadow_rows = make.counter(
+            "sidecast_shadow_rows",
+            "Rows that a version was to answer beside callers', to be compared with the alias's own version: both "
+            "answered and agreed or disagreed, it failed, or it was dropped for want of time.",
+            ("task", "version", "outcome"),
+        )
+        self.shadow_drift = make.histogram(
+            "sidecast_shadow_drift",
+            "How far a version's answer lies from that of the alias's own version: 0 the same, 1 nothing in common.",
+            _DRIFT,
+            ("task", "version"),
+        )
+        self.shadow_seconds = make.counter(
+            "sidecast_shadow_seconds", "Time on the device for rows in shadow.", ("task", "version")
+        )
+        self.route_rollbacks = make.counter(
+            "sidecast_route_rollbacks",
+            "Routes that this server has ended because a version with a share broke a bound.",
+            ("task", "reason"),
+        )
 
     def know(self, tasks: Iterable[str]) -> None:
         """Only these names become label values. Forgets the series of tasks that are gone."""
         known = frozenset(tasks)
         for task in self._known - known:
             for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
+                metric.remove_by_labels({"task": task})
+            for metric in (self.shadow_rows, self.shadow_drift, self.shadow_seconds, self.route_rollbacks):
                 metric.remove_by_labels({"task": task})
         self._known = known
         self._forgotten = {each for each in self._forgotten if each[0] in known}
@@ -137,7 +142,8 @@ class Metrics:
 
     def forget(self, task: str, version: int) -> None:
         """Drop the series of a version that is no longer served."""
-        self.requests.remove_by_labels({"task": task, "version": str(version)})
+        for metric in (self.requests, self.shadow_rows, self.shadow_drift, self.shadow_seconds):
+            metric.remove_by_labels({"task": task, "version": str(version)})
         if task in self._known:
             self._forgotten.add((task, version))
 
@@ -152,11 +158,29 @@ class Metrics:
     def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
         """Count one task's answer. `version` is the one that answered, None where none did; `code` as in OK."""
         name = task if task in self._known else UNKNOWN
-        is_gone = version is None or name == UNKNOWN or (name, version) in self._forgotten
-        number = UNKNOWN if is_gone else str(version)
+        number = str(version) if version is not None and self._is_served(name, version) else UNKNOWN
         self.requests.labels(name, number, code).inc()
         if seconds is not None:
             self.request_seconds.labels(name).observe(seconds)
+
+    def shadowed(self, task: str, version: int, outcome: ShadowOutcome, rows: int = 1) -> None:
+        """Count rows in shadow."""
+        if self._is_served(task, version):
+            self.shadow_rows.labels(task, version, outcome).inc(rows)
+
+    def drifted(self, task: str, version: int, drift: float) -> None:
+        """One compared row."""
+        if self._is_served(task, version):
+            self.shadow_drift.labels(task, version).observe(drift)
+
+    def shadow_took(self, task: str, version: int, seconds: float) -> None:
+        if self._is_served(task, version):
+            self.shadow_seconds.labels(task, version).inc(seconds)
+
+    def route_rolled_back(self, task: str, reason: str) -> None:
+        """`reason` is a bound that was broken."""
+        if task in self._known:
+            self.route_rollbacks.labels(task, reason).inc()
 
     def load_failure(self, task: str, reason: str) -> None:
         self.load_failures.labels(task if task in self._known else UNKNOWN, reason).inc()
@@ -186,3 +210,25 @@ class Metrics:
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.padding_tokens.inc(padding)
+
+    def _is_served(self, task: str, version: int) -> bool:
+        return task in self._known and (task, version) not in self._forgotten
+
+
+class _Maker:
+    """Makes metrics in one registry of prometheus-client."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self._registry)
+
+    def histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+
+    def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> Histogram:
+        return self.histogram(name, text, _SECONDS, labels)

@@ -40,6 +40,7 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
+                route_key=request.route_key,
             )
             counted.version = prediction.version
             return write_prediction(prediction)
@@ -55,6 +56,7 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
+                route_key=request.route_key,
             )
         except (Exception, asyncio.CancelledError) as error:
             self._count(refs, [error] * len(refs), start, deadline)
@@ -77,6 +79,7 @@ class NativeDoor(sidecast_pb2_grpc.SidecastServicer):
                 generation=read_generation(request.generation),
                 priority=request.priority,
                 tenant=self._tenants.of(context),
+                route_key=request.route_key,
             )
             async with aclosing(events):
                 async for event in events:

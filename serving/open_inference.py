@@ -36,7 +36,7 @@ from serving.tensors import (
     write_outputs,
 )
 from side_registry.errors import RegistryError
-from side_registry.task import VERSION, TaskSpec
+from side_registry.task import PRODUCTION, VERSION, TaskSpec
 
 NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
@@ -137,15 +137,18 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> Wish:
         priority = _whole_number(request, "priority")
         check_priority(priority, "parameters.priority")
-        found = self._find(request.model_name, request.model_version)
+        which, key = parse_version(request.model_version), _text(request, "route_key")
+        found = self._pool.resolve(request.model_name, version=which.version, alias=which.alias, key=key)
         requested_outputs(request, found.spec)
         rows = read_rows(request, found.spec)
         how = {
             "version": found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
+            "via": None if which.version is not None else which.alias or PRODUCTION,
             "deadline": deadline_of(context, _timeout(request)),
             "generation": _generation(request),
             "priority": priority,
             "tenant": self._tenants.of(context),
+            "route_key": key,
         }
         return Wish(rows, found.spec, how)
 
@@ -254,6 +257,16 @@ def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
     if choice not in ("int64_param", "uint64_param") or getattr(parameter, choice) < 0:
         raise InvalidInput(f"parameters.{name}", "must be an int64_param or uint64_param of at least 0")
     return getattr(parameter, choice)
+
+
+def _text(request: pb.ModelInferRequest, name: str) -> str:
+    """Of a parameter; "" where it is missing."""
+    if name not in request.parameters:
+        return ""
+    parameter = request.parameters[name]
+    if parameter.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidInput(f"parameters.{name}", "must be a string_param")
+    return parameter.string_param
 
 
 def _describe(spec: TaskSpec, version: int) -> dict[str, pb.InferParameter]:

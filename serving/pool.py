@@ -1,4 +1,4 @@
-"""The side pool: which versions are resident, what each alias is served by, and what did not load.
+"""The side pool: which versions are resident, what each alias is served by and how it is split, what did not load.
 
 One immutable `PoolState` at a time; readers take one reference, the single writer (the reconciler) replaces it. A batch
 in flight keeps its residents alive by its own references. Knows no torch, no stores, no loading.
@@ -6,13 +6,15 @@ in flight keeps its residents alive by its own references. Knows no torch, no st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from serving.errors import NotLoaded, VersionRefused
 from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion
+from side_registry.route import Route, pick
 from side_registry.task import PRODUCTION, TaskSpec
 
 if TYPE_CHECKING:
@@ -73,10 +75,20 @@ class PoolState:
     residents: Mapping[Key, Resident] = field(default_factory=lambda: NOTHING)
     aliases: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
     """(task, alias) to the version that serves it here: always a resident one."""
+    routes: Mapping[tuple[str, str], Route] = field(default_factory=lambda: NOTHING)
+    """(task, alias) to its route, as far as it is followed here: with those of its versions that are resident."""
+    withheld: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
+    """(task, alias) to the generation that set its route, where nobody gets a share of that here: see `SidePool`."""
     failed: Mapping[Key, Failure] = field(default_factory=lambda: NOTHING)
 
-    def resolve(self, task: str, *, version: int | None = None, alias: str | None = None) -> Resident:
+    def resolve(
+        self, task: str, *, version: int | None = None, alias: str | None = None, key: str | None = None
+    ) -> Resident:
         """The resident that answers a request; `production` where neither version nor alias is named.
+
+        Args:
+            key: the request's, by which the alias's route leads it to a version; "": at random. None: the alias's own
+                version, for who describes a task rather than answers.
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias: not in the registry, or retired.
@@ -88,11 +100,30 @@ class PoolState:
         alias = PRODUCTION if alias is None else alias
         served = self.aliases.get((task, alias))
         if served is not None:
-            return self.residents[task, served]
+            return self.residents[task, served if key is None else self._led(state, alias, served, key)]
         if alias not in state.aliases:
             raise UnknownAlias(task, alias, tuple(state.aliases))
         newest = state.aliases[alias][-1]
         raise self._not_loaded(task, newest)
+
+    def beside(self, task: str, alias: str, chosen: int) -> tuple[Resident, ...]:
+        """Who else answers what `alias` led to `chosen`, for the comparison: the shadows of its route.
+
+        Beside a version with a share so does the alias's own, where the route bounds their disagreement.
+        """
+        route = self.routes.get((task, alias))
+        if route is None:
+            return ()
+        compared = chosen in route.shares and route.bounds is not None and route.bounds.disagreement is not None
+        own = (self.aliases[task, alias],) if compared else ()
+        return tuple(self.residents[task, version] for version in (*own, *route.shadows) if version != chosen)
+
+    def routed_since(self, task: str, alias: str, chosen: int) -> int | None:
+        """The generation that set the route by which `alias` leads to `chosen`; None where no route does."""
+        route = self.routes.get((task, alias))
+        if route is None or chosen not in (self.aliases[task, alias], *route.shares):
+            return None
+        return self.tasks[task].routed.get(alias, 0)
 
     def task_state(self, task: str) -> TaskState:
         """Raises UnknownTask."""
@@ -100,6 +131,18 @@ class PoolState:
         if state is None:
             raise UnknownTask(task, tuple(self.tasks))
         return state
+
+    def _led(self, state: TaskState, alias: str, own: int, key: str) -> int:
+        """By the registry's whole route: which version a key leads to does not depend on what else is loaded."""
+        route = self.routes.get((state.name, alias))
+        if route is None or not route.shares or self._withholds(state, alias):
+            return own
+        chosen = pick(state.routes[alias], own, key and f"{state.name}\n{key}")  # each task draws for itself
+        return chosen if chosen in route.shares else own
+
+    def _withholds(self, state: TaskState, alias: str) -> bool:
+        withheld = self.withheld.get((state.name, alias))
+        return withheld is not None and withheld == state.routed.get(alias)
 
     def _not_loaded(self, task: str, version: int) -> NotLoaded:
         failure = self.failed.get((task, version))
@@ -119,19 +162,33 @@ class PoolState:
 
 
 class SidePool:
-    """Holds the current `PoolState`. Readers on any thread; one writer."""
+    """Holds the current `PoolState`. Readers on any thread; one writer, but for `withhold`."""
 
     def __init__(self) -> None:
-        self._state = PoolState()
+        self._state, self._writing = PoolState(), threading.Lock()
 
     def snapshot(self) -> PoolState:
         return self._state
 
     def replace(self, state: PoolState) -> PoolState:
         """Publish `state` by replacing one reference; returns what was there before."""
-        before, self._state = self._state, state
-        return before
+        with self._writing:
+            before = self._state
+            withheld = before.withheld
+            self._state = state if state.withheld is withheld else replace(state, withheld=withheld)
+            return before
 
-    def resolve(self, task: str, *, version: int | None = None, alias: str | None = None) -> Resident:
+    def withhold(self, task: str, alias: str, since: int) -> None:
+        """Give nobody a share of the route that generation `since` set, while the registry still has it.
+
+        For whoever cannot tell the registry that the route must end. Any thread.
+        """
+        with self._writing:
+            kept = {key: each for key, each in self._state.withheld.items() if key in self._state.routes}
+            self._state = replace(self._state, withheld={**kept, (task, alias): since})
+
+    def resolve(
+        self, task: str, *, version: int | None = None, alias: str | None = None, key: str | None = None
+    ) -> Resident:
         """As `PoolState.resolve`, on the current state."""
-        return self._state.resolve(task, version=version, alias=alias)
+        return self._state.resolve(task, version=version, alias=alias, key=key)

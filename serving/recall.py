@@ -11,6 +11,9 @@ from ladder.packing import divide
 from serving.activations import ActivationCache, Key, Known, layers_of
 from serving.metrics import Metrics
 
+LEFT_OUT_COST = 0.25
+"""Of padding that the encoder leaves out, beside a real token: side networks and decoders still compute it."""
+
 Encode = Callable[[Tensor, Tensor, int | None], Taps]
 """`Backbone.encode`, or a compiled one: (B, S) ids, mask, depth."""
 
@@ -26,8 +29,13 @@ class Recall:
         self, backbone: Backbone, cache: ActivationCache, metrics: Metrics, encode: Encode | None = None
     ) -> None:
         self.backbone, self.cache, self._metrics = backbone, cache, metrics
-        self._encode = encode
+        self._encode: Callable[..., Taps] = encode or backbone.encode
         self._divides = encode is None and backbone.device.type == "cpu"  # a GPU's launches cost more than padding
+
+    @property
+    def padding_cost(self) -> float:
+        """What a token of padding costs beside a real one."""
+        return LEFT_OUT_COST if self._divides else 1.0
 
     def read(self, keys: Sequence[Key], depth: int | None, speaking: Sequence[int]) -> BackbonePass:
         """A pass over distinct inputs, in their order.
@@ -61,9 +69,7 @@ class Recall:
         parts = divide(lengths) if self._divides else []
         tokens = sum(part.size for part in parts) or ids.numel()
         self._metrics.batch(len(keys), tokens, tokens - sum(lengths))
-        if self._encode:
-            return self._encode(ids, mask, depth)
-        return self.backbone.encode(ids, mask, depth, *([parts] if len(parts) > 1 else []))
+        return self._encode(ids, mask, depth, *([parts] if len(parts) > 1 else []))
 
     def _join(self, keys: Sequence[Key], known: Mapping[int, Known], fresh: Taps | None, depth: int | None) -> Taps:
         """Taps of all inputs; their padding is zeros."""

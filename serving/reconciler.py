@@ -60,7 +60,6 @@ class Reconciler:
         """What to load, most urgent first; when it was first wanted, in time.monotonic() seconds."""
         self._polled = 0.0
         self._away = ""
-        self._counted: object = None
         self._wake, self._stopping = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -153,7 +152,7 @@ class Reconciler:
         after = replace(before, wanted=state.generation, tasks=tasks)
         for name in changed:
             after = place(after, name, tasks.get(name), before.tasks.get(name))
-        self._replace(after)
+        self._replace(after, changed)
         self._plan(after, set(changed))
         log.info("registry generation %d: %d versions to load", state.generation, len(self._pending))
 
@@ -199,7 +198,7 @@ class Reconciler:
         del self._pending[task, version]
 
     def _swap_in(self, resident: Resident) -> None:
-        self._replace(add(self._pool.snapshot(), resident))
+        self._replace(add(self._pool.snapshot(), resident), [resident.task])
         log.info("loaded %s:%d (%d bytes)", resident.task, resident.version, resident.bytes)
 
     def _fail(self, task: str, version: int, error: LoadError) -> None:
@@ -212,7 +211,9 @@ class Reconciler:
             transient=error.transient,
             at=time.monotonic(),
         )
-        self._replace(replace(state, failed={**state.failed, (task, version): failure}))
+        known = state.tasks.get(task)
+        state = replace(state, failed={**state.failed, (task, version): failure})
+        self._replace(place(state, task, known, known), [task])  # what was to be relieved by it may now go
         self._metrics.load_failure(task, error.reason)
         level = logging.DEBUG if before and before.why == failure.why else logging.ERROR
         log.log(level, "%s; %s goes on with what it had", error, task)
@@ -223,18 +224,17 @@ class Reconciler:
         if state.generation < state.wanted and all(key in state.failed for key in self._pending):
             self._replace(replace(state, generation=state.wanted))
             log.info("serving registry generation %d", state.wanted)
-        if state.residents is not self._counted:
-            self._counted = state.residents
-            self._metrics.resident_side_networks.set(len(state.residents))
-            self._metrics.resident_bytes.set(sum(resident.bytes for resident in state.residents.values()))
 
-    def _replace(self, state: PoolState) -> None:
+    def _replace(self, state: PoolState, names: Iterable[str] = ()) -> None:
+        """Publish `state`, in which no other tasks than these lost or gained a resident."""
         before = self._pool.replace(state)
-        if before.residents is not state.residents:
-            for task, version in before.residents.keys() - state.residents.keys():
-                self._metrics.forget(task, version)
-            for task, version in state.residents.keys() - before.residents.keys():
-                self._metrics.remember(task, version)
+        for lost in _missing(before, state, names):
+            self._metrics.forget(*lost.key)
+            self._metrics.resident_bytes.dec(lost.bytes)
+        for gained in _missing(state, before, names):
+            self._metrics.remember(*gained.key)
+            self._metrics.resident_bytes.inc(gained.bytes)
+        self._metrics.resident_side_networks.set(len(state.residents))
         self._metrics.generation_wanted.set(state.wanted)
         self._metrics.generation_served.set(state.generation)
         if self._on_change:
@@ -242,3 +242,10 @@ class Reconciler:
                 self._on_change(before, state)
             except Exception:
                 log.exception("a listener of the pool failed")
+
+
+def _missing(state: PoolState, other: PoolState, names: Iterable[str]) -> list[Resident]:
+    """These tasks' residents in `state` that are not in `other`."""
+    tasks = [state.tasks[name] for name in names if name in state.tasks]
+    keys = [(task.name, version) for task in tasks for version in task.versions]
+    return [state.residents[key] for key in keys if key in state.residents and key not in other.residents]

@@ -84,6 +84,9 @@ def by_task(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
 class Request:
     """Rows that were submitted together: where they wait, and what has become of them."""
 
+    is_shadow = False
+    """Nobody waits for it."""
+
     def __init__(self, rows: Sequence[Row], deadline: float | None, priority: int, arrived: float) -> None:
         self.rows, self.deadline, self.priority, self.arrived = rows, deadline, priority, arrived
         self.left = len(rows)
@@ -160,3 +163,46 @@ class StreamRequest(Request):
     async def next(self) -> Any:
         """A piece, or what ends it: the answer or an exception."""
         return await self._events.get()
+
+
+class ShadowRequest(Request):
+    """Rows of one version that are answered beside callers', when the device has nothing else to do.
+
+    What becomes of each row is told at once: an outcome, or that it was dropped.
+
+    Args:
+        version: whose rows these are: a key that is equal for equal versions.
+        apart: not in one turn with rows of other versions.
+    """
+
+    is_shadow = True
+
+    def __init__(self, rows: Sequence[Row], version: object, *, apart: bool = False) -> None:
+        super().__init__(rows, None, 0, 0.0)
+        self.version, self.apart = version, apart
+
+    def drop(self, rows: int | None = None) -> None:
+        """Some rows, or all that have no outcome yet, get none."""
+        dropped = self.left if rows is None else rows
+        if dropped and not self.is_over:
+            self.left -= dropped
+            self.is_over = not self.left
+            self._tell_dropped(dropped)
+
+    def spent(self, seconds: float) -> None:
+        """So much time on the device was theirs."""
+        raise NotImplementedError
+
+    def took(self, seconds: float, alone: bool) -> None:
+        """A turn that had nothing but rows in shadow took so long, some of these among them.
+
+        Args:
+            alone: no other version had rows in it.
+        """
+        raise NotImplementedError
+
+    def _tell_dropped(self, rows: int) -> None:
+        raise NotImplementedError
+
+    def _tell_failure(self, error: Exception) -> None:
+        self._tell_dropped(self.left)

@@ -4,6 +4,7 @@ Takes the ports, then loads, then answers. Told to stop, it answers what it has 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,7 +27,10 @@ from serving.listening import MetricsServer, grpc_options, take_port
 from serving.metrics import Metrics
 from serving.native import NativeDoor
 from serving.open_inference import OpenInferenceDoor
+from serving.presence import Presence, address_of
 from serving.reconciler import Progress
+from serving.threads import share_heaps
+from side_registry.errors import RegistryError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,10 @@ SERVICES = (
     sidecast_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
 )
 HEALTH = "grpc.health.v1.Health"
+
+CATCH_UP_S = 10.0
+"""Longest that a new server waits until it serves what was committed while it loaded."""
+CATCH_UP_POLL_S = 0.02
 
 CLOSING_S = 0.5
 """What health watchers have to read the last word."""
@@ -55,6 +63,7 @@ class Server:
         self.port = self.metrics_port = 0
         self._assemble, self._progress = assemble, progress
         self._parts: Parts | None = None
+        self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
         self._answering = False
         self._http: MetricsServer | None = None
@@ -63,6 +72,11 @@ class Server:
     def task_count(self) -> int:
         """Tasks that can be called now."""
         return len({task for task, _ in self._parts.pool.snapshot().residents}) if self._parts else 0
+
+    @property
+    def address(self) -> str:
+        """Where others may find its doors."""
+        return address_of(self.config.host, self.port)
 
     @property
     def generation(self) -> int:
@@ -80,7 +94,9 @@ class Server:
         try:
             self._take_ports()
             self._parts = await asyncio.to_thread(self._assemble, self.config, self.metrics, self._on_progress)
-            self._open_doors(self._parts)
+            self._presence = Presence(self._parts.registry, self.address, lambda: self.generation)
+            await self._join(self._parts, self._presence)
+            self._open_doors(self._parts, self._presence)
             await self._require_grpc().start()
             self._answering = True
         except BaseException:
@@ -92,11 +108,27 @@ class Server:
         grace_s = self.config.grace_s if grace_s is None else grace_s
         log.info("draining: %d calls in flight, %.1f s for them", self.drain.in_flight, grace_s)
         self.drain.begin()
-        finished = await self.drain.idle(grace_s)
+        finished, _ = await asyncio.gather(self.drain.idle(grace_s), self._leave())
         if not finished:
             log.warning("%d calls are cut off after %.1f s", self.drain.in_flight, grace_s)
         await self._close(CLOSING_S)
         return finished
+
+    async def _join(self, parts: Parts, presence: Presence) -> None:
+        """Have writers wait for this server from now on, then serve what they wrote before, so that none is missed."""
+        await asyncio.to_thread(presence.start)
+        with contextlib.suppress(RegistryError):  # it may be away; what was loaded is served
+            newest = (await asyncio.to_thread(parts.registry.state)).generation
+            deadline = time.monotonic() + CATCH_UP_S
+            parts.wake()
+            while self.generation < newest and time.monotonic() < deadline:
+                await self.drain.pause(CATCH_UP_POLL_S)
+
+    async def _leave(self) -> None:
+        """Have no writer wait for this server any more."""
+        if self._presence:
+            await asyncio.to_thread(self._presence.stop)
+            self._presence = None
 
     def _on_progress(self, done: int, total: int, what: str) -> None:
         """On the loading thread, between two loads."""
@@ -113,20 +145,27 @@ class Server:
         self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
         self.metrics_port = self._http.port
 
-    def _open_doors(self, parts: Parts) -> None:
+    def _open_doors(self, parts: Parts, presence: Presence) -> None:
         server, service, pool = self._require_grpc(), parts.service, parts.pool
         tenants = Tenants(self.config.request.tenant_header)
         tensors = OpenInferenceDoor(service, pool, self.metrics, self.drain, tenants)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(tensors, server)
         sidecast_pb2_grpc.add_SidecastServicer_to_server(NativeDoor(service, self.metrics, tenants), server)
         admin = AdminDoor(
-            pool, parts.registry, self.drain, parts.wake, max_upload_bytes=self.config.load.max_side_bytes
+            pool,
+            parts.registry,
+            self.drain,
+            parts.wake,
+            max_upload_bytes=self.config.load.max_side_bytes,
+            comparisons=parts.comparisons,
+            presence=presence,
         )
         sidecast_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthDoor(service, pool, self.drain, SERVICES), server)
         reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
 
     async def _close(self, grace_s: float) -> None:
+        await self._leave()
         if self._grpc:
             if not self._answering:
                 await self._grpc.start()  # one that never started does not give its port back
@@ -159,6 +198,7 @@ def run_server(
     Raises:
         what `Server.start` raises.
     """
+    share_heaps()
     return asyncio.run(_run(Server(config, assemble, progress), on_ready))
 
 

@@ -5,74 +5,43 @@ swapped meanwhile. Knows no gRPC and runs no torch.
 """
 
 import asyncio
+import logging
+import random
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from time import perf_counter
 
 from ladder.answerers import Generate
-from ladder.answers import Answer
+from ladder.answers import TextAnswer
 from serving.admission import Encoded, Encoder, Ids, Refused, Target, resolve
 from serving.batching import Batcher
 from serving.config import RequestConfig
 from serving.engine import EngineRow
-from serving.errors import Draining, InvalidInput, ServingError, TooManyRows
-from serving.fair_order import PRIORITIES
+from serving.errors import Draining, InvalidInput, TooManyRows
 from serving.metrics import Metrics
+from serving.observing import Nothing, Observer, Seen, seen
 from serving.overrides import Overrides
 from serving.pieces import Piece
 from serving.pool import PoolState, SidePool
+from serving.predictions import Generated, Prediction, predicted, prediction_or_fault
 from serving.prompts import InputRow, Prompt
-from serving.row_queue import Outcome
 from serving.task_info import TaskInfo, describe_task
 from serving.tokenizing import Tokenizing
-from serving.told import FinishReason, Told
-from side_registry.task import TaskRef, TaskSpec
+from serving.told import Told
+from serving.wish import Wish, check_priority
+from side_registry.task import TaskRef
 
 __all__ = ["Generated", "InputRow", "Piece", "PredictService", "Prediction", "Prompt", "TaskInfo", "check_priority"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One task's answers, in the rows' order, and which version gave them."""
-
-    task: str
-    version: int
-    alias: str | None
-    """The alias that led to the version; None where it was pinned."""
-    generation: int
-    """The registry's generation that was fully applied here when the request was admitted."""
-    spec: TaskSpec
-    answers: tuple[Answer, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The end of a streamed text."""
-
-    prediction: Prediction
-    """Its only answer is the whole text."""
-    finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """How a request wants to be answered."""
-
-    deadline: float | None
-    generation: Overrides
-    priority: int
-    tenant: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    target: Target
-    outcomes: list[Outcome]
+log = logging.getLogger(__name__)
 
 
 class PredictService:
-    """Use it on the event loop of its batcher."""
+    """Use it on the event loop of its batcher.
+
+    Args:
+        observer: told of every answered task whose alias has a route.
+    """
 
     def __init__(
         self,
@@ -81,9 +50,10 @@ class PredictService:
         tokenizer: Encoder,
         config: RequestConfig | None = None,
         metrics: Metrics | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._pool, self._batcher, self._config = pool, batcher, config or RequestConfig()
-        self._metrics = metrics or Metrics()
+        self._metrics, self._observer = metrics or Metrics(), observer or Nothing()
         self._tokenizing = Tokenizing(tokenizer, self._config.tokenizer_threads, self._metrics)
         self._in_flight = 0
         self._draining = False
@@ -120,24 +90,35 @@ class PredictService:
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> Prediction:
         """Answer `rows` of one task; `production` answers where neither version nor alias is named.
 
         Args:
+            via: the alias that led the caller to `version` by `PoolState.resolve`; None: it is pinned.
             deadline: time.monotonic() seconds.
             generation: settings for making texts, over the spec's.
             priority: 1, the highest, to 4; 0 for the server's default.
             tenant: requests of different ones share no cached activations.
+            route_key: where an alias's traffic is split, requests of one key get one version; "": at random.
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias, NotLoaded, InvalidInput, TooManyRows, SideFailed, Overloaded,
             DeadlineExpired, Draining.
         """
-        wish = _Wish(deadline, generation or NOTHING, priority, tenant)
+        wish = Wish(
+            deadline=deadline,
+            generation=generation or Overrides(),
+            priority=priority,
+            tenant=tenant,
+            route_key=route_key,
+            via=via,
+        )
         [outcome] = await self._predict([_ref(task, version, alias)], rows, wish)
         if isinstance(outcome, Exception):
             raise outcome
@@ -152,6 +133,7 @@ class PredictService:
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> list[Prediction | Refused]:
         """Answer the same rows for many tasks, in the order of `refs`; a task's own fault stands in its place.
 
@@ -161,7 +143,14 @@ class PredictService:
         Raises:
             InvalidInput, TooManyRows, Overloaded, DeadlineExpired, Draining: these concern the whole request.
         """
-        return await self._predict(refs, rows, _Wish(deadline, generation or NOTHING, priority, tenant), among=True)
+        wish = Wish(
+            deadline=deadline,
+            generation=generation or Overrides(),
+            priority=priority,
+            tenant=tenant,
+            route_key=route_key or f"{random.getrandbits(64)}",  # a task that is named twice gets one version
+        )
+        return await self._predict(refs, rows, wish, among=True)
 
     async def stream(
         self,
@@ -170,10 +159,12 @@ class PredictService:
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> AsyncGenerator[Piece | Generated, None]:
         """Answer one row of a text task while its text is made: its pieces, and last the whole.
 
@@ -182,41 +173,65 @@ class PredictService:
         Raises:
             what `predict` raises, and InvalidInput for tasks that make no texts.
         """
-        start, wish = perf_counter(), _Wish(deadline, generation or NOTHING, priority, tenant)
+        began = perf_counter()
+        wish = Wish(
+            deadline=deadline,
+            generation=generation or Overrides(),
+            priority=priority,
+            tenant=tenant,
+            route_key=route_key,
+            via=via,
+        )
         with self._counted():
             state, [encoded] = await self._admit([_ref(task, version, alias)], [row], wish, among=False)
             if isinstance(encoded, Exception):
                 raise _of_one_row(encoded)
-            target, [ids], told = encoded.target, encoded.ids, Told(_limit(encoded.target))
-            asked = EngineRow(ids, target.resident, target.answerer, salt=tenant, streams=True)
-            async with aclosing(self._batcher.stream(asked, deadline=deadline, priority=priority)) as events:
+            told = Told(_limit(encoded.target))
+            async with aclosing(self._stream(encoded, row, wish)) as events:
                 async for event in events:
                     piece = event if isinstance(event, Piece) else told.rest(event)
                     if piece and not told.tokens:
-                        self._metrics.first_piece_seconds.observe(perf_counter() - start)
+                        self._metrics.first_piece_seconds.observe(perf_counter() - began)
                     if piece:
                         told.add(piece)
                         yield piece
                     if not isinstance(event, Piece):
-                        yield Generated(_predicted(state, target, (event,)), told.finish_reason)
+                        yield Generated(predicted(state, encoded.target, [event]), told.finish_reason)
+
+    async def _stream(self, encoded: Encoded, row: InputRow, wish: Wish) -> AsyncGenerator[Piece | TextAnswer, None]:
+        """The row's pieces, and last its text. The time that the caller takes for them is not the version's."""
+        target, [ids] = encoded.target, encoded.ids
+        asked = EngineRow(ids, target.resident, target.answerer, salt=wish.tenant, streams=True)
+        seconds, started = 0.0, perf_counter()
+        try:
+            async with aclosing(self._batcher.stream(asked, deadline=wish.deadline, priority=wish.priority)) as events:
+                async for event in events:
+                    seconds += perf_counter() - started
+                    if not isinstance(event, Piece):
+                        self._tell(seen(encoded, [row], [asked], [event], seconds))
+                    yield event
+                    started = perf_counter()
+        except Exception as error:
+            self._tell(seen(encoded, [row], [asked], [error], seconds + perf_counter() - started))
+            raise
 
     async def _predict(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: _Wish, *, among: bool = False
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: Wish, *, among: bool = False
     ) -> list[Prediction | Refused]:
         with self._counted():
             state, encoded = await self._admit(refs, rows, wish, among=among)
-            answered = await self._answer(encoded, wish)
-            return [_prediction(state, each) for each in answered]
+            return await self._answer(state, encoded, rows, wish)
 
     async def _admit(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: _Wish, *, among: bool
+        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: Wish, *, among: bool
     ) -> tuple[PoolState, list[Encoded | Refused]]:
         """The tasks found and the rows tokenized, or what is wrong with them."""
         self._check_size(len(refs), len(rows))
-        check_priority(wish.priority)
+        wish.check()
         self._batcher.admit(len(rows), wish.deadline, self._tokenizing.rows)
         state = self._pool.snapshot()
-        targets = [resolve(state, ref, wish.generation, among=among) for ref in refs]
+        how = {"key": wish.route_key, "via": wish.via, "among": among}
+        targets = [resolve(state, ref, wish.generation, **how) for ref in refs]
         return state, await self._tokenizing.encode(targets, rows, wish.deadline)
 
     async def drain(self) -> None:
@@ -256,7 +271,9 @@ class PredictService:
         if tasks * rows > self._config.max_request_rows:
             raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
-    async def _answer(self, encoded: Sequence[Encoded | Refused], wish: _Wish) -> list[_Answered | Refused]:
+    async def _answer(
+        self, state: PoolState, encoded: Sequence[Encoded | Refused], rows: Sequence[InputRow], wish: Wish
+    ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and hand each task its outcomes."""
         asked: list[EngineRow] = []
         places: dict[tuple[int, Ids], int] = {}
@@ -271,21 +288,26 @@ class PredictService:
         wanted = [
             [place(each.target, ids) for ids in each.ids] if isinstance(each, Encoded) else [] for each in encoded
         ]
+        started = perf_counter()
         outcomes = await self._batcher.submit(asked, deadline=wish.deadline, priority=wish.priority)
-        return [
-            each if isinstance(each, Exception) else _Answered(each.target, [outcomes[place] for place in own])
-            for each, own in zip(encoded, wanted, strict=True)
-        ]
+        seconds = perf_counter() - started
+        found: list[Prediction | Refused] = []
+        for each, own in zip(encoded, wanted, strict=True):
+            if isinstance(each, Encoded):
+                theirs = [outcomes[place] for place in own]
+                self._tell(seen(each, rows, [asked[place] for place in own], theirs, seconds))
+                found.append(prediction_or_fault(state, each.target, theirs))
+            else:
+                found.append(each)
+        return found
 
-
-NOTHING = Overrides()
-
-
-def check_priority(priority: int, where: str = "priority") -> None:
-    """Raises InvalidInput, naming the field `where`."""
-    if priority and priority not in PRIORITIES:
-        rule = f"must be 1 (the highest) to {max(PRIORITIES)}, or 0 for the server's default"
-        raise InvalidInput(where, f"{rule}; got {priority}")
+    def _tell(self, seen: Seen | None) -> None:
+        if seen is None:
+            return
+        try:
+            self._observer.observe(seen)
+        except Exception:  # whoever compares versions does not take the callers' answers away
+            log.exception("the observer of %s failed", seen.resident.task)
 
 
 def _ref(task: str, version: int | None, alias: str | None) -> TaskRef:
@@ -307,26 +329,3 @@ def _limit(target: Target) -> int:
         return target.answerer.max_new_tokens
     spec = target.resident.spec
     raise InvalidInput("task", f"{spec.name!r} is {spec.kind}: only texts are told while they are made; use Predict")
-
-
-def _prediction(state: PoolState, answered: _Answered | Refused) -> Prediction | Refused:
-    """The task's answers, or the first fault among them. A fault that is nobody's in particular is raised."""
-    if isinstance(answered, Exception):
-        return answered
-    for outcome in answered.outcomes:
-        if isinstance(outcome, ServingError):
-            return outcome
-        if isinstance(outcome, Exception):
-            raise outcome
-    return _predicted(state, answered.target, tuple(answered.outcomes))
-
-
-def _predicted(state: PoolState, target: Target, answers: tuple[Answer, ...]) -> Prediction:
-    return Prediction(
-        task=target.resident.task,
-        version=target.resident.version,
-        alias=target.alias,
-        generation=state.generation,
-        spec=target.resident.spec,
-        answers=answers,
-    )

@@ -24,8 +24,9 @@ class Bench:
         if seconds <= self.limit_s:
             return None
         why = f"it took {seconds:.1f} s for its rows of a batch, the limit is {self.limit_s:g} s (side_timeout_s)"
-        fault = SideFailed(resident.task, resident.version, why)
-        self._until[resident.key] = (self._clock() + self._bench_s, fault)
+        fault, now = SideFailed(resident.task, resident.version, why), self._clock()
+        self._until = {key: each for key, each in self._until.items() if each[0] > now}  # some are never asked again
+        self._until[resident.key] = (now + self._bench_s, fault)
         return fault
 
     def fault(self, resident: Resident) -> SideFailed | None:

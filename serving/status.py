@@ -30,6 +30,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.InvalidName: StatusCode.INVALID_ARGUMENT,
     registry.InvalidSpec: StatusCode.INVALID_ARGUMENT,
     registry.InvalidRow: StatusCode.INVALID_ARGUMENT,
+    registry.InvalidRoute: StatusCode.INVALID_ARGUMENT,
     registry.ArtifactError: StatusCode.INVALID_ARGUMENT,
     serving.LoadError: StatusCode.FAILED_PRECONDITION,
     registry.VersionInUse: StatusCode.FAILED_PRECONDITION,
@@ -98,6 +99,8 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request("rows", f"at most {error.limit}"))
         case registry.InvalidName():
             details.append(_bad_request(error.what, f"use {error.rule}"))
+        case registry.InvalidRoute():
+            details.append(_bad_request("route", error.why))
         case serving.Overloaded() | serving.OutOfMemory():
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))
     return details

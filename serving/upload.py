@@ -8,7 +8,7 @@ from pathlib import Path
 from protos import sidecast_pb2 as pb
 from serving.errors import InvalidInput
 from side_registry.errors import ArtifactError
-from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, need_side_network, parse_manifest
 
 UPLOADED = "the uploaded run"
 
@@ -46,6 +46,7 @@ class Upload:
             raise ArtifactError(UPLOADED, f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         manifest = parse_manifest(header.manifest, UPLOADED)
         self._check_size(manifest)
+        need_side_network(manifest, UPLOADED)
         self._left = {name: blob.size for name, blob in manifest.files.items()}
         for name in self._left:
             (self._folder / name).touch()

@@ -1,12 +1,13 @@
 """Bytes, versions and aliases of side networks: a commit log on any object store. No torch, no server."""
 
-from side_registry.decisions import Published, Rolled
+from side_registry.decisions import Published, Rolled, checked_route
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
     ArtifactError,
     Contended,
     CorruptBlob,
     InvalidName,
+    InvalidRoute,
     InvalidRow,
     InvalidSpec,
     NotARegistry,
@@ -21,7 +22,7 @@ from side_registry.errors import (
     VersionInUse,
 )
 from side_registry.generation import GenerationSpec
-from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias
+from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import (
     MANIFEST,
     SIDE_NETWORK,
@@ -34,6 +35,8 @@ from side_registry.manifest import (
     write_manifest,
 )
 from side_registry.registry import Registry
+from side_registry.route import PLAIN, WHOLE, Bounds, Route
+from side_registry.servers import Announced, Awaited
 from side_registry.state import State, TaskState, VersionState, fold
 from side_registry.store import Store
 from side_registry.task import METRICS, PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
@@ -41,14 +44,19 @@ from side_registry.task import METRICS, PRODUCTION, TaskRef, TaskSpec, check_ali
 __all__ = [
     "MANIFEST",
     "METRICS",
+    "PLAIN",
     "PRODUCTION",
     "SCHEMA_VERSION",
     "SIDE_NETWORK",
+    "WHOLE",
     "Action",
+    "Announced",
     "Artifact",
     "ArtifactError",
+    "Awaited",
     "BackboneRef",
     "Blob",
+    "Bounds",
     "Commit",
     "Contended",
     "CorruptBlob",
@@ -56,6 +64,7 @@ __all__ = [
     "GenerationSpec",
     "GoldenExample",
     "InvalidName",
+    "InvalidRoute",
     "InvalidRow",
     "InvalidSpec",
     "Manifest",
@@ -69,7 +78,9 @@ __all__ = [
     "Retire",
     "Rollback",
     "Rolled",
+    "Route",
     "SetAlias",
+    "SetRoute",
     "State",
     "Store",
     "StoreFailed",
@@ -84,6 +95,7 @@ __all__ = [
     "VersionState",
     "check_alias",
     "check_task_name",
+    "checked_route",
     "fold",
     "read_artifact",
     "write_manifest",

@@ -1,7 +1,8 @@
 """Content-addressed files: `blobs/sha256/<digest>`, immutable, verified whenever they are read."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from side_registry.documents import replacing
@@ -9,17 +10,27 @@ from side_registry.errors import CorruptBlob
 from side_registry.manifest import Blob
 from side_registry.store import Store, TooLarge
 
+FOLDER = "blobs"
+NAME = re.compile(r"blobs/sha256/(?P<sha256>[0-9a-f]{64})")
+
 
 class Blobs:
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def add(self, data: bytes) -> str:
-        """Store bytes unless they are there, and mend what is there but damaged. Returns the digest."""
+        """Store bytes. Returns the digest.
+
+        What is there is written again: that mends what is damaged, and makes what no version refers to yet young, so
+        that no collection takes it before the commit.
+        """
         digest = hashlib.sha256(data).hexdigest()
-        if not self._store.put_new(blob_path(digest), data) and not self._is_sound(digest):
-            self._store.overwrite(blob_path(digest), data)
+        self._store.overwrite(blob_path(digest), data)
         return digest
+
+    def has(self, digests: Iterable[str]) -> bool:
+        """All of them are there, sound or not."""
+        return all(self._store.find(blob_path(digest)) for digest in digests)
 
     def read(self, digest: str, limit: int) -> bytes:
         """Raises CorruptBlob."""
@@ -39,11 +50,22 @@ class Blobs:
         Raises:
             CorruptBlob: missing, of another size, or of other content.
         """
-        if _is_file(target, blob):
+        if is_file_of(target, blob):
             return
         with replacing(target) as file:
             for chunk in self._verified(blob):
                 file.write(chunk)
+
+    def measure(self, digest: str) -> Blob | None:
+        """The digest and size that its content has; None when it is missing."""
+        chunks = self._store.stream(blob_path(digest))
+        if chunks is None:
+            return None
+        found, size = hashlib.sha256(), 0
+        for chunk in chunks:
+            found.update(chunk)
+            size += len(chunk)
+        return Blob(sha256=found.hexdigest(), size=size)
 
     def _verified(self, blob: Blob) -> Iterator[bytes]:
         """The blob's pieces. It raises at the first byte too many, or at the end."""
@@ -62,18 +84,13 @@ class Blobs:
         if digest.hexdigest() != blob.sha256:
             raise CorruptBlob(blob.sha256, "its content does not match its name")
 
-    def _is_sound(self, digest: str) -> bool:
-        found = hashlib.sha256()
-        for chunk in self._store.stream(blob_path(digest)) or ():
-            found.update(chunk)
-        return found.hexdigest() == digest
-
 
 def blob_path(digest: str) -> str:
-    return f"blobs/sha256/{digest}"
+    return f"{FOLDER}/sha256/{digest}"
 
 
-def _is_file(path: Path, blob: Blob) -> bool:
+def is_file_of(path: Path, blob: Blob) -> bool:
+    """The file holds the blob's content."""
     if not path.is_file() or path.stat().st_size != blob.size:
         return False
     with path.open("rb") as file:

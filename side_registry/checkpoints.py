@@ -10,11 +10,14 @@ import re
 
 from pydantic import ValidationError
 
-from side_registry.documents import SCHEMA_VERSION, Document
+from side_registry.documents import Document
 from side_registry.errors import RegistryError
 from side_registry.log import Log
 from side_registry.state import State
 from side_registry.store import Store, TooLarge
+
+SCHEMA = 2
+"""Of checkpoints alone. Raise it when the state learns something: an older program must fold that from the log."""
 
 EVERY = 64
 """Commits between two checkpoints."""
@@ -27,9 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Checkpoint(Document):
-    """Raise SCHEMA_VERSION when the state learns something new: an older program must fold it from the log instead."""
-
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA
     state: State
 
 
@@ -38,7 +39,7 @@ def save_checkpoint(store: Store, state: State) -> None:
     data = Checkpoint(state=state).to_json()
     try:
         store.put_new(f"checkpoints/{state.generation:020d}-{hashlib.sha256(data).hexdigest()}.json", data)
-        for path in _paths(store)[KEPT:]:
+        for path in checkpoint_paths(store)[KEPT:]:
             store.remove(path)
     except RegistryError as error:
         LOGGER.warning("checkpoint of generation %d not kept: %s", state.generation, error)
@@ -46,19 +47,20 @@ def save_checkpoint(store: Store, state: State) -> None:
 
 def load_checkpoint(store: Store, commits: Log) -> State:
     """The newest state that can be trusted; the empty one when there is none."""
-    for path in _paths(store):
-        state = _load(store, path)
+    for path in checkpoint_paths(store):
+        state = read_checkpoint(store, path)
         if state is not None and _is_of(commits, state):
             return state
     return State()
 
 
-def _paths(store: Store) -> list[str]:
+def checkpoint_paths(store: Store) -> list[str]:
     """Newest first."""
     return [path for path in reversed(store.list("checkpoints")) if NAME.fullmatch(path)]
 
 
-def _load(store: Store, path: str) -> State | None:
+def read_checkpoint(store: Store, path: str) -> State | None:
+    """The state of one checkpoint; None when it is lost, damaged, or of another schema."""
     match = NAME.fullmatch(path)
     try:
         data = store.read(path, MAX_CHECKPOINT_BYTES)
@@ -67,7 +69,7 @@ def _load(store: Store, path: str) -> State | None:
         checkpoint = Checkpoint.model_validate_json(data)
     except (TooLarge, ValidationError):
         return None
-    if checkpoint.schema_version != SCHEMA_VERSION or checkpoint.state.generation != int(match["generation"]):
+    if checkpoint.schema_version != SCHEMA or checkpoint.state.generation != int(match["generation"]):
         return None
     return checkpoint.state
 

@@ -6,9 +6,13 @@ A writer that lost a race decides again. No actions mean that it is so already.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from side_registry.errors import NothingToRollBack, VersionInUse
-from side_registry.log import Action, DeleteTask, Publish, Retire, Rollback, SetAlias
+from pydantic import ValidationError
+
+from side_registry.documents import explain
+from side_registry.errors import InvalidRoute, NothingToRollBack, VersionInUse
+from side_registry.log import Action, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import Manifest
+from side_registry.route import PLAIN, Route
 from side_registry.state import State, TaskState, rollback_target
 from side_registry.task import PRODUCTION
 
@@ -29,6 +33,7 @@ class Rolled:
     task: str
     alias: str
     version_from: int
+    """Where the alias was; the version with the largest share when shares were taken away."""
     version_to: int
     generation: int = 0
 
@@ -51,14 +56,60 @@ def publish(state: State, manifest: Manifest, digest: str, alias: str | None) ->
 
 def set_alias(state: State, task: str, alias: str, version: int) -> Sequence[Action]:
     found = state.task(task)
-    return _moves(found, alias, found.live_entry(version).version)
+    return _moves(found, alias, found.live_entry(version).version, ends_route=True)
+
+
+def set_route(state: State, task: str, alias: str, route: Route, version: int | None) -> Sequence[Action]:
+    """With `version` the alias moves there first."""
+    found, route = state.task(task), checked_route(task, alias, route)
+    own = found.at(alias) if version is None else found.live_entry(version).version
+    for named in sorted(route.versions):
+        entry, owns = found.live_entry(named), found.entry(own)
+        if named == own:
+            raise InvalidRoute(task, alias, f"version {own} is its own, which gets what the shares leave")
+        if entry.kind != owns.kind:
+            raise InvalidRoute(task, alias, f"version {named} is {entry.kind}, its own version {own} {owns.kind}")
+    moves = _moves(found, alias, own)
+    before = PLAIN if moves else found.route(alias)
+    return [*moves, *([] if route == before else [SetRoute(task=task, alias=alias, route=route)])]
+
+
+def end_route(state: State, task: str, alias: str, seen: Route) -> tuple[Sequence[Action], bool]:
+    """Take all shares away, unless the route is no longer what its judge saw: then False."""
+    found = state.live.get(task)
+    if found is None or found.route(alias) != seen:
+        return [], False
+    rest = Route(shadows=seen.shadows)
+    return [] if rest == seen else [SetRoute(task=task, alias=alias, route=rest)], True
+
+
+def checked_route(task: str, alias: str, route: Route | Mapping[str, object]) -> Route:
+    """A route, or the fields of one, as a valid route.
+
+    Raises:
+        InvalidRoute: with its faults. A field that this program does not know is one: it would be stored, and ignored.
+    """
+    fields = route.model_dump() if isinstance(route, Route) else route
+    try:
+        checked = Route.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRoute(task, alias, explain(error)) from None
+    for part in filter(None, (checked, checked.bounds)):
+        for unknown in part.model_extra or ():
+            raise InvalidRoute(task, alias, f"unknown field {unknown!r}; use {', '.join(type(part).model_fields)}")
+    return checked
 
 
 def rollback(state: State, task: str, alias: str, to: int | None) -> tuple[Sequence[Action], Rolled]:
+    """The newest thing is undone: shares, if the alias gives any away, else its last move."""
     found = state.task(task)
     current = found.at(alias)
     if to is not None:
         found.live_entry(to)
+    elif shares := found.route(alias).shares:
+        largest = max(shares, key=lambda version: (shares[version], version))
+        rolled = Rolled(task=task, alias=alias, version_from=largest, version_to=current)
+        return [SetRoute(task=task, alias=alias, route=PLAIN)], rolled
     target = rollback_target(found, alias, to)
     if target is None:
         raise NothingToRollBack(task, alias, current, to)
@@ -70,8 +121,10 @@ def retire(state: State, task: str, version: int) -> Sequence[Action]:
     found = state.task(task)
     if found.entry(version).retired:
         return []
-    if held := [alias for alias, pointed in found.serving.items() if pointed == version]:
-        raise VersionInUse(task, version, held)
+    if version in found.used:
+        pointing = [alias for alias, own in found.serving.items() if own == version]
+        routing = [alias for alias, route in found.routes.items() if version in route.versions]
+        raise VersionInUse(task, version, pointing, routing)
     return [Retire(task=task, version=version)]
 
 
@@ -90,7 +143,7 @@ def _publish(manifest: Manifest, version: int, digest: str) -> Publish:
     )
 
 
-def _moves(task: TaskState, alias: str, version: int) -> list[SetAlias]:
-    if task.serving.get(alias) == version:
+def _moves(task: TaskState, alias: str, version: int, *, ends_route: bool = False) -> list[SetAlias]:
+    if task.serving.get(alias) == version and not (ends_route and alias in task.routes):
         return []
     return [SetAlias(task=task.name, alias=alias, version=version)]

@@ -4,7 +4,8 @@
       RegistryNotFound  NotARegistry  StoreFailed              the place
       UnknownTask  UnknownVersion  UnknownAlias                what is asked for is not there
       VersionInUse  NothingToRollBack  Contended               what is asked for cannot be done now
-      InvalidName  InvalidSpec  InvalidRow  ArtifactError      what was handed in is wrong
+      InvalidName  InvalidSpec  InvalidRow  InvalidRoute       what was handed in is wrong
+      ArtifactError
       CorruptBlob  UnreadableCommit                            what is stored is wrong
 
 Each carries its fields (so it pickles), has a stable `reason`, and says in one sentence what to do. Knows no documents
@@ -104,15 +105,19 @@ class UnknownAlias(RegistryError):
 
 
 class VersionInUse(RegistryError):
+    """`aliases` point to the version; `routed` are those that name it in their route."""
+
     reason = "VERSION_IN_USE"
 
-    def __init__(self, task: str, version: int, aliases: Iterable[str]) -> None:
-        self.task, self.version, self.aliases = task, version, tuple(aliases)
-        super().__init__(task, version, self.aliases)
+    def __init__(self, task: str, version: int, aliases: Iterable[str], routed: Iterable[str] = ()) -> None:
+        self.task, self.version, self.aliases, self.routed = task, version, tuple(aliases), tuple(routed)
+        super().__init__(task, version, self.aliases, self.routed)
 
     def __str__(self) -> str:
-        held = ", ".join(sorted(self.aliases))
-        return f"version {self.version} of task {_quoted(self.task)} is in use as {held}; move that elsewhere first"
+        subject = f"version {self.version} of task {_quoted(self.task)}"
+        if self.aliases:
+            return f"{subject} is in use as {_listed(sorted(self.aliases))}; move that elsewhere first"
+        return f"{subject} has a share or is a shadow of {_listed(sorted(self.routed))}; end that first"
 
 
 class NothingToRollBack(RegistryError):
@@ -173,6 +178,17 @@ class InvalidRow(RegistryError):
 
     def __str__(self) -> str:
         return f"field {_quoted(self.field)} {self.why}"
+
+
+class InvalidRoute(RegistryError):
+    reason = "INVALID_ROUTE"
+
+    def __init__(self, task: str, alias: str, why: str) -> None:
+        super().__init__(task, alias, why)
+        self.task, self.alias, self.why = task, alias, why
+
+    def __str__(self) -> str:
+        return f"{self.alias} of task {_quoted(self.task)} cannot be routed so: {self.why}"
 
 
 class ArtifactError(RegistryError):

@@ -3,18 +3,25 @@
 Knows how commits are written and read, not what they add up to (state.py). Precedent: Delta Lake's log.
 """
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema
-from side_registry.errors import UnreadableCommit
+from side_registry.errors import RegistryError, StoreFailed, UnreadableCommit
 from side_registry.manifest import Digest
+from side_registry.route import Route
 from side_registry.store import Store, TooLarge
 from side_registry.task import ALIAS_NAME, TASK_NAME
 
 MAX_COMMIT_BYTES = 4 << 20
+READ_AHEAD = 16
+"""Most commits asked for at once."""
+FAR_S = 0.005
+"""A store that takes longer for one is far: several are asked for at once."""
 
 Version = Annotated[int, Field(ge=1)]
 TaskName = Annotated[str, StringConstraints(pattern=rf"^{TASK_NAME.pattern}$")]
@@ -41,6 +48,15 @@ class SetAlias(Document):
     version: Version
 
 
+class SetRoute(Document):
+    """How the alias's traffic is split from now on, whatever it was before."""
+
+    type: Literal["set_route"] = "set_route"
+    task: TaskName
+    alias: AliasName
+    route: Route
+
+
 class Rollback(Document):
     """The alias goes back to where it was `version_to` last; what came after is forgotten."""
 
@@ -62,7 +78,7 @@ class DeleteTask(Document):
     task: TaskName
 
 
-Action = Publish | SetAlias | Rollback | Retire | DeleteTask
+Action = Publish | SetAlias | SetRoute | Rollback | Retire | DeleteTask
 
 
 class Commit(Document):
@@ -102,16 +118,54 @@ class Log:
         return None if data is None else _parse(path, data, generation)
 
     def after(self, generation: int) -> Iterator[Commit]:
-        """The commits that follow, up to the end of the log."""
-        while commit := self.read(generation := generation + 1):
-            yield commit
+        """The commits that follow, up to the end of the log. Of a far store several are read at once.
 
-    def append(self, commit: Commit) -> bool:
-        """Make a commit the next one; False when another writer's is."""
-        if self._store.put_new(log_path(commit.generation), commit.to_json()):
-            return True
-        winner = self.read(commit.generation)
-        return winner is not None and winner.id == commit.id
+        Raises:
+            UnreadableCommit: at the first such one, after all that precede it.
+        """
+        ahead = 1
+        while True:
+            asked = time.monotonic()
+            for commit in self._read_many(range(generation + 1, generation + 1 + ahead)):
+                if commit is None:
+                    return
+                yield commit
+            generation += ahead
+            if ahead > 1 or time.monotonic() - asked > FAR_S:
+                ahead = min(2 * ahead, READ_AHEAD)
+
+    def append(self, commit: Commit) -> Commit | None:
+        """Make a commit the next one. Returns the one that is: it, or another writer's.
+
+        None when the store said that there is one and then shows none.
+
+        Raises:
+            UnreadableCommit: this one could not be read back, and is not written; or the one that is there cannot.
+        """
+        path, data = log_path(commit.generation), commit.to_json()
+        if len(data) > MAX_COMMIT_BYTES:
+            raise UnreadableCommit(path, f"it would have {len(data)} bytes, at most {MAX_COMMIT_BYTES} are read")
+        commit = _parse(path, data, commit.generation)
+        try:
+            return commit if self._store.put_new(path, data) else self.read(commit.generation)
+        except StoreFailed:
+            if self._holds(commit):  # only the answer was lost
+                return commit
+            raise
+
+    def _read_many(self, generations: range) -> Iterator[Commit | None]:
+        if len(generations) == 1:
+            yield self.read(generations.start)
+            return
+        with ThreadPoolExecutor(len(generations), "log") as readers:
+            yield from readers.map(self.read, generations)
+
+    def _holds(self, commit: Commit) -> bool:
+        try:
+            found = self.read(commit.generation)
+        except RegistryError:
+            return False
+        return found is not None and found.id == commit.id
 
 
 def log_path(generation: int) -> str:

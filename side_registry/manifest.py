@@ -1,6 +1,7 @@
 """An artifact: the files of one version, and the manifest that describes them. Reads and writes folders.
 
-Knows digests and sizes, not what a side network is: shapes and values are the loader's to check.
+Knows digests and sizes and whether a side network's file is whole, not what fits: shapes and values are the loader's to
+check.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema, replacing
 from side_registry.errors import ArtifactError
 from side_registry.task import TaskSpec
+from side_registry.weights import frame_fault
 
 MANIFEST = "manifest.json"
 SIDE_NETWORK = "side_network.safetensors"
@@ -23,12 +25,18 @@ NO_TOKENIZER = "none"
 """In place of a tokenizer's fingerprint: the backbone's folder had none, so nobody can ask this side network a text."""
 
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_FILES = 64
+MAX_EXAMPLES = 1024
+"""A server replays each before it serves the version."""
+MAX_NAME = 200
+"""Characters of what is repeated in the log: fingerprints, a run's id, the backbone's name."""
 
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
 
 
 class Blob(Document):
@@ -40,9 +48,9 @@ class Blob(Document):
 class BackboneRef(Document):
     """The backbone a side network reads; its name is for people, its fingerprint decides."""
 
-    name: str
-    fingerprint: str = Field(min_length=1)
-    quantization: str = "none"
+    name: str = Field(max_length=MAX_NAME)
+    fingerprint: Fingerprint
+    quantization: str = Field(default="none", max_length=MAX_NAME)
     """What its matrices were turned into, int8 or int4. Its fingerprint says it too: this is for people."""
 
 
@@ -58,16 +66,16 @@ class Manifest(Document):
     task: str
     spec: TaskSpec
     backbone: BackboneRef
-    tokenizer_fingerprint: str
+    tokenizer_fingerprint: Fingerprint
     side: dict[str, Any]
     """The side network's configuration: reduction, layers, gate, head."""
     metrics: dict[str, float] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
-    examples: tuple[GoldenExample, ...] = ()
+    examples: tuple[GoldenExample, ...] = Field(default=(), max_length=MAX_EXAMPLES)
     tolerance: dict[str, float] = Field(default_factory=lambda: dict(TOLERANCE))
     """How far an example's numbers may be off, by the backbone's dtype."""
-    files: dict[str, Blob] = Field(default_factory=dict)
+    files: dict[str, Blob] = Field(default_factory=dict, max_length=MAX_FILES)
 
     @property
     def run_id(self) -> str:
@@ -79,6 +87,8 @@ class Manifest(Document):
             raise ValueError(fault)
         if self.task != self.spec.name:
             raise ValueError(f"task {self.task[:80]!r} and spec.name {self.spec.name!r} must be the same")
+        if len(self.run_id) > MAX_NAME:
+            raise ValueError(f"provenance.run_id has {len(self.run_id)} characters, at most {MAX_NAME} are allowed")
         for name in self.files:
             if not FILE_NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"files: {name[:80]!r} is not a plain file name")
@@ -108,10 +118,11 @@ def read_artifact(folder: str | Path) -> Artifact:
     folder = Path(folder).expanduser()
     data = _read_manifest(folder)
     manifest = parse_manifest(data, folder)
-    if SIDE_NETWORK not in manifest.files:
-        raise ArtifactError(folder, f"{MANIFEST} does not name {SIDE_NETWORK}")
+    need_side_network(manifest, folder)
     for name, blob in manifest.files.items():
         _verify(folder, name, blob)
+    if fault := frame_fault(folder / SIDE_NETWORK):
+        raise ArtifactError(folder, f"{SIDE_NETWORK} is no whole safetensors file: {fault}; make the run again")
     return Artifact(folder, manifest, data)
 
 
@@ -135,6 +146,12 @@ def parse_manifest(data: bytes, where: str | Path) -> Manifest:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise ArtifactError(where, f"{MANIFEST}: {explain(error)}") from None
+
+
+def need_side_network(manifest: Manifest, where: str | Path) -> None:
+    """Raises ArtifactError, which names `where`."""
+    if SIDE_NETWORK not in manifest.files:
+        raise ArtifactError(where, f"{MANIFEST} does not name {SIDE_NETWORK}")
 
 
 def _read_manifest(folder: Path) -> bytes:

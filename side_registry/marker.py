@@ -22,7 +22,7 @@ def find_marker(store: Store, *, create: bool) -> Marker:
 
     Raises:
         RegistryNotFound: the store is empty.
-        NotARegistry: it holds something else, or a marker that cannot be read.
+        NotARegistry: it holds something else, a marker that cannot be read, or has no put-if-absent.
     """
     if marker := _read(store):
         return marker
@@ -37,7 +37,12 @@ def find_marker(store: Store, *, create: bool) -> Marker:
 
 def _make(store: Store) -> Marker:
     ours = Marker(id=uuid.uuid4().hex)
-    return ours if store.put_new(MARKER, ours.to_json(indent=2)) else _read(store) or ours
+    data = ours.to_json(indent=2)
+    if not store.put_new(MARKER, data):
+        return _read(store) or ours
+    if store.put_new(MARKER, data):  # some stores only look like S3
+        raise NotARegistry(store.url, "this store overwrites what it was told not to, so writers would lose commits")
+    return ours
 
 
 def _read(store: Store) -> Marker | None:

@@ -1,8 +1,8 @@
-"""The registry: publish versions, move aliases, roll back, retire, look back, wait for what comes.
+"""The registry: publish versions, move aliases, split their traffic, roll back, retire, look back, wait.
 
 Every change is one commit that follows from the state its writer saw; who loses the race for the next position looks
 again and retries. No server, no lock: any number of processes share a store. Blocks on the store, so never call it on
-an event loop. Knows no tensors and no routes.
+an event loop. Knows no tensors.
 """
 
 import getpass
@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -34,13 +35,16 @@ from side_registry.manifest import (
     read_artifact,
 )
 from side_registry.marker import find_marker
+from side_registry.route import Route
+from side_registry.servers import Announced, Awaited, Servers
 from side_registry.state import Fold, State, fold
 from side_registry.store import Store
 from side_registry.task import PRODUCTION, check_alias
 
-ATTEMPTS = 64
-LONGEST_PAUSE_S = 0.25
-"""Between two attempts; the first are much shorter."""
+ATTEMPTS, PATIENCE_S = 64, 60.0
+"""A writer that loses races gives up after so many, and so long."""
+LONGEST_PAUSE_S = 0.01
+"""Before it looks again. Of those who race one always wins, so who waits longer only loses turns."""
 
 MAX_AUTHOR, MAX_MESSAGE = 200, 4_000
 """Characters."""
@@ -56,6 +60,7 @@ class Registry:
         """Use `open`."""
         self.url, self.id = store.url, id
         self._store, self._blobs, self._log = store, Blobs(store), Log(store)
+        self._servers = Servers(store)
         self._state: State | None = None
         self._refreshing = threading.Lock()
 
@@ -159,13 +164,17 @@ class Registry:
                 folder, "it was made without a tokenizer; make it again from a backbone folder that has one"
             )
         digest = self._upload(artifact)
-        generation, published = self._commit(
+        generation, published = self.commit(
             lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message
         )
+        if not self._blobs.has([digest, *(blob.sha256 for blob in artifact.manifest.files.values())]):
+            self._upload(artifact)  # a collector that did not know of the commit yet took some
         return replace(published, generation=generation)
 
     def set_alias(self, task: str, alias: str, version: int, *, author: str | None = None, message: str = "") -> int:
-        """Point an alias to a version. Returns the generation; nothing is committed when it points there already.
+        """Point an alias to a version, all its traffic too: its route becomes plain.
+
+        Returns the generation; nothing is committed when it is so already.
 
         Raises:
             UnknownTask, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
@@ -173,22 +182,58 @@ class Registry:
         check_alias(alias)
         return self._change(lambda state: decisions.set_alias(state, task, alias, version), author, message)
 
+    def set_route(
+        self,
+        task: str,
+        alias: str,
+        route: Route,
+        *,
+        version: int | None = None,
+        author: str | None = None,
+        message: str = "",
+    ) -> int:
+        """Split an alias's traffic, in place of the route it had; with `version` the alias moves there with it.
+
+        Returns the generation; nothing is committed when it is so already.
+
+        Raises:
+            InvalidRoute: it breaks a rule, or names the alias's own version.
+            UnknownTask, UnknownAlias, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
+        """
+        check_alias(alias)
+        return self._change(lambda state: decisions.set_route(state, task, alias, route, version), author, message)
+
+    def end_route(
+        self, task: str, alias: str, seen: Route, *, author: str | None = None, message: str = ""
+    ) -> int | None:
+        """Take away all shares of a route, if it is still as `seen`; its shadows stay.
+
+        Returns the generation; None when somebody changed the route, which is left alone.
+
+        Raises:
+            Contended, StoreFailed.
+        """
+        generation, ended = self.commit(lambda state: decisions.end_route(state, task, alias, seen), author, message)
+        return generation if ended else None
+
     def rollback(
         self, task: str, alias: str = PRODUCTION, to: int | None = None, *, author: str | None = None, message: str = ""
     ) -> Rolled:
-        """Point an alias to where it was before, past retired versions; with `to`, to that earlier version.
+        """Take away an alias's shares, if it has any, else point it to where it was before, past retired versions.
+
+        With `to` it goes to that earlier version. Either way its route becomes plain.
 
         Raises:
             UnknownTask, UnknownAlias, UnknownVersion (`to`), NothingToRollBack, Contended, StoreFailed.
         """
-        generation, rolled = self._commit(lambda state: decisions.rollback(state, task, alias, to), author, message)
+        generation, rolled = self.commit(lambda state: decisions.rollback(state, task, alias, to), author, message)
         return replace(rolled, generation=generation)
 
     def retire(self, task: str, version: int, *, author: str | None = None, message: str = "") -> int:
         """Take a version out of use for good. Returns the generation.
 
         Raises:
-            VersionInUse: an alias points to it.
+            VersionInUse: an alias points to it, or names it in its route.
             UnknownTask, UnknownVersion, Contended, StoreFailed.
         """
         return self._change(lambda state: decisions.retire(state, task, version), author, message)
@@ -201,6 +246,25 @@ class Registry:
         """
         return self._change(lambda state: decisions.delete_task(state, task), author, message)
 
+    def announce(self, server: Announced) -> None:
+        """Tell who follows this registry and what it serves, in place of what it told before. Raises StoreFailed."""
+        self._servers.announce(server)
+
+    def withdraw(self, id: str) -> None:
+        """Forget a server that stops. Raises StoreFailed."""
+        self._servers.withdraw(id)
+
+    def servers(self) -> list[Announced]:
+        """Servers that follow this registry, by address, without those that stopped telling. Raises StoreFailed."""
+        return self._servers.alive()
+
+    def await_generation(self, generation: int, timeout_s: float, poll_s: float = 0.1) -> Awaited:
+        """Block until every server that is alive serves a generation, or a later one, or `timeout_s` passes.
+
+        Raises StoreFailed.
+        """
+        return self._servers.await_generation(generation, timeout_s, poll_s)
+
     def _catch_up(self, start: State) -> None:
         """Fold what is new. Keeps what was good before an unreadable commit."""
         folding = Fold(start)
@@ -211,28 +275,36 @@ class Registry:
             self._state = folding.state()
 
     def _change(self, decide: Callable[[State], Sequence[Action]], author: str | None, message: str) -> int:
-        return self._commit(lambda state: (decide(state), None), author, message)[0]
+        return self.commit(lambda state: (decide(state), None), author, message)[0]
 
-    def _commit(self, decide: Decide[Outcome], author: str | None, message: str) -> tuple[int, Outcome]:
+    def commit(self, decide: Decide[Outcome], author: str | None, message: str) -> tuple[int, Outcome]:
         """Make what `decide` says of the newest state the next commit; no actions, no commit."""
         author = _note("author", author or _whoami(), MAX_AUTHOR)
         message = _note("message", message, MAX_MESSAGE)
-        for attempt in range(ATTEMPTS):
-            state = self.state()
+        started = time.monotonic()
+        for attempt in count(1):
+            state = self.state(refresh=attempt % 2 == 1)  # who lost holds the winner's: half the time it is the newest
             actions, outcome = decide(state)
             if not actions:
                 return state.generation, outcome
             if self._try_commit(state, actions, author, message):
                 return state.generation + 1, outcome
-            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 0.002 * 2**attempt)))
-        raise Contended(self.url, ATTEMPTS)
+            if attempt >= ATTEMPTS and time.monotonic() - started >= PATIENCE_S:
+                break
+            if attempt % 2 == 0:
+                time.sleep(random.uniform(0, LONGEST_PAUSE_S))
+        raise Contended(self.url, attempt)
 
     def _try_commit(self, state: State, actions: Sequence[Action], author: str, message: str) -> bool:
         commit = _new_commit(state.generation + 1, actions, author, message)
-        after = fold([commit], state)  # what does not follow must never be written
-        if not self._log.append(commit):
+        fold([commit], state)  # what does not follow must never be written
+        winner = self._log.append(commit)
+        if winner is None:
             return False
+        after = fold([winner], state)
         self._adopt(after)
+        if winner.id != commit.id:
+            return False
         if after.generation % EVERY == 0:
             save_checkpoint(self._store, after)
         return True

@@ -1,17 +1,21 @@
-"""What the log adds up to: tasks, their versions and aliases. An immutable value, folded one commit after another.
+"""What the log adds up to: tasks, versions, aliases and routes. An immutable value, folded one commit after another.
 
 Knows no store. Folding is a pure function, so any two readers of the same log hold the same state.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion, UnreadableCommit
-from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, log_path
+from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute, log_path
+from side_registry.route import PLAIN, Route
 from side_registry.task import PRODUCTION, TaskRef
 
 ALIAS_MEMORY = 64
 """How many moves of an alias can be rolled back."""
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,10 @@ class TaskState:
     versions: Mapping[int, VersionState] = field(default_factory=dict)
     aliases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Where each alias has been; the last is where it is."""
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    """By alias; only those that are not plain. They name live versions, none of them the alias's own."""
+    routed: Mapping[str, int] = field(default_factory=dict)
+    """The generation that set each of `routes`."""
     deleted: bool = False
 
     @property
@@ -72,6 +80,15 @@ class TaskState:
         if alias not in self.aliases:
             raise UnknownAlias(self.name, alias, self.aliases)
         return self.aliases[alias][-1]
+
+    def route(self, alias: str) -> Route:
+        """How the alias's traffic is split; plain when nothing else was said."""
+        return self.routes.get(alias, PLAIN)
+
+    @property
+    def used(self) -> frozenset[int]:
+        """Versions that an alias points to, or names in its route."""
+        return frozenset(self.serving.values()).union(*(route.versions for route in self.routes.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +181,8 @@ def _apply(task: TaskState, action: Action, commit: Commit) -> TaskState:
                 return _publish(task, action, commit)
             case SetAlias():
                 return _set_alias(task, action)
+            case SetRoute():
+                return _set_route(task, action, commit.generation)
             case Rollback():
                 return _roll_back(task, action)
             case Retire():
@@ -195,9 +214,22 @@ def _set_alias(task: TaskState, action: SetAlias) -> TaskState:
     if action.version not in task.live:
         raise ValueError(f"it has no version {action.version}")
     stack = task.aliases.get(action.alias, ())
-    if stack and stack[-1] == action.version:
-        return task
-    return _with_alias(task, action.alias, (*stack, action.version)[-ALIAS_MEMORY:])
+    if stack[-1:] != (action.version,):
+        stack = (*stack, action.version)[-ALIAS_MEMORY:]
+    return _with_alias(task, action.alias, stack)
+
+
+def _set_route(task: TaskState, action: SetRoute, generation: int) -> TaskState:
+    if action.alias not in task.aliases:
+        raise ValueError(f"it has no alias {action.alias}")
+    if named := action.route.versions - set(task.live):
+        raise ValueError(f"it has no version {min(named)}")
+    if task.at(action.alias) in action.route.versions:
+        raise ValueError(f"version {task.at(action.alias)} is {action.alias}'s own")
+    if action.route.is_plain:
+        return _with_alias(task, action.alias, task.aliases[action.alias])
+    routes = {**task.routes, action.alias: action.route}
+    return replace(task, routes=routes, routed={**task.routed, action.alias: generation})
 
 
 def _roll_back(task: TaskState, action: Rollback) -> TaskState:
@@ -209,7 +241,7 @@ def _roll_back(task: TaskState, action: Rollback) -> TaskState:
 
 
 def _retire(task: TaskState, action: Retire) -> TaskState:
-    if action.version not in task.versions or action.version in task.serving.values():
+    if action.version not in task.versions or action.version in task.used:
         raise ValueError(f"version {action.version} does not exist or is in use")
     entry = replace(task.versions[action.version], retired=True)
     return replace(task, versions={**task.versions, action.version: entry})
@@ -219,8 +251,18 @@ def _delete(task: TaskState) -> TaskState:
     if not task.versions:
         raise ValueError("there is no such task")
     versions = {number: replace(entry, retired=True) for number, entry in task.versions.items()}
-    return replace(task, versions=versions, aliases={}, deleted=True)
+    return replace(task, versions=versions, aliases={}, routes={}, routed={}, deleted=True)
 
 
 def _with_alias(task: TaskState, alias: str, stack: tuple[int, ...]) -> TaskState:
-    return replace(task, aliases={**task.aliases, alias: stack})
+    """The alias where it is meant to be, with a plain route."""
+    return replace(
+        task,
+        aliases={**task.aliases, alias: stack},
+        routes=_without(task.routes, alias),
+        routed=_without(task.routed, alias),
+    )
+
+
+def _without(table: Mapping[str, Kept], alias: str) -> dict[str, Kept]:
+    return {name: value for name, value in table.items() if name != alias}

@@ -1,11 +1,14 @@
-"""Any object store as four verbs: read, put if absent, overwrite, list. And how an address becomes one.
+"""Any object store as a few verbs: read, put if absent, overwrite, move, list. And how an address becomes one.
 
 A local folder and S3 both honour put-if-absent, which is all the log needs; compare-and-swap local folders do not have.
-Knows paths and bytes, not what they mean. Failures of the store come out as StoreFailed.
+Knows paths and bytes, not what they mean. Failures come out as StoreFailed, after a few seconds of retries.
 """
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -13,30 +16,58 @@ from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, from_url
+from obstore.store import HTTPStore, LocalStore, from_url
 
 from side_registry.errors import NotARegistry, RegistryNotFound, StoreFailed
+from side_registry.store_faults import why
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, RetryConfig
 
 CHUNK_BYTES = 4 << 20
+
+DRAFT = re.compile(r"#\d+$")
+"""How a local folder names a file that it writes, before it has all of it."""
+
+KNOWN = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "https", "memory")
+ADDRESSES = "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or a folder"
+
+RETRY: "RetryConfig" = {
+    "max_retries": 5,
+    "retry_timeout": timedelta(seconds=15),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+}
+"""Of requests that a remote store does not answer, or with 5xx. Whoever called tries again later, or tells the user."""
 
 
 class TooLarge(ValueError):
     """An object has more bytes than its kind may have; whoever reads it says what that means."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object, without its content."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified: datetime
+    """By the store's clock."""
+
+
 class Store:
     """Objects below one address. Safe to use from many threads."""
 
-    def __init__(self, url: str, objects: "ObjectStore") -> None:
+    def __init__(self, url: str, objects: "ObjectStore", folder: Path | None = None) -> None:
+        """Use `open`; `folder` is where a local one lies."""
         self.url = url
-        self._objects = objects
+        self._objects, self._folder = objects, folder
 
     @classmethod
     def open(cls, url: str | Path, *, create: bool = False) -> "Store":
         """A local path (`~` expands), `file://`, `memory://`, or what obstore knows: `s3://`, `gs://`, `az://`.
+
+        Credentials, region and endpoint of a remote store come from the environment, such as AWS_ACCESS_KEY_ID.
 
         Raises:
             RegistryNotFound: a local folder that does not exist, unless `create`.
@@ -51,7 +82,7 @@ class Store:
                 raise RegistryNotFound(str(folder))
             if folder.exists() and not folder.is_dir():
                 raise NotARegistry(str(folder), "it is a file")
-            return cls(str(folder), LocalStore(prefix=folder, mkdir=create))
+            return cls(str(folder), LocalStore(prefix=folder, mkdir=create), folder)
 
     def read(self, path: str, limit: int) -> bytes | None:
         """All of an object; None when there is none.
@@ -77,6 +108,14 @@ class Store:
                 return None
         return self._chunks(path, chunks)
 
+    def find(self, path: str) -> Entry | None:
+        """What there is to say of an object without reading it; None when there is none."""
+        with _failures(self.url, path):
+            try:
+                return _entry(obstore.head(self._objects, path))
+            except FileNotFoundError:
+                return None
+
     def put_new(self, path: str, data: bytes) -> bool:
         """Write an object unless it exists, all or nothing. Of many who try at once, one gets True."""
         with _failures(self.url, path):
@@ -87,17 +126,44 @@ class Store:
             return True
 
     def overwrite(self, path: str, data: bytes) -> None:
+        """Write an object, all or nothing, whatever was there."""
         with _failures(self.url, path):
             obstore.put(self._objects, path, data)
 
-    def remove(self, path: str) -> None:
+    def move(self, path: str, target: str) -> bool:
+        """Give an object another path, over what was there; False when there is none. Stopped halfway it has both."""
         with _failures(self.url, path):
-            obstore.delete(self._objects, path)
+            try:
+                obstore.rename(self._objects, path, target)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def remove(self, path: str) -> None:
+        """Remove an object, or a draft, if it is there."""
+        with _failures(self.url, path), suppress(FileNotFoundError):
+            if self._folder and DRAFT.search(path):
+                (self._folder / path).unlink()
+            else:
+                obstore.delete(self._objects, path)
 
     def list(self, prefix: str) -> list[str]:
         """Paths below a prefix, sorted."""
+        return [entry.path for entry in self.entries(prefix)]
+
+    def entries(self, prefix: str) -> "list[Entry]":
+        """The objects below a prefix, sorted by path."""
         with _failures(self.url, prefix):
-            return sorted(entry["path"] for page in obstore.list(self._objects, prefix) for entry in page)
+            found = [_entry(meta) for page in obstore.list(self._objects, prefix) for meta in page]
+        return sorted(found, key=lambda entry: entry.path)
+
+    def drafts(self) -> "list[Entry]":
+        """What killed writers left half-written in a local folder. It has no object's path, and no reader sees it."""
+        if self._folder is None:
+            return []
+        with _failures(self.url, "."):
+            drafts = [path for path in self._folder.rglob("*#*") if DRAFT.search(path.name) and path.is_file()]
+            return [_draft(path, self._folder) for path in sorted(drafts)]
 
     def is_empty(self) -> bool:
         with _failures(self.url, "."):
@@ -106,6 +172,15 @@ class Store:
     def _chunks(self, path: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
         with _failures(self.url, path):
             yield from map(bytes, chunks)
+
+
+def _entry(meta: "obstore.ObjectMeta") -> Entry:
+    return Entry(meta["path"], meta["size"], meta["last_modified"])
+
+
+def _draft(path: Path, folder: Path) -> Entry:
+    found = path.stat()
+    return Entry(path.relative_to(folder).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _local_folder(text: str) -> Path:
@@ -120,10 +195,18 @@ def _local_folder(text: str) -> Path:
 
 
 def _remote(url: str) -> "ObjectStore":
+    scheme, host = url.partition("://")[0].lower(), url.partition("://")[2].partition("/")[0]
+    if "?" in url or "#" in url or ("@" in host and not scheme.startswith("abfs")):
+        raise NotARegistry(f"{scheme}://...", "its address holds credentials or parameters; set them as environment")
     try:
-        return from_url(url)
+        objects = from_url(url) if scheme == "memory" else from_url(url, retry_config=RETRY)
     except (BaseError, ValueError) as error:
-        raise NotARegistry(url, _first_line(error)) from None
+        if scheme in KNOWN and "Unable to recognise URL" not in str(error):
+            raise StoreFailed(url, ".", why(error)) from None  # what the environment says does not suffice
+        raise NotARegistry(url, f"use {ADDRESSES}") from None
+    if isinstance(objects, HTTPStore):
+        raise NotARegistry(url, f"a web server keeps no objects, use {ADDRESSES}")
+    return objects
 
 
 @contextmanager
@@ -131,9 +214,4 @@ def _failures(url: str, path: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise StoreFailed(url, path, _first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Without obstore's debug dump of the source."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise StoreFailed(url, path, why(error)) from error

@@ -44,6 +44,9 @@ TARGETS: Mapping[str, str] = {
 DIMENSIONS = 256
 """Of an embedding whose spec does not say."""
 MAX_DIMENSIONS = 4096
+MAX_LABELS = 10_000
+MAX_LABEL = 1_000
+"""Characters of one."""
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 TASK_RULE = "1 to 64 of the letters a-z and A-Z, digits, '_' and '-', starting with a letter or digit"
@@ -60,7 +63,7 @@ class TaskSpec(Document):
     kind: Kind
     template: str = Field(min_length=1, max_length=10_000)
     """The prompt, with the row's fields in braces: `question: {question} sentence: {sentence}`."""
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
     """Classification: the classes, as the words the model says. Empty for other kinds."""
     low: float | None = Field(default=None, allow_inf_nan=False)
     high: float | None = Field(default=None, allow_inf_nan=False)
@@ -241,7 +244,9 @@ def _check_labels(kind: str, labels: tuple[str, ...]) -> None:
         raise ValueError(f"labels must be at least two for classification, got {len(labels)}")
     for label in labels:
         if not label or label != label.strip() or _text_fault(label):
-            raise ValueError(f"labels must be words without spaces around them, got {label!r}")
+            raise ValueError(f"labels must be words without spaces around them, got {label[:80]!r}")
+        if len(label) > MAX_LABEL:
+            raise ValueError(f"labels must have at most {MAX_LABEL} characters, got {len(label)} in {label[:80]!r}")
     if len(set(labels)) < len(labels):
         raise ValueError(f"labels must be distinct, got {', '.join(labels)[:200]}")
 

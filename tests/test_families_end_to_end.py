@@ -31,7 +31,7 @@ def write_reviews(path: Path, count: int, seed: int) -> list[str]:
     ("kind", "head", "least"),
     [
         ("bart", "mlp", 0.8),
-        ("byt5", "text", 0.7),
+        pytest.param("byt5", "text", 0.7, marks=pytest.mark.slow),
         pytest.param("bart", "auto", 0.8, marks=pytest.mark.slow),
         pytest.param("umt5", "text", 0.7, marks=pytest.mark.slow),
     ],

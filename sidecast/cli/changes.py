@@ -1,15 +1,30 @@
 """Commands that change a registry: publish, promote, rollback, retire. Each is one commit."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from side_registry import read_artifact
-from sidecast.cli import options
+from sidecast.cli import options, routes
+from sidecast.cli.app import UserError
 from sidecast.cli.output import say
-from sidecast.cli.views import open_view
+from sidecast.cli.percent import Rate, Share
+from sidecast.cli.views import Document, View, open_view
 
 PRODUCTION = "production"
+WAIT_S = 30.0
+LONGEST_WAIT_S = 300.0
 
 message = click.option("--message", "-m", default="", help="Why; kept in the history.")
+wait = click.option(
+    "--wait",
+    type=click.FloatRange(0, LONGEST_WAIT_S),
+    is_flag=False,
+    flag_value=WAIT_S,
+    metavar="[SECONDS]",
+    help=f"Wait until every server that follows the registry serves the change; {WAIT_S:g} seconds unless said.",
+)
 
 
 @click.command(short_help="Put a run's side network in the registry as its task's next version.")
@@ -18,15 +33,25 @@ message = click.option("--message", "-m", default="", help="Why; kept in the his
 @options.server
 @click.option("--alias", help="Alias to point at the new version, such as production or canary.")
 @message
+@wait
 @options.as_json
-def publish(run: str, registry: str | None, server: str | None, alias: str | None, message: str, as_json: bool) -> None:
+def publish(
+    run: str,
+    registry: str | None,
+    server: str | None,
+    alias: str | None,
+    message: str,
+    wait: float | None,
+    as_json: bool,
+) -> None:
     """Publish the run folder RUN as its task's next version.
 
     Without --alias, a new task's first version becomes production; a later one moves no alias.
     """
     options.choose(registry=registry, server=server)
     read_artifact(run)  # before a registry is made for it
-    done = open_view(registry, server, create=True).publish(run, alias, message)
+    view = open_view(registry, server, create=True)
+    done = view.publish(run, alias, message)
     name = f"{done['task']} version {done['version']}"
     text = f"{name} was published before from this very run" if done["already"] else f"published {name}"
     moved = ", ".join(done["aliases"])
@@ -34,32 +59,112 @@ def publish(run: str, registry: str | None, server: str | None, alias: str | Non
         text += f"; {moved} now points at it"
     elif not done["already"]:
         text += f"; no alias moved: sidecast promote {done['task']} {done['version']} makes it production"
-    say(as_json, done, f"{text} (generation {done['generation']})")
+    _tell(view, done, text, wait, as_json)
 
 
-@click.command(short_help="Point an alias at a version.")
+def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a version with a share must keep to."""
+    for name, kind, text in reversed(
+        (
+            ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's own version's."),
+            ("latency", click.FloatRange(1, 1000), "How many times as long its mean request may take."),
+            ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
+        )
+    ):
+        metavar = "PERCENT" if isinstance(kind, Rate) else "TIMES"
+        command = click.option(f"--max-{name}", type=kind, metavar=metavar, help=text)(command)
+    return command
+
+
+@click.command(short_help="Point an alias at a version, or split its traffic.")
 @click.argument("task")
-@click.argument("version", type=click.IntRange(min=1))
-@click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to move.")
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to move or split.")
+@click.option("--canary", type=Share(), metavar="PERCENT", help="Give VERSION this share of the alias's traffic alone.")
+@click.option("--step", type=Share(), metavar="PERCENT", help="Change the share of the version that has one.")
+@click.option(
+    "--shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Have it answer unseen, to compare."
+)
+@click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="End that.")
+@_bounds
+@click.option("--min-rows", type=click.IntRange(1, 1_000_000), help="Rows before it is judged.  [default: 100]")
 @options.registry
 @options.server
 @message
+@wait
 @options.as_json
 def promote(
-    task: str, version: int, alias: str, registry: str | None, server: str | None, message: str, as_json: bool
+    task: str,
+    version: int | None,
+    alias: str,
+    canary: int | None,
+    step: int | None,
+    shadow: tuple[int, ...],
+    no_shadow: tuple[int, ...],
+    registry: str | None,
+    server: str | None,
+    message: str,
+    wait: float | None,
+    as_json: bool,
+    **bounds: Any,
 ) -> None:
-    """Point an alias of TASK at VERSION."""
-    done = open_view(registry, server).promote(task, version, alias, message)
-    say(as_json, done, f"{task}@{alias} is version {version} (generation {done['generation']})")
+    """Point an alias of TASK at VERSION, with all of its traffic.
+
+    With --canary, VERSION gets only a share; --step changes the share later. Once it passes a bound (--max-...), the
+    servers themselves take the share away. A version in shadow answers what callers ask, for nobody but the comparison:
+    see sidecast shadow.
+    """
+    given = {name.removeprefix("max_"): value for name, value in bounds.items()}
+    changes = canary is not None or step is not None or bool(shadow or no_shadow)
+    _check(version, canary, step, changes, bool(no_shadow), given)
+    view = open_view(registry, server)
+    if version is not None and not changes:
+        done = view.promote(task, version, alias, message)
+        _tell(view, done, f"{task}@{alias} is version {version}", wait, as_json)
+        return
+    moves = version if canary is None else None
+    name, route = f"{task}@{alias}", routes.plain() if moves else view.route(task, alias)
+    if version is not None and canary is not None:
+        route = routes.with_canary(route, version, canary, given)
+    elif step is not None:
+        route = routes.with_step(route, step, given, name)
+    done = view.set_route(task, alias, moves, routes.with_shadows(route, shadow, no_shadow, name), message)
+    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{_judged(done)}", wait, as_json)
 
 
-@click.command(short_help="Point an alias back at the version before.")
+def _check(
+    version: int | None, canary: int | None, step: int | None, changes: bool, no_shadow: bool, bounds: Document
+) -> None:
+    """Raises UserError for options that do not go together."""
+    if version is None and canary is not None:
+        raise UserError("--canary gives a share to a version; name it: sidecast promote TASK VERSION --canary 5%")
+    if version is None and not changes:
+        raise UserError("Missing argument 'VERSION'; without it, give --step, --shadow or --no-shadow")
+    if version is not None and step is not None:
+        raise UserError("--step takes no VERSION, it changes the share of the version that has one; or use --canary")
+    if version is not None and canary is None and no_shadow:
+        raise UserError("to promote VERSION ends all shadows already; leave out --no-shadow")
+    if canary is None and step is None and any(value is not None for value in bounds.values()):
+        raise UserError("bounds (--max-..., --min-rows) are for a version with a share; give --canary or --step too")
+
+
+def _judged(done: Document) -> str:
+    """What ends its canary."""
+    if not done["route"]["shares"]:
+        return ""
+    if not done["route"]["bounds"]:
+        return f"; no bounds, so only sidecast rollback {done['task']} ends it"
+    return f"; {routes.bounds_in_words(done['route']['bounds'])}"
+
+
+@click.command(short_help="Point an alias back at the version before, or end its canary.")
 @click.argument("task")
 @click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to roll back.")
 @click.option("--to", type=click.IntRange(min=1), help="An earlier version of the alias.  [default: the one before]")
 @options.registry
 @options.server
 @message
+@wait
 @options.as_json
 def rollback(
     task: str,
@@ -68,12 +173,22 @@ def rollback(
     registry: str | None,
     server: str | None,
     message: str,
+    wait: float | None,
     as_json: bool,
 ) -> None:
-    """Point an alias of TASK back at the version that it pointed at before."""
-    done = open_view(registry, server).rollback(task, alias, to, message)
+    """Point an alias of TASK back at the version that it pointed at before.
+
+    While another version has a share of its traffic, that share is taken away instead, unless --to names a version.
+    """
+    view = open_view(registry, server)
+    done = view.rollback(task, alias, to, message)
     text = f"{task}@{alias} is version {done['version_to']} again, was {done['version_from']}"
-    say(as_json, done, f"{text} (generation {done['generation']})")
+    if done["canary_ended"]:
+        text = (
+            f"the canary of {task}@{alias} is ended: version {done['version_from']} has no share any more, "
+            f"version {done['version_to']} answers all"
+        )
+    _tell(view, done, text, wait, as_json)
 
 
 @click.command(short_help="Take a version out of service for good.")
@@ -84,6 +199,38 @@ def rollback(
 @message
 @options.as_json
 def retire(task: str, version: int, registry: str | None, server: str | None, message: str, as_json: bool) -> None:
-    """Take VERSION of TASK out of service. A version that an alias points at is refused: promote another first."""
+    """Take VERSION of TASK out of service. One that an alias points at, or its route names, is refused."""
     done = open_view(registry, server).retire(task, version, message)
     say(as_json, done, f"{task} version {version} is retired (generation {done['generation']})")
+
+
+def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
+    """What was done; with `wait`, who follows. Ends with exit code 1 where a server is late, or cannot load it."""
+    text += f" (generation {done['generation']})"
+    if wait is None:
+        say(as_json, done, text)
+        return
+    waited = view.wait(done["generation"], wait)
+    faults = view.faults(done["task"], _versions(done)) if waited["served"] else [_late(waited, wait)]
+    say(as_json, done | {"wait": waited | {"faults": faults}}, text if faults else f"{text}; {_followed(waited)}")
+    if faults:
+        if not as_json:
+            click.echo(f"Error: it is committed, but {'; '.join(faults)}", err=True)
+        click.get_current_context().exit(1)
+
+
+def _versions(done: Document) -> set[int]:
+    """Those that a change is about."""
+    route, own = done.get("route", routes.plain()), done["version" if "version" in done else "version_to"]
+    return {own, *map(int, route["shares"]), *route["shadows"]}
+
+
+def _followed(waited: Document) -> str:
+    addresses = [server["address"] for server in waited["servers"]]
+    return f"served by {', '.join(addresses)}" if addresses else "no server is known to follow this registry"
+
+
+def _late(waited: Document, seconds: float) -> str:
+    late = [server for server in waited["servers"] if server["generation"] < waited["generation"]]
+    names = ", ".join(f"{server['address']} serves generation {server['generation']}" for server in late)
+    return f"after {seconds:g} s not served everywhere: {names}, not {waited['generation']}"

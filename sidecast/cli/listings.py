@@ -2,7 +2,7 @@
 
 import click
 
-from sidecast.cli import options
+from sidecast.cli import options, routes
 from sidecast.cli.output import say, show_table
 from sidecast.cli.views import Document, open_view
 
@@ -12,7 +12,7 @@ from sidecast.cli.views import Document, open_view
 @options.server
 @options.as_json
 def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
-    """List the tasks of a registry or of a running server, with what each alias points at.
+    """List the tasks of a registry or of a running server, with what each alias points at and how it is split.
 
     Of a server it also says which versions are loaded, and why one is not.
     """
@@ -30,7 +30,12 @@ def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
 
 
 def _aliases(task: Document) -> str:
-    return ", ".join(f"{alias} {version}" for alias, version in task["aliases"].items()) or "none"
+    split = task["routes"]
+    told = [
+        f"{alias}: {routes.in_words(version, split[alias])}" if alias in split else f"{alias} {version}"
+        for alias, version in task["aliases"].items()
+    ]
+    return ("; " if split else ", ").join(told) or "none"
 
 
 def _versions(task: Document) -> str:
@@ -71,6 +76,9 @@ def _actions(change: Document) -> str:
     texts = []
     for action in change["actions"]:
         target = action["task"] + (f"@{action['alias']}" if action["alias"] else "")
+        if action["route"]:
+            texts.append(f"{action['verb']} {target}: {routes.change_in_words(action['route'])}")
+            continue
         version = f" {action['version']}" if action["version"] is not None else ""
         texts.append(f"{action['verb']} {target}{version}")
     return ", ".join(texts)

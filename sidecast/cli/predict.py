@@ -24,6 +24,7 @@ SHOWN = 4
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
 @click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
+@click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
 @click.option("--stream", is_flag=True, help="Text: print it while it is made. With --json, a line for each piece.")
 @generation.options
 @options.as_json
@@ -33,6 +34,7 @@ def predict(
     server: str,
     timeout: float | None,
     priority: int | None,
+    route_key: str,
     stream: bool,
     as_json: bool,
     **how: Any,
@@ -49,7 +51,8 @@ def predict(
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
-        rows, wish = rows_of(spec.fields, text), {"timeout": timeout, "priority": priority or 0}
+        rows: list[Any] = rows_of(spec.fields, text)
+        wish: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
         wish["generation"] = generation.settings(how)
         if stream:
             for row in rows:

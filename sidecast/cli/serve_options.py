@@ -26,6 +26,7 @@ BATCHES = (
     ("max_batch_tokens", int, "Tokens of one backbone pass, padding counted.  [default: 8192]"),
     ("max_batch_rows", int, "Rows of one batch.  [default: 64]"),
     ("batch_cost_tokens", int, "What a batch costs besides its tokens, in tokens.  [default: 96]"),
+    ("padding_cost", float, "What a token of padding costs beside a real one, at most.  [default: 1]"),
     ("max_wait_s", float, "Longest wait of a row for company, in seconds.  [default: 0.002]"),
     ("max_running_rows", int, "Texts made at a time, each beam counted.  [default: 64]"),
     ("max_tokens_beside_texts", int, "New rows' tokens in a turn while texts are made.  [default: 1024]"),

@@ -6,18 +6,29 @@ Both give the same documents; of tasks, a server tells more: what it serves, and
 from datetime import datetime
 from typing import Any, Protocol
 
-from sidecast.cli import options
-
-Document = dict[str, Any]
+from sidecast.cli import options, routes
+from sidecast.cli.routes import Document
 
 
 class View(Protocol):
     def tasks(self) -> Document: ...
     def history(self, task: str | None) -> list[Document]: ...
     def promote(self, task: str, version: int, alias: str, message: str) -> Document: ...
+    def route(self, task: str, alias: str) -> Document:
+        """The route of an alias as it is."""
+        ...
+
+    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document: ...
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document: ...
     def retire(self, task: str, version: int, message: str) -> Document: ...
     def publish(self, run: str, alias: str | None, message: str) -> Document: ...
+    def wait(self, generation: int, seconds: float) -> Document:
+        """Until every server that follows the registry serves a generation: which there are, and whether they do."""
+        ...
+
+    def faults(self, task: str, versions: set[int]) -> list[str]:
+        """Why some of a task's versions do not load, as far as can be seen here."""
+        ...
 
 
 def open_view(registry: str | None, server: str | None, *, create: bool = False) -> View:
@@ -53,7 +64,13 @@ class RegistryView:
             }
             for entry in task.versions.values()
         ]
-        return {"task": task.name, "kind": newest.kind, "aliases": task.serving, "versions": versions}
+        return {
+            "task": task.name,
+            "kind": newest.kind,
+            "aliases": task.serving,
+            "routes": _routes(task.routes),
+            "versions": versions,
+        }
 
     def history(self, task: str | None) -> list[Document]:
         return [
@@ -71,8 +88,28 @@ class RegistryView:
         generation = self._registry.set_alias(task, alias, version, message=message)
         return {"task": task, "alias": alias, "version": version, "generation": generation}
 
+    def route(self, task: str, alias: str) -> Document:
+        found = self._registry.state().task(task)
+        found.at(alias)
+        return routes.document(found.route(alias))
+
+    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document:
+        from side_registry.decisions import checked_route
+
+        checked = checked_route(task, alias, route)
+        generation = self._registry.set_route(task, alias, checked, version=version, message=message)
+        own = version or self._registry.state(refresh=False).task(task).at(alias)
+        return _routed(task, alias, own, checked, generation)
+
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
-        return _rolled(self._registry.rollback(task, alias, to, message=message))
+        shares = self._registry.state().task(task).route(alias).shares
+        return _rolled(self._registry.rollback(task, alias, to, message=message), bool(shares) and to is None)
+
+    def wait(self, generation: int, seconds: float) -> Document:
+        return _awaited(generation, self._registry.await_generation(generation, seconds))
+
+    def faults(self, task: str, versions: set[int]) -> list[str]:
+        return []
 
     def retire(self, task: str, version: int, message: str) -> Document:
         generation = self._registry.retire(task, version, message=message)
@@ -108,6 +145,7 @@ class ServerView:
             "task": info.task,
             "kind": kind,
             "aliases": info.aliases,
+            "routes": _routes(info.routes),
             "serving": info.serving,
             "versions": versions,
         }
@@ -120,7 +158,14 @@ class ServerView:
                 "author": commit.author,
                 "message": commit.message,
                 "actions": [
-                    {"verb": a.verb, "task": a.task, "version": a.version, "alias": a.alias} for a in commit.actions
+                    {
+                        "verb": each.verb,
+                        "task": each.task,
+                        "version": each.version,
+                        "alias": each.alias,
+                        "route": each.route and routes.document(each.route),
+                    }
+                    for each in commit.actions
                 ],
             }
             for commit in self._client.history(task)
@@ -130,8 +175,29 @@ class ServerView:
         done = self._client.promote(task, version, alias=alias, message=message)
         return {"task": task, "alias": alias, "version": version, "generation": done.generation}
 
+    def route(self, task: str, alias: str) -> Document:
+        found = self._client.task(task)
+        if alias not in found.aliases:
+            self._client.task(f"{task}@{alias}")  # which says so
+        return routes.document(found.routes[alias]) if alias in found.routes else routes.plain()
+
+    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document:
+        shares = {int(each): share for each, share in route["shares"].items()}
+        changes = {"shares": shares, "shadows": route["shadows"], "bounds": route["bounds"]}
+        done = self._client.set_route(task, alias=alias, version=version, message=message, **changes)
+        return _routed(task, alias, done.version, done.route, done.generation)
+
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
-        return _rolled(self._client.rollback(task, alias=alias, to=to, message=message))
+        route = self._client.task(task).routes.get(alias)
+        ended = route is not None and bool(route.shares) and to is None
+        return _rolled(self._client.rollback(task, alias=alias, to=to, message=message), ended)
+
+    def wait(self, generation: int, seconds: float) -> Document:
+        return _awaited(generation, self._client.await_generation(generation, timeout=seconds))
+
+    def faults(self, task: str, versions: set[int]) -> list[str]:
+        known = [entry for entry in self._client.task(task).versions if entry.version in versions]
+        return [f"version {entry.version} does not load: {entry.failure}" for entry in known if entry.failure]
 
     def retire(self, task: str, version: int, message: str) -> Document:
         done = self._client.retire(task, version, message=message)
@@ -147,13 +213,35 @@ def _time(time: datetime | None) -> str | None:
 
 
 def _action(action: Any) -> Document:
-    version = getattr(action, "version", getattr(action, "version_to", None))
-    return {"verb": action.type, "task": action.task, "version": version, "alias": getattr(action, "alias", None)}
+    version, route = getattr(action, "version", getattr(action, "version_to", None)), getattr(action, "route", None)
+    return {
+        "verb": action.type,
+        "task": action.task,
+        "version": version,
+        "alias": getattr(action, "alias", None),
+        "route": route and routes.document(route),
+    }
 
 
-def _rolled(rolled: Any) -> Document:
+def _routes(by_alias: Any) -> Document:
+    return {alias: routes.document(route) for alias, route in sorted(by_alias.items())}
+
+
+def _routed(task: str, alias: str, version: int, route: Any, generation: int) -> Document:
+    """`version` is the alias's own."""
+    found = routes.document(route)
+    return {"task": task, "alias": alias, "version": version, "route": found, "generation": generation}
+
+
+def _rolled(rolled: Any, canary_ended: bool) -> Document:
+    """`canary_ended`: the alias stays, and the shares of its traffic are taken away."""
     names = ("task", "alias", "version_from", "version_to", "generation")
-    return {name: getattr(rolled, name) for name in names}
+    return {name: getattr(rolled, name) for name in names} | {"canary_ended": canary_ended}
+
+
+def _awaited(generation: int, awaited: Any) -> Document:
+    servers = [{"address": each.address, "generation": each.generation} for each in awaited.servers]
+    return {"generation": generation, "served": awaited.served, "servers": servers}
 
 
 def _published(published: Any) -> Document:

@@ -266,6 +266,11 @@ async def test_callers_count_answers_failures_and_cycles(monkeypatch):
     assert tally.ready.is_set()
 
 
+async def begun(tally: load._Tally) -> None:
+    while not tally.begun:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 async def test_a_window_begins_where_every_caller_has_ended_a_call(monkeypatch):
     monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
     tally = load._Tally(callers=2, most=99_999)
@@ -276,8 +281,7 @@ async def test_a_window_begins_where_every_caller_has_ended_a_call(monkeypatch):
         assert not tally.begun
         tally.came()
         assert tally.ready.is_set() == (ended == 2)
-    while not tally.begun:
-        await asyncio.sleep(0.001)
+    await begun(tally)
     assert not tally.latencies_us  # what came before does not count
     for _ in range(2 * load.ENDED):
         assert not tally.over.is_set()
@@ -293,8 +297,7 @@ async def test_a_window_lasts_until_there_are_answers_for_every_caller_but_not_f
     tally = load._Tally(callers=2, most=99_999)
     tally.ready.set()
     watching = asyncio.create_task(load._watch("", tally, 0.001))
-    while not tally.begun:
-        await asyncio.sleep(0.001)
+    await begun(tally)
     for _ in range(answered):
         await asyncio.sleep(0.005)
         assert not tally.over.is_set()

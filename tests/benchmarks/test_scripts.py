@@ -121,6 +121,7 @@ def test_glues_texts_are_prompts_of_the_built_in_templates(tmp_path):
     assert bench_pressure.read_texts(tmp_path / "none", 0) is None
 
 
+@pytest.mark.slow
 @needs_peers
 def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
     loras = peers.Loras(loaded, 3, [5, 9])
@@ -132,6 +133,7 @@ def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
     assert loras.answer(rows)[0] == pytest.approx(mixed[0], abs=1e-5)
 
 
+@pytest.mark.slow
 @needs_peers
 def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_lengths(loaded, tmp_path):
     with closing(Converted(loaded, tmp_path, "float32")) as converted:
@@ -146,6 +148,7 @@ def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_l
     assert converted.process.exitcode == 0
 
 
+@pytest.mark.slow
 @needs_peers
 def test_what_ctranslate2s_process_cannot_do_is_one_line_here(loaded, tmp_path):
     with pytest.raises(BenchmarkError, match="no int7 here"):

@@ -12,6 +12,7 @@ from ladder.decoding import generate
 from ladder.side import forward
 from tests.ladder import spoken
 from tests.ladder.oracle import Oracle
+from tests.marks import slow
 from tests.reference.beam import beam_search as slow_beam_search
 
 
@@ -39,7 +40,7 @@ def check_against_hugging_face(backbone, how: dict[str, Any], seed: int, limit: 
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("length_penalty", [-1.0, slow(0.0), slow(1.0), 2.0])
 def test_equals_hugging_face(backbone, early_stopping, length_penalty):
     how = {"num_beams": 3, "early_stopping": early_stopping, "length_penalty": length_penalty}
     check_against_hugging_face(backbone, how, 2, spoken.LIMIT)
@@ -99,7 +100,7 @@ def test_segments_of_different_widths_and_limits_equal_each_alone(backbone):
     assert len({len(text) for texts in together for text in texts}) > 2
 
 
-@pytest.mark.parametrize("broken", range(4))
+@pytest.mark.parametrize("broken", [0, slow(1), slow(2), 3])
 @pytest.mark.parametrize("how", ["nan", "raises", "raises later"])
 def test_a_broken_side_network_fails_alone(backbone, broken, how, monkeypatch):
     sides = [spoken.make_side(backbone, seed) for seed in range(4)]

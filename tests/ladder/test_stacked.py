@@ -20,6 +20,7 @@ from ladder.stacked import Lineup, Side, StackedSide
 from tests import families, tiny
 from tests.ladder import golden
 from tests.ladder.stacks import make_inputs, make_sides, one_by_one, stacked, tokens_of
+from tests.marks import slow
 from tests.paths import shared
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -71,7 +72,7 @@ GATES = list(itertools.product(("learnable", "fixed", "none", "one"), ("scalar",
 
 
 @pytest.mark.parametrize(("gate", "form", "mix_after"), GATES)
-@pytest.mark.parametrize("head", ["text", "linear"])
+@pytest.mark.parametrize("head", ["text", slow("linear")])
 def test_every_gate_equals_its_module(t5: Backbone, gate: str, form: str, mix_after: bool, head: str) -> None:
     check(t5, PICKS, head, gate=gate, gate_form=form, mix_after=mix_after, gate_start=0.04, bias=form == "scalar")
 

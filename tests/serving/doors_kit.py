@@ -39,6 +39,7 @@ from side_registry import (
     write_manifest,
 )
 from side_registry.task import PRODUCTION
+from tests.side_registry.runs import weights
 
 SST2 = TaskSpec(name="sst2", kind="classification", template="{sentence}", labels=("negative", "positive"))
 RTE = TaskSpec(
@@ -75,6 +76,7 @@ class RuleService:
         self.deadlines: list[float | None] = []
         self.priorities: list[int] = []
         self.tenants: list[str] = []
+        self.route_keys: list[str] = []
         self.cancelled = threading.Event()
 
     @property
@@ -88,12 +90,14 @@ class RuleService:
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> Prediction:
-        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant)
+        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
         if not rows:
             raise InvalidInput("rows", "there are none")
         prompts = render_rows(resident.spec, rows)
@@ -103,7 +107,7 @@ class RuleService:
         return Prediction(
             task=task,
             version=resident.version,
-            alias=None if version else alias or PRODUCTION,
+            alias=via if version else alias or PRODUCTION,
             generation=state.generation,
             spec=resident.spec,
             answers=tuple(rule(resident.spec, prompt) for prompt in prompts),
@@ -128,12 +132,14 @@ class RuleService:
         *,
         version: int | None = None,
         alias: str | None = None,
+        via: str | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
         tenant: str = "",
+        route_key: str = "",
     ) -> AsyncGenerator[Piece | Generated, None]:
-        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant)
+        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
         if resident.spec.kind != "text":
             raise InvalidInput("task", f"{task!r} is {resident.spec.kind}")
         answer = rule(resident.spec, render_rows(resident.spec, [row])[0])
@@ -146,7 +152,7 @@ class RuleService:
         found = Prediction(
             task=task,
             version=resident.version,
-            alias=None if version else alias or PRODUCTION,
+            alias=via if version else alias or PRODUCTION,
             generation=state.generation,
             spec=resident.spec,
             answers=(answer,),
@@ -157,14 +163,15 @@ class RuleService:
         pass
 
     def _find(
-        self, ref: TaskRef, deadline: float | None, generation: Overrides | None, priority: int, tenant: str
+        self, ref: TaskRef, deadline: float | None, generation: Overrides | None, priority: int, tenant: str, key: str
     ) -> tuple[PoolState, Resident]:
         """Remembers how the request wants to be answered."""
         self.deadlines.append(deadline)
         self.priorities.append(priority)
         self.tenants.append(tenant)
+        self.route_keys.append(key)
         state = self.pool.snapshot()
-        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias)
+        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
         self.answerers.append((generation or Overrides()).answerer(resident))
         return state, resident
 
@@ -179,7 +186,7 @@ class RuleService:
 def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny") -> Path:
     """A publishable run whose side network is a few bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SIDE_NETWORK).write_bytes(f"side network of {spec.name}, seed {seed}".encode() * 100)
+    (folder / SIDE_NETWORK).write_bytes(weights(f"side network of {spec.name}, seed {seed}".encode() * 100))
     manifest = Manifest(
         task=spec.name,
         spec=spec,

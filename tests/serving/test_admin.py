@@ -155,11 +155,6 @@ def test_verbs_refuse_what_is_not_there(client: Client, call: Any, error: type[E
         call(client)
 
 
-def test_a_route_must_have_a_target(stub: Any) -> None:
-    with pytest.raises(grpc.RpcError, match="must name a version"):
-        stub.SetRoute(pb.SetRouteRequest(task="sst2"))
-
-
 def test_history_is_oldest_first_and_can_be_cut(opened: Parlour, client: Client) -> None:
     opened.publish(RTE)
     commits = client.history()

@@ -20,6 +20,7 @@ from serving.config import EngineConfig, ServeConfig
 from serving.server import Server
 from side_registry import Registry
 from tests.ladder.counting import Counting
+from tests.marks import slow
 from tests.serving.doors_kit import serving
 from tests.serving.kit import TEXTS, make_run, make_spec
 
@@ -107,7 +108,7 @@ def assert_same(ours: list[Any], theirs: list[Any]) -> None:
         assert one == (pytest.approx(other, abs=1e-4) if isinstance(other, float) else other)
 
 
-@pytest.mark.parametrize("ask", [natively, by_tensors])
+@pytest.mark.parametrize("ask", [natively, slow(by_tensors)])
 def test_cached_answers_are_the_uncached_ones(caching: Server, forgetful: Server, ask: Any) -> None:
     metrics = caching.metrics.registry
     assert (read(metrics, "misses_total"), read(metrics, "entries")) == (0, 0), "a warm-up is no traffic"

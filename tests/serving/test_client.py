@@ -138,6 +138,36 @@ def test_a_call_chooses_how_texts_are_made(ask: Ask, parlour: Parlour) -> None:
     assert answerer.generation == Generation(num_beams=3, early_stopping=True)
 
 
+def test_a_call_names_its_route_key(ask: Ask, parlour: Parlour) -> None:
+    ask("predict", "sst2", ["a"], route_key="user 7")
+    ask("predict_tasks", ["sst2", "titles"], ["a"], route_key="user 8")
+    assert parlour.service.route_keys[-3:] == ["user 7", "user 8", "user 8"]
+    with pytest.raises(errors.InvalidInputError, match="route_key: cannot be 7"):
+        ask("predict", "sst2", ["a"], route_key=7)
+
+
+def test_servers_are_awaited_and_versions_compared(ask: Ask, parlour: Parlour) -> None:
+    awaited = ask("await_generation", timeout=5)
+    assert (awaited.generation, awaited.served, awaited.late) == (4, True, ())
+    assert [server.address for server in awaited.servers] == [parlour.address]
+    compared = ask("comparison", "sst2", disagreements=3)
+    assert (compared.alias, compared.version, compared.versions) == ("production", 1, ())
+    assert pickle.loads(pickle.dumps((awaited, compared))) == (awaited, compared)
+
+
+async def test_both_clients_set_routes_alike(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [SST2]).open() as parlour:
+        parlour.publish(SST2, 1)
+        async with AsyncClient(parlour.address) as client:
+            done = await client.set_route("sst2", shares={2: 100}, bounds={"latency": 2})
+            event = await client.wait_served(done.generation)
+        assert event.routes["sst2"]["production"] == done.route
+        with Client(parlour.address) as other:
+            assert other.set_route("sst2", shares={2: 100}, bounds={"latency": 2}) == done
+            assert other.task("sst2").routes == {"production": done.route}
+            assert pickle.loads(pickle.dumps(done)) == done
+
+
 @pytest.mark.parametrize(
     ("generation", "says"),
     [

@@ -13,6 +13,7 @@ from serving.engine import Engine, EngineRow
 from serving.errors import SideFailed
 from serving.metrics import Metrics
 from serving.pool import Resident
+from tests.marks import slow
 from tests.serving.kit import ids_of, make_resident, make_spec
 
 MIXES = ["identical", "distinct", "uniform", "zipf"]
@@ -117,7 +118,7 @@ FAULTS: dict[str, Callable[[Resident], Resident]] = {
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "text", "embedding"])
-@pytest.mark.parametrize("fault", ["NaN", "infinite", "raises"])
+@pytest.mark.parametrize("fault", ["NaN", slow("infinite"), "raises"])
 def test_a_broken_side_network_fails_alone_and_its_neighbours_are_bit_identical(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, fault: str, kind: str, caplog
 ) -> None:

@@ -75,3 +75,26 @@ def test_two_servers_in_one_process_do_not_share_metrics() -> None:
     first, second = Metrics(), Metrics()
     first.shed("queue")
     assert second.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "queue"}) == 0
+
+
+def test_series_of_shadows_come_and_go_with_their_version_and_task() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+    for task, version in (("sst2", 7), ("sst2", 8), ("made-up", 7)):
+        metrics.shadowed(task, version, "agreed", 3)
+        metrics.drifted(task, version, 0.2)
+        metrics.shadow_took(task, version, 0.5)
+        metrics.route_rolled_back(task, "latency")
+    metrics.forget("sst2", 7)
+    metrics.shadowed("sst2", 7, "dropped")  # late
+    value = metrics.registry.get_sample_value
+    labels = {"task": "sst2", "version": "8"}
+    assert value("sidecast_shadow_rows_total", labels | {"outcome": "agreed"}) == 3
+    assert value("sidecast_shadow_drift_sum", labels) == 0.2
+    assert value("sidecast_shadow_seconds_total", labels) == 0.5
+    assert value("sidecast_route_rollbacks_total", {"task": "sst2", "reason": "latency"}) == 2
+    text = generate_latest(metrics.registry).decode()
+    assert 'version="7"' not in text
+    assert "made-up" not in text
+    metrics.know([])
+    assert 'task="sst2"' not in generate_latest(metrics.registry).decode()

@@ -8,14 +8,20 @@ from serving.errors import NotLoaded
 from serving.placement import add, load_order, place, serve
 from serving.pool import Failure, PoolState, SidePool
 from side_registry import TaskState, UnknownAlias, UnknownTask, UnknownVersion, VersionState
+from side_registry.route import Route
 from tests.serving.kit import empty_resident
 
 
 def task_state(
-    versions: int, aliases: dict[str, tuple[int, ...]] | None = None, retired: tuple[int, ...] = (), name: str = "sst2"
+    versions: int,
+    aliases: dict[str, tuple[int, ...]] | None = None,
+    retired: tuple[int, ...] = (),
+    name: str = "sst2",
+    routes: dict[str, Route] | None = None,
 ) -> TaskState:
     entries = {number: _version(number, number in retired) for number in range(1, versions + 1)}
-    return TaskState(name=name, versions=entries, aliases=aliases or {})
+    routed = dict.fromkeys(routes or {}, versions + 1)
+    return TaskState(name=name, versions=entries, aliases=aliases or {}, routes=routes or {}, routed=routed)
 
 
 def _version(number: int, retired: bool) -> VersionState:
@@ -134,6 +140,16 @@ def test_a_retired_version_stays_while_it_is_the_last_good_one() -> None:
     swapped = add(replace(placed, tasks={"sst2": after}), empty_resident("sst2", 2))
     assert swapped.aliases == {("sst2", "production"): 2}
     assert set(swapped.residents) == {("sst2", 2)}
+
+
+def test_an_alias_visits_no_third_version_while_its_own_is_loaded() -> None:
+    """Though what it comes from is retired meanwhile. One that fails to load leaves the choice to the stack."""
+    before = task_state(3, {"production": (1, 2, 3)})
+    after = task_state(3, {"production": (1, 2, 3)}, retired=(2,))
+    state = pool_state(before, 2, 1)
+    assert place(state, "sst2", after, before).aliases == {("sst2", "production"): 2}
+    failed = replace(state, failed=pool_state(before, failed=(3,)).failed)
+    assert place(failed, "sst2", after, before).aliases == {("sst2", "production"): 1}
 
 
 def test_a_deleted_task_leaves_nothing_behind() -> None:

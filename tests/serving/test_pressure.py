@@ -16,6 +16,7 @@ from serving.config import LimitConfig, TaskLimits
 from serving.errors import DeadlineExpired, InvalidInput, Overloaded, TaskOverloaded, TooSlow
 from serving.metrics import Metrics
 from serving.row_queue import Bundle
+from tests.marks import slow
 from tests.serving.batch_kit import FakeRow, TimedDevice, Writer, make, row, settled, virtually
 
 BATCH_S, TOKEN_S = 0.020, 0.001
@@ -75,7 +76,8 @@ async def capacity(rows: Sequence[FakeRow], callers: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "within_s", "over"), [(10, 10, 0.5, 2), (4, 30, 0.5, 2), (4, 30, 2.0, 2), (4, 30, 2.0, 6)]
+    ("low", "high", "within_s", "over"),
+    [slow(10, 10, 0.5, 2), (4, 30, 0.5, 2), slow(4, 30, 2.0, 2), slow(4, 30, 2.0, 6)],
 )
 def test_goodput_under_too_much_load_stays_near_capacity(low: int, high: int, within_s: float, over: int) -> None:
     """Capacity is that of as many waiting rows as can be answered within the deadline."""
@@ -549,7 +551,8 @@ def test_a_text_too_heavy_to_ever_fit_starts_beside_others_rows(priority: int) -
 
 
 @pytest.mark.parametrize(
-    ("over", "within_s", "spread"), [(1.2, 2.0, 0), (2.0, 1.0, 0), (2.0, 2.0, 0), (4.0, 2.0, 0), (2.0, 2.0, 25)]
+    ("over", "within_s", "spread"),
+    [slow(1.2, 2.0, 0), slow(2.0, 1.0, 0), (2.0, 2.0, 0), slow(4.0, 2.0, 0), (2.0, 2.0, 25)],
 )
 def test_goodput_of_texts_under_too_much_load_stays_near_capacity(over: float, within_s: float, spread: int) -> None:
     """Texts of 30 tokens, or of up to so many more or less."""

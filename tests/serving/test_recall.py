@@ -21,6 +21,7 @@ from serving.engine import Engine, EngineRow
 from serving.metrics import Metrics
 from serving.pool import Resident
 from serving.recall import Recall
+from tests.marks import slow
 from tests.serving.kit import ids_of, make_resident, make_spec
 
 TEXTS = ["dull", "a gripping film", "x" * 40, "it is neither good nor bad, but far too long"]
@@ -128,7 +129,7 @@ def test_cached_answers_are_the_uncached_ones_and_cost_no_encoder(
             assert decoded == 0
 
 
-@pytest.mark.parametrize("known", [[0], [1, 3], [0, 1, 2], []])
+@pytest.mark.parametrize("known", [slow([0]), [1, 3], slow([0, 1, 2]), []])
 def test_a_batch_of_known_and_new_inputs_runs_the_new_ones(
     engine: Engine, fresh: Engine, residents, tokenizer: Tokenizer, counted: Counted, known: list[int]
 ) -> None:

@@ -19,9 +19,20 @@ from serving.errors import CorruptSide, LoadFailed, NotLoaded
 from serving.metrics import Metrics
 from serving.pool import Key, PoolState, Resident, SidePool
 from serving.reconciler import Reconciler
-from side_registry import NothingToRollBack, Registry, State, StoreFailed, TaskState, UnreadableCommit, VersionInUse
+from side_registry import (
+    NothingToRollBack,
+    Registry,
+    State,
+    Store,
+    StoreFailed,
+    TaskState,
+    UnreadableCommit,
+    VersionInUse,
+)
+from side_registry.errors import InvalidRoute
+from side_registry.route import Route
 from tests.serving.kit import empty_resident
-from tests.side_registry.runs import make_run
+from tests.side_registry.runs import make_run, memory_store
 
 EAGER = LoadConfig(poll_s=1e-9, retry_s=1e-9, max_retry_s=1e-9)
 PATIENT = LoadConfig(poll_s=1e-9, retry_s=1000, max_retry_s=1000)
@@ -68,9 +79,9 @@ class FlakyRegistry:
 class House:
     """A registry, a pool and the reconciler between them, stepped by hand unless `start`ed."""
 
-    def __init__(self, folder: Path, config: LoadConfig = EAGER) -> None:
+    def __init__(self, folder: Path, config: LoadConfig = EAGER, store: Store | None = None) -> None:
         self.folder = folder
-        self.registry = Registry.open(folder / "registry", create=True)
+        self.registry = Registry.open(store or folder / "registry", create=True)
         self.flaky, self.loader, self.pool, self.metrics = (
             FlakyRegistry(self.registry),
             FakeLoader(),
@@ -270,6 +281,38 @@ def test_a_slow_load_does_not_disturb_what_is_served(tmp_path: Path) -> None:
     house.reconciler.stop()
 
 
+def test_a_canary_gets_its_share_once_it_is_loaded_and_its_shadow_joins_it(house: House) -> None:
+    house.publish()
+    house.settle()
+    for _ in range(2):
+        house.publish()
+    house.registry.set_route("sst2", "production", Route(shares={2: 9999}, shadows=(3,)))
+    house.reconciler._adopt(house.registry.state())
+    state = house.pool.snapshot()
+    assert state.routes == {}
+    assert {state.resolve("sst2", key=f"{number}").version for number in range(20)} == {1}
+    assert state.beside("sst2", "production", 1) == ()
+    state = house.settle()
+    assert state.resolve("sst2", key="a").version == 2
+    assert [resident.version for resident in state.beside("sst2", "production", 2)] == [3]
+    house.registry.set_route("sst2", "production", Route())
+    assert house.settle().resolve("sst2", key="a").version == 1
+
+
+def test_the_share_of_a_version_that_does_not_load_stays_with_the_aliass_own(patient: House) -> None:
+    patient.publish()
+    patient.loader.broken["sst2", 2] = False
+    patient.publish()
+    patient.registry.set_route("sst2", "production", Route(shares={2: 9999}))
+    state = patient.settle()
+    assert state.resolve("sst2", key="a").version == 1
+    assert state.generation == state.wanted == 3
+    assert patient.value("sidecast_load_failures_total", task="sst2", reason="LOAD_FAILED") == 1
+    patient.loader.broken.clear()
+    patient.registry.set_route("sst2", "production", Route(shares={2: 9998}))
+    assert patient.settle().resolve("sst2", key="a").version == 2  # tried again, as its task has changed
+
+
 def test_retired_versions_leave_and_their_memory_with_them(house: House) -> None:
     house.publish()
     house.publish(alias="production")
@@ -366,7 +409,7 @@ class Following(RuleBasedStateMachine):
     @initialize(first=st.sampled_from(["yes", "no"]))
     def begin(self, first: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sidecast-test-"))
-        self.house = House(self.folder)
+        self.house = House(self.folder, store=memory_store())
         self.house.reconciler._on_change = self.watch
         self.faults: list[str] = []
         self.publish("a", None, first, 3)
@@ -408,6 +451,16 @@ class Following(RuleBasedStateMachine):
                 self.house.registry.rollback(name, alias)
         self.step(steps)
 
+    @rule(name=TASKS, alias=ALIASES, pick=PICK, beside=PICK, share=st.integers(0, 9999), steps=STEPS)
+    def split(self, name: str, alias: str, pick: int, beside: int, share: int, steps: int) -> None:
+        canary, shadow = self.pick(name, pick), self.pick(name, beside)
+        if canary and shadow and alias in self.task(name).aliases:
+            shares = {canary: share} if share else {}
+            route = Route(shares=shares, shadows=() if shadow in shares else (shadow,))
+            with contextlib.suppress(InvalidRoute):
+                self.house.registry.set_route(name, alias, route)
+        self.step(steps)
+
     @rule(name=TASKS, pick=PICK, steps=STEPS)
     def retire(self, name: str, pick: int, steps: int) -> None:
         with contextlib.suppress(VersionInUse):
@@ -447,6 +500,8 @@ class Following(RuleBasedStateMachine):
             for alias, stack in task.aliases.items():
                 if (name, stack[-1]) in state.residents:
                     assert state.aliases[name, alias] == stack[-1]
+                    loaded = {version for version in task.route(alias).versions if (name, version) in state.residents}
+                    assert state.routes.get((name, alias), Route()).versions == loaded
 
     @invariant()
     def nothing_went_wrong(self) -> None:
@@ -456,9 +511,18 @@ class Following(RuleBasedStateMachine):
         """Look at every state that a request could have seen."""
         for (task, alias), version in new.aliases.items():
             known = new.tasks[task]
-            loaded = [v for v in known.aliases[alias] if (task, v) in new.residents and not known.versions[v].retired]
+            stack = known.aliases[alias]
+            comes = (task, stack[-1]) not in new.residents and (task, stack[-1]) not in new.failed
+            if comes and version in stack and old.aliases.get((task, alias)) == version:
+                continue  # it visits no third one on its way
+            loaded = [v for v in stack if (task, v) in new.residents and not known.versions[v].retired]
             if loaded and loaded[-1] != version:
                 self.faults.append(f"{task}@{alias} is served by {version}, and not by {loaded[-1]}")
+        for (task, alias), route in new.routes.items():
+            if new.aliases.get((task, alias)) != new.tasks[task].at(alias):
+                self.faults.append(f"{task}@{alias} gives shares away while another version stands in")
+            if not all((task, version) in new.residents for version in route.versions):
+                self.faults.append(f"{task}@{alias} leads to {route.versions}, which are not all loaded")
         if not old.generation <= new.generation <= new.wanted or new.wanted < old.wanted:
             self.faults.append("a generation went back")
         for (task, alias), version in new.aliases.items():
@@ -475,11 +539,20 @@ class Following(RuleBasedStateMachine):
                 self.faults.append(f"{task}:{version} is resident without need")
 
 
-Following.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking runs into the time limit and tells nothing
-)
+def _settings(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking runs into the time limit and tells nothing
+    )
+
+
+Following.TestCase.settings = _settings(30)
 TestFollowing = Following.TestCase
+
+
+@pytest.mark.slow
+class TestFollowingAtLength(Following.TestCase):  # type: ignore[name-defined]
+    settings = _settings(300)

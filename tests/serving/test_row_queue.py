@@ -104,14 +104,18 @@ def test_a_batch_holds_the_first_and_keeps_to_its_budgets(
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.builds(row, lengths), min_size=1, max_size=14), cost=st.sampled_from([0, 32, 500]))
-def test_no_run_of_lengths_is_worth_more_than_the_one_chosen(rows: list[FakeRow], cost: int) -> None:
-    config = BatchConfig(max_batch_rows=6, max_batch_tokens=150, batch_cost_tokens=cost)
+@given(
+    rows=st.lists(st.builds(row, lengths), min_size=1, max_size=14),
+    cost=st.sampled_from([0, 32, 500]),
+    padded=st.sampled_from([0.0, 0.25, 1.0]),
+)
+def test_no_run_of_lengths_is_worth_more_than_the_one_chosen(rows: list[FakeRow], cost: int, padded: float) -> None:
+    config = BatchConfig(max_batch_rows=6, max_batch_tokens=150, batch_cost_tokens=cost, padding_cost=padded)
     window = [bundle for n, each in enumerate(rows) for bundle in bundles_of([replace(each, salt=str(n))])]
 
     def worth(batch: list[Bundle]) -> float:
         padding, tokens = waste(batch)
-        return (tokens - padding) / (tokens + cost)
+        return (tokens - padding) / (tokens - padding + padded * padding + cost)
 
     by_length = sorted(window, key=lambda each: each.tokens)
     runs = [by_length[a:b] for a in range(len(window)) for b in range(a + 1, len(window) + 1)]

@@ -216,6 +216,7 @@ async def test_sigterm_lets_calls_finish_and_exits_with_0(tmp_path: Path) -> Non
         assert "Traceback" not in child.stderr.read()
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     with process(tmp_path, SLOW="60") as child:
         port = await asyncio.to_thread(read_ready, child)
@@ -231,6 +232,7 @@ async def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
                 await call
 
 
+@pytest.mark.slow
 async def test_sigterm_while_loading_exits_with_0_before_the_next_load(tmp_path: Path) -> None:
     with process(tmp_path, LOADING="0.5") as child:
         assert child.stdout

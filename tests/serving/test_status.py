@@ -21,6 +21,7 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (registry.InvalidName("alias", "7", "letters"), grpc.StatusCode.INVALID_ARGUMENT, "InvalidNameError"),
     (registry.InvalidSpec("a", "b"), grpc.StatusCode.INVALID_ARGUMENT, "InvalidRequestError"),
     (registry.InvalidRow("sentence", "is empty"), grpc.StatusCode.INVALID_ARGUMENT, "InvalidInputError"),
+    (registry.InvalidRoute("sst2", "a", "shares: none"), grpc.StatusCode.INVALID_ARGUMENT, "InvalidRouteError"),
     (registry.ArtifactError("run", "no manifest"), grpc.StatusCode.INVALID_ARGUMENT, "InvalidArtifactError"),
     (registry.VersionInUse("sst2", 1, ("production",)), grpc.StatusCode.FAILED_PRECONDITION, "VersionInUseError"),
     (registry.NothingToRollBack("sst2", "a", 1), grpc.StatusCode.FAILED_PRECONDITION, "NothingToRollBackError"),

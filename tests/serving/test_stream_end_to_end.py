@@ -17,6 +17,7 @@ from serving.config import EngineConfig, LoadConfig, ServeConfig
 from serving.infer_stream import FINAL
 from serving.server import Server
 from side_registry import Manifest, Registry
+from tests.marks import slow
 from tests.serving.doors_kit import serving
 from tests.serving.kit import TEXTS, make_run, make_spec
 
@@ -63,7 +64,7 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize(
-    "generation", [{}, BEAMS, SAMPLED, {"max_new_tokens": 3}], ids=["greedy", "beams", "sampled", "short"]
+    "generation", [{}, BEAMS, slow(SAMPLED), slow({"max_new_tokens": 3})], ids=["greedy", "beams", "sampled", "short"]
 )
 def test_streamed_equals_unary_at_both_doors(client: Client, server: Server, generation: dict[str, Any]) -> None:
     for text in TEXTS:

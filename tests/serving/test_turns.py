@@ -14,6 +14,7 @@ from serving.config import EngineConfig
 from serving.engine import Engine, EngineRow, Event
 from serving.pieces import Piece, Telling
 from serving.pool import Resident
+from tests.marks import slow
 from tests.serving.kit import ids_of, make_resident, make_spec
 
 
@@ -166,7 +167,7 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
     assert isinstance(engine.predict([EngineRow(ids, residents[3])])[0], TextAnswer)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
     engine: Engine, residents, tokenizer: Tokenizer, seed: int
 ) -> None:

@@ -1,5 +1,6 @@
-"""Small fake run folders: the registry never looks into a side network, so a few bytes are one."""
+"""Small fake run folders: the registry looks at a side network's frame alone, so a few bytes in one are enough."""
 
+import json
 from pathlib import Path
 
 from obstore.store import MemoryStore
@@ -9,9 +10,24 @@ from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, St
 
 def make_run(folder: Path, task: str = "sst2", payload: bytes = b"weights 1", run_id: str = "run-1") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SIDE_NETWORK).write_bytes(payload)
+    (folder / SIDE_NETWORK).write_bytes(weights(payload))
     write_manifest(folder, make_manifest(task, run_id))
     return folder
+
+
+def make_regression_run(folder: Path, task: str = "sst2") -> Path:
+    """One whose answers are numbers."""
+    make_run(folder, task)
+    spec = TaskSpec(name=task, kind="regression", template="{sentence}", low=0, high=5)
+    write_manifest(folder, make_manifest(task).model_copy(update={"spec": spec}))
+    return folder
+
+
+def weights(payload: bytes) -> bytes:
+    """A safetensors file with one tensor, these bytes."""
+    entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    header = json.dumps({"payload": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + payload
 
 
 def make_manifest(task: str = "sst2", run_id: str = "run-1") -> Manifest:

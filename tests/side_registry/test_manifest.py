@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from side_registry import MANIFEST, SIDE_NETWORK, ArtifactError, Manifest, read_artifact, write_manifest
-from tests.side_registry.runs import make_manifest, make_run
+from tests.side_registry.runs import make_manifest, make_run, weights
 
 
 def edit(folder: Path, **change: object) -> None:
@@ -17,9 +17,9 @@ def test_what_is_written_is_read(tmp_path: Path):
     artifact = read_artifact(written)
     assert artifact.manifest.task == artifact.manifest.spec.name == "sst2"
     assert artifact.manifest.run_id == "run-1"
-    assert artifact.manifest.files[SIDE_NETWORK].size == len(b"weights 1")
+    assert artifact.manifest.files[SIDE_NETWORK].size == len(weights(b"weights 1"))
     assert artifact.manifest_bytes == (written / MANIFEST).read_bytes()
-    assert artifact.side_network.read_bytes() == b"weights 1"
+    assert artifact.side_network.read_bytes() == weights(b"weights 1")
 
 
 def test_nothing_but_the_manifest_is_left_behind(tmp_path: Path):
@@ -51,7 +51,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path):
 
 def test_a_changed_file_is_named(tmp_path: Path):
     file = make_run(tmp_path / "run") / SIDE_NETWORK
-    file.write_bytes(b"weights 2")
+    file.write_bytes(weights(b"weights 2"))
     with pytest.raises(ArtifactError, match="sha256 differs"):
         read_artifact(tmp_path / "run")
     file.write_bytes(b"weig")
@@ -71,7 +71,7 @@ def test_a_changed_file_is_named(tmp_path: Path):
         ({"files": {"manifest.json": {"sha256": "0" * 64, "size": 1}}}, "plain file name"),
         ({"files": {SIDE_NETWORK: {"sha256": "zz", "size": 1}}}, "sha256"),
         ({"files": {SIDE_NETWORK: {"sha256": "0" * 64, "size": -1}}}, "size"),
-        ({"files": {SIDE_NETWORK: {"sha256": "0" * 64, "size": 10**18}}}, "has 9 bytes"),
+        ({"files": {SIDE_NETWORK: {"sha256": "0" * 64, "size": 10**18}}}, "has 83 bytes"),
         ({"metrics": "good"}, "metrics"),
         ({"examples": [{}]}, r"examples\.0"),
     ],

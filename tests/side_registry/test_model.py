@@ -1,174 +1,245 @@
-"""The registry against a model of it that is slow and obvious, through any sequence of verbs."""
+"""The registry against its model, through any sequence of verbs and mishaps.
+
+Two writers share a store: they race, their answers get lost, they are killed, checkpoints vanish or come back, and
+garbage lies where the next commit should.
+"""
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from obstore.store import MemoryStore
 
-from side_registry import NothingToRollBack, Registry, RegistryError, UnknownAlias, UnknownTask, UnknownVersion, fold
-from side_registry import VersionInUse as InUse
-from side_registry.checkpoints import NAME, Checkpoint
-from side_registry.log import Log
-from tests.side_registry.runs import make_run, memory_store
+from side_registry import PLAIN, Bounds, Registry, RegistryError, Route, Store, StoreFailed, UnreadableCommit, fold
+from side_registry.checkpoints import read_checkpoint
+from side_registry.log import Commit, Log, log_path
+from side_registry.state import State
+from tests.side_registry.model import Model, Refused
+from tests.side_registry.runs import make_run
 
 TASKS = ("sst2", "cola")
+ROUTES = (
+    PLAIN,
+    Route(shares={2: 9000, 3: 500}, shadows=(4,), bounds=Bounds(error_rate=0.01)),
+    Route(shares={1: 500}, shadows=(4,)),
+    Route(shadows=(3, 4)),
+)
+
 tasks = st.sampled_from(TASKS)
 aliases = st.sampled_from(["production", "canary"])
 versions = st.integers(1, 4)
-payloads = st.integers(1, 4)
+routes = st.sampled_from(ROUTES)
+VERBS = {
+    "publish": st.tuples(st.just("publish"), tasks, versions, st.none() | aliases),
+    "set_alias": st.tuples(st.just("set_alias"), tasks, aliases, versions),
+    "set_route": st.tuples(st.just("set_route"), tasks, aliases, routes, st.none() | versions),
+    "end_route": st.tuples(st.just("end_route"), tasks, aliases, st.none() | routes),  # None: the route it has
+    "rollback": st.tuples(st.just("rollback"), tasks, aliases, st.none() | versions),
+    "retire": st.tuples(st.just("retire"), tasks, versions),
+    "delete_task": st.tuples(st.just("delete_task"), st.just("cola")),
+}
+OFTEN = ("set_route",) * 5 + ("set_alias", "rollback", "end_route") * 2
+verbs = st.sampled_from((*OFTEN, *VERBS)).flatmap(VERBS.__getitem__)
+Verb = tuple[Any, ...]
 
 
-@dataclass
-class ModelTask:
-    payloads: list[int] = field(default_factory=list)  # of version 1, 2, ...
-    retired: set[int] = field(default_factory=set)
-    moves: dict[str, list[int]] = field(default_factory=dict)
-    exists: bool = False
+class Killed(BaseException):
+    pass
 
-    def live(self) -> list[int]:
-        return [version for version in range(1, len(self.payloads) + 1) if version not in self.retired]
 
-    def move(self, alias: str, version: int) -> None:
-        moves = self.moves.setdefault(alias, [])
-        if moves[-1:] != [version]:
-            moves.append(version)
+class Unlucky(Store):
+    """Has one mishap, right after it wrote a commit."""
+
+    mishap: str = ""
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        done = super().put_new(path, data)
+        mishap = ""
+        if path.startswith("log/"):
+            mishap, self.mishap = self.mishap, ""
+        if mishap == "killed":
+            raise Killed
+        if mishap == "answer lost":
+            raise StoreFailed(self.url, path, "timed out")
+        return super().put_new(path, data) if mishap == "tried twice" else done
 
 
 class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.often = patch("side_registry.registry.EVERY", 3)
-        self.often.start()
+        self.rival: Callable[[], object] | None = None
+        self.patches = patch("side_registry.registry.EVERY", 3), patch.object(Log, "append", self.interrupted())
+        for each in self.patches:
+            each.start()
         self.folder = Path(tempfile.mkdtemp())
-        self.store = memory_store()
-        self.registry = Registry.open(self.store, create=True)
-        self.model = {name: ModelTask() for name in TASKS}
-        self.checkpointed: dict[str, Checkpoint] = {}
+        self.store = Unlucky("memory://", MemoryStore())
+        self.writers = [Registry.open(self.store, create=True), Registry.open(self.store)]
+        self.model, self.generation = Model(*TASKS), 0
+        self.checkpoints: dict[str, bytes] = {}
+        self.kept: list[State] = []
 
     @initialize()
-    def make_runs(self) -> None:
+    def publish_four_versions(self) -> None:
         for task in TASKS:
             for number in range(1, 5):
                 make_run(self.folder / f"{task}-{number}", task, b"%d" % number, f"run-{number}")
+                self.do(("publish", task, number, None), 0)
 
-    @rule(task=tasks, payload=payloads, alias=st.none() | aliases)
-    def publish(self, task: str, payload: int, alias: str | None) -> None:
-        published = self.registry.publish(self.folder / f"{task}-{payload}", alias=alias)
-        model = self.model[task]
-        same = [version for version in model.live() if model.payloads[version - 1] == payload]
-        if not same:
-            model.payloads.append(payload)
-        version = same[0] if same else len(model.payloads)
-        assert (published.version, published.already) == (version, bool(same))
-        if alias or not model.exists:
-            model.move(alias or "production", version)
-        model.exists = True
+    @rule(verb=verbs, writer=st.integers(0, 1))
+    def do(self, verb: Verb, writer: int) -> None:
+        verb = self.meant(verb)
+        assert self.real(verb, writer) == self.expected(verb)
 
-    @rule(task=tasks, alias=aliases, version=versions)
-    def set_alias(self, task: str, alias: str, version: int) -> None:
-        model = self.model[task]
-        if not model.exists:
-            self.refused(UnknownTask, self.registry.set_alias, task, alias, version)
-        elif version not in model.live():
-            self.refused(UnknownVersion, self.registry.set_alias, task, alias, version)
+    @rule(verb=verbs, other=verbs)
+    def race(self, verb: Verb, other: Verb) -> None:
+        """The other writer is done between our look and our commit: it came first, and we decided again."""
+        verb, other, outcomes = self.meant(verb), self.meant(other), list[object]()
+        self.rival = lambda: outcomes.append(self.real(other, 1))
+        outcome, self.rival = self.real(verb, 0), None
+        if outcomes:
+            assert outcomes == [self.expected(other)]
+        assert outcome == self.expected(verb)
+
+    @rule(verb=verbs, mishap=st.sampled_from(["answer lost", "tried twice"]))
+    def do_with_a_mishap(self, verb: Verb, mishap: str) -> None:
+        verb, self.store.mishap = self.meant(verb), mishap
+        assert self.real(verb, 0) == self.expected(verb)
+        self.store.mishap = ""
+
+    @rule(verb=verbs)
+    def kill(self, verb: Verb) -> None:
+        """What a killed writer had put counts. A publish that is tried again finds it."""
+        verb, self.store.mishap = self.meant(verb), "killed"
+        try:
+            outcome = self.real(verb, 0)
+        except Killed:
+            self.expected(verb)
         else:
-            self.registry.set_alias(task, alias, version)
-            model.move(alias, version)
+            self.store.mishap = ""
+            assert outcome == self.expected(verb)
+        self.writers[0] = Registry.open(self.store)
+        if verb[0] == "publish":
+            assert self.real(verb, 0) == self.expected(verb)
 
-    @rule(task=tasks, alias=aliases)
-    def rollback(self, task: str, alias: str) -> None:
-        model = self.model[task]
-        if not model.exists:
-            return self.refused(UnknownTask, self.registry.rollback, task, alias)
-        if alias not in model.moves:
-            return self.refused(UnknownAlias, self.registry.rollback, task, alias)
-        moves = list(model.moves[alias])
-        current = moves.pop()
-        while moves and (moves[-1] in model.retired or moves[-1] == current):
-            moves.pop()
-        if not moves:
-            return self.refused(NothingToRollBack, self.registry.rollback, task, alias)
-        rolled = self.registry.rollback(task, alias)
-        assert (rolled.version_from, rolled.version_to) == (current, moves[-1])
-        model.moves[alias] = moves
-        return None
+    @rule(writer=st.integers(0, 1))
+    def reopen(self, writer: int) -> None:
+        self.writers[writer] = Registry.open(self.store)
 
-    @rule(task=tasks, version=versions)
-    def retire(self, task: str, version: int) -> None:
-        model = self.model[task]
-        if not model.exists:
-            self.refused(UnknownTask, self.registry.retire, task, version)
-        elif version > len(model.payloads):
-            self.refused(UnknownVersion, self.registry.retire, task, version)
-        elif version in [moves[-1] for moves in model.moves.values()]:
-            self.refused(InUse, self.registry.retire, task, version)
-        else:
-            self.registry.retire(task, version)
-            model.retired.add(version)
+    @precondition(lambda self: self.checkpoints)
+    @rule(data=st.data(), how=st.sampled_from(["lost", "damaged", "stale"]))
+    def spoil_checkpoints(self, data: st.DataObject, how: str) -> None:
+        path = data.draw(st.sampled_from(sorted(self.checkpoints)))
+        for other in self.store.list("checkpoints"):
+            if how == "stale" or other == path:
+                self.store.remove(other)
+        if how != "lost":
+            self.store.overwrite(path, self.checkpoints[path] if how == "stale" else b"{}")
+        self.writers[0] = Registry.open(self.store)
 
-    @rule(task=tasks)
-    def delete(self, task: str) -> None:
-        model = self.model[task]
-        if not model.exists:
-            return self.refused(UnknownTask, self.registry.delete_task, task)
-        self.registry.delete_task(task)
-        model.retired = set(range(1, len(model.payloads) + 1))
-        model.moves, model.exists = {}, False
-        return None
-
-    @rule()
-    def reopen(self) -> None:
-        self.registry = Registry.open(self.store)
-
-    @precondition(lambda self: self.store.list("checkpoints"))
-    @rule(data=st.data(), how=st.sampled_from(["lose", "damage"]))
-    def spoil_a_checkpoint(self, data: st.DataObject, how: str) -> None:
-        path = data.draw(st.sampled_from(self.store.list("checkpoints")))
-        if how == "lose":
-            self.store.remove(path)
-        else:
-            self.store.overwrite(path, b"{}")
-        self.registry = Registry.open(self.store)
+    @rule(verb=verbs, how=st.sampled_from(["empty", "foreign", "truncated", "another's"]))
+    def garbage_is_in_the_way(self, verb: Verb, how: str) -> None:
+        path, last = log_path(self.generation + 1), self.store.read(log_path(self.generation), 1 << 20) or b"{}"
+        garbage = {"empty": b"", "foreign": b"\x00\xff", "truncated": last[:-9], "another's": last}[how]
+        self.store.overwrite(path, garbage)
+        for registry in (*self.writers, Registry.open(self.store)):
+            with pytest.raises(UnreadableCommit) as caught:
+                registry.state()
+            assert caught.value.path == path
+            self.model.check(registry.state(refresh=False))
+        with pytest.raises(UnreadableCommit):
+            self.call(self.meant(verb), self.writers[0])
+        self.store.remove(path)
 
     @invariant()
-    def the_registry_is_as_the_model(self) -> None:
-        state = self.registry.state()
-        assert set(state.live) == {name for name, model in self.model.items() if model.exists}
-        for name, task in state.tasks.items():
-            model = self.model[name]
-            assert list(task.live) == model.live()
-            assert task.last_version == len(model.payloads)
-            assert {alias: list(stack) for alias, stack in task.aliases.items()} == model.moves
-            assert not set(task.serving.values()) & model.retired
+    def both_writers_see_what_the_model_says(self) -> None:
+        for registry in self.writers:
+            state = registry.state()
+            assert state.generation == self.generation
+            self.model.check(state)
 
     @invariant()
     def keep_checkpoints(self) -> None:
         for path in self.store.list("checkpoints"):
-            data = self.store.read(path, 1 << 20)
-            if data and data != b"{}\n" and data != b"{}" and NAME.fullmatch(path):
-                self.checkpointed[path] = Checkpoint.model_validate_json(data)
+            if path not in self.checkpoints and (state := read_checkpoint(self.store, path)):
+                self.checkpoints[path] = self.store.read(path, 1 << 20) or b""
+                self.kept.append(state)
 
     def teardown(self) -> None:
         """Folding the whole log, or its end from any checkpoint there ever was, gives the same state."""
-        self.often.stop()
+        for each in self.patches:
+            each.stop()
         shutil.rmtree(self.folder)
-        log, state = Log(self.store), self.registry.state()
+        log, state = Log(self.store), self.writers[0].state()
         assert fold(log.after(0)) == state
-        for checkpoint in self.checkpointed.values():
-            assert fold(log.after(checkpoint.state.generation), checkpoint.state) == state
+        for checkpoint in self.kept:
+            assert fold(log.after(checkpoint.generation), checkpoint) == state
 
-    def refused(self, kind: type[RegistryError], verb, *arguments: object) -> None:
-        before = self.registry.state()
-        with pytest.raises(kind):
-            verb(*arguments)
-        assert self.registry.state() == before
+    def interrupted(self) -> Callable[[Log, Commit], Commit | None]:
+        append = Log.append
+
+        def after_the_rival(log: Log, commit: Commit) -> Commit | None:
+            if self.rival and log is self.writers[0]._log:
+                rival, self.rival = self.rival, None
+                rival()
+            return append(log, commit)
+
+        return after_the_rival
+
+    def meant(self, verb: Verb) -> Verb:
+        """With the route it has now, where the verb is about that."""
+        match verb:
+            case "end_route", task, alias, None:
+                return "end_route", task, alias, self.model.tasks[task].routes.get(alias, PLAIN)
+        return verb
+
+    def expected(self, verb: Verb) -> object:
+        """What the model answers, or the class of its error. A change is one commit, and no change none."""
+        before = deepcopy(self.model.tasks)
+        try:
+            return getattr(self.model, verb[0])(*verb[1:])
+        except Refused as refused:
+            assert self.model.tasks == before
+            return refused.kind
+        finally:
+            self.generation += self.model.tasks != before
+
+    def real(self, verb: Verb, writer: int) -> object:
+        """The same of the registry."""
+        try:
+            return self.call(verb, self.writers[writer])
+        except RegistryError as error:
+            return type(error)
+
+    def call(self, verb: Verb, registry: Registry) -> object:
+        match verb:
+            case "publish", task, payload, alias:
+                published = registry.publish(self.folder / f"{task}-{payload}", alias=alias)
+                return published.version, published.already, published.aliases
+            case "set_route", task, alias, route, version:
+                registry.set_route(task, alias, route, version=version)
+            case "end_route", task, alias, seen:
+                return registry.end_route(task, alias, seen) is not None
+            case "rollback", task, alias, to:
+                rolled = registry.rollback(task, alias, to)
+                return rolled.version_from, rolled.version_to
+            case name, *arguments:
+                getattr(registry, name)(*arguments)
+        return None
 
 
-RegistryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
-TestRegistryAgainstModel = RegistryMachine.TestCase
+class TestRegistryAgainstModel(RegistryMachine.TestCase):
+    settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+class TestRegistryAgainstModelAtLength(RegistryMachine.TestCase):
+    settings = settings(max_examples=400, stateful_step_count=60, deadline=None)

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from side_registry import Contended, Publish, Registry
-from side_registry.log import Log
+from side_registry import Commit, Contended, Publish, Registry, Route, SetRoute
+from side_registry.log import Log, log_path
+from side_registry.registry import ATTEMPTS
 from tests.side_registry.runs import make_run
 
 PUBLISHER = """
@@ -106,18 +108,86 @@ def test_a_loser_decides_again(local: Registry, tmp_path: Path, monkeypatch: pyt
     rival, ours, theirs = Registry.open(local.url), make_run(tmp_path / "a"), make_run(tmp_path / "b", payload=b"other")
     append, lost = Log.append, []
 
-    def append_late(log: Log, commit: object) -> bool:
+    def append_late(log: Log, commit: Commit) -> Commit | None:
         if log is local._log and not lost:
             lost.append(rival.publish(theirs))
-        return append(log, commit)  # type: ignore[arg-type]
+        return append(log, commit)
 
     monkeypatch.setattr(Log, "append", append_late)
     published = local.publish(ours)
     assert (published.version, published.generation, published.aliases) == (2, 2, {})
 
 
-def test_a_writer_that_always_loses_says_so(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Log, "append", lambda *_: False)
+def test_a_loser_reads_only_the_winner(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    local.publish(make_run(tmp_path / "a"))
+    local.publish(make_run(tmp_path / "b", payload=b"other"))
+    rival, append, asked = Registry.open(local.url), Log.append, []
+    rival.state()
+
+    def append_late(log: Log, commit: Commit) -> Commit | None:
+        if log is local._log and commit.generation == 3:
+            rival.set_alias("sst2", "beta", 1)
+        return append(log, commit)
+
+    read = local._store.read
+    monkeypatch.setattr(Log, "append", append_late)
+    monkeypatch.setattr(local._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+    assert local.set_alias("sst2", "canary", 2) == 4
+    assert asked == [log_path(3), log_path(3)]  # the end of the log, then who was faster
+    assert rival.state() == local.state()
+
+
+def test_a_writer_that_loses_for_a_moment_does_not_give_up(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    registry.publish(make_run(tmp_path / "a"))
+    append, lost = Log.append, []
+
+    def append_at_last(log: Log, commit: Commit) -> Commit | None:
+        lost.append(commit)
+        return append(log, commit) if len(lost) > 3 * ATTEMPTS else None
+
+    monkeypatch.setattr(Log, "append", append_at_last)
     monkeypatch.setattr("side_registry.registry.LONGEST_PAUSE_S", 0)
+    assert registry.set_alias("sst2", "canary", 1) == 2
+
+
+def test_eight_writers_all_land(registry: Registry, tmp_path: Path):
+    """Each moves an alias of its own, forth and back, as fast as it can."""
+    for number in (1, 2):
+        registry.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
+
+    def move(alias: str) -> None:
+        mine = Registry.open(registry._store)
+        for number in range(10):
+            mine.set_alias("sst2", alias, 1 + number % 2)
+
+    in_threads([lambda alias=alias: move(f"writer-{alias}") for alias in range(8)])
+    state = registry.state()
+    assert state.generation == 2 + 8 * 10
+    assert [state.task("sst2").aliases[f"writer-{n}"] for n in range(8)] == [(1, 2) * 5] * 8
+
+
+def test_two_who_share_out_traffic_at_once_leave_one_of_the_two(local: Registry, tmp_path: Path):
+    """Neither a mixture, nor a commit lost without a trace."""
+    for number in (1, 2, 3):
+        local.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
+    ours, theirs = Route(shares={2: 500}), Route(shares={3: 900}, shadows=(2,))
+
+    def share_out(route: Route) -> None:
+        mine = Registry.open(local.url)
+        for _ in range(10):
+            mine.set_route("sst2", "production", route)
+
+    in_threads([lambda: share_out(ours), lambda: share_out(theirs)])
+    history = [action for commit in local.history() for action in commit.actions if isinstance(action, SetRoute)]
+    assert all(before.route != after.route for before, after in pairwise(history))
+    assert local.state().task("sst2").route("production") == history[-1].route
+    assert {action.route.model_dump_json() for action in history} == {r.model_dump_json() for r in (ours, theirs)}
+
+
+def test_a_writer_that_always_loses_says_so(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Log, "append", lambda *_: None)
+    monkeypatch.setattr("side_registry.registry.PATIENCE_S", 0)
     with pytest.raises(Contended, match="64 times"):
         local.publish(make_run(tmp_path / "run"))

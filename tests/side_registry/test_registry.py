@@ -28,9 +28,10 @@ from side_registry import (
     VersionInUse,
     read_artifact,
 )
-from tests.side_registry.runs import make_run, memory_store
+from tests.side_registry.runs import make_run, memory_store, weights
 
 MakeRun = Callable[..., Path]
+WEIGHTS = weights(b"weights 1")
 
 
 def resolve(registry: Registry, text: str) -> int:
@@ -193,16 +194,16 @@ class TestDownload:
         registry.publish(run(1))
         artifact = registry.download("sst2", 1, tmp_path / "deep" / "copy")
         assert artifact == read_artifact(tmp_path / "deep" / "copy")
-        assert artifact.side_network.read_bytes() == b"weights 1"
+        assert artifact.side_network.read_bytes() == WEIGHTS
         assert artifact.manifest_bytes == (run(1) / MANIFEST).read_bytes()
 
     @pytest.mark.parametrize(
         ("damage", "why"),
         [
-            (b"weights X", "does not match its name"),
-            (b"weig", "4 of its 9 bytes"),
-            (b"weights 1 and more", "more than the 9 bytes"),
-            (b"", "0 of its 9 bytes"),
+            (weights(b"weights X"), "does not match its name"),
+            (WEIGHTS[:4], f"4 of its {len(WEIGHTS)} bytes"),
+            (WEIGHTS + b" and more", f"more than the {len(WEIGHTS)} bytes"),
+            (b"", f"0 of its {len(WEIGHTS)} bytes"),
             (None, "it is missing"),
         ],
     )
@@ -234,9 +235,9 @@ class TestDownload:
         before = file.stat().st_mtime_ns
         registry.download("sst2", 1, tmp_path / "copy")
         assert file.stat().st_mtime_ns == before
-        file.write_bytes(b"weights X")
+        file.write_bytes(weights(b"weights X"))
         registry.download("sst2", 1, tmp_path / "copy")
-        assert file.read_bytes() == b"weights 1"
+        assert file.read_bytes() == WEIGHTS
 
     def test_unknown_versions(self, registry: Registry, run: MakeRun, tmp_path: Path):
         registry.publish(run(1))

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from ladder.generation import Generation
 from serving.client_channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
-from sidecast.cli.app import COMMANDS
+from sidecast.cli.app import COMMANDS, app
 from tests import tiny
 from tests.serving.doors_kit import RTE, SST2, Parlour
 from tests.sidecast.cli_kit import Ran, done, python, sidecast, wait_until
@@ -99,9 +100,11 @@ def test_alone_it_shows_the_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_json(command: str) -> None:
-    shown = done(command, "--help").out
-    assert f"Usage: sidecast {command}" in shown
-    assert "--json" in shown
+    known = app.get_command(click.Context(app), command)
+    for words in [[command, each] for each in known.commands] if isinstance(known, click.Group) else [[command]]:
+        shown = done(*words, "--help").out
+        assert f"Usage: sidecast {' '.join(words)}" in shown
+        assert "--json" in shown
 
 
 def test_as_a_process_of_its_own(house: House) -> None:
@@ -145,7 +148,7 @@ MISTAKES = [
     ("history lettres --registry @/registry", "there is no task 'lettres'; did you mean 'letters'?"),
     ("promote lettres 1 --registry @/registry", "there is no task 'lettres'"),
     ("promote letters 9 --registry @/registry", "task 'letters' has no version 9; use one of 2, 1"),
-    ("promote letters one --registry @/registry", "Invalid value for 'VERSION': 'one'"),
+    ("promote letters one --registry @/registry", "Invalid value for '[VERSION]': 'one'"),
     ("promote letters 1 --alias 7 --registry @/registry", "'7' is no valid alias"),
     ("rollback letters --registry @/registry", "has no earlier version to go back to"),
     ("rollback letters --alias canary --registry @/registry", "has no alias 'canary'; its aliases: production"),
@@ -480,7 +483,7 @@ def test_rollback_as_json(registry: Path) -> None:
         done("promote", "letters", version, *where)
     told = done("rollback", "letters", "--to", 1, *where, "--json").document
     names = {"task": "letters", "alias": "production", "version_from": 2, "version_to": 1}
-    assert told == names | {"generation": 6}
+    assert told == names | {"generation": 6, "canary_ended": False}
     assert done("retire", "letters", 2, *where, "--json").document == {"task": "letters", "version": 2, "generation": 7}
 
 
@@ -508,7 +511,7 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     assert lines[3].endswith("[red]measured[/red] better")
     document = done("history", "--registry", registry, "--json").document
     assert [change["generation"] for change in document] == [1, 2, 3]
-    action = {"verb": "set_alias", "task": "letters", "version": 2, "alias": "production"}
+    action = {"verb": "set_alias", "task": "letters", "version": 2, "alias": "production", "route": None}
     assert (document[2]["actions"], document[2]["message"]) == ([action], "[red]measured[/red] better")
     newest = done("history", "--registry", registry, "--limit", 1, "--json").document
     assert newest == document[2:]

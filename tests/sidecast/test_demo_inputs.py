@@ -440,6 +440,7 @@ def test_the_rebuilt_backbone_is_bit_equal_to_the_reference(tmp_path):
     assert (tmp_path / "tokenizer.json").read_bytes() == (reference / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.real_weights
 def test_the_published_ratings_make_the_splits_we_report(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "fetch", lambda *_: cached(dataset.VADER))
@@ -453,6 +454,7 @@ def test_the_published_ratings_make_the_splits_we_report(tmp_path, monkeypatch):
     assert data.tasks["product-sentiment"].labels["test"] == {"negative": 142, "positive": 182}
 
 
+@pytest.mark.slow
 @pytest.mark.real_weights
 @pytest.mark.parametrize("task", list(dataset.TASKS))
 def test_the_trainer_reads_every_row(task, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
 from side_registry.task import TaskSpec
 from tests import tiny
+from tests.marks import slow
 from tests.training import toy
 from tests.training.test_loop import InterruptAfter, Interrupted
 from training.data import read_labelled
@@ -157,7 +158,7 @@ def test_without_weight_it_is_the_tasks_own_loss(backbone, tokenizer):
     assert_close(ours, answerer.loss(given, side, targets), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["linear", "text"])
+@pytest.mark.parametrize("head", ["linear", slow("text")])
 def test_at_full_weight_a_student_follows_its_teacher_against_the_labels(
     tmp_path, backbone, tokenizer, teacher_run, head
 ):
@@ -222,7 +223,7 @@ def test_teacher_reads_layers_that_its_student_does_not(tmp_path, backbone, toke
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.TEXTS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", [toy.CLASSES, slow(toy.TEXTS)], ids=lambda spec: spec.kind)
 def test_goes_on_with_the_same_teacher_alone_and_leaves_the_backbone(tmp_path, backbone, tokenizer, spec):
     before = fingerprint(backbone.config, dict(backbone.state_dict()))
     for seed in (0, 1):

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
+from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError, RunError
 from training.evaluate import load_model, predict, score_answers
@@ -51,7 +52,7 @@ class InterruptAfter(Silent):
         (toy.CLASSES, "linear", 0.8),
         (toy.CLASSES, "text", 0.7),
         (toy.VALUES, "auto", 0.7),
-        (toy.TEXTS, "auto", 0.6),
+        slow(toy.TEXTS, "auto", 0.6),
     ],
     ids=["linear", "label words", "regression", "text"],
 )
@@ -67,8 +68,10 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
 
 @pytest.mark.parametrize(
     ("spec", "at"),
-    [(spec, at) for spec in (toy.CLASSES, toy.VALUES, toy.TEXTS) for at in ((0, 3), (1, 0), (1, 5))]
-    + [(toy.PAIRS, (1, 3))],
+    [(toy.CLASSES, (0, 3)), (toy.VALUES, (1, 5)), (toy.TEXTS, (1, 0)), (toy.PAIRS, (1, 3))]
+    + [slow(toy.CLASSES, at) for at in ((1, 0), (1, 5))]
+    + [slow(toy.VALUES, at) for at in ((0, 3), (1, 0))]
+    + [slow(toy.TEXTS, at) for at in ((0, 3), (1, 5))],
     ids=lambda given: getattr(given, "kind", str(given)),
 )
 def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec, at):
@@ -174,7 +177,9 @@ def test_another_precision_is_another_run(tmp_path, tiny_t5, backbone, tokenizer
         train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16), tmp_path / "run")
 
 
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS, toy.PAIRS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    "spec", [toy.CLASSES, slow(toy.VALUES), slow(toy.TEXTS), toy.PAIRS], ids=lambda spec: spec.kind
+)
 def test_bfloat16_scores_are_those_of_what_is_served(tmp_path, tiny_t5, tokenizer, spec):
     coarse = load_backbone(tiny_t5, dtype="bfloat16")
     artifact = train(toy.job(tmp_path, spec, coarse, tokenizer, count=32, epochs=1), tmp_path / "run")
@@ -291,9 +296,9 @@ def test_head_that_cannot_answer_the_kind():
 @pytest.mark.parametrize(
     "shape",
     [
-        {"gate": "none", "bias": False},
+        slow({"gate": "none", "bias": False}),
         {"gate": "one", "merge_last": True},
-        {"gate": "fixed", "gate_start": 1.5, "mix_after": True},
+        slow({"gate": "fixed", "gate_start": 1.5, "mix_after": True}),
         {"gate_form": "channel", "gate_temperature": 0.5},
     ],
     ids=str,

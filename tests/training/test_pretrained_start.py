@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from ladder import LabelTrie, SideNetwork, load_backbone, load_side, load_tokenizer, run_backbone, save_side
+from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError
 from training.evaluate import load_model, make_answerer
@@ -93,7 +94,7 @@ def test_a_run_begins_there(tmp_path, backbone, tokenizer):
     check_text(backbone, tokenizer, load_model(artifact, backbone, tokenizer).side)
 
 
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.TEXTS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", [toy.CLASSES, slow(toy.TEXTS)], ids=lambda spec: spec.kind)
 def test_it_unlearns_a_backbone_that_is_sure_and_wrong(tmp_path, backbone, tokenizer, spec):
     settings = {"head": "text", "start": "pretrained", "epochs": 4, "dropout": 0.0, "learning_rate": 3e-2}
     run = train(toy.job(tmp_path, spec, backbone, tokenizer, count=64, **settings), tmp_path / "run").folder

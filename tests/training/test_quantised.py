@@ -9,6 +9,7 @@ from ladder import SideNetwork, load_backbone, load_tokenizer
 from ladder.quantise import full_precision
 from side_registry.manifest import Manifest, read_artifact
 from tests import tiny
+from tests.marks import slow
 from tests.training import toy
 from training.errors import RunError
 from training.evaluate import load_model, predict
@@ -31,7 +32,7 @@ def tokenizer(folder):
     return load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("head", ["linear", "text"])
+@pytest.mark.parametrize("head", ["linear", slow("text")])
 def test_it_learns_and_leaves_the_backbone_as_it_was(backbone, tokenizer, tmp_path, head):
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     artifact = train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=3, head=head), tmp_path / "run")

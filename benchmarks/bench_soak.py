@@ -1,0 +1,142 @@
+"""Does a server stay right, fast and small while its registry changes a thousand times?
+
+    python -m benchmarks.bench_soak          # `make soak`: a quarter of an hour
+
+A real `sidecast serve`, callers in a process of their own that ask at a steady rate, and a writer that publishes,
+promotes, rolls back, retires, splits and shadows versions, and now and then publishes one that no server can take.
+Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
+held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
+changes; "swaps" are the requests in flight between a commit and the server having served it.
+"""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from benchmarks.cli import How, answer, measuring
+from benchmarks.harness import Column, Figures, Samples, Spread, quantile, steps
+from benchmarks.models import Loaded
+from benchmarks.soak.load import Told
+from benchmarks.soak.run import Outcome, Plan, Round, Soak
+from benchmarks.soak.vitals import growth
+
+QUICK_S = 1.0
+TOLD = 5
+"""Faults that are told in words."""
+COLUMNS = (
+    Column(figure="requests_per_s", heading="requests/s"),
+    Column(figure="p50_ms", heading="p50 ms"),
+    Column(figure="p99_ms", heading="p99 ms"),
+    Column(figure="swap_ms", heading="commit to served, ms"),
+    Column(figure="memory_mb", heading="memory MB"),
+    Column(figure="faults", heading="faults", digits=0),
+)
+
+
+def ask(loaded: Loaded, how: How, tasks: int, changes: int, rate: float) -> tuple[Samples, dict[str, Spread], dict]:
+    changes, seconds = how.size(changes, 6), QUICK_S if how.quick else how.seconds
+    plan = Plan(
+        tasks=how.size(tasks, 4),
+        rounds=how.rounds,
+        changes=changes,
+        pause_s=seconds / changes,
+        rate=rate,
+        seed=how.seed,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="sidecast-soak-") as folder,
+        steps(plan.rounds + 3, how.quiet) as step,
+    ):
+        soak = Soak(loaded, Path(folder), plan, how.threads)
+        outcome = soak.run(step)
+    for fault in outcome.faults[:TOLD]:
+        click.echo(f"{fault.kind}: {fault}", err=True)
+    return samples(outcome), ratios(outcome), {**asdict(plan), **counts(outcome)}
+
+
+def samples(outcome: Outcome) -> Samples:
+    return Samples([_round(outcome, each) for each in outcome.rounds])
+
+
+def ratios(outcome: Outcome) -> dict[str, Spread]:
+    """The ratio of the tails, and what should be nothing at all."""
+    vitals = outcome.watch.vitals
+    grown, first, last = growth(vitals), vitals[0], vitals[-1]
+    kinds = [fault.kind for fault in outcome.faults]
+    plain = {
+        "errors": kinds.count("error"),
+        "answers of another version than they name": kinds.count("mismatch"),
+        "answers of a version that may not": kinds.count("version") + kinds.count("generation"),
+        "evictions from the activation cache": last.evictions - first.evictions,
+        "inputs computed again": last.misses - first.misses,
+        "MB that memory grew by": grown["memory_mb"],
+    }
+    tails = samples(outcome).ratio("p99_ms", "swaps", "steady")
+    return {"p99 in swaps / steady": tails} | {name: Spread((float(value),)) for name, value in plain.items()}
+
+
+def counts(outcome: Outcome) -> dict[str, Any]:
+    """For the record: what was done and asked, how sharp the oracle is, and the server over time."""
+    vitals, verbs = outcome.watch.vitals, [change.verb for change in outcome.changes]
+    return {
+        "changes_made": {verb: verbs.count(verb) for verb in dict.fromkeys(verbs)},
+        "answers": sum(not told.reason for told in outcome.told),
+        "versions_that_answered": len({(told.task, told.version) for told in outcome.told}),
+        "told_apart": outcome.apart,
+        "grown": growth(vitals),
+        "series": {name: [round(getattr(each, name), 1) for each in vitals] for name in asdict(vitals[0])},
+    }
+
+
+def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
+    steady = [told for told in outcome.told if of.steady.holds(told)]
+    changing = [told for told in outcome.told if of.changing.holds(told)]
+    swapping = [told for told in changing if any(swap.touches(told) for swap in of.swaps)]
+    last = [each.memory_mb for each in outcome.watch.vitals if each.at <= of.changing.ended]
+    swaps = {
+        "requests_per_s": _requests(changing) / (of.changing.ended - of.changing.began),
+        "swap_ms": 1e3 * median(swap.ended - swap.began for swap in of.swaps),
+        "memory_mb": last[-1],
+        "faults": float(sum(of.changing.holds(fault.told) for fault in outcome.faults)),
+    }
+    rate = _requests(steady) / (of.steady.ended - of.steady.began)
+    faults = float(sum(of.steady.holds(fault.told) for fault in outcome.faults))
+    return {
+        "steady": {"requests_per_s": rate, "faults": faults, **_latency(steady)},
+        "swaps": {**swaps, **_latency(swapping)},
+    }
+
+
+def _requests(told: list[Told]) -> int:
+    """A request for many tasks is told once for each."""
+    return len({each.started for each in told})
+
+
+def _latency(told: list[Told]) -> dict[str, float]:
+    """Of whole requests."""
+    seconds = list({each.started: each.ended - each.started for each in told}.values())
+    return {"p50_ms": 1e3 * quantile(seconds, 0.5), "p99_ms": 1e3 * quantile(seconds, 0.99)}
+
+
+@click.command()
+@click.option("--tasks", type=click.IntRange(2), default=8, show_default=True)
+@click.option("--changes", type=click.IntRange(1), default=100, show_default=True, help="Of a round.")
+@click.option("--rate", type=click.FloatRange(0.1), default=40.0, show_default=True, help="Requests a second.")
+@measuring(rounds=10, seconds=25.0)
+def main(tasks: int, changes: int, rate: float, **given: Any) -> None:
+    """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
+    answer(
+        lambda loaded, how: ask(loaded, how, tasks, changes, rate),
+        name="soak",
+        title="A server while its registry changes",
+        columns=COLUMNS,
+        given=given,
+    )
+
+
+if __name__ == "__main__":
+    main()

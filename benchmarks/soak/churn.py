@@ -1,0 +1,167 @@
+"""Changes of a registry, drawn at random, and what each allows a caller to be told from then on.
+
+The only writer of its registry. Versions stay few: what is published in the end retires.
+"""
+
+import random
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from benchmarks.soak.versions import make_spec
+from side_registry import Registry
+from side_registry.route import PLAIN, Route
+from side_registry.state import TaskState, rollback_target
+from side_registry.task import PRODUCTION
+
+KEPT = 4
+"""Live versions of a task; one more, and the oldest that nothing names retires."""
+WEIGHTS = {"publish": 4, "promote": 3, "roll back": 2, "share": 2, "shadow": 1, "break": 0.5}
+"""How often each change is drawn, where it can be made. "break" publishes what every server refuses, straight to
+production; the next change of that task rolls it back, and the one after that retires it."""
+
+Make = Callable[[int, bool], Path]
+"""Makes a new run folder of the task of that number, a broken one on demand. It is removed once it is published."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One commit about one task. Times are time.monotonic() seconds before and after the call that made it."""
+
+    verb: str
+    task: str
+    generation: int
+    began: float
+    ended: float
+    allowed: frozenset[int]
+    """The versions that may answer for the task's `production` from then on."""
+
+
+@dataclass
+class Churn:
+    """
+    Args:
+        tasks: how many.
+        make: called by `prepare`, so that no change waits for it.
+    """
+
+    registry: Registry
+    tasks: int
+    make: Make
+    seed: int = 0
+    changes: list[Change] = field(default_factory=list)
+    broken: set[tuple[str, int]] = field(default_factory=set)
+    _sound: dict[int, deque[Path]] = field(default_factory=dict)
+    _unsound: dict[int, deque[Path]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._draw = random.Random(self.seed)
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(change.verb for change in self.changes)
+
+    def start(self) -> None:
+        """As many versions of every task as it will have, the newest in production."""
+        self.prepare(KEPT)
+        for number in range(self.tasks):
+            for _ in range(KEPT):
+                self._commit("start", number, partial(self._publish, number))
+
+    def prepare(self, each: int) -> None:
+        """Have at least so many versions of every task ready to be published, and a broken one."""
+        for number in range(self.tasks):
+            sound, unsound = self._sound.setdefault(number, deque()), self._unsound.setdefault(number, deque())
+            sound.extend(self.make(number, False) for _ in range(each - len(sound)))
+            unsound.extend(self.make(number, True) for _ in range(1 - len(unsound)))
+
+    def step(self) -> Change:
+        """Make one change, of a task drawn at random."""
+        number = self._draw.randrange(self.tasks)
+        task = self._task(number)
+        verb, act = self._repair(task) or self._draw_change(number, task)
+        return self._commit(verb, number, act)
+
+    def _repair(self, task: TaskState) -> "tuple[str, Callable[[], object]] | None":
+        """What the last changes left to do."""
+        name, own = task.name, task.at(PRODUCTION)
+        if (name, own) in self.broken:
+            return "roll back", partial(self.registry.rollback, name)
+        idle = [version for version in task.live if version != own and version not in named(task)]
+        gone = [version for version in idle if (name, version) in self.broken]
+        if gone or (idle and len(task.live) > KEPT):
+            return "retire", partial(self.registry.retire, name, (gone or idle)[0])
+        return None
+
+    def _draw_change(self, number: int, task: TaskState) -> tuple[str, Callable[[], object]]:
+        possible = self._possible(number, task)
+        [verb] = self._draw.choices(list(possible), [WEIGHTS[verb] for verb in possible])
+        return verb, possible[verb]
+
+    def _possible(self, number: int, task: TaskState) -> dict[str, Callable[[], object]]:
+        name, own = task.name, task.at(PRODUCTION)
+        changes: dict[str, Callable[[], object]] = {}
+        if self._sound[number]:
+            changes["publish"] = partial(self._publish, number)
+        if self._unsound[number]:
+            changes["break"] = partial(self._break, number)
+        if others := [version for version in task.live if version != own]:
+            other, third = self._draw.choice(others), self._draw.choice(others)
+            share = {other: self._draw.choice((500, 2_500, 5_000))}
+            beside = (third,) if third != other else ()
+            changes["promote"] = partial(self.registry.set_alias, name, PRODUCTION, other)
+            changes["share"] = partial(self._route, name, Route(shares=share, shadows=beside))
+            changes["shadow"] = partial(self._route, name, Route(shadows=(other,)))
+        if rollback_target(task, PRODUCTION) is not None:
+            changes["roll back"] = partial(self.registry.rollback, name)
+        return changes
+
+    def _publish(self, number: int) -> None:
+        run = self._sound[number].popleft()
+        self.registry.publish(run, alias=PRODUCTION)
+        shutil.rmtree(run)
+
+    def _break(self, number: int) -> None:
+        run = self._unsound[number].popleft()
+        published = self.registry.publish(run, alias=PRODUCTION)
+        self.broken.add((published.task, published.version))
+        shutil.rmtree(run)
+
+    def _route(self, task: str, route: Route) -> None:
+        self.registry.set_route(task, PRODUCTION, route)
+
+    def _commit(self, verb: str, number: int, act: Callable[[], object]) -> Change:
+        began = time.monotonic()
+        act()
+        ended = time.monotonic()
+        task = self._task(number)
+        change = Change(
+            verb=verb,
+            task=task.name,
+            generation=self.registry.state(refresh=False).generation,
+            began=began,
+            ended=ended,
+            allowed=allowed(task, {version for name, version in self.broken if name == task.name}),
+        )
+        self.changes.append(change)
+        return change
+
+    def _task(self, number: int) -> TaskState:
+        return self.registry.state(refresh=False).task(make_spec(number).name)
+
+
+def named(task: TaskState) -> frozenset[int]:
+    """The versions that a route of the task names."""
+    return frozenset().union(*(route.versions for route in task.routes.values()))
+
+
+def allowed(task: TaskState, broken: Collection[int]) -> frozenset[int]:
+    """Who may answer for `production`: those with a share, and the newest version of its stack that loads."""
+    stack = task.aliases[PRODUCTION]
+    own = next(version for version in reversed(stack) if version not in broken and not task.versions[version].retired)
+    shares = task.routes.get(PRODUCTION, PLAIN).shares
+    return frozenset((own, *(version for version in shares if version not in broken)))

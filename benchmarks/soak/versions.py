@@ -1,0 +1,82 @@
+"""Versions of the soak's tasks: random weights, each its own, and so far apart that one does not pass for another."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.models import Loaded
+from ladder import SideNetwork, save_side
+from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
+from training.evaluate import Model, make_answerer, predict
+from training.finish import expected
+from training.recipe import Recipe
+
+GOLDEN = ({"sentence": "a gripping film"}, {"sentence": "far too long for what it has to say"})
+REDUCTIONS = (4, 8, 16)
+"""The two largest that the backbone allows take turns, so that shapes of side networks come and go as well."""
+NOISE = {"text": 0.01, "linear": 0.05}
+"""Added to the weights, by head: a fresh side network says next to nothing."""
+LABELS = ("negative", "positive", "neutral")
+DIMENSIONS = 8
+
+
+def make_spec(number: int) -> TaskSpec:
+    """The task of that number: classification by a head of its own or by words, regression, and embedding in turn."""
+    name, template = f"task-{number:02d}", "{sentence}"
+    match number % 4:
+        case 0 | 1:
+            return TaskSpec(name=name, kind="classification", template=template, labels=LABELS)
+        case 2:
+            return TaskSpec(name=name, kind="regression", template=template)
+        case _:
+            return TaskSpec(name=name, kind="embedding", template=template, dimensions=DIMENSIONS)
+
+
+def make_version(folder: Path, loaded: Loaded, number: int, seed: int, *, broken: bool = False) -> Path:
+    """A run folder of the task of that number. A broken one's golden examples are not its own: servers refuse it."""
+    spec, head = make_spec(number), "text" if number % 4 == 1 else "linear"
+    model = _random(loaded, spec, head, seed)
+    folder.mkdir(parents=True)
+    save_side(folder / SIDE_NETWORK, model.side)
+    manifest = Manifest(
+        task=spec.name,
+        spec=spec,
+        backbone=BackboneRef(
+            name=loaded.backbone.name,
+            fingerprint=loaded.backbone.fingerprint,
+            quantization=loaded.backbone.quantization,
+        ),
+        tokenizer_fingerprint=loaded.tokenizer.fingerprint,
+        side=model.side.config.to_dict(),
+        provenance={"run_id": f"random-{number}-{seed}-{broken}", "seed": seed, "dtype": loaded.dtype},
+        examples=_examples(loaded, model, shift=1000.0 if broken else 0.0),
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _random(loaded: Loaded, spec: TaskSpec, head: str, seed: int) -> Model:
+    width = loaded.backbone.config.d_kv
+    fitting = [each for each in REDUCTIONS if width % each == 0][-2:]
+    config = Recipe(head=head, reduction=fitting[seed % len(fitting)], encoder_layers="all").side_config(spec)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        side = SideNetwork(config, loaded.backbone.config)
+        for parameter in side.parameters():
+            parameter.add_(torch.randn_like(parameter) * NOISE[head])
+    side = side.to(device=loaded.backbone.device, dtype=loaded.backbone.dtype).eval().requires_grad_(False)
+    return Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
+
+
+def _examples(loaded: Loaded, model: Model, shift: float) -> tuple[GoldenExample, ...]:
+    """Its answers, with `shift` added to every number."""
+    answers = [expected(each) for each in predict(model, loaded.backbone, loaded.tokenizer, list(GOLDEN))]
+    shifted = [{name: _shifted(value, shift) for name, value in each.items()} for each in answers]
+    return tuple(GoldenExample(fields=row, expected=each) for row, each in zip(GOLDEN, shifted, strict=True))
+
+
+def _shifted(value: Any, shift: float) -> Any:
+    if isinstance(value, list | tuple):
+        return [each + shift for each in value]
+    return value if isinstance(value, str) else value + shift

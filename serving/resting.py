@@ -1,0 +1,72 @@
+"""Versions that do harm where nobody asked for them, and for how long they are left alone. No queue, no rows."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.pool import Key
+
+log = logging.getLogger(__name__)
+
+FAILURES = 32
+"""Rows of a version that fail in a row before it rests."""
+REST_S = (30.0, 3600.0)
+"""The first rest and the longest; each is twice the one before."""
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What one version has done."""
+
+    failures: int = 0
+    suspect: bool = False
+    """It was in a slow turn: to be asked apart from others, to see who it was."""
+    rests: int = 0
+    until: float = 0.0
+
+
+class Resting:
+    """Who rests, by task and version.
+
+    Args:
+        limit_s: longest that a turn may take which has nothing but rows in shadow.
+        clock: seconds.
+    """
+
+    def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._troubles: dict[Key, _Trouble] = {}
+
+    def rests(self, key: Key) -> bool:
+        trouble = self._troubles.get(key)
+        return trouble is not None and self._clock() < trouble.until
+
+    def is_suspect(self, key: Key) -> bool:
+        trouble = self._troubles.get(key)
+        return trouble is not None and trouble.suspect
+
+    def took(self, key: Key, seconds: float, alone: bool) -> None:
+        """A turn in shadow with it took so long; `alone`: no other version was in it."""
+        if seconds > self._limit_s:
+            trouble = self._troubles.setdefault(key, _Trouble())
+            trouble.suspect = True
+            if alone:
+                self._rest(key, trouble, f"took {seconds:.1f} s for a turn, the limit is {self._limit_s:g} s")
+        elif alone and key in self._troubles:
+            self._troubles[key].suspect = False
+
+    def ended(self, key: Key, error: Exception | None) -> None:
+        """One row of it ended."""
+        if error is None and key not in self._troubles:
+            return
+        trouble = self._troubles.setdefault(key, _Trouble())
+        trouble.failures = trouble.failures + 1 if error else 0
+        if trouble.failures >= FAILURES:
+            self._rest(key, trouble, f"failed {trouble.failures} times in a row: {error}")
+
+    def _rest(self, key: Key, trouble: _Trouble, why: str) -> None:
+        if self._clock() < trouble.until:
+            return
+        pause = min(REST_S[0] * 2**trouble.rests, REST_S[1])
+        trouble.failures, trouble.rests, trouble.until = 0, min(trouble.rests + 1, 16), self._clock() + pause
+        log.warning("in shadow, %s:%d %s; it is not asked again for %.0f s", *key, why, pause)

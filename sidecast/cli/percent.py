@@ -1,0 +1,50 @@
+"""Per cents on the command line: `5%`, `0.5%` or `5`."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import click
+
+NUMBER = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?%?")
+SHARE_RULE = "a share is 0.01% to 99.99%, in steps of 0.01%, such as 5%"
+RATE_RULE = "this is 0% to 100%, such as 5%"
+
+
+class Share(click.ParamType):
+    """A part of an alias's traffic, as a number of hundredths of a per cent."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        share = None if (number := _read(value)) is None else number * 100
+        if share is None or share != int(share) or not 1 <= share < 10_000:
+            self.fail(f"{SHARE_RULE}; got {value!r}", param, ctx)
+        return int(share)
+
+
+class Rate(click.ParamType):
+    """A part, as a number from 0 to 1."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = _read(value)
+        if number is None or number > 100:
+            self.fail(f"{RATE_RULE}; got {value!r}", param, ctx)
+        return float(number / 100)
+
+
+def _read(value: Any) -> Decimal | None:
+    found = NUMBER.fullmatch(str(value).strip())
+    return Decimal(found[1]) if found else None
+
+
+def percent(part: float) -> str:
+    """0.05 as `5 %`."""
+    return f"{part * 100:.4g} %"
+
+
+def share_text(share: int) -> str:
+    """500 as `5 %`."""
+    return f"{share / 100:g} %"

@@ -1,0 +1,177 @@
+"""Commands that look after a registry as a whole: verify, gc, export, import. They go to its store, not to a server."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from side_registry import Store, TaskRef
+from side_registry.collect import GRACE, Collected, collect
+from side_registry.parallel import Progress, Step
+from side_registry.transfer import export_task, import_task
+from side_registry.verify import Verified, verify
+from sidecast.cli import options
+from sidecast.cli.output import progress_bar, say, show_table
+
+DAMAGED = 1
+"""Exit code of `verify` where something is damaged."""
+
+SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class Span(click.ParamType):
+    """A time such as 90s, 30m, 12h or 7d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = SPAN.fullmatch(value.strip())
+        if match is None or len(match[1]) > 9:
+            self.fail(f"give a time such as 12h or 7d; got {value!r}", param, ctx)
+        return timedelta(**{UNITS[match[2]]: float(match[1])})
+
+
+@click.group(short_help="Look after a registry: verify, gc, export, import.")
+def registry() -> None:
+    """Look after a registry: check it, tidy it, take tasks from one to another."""
+
+
+@registry.command("verify", short_help="Read and check everything a registry holds.")
+@options.registry
+@options.as_json
+def verify_(registry: str | None, as_json: bool) -> None:
+    """Read everything that the registry holds and check it: log, manifests, files, checkpoints.
+
+    Exits with 1 where something is damaged. Changes nothing.
+    """
+    with _progress(as_json) as progress:
+        found = verify(_store(registry), progress)
+    if as_json:
+        say(True, _verified(found), "")
+    else:
+        if found.findings:
+            show_table(("level", "object", "what"), [(each.level, each.path, each.what) for each in found.findings])
+        click.echo(_summary(found))
+    if not found.sound:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+@registry.command(short_help="Remove old files that no version refers to.")
+@options.registry
+@click.option("--grace", type=Span(), default=f"{GRACE.days}d", show_default=True, help="Younger files stay.")
+@click.option("--delete", is_flag=True, help="Do it; without, only say what would go.")
+@click.option("--retired", is_flag=True, help="Files of retired versions too; they cannot be had back.")
+@options.as_json
+def gc(registry: str | None, grace: timedelta, delete: bool, retired: bool, as_json: bool) -> None:
+    """Remove files that no version refers to, such as those of a publish that was interrupted.
+
+    Says what would go, unless --delete is given. Others may publish meanwhile.
+    """
+    with _progress(as_json) as progress:
+        done = collect(_store(registry), grace=grace, delete=delete, retired=retired, progress=progress)
+    if as_json:
+        say(True, _collected(done), "")
+        return
+    if done.removed:
+        show_table(
+            ("file", "bytes", "written"),
+            [(each.path, each.size, f"{each.modified:%Y-%m-%d %H:%M:%SZ}") for each in done.removed],
+        )
+    click.echo(_told(done))
+
+
+@registry.command(short_help="Write a task's versions to a folder or a .tar file.")
+@click.argument("task")
+@click.argument("target", type=click.Path(path_type=Path))
+@options.registry
+@options.as_json
+def export(task: str, target: Path, registry: str | None, as_json: bool) -> None:
+    """Write the versions of TASK that are not retired, or only TASK:7, to TARGET: a new folder, or a .tar file."""
+    with _progress(as_json) as progress:
+        done = export_task(_store(registry), TaskRef.parse(task), target, progress)
+    numbers = ", ".join(str(each.version) for each in done.versions)
+    document = {"task": done.task, "versions": [each.version for each in done.versions], "aliases": done.aliases}
+    say(as_json, document | {"target": str(target)}, f"exported {done.task} version {numbers} to {target}")
+
+
+@registry.command("import", short_help="Publish an exported task to another registry.")
+@click.argument("source", type=click.Path(path_type=Path))
+@options.registry
+@click.option(
+    "--aliases",
+    type=click.Choice(["missing", "all", "none"]),
+    default="missing",
+    show_default=True,
+    help="Aliases to set: those that the task lacks here, all as exported, none.",
+)
+@click.option("--message", "-m", default="", help="Why; kept in the history.")
+@options.as_json
+def import_(source: Path, registry: str | None, aliases: Any, message: str, as_json: bool) -> None:
+    """Publish what `export` wrote to SOURCE. What the registry has already is not published again."""
+    with _progress(as_json) as progress:
+        done = import_task(source, _store(registry, create=True), aliases=aliases, message=message, progress=progress)
+    if as_json:
+        say(True, asdict(done), "")
+        return
+    rows = [(old, new, "new" if new in done.new else "already here") for old, new in done.versions.items()]
+    show_table(("exported version", "version", ""), rows, title=f"{done.task} (generation {done.generation})")
+    for alias, version in done.aliases.items():
+        click.echo(f"{done.task}@{alias} is version {version}")
+
+
+def _store(address: str | None, *, create: bool = False) -> Store:
+    _, where = options.choose(registry=address)
+    return Store.open(where, create=create)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress]:
+    with progress_bar(quiet) as bars:
+
+        def start(what: str, count: int) -> Step:
+            bar = bars.add_task(what, total=count, note="")
+            return lambda: bars.advance(bar)
+
+        yield start
+
+
+def _verified(found: Verified) -> dict[str, Any]:
+    return asdict(found) | {"sound": found.sound}
+
+
+def _summary(found: Verified) -> str:
+    damaged = sum(each.level == "damage" for each in found.findings)
+    held = f"{found.tasks} tasks, {found.versions} versions, {found.blobs} files, {_bytes(found.size)}"
+    return f"generation {found.generation}: {held}; " + (f"{damaged} damaged" if damaged else "sound")
+
+
+def _collected(done: Collected) -> dict[str, Any]:
+    removed = [{"path": each.path, "size": each.size, "modified": each.modified.isoformat()} for each in done.removed]
+    counts = {"bytes": done.size, "restored": list(done.restored), "young": len(done.young), "used": done.used}
+    return {"deleted": done.deleted, "removed": removed} | counts
+
+
+def _told(done: Collected) -> str:
+    what = f"{len(done.removed)} files, {_bytes(done.size)}"
+    if done.deleted:
+        first = f"removed {what}"
+    else:
+        first = f"--delete would remove {what}" if done.removed else "nothing to remove"
+    back = f"; {len(done.restored)} came back, they are in use" if done.restored else ""
+    return f"{first}; {len(done.young)} too young, {done.used} in use{back}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,171 @@
+"""A server while its registry changes: nobody is told anything wrong, and what left the registry leaves the server."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.models import Loaded, load
+from benchmarks.soak.audit import audit
+from benchmarks.soak.churn import KEPT, Change, Churn
+from benchmarks.soak.load import Told
+from benchmarks.soak.oracle import Oracle, distance
+from benchmarks.soak.run import Plan, Soak
+from benchmarks.soak.versions import make_version
+from benchmarks.soak.vitals import Sighting, growth
+from ladder import Backbone, Tokenizer
+from serving.config import LoadConfig
+from serving.loader import Loader
+from serving.metrics import Metrics
+from serving.pool import SidePool
+from serving.reconciler import Reconciler
+from side_registry import Registry
+
+# --- a real server
+
+
+@pytest.mark.slow
+def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = tmp_path / "temporary"
+    folders.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folders))  # the server's: this process has its own already
+    plan = Plan(rounds=2, changes=20, pause_s=0.1, texts=8)
+    loaded = load(str(tiny_t5), device="cpu", dtype="float32")
+    soak = Soak(loaded, tmp_path / "soak", plan, threads=1)
+    outcome = soak.run()
+    assert outcome.faults == []
+    assert len(outcome.changes) == KEPT * plan.tasks + 3 * plan.changes
+    assert {"publish", "promote", "roll back", "retire", "share"} <= soak.churn.counts.keys()
+    assert len({(told.task, told.version) for told in outcome.told}) > 2 * plan.tasks
+    assert outcome.apart > 0.99
+    first, *_, last = outcome.watch.vitals
+    assert (last.evictions, last.misses) == (first.evictions, first.misses)
+    assert last.residents <= plan.tasks * (KEPT + 2)
+    grown = growth(outcome.watch.vitals)
+    assert grown["threads"] <= 4
+    assert grown["files"] <= 4
+    assert list(folders.iterdir()) == []
+
+
+# --- what the server keeps
+
+
+@pytest.mark.slow
+def test_what_left_the_registry_leaves_the_server(
+    tmp_path: Path, backbone: Backbone, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged: the errors, by their tracebacks what had failed
+    loaded, made = Loaded(folder="", backbone=backbone, tokenizer=tokenizer), iter(range(1000))
+
+    def make(number: int, broken: bool) -> Path:
+        seed = next(made)
+        return make_version(tmp_path / "runs" / str(seed), loaded, number, seed, broken=broken)
+
+    registry = Registry.open(tmp_path / "registry", create=True)
+    churn = Churn(registry, 4, make)
+    churn.start()
+    pool, metrics, config = SidePool(), Metrics(), LoadConfig(poll_s=1e-9)
+    loader = Loader(registry, backbone, tokenizer, config)
+    reconciler = Reconciler(registry, pool, loader.load, config, metrics)
+    for _ in range(60):
+        churn.prepare(1)
+        change = churn.step()
+        while pool.snapshot().generation < change.generation:
+            reconciler.step()
+        for task, version in pool.snapshot().residents:
+            metrics.request(task, version, "OK")
+    live = {(name, version) for name, task in registry.state().live.items() for version in task.live}
+    state = pool.snapshot()
+    assert churn.counts["retire"] > 5
+    assert churn.counts["break"] > 0
+    assert state.residents.keys() == live - churn.broken
+    assert state.failed.keys() == live & churn.broken
+    assert loader.bank.slots == len(state.residents)
+    assert {(task, int(version)) for task, version in versions_of(metrics)} == state.residents.keys()
+    assert metrics.registry.get_sample_value("sidecast_resident_bytes") == sum(
+        resident.bytes for resident in state.residents.values()
+    )
+
+
+def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
+    """Those that its series name."""
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    return {(each.labels["task"], each.labels["version"]) for each in samples if "version" in each.labels}
+
+
+# --- the judge
+
+CHANGES = tuple(
+    Change(verb="promote", task="a", generation=n, began=n - 0.1, ended=n, allowed=frozenset(allowed))
+    for n, allowed in ((1, {1}), (2, {2}), (3, {1, 3}))
+)
+SIGHTINGS = (Sighting(1.5, 1), Sighting(2.5, 2))
+RIGHT = Told(task="a", inputs=[0], started=1.1, ended=1.2, version=1, generation=1, answers=[[0.5]])
+
+
+def faults(*told: Told, far: float = 0.0) -> list[str]:
+    return [fault.kind for fault in audit(told, CHANGES, SIGHTINGS, lambda each: far)]
+
+
+def changed(**changes: Any) -> Told:
+    return dataclasses.replace(RIGHT, **changes)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        RIGHT,
+        changed(ended=1.95, version=2),  # committed while it was asked, and served before the commit's call returned
+        changed(started=2.4, ended=2.45),  # the server has not followed yet
+        changed(started=2.4, ended=2.9, generation=2, version=3),
+        changed(started=3.5, ended=3.6, generation=2, version=1),  # with a share
+    ],
+)
+def test_a_right_answer_is_right(right: Told) -> None:
+    assert faults(right) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (changed(reason="INTERNAL"), "error"),
+        (changed(version=2), "version"),  # before its commit
+        (changed(started=2.4, ended=2.45, version=2, generation=3), "version"),  # not of that generation, nor later
+        (changed(started=2.6, ended=2.7), "generation"),  # the server had said that it serves 2
+        (changed(started=2.6, ended=2.7, generation=2), "version"),
+    ],
+)
+def test_a_wrong_answer_is_found(wrong: Told, kind: str) -> None:
+    assert faults(wrong) == [kind]
+
+
+def test_an_answer_of_another_version_is_found() -> None:
+    assert faults(RIGHT, far=1.01) == ["mismatch"]
+
+
+def test_an_answer_may_not_be_older_than_one_that_came_before() -> None:
+    newer = changed(started=2.1, ended=2.2, version=2, generation=2)
+    assert faults(newer, changed(started=2.15, ended=2.3)) == []
+    assert faults(newer, changed(started=2.25, ended=2.3)) == ["generation"]
+
+
+def test_the_oracle_tells_every_version_from_every_other(
+    tmp_path: Path, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    loaded, texts = Loaded(folder="", backbone=backbone, tokenizer=tokenizer), ["dull", "a gripping film"]
+    registry = Registry.open(tmp_path / "registry", create=True)
+    for number in range(4):
+        for seed in range(3):
+            folder = tmp_path / f"{number}-{seed}"
+            registry.publish(make_version(folder, loaded, number, seed))
+    oracle = Oracle(registry, loaded, texts)
+    for task in registry.state().live:
+        assert oracle.apart(task, [1, 2, 3]) == 1.0
+        one, two, _ = (oracle.answers(task, version)[0] for version in (1, 2, 3))
+        assert distance(one, one) == 0
+        assert distance(one, two) > 2 * oracle.tolerance
+        assert distance(one[:-1], one) == float("inf")

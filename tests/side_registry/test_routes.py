@@ -1,0 +1,392 @@
+"""Routes in the log: what sets them, what ends them, and what they keep from happening."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from side_registry import (
+    PLAIN,
+    Bounds,
+    Commit,
+    InvalidName,
+    InvalidRoute,
+    NothingToRollBack,
+    Registry,
+    Route,
+    SetAlias,
+    SetRoute,
+    UnknownAlias,
+    UnknownTask,
+    UnknownVersion,
+    UnreadableCommit,
+    VersionInUse,
+    checked_route,
+    fold,
+)
+from side_registry.log import Log, log_path
+from tests.side_registry.runs import make_regression_run
+
+CANARY = Route(shares={3: 500}, bounds=Bounds(error_rate=0.01, min_rows=20))
+SHADOW = Route(shadows=(1,))
+BOTH = Route(shares={3: 500, 4: 500}, shadows=(1,))
+
+
+@pytest.fixture
+def routed(registry: Registry, run: Callable[..., Path]) -> Registry:
+    """Five versions; production went 1, 2."""
+    for number in range(1, 6):
+        registry.publish(run(number))
+    registry.set_alias("sst2", "production", 2)
+    return registry
+
+
+def route(registry: Registry, alias: str = "production") -> Route:
+    return registry.state().task("sst2").route(alias)
+
+
+def own(registry: Registry, alias: str = "production") -> int:
+    return registry.state().task("sst2").at(alias)
+
+
+class TestSetRoute:
+    def test_one_commit_that_says_who_and_why(self, routed: Registry):
+        before = routed.state().generation
+        generation = routed.set_route("sst2", "production", CANARY, author="ada@lab", message="five per cent of 3")
+        assert generation == before + 1
+        assert (own(routed), route(routed)) == (2, CANARY)
+        last = routed.history("sst2")[-1]
+        assert (last.author, last.message) == ("ada@lab", "five per cent of 3")
+        assert last.actions == (SetRoute(task="sst2", alias="production", route=CANARY),)
+        assert routed.state().task("sst2").routed == {"production": generation}
+
+    def test_the_same_route_again_commits_nothing(self, routed: Registry):
+        generation = routed.set_route("sst2", "production", CANARY)
+        assert routed.set_route("sst2", "production", CANARY) == generation
+        assert routed.set_route("sst2", "production", CANARY, version=2) == generation
+        assert routed.set_route("sst2", "production", PLAIN) == generation + 1
+        assert routed.set_route("sst2", "production", PLAIN) == generation + 1
+
+    def test_another_route_takes_its_place(self, routed: Registry):
+        routed.set_route("sst2", "production", CANARY)
+        routed.set_route("sst2", "production", SHADOW)
+        assert route(routed) == SHADOW
+
+    def test_the_alias_moves_in_the_same_commit(self, routed: Registry):
+        before = routed.state().generation
+        assert routed.set_route("sst2", "production", CANARY, version=5) == before + 1
+        assert (own(routed), route(routed)) == (5, CANARY)
+        routed.set_route("sst2", "beta", SHADOW, version=3)
+        assert (own(routed, "beta"), route(routed, "beta")) == (3, SHADOW)
+        assert [type(action) for action in routed.history()[-1].actions] == [SetAlias, SetRoute]
+        assert routed.rollback("sst2", to=2).version_from == 5
+
+    def test_the_same_route_on_another_version_is_set_again(self, routed: Registry):
+        routed.set_route("sst2", "production", CANARY)
+        generation = routed.set_route("sst2", "production", CANARY, version=5)
+        assert (own(routed), route(routed)) == (5, CANARY)
+        assert routed.state().task("sst2").routed == {"production": generation}
+
+    def test_a_version_alone_is_a_promotion(self, routed: Registry):
+        routed.set_route("sst2", "production", CANARY)
+        routed.set_route("sst2", "production", PLAIN, version=3)
+        assert (own(routed), route(routed)) == (3, PLAIN)
+        assert [type(action) for action in routed.history()[-1].actions] == [SetAlias]
+
+    def test_aliases_and_tasks_have_routes_of_their_own(self, routed: Registry, run: Callable[..., Path]):
+        routed.publish(run(1, "cola"))
+        routed.publish(run(2, "cola"))
+        routed.set_alias("sst2", "beta", 1)
+        routed.set_route("sst2", "production", CANARY)
+        routed.set_route("sst2", "beta", BOTH.model_copy(update={"shadows": (2,)}))
+        routed.set_route("cola", "production", Route(shares={2: 1}))
+        routed.set_alias("sst2", "beta", 3)
+        assert routed.state().task("sst2").routes == {"production": CANARY}
+        assert routed.state().task("cola").routes == {"production": Route(shares={2: 1})}
+
+    @pytest.mark.parametrize(
+        ("task", "alias", "wanted", "version", "error", "why"),
+        [
+            ("cola", "production", CANARY, None, UnknownTask, "no task 'cola'"),
+            ("sst2", "beta", CANARY, None, UnknownAlias, "no alias 'beta'"),
+            ("sst2", "production", Route(shares={9: 1}), None, UnknownVersion, "no version 9"),
+            ("sst2", "production", Route(shadows=(9,)), None, UnknownVersion, "no version 9"),
+            ("sst2", "production", Route(shadows=(5,)), None, UnknownVersion, "is retired"),
+            ("sst2", "production", CANARY, 9, UnknownVersion, "no version 9"),
+            ("sst2", "production", Route(shares={2: 1}), None, InvalidRoute, "version 2 is its own"),
+            ("sst2", "production", CANARY, 3, InvalidRoute, "version 3 is its own"),
+            ("sst2", "7", CANARY, None, InvalidName, "alias"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self,
+        routed: Registry,
+        task: str,
+        alias: str,
+        wanted: Route,
+        version: int | None,
+        error: type[Exception],
+        why: str,
+    ):
+        routed.retire("sst2", 5)
+        before = routed.state()
+        with pytest.raises(error, match=why):
+            routed.set_route(task, alias, wanted, version=version)
+        assert routed.state() == before
+
+
+class TestFaultyRoutes:
+    @pytest.mark.parametrize("route", [Route(shares={6: 500}), Route(shadows=(6,))])
+    def test_versions_of_different_kinds_share_no_traffic(self, routed: Registry, tmp_path: Path, route: Route):
+        routed.publish(make_regression_run(tmp_path / "numbers"))
+        before = routed.state().generation
+        with pytest.raises(InvalidRoute, match="version 6 is regression, its own version 2 classification"):
+            routed.set_route("sst2", "production", route)
+        assert routed.state().generation == before
+
+    @pytest.mark.parametrize(
+        ("fields", "why"),
+        [
+            ({"shares": {3: 9999, 4: 1}}, "must leave something to the alias's own"),
+            ({"shares": {3: 10_000}}, "less than 10000"),
+            ({"shares": {3: 0}}, "greater than or equal to 1"),
+            ({"shares": {0: 5}}, "greater than or equal to 1"),
+            ({"shares": {"x": 5}}, "valid integer"),
+            ({"shares": dict.fromkeys(range(1, 12), 1)}, "at most 8"),
+            ({"shadows": (1, 1)}, "named once"),
+            ({"shares": {1: 5}, "shadows": (1,)}, "have no share"),
+            ({"shadows": range(1, 12)}, "at most 8"),
+            ({"bounds": Bounds(error_rate=0.1)}, "there is none"),
+            ({"shares": {3: 5}, "bounds": {"error_rate": float("nan")}}, "bounds.error_rate"),
+            ({"shares": {3: 5}, "bounds": {"latency": float("inf")}}, "bounds.latency"),
+            ({"shares": {3: 5}, "bounds": {"latency": 0.5}}, "bounds.latency"),
+            ({"shares": {3: 5}, "bounds": {"min_rows": 0}}, "bounds.min_rows"),
+            ({"shares": {3: 5}, "bounds": {"errors": 0.1}}, "unknown field 'errors'; use error_rate, latency"),
+            ({"shadow": (3,)}, "unknown field 'shadow'; use shares, shadows, bounds"),
+        ],
+    )
+    def test_each_fault_is_told_in_one_line(self, fields: dict, why: str):
+        with pytest.raises(InvalidRoute, match=why) as caught:
+            checked_route("sst2", "production", fields)
+        assert str(caught.value).startswith("production of task 'sst2' cannot be routed so: ")
+        assert "\n" not in str(caught.value)
+
+    def test_a_misspelt_field_is_not_a_plain_route(self, routed: Registry):
+        generation = routed.set_route("sst2", "production", CANARY)
+        with pytest.raises(InvalidRoute, match="unknown field 'weights'"):
+            routed.set_route("sst2", "production", Route.model_validate({"weights": {3: 500}}))
+        assert (route(routed), routed.state().generation) == (CANARY, generation)
+
+    def test_the_state_does_not_hold_what_the_caller_handed_in(self, routed: Registry):
+        handed = Route(shares={3: 500})
+        routed.set_route("sst2", "production", handed)
+        handed.shares[3] = 900  # pyright: ignore[reportIndexIssue]
+        assert route(routed).shares == {3: 500}
+
+    def test_an_unchecked_route_never_reaches_the_log(self, routed: Registry):
+        """Copies of documents are not checked by who makes them."""
+        before = routed.state()
+        with pytest.raises(InvalidRoute, match="less than 10000"):
+            routed.set_route("sst2", "production", CANARY.model_copy(update={"shares": {3: 20_000}}))
+        assert routed.state() == before
+
+
+class TestWhatEndsARoute:
+    @pytest.mark.parametrize("version", [1, 2, 3], ids=["another version", "its own version", "its canary"])
+    def test_a_promotion(self, routed: Registry, version: int):
+        routed.set_route("sst2", "production", BOTH)
+        before = routed.state().generation
+        assert routed.set_alias("sst2", "production", version) == before + 1
+        assert (own(routed), route(routed)) == (version, PLAIN)
+        assert routed.state().task("sst2").aliases["production"] == ((1, 2) if version == 2 else (1, 2, version))
+
+    def test_a_publish_that_moves_the_alias_and_no_other(self, routed: Registry, run: Callable[..., Path]):
+        routed.set_route("sst2", "production", BOTH)
+        routed.publish(run(6))
+        routed.publish(run(7), alias="beta")
+        routed.publish(run(2), alias="production")  # where it is already: as a retried publish
+        assert route(routed) == BOTH
+        routed.publish(run(8), alias="production")
+        assert (own(routed), route(routed)) == (8, PLAIN)
+
+    def test_deleting_the_task(self, routed: Registry, run: Callable[..., Path]):
+        routed.set_route("sst2", "production", BOTH)
+        routed.delete_task("sst2")
+        assert routed.state().tasks["sst2"].routes == {}
+        routed.publish(run(1))
+        assert route(routed) == PLAIN
+
+    def test_rollback_takes_the_shares_away_first(self, routed: Registry):
+        routed.set_route("sst2", "production", BOTH)
+        rolled = routed.rollback("sst2")
+        assert (rolled.version_from, rolled.version_to) == (4, 2)
+        assert (own(routed), route(routed)) == (2, PLAIN)
+        rolled = routed.rollback("sst2")
+        assert (rolled.version_from, rolled.version_to) == (2, 1)
+
+    def test_rollback_names_the_largest_share(self, routed: Registry):
+        routed.set_route("sst2", "production", Route(shares={1: 10, 3: 500, 4: 499}))
+        assert routed.rollback("sst2").version_from == 3
+
+    def test_rollback_with_shares_needs_no_earlier_version(self, registry: Registry, run: Callable[..., Path]):
+        registry.publish(run(1))
+        registry.publish(run(2))
+        registry.set_route("sst2", "production", Route(shares={2: 500}))
+        assert registry.rollback("sst2").version_to == 1
+        with pytest.raises(NothingToRollBack):
+            registry.rollback("sst2")
+
+    def test_rollback_of_an_alias_with_shadows_alone_moves_it(self, routed: Registry):
+        routed.set_route("sst2", "production", Route(shadows=(1, 3)))
+        rolled = routed.rollback("sst2")
+        assert (rolled.version_from, rolled.version_to) == (2, 1)
+        assert (own(routed), route(routed)) == (1, PLAIN)
+
+    def test_rollback_to_a_version_goes_by_the_past(self, routed: Registry):
+        routed.set_route("sst2", "production", BOTH)
+        with pytest.raises(NothingToRollBack):
+            routed.rollback("sst2", to=3)
+        assert route(routed) == BOTH
+        assert routed.rollback("sst2", to=1).version_from == 2
+        assert (own(routed), route(routed)) == (1, PLAIN)
+
+
+class TestEndRoute:
+    def test_shares_go_and_shadows_stay(self, routed: Registry):
+        before = routed.set_route("sst2", "production", BOTH)
+        generation = routed.end_route(
+            "sst2", "production", BOTH, author="sidecast serve@a:1", message="version 3 fails"
+        )
+        assert generation == before + 1
+        assert (own(routed), route(routed)) == (2, SHADOW)
+        assert routed.history()[-1].author == "sidecast serve@a:1"
+        assert routed.state().task("sst2").routed == {"production": generation}
+
+    def test_it_is_done_once(self, routed: Registry):
+        """Two servers judge alike."""
+        generation = routed.set_route("sst2", "production", CANARY)
+        assert routed.end_route("sst2", "production", CANARY) == generation + 1
+        assert routed.end_route("sst2", "production", CANARY) is None
+        assert routed.state().generation == generation + 1
+
+    def test_a_route_that_changed_is_left_alone(self, routed: Registry):
+        routed.set_route("sst2", "production", CANARY)
+        for changed in (BOTH, SHADOW, PLAIN, Route(shares={3: 501}, bounds=CANARY.bounds), Route(shares={3: 500})):
+            generation = routed.set_route("sst2", "production", changed)
+            assert routed.end_route("sst2", "production", CANARY) is None
+            assert (route(routed), routed.state().generation) == (changed, generation)
+
+    def test_a_promotion_that_comes_first_wins(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
+        routed.set_route("sst2", "production", CANARY)
+        rival, append = Registry.open(routed._store), Log.append
+
+        def append_late(log: Log, commit: Commit) -> Commit | None:
+            if log is routed._log:
+                rival.set_alias("sst2", "production", 3)
+            return append(log, commit)
+
+        monkeypatch.setattr(Log, "append", append_late)
+        assert routed.end_route("sst2", "production", CANARY) is None
+        assert own(routed) == 3
+
+    def test_what_is_not_there_has_changed(self, routed: Registry):
+        assert routed.end_route("cola", "production", CANARY) is None
+        assert routed.end_route("sst2", "beta", CANARY) is None
+        routed.delete_task("sst2")
+        assert routed.end_route("sst2", "production", CANARY) is None
+
+    def test_no_shares_no_commit(self, routed: Registry):
+        generation = routed.set_route("sst2", "production", SHADOW)
+        assert routed.end_route("sst2", "production", SHADOW) == generation
+
+
+class TestRetire:
+    @pytest.mark.parametrize("version", [1, 3, 4])
+    def test_a_version_that_a_route_names_stays(self, routed: Registry, version: int):
+        routed.set_route("sst2", "production", BOTH)
+        with pytest.raises(VersionInUse, match=f"version {version} .* a share or is a shadow of production"):
+            routed.retire("sst2", version)
+        routed.rollback("sst2")
+        routed.retire("sst2", version)
+
+    def test_both_kinds_of_use_are_known(self, routed: Registry):
+        routed.set_alias("sst2", "beta", 3)
+        routed.set_route("sst2", "production", CANARY)
+        with pytest.raises(VersionInUse, match="in use as beta") as caught:
+            routed.retire("sst2", 3)
+        assert (caught.value.aliases, caught.value.routed) == (("beta",), ("production",))
+        assert routed.state().task("sst2").used == {2, 3}
+
+
+PUBLISH = {"type": "publish", "task": "t", "manifest_sha256": "a" * 64, "kind": "text", "backbone": "sha256:b"}
+PUBLISHES = [PUBLISH | {"version": number} for number in (1, 2, 3)]
+ALIAS = {"type": "set_alias", "task": "t", "alias": "production", "version": 1}
+SET_ROUTE = {"type": "set_route", "task": "t", "alias": "production", "route": {"shares": {"2": 500}}}
+
+
+def commit(generation: int, *actions: dict) -> Commit:
+    return Commit.model_validate_json(
+        json.dumps({"generation": generation, "id": f"id-{generation}", "time": "", "actions": actions})
+    )
+
+
+class TestInTheLog:
+    def test_it_lies_there_as_plain_json(self, routed: Registry):
+        generation = routed.set_route("sst2", "production", CANARY)
+        stored = json.loads(routed._store.read(log_path(generation), 1 << 20) or b"")
+        assert stored["schema_version"] == 1  # the action's name is what an older program refuses
+        assert [action["type"] for action in stored["actions"]] == ["set_route"]
+        assert stored["actions"][0]["route"]["shares"] == {"3": 500}
+
+    def test_every_reader_folds_the_same(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("side_registry.registry.EVERY", 1)
+        routed.set_route("sst2", "production", BOTH)
+        assert len(routed._store.list("checkpoints")) == 1
+        from_checkpoint = Registry.open(routed._store).state()
+        assert from_checkpoint == routed.state() == fold(routed.history())
+        assert pickle.loads(pickle.dumps(from_checkpoint)) == from_checkpoint
+
+    @pytest.mark.parametrize(
+        ("actions", "why"),
+        [
+            ([*PUBLISHES, SET_ROUTE], "no alias production"),
+            ([*PUBLISHES, ALIAS, SET_ROUTE | {"route": {"shares": {"9": 1}}}], "no version 9"),
+            ([*PUBLISHES, ALIAS, SET_ROUTE | {"route": {"shadows": [1]}}], "version 1 is production's own"),
+            ([*PUBLISHES, ALIAS, SET_ROUTE, {"type": "retire", "task": "t", "version": 2}], "in use"),
+            ([*PUBLISHES, ALIAS, {"type": "retire", "task": "t", "version": 2}, SET_ROUTE], "no version 2"),
+        ],
+    )
+    def test_a_route_that_does_not_follow_is_refused_whole(self, actions: list[dict], why: str):
+        with pytest.raises(UnreadableCommit, match=why):
+            fold([commit(1, *actions)])
+
+    @pytest.mark.parametrize(
+        ("wrong", "why"),
+        [
+            ({"shares": {"2": 10_000}}, "less than 10000"),
+            ({"shares": {"two": 1}}, "integer"),
+            ({"shadows": [2, 2]}, "named once"),
+            ([], "route"),
+            (None, "route"),
+        ],
+    )
+    def test_a_damaged_route_is_named(self, routed: Registry, wrong: object, why: str):
+        good = routed.state()
+        document = json.loads(commit(good.generation + 1, SET_ROUTE).to_json())
+        document["actions"][0]["route"] = wrong
+        routed._store.overwrite(log_path(good.generation + 1), json.dumps(document).encode())
+        with pytest.raises(UnreadableCommit, match=why) as caught:
+            routed.state()
+        assert caught.value.path == log_path(good.generation + 1)
+        assert routed.state(refresh=False) == good
+
+    def test_what_a_newer_program_adds_to_a_route_is_kept(self):
+        added = commit(1, *PUBLISHES, ALIAS, SET_ROUTE | {"route": {"shares": {"2": 500}, "sticky": True}})
+        assert json.loads(added.to_json())["actions"][-1]["route"]["sticky"]
+        assert fold([added]).task("t").route("production").shares == {2: 500}
+
+    def test_a_log_without_routes_has_plain_ones(self):
+        task = fold([commit(1, *PUBLISHES, ALIAS)]).task("t")
+        assert (task.routes, task.routed, task.route("production")) == ({}, {}, PLAIN)
