@@ -81,7 +81,7 @@ class Remembering:
         self._seen: dict[tuple[bytes, tuple[int, ...]], Taps] = {}
         backbone.encode = self.encode
 
-    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None, parts: object = None) -> Taps:
+    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
         key = (ids.cpu().numpy().tobytes(), tuple(ids.shape))
         if key not in self._seen:
             self._seen[key] = self._encode(ids, mask, None)

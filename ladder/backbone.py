@@ -17,7 +17,7 @@ from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 from ladder.families import family_of
 from ladder.layers import Crossings, DecoderCache, as_read, causal_bias, crossings, padding_bias
-from ladder.packing import Part, Spans, pack, places
+from ladder.packing import Division, Spans, cut, pack, places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +113,15 @@ class Backbone(nn.Module):
         return self.embedding(F.embedding(ids, self.shared))
 
     @torch.no_grad()
-    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None, parts: Sequence[Part] | None = None) -> Taps:
+    def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
         """Run the encoder.
 
         Args:
             ids: (B, S) token ids.
             mask: (B, S) bool, True at real tokens.
             depth: stop after this many blocks; None runs all and the final norm.
-            parts: how to leave padding out (`ladder.packing.divide`), where all rows begin with their tokens.
         """
-        return self._encode_parts(ids, mask, depth, parts) if parts else self._encode(ids, mask, depth)
+        return self._encode(ids, mask, depth)
 
     def _encode(self, ids: Tensor, mask: Tensor, depth: int | None) -> Taps:
         hidden = embeddings = self.embed(ids)
@@ -134,25 +133,24 @@ class Backbone(nn.Module):
         final = self.encoder.final_norm(hidden) if len(blocks) == len(self.encoder.blocks) else None
         return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=final)
 
-    def _encode_parts(self, ids: Tensor, mask: Tensor, depth: int | None, parts: Sequence[Part]) -> Taps:
-        stack = self.encoder
-        spans = Spans.of(
-            parts,
-            mask,
-            lambda own: stack.relative_bias(own.shape[1], own.shape[1]) + padding_bias(own, self.dtype),
-        )
-        blocks = stack.blocks[:depth]
-        whole = len(blocks) == len(stack.blocks)
-        hidden = pack(parts, self.embed, ids)
-        where = places(parts, *ids.shape).to(ids.device)
-        taps = [hidden]
-        for block in blocks:
-            taps.append(block(taps[-1], spans))
+    @torch.no_grad()
+    def encode_divided(self, ids: Tensor, mask: Tensor, depth: int | None, division: Division) -> list[Taps]:
+        """As `encode`, without most of the padding: the taps of each of the division's groups, of its rows alone.
+
+        Args:
+            mask: all rows begin with their tokens.
+        """
+        stack, parts = self.encoder, division.parts
+        bias = stack.relative_bias
+        spans = Spans.of(parts, mask, lambda own: bias(own.shape[1], own.shape[1]) + padding_bias(own, self.dtype))
+        layers = [pack(parts, self.embed, ids)]
+        for block in stack.blocks[:depth]:
+            layers.append(block(layers[-1], spans))
+        whole = len(layers) == len(stack.blocks) + 1
         if whole:
-            taps.append(stack.final_norm(taps[-1]))
-        layers = [tap[0].index_select(0, where).unflatten(0, ids.shape) for tap in taps]
-        final = layers.pop() if whole else None
-        return Taps(embeddings=layers[0], blocks=tuple(layers[1:]), mask=mask, final=final)
+            layers.append(stack.final_norm(layers[-1]))
+        where = places(parts, *ids.shape).to(ids.device)
+        return [_taken(layers, cut(where, group), cut(mask, group), whole) for group in division.groups]
 
     @torch.no_grad()
     def decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Taps:
@@ -221,3 +219,14 @@ class Backbone(nn.Module):
         if tokens is None and self.vocabulary is not None and not state.requires_grad:
             return self.vocabulary(state.to(self.dtype))
         return F.linear(state.to(self.dtype), self.head if tokens is None else self.head[tokens])
+
+
+def _taken(layers: Sequence[Tensor], where: Tensor, mask: Tensor, whole: bool) -> Taps:
+    """Taps (B, S, D) out of layers (1, N, D), the last one after the final norm where `whole`.
+
+    Args:
+        where: (B, S), each token's place among the N.
+    """
+    taken = [layer[0].index_select(0, where.flatten()).unflatten(0, where.shape) for layer in layers]
+    final = taken.pop() if whole else None
+    return Taps(embeddings=taken[0], blocks=tuple(taken[1:]), mask=mask, final=final)

@@ -1,7 +1,8 @@
 """Rows of unequal lengths without most of their padding: parts of a batch, each of rows that are near in length.
 
 All parts' tokens lie one after the other, so that every matrix is multiplied once for all of them; only attention
-looks at each part for itself. A part is padded to its own longest row.
+looks at each part for itself. A part is padded to its own longest row. What reads the activations afterwards does so
+group by group, each of a few parts' rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PART_TOKENS = 8
-"""What a part more costs, in tokens: attention once more in each block."""
+PART_TOKENS, GROUP_TOKENS = 8, 400
+"""What a part, or a group, more costs, in tokens with padding: attention once more in each block; or side networks and
+a decoder step once more, which take far less time for a token."""
 WORTH = 0.95
-"""Parts are made where they leave at most so much of a batch's padded tokens."""
+"""A batch is divided where that leaves at most so much of its padded tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +33,49 @@ class Part:
         return len(self.rows) * self.tokens
 
 
-def divide(lengths: Sequence[int]) -> list[Part]:
-    """The parts that cost least, shortest rows first; a single one where more would hardly save anything."""
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a batch is computed: the encoder part by part, and what reads it group by group."""
+
+    parts: list[Part]
+    groups: list[Part]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Division":
+        """The cheapest one, of rows of so many tokens each."""
+        return cls(divide(lengths, PART_TOKENS), divide(lengths, GROUP_TOKENS))
+
+    @property
+    def tokens(self) -> int:
+        """That the encoder computes."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def is_trivial(self) -> bool:
+        return len(self.parts) == len(self.groups) == 1
+
+
+def divide(lengths: Sequence[int], each: int) -> list[Part]:
+    """The parts that cost least, shortest rows first; a single one where more would hardly save anything.
+
+    Args:
+        each: what a part costs besides its tokens, in tokens.
+    """
     order = np.argsort(lengths, kind="stable")
     ordered = np.asarray(lengths)[order]
     parts = [
-        Part(tuple(order[start:end].tolist()), int(ordered[end - 1]))
-        for start, end in _cuts(ordered, np.arange(len(ordered)))
+        Part(tuple(sorted(order[start:end].tolist())), int(ordered[end - 1])) for start, end in _cuts(ordered, each)
     ]
     whole = Part(tuple(range(len(lengths))), int(ordered[-1]))
     return parts if sum(part.size for part in parts) <= WORTH * whole.size else [whole]
 
 
-def _cuts(lengths: np.ndarray, places: np.ndarray) -> list[tuple[int, int]]:
+def _cuts(lengths: np.ndarray, each: int) -> list[tuple[int, int]]:
     """(start, end) of the parts of rows sorted by length: the cheapest division of the first 1, 2, 3 ... rows."""
+    places = np.arange(len(lengths))
     costs, starts = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=int)
     for end in range(1, len(lengths) + 1):
-        tried = costs[:end] + (end - places[:end]) * lengths[end - 1] + PART_TOKENS
+        tried = costs[:end] + (end - places[:end]) * lengths[end - 1] + each
         starts[end] = tried.argmin()
         costs[end] = tried[starts[end]]
     cuts, end = [], len(lengths)
@@ -110,12 +138,12 @@ def pack(parts: Sequence[Part], embed: Callable[[Tensor], Tensor], ids: Tensor) 
 
 
 def places(parts: Sequence[Part], rows: int, tokens: int) -> Tensor:
-    """(rows * tokens,): where each of a batch's tokens lies among those of all parts; at padding, some other one."""
+    """(rows, tokens): where each of a batch's tokens lies among those of all parts; at padding, some other one."""
     found, start = np.zeros((rows, tokens), dtype=np.int64), 0
     for part in parts:
         found[list(part.rows), : part.tokens] = start + np.arange(part.size).reshape(len(part.rows), part.tokens)
         start += part.size
-    return torch.from_numpy(found.reshape(-1))
+    return torch.from_numpy(found)
 
 
 def cut(batch: Tensor, part: Part) -> Tensor:

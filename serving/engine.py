@@ -208,11 +208,26 @@ class Engine:
         planned = plan(asked)
         speaking = {place for row, place in zip(rows, planned.places, strict=True) if _needs_first_step(row)}
         with self._timed("backbone"):
-            given = self._recall.read(planned.inputs, planned.depth, sorted(speaking))
+            readings = self._recall.read(planned.inputs, planned.depth, sorted(speaking))
+        for reading in readings:
+            where = {place: own for own, place in enumerate(reading.places)}
+            chosen = [row for row, place in enumerate(planned.places) if place in where]
+            inputs = [where[planned.places[row]] for row in chosen]
+            self._read(reading.given, [rows[row] for row in chosen], [asked[row] for row in chosen], inputs, deliver)
+
+    def _read(
+        self,
+        given: BackbonePass,
+        rows: Sequence[EngineRow],
+        asked: Sequence[Row],
+        inputs: Sequence[int],
+        deliver: Deliver,
+    ) -> None:
+        """Rows that read `inputs` of one pass."""
         if not all(row.generates for row in rows):
             with self._timed("side"):
-                self._score(given, rows, asked, planned.places, deliver)
-        making = [(row, place) for row, place in zip(rows, planned.places, strict=True) if row.generates]
+                self._score(given, rows, asked, inputs, deliver)
+        making = [(row, place) for row, place in zip(rows, inputs, strict=True) if row.generates]
         if making:
             self._join(given, [row for row, _ in making], [place for _, place in making])
 

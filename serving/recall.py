@@ -1,21 +1,31 @@
 """Activations of a batch's inputs: those the cache knows, and one backbone pass for the rest. Device thread only."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ladder.backbone import Backbone, Taps
 from ladder.backbone_pass import BackbonePass, padded
-from ladder.packing import divide
+from ladder.packing import Division, Part
 from serving.activations import ActivationCache, Key, Known, layers_of
 from serving.metrics import Metrics
 
-LEFT_OUT_COST = 0.25
+LEFT_OUT_COST = 0.15
 """Of padding that the encoder leaves out, beside a real token: side networks and decoders still compute it."""
 
 Encode = Callable[[Tensor, Tensor, int | None], Taps]
 """`Backbone.encode`, or a compiled one: (B, S) ids, mask, depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Some inputs of a batch, to be read together."""
+
+    places: tuple[int, ...]
+    """Which, in the order of the pass."""
+    given: BackbonePass
 
 
 class Recall:
@@ -29,7 +39,7 @@ class Recall:
         self, backbone: Backbone, cache: ActivationCache, metrics: Metrics, encode: Encode | None = None
     ) -> None:
         self.backbone, self.cache, self._metrics = backbone, cache, metrics
-        self._encode: Callable[..., Taps] = encode or backbone.encode
+        self._encode_whole = encode or backbone.encode
         self._divides = encode is None and backbone.device.type == "cpu"  # a GPU's launches cost more than padding
 
     @property
@@ -37,16 +47,36 @@ class Recall:
         """What a token of padding costs beside a real one."""
         return LEFT_OUT_COST if self._divides else 1.0
 
-    def read(self, keys: Sequence[Key], depth: int | None, speaking: Sequence[int]) -> BackbonePass:
-        """A pass over distinct inputs, in their order.
+    def read(self, keys: Sequence[Key], depth: int | None, speaking: Sequence[int]) -> "list[Reading]":
+        """What there is to read of distinct inputs; several readings where their lengths differ too much.
 
         Args:
             depth: blocks that are needed (None: all, and the final state).
-            speaking: places of the inputs whose first decoder step is needed; the pass has it.
+            speaking: places of the inputs whose first decoder step is needed; the readings have it.
         """
-        known = self._find(keys, depth)
+        known, everything = self._find(keys, depth), tuple(range(len(keys)))
+        missing = [place for place in everything if place not in known]
+        division = self._division([len(keys[place][1]) for place in missing], whole=bool(known))
+        fresh = self._run([keys[place] for place in missing], depth, division) if missing else []
+        if known:
+            return [Reading(everything, self._given(keys, known, fresh[0] if fresh else None, depth, speaking))]
+        readings, spoken = [], set(speaking)
+        for group, taps in zip(division.groups, fresh, strict=True):
+            speaks = [row for row, place in enumerate(group.rows) if place in spoken]
+            own = [keys[place] for place in group.rows]
+            readings.append(Reading(group.rows, self._given(own, {}, taps, depth, speaks)))
+        return readings
+
+    def _given(
+        self,
+        keys: Sequence[Key],
+        known: Mapping[int, Known],
+        fresh: Taps | None,
+        depth: int | None,
+        speaking: Sequence[int],
+    ) -> BackbonePass:
+        """A pass over all of `keys`, in their order; `fresh` are the taps of those that are not known."""
         missing = [place for place in range(len(keys)) if place not in known]
-        fresh = self._run([keys[place] for place in missing], depth) if missing else None
         given = BackbonePass(self.backbone, fresh if fresh and not known else self._join(keys, known, fresh, depth))
         firsts = {place: known[place].first for place in speaking if place in known}
         silent = [place for place in speaking if firsts.get(place) is None]
@@ -63,13 +93,27 @@ class Recall:
         found = self.cache.find(keys, depth) if self.cache.limit else []
         return {place: known for place, known in enumerate(found) if known is not None}
 
-    def _run(self, keys: Sequence[Key], depth: int | None) -> Taps:
+    def _division(self, lengths: Sequence[int], whole: bool) -> Division:
+        """
+        Args:
+            whole: in one group.
+        """
+        everything = [Part(tuple(range(len(lengths))), max(lengths, default=0))]
+        if not (self._divides and lengths):
+            return Division(everything, everything)
+        found = Division.of(lengths)
+        return replace(found, groups=everything) if whole else found
+
+    def _run(self, keys: Sequence[Key], depth: int | None, division: Division) -> list[Taps]:
+        """Of each group."""
         ids, mask = padded(self.backbone, [ids for _, ids in keys])
-        lengths = [len(ids) for _, ids in keys]
-        parts = divide(lengths) if self._divides else []
-        tokens = sum(part.size for part in parts) or ids.numel()
-        self._metrics.batch(len(keys), tokens, tokens - sum(lengths))
-        return self._encode(ids, mask, depth, *([parts] if len(parts) > 1 else []))
+        self._metrics.batch(len(keys), division.tokens, division.tokens - sum(len(ids) for _, ids in keys))
+        return self._encode(ids, mask, depth, division)
+
+    def _encode(self, ids: Tensor, mask: Tensor, depth: int | None, division: Division) -> list[Taps]:
+        if division.is_trivial:
+            return [self._encode_whole(ids, mask, depth)]
+        return self.backbone.encode_divided(ids, mask, depth, division)
 
     def _join(self, keys: Sequence[Key], known: Mapping[int, Known], fresh: Taps | None, depth: int | None) -> Taps:
         """Taps of all inputs; their padding is zeros."""

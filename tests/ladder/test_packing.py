@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from ladder import Backbone, load_backbone
 from ladder.backbone_pass import padded
-from ladder.packing import PART_TOKENS, WORTH, Part, divide
+from ladder.packing import PART_TOKENS, WORTH, Division, Part, divide
 from tests import families
 
 KINDS = ("t5", "umt5", "bart")
@@ -44,14 +44,18 @@ def test_taps_in_parts_are_the_taps(backbones, kind, lengths, depth):
     backbone = backbones(kind)
     ids, mask = padded(backbone, inputs(lengths))
     parts = [Part((row,), length) for row, length in enumerate(lengths)]  # the most that there can be
+    together = [Part(tuple(range(len(lengths))), max(lengths))]
     whole = backbone.encode(ids, mask, depth)
-    for division in (parts, parts[::-1], divide(lengths)):
-        found = backbone.encode(ids, mask, depth, division)
-        assert len(found.blocks) == len(whole.blocks)
-        assert (found.final is None) == (whole.final is None)
-        for ours, theirs in zip(layers(found), layers(whole), strict=True):
-            assert_close(ours[mask], theirs[mask], atol=1e-4, rtol=1e-4)
-            assert ours.isfinite().all()  # at padding too, where nobody may look
+    for division in (Division(parts, together), Division(parts[::-1], divide(lengths, 3)), Division.of(lengths)):
+        found = backbone.encode_divided(ids, mask, depth, division)
+        for group, taps in zip(division.groups, found, strict=True):
+            assert len(taps.blocks) == len(whole.blocks)
+            assert (taps.final is None) == (whole.final is None)
+            assert torch.equal(taps.mask, mask[list(group.rows), : group.tokens])
+            for ours, theirs in zip(layers(taps), layers(whole), strict=True):
+                expected = theirs[list(group.rows), : group.tokens]
+                assert_close(ours[taps.mask], expected[taps.mask], atol=1e-4, rtol=1e-4)
+                assert ours.isfinite().all()  # at padding too, where nobody may look
 
 
 def layers(taps):
@@ -62,7 +66,8 @@ def test_whole_numbers_stay_what_they_are(backbones):
     """w8a8 rounds each token by itself, so its products are the same in any company."""
     backbone, lengths = backbones("t5", "w8a8"), [3, 9, 4, 17, 17]
     ids, mask = padded(backbone, inputs(lengths))
-    whole, found = backbone.encode(ids, mask), backbone.encode(ids, mask, None, divide(lengths))
+    division = Division(divide(lengths, PART_TOKENS), [Part(tuple(range(5)), 17)])
+    whole, [found] = backbone.encode(ids, mask), backbone.encode_divided(ids, mask, None, division)
     assert whole.final is not None
     assert found.final is not None
     assert_close(found.final[mask], whole.final[mask], atol=1e-3, rtol=1e-3)
@@ -71,7 +76,7 @@ def test_whole_numbers_stay_what_they_are(backbones):
 @settings(max_examples=60, deadline=None)
 @given(LENGTHS)
 def test_no_other_division_costs_less(lengths):
-    parts = divide(lengths)
+    parts = divide(lengths, PART_TOKENS)
     ordered = sorted(lengths)
     places = range(1, len(lengths))
     least = min(
@@ -87,8 +92,9 @@ def test_no_other_division_costs_less(lengths):
 
 def test_little_is_left_of_the_padding_of_mixed_lengths_and_equal_ones_stay_together():
     lengths = [12, 90, 14, 33, 35, 16, 60, 31, 13, 58, 15, 34]
-    computed = sum(part.size for part in divide(lengths))
+    computed = Division.of(lengths).tokens
     assert (computed - sum(lengths)) / computed < 0.05 < 0.5 < 1 - sum(lengths) / (12 * 90)
-    assert divide([7] * 5) == [Part((0, 1, 2, 3, 4), 7)]
-    assert divide([40, 40, 39]) == [Part((0, 1, 2), 40)]  # hardly worth it
+    assert divide([7] * 5, 1) == [Part((0, 1, 2, 3, 4), 7)]
+    assert divide([40, 40, 39], 0) == [Part((0, 1, 2), 40)]  # hardly worth it
+    assert Division.of([7] * 5).is_trivial
     assert WORTH < 39 / 40

@@ -32,17 +32,22 @@ class Counted:
 
     def __init__(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
         self.encoded = self.decoded = 0
-        encode, decode = backbone.encode, backbone.decode
+        encode, divided, decode = backbone.encode, backbone.encode_divided, backbone.decode
 
         def counting_encode(ids: torch.Tensor, *args: Any) -> Taps:
             self.encoded += len(ids)
             return encode(ids, *args)
+
+        def counting_divided(ids: torch.Tensor, *args: Any) -> list[Taps]:
+            self.encoded += len(ids)
+            return divided(ids, *args)
 
         def counting_decode(ids: torch.Tensor, *args: Any) -> Taps:
             self.decoded += len(ids)
             return decode(ids, *args)
 
         monkeypatch.setattr(backbone, "encode", counting_encode)
+        monkeypatch.setattr(backbone, "encode_divided", counting_divided)
         monkeypatch.setattr(backbone, "decode", counting_decode)
 
     def take(self) -> tuple[int, int]:
@@ -239,13 +244,15 @@ def test_whatever_is_known_a_pass_is_that_of_the_backbone(backbone: Backbone, se
             keys = [(dice.choice(["", "other"]), ids) for ids in dice.sample(inputs, dice.randint(1, 6))]
             depth = dice.choice([1, 2, None])
             speaking = [place for place in range(len(keys)) if depth is None and dice.random() < 0.5]
-            given = recall.read(keys, depth, speaking)
-            expected = run_backbone(backbone, [ids for _, ids in keys], depth)
-            assert torch.equal(given.taps.mask, expected.taps.mask)
-            assert_same_taps(given.taps, expected.taps, depth)
-            if speaking:
-                rows = torch.tensor(speaking)
-                assert_same_taps(given.decoder_taps().select(rows), expected.decoder_taps().select(rows), None)
+            readings = recall.read(keys, depth, speaking)
+            assert sorted(place for reading in readings for place in reading.places) == list(range(len(keys)))
+            for places, given in ((reading.places, reading.given) for reading in readings):
+                expected = run_backbone(backbone, [keys[place][1] for place in places], depth)
+                assert torch.equal(given.taps.mask, expected.taps.mask)
+                assert_same_taps(given.taps, expected.taps, depth)
+                rows = torch.tensor([row for row, place in enumerate(places) if place in speaking])
+                if len(rows):
+                    assert_same_taps(given.decoder_taps().select(rows), expected.decoder_taps().select(rows), None)
 
 
 def assert_same_taps(ours: Taps, theirs: Taps, depth: int | None) -> None:
