@@ -13,7 +13,7 @@ help:
 	@echo "make test   the fast and the slow test suite"
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
-	@echo "make bench  measure everything, beside PEFT and CTranslate2 (half an hour)"
+	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
 	@echo "make setup  the environment alone"
 

@@ -5,7 +5,8 @@
 A real `sidecast serve`, with its defaults, and callers in a process of their own. First callers that each wait for
 their answer, more of them than the server answers at a time: its capacity, and the share of padding among the tokens of
 its backbone passes, by its own counts. Then requests that arrive at random, twice as many a second as the capacity
-measured so far, each given up after --deadline seconds: those answered in time, over the capacity of the same round.
+measured so far, each given up after --deadline seconds (a batch takes about one): those answered in time, over the
+capacity of the same round.
 Texts are GLUE's, of all its eight tasks alike, as the prompts of the built-in templates, where --data holds them, or
 else the sentences of `benchmarks.load`. None comes twice in a measurement.
 """
@@ -31,7 +32,8 @@ from training.task_files import load_task
 
 TASKS = 8
 CALLERS = (64, 256)
-OVERLOAD, OVERLOADED = 2.0, "twice the capacity"
+OVERLOAD, OVERLOADED = 2.0, "twice the capacity, deadline {:g} s"
+DEADLINES_S = (2.0, 5.0)
 QUICK_S = 1.0
 EACH = 2000
 """Rows of each of GLUE's tasks."""
@@ -50,10 +52,10 @@ class Pressure:
     """One server, and the loads on it."""
 
     def __init__(
-        self, served: Served, names: Sequence[str], texts: Sequence[str] | None, how: How, deadline_s: float
+        self, served: Served, names: Sequence[str], texts: Sequence[str] | None, how: How, deadlines_s: Sequence[float]
     ) -> None:
         self._served, self._names, self._texts, self._how = served, names, texts, how
-        self._deadline_s, self._seed = deadline_s, how.seed
+        self._deadlines_s, self._seed = deadlines_s, how.seed
         self._seconds = QUICK_S if how.quick else how.seconds
         self._capacities: list[float] = []
 
@@ -63,7 +65,10 @@ class Pressure:
         saturating = [
             Variant(name=f"{callers} callers", measure=partial(self._saturate, callers)) for callers in levels
         ]
-        return [*saturating, Variant(name=OVERLOADED, measure=self._overload)]
+        overloading = [
+            Variant(name=OVERLOADED.format(each), measure=partial(self._overload, each)) for each in self._deadlines_s
+        ]
+        return [*saturating, *overloading]
 
     def _saturate(self, callers: int) -> Figures:
         seen = measure_load(
@@ -77,12 +82,12 @@ class Pressure:
         self._capacities.append(seen.rows_per_s)
         return {"rows_per_s": seen.rows_per_s, "errors": float(sum(seen.errors.values())), **batches(seen.grown)}
 
-    def _overload(self) -> Figures:
+    def _overload(self, deadline_s: float) -> Figures:
         seen = measure_offered(
             self._served,
             self._names,
             rate=OVERLOAD * statistics.median(self._capacities),
-            deadline_s=self._deadline_s,
+            deadline_s=deadline_s,
             seconds=self._seconds,
             seed=self._next_seed(),
             texts=self._texts,
@@ -116,19 +121,26 @@ def read_texts(data: Path, seed: int) -> list[str] | None:
     return texts or None
 
 
-def ask(loaded: Loaded, how: How, data: Path, deadline_s: float) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+def ask(
+    loaded: Loaded, how: How, data: Path, deadlines_s: Sequence[float]
+) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
     texts = read_texts(data, how.seed)
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_tasks(Path(folder), loaded, how.size(TASKS, 2), HEADS["mixed"], how.seed)
         names = sorted(registry.state().tasks)
         with serve(registry=Path(folder) / "registry", **loaded.settings(how.threads)) as served:
-            variants = Pressure(served, names, texts, how, deadline_s).variants()
+            variants = Pressure(served, names, texts, how, deadlines_s).variants()
             samples = how.turns(variants)
     found = ratios(samples)
     return (
         samples,
         found,
-        {"tasks": len(names), "texts": "glue" if texts else "sentences", "deadline_s": deadline_s, "rungs": "all"},
+        {
+            "tasks": len(names),
+            "texts": "glue" if texts else "sentences",
+            "deadlines_s": list(deadlines_s),
+            "rungs": "all",
+        },
     )
 
 
@@ -136,8 +148,11 @@ def ratios(samples: Samples) -> dict[str, Spread]:
     """Padding is a share already, of each round. The capacity is the most that any number of callers came to."""
     saturating = [name for name in samples.variants if name.endswith("callers")]
     found = {f"padding, {name}": samples.spread(name, "padding") for name in saturating}
-    beside = [samples.ratio("rows_per_s", OVERLOADED, name).values for name in saturating]
-    return {**found, "in time at twice the capacity / capacity": Spread(tuple(map(min, zip(*beside, strict=True))))}
+    for overloaded in samples.variants:
+        if overloaded not in saturating:
+            beside = [samples.ratio("rows_per_s", overloaded, name).values for name in saturating]
+            found[f"in time at {overloaded} / capacity"] = Spread(tuple(map(min, zip(*beside, strict=True))))
+    return found
 
 
 @click.command()
@@ -147,12 +162,20 @@ def ratios(samples: Samples) -> dict[str, Spread]:
     default=DATA,
     help="GLUE as <task>/validation.jsonl; without it, a list of sentences.",
 )
-@click.option("--deadline", "deadline_s", type=click.FloatRange(0.01), default=2.0, show_default=True, help="Seconds.")
+@click.option(
+    "--deadline",
+    "deadlines_s",
+    type=click.FloatRange(0.01),
+    multiple=True,
+    default=DEADLINES_S,
+    show_default=True,
+    help="Seconds.",
+)
 @measuring(rounds=3, seconds=6.0)
-def main(data: Path, deadline_s: float, **given: Any) -> None:
+def main(data: Path, deadlines_s: tuple[float, ...], **given: Any) -> None:
     """Padding at saturation, and answers in time at twice the load."""
     answer(
-        lambda loaded, how: ask(loaded, how, data, deadline_s),
+        lambda loaded, how: ask(loaded, how, data, deadlines_s),
         name="pressure",
         title="A server under pressure",
         columns=COLUMNS,

@@ -101,7 +101,8 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("the same, 16 callers of 8 rows", "server", "server 16x8 / *", 0.9),
         Goal("padding at saturation, GLUE's texts, 64 callers", "pressure", "padding, 64 callers", most=0.05),
         Goal("the same, 256 callers", "pressure", "padding, 256 callers", most=0.05),
-        Goal("answers in time at twice the load / capacity", "pressure", "in time at *", 0.9),
+        Goal("answers in time at twice the load / capacity, deadlines of 2 s", "pressure", "in time at * 2 s / *", 0.9),
+        Goal("the same, deadlines of 5 s", "pressure", "in time at * 5 s / *", 0.9),
         Goal("a shadow on all traffic, at half the load / none: p99", "shadow", "p99, shadow on all / *", most=1.03),
     ),
 }
