@@ -33,10 +33,10 @@ demo: $(INSTALLED)
 test: test-fast test-slow
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -n 2
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -306,16 +306,18 @@ class Route(_message.Message):
     def __init__(self, version: _Optional[int] = ..., shares: _Optional[_Iterable[_Union[Route.Share, _Mapping]]] = ..., shadows: _Optional[_Iterable[int]] = ..., bounds: _Optional[_Union[Route.Bounds, _Mapping]] = ...) -> None: ...
 
 class SetRouteRequest(_message.Message):
-    __slots__ = ("task", "alias", "route", "change")
+    __slots__ = ("task", "alias", "route", "change", "seen")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     CHANGE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     task: str
     alias: str
     route: Route
     change: Change
-    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+    seen: Route
+    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., seen: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
 
 class SetRouteResponse(_message.Message):
     __slots__ = ("task", "alias", "route", "generation")
@@ -342,18 +344,20 @@ class RollbackRequest(_message.Message):
     def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., to: _Optional[int] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
 
 class RollbackResponse(_message.Message):
-    __slots__ = ("task", "alias", "version_from", "version_to", "generation")
+    __slots__ = ("task", "alias", "version_from", "version_to", "generation", "canary_ended")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FROM_FIELD_NUMBER: _ClassVar[int]
     VERSION_TO_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CANARY_ENDED_FIELD_NUMBER: _ClassVar[int]
     task: str
     alias: str
     version_from: int
     version_to: int
     generation: int
-    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., version_from: _Optional[int] = ..., version_to: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+    canary_ended: bool
+    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., version_from: _Optional[int] = ..., version_to: _Optional[int] = ..., generation: _Optional[int] = ..., canary_ended: _Optional[bool] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
     __slots__ = ("task", "version", "change")

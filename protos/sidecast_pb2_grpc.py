@@ -270,14 +270,15 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Points an alias at the version it had before.
+        """Ends the shares of an alias's traffic; where there are none, points it at the version it had before, which ends its
+        shadows. Right after shares were taken away it is refused, unless it says where to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Retire(self, request, context):
-        """Takes a version out of service for good. No alias may point at it.
+        """Takes a version out of service for good. No alias may point at it, nor name it in its route.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -317,7 +318,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Tells the state at once, then every change of it, until the caller or the server ends.
+        """Tells the state at once, then every change of what is served and of routes, until the caller or the server ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,7 +6,7 @@ The registry blocks, so it is called on threads. Raises what is wrong; the gate 
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from serving.route_messages import read_route, write_awaited, write_comparisons,
 from serving.upload import UPLOADED, Upload
 from side_registry import Published, Registry
 from side_registry.decisions import checked_route
-from side_registry.errors import ArtifactError
+from side_registry.errors import ArtifactError, RouteChanged
 from side_registry.route import Route
 from side_registry.servers import Announced
 from side_registry.task import PRODUCTION
@@ -77,8 +77,9 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
             raise InvalidInput("route", "is missing; give a version, shares or shadows, or an empty one to end them")
         task, alias = request.task, request.alias or PRODUCTION
         route = checked_route(task, alias, read_route(request.route))
-        change = messages.read_change(request.change)
-        generation, own = await self._change(self._set_route, task, alias, route, _version(request.route), change)
+        seen = checked_route(task, alias, read_route(request.seen)) if request.HasField("seen") else None
+        how = messages.read_change(request.change) | {"version": _version(request.route), "seen": seen}
+        generation, own = await self._change(self._set_route, task, alias, route, how)
         return pb.SetRouteResponse(task=task, alias=alias, route=write_route(route, own), generation=generation)
 
     async def Rollback(self, request: pb.RollbackRequest, context: ServicerContext) -> pb.RollbackResponse:
@@ -91,6 +92,7 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
             version_from=rolled.version_from,
             version_to=rolled.version_to,
             generation=rolled.generation,
+            canary_ended=rolled.canary_ended,
         )
 
     async def Retire(self, request: pb.RetireRequest, context: ServicerContext) -> pb.RetireResponse:
@@ -114,9 +116,8 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
     async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
-        commits = await asyncio.to_thread(self._registry.history, request.task or None)
-        newest = commits[-request.limit :]
-        return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in newest])
+        commits = await asyncio.to_thread(self._registry.history, request.task or None, request.limit)
+        return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in commits])
 
     async def GetComparison(
         self, request: pb.GetComparisonRequest, context: ServicerContext
@@ -154,35 +155,37 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         return [self._presence.now, *(server for server in others if server.id != self._presence.id)]
 
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
-        before: PoolState | None = None
+        before: messages.Watched | None = None
         while True:
-            state = self._pool.snapshot()
-            if state is not before:
-                event = messages.write_event(before or PoolState(), state)
-                if before is None or event.changed or event.generations != messages.write_generations(before):
-                    yield event
-                before = state
+            now = messages.Watched.of(self._pool.snapshot())
+            event = messages.write_event(before or messages.Watched.of(PoolState()), now)
+            if before is None or event.changed or event.generations != before.generations:
+                yield event
+            before = now
             await self._drain.pause(WATCH_POLL_S)
 
     async def _change(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Returns when the registry has the change, and this server has seen it: what is asked next knows of it."""
-        result, generation = await asyncio.to_thread(self._do, verb, *arguments, **named)
+        try:
+            result = await asyncio.to_thread(verb, *arguments, **named)
+        except RouteChanged:
+            await self._see()  # the caller looks again
+            raise
+        await self._see()
+        return result
+
+    async def _see(self) -> None:
+        """Wait a little until this server has seen what the registry has just read or written."""
+        generation = (await asyncio.to_thread(self._registry.state, refresh=False)).generation
         deadline = time.monotonic() + SEEN_S
         self._wake()
         while self._pool.snapshot().wanted < generation and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread's
             await asyncio.sleep(SEEN_POLL_S)
-        return result
 
-    def _do(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> tuple[Result, int]:
-        """What it returns, and the generation that has it."""
-        return verb(*arguments, **named), self._registry.state(refresh=False).generation
-
-    def _set_route(
-        self, task: str, alias: str, route: Route, version: int | None, change: messages.Change
-    ) -> tuple[int, int]:
+    def _set_route(self, task: str, alias: str, route: Route, how: Mapping[str, Any]) -> tuple[int, int]:
         """The generation, and the alias's own version."""
-        generation = self._registry.set_route(task, alias, route, version=version, **change)
-        return generation, version or self._registry.state(refresh=False).task(task).at(alias)
+        generation = self._registry.set_route(task, alias, route, **how)
+        return generation, how["version"] or self._registry.state(refresh=False).task(task).at(alias)
 
     def _publish(self, folder: str, header: pb.PublishRequest.Header) -> Published:
         try:

@@ -1,6 +1,7 @@
 """What the server knows about tasks, and the registry's commits, as messages of `sidecast.v1.Admin`. Pure functions."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypedDict
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +17,20 @@ from side_registry.task import PRODUCTION, TaskSpec
 
 Served = tuple[int, Route | None]
 """The version that serves an alias, and the alias's route as far as it is followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is told of the pool as it changes. Holds nothing resident."""
+
+    generations: pb.Generations
+    tasks: Mapping[str, TaskState]
+    aliases: Mapping[tuple[str, str], int]
+    routes: Mapping[tuple[str, str], Route]
+
+    @classmethod
+    def of(cls, state: PoolState) -> "Watched":
+        return cls(write_generations(state), state.tasks, state.aliases, state.routes)
 
 
 class Change(TypedDict):
@@ -97,18 +112,20 @@ def write_commit(commit: Commit, task: str) -> pb.Commit:
     )
 
 
-def write_event(before: PoolState, after: PoolState) -> pb.WatchEvent:
+def write_event(before: Watched, after: Watched) -> pb.WatchEvent:
     """What changed from one state of the pool to another."""
+    if after.tasks is before.tasks and after.aliases is before.aliases and after.routes is before.routes:
+        return pb.WatchEvent(generations=after.generations)
     old, new = _served(before), _served(after)
     changed = [_write_served(task, new.get(task, {})) for task in sorted(old | new) if old.get(task) != new.get(task)]
-    return pb.WatchEvent(generations=write_generations(after), changed=changed)
+    return pb.WatchEvent(generations=after.generations, changed=changed)
 
 
-def _served(state: PoolState) -> dict[str, dict[str, Served]]:
+def _served(watched: Watched) -> dict[str, dict[str, Served]]:
     """Task to alias to the version that answers, and the route that is followed."""
-    served: dict[str, dict[str, Served]] = {task: {} for task in state.tasks}
-    for (task, alias), version in state.aliases.items():
-        served.setdefault(task, {})[alias] = version, state.routes.get((task, alias))
+    served: dict[str, dict[str, Served]] = {task: {} for task in watched.tasks}
+    for (task, alias), version in watched.aliases.items():
+        served.setdefault(task, {})[alias] = version, watched.routes.get((task, alias))
     return served
 
 

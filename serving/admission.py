@@ -4,7 +4,7 @@ What is wrong with one task stands in its place, so that the others go on. Knows
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from serving.errors import ServingError
@@ -42,6 +42,10 @@ class Target:
     """The generation that set the alias's route; None where it has none."""
     beside: tuple[Resident, ...] = ()
     """Who answers the same for the comparison of the route's versions."""
+    overrides: Overrides = field(default_factory=Overrides)
+    """What the request sets."""
+    generation: int = -1
+    """The registry's that was served when it was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +73,27 @@ def resolve(
     generation: Overrides,
     *,
     key: str = "",
-    via: str | None = None,
     among: bool = False,
 ) -> Target | Refused:
     """The task of a request.
 
     Args:
         key: the request's, by which the alias's route leads it to a version; "": at random.
-        via: the alias that led whoever asks to the version that `ref` names; None: it is pinned.
         among: others. One that makes no texts is not touched by `generation` then.
     """
     try:
         resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
-        applies = generation and not (among and resident.spec.kind != "text")
-        answerer = generation.answerer(resident) if applies else resident.answerer
+        overrides = Overrides() if among and resident.spec.kind != "text" else generation
+        answerer = overrides.answerer(resident)
     except (ServingError, RegistryError) as error:
         return error
-    alias = via if ref.version is not None else ref.alias or PRODUCTION
-    since = state.routed_since(ref.task, alias, resident.version) if alias else None
-    if alias is None or since is None:
-        return Target(resident, alias, answerer)
-    return Target(resident, alias, answerer, since, state.beside(ref.task, alias, resident.version))
+    found = Target(resident, None, answerer, overrides=overrides, generation=state.generation)
+    if ref.version is not None:
+        return found
+    alias = ref.alias or PRODUCTION
+    since = state.routed_since(ref.task, alias, resident.version)
+    beside = () if since is None else state.beside(ref.task, alias, resident.version)
+    return replace(found, alias=alias, since=since, beside=beside)
 
 
 def encode(

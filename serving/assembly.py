@@ -19,6 +19,7 @@ from serving.judging import Judging
 from serving.loader import Loader
 from serving.metrics import Metrics
 from serving.pool import SidePool
+from serving.presence import address_of
 from serving.reconciler import Progress, Reconciler
 from serving.service import PredictService
 from serving.shadowing import Shadowing
@@ -47,6 +48,9 @@ class Parts:
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
     """Open the registry, or make one where nothing is; load the backbone and all that is published.
 
+    Args:
+        config: its port is the one that was taken.
+
     Raises:
         RegistryError, BackboneError, StartError.
     """
@@ -63,7 +67,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     batch = replace(config.batch, padding_cost=min(config.batch.padding_cost, engine.padding_cost))
     batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
     comparisons = _comparisons(pool, config.shadow)
-    shadowing = Shadowing(batcher, comparisons, tokenizer, config.shadow, metrics)
+    shadowing = Shadowing(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
     service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadowing)
     judging = _judging(registry, comparisons, pool, config, reconciler.wake, metrics)
     judging.start()
@@ -91,7 +95,7 @@ def _judging(
     wake: Callable[[], None],
     metrics: Metrics,
 ) -> Judging:
-    author = f"sidecast serve@{config.host}:{config.port}"
+    author = f"sidecast serve@{address_of(config.host, config.port)}"
     return Judging(registry, comparisons, lambda: pool.snapshot().routes, author, wake, metrics, withhold=pool.withhold)
 
 

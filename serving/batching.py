@@ -3,8 +3,8 @@
 The batcher lives on an event loop and never runs torch itself. While the device works the queue gathers company by
 itself; only an idle device waits a little for it. Texts that are being made take a step in every turn, whatever waits.
 Under pressure it sheds what cannot be answered in time before the device has spent anything on it. Rows in shadow go
-when no caller's row waits, and are no part of what is counted, limited, charged and learned for callers. Knows no side
-networks, no gRPC.
+in turns of their own when no caller's row waits or runs, and are no part of what is counted, limited, charged and
+learned for callers. Knows no side networks, no gRPC.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from serving.metrics import Metrics
 from serving.pace import Pace
 from serving.pieces import Piece
 from serving.places import Places
-from serving.row_queue import Bundle, ListRequest, Outcome, Request, Row, ShadowRequest, StreamRequest
+from serving.row_queue import Begun, Bundle, ListRequest, Outcome, Request, Row, ShadowRequest, StreamRequest, nobody
 from serving.shadow_queue import ShadowQueue, ShadowTurn
 from serving.taking import Taking
 from serving.turns import Predict, Worker, worker_of
@@ -92,12 +92,15 @@ class Batcher:
         """Rows of texts that are being made, by weight."""
         return self._on_device.running
 
-    async def submit(self, rows: Sequence[Row], *, deadline: float | None = None, priority: int = 0) -> list[Outcome]:
+    async def submit(
+        self, rows: Sequence[Row], *, deadline: float | None = None, priority: int = 0, begun: Begun = nobody
+    ) -> list[Outcome]:
         """Answer `rows`: an exception in an outcome's place is that row's own, or its task's (TaskOverloaded).
 
         Args:
             deadline: time.monotonic() seconds. Rows that wait or run then leave.
             priority: 1 (served first) to 4; 0 is the configured default.
+            begun: told of the places of the rows that go to the device, as they do.
 
         Raises:
             Overloaded: the queue is full; TooSlow: it is too long for the deadline.
@@ -108,6 +111,7 @@ class Batcher:
         if not rows:
             return []
         request = ListRequest(rows, deadline, self._level(priority), self._now())
+        request.begun = begun
         with self._in_flight(request):
             if deadline is None:
                 return await request.outcomes()
@@ -117,13 +121,16 @@ class Batcher:
             finally:
                 expiry.cancel()
 
-    async def stream(self, row: Row, *, deadline: float | None = None, priority: int = 0) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, row: Row, *, deadline: float | None = None, priority: int = 0, begun: Begun = nobody
+    ) -> AsyncGenerator[Any, None]:
         """The pieces of one row's text as they are made, and last its answer. To close the iterator cancels the row.
 
         Raises:
             What `submit` raises, and the row's own exception.
         """
         request = StreamRequest(row, deadline, self._level(priority), self._now())
+        request.begun = begun
         with self._in_flight(request):
             ended = False
             while not ended:
@@ -308,7 +315,7 @@ class Batcher:
                 gone = self._on_device.take_gone()
                 batch = self._take()
                 gone += self._give_way(batch)
-                shadows = [] if batch else self._take_shadows()
+                shadows = self._take_shadows(batch)
                 if batch or shadows or gone or self._on_device:
                     await self._turn(batch, shadows, gone)
                 idle = not (self._queue or self._on_device)
@@ -345,14 +352,17 @@ class Batcher:
         self._serve(batch)
         return batch
 
-    def _take_shadows(self) -> list[Bundle]:
-        """The next batch in shadow, out of its queue, where it is due and no caller's row waits."""
+    def _take_shadows(self, batch: Sequence[Bundle]) -> list[Bundle]:
+        """The next batch in shadow, out of its queue, where it is due and no caller's row waits or runs."""
+        self._shadows.age(self._now())
+        if batch or self._queue or self._on_device.running:
+            return []
         texts = self._on_device.running_shadows
-        return [] if self._queue or self._shadows.due_s(self._now(), texts) != 0 else self._shadows.take(texts)
+        return self._shadows.take(texts) if self._shadows.due_s(self._now(), texts) == 0 else []
 
     def _give_way(self, batch: Sequence[Bundle]) -> list[Row]:
-        """Texts in shadow end where they alone would make callers' rows wait for a token each turn; returns them."""
-        if not batch or self._on_device.running or any(bundle.running for bundle in batch):
+        """Texts in shadow end when callers' rows come: they share no turn, nor what befalls it. Returns them."""
+        if not batch:
             return []
         for request, rows in self._on_device.shadows().items():
             request.drop(rows)
@@ -395,7 +405,8 @@ class Batcher:
         loop, tokens = asyncio.get_running_loop(), sum(bundle.tokens for bundle in batch)
         rows = self._on_device.begin([*batch, *shadows], self._now())
         self._started, self._turn_tokens = self._now(), tokens
-        crowded, beside = self._queue.scores > 0, self._in_shadow(batch, shadows)
+        crowded = self._queue.scores > 0
+        beside = ShadowTurn(self._on_device.shadows(), sum(bundle.tokens for bundle in shadows))
 
         def deliver(events: Sequence[tuple[Any, Any]]) -> None:
             loop.call_soon_threadsafe(self._on_device.settle, list(events))
@@ -411,11 +422,6 @@ class Batcher:
         self._shadows.ended(beside, self._now() - self._started)
         self._turn_tokens = 0
         self._charge_texts()
-
-    def _in_shadow(self, batch: Sequence[Bundle], shadows: Sequence[Bundle]) -> ShadowTurn:
-        """What of the turn that begins is in shadow."""
-        device, tokens = self._on_device, sum(bundle.tokens for bundle in shadows)
-        return ShadowTurn(device.shadows(), tokens, len(device), is_whole=not (batch or device.running))
 
     def _charge_texts(self) -> None:
         """A text costs its task a token for each beam and turn: what it will come to is not known before."""

@@ -28,7 +28,7 @@ from serving.client_calls import Call
 from serving.client_channel import Settings, make_stubs
 from serving.client_errors import SidecastError, UnreachableError, from_call
 from serving.client_results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
-from serving.client_routes import Awaited, Comparisons, Routed
+from serving.client_routes import Awaited, Comparisons, Route, Routed
 from serving.client_streams import AsyncTextStream, TextStream
 
 READY_POLL_S = 0.05
@@ -176,6 +176,7 @@ class Client(_Caller):
         shares: Mapping[int, int] | None = None,
         shadows: Sequence[int] = (),
         bounds: Mapping[str, Any] | None = None,
+        seen: Route | None = None,
         message: str = "",
     ) -> Routed:
         """Say how an alias's traffic is split; what it was before is replaced.
@@ -186,26 +187,31 @@ class Client(_Caller):
             shadows: versions that answer the same inputs, compared and told to nobody.
             bounds: what a version with a share must keep to, else servers end its share: `{"disagreement": 0.05,
                 "error_rate": 0.01, "latency": 1.2, "min_rows": 200}`, each of them optional.
+            seen: the route that this one was made of (of `task(...).routes`, or `Route()`). If it is another one by
+                now, this is a RouteChangedError, and nothing is changed.
         """
-        call = calls.set_route(task, alias, version, shares, shadows, bounds, message)
+        call = calls.set_route(task, alias, version, shares, shadows, bounds, seen, message)
         return self._do(call, self._settings.timeout)
 
     def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
         """How the versions of an alias's route compare with its own, as this server saw them."""
         return self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
 
-    def await_generation(self, generation: int = 0, *, timeout: float = 30.0) -> Awaited:
+    def await_generation(self, generation: int = 0, *, timeout: float = 45.0) -> Awaited:
         """Wait until every server that follows the registry serves a generation, or time is up.
 
         Args:
             generation: as `publish`, `promote` and their like return it; 0 for the registry's newest.
-            timeout: seconds, at most 300; 0 to look once.
+            timeout: seconds, at most 300; 0 to look once. A server that was killed counts for 30 to 40 seconds more.
         """
         return self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
 
     def rollback(self, task: str, *, alias: str | None = None, to: int | None = None, message: str = "") -> Rolled:
         """Point an alias at the version it had before, or at `to`, which it had earlier. Where versions have shares of
-        its traffic, that ends their shares instead, unless `to` is given."""
+        its traffic, that ends their shares instead, unless `to` names an earlier version.
+
+        Raises RollbackUnclearError where shares were taken away just before: then say `to`.
+        """
         return self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
 
     def retire(self, task: str, version: int, *, message: str = "") -> Retired:
@@ -351,17 +357,18 @@ class AsyncClient(_Caller):
         shares: Mapping[int, int] | None = None,
         shadows: Sequence[int] = (),
         bounds: Mapping[str, Any] | None = None,
+        seen: Route | None = None,
         message: str = "",
     ) -> Routed:
         """As `Client.set_route`."""
-        call = calls.set_route(task, alias, version, shares, shadows, bounds, message)
+        call = calls.set_route(task, alias, version, shares, shadows, bounds, seen, message)
         return await self._do(call, self._settings.timeout)
 
     async def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
         """As `Client.comparison`."""
         return await self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
 
-    async def await_generation(self, generation: int = 0, *, timeout: float = 30.0) -> Awaited:
+    async def await_generation(self, generation: int = 0, *, timeout: float = 45.0) -> Awaited:
         """As `Client.await_generation`."""
         return await self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
 

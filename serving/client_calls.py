@@ -8,7 +8,7 @@ import getpass
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -132,12 +132,15 @@ def set_route(
     shares: Mapping[int, int] | None,
     shadows: Sequence[int],
     bounds: Mapping[str, Any] | None,
+    seen: routes.Route | None,
     message: str,
 ) -> Call[routes.Routed]:
     route = _write_route(shares or {}, shadows, bounds)
     if version is not None:
         _set(route, "version", version, "route.")
     request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
+    if seen is not None:
+        request.seen.CopyFrom(_write_route(seen.shares, seen.shadows, seen.bounds and asdict(seen.bounds)))
     return Call("admin", "SetRoute", request, read_routed)
 
 

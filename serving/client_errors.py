@@ -5,10 +5,11 @@
       InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidRouteError,
                                  InvalidArtifactError, MessageTooLargeError
       RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
-                                 NothingToRollBackError
+                                 NothingToRollBackError, RollbackUnclearError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
       OverloadedError            shed; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
+      RouteChangedError          look at the route again
       DeadlineExceededError
       CallCancelledError
       UnsupportedError           the server has no such method
@@ -118,6 +119,12 @@ class NothingToRollBackError(RefusedError):
     default_reason = "NOTHING_TO_ROLL_BACK"
 
 
+class RollbackUnclearError(RefusedError):
+    """Shares were taken away just before; say where to."""
+
+    default_reason = "ROLLBACK_UNCLEAR"
+
+
 class UnavailableError(SidecastError):
     default_reason = "UNAVAILABLE"
 
@@ -142,6 +149,12 @@ class OverloadedError(SidecastError):
 
 class ContendedError(SidecastError):
     default_reason = "CONTENDED"
+
+
+class RouteChangedError(SidecastError):
+    """It is no longer as it was seen."""
+
+    default_reason = "ROUTE_CHANGED"
 
 
 class DeadlineExceededError(SidecastError):
@@ -181,10 +194,12 @@ BY_REASON: Mapping[str, type[SidecastError]] = {
         VersionRefusedError,
         VersionInUseError,
         NothingToRollBackError,
+        RollbackUnclearError,
         NotLoadedError,
         DrainingError,
         OverloadedError,
         ContendedError,
+        RouteChangedError,
         DeadlineExceededError,
         CallCancelledError,
         SideFailedError,

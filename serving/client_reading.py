@@ -222,6 +222,7 @@ def read_rolled(response: pb.RollbackResponse) -> results.Rolled:
         version_from=response.version_from,
         version_to=response.version_to,
         generation=response.generation,
+        canary_ended=response.canary_ended,
     )
 
 

@@ -179,6 +179,8 @@ class Rolled:
     version_from: int
     version_to: int
     generation: int
+    canary_ended: bool = False
+    """The alias stayed at `version_to`, and the shares of its traffic were taken away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,13 +31,14 @@ class Comparison:
     drift: float = 0.0
     """Mean over the compared rows, 0 to 1."""
     latency_seconds: float = 0.0
-    """Mean of its requests, callers' only."""
+    """Mean of its requests, callers' only. One that was left before its answer counts as what it took until then, or
+    as the mean where that is more."""
     cost_seconds: float = 0.0
     """Time on the device for a row beside callers' rows."""
     dropped: int = 0
     """Rows not compared because the server had no time for them."""
     answered: int = 0
-    """Rows of its requests, callers' only."""
+    """Rows of its requests, callers' only, with those of requests that were left before their answer."""
 
     @property
     def error_rate(self) -> float:
@@ -109,6 +110,8 @@ class _Tally:
     drift: float = 0.0
     requests: int = 0
     seconds: float = 0.0
+    left: int = 0
+    """Rows of requests that were left before their answer."""
     asked: int = 0
     """Rows beside callers'."""
     cost: float = 0.0
@@ -140,6 +143,13 @@ class Window:
             tally = self._tallies[version]
             tally.rows, tally.failed = tally.rows + rows, tally.failed + failed
             tally.requests, tally.seconds = tally.requests + 1, tally.seconds + seconds
+
+    def left(self, version: int, rows: int, seconds: float) -> None:
+        """A request whose caller waited so long in vain. Nobody knows whether its rows would have failed."""
+        with self._lock:
+            tally = self._tallies[version]
+            seconds = max(seconds, _mean(tally.seconds, tally.requests))
+            tally.left, tally.requests, tally.seconds = tally.left + rows, tally.requests + 1, tally.seconds + seconds
 
     def asked(self, version: int, *, failed: bool) -> None:
         """One row beside callers' ended."""
@@ -181,7 +191,7 @@ class Window:
                 latency_seconds=_mean(tally.seconds, tally.requests),
                 cost_seconds=_mean(tally.cost, tally.asked),
                 dropped=tally.dropped,
-                answered=tally.rows - tally.asked,
+                answered=tally.rows - tally.asked + tally.left,
             )
 
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -215,6 +225,11 @@ class Comparisons:
             if window is None or window.routed != routed:
                 window = self._windows[task, alias] = Window(routed, self._kept)
             return window
+
+    def forget_gone(self) -> None:
+        """Drop what was seen under routes that are over, and the inputs kept with it."""
+        with self._lock:
+            self._windows = {key: each for key, each in self._windows.items() if self._routed(*key) == each.routed}
 
     def read(self, task: str, alias: str) -> Compared | None:
         """None: the alias has no route."""

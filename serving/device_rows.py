@@ -60,6 +60,8 @@ class DeviceRows:
         places = [(bundle.request, place) for bundle in batch for place in bundle.places]
         begun = [Held(request.rows[place], request, place, now) for request, place in places]
         self._held.update((id(held.row), held) for held in begun)
+        for bundle in batch:
+            bundle.request.begun(bundle.places)
         for held in begun:
             self._count(held, 1)
         return [held.row for held in begun]

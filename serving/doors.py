@@ -12,6 +12,7 @@ from typing import Protocol
 import grpc
 from grpc.aio import ServicerContext
 
+from serving.admission import Target
 from serving.errors import InvalidInput, ServingError
 from serving.metrics import Metrics
 from serving.overrides import Overrides
@@ -39,7 +40,7 @@ class Service(Protocol):
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
@@ -66,7 +67,7 @@ class Service(Protocol):
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,

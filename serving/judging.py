@@ -83,7 +83,14 @@ class Ends(Protocol):
     """What is needed of a registry."""
 
     def end_route(
-        self, task: str, alias: str, seen: Route, *, author: str | None = None, message: str = ""
+        self,
+        task: str,
+        alias: str,
+        seen: Route,
+        *,
+        since: int | None = None,
+        author: str | None = None,
+        message: str = "",
     ) -> int | None: ...
 
 
@@ -104,8 +111,8 @@ class Judging:
         routes: (task, alias) to its route, as this server follows it now.
         author: of the commits.
         wake: told after a commit, so that this server sees it at once.
-        withhold: told (task, alias, the generation that set its route) where the registry cannot be told: then this
-            server gives nobody a share of it.
+        withhold: told (task, alias, the generation that set its route) before the registry is, which may take its
+            time or be away: from then on this server gives nobody a share of it.
         clock: seconds.
     """
 
@@ -137,14 +144,15 @@ class Judging:
             self._thread.join(timeout_s)
 
     def look(self) -> None:
-        """Judge every route once."""
+        """Judge every route once. All shares that must go are withheld here before the registry is told of any."""
+        self._comparisons.forget_gone()
         bounded = [key for key, route in self._routes().items() if route.bounds is not None]
         self._tries = {key: tried for key, tried in self._tries.items() if key in bounded}
-        for task, alias in bounded:
-            window = self._comparisons.window(task, alias)
-            found = judge(window) if window else None
-            if window and found:
-                self._end(task, alias, window.routed, found)
+        faulty = [each for key in bounded if (each := self._due(*key))]
+        for task, alias, tried, _ in faulty:
+            self._withhold(task, alias, tried.routed.since)
+        for task, alias, tried, found in faulty:
+            self._end(task, alias, tried, found)
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):
@@ -153,18 +161,26 @@ class Judging:
             except Exception:
                 log.exception("judging the routes failed; it goes on")
 
-    def _end(self, task: str, alias: str, routed: Routed, found: Fault) -> None:
+    def _due(self, task: str, alias: str) -> tuple[str, str, _Try, Fault] | None:
+        """A route that must end, if it is time to try."""
+        window = self._comparisons.window(task, alias)
+        found = judge(window) if window else None
+        if not (window and found):
+            return None
         tried = self._tries.get((task, alias))
-        if tried is None or tried.routed != routed:
-            tried = self._tries[task, alias] = _Try(routed)
-        if self._clock() < tried.next_s:
-            return
+        if tried is None or tried.routed != window.routed:
+            tried = self._tries[task, alias] = _Try(window.routed)
+        return (task, alias, tried, found) if self._clock() >= tried.next_s else None
+
+    def _end(self, task: str, alias: str, tried: _Try, found: Fault) -> None:
+        routed = tried.routed
         message = f"automatic rollback: version {found.version}: {found.why}"
         try:
-            generation = self._registry.end_route(task, alias, routed.route, author=self._author, message=message)
+            generation = self._registry.end_route(
+                task, alias, routed.route, since=routed.since, author=self._author, message=message
+            )
         except Exception as error:
             self._postpone(tried)
-            self._withhold(task, alias, routed.since)
             unforeseen = None if isinstance(error, RegistryError) else error
             log.error("%s of %s@%s is tried again: %s", message, task, alias, error, exc_info=unforeseen)
             return

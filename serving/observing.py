@@ -6,10 +6,11 @@ Knows no torch and no gRPC, and decides nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from serving.errors import Cancelled, DeadlineExpired, NotServed
+from serving.errors import SideFailed
+from serving.overrides import Overrides
 
 if TYPE_CHECKING:
     from serving.admission import Encoded
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from serving.pool import Resident
     from serving.prompts import InputRow
     from serving.row_queue import Outcome
-
-LOAD = (NotServed, DeadlineExpired, Cancelled)
-"""Rows that fail with these tell nothing of the version that was to answer them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +42,11 @@ class Seen:
     """The generation that set the alias's route; 0 unknown."""
     inputs: tuple[InputRow, ...] = ()
     """Of those rows, as the caller sent them: a version with another template makes another prompt of them."""
+    overrides: Overrides = field(default_factory=Overrides)
+    """What the request set."""
+    left: bool = False
+    """The caller's time was up, or it left, when these rows were on the device: there are no outcomes, and an answer
+    would have taken `seconds` or longer."""
 
 
 class Observer(Protocol):
@@ -66,7 +69,7 @@ def seen(
     outcomes: Sequence[Outcome],
     seconds: float,
 ) -> Seen | None:
-    """One task of a request; None where its alias has no route, or load alone decided its outcomes.
+    """One task of a request; None where its alias has no route, or none of its outcomes is the version's doing.
 
     Args:
         inputs, rows, outcomes: in the caller's order, a repeated row as the same object each time.
@@ -84,12 +87,36 @@ def seen(
         seconds=seconds,
         since=target.since,
         inputs=tuple(inputs[place] for place in places),
+        overrides=target.overrides,
     )
 
 
+def left(encoded: Encoded, rows: Sequence[EngineRow], seconds: float) -> Seen | None:
+    """One task of a request that its caller has left, with the rows that had begun; None where none had."""
+    target, rows = encoded.target, tuple(dict.fromkeys(rows))
+    if target.alias is None or target.since is None or not rows:
+        return None
+    return Seen(
+        resident=target.resident,
+        alias=target.alias,
+        beside=(),
+        rows=rows,
+        prompts=(),
+        outcomes=(),
+        seconds=seconds,
+        since=target.since,
+        left=True,
+    )
+
+
+def tells(outcome: Outcome) -> bool:
+    """Of the version that was to answer: an answer, or its own failure. Load and failed turns may be anybody's."""
+    return not isinstance(outcome, Exception) or isinstance(outcome, SideFailed)
+
+
 def _distinct(rows: Sequence[EngineRow], outcomes: Sequence[Outcome]) -> list[int]:
-    """The first place of each row that has an outcome of its own."""
+    """The first place of each row whose outcome tells of the version."""
     first: dict[EngineRow, int] = {}
     for place, row in enumerate(rows):
         first.setdefault(row, place)
-    return [place for place in first.values() if not isinstance(outcomes[place], LOAD)]
+    return [place for place in first.values() if tells(outcomes[place])]

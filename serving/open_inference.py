@@ -17,6 +17,7 @@ from grpc.aio import ServicerContext
 from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
+from serving.admission import resolve
 from serving.doors import Service, Tenants, counting, deadline_of
 from serving.errors import InvalidInput, NotServed
 from serving.gate import Drain
@@ -36,7 +37,7 @@ from serving.tensors import (
     write_outputs,
 )
 from side_registry.errors import RegistryError
-from side_registry.task import PRODUCTION, VERSION, TaskSpec
+from side_registry.task import VERSION, TaskRef, TaskSpec
 
 NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
@@ -138,19 +139,23 @@ class OpenInferenceDoor(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         priority = _whole_number(request, "priority")
         check_priority(priority, "parameters.priority")
         which, key = parse_version(request.model_version), _text(request, "route_key")
-        found = self._pool.resolve(request.model_name, version=which.version, alias=which.alias, key=key)
-        requested_outputs(request, found.spec)
-        rows = read_rows(request, found.spec)
+        ref, generation = TaskRef(request.model_name, which.alias, which.version), _generation(request)
+        target = resolve(self._pool.snapshot(), ref, generation, key=key)
+        if isinstance(target, Exception):
+            raise target
+        spec = target.resident.spec
+        requested_outputs(request, spec)
         how = {
-            "version": found.version,  # the rows were read by its spec, so it answers them, whatever is swapped
-            "via": None if which.version is not None else which.alias or PRODUCTION,
+            "version": which.version,
+            "alias": which.alias,
+            "target": target,  # the rows are read by its spec, so it answers them, whatever is swapped
             "deadline": deadline_of(context, _timeout(request)),
-            "generation": _generation(request),
+            "generation": generation,
             "priority": priority,
             "tenant": self._tenants.of(context),
             "route_key": key,
         }
-        return Wish(rows, found.spec, how)
+        return Wish(read_rows(request, spec), spec, how)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -198,7 +203,7 @@ def parse_version(text: str) -> Which:
 def _piece(request: pb.ModelInferRequest, piece: Piece, wish: Wish) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=request.model_name,
-        model_version=str(wish.how["version"]),
+        model_version=str(wish.how["target"].resident.version),
         id=request.id,
         parameters={FINAL: pb.InferParameter(bool_param=False)},
     )

@@ -187,6 +187,9 @@ class SidePool:
             kept = {key: each for key, each in self._state.withheld.items() if key in self._state.routes}
             self._state = replace(self._state, withheld={**kept, (task, alias): since})
 
+    def holds(self, key: Key) -> bool:
+        return key in self._state.residents
+
     def resolve(
         self, task: str, *, version: int | None = None, alias: str | None = None, key: str | None = None
     ) -> Resident:

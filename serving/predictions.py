@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from ladder.answers import Answer
 from serving.admission import Refused, Target
 from serving.errors import ServingError
-from serving.pool import PoolState
 from serving.row_queue import Outcome
 from serving.told import FinishReason
 from side_registry.task import TaskSpec
@@ -35,23 +34,23 @@ class Generated:
     finish_reason: FinishReason
 
 
-def prediction_or_fault(state: PoolState, target: Target, outcomes: Sequence[Outcome]) -> Prediction | Refused:
+def prediction_or_fault(target: Target, outcomes: Sequence[Outcome]) -> Prediction | Refused:
     """The task's answers, or the first fault among them. A fault that is nobody's in particular is raised."""
     for outcome in outcomes:
         if isinstance(outcome, ServingError):
             return outcome
         if isinstance(outcome, Exception):
             raise outcome
-    return predicted(state, target, outcomes)
+    return predicted(target, outcomes)
 
 
-def predicted(state: PoolState, target: Target, answers: Sequence[Answer]) -> Prediction:
+def predicted(target: Target, answers: Sequence[Answer]) -> Prediction:
     resident = target.resident
     return Prediction(
         task=resident.task,
         version=resident.version,
         alias=target.alias,
-        generation=state.generation,
+        generation=target.generation,
         spec=resident.spec,
         answers=tuple(answers),
     )

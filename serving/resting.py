@@ -31,10 +31,13 @@ class Resting:
     Args:
         limit_s: longest that a turn may take which has nothing but rows in shadow.
         clock: seconds.
+        is_there: whether a version still is; those that are gone are forgotten when there is new trouble.
     """
 
-    def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
-        self._limit_s, self._clock = limit_s, clock
+    def __init__(
+        self, limit_s: float, clock: Callable[[], float], is_there: Callable[[Key], bool] = lambda key: True
+    ) -> None:
+        self._limit_s, self._clock, self._is_there = limit_s, clock, is_there
         self._troubles: dict[Key, _Trouble] = {}
 
     def rests(self, key: Key) -> bool:
@@ -48,7 +51,7 @@ class Resting:
     def took(self, key: Key, seconds: float, alone: bool) -> None:
         """A turn in shadow with it took so long; `alone`: no other version was in it."""
         if seconds > self._limit_s:
-            trouble = self._troubles.setdefault(key, _Trouble())
+            trouble = self._trouble(key)
             trouble.suspect = True
             if alone:
                 self._rest(key, trouble, f"took {seconds:.1f} s for a turn, the limit is {self._limit_s:g} s")
@@ -59,10 +62,16 @@ class Resting:
         """One row of it ended."""
         if error is None and key not in self._troubles:
             return
-        trouble = self._troubles.setdefault(key, _Trouble())
+        trouble = self._trouble(key)
         trouble.failures = trouble.failures + 1 if error else 0
         if trouble.failures >= FAILURES:
             self._rest(key, trouble, f"failed {trouble.failures} times in a row: {error}")
+
+    def _trouble(self, key: Key) -> _Trouble:
+        if key not in self._troubles:
+            self._troubles = {known: each for known, each in self._troubles.items() if self._is_there(known)}
+            self._troubles[key] = _Trouble()
+        return self._troubles[key]
 
     def _rest(self, key: Key, trouble: _Trouble, why: str) -> None:
         if self._clock() < trouble.until:

@@ -5,13 +5,20 @@ that many tasks on one input cost one backbone pass.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from serving.pieces import Piece
 
 Outcome = Any
 """An answer, or the exception in its place."""
+
+
+Begun = Callable[[Sequence[int]], None]
+
+
+def nobody(places: Sequence[int]) -> None:
+    pass
 
 
 class Row(Protocol):
@@ -94,6 +101,8 @@ class Request:
         self.is_over = False
         """All answered, failed, or nobody waits for it any more."""
         self.bundles: list[Bundle] = []
+        self.begun: Begun = nobody
+        """Told of the places of its rows that go to the device."""
 
     def bundle(self, places: Iterable[int]) -> None:
         """Bundle the rows at these places, which are to be computed."""
@@ -180,6 +189,11 @@ class ShadowRequest(Request):
     def __init__(self, rows: Sequence[Row], version: object, *, apart: bool = False) -> None:
         super().__init__(rows, None, 0, 0.0)
         self.version, self.apart = version, apart
+
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody still compares its answers."""
+        return True
 
     def drop(self, rows: int | None = None) -> None:
         """Some rows, or all that have no outcome yet, get none."""

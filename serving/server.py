@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -93,7 +94,8 @@ class Server:
         """
         try:
             self._take_ports()
-            self._parts = await asyncio.to_thread(self._assemble, self.config, self.metrics, self._on_progress)
+            config = replace(self.config, port=self.port)
+            self._parts = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
             self._presence = Presence(self._parts.registry, self.address, lambda: self.generation)
             await self._join(self._parts, self._presence)
             self._open_doors(self._parts, self._presence)

@@ -17,12 +17,12 @@ from serving.admission import Encoded, Encoder, Ids, Refused, Target, resolve
 from serving.batching import Batcher
 from serving.config import RequestConfig
 from serving.engine import EngineRow
-from serving.errors import Draining, InvalidInput, TooManyRows
+from serving.errors import Cancelled, DeadlineExpired, Draining, InvalidInput, TooManyRows, TooSlow
 from serving.metrics import Metrics
-from serving.observing import Nothing, Observer, Seen, seen
+from serving.observing import Nothing, Observer, Seen, left, seen
 from serving.overrides import Overrides
 from serving.pieces import Piece
-from serving.pool import PoolState, SidePool
+from serving.pool import SidePool
 from serving.predictions import Generated, Prediction, predicted, prediction_or_fault
 from serving.prompts import InputRow, Prompt
 from serving.task_info import TaskInfo, describe_task
@@ -34,6 +34,9 @@ from side_registry.task import TaskRef
 __all__ = ["Generated", "InputRow", "Piece", "PredictService", "Prediction", "Prompt", "TaskInfo", "check_priority"]
 
 log = logging.getLogger(__name__)
+
+LEFT = (DeadlineExpired, TooSlow, Cancelled, asyncio.CancelledError)
+"""What ends a request whose caller waits no longer."""
 
 
 class PredictService:
@@ -90,7 +93,7 @@ class PredictService:
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
@@ -100,7 +103,7 @@ class PredictService:
         """Answer `rows` of one task; `production` answers where neither version nor alias is named.
 
         Args:
-            via: the alias that led the caller to `version` by `PoolState.resolve`; None: it is pinned.
+            target: whom version, alias, route_key and generation led to already, by `admission.resolve`: it answers.
             deadline: time.monotonic() seconds.
             generation: settings for making texts, over the spec's.
             priority: 1, the highest, to 4; 0 for the server's default.
@@ -117,7 +120,7 @@ class PredictService:
             priority=priority,
             tenant=tenant,
             route_key=route_key,
-            via=via,
+            target=target,
         )
         [outcome] = await self._predict([_ref(task, version, alias)], rows, wish)
         if isinstance(outcome, Exception):
@@ -159,7 +162,7 @@ class PredictService:
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
@@ -180,10 +183,10 @@ class PredictService:
             priority=priority,
             tenant=tenant,
             route_key=route_key,
-            via=via,
+            target=target,
         )
         with self._counted():
-            state, [encoded] = await self._admit([_ref(task, version, alias)], [row], wish, among=False)
+            [encoded] = await self._admit([_ref(task, version, alias)], [row], wish, among=False)
             if isinstance(encoded, Exception):
                 raise _of_one_row(encoded)
             told = Told(_limit(encoded.target))
@@ -196,21 +199,25 @@ class PredictService:
                         told.add(piece)
                         yield piece
                     if not isinstance(event, Piece):
-                        yield Generated(predicted(state, encoded.target, [event]), told.finish_reason)
+                        yield Generated(predicted(encoded.target, [event]), told.finish_reason)
 
     async def _stream(self, encoded: Encoded, row: InputRow, wish: Wish) -> AsyncGenerator[Piece | TextAnswer, None]:
         """The row's pieces, and last its text. The time that the caller takes for them is not the version's."""
         target, [ids] = encoded.target, encoded.ids
         asked = EngineRow(ids, target.resident, target.answerer, salt=wish.tenant, streams=True)
-        seconds, started = 0.0, perf_counter()
+        seconds, started, begun = 0.0, perf_counter(), set[int]()
+        made = self._batcher.stream(asked, deadline=wish.deadline, priority=wish.priority, begun=begun.update)
         try:
-            async with aclosing(self._batcher.stream(asked, deadline=wish.deadline, priority=wish.priority)) as events:
+            async with aclosing(made) as events:
                 async for event in events:
                     seconds += perf_counter() - started
                     if not isinstance(event, Piece):
                         self._tell(seen(encoded, [row], [asked], [event], seconds))
                     yield event
                     started = perf_counter()
+        except LEFT:
+            self._tell(left(encoded, [asked] if begun else [], seconds + perf_counter() - started))
+            raise
         except Exception as error:
             self._tell(seen(encoded, [row], [asked], [error], seconds + perf_counter() - started))
             raise
@@ -219,20 +226,23 @@ class PredictService:
         self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: Wish, *, among: bool = False
     ) -> list[Prediction | Refused]:
         with self._counted():
-            state, encoded = await self._admit(refs, rows, wish, among=among)
-            return await self._answer(state, encoded, rows, wish)
+            encoded = await self._admit(refs, rows, wish, among=among)
+            return await self._answer(encoded, rows, wish)
 
     async def _admit(
         self, refs: Sequence[TaskRef], rows: Sequence[InputRow], wish: Wish, *, among: bool
-    ) -> tuple[PoolState, list[Encoded | Refused]]:
+    ) -> list[Encoded | Refused]:
         """The tasks found and the rows tokenized, or what is wrong with them."""
         self._check_size(len(refs), len(rows))
         wish.check()
         self._batcher.admit(len(rows), wish.deadline, self._tokenizing.rows)
+        return await self._tokenizing.encode(self._targets(refs, wish, among), rows, wish.deadline)
+
+    def _targets(self, refs: Sequence[TaskRef], wish: Wish, among: bool) -> list[Target | Refused]:
+        if wish.target:
+            return [wish.target]
         state = self._pool.snapshot()
-        how = {"key": wish.route_key, "via": wish.via, "among": among}
-        targets = [resolve(state, ref, wish.generation, **how) for ref in refs]
-        return state, await self._tokenizing.encode(targets, rows, wish.deadline)
+        return [resolve(state, ref, wish.generation, key=wish.route_key, among=among) for ref in refs]
 
     async def drain(self) -> None:
         """Refuse new requests, finish those in flight, then stop."""
@@ -272,7 +282,7 @@ class PredictService:
             raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
     async def _answer(
-        self, state: PoolState, encoded: Sequence[Encoded | Refused], rows: Sequence[InputRow], wish: Wish
+        self, encoded: Sequence[Encoded | Refused], rows: Sequence[InputRow], wish: Wish
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and hand each task its outcomes."""
         asked: list[EngineRow] = []
@@ -288,15 +298,24 @@ class PredictService:
         wanted = [
             [place(each.target, ids) for ids in each.ids] if isinstance(each, Encoded) else [] for each in encoded
         ]
-        started = perf_counter()
-        outcomes = await self._batcher.submit(asked, deadline=wish.deadline, priority=wish.priority)
+        started, begun = perf_counter(), set[int]()
+        try:
+            outcomes = await self._batcher.submit(
+                asked, deadline=wish.deadline, priority=wish.priority, begun=begun.update
+            )
+        except LEFT:
+            for each, own in zip(encoded, wanted, strict=True):
+                if isinstance(each, Encoded):
+                    theirs = [asked[place] for place in own if place in begun]
+                    self._tell(left(each, theirs, perf_counter() - started))
+            raise
         seconds = perf_counter() - started
         found: list[Prediction | Refused] = []
         for each, own in zip(encoded, wanted, strict=True):
             if isinstance(each, Encoded):
                 theirs = [outcomes[place] for place in own]
                 self._tell(seen(each, rows, [asked[place] for place in own], theirs, seconds))
-                found.append(prediction_or_fault(state, each.target, theirs))
+                found.append(prediction_or_fault(each.target, theirs))
             else:
                 found.append(each)
         return found

@@ -4,9 +4,9 @@ A caller who comes while such a batch is on the device waits for it. So a batch 
 `shadow_turn_s`, and rows wait a little for company: the fewer turns, the fewer callers come during one. No clocks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from serving.choosing import choose
 from serving.config import BatchConfig, ShadowConfig
@@ -16,22 +16,21 @@ from serving.row_queue import Bundle, ShadowRequest
 LEAST_TOKENS = 256
 """Of a batch: smaller ones cost about the same time."""
 
+AGE_S = 5.0
+"""Rows that wait so much longer than for company are dropped: what they hold is not kept for long."""
+
 WINDOW = 4
 """A batch is chosen among this many times `max_batch_rows` of the oldest bundles."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowTurn:
-    """What of a turn is in shadow."""
+    """What of a turn is in shadow: all of it, or nothing."""
 
     rows: Mapping[ShadowRequest, int]
     """How many of each request."""
     tokens: int
     """Of those that begin."""
-    all_rows: int
-    """With those of callers."""
-    is_whole: bool
-    """There are none of callers."""
 
 
 class ShadowQueue:
@@ -48,6 +47,7 @@ class ShadowQueue:
 
     def add(self, request: ShadowRequest, now: float) -> None:
         """Queue its rows; those without room are dropped."""
+        self.age(now)
         request.bundle(range(len(request.rows)))
         dropped = 0
         for bundle in request.bundles:
@@ -71,13 +71,20 @@ class ShadowQueue:
             return 0.0
         return max(0.0, self._waiting[oldest] + self._config.shadow_wait_s - now)
 
+    def age(self, now: float) -> None:
+        """Drop those that have waited for too long."""
+        limit = now - self._config.shadow_wait_s - AGE_S
+        self._drop([*takewhile(lambda bundle: self._waiting[bundle] < limit, self._waiting)])
+
     def take(self, texts: int = 0) -> list[Bundle]:
         """The next batch, out of the queue; empty where none may be taken. `texts` as of `due_s`."""
         window = list(islice(self._able(texts), WINDOW * self._batch.max_batch_rows))
+        unwanted = {bundle for bundle in window if not _request(bundle).is_wanted}
+        self._drop(unwanted)
+        window = [bundle for bundle in window if bundle not in unwanted]
         if not window:
             return []
-        first = window[0].request
-        assert isinstance(first, ShadowRequest)
+        first = _request(window[0])
         able = [bundle for bundle in window if _goes_with(bundle, first)]
         batch = self._few_texts(choose(able, replace(self._batch, max_batch_tokens=self._budget())), texts)
         for bundle in batch:
@@ -86,10 +93,11 @@ class ShadowQueue:
 
     def ended(self, turn: ShadowTurn, seconds: float) -> None:
         """Share out the time of a turn, and learn from it."""
-        for request, rows in turn.rows.items():
-            request.spent(seconds * rows / turn.all_rows)
-        if not (turn.rows and turn.is_whole):
+        if not turn.rows:
             return
+        count = sum(turn.rows.values())
+        for request, rows in turn.rows.items():
+            request.spent(seconds * rows / count)
         self._pace.learn(turn.tokens, seconds)
         alone = len({request.version for request in turn.rows}) == 1
         for request in turn.rows:
@@ -97,10 +105,7 @@ class ShadowQueue:
 
     def clear(self) -> None:
         """Drop all."""
-        for bundle in list(self._waiting):
-            self._out(bundle)
-            assert isinstance(bundle.request, ShadowRequest)
-            bundle.request.drop(len(bundle.places))
+        self._drop(list(self._waiting))
 
     def _able(self, texts: int) -> Iterator[Bundle]:
         """Those that may be taken while so many texts are being made."""
@@ -123,6 +128,11 @@ class ShadowQueue:
         fitting = int(self._config.shadow_turn_s / expected) if expected else LEAST_TOKENS
         return min(max(fitting, LEAST_TOKENS), self._batch.max_batch_tokens)
 
+    def _drop(self, bundles: Iterable[Bundle]) -> None:
+        for bundle in bundles:
+            self._out(bundle)
+            _request(bundle).drop(len(bundle.places))
+
     def _out(self, bundle: Bundle) -> None:
         del self._waiting[bundle]
         self._count(bundle, -1)
@@ -134,6 +144,10 @@ class ShadowQueue:
 
 def _goes_with(bundle: Bundle, first: ShadowRequest) -> bool:
     """In one turn with `first`, which is in it."""
-    request = bundle.request
-    assert isinstance(request, ShadowRequest)
+    request = _request(bundle)
     return request.version == first.version if first.apart else not request.apart
+
+
+def _request(bundle: Bundle) -> ShadowRequest:
+    assert isinstance(bundle.request, ShadowRequest)
+    return bundle.request

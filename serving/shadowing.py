@@ -6,20 +6,21 @@ event loop of the batcher. Knows no torch and no gRPC.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from ladder.answerers import Generate
+from ladder.answerers import Answerer
 from serving.admission import Encoded, Encoder, Ids, Target, encode
 from serving.agreement import Said
 from serving.comparing import Comparisons, Window
 from serving.config import ShadowConfig
 from serving.engine import EngineRow
-from serving.errors import Draining
+from serving.errors import Draining, InvalidInput, NotServed
 from serving.metrics import Metrics
-from serving.observing import LOAD, Seen
+from serving.observing import Seen, tells
 from serving.pool import Key, Resident
 from serving.resting import Resting
 from serving.row_queue import Outcome, ShadowRequest
@@ -40,6 +41,7 @@ class Shadowing:
 
     Args:
         tokenizer: for versions whose template makes another prompt of a caller's input.
+        is_there: whether a version is still resident.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Shadowing:
         tokenizer: Encoder,
         config: ShadowConfig | None = None,
         metrics: Metrics | None = None,
+        is_there: Callable[[Key], bool] = lambda key: True,
     ) -> None:
         self._queue, self._comparisons = queue, comparisons
         self._config, self._metrics = config or ShadowConfig(), metrics or Metrics()
-        self._resting = Resting(self._config.shadow_timeout_s, lambda: asyncio.get_running_loop().time())
+        self._resting = Resting(self._config.shadow_timeout_s, lambda: asyncio.get_running_loop().time(), is_there)
         self._tokenizer, self._thread = tokenizer, ThreadPoolExecutor(1, thread_name_prefix="shadow-tokenizer")
         self._encoding = 0
         """Rows that become tokens once more."""
@@ -70,6 +73,9 @@ class Shadowing:
         window = self._comparisons.window(seen.resident.task, seen.alias)
         if window is None or window.routed.since != seen.since or seen.resident.version not in window:
             return  # the route has changed since
+        if seen.left:
+            window.left(seen.resident.version, len(seen.rows), seen.seconds)
+            return
         failed = sum(isinstance(outcome, Exception) for outcome in seen.outcomes)
         window.answered(seen.resident.version, len(seen.rows), failed, seen.seconds)
         case = _Case(seen, window, self._metrics)
@@ -79,7 +85,8 @@ class Shadowing:
 
     def _ask(self, case: "_Case", resident: Resident) -> None:
         """The rows that have one answer: those that are drawn anew each time cannot be compared."""
-        places = [place for place, row in enumerate(case.seen.rows) if not row.alone]
+        answerer = _answerer(case.seen, resident)
+        places = [place for place, row in enumerate(case.seen.rows) if answerer and not row.alone]
         count = len(places)
         places = places[: 0 if self._resting.rests(resident.key) else self._config.max_shadow_rows]
         case.dropped(resident, count - len(places))
@@ -109,17 +116,17 @@ class Shadowing:
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
             self._submit(case, resident, places, encoded.ids)
-        elif isinstance(encoded, LOAD):
+        elif isinstance(encoded, NotServed):
             case.dropped(resident, len(places))
-        else:
+        else:  # it makes no prompt of what callers send
             for place in places:
                 case.told(resident, place, encoded)
 
     def _submit(self, case: "_Case", resident: Resident, places: list[int], ids: list[Ids]) -> None:
-        asked = {place: _row(case.seen.rows[place], own, resident) for place, own in zip(places, ids, strict=True)}
-        asked = {place: row for place, row in asked.items() if not row.alone}
-        if asked:
-            self._queue.shadow(_Asked(case, resident, list(asked), list(asked.values()), self._resting))
+        answerer, salts = _answerer(case.seen, resident), [case.seen.rows[place].salt for place in places]
+        rows = [EngineRow(own, resident, answerer, salt) for own, salt in zip(ids, salts, strict=True)]
+        if not rows[0].alone:
+            self._queue.shadow(_Asked(case, resident, places, rows, self._resting, self._comparisons))
 
 
 @dataclass(slots=True)
@@ -190,10 +197,22 @@ class _Asked(ShadowRequest):
     """One version's rows of a case."""
 
     def __init__(
-        self, case: _Case, resident: Resident, places: list[int], rows: list[EngineRow], resting: Resting
+        self,
+        case: _Case,
+        resident: Resident,
+        places: list[int],
+        rows: list[EngineRow],
+        resting: Resting,
+        comparisons: Comparisons,
     ) -> None:
         super().__init__(rows, resident.key, apart=resting.is_suspect(resident.key))
-        self._case, self._resident, self._places, self._resting = case, resident, places, resting
+        self._case, self._resident, self._places = case, resident, places
+        self._resting, self._comparisons = resting, comparisons
+
+    @property
+    def is_wanted(self) -> bool:
+        seen = self._case.seen
+        return self._comparisons.window(seen.resident.task, seen.alias) is self._case.window
 
     def spent(self, seconds: float) -> None:
         self._case.spent(self._resident, seconds)
@@ -202,12 +221,13 @@ class _Asked(ShadowRequest):
         self._resting.took(self._resident.key, seconds, alone)
 
     def _tell(self, place: int, event: Any) -> None:
-        if isinstance(event, LOAD):
+        if not isinstance(event, NotServed):
+            self._resting.ended(self._resident.key, event if isinstance(event, Exception) else None)
+        if not tells(event):
             self._tell_dropped(1)
             return
         try:
             self._case.told(self._resident, self._places[place], event)
-            self._resting.ended(self._resident.key, event if isinstance(event, Exception) else None)
         except Exception:  # told among callers' answers, which go on
             log.exception("an answer of %s:%d in shadow cannot be compared", *self._resident.key)
 
@@ -220,10 +240,9 @@ def _prompts_alike(asked: Resident, beside: Resident) -> bool:
     return (left.template, left.max_source_tokens) == (right.template, right.max_source_tokens)
 
 
-def _row(row: EngineRow, ids: Ids, resident: Resident) -> EngineRow:
-    """The same for another version, which makes texts by its own settings where the caller has set nothing."""
-    how = row.how
-    if how is row.resident.answerer or not (isinstance(how, Generate) and isinstance(resident.answerer, Generate)):
-        return EngineRow(ids, resident, salt=row.salt)
-    given = replace(resident.answerer, generation=how.generation, max_new_tokens=how.max_new_tokens)
-    return EngineRow(ids, resident, given, row.salt)
+def _answerer(seen: Seen, beside: Resident) -> Answerer | None:
+    """By the version's own settings, with what the caller set; None where it cannot answer so, to be compared."""
+    try:
+        return seen.overrides.answerer(beside)
+    except InvalidInput:
+        return None

@@ -7,8 +7,9 @@ waits for a wake-up: on two cores every batch took twice as long, because versio
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -28,6 +29,23 @@ def share_heaps(count: int = 4) -> None:
 
 
 def run_apart(work: Callable[..., Result], *args: object) -> Result:
-    """Call `work` on a thread of its own that ends with it; returns what it returns, raises what it raises."""
-    with ThreadPoolExecutor(1, thread_name_prefix="apart") as thread:
-        return thread.submit(work, *args).result()
+    """Call `work` on a thread of its own that ends with it; returns what it returns, raises what it raises.
+
+    Work that hangs does not keep the process from ending.
+    """
+    result: Future[Result] = Future()
+    thread = threading.Thread(target=_run, args=(result, work, args), name="apart", daemon=True)
+    thread.start()
+    thread.join()
+    try:
+        return result.result()
+    finally:
+        del result  # an error would hold it, and with it itself and all that it was raised among
+
+
+def _run(result: "Future[Result]", work: Callable[..., Result], args: tuple[object, ...]) -> None:
+    try:
+        result.set_result(work(*args))
+    except BaseException as error:  # its caller's, who waits for it
+        result.set_exception(error)
+        del result

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from serving.admission import Target
 from serving.errors import InvalidInput
 from serving.fair_order import PRIORITIES
 from serving.overrides import Overrides
@@ -22,8 +23,8 @@ class Wish:
     """Requests of different ones share no cached activations."""
     route_key: str = ""
     """Where an alias's traffic is split, requests of one key get one version; "": at random."""
-    via: str | None = None
-    """The alias that led the caller to the version that it names; None: it is pinned."""
+    target: Target | None = None
+    """Who is to answer, where whoever asks has found it already."""
 
     def check(self) -> None:
         """Raises InvalidInput."""

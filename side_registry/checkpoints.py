@@ -16,7 +16,7 @@ from side_registry.log import Log
 from side_registry.state import State
 from side_registry.store import Store, TooLarge
 
-SCHEMA = 2
+SCHEMA = 3
 """Of checkpoints alone. Raise it when the state learns something: an older program must fold that from the log."""
 
 EVERY = 64

@@ -24,7 +24,11 @@ from side_registry.store import Entry, Store
 GRACE = timedelta(days=7)
 """How long a file may wait for its commit. Longer than any publish takes, and than clocks may differ."""
 
+LONGEST = timedelta(days=36_500)
+"""No file is that old."""
+
 TRASH = "trash"
+CLOCK = "clock-"
 TIME = "%Y%m%dT%H%M%SZ"
 
 
@@ -59,6 +63,7 @@ def collect(
         RegistryNotFound, NotARegistry, StoreFailed.
         UnreadableCommit, CorruptBlob, ArtifactError: what is in use cannot be told, so nothing is removed.
     """
+    grace = min(grace, LONGEST)
     uses = _Uses(store, retired, progress)
     restored = _put_back(store, uses) if delete else ()
     now = _store_time(store) if delete else datetime.now(UTC)
@@ -148,9 +153,10 @@ def _return(store: Store, used: Callable[[], set[str]]) -> tuple[str, ...]:
 
 def _empty_old_trash(store: Store, before: datetime) -> None:
     """Of collections that were stopped, and surely do not go on."""
-    for path in store.list(TRASH):
-        if path.split("/")[1] < f"{before:{TIME}}":
-            store.remove(path)
+    for entry in store.entries(TRASH):
+        name = entry.path.split("/")[1]
+        if entry.modified < before if name.startswith(CLOCK) else name < f"{before:{TIME}}":
+            store.remove(entry.path)
 
 
 def _trash(now: datetime) -> str:
@@ -160,7 +166,7 @@ def _trash(now: datetime) -> str:
 
 def _store_time(store: Store) -> datetime:
     """Now, by the clock that dates the store's objects."""
-    path = f"{TRASH}/clock-{uuid.uuid4().hex}"
+    path = f"{TRASH}/{CLOCK}{uuid.uuid4().hex}"
     store.overwrite(path, b"")
     found = store.find(path)
     store.remove(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from side_registry.documents import explain
-from side_registry.errors import InvalidRoute, NothingToRollBack, VersionInUse
+from side_registry.errors import InvalidRoute, NothingToRollBack, RollbackUnclear, RouteChanged, VersionInUse
 from side_registry.log import Action, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import Manifest
 from side_registry.route import PLAIN, Route
@@ -35,6 +35,8 @@ class Rolled:
     version_from: int
     """Where the alias was; the version with the largest share when shares were taken away."""
     version_to: int
+    canary_ended: bool = False
+    """The alias stayed at `version_to`, and the shares of its traffic were taken away."""
     generation: int = 0
 
 
@@ -59,25 +61,31 @@ def set_alias(state: State, task: str, alias: str, version: int) -> Sequence[Act
     return _moves(found, alias, found.live_entry(version).version, ends_route=True)
 
 
-def set_route(state: State, task: str, alias: str, route: Route, version: int | None) -> Sequence[Action]:
-    """With `version` the alias moves there first."""
+def set_route(
+    state: State, task: str, alias: str, route: Route, version: int | None, seen: Route | None = None
+) -> Sequence[Action]:
+    """With `version` the alias moves there first; with `seen` the route must still be that, or be so already."""
     found, route = state.task(task), checked_route(task, alias, route)
     own = found.at(alias) if version is None else found.live_entry(version).version
+    moves, current = _moves(found, alias, own), found.route(alias)
+    if seen not in (None, current) and (moves or route != current):
+        raise RouteChanged(task, alias)
     for named in sorted(route.versions):
         entry, owns = found.live_entry(named), found.entry(own)
         if named == own:
             raise InvalidRoute(task, alias, f"version {own} is its own, which gets what the shares leave")
         if entry.kind != owns.kind:
             raise InvalidRoute(task, alias, f"version {named} is {entry.kind}, its own version {own} {owns.kind}")
-    moves = _moves(found, alias, own)
-    before = PLAIN if moves else found.route(alias)
+    before = PLAIN if moves else current
     return [*moves, *([] if route == before else [SetRoute(task=task, alias=alias, route=route)])]
 
 
-def end_route(state: State, task: str, alias: str, seen: Route) -> tuple[Sequence[Action], bool]:
+def end_route(
+    state: State, task: str, alias: str, seen: Route, since: int | None = None
+) -> tuple[Sequence[Action], bool]:
     """Take all shares away, unless the route is no longer what its judge saw: then False."""
     found = state.live.get(task)
-    if found is None or found.route(alias) != seen:
+    if found is None or found.route(alias) != seen or since not in (None, found.routed.get(alias, 0)):
         return [], False
     rest = Route(shadows=seen.shadows)
     return [] if rest == seen else [SetRoute(task=task, alias=alias, route=rest)], True
@@ -101,18 +109,25 @@ def checked_route(task: str, alias: str, route: Route | Mapping[str, object]) ->
 
 
 def rollback(state: State, task: str, alias: str, to: int | None) -> tuple[Sequence[Action], Rolled]:
-    """The newest thing is undone: shares, if the alias gives any away, else its last move."""
+    """The newest thing is undone: shares, if the alias gives any away, else its last move.
+
+    Right after shares were taken away, by a server or another person, its last move must be named: who asks may have
+    meant the shares.
+    """
     found = state.task(task)
     current = found.at(alias)
     if to is not None:
         found.live_entry(to)
-    elif shares := found.route(alias).shares:
+    shares = found.route(alias).shares
+    if shares and to in (None, current):
         largest = max(shares, key=lambda version: (shares[version], version))
-        rolled = Rolled(task=task, alias=alias, version_from=largest, version_to=current)
+        rolled = Rolled(task=task, alias=alias, version_from=largest, version_to=current, canary_ended=True)
         return [SetRoute(task=task, alias=alias, route=PLAIN)], rolled
     target = rollback_target(found, alias, to)
     if target is None:
         raise NothingToRollBack(task, alias, current, to)
+    if to is None and alias in found.ended:
+        raise RollbackUnclear(task, alias, current, found.ended[alias], target)
     rolled = Rolled(task=task, alias=alias, version_from=current, version_to=target)
     return [Rollback(task=task, alias=alias, version_from=current, version_to=target)], rolled
 

@@ -3,10 +3,11 @@
     RegistryError
       RegistryNotFound  NotARegistry  StoreFailed              the place
       UnknownTask  UnknownVersion  UnknownAlias                what is asked for is not there
-      VersionInUse  NothingToRollBack  Contended               what is asked for cannot be done now
+      VersionInUse  NothingToRollBack  RollbackUnclear         what is asked for cannot be done now
+      RouteChanged  Contended
       InvalidName  InvalidSpec  InvalidRow  InvalidRoute       what was handed in is wrong
       ArtifactError
-      CorruptBlob  UnreadableCommit                            what is stored is wrong
+      CorruptBlob  UnreadableCommit  LogReplaced               what is stored is wrong
 
 Each carries its fields (so it pickles), has a stable `reason`, and says in one sentence what to do. Knows no documents
 and no stores.
@@ -131,7 +132,40 @@ class NothingToRollBack(RegistryError):
         subject = f"{self.alias} of task {_quoted(self.task)} is version {self.version}"
         if self.to is None:
             return f"{subject} and has no earlier version to go back to; promote the version you want"
+        if self.to == self.version:
+            return f"{subject} already, with all of its traffic; there is nothing to roll back"
         return f"{subject} and was not version {self.to} before; promote version {self.to} instead"
+
+
+class RollbackUnclear(RegistryError):
+    """The newest thing, shares, is undone already; `target` is where the alias itself would go back to."""
+
+    reason = "ROLLBACK_UNCLEAR"
+
+    def __init__(self, task: str, alias: str, version: int, generation: int, target: int) -> None:
+        super().__init__(task, alias, version, generation, target)
+        self.task, self.alias, self.version, self.generation, self.target = task, alias, version, generation, target
+
+    def __str__(self) -> str:
+        return (
+            f"the newest change of {self.alias} of task {_quoted(self.task)} took its canaries' shares away "
+            f"(generation {self.generation}): version {self.version} answers all; to move {self.alias} itself, "
+            f"say where to: --to {self.target}"
+        )
+
+
+class RouteChanged(RegistryError):
+    reason = "ROUTE_CHANGED"
+
+    def __init__(self, task: str, alias: str) -> None:
+        super().__init__(task, alias)
+        self.task, self.alias = task, alias
+
+    def __str__(self) -> str:
+        return (
+            f"somebody changed the route of {self.alias} of task {_quoted(self.task)} meanwhile; nothing was changed, "
+            "look at it again and try again"
+        )
 
 
 class Contended(RegistryError):
@@ -222,6 +256,22 @@ class UnreadableCommit(RegistryError):
 
     def __str__(self) -> str:
         return f"the registry's {self.path} cannot be read: {self.why}; everything before it still holds"
+
+
+class LogReplaced(RegistryError):
+    """The newest commit that this process has read is gone, or is another one."""
+
+    reason = "LOG_REPLACED"
+
+    def __init__(self, url: str, generation: int) -> None:
+        super().__init__(url, generation)
+        self.url, self.generation = url, generation
+
+    def __str__(self) -> str:
+        return (
+            f"the log of {self.url} is not the one that was read here: its commit {self.generation} is gone or "
+            "another; if the registry was restored or made anew, start this program again"
+        )
 
 
 def _quoted(name: str) -> str:

@@ -7,25 +7,35 @@ Knows no registry. Trusts nothing that it reads: names are checked, contents are
 """
 
 import hashlib
-import shutil
-import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from side_registry import blobs
+from side_registry.archive import open_archive, pack
 from side_registry.blobs import blob_path, is_file_of
 from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema, replacing
 from side_registry.errors import ArtifactError
 from side_registry.log import AliasName, TaskName, Version
-from side_registry.manifest import MAX_MANIFEST_BYTES, Digest, Manifest, parse_manifest
+from side_registry.manifest import (
+    MAX_MANIFEST_BYTES,
+    NO_TOKENIZER,
+    SIDE_NETWORK,
+    Digest,
+    Manifest,
+    need_side_network,
+    parse_manifest,
+)
+from side_registry.weights import frame_fault
 
 LISTING = "export.json"
 MAX_LISTING_BYTES = 64 << 20
+
+Find = Callable[[str, int], Path | None]
+"""Where a file of an export is, by its name; None when there is none, or one of more bytes than it may have."""
 
 
 class ExportedVersion(Document):
@@ -64,70 +74,75 @@ class Arriving:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def read_export(folder: Path, source: Path) -> tuple[Export, list[Arriving]]:
-    """Read and verify all of an unpacked export; `source` is what errors name.
+@contextmanager
+def opened(source: Path) -> Iterator[tuple[Path, Export, list[Arriving]]]:
+    """An export, verified, and the folder where its manifests and files are.
 
     Raises:
-        ArtifactError: it is no export, incomplete or damaged.
+        ArtifactError: it is no export, incomplete, damaged or unreadable; or holds what `publish` would refuse.
     """
-    data = _read(folder / LISTING, MAX_LISTING_BYTES)
-    if data is None:
+    with ExitStack() as stack:
+        with _failures(source):
+            folder, find = _place(_expanded(source), stack)
+            export = _listing(find, source)
+            versions = [_arriving(find, source, export.task, each) for each in export.versions]
+        yield folder, export, versions
+
+
+@contextmanager
+def folder_to_write(target: Path, task: str) -> Iterator[Path]:
+    """A folder for an export; a `.tar` is made of it when the block ends well. An older one of the task is replaced.
+
+    Raises:
+        ArtifactError: something else is at the target, or it cannot be written.
+    """
+    target = _expanded(target)
+    with _failures(target), ExitStack() as stack:
+        _check_free(target, task)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix != ".tar":
+            (target / blob_path("")).mkdir(parents=True, exist_ok=True)
+            yield target
+            return
+        file = stack.enter_context(replacing(target))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-export-")))
+        (folder / blob_path("")).mkdir(parents=True)
+        yield folder
+        pack(folder, [folder / LISTING, *sorted((folder / blob_path("")).iterdir())], file)
+
+
+def _place(source: Path, stack: ExitStack) -> tuple[Path, Find]:
+    """The folder of an export. Of an archive it is empty: what is looked for comes out of the archive first."""
+    if source.is_dir():
+        return source, lambda name, limit: _found(source / name, limit)
+    if not source.is_file():
+        raise ArtifactError(source, "there is no such folder or file")
+    archive = stack.enter_context(open_archive(source))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-import-")))
+
+    def find(name: str, limit: int) -> Path | None:
+        if not (folder / name).exists():
+            archive.take(name, limit, folder / name)
+        return _found(folder / name, limit)
+
+    return folder, find
+
+
+def _found(path: Path, limit: int) -> Path | None:
+    return path if path.is_file() and path.stat().st_size <= limit else None
+
+
+def _listing(find: Find, source: Path) -> Export:
+    path = find(LISTING, MAX_LISTING_BYTES)
+    if path is None:
         raise ArtifactError(source, f"it has no {LISTING}; name what sidecast registry export wrote")
     try:
-        export = Export.model_validate_json(data)
+        export = Export.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ArtifactError(source, f"{LISTING}: {explain(error)}") from None
     if fault := newer_schema(export.schema_version) or _fault(export):
         raise ArtifactError(source, f"{LISTING}: {fault}")
-    return export, [_arriving(folder, source, export.task, each) for each in export.versions]
-
-
-@contextmanager
-def folder_to_write(target: Path) -> Iterator[Path]:
-    """A folder for an export; a `.tar` is made of it when the block ends well.
-
-    Raises:
-        ArtifactError: something else is at the target.
-    """
-    if target.suffix == ".tar":
-        with tempfile.TemporaryDirectory(prefix="sidecast-export-") as folder:
-            yield Path(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _pack(Path(folder), target)
-        return
-    if target.exists() and not (target / LISTING).is_file() and not _is_empty(target):
-        raise ArtifactError(target, "it exists and is no export; name a new folder, or a .tar file")
-    target.mkdir(parents=True, exist_ok=True)
-    yield target
-
-
-@contextmanager
-def folder_to_read(source: Path) -> Iterator[Path]:
-    """The export as a folder.
-
-    Raises:
-        ArtifactError: there is none.
-    """
-    if source.is_dir():
-        yield source
-        return
-    with tempfile.TemporaryDirectory(prefix="sidecast-import-") as folder:
-        _unpack(source, Path(folder))
-        yield Path(folder)
-
-
-def _arriving(folder: Path, source: Path, task: str, version: "ExportedVersion") -> Arriving:
-    name = f"{task}:{version.version}"
-    data = _read(folder / blob_path(version.manifest_sha256), MAX_MANIFEST_BYTES)
-    if data is None or hashlib.sha256(data).hexdigest() != version.manifest_sha256:
-        raise ArtifactError(source, f"the manifest of {name} is missing or damaged; export it again")
-    manifest = parse_manifest(data, source)
-    if manifest.task != task:
-        raise ArtifactError(source, f"the manifest of {name} is of task {manifest.task[:80]!r}")
-    for file, blob in manifest.files.items():
-        if not is_file_of(folder / blob_path(blob.sha256), blob):
-            raise ArtifactError(source, f"{file} of {name} is missing or damaged; export it again")
-    return Arriving(version.version, manifest, data)
+    return export
 
 
 def _fault(export: Export) -> str | None:
@@ -139,39 +154,57 @@ def _fault(export: Export) -> str | None:
     return None
 
 
-def _pack(folder: Path, target: Path) -> None:
-    """A .tar file that is there whole or not at all; the listing first."""
-    paths = [folder / LISTING, *sorted((folder / blobs.FOLDER).rglob("*"))]
-    with replacing(target) as file, tarfile.open(fileobj=file, mode="w") as archive:
-        for path in paths:
-            if path.is_file():
-                archive.add(path, path.relative_to(folder).as_posix())
+def _arriving(find: Find, source: Path, task: str, version: ExportedVersion) -> Arriving:
+    name = f"{task}:{version.version}"
+    path = find(blob_path(version.manifest_sha256), MAX_MANIFEST_BYTES)
+    data = path.read_bytes() if path else b""
+    if hashlib.sha256(data).hexdigest() != version.manifest_sha256:
+        raise ArtifactError(source, f"the manifest of {name} is missing or damaged; export it again")
+    manifest = parse_manifest(data, source)
+    if manifest.task != task:
+        raise ArtifactError(source, f"the manifest of {name} is of task {manifest.task[:80]!r}")
+    need_side_network(manifest, source)
+    if manifest.tokenizer_fingerprint == NO_TOKENIZER:
+        raise ArtifactError(source, f"{name} was made without a tokenizer; retire it and export the others")
+    for file, blob in manifest.files.items():
+        path = find(blob_path(blob.sha256), blob.size)
+        if path is None or not is_file_of(path, blob):
+            raise ArtifactError(source, f"{file} of {name} is missing or damaged; export it again")
+        if file == SIDE_NETWORK and (fault := frame_fault(path)):
+            raise ArtifactError(source, f"{file} of {name} is no whole safetensors file: {fault}; make the run again")
+    return Arriving(version.version, manifest, data)
 
 
-def _unpack(source: Path, folder: Path) -> None:
-    """Only files with the names that an export has, wherever the archive would rather put them."""
+def _check_free(target: Path, task: str) -> None:
+    """Nothing is there, or an older export of the task."""
+    packed, is_folder = target.suffix == ".tar", target.is_dir()
+    if not target.exists() or (is_folder and not packed and not any(target.iterdir())):
+        return
+    if is_folder == packed:
+        raise ArtifactError(
+            target, "it is a folder; name a file" if packed else "it is a file; name a .tar, or a folder"
+        )
+    with ExitStack() as stack:
+        try:
+            older = _listing(_place(target, stack)[1], target)
+        except ArtifactError as error:
+            raise ArtifactError(
+                target, f"it exists and is no export ({error.why}); name a new folder, or a new .tar file"
+            ) from None
+    if older.task != task:
+        raise ArtifactError(target, f"it is an export of task {older.task!r}; name a new folder, or a new .tar file")
+
+
+def _expanded(path: Path) -> Path:
     try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.isfile() and (member.name == LISTING or blobs.NAME.fullmatch(member.name)):
-                    path, content = folder / member.name, archive.extractfile(member)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("wb") as file:
-                        shutil.copyfileobj(content, file)  # type: ignore[arg-type]
-    except FileNotFoundError:
-        raise ArtifactError(source, "there is no such folder or file") from None
-    except (tarfile.TarError, EOFError) as error:
-        raise ArtifactError(source, f"it is no export: {error}") from None
+        return path.expanduser()
+    except RuntimeError as error:  # no such user
+        raise ArtifactError(path, str(error)) from None
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise ArtifactError(source, str(error.strerror or error)) from None
-
-
-def _read(path: Path, limit: int) -> bytes | None:
-    """None when it is not there, or larger than what it should be."""
-    if not path.is_file() or path.stat().st_size > limit:
-        return None
-    return path.read_bytes()
-
-
-def _is_empty(target: Path) -> bool:
-    return target.is_dir() and not any(target.iterdir())
+        raise ArtifactError(path, str(error.strerror or error)) from error

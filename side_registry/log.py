@@ -92,6 +92,8 @@ class Commit(Document):
     """ISO 8601, UTC, by the writer's clock; for people. Order is the generation's."""
     author: str = ""
     message: str = ""
+    parent: str | None = None
+    """Id of the commit before; empty for the first. None: written by a program that did not say."""
     actions: tuple[Annotated[Action, Field(discriminator="type")], ...] = Field(min_length=1)
 
     @property

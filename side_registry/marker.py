@@ -41,6 +41,7 @@ def _make(store: Store) -> Marker:
     if not store.put_new(MARKER, data):
         return _read(store) or ours
     if store.put_new(MARKER, data):  # some stores only look like S3
+        store.remove(MARKER)  # else the next to look would take it for a registry
         raise NotARegistry(store.url, "this store overwrites what it was told not to, so writers would lose commits")
     return ours
 

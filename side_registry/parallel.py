@@ -19,9 +19,11 @@ def unseen(what: str, count: int) -> Step:
     return lambda: None
 
 
-def at_once(work: Callable[[Given], Made], given: Iterable[Given], step: Step) -> Iterator[Made]:
-    """The results, in the order of `given`. The first failure ends it."""
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="store") as threads:
+def at_once(
+    work: Callable[[Given], Made], given: Iterable[Given], step: Step, most: int | None = None
+) -> Iterator[Made]:
+    """The results, in the order of `given`; `most` bounds how many are worked on. The first failure ends it."""
+    with ThreadPoolExecutor(min(most or THREADS, THREADS), thread_name_prefix="store") as threads:
         for made in threads.map(work, given):
             step()
             yield made

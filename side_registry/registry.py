@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from side_registry.blobs import Blobs
 from side_registry.checkpoints import EVERY, load_checkpoint, save_checkpoint
 from side_registry.decisions import Published, Rolled
 from side_registry.documents import replacing
-from side_registry.errors import ArtifactError, Contended, InvalidName
+from side_registry.errors import ArtifactError, Contended, InvalidName, LogReplaced, UnreadableCommit
 from side_registry.log import Action, Commit, Log
 from side_registry.manifest import (
     MANIFEST,
@@ -45,6 +46,8 @@ ATTEMPTS, PATIENCE_S = 64, 60.0
 """A writer that loses races gives up after so many, and so long."""
 LONGEST_PAUSE_S = 0.01
 """Before it looks again. Of those who race one always wins, so who waits longer only loses turns."""
+LOOK_BACK_S = 30.0
+"""Where nothing new comes, it is looked this often whether the log is still the one that was read."""
 
 MAX_AUTHOR, MAX_MESSAGE = 200, 4_000
 """Characters."""
@@ -62,6 +65,8 @@ class Registry:
         self._store, self._blobs, self._log = store, Blobs(store), Log(store)
         self._servers = Servers(store)
         self._state: State | None = None
+        self._sound_at = time.monotonic()
+        """When the newest commit that we know was last seen in the log."""
         self._refreshing = threading.Lock()
 
     @classmethod
@@ -84,6 +89,7 @@ class Registry:
 
         Raises:
             UnreadableCommit: the log is damaged. What precedes it still answers `state(refresh=False)`.
+            LogReplaced: it is not the log that was read before; looked for at every write, and in between now and then.
         """
         with self._refreshing:
             if self._state is None:
@@ -105,19 +111,19 @@ class Registry:
                 return None
             time.sleep(min(poll_s, left))
 
-    def history(self, task: str | None = None) -> list[Commit]:
-        """Every commit, or those about one task, oldest first. A deleted task has a history too.
+    def history(self, task: str | None = None, limit: int = 0) -> list[Commit]:
+        """Every commit, or those about one task, oldest first; of the newest `limit` only. Deleted tasks have one too.
 
         Raises:
             UnknownTask: no commit is about it.
         """
-        commits = list(self._log.after(0))
         if task is None:
-            return commits
-        about = [commit for commit in commits if task in commit.tasks]
+            start = max(self.state().generation - limit, 0) if limit else 0
+            return list(self._log.after(start))[-limit:]
+        about = deque((commit for commit in self._log.after(0) if task in commit.tasks), limit or None)
         if not about:
             self.state().task(task)
-        return about
+        return list(about)
 
     def manifest(self, task: str, version: int) -> Manifest:
         """The manifest of a version, retired or not.
@@ -189,31 +195,49 @@ class Registry:
         route: Route,
         *,
         version: int | None = None,
+        seen: Route | None = None,
         author: str | None = None,
         message: str = "",
     ) -> int:
         """Split an alias's traffic, in place of the route it had; with `version` the alias moves there with it.
 
+        Who makes a route out of the one that was there says with `seen` which that was.
+
         Returns the generation; nothing is committed when it is so already.
 
         Raises:
             InvalidRoute: it breaks a rule, or names the alias's own version.
+            RouteChanged: it is no longer as `seen`; look again.
             UnknownTask, UnknownAlias, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
         """
         check_alias(alias)
-        return self._change(lambda state: decisions.set_route(state, task, alias, route, version), author, message)
+        return self._change(
+            lambda state: decisions.set_route(state, task, alias, route, version, seen), author, message
+        )
 
     def end_route(
-        self, task: str, alias: str, seen: Route, *, author: str | None = None, message: str = ""
+        self,
+        task: str,
+        alias: str,
+        seen: Route,
+        *,
+        since: int | None = None,
+        author: str | None = None,
+        message: str = "",
     ) -> int | None:
         """Take away all shares of a route, if it is still as `seen`; its shadows stay.
+
+        With `since`, the generation that set it (`TaskState.routed`), it must also not have been set again meanwhile:
+        the same route on another version, or after others, is another one.
 
         Returns the generation; None when somebody changed the route, which is left alone.
 
         Raises:
             Contended, StoreFailed.
         """
-        generation, ended = self.commit(lambda state: decisions.end_route(state, task, alias, seen), author, message)
+        generation, ended = self.commit(
+            lambda state: decisions.end_route(state, task, alias, seen, since), author, message
+        )
         return generation if ended else None
 
     def rollback(
@@ -221,9 +245,10 @@ class Registry:
     ) -> Rolled:
         """Take away an alias's shares, if it has any, else point it to where it was before, past retired versions.
 
-        With `to` it goes to that earlier version. Either way its route becomes plain.
+        With `to` it goes to that earlier version; the one where it is takes its shares away. Its route becomes plain.
 
         Raises:
+            RollbackUnclear: its shares were taken away just before; say `to`.
             UnknownTask, UnknownAlias, UnknownVersion (`to`), NothingToRollBack, Contended, StoreFailed.
         """
         generation, rolled = self.commit(lambda state: decisions.rollback(state, task, alias, to), author, message)
@@ -271,8 +296,22 @@ class Registry:
         try:
             for commit in self._log.after(start.generation):
                 folding.add(commit)
+        except UnreadableCommit:
+            self._look_back(folding.state())
+            raise
         finally:
             self._state = folding.state()
+        if self._state is start and time.monotonic() - self._sound_at < LOOK_BACK_S:
+            return
+        if self._state is start:
+            self._look_back(start)
+        self._sound_at = time.monotonic()
+
+    def _look_back(self, state: State) -> None:
+        """Raises LogReplaced: the log no longer holds what led to this state."""
+        last = self._log.read(state.generation) if state.generation else None
+        if state.head != (last.id if last else ""):
+            raise LogReplaced(self.url, state.generation)
 
     def _change(self, decide: Callable[[State], Sequence[Action]], author: str | None, message: str) -> int:
         return self.commit(lambda state: (decide(state), None), author, message)[0]
@@ -283,10 +322,13 @@ class Registry:
         message = _note("message", message, MAX_MESSAGE)
         started = time.monotonic()
         for attempt in count(1):
-            state = self.state(refresh=attempt % 2 == 1)  # who lost holds the winner's: half the time it is the newest
+            looks = attempt % 2 == 1  # who lost holds the winner's: half the time it is the newest
+            state = self.state(refresh=looks)
             actions, outcome = decide(state)
             if not actions:
                 return state.generation, outcome
+            if looks:
+                self._look_back(state)
             if self._try_commit(state, actions, author, message):
                 return state.generation + 1, outcome
             if attempt >= ATTEMPTS and time.monotonic() - started >= PATIENCE_S:
@@ -296,7 +338,7 @@ class Registry:
         raise Contended(self.url, attempt)
 
     def _try_commit(self, state: State, actions: Sequence[Action], author: str, message: str) -> bool:
-        commit = _new_commit(state.generation + 1, actions, author, message)
+        commit = _new_commit(state, actions, author, message)
         fold([commit], state)  # what does not follow must never be written
         winner = self._log.append(commit)
         if winner is None:
@@ -329,9 +371,10 @@ class Registry:
         return self._blobs.read(entry.manifest_sha256, MAX_MANIFEST_BYTES)
 
 
-def _new_commit(generation: int, actions: Sequence[Action], author: str, message: str) -> Commit:
+def _new_commit(before: State, actions: Sequence[Action], author: str, message: str) -> Commit:
     return Commit(
-        generation=generation,
+        generation=before.generation + 1,
+        parent=before.head,
         id=uuid.uuid4().hex,
         time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         author=author,

@@ -46,6 +46,8 @@ class TaskState:
     """By alias; only those that are not plain. They name live versions, none of them the alias's own."""
     routed: Mapping[str, int] = field(default_factory=dict)
     """The generation that set each of `routes`."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """By alias: the generation that took the last of its shares away, since which it got none and has not moved."""
     deleted: bool = False
 
     @property
@@ -139,9 +141,13 @@ class Fold:
         Raises:
             UnreadableCommit: it does not follow from what came before.
         """
-        before = self._last.generation if self._last else self._start.generation
-        if commit.generation != before + 1:
-            raise UnreadableCommit(log_path(commit.generation), f"it cannot follow generation {before}")
+        generation, head = (
+            (self._last.generation, self._last.id) if self._last else (self._start.generation, self._start.head)
+        )
+        if commit.generation != generation + 1:
+            raise UnreadableCommit(log_path(commit.generation), f"it cannot follow generation {generation}")
+        if commit.parent not in (None, head):
+            raise UnreadableCommit(log_path(commit.generation), f"it does not follow this log's commit {generation}")
         if self._last is None:
             self._tasks = dict(self._start.tasks)
         changed: dict[str, TaskState] = {}
@@ -226,10 +232,13 @@ def _set_route(task: TaskState, action: SetRoute, generation: int) -> TaskState:
         raise ValueError(f"it has no version {min(named)}")
     if task.at(action.alias) in action.route.versions:
         raise ValueError(f"version {task.at(action.alias)} is {action.alias}'s own")
-    if action.route.is_plain:
-        return _with_alias(task, action.alias, task.aliases[action.alias])
-    routes = {**task.routes, action.alias: action.route}
-    return replace(task, routes=routes, routed={**task.routed, action.alias: generation})
+    alias, route = action.alias, action.route
+    ended = _without(task.ended, alias) if route.shares else task.ended
+    if task.route(alias).shares and not route.shares:
+        ended = {**task.ended, alias: generation}
+    if route.is_plain:
+        return replace(_with_alias(task, alias, task.aliases[alias]), ended=ended)
+    return replace(task, routes={**task.routes, alias: route}, routed={**task.routed, alias: generation}, ended=ended)
 
 
 def _roll_back(task: TaskState, action: Rollback) -> TaskState:
@@ -251,7 +260,7 @@ def _delete(task: TaskState) -> TaskState:
     if not task.versions:
         raise ValueError("there is no such task")
     versions = {number: replace(entry, retired=True) for number, entry in task.versions.items()}
-    return replace(task, versions=versions, aliases={}, routes={}, routed={}, deleted=True)
+    return replace(task, versions=versions, aliases={}, routes={}, routed={}, ended={}, deleted=True)
 
 
 def _with_alias(task: TaskState, alias: str, stack: tuple[int, ...]) -> TaskState:
@@ -261,6 +270,7 @@ def _with_alias(task: TaskState, alias: str, stack: tuple[int, ...]) -> TaskStat
         aliases={**task.aliases, alias: stack},
         routes=_without(task.routes, alias),
         routed=_without(task.routed, alias),
+        ended=_without(task.ended, alias),
     )
 
 

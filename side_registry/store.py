@@ -163,7 +163,7 @@ class Store:
             return []
         with _failures(self.url, "."):
             drafts = [path for path in self._folder.rglob("*#*") if DRAFT.search(path.name) and path.is_file()]
-            return [_draft(path, self._folder) for path in sorted(drafts)]
+            return [entry for path in sorted(drafts) if (entry := _draft(path, self._folder))]
 
     def is_empty(self) -> bool:
         with _failures(self.url, "."):
@@ -178,20 +178,32 @@ def _entry(meta: "obstore.ObjectMeta") -> Entry:
     return Entry(meta["path"], meta["size"], meta["last_modified"])
 
 
-def _draft(path: Path, folder: Path) -> Entry:
-    found = path.stat()
+def _draft(path: Path, folder: Path) -> Entry | None:
+    """None when its writer is done with it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
     return Entry(path.relative_to(folder).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _local_folder(text: str) -> Path:
     if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
+        text = _path_of(text)
     if not text.strip() or "\0" in text:
         raise NotARegistry(repr(text), "the address is empty or holds a NUL character")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:  # no such user
         raise NotARegistry(text, str(error)) from None
+
+
+def _path_of(url: str) -> str:
+    """Of a file URL. What stands between the slashes is no part of the path: file://registry has none."""
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or "?" in url or "#" in url or not parts.path:
+        raise NotARegistry(url, "a folder's address is file:///ABSOLUTE/PATH, without anything after it, or the path")
+    return url2pathname(parts.path)
 
 
 def _remote(url: str) -> "ObjectStore":

@@ -11,7 +11,7 @@ from typing import Literal
 
 from side_registry import blobs, checkpoints
 from side_registry.blobs import Blobs, blob_path
-from side_registry.checkpoints import checkpoint_paths, read_checkpoint
+from side_registry.checkpoints import read_checkpoint
 from side_registry.collect import TRASH
 from side_registry.errors import ArtifactError, CorruptBlob, UnreadableCommit
 from side_registry.log import Commit, Log, log_path
@@ -22,6 +22,7 @@ from side_registry.state import Fold, State, TaskState, VersionState
 from side_registry.store import Entry, Store
 
 AGAIN = "publish its run again to restore it"
+LOST = "empty, and the last: stop every server and publisher that uses this registry, then remove it"
 
 LOG_NAME = re.compile(r"log/\d{20}\.json")
 
@@ -87,8 +88,9 @@ def verify(store: Store, progress: Progress = unseen) -> Verified:
     """
     find_marker(store, create=False)
     found = _Found()
-    _check_log(store, found, progress)
-    _check_checkpoints(store, found)
+    kept = store.list("checkpoints")  # before the log: it goes further than they do
+    _check_log(store, found, {_generation(path) for path in kept}, progress)
+    _check_checkpoints(store, found, kept)
     entries = store.entries(blobs.FOLDER)  # after the log: what it names was there before
     contents = _measure(store, entries, progress)
     used = _check_versions(store, found, contents, progress)
@@ -105,15 +107,15 @@ def verify(store: Store, progress: Progress = unseen) -> Verified:
     )
 
 
-def _check_log(store: Store, found: _Found, progress: Progress) -> None:
-    """Fold every commit; what follows an unreadable one cannot be judged."""
-    paths, wanted = store.list("log"), {_generation(path) for path in checkpoint_paths(store)}
+def _check_log(store: Store, found: _Found, wanted: set[int], progress: Progress) -> None:
+    """Fold every commit, and keep the states of wanted generations; what follows an unreadable one cannot be judged."""
+    paths = store.list("log")
     numbers = [int(path[4:-5]) for path in paths if LOG_NAME.fullmatch(path)]
     for path in paths:
         if not LOG_NAME.fullmatch(path):
             found.note(path, "no commit: nothing reads it; remove it")
     folding, step = Fold(State()), progress("commits", len(numbers))
-    for commit in _commits(Log(store), numbers, found, step):
+    for commit in _commits(store, numbers, found, step):
         try:
             folding.add(commit)
         except UnreadableCommit as error:
@@ -124,8 +126,9 @@ def _check_log(store: Store, found: _Found, progress: Progress) -> None:
     found.state = folding.state()
 
 
-def _commits(log: Log, numbers: list[int], found: _Found, step: Step) -> Iterator[Commit]:
+def _commits(store: Store, numbers: list[int], found: _Found, step: Step) -> Iterator[Commit]:
     """Commits in order, up to the first that is missing or unreadable."""
+    log = Log(store)
 
     def read(number: int) -> Commit | UnreadableCommit | None:
         try:
@@ -135,7 +138,8 @@ def _commits(log: Log, numbers: list[int], found: _Found, step: Step) -> Iterato
 
     for place, commit in enumerate(at_once(read, numbers, step), 1):
         if isinstance(commit, UnreadableCommit):
-            found.damage(commit.path, f"{commit.why}; nothing after it is seen")
+            lost = place == len(numbers) and _is_empty(store, commit.path)
+            found.damage(commit.path, LOST if lost else f"{commit.why}; nothing after it is seen")
             return
         if commit is None or commit.generation != place:
             later = len(numbers) - place + 1
@@ -144,16 +148,20 @@ def _commits(log: Log, numbers: list[int], found: _Found, step: Step) -> Iterato
         yield commit
 
 
-def _check_checkpoints(store: Store, found: _Found) -> None:
-    for path in store.list("checkpoints"):
+def _check_checkpoints(store: Store, found: _Found, paths: list[str]) -> None:
+    """Those that are still there, as far as the log is sound."""
+    for path in paths:
         if not checkpoints.NAME.fullmatch(path):
             found.note(path, "no checkpoint: nothing reads it; remove it")
             continue
         state, truth = read_checkpoint(store, path), found.kept.get(_generation(path))
         if state is None:
-            found.note(path, "damaged or of another program's schema: it is passed over; remove it")
+            if store.find(path):
+                found.note(path, "damaged or of another program's schema: it is passed over; remove it")
+        elif state.generation > found.state.generation:
+            continue
         elif truth is None or state.head != truth.head:
-            found.note(path, "not of this log, or ahead of it: it is passed over; remove it")
+            found.note(path, "not of this log: it is passed over; remove it")
         elif state != truth:
             found.damage(path, "not what the log adds up to; remove it")
 
@@ -229,6 +237,11 @@ def _check_blobs(entries: list[Entry], contents: Mapping[str, Blob], used: Mappi
         found.note(
             blobs.FOLDER, f"no readable version refers to {orphans} files; sidecast registry gc removes old ones"
         )
+
+
+def _is_empty(store: Store, path: str) -> bool:
+    entry = store.find(path)
+    return entry is not None and entry.size == 0
 
 
 def _generation(path: str) -> int:

@@ -116,8 +116,9 @@ class Churn:
             changes["promote"] = partial(self.registry.set_alias, name, PRODUCTION, other)
             changes["share"] = partial(self._route, name, Route(shares=share, shadows=beside))
             changes["shadow"] = partial(self._route, name, Route(shadows=(other,)))
-        if rollback_target(task, PRODUCTION) is not None:
-            changes["roll back"] = partial(self.registry.rollback, name)
+        if (before := rollback_target(task, PRODUCTION)) is not None:
+            to = before if PRODUCTION in task.ended else None  # else it could mean the shares that were taken away
+            changes["roll back"] = partial(self.registry.rollback, name, to=to)
         return changes
 
     def _publish(self, number: int) -> None:

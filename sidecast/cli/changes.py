@@ -10,11 +10,14 @@ from sidecast.cli import options, routes
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
 from sidecast.cli.percent import Rate, Share
-from sidecast.cli.views import Document, View, open_view
+from sidecast.cli.views import Document, View, is_route_changed, open_view
 
 PRODUCTION = "production"
-WAIT_S = 30.0
+WAIT_S = 45.0
+"""Clearly longer than a server that was killed counts (side_registry/servers.py), so that none makes this fail."""
 LONGEST_WAIT_S = 300.0
+ATTEMPTS = 3
+"""At a route that others change too."""
 
 message = click.option("--message", "-m", default="", help="Why; kept in the history.")
 wait = click.option(
@@ -122,14 +125,38 @@ def promote(
         done = view.promote(task, version, alias, message)
         _tell(view, done, f"{task}@{alias} is version {version}", wait, as_json)
         return
-    moves = version if canary is None else None
-    name, route = f"{task}@{alias}", routes.plain() if moves else view.route(task, alias)
-    if version is not None and canary is not None:
-        route = routes.with_canary(route, version, canary, given)
-    elif step is not None:
-        route = routes.with_step(route, step, given, name)
-    done = view.set_route(task, alias, moves, routes.with_shadows(route, shadow, no_shadow, name), message)
+    name = f"{task}@{alias}"
+
+    def changed(route: Document) -> Document:
+        if version is not None and canary is not None:
+            route = routes.with_canary(route, version, canary, given)
+        elif step is not None:
+            route = routes.with_step(route, step, given, name)
+        return routes.with_shadows(route, shadow, no_shadow, name)
+
+    if version is not None and canary is None:
+        done = view.set_route(task, alias, version, changed(routes.plain()), None, message)
+    else:
+        done = _change_route(view, task, alias, changed, message)
     _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{_judged(done)}", wait, as_json)
+
+
+def _change_route(
+    view: View,
+    task: str,
+    alias: str,
+    changed: Callable[[Document], Document],
+    message: str,
+    attempts: int = ATTEMPTS,
+) -> Document:
+    """Make a route of the one that is there. Where somebody changes that meanwhile, look again."""
+    seen = view.route(task, alias)
+    try:
+        return view.set_route(task, alias, None, changed(seen), seen, message)
+    except Exception as error:
+        if attempts == 1 or not is_route_changed(error):
+            raise
+    return _change_route(view, task, alias, changed, message, attempts - 1)
 
 
 def _check(
@@ -178,7 +205,8 @@ def rollback(
 ) -> None:
     """Point an alias of TASK back at the version that it pointed at before.
 
-    While another version has a share of its traffic, that share is taken away instead, unless --to names a version.
+    While another version has a share of its traffic, that share is taken away instead, unless --to names an earlier
+    version. Right after a share was taken away, --to must say where the alias itself is to go.
     """
     view = open_view(registry, server)
     done = view.rollback(task, alias, to, message)
@@ -205,18 +233,34 @@ def retire(task: str, version: int, registry: str | None, server: str | None, me
 
 
 def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
-    """What was done; with `wait`, who follows. Ends with exit code 1 where a server is late, or cannot load it."""
+    """What was done, at once; with `wait`, who follows. Ends with exit code 1 where that is not all, or not known."""
     text += f" (generation {done['generation']})"
     if wait is None:
         say(as_json, done, text)
         return
-    waited = view.wait(done["generation"], wait)
-    faults = view.faults(done["task"], _versions(done)) if waited["served"] else [_late(waited, wait)]
-    say(as_json, done | {"wait": waited | {"faults": faults}}, text if faults else f"{text}; {_followed(waited)}")
+    if not as_json:
+        click.echo(text, nl=False)
+    waited, faults = _wait(view, done, wait)
+    say(as_json, done | {"wait": waited | {"faults": faults}}, "" if faults else f"; {_followed(waited)}")
     if faults:
         if not as_json:
             click.echo(f"Error: it is committed, but {'; '.join(faults)}", err=True)
         click.get_current_context().exit(1)
+
+
+def _wait(view: View, done: Document, seconds: float) -> tuple[Document, list[str]]:
+    """Who follows, and what is wrong with that: not being able to see it, too."""
+    waited: Document = {"generation": done["generation"], "served": False, "servers": []}
+    try:
+        waited = view.wait(done["generation"], seconds)
+        return waited, view.faults(done["task"], _versions(done)) if waited["served"] else [_late(waited, seconds)]
+    except KeyboardInterrupt:
+        why = "interrupted"
+    except Exception as error:
+        if not hasattr(error, "reason"):
+            raise
+        why = str(error)
+    return waited, [f"whether it is served could not be seen: {why}"]
 
 
 def _versions(done: Document) -> set[int]:

@@ -59,7 +59,7 @@ def _notes(task: Document) -> str:
 @options.as_json
 def history(task: str | None, registry: str | None, server: str | None, limit: int | None, as_json: bool) -> None:
     """List the changes of TASK, or of the whole registry, oldest first."""
-    changes = open_view(registry, server).history(task)[-(limit or 0) :]
+    changes = open_view(registry, server).history(task, limit or 0)
     if as_json:
         say(True, changes, "")
         return

@@ -117,19 +117,23 @@ def export(task: str, target: Path, registry: str | None, as_json: bool) -> None
 def import_(source: Path, registry: str | None, aliases: Any, message: str, as_json: bool) -> None:
     """Publish what `export` wrote to SOURCE. What the registry has already is not published again."""
     with _progress(as_json) as progress:
-        done = import_task(source, _store(registry, create=True), aliases=aliases, message=message, progress=progress)
+        done = import_task(source, _address(registry), aliases=aliases, message=message, progress=progress)
     if as_json:
         say(True, asdict(done), "")
         return
     rows = [(old, new, "new" if new in done.new else "already here") for old, new in done.versions.items()]
+    rows += [(old, "", "retired here") for old in done.retired]
     show_table(("exported version", "version", ""), rows, title=f"{done.task} (generation {done.generation})")
     for alias, version in done.aliases.items():
         click.echo(f"{done.task}@{alias} is version {version}")
 
 
-def _store(address: str | None, *, create: bool = False) -> Store:
-    _, where = options.choose(registry=address)
-    return Store.open(where, create=create)
+def _address(registry: str | None) -> str:
+    return options.choose(registry=registry)[1]
+
+
+def _store(registry: str | None) -> Store:
+    return Store.open(_address(registry))
 
 
 @contextmanager

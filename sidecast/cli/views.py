@@ -12,13 +12,21 @@ from sidecast.cli.routes import Document
 
 class View(Protocol):
     def tasks(self) -> Document: ...
-    def history(self, task: str | None) -> list[Document]: ...
+    def history(self, task: str | None, limit: int = 0) -> list[Document]:
+        """The newest `limit` changes only; 0: all."""
+        ...
+
     def promote(self, task: str, version: int, alias: str, message: str) -> Document: ...
     def route(self, task: str, alias: str) -> Document:
         """The route of an alias as it is."""
         ...
 
-    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document: ...
+    def set_route(
+        self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
+    ) -> Document:
+        """`seen` is the route that this one was made of; where it is another one by now, `is_route_changed`."""
+        ...
+
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document: ...
     def retire(self, task: str, version: int, message: str) -> Document: ...
     def publish(self, run: str, alias: str | None, message: str) -> Document: ...
@@ -41,6 +49,11 @@ def open_view(registry: str | None, server: str | None, *, create: bool = False)
     from side_registry import Registry
 
     return RegistryView(Registry.open(where, create=create))
+
+
+def is_route_changed(error: Exception) -> bool:
+    """A registry tells it by its own error, a server by the client's."""
+    return getattr(error, "reason", "") == "ROUTE_CHANGED"
 
 
 class RegistryView:
@@ -72,7 +85,7 @@ class RegistryView:
             "versions": versions,
         }
 
-    def history(self, task: str | None) -> list[Document]:
+    def history(self, task: str | None, limit: int = 0) -> list[Document]:
         return [
             {
                 "generation": commit.generation,
@@ -81,7 +94,7 @@ class RegistryView:
                 "message": commit.message,
                 "actions": [_action(action) for action in commit.actions if task in (None, action.task)],
             }
-            for commit in self._registry.history(task)
+            for commit in self._registry.history(task, limit)
         ]
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
@@ -93,17 +106,18 @@ class RegistryView:
         found.at(alias)
         return routes.document(found.route(alias))
 
-    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document:
+    def set_route(
+        self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
+    ) -> Document:
         from side_registry.decisions import checked_route
 
-        checked = checked_route(task, alias, route)
-        generation = self._registry.set_route(task, alias, checked, version=version, message=message)
+        checked, before = checked_route(task, alias, route), seen and checked_route(task, alias, seen)
+        generation = self._registry.set_route(task, alias, checked, version=version, seen=before, message=message)
         own = version or self._registry.state(refresh=False).task(task).at(alias)
         return _routed(task, alias, own, checked, generation)
 
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
-        shares = self._registry.state().task(task).route(alias).shares
-        return _rolled(self._registry.rollback(task, alias, to, message=message), bool(shares) and to is None)
+        return _rolled(self._registry.rollback(task, alias, to, message=message))
 
     def wait(self, generation: int, seconds: float) -> Document:
         return _awaited(generation, self._registry.await_generation(generation, seconds))
@@ -150,7 +164,7 @@ class ServerView:
             "versions": versions,
         }
 
-    def history(self, task: str | None) -> list[Document]:
+    def history(self, task: str | None, limit: int = 0) -> list[Document]:
         return [
             {
                 "generation": commit.generation,
@@ -168,7 +182,7 @@ class ServerView:
                     for each in commit.actions
                 ],
             }
-            for commit in self._client.history(task)
+            for commit in self._client.history(task, limit=limit)
         ]
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
@@ -181,16 +195,22 @@ class ServerView:
             self._client.task(f"{task}@{alias}")  # which says so
         return routes.document(found.routes[alias]) if alias in found.routes else routes.plain()
 
-    def set_route(self, task: str, alias: str, version: int | None, route: Document, message: str) -> Document:
-        shares = {int(each): share for each, share in route["shares"].items()}
-        changes = {"shares": shares, "shadows": route["shadows"], "bounds": route["bounds"]}
-        done = self._client.set_route(task, alias=alias, version=version, message=message, **changes)
+    def set_route(
+        self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
+    ) -> Document:
+        from serving.client_routes import Bounds, Route
+
+        changes = route | {"shares": _numbers(route["shares"])}
+        before = seen and Route(
+            shares=_numbers(seen["shares"]),
+            shadows=tuple(seen["shadows"]),
+            bounds=Bounds(**seen["bounds"]) if seen["bounds"] else None,
+        )
+        done = self._client.set_route(task, alias=alias, version=version, seen=before, message=message, **changes)
         return _routed(task, alias, done.version, done.route, done.generation)
 
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
-        route = self._client.task(task).routes.get(alias)
-        ended = route is not None and bool(route.shares) and to is None
-        return _rolled(self._client.rollback(task, alias=alias, to=to, message=message), ended)
+        return _rolled(self._client.rollback(task, alias=alias, to=to, message=message))
 
     def wait(self, generation: int, seconds: float) -> Document:
         return _awaited(generation, self._client.await_generation(generation, timeout=seconds))
@@ -233,10 +253,13 @@ def _routed(task: str, alias: str, version: int, route: Any, generation: int) ->
     return {"task": task, "alias": alias, "version": version, "route": found, "generation": generation}
 
 
-def _rolled(rolled: Any, canary_ended: bool) -> Document:
-    """`canary_ended`: the alias stays, and the shares of its traffic are taken away."""
-    names = ("task", "alias", "version_from", "version_to", "generation")
-    return {name: getattr(rolled, name) for name in names} | {"canary_ended": canary_ended}
+def _rolled(rolled: Any) -> Document:
+    names = ("task", "alias", "version_from", "version_to", "generation", "canary_ended")
+    return {name: getattr(rolled, name) for name in names}
+
+
+def _numbers(shares: Document) -> dict[int, int]:
+    return {int(version): share for version, share in shares.items()}
 
 
 def _awaited(generation: int, awaited: Any) -> Document:

@@ -83,6 +83,7 @@ def export(side: SideNetwork, counts: tuple[int, int] = (LAYERS, 2)) -> dict[str
     return theirs
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(configs)
 def test_what_is_exported_comes_back_bit_for_bit(config: SideConfig) -> None:

@@ -64,6 +64,7 @@ def assert_same(ours: Taps, theirs: Taps) -> None:
         torch.testing.assert_close(one[ours.mask], other[ours.mask], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_after_warm_up_nothing_is_compiled_and_answers_are_the_eager_ones(
     backbone: Backbone, warm: CompiledEncoder, backend: Counting
 ) -> None:

@@ -180,6 +180,7 @@ def test_early_stop_gives_the_same_lower_taps(folder):
             assert torch.equal(ours, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "head"),
     [*((kind, "text") for kind in SPEAKING), ("umt5", "mlp"), ("bart", "linear"), ("bart scaled", "mlp")],
@@ -321,6 +322,7 @@ def test_shared_embeddings_may_stand_in_a_stack_alone(tmp_path, folders):
     assert load_backbone(folder).fingerprint == load_backbone(folders["mt5"]).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [BartModel, BartForConditionalGeneration, BartForSequenceClassification])
 def test_bart_loads_under_any_of_its_prefixes(tmp_path, model):
     families.save(model, BartConfig(**families.BART_SHAPE), tmp_path)

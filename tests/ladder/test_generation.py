@@ -124,6 +124,7 @@ CONTROLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in ("all", "min", "greedy") else slow(name) for name in CONTROLS])
 def test_texts_equal_hugging_faces_of_each_row_alone(backbone, name):
     how, side = CONTROLS[name], spoken.make_side(backbone, len(name))

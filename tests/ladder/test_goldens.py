@@ -92,6 +92,7 @@ def test_greedy_output_cached_and_not(case):
     assert torch.equal(ids.masked_fill(done, 0)[:, : expected.shape[1]], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FEW, indirect=True)
 def test_beam_output(case):
     """The goldens are transformers 4.6's, whose rules differ from 5's; of 36 rows, 4 come out otherwise (e3, e6)."""

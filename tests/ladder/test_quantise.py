@@ -63,6 +63,7 @@ def quantised_linears(backbone: Backbone) -> dict[str, QuantisedLinear]:
     return {name: module for name, module in backbone.named_modules() if isinstance(module, QuantisedLinear)}
 
 
+@pytest.mark.slow
 def test_every_matrix_of_the_blocks_is_quantised_and_nothing_else(quantised, whole):
     found = quantised_linears(quantised)
     assert set(found) == {name for name, module in whole.named_modules() if isinstance(module, torch.nn.Linear)}

@@ -199,6 +199,7 @@ def test_texts_that_join_and_leave_at_any_time_equal_each_alone_many_times(house
     play(house, moves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["umt5", "t5"])
 def test_other_families_and_shapes(tmp_path, kind):
     house = furnish(load_backbone(MAKERS[kind](tmp_path / kind)), [{}, {}, {"decoder_layers": (1,)}])

@@ -108,6 +108,7 @@ def test_flops_are_torchs_count(backbone: BackboneConfig, shape: str) -> None:
     assert backbone_flops(side.encoder_depth, backbone, LOAD) == frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["dropped", "late", "mlp"])
 def test_training_bytes_are_what_a_real_step_holds(shape: str) -> None:
     side, backbone = SideNetwork(SHAPES[shape], TINY).train(), Backbone(TINY)

@@ -71,6 +71,7 @@ MOVES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(MOVES, max_size=12))
 def test_every_row_sees_its_own_tokens_and_memory(moves):

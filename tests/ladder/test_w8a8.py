@@ -165,6 +165,7 @@ def test_weights_are_counted_once_and_every_byte_is(backbone, folder):
     assert held_bytes(backbone) > held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.MAKERS)
 def test_every_family_can_be_quantised(family, tmp_path):
     made = families.make(family, tmp_path / family)

@@ -18,6 +18,7 @@ import numpy as np
 from ladder.answerers import Generate
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.generation import Generation
+from serving.admission import Target
 from serving.assembly import Parts
 from serving.config import LoadConfig, ServeConfig
 from serving.errors import IncompatibleSide, InvalidInput, ServingError
@@ -90,7 +91,7 @@ class RuleService:
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
@@ -98,6 +99,7 @@ class RuleService:
         route_key: str = "",
     ) -> Prediction:
         state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
+        resident = target.resident if target else resident
         if not rows:
             raise InvalidInput("rows", "there are none")
         prompts = render_rows(resident.spec, rows)
@@ -107,7 +109,7 @@ class RuleService:
         return Prediction(
             task=task,
             version=resident.version,
-            alias=via if version else alias or PRODUCTION,
+            alias=None if version else alias or PRODUCTION,
             generation=state.generation,
             spec=resident.spec,
             answers=tuple(rule(resident.spec, prompt) for prompt in prompts),
@@ -132,7 +134,7 @@ class RuleService:
         *,
         version: int | None = None,
         alias: str | None = None,
-        via: str | None = None,
+        target: Target | None = None,
         deadline: float | None = None,
         generation: Overrides | None = None,
         priority: int = 0,
@@ -140,6 +142,7 @@ class RuleService:
         route_key: str = "",
     ) -> AsyncGenerator[Piece | Generated, None]:
         state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
+        resident = target.resident if target else resident
         if resident.spec.kind != "text":
             raise InvalidInput("task", f"{task!r} is {resident.spec.kind}")
         answer = rule(resident.spec, render_rows(resident.spec, [row])[0])
@@ -152,7 +155,7 @@ class RuleService:
         found = Prediction(
             task=task,
             version=resident.version,
-            alias=via if version else alias or PRODUCTION,
+            alias=None if version else alias or PRODUCTION,
             generation=state.generation,
             spec=resident.spec,
             answers=(answer,),

@@ -239,4 +239,9 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCacheMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.slow
+class TestCacheMachineAtLength(CacheMachine.TestCase):
+    settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from grpc_status import rpc_status
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving import client_errors as errors
+from serving.admin_messages import Watched, write_event
 from serving.client import AsyncClient, Client
 from serving.client_results import Event
+from serving.pool import PoolState
 from side_registry import MANIFEST, SIDE_NETWORK
 from tests.serving.doors_kit import RTE, SST2, TITLES, Parlour
 
@@ -228,3 +231,15 @@ async def test_a_watcher_sees_the_state_and_then_every_change(opened: Parlour) -
         watching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watching
+
+
+def test_a_watcher_holds_nothing_resident_and_hardly_looks_where_nothing_changed() -> None:
+    class Unread(dict[Any, Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError("read through")
+
+    state = PoolState(generation=1, wanted=1, tasks=Unread(), aliases=Unread(), routes=Unread())
+    before = Watched.of(state)
+    event = write_event(before, Watched.of(replace(state, generation=2, wanted=2, residents={})))
+    assert (event.generations.served, list(event.changed)) == (2, [])
+    assert {field.name for field in fields(Watched)} == {"generations", "tasks", "aliases", "routes"}

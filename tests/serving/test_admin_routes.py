@@ -105,8 +105,23 @@ def test_a_rollback_ends_a_canary_first(client: Client) -> None:
     client.set_route("sst2", shares={3: 100, 1: 50})
     ended = client.rollback("sst2")
     assert (ended.version_from, ended.version_to) == (3, 2)
-    again = client.rollback("sst2")
-    assert (again.version_from, again.version_to) == (2, 1)
+    assert ended.canary_ended
+    with pytest.raises(errors.RollbackUnclearError, match="say where to: --to 1"):
+        client.rollback("sst2")
+    again = client.rollback("sst2", to=1)
+    assert (again.version_from, again.version_to, again.canary_ended) == (2, 1, False)
+
+
+def test_a_route_made_of_another_one_than_there_is_is_refused(client: Client) -> None:
+    judged = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(disagreement=0.05))
+    bounds = {"disagreement": 0.05, "min_rows": 100}
+    assert client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, seen=Route()).route == judged
+    grown = client.set_route("sst2", shares={2: 900}, shadows=[3], bounds=bounds, seen=judged)
+    assert grown.route.shares == {2: 900}
+    for seen in (judged, Route()):
+        with pytest.raises(errors.RouteChangedError, match="look at it again"):
+            client.set_route("sst2", shares={2: 2500}, seen=seen)
+    assert client.task("sst2").routes == {"production": grown.route}
 
 
 def test_requests_of_one_key_get_one_version_at_both_doors(opened: Parlour, client: Client) -> None:
@@ -149,12 +164,13 @@ def test_without_a_key_both_versions_answer_and_a_pinned_one_answers_alone(opene
     assert (found.alias, found[0].label) == ("production", cast(Any, rule(SST2, "a")).label)
 
 
-def test_a_tensor_request_tells_the_service_which_alias_led_it(opened: Parlour, client: Client) -> None:
+def test_a_tensor_request_is_answered_by_whom_its_door_found(opened: Parlour, client: Client) -> None:
     seen: list[tuple[Any, ...]] = []
     predict = opened.service.predict
 
     async def spy(*arguments: Any, **named: Any) -> Any:
-        seen.append((named["version"], named["via"], named["route_key"]))
+        target = named["target"]
+        seen.append((target.resident.version, target.alias, named["route_key"]))
         return await predict(*arguments, **named)
 
     opened.service.predict = spy  # type: ignore[method-assign]

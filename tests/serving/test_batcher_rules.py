@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -169,5 +170,12 @@ class Rules(RuleBasedStateMachine):
 
 TestRules = Rules.TestCase
 TestRules.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.slow
+class TestRulesAtLength(Rules.TestCase):
+    settings = settings(
+        max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    )

@@ -120,6 +120,7 @@ def test_cached_answers_are_the_uncached_ones(caching: Server, forgetful: Server
     assert read(forgetful.metrics.registry, "hits_total") == read(forgetful.metrics.registry, "bytes") == 0
 
 
+@pytest.mark.slow
 def test_many_tasks_on_one_input_cost_one_row_of_the_backbone(caching: Server) -> None:
     with Client(address(caching)) as client:
         found = client.predict_tasks([*TASKS], ["one input that nobody has asked"])

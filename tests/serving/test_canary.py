@@ -1,15 +1,19 @@
 """A version with a share that answers otherwise than it should loses it by itself, in a whole server's parts."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ladder import Backbone, Tokenizer
-from serving.assembly import Parts, assemble
+from serving.assembly import Parts, _judging, assemble
+from serving.comparing import Comparisons
 from serving.config import EngineConfig, LoadConfig, ServeConfig, ShadowConfig
 from serving.metrics import Metrics
+from serving.pool import SidePool
 from side_registry import Registry
 from side_registry.route import Bounds, Route
 from tests.serving.kit import TEXTS, make_run, make_spec
@@ -79,3 +83,9 @@ async def test_a_shadow_that_disagrees_is_told_and_stays(parts: Parts) -> None:
     assert (own.version, shadow.version, shadow.agreed, shadow.answers) == (1, 2, 0, False)
     assert {each.prompt for each in compared.disagreements} == set(TEXTS)
     assert compared.since == parts.registry.state().generation
+
+
+def test_whoever_rolls_back_is_named_by_the_address_that_the_server_announces() -> None:
+    config = ServeConfig(backbone="none", registry="none", host="0.0.0.0", port=8443)
+    judging = _judging(cast(Registry, None), Comparisons(), SidePool(), config, lambda: None, Metrics())
+    assert judging._author == f"sidecast serve@{socket.gethostname()}:8443"

@@ -117,6 +117,33 @@ def test_a_window_counts_each_version_for_itself() -> None:
     assert (shadow.latency_seconds, shadow.answered) == (0.0, 0)
 
 
+def test_a_request_that_was_left_counts_as_no_less_than_the_mean_and_never_as_failed() -> None:
+    window = Window(Routed(6, ROUTE))
+    window.left(7, 2, 0.5)
+    window.answered(7, 1, 0, 0.5)
+    window.left(7, 1, 0.001)  # by a caller in a hurry
+    window.left(7, 3, 2.5)
+    seen = window.comparison(7)
+    assert (seen.rows, seen.failed, seen.error_rate, seen.answered) == (1, 0, 0.0, 7)
+    assert seen.latency_seconds == pytest.approx((0.5 + 0.5 + 0.5 + 2.5) / 4)
+
+
+def test_windows_of_routes_that_are_over_or_changed_are_forgotten() -> None:
+    routes = Routes(production=Routed(6, ROUTE, 41), canary=Routed(6, ROUTE, 42), other=Routed(6, ROUTE, 43))
+    comparisons = Comparisons(routes, kept=5)
+    for alias in ("production", "canary", "other"):
+        window = comparisons.window("sst2", alias)
+        assert window is not None
+        disagree(window, "what a caller wrote")
+    del routes.now["sst2", "canary"]
+    routes.now["sst2", "other"] = Routed(6, ROUTE, 44)
+    comparisons.forget_gone()
+    assert list(comparisons._windows) == [("sst2", "production")]
+    kept = comparisons.read("sst2", "production")
+    assert kept is not None
+    assert len(kept.disagreements) == 1
+
+
 def disagree(window: Window, prompt: str) -> None:
     window.compare(8, prompt, (SST2, classed(0.25, 0.75)), (SST2, classed(0.75, 0.25)))
 

@@ -99,6 +99,7 @@ def test_both_doors_answer_what_the_model_does(house: House, client: Client) -> 
     np.testing.assert_allclose(scores.fp32_contents, flat, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

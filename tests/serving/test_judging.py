@@ -190,6 +190,54 @@ def test_a_route_that_was_changed_meanwhile_is_left_alone(house: House, caplog: 
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
+def test_a_route_that_was_set_anew_is_another_one_even_if_it_is_the_same(house: House) -> None:
+    judging, metrics = house.server()
+    house.registry.set_route("sst2", "production", Route())
+    house.registry.set_route("sst2", "production", house.seen.route)
+    judging.look()
+    assert house.routed().route == house.seen.route
+    assert rolled_back(metrics) is None
+
+
+def test_all_shares_that_must_go_are_withheld_before_a_slow_registry_is_told_of_any() -> None:
+    routed, withheld, told = Routed(6, ROUTE, 41), [], []
+
+    class Slow:
+        def end_route(self, task: str, alias: str, seen: Route, *, since: int | None = None, **_: object) -> int:
+            told.append((alias, since, list(withheld)))
+            return 42
+
+    aliases = ("production", "canary")
+    comparisons = Comparisons(lambda *_: routed)
+    for alias in aliases:
+        window = comparisons.window("sst2", alias)
+        assert window is not None
+        compared(window, 7, 10, agreed=False)
+    routes = {("sst2", alias): ROUTE for alias in aliases}
+    judging = Judging(Slow(), comparisons, lambda: routes, "me", withhold=lambda *route: withheld.append(route))  # type: ignore[arg-type]
+    judging.look()
+    both = [("sst2", alias, 41) for alias in aliases]
+    assert told == [(alias, 41, both) for alias in aliases]
+
+
+def test_a_version_whose_callers_leave_before_its_answer_is_too_slow() -> None:
+    window = Window(Routed(6, Route(shares={7: 500}, bounds=Bounds(error_rate=0.1, latency=2.0, min_rows=10))))
+    for _ in range(10):
+        window.answered(6, 1, 0, 0.1)
+        window.left(7, 1, 1.0)
+    assert judge(window) == Fault("latency", 7, "latency 1000 ms > 2 x 100 ms after 10 rows")
+
+
+def test_what_was_seen_under_a_route_that_is_over_is_forgotten(house: House) -> None:
+    gone: set[str] = set()
+    comparisons = Comparisons(lambda task, alias: None if alias in gone else Routed(6, ROUTE, 41))
+    judging = Judging(house.registry, comparisons, dict, "me")
+    kept, _ = comparisons.window("sst2", "production"), comparisons.window("sst2", "canary")
+    gone.add("canary")
+    judging.look()
+    assert comparisons._windows == {("sst2", "production"): kept}
+
+
 class Away:
     """A registry that cannot be written for a while."""
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from serving.placement import add, follow, load_order, place
 from serving.pool import Failure, PoolState
 from side_registry import NothingToRollBack, State, TaskState, VersionInUse, decisions
-from side_registry.errors import InvalidRoute
+from side_registry.errors import InvalidRoute, RollbackUnclear
 from side_registry.log import Action, Commit, Publish
 from side_registry.route import Bounds, Route
 from side_registry.state import fold
@@ -101,7 +101,7 @@ class Placing(RuleBasedStateMachine):
             self.registry = fold([commit], self.registry)
 
     def decide(self, verb: Callable[[], Sequence[Action]]) -> None:
-        with contextlib.suppress(NothingToRollBack, VersionInUse, InvalidRoute):
+        with contextlib.suppress(NothingToRollBack, RollbackUnclear, VersionInUse, InvalidRoute):
             self.commit(verb())
 
     @rule(alias=st.none() | ALIASES)

@@ -33,6 +33,7 @@ def publish(registry: Registry, folder: Path, tokenizer, tmp_path: Path, quantiz
     registry.publish(make_run(tmp_path / f"run-{quantize}", backbone, tokenizer, make_spec(), head=head))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantize", "head"),
     [

@@ -29,7 +29,7 @@ from side_registry import (
     UnreadableCommit,
     VersionInUse,
 )
-from side_registry.errors import InvalidRoute
+from side_registry.errors import InvalidRoute, RollbackUnclear
 from side_registry.route import Route
 from tests.serving.kit import empty_resident
 from tests.side_registry.runs import make_run, memory_store
@@ -446,7 +446,7 @@ class Following(RuleBasedStateMachine):
 
     @rule(name=TASKS, alias=ALIASES, steps=STEPS)
     def roll_back(self, name: str, alias: str, steps: int) -> None:
-        with contextlib.suppress(NothingToRollBack):
+        with contextlib.suppress(NothingToRollBack, RollbackUnclear):
             if alias in self.task(name).aliases:
                 self.house.registry.rollback(name, alias)
         self.step(steps)

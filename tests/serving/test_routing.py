@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 
 from ladder.answerers import Generate
 from ladder.answers import ClassAnswer, TextAnswer
+from serving.admission import Target, resolve
 from serving.batching import Batcher
 from serving.config import BatchConfig, LimitConfig
 from serving.engine import EngineRow
 from serving.errors import DeadlineExpired, InvalidInput, SideFailed, TaskOverloaded
 from serving.metrics import Metrics
 from serving.observing import Seen
+from serving.overrides import Overrides
 from serving.pieces import Piece
 from serving.placement import add
 from serving.pool import PoolState, Resident, SidePool
@@ -138,18 +142,27 @@ def test_a_version_that_the_route_does_not_lead_to_is_not_followed() -> None:
 class Device:
     """Answers a class with the prompt and its version, and a text with its prompt, piece by piece where streamed."""
 
+    def __init__(self) -> None:
+        self.slow: list[EngineRow] = []
+
     def turn(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
         for row in rows:
             text = bytes(row.ids).decode()
             answer: Any = ClassAnswer(label=f"{text}|{row.resident.version}", score=1.0, scores=(1.0,))
             if row.resident.spec.kind == "text":
                 answer = TextAnswer(text=text, tokens=row.ids)
+            if "slow" in text:
+                self.slow.append(row)  # it is never answered
+                continue
+            if "broken" in text:
+                raise RuntimeError("the turn failed")
             if "poison" in text:
                 answer = SideFailed(row.task, row.resident.version, "poisoned")
             if row.streams:
                 deliver([(row, Piece(row.ids[:1], text[:1]))])
             deliver([(row, answer)])
-        return False
+        self.slow = [row for row in self.slow if row not in gone]
+        return bool(self.slow)
 
 
 class Bytes:
@@ -313,14 +326,14 @@ async def test_what_no_route_led_to_is_not_observed(house: House) -> None:
     assert house.ear.seen == []
 
 
-async def test_a_door_that_resolved_the_version_itself_says_by_which_alias(house: House) -> None:
-    key = key_of(house, 2)
-    version = house.pool.resolve("sst2", key=key).version
-    found = await house.ask("a", version=version, via="production", route_key=key)
-    assert (found.version, found.alias) == (2, "production")
-    house.route(Route(shares={3: 5000}))  # swapped meanwhile: it is answered, but tells nothing of this route
-    assert (await house.ask("a", version=version, via="production")).version == 2
-    assert [seen.resident.version for seen in house.ear.seen] == [2]
+async def test_whom_a_door_has_found_answers_whatever_is_swapped_meanwhile(house: House) -> None:
+    target = resolve(house.pool.snapshot(), TaskRef("sst2"), Overrides(), key=key_of(house, 2))
+    assert isinstance(target, Target)
+    house.pool.replace(PoolState(generation=10))  # the task is deleted
+    found = await house.ask("a", target=target)
+    assert (found.version, found.alias, found.generation, labels(found)) == (2, "production", 9, ["a|2"])
+    [seen] = house.ear.seen
+    assert (seen.resident.version, seen.since) == (2, 4)
 
 
 async def test_a_row_that_its_version_fails_is_observed(house: House) -> None:
@@ -340,6 +353,58 @@ async def test_what_load_decided_is_not_observed() -> None:
     assert [type(each) for each in others] == [TaskOverloaded, TaskOverloaded]
     assert len(house.ear.seen) == 1
     await house.service.close()
+
+
+async def test_a_turn_that_fails_is_no_fault_of_the_version(house: House) -> None:
+    with pytest.raises(RuntimeError, match="the turn failed"):
+        await house.ask("broken")
+    with pytest.raises(RuntimeError, match="the turn failed"):
+        [event async for event in house.service.stream("titles", "broken")]
+    assert house.ear.seen == []
+
+
+async def begun(house: House) -> None:
+    """Until a row is on the device."""
+    while not house.batcher._on_device:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_how_long_a_version_kept_a_caller_waiting_who_left_is_observed(house: House, streamed: bool) -> None:
+    async def ask(**how: Any) -> None:
+        if streamed:
+            async for _ in house.service.stream("titles", "slow", route_key=key_of(house, 2, "titles"), **how):
+                pass
+        else:
+            await house.ask("slow", "slow", "fine", route_key=key_of(house, 2), **how)
+
+    with pytest.raises(DeadlineExpired):
+        await ask(deadline=asyncio.get_running_loop().time() + 0.05)
+    while house.batcher._on_device:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    cancelled = asyncio.create_task(ask())
+    await begun(house)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    for seen in house.ear.seen:
+        assert (seen.left, seen.resident.version, seen.alias, seen.outcomes) == (True, 2, "production", ())
+        assert len(seen.rows) == (1 if streamed else 2)
+    late, _ = house.ear.seen
+    assert late.seconds > 0
+
+
+async def test_a_caller_who_leaves_the_queue_tells_nothing_of_a_version(house: House) -> None:
+    house.batcher._device = ThreadPoolExecutor(1)
+    held = threading.Event()
+    house.batcher._device.submit(held.wait)
+    first = asyncio.create_task(house.ask("slow"))  # the turn that it is in
+    await begun(house)
+    with pytest.raises(DeadlineExpired):
+        await house.ask("a", deadline=asyncio.get_running_loop().time() + 0.05)
+    assert house.ear.seen == []
+    held.set()
+    first.cancel()
 
 
 async def test_an_observer_that_raises_takes_no_answer_away(house: House, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc
 from serving import client_errors as errors
 from serving.client import Client
+from serving.config import ServeConfig
 from serving.listening import CannotListen, PortInUse
 from serving.server import Server
 from side_registry import RegistryNotFound
@@ -73,6 +74,20 @@ async def test_a_failed_start_gives_its_ports_back(tmp_path: Path) -> None:
     for port in (server.port, server.metrics_port):
         with socket.create_server(("127.0.0.1", port)):
             pass
+
+
+async def test_the_parts_are_told_the_port_that_was_taken(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def fail(config: ServeConfig, *_: Any) -> Any:
+        told.append(config.port)
+        raise RegistryNotFound("nowhere")
+
+    server = Server(Parlour(tmp_path, []).config, fail)
+    with pytest.raises(RegistryNotFound):
+        await server.start()
+    assert told == [server.port]
+    assert server.port
 
 
 def test_health_is_told_overall_per_service_and_per_task(tmp_path: Path) -> None:
@@ -203,6 +218,7 @@ def read_ready(child: subprocess.Popen[str]) -> int:
     raise AssertionError("never ready")
 
 
+@pytest.mark.slow
 async def test_sigterm_lets_calls_finish_and_exits_with_0(tmp_path: Path) -> None:
     with process(tmp_path, SLOW="0.5") as child:
         port = await asyncio.to_thread(read_ready, child)

@@ -1,8 +1,10 @@
 """The service's streams, priorities and tenants, and requests that share a call of the tokenizer."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -258,3 +260,23 @@ async def test_a_prompt_that_fails_the_tokenizer_fails_its_request_alone(house: 
     )
     assert isinstance(bad, RuntimeError)
     assert good.answers[0].text == "FINE"  # type: ignore[union-attr]
+
+
+class Tasks(dict[str, Any]):
+    """Tells when nobody has it any more."""
+
+
+async def test_a_stream_keeps_nothing_of_the_pool_but_its_own_version(house: House) -> None:
+    state = house.pool.snapshot()
+    tasks = Tasks(state.tasks)
+    house.pool.replace(replace(state, tasks=tasks, generation=7))
+    held = weakref.ref(tasks)
+    async with aclosing(house.service.stream("titles", TEXT)) as events:
+        await anext(events)
+        house.pool.replace(state)
+        del tasks
+        gc.collect()
+        assert held() is None
+        *_, end = [event async for event in events]
+    assert isinstance(end, Generated)
+    assert end.prediction.generation == 7

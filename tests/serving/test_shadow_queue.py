@@ -12,7 +12,7 @@ from serving.batching import Batcher
 from serving.config import BatchConfig, LimitConfig, ShadowConfig
 from serving.metrics import Metrics
 from serving.row_queue import Row, ShadowRequest
-from serving.shadow_queue import LEAST_TOKENS
+from serving.shadow_queue import AGE_S, LEAST_TOKENS
 from tests.serving.batch_kit import SETTINGS, FakeRow, TimedDevice, Writer, row, settled, virtually
 
 TURN_S, TOKEN_S = 0.004, 0.0001
@@ -142,8 +142,10 @@ def check_order(plan: Plan) -> None:
 
     class Watched(Writer):
         def turn(self, rows: Sequence[FakeRow], gone: Sequence[FakeRow], deliver: Any) -> bool:
+            left = {id(each) for each in gone}
+            turn = [*rows, *(each for each in self.running.values() if id(each) not in left)]
+            assert len({in_shadow(each) for each in turn}) <= 1, "callers' rows share a turn with others"
             if any(map(in_shadow, rows)):
-                assert all(map(in_shadow, rows))
                 assert len(rows) * max(len(each.ids) for each in rows) <= max(LEAST_TOKENS, 1000)
             return super().turn(rows, gone, deliver)
 
@@ -290,25 +292,84 @@ def test_texts_in_shadow_are_few_and_end_where_rows_without_texts_come() -> None
     virtually(main())
 
 
-def test_texts_in_shadow_run_along_with_callers_texts() -> None:
+def test_texts_in_shadow_are_not_begun_while_callers_texts_are_made_and_end_when_they_come() -> None:
     async def main() -> None:
-        worker = Writer(most=4 + 2)
-        batcher = batcher_of(worker, {"max_running_shadows": 2, "shadow_wait_s": 0.0}, max_running_rows=4)
-        caller = asyncio.create_task(batcher.submit([row(5, n, steps=50) for n in range(6)]))
+        worker = Writer()
+        batcher = batcher_of(worker, {"shadow_wait_s": 0.0})
+        caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
         await asyncio.sleep(TURN_S * 3)
-        asked = [Asked([shadow_row(5, n, steps=20)]) for n in range(3)]
-        for each in asked:
-            batcher.shadow(each)
+        waiting = Asked([shadow_row(5, n, steps=20 * n) for n in range(2)])
+        batcher.shadow(waiting)
         await asyncio.sleep(TURN_S * 10)
-        assert not any(map(in_shadow, worker.running.values()))  # two of the caller's wait for a place
-        await asyncio.sleep(TURN_S * 45)
-        assert sum(map(in_shadow, worker.running.values())) == 2
-        assert await batcher.submit([row(3)])
-        assert sum(map(in_shadow, worker.running.values())) == 2
+        assert not any(in_shadow(each) for rows in worker.batches for each in rows)
         await caller
-        await asyncio.sleep(10)
-        assert [each.dropped for each in asked] == [0, 0, 0]
-        assert all(each.told for each in asked)
+        await asyncio.sleep(TURN_S * 5)
+        assert sorted(waiting.told) == [0]
+        await batcher.submit([row(5, 1, steps=50)])
+        assert (waiting.dropped, waiting.left) == (1, 0)
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
+    class Fragile(Writer):
+        def turn(self, rows: Sequence[FakeRow], gone: Sequence[FakeRow], deliver: Any) -> bool:
+            if any(map(in_shadow, rows)):
+                self.running.clear()
+                raise RuntimeError("boom")
+            return super().turn(rows, gone, deliver)
+
+    async def main() -> None:
+        batcher = batcher_of(Fragile(), {"shadow_wait_s": 0.0})
+        caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
+        await asyncio.sleep(TURN_S * 3)
+        asked = Asked([shadow_row(5)])
+        batcher.shadow(asked)
+        assert [each.ids for each in await caller] == [row(5).ids]
+        await asyncio.sleep(1)
+        assert str(asked.told[0]) == "boom"
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_rows_that_wait_for_too_long_are_dropped() -> None:
+    async def main() -> None:
+        worker = Writer()
+        batcher = batcher_of(worker, {"shadow_wait_s": 0.5})
+        caller = asyncio.create_task(batcher.submit([row(5, steps=1500)]))  # at least 6 s
+        old, young = Asked([shadow_row(5, n) for n in range(2)]), Asked([shadow_row(5, 9)])
+        batcher.shadow(old)
+        await asyncio.sleep(AGE_S)
+        batcher.shadow(young)
+        assert (old.dropped, old.left) == (0, 2)
+        await asyncio.sleep(0.6)
+        assert (old.dropped, old.left) == (2, 0)  # while the caller's text goes on
+        assert not caller.done()
+        await caller
+        await asyncio.sleep(1)
+        assert (young.dropped, sorted(young.told), batcher._shadows.rows) == (0, [0], 0)
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
+    class Unwanted(Asked):
+        @property
+        def is_wanted(self) -> bool:
+            return False
+
+    async def main() -> None:
+        worker = Writer()
+        batcher = batcher_of(worker, {"shadow_wait_s": 0.1})
+        over, asked = Unwanted([shadow_row(5), shadow_row(6)]), Asked([shadow_row(5, 9)])
+        batcher.shadow(over)
+        batcher.shadow(asked)
+        await asyncio.sleep(1)
+        assert (over.dropped, over.told, sorted(asked.told)) == (2, {}, [0])
+        assert [len(rows) for rows in worker.batches] == [1]
         await batcher.close()
 
     virtually(main())

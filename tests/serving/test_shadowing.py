@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ladder import Answer, Backbone, SideNetwork, TextAnswer, Tokenizer
+from ladder.answerers import Generate
 from serving.batching import Batcher
 from serving.comparing import Compared, Comparison, Comparisons, routed_of
 from serving.config import BatchConfig, EngineConfig, ShadowConfig
@@ -342,6 +343,59 @@ async def test_what_load_ended_is_dropped_and_no_failure(house: House) -> None:
     assert (house.of(OTHER).failed, house.of(OTHER).dropped, house.counted(OTHER, "dropped")) == (0, 1, 1)
 
 
+async def test_a_failed_turn_is_no_failure_of_the_version_but_it_rests_when_there_are_many(house: House) -> None:
+    house.route(Route(shadows=(OTHER,)))
+    kept = Kept()
+    shadowing = Shadowing(kept, house.comparisons, house.tokenizer, metrics=house.metrics)
+    for _ in range(FAILURES + 1):
+        shadowing.observe(seen_of(house))
+        await asyncio.sleep(0)
+        if len(kept.requests) <= FAILURES and not kept.requests[-1].is_over:
+            kept.requests[-1].settle(0, RuntimeError("the turn failed"))
+    assert (house.of(OTHER).failed, house.of(OTHER).dropped, len(kept.requests)) == (0, FAILURES + 1, FAILURES)
+
+
+async def test_a_caller_who_left_counts_for_latency_alone(house: House) -> None:
+    house.route(Route(shares={OTHER: 5000}, shadows=(THIRD,)))
+    kept = Kept()
+    left = seen_of(house, outcomes=(), prompts=(), inputs=(), seconds=0.7, left=True)
+    Shadowing(kept, house.comparisons, house.tokenizer).observe(left)
+    await asyncio.sleep(0)
+    assert (house.of(OWN).latency_seconds, house.of(OWN).answered, house.of(OWN).rows) == (0.7, 1, 0)
+    assert kept.requests == []
+
+
+async def test_rows_of_a_route_that_is_over_are_not_wanted(house: House) -> None:
+    house.route(Route(shadows=(OTHER,)))
+    kept = Kept()
+    Shadowing(kept, house.comparisons, house.tokenizer).observe(seen_of(house))
+    await asyncio.sleep(0)
+    assert kept.requests[0].is_wanted
+    house.route(Route(shadows=(OTHER, THIRD)))
+    assert not kept.requests[0].is_wanted
+
+
+async def test_another_version_answers_by_its_own_settings_with_what_the_request_sets(
+    backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    house = House(backbone, tokenizer, make_spec("titles", kind="text", max_new_tokens=6))
+    patient = house.make(OTHER, max_new_tokens=4, generation=GenerationSpec(num_beams=2))
+    house.route(Route(shadows=(OTHER,)), patient=patient)
+    kept = Kept()
+    shadowing = Shadowing(kept, house.comparisons, tokenizer)
+    for limit in (3, 5):  # it makes no 5 tokens, so there is nothing to compare
+        overrides = Overrides({"max_new_tokens": limit})
+        rows = (EngineRow((3, 4, 1), house.residents[OWN], overrides.answerer(house.residents[OWN])),)
+        shadowing.observe(seen_of(house, rows=rows, overrides=overrides))
+        await asyncio.sleep(0)
+    [request] = kept.requests
+    how = request.rows[0].how  # type: ignore[attr-defined]
+    assert isinstance(how, Generate)
+    assert (how.generation.num_beams, how.max_new_tokens) == (2, 3)
+    await house.service.close()
+    house.shadowing.close()
+
+
 async def test_a_comparison_that_fails_is_logged_and_no_more(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.route(Route(shadows=(OTHER,)))
     kept = Kept()
@@ -394,6 +448,17 @@ def test_who_is_slow_is_asked_apart_and_then_rests_longer_each_time() -> None:
         rests.append(now - began)
         assert resting.is_suspect(bad)
     assert rests == [min(REST_S[0] * 2**n, REST_S[1]) for n in range(9)]
+
+
+def test_versions_that_are_gone_are_forgotten() -> None:
+    there = {("sst2", 7), ("sst2", 8)}
+    resting = Resting(1.0, lambda: 0.0, there.__contains__)
+    for version in (7, 8):
+        resting.took(("sst2", version), 2.0, alone=True)
+    there.remove(("sst2", 7))
+    there.add(("sst2", 9))
+    resting.ended(("sst2", 9), RuntimeError("boom"))
+    assert list(resting._troubles) == [("sst2", 8), ("sst2", 9)]
 
 
 def test_one_answer_ends_a_row_of_failures() -> None:

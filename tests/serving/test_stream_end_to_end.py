@@ -63,6 +63,7 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "generation", [{}, BEAMS, slow(SAMPLED), slow({"max_new_tokens": 3})], ids=["greedy", "beams", "sampled", "short"]
 )

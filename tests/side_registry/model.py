@@ -10,7 +10,9 @@ from side_registry import (
     InvalidRoute,
     NothingToRollBack,
     RegistryError,
+    RollbackUnclear,
     Route,
+    RouteChanged,
     State,
     UnknownAlias,
     UnknownTask,
@@ -31,6 +33,7 @@ class ModelTask:
     retired: set[int] = field(default_factory=set)
     moves: dict[str, list[int]] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)  # aliases whose shares went last
     exists: bool = False
 
     def live(self) -> list[int]:
@@ -42,12 +45,18 @@ class ModelTask:
 
     def move(self, alias: str, version: int) -> None:
         moves = self.moves.setdefault(alias, [])
+        if moves[-1:] != [version] or alias in self.routes:
+            self.ended.discard(alias)
         if moves[-1:] != [version]:
             moves.append(version)
         self.routes.pop(alias, None)
 
     def put_route(self, alias: str, route: Route) -> None:
-        self.routes.pop(alias, None)
+        before = self.routes.pop(alias, PLAIN)
+        if route.shares:
+            self.ended.discard(alias)
+        elif before.shares:
+            self.ended.add(alias)
         if route.shares or route.shadows:
             self.routes[alias] = route
 
@@ -74,11 +83,14 @@ class Model:
         task.need(version)
         task.move(alias, version)
 
-    def set_route(self, name: str, alias: str, route: Route, version: int | None) -> None:
+    def set_route(self, name: str, alias: str, route: Route, version: int | None, seen: Route | None) -> None:
         task = self._task(name)
         if version is not None:
             task.need(version)
         own = version or self._at(task, alias)
+        before = task.moves.get(alias, [])[-1:], task.routes.get(alias, PLAIN)
+        if seen not in (None, before[1]) and before != ([own], route):
+            raise Refused(RouteChanged)
         for named in sorted([*route.shares, *route.shadows]):
             task.need(named)
             if named == own:
@@ -101,16 +113,19 @@ class Model:
         shares = task.routes.get(alias, PLAIN).shares
         if to is not None:
             task.need(to)
-        elif shares:
-            del task.routes[alias]
+        if shares and to in (None, own):
+            task.put_route(alias, PLAIN)
             return max(shares, key=lambda version: (shares[version], version)), own
         moves = task.moves[alias][:-1]
         while moves and (moves[-1] in task.retired or moves[-1] == own or moves[-1] != (to or moves[-1])):
             moves.pop()
         if not moves:
             raise Refused(NothingToRollBack)
+        if to is None and alias in task.ended:
+            raise Refused(RollbackUnclear)
         task.moves[alias] = moves
         task.routes.pop(alias, None)
+        task.ended.discard(alias)
         return own, moves[-1]
 
     def retire(self, name: str, version: int) -> None:
@@ -126,7 +141,7 @@ class Model:
     def delete_task(self, name: str) -> None:
         task = self._task(name)
         task.retired = set(range(1, len(task.payloads) + 1))
-        task.moves, task.routes, task.exists = {}, {}, False
+        task.moves, task.routes, task.ended, task.exists = {}, {}, set(), False
 
     def check(self, state: State) -> None:
         """A folded log says the same."""
@@ -138,6 +153,7 @@ class Model:
             assert {alias: list(stack) for alias, stack in task.aliases.items()} == model.moves
             assert task.routes == model.routes
             assert set(task.routed) == set(task.routes)
+            assert set(task.ended) == model.ended
             assert not task.used & model.retired
             assert all(task.at(alias) not in route.versions for alias, route in task.routes.items())
 

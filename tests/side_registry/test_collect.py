@@ -100,6 +100,34 @@ class TestWhatGoes:
         assert len(gone(local, grace=AT_ONCE)) == 2
         assert local._store.drafts() == []
 
+    def test_a_draft_may_be_finished_meanwhile(self, local: Registry, monkeypatch: pytest.MonkeyPatch):
+        local._store.put_new("blobs/README", b"")
+        for digit in "ab":
+            Path(local.url, f"blobs/{digit}#1").write_bytes(b"hal")
+        is_file = Path.is_file
+
+        def vanishing(path: Path) -> bool:
+            found = is_file(path)
+            if path.name == "a#1":
+                path.unlink()
+            return found
+
+        monkeypatch.setattr(Path, "is_file", vanishing)
+        assert gone(local, grace=AT_ONCE) == ["blobs/b#1"]
+
+    def test_a_grace_period_may_be_longer_than_time(self, local: Registry):
+        old = orphan(local, 1e9)
+        assert gone(local, grace=timedelta.max) == []
+        assert local._store.find(old)
+
+    def test_the_clock_of_a_stopped_collection_goes(self, local: Registry):
+        for name, age_s in (("old", 1e6), ("now", 0)):
+            local._store.put_new(f"trash/clock-{name}", b"")
+            then = time.time() - age_s
+            os.utime(Path(local.url, f"trash/clock-{name}"), (then, then))
+        gone(local, grace=timedelta(hours=1))
+        assert local._store.list("trash") == ["trash/clock-now"]
+
 
 class TestWhatIsNotKnown:
     def test_a_damaged_manifest_stops_it(self, local: Registry, run: MakeRun):
@@ -185,7 +213,7 @@ def check_race(order: list[int], artifact: Path, collectors: int) -> None:
     """A publisher died before its commit, long ago. Its run is published again while collections run."""
     objects, turns = MemoryStore(), Turns()
     Registry.open(Store("memory://", objects), create=True)._upload(local_artifact(artifact))
-    actors = {
+    actors: dict[str, Callable[[], object]] = {
         f"collector {number}": lambda number=number: collect(
             TurnStore(turns, f"collector {number}", objects), grace=AT_ONCE, delete=True
         )

@@ -12,10 +12,13 @@ from side_registry.errors import (
     InvalidRoute,
     InvalidRow,
     InvalidSpec,
+    LogReplaced,
     NotARegistry,
     NothingToRollBack,
     RegistryError,
     RegistryNotFound,
+    RollbackUnclear,
+    RouteChanged,
     StoreFailed,
     UnknownAlias,
     UnknownTask,
@@ -33,6 +36,8 @@ EVERY_ERROR = [
     UnknownAlias("sst2", "canary", ("production",)),
     VersionInUse("sst2", 3, ["production"]),
     NothingToRollBack("sst2", "production", 1),
+    RollbackUnclear("sst2", "production", 2, 12, 1),
+    RouteChanged("sst2", "production"),
     Contended("/registry", 64),
     InvalidName("alias", "7", "letters"),
     InvalidSpec("sst2.toml", "labels: missing"),
@@ -41,6 +46,7 @@ EVERY_ERROR = [
     ArtifactError("/run", "it has no manifest.json"),
     CorruptBlob("ab" * 32, "it is missing"),
     UnreadableCommit("log/00000000000000000001.json", "not JSON"),
+    LogReplaced("/registry", 12),
 ]
 
 

@@ -40,7 +40,7 @@ routes = st.sampled_from(ROUTES)
 VERBS = {
     "publish": st.tuples(st.just("publish"), tasks, versions, st.none() | aliases),
     "set_alias": st.tuples(st.just("set_alias"), tasks, aliases, versions),
-    "set_route": st.tuples(st.just("set_route"), tasks, aliases, routes, st.none() | versions),
+    "set_route": st.tuples(st.just("set_route"), tasks, aliases, routes, st.none() | versions, st.none() | routes),
     "end_route": st.tuples(st.just("end_route"), tasks, aliases, st.none() | routes),  # None: the route it has
     "rollback": st.tuples(st.just("rollback"), tasks, aliases, st.none() | versions),
     "retire": st.tuples(st.just("retire"), tasks, versions),
@@ -223,8 +223,8 @@ class RegistryMachine(RuleBasedStateMachine):
             case "publish", task, payload, alias:
                 published = registry.publish(self.folder / f"{task}-{payload}", alias=alias)
                 return published.version, published.already, published.aliases
-            case "set_route", task, alias, route, version:
-                registry.set_route(task, alias, route, version=version)
+            case "set_route", task, alias, route, version, seen:
+                registry.set_route(task, alias, route, version=version, seen=seen)
             case "end_route", task, alias, seen:
                 return registry.end_route(task, alias, seen) is not None
             case "rollback", task, alias, to:

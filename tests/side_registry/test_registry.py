@@ -28,6 +28,7 @@ from side_registry import (
     VersionInUse,
     read_artifact,
 )
+from side_registry.log import Log
 from tests.side_registry.runs import make_run, memory_store, weights
 
 MakeRun = Callable[..., Path]
@@ -351,6 +352,19 @@ class TestHistoryAndWait:
         assert [action.run_id for action in last.actions if isinstance(action, Publish)] == ["run-2"]
         assert "@" in last.author
         assert [commit.generation for commit in registry.history()] == [1, 2, 3]
+
+    def test_a_history_of_the_newest_reads_only_those(
+        self, registry: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch
+    ):
+        for number in range(1, 7):
+            registry.publish(run(number, "cola" if number == 5 else "sst2"))
+        asked, read = list[int](), Log.read
+        monkeypatch.setattr(Log, "read", lambda log, generation: asked.append(generation) or read(log, generation))
+        assert [commit.generation for commit in registry.history(limit=2)] == [5, 6]
+        assert min(asked) == 5
+        assert [commit.generation for commit in registry.history("sst2", 2)] == [4, 6]
+        assert [commit.generation for commit in registry.history("cola", 2)] == [5]
+        assert len(registry.history(limit=6)) == len(registry.history(limit=99)) == len(registry.history()) == 6
 
     def test_history_of_nothing_and_of_a_deleted_task(self, registry: Registry, run: MakeRun):
         assert registry.history() == []

@@ -15,7 +15,9 @@ from side_registry import (
     InvalidRoute,
     NothingToRollBack,
     Registry,
+    RollbackUnclear,
     Route,
+    RouteChanged,
     SetAlias,
     SetRoute,
     UnknownAlias,
@@ -73,6 +75,34 @@ class TestSetRoute:
         routed.set_route("sst2", "production", CANARY)
         routed.set_route("sst2", "production", SHADOW)
         assert route(routed) == SHADOW
+
+    def test_a_route_made_of_another_one_than_there_is_is_refused(self, routed: Registry):
+        """Whose share grows has just been rolled back: it must not come back so."""
+        routed.set_route("sst2", "production", CANARY)
+        grown = CANARY.model_copy(update={"shares": {3: 2500}})
+        generation = routed.rollback("sst2").generation
+        with pytest.raises(RouteChanged, match="somebody changed the route of production of task 'sst2' meanwhile"):
+            routed.set_route("sst2", "production", grown, seen=CANARY)
+        with pytest.raises(RouteChanged):
+            routed.set_route("sst2", "production", PLAIN, version=3, seen=CANARY)
+        assert (route(routed), routed.state().generation) == (PLAIN, generation)
+        assert routed.set_route("sst2", "production", PLAIN, seen=CANARY) == generation  # as it is
+        assert routed.set_route("sst2", "production", grown, seen=PLAIN) == generation + 1
+
+    def test_the_newest_route_is_the_one_that_counts(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
+        """The other writer is done between our look and our commit."""
+        routed.set_route("sst2", "production", CANARY)
+        rival, append = Registry.open(routed._store), Log.append
+
+        def append_late(log: Log, commit: Commit) -> Commit | None:
+            if log is routed._log:
+                rival.end_route("sst2", "production", CANARY)
+            return append(log, commit)
+
+        monkeypatch.setattr(Log, "append", append_late)
+        with pytest.raises(RouteChanged):
+            routed.set_route("sst2", "production", BOTH, seen=CANARY)
+        assert route(rival) == PLAIN
 
     def test_the_alias_moves_in_the_same_commit(self, routed: Registry):
         before = routed.state().generation
@@ -222,9 +252,49 @@ class TestWhatEndsARoute:
         routed.set_route("sst2", "production", BOTH)
         rolled = routed.rollback("sst2")
         assert (rolled.version_from, rolled.version_to) == (4, 2)
+        assert (own(routed), route(routed), rolled.canary_ended) == (2, PLAIN, True)
+        rolled = routed.rollback("sst2", to=1)
+        assert (rolled.version_from, rolled.version_to, rolled.canary_ended) == (2, 1, False)
+
+    def test_a_rollback_after_shares_went_must_say_where_to(self, routed: Registry):
+        """A server and a person react to the same alarm: the alias must not move too."""
+        routed.set_route("sst2", "production", BOTH)
+        ended = routed.end_route("sst2", "production", BOTH)
+        routed.set_route("sst2", "production", Route(shadows=(5,)))  # changes nothing of who answers
+        before = routed.state()
+        with pytest.raises(
+            RollbackUnclear, match=rf"shares away \(generation {ended}\): version 2 .* where to: --to 1"
+        ):
+            routed.rollback("sst2")
+        assert routed.state() == before
+        assert routed.rollback("sst2", to=1).version_to == 1
+        assert routed.state().task("sst2").ended == {}
+
+    @pytest.mark.parametrize("how", ["moved", "moved and back", "shares again", "deleted"])
+    def test_later_the_last_move_is_meant_again(self, routed: Registry, run: Callable[..., Path], how: str):
+        routed.set_route("sst2", "production", BOTH)
+        routed.rollback("sst2")
+        assert list(routed.state().task("sst2").ended) == ["production"]
+        match how:
+            case "moved":
+                routed.set_alias("sst2", "production", 3)
+            case "moved and back":
+                routed.set_alias("sst2", "production", 3)
+                assert routed.rollback("sst2").version_to == 2
+            case "shares again":
+                routed.set_route("sst2", "production", CANARY)
+            case "deleted":
+                routed.delete_task("sst2")
+                routed.publish(run(1))
+        assert routed.state().task("sst2").ended == {}
+
+    def test_rollback_to_where_it_is_takes_the_shares_away(self, routed: Registry):
+        routed.set_route("sst2", "production", CANARY)
+        rolled = routed.rollback("sst2", to=2)
+        assert (rolled.version_from, rolled.version_to, rolled.canary_ended) == (3, 2, True)
         assert (own(routed), route(routed)) == (2, PLAIN)
-        rolled = routed.rollback("sst2")
-        assert (rolled.version_from, rolled.version_to) == (2, 1)
+        with pytest.raises(NothingToRollBack, match="is version 2 already"):
+            routed.rollback("sst2", to=2)
 
     def test_rollback_names_the_largest_share(self, routed: Registry):
         routed.set_route("sst2", "production", Route(shares={1: 10, 3: 500, 4: 499}))
@@ -277,6 +347,17 @@ class TestEndRoute:
             generation = routed.set_route("sst2", "production", changed)
             assert routed.end_route("sst2", "production", CANARY) is None
             assert (route(routed), routed.state().generation) == (changed, generation)
+
+    def test_the_same_route_set_anew_is_another_one(self, routed: Registry):
+        judged = routed.set_route("sst2", "production", CANARY)
+        routed.rollback("sst2")
+        again = routed.set_route("sst2", "production", CANARY)
+        assert routed.end_route("sst2", "production", CANARY, since=judged) is None
+        moved = routed.set_route("sst2", "production", CANARY, version=5)
+        assert routed.end_route("sst2", "production", CANARY, since=again) is None
+        assert (route(routed), routed.state().generation) == (CANARY, moved)
+        assert routed.end_route("sst2", "production", CANARY, since=moved) == moved + 1
+        assert route(routed) == PLAIN
 
     def test_a_promotion_that_comes_first_wins(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
         routed.set_route("sst2", "production", CANARY)

@@ -25,6 +25,21 @@ class TestAddresses:
         assert by_url.url == str(folder)
         assert by_url.state() == Registry.open(str(folder)).state()
 
+    @pytest.mark.parametrize(
+        "url",
+        ["file://./x", "file://~/x", "file://registry", "file://registry/x", "file:///x?y=1", "file:///x#y", "file://"],
+    )
+    def test_a_file_url_that_names_no_absolute_folder_is_refused(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(NotARegistry, match="file:///ABSOLUTE/PATH"):
+            Store.open(url, create=True)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_localhost_is_this_machine(self, tmp_path: Path):
+        assert Store.open(f"file://localhost{tmp_path}").url == str(tmp_path)
+
     def test_memory_is_empty_and_forgotten(self):
         assert Registry.open("memory://", create=True).state().generation == 0
         with pytest.raises(RegistryNotFound):
@@ -102,5 +117,9 @@ def test_a_store_without_put_if_absent_is_refused(monkeypatch: pytest.MonkeyPatc
         return True
 
     monkeypatch.setattr(store, "put_new", overwrite)
-    with pytest.raises(NotARegistry, match="overwrites what it was told not to"):
-        Registry.open(store, create=True)
+    for _ in range(2):  # what the first attempt leaves is no registry
+        with pytest.raises(NotARegistry, match="overwrites what it was told not to"):
+            Registry.open(store, create=True)
+        assert store.is_empty()
+    with pytest.raises(RegistryNotFound):
+        Registry.open(store)

@@ -1,8 +1,15 @@
 """A task goes from one registry to another whole, once, however often it is sent."""
 
+import bz2
+import gzip
+import hashlib
 import io
 import json
+import lzma
+import os
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +18,9 @@ import pytest
 from side_registry import (
     SIDE_NETWORK,
     ArtifactError,
+    Blob,
     CorruptBlob,
+    Manifest,
     Registry,
     Route,
     Store,
@@ -19,9 +28,12 @@ from side_registry import (
     UnknownTask,
     UnknownVersion,
 )
-from side_registry.transfer import Imported, export_task, import_task
+from side_registry.blobs import blob_path
+from side_registry.exports import Export, ExportedVersion, opened
+from side_registry.manifest import NO_TOKENIZER
+from side_registry.transfer import FILES_AT_ONCE, Imported, export_task, import_task
 from side_registry.verify import verify
-from tests.side_registry.runs import memory_store
+from tests.side_registry.runs import make_manifest, memory_store, weights
 
 MakeRun = Callable[..., Path]
 
@@ -78,6 +90,44 @@ def test_back_to_where_it_came_from_changes_nothing(source: Registry, exported: 
     done = import_task(exported, Store.open(source.url), aliases="all")
     assert done.versions == {2: 2, 3: 3, 4: 4}
     assert source.state() == before
+
+
+def test_what_was_retired_stays_retired(exported: Path):
+    store = memory_store()
+    import_task(exported, store, aliases="none")
+    target = Registry.open(store)
+    target.retire("sst2", 1)
+    done = import_task(exported, store, aliases="all")
+    assert (done.retired, done.versions, done.new) == ((2,), {3: 2, 4: 3}, ())
+    assert target.state().task("sst2").serving == {"canary": 2}
+    assert import_task(exported, store).generation == done.generation
+
+
+def test_what_was_deleted_comes_back(exported: Path):
+    store = memory_store()
+    import_task(exported, store)
+    Registry.open(store).delete_task("sst2")
+    done = import_task(exported, store)
+    assert (done.retired, done.versions) == ((), {2: 4, 3: 5, 4: 6})
+
+
+def test_few_files_are_in_memory_at_once(exported: Path, monkeypatch: pytest.MonkeyPatch):
+    store, lock, running, seen = memory_store(), threading.Lock(), [], []
+    overwrite = store.overwrite
+
+    def slow(path: str, data: bytes) -> None:
+        with lock:
+            running.append(path)
+            seen.append(len(running))
+        time.sleep(0.01)
+        overwrite(path, data)
+        with lock:
+            running.remove(path)
+
+    monkeypatch.setattr(store, "overwrite", slow)
+    import_task(exported, store)
+    assert len(seen) == 6
+    assert max(seen) <= FILES_AT_ONCE
 
 
 def test_what_is_new_gets_the_next_numbers(source: Registry, exported: Path, run: MakeRun):
@@ -146,6 +196,56 @@ def test_other_folders_are_not_written_to(source: Registry, tmp_path: Path):
         export_task(source._store, TaskRef.parse("sst2"), tmp_path / "photos")
 
 
+class TestBadTargets:
+    """What is there stays as it is."""
+
+    def refused(self, source: Registry, target: Path, match: str) -> None:
+        before = {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
+        with pytest.raises(ArtifactError, match=match):
+            export_task(source._store, TaskRef.parse("sst2"), target)
+        assert {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()} == before
+
+    def test_an_archive_of_something_else(self, source: Registry, run: MakeRun, tmp_path: Path):
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            archive.add(run(1), "run")
+        self.refused(source, tmp_path / "x.tar", r"is no export \(it has no export.json")
+
+    def test_no_archive(self, source: Registry, tmp_path: Path):
+        (tmp_path / "x.tar").write_bytes(b"a letter")
+        self.refused(source, tmp_path / "x.tar", "it exists and is no export")
+
+    @pytest.mark.parametrize("name", ["x", "x.tar"])
+    def test_an_export_of_another_task(self, source: Registry, run: MakeRun, tmp_path: Path, name: str):
+        source.publish(run(1, "cola"))
+        export_task(source._store, TaskRef.parse("cola"), tmp_path / name)
+        self.refused(source, tmp_path / name, "is an export of task 'cola'")
+
+    def test_a_file_for_a_folder_and_a_folder_for_a_file(self, source: Registry, tmp_path: Path):
+        (tmp_path / "x").write_bytes(b"")
+        (tmp_path / "x.tar").mkdir()
+        self.refused(source, tmp_path / "x", "it is a file")
+        self.refused(source, tmp_path / "x.tar", "it is a folder")
+
+    @pytest.mark.parametrize("name", ["file/x", "file/x.tar", "n" * 300, "n" * 300 + ".tar"])
+    def test_nothing_can_be_written_there(
+        self, source: Registry, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        """It is told before any file is fetched."""
+        (tmp_path / "file").write_bytes(b"")
+        monkeypatch.setattr("side_registry.blobs.Blobs.read", None)
+        self.refused(source, tmp_path / name, r"Not a directory|File exists|File name too long")
+
+    @pytest.mark.parametrize("name", ["x", "x.tar"])
+    def test_a_full_disk(self, source: Registry, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("side_registry.blobs.Blobs.fetch", full)
+        with pytest.raises(ArtifactError, match="No space left on device"):
+            export_task(source._store, TaskRef.parse("sst2"), tmp_path / name)
+        assert not (tmp_path / "x.tar").exists()
+
+
 class TestBadImports:
     """Nothing is published, not even the marker of a registry."""
 
@@ -155,8 +255,31 @@ class TestBadImports:
             import_task(source, store)
         assert store.is_empty()
 
+    def archived(self, folder: Path, headers: dict[str, str]) -> None:
+        with tarfile.open(folder / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            member = tarfile.TarInfo("export.json")
+            member.pax_headers = headers
+            archive.addfile(member)
+
+    def by_hand(self, folder: Path, manifest: Manifest, file: bytes) -> None:
+        """An export of one version, whatever it is; its digests are right."""
+        (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+        manifest_sha256 = self.put(folder, manifest.to_json())
+        self.put(folder, file)
+        version = ExportedVersion(version=1, manifest_sha256=manifest_sha256)
+        export = Export(registry="x", task="sst2", versions=(version,))
+        (folder / "export.json").write_bytes(export.to_json())
+
+    def put(self, folder: Path, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        (folder / blob_path(digest)).write_bytes(data)
+        return digest
+
     def test_nothing_there(self, tmp_path: Path):
         self.refused(tmp_path / "nothing.tar", "there is no such folder or file")
+
+    def test_nobody_s_folder(self):
+        self.refused(Path("~nobody-has-this-name/x.tar"), "home directory")
 
     def test_a_run_is_no_export(self, run: MakeRun):
         self.refused(run(1), "it has no export.json")
@@ -196,6 +319,87 @@ class TestBadImports:
         listing = tmp_path / "x" / "export.json"
         listing.write_text(json.dumps(json.loads(listing.read_text()) | change))
         self.refused(tmp_path / "x", why)
+
+    def test_an_unreadable_source(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        def denied(*_: object) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "is_dir", denied)
+        self.refused(tmp_path / "x", "x: Permission denied")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path):
+        os.mkfifo(tmp_path / "x.tar")
+        self.refused(tmp_path / "x.tar", "there is no such folder or file")
+
+    @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+    def test_a_compressed_archive(self, source: Registry, tmp_path: Path, compress: Callable[[bytes], bytes]):
+        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        (tmp_path / "x.tar").write_bytes(compress((tmp_path / "x.tar").read_bytes()))
+        self.refused(tmp_path / "x.tar", "compressed")
+
+    def test_an_archive_with_holes(self, tmp_path: Path):
+        """A few bytes that would unpack to 4 GiB."""
+        self.archived(tmp_path, {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(4 << 30)})
+        self.refused(tmp_path / "x.tar", "'export.json' is a sparse file")
+
+    def test_an_archive_whose_headers_are_nonsense(self, tmp_path: Path):
+        self.archived(tmp_path, {"GNU.sparse.map": "0,0", "GNU.sparse.size": "many"})
+        self.refused(tmp_path / "x.tar", "it is no export")
+
+    def test_an_archive_that_would_be_read_for_ever(self, tmp_path: Path):
+        """A member of a negative size leads back to itself."""
+        header = bytearray(tarfile.TarInfo("export.json").tobuf())
+        header[124:136] = (-1024).to_bytes(12, "big", signed=True)
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+        (tmp_path / "x.tar").write_bytes(bytes(header) + bytes(1024))
+        self.refused(tmp_path / "x.tar", "-1024 bytes")
+
+    def test_what_no_manifest_names_stays_packed(self, source: Registry, tmp_path: Path):
+        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        with tarfile.open(tmp_path / "x.tar", "a") as archive:
+            archive.addfile(tarfile.TarInfo(blob_path("a" * 64)), io.BytesIO())
+        with opened(tmp_path / "x.tar") as (folder, _, arriving):
+            unpacked = {path.name for path in folder.rglob("*") if path.is_file()}
+        files = {blob.sha256 for each in arriving for blob in each.manifest.files.values()}
+        assert unpacked == {"export.json", *files, *(each.digest for each in arriving)}
+
+    @pytest.mark.parametrize(
+        ("change", "file", "why"),
+        [
+            ({"files": {}}, weights(b"a"), f"does not name {SIDE_NETWORK}"),
+            ({"tokenizer_fingerprint": NO_TOKENIZER}, weights(b"a"), "without a tokenizer"),
+            ({}, weights(b"a")[:-1], "no whole safetensors file"),
+        ],
+        ids=["no side network", "no tokenizer", "torn"],
+    )
+    def test_what_publish_would_refuse(self, tmp_path: Path, change: dict[str, object], file: bytes, why: str):
+        """An export can be made by hand."""
+        blob = Blob(sha256=hashlib.sha256(file).hexdigest(), size=len(file))
+        manifest = make_manifest().model_copy(update={"files": {SIDE_NETWORK: blob}, **change})
+        self.by_hand(tmp_path / "x", manifest, file)
+        self.refused(tmp_path / "x", why)
+
+    def test_files_that_change_after_they_were_verified(
+        self, source: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x")
+        store = memory_store()
+        overwrite = store.put_new
+
+        def put_new(path: str, data: bytes) -> bool:
+            for file in (tmp_path / "x/blobs/sha256").iterdir():
+                file.write_bytes(b"another")
+            return overwrite(path, data)
+
+        monkeypatch.setattr(store, "put_new", put_new)
+        with pytest.raises(ArtifactError, match="changed while it was imported"):
+            import_task(tmp_path / "x", store)
+        assert Registry.open(store).state().generation == 0
+
+    def test_an_address_is_not_made_for_nothing(self, run: MakeRun, tmp_path: Path):
+        with pytest.raises(ArtifactError):
+            import_task(tmp_path / "typo.tar", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
 
     def test_an_archive_cannot_write_elsewhere(self, source: Registry, tmp_path: Path):
         export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")

@@ -102,6 +102,44 @@ def test_a_checkpoint_that_is_not_what_the_log_adds_up_to(full: Registry):
     assert "remove it" in what
 
 
+def test_an_empty_last_commit_may_be_removed(full: Registry):
+    """All that a machine left that failed while it wrote it. Earlier ones must come from a backup."""
+    spoil(Path(full.url, log_path(7)), "empty")
+    [(path, what)] = damage(full)
+    assert path == log_path(7)
+    assert "stop every server and publisher" in what
+    spoil(Path(full.url, log_path(5)), "empty")
+    [(path, what)] = damage(full)
+    assert path == log_path(5)
+    assert "remove it" not in what
+
+
+def test_checkpoints_beyond_a_damaged_commit_are_not_judged(full: Registry):
+    """They are what lets readers past it."""
+    spoil(Path(full.url, log_path(4)), "truncated")
+    assert [each.path for each in found(full).findings if each.path.startswith("checkpoints/")] == []
+
+
+def test_checkpoints_that_come_and_go_meanwhile_are_sound(full: Registry, monkeypatch: pytest.MonkeyPatch):
+    """As whoever publishes at the same time makes them, and removes old ones."""
+    store = Store.open(full.url)
+    listed, look = store.list, []
+
+    def others_publish(prefix: str) -> list[str]:
+        paths = listed(prefix)
+        look.append(prefix)
+        full.set_alias("sst2", "canary", 1 if len(look) % 2 else 3)
+        if prefix == "checkpoints":
+            for path in paths:
+                store.remove(path)
+        save_checkpoint(full._store, full.state())
+        return paths
+
+    monkeypatch.setattr(store, "list", others_publish)
+    assert verify(store).findings == ()
+    assert look[:2] == ["checkpoints", "log"]
+
+
 def test_what_nothing_reads_is_only_noted(full: Registry):
     strangers = ["log/README", "log/7.json", "checkpoints/latest", "blobs/sha256/abc", "blobs/x", "trash/x/y"]
     for path in strangers:

@@ -67,6 +67,10 @@ class TestGc:
         assert [each["path"] for each in document.pop("removed")] == [f"blobs/sha256/{orphan.name}"]
         assert document == {"deleted": False, "bytes": 11, "restored": [], "young": 0, "used": 4}
 
+    def test_a_very_long_time(self, registry: Registry, orphan: Path):
+        ran = done("registry", "gc", "--registry", registry.url, "--grace", "999999999d", "--delete")
+        assert "removed 0 files, 0 B; 1 too young" in ran.out
+
     @pytest.mark.parametrize("grace", ["5x", "-1d", "week", "", "9999999999d"])
     def test_no_time(self, registry: Registry, grace: str):
         assert (
@@ -85,9 +89,13 @@ class TestTransfer:
         assert [line.split()[-1] for line in ran.out.splitlines()[2:4]] == ["new", "new"]
         assert ran.out.endswith("sst2@production is version 1\n")
         again = done(*words, "--json").document
-        assert again == {"task": "sst2", "versions": {"1": 1, "2": 2}, "new": [], "aliases": {}, "generation": 1}
-        history = Registry.open(tmp_path / "other").history()
+        versions = {"versions": {"1": 1, "2": 2}, "new": [], "retired": []}
+        assert again == {"task": "sst2", **versions, "aliases": {}, "generation": 1}
+        other = Registry.open(tmp_path / "other")
+        history = other.history()
         assert history[0].message == f"import of sst2 1, 2 of registry {registry.id}"
+        other.retire("sst2", 2)
+        assert any(line.split() == ["2", "retired", "here"] for line in done(*words).out.splitlines())
 
     def test_mistakes(self, registry: Registry, tmp_path: Path):
         assert (
@@ -100,4 +108,6 @@ class TestTransfer:
         )
         ran = sidecast("registry", "import", tmp_path / "run-1", "--registry", tmp_path / "other")
         assert "it has no export.json" in ran.mistake
-        assert not (tmp_path / "other" / "registry.json").exists()
+        assert not (tmp_path / "other").exists()
+        ran = sidecast("registry", "export", "sst2", registry.url, "--registry", registry.url)
+        assert "is no export" in ran.mistake

@@ -1,15 +1,26 @@
 """Canaries, shadows and waiting on the command line: with a registry alone, and through a running server."""
 
+import contextlib
+import inspect
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from serving.client import Client
+from serving.client_errors import UnreachableError
 from side_registry import Registry
-from side_registry.servers import Announced
+from side_registry.errors import StoreFailed
+from side_registry.route import Route
+from side_registry.servers import BEAT_S, LEASE_S, Announced
+from sidecast.cli import views
+from sidecast.cli.app import main
+from sidecast.cli.changes import WAIT_S
 from sidecast.cli.percent import Rate, Share, share_text
 from tests.serving.doors_kit import SST2, Parlour, make_run
 from tests.sidecast.cli_kit import done, sidecast
@@ -97,10 +108,54 @@ def test_rollback_ends_a_canary_and_says_so(where: Words) -> None:
     done("promote", "sst2", 3, "--canary", "5%", *where)
     ended = "the canary of sst2@production is ended: version 3 has no share any more, version 2 answers all"
     assert done("rollback", "sst2", *where).out == f"{ended} (generation 6)\n"
-    assert done("rollback", "sst2", *where).out == "sst2@production is version 1 again, was 2 (generation 7)\n"
+    told = sidecast("rollback", "sst2", *where).mistake
+    assert "took its canaries' shares away (generation 6): version 2 answers all" in told
+    back = done("rollback", "sst2", "--to", 1, *where)
+    assert back.out == "sst2@production is version 1 again, was 2 (generation 7)\n"
+    assert "is version 1 already" in sidecast("rollback", "sst2", "--to", 1, *where).mistake
+    done("promote", "sst2", 3, "--canary", "5%", *where)
+    assert done("rollback", "sst2", "--to", 1, *where, "--json").document["canary_ended"] is True
     done("promote", "sst2", 3, "--canary", "5%", *where)
     told = done("rollback", "sst2", *where, "--json").document
     assert (told["canary_ended"], told["version_from"], told["version_to"]) == (True, 3, 1)
+
+
+def test_a_canary_that_is_rolled_back_meanwhile_does_not_come_back(
+    where: Words, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody is done between this command's look and its change."""
+    rival = Registry.open(registry)
+    looked: list[str] = []
+    meddling: dict[int, Callable[[], object]] = {}
+
+    def meddled(look: Callable[..., Any]) -> Callable[..., Any]:
+        def look_late(view: object, task: str, alias: str) -> Any:
+            found = look(view, task, alias)
+            looked.append(alias)
+            if meddle := meddling.get(len(looked)):
+                meddle()
+            return found
+
+        return look_late
+
+    for view in (views.RegistryView, views.ServerView):
+        monkeypatch.setattr(view, "route", meddled(view.route))
+    done("promote", "sst2", 2, "--canary", "5%", *where)
+    looked.clear()
+    meddling = {1: lambda: rival.rollback("sst2")}
+    assert "but no version has one" in sidecast("promote", "sst2", "--step", "25%", *where).mistake
+    assert rival.state().task("sst2").routes == {}
+    looked.clear()
+    meddling = {1: lambda: rival.set_route("sst2", "production", Route(shadows=(2,)))}
+    assert done("promote", "sst2", "--shadow", 3, *where).out.startswith("sst2@production is 1, shadow 2, shadow 3 ")
+    looked.clear()
+    meddling = {
+        turn: partial(rival.set_route, "sst2", "production", Route(shares={2: turn}, shadows=(3,)))
+        for turn in range(1, 9)
+    }
+    told = sidecast("promote", "sst2", "--no-shadow", 3, *where).mistake
+    assert "somebody changed the route of production of task 'sst2' meanwhile" in told
+    assert len(looked) == 3
 
 
 def test_with_to_a_rollback_goes_by_the_versions(where: Words) -> None:
@@ -190,8 +245,6 @@ def test_a_mistake_is_one_line_and_changes_nothing(where: Words, registry: Path)
 
 
 def test_step_must_know_whose_share_it_changes(registry: Path) -> None:
-    from side_registry.route import Route
-
     Registry.open(registry).set_route("sst2", "production", Route(shares={2: 100, 3: 200}))
     told = sidecast("promote", "sst2", "--step", "5%", "--registry", registry).mistake
     assert "but versions 2 and 3 have some; use VERSION --canary 5 %" in told
@@ -254,6 +307,48 @@ def test_a_version_that_a_server_cannot_load_is_not_waited_for_in_vain(tmp_path:
         waited = sidecast("promote", "sst2", "--shadow", 2, *where, "--wait", "--json").document["wait"]
         assert (waited["served"], len(waited["faults"])) == (True, 1)
         assert done("predict", "sst2", "a", *where, "--json").document["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (StoreFailed("s3://bucket", "servers", "timed out"), "the registry's store s3://bucket failed at 'servers'"),
+        (UnreachableError("no answer from 10.0.0.9:8001"), "no answer from 10.0.0.9:8001"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_a_wait_that_fails_does_not_hide_what_was_committed(
+    registry: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, why: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(views.RegistryView, "wait", fail)
+    ran = sidecast("promote", "sst2", 2, "--registry", registry, "--wait")
+    assert (ran.code, ran.out) == (1, "sst2@production is version 2 (generation 4)\n")
+    assert ran.err.startswith(f"Error: it is committed, but whether it is served could not be seen: {why}")
+    ran = sidecast("promote", "sst2", 3, "--registry", registry, "--wait", "--json")
+    told = json.loads(ran.out)
+    assert (ran.code, told["generation"], told["wait"]["served"], len(told["wait"]["faults"])) == (1, 5, False, 1)
+
+
+def test_what_was_committed_is_told_before_the_wait(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def wait(view: object, generation: int, seconds: float) -> dict[str, Any]:
+        told.append(out.getvalue())
+        return {"generation": generation, "served": True, "servers": []}
+
+    monkeypatch.setattr(views.RegistryView, "wait", wait)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(["promote", "sst2", "2", "--registry", str(registry), "--wait"])
+    assert told == ["sst2@production is version 2 (generation 4)"]
+
+
+def test_a_wait_outlasts_the_lease_of_a_server_that_was_killed() -> None:
+    """It counts for a lease by the objects of others, which move with every beat."""
+    assert WAIT_S > LEASE_S + BEAT_S
+    assert inspect.signature(Client.await_generation).parameters["timeout"].default == WAIT_S
 
 
 # --- shadow, predict

@@ -40,6 +40,7 @@ def trace(run: Path, inputs: Path, *more: object) -> dict[str, torch.Tensor]:
     return load_file(run / "trace.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name if name in ("a", "e3", "e6") else slow(name) for name in VARIANTS])
 def test_every_stored_number_comes_out_again(backbone: Path, tmp_path: Path, variant: str) -> None:
     done(

@@ -54,6 +54,7 @@ def test_panels() -> None:
     assert titles(document(level(Closed(1), 0.01, stages=False))) == titles(document(*LEVELS))[:3]
 
 
+@pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     for suffix in (".png", ".html"):
         check_plot(str(tmp_path / f"plot{suffix}"))

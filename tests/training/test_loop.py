@@ -66,6 +66,7 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
     assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "at"),
     [(toy.CLASSES, (0, 3)), (toy.VALUES, (1, 5)), (toy.TEXTS, (1, 0)), (toy.PAIRS, (1, 3))]

@@ -1,0 +1,38 @@
+"""Work on a thread of its own."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+
+from serving.threads import run_apart
+
+
+class Load:
+    """Something large."""
+
+
+def fail(held: "list[weakref.ref[Load]]") -> None:
+    load = Load()
+    held.append(weakref.ref(load))
+    raise KeyError("boom")
+
+
+def test_it_ends_with_its_thread_which_no_process_waits_for() -> None:
+    thread = run_apart(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+    assert not thread.is_alive()
+    assert run_apart(max, 1, 2) == 2
+
+
+def test_what_it_raises_is_raised_and_holds_nothing_afterwards() -> None:
+    held: list[weakref.ref[Load]] = []
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="boom"):
+            run_apart(fail, held)
+        assert held[0]() is None
+    finally:
+        gc.enable()
