@@ -520,18 +520,20 @@ class Commit(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[Action, _Mapping]]] = ...) -> None: ...
 
 class Action(_message.Message):
-    __slots__ = ("verb", "task", "version", "alias", "route")
+    __slots__ = ("verb", "task", "version", "alias", "route", "run_id")
     VERB_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     verb: str
     task: str
     version: int
     alias: str
     route: Route
-    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
+    run_id: str
+    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -164,7 +164,9 @@ def _write_action(action: Action) -> pb.Action:
             return pb.Action(verb=action.type, task=action.task, alias=action.alias, route=route)
         case Rollback():
             return pb.Action(verb=action.type, task=action.task, version=action.version_to, alias=action.alias)
-        case Publish() | Retire():
+        case Publish():
+            return pb.Action(verb=action.type, task=action.task, version=action.version, run_id=action.run_id)
+        case Retire():
             return pb.Action(verb=action.type, task=action.task, version=action.version)
         case _:
             return pb.Action(verb=action.type, task=action.task)

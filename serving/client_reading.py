@@ -124,6 +124,7 @@ def _read_action(action: pb.Action) -> results.Action:
         version=action.version or None,
         alias=action.alias or None,
         route=read_route(action.route) if action.HasField("route") else None,
+        run_id=action.run_id or None,
     )
 
 

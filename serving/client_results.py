@@ -199,6 +199,8 @@ class Action:
     alias: str | None
     route: Route | None = None
     """Of set_route."""
+    run_id: str | None = None
+    """Of publish: the run that made the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc.aio import AbortError, ServerInterceptor, ServicerContext
+from grpc.aio import AbortError, InternalError, ServerInterceptor, ServicerContext
 
 from serving.errors import Draining, InvalidInput
 from serving.status import code_of, status_of, trailers
@@ -165,7 +165,10 @@ async def abort(context: ServicerContext, error: Exception) -> NoReturn:
     if isinstance(error, AbortError):
         raise error
     status = status_of(error)
-    await context.abort(code_of(error), status.message, trailers(status))
+    try:
+        await context.abort(code_of(error), status.message, trailers(status))
+    except InternalError as gone:  # the caller went in this very moment: there is nobody to be told
+        raise AbortError() from gone
     raise AssertionError("abort returned")
 
 

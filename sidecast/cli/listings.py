@@ -80,5 +80,6 @@ def _actions(change: Document) -> str:
             texts.append(f"{action['verb']} {target}: {routes.change_in_words(action['route'])}")
             continue
         version = f" {action['version']}" if action["version"] is not None else ""
-        texts.append(f"{action['verb']} {target}{version}")
+        run = f" (run {action['run_id']})" if action["run_id"] else ""
+        texts.append(f"{action['verb']} {target}{version}{run}")
     return ", ".join(texts)

@@ -178,6 +178,7 @@ class ServerView:
                         "version": each.version,
                         "alias": each.alias,
                         "route": each.route and routes.document(each.route),
+                        "run_id": each.run_id,
                     }
                     for each in commit.actions
                 ],
@@ -240,6 +241,7 @@ def _action(action: Any) -> Document:
         "version": version,
         "alias": getattr(action, "alias", None),
         "route": route and routes.document(route),
+        "run_id": getattr(action, "run_id", None) or None,
     }
 
 

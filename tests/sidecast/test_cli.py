@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -507,11 +508,18 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     ran = done("history", "letters", "--registry", registry)
     lines = ran.out.splitlines()
     assert lines[0].split() == ["generation", "time", "author", "what", "why"]
-    assert "publish letters 1, set_alias letters@production 1" in lines[1]
+    assert re.search(r"publish letters 1 \(run [0-9a-f]{16}\), set_alias letters@production 1", lines[1])
     assert lines[3].endswith("[red]measured[/red] better")
     document = done("history", "--registry", registry, "--json").document
     assert [change["generation"] for change in document] == [1, 2, 3]
-    action = {"verb": "set_alias", "task": "letters", "version": 2, "alias": "production", "route": None}
+    action = {
+        "verb": "set_alias",
+        "task": "letters",
+        "version": 2,
+        "alias": "production",
+        "route": None,
+        "run_id": None,
+    }
     assert (document[2]["actions"], document[2]["message"]) == ([action], "[red]measured[/red] better")
     newest = done("history", "--registry", registry, "--limit", 1, "--json").document
     assert newest == document[2:]
