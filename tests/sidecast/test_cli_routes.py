@@ -199,7 +199,7 @@ def test_tasks_and_history_tell_routes_in_words(where: Words) -> None:
     assert canary.rstrip().endswith("try it")
     assert "set_route sst2@production: its own version alone" in ended
     action = done("history", *where, "--json").document[-2]["actions"][0]
-    names = {"verb": "set_route", "task": "sst2", "version": None, "alias": "production"}
+    names = {"verb": "set_route", "task": "sst2", "version": None, "alias": "production", "run_id": None}
     assert action == names | {"route": task["routes"]["production"]}
 
 
