@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from side_registry import SIDE_NETWORK, CorruptBlob, Registry, Store, StoreFailed, UnreadableCommit, parallel
+from side_registry import SIDE_NETWORK, CorruptBlob, Registry, Store, StoreFailed, UnreadableCommit, log, parallel
 from side_registry.collect import GRACE, collect
 from side_registry.log import log_path
 from side_registry.verify import verify
@@ -207,6 +207,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_request_at_a_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parallel, "THREADS", 1)
+    monkeypatch.setattr(log, "READ_AHEAD", 1)  # a store that answers slowly is read ahead of
 
 
 def check_race(order: list[int], artifact: Path, collectors: int) -> None:

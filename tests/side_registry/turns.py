@@ -1,6 +1,7 @@
 """Actors that take turns at one store, a request at a time, in an order that a test chooses: races, reproducible."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,10 +10,15 @@ from obstore.store import MemoryStore
 from side_registry import Store
 
 
+STALLED_S = 60.0
+"""Nobody has asked for a turn for so long: a test ends with an error rather than never."""
+
+
 class Turns:
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: set[str] = set()
+        self._waiting: Counter[str] = Counter()
+        """How many requests of an actor wait: one that reads ahead has several."""
         self._living: set[str] = set()
         self._next: str | None = None
 
@@ -21,10 +27,11 @@ class Turns:
         with self._changed:
             if actor not in self._living:
                 return
-            self._waiting.add(actor)
+            self._waiting[actor] += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._next == actor)
             self._next = None
+            self._changed.notify_all()
 
     def play(self, actors: Mapping[str, Callable[[], object]], order: Iterable[int]) -> dict[str, object]:
         """Run all to their end. Returns results, or the exceptions raised.
@@ -48,23 +55,28 @@ class Turns:
 
     def _grant(self, choices: Iterator[int]) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._next is None and self._waiting == self._living)
+            if not self._changed.wait_for(self._all_wait, STALLED_S):
+                raise AssertionError(f"of {sorted(self._living)} some ask for no turn; waiting: {dict(self._waiting)}")
             if not self._living:
                 return False
             ready = sorted(self._living)
             self._next = ready[next(choices, 0) % len(ready)]
-            self._waiting.discard(self._next)
+            self._waiting[self._next] -= 1
             self._changed.notify_all()
             return True
+
+    def _all_wait(self) -> bool:
+        return self._next is None and all(self._waiting[actor] for actor in self._living)
 
     def _act(self, name: str, action: Callable[[], object], results: dict[str, object]) -> None:
         try:
             results[name] = action()
         except Exception as error:
             results[name] = error
-        with self._changed:
-            self._living.discard(name)
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._living.discard(name)
+                self._changed.notify_all()
 
 
 class TurnStore(Store):
