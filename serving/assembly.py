@@ -23,7 +23,7 @@ from serving.presence import address_of
 from serving.reconciler import Progress, Reconciler
 from serving.service import PredictService
 from serving.shadowing import Shadowing
-from serving.threads import run_apart
+from serving.threads import run_apart, run_aside
 from serving.warmup import warm_up
 from side_registry import Registry
 
@@ -43,6 +43,9 @@ class Parts:
     """End the threads that follow the registry. Blocks until a load in progress ends."""
     comparisons: Comparisons = field(default_factory=Comparisons)
     """How the versions of routes compare."""
+    fault: Callable[[], str] = lambda: ""
+    """Why this process should be replaced by another; empty where it should not."""
+    device: str = "cpu"
 
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
@@ -60,7 +63,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     pool, encoder = SidePool(), _compiled(backbone, config)
     engine = Engine(backbone, metrics, config.engine, encoder)
     loader = Loader(registry, backbone, tokenizer, config.load)
-    reconciler = Reconciler(registry, pool, partial(run_apart, loader.load), config.load, metrics)
+    reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics)
     reconciler.start(progress)
     device = ThreadPoolExecutor(1, thread_name_prefix="device")
     device.submit(_warm_up, backbone, pool, encoder, config).result()
@@ -78,7 +81,14 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
         reconciler.stop()
 
     return Parts(
-        service=service, pool=pool, registry=registry, wake=reconciler.wake, stop=stop, comparisons=comparisons
+        service=service,
+        pool=pool,
+        registry=registry,
+        wake=reconciler.wake,
+        stop=stop,
+        comparisons=comparisons,
+        fault=lambda: "" if reconciler.is_alive else "the thread that follows the registry has ended",
+        device=str(backbone.device),
     )
 
 

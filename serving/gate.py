@@ -122,42 +122,47 @@ class Gate(ServerInterceptor):
 
     def _guarded(self, handler: Any, lasting: bool) -> grpc.RpcMethodHandler:
         codecs = {
-            "request_deserializer": _tolerant(handler.request_deserializer),
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._answering(handler.stream_unary, _each_decoded), **codecs)
-        if handler.unary_stream:
-            streaming = self._streaming(handler.unary_stream, _decoded, lasting)
-            return grpc.unary_stream_rpc_method_handler(streaming, **codecs)
-        if handler.stream_stream:
-            streaming = self._streaming(handler.stream_stream, _each_decoded, lasting)
-            return grpc.stream_stream_rpc_method_handler(streaming, **codecs)
-        return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary, _decoded), **codecs)
+        many = handler.request_streaming
+        if handler.response_streaming:
+            behavior = handler.stream_stream or handler.unary_stream
+            make = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler
+            return make(streaming(self._drain, behavior, many=many, lasting=lasting), **codecs)
+        make = grpc.stream_unary_rpc_method_handler if many else grpc.unary_unary_rpc_method_handler
+        return make(answering(self._drain, handler.stream_unary or handler.unary_unary, many=many), **codecs)
 
-    def _answering(self, behavior: Callable[..., Awaitable[Any]], decoded: Callable[[Any], Any]) -> Any:
-        async def answer(request: Any, context: ServicerContext) -> Any:
-            try:
-                with self._drain.call():
-                    return await behavior(decoded(request), context)
-            except Exception as error:
-                await abort(context, error)
 
-        return answer
+def answering(drain: Drain, behavior: Callable[..., Awaitable[Any]], *, many: bool) -> Callable[..., Awaitable[Any]]:
+    """`behavior`, a servicer's method with one response, behind the gate. `many`: its request is a stream."""
 
-    def _streaming(
-        self, behavior: Callable[..., AsyncGenerator[Any, None]], decoded: Callable[[Any], Any], lasting: bool
-    ) -> Any:
-        async def stream(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
-            try:
-                with self._drain.call(lasting=lasting):
-                    async with contextlib.aclosing(behavior(decoded(request), context)) as responses:
-                        async for response in responses:
-                            yield response
-            except Exception as error:
-                await abort(context, error)
+    async def answer(request: Any, context: ServicerContext) -> Any:
+        try:
+            with drain.call():
+                return await behavior(_each_decoded(request) if many else _decoded(request), context)
+        except Exception as error:
+            await abort(context, error)
 
-        return stream
+    return answer
+
+
+def streaming(
+    drain: Drain, behavior: Callable[..., AsyncGenerator[Any, None]], *, many: bool, lasting: bool
+) -> Callable[..., AsyncGenerator[Any, None]]:
+    """`behavior`, a servicer's method with a stream of responses, behind the gate."""
+
+    async def stream(request: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
+        try:
+            with drain.call(lasting=lasting):
+                responses = behavior(_each_decoded(request) if many else _decoded(request), context)
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        yield response
+        except Exception as error:
+            await abort(context, error)
+
+    return stream
 
 
 async def abort(context: ServicerContext, error: Exception) -> NoReturn:
@@ -183,7 +188,9 @@ async def _next(requests: AsyncIterator[Any], otherwise: Any) -> Any:
     return await anext(requests, otherwise)
 
 
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Gives an `Undecodable` where it would raise: the gate answers it."""
+
     def parse(data: bytes) -> Any:
         try:
             return deserialize(data)

@@ -188,6 +188,18 @@ class Metrics:
     def stage(self, stage: Stage, seconds: float) -> None:
         self.stage_seconds.labels(stage).observe(seconds)
 
+    @property
+    def queued_rows(self) -> int:
+        return int(self.queue_rows._value.get())
+
+    @property
+    def queued_tokens(self) -> int:
+        return int(self.queue_tokens._value.get())
+
+    def stage_total(self, stage: Stage) -> float:
+        """Seconds that a stage took since the start."""
+        return self.stage_seconds.labels(stage)._sum.get()
+
     def cache_looked_up(self, hits: int, misses: int) -> None:
         self.cache_hits.inc(hits)
         self.cache_misses.inc(misses)

@@ -88,6 +88,11 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    @property
+    def is_alive(self) -> bool:
+        """It follows the registry."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """Look at the registry now: somebody knows that it has changed."""
         self._polled = 0.0
@@ -104,8 +109,11 @@ class Reconciler:
             self._wake.clear()
 
     def step(self) -> bool:
-        """Look at the registry if it is time, load one version if one is missing. True where there is more to do."""
-        if time.monotonic() - self._polled >= self._config.poll_s:
+        """Look at the registry if it is time, load one version if one is missing. True where there is more to do.
+
+        Before a load it is always time, unless the registry is away: what is no longer wanted is not loaded.
+        """
+        if (self._pending and not self._away) or time.monotonic() - self._polled >= self._config.poll_s:
             self._poll()
         self._schedule_retries()
         if self._pending:

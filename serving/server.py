@@ -4,47 +4,40 @@ Takes the ports, then loads, then answers. Told to stop, it answers what it has 
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2, sidecast_pb2_grpc
-from serving.admin import AdminDoor
+from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from serving.assembly import Parts, assemble
 from serving.config import ServeConfig
-from serving.doors import Tenants
 from serving.errors import Draining
 from serving.gate import Drain, Gate
-from serving.health import HealthDoor
 from serving.listening import MetricsServer, grpc_options, take_port
 from serving.metrics import Metrics
-from serving.native import NativeDoor
-from serving.open_inference import OpenInferenceDoor
+from serving.offered import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, OURS
+from serving.opening import join, open_doors
 from serving.presence import Presence, address_of
 from serving.reconciler import Progress
 from serving.threads import share_heaps
-from side_registry.errors import RegistryError
 
 log = logging.getLogger(__name__)
 
-SERVICES = (
-    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-    sidecast_pb2.DESCRIPTOR.services_by_name["Sidecast"].full_name,
-    sidecast_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
-)
-HEALTH = "grpc.health.v1.Health"
-
-CATCH_UP_S = 10.0
-"""Longest that a new server waits until it serves what was committed while it loaded."""
-CATCH_UP_POLL_S = 0.02
+ADD: Mapping[ServiceDescriptor, Callable[[Any, grpc.aio.Server], None]] = {
+    OPEN_INFERENCE: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+    NATIVE: sidecast_pb2_grpc.add_SidecastServicer_to_server,
+    ADMIN: sidecast_pb2_grpc.add_AdminServicer_to_server,
+    HEALTH: health_pb2_grpc.add_HealthServicer_to_server,
+}
 
 CLOSING_S = 0.5
 """What health watchers have to read the last word."""
@@ -97,7 +90,7 @@ class Server:
             config = replace(self.config, port=self.port)
             self._parts = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
             self._presence = Presence(self._parts.registry, self.address, lambda: self.generation)
-            await self._join(self._parts, self._presence)
+            await join(self._parts, self._presence, self.drain)
             self._open_doors(self._parts, self._presence)
             await self._require_grpc().start()
             self._answering = True
@@ -115,16 +108,6 @@ class Server:
             log.warning("%d calls are cut off after %.1f s", self.drain.in_flight, grace_s)
         await self._close(CLOSING_S)
         return finished
-
-    async def _join(self, parts: Parts, presence: Presence) -> None:
-        """Have writers wait for this server from now on, then serve what they wrote before, so that none is missed."""
-        await asyncio.to_thread(presence.start)
-        with contextlib.suppress(RegistryError):  # it may be away; what was loaded is served
-            newest = (await asyncio.to_thread(parts.registry.state)).generation
-            deadline = time.monotonic() + CATCH_UP_S
-            parts.wake()
-            while self.generation < newest and time.monotonic() < deadline:
-                await self.drain.pause(CATCH_UP_POLL_S)
 
     async def _leave(self) -> None:
         """Have no writer wait for this server any more."""
@@ -148,23 +131,10 @@ class Server:
         self.metrics_port = self._http.port
 
     def _open_doors(self, parts: Parts, presence: Presence) -> None:
-        server, service, pool = self._require_grpc(), parts.service, parts.pool
-        tenants = Tenants(self.config.request.tenant_header)
-        tensors = OpenInferenceDoor(service, pool, self.metrics, self.drain, tenants)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(tensors, server)
-        sidecast_pb2_grpc.add_SidecastServicer_to_server(NativeDoor(service, self.metrics, tenants), server)
-        admin = AdminDoor(
-            pool,
-            parts.registry,
-            self.drain,
-            parts.wake,
-            max_upload_bytes=self.config.load.max_side_bytes,
-            comparisons=parts.comparisons,
-            presence=presence,
-        )
-        sidecast_pb2_grpc.add_AdminServicer_to_server(admin, server)
-        health_pb2_grpc.add_HealthServicer_to_server(HealthDoor(service, pool, self.drain, SERVICES), server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+        server = self._require_grpc()
+        for service, servicer in open_doors(parts, self.config, self.metrics, self.drain, presence).items():
+            ADD[service](servicer, server)
+        reflection.enable_server_reflection((*OURS, HEALTH.full_name, reflection.SERVICE_NAME), server)
 
     async def _close(self, grace_s: float) -> None:
         await self._leave()
