@@ -15,6 +15,7 @@ from serving.comparing import Comparisons, routed_of
 from serving.config import ServeConfig, ShadowConfig
 from serving.doors import Service
 from serving.engine import Engine
+from serving.fitting import check_fits, pick_device
 from serving.judging import Judging
 from serving.loader import Loader
 from serving.metrics import Metrics
@@ -112,7 +113,8 @@ def _judging(
 def _load_backbone(config: ServeConfig) -> Backbone:
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = pick_device(config.device)
+    check_fits(config, device)
     backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
     log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
     return backbone
@@ -131,9 +133,3 @@ def _warm_up(backbone: Backbone, pool: SidePool, encoder: CompiledEncoder | None
             encoder.warm_up()
     if config.engine.warmup_s:
         warm_up(backbone, pool.snapshot().residents.values(), config.batch, config.engine, encoder)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -151,6 +151,12 @@ class Window:
             seconds = max(seconds, _mean(tally.seconds, tally.requests))
             tally.left, tally.requests, tally.seconds = tally.left + rows, tally.requests + 1, tally.seconds + seconds
 
+    def refused(self, version: int, rows: int) -> None:
+        """Inputs of a caller's that it makes no prompt of, and the alias's own version does."""
+        with self._lock:
+            tally = self._tallies[version]
+            tally.rows, tally.failed = tally.rows + rows, tally.failed + rows
+
     def asked(self, version: int, *, failed: bool) -> None:
         """One row beside callers' ended."""
         with self._lock:

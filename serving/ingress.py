@@ -1,7 +1,7 @@
 """Our services on the gRPC server that Ray Serve starts in each replica, and the context that its calls have there.
 
-Ray hands a call on by its method's bare name, with a context of its own that knows neither the caller's deadline nor how
-to abort. So each call is remembered here as it arrives, and `CallContext` gives our doors what they need of both.
+Ray hands a call on by its method's bare name, with a context of its own that knows neither the caller's deadline nor
+how to abort. So each call is remembered here as it arrives, and `CallContext` gives our doors what they need of both.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping

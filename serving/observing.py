@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from serving.errors import SideFailed
+from serving.errors import ServingError, SideFailed
 from serving.overrides import Overrides
+from serving.prompts import render_rows
 
 if TYPE_CHECKING:
-    from serving.admission import Encoded
+    from serving.admission import Encoded, Target
     from serving.engine import EngineRow
     from serving.pool import Resident
     from serving.prompts import InputRow
@@ -44,6 +45,8 @@ class Seen:
     """Of those rows, as the caller sent them: a version with another template makes another prompt of them."""
     overrides: Overrides = field(default_factory=Overrides)
     """What the request set."""
+    refused: int = 0
+    """Inputs that this version makes no prompt of, though the alias's own version does. There are no rows then."""
     left: bool = False
     """The caller's time was up, or it left, when these rows were on the device: there are no outcomes, and an answer
     would have taken `seconds` or longer."""
@@ -106,6 +109,30 @@ def left(encoded: Encoded, rows: Sequence[EngineRow], seconds: float) -> Seen | 
         seconds=seconds,
         since=target.since,
         left=True,
+    )
+
+
+def refused(target: Target, own: Resident | None, inputs: Sequence[InputRow]) -> Seen | None:
+    """A request of whose inputs a version with a share makes no prompts.
+
+    None where that is no version's doing: the alias's own one (`own`) makes none of them either, or it is that one.
+    """
+    if target.alias is None or target.since is None or own is None or own is target.resident:
+        return None
+    try:
+        render_rows(own.spec, inputs)
+    except ServingError:
+        return None
+    return Seen(
+        resident=target.resident,
+        alias=target.alias,
+        beside=(),
+        rows=(),
+        prompts=(),
+        outcomes=(),
+        seconds=0.0,
+        since=target.since,
+        refused=len(inputs),
     )
 
 

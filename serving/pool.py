@@ -106,6 +106,10 @@ class PoolState:
         newest = state.aliases[alias][-1]
         raise self._not_loaded(task, newest)
 
+    def own(self, task: str, alias: str | None) -> Resident | None:
+        """The version that the alias itself is served by; None where nothing is."""
+        return self.residents.get((task, self.aliases.get((task, alias or ""), 0)))
+
     def beside(self, task: str, alias: str, chosen: int) -> tuple[Resident, ...]:
         """Who else answers what `alias` led to `chosen`, for the comparison: the shadows of its route.
 

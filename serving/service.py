@@ -19,7 +19,7 @@ from serving.config import RequestConfig
 from serving.engine import EngineRow
 from serving.errors import Cancelled, DeadlineExpired, Draining, InvalidInput, TooManyRows, TooSlow
 from serving.metrics import Metrics
-from serving.observing import Nothing, Observer, Seen, left, seen
+from serving.observing import Nothing, Observer, Seen, left, refused, seen
 from serving.overrides import Overrides
 from serving.pieces import Piece
 from serving.pool import SidePool
@@ -236,7 +236,12 @@ class PredictService:
         self._check_size(len(refs), len(rows))
         wish.check()
         self._batcher.admit(len(rows), wish.deadline, self._tokenizing.rows)
-        return await self._tokenizing.encode(self._targets(refs, wish, among), rows, wish.deadline)
+        targets = self._targets(refs, wish, among)
+        encoded = await self._tokenizing.encode(targets, rows, wish.deadline)
+        for target, each in zip(targets, encoded, strict=True):
+            if isinstance(target, Target) and isinstance(each, InvalidInput):
+                self._tell(refused(target, self._pool.snapshot().own(target.resident.task, target.alias), rows))
+        return encoded
 
     def _targets(self, refs: Sequence[TaskRef], wish: Wish, among: bool) -> list[Target | Refused]:
         if wish.target:

@@ -76,6 +76,9 @@ class Shadowing:
         if seen.left:
             window.left(seen.resident.version, len(seen.rows), seen.seconds)
             return
+        if seen.refused:
+            window.refused(seen.resident.version, seen.refused)
+            return
         failed = sum(isinstance(outcome, Exception) for outcome in seen.outcomes)
         window.answered(seen.resident.version, len(seen.rows), failed, seen.seconds)
         case = _Case(seen, window, self._metrics)

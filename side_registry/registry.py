@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -46,6 +46,8 @@ ATTEMPTS, PATIENCE_S = 64, 60.0
 """A writer that loses races gives up after so many, and so long."""
 LONGEST_PAUSE_S = 0.01
 """Before it looks again. Of those who race one always wins, so who waits longer only loses turns."""
+LOOK_BACK = 256
+"""Commits of the log that a search for the newest ones about a task reads at a time."""
 LOOK_BACK_S = 30.0
 """Where nothing new comes, it is looked this often whether the log is still the one that was read."""
 
@@ -120,10 +122,15 @@ class Registry:
         if task is None:
             start = max(self.state().generation - limit, 0) if limit else 0
             return list(self._log.after(start))[-limit:]
-        about = deque((commit for commit in self._log.after(0) if task in commit.tasks), limit or None)
+        about, end = deque[Commit](), self.state().generation
+        while end and not (limit and len(about) >= limit):
+            start = max(end - LOOK_BACK, 0) if limit else 0
+            part = [each for each in islice(self._log.after(start), end - start) if task in each.tasks]
+            about.extendleft(reversed(part))
+            end = start
         if not about:
             self.state().task(task)
-        return list(about)
+        return list(about)[-limit:]
 
     def manifest(self, task: str, version: int) -> Manifest:
         """The manifest of a version, retired or not.

@@ -343,6 +343,24 @@ async def test_a_row_that_its_version_fails_is_observed(house: House) -> None:
     assert [type(outcome) for outcome in seen.outcomes] == [ClassAnswer, SideFailed]
 
 
+async def test_a_canary_that_makes_no_prompt_of_what_its_alias_takes_is_observed(house: House) -> None:
+    state = house.pool.snapshot()
+    own = state.residents["sst2", 2]
+    other = replace(own, spec=own.spec.model_validate(own.spec.model_dump() | {"template": "{other}"}))
+    house.pool.replace(replace(state, residents={**state.residents, ("sst2", 2): other}))
+    for rows, told in (([{"sentence": "a"}, {"sentence": "b"}], [(2, 2)]), ([{"nothing": "a"}], [])):
+        house.ear.seen.clear()
+        with pytest.raises(InvalidInput):
+            await house.service.predict("sst2", rows, route_key=key_of(house, 2))
+        assert [(seen.resident.version, seen.refused) for seen in house.ear.seen] == told
+    house.ear.seen.clear()
+    with pytest.raises(InvalidInput):  # the caller's own doing
+        await house.service.predict("sst2", [{"sentence": "a"}], version=2)
+    with pytest.raises(InvalidInput):
+        await house.service.predict("sst2", [{"other": "a"}], route_key=key_of(house, 1))
+    assert house.ear.seen == []
+
+
 async def test_what_load_decided_is_not_observed() -> None:
     house = House(LimitConfig(max_task_requests=1))
     house.route(Route(shares={2: 5000}))

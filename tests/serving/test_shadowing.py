@@ -365,6 +365,15 @@ async def test_a_caller_who_left_counts_for_latency_alone(house: House) -> None:
     assert kept.requests == []
 
 
+async def test_inputs_that_a_canary_makes_no_prompt_of_count_as_failed_and_take_no_time(house: House) -> None:
+    house.route(Route(shares={OTHER: 5000}))
+    nothing = {"rows": (), "outcomes": (), "prompts": (), "inputs": (), "seconds": 0.0}
+    house.shadowing.observe(seen_of(house, resident=house.residents[OTHER], refused=3, **nothing))
+    await asyncio.sleep(0)
+    found = house.of(OTHER)
+    assert (found.rows, found.failed, found.error_rate, found.latency_seconds) == (3, 3, 1.0, 0.0)
+
+
 async def test_rows_of_a_route_that_is_over_are_not_wanted(house: House) -> None:
     house.route(Route(shadows=(OTHER,)))
     kept = Kept()

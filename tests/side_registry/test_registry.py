@@ -364,6 +364,12 @@ class TestHistoryAndWait:
         assert min(asked) == 5
         assert [commit.generation for commit in registry.history("sst2", 2)] == [4, 6]
         assert [commit.generation for commit in registry.history("cola", 2)] == [5]
+        monkeypatch.setattr("side_registry.registry.LOOK_BACK", 2)
+        asked.clear()
+        assert [commit.generation for commit in registry.history("cola", 1)] == [5]
+        assert min(asked) == 5
+        assert [commit.generation for commit in registry.history("sst2", 3)] == [3, 4, 6]
+        assert len(registry.history("sst2", 99)) == 5
         assert len(registry.history(limit=6)) == len(registry.history(limit=99)) == len(registry.history()) == 6
 
     def test_history_of_nothing_and_of_a_deleted_task(self, registry: Registry, run: MakeRun):
