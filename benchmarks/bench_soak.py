@@ -3,7 +3,8 @@
     python -m benchmarks.bench_soak          # `make soak`: a quarter of an hour
 
 A real `sidecast serve`, callers in a process of their own that ask at a steady rate, and a writer that publishes,
-promotes, rolls back, retires, splits and shadows versions, and now and then publishes one that no server can take.
+promotes, rolls back, retires, splits and shadows versions, and now and then publishes one that no server can take; each
+change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
 changes; "swaps" are the requests in flight between a commit and the server having served it.
@@ -20,6 +21,7 @@ import click
 from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import Column, Figures, Samples, Spread, quantile, steps
 from benchmarks.models import Loaded
+from benchmarks.soak.audit import GONE
 from benchmarks.soak.load import Told
 from benchmarks.soak.run import Outcome, Plan, Round, Soak
 from benchmarks.soak.vitals import growth
@@ -37,7 +39,9 @@ COLUMNS = (
 )
 
 
-def ask(loaded: Loaded, how: How, tasks: int, changes: int, rate: float) -> tuple[Samples, dict[str, Spread], dict]:
+def ask(
+    loaded: Loaded, how: How, tasks: int, changes: int, rate: float, rushes: bool
+) -> tuple[Samples, dict[str, Spread], dict]:
     changes, seconds = how.size(changes, 6), QUICK_S if how.quick else how.seconds
     plan = Plan(
         tasks=how.size(tasks, 4),
@@ -45,6 +49,7 @@ def ask(loaded: Loaded, how: How, tasks: int, changes: int, rate: float) -> tupl
         changes=changes,
         pause_s=seconds / changes,
         rate=rate,
+        rushes=rushes,
         seed=how.seed,
     )
     with (
@@ -70,7 +75,7 @@ def ratios(outcome: Outcome) -> dict[str, Spread]:
     plain = {
         "errors": kinds.count("error"),
         "answers of another version than they name": kinds.count("mismatch"),
-        "answers of a version that may not": kinds.count("version") + kinds.count("generation"),
+        "answers of a version that may not": kinds.count("version") + kinds.count("generation") + kinds.count("key"),
         "evictions from the activation cache": last.evictions - first.evictions,
         "inputs computed again": last.misses - first.misses,
         "MB that memory grew by": grown["memory_mb"],
@@ -85,6 +90,7 @@ def counts(outcome: Outcome) -> dict[str, Any]:
     return {
         "changes_made": {verb: verbs.count(verb) for verb in dict.fromkeys(verbs)},
         "answers": sum(not told.reason for told in outcome.told),
+        "refused_as_retired": sum(told.reason == GONE for told in outcome.told),
         "versions_that_answered": len({(told.task, told.version) for told in outcome.told}),
         "told_apart": outcome.apart,
         "grown": growth(vitals),
@@ -126,11 +132,12 @@ def _latency(told: list[Told]) -> dict[str, float]:
 @click.option("--tasks", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--changes", type=click.IntRange(1), default=100, show_default=True, help="Of a round.")
 @click.option("--rate", type=click.FloatRange(0.1), default=40.0, show_default=True, help="Requests a second.")
+@click.option("--rush/--no-rush", "rushes", default=False, show_default=True, help="Change while it still loads.")
 @measuring(rounds=10, seconds=25.0)
-def main(tasks: int, changes: int, rate: float, **given: Any) -> None:
+def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> None:
     """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
     answer(
-        lambda loaded, how: ask(loaded, how, tasks, changes, rate),
+        lambda loaded, how: ask(loaded, how, tasks, changes, rate, rushes),
         name="soak",
         title="A server while its registry changes",
         columns=COLUMNS,

@@ -3,10 +3,13 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import CheckpointError, SideConfigError
@@ -29,11 +32,16 @@ def save_side(path: str | Path, side: SideNetwork) -> None:
 
 def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
     """A frozen copy in evaluation mode and `dtype`; a head of its own stays as it is, float32: it says answers."""
-    copy = deepcopy(side).to(dtype).eval().requires_grad_(False)
-    for name in ("head", "words"):
-        if hasattr(copy, name):  # float() alone would keep what rounding to `dtype` left
-            getattr(copy, name).float().load_state_dict(getattr(side, name).state_dict())
-    return copy
+    return _settled(deepcopy(side), dtype)
+
+
+def _settled(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
+    """`as_served` in place."""
+    heads = {name: getattr(side, name).state_dict() for name in ("head", "words") if hasattr(side, name)}
+    side.to(dtype).eval().requires_grad_(False)
+    for name, exact in heads.items():  # float() alone would keep what rounding to `dtype` left
+        getattr(side, name).float().load_state_dict(exact)
+    return side
 
 
 def load_side(
@@ -59,7 +67,7 @@ def load_side(
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
     side.load_state_dict(tensors, assign=True)
-    return as_served(side, dtype).to(device)
+    return _settled(side, dtype).to(device)
 
 
 def _finite(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -85,13 +93,21 @@ def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
         raise CheckpointError(f"{path.name}: its side network settings do not read: {error}") from None
 
 
+class _Undrawn(TorchFunctionMode):
+    """No random starts of linear layers: what is loaded replaces them, and they are slow even without memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func in (nn.init.kaiming_uniform_, nn.init.uniform_) else func(*args, **kwargs)
+
+
 def _checked(
     path: Path, found: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig
 ) -> SideNetwork:
     """Compare the file's header with what its settings call for, before memory is taken for either; that, still without
     memory."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             side = SideNetwork(config, backbone)
         needed = {name: tuple(tensor.shape) for name, tensor in side.state_dict().items()}
     except (SideConfigError, RuntimeError, TypeError, ValueError, OverflowError) as error:

@@ -146,7 +146,8 @@ class SideNetwork(nn.Module):
                 self.words = nn.Linear(backbone.d_model, self.config.outputs, bias=False)
         elif self.config.head == "mlp":
             self.head = MlpHead(backbone.d_model, self.config.outputs, self.config.dropout)
-        self.reset(backbone)
+        if not self.encoder.first_downsample.weight.is_meta:
+            self.reset(backbone)
 
     @property
     def encoder_depth(self) -> int | None:

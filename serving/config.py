@@ -120,6 +120,8 @@ class LoadConfig:
     """Largest side network file that is loaded."""
     replay_examples: bool = True
     """Answer each version's golden examples before it serves, and refuse the version where they differ."""
+    replay_bytes: int = 32 * 2**20
+    """Activations of golden examples that are kept, on the device, for later versions with the same. 0: none."""
     poll_s: float = 0.2
     """How often the registry is asked whether it changed."""
     retry_s: float = 1.0
@@ -129,6 +131,7 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_side_bytes")
+        _at_least(self, 0, "replay_bytes")
         _above_zero(self, "poll_s", "retry_s", "max_retry_s")
 
 

@@ -5,13 +5,11 @@ device thread. Knows no pool and no aliases.
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from ladder.answer import Row, answer
 from ladder.answerers import Answerer, build_answerer
 from ladder.answers import Answer
 from ladder.backbone import Backbone
@@ -23,8 +21,17 @@ from ladder.generation import Generation
 from ladder.side import SideNetwork
 from ladder.stacked import Side
 from ladder.tokenizer import Tokenizer
-from serving.config import LoadConfig
-from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.config import EngineConfig, LoadConfig
+from serving.engine import Engine, EngineRow
+from serving.errors import (
+    CorruptSide,
+    GoldenMismatch,
+    IncompatibleSide,
+    LoadError,
+    LoadFailed,
+    OutOfMemory,
+    SideTooLarge,
+)
 from serving.golden import difference, tolerance_for
 from serving.pool import Resident
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
@@ -39,7 +46,12 @@ log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Makes residents for one backbone and its tokenizer. Their weights are in `bank` (None: one of its own)."""
+    """Makes residents for one backbone and its tokenizer. Their weights are in `bank` (None: one of its own).
+
+    Golden examples are answered by an engine of its own: they are no traffic, so neither the server's metrics nor its
+    cache know of them. What the backbone makes of them is kept for later versions, which often have the same ones. One
+    load at a time.
+    """
 
     def __init__(
         self,
@@ -51,6 +63,7 @@ class Loader:
     ) -> None:
         self._registry, self._backbone, self._tokenizer, self._config = registry, backbone, tokenizer, config
         self.bank = bank or SideBank(backbone)
+        self.engine = Engine(backbone, config=EngineConfig(cache_bytes=config.replay_bytes, side_timeout_s=math.inf))
 
     def load(self, task: str, version: int) -> Resident:
         """Download, verify and replay one version.
@@ -156,6 +169,8 @@ class Loader:
         tolerance = tolerance_for(manifest.tolerance, dtypes)
         exact_text = dtypes == {"float32"} and not manifest.spec.generation.do_sample
         for index, outcome in enumerate(self._answers(resident)):
+            if isinstance(outcome, OutOfMemory):
+                raise LoadFailed(task, version, str(outcome), transient=True) from outcome
             if isinstance(outcome, Exception):
                 raise GoldenMismatch(task, version, index, str(outcome)) from outcome
             expected = manifest.examples[index].expected
@@ -163,18 +178,14 @@ class Loader:
                 raise GoldenMismatch(task, version, index, found)
 
     def _answers(self, resident: Resident) -> Sequence[Answer | Exception]:
-        """The golden examples, answered one at a time: the trainer's batch need not be ours."""
+        """The golden examples, all in one batch: an answer does not depend on it, so the trainer's need not be ours."""
         spec = resident.spec
         try:
             prompts = [spec.render(example.fields) for example in resident.manifest.examples]
         except InvalidRow as error:
             raise CorruptSide(resident.task, resident.version, f"a golden example's {error}") from error
-        rows = [
-            Row(ids=tuple(ids), side=resident.side, answerer=resident.answerer)
-            for ids in self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
-        ]
-        with torch.inference_mode():
-            return [answer(self._backbone, [row])[0] for row in rows]
+        tokens = self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
+        return self.engine.predict([EngineRow(ids=tuple(ids), resident=resident) for ids in tokens])
 
 
 def _bytes_of(side: Side) -> int:

@@ -7,6 +7,9 @@ it is no older than what was known before it was asked:
   committed, or about to be, before the answer came.
 - The generation that it names is none that the server was past when the request started: by what it had told a watcher,
   or by an answer that came before.
+- The same key led to the same version as before, while nobody moved the alias or set its route.
+
+Who asks for a version gets that one, or is told that there is no such version once somebody has begun to retire it.
 """
 
 from bisect import bisect_left, bisect_right
@@ -19,13 +22,16 @@ from benchmarks.soak.churn import Change
 from benchmarks.soak.load import Told
 from benchmarks.soak.vitals import Sighting
 
+GONE = "UNKNOWN_VERSION"
+"""Why a version is not answered for that is retired."""
+
 Distance = Callable[[Told], float]
 """How far an answer is from what its version answers, in tolerances: above 1 is another answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One wrong answer: `error`, `mismatch`, `version` or `generation`."""
+    """One wrong answer: `error`, `mismatch`, `generation`, `version` or `key`."""
 
     kind: str
     told: Told
@@ -39,32 +45,59 @@ def audit(
     told: Sequence[Told], changes: Sequence[Change], sightings: Sequence[Sighting], distance: Distance
 ) -> Iterator[Fault]:
     """All that is wrong, an answer's first fault alone."""
-    allowed, known = Allowed(changes), Known(told, sightings)
+    history, known = History(changes), Known(told, sightings)
+    keys: dict[tuple[str, str, str, int], int] = {}
     for each in told:
+        least = known.before(each.started)
         if each.reason:
-            yield Fault("error", each, each.reason)
+            if not (each.reason == GONE and history.is_gone(each, least)):
+                yield Fault("error", each, each.reason)
         elif (off := distance(each)) > 1:
             yield Fault("mismatch", each, f"{off:.3g} tolerances from what that version answers")
-        elif each.generation < (least := known.before(each.started)):
+        elif each.generation < least:
             yield Fault("generation", each, f"of generation {each.generation}, when {least} was known to be served")
-        elif each.version not in (right := allowed.during(each)):
+        elif each.version not in (right := history.allowed(each)):
             yield Fault("version", each, f"of generation {each.generation}, which only {sorted(right)} may answer for")
+        elif each.key and (since := history.standing(each)) is not None:
+            led = keys.setdefault((each.task, each.alias, each.key, since), each.version)
+            if led != each.version:
+                yield Fault("key", each, f"its key led to version {led} since generation {since}")
 
 
-class Allowed:
-    """Which versions may answer for a task, by generation."""
+class History:
+    """What each task's changes allowed, by generation."""
 
     def __init__(self, changes: Iterable[Change]) -> None:
         self._changes: dict[str, list[Change]] = defaultdict(list)
         for change in changes:
             self._changes[change.task].append(change)
 
-    def during(self, told: Told) -> frozenset[int]:
-        """At any generation from the one that the answer names to the last whose commit had begun when it came."""
-        changes = self._changes[told.task]
-        first = bisect_right(changes, told.generation, key=lambda change: change.generation) - 1
-        last = bisect_right(changes, told.ended, key=lambda change: change.began)
-        return frozenset().union(*(change.allowed for change in changes[max(first, 0) : last]))
+    def allowed(self, told: Told) -> frozenset[int]:
+        """Who may answer, at any generation from the one that the answer names."""
+        during = self._during(told, told.generation)
+        if told.pinned:
+            return frozenset().union(*(each.live & {told.pinned} for each in during))
+        return frozenset().union(*(each.allowed.get(told.alias, frozenset()) for each in during))
+
+    def is_gone(self, told: Told, least: int) -> bool:
+        """The version that was asked for may have been retired, at any generation from `least`."""
+        return told.pinned > 0 and any(told.pinned not in each.live for each in self._during(told, least))
+
+    def standing(self, told: Told) -> int | None:
+        """The generation that moved the alias last, or set its route; None where that may be one of two."""
+        moves = [each for each in self._changes[told.task] if each.moved == told.alias]
+        found = _during(moves, told, told.generation)
+        return found[0].generation if len(found) == 1 and not told.pinned else None
+
+    def _during(self, told: Told, generation: int) -> Sequence[Change]:
+        return _during(self._changes[told.task], told, generation)
+
+
+def _during(changes: Sequence[Change], told: Told, generation: int) -> Sequence[Change]:
+    """The one that held at that generation, and all later ones whose commit had begun when the answer came."""
+    first = bisect_right(changes, generation, key=lambda change: change.generation) - 1
+    last = bisect_right(changes, told.ended, key=lambda change: change.began)
+    return changes[max(first, 0) : last]
 
 
 class Known:

@@ -7,11 +7,12 @@ import random
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from benchmarks.soak.load import CANARY
 from benchmarks.soak.versions import make_spec
 from side_registry import Registry
 from side_registry.route import PLAIN, Route
@@ -20,7 +21,7 @@ from side_registry.task import PRODUCTION
 
 KEPT = 4
 """Live versions of a task; one more, and the oldest that nothing names retires."""
-WEIGHTS = {"publish": 4, "promote": 3, "roll back": 2, "share": 2, "shadow": 1, "break": 0.5}
+WEIGHTS = {"publish": 4, "promote": 3, "roll back": 2, "share": 2, "canary": 1, "shadow": 1, "break": 0.5}
 """How often each change is drawn, where it can be made. "break" publishes what every server refuses, straight to
 production; the next change of that task rolls it back, and the one after that retires it."""
 
@@ -37,8 +38,15 @@ class Change:
     generation: int
     began: float
     ended: float
-    allowed: frozenset[int]
-    """The versions that may answer for the task's `production` from then on."""
+    allowed: Mapping[str, frozenset[int]]
+    """By alias, the versions that may answer for it from then on."""
+    live: frozenset[int]
+    """The task's versions that are not retired from then on."""
+
+    @property
+    def moved(self) -> str:
+        """The alias that it moved, or whose route it set; "" where it did neither."""
+        return {"retire": "", "canary": CANARY}.get(self.verb, PRODUCTION)
 
 
 @dataclass
@@ -66,11 +74,13 @@ class Churn:
         return Counter(change.verb for change in self.changes)
 
     def start(self) -> None:
-        """As many versions of every task as it will have, the newest in production."""
+        """As many versions of every task as it will have, the newest in production, the first in canary."""
         self.prepare(KEPT)
         for number in range(self.tasks):
             for _ in range(KEPT):
-                self._commit("start", number, partial(self._publish, number))
+                self._commit("start", partial(self._publish, number), number)
+            name = make_spec(number).name
+            self._commit("canary", partial(self.registry.set_alias, name, CANARY, 1), number)
 
     def prepare(self, each: int) -> None:
         """Have at least so many versions of every task ready to be published, and a broken one."""
@@ -80,18 +90,20 @@ class Churn:
             unsound.extend(self.make(number, True) for _ in range(1 - len(unsound)))
 
     def step(self) -> Change:
-        """Make one change, of a task drawn at random."""
-        number = self._draw.randrange(self.tasks)
-        task = self._task(number)
-        verb, act = self._repair(task) or self._draw_change(number, task)
-        return self._commit(verb, number, act)
+        """Make one change, of a task drawn at random. What turns out to change nothing is no change."""
+        while True:
+            number, before = self._draw.randrange(self.tasks), len(self.changes)
+            task = self._task(number)
+            self._commit(*(self._repair(task) or self._draw_change(number, task)), number)
+            if len(self.changes) > before:
+                return self.changes[-1]
 
     def _repair(self, task: TaskState) -> "tuple[str, Callable[[], object]] | None":
         """What the last changes left to do."""
         name, own = task.name, task.at(PRODUCTION)
         if (name, own) in self.broken:
             return "roll back", partial(self.registry.rollback, name)
-        idle = [version for version in task.live if version != own and version not in named(task)]
+        idle = [version for version in task.live if version not in named(task)]
         gone = [version for version in idle if (name, version) in self.broken]
         if gone or (idle and len(task.live) > KEPT):
             return "retire", partial(self.registry.retire, name, (gone or idle)[0])
@@ -114,6 +126,7 @@ class Churn:
             share = {other: self._draw.choice((500, 2_500, 5_000))}
             beside = (third,) if third != other else ()
             changes["promote"] = partial(self.registry.set_alias, name, PRODUCTION, other)
+            changes["canary"] = partial(self.registry.set_alias, name, CANARY, third)
             changes["share"] = partial(self._route, name, Route(shares=share, shadows=beside))
             changes["shadow"] = partial(self._route, name, Route(shadows=(other,)))
         if (before := rollback_target(task, PRODUCTION)) is not None:
@@ -135,34 +148,37 @@ class Churn:
     def _route(self, task: str, route: Route) -> None:
         self.registry.set_route(task, PRODUCTION, route)
 
-    def _commit(self, verb: str, number: int, act: Callable[[], object]) -> Change:
+    def _commit(self, verb: str, act: Callable[[], object], number: int) -> None:
         began = time.monotonic()
         act()
-        ended = time.monotonic()
+        ended, generation = time.monotonic(), self.registry.state(refresh=False).generation
+        if self.changes and generation == self.changes[-1].generation:
+            return
         task = self._task(number)
+        broken = {version for name, version in self.broken if name == task.name}
         change = Change(
             verb=verb,
             task=task.name,
-            generation=self.registry.state(refresh=False).generation,
+            generation=generation,
             began=began,
             ended=ended,
-            allowed=allowed(task, {version for name, version in self.broken if name == task.name}),
+            allowed={alias: allowed(task, alias, broken) for alias in task.aliases},
+            live=frozenset(task.live),
         )
         self.changes.append(change)
-        return change
 
     def _task(self, number: int) -> TaskState:
         return self.registry.state(refresh=False).task(make_spec(number).name)
 
 
 def named(task: TaskState) -> frozenset[int]:
-    """The versions that a route of the task names."""
-    return frozenset().union(*(route.versions for route in task.routes.values()))
+    """The versions that an alias of the task or its route names."""
+    return frozenset(task.serving.values()).union(*(route.versions for route in task.routes.values()))
 
 
-def allowed(task: TaskState, broken: Collection[int]) -> frozenset[int]:
-    """Who may answer for `production`: those with a share, and the newest version of its stack that loads."""
-    stack = task.aliases[PRODUCTION]
+def allowed(task: TaskState, alias: str, broken: Collection[int]) -> frozenset[int]:
+    """Who may answer for an alias: those with a share, and the newest version of its stack that loads."""
+    stack = task.aliases[alias]
     own = next(version for version in reversed(stack) if version not in broken and not task.versions[version].retired)
-    shares = task.routes.get(PRODUCTION, PLAIN).shares
+    shares = task.routes.get(alias, PLAIN).shares
     return frozenset((own, *(version for version in shares if version not in broken)))

@@ -9,11 +9,12 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -21,14 +22,25 @@ from benchmarks.harness import BenchmarkError, plain_errors
 from benchmarks.machine import ROOT
 from serving.client import AsyncClient
 from serving.client_errors import SidecastError
-from serving.client_results import Answer, Classification, Embedding, Predictions, Regression
+from serving.client_results import Answer, Classification, Embedding, Predictions, Regression, Text
+from side_registry.task import PRODUCTION
 
 CALL_S = 30.0
 """Timeout of a call."""
 MOST_ROWS = 3
 """Of a request for one task."""
-TOGETHER = 0.1
-"""Share of the requests that ask all tasks about one text."""
+TOGETHER, PINNED, CANARIES, KEYED = 0.1, 0.1, 0.1, 0.3
+"""Shares of the requests: about one text of all tasks; of the others, for a version that answered lately, for the other
+alias, and with one of few keys. So have half of those for all tasks."""
+KEYS = ("ann", "bob", "cem", "dee")
+LATELY = 6
+"""Answers of a task that are remembered for who asks for a version."""
+CANARY = "canary"
+"""The other alias of every task."""
+
+
+Said = Sequence[float] | str
+"""An answer: its numbers, or its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +57,38 @@ class Told:
     version: int = 0
     generation: int = 0
     """The registry's, as the answer says."""
-    answers: Sequence[Sequence[float]] = ()
-    """Each input's numbers."""
+    answers: Sequence[Said] = ()
+    """Of each input."""
+    alias: str = PRODUCTION
+    """That was asked for."""
+    pinned: int = 0
+    """The version that was asked for; 0: none."""
+    key: str = ""
+    """Of the route."""
 
 
 @contextmanager
 def calling(
-    address: str, tasks: Sequence[str], texts: Sequence[str], rate: float, seed: int, out: Path
+    address: str,
+    tasks: Sequence[str],
+    speaking: Sequence[str],
+    texts: Sequence[str],
+    rate: float,
+    seed: int,
+    out: Path,
 ) -> Iterator[None]:
     """Ask within the block; what was told is in the file `out` after it, for `read_told`.
+
+    Args:
+        speaking: those of `tasks` that make texts.
 
     Raises:
         BenchmarkError: the process failed.
     """
     asked = out.with_suffix(".asked.json")
-    asked.write_text(json.dumps({"address": address, "tasks": tasks, "texts": texts}), encoding="utf-8")
+    asked.write_text(
+        json.dumps({"address": address, "tasks": tasks, "speaking": speaking, "texts": texts}), encoding="utf-8"
+    )
     words = (str(asked), str(out), "--rate", str(rate), "--seed", str(seed))
     process = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.PIPE, cwd=ROOT)
     try:
@@ -81,9 +110,18 @@ class Caller:
         out: gets a line of JSON for each `Told`.
     """
 
-    def __init__(self, client: AsyncClient, tasks: Sequence[str], texts: Sequence[str], seed: int, out: TextIO) -> None:
-        self._client, self._tasks, self._texts, self._out = client, tasks, texts, out
+    def __init__(
+        self,
+        client: AsyncClient,
+        tasks: Sequence[str],
+        speaking: Sequence[str],
+        texts: Sequence[str],
+        seed: int,
+        out: TextIO,
+    ) -> None:
+        self._client, self._tasks, self._speaking, self._texts, self._out = client, tasks, speaking, texts, out
         self._draw = random.Random(seed)
+        self._lately: dict[str, deque[int]] = {task: deque(maxlen=LATELY) for task in tasks}
 
     async def ask(self, rate: float, until: asyncio.Event) -> None:
         """Send about `rate` requests a second, whatever becomes of them, and wait for the last."""
@@ -95,41 +133,77 @@ class Caller:
                 calls.create_task(self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
 
     async def _ask_one(self) -> None:
-        task, count = self._draw.choice(self._tasks), self._draw.randint(1, MOST_ROWS)
-        inputs = self._draw.sample(range(len(self._texts)), min(count, len(self._texts)))
-        started = time.monotonic()
+        task = self._draw.choice(self._tasks)
+        how = self._how(self._lately[task])
+        streams = task in self._speaking and self._draw.random() < 0.5
+        inputs = self._inputs(1 if streams else self._draw.randint(1, MOST_ROWS))
+        rows, started = [self._texts[place] for place in inputs], time.monotonic()
         try:
-            outcome = await self._client.predict(task, [self._texts[place] for place in inputs])
+            if streams:
+                outcome = await self._stream(task, rows[0], how)
+            else:
+                outcome = _outcome(await self._client.predict(task, rows, **how))
         except SidecastError as error:
-            outcome = error
-        self._note(task, inputs, started, time.monotonic(), outcome)
+            outcome = {"reason": error.reason}
+        self._note(task, inputs, started, how, outcome)
+
+    async def _stream(self, task: str, row: str, how: dict[str, Any]) -> dict[str, Any]:
+        stream = self._client.stream(task, row, **how)
+        pieces = [piece.text async for piece in stream]
+        whole = await stream.result()
+        return {"version": whole.version, "generation": whole.generation, "answers": ["".join(pieces)]}
 
     async def _ask_all(self) -> None:
-        place, started = self._draw.randrange(len(self._texts)), time.monotonic()
-        outcomes: dict[str, Predictions | SidecastError]
+        how: dict[str, Any] = {"route_key": self._draw.choice(KEYS)} if self._draw.random() < 0.5 else {}
+        inputs, started = self._inputs(1), time.monotonic()
+        outcomes: Mapping[str, Predictions | SidecastError]
         try:
-            outcomes = await self._client.predict_tasks(self._tasks, [self._texts[place]])
+            outcomes = await self._client.predict_tasks(self._tasks, [self._texts[inputs[0]]], **how)
         except SidecastError as error:
             outcomes = dict.fromkeys(self._tasks, error)
-        ended = time.monotonic()
         for task, outcome in outcomes.items():
-            self._note(task, [place], started, ended, outcome)
+            self._note(task, inputs, started, how, _outcome(outcome))
+
+    def _how(self, lately: Sequence[int]) -> dict[str, Any]:
+        """What a request says besides its task."""
+        kinds = {"version": PINNED, "alias": CANARIES, "route_key": KEYED, "": 1 - PINNED - CANARIES - KEYED}
+        [kind] = self._draw.choices(list(kinds), list(kinds.values()))
+        values = {
+            "version": self._draw.choice(lately or (None,)),
+            "alias": CANARY,
+            "route_key": self._draw.choice(KEYS),
+        }
+        return {kind: values[kind]} if kind else {}
+
+    def _inputs(self, count: int) -> list[int]:
+        return self._draw.sample(range(len(self._texts)), min(count, len(self._texts)))
 
     def _note(
-        self, task: str, inputs: list[int], started: float, ended: float, outcome: Predictions | SidecastError
+        self, task: str, inputs: list[int], started: float, how: Mapping[str, Any], outcome: Mapping[str, Any]
     ) -> None:
-        told = Told(task=task, inputs=inputs, started=started, ended=ended, **_outcome(outcome))
+        told = Told(
+            task=task,
+            inputs=inputs,
+            started=started,
+            ended=time.monotonic(),
+            alias=how.get("alias", PRODUCTION),
+            pinned=how.get("version") or 0,
+            key=how.get("route_key", ""),
+            **outcome,
+        )
+        if told.version and not told.pinned:
+            self._lately[task].append(told.version)
         self._out.write(json.dumps(asdict(told)) + "\n")
 
 
-def _outcome(outcome: Predictions | SidecastError) -> dict:
+def _outcome(outcome: Predictions | SidecastError) -> dict[str, Any]:
     if isinstance(outcome, SidecastError):
         return {"reason": outcome.reason}
-    answers = [_numbers(answer) for answer in outcome]
+    answers = [_said(answer) for answer in outcome]
     return {"version": outcome.version, "generation": outcome.generation, "answers": answers}
 
 
-def _numbers(answer: Answer) -> list[float]:
+def _said(answer: Answer) -> Said:
     match answer:
         case Classification():
             return list(answer.scores.values())
@@ -137,15 +211,23 @@ def _numbers(answer: Answer) -> list[float]:
             return [answer.value]
         case Embedding():
             return list(answer.values)
-        case _:
-            raise BenchmarkError(f"the soak asks for no such answers: {answer!r}")
+        case Text():
+            return answer.text
 
 
-async def run(address: str, tasks: Sequence[str], texts: Sequence[str], rate: float, seed: int, out: TextIO) -> None:
+async def run(
+    address: str,
+    tasks: Sequence[str],
+    speaking: Sequence[str],
+    texts: Sequence[str],
+    rate: float,
+    seed: int,
+    out: TextIO,
+) -> None:
     """Ask until standard input ends."""
     over = asyncio.Event()
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, texts, seed, out).ask(rate, over))
+        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, over))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()

@@ -6,13 +6,16 @@ Shares nothing with a server but the model's code: neither slots, nor batches, n
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations
 from pathlib import Path
+from statistics import mean
 
 import torch
 
 from benchmarks.models import Loaded
+from benchmarks.soak.load import Said
 from benchmarks.soak.versions import make_spec
-from ladder import Answer, ClassAnswer, Row, ValueAnswer, VectorAnswer
+from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
 from ladder.answer import score
 from ladder.backbone_pass import run_backbone
 from side_registry import Registry
@@ -20,8 +23,6 @@ from training.evaluate import load_model
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.1}
 """How far a number of an answer may be off, in parts of it where it is above 1: batches round differently."""
-
-Numbers = tuple[float, ...]
 
 
 class Oracle:
@@ -39,35 +40,36 @@ class Oracle:
         self.tolerance = TOLERANCE[loaded.dtype]
         self.answers = cache(self._answers)
 
-    def _answers(self, task: str, version: int) -> list[Numbers]:
+    def _answers(self, task: str, version: int) -> list[Said]:
         """What a version says of each text."""
         with tempfile.TemporaryDirectory(prefix="sidecast-oracle-") as folder:
             artifact = self._registry.download(task, version, Path(folder))
             model = load_model(artifact, self._loaded.backbone, self._loaded.tokenizer)
         rows = [Row(ids=ids, side=model.side, answerer=model.answerer) for ids in self._ids]
+        if model.spec.kind == "text":
+            return [_said(each) for each in answer(self._loaded.backbone, rows)]
         found: dict[int, Answer | Exception] = {}
         with torch.inference_mode():
             score(self._given, rows, range(len(rows)), found.update)
-        return [_numbers(found[place]) for place in range(len(rows))]
+        return [_said(found[place]) for place in range(len(rows))]
 
     def apart(self, task: str, versions: Sequence[int]) -> float:
         """The share of pairs of versions, over all texts, whose answers lie so far apart that none passes for the
         other's: how sharp this oracle is."""
-        said = torch.tensor([self.answers(task, version) for version in versions])  # (versions, texts, numbers)
-        pairs = torch.combinations(torch.arange(len(versions)))
-        first, second = said[pairs[:, 0]], said[pairs[:, 1]]
-        farthest = ((first - second).abs() / first.abs().clamp_min(1)).amax(-1)
-        return (farthest > 2 * self.tolerance).float().mean().item()
+        pairs = combinations([self.answers(task, version) for version in versions], 2)
+        return mean(distance(*both) > 2 * self.tolerance for pair in pairs for both in zip(*pair, strict=True))
 
 
-def distance(found: Sequence[float], expected: Sequence[float]) -> float:
-    """The largest difference of two answers' numbers, in parts of them where they are above 1."""
+def distance(found: Said, expected: Said) -> float:
+    """The largest difference of two answers' numbers, in parts of them where they are above 1. Of texts 0 or inf."""
+    if isinstance(found, str) or isinstance(expected, str):
+        return 0.0 if found == expected else float("inf")
     if len(found) != len(expected):
         return float("inf")
     return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in zip(found, expected, strict=True))
 
 
-def _numbers(answer: Answer | Exception) -> Numbers:
+def _said(answer: Answer | Exception) -> Said:
     match answer:
         case ClassAnswer():
             return answer.scores
@@ -75,5 +77,7 @@ def _numbers(answer: Answer | Exception) -> Numbers:
             return (answer.value,)
         case VectorAnswer():
             return answer.values
+        case TextAnswer():
+            return answer.text
         case _:
-            raise TypeError(f"no numbers: {answer!r}")
+            raise TypeError(f"no answer: {answer!r}")

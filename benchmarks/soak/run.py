@@ -26,7 +26,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long, and how hard. A round is as many seconds without a change as it takes to make `changes`, and these."""
+    """How long, and how hard. A round is `changes` pauses without a change, and these."""
 
     tasks: int = 8
     rounds: int = 10
@@ -34,7 +34,9 @@ class Plan:
     changes: int = 100
     """Of a round."""
     pause_s: float = 0.25
-    """Between two changes."""
+    """Before each change."""
+    rushes: bool = False
+    """A change need not wait until the last one is served: the server loads all the time."""
     rate: float = 40.0
     """Requests a second."""
     texts: int = 32
@@ -97,12 +99,13 @@ class Soak:
         """
         step("start")
         self.churn.start()
-        tasks, told = [make_spec(number).name for number in range(self._plan.tasks)], self._folder / "told.jsonl"
+        specs, told = [make_spec(number) for number in range(self._plan.tasks)], self._folder / "told.jsonl"
+        tasks, speaking = [spec.name for spec in specs], [spec.name for spec in specs if spec.kind == "text"]
         with serve(registry=self._folder / "registry", **self._loaded.settings(self._threads)) as served:
             self._warm(served, tasks)
             with (
                 watching(served, lambda: len(self.churn.changes)) as watch,
-                calling(served.address, tasks, self._texts, self._plan.rate, self._plan.seed, told),
+                calling(served.address, tasks, speaking, self._texts, self._plan.rate, self._plan.seed, told),
             ):
                 step("warm-up")
                 self._round(watch)
@@ -131,8 +134,10 @@ class Soak:
         steady = self._wait(plan.changes * plan.pause_s)
         began, changes = time.monotonic(), []
         for _ in range(plan.changes):
-            changes.append(self.churn.step())
             time.sleep(plan.pause_s)
+            changes.append(self.churn.step())
+            if not plan.rushes:
+                self._settle(watch, changes[-1].generation)
         self._settle(watch, changes[-1].generation)
         swaps = [Span(each.began, watch.served(each.generation) or each.ended) for each in changes]
         return Round(steady, Span(began, time.monotonic()), swaps)

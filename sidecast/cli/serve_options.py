@@ -47,6 +47,7 @@ PRESSURE = (
 VERSIONS = (
     ("max_side_bytes", int, "Largest side network that is loaded.  [default: 536870912]"),
     ("replay_examples", bool, "Answer golden examples before a version serves.  [default: yes]"),
+    ("replay_bytes", int, "Activations of golden examples kept for the next versions.  [default: 33554432]"),
     ("poll_s", float, "How often the registry is asked whether it changed.  [default: 0.2]"),
     ("retry_s", float, "First pause before a failed load is tried again.  [default: 1]"),
     ("max_retry_s", float, "Longest such pause.  [default: 60]"),

@@ -151,6 +151,13 @@ def test_unknown_settings_of_a_newer_format_are_refused():
         SideConfig.from_dict({"reduction": 8, "rotary": True})
 
 
+def test_a_checkpoint_is_read_without_a_random_start(tmp_path, backbone, monkeypatch):
+    save_side(tmp_path / "side.safetensors", random_side(SideConfig(head="text"), backbone.config))
+    monkeypatch.setattr(SideNetwork, "reset", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("torch.nn.init._no_grad_uniform_", lambda *_: pytest.fail("drawn"))
+    load_side(tmp_path / "side.safetensors", backbone.config)
+
+
 @pytest.mark.parametrize("shape", [*SHAPES.values(), SideConfig(head="linear", outputs=3, reduction=4)], ids=repr)
 def test_checkpoint_round_trip(tmp_path, backbone, shape):
     side = random_side(shape, backbone.config)

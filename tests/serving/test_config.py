@@ -42,6 +42,7 @@ def test_every_setting_has_a_flat_name_of_its_own() -> None:
         ({"port": 9, "metrics_port": 9}, "must differ"),
         ({"max_batch_rows": 0}, "max_batch_rows must be >= 1, got 0"),
         ({"poll_s": 0.0}, "poll_s must be > 0"),
+        ({"replay_bytes": -1}, "replay_bytes must be >= 0, got -1"),
         ({"max_wait_s": float("nan")}, "max_wait_s must be >= 0"),
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"backbone": ""}, "backbone must not be empty"),

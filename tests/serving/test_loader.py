@@ -25,11 +25,19 @@ from ladder import (
 from ladder.stack_heads import StackedLinear
 from ladder.stacked import StackedSide
 from serving.config import LoadConfig
-from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.errors import (
+    CorruptSide,
+    GoldenMismatch,
+    IncompatibleSide,
+    LoadError,
+    LoadFailed,
+    OutOfMemory,
+    SideTooLarge,
+)
 from serving.golden import difference, tolerance_for
 from serving.loader import Loader
-from side_registry import SIDE_NETWORK, BackboneRef, Manifest, Registry, StoreFailed
-from tests.serving.kit import ids_of, make_run, make_spec
+from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Registry, StoreFailed
+from tests.serving.kit import TEXTS, ids_of, make_run, make_spec
 
 
 @pytest.fixture
@@ -143,6 +151,74 @@ def test_golden_examples_that_come_out_otherwise_are_refused(publish, loader: Lo
     assert "golden example 0" in str(error)
 
 
+def test_the_golden_example_that_comes_out_otherwise_is_named(publish, loader: Loader) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        first, second, *others = manifest.examples
+        wrong = second.model_copy(update={"expected": {"scores": [0.0, 0.0]}})
+        return manifest.model_copy(update={"examples": (first, wrong, *others)})
+
+    publish(edit=edit)
+    assert "golden example 1" in str(refusal(loader, GoldenMismatch))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each of the backbone's passes from now on."""
+    seen: list[int] = []
+
+    def counted(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def count(self: Backbone, ids: torch.Tensor, *how: Any) -> Any:
+            seen.append(len(ids))
+            return encode(self, ids, *how)
+
+        return count
+
+    monkeypatch.setattr(Backbone, "encode", counted(Backbone.encode))
+    monkeypatch.setattr(Backbone, "encode_divided", counted(Backbone.encode_divided))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["classification", "text"])
+def test_golden_examples_are_one_pass_of_the_backbone_and_none_for_the_next_versions(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, passes: list[int], kind: str
+) -> None:
+    for seed in range(3):
+        publish(make_spec(kind=kind, max_new_tokens=4) if kind == "text" else make_spec(kind=kind), seed=seed)
+    loader = Loader(registry, backbone, tokenizer, LoadConfig())
+    passes.clear()
+    for version in (1, 2, 3):
+        loader.load("sst2", version)
+    assert passes == [len(TEXTS)]
+
+
+@pytest.mark.parametrize("limit", [0, 20_000])
+def test_what_is_kept_of_golden_examples_is_bounded(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, limit: int
+) -> None:
+    loader, kept = Loader(registry, backbone, tokenizer, LoadConfig(replay_bytes=limit)), []
+    for version in (1, 2, 3, 4):
+        publish(edit=_asking(f"{version} and some more"))
+        loader.load("sst2", version)
+        kept.append(loader.engine.cache.bytes)
+    assert max(kept) <= limit
+    assert bool(max(kept)) == bool(limit)
+
+
+def test_a_device_without_memory_for_golden_examples_is_worth_another_try(publish, loader: Loader, monkeypatch) -> None:
+    publish()
+    monkeypatch.setattr(loader.engine, "predict", lambda rows: [OutOfMemory(len(rows)) for _ in rows])
+    assert refusal(loader, LoadFailed).transient
+
+
+def test_a_version_that_raises_or_says_what_is_no_number_is_refused(publish, loader: Loader, monkeypatch) -> None:
+    publish(change=lambda side: side.upsample.weight.mul_(1e38))
+    assert "golden example 0: " in str(refusal(loader, GoldenMismatch))
+    monkeypatch.setattr("ladder.scoring.read_together", lambda *_: 1 / 0)
+    error = str(refusal(loader, GoldenMismatch))
+    assert "golden example 0: " in error
+    assert "division by zero" in error
+
+
 def test_golden_examples_are_not_replayed_when_told_not_to(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer
 ) -> None:
@@ -240,6 +316,12 @@ def _negate_head(side: SideNetwork) -> None:
 
 def _text_head(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"side": manifest.side | {"head": "text", "outputs": 0}})
+
+
+def _asking(text: str) -> Callable[[Manifest], Manifest]:
+    """Of golden examples that ask about something else, and expect nothing of it."""
+    example = GoldenExample(fields={"sentence": text}, expected={})
+    return lambda manifest: manifest.model_copy(update={"examples": (example,)})
 
 
 def _negate(side: SideNetwork) -> None:

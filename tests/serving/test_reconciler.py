@@ -266,6 +266,17 @@ def test_a_rollback_does_not_wait_for_a_queue_of_loads(house: House) -> None:
     assert len(house.loader.loads) < 7
 
 
+def test_what_is_retired_while_others_load_is_not_loaded(tmp_path: Path) -> None:
+    house = House(tmp_path, LoadConfig(poll_s=1000))
+    for _ in range(5):
+        house.publish()
+    house.reconciler.step()
+    for version in (2, 3, 4):
+        house.registry.retire("sst2", version)
+    house.settle()
+    assert house.loader.loads == [("sst2", 1), ("sst2", 5)]
+
+
 def test_a_slow_load_does_not_disturb_what_is_served(tmp_path: Path) -> None:
     house = House(tmp_path, LoadConfig(poll_s=0.005))
     house.publish()

@@ -13,7 +13,7 @@ from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Told
 from benchmarks.soak.oracle import Oracle, distance
 from benchmarks.soak.run import Plan, Soak
-from benchmarks.soak.versions import make_version
+from benchmarks.soak.versions import KINDS, make_version
 from benchmarks.soak.vitals import Sighting, growth
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
@@ -33,13 +33,27 @@ def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
     folders = tmp_path / "temporary"
     folders.mkdir()
     monkeypatch.setenv("TMPDIR", str(folders))  # the server's: this process has its own already
-    plan = Plan(rounds=2, changes=20, pause_s=0.1, texts=8)
+    plan = Plan(rounds=2, changes=20, pause_s=0.05, texts=8)
     loaded = load(str(tiny_t5), device="cpu", dtype="float32")
     soak = Soak(loaded, tmp_path / "soak", plan, threads=1)
     outcome = soak.run()
     assert outcome.faults == []
-    assert len(outcome.changes) == KEPT * plan.tasks + 3 * plan.changes
-    assert {"publish", "promote", "roll back", "retire", "share"} <= soak.churn.counts.keys()
+    assert len(outcome.changes) == (KEPT + 1) * plan.tasks + 3 * plan.changes
+    assert {"publish", "promote", "roll back", "retire", "share", "canary"} <= soak.churn.counts.keys()
+    assert all(span.began < span.ended for each in outcome.rounds for span in each.swaps)
+    asked = {
+        (bool(told.pinned), told.alias, bool(told.key), type(told.answers[0])) for told in outcome.told if told.answers
+    }
+    assert asked == {
+        (pinned, alias, keyed, kind)
+        for pinned, alias, keyed in (
+            (False, "production", False),
+            (True, "production", False),
+            (False, "canary", False),
+            (False, "production", True),
+        )
+        for kind in (list, str)
+    }
     assert len({(told.task, told.version) for told in outcome.told}) > 2 * plan.tasks
     assert outcome.apart > 0.99
     first, *_, last = outcome.watch.vitals
@@ -66,7 +80,7 @@ def test_what_left_the_registry_leaves_the_server(
         return make_version(tmp_path / "runs" / str(seed), loaded, number, seed, broken=broken)
 
     registry = Registry.open(tmp_path / "registry", create=True)
-    churn = Churn(registry, 4, make)
+    churn = Churn(registry, KINDS, make)
     churn.start()
     pool, metrics, config = SidePool(), Metrics(), LoadConfig(poll_s=1e-9)
     loader = Loader(registry, backbone, tokenizer, config)
@@ -100,8 +114,21 @@ def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
 # --- the judge
 
 CHANGES = tuple(
-    Change(verb="promote", task="a", generation=n, began=n - 0.1, ended=n, allowed=frozenset(allowed))
-    for n, allowed in ((1, {1}), (2, {2}), (3, {1, 3}))
+    Change(
+        verb=verb,
+        task="a",
+        generation=n,
+        began=n - 0.1,
+        ended=n,
+        allowed={"production": frozenset(own), "canary": frozenset({1})},
+        live=frozenset(live),
+    )
+    for n, verb, own, live in (
+        (1, "promote", {1}, {1, 2}),
+        (2, "promote", {2}, {1, 2}),
+        (3, "share", {1, 3}, {1, 2, 3}),
+        (4, "retire", {1, 3}, {1, 3}),
+    )
 )
 SIGHTINGS = (Sighting(1.5, 1), Sighting(2.5, 2))
 RIGHT = Told(task="a", inputs=[0], started=1.1, ended=1.2, version=1, generation=1, answers=[[0.5]])
@@ -123,6 +150,11 @@ def changed(**changes: Any) -> Told:
         changed(started=2.4, ended=2.45),  # the server has not followed yet
         changed(started=2.4, ended=2.9, generation=2, version=3),
         changed(started=3.5, ended=3.6, generation=2, version=1),  # with a share
+        changed(started=2.6, ended=2.7, generation=2, alias="canary"),
+        changed(pinned=1),
+        changed(started=3.95, ended=3.96, generation=3, version=2, pinned=2),  # is being retired
+        changed(started=3.85, ended=3.95, reason="UNKNOWN_VERSION", pinned=2),
+        changed(started=4.5, ended=4.6, reason="UNKNOWN_VERSION", pinned=2),
     ],
 )
 def test_a_right_answer_is_right(right: Told) -> None:
@@ -137,6 +169,12 @@ def test_a_right_answer_is_right(right: Told) -> None:
         (changed(started=2.4, ended=2.45, version=2, generation=3), "version"),  # not of that generation, nor later
         (changed(started=2.6, ended=2.7), "generation"),  # the server had said that it serves 2
         (changed(started=2.6, ended=2.7, generation=2), "version"),
+        (changed(started=2.6, ended=2.7, generation=2, version=2, alias="canary"), "version"),
+        (changed(version=1, pinned=2), "version"),
+        (changed(started=4.5, ended=4.6, generation=4, version=2, pinned=2), "version"),  # was retired before
+        (changed(started=3.5, ended=3.6, reason="UNKNOWN_VERSION", pinned=2), "error"),  # was not yet
+        (changed(started=4.5, ended=4.6, reason="UNKNOWN_VERSION", pinned=1), "error"),
+        (changed(started=4.5, ended=4.6, reason="UNKNOWN_VERSION"), "error"),  # nobody asked for one
     ],
 )
 def test_a_wrong_answer_is_found(wrong: Told, kind: str) -> None:
@@ -153,12 +191,21 @@ def test_an_answer_may_not_be_older_than_one_that_came_before() -> None:
     assert faults(newer, changed(started=2.25, ended=2.3)) == ["generation"]
 
 
+def test_a_key_that_leads_elsewhere_while_its_route_stands_is_found() -> None:
+    first = changed(started=3.1, ended=3.2, generation=3, key="ann")
+    later = dataclasses.replace(first, started=4.5, ended=4.6, generation=4, version=3)  # a retirement moves no alias
+    other = dataclasses.replace(later, key="bob")
+    moving = changed(started=2.85, ended=2.95, generation=2, version=2, key="ann")
+    assert faults(moving, first, other) == []
+    assert faults(first, later) == ["key"]
+
+
 def test_the_oracle_tells_every_version_from_every_other(
     tmp_path: Path, backbone: Backbone, tokenizer: Tokenizer
 ) -> None:
     loaded, texts = Loaded(folder="", backbone=backbone, tokenizer=tokenizer), ["dull", "a gripping film"]
     registry = Registry.open(tmp_path / "registry", create=True)
-    for number in range(4):
+    for number in range(KINDS):
         for seed in range(3):
             folder = tmp_path / f"{number}-{seed}"
             registry.publish(make_version(folder, loaded, number, seed))
@@ -169,3 +216,8 @@ def test_the_oracle_tells_every_version_from_every_other(
         assert distance(one, one) == 0
         assert distance(one, two) > 2 * oracle.tolerance
         assert distance(one[:-1], one) == float("inf")
+
+
+def test_a_text_is_the_same_or_another() -> None:
+    assert distance("a b", "a b") == 0
+    assert distance("a", "a b") == float("inf")

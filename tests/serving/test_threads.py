@@ -5,8 +5,9 @@ import threading
 import weakref
 
 import pytest
+import torch
 
-from serving.threads import run_apart
+from serving.threads import run_apart, run_aside
 
 
 class Load:
@@ -36,3 +37,15 @@ def test_what_it_raises_is_raised_and_holds_nothing_afterwards() -> None:
         assert held[0]() is None
     finally:
         gc.enable()
+
+
+def test_what_runs_aside_takes_one_core_and_leaves_the_others_as_they_were() -> None:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert run_aside(torch.get_num_threads) == 1
+        with pytest.raises(KeyError):
+            run_aside(fail, [])
+        assert (torch.get_num_threads(), run_apart(torch.get_num_threads)) == (3, 3)
+    finally:
+        torch.set_num_threads(usual)
