@@ -7,11 +7,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 
 from serving.config import ServeConfig
 from serving.ingress import add_services
+from serving.scaling import BusyPolicy
 
 __all__ = ["AppArgs", "Autoscaling", "add_services", "build"]
 
@@ -19,6 +20,8 @@ DEPLOYMENT = "Server"
 TRIES = 2
 """How often a replica that fails to start is tried, in a row, before the deployment has failed."""
 HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 5.0, 30.0
+LOOK_BACK_S = 15.0
+"""Of samples that the autoscaler sees; a replica takes five in that time."""
 DRAIN_LOOK_S = 0.5
 SURGE_PERCENT = 100
 
@@ -35,7 +38,7 @@ class Autoscaling(BaseModel):
     target_requests: float = Field(64, gt=0)
     """Calls in flight at one replica."""
     target_busy: float = Field(0.8, gt=0, le=1)
-    """Share of the time that a replica's device computes."""
+    """Share of what a replica's device can do, in full batches."""
     upscale_delay_s: float = Field(5, ge=0)
     downscale_delay_s: float = Field(300, ge=0)
 
@@ -96,18 +99,31 @@ def build(args: AppArgs) -> Application:
         "max_surge_percent": SURGE_PERCENT,
     }
     if args.autoscaling:
-        options["autoscaling_config"] = _autoscaling(args.autoscaling)
+        options["autoscaling_config"] = _autoscaling(args.autoscaling, ServeConfig.from_values(args.settings))
     else:
         options["num_replicas"] = args.replicas or 1
     return serve.deployment(**options)(Server).bind(args.settings)
 
 
-def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
+def _autoscaling(wanted: Autoscaling, config: ServeConfig) -> AutoscalingConfig:
+    """By our policy, which keeps the delays itself; see docs/decisions/0012-scaling.md."""
+    kwargs = {
+        "target_requests": wanted.target_requests,
+        "target_busy": wanted.target_busy,
+        "upscale_delay_s": wanted.upscale_delay_s,
+        "downscale_delay_s": wanted.downscale_delay_s,
+        "queue_tokens": config.batch.max_batch_tokens,
+        "signal": "load",
+    }
     return AutoscalingConfig(
         min_replicas=wanted.min_replicas,
         max_replicas=wanted.max_replicas,
         initial_replicas=wanted.initial_replicas,
         target_ongoing_requests=wanted.target_requests,
-        upscale_delay_s=wanted.upscale_delay_s,
-        downscale_delay_s=wanted.downscale_delay_s,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        look_back_period_s=LOOK_BACK_S,
+        policy=AutoscalingPolicy(
+            policy_function=f"{BusyPolicy.__module__}:{BusyPolicy.__name__}", policy_kwargs=kwargs
+        ),
     )

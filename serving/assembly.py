@@ -44,6 +44,8 @@ class Parts:
     """End the threads that follow the registry. Blocks until a load in progress ends."""
     comparisons: Comparisons = field(default_factory=Comparisons)
     """How the versions of routes compare."""
+    worked_s: Callable[[], float] = lambda: 0.0
+    """See `Batcher.worked_s`."""
     fault: Callable[[], str] = lambda: ""
     """Why this process should be replaced by another; empty where it should not."""
     device: str = "cpu"
@@ -88,6 +90,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
         wake=reconciler.wake,
         stop=stop,
         comparisons=comparisons,
+        worked_s=lambda: batcher.worked_s,
         fault=lambda: "" if reconciler.is_alive else "the thread that follows the registry has ended",
         device=str(backbone.device),
     )

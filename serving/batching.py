@@ -67,6 +67,8 @@ class Batcher:
         self._worker, self._config, self._metrics = worker_of(worker), config, metrics or Metrics()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device") if device is None else device
         self._queue, self._pace, self._places = RowQueue(), Pace(), Places(config.max_running_rows)
+        self.worked_s = 0.0
+        """How long the device would have taken for all so far in full batches; for texts, how long it did take."""
         self._taking = Taking(self._queue, self._pace, self._places, config, self._drop)
         self._limits = Limiter(limits or LimitConfig(), self._metrics)
         self._on_device = DeviceRows(self._note_ended)
@@ -418,7 +420,9 @@ class Batcher:
             log.exception("a turn with %d new rows failed", len(rows))
             self._on_device.fail(error)
         else:
-            self._pace.learn(tokens, self._now() - self._started, crowded)
+            seconds = self._now() - self._started
+            self._pace.learn(tokens, seconds, crowded)
+            self.worked_s += seconds if self._on_device.running else self._pace.least_seconds(tokens, seconds)
         self._shadows.ended(beside, self._now() - self._started)
         self._turn_tokens = 0
         self._charge_texts()

@@ -196,9 +196,10 @@ class Metrics:
     def queued_tokens(self) -> int:
         return int(self.queue_tokens._value.get())
 
-    def stage_total(self, stage: Stage) -> float:
-        """Seconds that a stage took since the start."""
-        return self.stage_seconds.labels(stage)._sum.get()
+    @property
+    def computed_s(self) -> float:
+        """Seconds that the device computed since the start."""
+        return sum(self.stage_seconds.labels(stage)._sum.get() for stage in ("backbone", "side", "decode"))
 
     def cache_looked_up(self, hits: int, misses: int) -> None:
         self.cache_hits.inc(hits)

@@ -43,6 +43,10 @@ class Pace:
         """How long these tokens take."""
         return tokens * self._seconds / self._tokens if self.is_known else 0.0
 
+    def least_seconds(self, tokens: float, took: float) -> float:
+        """Of a turn that took `took`: how long its tokens take where rows wait, which is what they cost in the end."""
+        return min(took, self.seconds(tokens)) if self.is_known else took
+
     def turn_seconds(self, tokens: float) -> float:
         """How long the next turn takes where so many tokens wait."""
         return min(self._seconds / self._turns, self.seconds(tokens)) if self.is_known else 0.0

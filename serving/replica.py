@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serving.busy import Busy
+from serving.busy import Share
 from serving.config import ServeConfig
 from serving.gate import Drain
 from serving.ingress import OFFERED, Calls, RayContext
@@ -52,8 +52,9 @@ class Server:
         self.metrics, self.drain = Metrics(), Drain()
         config = _of_replica(ServeConfig.from_values(settings), self.node)
         logging.getLogger("serving").setLevel(config.log_level)
-        self._busy, self._http = Busy(self.metrics), _metrics_server(config, self.metrics)
+        self._http = _metrics_server(config, self.metrics)
         self._parts = await asyncio.to_thread(assemble, config, self.metrics)
+        self._busy, self._load = Share(lambda: self.metrics.computed_s), Share(self._parts.worked_s)
         presence = self._presence = Presence(self._parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         await join(self._parts, presence, self.drain)
         self._calls = Calls(open_doors(self._parts, config, self.metrics, self.drain, presence), self.drain)
@@ -80,7 +81,7 @@ class Server:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `serving.scaling` decides by."""
-        return {"busy": self._busy.share, "queued_tokens": self.metrics.queued_tokens}
+        return {"busy": self._busy.now, "load": self._load.now, "queued_tokens": self.metrics.queued_tokens}
 
     async def status(self) -> dict[str, Any]:
         """For `sidecast status`."""
@@ -95,7 +96,8 @@ class Server:
             "ready": self._parts.service.ready,
             "in_flight": self.drain.in_flight,
             "queued_rows": self.metrics.queued_rows,
-            "busy": self._busy.share,
+            "busy": self._busy.now,
+            "load": self._load.now,
             "residents": len(state.residents),
             "failed": len(state.failed),
             "metrics": f"{self.node}:{self._http.port}",
