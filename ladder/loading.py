@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,8 @@ def _tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple
                     if ours := names(theirs):
                         yield ours, opened.get_tensor(theirs)
         except (SafetensorError, OSError) as error:
+            if not os.access(path, os.R_OK):
+                raise BackboneError(f"{path} may not be read by this user; change its permissions") from None
             raise BackboneError(f"{path} is not a whole safetensors file: {error}") from None
 
 

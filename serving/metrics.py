@@ -82,6 +82,9 @@ class Metrics:
         self.resident_bytes = make.gauge("sidecast_resident_bytes", "Bytes of the resident side networks' weights.")
         self.generation_wanted = make.gauge("sidecast_generation_wanted", "The registry's newest known generation.")
         self.generation_served = make.gauge("sidecast_generation_served", "The generation that is fully applied here.")
+        self.registry_read = make.gauge(
+            "sidecast_registry_read_timestamp_seconds", "When the registry was last read, in seconds since 1970."
+        )
         self.swap_seconds = make.seconds(
             "sidecast_swap_seconds", "From seeing a new version in the registry to it being resident."
         )

@@ -123,7 +123,9 @@ class Reconciler:
 
     def _first_state(self) -> State:
         try:
-            return self._registry.state()
+            state = self._registry.state()
+            self._metrics.registry_read.set_to_current_time()
+            return state
         except UnreadableCommit as error:
             self._gone(error)
             return self._registry.state(refresh=False)
@@ -146,6 +148,7 @@ class Reconciler:
             log.warning("the registry cannot be read, serving goes on with generation %d: %s", served, error)
 
     def _back(self) -> None:
+        self._metrics.registry_read.set_to_current_time()
         if self._away:
             self._away = ""
             log.warning("the registry can be read again")

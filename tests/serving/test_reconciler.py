@@ -353,15 +353,17 @@ def test_a_deleted_task_leaves_and_so_do_its_metric_labels(patient: House) -> No
 def test_a_registry_that_is_away_is_logged_once_and_caught_up_with(house: House, caplog) -> None:
     house.publish()
     house.settle()
-    house.flaky.away = True
+    house.flaky.away, read = True, house.value("sidecast_registry_read_timestamp_seconds")
     with caplog.at_level(logging.WARNING, "serving.reconciler"):
         for _ in range(5):
             house.reconciler.step()
     assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
     assert house.pool.resolve("sst2").version == 1
+    assert house.value("sidecast_registry_read_timestamp_seconds") == read
     house.publish(alias="production")
     house.flaky.away = False
     assert house.settle().resolve("sst2").version == 2
+    assert house.value("sidecast_registry_read_timestamp_seconds") > read
 
 
 def test_start_says_so_when_the_registry_is_away(house: House) -> None:

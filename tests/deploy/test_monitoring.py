@@ -1,0 +1,118 @@
+"""Rules and dashboard ask for metrics that there are, by labels that they have."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import Counter, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from serving.metrics import Metrics
+from tests.deploy.kit import DEPLOY, ROOT
+
+OF_THE_TARGET = frozenset({"namespace", "pod", "instance"})
+"""Labels that Prometheus adds."""
+
+
+@pytest.fixture(scope="module")
+def labels() -> Mapping[str, frozenset[str]]:
+    """The labels of each series that a server has."""
+    metrics = [each for each in vars(Metrics()).values() if isinstance(each, MetricWrapperBase)]
+    return {name: frozenset(own) for metric in metrics for name, own in series(metric)}
+
+
+def series(metric: MetricWrapperBase) -> Iterator[tuple[str, tuple[str, ...]]]:
+    name, own = metric._name, tuple(metric._labelnames)
+    if isinstance(metric, Histogram):
+        yield from ((f"{name}_sum", own), (f"{name}_count", own), (f"{name}_bucket", (*own, "le")))
+    else:
+        yield f"{name}_total" if isinstance(metric, Counter) else name, own
+
+
+def rules() -> list[dict[str, Any]]:
+    file = yaml.safe_load((DEPLOY / "prometheus/rules.yaml").read_text())
+    return [rule for group in file["spec"]["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    return json.loads((DEPLOY / "grafana/sidecast.json").read_text())["panels"]
+
+
+def expressions() -> Iterator[Any]:
+    yield from (pytest.param(rule["expr"], id=rule["alert"]) for rule in rules())
+    for panel in panels():
+        for target in panel.get("targets", ()):
+            yield pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
+
+
+def nodes(expression: str) -> list[Any]:
+    """All of an expression's tree. Raises ValueError: it is no PromQL."""
+    import promql_parser
+
+    found: list[Any] = []
+    promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), found.append)
+    return found
+
+
+def named(found: list[Any], kind: str) -> list[Any]:
+    return [each for each in found if type(each).__name__ == kind]
+
+
+def mistakes(expression: str, labels: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    found = nodes(expression)
+    selectors = named(found, "VectorSelector")
+    yield from (f"no metric {each.name}" for each in selectors if each.name not in labels)
+    for each in selectors:
+        own = labels.get(each.name, frozenset()) | OF_THE_TARGET
+        yield from (f"{each.name} has no {one.name}" for one in each.matchers.matchers if one.name not in own)
+    for each in named(found, "AggregateExpr"):
+        below = named(nodes(each.expr.prettify()), "VectorSelector")
+        own = OF_THE_TARGET.union(*(labels.get(one.name, ()) for one in below))
+        by = each.modifier.labels if each.modifier else ()
+        yield from (f"nothing in {each.expr.prettify()} has {label}" for label in by if label not in own)
+
+
+@pytest.mark.parametrize("expression", list(expressions()))
+def test_metrics_and_labels_exist(expression: str, labels: Mapping[str, frozenset[str]]) -> None:
+    assert not list(mistakes(expression, labels))
+
+
+@pytest.mark.parametrize(
+    ("expression", "mistake"),
+    [
+        ("sidecast_request_total", "no metric sidecast_request_total"),
+        ('sidecast_queue_rows{task="t"}', "sidecast_queue_rows has no task"),
+        ("sum by (code) (sidecast_queue_rows)", "nothing in sidecast_queue_rows has code"),
+    ],
+)
+def test_mistakes_are_found(expression: str, mistake: str, labels: Mapping[str, frozenset[str]]) -> None:
+    assert list(mistakes(expression, labels)) == [mistake]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_alerts_say_what_they_know(rule: dict[str, Any]) -> None:
+    """A label that an aggregation dropped would read as empty."""
+    told = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    kept = [set(each.modifier.labels) for each in named(nodes(rule["expr"]), "AggregateExpr") if each.modifier]
+    assert told <= (set().union(*kept) if kept else OF_THE_TARGET)
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"]["description"]
+
+
+def test_panels_have_ids_and_places_of_their_own() -> None:
+    places = [(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels()]
+    assert len(set(places)) == len({each["id"] for each in panels()}) == len(panels())
+
+
+def test_the_dashboard_filters_by_variables_that_it_has() -> None:
+    text = (DEPLOY / "grafana/sidecast.json").read_text()
+    variables = {each["name"] for each in json.loads(text)["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]+)\}?", text)) == variables
+
+
+def test_the_page_tells_every_alert() -> None:
+    page = (ROOT / "docs/deploying.md").read_text()
+    assert set(re.findall(r"`(Sidecast[A-Z]\w+)`", page)) == {rule["alert"] for rule in rules()}
