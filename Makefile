@@ -6,11 +6,11 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.installed-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow check fmt protos bench soak clean
+.PHONY: help setup demo test test-fast test-slow test-cluster check fmt protos bench soak clean
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
-	@echo "make test   the fast and the slow test suite"
+	@echo "make test   the fast and the slow test suite, and those on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
@@ -30,13 +30,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python -m sidecast.demo
 
-test: test-fast test-slow
+test: test-fast test-slow test-cluster
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not cluster" -n 2 --dist worksteal
+
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,8 @@ DEPLOYMENT = "Server"
 TRIES = 2
 """How often a replica that fails to start is tried, in a row, before the deployment has failed."""
 HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 5.0, 30.0
+MESSAGE_SIZE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
+"""Bytes that a replica's gRPC server takes; Ray's own limit is 2 GiB."""
 LOOK_BACK_S = 15.0
 """Of samples that the autoscaler sees; a replica takes five in that time."""
 DRAIN_LOOK_S = 0.5
@@ -87,9 +89,14 @@ def build(args: AppArgs) -> Application:
     """
     from serving.replica import Server
 
+    config = ServeConfig.from_values(args.settings)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
-        "ray_actor_options": {"num_cpus": args.cpus, "num_gpus": args.gpus},
+        "ray_actor_options": {
+            "num_cpus": args.cpus,
+            "num_gpus": args.gpus,
+            "runtime_env": {"env_vars": {MESSAGE_SIZE: str(config.max_message_bytes)}},
+        },
         "max_ongoing_requests": args.max_ongoing_requests,
         "health_check_period_s": HEALTH_EVERY_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
@@ -99,7 +106,7 @@ def build(args: AppArgs) -> Application:
         "max_surge_percent": SURGE_PERCENT,
     }
     if args.autoscaling:
-        options["autoscaling_config"] = _autoscaling(args.autoscaling, ServeConfig.from_values(args.settings))
+        options["autoscaling_config"] = _autoscaling(args.autoscaling, config)
     else:
         options["num_replicas"] = args.replicas or 1
     return serve.deployment(**options)(Server).bind(args.settings)

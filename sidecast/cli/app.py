@@ -14,6 +14,8 @@ import click
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("sidecast.cli.serve", "Serve the registry's tasks over gRPC."),
+    "deploy": ("sidecast.cli.deploy", "Serve on a Ray cluster, with any number of replicas."),
+    "status": ("sidecast.cli.status", "Show the replicas of an application on a Ray cluster."),
     "train": ("sidecast.cli.train", "Train a side network for a task on labelled rows."),
     "evaluate": ("sidecast.cli.evaluate", "Score a run, a published version or a server on labelled rows."),
     "publish": ("sidecast.cli.changes", "Put a run's side network in the registry as its task's next version."),
@@ -25,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "shadow": ("sidecast.cli.shadow", "Compare the versions that share or shadow an alias's traffic."),
     "registry": ("sidecast.cli.registry", "Look after a registry: verify, gc, export, import."),
     "predict": ("sidecast.cli.predict", "Ask a server."),
+    "batch": ("sidecast.cli.batch", "Answer tasks about every row of a dataset, with Ray Data."),
     "bench": ("sidecast.cli.bench", "Put load on a server: latencies, throughput, stages."),
     "import-lst": ("sidecast.cli.import_lst", "Make a run of a checkpoint of the LST authors' code."),
     "init": ("sidecast.cli.init", "Make a run of an untrained side network."),

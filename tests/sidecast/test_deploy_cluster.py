@@ -20,7 +20,7 @@ from side_registry import Registry
 from tests.serving.kit import make_run, make_spec
 from tests.sidecast.cli_kit import ROOT, Ran, plain_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 COMMAND_S = 180.0
 
 

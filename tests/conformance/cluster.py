@@ -1,0 +1,284 @@
+"""A Ray cluster of one test's own: ports, files and processes that no other cluster on the machine shares."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+LOOPBACK = "127.0.0.1"
+MARK = "SIDECAST_TEST_CLUSTER"
+"""In the environment of all that a cluster starts: by it are found the processes that outlive their parents."""
+START_S, STOP_S, DEPLOY_S, ASK_S, PAUSE_S = 150.0, 15.0, 120.0, 10.0, 0.1
+RANGE = 200
+"""Ports of the replicas: half for gRPC, half for HTTP. Below those that the system and Ray's workers take."""
+
+
+class Cluster:
+    """One node with Ray Serve's settings for our application, for the length of a with block.
+
+    Args:
+        cpus: what Ray counts with; the machine may have fewer.
+        environment: what Ray's processes get besides.
+    """
+
+    def __init__(self, cpus: int = 4, environment: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))  # sockets lie in it: no long name
+        ports, self._guard = take_range(RANGE)
+        self.grpc_port, self.http_port, self.metrics_port = ports[:3]
+        self._gcs, self._board, self._agent, self._client, *others = free_ports(7)
+        self._cpus = cpus
+        self._environment = _plain() | _isolated(self.folder, self.grpc_port + 20, *others) | dict(environment or {})
+        self._process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        """Of the application: HAProxy's gRPC port."""
+        return f"{LOOPBACK}:{self.grpc_port}"
+
+    @property
+    def gcs(self) -> str:
+        """For drivers: `ray.init(address=...)`, RAY_ADDRESS."""
+        return f"{LOOPBACK}:{self._gcs}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{LOOPBACK}:{self._board}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a process that speaks with this cluster: `serve`, `ray`, `sidecast`."""
+        board = {"RAY_DASHBOARD_ADDRESS": self.dashboard, "RAY_AGENT_ADDRESS": self.dashboard}
+        return self._environment | board | {"RAY_ADDRESS": self.gcs, "RAY_TMPDIR": str(self.folder)}
+
+    def __enter__(self) -> Self:
+        with (self.folder / "ray.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                self._words(), env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            wait_until(self._answers, START_S)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all of its processes at once, as when the machine goes, and remove its files."""
+        wait_until(self._killed, STOP_S)
+        self._process.wait(STOP_S)
+        self._guard.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run: Ray's, the replicas, HAProxy."""
+        mark = f"{MARK}={self.folder}".encode()
+        roots = [each for each in psutil.process_iter() if mark in _environ(each)]
+        return list({each.pid: each for root in roots for each in (root, *_children(root))}.values())
+
+    def apply(self, settings: Mapping[str, Any], **args: Any) -> None:
+        """Have the application deployed, with these settings of `sidecast serve`. Does not wait.
+
+        Args:
+            args: others of `serving.app.AppArgs`.
+        """
+        app = {"name": "sidecast", "import_path": "serving.app:build", "route_prefix": "/"}
+        settings = {"metrics_port": self.metrics_port} | dict(settings)
+        services = ["serving.app:add_services"]
+        self._put(
+            {
+                "proxy_location": "HeadOnly",
+                "http_options": {"host": LOOPBACK, "port": self.http_port},
+                "grpc_options": {
+                    "port": self.grpc_port,
+                    "grpc_servicer_functions": services,
+                    "enable_reflection": True,
+                },
+                "applications": [app | {"args": {"settings": settings} | args}],
+            }
+        )
+
+    def deploy(self, settings: Mapping[str, Any], **args: Any) -> None:
+        """`apply`, and wait until it runs."""
+        self.apply(settings, **args)
+        wait_until(self.running, DEPLOY_S)
+
+    def running(self) -> bool:
+        """Whether the application is as it was last applied, and reachable. Raises AssertionError: it cannot be."""
+        app = self.application()
+        assert app.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"), app
+        return app.get("status") == "RUNNING" and _listens(self.grpc_port)
+
+    def application(self) -> dict[str, Any]:
+        """What Ray says of it: `status`, `message`, `deployments`; nothing while there is none."""
+        return self.serve_state().get("applications", {}).get("sidecast", {})
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What Ray says of each: `pid`, `actor_id`, `replica_id`, `state` and more."""
+        servers = self.application().get("deployments", {}).get("Server", {})
+        return servers.get("replicas", [])
+
+    def serve_state(self) -> dict[str, Any]:
+        """All that the dashboard says of Serve."""
+        with urllib.request.urlopen(f"{self.dashboard}/api/serve/applications/", timeout=ASK_S) as response:
+            return json.load(response)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """What each replica says of itself: its `status()`."""
+        asked = subprocess.run(
+            [sys.executable, "-c", _STATUSES], env=self.environment, capture_output=True, text=True, timeout=DEPLOY_S
+        )
+        assert asked.returncode == 0, asked.stderr
+        return json.loads(asked.stdout.splitlines()[-1])
+
+    def _words(self) -> list[str]:
+        options = {
+            "port": self._gcs,
+            "node-ip-address": LOOPBACK,
+            "dashboard-host": LOOPBACK,
+            "dashboard-port": self._board,
+            "dashboard-agent-listen-port": self._agent,
+            "ray-client-server-port": self._client,
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "temp-dir": self.folder,
+            "num-cpus": self._cpus,
+            "object-store-memory": 100_000_000,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words]
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self.folder / "ray.log").read_text()
+        try:
+            self.serve_state()
+        except OSError:
+            return False
+        return True
+
+    def _killed(self) -> bool:
+        """Whether none is left. One that was just being started is found the next time."""
+        found = self.processes()
+        for each in found:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(found, STOP_S)
+        return not found
+
+    def _put(self, config: Mapping[str, Any]) -> None:
+        request = urllib.request.Request(
+            f"{self.dashboard}/api/serve/applications/",
+            data=json.dumps(config).encode(),
+            headers={"Content-Type": "application/json"},
+            method="PUT",
+        )
+        urllib.request.urlopen(request, timeout=DEPLOY_S).close()
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float) -> float:
+    """Seconds until it held."""
+    started = time.monotonic()
+    while not holds():
+        assert time.monotonic() - started < timeout_s, f"it did not come in {timeout_s:g} s"
+        time.sleep(PAUSE_S)
+    return time.monotonic() - started
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def take_range(count: int) -> tuple[range, socket.socket]:
+    """So many ports in a row, where neither the system nor Ray takes any by itself.
+
+    Returns them with a socket: while it is open, nobody else gets any of them here.
+    """
+    starts = list(range(20_000, 32_000 - count - 1, count + 1))
+    random.shuffle(starts)
+    for first in starts:
+        with suppress(OSError):
+            guard = socket.create_server((LOOPBACK, first))
+            if not any(_listens(port) for port in range(first + 1, first + 30)):
+                return range(first + 1, first + 1 + count), guard
+            guard.close()
+    raise AssertionError("no ports are free")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _plain() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SIDECAST_"))}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+def _isolated(folder: Path, first_port: int, metrics_port: int, stats_port: int, log_port: int) -> dict[str, str]:
+    """What our application needs of Ray Serve, and what clusters of one machine would share."""
+    proxy, half = folder / "h", RANGE // 2 - 10
+    values = {
+        MARK: folder,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": 0,
+        "RAY_SERVE_ENABLE_HA_PROXY": 1,
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": first_port,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": first_port + half,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": first_port + half,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": first_port + 2 * half,
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": proxy / "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": proxy / "admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": proxy / "server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": proxy / "metrics.sock",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": metrics_port,
+        "RAY_SERVE_HAPROXY_STATS_PORT": stats_port,
+        "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:{log_port}",
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def _environ(process: psutil.Process) -> bytes:
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
+
+
+_STATUSES = """
+import asyncio, json, logging
+import ray
+from ray import serve
+
+async def ask(handle):
+    return await handle.broadcast("status").results_async()
+
+ray.init(namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
+print(json.dumps(asyncio.run(ask(serve.get_deployment_handle("Server", "sidecast")))))
+"""

@@ -1,0 +1,59 @@
+"""One registry and what serves it: started when first asked for, once for all tests of conformance."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladder import Backbone, load_backbone, load_tokenizer
+from tests.conformance.cluster import LOOPBACK, Cluster
+from tests.conformance.targets import MAX_MESSAGE_BYTES, Target, World
+from tests.sidecast.cli_kit import Serving
+
+TARGETS = ("one_process", "ray_serve")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> World:
+    backbone: Backbone = load_backbone(tiny_t5, dtype="float32")
+    return World(tmp_path_factory.mktemp("conformance"), tiny_t5, backbone, load_tokenizer(tiny_t5))
+
+
+@pytest.fixture(scope="session")
+def one_process(world: World) -> Iterator[Target]:
+    """`sidecast serve`."""
+    file = world.folder / "serve.toml"
+    file.write_text(_toml(world.settings), encoding="utf-8")
+    with Serving(world.folder, "--config", file) as served:
+        target = Target("one process", served.address, 1, lambda: [served.ready["metrics"]])
+        yield target
+        target.close()
+        assert served.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def ray_serve(world: World) -> Iterator[Target]:
+    """Two replicas behind Ray's HAProxy, on a cluster of this machine."""
+    with Cluster(environment={"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES)}) as cluster:
+        cluster.deploy(world.settings, replicas=2, cpus=1)
+        ports = [cluster.metrics_port, cluster.metrics_port + 1]
+        urls = [f"http://{LOOPBACK}:{port}/metrics" for port in ports]
+        target = Target("Ray Serve", cluster.address, 2, lambda: urls)
+        yield target
+        target.close()
+
+
+@pytest.fixture(params=TARGETS, scope="session")
+def target(request: pytest.FixtureRequest) -> Target:
+    """Each of them in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def _toml(settings: dict[str, Any]) -> str:
+    """Of flat settings, and the limits of tasks."""
+    plain = {name: value for name, value in settings.items() if name != "task_limits"}
+    lines = [f"{name} = {value!r}" for name, value in plain.items()]
+    for task, limits in settings.get("task_limits", {}).items():
+        lines += [f"[limits.{task}]", *(f"{name} = {value!r}" for name, value in limits.items())]
+    return "\n".join(lines) + "\n"

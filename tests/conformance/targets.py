@@ -1,0 +1,156 @@
+"""What the tests of conformance call: one registry with a tiny model's tasks, and the servers that follow it."""
+
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from google.protobuf.json_format import MessageToDict
+from google.rpc.error_details_pb2 import DESCRIPTOR as _DETAILS
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from ladder import Backbone, Tokenizer
+from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
+from serving.client import Client
+from serving.status import DETAILS_KEY
+from side_registry import GoldenExample, Manifest, Registry, TaskSpec
+from tests.serving.kit import make_run, make_spec
+
+assert _DETAILS.pool.FindMessageTypeByName("google.rpc.ErrorInfo")  # so that details can be printed
+
+LONG = 3000
+"""Tokens of the longest text: seconds of work."""
+MAX_MESSAGE_BYTES = 2**20
+TENANT = "x-tenant"
+SPECS = (
+    make_spec("sst2", max_rows=100),
+    make_spec("stars", kind="regression", low=0.0, high=5.0),
+    make_spec("meaning", kind="embedding", dimensions=8),
+    make_spec("titles", kind="text", max_new_tokens=8),
+    make_spec("story", kind="text", max_new_tokens=1),
+    make_spec("busy", kind="text", max_new_tokens=1),
+)
+TALES = ("story", "busy")
+"""Those of them whose texts get LONG, once their golden examples are made."""
+SETTINGS = {
+    "dtype": "float32",
+    "warmup_s": 0,
+    "poll_s": 0.1,
+    "tenant_header": TENANT,
+    "max_message_bytes": MAX_MESSAGE_BYTES,
+    "log_level": "WARNING",
+    "task_limits": {"busy": {"max_task_requests": 1}},
+}
+"""Of every server, besides its backbone, registry and ports."""
+
+
+class World:
+    """A registry, with all SPECS published once, and the runs that tests publish."""
+
+    def __init__(self, folder: Path, backbone_folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
+        self.folder, self._backbone, self._tokenizer = folder, backbone, tokenizer
+        self.registry = Registry.open(folder / "registry", create=True)
+        self.settings = SETTINGS | {"backbone": str(backbone_folder), "registry": str(folder / "registry")}
+        for spec in SPECS:
+            self.publish(spec, edit=_longer if spec.name in TALES else None)
+
+    def run(self, spec: TaskSpec, seed: int = 1, **how: Any) -> Path:
+        """A publishable folder; `how` as of `make_run`."""
+        torch.manual_seed(seed)  # the side network's own start draws from torch's
+        return make_run(self.folder / f"{spec.name}-{seed}", self._backbone, self._tokenizer, spec, seed, **how)
+
+    def publish(self, spec: TaskSpec, seed: int = 1, **how: Any) -> int:
+        return self.registry.publish(self.run(spec, seed, **how)).version
+
+    def expected(self, task: str, version: int = 1) -> tuple[GoldenExample, ...]:
+        """What the model answers to each of kit.TEXTS, asked alone and without a server."""
+        return self.registry.manifest(task, version).examples
+
+    def broken(self, spec: TaskSpec, seed: int = 9) -> int:
+        """Publish a version that no server loads: it was trained on another backbone."""
+        return self.publish(spec, seed, edit=_of_another_backbone)
+
+
+def _longer(manifest: Manifest) -> Manifest:
+    spec = manifest.spec.model_copy(update={"max_new_tokens": LONG})
+    return manifest.model_copy(update={"spec": spec, "examples": ()})
+
+
+def _of_another_backbone(manifest: Manifest) -> Manifest:
+    other = manifest.backbone.model_copy(update={"fingerprint": "sha256:" + "0" * 64})
+    return manifest.model_copy(update={"backbone": other})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended: what came back of it, or how it failed."""
+
+    code: str
+    details: str
+    status: Any
+    """google.rpc.Status as a document; None where it carries none."""
+    responses: tuple[Any, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Of the ErrorInfo."""
+        return next((each["reason"] for each in (self.status or {}).get("details", []) if "reason" in each), "")
+
+
+class Target:
+    """Something to call.
+
+    Args:
+        followers: how many servers of it follow the registry.
+        metrics: tells where each of its servers has its metrics.
+    """
+
+    def __init__(self, name: str, address: str, followers: int, metrics: Callable[[], Iterable[str]]) -> None:
+        self.name, self.address, self.followers = name, address, followers
+        self._metrics = metrics
+        self.channel = grpc.insecure_channel(address, [("grpc.enable_retries", 0)])
+        self.client = Client(address)
+        self.native: Any = sidecast_pb2_grpc.SidecastStub(self.channel)
+        self.admin: Any = sidecast_pb2_grpc.AdminStub(self.channel)
+        self.oip: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.health: Any = health_pb2_grpc.HealthStub(self.channel)
+
+    def own(self, name: str, **how: Any) -> TaskSpec:
+        """A task that no other target's tests touch."""
+        return make_spec(f"{name}-{self.name.replace(' ', '-').lower()}", **how)
+
+    def counted(self, name: str, **labels: str) -> list[float]:
+        """A metric's sum over the label sets that have these labels, at each server."""
+        return [_sum(_read(url), name, labels) for url in self._metrics()]
+
+    def close(self) -> None:
+        self.client.close()
+        self.channel.close()
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """Make a call, and read its stream to the end where it is one."""
+    try:
+        answered: Any = call()
+        responses = tuple(answered) if hasattr(answered, "__next__") else (answered,)
+        return Outcome("OK", "", None, responses)
+    except grpc.RpcError as error:
+        failed: Any = error
+        trailers: dict[Any, Any] = dict(failed.trailing_metadata() or ())
+        status = Status.FromString(trailers[DETAILS_KEY]) if DETAILS_KEY in trailers else None
+        return Outcome(failed.code().name, failed.details() or "", status and MessageToDict(status))
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read().decode()
+
+
+def _sum(text: str, name: str, labels: dict[str, str]) -> float:
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
