@@ -3,9 +3,10 @@
     with Client("localhost:8001") as client:
         print(client.predict("sst2", ["a gripping film"])[0].label)
 
-Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains, a version that still
-loads) is tried up to 5 times in all, after random pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. That
-holds for what may safely be done twice: not for rollback, publish and watch. `retry=False` turns it off.
+Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains or is lost, a version
+that still loads), or with UNKNOWN, as which a proxy's error page comes, is tried up to 5 times in all, after random
+pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. That holds for what may safely be done twice: not for
+rollback, publish and watch. `retry=False` turns it off.
 
 Needs gRPC and our protos only: no torch, no registry.
 """

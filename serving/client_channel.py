@@ -18,8 +18,10 @@ RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "0.8s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "UNKNOWN"],
 }
+"""No server of ours answers UNKNOWN. gRPC makes it of a page of HTTP 500, as Ray Serve's HAProxy gives one where it has
+lost a replica or has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,9 @@ from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DETAILS_KEY = "grpc-status-details-bin"
+NOBODY_BEHIND = ("Received http2 header with status: 5", "RayServeAPIService/ListApplications")
+"""In what a proxy says that finds no server behind it: as gRPC tells of its HTTP page, and as Ray Serve's says before
+it knows an application."""
 
 
 class SidecastError(Exception):
@@ -244,7 +247,7 @@ def from_call(error: Any, address: str) -> SidecastError:
     code, details = error.code(), error.details() or ""
     if status := _rich_status(error.trailing_metadata()):
         return from_status(status)
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code is grpc.StatusCode.UNAVAILABLE or any(words in details for words in NOBODY_BEHIND):
         return UnreachableError(f"no answer from {address}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return MessageTooLargeError(f"{details}; send fewer rows in one call")

@@ -20,9 +20,12 @@ import psutil
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""What Ray must be started with, on every node, for calls to go straight to replicas."""
+"""What Ray must be started with, on every node: calls go straight to replicas, which are as important as others' processes
+(Ray's usual is nice 15), and a dead proxy is replaced at once."""
 LOOPBACK = "127.0.0.1"
 LONGEST_FOLDER = 26
 """Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""
@@ -88,7 +91,7 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> Lo
     token = token_of(folder)
     if token:
         _make_token(Path(token))
-    gcs_port, *others = _free_ports(5)
+    gcs_port, *others = _free_ports(7)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, *RAY, *_words(folder, dashboard_port, gcs_port, *others[:2])],
@@ -185,7 +188,7 @@ def _words(folder: Path, dashboard_port: int, gcs_port: int, agent_port: int, cl
     return ["start", "--head", "--block", "--disable-usage-stats", "--log-color", "false", *here, *numbers]
 
 
-def _environment(folder: Path, token: str, metrics_port: int, stats_port: int) -> dict[str, str]:
+def _environment(folder: Path, token: str, metrics_port: int, stats_port: int, *fallback: int) -> dict[str, str]:
     """HAProxy's files and ports of its own; what the user set goes first."""
     proxy = folder / "h"
     own = {
@@ -196,6 +199,8 @@ def _environment(folder: Path, token: str, metrics_port: int, stats_port: int) -
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[0]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[1]),
     }
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     return ENVIRONMENT | own | (_auth(token) if token else {}) | kept

@@ -37,7 +37,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))  # sockets lie in it: no long name
         ports, self._guard = take_range(RANGE)
         self.grpc_port, self.http_port, self.metrics_port = ports[:3]
-        self._gcs, self._board, self._agent, self._client, *others = free_ports(7)
+        self._gcs, self._board, self._agent, self._client, *others = free_ports(9)
         self._cpus = cpus
         self._environment = _plain() | _isolated(self.folder, self.grpc_port + 20, *others) | dict(environment or {})
         self._process: subprocess.Popen[bytes]
@@ -232,7 +232,9 @@ def _plain() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
-def _isolated(folder: Path, first_port: int, metrics_port: int, stats_port: int, log_port: int) -> dict[str, str]:
+def _isolated(
+    folder: Path, first_port: int, metrics_port: int, stats_port: int, log_port: int, *fallback: int
+) -> dict[str, str]:
     """What our application needs of Ray Serve, and what clusters of one machine would share."""
     proxy, half = folder / "h", RANGE // 2 - 10
     values = {
@@ -241,6 +243,8 @@ def _isolated(folder: Path, first_port: int, metrics_port: int, stats_port: int,
         "RAY_USAGE_STATS_ENABLED": 0,
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": 1,
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": 1,
+        "RAY_worker_niceness": 0,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": 2,
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": first_port,
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": first_port + half,
@@ -253,6 +257,8 @@ def _isolated(folder: Path, first_port: int, metrics_port: int, stats_port: int,
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": proxy / "metrics.sock",
         "RAY_SERVE_HAPROXY_METRICS_PORT": metrics_port,
         "RAY_SERVE_HAPROXY_STATS_PORT": stats_port,
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": fallback[0],
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": fallback[1],
         "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:{log_port}",
     }
     return {name: str(value) for name, value in values.items()}

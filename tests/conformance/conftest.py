@@ -8,7 +8,7 @@ import pytest
 
 from ladder import Backbone, load_backbone, load_tokenizer
 from tests.conformance.cluster import LOOPBACK, Cluster
-from tests.conformance.targets import MAX_MESSAGE_BYTES, Target, World
+from tests.conformance.targets import Target, World
 from tests.sidecast.cli_kit import Serving
 
 TARGETS = ("one_process", "ray_serve")
@@ -35,7 +35,7 @@ def one_process(world: World) -> Iterator[Target]:
 @pytest.fixture(scope="session")
 def ray_serve(world: World) -> Iterator[Target]:
     """Two replicas behind Ray's HAProxy, on a cluster of this machine."""
-    with Cluster(environment={"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES)}) as cluster:
+    with Cluster() as cluster:
         cluster.deploy(world.settings, replicas=2, cpus=1)
         ports = [cluster.metrics_port, cluster.metrics_port + 1]
         urls = [f"http://{LOOPBACK}:{port}/metrics" for port in ports]

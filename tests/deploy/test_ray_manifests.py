@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from serving.config import ServeConfig, setting_names
+from serving.deploying_local import ENVIRONMENT
 from tests.deploy.kit import RAY, Objects, only, overlay, pods, port, with_components
 
 if TYPE_CHECKING:  # imported by the fixtures: Ray takes seconds
@@ -75,7 +76,7 @@ def test_head_and_workers_start_as_the_application_needs(objects: Objects, clust
     for pod in pods([only("RayService", objects)]):
         (container,) = pod["spec"]["containers"]
         env = {each["name"]: each["value"] for each in container["env"]}
-        assert env == {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+        assert env == {name: value for name, value in ENVIRONMENT.items() if name != "RAY_USAGE_STATS_ENABLED"}
 
 
 def test_a_pod_holds_one_replica(cluster: dict[str, Any], args: "AppArgs") -> None:

@@ -7,9 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from ladder.generation import Generation
@@ -22,6 +25,23 @@ from serving.errors import Overloaded
 from tests.serving.doors_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
 
 Ask = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """As gRPC raises it, without details of ours."""
+
+    status: grpc.StatusCode
+    text: str
+
+    def code(self) -> grpc.StatusCode:
+        return self.status
+
+    def details(self) -> str:
+        return self.text
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -225,6 +245,45 @@ def test_ready_tells_and_waits(ask: Ask) -> None:
 def test_nobody_there_is_an_error_that_names_the_address() -> None:
     with Client("127.0.0.1:1", retry=False) as client, pytest.raises(errors.UnreachableError, match=r"127\.0\.0\.1:1"):
         client.predict("sst2", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 500"),
+        (grpc.StatusCode.NOT_FOUND, "Not set. Ping /ray.serve.RayServeAPIService/ListApplications for available ones."),
+    ],
+)
+def test_a_proxy_with_nobody_behind_it_is_as_nobody_there(code: grpc.StatusCode, says: str) -> None:
+    found = errors.from_call(FailedCall(code, says), "here:8001")
+    assert isinstance(found, errors.UnreachableError)
+    assert "here:8001" in str(found)
+
+
+def test_what_a_server_did_not_foresee_stays_as_it_is() -> None:
+    other = FailedCall(grpc.StatusCode.UNKNOWN, "Unexpected <class 'ValueError'>")
+    assert type(errors.from_call(other, "here:8001")) is SidecastError
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN])
+def test_what_a_lost_replica_ends_is_asked_again(code: grpc.StatusCode) -> None:
+    codes = [code, code]
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if codes:
+            context.abort(codes.pop(), "lost")
+        return b""
+
+    method = {"ListTasks": grpc.unary_unary_rpc_method_handler(answer)}
+    server = grpc.server(ThreadPoolExecutor(1), [grpc.method_handlers_generic_handler("sidecast.v1.Admin", method)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            assert client.tasks() == []
+    finally:
+        server.stop(0).wait()
+    assert codes == []
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(

@@ -1,0 +1,229 @@
+"""Two replicas of a tiny model on a cluster of their own, what to do to them, and callers that see what it costs."""
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import psutil
+
+from ladder import load_backbone, load_tokenizer
+from serving.client import Client
+from serving.client_errors import UnavailableError
+from side_registry import Registry
+from tests.conformance.cluster import LOOPBACK, Cluster, free_ports, wait_until
+from tests.serving.kit import make_run, make_spec
+
+SOON_S = 100.0
+"""Longest that a test waits for Ray to do something."""
+CHECK_S = 1
+"""Between two checks of a proxy: one that is gone is replaced after three of them."""
+PAUSE_S = 0.01
+"""After a failed call."""
+HAPROXY, PROXY, CONTROLLER = "haproxy", "ray::HAProxyManager", "ray::ServeController"
+
+
+@dataclass(frozen=True)
+class Call:
+    began: float
+    ended: float
+    version: int | None
+    error: Exception | None
+
+
+@dataclass
+class Seen:
+    """What callers saw, by time.monotonic()."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def answered(self) -> list[Call]:
+        return [each for each in self.calls if each.error is None]
+
+    @property
+    def failed(self) -> list[Call]:
+        return [each for each in self.calls if each.error is not None]
+
+    def answered_since(self, moment: float, count: int = 20) -> bool:
+        """Whether so many calls that began after `moment` were answered."""
+        return sum(each.began > moment for each in self.answered) >= count
+
+
+def environment() -> dict[str, str]:
+    """Of a cluster that replaces lost proxies soon, is no nicer than others, and has a fallback proxy of its own.
+
+    HAProxy asks the fallback proxy while it believes all replicas to be down.
+    """
+    names = ("RAY_SERVE_FALLBACK_PROXY_GRPC_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+    ports = dict(zip(names, map(str, free_ports(2)), strict=True))
+    return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(CHECK_S), "RAY_worker_niceness": "0", **ports}
+
+
+class Fleet:
+    """The application on its cluster.
+
+    Args:
+        folder: of the registry and the runs.
+    """
+
+    def __init__(self, cluster: Cluster, backbone: Path, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.backbone, self.tokenizer = load_backbone(backbone), load_tokenizer(backbone)
+        self.registry = Registry.open(folder / "registry", create=True)
+        self.settings: dict[str, Any] = {"backbone": str(backbone), "registry": str(folder / "registry")}
+        self._runs = 0
+
+    def run(self, **how: Any) -> Path:
+        """A run folder of the task `sst2`, another one each time."""
+        self._runs += 1
+        return make_run(
+            self.folder / f"run-{self._runs}", self.backbone, self.tokenizer, make_spec(), self._runs, **how
+        )
+
+    def publish(self, **how: Any) -> int:
+        """The version."""
+        return self.registry.publish(self.run(**how), alias="production").version
+
+    def client(self, **how: Any) -> Client:
+        return Client(self.cluster.address, timeout=30, **how)
+
+    def apply(
+        self,
+        replicas: int = 2,
+        settings: Mapping[str, Any] | None = None,
+        args: Mapping[str, Any] | None = None,
+        **app: Any,
+    ) -> None:
+        """Have the application as it was, but for these settings, arguments, and what else Ray knows. Does not wait."""
+        settings = {"metrics_port": self.cluster.metrics_port, **self.settings, **(settings or {})}
+        application = {
+            "name": "sidecast",
+            "import_path": "serving.app:build",
+            "route_prefix": "/",
+            "args": {"settings": settings, "cpus": 0.5, **(args or {})},
+            "deployments": [{"name": "Server", "num_replicas": replicas}],
+        }
+        services = ["serving.app:add_services"]
+        grpc = {"port": self.cluster.grpc_port, "grpc_servicer_functions": services, "enable_reflection": True}
+        http = {"host": LOOPBACK, "port": self.cluster.http_port}
+        config = {"http_options": http, "grpc_options": grpc, "applications": [application | app]}
+        self._ask("PUT", {"proxy_location": "HeadOnly"} | config)
+
+    def shut_down(self) -> None:
+        """End Serve, as `serve shutdown` does."""
+        self._ask("DELETE")
+
+    def _ask(self, method: str, document: object = None) -> None:
+        request = Request(
+            f"{self.cluster.dashboard}/api/serve/applications/",
+            data=json.dumps(document).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        wait_until(lambda: _taken(request), SOON_S)
+
+    def deploy(self, replicas: int = 2, settings: Mapping[str, Any] | None = None, **app: Any) -> None:
+        """`apply`, and wait until it is so."""
+        self.apply(replicas, settings, **app)
+        wait_until(lambda: self.runs(replicas), SOON_S)
+
+    def runs(self, replicas: int = 2) -> bool:
+        """Whether the application is as it was last applied. No where the machine is too busy for Ray to say."""
+        with suppress(TimeoutError):
+            return self._is_so(replicas)
+        return False
+
+    def _is_so(self, replicas: int) -> bool:
+        return self.cluster.application().get("status") == "RUNNING" and self.whole(replicas) and self.reachable()
+
+    def reachable(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((LOOPBACK, self.cluster.grpc_port)) == 0
+
+    def serving(self) -> list[int]:
+        """Process ids of the replicas that serve."""
+        return [each["pid"] for each in self.cluster.replicas() if each["state"] == "RUNNING"]
+
+    def whole(self, replicas: int = 2) -> bool:
+        """Whether as many serve, and none is in another state."""
+        states = [each["state"] for each in self.cluster.replicas()]
+        return states == ["RUNNING"] * replicas
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        found = []
+        for each in self.cluster.processes():
+            try:
+                words = each.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if words and (words[0].startswith(name) or Path(words[0]).name == name):
+                found.append(each)
+        return found
+
+    def kill(self, name: str) -> None:
+        """At once, all of that name."""
+        for each in self.processes(name):
+            each.send_signal(signal.SIGKILL)
+
+    def metric(self, status: Mapping[str, Any], name: str) -> float:
+        """Of the replica that has this status."""
+        with urlopen(f"http://{status['metrics']}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def _taken(request: Request) -> bool:
+    """Whether Ray took it; a dashboard whose Serve still starts says 500."""
+    try:
+        urlopen(request, timeout=SOON_S).close()
+    except HTTPError as error:
+        if error.code == 500:
+            return False
+        raise
+    return True
+
+
+@contextmanager
+def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True) -> Iterator[Seen]:
+    """Calls without a break, each caller over a connection of its own, from the first answer to the block's end."""
+    seen, stop = Seen(), Event()
+    threads = [Thread(target=_call, args=(fleet, seen, stop, retry), daemon=True) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(seen.answered) >= callers, SOON_S)
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool) -> None:
+    with fleet.client(retry=retry) as client:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            began, version, error = time.monotonic(), None, None
+            try:
+                version = client.predict("sst2", [f"text {id(client)} {number}"]).version
+            except Exception as raised:
+                error = raised
+            seen.calls.append(Call(began, time.monotonic(), version, error))
+            if error:
+                stop.wait(PAUSE_S)
+
+
+def assert_unavailable(seen: Seen) -> None:
+    """Every call that failed did so with what a caller may try again."""
+    others = {repr(each.error) for each in seen.failed if not isinstance(each.error, UnavailableError)}
+    assert not others, others

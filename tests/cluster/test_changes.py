@@ -1,0 +1,124 @@
+"""What an operator changes while calls go on: settings, code, the number of replicas. And what a wrong change does."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster.kit import SOON_S, Fleet, Seen, assert_unavailable, environment, traffic
+from tests.conformance.cluster import Cluster, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def cluster_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Cluster(cpus=4, environment=environment()) as cluster:
+        fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
+        fleet.publish()
+        yield fleet
+
+
+@pytest.fixture
+def fleet(cluster_of_all: Fleet) -> Fleet:
+    """With one replica and the first settings, whatever the test before did."""
+    cluster_of_all.deploy(replicas=1)
+    return cluster_of_all
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"settings": {"max_batch_rows": 16}}, id="settings"),
+        pytest.param({"runtime_env": {"env_vars": {"CODE": "of another day"}}}, id="code"),
+    ],
+)
+def test_an_update_fails_no_call_and_starts_the_new_before_it_stops_the_old(
+    fleet: Fleet, change: dict[str, Any]
+) -> None:
+    old = fleet.serving()
+    with traffic(fleet, retry=False) as seen:
+        fleet.apply(replicas=1, **change)
+        wait_until(lambda: _new_serve(fleet, old), SOON_S)
+        wait_until(lambda: not any(psutil.pid_exists(each) for each in old), SOON_S)
+        replaced = time.monotonic()
+        wait_until(lambda: fleet.runs(1) and seen.answered_since(replaced), SOON_S)
+    assert seen.failed == []
+
+
+def test_more_and_fewer_replicas_fail_no_call_and_restart_none(fleet: Fleet) -> None:
+    [first] = fleet.serving()
+    with traffic(fleet, callers=6, retry=False) as seen:
+        fleet.deploy(replicas=3)
+        assert first in fleet.serving()
+        fleet.deploy(replicas=1)
+        _more(seen)
+    assert seen.failed == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"settings": {"max_batch_row": 1}}, "unknown settings ['max_batch_row']"),
+        ({"settings": {"max_batch_rows": "many"}}, "max_batch_rows must be of type int, got 'many'"),
+        ({"settings": {"device": "cuda"}}, "device is cuda, but gpus is 0"),
+        ({"args": {"replica": 2}}, "replica"),
+    ],
+    ids=["unknown setting", "wrong type", "cuda without a GPU", "unknown argument"],
+)
+def test_arguments_that_cannot_be_are_told_and_the_old_go_on(fleet: Fleet, change: dict[str, Any], says: str) -> None:
+    _refused(fleet, change, says)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"backbone": "/nowhere"}, "/nowhere"),
+        ({"registry": "ftp://nowhere/registry"}, "ftp://nowhere/registry"),
+    ],
+    ids=["backbone", "registry"],
+)
+def test_replicas_that_cannot_start_are_told_and_the_old_go_on(
+    fleet: Fleet, settings: dict[str, Any], says: str
+) -> None:
+    _refused(fleet, {"settings": settings}, says)
+
+
+def test_a_shutdown_answers_the_calls_in_flight(fleet: Fleet) -> None:
+    with traffic(fleet, retry=False) as seen:
+        stopped = time.monotonic()
+        fleet.shut_down()
+        wait_until(lambda: bool(seen.failed), SOON_S)
+    assert_unavailable(seen)
+    assert all(each.began > stopped for each in seen.failed)
+
+
+def _refused(fleet: Fleet, change: dict[str, Any], says: str) -> None:
+    old = fleet.serving()
+    with traffic(fleet, callers=2, retry=False) as seen:
+        fleet.apply(replicas=1, **change)
+        wait_until(lambda: fleet.cluster.application()["status"] == "DEPLOY_FAILED", SOON_S)
+        _more(seen)
+    assert says in _message(fleet)
+    assert seen.failed == []
+    assert all(psutil.pid_exists(each) for each in old)
+
+
+def _message(fleet: Fleet) -> str:
+    app = fleet.cluster.application()
+    return "\n".join([app["message"], *(each["message"] for each in app.get("deployments", {}).values())])
+
+
+def _new_serve(fleet: Fleet, old: list[int]) -> bool:
+    """Whether another replica serves. An AssertionError where none does and the old ones are gone."""
+    new = set(fleet.serving()) - set(old)
+    assert new or all(psutil.pid_exists(each) for each in old)
+    return bool(new)
+
+
+def _more(seen: Seen) -> None:
+    now = time.monotonic()
+    wait_until(lambda: seen.answered_since(now), SOON_S)

@@ -1,0 +1,110 @@
+"""What fails and what does not when parts of a cluster end, while calls go on. docs/faults.md promises it."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kit import CONTROLLER, HAPROXY, PROXY, SOON_S, Fleet, Seen, assert_unavailable, environment, traffic
+from tests.conformance.cluster import Cluster, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def cluster_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Cluster(cpus=4, environment=environment()) as cluster:
+        fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
+        fleet.publish()
+        yield fleet
+
+
+@pytest.fixture
+def fleet(cluster_of_all: Fleet) -> Fleet:
+    """With two replicas, whatever the test before did."""
+    cluster_of_all.deploy(replicas=2)
+    return cluster_of_all
+
+
+def test_a_killed_replica_takes_only_its_calls_in_flight_along(fleet: Fleet) -> None:
+    victim = fleet.serving()[0]
+    with traffic(fleet, callers=4, retry=False) as seen:
+        killed = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: seen.answered_since(killed), SOON_S)
+        wait_until(lambda: fleet.whole() and victim not in fleet.serving(), SOON_S)
+    assert_unavailable(seen)
+    assert all(each.began <= killed for each in seen.failed), (killed, seen.failed)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_callers_who_retry_see_nothing_of_a_replica_that_ends(fleet: Fleet, how: signal.Signals) -> None:
+    victim = fleet.serving()[0]
+    with traffic(fleet) as seen:
+        os.kill(victim, how)
+        wait_until(lambda: fleet.whole() and victim not in fleet.serving(), SOON_S)
+    assert seen.failed == []
+
+
+@pytest.mark.parametrize("name", [HAPROXY, PROXY])
+def test_a_killed_proxy_comes_back_by_itself(fleet: Fleet, name: str) -> None:
+    replicas = fleet.serving()
+    with traffic(fleet, retry=False) as seen:
+        killed = time.monotonic()
+        fleet.kill(name)
+        wait_until(lambda: bool(seen.failed) and seen.answered_since(seen.failed[-1].began), SOON_S)
+    assert_unavailable(seen)
+    assert all(each.ended >= killed for each in seen.failed)
+    assert fleet.serving() == replicas
+
+
+def test_calls_go_on_without_the_controller(fleet: Fleet) -> None:
+    replicas = fleet.serving()
+    with traffic(fleet, retry=False) as seen:
+        fleet.kill(CONTROLLER)
+        version = fleet.publish()
+        wait_until(lambda: _version(seen) == version, SOON_S)
+        wait_until(lambda: fleet.runs(), SOON_S)
+    assert seen.failed == []
+    assert sorted(fleet.serving()) == sorted(replicas)
+
+
+def test_a_registry_that_is_away_stops_nothing_but_changes(fleet: Fleet) -> None:
+    here, away = fleet.folder / "registry", fleet.folder / "away"
+    with traffic(fleet, retry=False) as seen:
+        here.rename(away)
+        here.write_text("a file, so that nothing can be read or written there")
+        time.sleep(5)
+        back = time.monotonic()
+        wait_until(lambda: seen.answered_since(back), SOON_S)
+        here.unlink()
+        away.rename(here)
+        version = fleet.publish()
+        wait_until(lambda: _version(seen) == version, SOON_S)
+    assert seen.failed == []
+    with fleet.client() as client:
+        assert client.await_generation(fleet.registry.state().generation, timeout=10).served
+    assert {each["generation"] for each in fleet.cluster.statuses()} == {fleet.registry.state().generation}
+
+
+def test_a_version_that_no_replica_can_load_leaves_the_one_before_serving(fleet: Fleet) -> None:
+    with traffic(fleet, retry=False) as seen:
+        wait_until(lambda: len(seen.answered) > 20, SOON_S)
+        good = _version(seen)
+        bad = fleet.publish(change=lambda side: [each.add_(1.0) for each in side.parameters()])
+        wait_until(lambda: all(each["failed"] for each in fleet.cluster.statuses()), 20)
+        with fleet.client() as client:
+            [told] = client.task("sst2").versions[-1:]
+            serving = client.task("sst2").serving
+        fleet.registry.rollback("sst2", "production")
+    assert (told.version, told.resident, serving["production"]) == (bad, False, good)
+    assert "golden" in told.failure or "answers" in told.failure
+    assert seen.failed == []
+    assert {each.version for each in seen.calls[-5:]} == {good}
+
+
+def _version(seen: Seen) -> int | None:
+    return seen.answered[-1].version
