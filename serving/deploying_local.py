@@ -24,8 +24,8 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""What Ray must be started with, on every node: calls go straight to replicas, which are as important as others' processes
-(Ray's usual is nice 15), and a dead proxy is replaced at once."""
+"""What Ray must be started with, on every node: calls go straight to replicas, which are as important as others'
+processes (Ray's usual is nice 15), and a dead proxy is replaced at once."""
 LOOPBACK = "127.0.0.1"
 LONGEST_FOLDER = 26
 """Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""

@@ -9,7 +9,6 @@ from obstore.store import MemoryStore
 
 from side_registry import Store
 
-
 STALLED_S = 60.0
 """Nobody has asked for a turn for so long: a test ends with an error rather than never."""
 
