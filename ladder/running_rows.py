@@ -48,7 +48,8 @@ class RunningRows:
     """The rows whose texts are being made on one backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone, self._cache = backbone, StaticCache(backbone.decoder_cache().blocks)
+        blocks = backbone.decoder_cache().blocks if backbone.has_decoder else 0  # without one, no row ever runs
+        self._backbone, self._cache = backbone, StaticCache(blocks)
         self._rows: list[RunningRow] = []  # in the cache's order
         self._lanes: dict[object, Lane] = {}
         self._waiting: list[_Group] = []
