@@ -18,7 +18,7 @@ __all__ = ["AppArgs", "Autoscaling", "add_services", "build"]
 
 DEPLOYMENT = "Server"
 TRIES = 2
-"""How often a replica that fails to start is tried, in a row, before the deployment has failed."""
+"""For each replica: so many failures to start in all, and the deployment has failed."""
 HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 5.0, 30.0
 MESSAGE_SIZE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
 """Bytes that a replica's gRPC server takes; Ray's own limit is 2 GiB."""
@@ -67,17 +67,22 @@ class AppArgs(BaseModel):
     """A fixed number of them; not beside `autoscaling`. 1 where neither is given."""
     autoscaling: Autoscaling | None = None
     max_ongoing_requests: int = Field(4096, ge=1)
-    """Calls in flight at a replica; more wait. Its own queue is what sheds load: `max_queued_rows`."""
+    """Calls in flight at a replica; of more, Ray holds some back. Its own limits, `max_queued_rows` first, should shed
+    before: they say why, and when to come back."""
     grace_s: float = Field(30, ge=0)
-    """How long the calls in flight at a replica that is stopped may take."""
+    """How long the calls in flight at a replica that is stopped may take. Ray makes it 35 s at least, and stops none
+    before its RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, 30 s."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("give either replicas or autoscaling")
         ServeConfig.from_values(self.settings)
-        if str(self.settings.get("device", "")).startswith("cuda") and not self.gpus:
-            raise ValueError(f"device is {self.settings['device']}, but gpus is 0: give each replica a GPU")
+        device = str(self.settings.get("device", "auto"))
+        if device.startswith("cuda") and not self.gpus:
+            raise ValueError(f"device is {device}, but gpus is 0: give each replica a GPU")
+        if device.startswith("cuda:"):
+            raise ValueError(f"device is {device}, but which GPU a replica gets is Ray's choice: say cuda, or auto")
         return self
 
 
@@ -90,6 +95,7 @@ def build(args: AppArgs) -> Application:
     from serving.replica import Server
 
     config = ServeConfig.from_values(args.settings)
+    most = args.autoscaling.max_replicas if args.autoscaling else args.replicas or 1
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "ray_actor_options": {
@@ -102,7 +108,7 @@ def build(args: AppArgs) -> Application:
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": args.grace_s,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
-        "max_constructor_retry_count": TRIES,
+        "max_constructor_retry_count": TRIES * most,
         "max_surge_percent": SURGE_PERCENT,
     }
     if args.autoscaling:

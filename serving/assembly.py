@@ -44,8 +44,8 @@ class Parts:
     """End the threads that follow the registry. Blocks until a load in progress ends."""
     comparisons: Comparisons = field(default_factory=Comparisons)
     """How the versions of routes compare."""
-    worked_s: Callable[[], float] = lambda: 0.0
-    """See `Batcher.worked_s`."""
+    batcher: Batcher | None = None
+    """Behind the service; None where that is a stand-in."""
     fault: Callable[[], str] = lambda: ""
     """Why this process should be replaced by another; empty where it should not."""
     device: str = "cpu"
@@ -90,10 +90,16 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
         wake=reconciler.wake,
         stop=stop,
         comparisons=comparisons,
-        worked_s=lambda: batcher.worked_s,
-        fault=lambda: "" if reconciler.is_alive else "the thread that follows the registry has ended",
+        batcher=batcher,
+        fault=lambda: _fault(batcher, reconciler),
         device=str(backbone.device),
     )
+
+
+def _fault(batcher: Batcher, reconciler: Reconciler) -> str:
+    if batcher.work.fails:
+        return "one turn after the other fails on the device; read the log"
+    return "" if reconciler.is_alive else "the thread that follows the registry has ended"
 
 
 def _comparisons(pool: SidePool, config: ShadowConfig) -> Comparisons:

@@ -27,6 +27,7 @@ from serving.row_queue import Begun, Bundle, ListRequest, Outcome, Request, Row,
 from serving.shadow_queue import ShadowQueue, ShadowTurn
 from serving.taking import Taking
 from serving.turns import Predict, Worker, worker_of
+from serving.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ class Batcher:
         self._worker, self._config, self._metrics = worker_of(worker), config, metrics or Metrics()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device") if device is None else device
         self._queue, self._pace, self._places = RowQueue(), Pace(), Places(config.max_running_rows)
-        self.worked_s = 0.0
-        """How long the device would have taken for all so far in full batches; for texts, how long it did take."""
+        self.work = Work(self._pace, config.max_running_rows)
         self._taking = Taking(self._queue, self._pace, self._places, config, self._drop)
         self._limits = Limiter(limits or LimitConfig(), self._metrics)
         self._on_device = DeviceRows(self._note_ended)
@@ -88,6 +88,11 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait, by weight."""
         return self._queue.rows
+
+    @property
+    def queued_tokens(self) -> int:
+        """Of the rows that wait."""
+        return self._queue.tokens
 
     @property
     def running_rows(self) -> int:
@@ -408,6 +413,7 @@ class Batcher:
         rows = self._on_device.begin([*batch, *shadows], self._now())
         self._started, self._turn_tokens = self._now(), tokens
         crowded = self._queue.scores > 0
+        running = self._on_device.running
         beside = ShadowTurn(self._on_device.shadows(), sum(bundle.tokens for bundle in shadows))
 
         def deliver(events: Sequence[tuple[Any, Any]]) -> None:
@@ -419,10 +425,11 @@ class Batcher:
         except Exception as error:
             log.exception("a turn with %d new rows failed", len(rows))
             self._on_device.fail(error)
+            self.work.failed(self._now() - self._started)
         else:
             seconds = self._now() - self._started
             self._pace.learn(tokens, seconds, crowded)
-            self.worked_s += seconds if self._on_device.running else self._pace.least_seconds(tokens, seconds)
+            self.work.turned(seconds, tokens, running)
         self._shadows.ended(beside, self._now() - self._started)
         self._turn_tokens = 0
         self._charge_texts()

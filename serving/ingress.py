@@ -158,8 +158,9 @@ _NOTHING = GetMessageClass(HEALTH.methods_by_name["Check"].output_type)
 
 def _guarded(method: MethodDescriptor, servicer: Any, drain: Drain) -> Callable[..., Any]:
     behavior, many = getattr(servicer, method.name), method.client_streaming
+    lasting = path(method) in LASTING
     if method.containing_service is HEALTH:
-        return behavior  # it answers until the end
+        drain, lasting = Drain(), True  # one that never begins: health answers until the end
     if method.server_streaming:
-        return streaming(drain, behavior, many=many, lasting=path(method) in LASTING)
+        return streaming(drain, behavior, many=many, lasting=lasting)
     return answering(drain, behavior, many=many)

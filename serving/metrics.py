@@ -192,14 +192,6 @@ class Metrics:
         self.stage_seconds.labels(stage).observe(seconds)
 
     @property
-    def queued_rows(self) -> int:
-        return int(self.queue_rows._value.get())
-
-    @property
-    def queued_tokens(self) -> int:
-        return int(self.queue_tokens._value.get())
-
-    @property
     def computed_s(self) -> float:
         """Seconds that the device computed since the start."""
         return sum(self.stage_seconds.labels(stage)._sum.get() for stage in ("backbone", "side", "decode"))

@@ -8,8 +8,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from google.protobuf.message import Message
@@ -22,6 +23,10 @@ from serving.gate import Drain
 from serving.ingress import OFFERED, Calls, RayContext
 from serving.listening import MetricsServer, PortInUse
 from serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.assembly import Parts
+    from serving.batching import Batcher
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,14 @@ class Server:
     """
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # as Ray allows
+        self.metrics, self.drain, self._open = Metrics(), Drain(), AsyncExitStack()
+        try:
+            await self._start(ServeConfig.from_values(settings))
+        except BaseException:
+            await self._open.aclose()
+            raise
+
+    async def _start(self, config: ServeConfig) -> None:
         from serving.assembly import assemble
         from serving.opening import join, open_doors
         from serving.presence import Presence
@@ -47,27 +60,26 @@ class Server:
 
         share_heaps()
         started = time.monotonic()
-        context = serve.get_replica_context()
-        self.id, self.node = context.replica_tag, get_node_ip_address()
-        self.metrics, self.drain = Metrics(), Drain()
-        config = _of_replica(ServeConfig.from_values(settings), self.node)
+        self.id, self.node = serve.get_replica_context().replica_tag, get_node_ip_address()
+        config = _of_replica(config, self.node)
         logging.getLogger("serving").setLevel(config.log_level)
         self._http = _metrics_server(config, self.metrics)
-        self._parts = await asyncio.to_thread(assemble, config, self.metrics)
-        self._busy, self._load = Share(lambda: self.metrics.computed_s), Share(self._parts.worked_s)
-        presence = self._presence = Presence(self._parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
-        await join(self._parts, presence, self.drain)
-        self._calls = Calls(open_doors(self._parts, config, self.metrics, self.drain, presence), self.drain)
+        self._open.push_async_callback(asyncio.to_thread, self._http.close)
+        parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
+        self._open.push_async_callback(asyncio.to_thread, parts.stop)
+        self._open.push_async_callback(parts.service.close)
+        self._busy, self._load = Share(lambda: self.metrics.computed_s), Share(lambda: _batcher(parts).work.seconds)
+        presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
+        self._open.push_async_callback(asyncio.to_thread, presence.stop)
+        await join(parts, presence, self.drain)
+        self._calls = Calls(open_doors(parts, config, self.metrics, self.drain, presence), self.drain)
         self._start_s = time.monotonic() - started
         log.info("replica %s is ready after %.1f s at generation %d", self.id, self._start_s, self.generation)
 
     async def __del__(self) -> None:
-        """By Ray, once the calls in flight are answered or out of time."""
+        """By Ray, once the calls in flight are answered or out of time; while it still starts, that ends at once."""
         self.drain.begin()
-        await asyncio.to_thread(self._presence.stop)
-        await self._parts.service.close()
-        await asyncio.to_thread(self._parts.stop)
-        await asyncio.to_thread(self._http.close)
+        await self._open.aclose()
 
     @property
     def generation(self) -> int:
@@ -75,13 +87,14 @@ class Server:
         return self._parts.pool.snapshot().generation
 
     async def check_health(self) -> None:
-        """Raises RuntimeError: the thread that owns the device, or the one that follows the registry, has ended."""
+        """Raises RuntimeError: nothing comes off the device any more, or nobody follows the registry."""
         if fault := self._parts.fault():
             raise RuntimeError(fault)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `serving.scaling` decides by."""
-        return {"busy": self._busy.now, "load": self._load.now, "queued_tokens": self.metrics.queued_tokens}
+        queued, busy, load = _batcher(self._parts).queued_tokens, self._busy.now, self._load.now
+        return {"busy": busy, "load": load, "queued_tokens": queued, "in_flight": self.drain.in_flight}
 
     async def status(self) -> dict[str, Any]:
         """For `sidecast status`."""
@@ -95,7 +108,7 @@ class Server:
             "wanted": state.wanted,
             "ready": self._parts.service.ready,
             "in_flight": self.drain.in_flight,
-            "queued_rows": self.metrics.queued_rows,
+            "queued_rows": _batcher(self._parts).queued_rows,
             "busy": self._busy.now,
             "load": self._load.now,
             "residents": len(state.residents),
@@ -125,9 +138,17 @@ for _method in (each for service in OFFERED for each in service.methods):
 
 
 def _of_replica(config: ServeConfig, node: str) -> ServeConfig:
-    """With as many of torch's threads as Ray gives the replica cores, where the settings leave the choice."""
-    cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
-    return replace(config, host=node, threads=config.threads or max(1, int(cores)))
+    """With as many of torch's threads as Ray gives the replica cores, and on the GPU that Ray gives it, if any."""
+    given = ray.get_runtime_context().get_assigned_resources()
+    device = config.device
+    if device == "auto":  # Ray hides no GPU from whom it gives none
+        device = "cuda" if given.get("GPU") else "cpu"
+    return replace(config, host=node, device=device, threads=config.threads or max(1, int(given.get("CPU", 0))))
+
+
+def _batcher(parts: "Parts") -> "Batcher":
+    assert parts.batcher is not None, "assembled parts have one"
+    return parts.batcher
 
 
 def _metrics_server(config: ServeConfig, metrics: Metrics) -> MetricsServer:

@@ -4,6 +4,7 @@ import pytest
 
 from serving.busy import WINDOW_S, Share
 from serving.pace import Pace
+from serving.work import TOO_MANY_FAILED, Work
 
 
 def test_a_share_is_of_the_last_seconds() -> None:
@@ -28,3 +29,31 @@ def test_what_a_turn_costs_is_what_its_tokens_take_in_full_batches() -> None:
     pace.learn(1000, 1.0)
     assert pace.least_seconds(10, 0.5) == pytest.approx(0.01)
     assert pace.least_seconds(1000, 0.4) == 0.4
+
+
+def test_texts_use_the_places_that_they_take() -> None:
+    pace = Pace()
+    work = Work(pace, places=10)
+    work.turned(0.5, 100, running=0)
+    assert work.seconds == 0.5  # nothing is known of the pace
+    pace.learn(1000, 1.0)
+    work.seconds = 0.0
+    work.turned(0.5, 100, running=0)
+    assert work.seconds == pytest.approx(0.1)
+    work.turned(0.5, 0, running=2)
+    assert work.seconds == pytest.approx(0.1 + 0.1)
+    work.turned(0.5, 100, running=10)
+    assert work.seconds == pytest.approx(0.2 + 0.5)
+
+
+def test_a_device_on_which_nothing_comes_off_fails() -> None:
+    work = Work(Pace(), places=1)
+    for _ in range(TOO_MANY_FAILED - 1):
+        work.failed(0.1)
+    assert not work.fails
+    work.turned(0.1, 10, running=0)
+    for _ in range(TOO_MANY_FAILED):
+        assert not work.fails
+        work.failed(0.1)
+    assert work.fails
+    assert work.seconds == pytest.approx(0.1 * (2 * TOO_MANY_FAILED))
