@@ -8,9 +8,12 @@ change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
 changes; "swaps" are the requests in flight between a commit and the server having served it.
+
+Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -29,6 +32,8 @@ from benchmarks.soak.vitals import growth
 QUICK_S = 1.0
 TOLD = 5
 """Faults that are told in words."""
+APART = 0.99
+"""The least share of pairs of versions that the oracle must tell apart: else another one's answer passes for right."""
 COLUMNS = (
     Column(figure="requests_per_s", heading="requests/s"),
     Column(figure="p50_ms", heading="p50 ms"),
@@ -40,8 +45,12 @@ COLUMNS = (
 
 
 def ask(
-    loaded: Loaded, how: How, tasks: int, changes: int, rate: float, rushes: bool
+    loaded: Loaded, how: How, tasks: int, changes: int, rate: float, rushes: bool, blame: Callable[[str], None]
 ) -> tuple[Samples, dict[str, Spread], dict]:
+    """
+    Args:
+        blame: told what is wrong, once for all of it.
+    """
     changes, seconds = how.size(changes, 6), QUICK_S if how.quick else how.seconds
     plan = Plan(
         tasks=how.size(tasks, 4),
@@ -60,7 +69,18 @@ def ask(
         outcome = soak.run(step)
     for fault in outcome.faults[:TOLD]:
         click.echo(f"{fault.kind}: {fault}", err=True)
+    if wrong := verdict(outcome):
+        blame(wrong)
     return samples(outcome), ratios(outcome), {**asdict(plan), **counts(outcome)}
+
+
+def verdict(outcome: Outcome) -> str:
+    """What is wrong; empty where nothing is."""
+    if outcome.faults:
+        return f"{len(outcome.faults)} of {len(outcome.told)} were told something wrong"
+    if outcome.apart < APART:
+        return f"nothing is proved: only {outcome.apart:.3f} of a task's versions can be told apart, {APART} must be"
+    return ""
 
 
 def samples(outcome: Outcome) -> Samples:
@@ -136,13 +156,16 @@ def _latency(told: list[Told]) -> dict[str, float]:
 @measuring(rounds=10, seconds=25.0)
 def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> None:
     """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
+    wrong: list[str] = []
     answer(
-        lambda loaded, how: ask(loaded, how, tasks, changes, rate, rushes),
+        lambda loaded, how: ask(loaded, how, tasks, changes, rate, rushes, wrong.append),
         name="soak",
         title="A server while its registry changes",
         columns=COLUMNS,
         given=given,
     )
+    if wrong:
+        raise click.ClickException(wrong[0])
 
 
 if __name__ == "__main__":

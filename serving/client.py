@@ -6,7 +6,8 @@
 Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains or is lost, a version
 that still loads), or with UNKNOWN, as which a proxy's error page comes, is tried up to 5 times in all, after random
 pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. That holds for what may safely be done twice: not for
-rollback, publish and watch. `retry=False` turns it off.
+promote, set_route, rollback and publish, which may be done though the answer is lost, nor for watch. `retry=False`
+turns it off.
 
 Needs gRPC and our protos only: no torch, no registry.
 """

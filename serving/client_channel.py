@@ -10,8 +10,9 @@ from protos import sidecast_pb2_grpc
 
 DEFAULT_PORT = 8001
 
-RETRIED = ("SetRoute", "Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
-"""Of Admin. All of Sidecast is."""
+RETRIED = ("Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
+"""Of Admin. All of Sidecast is. A lost call may have been committed: done again, a change other than a retirement could
+undo what somebody else changed since."""
 
 RETRY_POLICY = {
     "maxAttempts": 5,

@@ -18,7 +18,7 @@ def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *,
             return _class_difference(answer, expected, tolerance)
         case ValueAnswer():
             wanted = expected.get("value")
-            scale = max(1.0, abs(wanted)) if isinstance(wanted, int | float) else 1.0
+            scale = max(1.0, abs(_finite(wanted) or 0.0))
             return _number_difference("value", answer.value, wanted, tolerance * scale)
         case TextAnswer():
             wanted = expected.get("text")
@@ -58,9 +58,10 @@ def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> 
         return None
     if not isinstance(theirs, list | tuple) or len(theirs) != len(ours):
         return f"{len(ours)} dimensions instead of {str(theirs)[:200]}"
-    if not all(isinstance(number, int | float) for number in theirs):
+    numbers = [number for each in theirs if (number := _finite(each)) is not None]
+    if len(numbers) < len(theirs):
         return f"an embedding instead of {str(theirs)[:200]}"
-    if not (distance := math.dist(ours, theirs)) <= tolerance:
+    if not (distance := math.dist(ours, numbers)) <= tolerance:
         return f"an embedding {distance:.4g} away (tolerance {tolerance:g})"
     return None
 
@@ -68,6 +69,15 @@ def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> 
 def _number_difference(name: str, ours: float, theirs: Any, tolerance: float) -> str | None:
     if theirs is None:
         return None
-    if not isinstance(theirs, int | float) or not abs(ours - theirs) <= tolerance:
-        return f"{name} {ours:.6g} instead of {theirs!r} (tolerance {tolerance:g})"
+    wanted = _finite(theirs)
+    if wanted is None or not abs(ours - wanted) <= tolerance:
+        return f"{name} {ours:.6g} instead of {repr(theirs)[:200]} (tolerance {tolerance:g})"
     return None
+
+
+def _finite(value: Any) -> float | None:
+    """As a float; None where it is no number, or none that a float can hold."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -72,7 +72,7 @@ class Loader:
             IncompatibleSide: another backbone or tokenizer.
             SideTooLarge: more bytes than `max_side_bytes`.
             CorruptSide: damaged, not what its manifest says, or not finite.
-            GoldenMismatch: it answers otherwise than where it was trained.
+            GoldenMismatch: it answers otherwise than where it was trained, on a fresh pass of the backbone too.
             LoadFailed: anything else; `transient` where a later try may succeed.
         """
         try:
@@ -81,7 +81,7 @@ class Loader:
             side = self._settle(self._fetch(task, version, manifest))
             resident = self._assemble(task, version, manifest, side)
             if self._config.replay_examples:
-                self._replay(resident)
+                self._replay_twice(resident)
             return resident
         except LoadError:
             raise
@@ -161,6 +161,14 @@ class Loader:
             tokenizer=self._tokenizer,
             generation=Generation(**spec.generation.settings),
         )
+
+    def _replay_twice(self, resident: Resident) -> None:
+        """A pass that went wrong and was kept would refuse every version with the same examples."""
+        try:
+            self._replay(resident)
+        except GoldenMismatch:
+            self.engine.cache.clear()
+            self._replay(resident)
 
     def _replay(self, resident: Resident) -> None:
         task, version, manifest = resident.task, resident.version, resident.manifest

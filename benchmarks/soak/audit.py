@@ -6,7 +6,7 @@ it is no older than what was known before it was asked:
 - The registry let the version answer at a generation that is at least the one that the answer names, and that was
   committed, or about to be, before the answer came.
 - The generation that it names is none that the server was past when the request started: by what it had told a watcher,
-  or by an answer that came before.
+  or by an answer that came before; and none that nobody had begun to commit when the answer came.
 - The same key led to the same version as before, while nobody moved the alias or set its route.
 
 Who asks for a version gets that one, or is told that there is no such version once somebody has begun to retire it.
@@ -52,12 +52,14 @@ def audit(
         if each.reason:
             if not (each.reason == GONE and history.is_gone(each, least)):
                 yield Fault("error", each, each.reason)
-        elif (off := distance(each)) > 1:
-            yield Fault("mismatch", each, f"{off:.3g} tolerances from what that version answers")
         elif each.generation < least:
             yield Fault("generation", each, f"of generation {each.generation}, when {least} was known to be served")
+        elif each.generation > (newest := history.newest(each.ended)):
+            yield Fault("generation", each, f"of generation {each.generation}, when {newest} was the registry's newest")
         elif each.version not in (right := history.allowed(each)):
             yield Fault("version", each, f"of generation {each.generation}, which only {sorted(right)} may answer for")
+        elif not (off := distance(each)) <= 1:
+            yield Fault("mismatch", each, f"{off:.3g} tolerances from what that version answers")
         elif each.key and (since := history.standing(each)) is not None:
             led = keys.setdefault((each.task, each.alias, each.key, since), each.version)
             if led != each.version:
@@ -67,10 +69,16 @@ def audit(
 class History:
     """What each task's changes allowed, by generation."""
 
-    def __init__(self, changes: Iterable[Change]) -> None:
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._all = changes
         self._changes: dict[str, list[Change]] = defaultdict(list)
         for change in changes:
             self._changes[change.task].append(change)
+
+    def newest(self, at: float) -> int:
+        """The newest generation whose commit had begun."""
+        begun = bisect_right(self._all, at, key=lambda change: change.began)
+        return self._all[begun - 1].generation if begun else 0
 
     def allowed(self, told: Told) -> frozenset[int]:
         """Who may answer, at any generation from the one that the answer names."""

@@ -3,6 +3,7 @@
 Shares nothing with a server but the model's code: neither slots, nor batches, nor kept activations.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -61,10 +62,15 @@ class Oracle:
 
 
 def distance(found: Said, expected: Said) -> float:
-    """The largest difference of two answers' numbers, in parts of them where they are above 1. Of texts 0 or inf."""
+    """The largest difference of two answers' numbers, in parts of them where they are above 1. Of texts 0 or inf.
+
+    Infinite too where one has another number of numbers, or says what is no number.
+    """
     if isinstance(found, str) or isinstance(expected, str):
         return 0.0 if found == expected else float("inf")
     if len(found) != len(expected):
+        return float("inf")
+    if not all(map(math.isfinite, (*found, *expected))):
         return float("inf")
     return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in zip(found, expected, strict=True))
 

@@ -74,8 +74,8 @@ class Outcome:
     watch: Watch
     rounds: list[Round]
     faults: list[Fault] = field(default_factory=list)
-    apart: float = 1.0
-    """As `Oracle.apart`, of all tasks together."""
+    apart: float = 0.0
+    """As `Oracle.apart`, the least of all tasks; 0 where none was answered by two versions."""
 
 
 class Soak:
@@ -96,6 +96,7 @@ class Soak:
         """
         Raises:
             BenchmarkError: the server or the load process failed, or a change was not served.
+            whatever kept the server from being watched.
         """
         step("start")
         self.churn.start()
@@ -158,6 +159,8 @@ class Soak:
         oracle = Oracle(self.registry, self._loaded, self._texts)
 
         def off(told: Told) -> float:
+            if len(told.answers) != len(told.inputs):
+                return float("inf")
             expected = oracle.answers(told.task, told.version)
             pairs = zip(told.answers, told.inputs, strict=True)
             return max(distance(answer, expected[place]) for answer, place in pairs) / oracle.tolerance
@@ -168,5 +171,5 @@ class Soak:
             if not each.reason:
                 versions.setdefault(each.task, set()).add(each.version)
         shares = [oracle.apart(task, sorted(found)) for task, found in versions.items() if len(found) > 1]
-        outcome.apart = min(shares, default=1.0)
+        outcome.apart = min(shares, default=0.0)
         return outcome

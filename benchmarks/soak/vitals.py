@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -78,7 +79,11 @@ def look(served: Served, changes: int) -> Vitals:
 
 @contextmanager
 def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -> Iterator[Watch]:
-    """Look at the server every so often, and at once when its generation changes."""
+    """Look at the server every so often, and at once when its generation changes.
+
+    Raises:
+        whatever kept it from being looked at, after the block.
+    """
     seen, over = Watch(), threading.Event()
 
     def sample() -> None:
@@ -93,16 +98,15 @@ def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -
             if not over.is_set():
                 raise
 
-    with Client(served.address, timeout=None) as client:
-        threads = [threading.Thread(target=each, daemon=True) for each in (sample, follow)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield seen
-        finally:
-            over.set()
-            threads[0].join()
-    threads[1].join()  # the client's end has ended its stream
+    with ThreadPoolExecutor(2) as threads:
+        with Client(served.address, timeout=None) as client:
+            watchers = [threads.submit(each) for each in (sample, follow)]
+            try:
+                yield seen
+            finally:
+                over.set()
+        for each in watchers:
+            each.result()  # the client's end has ended its stream
 
 
 def growth(vitals: Sequence[Vitals]) -> dict[str, float]:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,25 +266,65 @@ def test_what_a_server_did_not_foresee_stays_as_it_is() -> None:
     assert type(errors.from_call(other, "here:8001")) is SidecastError
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN])
-def test_what_a_lost_replica_ends_is_asked_again(code: grpc.StatusCode) -> None:
-    codes = [code, code]
+@contextmanager
+def losing(code: grpc.StatusCode, times: int) -> Iterator[tuple[Client, list[str]]]:
+    """A client of a server whose first answers are lost, and the methods that were called."""
+    called: list[str] = []
 
-    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        if codes:
-            context.abort(codes.pop(), "lost")
-        return b""
+    def handler(method: str) -> grpc.RpcMethodHandler:
+        def answer(request: object, context: grpc.ServicerContext) -> bytes:
+            called.append(method)
+            if len(called) <= times:
+                context.abort(code, "lost")
+            return b""
 
-    method = {"ListTasks": grpc.unary_unary_rpc_method_handler(answer)}
-    server = grpc.server(ThreadPoolExecutor(1), [grpc.method_handlers_generic_handler("sidecast.v1.Admin", method)])
+        make = grpc.stream_unary_rpc_method_handler if method == "Publish" else grpc.unary_unary_rpc_method_handler
+        return make(answer)
+
+    methods = {name: handler(name) for name in ("ListTasks", "Retire", "SetRoute", "Rollback", "Publish")}
+    server = grpc.server(ThreadPoolExecutor(1), [grpc.method_handlers_generic_handler("sidecast.v1.Admin", methods)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         with Client(f"127.0.0.1:{port}") as client:
-            assert client.tasks() == []
+            yield client, called
     finally:
         server.stop(0).wait()
-    assert codes == []
+
+
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_what_a_lost_replica_ends_is_asked_again(code: grpc.StatusCode) -> None:
+    with losing(code, times=2) as (client, called):
+        assert client.tasks() == []
+    assert called == ["ListTasks"] * 3
+
+
+def test_a_retirement_may_be_done_twice() -> None:
+    with losing(grpc.StatusCode.UNAVAILABLE, times=1) as (client, called):
+        client.retire("sst2", 1)
+    assert called == ["Retire"] * 2
+
+
+@pytest.mark.parametrize("code", LOST)
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("SetRoute", lambda client, run: client.promote("sst2", 2)),
+        ("SetRoute", lambda client, run: client.set_route("sst2", shares={2: 100})),
+        ("Rollback", lambda client, run: client.rollback("sst2")),
+        ("Publish", lambda client, run: client.publish(run)),
+    ],
+)
+def test_a_change_that_may_have_been_made_is_not_made_again(
+    tmp_path: Path, code: grpc.StatusCode, method: str, change: Callable[[Client, Path], object]
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"files": {}}')
+    with losing(code, times=1) as (client, called), pytest.raises(SidecastError, match="lost"):
+        change(client, tmp_path)
+    assert called == [method]
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(

@@ -37,6 +37,17 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_bytes("cpu") == 4000
 
 
+def test_files_that_idle_in_memory_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4500\n")
+    (tmp_path / "memory.stat").write_text("anon 500\nfile 4000\ninactive_file 3000\nactive_file 1000\n")
+    assert free_bytes("cpu") == 3500
+    for damaged in ("anon 500\n", "inactive_file many\n", "?\n"):
+        (tmp_path / "memory.stat").write_text(damaged)
+        assert free_bytes("cpu") == 500
+
+
 def test_a_device_that_is_not_there_is_named() -> None:
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") in ("cpu", "cuda")

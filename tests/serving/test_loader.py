@@ -22,8 +22,10 @@ from ladder import (
     answer,
     load_backbone,
 )
+from ladder.backbone import Taps
 from ladder.stack_heads import StackedLinear
 from ladder.stacked import StackedSide
+from serving.activations import layers_of
 from serving.config import LoadConfig
 from serving.errors import (
     CorruptSide,
@@ -191,6 +193,46 @@ def test_golden_examples_are_one_pass_of_the_backbone_and_none_for_the_next_vers
     assert passes == [len(TEXTS)]
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_a_pass_that_went_wrong_once_refuses_nothing(publish, loader: Loader, monkeypatch, value: float) -> None:
+    publish()
+    spoil(monkeypatch, value, times=1)
+    assert loader.load("sst2", 1).version == 1
+
+
+def test_a_wrong_pass_that_was_kept_refuses_no_later_version(publish, loader: Loader, monkeypatch) -> None:
+    publish(edit=_expecting_nothing)
+    publish(seed=1)
+    publish(seed=2)
+    spoil(monkeypatch, -1.0, times=1)
+    assert [loader.load("sst2", version).version for version in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_a_wrong_version_is_replayed_twice_and_no_more(publish, loader: Loader, passes: list[int]) -> None:
+    publish(change=_negate)
+    passes.clear()
+    refusal(loader, GoldenMismatch)
+    assert passes == [len(TEXTS)] * 2
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, factor: float, times: int) -> None:
+    """What the backbone's next passes make, multiplied by `factor`."""
+    left = iter(range(times))
+
+    def spoilt(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*how: Any) -> Any:
+            made = encode(*how)
+            for taps in ([made] if isinstance(made, Taps) else made) if next(left, None) is not None else ():
+                for layer in layers_of(taps):
+                    layer.mul_(factor)
+            return made
+
+        return call
+
+    monkeypatch.setattr(Backbone, "encode", spoilt(Backbone.encode))
+    monkeypatch.setattr(Backbone, "encode_divided", spoilt(Backbone.encode_divided))
+
+
 @pytest.mark.parametrize("limit", [0, 20_000])
 def test_what_is_kept_of_golden_examples_is_bounded(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, limit: int
@@ -324,6 +366,11 @@ def _asking(text: str) -> Callable[[Manifest], Manifest]:
     return lambda manifest: manifest.model_copy(update={"examples": (example,)})
 
 
+def _expecting_nothing(manifest: Manifest) -> Manifest:
+    examples = tuple(example.model_copy(update={"expected": {}}) for example in manifest.examples)
+    return manifest.model_copy(update={"examples": examples})
+
+
 def _negate(side: SideNetwork) -> None:
     side.upsample.weight.mul_(-1)
 
@@ -373,6 +420,11 @@ def test_an_unforeseen_fault_is_a_load_failure_that_is_not_retried(publish, load
         (ValueAnswer(value=3.0), {"value": 3.01}, False),
         (ValueAnswer(value=3.0), {"value": 3.5}, True),
         (ValueAnswer(value=3.0), {"value": float("nan")}, True),
+        (ValueAnswer(value=3.0), {"value": float("inf")}, True),
+        (ValueAnswer(value=3.0), {"value": 10**400}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"score": 10**400}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": [0.9, -(10**400)]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, 10**400]}, True),
         (TextAnswer(text="x", tokens=(3,)), {"text": "x"}, False),
         (TextAnswer(text="x", tokens=(3,)), {"text": "y"}, True),
         (TextAnswer(text="x", tokens=(3,)), {"newer": "field"}, False),

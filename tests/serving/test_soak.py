@@ -2,19 +2,26 @@
 
 import dataclasses
 import logging
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from click.testing import CliRunner
 
+from benchmarks import bench_soak
+from benchmarks.bench_soak import APART, verdict
+from benchmarks.harness import BenchmarkError
 from benchmarks.models import Loaded, load
-from benchmarks.soak.audit import audit
+from benchmarks.served import Served
+from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Told
 from benchmarks.soak.oracle import Oracle, distance
-from benchmarks.soak.run import Plan, Soak
+from benchmarks.soak.run import Outcome, Plan, Soak
 from benchmarks.soak.versions import KINDS, make_version
-from benchmarks.soak.vitals import Sighting, growth
+from benchmarks.soak.vitals import Sighting, Watch, growth, watching
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
 from serving.loader import Loader
@@ -55,7 +62,7 @@ def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
         for kind in (list, str)
     }
     assert len({(told.task, told.version) for told in outcome.told}) > 2 * plan.tasks
-    assert outcome.apart > 0.99
+    assert outcome.apart > APART
     first, *_, last = outcome.watch.vitals
     assert (last.evictions, last.misses) == (first.evictions, first.misses)
     assert last.residents <= plan.tasks * (KEPT + 2)
@@ -109,6 +116,74 @@ def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
     """Those that its series name."""
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     return {(each.labels["task"], each.labels["version"]) for each in samples if "version" in each.labels}
+
+
+# --- the script
+
+
+def outcome(**changes: Any) -> Outcome:
+    return dataclasses.replace(Outcome([RIGHT], [], Watch(), [], apart=1.0), **changes)
+
+
+def test_a_fault_fails_the_script() -> None:
+    assert verdict(outcome()) == ""
+    assert verdict(outcome(faults=[Fault("key", RIGHT, "elsewhere")])) == "1 of 1 were told something wrong"
+
+
+def test_versions_that_are_too_alike_fail_the_script() -> None:
+    for apart in (0.98, 0.0):
+        assert "nothing is proved" in verdict(outcome(apart=apart))
+    assert "nothing is proved" in verdict(Outcome([RIGHT], [], Watch(), []))  # no task was answered by two
+
+
+def test_the_script_exits_with_1_after_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def ask(*how: Any) -> None:
+        how[-1]("3 of 40 were told something wrong")
+
+    def answer(measure: Callable[..., None], **how: Any) -> None:
+        measure(None, None)
+        said.append("report")
+
+    monkeypatch.setattr(bench_soak, "ask", ask)
+    monkeypatch.setattr(bench_soak, "answer", answer)
+    done = CliRunner().invoke(bench_soak.main, [])
+    assert (done.exit_code, said) == (1, ["report"])
+    assert "3 of 40" in done.output
+    monkeypatch.setattr(bench_soak, "ask", lambda *how: None)
+    assert CliRunner().invoke(bench_soak.main, []).exit_code == 0
+
+
+class Mute:
+    """A client that is told nothing until it is closed."""
+
+    def __init__(self, *how: Any, **more: Any) -> None:
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+
+    def watch(self) -> Iterator[Any]:
+        self._closed.wait(10)
+        return iter(())
+
+
+def test_a_server_that_could_not_be_looked_at_fails_the_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
+    def look(*_: object) -> None:
+        tried.set()
+        raise BenchmarkError("the server's metrics cannot be read")
+
+    monkeypatch.setattr("benchmarks.soak.vitals.Client", Mute)
+    monkeypatch.setattr("benchmarks.soak.vitals.look", look)
+    served = Served(address="", metrics_url="", tasks=0, start_s=0.0, pid=0)
+    with pytest.raises(BenchmarkError, match="cannot be read"), watching(served, lambda: 0, every_s=0.001):
+        assert tried.wait(10)
 
 
 # --- the judge
@@ -166,7 +241,9 @@ def test_a_right_answer_is_right(right: Told) -> None:
     [
         (changed(reason="INTERNAL"), "error"),
         (changed(version=2), "version"),  # before its commit
-        (changed(started=2.4, ended=2.45, version=2, generation=3), "version"),  # not of that generation, nor later
+        (changed(started=2.92, ended=2.95, version=2, generation=3), "version"),  # not of that generation, nor later
+        (changed(started=2.4, ended=2.45, version=2, generation=3), "generation"),  # nobody had begun to commit it
+        (changed(started=4.5, ended=4.6, generation=9), "generation"),  # nor has ever
         (changed(started=2.6, ended=2.7), "generation"),  # the server had said that it serves 2
         (changed(started=2.6, ended=2.7, generation=2), "version"),
         (changed(started=2.6, ended=2.7, generation=2, version=2, alias="canary"), "version"),
@@ -181,8 +258,13 @@ def test_a_wrong_answer_is_found(wrong: Told, kind: str) -> None:
     assert faults(wrong) == [kind]
 
 
-def test_an_answer_of_another_version_is_found() -> None:
-    assert faults(RIGHT, far=1.01) == ["mismatch"]
+@pytest.mark.parametrize("far", [1.01, float("inf"), float("nan")])
+def test_an_answer_of_another_version_is_found(far: float) -> None:
+    assert faults(RIGHT, far=far) == ["mismatch"]
+
+
+def test_before_the_first_change_there_is_no_generation() -> None:
+    assert faults(changed(started=0.1, ended=0.2)) == ["generation"]
 
 
 def test_an_answer_may_not_be_older_than_one_that_came_before() -> None:
@@ -216,6 +298,12 @@ def test_the_oracle_tells_every_version_from_every_other(
         assert distance(one, one) == 0
         assert distance(one, two) > 2 * oracle.tolerance
         assert distance(one[:-1], one) == float("inf")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_no_number_is_as_far_as_can_be(odd: float) -> None:
+    assert distance([0.5, odd], [0.5, 0.5]) == float("inf")
+    assert distance([0.5, odd], [0.5, odd]) == float("inf")
 
 
 def test_a_text_is_the_same_or_another() -> None:
