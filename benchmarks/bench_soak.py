@@ -151,7 +151,7 @@ def _latency(told: list[Told]) -> dict[str, float]:
 @click.command()
 @click.option("--tasks", type=click.IntRange(2), default=8, show_default=True)
 @click.option("--changes", type=click.IntRange(1), default=100, show_default=True, help="Of a round.")
-@click.option("--rate", type=click.FloatRange(0.1), default=40.0, show_default=True, help="Requests a second.")
+@click.option("--rate", type=click.FloatRange(0.1), default=12.0, show_default=True, help="Requests a second.")
 @click.option("--rush/--no-rush", "rushes", default=False, show_default=True, help="Change while it still loads.")
 @measuring(rounds=10, seconds=25.0)
 def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> None:

@@ -1,12 +1,20 @@
-"""Whether the server of this container answers, by grpc.health.v1: exit code 0 or 1. For the image's HEALTHCHECK."""
+"""Whether the server of this container answers, by grpc.health.v1: exit code 0 or 1. For the image's HEALTHCHECK.
+
+Its port is where the server has it from: the command line of the container's first process, SIDECAST_PORT, or the file.
+"""
 
 import os
 import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 TIMEOUT_S = 4.0
+DEFAULT_PORT = 8001
+COMMAND_LINE = Path("/proc/1/cmdline")
 
 
 def is_serving(target: str) -> bool:
@@ -18,5 +26,24 @@ def is_serving(target: str) -> bool:
     return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def port_of(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Where a server of this command line and environment listens."""
+    file = _option(words, "--config") or environ.get("SIDECAST_CONFIG")
+    own = _option(words, "--port") or environ.get("SIDECAST_PORT")
+    return int(own or (tomllib.loads(Path(file).read_text("utf-8")) if file else {}).get("port", DEFAULT_PORT))
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """The last one counts; `--name value` or `--name=value`."""
+    found = None
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == name:
+            found = after
+        elif word.startswith(f"{name}="):
+            found = word.removeprefix(f"{name}=")
+    return found
+
+
 if __name__ == "__main__":
-    sys.exit(not is_serving(f"127.0.0.1:{os.environ.get('SIDECAST_PORT', '8001')}"))
+    words = COMMAND_LINE.read_text("utf-8").split("\0")
+    sys.exit(not is_serving(f"127.0.0.1:{port_of(words, os.environ)}"))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from serving.config import ConfigError
 from serving.deploying_local import LocalCluster, start
-from serving.deploying_plan import DEPLOYMENT, Wanted, check_room, deployed, merged, serve_config, without
+from serving.deploying_plan import DEPLOYMENT, Wanted, check_room, deployed, kept_doors, merged, serve_config, without
 from serving.deploying_state import Deployed, read
 
 Document = dict[str, Any]
@@ -130,8 +130,11 @@ class Cluster:
         found = [match[1].strip("',\"") for each in words if (match := GCS_ADDRESS.search(each))]
         return found[0] if found else None
 
-    def deploy(self, wanted: Wanted, *, check: bool = True) -> None:
+    def deploy(self, wanted: Wanted, *, check: bool = True) -> str:
         """Have the application run as is wanted; other applications stay. Returns before it does.
+
+        Returns:
+            a warning, or nothing: what is as it was before, though something else is wanted.
 
         Raises:
             ConfigError: a mistake that shows before anything changes.
@@ -141,7 +144,8 @@ class Cluster:
         document = merged(serve_config(wanted), running)
         if check:
             check_room(wanted, self.nodes(), running)
-        self._put(wanted.name, document)
+        self._change("PUT", wanted.name, document)
+        return kept_doors(wanted, running)
 
     def await_running(
         self, name: str, timeout_s: float, on_progress: Callable[[Deployed], None] | None = None
@@ -172,29 +176,33 @@ class Cluster:
     def remove(self, name: str, timeout_s: float) -> bool:
         """Take an application down, and Serve with it where it is the last one. False: there was none.
 
+        Args:
+            timeout_s: 0 returns while it is being removed.
+
         Raises:
-            DeployFailed: it is still there when the time is over.
+            DeployFailed: the cluster refuses, or it is still there when the time is over.
             NoCluster
         """
         running = self.details()
         if not deployed(name, running):
             return False
         if len(running["applications"]) == 1:
-            self._ask("DELETE", "/api/serve/applications/")
+            self._change("DELETE", name)
         else:
             rest = {"applications": without(name, running)}
-            self._put(name, rest | {each: running[each] for each in ("http_options", "grpc_options")})
+            self._change("PUT", name, rest | {each: running[each] for each in ("http_options", "grpc_options")})
         deadline = time.monotonic() + timeout_s
-        while deployed(name, self.details()):
+        while timeout_s and deployed(name, self.details()):
             if time.monotonic() > deadline:
                 raise DeployFailed(name, f"it is still being removed after {timeout_s:g} s")
             time.sleep(POLL_S)
         return True
 
-    def _put(self, name: str, document: Document) -> None:
-        answer = self._ask("PUT", "/api/serve/applications/", json_data=document)
+    def _change(self, method: str, name: str, document: Document | None = None) -> None:
+        answer = self._ask(method, "/api/serve/applications/", json_data=document)
         if answer.status_code != 200:
-            raise DeployFailed(name, f"the cluster refused the config: {' '.join(answer.text.split())}")
+            what = "config" if document else "removal"
+            raise DeployFailed(name, f"the cluster refused the {what}: {' '.join(answer.text.split())}")
 
     def _get(self, path: str) -> Any:
         answer = self._ask("GET", path)
@@ -260,7 +268,7 @@ class Driver:
             try:
                 ray.init(self._gcs, namespace="serve", log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # other versions of Ray or Python, a node that is not of the cluster ...
-                raise NoCluster(self._gcs, str(error).strip().splitlines()[0]) from None
+                raise NoCluster(self._gcs, (str(error).strip() or type(error).__name__).splitlines()[0]) from None
         return self
 
     def __exit__(self, *_: object) -> None:

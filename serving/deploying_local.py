@@ -4,6 +4,8 @@ It is one process group's worth of Ray's processes under a `ray start --head --b
 so that other clusters of the machine are left alone. A file in its folder remembers it.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -11,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +33,9 @@ LONGEST_FOLDER = 26
 """Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""
 START_S, STOP_S, PAUSE_S = 90.0, 30.0, 0.2
 RAY = ("-m", "ray.scripts.scripts")
-FILE, LOG, TOKEN = "cluster.json", "ray.log", "auth_token"
+FILE, LOG, TOKEN, LOCK = "cluster.json", "ray.log", "auth_token", "lock"
+MARK = "SIDECAST_CLUSTER"
+"""Variable in the environment of every process of a cluster: its folder."""
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Where the user set one of them, it is as they say; else a cluster has a token of its own: Ray's ports are open to the
 network, and who reaches them may run anything."""
@@ -63,7 +67,7 @@ def folder_for(dashboard_port: int) -> Path:
 
 
 def find(folder: Path) -> LocalCluster | None:
-    """The cluster of a folder, if it runs and is the user's own."""
+    """The cluster of a folder, if it or something of it runs and it is the user's own."""
     try:
         file = folder / FILE
         if file.stat().st_uid != os.getuid():
@@ -71,7 +75,7 @@ def find(folder: Path) -> LocalCluster | None:
         found = LocalCluster(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if _process(found) else None
+    return found if _process(found) or _members(found) else None
 
 
 def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> LocalCluster:
@@ -85,9 +89,16 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> Lo
     """
     if len(str(folder)) > LONGEST_FOLDER:
         raise LocalClusterError(f"{folder} is too long for sockets in it: {LONGEST_FOLDER} letters at most")
-    if find(folder):
-        raise LocalClusterError(f"the cluster in {folder} runs and does not answer; end it with --down, then try again")
     _make(folder)
+    with _locked(folder):
+        if find(folder):
+            raise LocalClusterError(
+                f"the cluster in {folder} runs and does not answer; end it with --down, then try again"
+            )
+        return _start(folder, dashboard_port, ready)
+
+
+def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> LocalCluster:
     token = token_of(folder)
     if token:
         _make_token(Path(token))
@@ -114,7 +125,7 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> Lo
     try:
         _wait_for(cluster, process, ready)
     except BaseException:
-        stop(cluster)
+        _stop(cluster)
         raise
     process.returncode = 0  # it outlives this process, nobody waits for it
     return cluster
@@ -126,17 +137,37 @@ def stop(cluster: LocalCluster) -> None:
     Raises:
         LocalClusterError: some go on.
     """
+    with _locked(Path(cluster.folder)):
+        _stop(cluster)
+
+
+def _stop(cluster: LocalCluster) -> None:
     process = _process(cluster)
-    if process:
-        ours = [process, *process.children(recursive=True), *_proxies(cluster)]
-        process.terminate()
-        _, left = psutil.wait_procs(ours, timeout=STOP_S)
-        for each in left:
+    ours = {*_members(cluster), *(_family(process) if process else ())}
+    for each in [process] if process else ours:  # it ends the others; without it they are told themselves
+        with contextlib.suppress(psutil.Error):
+            each.terminate()
+    _, left = psutil.wait_procs(ours, timeout=STOP_S)
+    for each in left:
+        with contextlib.suppress(psutil.Error):
             each.kill()
-        if psutil.wait_procs(left, timeout=STOP_S)[1]:
-            raise LocalClusterError(f"processes of the cluster in {cluster.folder} do not end; see {LOG} there")
+    if psutil.wait_procs(left, timeout=STOP_S)[1]:
+        raise LocalClusterError(f"processes of the cluster in {cluster.folder} do not end; see {LOG} there")
     for name in (FILE, TOKEN):
         (Path(cluster.folder) / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """For one command at a time. Raises LocalClusterError: another one has it."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalClusterError(
+                f"another command is starting or ending the cluster in {folder}; try again when it is done"
+            ) from None
+        yield
 
 
 def _make(folder: Path) -> None:
@@ -203,7 +234,7 @@ def _environment(folder: Path, token: str, metrics_port: int, stats_port: int, *
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[1]),
     }
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    return ENVIRONMENT | own | (_auth(token) if token else {}) | kept
+    return ENVIRONMENT | own | (_auth(token) if token else {}) | kept | {MARK: str(folder)}
 
 
 def _free_ports(count: int) -> list[int]:
@@ -238,8 +269,24 @@ def _process(cluster: LocalCluster) -> psutil.Process | None:
     return process if alive else None
 
 
-def _proxies(cluster: LocalCluster) -> list[psutil.Process]:
-    """HAProxy's processes outlive what started them."""
-    mark = f"{cluster.folder}/h/"
-    every = psutil.process_iter(["name", "cmdline"])
-    return [each for each in every if any(mark in word for word in each.info["cmdline"] or ())]
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
+
+
+def _members(cluster: LocalCluster) -> list[psutil.Process]:
+    """The cluster's processes whatever became of the one that started them, which HAProxy's outlive by design."""
+    return [each for each in psutil.process_iter(["name"]) if each.pid != os.getpid() and _is_of(each, cluster.folder)]
+
+
+def _is_of(process: psutil.Process, folder: str) -> bool:
+    try:
+        if process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.environ().get(MARK) == folder:
+            return True
+        return process.name() == "haproxy" and any(f"{folder}/h/" in word for word in process.cmdline())
+    except (psutil.Error, OSError):  # it ended meanwhile, or is not to be looked into
+        return False

@@ -139,6 +139,17 @@ def merged(document: Document, running: Document) -> Document:
     }
 
 
+def kept_doors(wanted: Wanted, running: Document) -> str:
+    """What Serve, where it runs, keeps of its own though another is wanted, in a line; empty where nothing."""
+    http = running.get("http_options") if running.get("grpc_options") else None
+    if not http or (http.get("host"), http.get("port")) == (wanted.host, wanted.http_port):
+        return ""
+    return (
+        f"Serve runs on this cluster already, listening on {http.get('host')} with HTTP port {http.get('port')}, and "
+        f"keeps them instead of {wanted.host} and {wanted.http_port}; to change them end it with 'serve shutdown' first"
+    )
+
+
 def without(name: str, running: Document) -> list[Document]:
     """The configs of all other applications that were deployed by config."""
     apps = running.get("applications", {})

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from serving.offline_errors import ClusterTooSmall, NoRay, ShardFailed
+from serving.offline_errors import ClusterBusy, ClusterTooSmall, NoRay, ReplicasLost, ShardFailed
 from serving.offline_inputs import Shard
 from serving.offline_outputs import Output
 from serving.offline_plan import Plan, Scanned, Wanted, make_plan
@@ -26,6 +26,11 @@ MAX_CALLS = 2000
 """Shards go to replicas one by one up to so many; of more, several at a time."""
 IN_WORK = 2
 """Shards of a replica: one is read or written while the device computes the other."""
+
+START_S = 300.0
+"""So long may replicas take until all have their room and their process."""
+RESTARTS, RETRIES = 3, 2
+"""Of a replica, and of a shard whose replica ended. A shard's own faults are none of these."""
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,11 +52,11 @@ class Replicas:
     device: str = "auto"
     """cpu or cuda; auto: cuda where the cluster has GPUs."""
     count: int = 0
-    """0: one for each GPU, or one on CPUs."""
+    """0: one for each GPU, or one on each node's CPUs."""
     gpus: float = 1.0
-    """Of each, on cuda; several replicas share a GPU where it is below 1."""
+    """Of each, on cuda: a part of one GPU, or whole ones."""
     cpus: int = 0
-    """Of each. 0: on cpu, an equal share of all; on cuda, one."""
+    """Of each. 0: on cpu, as many as so many replicas can have; on cuda, one."""
     limits: PassLimits = field(default_factory=PassLimits)
 
 
@@ -107,8 +112,8 @@ def run_batch(
 def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progress: Progress) -> None:
     began = time.monotonic()
     progress(summary.done_before, summary.rows)
-    with _ray(replicas.address) as resources:
-        placed = place(replicas, resources, len(plan.missing))
+    with _ray(replicas.address) as nodes:
+        placed = place(replicas, nodes, len(plan.missing))
         summary.replicas, summary.device = placed.count, placed.device
         summary.start_s = time.monotonic() - began
         for report in _reports(_work(wanted, plan, placed), plan.missing, placed):
@@ -119,6 +124,10 @@ def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progr
             summary.counts.add(counted)
             progress(summary.done_before + summary.counts.rows, summary.rows)
     summary.seconds = time.monotonic() - began - summary.start_s
+
+
+Node = Mapping[str, float]
+"""A node's resources by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +141,34 @@ class Placed:
     limits: PassLimits
 
 
-def place(replicas: Replicas, resources: Mapping[str, float], shards: int) -> Placed:
-    """Raises ClusterTooSmall."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+def place(replicas: Replicas, nodes: Sequence[Node], shards: int) -> Placed:
+    """What each node can hold; a replica is never on two. Raises ClusterTooSmall."""
+    gpus = any(node.get("GPU") for node in nodes)
     device = ("cuda" if gpus else "cpu") if replicas.device == "auto" else replicas.device
     each = replicas.gpus if device.startswith("cuda") else 0.0
-    count = min(replicas.count or (int(gpus / each) if each else 1) or 1, shards)
-    own = replicas.cpus or (1 if each else max(int(cpus / count), 1))
-    for what, needed, there in (("GPUs", count * each, gpus), ("CPUs", count * own, cpus)):
-        if needed > there:
-            raise ClusterTooSmall(what, needed, there)
+    there = sum(_on_gpus(node, each) for node in nodes) if each else sum(_on_cpus(node, 1) > 0 for node in nodes)
+    count = min(replicas.count or there or 1, shards)
+    own = replicas.cpus or (1 if each else _largest(nodes, count))
+    held = sum(min(_on_cpus(node, own), _on_gpus(node, each) if each else count) for node in nodes)
+    if held < count:
+        raise ClusterTooSmall(count, own, each, held)
     return Placed(count=count, device=device, cpus=own, gpus=each, limits=replicas.limits)
+
+
+def _on_cpus(node: Node, each: int) -> int:
+    return int(node.get("CPU", 0.0) // each)
+
+
+def _on_gpus(node: Node, each: float) -> int:
+    """No replica has parts of two GPUs."""
+    gpus = int(node.get("GPU", 0.0))
+    return gpus * int(1 / each) if each < 1 else gpus // int(each)
+
+
+def _largest(nodes: Sequence[Node], count: int) -> int:
+    """CPUs that each of so many replicas can have; 1 at least."""
+    most = max((_on_cpus(node, 1) for node in nodes), default=0)
+    return next((own for own in range(most, 1, -1) if sum(_on_cpus(node, own) for node in nodes) >= count), 1)
 
 
 def _work(wanted: Wanted, plan: Plan, placed: Placed) -> Work:
@@ -151,6 +177,7 @@ def _work(wanted: Wanted, plan: Plan, placed: Placed) -> Work:
         schema=plan.inputs.schema,
         output=wanted.output,
         format=wanted.format,
+        run=plan.job.run,
         tasks=tuple(plan.tasks),
         registry=wanted.registry,
         backbone=wanted.backbone,
@@ -166,8 +193,8 @@ def _work(wanted: Wanted, plan: Plan, placed: Placed) -> Work:
 
 
 @contextlib.contextmanager
-def _ray(address: str) -> Iterator[Mapping[str, float]]:
-    """A cluster for the length of the block, quiet; yields its resources."""
+def _ray(address: str) -> Iterator[list[Node]]:
+    """A cluster for the length of the block, quiet; yields its nodes."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -175,7 +202,7 @@ def _ray(address: str) -> Iterator[Mapping[str, float]]:
         import ray.data
     except ImportError as error:
         raise NoRay(f"{error}; pip install 'ray[data]'") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
     how: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         with _hushed():
@@ -184,7 +211,7 @@ def _ray(address: str) -> Iterator[Mapping[str, float]]:
         ray.shutdown()
         raise NoRay(" ".join(str(error).split())) from None
     try:
-        yield ray.cluster_resources()
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 
@@ -202,12 +229,27 @@ def _hushed() -> Iterator[None]:
         os.close(nothing)
 
 
+@contextlib.contextmanager
+def _faults(placed: Placed) -> Iterator[None]:
+    """What Ray raises, as this package's errors."""
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterBusy(placed.count, placed.cpus, placed.gpus, START_S) from None
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ReplicasLost(f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]) from None
+
+
 def _reports(work: Work, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
     """Of each shard, as it is done."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.wait_for_min_actors_s = START_S  # for ever else, without a word
     names = ray.data.from_items([as_row(each) for each in shards], override_num_blocks=min(len(shards), MAX_CALLS))
     reports = names.map_batches(
         Replica,
@@ -222,5 +264,7 @@ def _reports(work: Work, shards: Sequence[Shard], placed: Placed) -> Iterator[di
         ),
         num_cpus=placed.cpus,
         num_gpus=placed.gpus,
+        ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RETRIES},  # without end else
     )
-    yield from reports.iter_rows()
+    with _faults(placed):
+        yield from reports.iter_rows()

@@ -4,11 +4,14 @@ OfflineError
   UnreadableInput, MissingColumn    the dataset
   WrongTask                         a task that cannot be asked here
   OutputTaken                       the output belongs to another run
-  ClusterTooSmall, NoRay        where it shall run
-  ShardFailed                       a replica gave up
+  ClusterTooSmall, ClusterBusy, NoRay   where it shall run
+  ShardFailed, ReplicasLost         a replica gave up, or ended
+  OutOfRoom                         a pass that the device cannot hold
 """
 
 from collections.abc import Sequence
+
+GOES_ON = "the same command, without --overwrite, goes on from here"
 
 
 class OfflineError(Exception):
@@ -67,14 +70,31 @@ class OutputTaken(OfflineError):
 class ClusterTooSmall(OfflineError):
     reason = "CLUSTER_TOO_SMALL"
 
-    def __init__(self, what: str, needed: float, there: float) -> None:
-        super().__init__(what, needed, there)
-        self.what, self.needed, self.there = what, needed, there
+    def __init__(self, count: int, cpus: float, gpus: float, there: int) -> None:
+        super().__init__(count, cpus, gpus, there)
+        self.count, self.cpus, self.gpus, self.there = count, cpus, gpus, there
 
     def __str__(self) -> str:
-        return (
-            f"the replicas need {self.needed:g} {self.what}, the cluster has {self.there:g}; ask for fewer or smaller"
-        )
+        wanted = f"{self.count} replicas of {_sized(self.cpus, self.gpus)} are wanted"
+        return f"{wanted}, the cluster's nodes hold {self.there}; ask for fewer or smaller ones"
+
+
+class ClusterBusy(OfflineError):
+    """The nodes are large enough, but others have what the replicas need."""
+
+    reason = "CLUSTER_BUSY"
+
+    def __init__(self, count: int, cpus: float, gpus: float, waited_s: float) -> None:
+        super().__init__(count, cpus, gpus, waited_s)
+        self.count, self.cpus, self.gpus, self.waited_s = count, cpus, gpus, waited_s
+
+    def __str__(self) -> str:
+        wanted = f"{self.count} replicas of {_sized(self.cpus, self.gpus)} did not all start in {self.waited_s:g} s"
+        return f"{wanted}: others use the cluster; ask for fewer or smaller ones, or try again later"
+
+
+def _sized(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
 
 
 class NoRay(OfflineError):
@@ -98,4 +118,31 @@ class ShardFailed(OfflineError):
         self.shard, self.reason, self.why = shard, reason, why
 
     def __str__(self) -> str:
-        return f"{self.why} (part {self.shard}; the same command goes on from here)"
+        return f"{self.why} (part {self.shard}; {GOES_ON})"
+
+
+class ReplicasLost(OfflineError):
+    """Replicas did not start, or their processes ended more often than is tried again."""
+
+    reason = "REPLICAS_LOST"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"replicas do not start or do not last: {self.why} ({GOES_ON})"
+
+
+class OutOfRoom(OfflineError):
+    """The device's memory did not suffice, not even for passes half as large as they were asked for."""
+
+    reason = "OUT_OF_MEMORY"
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        super().__init__(rows, tokens)
+        self.rows, self.tokens = rows, tokens
+
+    def __str__(self) -> str:
+        tried = f"the device ran out of memory with passes of {self.rows} prompts and {self.tokens} tokens"
+        return f"{tried}; give smaller --batch-tokens or --batch-rows"

@@ -9,6 +9,7 @@ Knows formats and file systems: no tasks, no Ray.
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class InputFile:
     path: str
     """On its file system."""
     bytes: int
+    modified_ns: int | None
+    """When, since 1970; None where its file system does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +121,18 @@ def list_files(where: str) -> tuple[InputFile, ...]:
     if len(suffixes) > 1:
         raise UnreadableInput(where, f"holds {' and '.join(suffixes)} files; choose one kind by a pattern")
     _format(found[0].path)
-    return tuple(InputFile(path=each.path, bytes=each.size) for each in sorted(found, key=lambda each: each.path))
+    return tuple(
+        InputFile(path=each.path, bytes=each.size, modified_ns=each.mtime_ns)
+        for each in sorted(found, key=lambda each: each.path)
+    )
+
+
+def would_list(where: str, path: str) -> bool:
+    """Whether `list_files` finds a data file of that path, once it is there."""
+    _, top = filesystem_of(where)
+    if WILDCARDS & set(top):
+        return _matches(path, top)
+    return PurePosixPath(path).is_relative_to(top) and _is_data(path, top)
 
 
 def _below(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
@@ -282,9 +296,9 @@ class _Lines:
         """Where rows begin, and the columns' names where the file tells them there."""
         return len(BOM) * lines.peek(len(BOM)).startswith(BOM), []
 
-    def _ends_row(self, quotes: int) -> bool:
-        """Whether a line ends its row when so many quotes stand in it and before it in the row."""
-        return True
+    def _ends_open(self, line: bytes, is_open: bool) -> bool:
+        """Whether the line ends within a quoted field, when it begins there or not."""
+        return False
 
     def _parse(self, chunk: bytes, head: list[str], schema: pa.Schema | None) -> pa.Table:
         raise NotImplementedError
@@ -292,15 +306,17 @@ class _Lines:
     def _chunks(self, lines: io.BufferedReader, start: int, rows: int) -> Iterator[tuple[int, bytes]]:
         """(where it begins, bytes) of so many rows each."""
         lines.seek(start)
-        chunk, count, quotes = bytearray(), 0, 0
+        chunk, count, is_open, opened = bytearray(), 0, False, b""
         for line in lines:
+            opened = opened if is_open else line
             chunk += line
-            quotes += line.count(b'"')
-            if self._ends_row(quotes):
-                count, quotes = count + bool(line.strip(self.space)), 0
+            is_open = self._ends_open(line, is_open)
+            count += not is_open and bool(line.strip(self.space))
             if count == rows:
                 yield start, bytes(chunk)
                 start, count, chunk = start + len(chunk), 0, bytearray()
+        if is_open:
+            raise pa.ArrowInvalid(f"a quote is never closed; it opens in the line {opened.decode(errors='replace')!r}")
         if chunk.strip(self.space):
             yield start, bytes(chunk)
 
@@ -333,6 +349,8 @@ class _Delimited(_Lines):
 
     def __init__(self, delimiter: str) -> None:
         self._parsing = pc.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        field = rf"""(?:^|[{delimiter}\r\n])"[^"]*(?:""[^"]*)*("?)"""
+        self._quoted = re.compile(field.encode())  # as Arrow: a quote means something only where a field begins
 
     def _head(self, lines: io.BufferedReader) -> tuple[int, list[str]]:
         start, _ = super()._head(lines)
@@ -341,8 +359,11 @@ class _Delimited(_Lines):
             return first + len(chunk), next(csv.reader(text, delimiter=self._parsing.delimiter))
         return start, []
 
-    def _ends_row(self, quotes: int) -> bool:
-        return quotes % 2 == 0
+    def _ends_open(self, line: bytes, is_open: bool) -> bool:
+        if b'"' not in line:
+            return is_open
+        closings = [found[1] for found in self._quoted.finditer(b'"' + line if is_open else line)]
+        return bool(closings) and not closings[-1]
 
     def _parse(self, chunk: bytes, head: list[str], schema: pa.Schema | None) -> pa.Table:
         if len(set(head)) < len(head):

@@ -27,6 +27,10 @@ PART = re.compile(r"part-(\d{8,})\.(parquet|jsonl)")
 FORMATS = ("parquet", "jsonl")
 
 
+def part_name(shard: int, form: str) -> str:
+    return f"part-{shard:08}.{form}"
+
+
 class Output:
     """A folder by its path or URL; nothing is made there before something is written."""
 
@@ -63,16 +67,24 @@ class Output:
         """The shards that are done."""
         return {int(found[1]) for name in self._names() if (found := PART.fullmatch(name))}
 
-    def write_part(self, shard: int, table: pa.Table, form: str) -> None:
-        """All of it or nothing, whenever this process ends."""
-        name = f"part-{shard:08}.{form}"
+    def write_part(self, shard: int, table: pa.Table, form: str, run: str) -> None:
+        """All of it or nothing, whenever this process ends.
+
+        Args:
+            run: the id that `_batch.json` has.
+
+        Raises:
+            OutputTaken: another run has begun in the folder since.
+        """
+        name = part_name(shard, form)
         unfinished = self._unfinished(name)
         with self._files.open_output_stream(unfinished) as file:
             if form == "parquet":
                 pq.write_table(table, file, compression="zstd")
             else:
                 for batch in table.to_batches(1024):
-                    file.write(json_lines(batch.to_pylist()))
+                    file.write(json_lines(_rows(batch)))
+        self._check_run(run)
         self._files.move(unfinished, self._at(name))
 
     def clean(self) -> None:
@@ -122,6 +134,11 @@ class Output:
         finally:
             os.close(folder)
 
+    def _check_run(self, run: str) -> None:
+        with self._files.open_input_stream(self._at(JOB)) as file:
+            if json.loads(file.read())["run"] != run:
+                raise OutputTaken(self.where, "belongs to a later run by now")
+
     def _names(self) -> set[str]:
         below = self._files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {each.base_name for each in below if each.type is not fs.FileType.NotFound}
@@ -138,6 +155,22 @@ class Output:
 
     def _at(self, name: str) -> str:
         return (PurePosixPath(self.path) / name).as_posix()
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Bytes of a text that are no UTF-8 become replacement characters."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [[_value(each) for each in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    is_text = pa.types.is_string(scalar.type) or pa.types.is_large_string(scalar.type)
+    if is_text and scalar.is_valid:
+        return scalar.as_buffer().to_pybytes().decode(errors="replace")
+    return scalar.as_py()
 
 
 def json_lines(rows: list[dict[str, Any]]) -> bytes:

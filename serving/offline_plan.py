@@ -4,18 +4,21 @@ Nothing here computes: no Ray, and of torch only the backbone's fingerprint.
 """
 
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ladder import load_backbone, load_tokenizer
 from serving.errors import IncompatibleSide
-from serving.offline_errors import MissingColumn, OutputTaken, WrongTask
-from serving.offline_inputs import InputFile, Inputs, Shard, list_files, scan
-from serving.offline_outputs import Output
+from serving.offline_errors import MissingColumn, OutputTaken, UnreadableInput, WrongTask
+from serving.offline_inputs import InputFile, Inputs, Shard, list_files, scan, would_list
+from serving.offline_outputs import Output, part_name
 from serving.offline_rows import OfflineTask, fields_of
 from side_registry import Manifest, Registry, TaskRef
 
@@ -74,12 +77,16 @@ class Pinned(_Document):
 class Listed(_Document):
     path: str
     bytes: int
+    modified_ns: int | None
+    """None where the file system does not tell."""
 
 
 class Job(_Document):
     """`_batch.json`: all that decides what the output holds."""
 
     schema_version: Literal[1] = 1
+    run: str
+    """Its id, from start to end: what an earlier run's replicas still write is no part of it."""
     registry: str
     """Its id: where it stands may change."""
     backbone: str
@@ -142,12 +149,14 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
     manifests = [registry.manifest(ref.task, version) for ref, version in versions]
     pinned = _pinned(wanted, versions, manifests)
     backbone, fingerprint, quantization = _backbone(wanted, manifests)
-    listed = tuple(Listed(path=file.path, bytes=file.bytes) for file in files)
+    listed = tuple(Listed(path=each.path, bytes=each.bytes, modified_ns=each.modified_ns) for each in files)
     if before:
         _check_same(before.inputs, listed, output, "over other input files")
     inputs = scan(wanted.input, files, wanted.shard_rows, scanned)
-    _check_columns(pinned, manifests, inputs.schema.names)
+    _check_columns(pinned, manifests, inputs.schema)
+    _check_writable(wanted, inputs.schema)
     job = Job(
+        run=before.run if before else uuid.uuid4().hex,
         registry=registry.id,
         backbone=backbone,
         fingerprint=fingerprint,
@@ -201,6 +210,8 @@ def _input_files(wanted: Wanted, output: Output) -> tuple[InputFile, ...]:
     for file in files:
         if PurePosixPath(file.path).is_relative_to(output.path):
             raise OutputTaken(output.where, "is where the input is; name another folder")
+    if would_list(wanted.input, f"{output.path}/{part_name(0, wanted.format)}"):
+        raise OutputTaken(output.where, "is within the input, which would hold its parts; name another folder")
     return files
 
 
@@ -244,7 +255,8 @@ def _pinned(
     )
 
 
-def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], there: Sequence[str]) -> None:
+def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], schema: pa.Schema) -> None:
+    there = schema.names
     for task, manifest in zip(pinned, manifests, strict=True):
         for name, column in task.columns.items():
             if column not in there:
@@ -252,6 +264,16 @@ def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], ther
         for added in fields_of(task.name, manifest.spec.kind):
             if added.name in there:
                 raise WrongTask(task.name, f"the input has a column {added.name!r} already; leave it out of the input")
+
+
+def _check_writable(wanted: Wanted, schema: pa.Schema) -> None:
+    """What Parquet has no word for, such as objects that are all empty, is told before anything is computed."""
+    if wanted.format != "parquet":
+        return
+    try:
+        pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except pa.ArrowException as error:
+        raise UnreadableInput(wanted.input, f"{' '.join(str(error).split())}; --format jsonl can") from None
 
 
 # --- backbone

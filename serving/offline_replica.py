@@ -22,6 +22,7 @@ from serving.config import EngineConfig, LoadConfig
 from serving.engine import Engine
 from serving.loader import Loader
 from serving.metrics import Metrics
+from serving.offline_errors import UnreadableInput
 from serving.offline_inputs import Shard, read
 from serving.offline_outputs import Output
 from serving.offline_rows import Answerers, Asked, Counts, OfflineTask, Outcome, PassLimits
@@ -40,6 +41,8 @@ class Work:
     schema: pa.Schema
     output: str
     format: str
+    run: str
+    """The run's id."""
     tasks: tuple[OfflineTask, ...]
     registry: str
     backbone: str
@@ -85,7 +88,11 @@ class Replica:
         asked = answerers.ask(table)
         outcomes, passes = self._device.submit(self._answer, answerers, asked).result()
         told, counts = answerers.told(asked, outcomes)
-        self._output.write_part(shard.index, told, self._work.format)
+        try:
+            self._output.write_part(shard.index, told, self._work.format, self._work.run)
+        except UnicodeDecodeError as error:  # of texts within lists
+            where = f"rows {shard.start} to {shard.start + shard.rows - 1}"
+            raise UnreadableInput(shard.path, f"{where} hold text that is not UTF-8 ({error.reason})") from None
         counts.passes = passes
         return counts
 

@@ -15,6 +15,8 @@ import pyarrow as pa
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from serving.admission import Encoder
 from serving.engine import Engine, EngineRow, Event
+from serving.errors import OutOfMemory
+from serving.offline_errors import OutOfRoom
 from serving.pieces import Piece
 from serving.pool import Resident
 from side_registry.errors import InvalidRow
@@ -56,6 +58,10 @@ class PassLimits:
     """Distinct prompts; and texts that are made at a time, each beam counted."""
     tokens: int = 8192
     """Padding counted. A longer prompt still runs, alone."""
+
+    @property
+    def halved(self) -> "PassLimits":
+        return PassLimits(rows=max(self.rows // 2, 1), tokens=max(self.tokens // 2, 1))
 
 
 @dataclass(slots=True)
@@ -123,7 +129,19 @@ class Answerers:
         return Asked(table, [self._ids(table, *each, alike) for each in zip(self._tasks, self._residents, strict=True)])
 
     def answer(self, asked: Asked) -> list[list[Outcome]]:
-        """Each task's outcome for each row."""
+        """Each task's outcome for each row; all once more in passes of half the size where memory did not suffice.
+
+        Raises:
+            OutOfRoom: nor did it then. That is no fault of the rows.
+        """
+        halved = self._limits.halved
+        for limits in (self._limits, halved):
+            outcomes = self._answer(asked, limits)
+            if not any(isinstance(each, OutOfMemory) for own in outcomes for each in own):
+                return outcomes
+        raise OutOfRoom(halved.rows, halved.tokens)
+
+    def _answer(self, asked: Asked, limits: PassLimits) -> list[list[Outcome]]:
         rows: dict[tuple[int, Ids, int], EngineRow] = {}
         inputs: dict[Ids, list[EngineRow]] = {}
         outcomes: list[list[Outcome | EngineRow]] = []
@@ -133,7 +151,7 @@ class Answerers:
                 outcomes[-1].append(
                     ids if isinstance(ids, Exception) else _row(rows, inputs, resident, (task, ids, place))
                 )
-        found = answer_inputs(self._engine, list(inputs.values()), self._limits)
+        found = answer_inputs(self._engine, list(inputs.values()), limits)
         return [[found[each] if isinstance(each, EngineRow) else each for each in own] for own in outcomes]
 
     def told(self, asked: Asked, outcomes: Sequence[Sequence[Outcome]]) -> tuple[pa.Table, Counts]:
@@ -152,7 +170,7 @@ class Answerers:
         columns = tuple(task.columns[name] for name in spec.fields)
         key = (spec.template, spec.max_chars, spec.max_source_tokens, columns)
         if key not in alike:
-            prompts = render(spec, [table[column].to_pylist() for column in columns], table.num_rows)
+            prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
             alike[key] = self._encoded(prompts, spec.max_source_tokens)
         return alike[key]
 
@@ -175,10 +193,27 @@ def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
         return error
 
 
+def _values_of(column: pa.ChunkedArray) -> list[Any]:
+    """Python's; in the place of a text that is no UTF-8, what is wrong with it."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value_of(each) for each in column]
+
+
+def _value_of(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
 def _as_text(name: str, value: Any) -> Any:
     """Numbers are taken as their text, as in training."""
     if value is None:
         raise InvalidRow(name, "is null; give a text")
+    if isinstance(value, UnicodeDecodeError):
+        raise InvalidRow(name, f"is not UTF-8 ({value.reason} at byte {value.start})")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
@@ -210,7 +245,8 @@ def answer_inputs(
     Args:
         inputs: the rows of each distinct input.
     """
-    waiting = deque(sorted(inputs, key=lambda rows: rows[0].tokens, reverse=True))
+    divided = [own for rows in inputs for own in _divided(rows, limits.rows)]
+    waiting = deque(sorted(divided, key=lambda rows: rows[0].tokens, reverse=True))
     found: dict[EngineRow, Outcome] = {}
     making: dict[EngineRow, int] = {}
     """Texts that are being made, and their weights."""
@@ -226,6 +262,19 @@ def answer_inputs(
         making.update({row: row.weight for row in rows if row.generates})
         engine.turn(rows, (), keep)
     return found
+
+
+def _divided(rows: Sequence[EngineRow], most: int) -> list[list[EngineRow]]:
+    """One input's rows, so that no more than `most` of its texts begin at once; each lot has a pass of its own."""
+    lots, room = [list[EngineRow]()], most
+    for row in rows:
+        weight = row.weight if row.generates else 0
+        if weight > room and lots[-1]:
+            lots.append([])
+            room = most
+        lots[-1].append(row)
+        room -= weight
+    return lots
 
 
 def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, idle: bool) -> list[EngineRow]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 RUNNING = "running_requests"
-"""Ray's name for the requests in flight on a replica."""
+"""Ray's name for the calls in flight on a replica, streams that last as long as their caller among them."""
+IN_FLIGHT = "in_flight"
+"""Those that end by themselves, as replicas count them."""
 QUEUE = "queued_tokens"
 IDLE = 0.01
 """A device that is busy for less than this share of the time is idle: probes keep no replica alive."""
@@ -43,24 +45,26 @@ class Seen:
     requests: float = 0.0
     """In flight and waiting, of all replicas that report."""
     work: float = 0.0
-    """Devices that are kept busy, in devices: more than there are where rows wait."""
+    """What devices do, by the signal, in devices: more than there are where rows wait."""
     least: int = 0
     most: int = 1
 
 
 class BusyPolicy:
-    """Asks for the larger of what requests in flight and busy devices call for; state in Ray's hands, none here.
+    """Asks for the larger of what requests in flight and the devices' work call for; state in Ray's hands, none here.
 
     Args:
         target_requests: in flight on a replica, waiting ones too.
-        target_busy: share of its time that a device should compute, above 0 and up to 1.
+        target_busy: what `signal` should come to at a replica, above 0 and up to 1.
         upscale_delay_s: as long must more be called for without a break. It goes up to the least of that time.
         downscale_delay_s: the same for less. It goes down to the most of that time.
         queue_tokens: may wait on a replica for nothing; each as many again count as one more busy device.
         margin: share of the targets that must be free before there are fewer.
         growth: at most this many times the replicas that run are asked for, and `FIRST` in any case.
         stale_s: a replica whose newest report is older says nothing; clocks of machines may differ by less.
-        signal: the replicas' figure that says how busy the device is.
+        signal: the replicas' figure that says how much of its device is used, from 0 to 1: "busy", the share of its
+            time that it computed, or "load", the share of what it could have done in full batches, which is what the
+            application scales by.
 
     Raises:
         ValueError: a value out of its range.
@@ -106,10 +110,10 @@ class BusyPolicy:
             return {each: mean for each, mean in means.items() if mean is not None}
 
         busy, queued = fresh(self._signal), fresh(QUEUE)
-        # without direct ingress Ray counts at its handles, and replicas report none
-        requests = (
-            sum(fresh(RUNNING).values()) + ctx.total_queued_requests if RUNNING in raw else ctx.total_num_requests
-        )
+        # without direct ingress Ray counts at its handles, and replicas may report none
+        counted = fresh(RUNNING) | fresh(IN_FLIGHT)
+        reported = RUNNING in raw or IN_FLIGHT in raw
+        requests = sum(counted.values()) + ctx.total_queued_requests if reported else ctx.total_num_requests
         return Seen(
             now=now,
             target=ctx.target_num_replicas,
@@ -138,11 +142,13 @@ class BusyPolicy:
         """(fewer are too few, more are too many), regardless of the delays and of what is allowed.
 
         In between there is nothing to do. A replica that is silent counts as idle when more are asked for, and as one
-        that has just enough to do when fewer are.
+        that has just enough to do when fewer are. While one starts there is no going to zero, which would end the start
+        that a call may be waiting for.
         """
         needs = max(seen.requests / self._target_requests, seen.work / self._target_busy)
         growth = max(FIRST, _up(self._growth * seen.running), seen.target)
-        return min(_up(needs), growth), _up(needs / (1 - self._margin)) + seen.silent
+        enough = _up(needs / (1 - self._margin)) + seen.silent
+        return min(_up(needs), growth), max(enough, 1) if seen.running < seen.target else enough
 
     def work(self, busy: float, queued: float) -> float:
         """Of one replica, by `Seen.work`. A saturated device shows 1 whatever waits, so what waits is added."""

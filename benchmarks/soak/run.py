@@ -37,7 +37,7 @@ class Plan:
     """Before each change."""
     rushes: bool = False
     """A change need not wait until the last one is served: the server loads all the time."""
-    rate: float = 40.0
+    rate: float = 12.0
     """Requests a second."""
     texts: int = 32
     seed: int = 0

@@ -22,6 +22,12 @@ def _renames(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -
     return {field: column for field, _, column in pairs}
 
 
+def _part_or_whole(ctx: click.Context, param: click.Parameter, gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise click.BadParameter(f"give a part of one GPU, or whole ones, got {gpus:g}")
+    return gpus
+
+
 @click.command(short_help="Answer tasks about every row of a dataset, with Ray Data.")
 @click.argument("input")
 @click.argument("output")
@@ -40,17 +46,18 @@ def _renames(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -
     "--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of parts."
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew; a run's parts in OUTPUT are removed.")
-@click.option("--replicas", type=click.IntRange(1), metavar="N", help="[default: one for each GPU, or one on CPUs]")
+@click.option("--replicas", type=click.IntRange(1), metavar="N", help="[default: one for each GPU, or node]")
 @options.device
 @click.option(
     "--gpus",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
+    callback=_part_or_whole,
     help="Of a replica; 0.5: two on one.",
 )
 @click.option(
-    "--cpus", type=click.IntRange(1), metavar="N", help="Of a replica.  [default: all, shared alike; 1 beside a GPU]"
+    "--cpus", type=click.IntRange(1), metavar="N", help="Of a replica.  [default: a node's, shared; 1 beside a GPU]"
 )
 @options.dtype
 @click.option("--batch-rows", type=click.IntRange(1), default=64, show_default=True, help="Prompts of a backbone pass.")
@@ -78,7 +85,7 @@ def batch(
 
     INPUT is a file, a folder, a pattern such as 'data/*.jsonl' or a URL, of .parquet, .jsonl, .csv or .tsv; OUTPUT a
     folder. Tasks that make the same prompt of a row share its backbone pass. Versions are fixed when a run begins;
-    interrupted and given again, the same command goes on with the parts that are missing.
+    interrupted and given again (without --overwrite), the same command goes on with the parts that are missing.
     """
     from serving.offline import Replicas, run_batch
     from serving.offline_plan import Wanted

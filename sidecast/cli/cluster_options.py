@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -12,7 +13,8 @@ from sidecast.cli import options
 from sidecast.cli.output import plain
 
 FAILED = 1
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+DASHBOARD_PORT = 8265
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 _OPTIONS = (
     click.option("--name", default="sidecast", show_default=True, help="The application's name on the cluster."),
@@ -22,7 +24,7 @@ _OPTIONS = (
     options.option(
         "--dashboard-port",
         type=click.IntRange(1, 65535),
-        default=8265,
+        default=DASHBOARD_PORT,
         show_default=True,
         help="Of this machine's cluster.",
     ),
@@ -48,7 +50,10 @@ def dashboard(address: str | None, dashboard_port: int) -> str:
 
 def is_here(url: str) -> bool:
     """Whether a dashboard is this machine's."""
-    return url.split("://", 1)[1].split("/", 1)[0].rpartition(":")[0] in LOOPBACK
+    try:
+        return urlsplit(url).hostname in LOOPBACK
+    except ValueError:
+        return False
 
 
 def folder_of(cluster_folder: Path | None, dashboard_port: int) -> Path:

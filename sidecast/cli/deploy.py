@@ -1,6 +1,7 @@
 """`sidecast deploy`: the server on a Ray cluster, replicated; started here where there is no cluster."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,7 +9,16 @@ from rich.console import Console
 
 from sidecast.cli import options
 from sidecast.cli.app import UserError
-from sidecast.cli.cluster_options import LOOPBACK, dashboard, failures, folder_of, is_here, local_cluster, which_cluster
+from sidecast.cli.cluster_options import (
+    DASHBOARD_PORT,
+    LOOPBACK,
+    dashboard,
+    failures,
+    folder_of,
+    is_here,
+    local_cluster,
+    which_cluster,
+)
 from sidecast.cli.output import plain, say
 from sidecast.cli.serve_options import settings
 
@@ -18,6 +28,11 @@ if TYPE_CHECKING:
     from serving.deploying_state import Deployed
 
 EVERYWHERE = "0.0.0.0"
+OPEN_DOORS = (
+    "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without authentication"
+)
+REMOVE_S = 60.0
+"""Longest that a removal may take where the cluster is to be ended after it, whatever --wait says."""
 SCALING = {
     "min_replicas": click.IntRange(0),
     "max_replicas": click.IntRange(1),
@@ -32,7 +47,7 @@ HELP = {
     "max_replicas": "Most replicas, by load.",
     "initial_replicas": "Replicas to begin with.",
     "target_requests": "Calls in flight at a replica.",
-    "target_busy": "Share of the time that a replica's device computes.",
+    "target_busy": "Share of what a replica's device could do in full batches: its load.",
     "upscale_delay_s": "Seconds of more load before replicas are added.",
     "downscale_delay_s": "Seconds of less load before replicas go.",
 }
@@ -51,7 +66,11 @@ def _scaling(command: options.Command) -> options.Command:
 @_scaling
 @options.option("--cpus", type=click.FloatRange(0), default=1.0, show_default=True, help="Cores of a replica.")
 @options.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs of a replica.")
-@options.option("--max-ongoing-requests", type=click.IntRange(1), help="Calls in flight at a replica; more wait.")
+@options.option(
+    "--max-ongoing-requests",
+    type=click.IntRange(1),
+    help="Calls in flight at a replica; more wait in Ray, which sheds none.",
+)
 @click.option(
     "--surge",
     type=click.IntRange(0, 100),
@@ -71,6 +90,9 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
 
     A replica is what 'sidecast serve' is, with the same settings. Without --address, and where no cluster runs on this
     machine, one is started in the background. An update that fails leaves what ran before running.
+
+    Ray gives each replica ports of its own on all addresses of its machine, whatever --host says. Who reaches them may
+    call it and its Admin service: there is no authentication. Keep them behind a firewall.
     """
     where = {each: given.pop(each) for each in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])
@@ -83,9 +105,11 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
         if dry_run:
             _print_config(wanted)
             return
-        cluster, started = _deploy(wanted, url, where, check, _teller(as_json))
-        found = _await(cluster, name, wait, as_json) if wait else None
-        _tell_done(wanted, cluster, found, started, as_json)
+        tell = _teller(as_json)
+        cluster, started, warning = _deploy(wanted, url, where, check, tell)
+        with _left_running(_down_words(name, where) if started else "", tell):
+            found = _await(cluster, name, wait, as_json) if wait else None
+            _tell_done(wanted, cluster, found, started, warning, as_json)
 
 
 def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
@@ -130,26 +154,55 @@ def _print_config(wanted: "Wanted") -> None:
 
 def _deploy(
     wanted: "Wanted", url: str, where: dict[str, Any], check: bool, tell: Callable[[str], None]
-) -> tuple["Cluster", bool]:
-    """The cluster that took it, and whether that was started for this."""
-    from serving.config import ConfigError
+) -> tuple["Cluster", bool, str]:
+    """The cluster that took it, whether that was started for this, and a warning or nothing."""
     from serving.deploying import Cluster, answers, start_here
     from serving.deploying_local import stop
 
     if where["address"] or answers(url):
         cluster = Cluster(url)
-        cluster.deploy(wanted, check=check)
-        return cluster, False
+        return cluster, False, cluster.deploy(wanted, check=check)
     folder = folder_of(where["cluster_folder"], where["dashboard_port"])
     tell(f"no Ray cluster runs at {url}: starting one on this machine, its files in {folder}")
     ours = start_here(folder, where["dashboard_port"])
     try:
         cluster = Cluster(url)
-        cluster.deploy(wanted, check=check)
-    except ConfigError:
+        return cluster, True, cluster.deploy(wanted, check=check)
+    except BaseException:  # nothing runs there
         stop(ours)
         raise
-    return cluster, True
+
+
+def _down_words(name: str, where: dict[str, Any]) -> str:
+    """The command that ends what this one started."""
+    words = ["sidecast deploy --down"]
+    if name != "sidecast":
+        words.append(f"--name {name}")
+    if where["dashboard_port"] != DASHBOARD_PORT:
+        words.append(f"--dashboard-port {where['dashboard_port']}")
+    if where["cluster_folder"]:
+        words.append(f"--cluster-folder {where['cluster_folder']}")
+    return " ".join(words)
+
+
+@contextlib.contextmanager
+def _left_running(down: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Where it ends badly, say that the cluster goes on.
+
+    Args:
+        down: what ends it; empty where it is not this command's.
+    """
+    from serving.deploying import DeployFailed
+
+    left = f"the cluster that was started for it goes on; end it with '{down}'"
+    try:
+        yield
+    except DeployFailed as error:
+        raise (DeployFailed(error.name, f"{error.why}; {left}") if down else error) from None
+    except BaseException:
+        if down:
+            tell(left)
+        raise
 
 
 def _teller(as_json: bool) -> Callable[[str], None]:
@@ -170,7 +223,9 @@ def _plain(text: str) -> str:
     return plain(text).replace("[", "\\[")
 
 
-def _tell_done(wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", started: bool, as_json: bool) -> None:
+def _tell_done(
+    wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", started: bool, warning: str, as_json: bool
+) -> None:
     from serving.deploying import SLOW_PROXY
 
     hosts = sorted({each.node for each in found.proxies}) if found else []
@@ -188,8 +243,12 @@ def _tell_done(wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", s
         replicas = f"{found.running} replica{'s' if found.running != 1 else ''}"
         line = f"{wanted.name} runs: {replicas}, gRPC on {', '.join(document['addresses'])}"
         if not cluster.has_fast_proxies():
-            document["warning"] = SLOW_PROXY
-            _teller(as_json)(f"Warning: {SLOW_PROXY}")
+            warning = f"{warning}; {SLOW_PROXY}" if warning else SLOW_PROXY
+    if warning:
+        document["warning"] = warning
+        _teller(as_json)(f"Warning: {warning}")
+    if wanted.host in LOOPBACK:
+        _teller(as_json)(OPEN_DOORS)
     say(as_json, document, line)
 
 
@@ -208,11 +267,12 @@ def _take_down(name: str, url: str, ours: Any, named: bool, wait: float, as_json
     removed, last = False, True
     if not ours or answers(url):
         cluster = Cluster(url)
-        removed = cluster.remove(name, wait or 60.0)
-        last = not cluster.details()["applications"]
+        last = not set(cluster.details()["applications"]) - {name}
+        removed = cluster.remove(name, wait or (REMOVE_S if ours else 0.0))
     if ours and last:
         stop(ours)
-    line = f"{name} is removed" if removed else f"no application {name!r} was there"
+    done = "removed" if wait or ours else "being removed"
+    line = f"{name} is {done}" if removed else f"no application {name!r} was there"
     if ours:
         line += (
             "; the cluster of this machine is stopped" if last else "; the cluster stays, for its other applications"

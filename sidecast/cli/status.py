@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from serving.deploying_state import Deployed, Replica
 
 EVERY_S = 1.0
-HEADINGS = ("replica", "node", "pid", "state", "generation", "in flight", "queued", "busy", "since")
+HEADINGS = ("replica", "node", "pid", "state", "generation", "in flight", "queued", "busy", "load", "since")
 
 
 @click.command(short_help="Show the replicas of an application on a Ray cluster.")
@@ -23,7 +23,8 @@ HEADINGS = ("replica", "node", "pid", "state", "generation", "in flight", "queue
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
 def status(name: str, as_json: bool, watch: bool, **where: Any) -> None:
     """Show what 'sidecast deploy' deployed: its state, and for each replica which generation of the registry it serves,
-    how many calls are in flight, how many rows wait and how busy its device is.
+    how many calls are in flight, how many rows wait, what share of the last seconds its device computed (busy) and what
+    share it was of what the device could have done in full batches (load), by which replicas are added and removed.
     """
     from serving.deploying import Cluster
 
@@ -86,9 +87,9 @@ def _show(found: "Deployed", note: str, as_json: bool) -> None:
 
 def _row(each: "Replica") -> tuple[object, ...]:
     own = each.own
-    asked = () if own else ("", "", "", "")
+    asked = () if own else ("", "", "", "", "")
     pid = each.pid or ""
-    told = asked or (_generation(own), own["in_flight"], own["queued_rows"], percent(own["busy"]))
+    told = asked or (_generation(own), own["in_flight"], own["queued_rows"], percent(own["busy"]), percent(own["load"]))
     return (each.id, each.node, pid, each.state.lower(), *told, each.since)
 
 

@@ -3,13 +3,14 @@
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from deploy.healthcheck import is_serving
+from deploy.healthcheck import is_serving, port_of
 from tests.deploy.kit import DEPLOY, ROOT
 
 
@@ -88,3 +89,25 @@ def test_the_health_check_tells_serving_from_not(server: tuple[str, health.Healt
 
 def test_the_health_check_fails_where_nobody_listens() -> None:
     assert not is_serving("127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "port"),
+    [
+        ("", {}, 8001),
+        ("", {"SIDECAST_PORT": "9001"}, 9001),
+        ("--port 9002", {"SIDECAST_PORT": "9001"}, 9002),
+        ("--port 9002 --port=9003", {}, 9003),
+        ("--port=9003", {}, 9003),
+        ("--config FILE", {}, 9004),
+        ("--config=FILE", {"SIDECAST_PORT": "9001"}, 9001),
+        ("", {"SIDECAST_CONFIG": "FILE"}, 9004),
+    ],
+)
+def test_the_health_check_asks_where_the_server_listens(
+    tmp_path: Path, words: str, environ: dict[str, str], port: int
+) -> None:
+    file = tmp_path / "sidecast.toml"
+    file.write_text("port = 9004\n[batch]\nmax_batch_rows = 8\n")
+    command = ["python", "sidecast", "serve", *words.replace("FILE", str(file)).split()]
+    assert port_of(command, {name: value.replace("FILE", str(file)) for name, value in environ.items()}) == port

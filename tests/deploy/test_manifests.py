@@ -108,11 +108,29 @@ def test_the_monitor_finds_the_pods_and_ports() -> None:
 
 
 def test_budgets_select_the_pods() -> None:
-    for name in ("single", "ray/cpu"):
+    for name in ("single", "ray/many-gpus"):
         servers = list(pods(overlay(name)))[-1]
         budget = only("PodDisruptionBudget", overlay(name))["spec"]["selector"]["matchLabels"]
         from_kuberay = {"ray.io/node-type": "worker"}
         assert (servers["metadata"]["labels"] | from_kuberay).items() >= budget.items()
+
+
+@pytest.mark.parametrize("name", RAY)
+def test_budgets_of_a_ray_cluster_let_a_pod_go(name: str) -> None:
+    """Only a number of pods that must stay can be told for a resource without a scale; there must be more."""
+    objects = overlay(name)
+    service = only("RayService", objects)["spec"]
+    scaling = yaml.safe_load(service["serveConfigV2"])["applications"][0]["args"].get("autoscaling", {})
+    fewest = scaling.get("min_replicas", 1)  # a pod each
+    for budget in (each["spec"] for each in objects if each["kind"] == "PodDisruptionBudget"):
+        assert "maxUnavailable" not in budget
+        assert isinstance(budget["minAvailable"], int)
+        assert budget["minAvailable"] < fewest
+
+
+def test_the_unit_waits_for_no_sign_that_the_server_does_not_give() -> None:
+    unit = (DEPLOY / "systemd/sidecast.service").read_text()
+    assert "TimeoutStartSec" not in unit or "Type=notify" in unit
 
 
 def test_the_page_names_files_that_exist() -> None:

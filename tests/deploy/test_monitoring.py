@@ -102,6 +102,22 @@ def test_alerts_say_what_they_know(rule: dict[str, Any]) -> None:
     assert rule["annotations"]["description"]
 
 
+@pytest.mark.parametrize(
+    ("alert", "metric"),
+    [
+        ("SidecastRegistryAway", "sidecast_registry_read_timestamp_seconds"),
+        ("SidecastServersDisagree", "sidecast_generation_served"),
+    ],
+)
+def test_servers_that_start_fire_nothing(alert: str, metric: str) -> None:
+    """A gauge is 0 until it is set."""
+    [expression] = [rule["expr"] for rule in rules() if rule["alert"] == alert]
+    compared = [each.prettify() for each in named(nodes(expression), "BinaryExpr")]
+    assert f"{metric} > 0" in {" ".join(each.split()) for each in compared}
+    if alert == "SidecastServersDisagree":
+        assert expression.count(metric) == expression.count(f"{metric} > 0")
+
+
 def test_panels_have_ids_and_places_of_their_own() -> None:
     places = [(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels()]
     assert len(set(places)) == len({each["id"] for each in panels()}) == len(panels())

@@ -79,6 +79,10 @@ def test_head_and_workers_start_as_the_application_needs(objects: Objects, clust
         assert env == {name: value for name, value in ENVIRONMENT.items() if name != "RAY_USAGE_STATS_ENABLED"}
 
 
+def test_rays_ports_ask_for_a_token(cluster: dict[str, Any]) -> None:
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
 def test_a_pod_holds_one_replica(cluster: dict[str, Any], args: "AppArgs") -> None:
     (group,) = cluster["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]

@@ -3,18 +3,32 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import deploying_local
+from serving import deploying, deploying_local
 from serving.config import ConfigError, ServeConfig, read_config, setting_names
 from serving.deploying_local import LocalClusterError, find, start, stop, token_of
-from serving.deploying_plan import ADD_SERVICES, TooBig, Wanted, app_args, check_room, merged, serve_config, settings_of
+from serving.deploying_plan import (
+    ADD_SERVICES,
+    TooBig,
+    Wanted,
+    app_args,
+    check_room,
+    kept_doors,
+    merged,
+    serve_config,
+    settings_of,
+)
 from serving.deploying_state import read, root_cause, state_in_words
 
 FRAME = '  File "/somewhere/replica.py", line 7, in initialize\n    raise it\n    ^^^^^^^^\n'
@@ -93,6 +107,31 @@ def test_other_applications_stay_and_the_ports_that_serve_has():
     found = merged(serve_config(wanted()), running(theirs=other("theirs")))
     assert [each["name"] for each in found["applications"]] == ["theirs", "sidecast"]
     assert found["http_options"]["host"] == "0.0.0.0"
+
+
+def test_that_serve_keeps_its_doors_is_told():
+    assert "listening on 0.0.0.0 with HTTP port 8000" in kept_doors(wanted(), running())
+    same = running() | {"http_options": {"host": "127.0.0.1", "port": 8000}}
+    assert kept_doors(wanted(), same) == ""
+    assert "HTTP port 9000" in kept_doors(wanted(), running() | {"http_options": {"host": "127.0.0.1", "port": 9000}})
+    assert kept_doors(wanted(), {"http_options": {"host": "0.0.0.0", "port": 1}}) == ""  # Serve does not run yet
+
+
+class Answer:
+    def __init__(self, status_code: int, text: str = "") -> None:
+        self.status_code, self.text = status_code, text
+
+
+def test_a_removal_is_refused_aloud_and_need_not_be_waited_for(monkeypatch: pytest.MonkeyPatch):
+    cluster = object.__new__(deploying.Cluster)
+    monkeypatch.setattr(cluster, "details", running, raising=False)
+    monkeypatch.setattr(cluster, "_ask", lambda *_, **__: Answer(500, "no\nleader"))
+    with pytest.raises(deploying.DeployFailed, match="the cluster refused the removal: no leader"):
+        cluster.remove("sidecast", 5)
+    monkeypatch.setattr(cluster, "_ask", lambda *_, **__: Answer(200))
+    assert cluster.remove("sidecast", 0)
+    with pytest.raises(deploying.DeployFailed, match="still being removed"):
+        cluster.remove("sidecast", 1e-9)
 
 
 def test_what_cannot_stand_beside_what_runs_is_refused():
@@ -243,3 +282,41 @@ def test_a_cluster_has_a_token_that_only_its_user_reads(monkeypatch: pytest.Monk
     finally:
         stop(cluster)
     assert find(short_folder) is None
+
+
+def members(folder: Path) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter() if deploying_local._is_of(each, str(folder))]
+
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def test_two_commands_do_not_start_or_end_a_cluster_at_once(short_folder: Path):
+    with deploying_local._locked(short_folder):
+        with pytest.raises(LocalClusterError, match="another command is starting or ending the cluster"):
+            start(short_folder, 1, lambda address: True)
+        cluster = deploying_local.LocalCluster(
+            folder=str(short_folder), pid=1, created=0.0, dashboard="d", gcs="g", token=""
+        )
+        with pytest.raises(LocalClusterError, match="another command is starting or ending the cluster"):
+            stop(cluster)
+
+
+def test_what_a_dead_head_left_is_found_and_ended_and_nobody_elses(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
+    monkeypatch.setattr(deploying_local, "RAY", ("-c", program))
+    editor = subprocess.Popen([sys.executable, "-c", SLEEP, f"{short_folder}/h/haproxy.cfg"])
+    try:
+        cluster = start(short_folder, 1, lambda address: len(members(short_folder)) == 2)
+        os.kill(cluster.pid, signal.SIGKILL)
+        os.waitpid(cluster.pid, 0)
+        [left] = members(short_folder)
+        assert find(short_folder) == cluster
+        stop(cluster)
+        assert not left.is_running()
+        assert find(short_folder) is None
+        assert editor.poll() is None
+    finally:
+        for each in (editor, *members(short_folder)):
+            each.kill()
+        editor.wait()

@@ -1,6 +1,7 @@
 """A run over a dataset without Ray: what is fixed at its start, what a resumed one does, what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,14 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from ladder import Backbone, Tokenizer, load_backbone
-from serving import offline, offline_plan, offline_replica
-from serving.errors import IncompatibleSide
+from serving import offline, offline_plan, offline_replica, offline_rows
+from serving.errors import IncompatibleSide, OutOfMemory
 from serving.offline import Placed, Replicas, Summary, place, run_batch
 from serving.offline_errors import (
+    ClusterBusy,
     ClusterTooSmall,
     MissingColumn,
     OfflineError,
+    OutOfRoom,
     OutputTaken,
+    ReplicasLost,
     ShardFailed,
     UnreadableInput,
     WrongTask,
@@ -84,7 +88,7 @@ def ray(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, tokenizer: Tokenize
     for module in (offline_plan, offline_replica):
         monkeypatch.setattr(module, "load_backbone", load)
         monkeypatch.setattr(module, "load_tokenizer", lambda source: tokenizer)
-    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext({"CPU": 1.0}))
+    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(offline, "_reports", stand_in.reports)
     return stand_in
 
@@ -158,7 +162,9 @@ class TestRun:
         noted = json.loads(Path(wanted.output, "_batch.json").read_text())
         assert [(each["asked"], each["version"]) for each in noted["tasks"]] == [("sst2", 2), ("stars", 1)]
         assert noted["fingerprint"] == backbone.fingerprint
-        assert noted["inputs"] == [{"path": wanted.input, "bytes": Path(wanted.input).stat().st_size}]
+        there = Path(wanted.input).stat()
+        [listed] = noted["inputs"]
+        assert listed == {"path": wanted.input, "bytes": there.st_size, "modified_ns": there.st_mtime_ns}
         assert (noted["rows"], noted["shards"], noted["shard_rows"]) == (ROWS, 5, 5)
 
     def test_lines_of_json(self, ray: Ray, wanted: Wanted):
@@ -171,6 +177,22 @@ class TestRun:
     def test_json_has_no_word_for_some_values(self):
         rows = [{"a": float("nan"), "b": [float("inf"), 1.0], "c": b"x", "d": {"e": float("-inf")}}]
         assert json_lines(rows) == b'{"a": null, "b": [null, 1.0], "c": "b\'x\'", "d": {"e": null}}\n'
+
+    def test_text_that_is_no_utf_8_is_its_rows_fault(self, ray: Ray, wanted: Wanted, tmp_path: Path):
+        spoilt = pa.array([b"a film", b"sch\xf6n"]).cast(pa.string(), safe=False)
+        pq.write_table(pa.table({"sentence": spoilt}), tmp_path / "spoilt.parquet")
+        summary = run(replace(wanted, input=str(tmp_path / "spoilt.parquet"), format="jsonl"))
+        assert summary.counts.failures == {"sst2": 1, "stars": 1}
+        [part] = parts(wanted).values()
+        good, bad = map(json.loads, part.splitlines())
+        assert (good["sst2.error"], bad["sentence"]) == (None, "sch\ufffdn")
+        assert "is not UTF-8" in bad["sst2.error"]
+
+    def test_lists_of_such_text_are_told_by_file_and_rows(self, ray: Ray, wanted: Wanted, tmp_path: Path):
+        spoilt = pa.ListArray.from_arrays([0, 1], pa.array([b"\xf6"]).cast(pa.string(), safe=False))
+        pq.write_table(pa.table({"sentence": ["a"], "tags": spoilt}), tmp_path / "spoilt.parquet")
+        wanted = replace(wanted, input=str(tmp_path / "spoilt.parquet"), format="jsonl")
+        assert "spoilt.parquet: rows 0 to 0 hold text that is not UTF-8" in refused(wanted, ShardFailed)
 
     def test_two_versions_of_a_task(self, ray: Ray, wanted: Wanted):
         run(replace(wanted, tasks=("sst2:1", "sst2:2")))
@@ -242,12 +264,15 @@ class TestResume:
         assert run(replace(wanted, overwrite=True)).versions == {"sst2": 2}
 
     def test_overwrite_begins_anew_and_leaves_what_is_not_ours(self, ray: Ray, wanted: Wanted, finished: Path):
+        noted = Path(wanted.output, "_batch.json")
+        earlier = json.loads(noted.read_text())["run"]
         Path(wanted.output, "notes.txt").write_text("mine")
         other = replace(wanted, tasks=("stars",), shard_rows=100, overwrite=True)
         assert run(other).done_before == 0
         assert list(parts(wanted)) == ["part-00000000.parquet"]
         assert "sst2.label" not in pq.read_schema(Path(wanted.output, "part-00000000.parquet")).names
         assert Path(wanted.output, "notes.txt").exists()
+        assert json.loads(noted.read_text())["run"] != earlier
 
     @pytest.mark.parametrize(
         ("change", "what"),
@@ -271,9 +296,31 @@ class TestResume:
         other = shutil.copy(wanted.input, tmp_path / "other.parquet")
         assert "over other input files" in refused(replace(wanted, input=str(other)), OutputTaken)
         noted = json.loads((finished / "_batch.json").read_text())
-        noted["inputs"][0]["bytes"] += 1  # as if the file had grown since
+        noted["inputs"][0]["bytes"] += 1  # the file had another size
         (finished / "_batch.json").write_text(json.dumps(noted))
         assert "over other input files" in refused(wanted, OutputTaken)
+
+    def test_inputs_that_were_written_anew_are_refused(self, ray: Ray, wanted: Wanted, tmp_path: Path):
+        path = Path(shutil.copy(wanted.input, tmp_path / "rows.parquet"))
+        wanted = replace(wanted, input=str(path))
+        run(wanted)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+        assert "over other input files" in refused(wanted, OutputTaken)
+
+    def test_replicas_of_an_earlier_run_write_no_more_parts(self, tmp_path: Path):
+        output = Output(str(tmp_path))
+        output.begin(b'{"run": "earlier"}')
+        output.write_part(0, pa.table({"id": [1]}), "parquet", "earlier")
+        output.begin(b'{"run": "later"}')
+        with pytest.raises(OutputTaken, match="belongs to a later run by now"):
+            output.write_part(1, pa.table({"id": [2]}), "parquet", "earlier")
+        assert output.parts() == set()
+
+    def test_a_run_that_goes_on_keeps_its_id(self, ray: Ray, wanted: Wanted, finished: Path):
+        noted = (finished / "_batch.json").read_bytes()
+        (finished / "part-00000000.parquet").unlink()
+        run(wanted)
+        assert (finished / "_batch.json").read_bytes() == noted
 
     def test_another_registry_is_refused(
         self, ray: Ray, wanted: Wanted, finished: Path, tmp_path: Path, backbone: Backbone, tokenizer: Tokenizer
@@ -330,6 +377,21 @@ class TestMistakes:
         assert "is where the input is" in refused(within, OutputTaken)
         assert parts(wanted)
 
+    @pytest.mark.parametrize("pattern", ["", "*/part-*"])
+    def test_an_output_whose_parts_would_be_input(self, ray: Ray, wanted: Wanted, tmp_path: Path, pattern: str):
+        (tmp_path / "more").mkdir()
+        shutil.copy(wanted.input, tmp_path / "more" / "part-of-it.parquet")
+        within = replace(wanted, input=str(tmp_path / pattern), output=str(tmp_path / "out"))
+        assert "is within the input" in refused(within, OutputTaken)
+        assert not (tmp_path / "out").exists()
+
+    def test_columns_that_parquet_has_no_word_for(self, ray: Ray, wanted: Wanted, tmp_path: Path):
+        (tmp_path / "rows.jsonl").write_text('{"sentence": "a", "more": {}}\n' * 2)
+        wanted = replace(wanted, input=str(tmp_path / "rows.jsonl"))
+        assert "--format jsonl can" in refused(wanted, UnreadableInput)
+        assert (ray.ran, Path(wanted.output).exists()) == ([], False)
+        assert run(replace(wanted, format="jsonl")).counts.rows == 2
+
     def test_an_output_of_others(self, ray: Ray, wanted: Wanted, tmp_path: Path):
         output = Path(wanted.output)
         output.mkdir()
@@ -353,6 +415,16 @@ class TestMistakes:
             assert "is being written by another run" in refused(wanted, OutputTaken)
         assert run(wanted).counts.rows == ROWS
 
+    def test_a_device_without_room(self, ray: Ray, wanted: Wanted, monkeypatch: pytest.MonkeyPatch):
+        def answer(engine: Any, inputs: Any, limits: Any) -> dict[Any, Any]:
+            return {row: OutOfMemory(1) for rows in inputs for row in rows}
+
+        monkeypatch.setattr(offline_rows, "answer_inputs", answer)
+        line = refused(wanted, ShardFailed)
+        assert "ran out of memory with passes of 32 prompts and 4096 tokens" in line
+        assert "give smaller --batch-tokens or --batch-rows (part 0; the same command, without --overwrite," in line
+        assert not parts(wanted)
+
     def test_a_replica_that_gives_up(self, ray: Ray, wanted: Wanted, tmp_path: Path, backbone: Any, tokenizer: Any):
         registry = Registry.open(tmp_path / "own", create=True)
         registry.publish(make_run(tmp_path / "run", backbone, tokenizer, make_spec(), change=_spoil))
@@ -370,33 +442,41 @@ def _spoil(side: Any) -> None:
 
 class TestPlace:
     @pytest.mark.parametrize(
-        ("asked", "resources", "shards", "found"),
+        ("asked", "nodes", "shards", "found"),
         [
-            ({}, {"CPU": 8.0}, 9, (1, "cpu", 8, 0.0)),
-            ({"count": 3}, {"CPU": 8.0}, 9, (3, "cpu", 2, 0.0)),
-            ({"count": 3}, {"CPU": 8.0}, 2, (2, "cpu", 4, 0.0)),
-            ({"count": 2, "cpus": 1}, {"CPU": 8.0}, 9, (2, "cpu", 1, 0.0)),
-            ({}, {"CPU": 8.0, "GPU": 2.0}, 9, (2, "cuda", 1, 1.0)),
-            ({"gpus": 0.5}, {"CPU": 8.0, "GPU": 2.0}, 9, (4, "cuda", 1, 0.5)),
-            ({"gpus": 2.0}, {"CPU": 8.0, "GPU": 4.0}, 9, (2, "cuda", 1, 2.0)),
-            ({"device": "cpu"}, {"CPU": 8.0, "GPU": 2.0}, 9, (1, "cpu", 8, 0.0)),
+            ({}, [(8, 0)], 9, (1, "cpu", 8, 0.0)),
+            ({"count": 3}, [(8, 0)], 9, (3, "cpu", 2, 0.0)),
+            ({"count": 3}, [(8, 0)], 2, (2, "cpu", 4, 0.0)),
+            ({"count": 2, "cpus": 1}, [(8, 0)], 9, (2, "cpu", 1, 0.0)),
+            ({}, [(8, 2)], 9, (2, "cuda", 1, 1.0)),
+            ({"gpus": 0.5}, [(8, 2)], 9, (4, "cuda", 1, 0.5)),
+            ({"gpus": 0.4}, [(8, 2)], 9, (4, "cuda", 1, 0.4)),
+            ({"gpus": 2.0}, [(8, 4)], 9, (2, "cuda", 1, 2.0)),
+            ({"gpus": 2.0}, [(8, 3), (8, 3)], 9, (2, "cuda", 1, 2.0)),
+            ({"device": "cpu"}, [(8, 2)], 9, (1, "cpu", 8, 0.0)),
+            ({}, [(8, 0), (8, 0)], 9, (2, "cpu", 8, 0.0)),
+            ({}, [(0, 0), (8, 0)], 9, (1, "cpu", 8, 0.0)),
+            ({"count": 1}, [(8, 0), (8, 0)], 9, (1, "cpu", 8, 0.0)),
+            ({"count": 3}, [(8, 0), (8, 0)], 9, (3, "cpu", 4, 0.0)),
+            ({"count": 3}, [(4, 0), (16, 0)], 9, (3, "cpu", 5, 0.0)),
         ],
     )
-    def test_replicas_take_what_is_there(self, asked: dict[str, Any], resources: Any, shards: int, found: Any):
-        placed = place(Replicas(**asked), resources, shards)
+    def test_replicas_take_what_is_there(self, asked: dict[str, Any], nodes: Any, shards: int, found: Any):
+        placed = place(Replicas(**asked), [{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes], shards)
         assert (placed.count, placed.device, placed.cpus, placed.gpus) == found
 
     @pytest.mark.parametrize(
         ("asked", "line"),
         [
-            ({"device": "cuda"}, "the replicas need 1 GPUs, the cluster has 0"),
-            ({"count": 3}, "the replicas need 3 CPUs, the cluster has 2"),
-            ({"count": 2, "cpus": 2}, "the replicas need 4 CPUs, the cluster has 2"),
+            ({"device": "cuda"}, "1 replicas of 1 CPUs and 1 GPUs are wanted, the cluster's nodes hold 0"),
+            ({"count": 5}, "5 replicas of 1 CPUs are wanted, the cluster's nodes hold 4"),
+            ({"count": 3, "cpus": 2}, "3 replicas of 2 CPUs are wanted, the cluster's nodes hold 2"),
+            ({"cpus": 4}, "2 replicas of 4 CPUs are wanted, the cluster's nodes hold 0"),
         ],
     )
     def test_too_many(self, asked: dict[str, Any], line: str):
         with pytest.raises(ClusterTooSmall) as caught:
-            place(Replicas(**asked), {"CPU": 2.0}, 9)
+            place(Replicas(**asked), [{"CPU": 2.0}, {"CPU": 2.0}], 9)
         assert line in str(caught.value)
 
 
@@ -408,8 +488,11 @@ def test_every_error_pickles():
         MissingColumn("a", "b", "c", ("d",)),
         WrongTask("a", "b"),
         OutputTaken("a", "b"),
-        ClusterTooSmall("a", 1, 2),
+        ClusterTooSmall(2, 1, 0.5, 1),
+        ClusterBusy(2, 1, 0, 3.0),
         ShardFailed(1, "a", "b"),
+        ReplicasLost("a"),
+        OutOfRoom(1, 2),
     ):
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), again.reason) == (type(error), str(error), error.reason)

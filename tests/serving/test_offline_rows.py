@@ -9,7 +9,9 @@ import pytest
 from ladder import Backbone, ClassAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
 from serving.config import EngineConfig
 from serving.engine import Engine, EngineRow
+from serving.errors import OutOfMemory
 from serving.metrics import Metrics
+from serving.offline_errors import OutOfRoom
 from serving.offline_rows import Answerers, Counts, OfflineTask, PassLimits, answer_inputs
 from serving.pool import Resident
 from tests.serving.kit import ids_of, make_resident, make_spec
@@ -163,22 +165,58 @@ def test_one_prompt_goes_however_long(table: Table, make: Callable[..., Resident
     assert (counts.passes, table.turns) == (2, [1, 1])
 
 
+def test_memory_that_does_not_suffice_halves_the_passes(table: Table, make: Callable[..., Resident]):
+    turn = table.engine.turn
+
+    def small(rows: Sequence[EngineRow], gone: Any, deliver: Any) -> bool:
+        if len(rows) <= 2:
+            return turn(rows, gone, deliver)
+        table.turns.append(len(rows))
+        deliver([(row, OutOfMemory(len(rows))) for row in rows])
+        return False
+
+    table.engine.turn = small  # type: ignore[method-assign]
+    given = texts(*"abcd")
+    rows, counts = table.told(given, [make("sst2")], PassLimits(rows=4))
+    assert all(row["sst2.label"] and row["sst2.error"] is None for row in rows)
+    assert (table.turns, counts.failures) == ([4, 2, 2], {"sst2": 0})
+    with pytest.raises(OutOfRoom, match=r"passes of 3 prompts .* --batch-tokens or --batch-rows"):
+        table.told(given, [make("sst2")], PassLimits(rows=6))
+
+
 def test_texts_join_as_others_end(backbone: Backbone, tokenizer: Tokenizer, make: Callable[..., Resident]):
-    title, engine, most = make("title", "text", max_new_tokens=5), Engine(backbone), 0
-    turn = engine.turn
+    title, engine = make("title", "text", max_new_tokens=5), Engine(backbone)
+    running = watch(engine)
+    rows = [EngineRow(ids_of(tokenizer, f"text {number}"), title) for number in range(9)]
+    found = answer_inputs(engine, [[row] for row in rows], PassLimits(rows=3))
+    assert max(running) <= 3
+    wanted = Engine(backbone).predict([EngineRow(row.ids, title) for row in rows])
+    assert [found[row] for row in rows] == wanted
+
+
+def watch(engine: Engine) -> list[int]:
+    """The texts that are being made after each turn."""
+    turn, running = engine.turn, list[int]()
 
     def watched(*given: Any) -> bool:
-        nonlocal most
         more = turn(*given)
-        most = max(most, engine.running)
+        running.append(engine.running)
         return more
 
     engine.turn = watched  # type: ignore[method-assign]
-    rows = [EngineRow(ids_of(tokenizer, f"text {number}"), title) for number in range(9)]
-    found = answer_inputs(engine, [[row] for row in rows], PassLimits(rows=3))
-    assert most <= 3
-    wanted = Engine(backbone).predict([EngineRow(row.ids, title) for row in rows])
-    assert [found[row] for row in rows] == wanted
+    return running
+
+
+def test_equal_prompts_of_drawn_texts_keep_to_the_limit(
+    backbone: Backbone, tokenizer: Tokenizer, make: Callable[..., Resident]
+):
+    drawn = make("drawn", "text", max_new_tokens=5, generation={"do_sample": True})
+    engine = Engine(backbone)
+    running = watch(engine)
+    rows = [EngineRow(ids_of(tokenizer, "the same"), drawn) for _ in range(8)]
+    found = answer_inputs(engine, [rows], PassLimits(rows=3))
+    assert max(running) <= 3
+    assert all(isinstance(found[row], TextAnswer) for row in rows)
 
 
 def test_texts_that_are_drawn_are_drawn_for_each_row(table: Table, make: Callable[..., Resident]):

@@ -84,6 +84,25 @@ def test_requests_are_rays_own_count_where_replicas_do_not_report_them():
     assert policy()(context({"busy": [0.0] * 4}, total_num_requests=640))[0] == 8  # 10, but at most twice the running
 
 
+def test_streams_that_last_are_no_requests_where_replicas_tell_them_apart():
+    watched = {"busy": [0.0, 0.0], "running_requests": [900.0, 3.0], "in_flight": [2.0]}
+    assert policy().read(context(watched)).requests == 2 + 3
+    assert policy().read(context({"busy": [0.0], "in_flight": [7.0]}, total_num_requests=900)).requests == 7
+
+
+@pytest.mark.parametrize("start_s", [5, 60])
+def test_a_start_that_outlasts_the_delay_is_not_ended_and_then_has_a_whole_delay(start_s):
+    """The caller that it is for gave up at once."""
+    scaling, state, found = policy(downscale_delay_s=10), {}, []
+    for second in range(start_s + 20):
+        running = int(second >= start_s)
+        target, state = scaling.decide(seen(now=float(second), target=1, running=running), state)
+        found.append(target)
+        if not target:
+            break
+    assert len(found) - 1 == start_s + 9
+
+
 def test_growth_is_bounded_by_what_runs_and_never_takes_what_was_asked_for():
     assert policy().decide(seen(running=10, target=10, requests=1e6), {})[0] == 20
     assert policy().decide(seen(running=1, target=1, requests=1e6), {})[0] == FIRST

@@ -69,7 +69,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             report = replica({name: [value] for name, value in as_row(shard).items()})  # type: ignore[dict-item]
             yield {name: value for name, [value] in report.items()}
 
-    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext({"CPU": 1.0}))
+    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(offline, "_reports", reports)
 
 
@@ -109,6 +109,7 @@ class TestCommand:
             (("--rename", "sentence=review"), "needs a column 'review'; there are id, sentence"),
             (("--format", "xml"), "xml"),
             (("--batch-rows", "0"), "batch-rows"),
+            (("--gpus", "1.5"), "give a part of one GPU, or whole ones, got 1.5"),
             (("--backbone", "nowhere/at-all-here"), "nowhere/at-all-here"),
         ],
     )
@@ -158,8 +159,23 @@ def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.1)
 
 
-def start(words: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "sidecast.cli", *words]
+FATAL = """
+import os, sys
+from serving import offline
+from sidecast.cli.app import main
+
+class Fatal(offline.Replica):
+    def {method}(self, given):
+        {does}
+
+offline.Replica = Fatal
+main(sys.argv[1:])
+"""
+
+
+def start(words: list[str], environment: dict[str, str], lines: str = "") -> "subprocess.Popen[str]":
+    """The command; or `lines` of Python that call it."""
+    command = [sys.executable, *(("-c", lines) if lines else ("-m", "sidecast.cli")), *words]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -171,9 +187,9 @@ def finish(words: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return json.loads(out)
 
 
-def end(words: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+def end(words: list[str], environment: dict[str, str], lines: str = "") -> tuple[int, str, str]:
     """The code, and what was told; one that does not end in time is killed, and its Ray with it."""
-    process = start(words, environment)
+    process = start(words, environment, lines)
     try:
         out, err = process.communicate(timeout=RAY_S)
         return process.returncode, out, err
@@ -229,6 +245,20 @@ class TestRay:
         code, _, err = end(bench.words(tmp_path / "out", "--registry", str(copy)), alone)
         assert code == 2
         assert "Error: stars:1 cannot be used" in err.splitlines()[-1]
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize(
+        ("method", "does", "why"),
+        [("__call__", "os._exit(1)", "ActorDiedError"), ("__init__", "raise OSError('no such disk')", "no such disk")],
+    )
+    def test_replicas_that_die_are_not_tried_for_ever(
+        self, bench: Bench, tmp_path: Path, alone: dict[str, str], method: str, does: str, why: str
+    ):
+        lines = FATAL.format(method=method, does=does)
+        code, _, err = end(bench.words(tmp_path / "out"), alone, lines)
+        assert code == 2, err
+        assert "Error: replicas do not start or do not last" in err.splitlines()[-1]
+        assert why in err.splitlines()[-1]
         assert "Traceback" not in err
 
 

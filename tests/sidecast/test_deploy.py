@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.deploying import DeployFailed
 from serving.deploying_local import AUTH
 from serving.deploying_state import Deployed, Proxy, Replica
 from sidecast.cli import deploy as deploy_command
 from sidecast.cli import status as status_command
+from sidecast.cli.cluster_options import is_here
 from tests.sidecast.cli_kit import done, python, sidecast
 
 SETTINGS = ("--backbone", "google/flan-t5-small", "--registry", "s3://bucket/registry")
@@ -125,10 +127,10 @@ def test_status_shows_what_ray_knows_where_the_replicas_cannot_be_asked(monkeypa
 
 
 def test_a_replicas_row_tells_how_far_it_is():
-    own = {"generation": 11, "wanted": 12, "in_flight": 3, "queued_rows": 4, "busy": 0.5}
+    own = {"generation": 11, "wanted": 12, "in_flight": 3, "queued_rows": 4, "busy": 0.5, "load": 0.2}
     replica = Replica(id="abc", node="n", pid=7, state="RUNNING", since="then", own=own)
     row = status_command._row(replica)
-    assert row == ("abc", "n", 7, "running", "11 of 12", 3, 4, "50 %", "then")
+    assert row == ("abc", "n", 7, "running", "11 of 12", 3, 4, "50 %", "20 %", "then")
     assert len(row) == len(status_command.HEADINGS)
     assert status_command._generation(own | {"wanted": 11}) == "11"
 
@@ -151,10 +153,71 @@ def test_where_python_proxies_stand_before_it_a_deployment_says_what_that_costs(
         replicas=(),
         proxies=[Proxy(node="n", status="HEALTHY")],
     )
-    deploy_command._tell_done(wanted, Slow(), found, False, False)  # type: ignore[arg-type]
+    deploy_command._tell_done(wanted, Slow(), found, False, "Serve keeps its port", False)  # type: ignore[arg-type]
     told = capsys.readouterr()
+    assert "Warning: Serve keeps its port; calls go" in told.err
+    assert "replicas' own ports are on all addresses" in told.err
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in told.err
     assert told.out == "sidecast runs: 0 replicas, gRPC on 127.0.0.1:8001\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://localhost", True),
+        ("http://127.0.0.1:8265/", True),
+        ("http://[::1]:8265", True),
+        ("http://head", False),
+        ("http://[::1", False),
+    ],
+)
+def test_a_dashboard_is_this_machines_by_its_host_alone(url: str, here: bool):
+    assert is_here(url) is here
+
+
+@pytest.mark.parametrize("fault", [DeployFailed("sidecast", "no room"), KeyboardInterrupt()])
+def test_a_cluster_that_was_started_for_nothing_is_not_left_without_a_word(fault: BaseException):
+    down = deploy_command._down_words("own", {"dashboard_port": 9000, "cluster_folder": None})
+    assert down == "sidecast deploy --down --name own --dashboard-port 9000"
+    told: list[str] = []
+    with pytest.raises(type(fault)) as raised, deploy_command._left_running(down, told.append):
+        raise fault
+    assert f"goes on; end it with '{down}'" in " ".join([*told, str(raised.value)])
+    with pytest.raises(type(fault)) as raised, deploy_command._left_running("", told.append):
+        raise fault
+    assert raised.value is fault
+
+
+def test_a_cluster_that_was_started_for_a_config_that_is_refused_is_ended(monkeypatch: pytest.MonkeyPatch):
+    class Refuses:
+        def __init__(self, address: str) -> None: ...
+
+        def deploy(self, wanted: object, *, check: bool) -> str:
+            raise DeployFailed("sidecast", "the cluster refused the config")
+
+    ended: list[object] = []
+    monkeypatch.setattr("serving.deploying.Cluster", Refuses)
+    monkeypatch.setattr("serving.deploying.answers", lambda url: False)
+    monkeypatch.setattr("serving.deploying.start_here", lambda folder, port: "ours")
+    monkeypatch.setattr("serving.deploying_local.stop", ended.append)
+    where = {"address": None, "dashboard_port": 1, "cluster_folder": None}
+    with pytest.raises(DeployFailed):
+        deploy_command._deploy(None, "http://127.0.0.1:1", where, True, lambda text: None)  # type: ignore[arg-type]
+    assert ended == ["ours"]
+
+
+def test_a_removal_that_is_not_waited_for_is_told_as_one(monkeypatch: pytest.MonkeyPatch, nowhere: tuple[object, ...]):
+    asked: list[float] = []
+
+    class Removes(Fake):
+        def remove(self, name: str, timeout_s: float) -> bool:
+            asked.append(timeout_s)
+            return True
+
+    monkeypatch.setattr("serving.deploying.Cluster", Removes)
+    ran = done("deploy", "--down", "--wait", 0, "--address", "http://head:8265")
+    assert ran.out == "sidecast is being removed\n"
+    assert asked == [0]
 
 
 def given(**values: object) -> dict:
