@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ MAX_CALLS = 2000
 IN_WORK = 2
 """Shards of a replica: one is read or written while the device computes the other."""
 
-START_S = 300.0
+START_S = 300
 """So long may replicas take until all have their room and their process."""
 RESTARTS, RETRIES = 3, 2
 """Of a replica, and of a shard whose replica ended. A shard's own faults are none of these."""
@@ -246,25 +247,28 @@ def _faults(placed: Placed) -> Iterator[None]:
 def _reports(work: Work, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
     """Of each shard, as it is done."""
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.wait_for_min_actors_s = START_S  # for ever else, without a word
     names = ray.data.from_items([as_row(each) for each in shards], override_num_blocks=min(len(shards), MAX_CALLS))
-    reports = names.map_batches(
-        Replica,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(
-            size=placed.count,
-            max_tasks_in_flight_per_actor=IN_WORK + 1,
-            max_concurrent_calls_per_actor=IN_WORK,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=placed.cpus,
-        num_gpus=placed.gpus,
-        ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RETRIES},  # without end else
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # until 2.64, there is no other way to bound restarts
+        reports = names.map_batches(
+            Replica,
+            fn_constructor_args=(work,),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(
+                size=placed.count,
+                max_tasks_in_flight_per_actor=IN_WORK + 1,
+                max_concurrent_calls_per_actor=IN_WORK,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=placed.cpus,
+            num_gpus=placed.gpus,
+            ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RETRIES},
+        )
     with _faults(placed):
         yield from reports.iter_rows()

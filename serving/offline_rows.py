@@ -246,7 +246,7 @@ def answer_inputs(
         inputs: the rows of each distinct input.
     """
     divided = [own for rows in inputs for own in _divided(rows, limits.rows)]
-    waiting = deque(sorted(divided, key=lambda rows: rows[0].tokens, reverse=True))
+    waiting: deque[Sequence[EngineRow]] = deque(sorted(divided, key=lambda rows: rows[0].tokens, reverse=True))
     found: dict[EngineRow, Outcome] = {}
     making: dict[EngineRow, int] = {}
     """Texts that are being made, and their weights."""

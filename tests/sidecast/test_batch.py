@@ -249,7 +249,7 @@ class TestRay:
 
     @pytest.mark.parametrize(
         ("method", "does", "why"),
-        [("__call__", "os._exit(1)", "ActorDiedError"), ("__init__", "raise OSError('no such disk')", "no such disk")],
+        [("__call__", "os._exit(1)", "The actor"), ("__init__", "raise OSError('no such disk')", "no such disk")],
     )
     def test_replicas_that_die_are_not_tried_for_ever(
         self, bench: Bench, tmp_path: Path, alone: dict[str, str], method: str, does: str, why: str
