@@ -173,7 +173,7 @@ async def abort(context: ServicerContext, error: Exception) -> NoReturn:
     try:
         await context.abort(code_of(error), status.message, trailers(status))
     except InternalError as gone:  # the caller went in this very moment: there is nobody to be told
-        raise AbortError() from gone
+        raise asyncio.CancelledError() from gone
     raise AssertionError("abort returned")
 
 
