@@ -21,7 +21,7 @@ async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
     context: Any = Gone()
     with pytest.raises(
         asyncio.CancelledError
-    ):  # an abort of ours in the place of gRPC's own would be logged as a fault
+    ):  # an abort in place of gRPC's own is logged as a fault
         await abort(context, DeadlineExpired())
     with pytest.raises(AbortError, match="told already"):
         await abort(context, AbortError("told already"))
