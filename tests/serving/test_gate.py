@@ -19,9 +19,7 @@ class Gone:
 
 async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
     context: Any = Gone()
-    with pytest.raises(
-        asyncio.CancelledError
-    ):  # an abort in place of gRPC's own is logged as a fault
+    with pytest.raises(asyncio.CancelledError):  # an abort in place of gRPC's own is logged as a fault
         await abort(context, DeadlineExpired())
     with pytest.raises(AbortError, match="told already"):
         await abort(context, AbortError("told already"))
