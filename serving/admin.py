@@ -34,6 +34,8 @@ SEEN_POLL_S, SEEN_S = 0.005, 1.0
 """How often it is looked whether this server has seen a change, and for how long: a load may hold it up."""
 AWAIT_POLL_S = 0.1
 LONGEST_WAIT_S = 300.0
+LEAVING_S = 0.05
+"""A caller that leaves may look as if its upload had ended, until its cancellation comes, soon after."""
 PATIENCE_S = 0.5
 """Longest that an upload may pause while the server shuts down."""
 
@@ -69,6 +71,7 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
             upload = Upload(Path(folder), self._max_upload_bytes)
             async for request in self._drain.arriving(requests, PATIENCE_S):
                 await asyncio.to_thread(upload.take, request)
+            await asyncio.sleep(LEAVING_S)
             published = await self._change(self._publish, folder, upload.finish())
         return messages.write_published(published)
 

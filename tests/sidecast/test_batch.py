@@ -229,7 +229,7 @@ class TestRay:
         before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
         assert 1 < len(before) < ROWS // 3
         document = finish(words, alone)
-        assert document["done_before"] == 3 * len(before)
+        assert document["done_before"] >= 3 * len(before)  # a replica may finish its part while it dies
         assert document["answered"] == ROWS - document["done_before"]
         assert {name: (output / name).stat().st_mtime_ns for name in before} == before
         assert pq.read_table(output)["id"].to_pylist() == list(range(ROWS))
