@@ -28,6 +28,8 @@ LONGEST = timedelta(days=36_500)
 """No file is that old."""
 
 TRASH = "trash"
+LOOKS = 4
+"""A manifest that is missing is looked for so often: others may be moving it."""
 CLOCK = "clock-"
 TIME = "%Y%m%dT%H%M%SZ"
 
@@ -64,7 +66,7 @@ def collect(
         UnreadableCommit, CorruptBlob, ArtifactError: what is in use cannot be told, so nothing is removed.
     """
     grace = min(grace, LONGEST)
-    uses = _Uses(store, retired, progress)
+    uses = _Uses(store, retired, progress, restores=delete)
     restored = _put_back(store, uses) if delete else ()
     now = _store_time(store) if delete else datetime.now(UTC)
     listed = [entry for entry in store.entries(blobs.FOLDER) if _digest(entry.path)]
@@ -82,7 +84,8 @@ def collect(
 class _Uses:
     """Which digests versions refer to. Reads each manifest once, however often it is asked."""
 
-    def __init__(self, store: Store, retired: bool, progress: Progress) -> None:
+    def __init__(self, store: Store, retired: bool, progress: Progress, *, restores: bool) -> None:
+        self._store, self._restores = store, restores
         self._registry, self._blobs = Registry.open(store), Blobs(store)
         self._retired, self._progress = retired, progress
         self._files: dict[str, frozenset[str]] = {}
@@ -92,6 +95,15 @@ class _Uses:
 
     def digests(self) -> set[str]:
         """Of manifests and files, by the log as it is now."""
+        for _ in range(LOOKS - 1):
+            try:
+                return self._digests()
+            except CorruptBlob:  # of a version committed just now: a collection has it in its trash, or had it
+                if self._restores:
+                    _return(self._store, self.manifests)
+        return self._digests()
+
+    def _digests(self) -> set[str]:
         entries = self._entries()
         new = {entry.manifest_sha256: entry for entry in entries if entry.manifest_sha256 not in self._files}
         step = self._progress("versions", len(new))
