@@ -224,9 +224,7 @@ def check_race(order: list[int], artifact: Path, collectors: int) -> None:
     actors["publisher"] = lambda: Registry.open(TurnStore(turns, "publisher", objects)).publish(artifact)
     results = turns.play(actors, order)
     failed = {name: result for name, result in results.items() if isinstance(result, Exception)}
-    if (
-        collectors > 1
-    ):  # one may stop at what the other has thrown away and its publisher brings back
+    if collectors > 1:  # one may stop at what the other has thrown away and its publisher brings back
         failed = {name: error for name, error in failed.items() if not isinstance(error, CorruptBlob)}
         collect(Store("memory://", objects), grace=GRACE, delete=True)
     assert failed == {}
