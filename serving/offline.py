@@ -202,7 +202,7 @@ def _ray(address: str) -> Iterator[list[Node]]:
         import ray
         import ray.data
     except ImportError as error:
-        raise NoRay(f"{error}; pip install 'ray[data]'") from None
+        raise NoRay(f"{error}; pip install 'sidecast[cluster]'") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
     how: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:

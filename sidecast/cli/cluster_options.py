@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from sidecast.cli import options
+from sidecast.cli.app import UserError
 from sidecast.cli.output import plain
 
 FAILED = 1
@@ -80,6 +81,10 @@ def local_cluster(cluster_folder: Path | None, dashboard_port: int, url: str) ->
     return None
 
 
+NEEDED = ("ray", "requests", "yaml")
+"""Packages of the extra."""
+
+
 @contextlib.contextmanager
 def failures(as_json: bool) -> Iterator[None]:
     """What is the cluster's doing, and no mistake of the user's, is told in one line and exits with 1."""
@@ -90,6 +95,12 @@ def failures(as_json: bool) -> Iterator[None]:
         yield
     except (DeployFailed, NoCluster, LocalClusterError) as error:
         fail(str(error), error.reason, as_json)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in NEEDED:
+            raise
+        raise UserError(
+            f"{error.name} is not installed; clusters need it: pip install 'sidecast[cluster]'"
+        ) from None
 
 
 def fail(text: str, reason: str, as_json: bool) -> None:

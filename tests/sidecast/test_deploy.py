@@ -14,7 +14,8 @@ from serving.deploying_local import AUTH
 from serving.deploying_state import Deployed, Proxy, Replica
 from sidecast.cli import deploy as deploy_command
 from sidecast.cli import status as status_command
-from sidecast.cli.cluster_options import is_here
+from sidecast.cli.app import UserError
+from sidecast.cli.cluster_options import failures, is_here
 from tests.sidecast.cli_kit import done, python, sidecast
 
 SETTINGS = ("--backbone", "google/flan-t5-small", "--registry", "s3://bucket/registry")
@@ -229,3 +230,10 @@ def given(**values: object) -> dict:
 def test_commands_without_a_cluster_do_not_wait_for_ray():
     code = "import sys, sidecast.cli.deploy, sidecast.cli.status, serving.deploying; print('ray' in sys.modules)"
     assert python("-c", code).stdout.strip() == "False"
+
+
+def test_without_the_extra_it_is_told_in_one_line_what_to_install():
+    with pytest.raises(UserError, match=r"ray is not installed.*'sidecast\[cluster\]'"), failures(as_json=False):
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+    with pytest.raises(ModuleNotFoundError), failures(as_json=False):  # our own fault
+        raise ModuleNotFoundError("No module named 'serving.nothing'", name="serving.nothing")
