@@ -98,9 +98,7 @@ def failures(as_json: bool) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
-        raise UserError(
-            f"{error.name} is not installed; clusters need it: pip install 'sidecast[cluster]'"
-        ) from None
+        raise UserError(f"{error.name} is not installed; clusters need it: pip install 'sidecast[cluster]'") from None
 
 
 def fail(text: str, reason: str, as_json: bool) -> None:
