@@ -17,10 +17,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,12 @@ class Bench:
     cluster: Cluster
     seed: int
     published: int = 0
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the servers besides."""
 
     @property
     def serving(self) -> dict[str, Any]:
-        return {"registry": self.folder / "registry", **self.loaded.settings(threads=1)}
+        return {"registry": self.folder / "registry", **self.loaded.settings(threads=1), **self.own}
 
     @property
     def tasks(self) -> list[str]:
@@ -392,7 +394,7 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 @options
 def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
     """Throughput, latency, starts and publishes on Ray Serve, single processes beside them."""
-    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+    settings = Settings(**{each.name: given[each.name] for each in fields(Settings)})
     with plain_errors():
         outcome = report(settings.quick if quick else settings, load_given(given), quiet=as_json)
         if save:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,25 @@ class Mix:
     texts: Sequence[str] | None = None
     """As they are, each once before any comes again; None: SENTENCES, numbered."""
     rows: int = 1
+    skew: float = 0.0
+    """Above 0: instead, the n-th of the texts is asked as often as n to the power of minus this (Zipf's law)."""
 
     def requests(self, seed: int) -> Iterator[tuple[str, list[str]]]:
         """Tasks and lists of texts, without end."""
-        stream = requests(self.tasks, seed) if self.texts is None else self._shuffled(self.texts, random.Random(seed))
+        stream = self._stream(seed)
         while True:
             task, text = next(stream)
             yield task, [text, *(next(stream)[1] for _ in range(self.rows - 1))]
+
+    def _stream(self, seed: int) -> Iterator[tuple[str, str]]:
+        if self.texts is None:
+            return requests(self.tasks, seed)
+        return (self._skewed if self.skew else self._shuffled)(self.texts, random.Random(seed))
+
+    def _skewed(self, texts: Sequence[str], draw: random.Random) -> Iterator[tuple[str, str]]:
+        weights = list(accumulate((1 + place) ** -self.skew for place in range(len(texts))))
+        while True:
+            yield draw.choice(self.tasks), *draw.choices(texts, cum_weights=weights)
 
     def _shuffled(self, texts: Sequence[str], draw: random.Random) -> Iterator[tuple[str, str]]:
         while True:
@@ -279,17 +292,18 @@ def measure_load(
     seed: int = 0,
     texts: Sequence[str] | None = None,
     rows: int = 1,
+    skew: float = 0.0,
 ) -> Load:
     """`run_callers` in a process of its own.
 
     Args:
-        texts, rows: as of `Mix`.
+        texts, rows, skew: as of `Mix`.
 
     Raises:
         BenchmarkError: no request was answered, or the process failed.
     """
     words = ("--concurrency", concurrency, "--most", most)
-    load = Load(**_apart(served, Mix(tasks, texts, rows), words, seconds, seed))
+    load = Load(**_apart(served, Mix(tasks, texts, rows, skew), words, seconds, seed))
     if not load.latencies_us:
         raise BenchmarkError(f"no request was answered at concurrency {concurrency}: {_why(load.errors)}")
     return load

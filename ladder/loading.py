@@ -34,6 +34,9 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone of any of the `ladder.families`, frozen, in evaluation mode.
 
+    On a CPU, weights that a safetensors file has in the dtype that is computed in are not copied: they are the file itself,
+    mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
+
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
         device: "cpu", "cuda", "cuda:1", ...
@@ -48,14 +51,13 @@ def load_backbone(
     folder = resolve_folder(source)
     config = BackboneConfig.from_hf(read_json(folder / "config.json"))
     weights = _read_weights(folder, config)
-    backbone = Backbone(config, name=str(source) if not Path(source).exists() else folder.name)
+    with torch.device("meta"):
+        backbone = Backbone(config, name=str(source) if not Path(source).exists() else folder.name)
     backbone.fingerprint = fingerprint(config, weights)
     computed = pick_dtype(dtype, torch.device(device))
-    if quantize == "none":  # else the matrices are quantised as the file has them, the same for every dtype
-        backbone.to(dtype=computed)
-    with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            parameter.copy_(weights[name])
+    # matrices are quantised as the file has them, the same for every dtype
+    read_as = computed if quantize == "none" else torch.float32
+    backbone.load_state_dict({name: tensor.to(read_as) for name, tensor in weights.items()}, assign=True)
     quantise(backbone, quantize, device)
     return backbone.to(device=device, dtype=computed)
 

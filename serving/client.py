@@ -267,7 +267,8 @@ class Client(_Caller):
         return call.parse(response)
 
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
-        return getattr(self._stubs[call.service], call.method)(call.request, timeout=timeout)
+        method = getattr(self._stubs[call.service], call.method)
+        return method(call.request, timeout=timeout, metadata=call.metadata)
 
     def _is_serving(self, timeout: float) -> bool:
         request = health_pb2.HealthCheckRequest()
@@ -432,7 +433,8 @@ class AsyncClient(_Caller):
         return call.parse(response)
 
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
-        return getattr(self._open(call.service), call.method)(call.request, timeout=timeout)
+        method = getattr(self._open(call.service), call.method)
+        return method(call.request, timeout=timeout, metadata=call.metadata)
 
     def _open(self, service: str) -> Any:
         """The service's stub."""

@@ -5,6 +5,7 @@ a server would tell.
 """
 
 import getpass
+import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ from serving.client_reading import (
 
 CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
+AFFINITY = "sidecast-affinity"
+"""Metadata of a call about one row: the row's hash. A load balancer that goes by it sends equal rows to one server, which
+has kept their activations."""
 
 Result = TypeVar("Result")
 
@@ -45,6 +49,7 @@ class Call(Generic[Result]):
     method: str
     request: Message | Iterator[Message]
     parse: Callable[[Any], Result]
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 def predict(
@@ -61,7 +66,7 @@ def predict(
     request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows))
     _copy_which(ref, request)
     _copy_wish(request, timeout, generation, priority, route_key)
-    return Call("sidecast", "Predict", request, read_predictions)
+    return Call("sidecast", "Predict", request, read_predictions, _affinity(request.rows))
 
 
 def predict_tasks(
@@ -80,7 +85,7 @@ def predict_tasks(
     def parse(response: pb.PredictTasksResponse) -> dict[str, results.Predictions | SidecastError]:
         return {task: read_result(result) for task, result in zip(tasks, response.results, strict=True)}
 
-    return Call("sidecast", "PredictTasks", request, parse)
+    return Call("sidecast", "PredictTasks", request, parse, _affinity(request.rows))
 
 
 def stream(
@@ -98,7 +103,7 @@ def stream(
     request = pb.GenerateRequest(task=ref.task, row=_write_row(row, "row"))
     _copy_which(ref, request)
     _copy_wish(request, timeout, generation, priority, route_key)
-    return Call("sidecast", "Generate", request, lambda response: response)
+    return Call("sidecast", "Generate", request, lambda response: response, _affinity([request.row]))
 
 
 def tasks() -> Call[list[results.TaskInfo]]:
@@ -235,6 +240,14 @@ def _write_row(row: results.Row, where: str) -> pb.Row:
     except (TypeError, UnicodeEncodeError) as error:
         raise _invalid(where, f"cannot be sent as text: {error}") from None
     raise _invalid(where, f"must be a text, fields by name, or a Prompt, got {type(row).__name__}")
+
+
+def _affinity(rows: Sequence[pb.Row]) -> tuple[tuple[str, str], ...]:
+    """Nothing for several rows: they are spread."""
+    if len(rows) != 1:
+        return ()
+    digest = hashlib.blake2b(rows[0].SerializeToString(deterministic=True), digest_size=8)
+    return ((AFFINITY, digest.hexdigest()),)
 
 
 def _set_generation(message: pb.Generation, name: str, value: Any) -> None:

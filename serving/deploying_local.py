@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from serving.client_calls import AFFINITY as HEADER
+
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -28,6 +30,13 @@ ENVIRONMENT = {
 }
 """What Ray must be started with, on every node: calls go straight to replicas, which are as important as others'
 processes (Ray's usual is nice 15), and a dead proxy is replaced at once."""
+AFFINITY = {
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"""hash req.hdr({HEADER})
+    hash-type consistent sdbm avalanche
+    hash-balance-factor 125"""
+}
+"""Instead of to the replica with the fewest calls, a call goes by its input, unless that replica has over 1.25 times the
+mean. Ray copies the value as it is into HAProxy's configuration, after the word `balance`."""
 LOOPBACK = "127.0.0.1"
 LONGEST_FOLDER = 26
 """Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""

@@ -25,12 +25,16 @@ Request = TypeVar("Request")
 
 
 class Drain:
-    """Counts calls in flight, and refuses new ones once the server shuts down. Lives on one event loop."""
+    """Counts calls in flight, and refuses new ones once the server shuts down. Lives on one event loop.
+
+    Before that a server may `leave`: what lasts ends, so that nothing holds up its end, and calls are still answered.
+    """
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self._draining, self._idle = asyncio.Event(), asyncio.Event()
+        self._draining, self._idle, self._ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
+        self.leaving = False
 
     @property
     def draining(self) -> bool:
@@ -38,25 +42,37 @@ class Drain:
 
     def begin(self) -> None:
         self._draining.set()
+        self._ending.set()
+
+    def leave(self) -> None:
+        """Have what lasts end."""
+        self.leaving = True
+        self._ending.set()
+
+    def stay(self) -> None:
+        """Take `leave` back."""
+        self.leaving = False
+        if not self.draining:
+            self._ending.clear()
 
     async def begun(self) -> None:
         """Wait until the server begins to shut down."""
         await self._draining.wait()
 
     async def pause(self, seconds: float) -> None:
-        """Wait that long. Raises Draining when the server begins to shut down before."""
+        """Wait that long. Raises Draining when the server leaves or begins to shut down before."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), seconds)
-        if self.draining:
+            await asyncio.wait_for(self._ending.wait(), seconds)
+        if self._ending.is_set():
             raise Draining()
 
     async def arriving(self, requests: AsyncIterator[Request], patience_s: float) -> AsyncGenerator[Request, None]:
-        """A stream's requests. Raises Draining when the server shuts down and none comes for `patience_s`."""
-        begun, nothing = asyncio.create_task(self._draining.wait()), object()
-        tasks: set[asyncio.Task[Any]] = {begun}
+        """A stream's requests. Raises Draining when the server leaves or shuts down and none comes for `patience_s`."""
+        ending, nothing = asyncio.create_task(self._ending.wait()), object()
+        tasks: set[asyncio.Task[Any]] = {ending}
         try:
             while True:
-                tasks = {begun, coming := asyncio.create_task(_next(requests, nothing))}
+                tasks = {ending, coming := asyncio.create_task(_next(requests, nothing))}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     await asyncio.wait({coming}, timeout=patience_s)

@@ -41,7 +41,7 @@ class HealthDoor(health_pb2_grpc.HealthServicer):
         self, request: pb.HealthCheckRequest, context: ServicerContext
     ) -> AsyncIterator[pb.HealthCheckResponse]:
         last: Status | None = None
-        while True:
+        while not self._drain.leaving:
             status = self.status(request.service)
             if status != last:
                 yield pb.HealthCheckResponse(status=status)

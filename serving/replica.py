@@ -19,7 +19,7 @@ from ray.util import get_node_ip_address
 
 from serving.busy import Share
 from serving.config import ServeConfig
-from serving.gate import Drain
+from serving.gate import Drain, end_tasks
 from serving.ingress import OFFERED, Calls, RayContext
 from serving.listening import MetricsServer, PortInUse
 from serving.metrics import Metrics
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FORGOTTEN_S, LOOK_S = 15.0, 1.0
+"""Ray asks for the health of a replica that it stops no more, and says nothing else: after three checks that did not
+come, streams that last end, and find another replica. Where only the controller is away they come back."""
 METRICS_PORTS = 64
 """Replicas of one node take the first free port of so many, from `metrics_port` on."""
 
@@ -73,6 +76,9 @@ class Server:
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
         self._calls = Calls(open_doors(parts, config, self.metrics, self.drain, presence), self.drain)
+        self._asked_at = time.monotonic()
+        leaving = asyncio.create_task(self._leave_when_forgotten())
+        self._open.push_async_callback(end_tasks, {leaving})
         self._start_s = time.monotonic() - started
         log.info("replica %s is ready after %.1f s at generation %d", self.id, self._start_s, self.generation)
 
@@ -81,6 +87,14 @@ class Server:
         self.drain.begin()
         await self._open.aclose()
 
+    async def _leave_when_forgotten(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if time.monotonic() - self._asked_at > FORGOTTEN_S:
+                self.drain.leave()
+            else:
+                self.drain.stay()
+
     @property
     def generation(self) -> int:
         """The registry's generation that is served."""
@@ -88,6 +102,7 @@ class Server:
 
     async def check_health(self) -> None:
         """Raises RuntimeError: nothing comes off the device any more, or nobody follows the registry."""
+        self._asked_at = time.monotonic()
         if fault := self._parts.fault():
             raise RuntimeError(fault)
 

@@ -82,12 +82,12 @@ class Churn:
             name = make_spec(number).name
             self._commit("canary", partial(self.registry.set_alias, name, CANARY, 1), number)
 
-    def prepare(self, each: int) -> None:
-        """Have at least so many versions of every task ready to be published, and a broken one."""
+    def prepare(self, each: int, broken: int = 1) -> None:
+        """Have at least so many versions of every task ready to be published, and so many broken ones."""
         for number in range(self.tasks):
             sound, unsound = self._sound.setdefault(number, deque()), self._unsound.setdefault(number, deque())
             sound.extend(self.make(number, False) for _ in range(each - len(sound)))
-            unsound.extend(self.make(number, True) for _ in range(1 - len(unsound)))
+            unsound.extend(self.make(number, True) for _ in range(broken - len(unsound)))
 
     def step(self) -> Change:
         """Make one change, of a task drawn at random. What turns out to change nothing is no change."""

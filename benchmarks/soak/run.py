@@ -100,6 +100,7 @@ class Soak:
         """
         step("start")
         self.churn.start()
+        self._prepare()
         specs, told = [make_spec(number) for number in range(self._plan.tasks)], self._folder / "told.jsonl"
         tasks, speaking = [spec.name for spec in specs], [spec.name for spec in specs if spec.kind == "text"]
         with serve(registry=self._folder / "registry", **self._loaded.settings(self._threads)) as served:
@@ -123,6 +124,11 @@ class Soak:
         self._made += 1
         return make_version(self._folder / "runs" / str(self._made), self._loaded, number, self._made, broken=broken)
 
+    def _prepare(self) -> None:
+        """What is going to be published, now: to make it beside the server takes the cores that it answers with."""
+        changes = self._plan.changes * (self._plan.rounds + 1) // self._plan.tasks
+        self.churn.prepare(changes // 3 + 4, changes // 30 + 2)
+
     def _warm(self, served: Served, tasks: Sequence[str]) -> None:
         """All inputs are known before the first change: what the backbone does after it, a change has caused."""
         with Client(served.address) as client:
@@ -131,7 +137,6 @@ class Soak:
 
     def _round(self, watch: Watch) -> Round:
         plan = self._plan
-        self.churn.prepare(max(2, plan.changes // (2 * plan.tasks)))
         steady = self._wait(plan.changes * plan.pause_s)
         began, changes = time.monotonic(), []
         for _ in range(plan.changes):

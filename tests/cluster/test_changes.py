@@ -1,32 +1,30 @@
 """What an operator changes while calls go on: settings, code, the number of replicas. And what a wrong change does."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.cluster.kit import SOON_S, Fleet, Seen, assert_unavailable, environment, traffic
-from tests.conformance.cluster import Cluster, wait_until
+from protos import sidecast_pb2 as pb
+from protos import sidecast_pb2_grpc
+from serving.status import DETAILS_KEY
+from tests.cluster.kit import SOON_S, Fleet, Seen, assert_unavailable, traffic
+from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-
-@pytest.fixture(scope="module")
-def cluster_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with Cluster(cpus=4, environment=environment()) as cluster:
-        fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
-        fleet.publish()
-        yield fleet
+WITHDRAWN_S = 5.0
+"""A replica that ended by itself has told the registry; one that was ended by force is waited for for 30 s."""
 
 
 @pytest.fixture
-def fleet(cluster_of_all: Fleet) -> Fleet:
+def fleet(fleet_of_all: Fleet) -> Fleet:
     """With one replica and the first settings, whatever the test before did."""
-    cluster_of_all.deploy(replicas=1)
-    return cluster_of_all
+    fleet_of_all.deploy(replicas=1)
+    return fleet_of_all
 
 
 @pytest.mark.parametrize(
@@ -47,6 +45,23 @@ def test_an_update_fails_no_call_and_starts_the_new_before_it_stops_the_old(
         replaced = time.monotonic()
         wait_until(lambda: fleet.runs(1) and seen.answered_since(replaced), SOON_S)
     assert seen.failed == []
+
+
+def test_streams_that_only_watch_do_not_hold_the_end_of_their_replica(fleet: Fleet) -> None:
+    [old] = fleet.serving()
+    with grpc.insecure_channel(fleet.cluster.address) as channel:
+        changes = sidecast_pb2_grpc.AdminStub(channel).Watch(pb.WatchRequest())
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(changes)
+        next(health)
+        fleet.apply(replicas=1, settings={"max_batch_rows": 8})
+        wait_until(lambda: not psutil.pid_exists(old), SOON_S)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(changes)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert DETAILS_KEY in {key for key, _ in ended.value.trailing_metadata()}, "it ended by itself"
+        list(health)
+    wait_until(lambda: len(fleet.registry.servers()) == 1, WITHDRAWN_S)
 
 
 def test_more_and_fewer_replicas_fail_no_call_and_restart_none(fleet: Fleet) -> None:

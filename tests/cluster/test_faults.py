@@ -3,31 +3,21 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.cluster.kit import CONTROLLER, HAPROXY, PROXY, SOON_S, Fleet, Seen, assert_unavailable, environment, traffic
-from tests.conformance.cluster import Cluster, wait_until
+from tests.cluster.kit import CONTROLLER, HAPROXY, PROXY, SOON_S, Fleet, Seen, assert_unavailable, traffic
+from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 
-@pytest.fixture(scope="module")
-def cluster_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with Cluster(cpus=4, environment=environment()) as cluster:
-        fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
-        fleet.publish()
-        yield fleet
-
-
 @pytest.fixture
-def fleet(cluster_of_all: Fleet) -> Fleet:
+def fleet(fleet_of_all: Fleet) -> Fleet:
     """With two replicas, whatever the test before did."""
-    cluster_of_all.deploy(replicas=2)
-    return cluster_of_all
+    fleet_of_all.deploy(replicas=2)
+    return fleet_of_all
 
 
 def test_a_killed_replica_takes_only_its_calls_in_flight_along(fleet: Fleet) -> None:

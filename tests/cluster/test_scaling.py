@@ -1,23 +1,18 @@
 """Replicas follow the calls, to none where that is allowed: our policy in Ray's controller, on a real cluster."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.kit import SOON_S, Fleet, environment, traffic
-from tests.conformance.cluster import Cluster, wait_until
+from tests.cluster.kit import SOON_S, Fleet, traffic
+from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module")
-def fleet(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with Cluster(cpus=4, environment=environment()) as cluster:
-        fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
-        fleet.publish()
-        yield fleet
+@pytest.fixture
+def fleet(fleet_of_all: Fleet) -> Fleet:
+    return fleet_of_all
 
 
 def deploy(fleet: Fleet, **autoscaling: Any) -> None:

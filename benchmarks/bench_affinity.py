@@ -1,0 +1,180 @@
+"""Does it pay to send equal inputs to the same replica, so that it finds their activations in its cache?
+
+    python -m benchmarks.bench_affinity
+
+Two clusters of this machine with two replicas each take turns: one sends calls to the replica with the fewest in flight,
+the other by the hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.bench_cluster import Bench
+from benchmarks.bench_cluster import Settings as ClusterSettings
+from benchmarks.cli import backbone_options, load_given
+from benchmarks.harness import Column, Figures, Report, Variant, options, plain_errors, quantile, steps, take_turns
+from benchmarks.load import measure_load
+from benchmarks.machine import look
+from benchmarks.models import HEADS, Loaded, publish_tasks
+from benchmarks.served import Served, counted
+from serving.deploying_local import AFFINITY
+from sidecast.load.sentences import SENTENCES
+from tests.cluster.kit import environment
+from tests.conformance.cluster import Cluster
+
+REPLICAS = 2
+WAYS = {"fewest in flight": {}, "affinity": AFFINITY}
+COLUMNS = (
+    Column(figure="rows_per_s", heading="rows/s"),
+    Column(figure="p50_ms", heading="p50 ms"),
+    Column(figure="p99_ms", heading="p99 ms"),
+    Column(figure="recalled", heading="recalled", digits=3),
+    Column(figure="fuller", heading="fuller replica", digits=2),
+    Column(figure="errors", heading="errors", digits=0),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    tasks: int
+    heads: str
+    callers: int
+    inputs: int
+    skew: float
+    """Exponent of Zipf's law."""
+    cache_bytes: int
+    """Of a replica."""
+    warm_up_s: float
+    seconds: float
+    rounds: int
+    seed: int
+
+    @property
+    def quick(self) -> "Settings":
+        """Enough to see that it works, for figures that mean nothing."""
+        return replace(self, tasks=2, callers=4, inputs=50, warm_up_s=1.0, seconds=1.0, rounds=1)
+
+    @property
+    def of_cluster(self) -> ClusterSettings:
+        shared = {name: getattr(self, name) for name in ("tasks", "heads", "seconds", "rounds", "seed")}
+        return ClusterSettings(callers=(self.callers,), batched=(), batched_callers=1, publishes=0, **shared)
+
+
+@dataclass(slots=True)
+class Way:
+    """Two replicas behind one way of spreading calls."""
+
+    settings: Settings
+    served: Served
+    tasks: Sequence[str]
+    texts: Sequence[str]
+    metrics: Sequence[str]
+    """URLs, one a replica."""
+    seed: int
+
+    def measure(self, seconds: float) -> Figures:
+        """What callers saw, and how many of the inputs were recalled on both replicas together."""
+        self.seed += 1
+        before = self._counts()
+        load = measure_load(
+            self.served,
+            self.tasks,
+            concurrency=self.settings.callers,
+            seconds=seconds,
+            seed=self.seed,
+            texts=self.texts,
+            skew=self.settings.skew,
+        )
+        grown = [
+            [now - then for now, then in zip(*pair, strict=True)] for pair in zip(self._counts(), before, strict=True)
+        ]
+        hits, misses = (sum(each) for each in zip(*grown, strict=True))
+        return {
+            "rows_per_s": load.rows_per_s,
+            "p50_ms": quantile(load.latencies_us, 0.5) / 1e3,
+            "p99_ms": quantile(load.latencies_us, 0.99) / 1e3,
+            "recalled": hits / max(hits + misses, 1),
+            "fuller": max(map(sum, grown)) / max(hits + misses, 1),
+            "errors": sum(load.errors.values()),
+        }
+
+    def _counts(self) -> list[tuple[float, float]]:
+        """Hits and misses of each replica's cache."""
+        seen = [counted(url) for url in self.metrics]
+        return [(each["sidecast_cache_hits_total"], each["sidecast_cache_misses_total"]) for each in seen]
+
+
+def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
+    texts = [f"{number}. {SENTENCES[number % len(SENTENCES)]}" for number in range(settings.inputs)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-bench-")))
+        registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
+        variants = []
+        for name, more in WAYS.items():
+            cluster = stack.enter_context(Cluster(cpus=4, environment=environment() | more))
+            own = {"cache_bytes": settings.cache_bytes}
+            bench = Bench(settings.of_cluster, loaded, registry, folder, cluster, settings.seed, own=own)
+            served = bench.deploy(REPLICAS)
+            metrics = [f"http://{each['metrics']}/metrics" for each in cluster.statuses()]
+            way = Way(settings, served, bench.tasks, texts, metrics, settings.seed)
+            variants.append(
+                Variant(
+                    name=name,
+                    measure=partial(way.measure, settings.seconds),
+                    warm_up=partial(way.measure, settings.warm_up_s),
+                )
+            )
+        with steps(len(variants) * (settings.rounds + 1), quiet) as step:
+            return take_turns(variants, settings.rounds, settings.seed, step)
+
+
+def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
+    machine = look(loaded.device, loaded.dtype)
+    samples = measure(settings, loaded, quiet)
+    first, second = WAYS
+    found = {
+        f"{figure}: {second} / {first}": samples.ratio(figure, second, first) for figure in ("rows_per_s", "p99_ms")
+    }
+    return Report(
+        name="affinity",
+        title=f"{REPLICAS} replicas on {loaded.backbone.name}, inputs by Zipf's law, one thread each",
+        machine=machine,
+        settings={**asdict(settings), "backbone": loaded.backbone.name, "fingerprint": loaded.backbone.fingerprint},
+        samples=samples,
+        ratios=found,
+    )
+
+
+@click.command()
+@click.option("--tasks", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--heads", type=click.Choice(list(HEADS)), default="linear", show_default=True)
+@click.option("--callers", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--inputs", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option(
+    "--skew", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Zipf's exponent."
+)
+@click.option("--cache-bytes", type=click.IntRange(1), default=150_000_000, show_default=True, help="Of a replica.")
+@click.option("--warm-up-s", type=click.FloatRange(0.1), default=40.0, show_default=True, help="Fills the caches.")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=15.0, show_default=True, help="Of a measurement.")
+@click.option("--quick", is_flag=True, help="See in a minute or two whether it works; the figures mean nothing.")
+@backbone_options
+@options
+def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
+    """Two replicas, spread by load and by input."""
+    settings = Settings(**{each.name: given[each.name] for each in fields(Settings)})
+    with plain_errors():
+        outcome = report(settings.quick if quick else settings, load_given(given), quiet=as_json)
+        if save:
+            click.echo(f"saved {outcome.save().name}", err=True)
+        outcome.show(COLUMNS, as_json)
+
+
+if __name__ == "__main__":
+    main()
