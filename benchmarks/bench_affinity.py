@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_affinity
 
-Two clusters of this machine with two replicas each take turns: one sends calls to the replica with the fewest in flight,
-the other by the hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
+Two clusters of this machine with two replicas each take turns: one sends calls to the replica with the fewest in
+flight, the other by the hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
 """
 
 import tempfile
@@ -92,9 +92,8 @@ class Way:
             texts=self.texts,
             skew=self.settings.skew,
         )
-        grown = [
-            [now - then for now, then in zip(*pair, strict=True)] for pair in zip(self._counts(), before, strict=True)
-        ]
+        both = zip(self._counts(), before, strict=True)
+        grown = [[now - then for now, then in zip(*each, strict=True)] for each in both]
         hits, misses = (sum(each) for each in zip(*grown, strict=True))
         return {
             "rows_per_s": load.rows_per_s,
@@ -139,9 +138,8 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
     machine = look(loaded.device, loaded.dtype)
     samples = measure(settings, loaded, quiet)
     first, second = WAYS
-    found = {
-        f"{figure}: {second} / {first}": samples.ratio(figure, second, first) for figure in ("rows_per_s", "p99_ms")
-    }
+    names = ("rows_per_s", "p99_ms")
+    found = {f"{name}: {second} / {first}": samples.ratio(name, second, first) for name in names}
     return Report(
         name="affinity",
         title=f"{REPLICAS} replicas on {loaded.backbone.name}, inputs by Zipf's law, one thread each",
@@ -157,9 +155,7 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 @click.option("--heads", type=click.Choice(list(HEADS)), default="linear", show_default=True)
 @click.option("--callers", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--inputs", type=click.IntRange(1), default=10_000, show_default=True)
-@click.option(
-    "--skew", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Zipf's exponent."
-)
+@click.option("--skew", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Zipf's.")
 @click.option("--cache-bytes", type=click.IntRange(1), default=150_000_000, show_default=True, help="Of a replica.")
 @click.option("--warm-up-s", type=click.FloatRange(0.1), default=40.0, show_default=True, help="Fills the caches.")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=15.0, show_default=True, help="Of a measurement.")

@@ -35,8 +35,8 @@ AFFINITY = {
     hash-type consistent sdbm avalanche
     hash-balance-factor 125"""
 }
-"""Instead of to the replica with the fewest calls, a call goes by its input, unless that replica has over 1.25 times the
-mean. Ray copies the value as it is into HAProxy's configuration, after the word `balance`."""
+"""A call goes by its input, and only where that replica has over 1.25 times the mean to another, instead of to the one
+with the fewest calls. Ray copies the value as it is into HAProxy's configuration, behind the word `balance`."""
 LOOPBACK = "127.0.0.1"
 LONGEST_FOLDER = 26
 """Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""
