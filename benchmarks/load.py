@@ -77,7 +77,7 @@ class Mix:
     def _skewed(self, texts: Sequence[str], draw: random.Random) -> Iterator[tuple[str, str]]:
         weights = list(accumulate((1 + place) ** -self.skew for place in range(len(texts))))
         while True:
-            yield draw.choice(self.tasks), *draw.choices(texts, cum_weights=weights)
+            yield draw.choice(self.tasks), draw.choices(texts, cum_weights=weights)[0]
 
     def _shuffled(self, texts: Sequence[str], draw: random.Random) -> Iterator[tuple[str, str]]:
         while True:

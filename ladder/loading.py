@@ -34,8 +34,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone of any of the `ladder.families`, frozen, in evaluation mode.
 
-    On a CPU, weights that a safetensors file has in the dtype that is computed in are not copied: they are the file itself,
-    mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
+    On a CPU, weights that a safetensors file has in the dtype that is computed in are not copied: they are the file
+    itself, mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
 
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.

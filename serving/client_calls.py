@@ -37,8 +37,8 @@ from serving.client_reading import (
 CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 AFFINITY = "sidecast-affinity"
-"""Metadata of a call about one row: the row's hash. A load balancer that goes by it sends equal rows to one server, which
-has kept their activations."""
+"""Metadata of a call about one row: the row's hash. A load balancer that goes by it sends equal rows to one server,
+which has kept their activations."""
 
 Result = TypeVar("Result")
 
