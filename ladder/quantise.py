@@ -268,9 +268,10 @@ def count_weights(backbone: Backbone) -> int:
 
 
 def held_bytes(backbone: Backbone) -> int:
-    """Bytes that the backbone's weights take on its device."""
+    """Bytes that the backbone's weights take on its device, once each where two parameters are one matrix."""
     packed = [module.codes for module in backbone.modules() if isinstance(module, W8A8Linear) and module.is_packed]
-    return sum(tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers(), *packed))
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers())}
+    return sum(held.values()) + sum(tensor.nbytes for tensor in packed)
 
 
 def full_precision(backbone: Backbone) -> Backbone:

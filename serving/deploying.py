@@ -311,10 +311,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def start_here(folder: Path, dashboard_port: int) -> LocalCluster:
+def start_here(folder: Path, dashboard_port: int, *, affinity: bool = False) -> LocalCluster:
     """A cluster of this machine alone.
+
+    Args:
+        affinity: calls go by their input.
 
     Raises:
         LocalClusterError
     """
-    return start(folder, dashboard_port, answers)
+    return start(folder, dashboard_port, answers, affinity=affinity)

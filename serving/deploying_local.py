@@ -69,6 +69,8 @@ class LocalCluster:
     """HOST:PORT, for drivers."""
     token: str
     """File of the token that Ray asks for; empty where the user's environment says how to sign in."""
+    affinity: bool = False
+    """Calls go by their input."""
 
 
 def folder_for(dashboard_port: int) -> Path:
@@ -87,11 +89,12 @@ def find(folder: Path) -> LocalCluster | None:
     return found if _process(found) or _members(found) else None
 
 
-def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> LocalCluster:
+def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, affinity: bool = False) -> LocalCluster:
     """Start a cluster and wait until it answers. Blocks for seconds.
 
     Args:
         ready: whether the dashboard of an address answers.
+        affinity: calls go by their input.
 
     Raises:
         LocalClusterError
@@ -104,10 +107,10 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> Lo
             raise LocalClusterError(
                 f"the cluster in {folder} runs and does not answer; end it with --down, then try again"
             )
-        return _start(folder, dashboard_port, ready)
+        return _start(folder, dashboard_port, ready, affinity)
 
 
-def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> LocalCluster:
+def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affinity: bool) -> LocalCluster:
     token = token_of(folder)
     if token:
         _make_token(Path(token))
@@ -116,7 +119,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> L
         process = subprocess.Popen(
             [sys.executable, *RAY, *_words(folder, dashboard_port, gcs_port, *others[:2])],
             cwd=folder,
-            env=_environment(folder, token, *others[2:]),
+            env=(AFFINITY if affinity else {}) | _environment(folder, token, *others[2:]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -129,6 +132,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool]) -> L
         dashboard=f"http://{LOOPBACK}:{dashboard_port}",
         gcs=f"{LOOPBACK}:{gcs_port}",
         token=token,
+        affinity=affinity,
     )
     (folder / FILE).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
     try:

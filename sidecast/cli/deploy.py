@@ -79,6 +79,9 @@ def _scaling(command: options.Command) -> options.Command:
     metavar="PERCENT",
     help="New replicas beside the old ones in an update; 0 stops old ones first.",
 )
+@click.option(
+    "--affinity", is_flag=True, help="Equal inputs to the same replica, whose cache has them. Of a cluster started here."
+)
 @options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP door.")
 @click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
 @click.option("--check/--no-check", default=True, help="Refuse what the cluster has no room for.  [default: check]")
@@ -101,12 +104,15 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
         if down:
             _take_down(name, url, ours, bool(where["address"]), wait, as_json)
             return
-        check, wanted = given.pop("check"), _wanted(name, url, **given)
+        check, affinity = given.pop("check"), given.pop("affinity")
+        wanted = _wanted(name, url, **given)
         if dry_run:
             _print_config(wanted)
             return
         tell = _teller(as_json)
-        cluster, started, warning = _deploy(wanted, url, where, check, tell)
+        if affinity and not (ours and ours.affinity):
+            _check_affinity(url)
+        cluster, started, warning = _deploy(wanted, url, where, check, affinity, tell)
         with _left_running(_down_words(name, where) if started else "", tell):
             found = _await(cluster, name, wait, as_json) if wait else None
             _tell_done(wanted, cluster, found, started, warning, as_json)
@@ -152,8 +158,22 @@ def _print_config(wanted: "Wanted") -> None:
     click.echo(yaml.safe_dump(serve_config(wanted), sort_keys=False, allow_unicode=True), nl=False)
 
 
+def _check_affinity(url: str) -> None:
+    """
+    Raises:
+        UserError: a cluster runs there, which was started without.
+    """
+    from serving.deploying import answers
+
+    if answers(url):
+        raise UserError(
+            f"the cluster at {url} runs already, and was started without --affinity: end it, or leave the option out"
+            " (docs/scaling.md tells how to start one of your own with it)"
+        )
+
+
 def _deploy(
-    wanted: "Wanted", url: str, where: dict[str, Any], check: bool, tell: Callable[[str], None]
+    wanted: "Wanted", url: str, where: dict[str, Any], check: bool, affinity: bool, tell: Callable[[str], None]
 ) -> tuple["Cluster", bool, str]:
     """The cluster that took it, whether that was started for this, and a warning or nothing."""
     from serving.deploying import Cluster, answers, start_here
@@ -164,7 +184,7 @@ def _deploy(
         return cluster, False, cluster.deploy(wanted, check=check)
     folder = folder_of(where["cluster_folder"], where["dashboard_port"])
     tell(f"no Ray cluster runs at {url}: starting one on this machine, its files in {folder}")
-    ours = start_here(folder, where["dashboard_port"])
+    ours = start_here(folder, where["dashboard_port"], affinity=affinity)
     try:
         cluster = Cluster(url)
         return cluster, True, cluster.deploy(wanted, check=check)

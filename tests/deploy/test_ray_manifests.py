@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from serving.config import ServeConfig, setting_names
-from serving.deploying_local import ENVIRONMENT
+from serving.deploying_local import AFFINITY, ENVIRONMENT
 from tests.deploy.kit import RAY, Objects, only, overlay, pods, port, with_components
 
 if TYPE_CHECKING:  # imported by the fixtures: Ray takes seconds
@@ -77,6 +77,13 @@ def test_head_and_workers_start_as_the_application_needs(objects: Objects, clust
         (container,) = pod["spec"]["containers"]
         env = {each["name"]: each["value"] for each in container["env"]}
         assert env == {name: value for name, value in ENVIRONMENT.items() if name != "RAY_USAGE_STATS_ENABLED"}
+
+
+def test_affinity_is_what_deploy_starts_a_cluster_with(tmp_path: Path) -> None:
+    for pod in pods([only("RayService", with_components(tmp_path, "ray/cpu", "components/affinity"))]):
+        (container,) = pod["spec"]["containers"]
+        env = {each["name"]: each["value"] for each in container["env"]}
+        assert {name: env[name] for name in AFFINITY} == AFFINITY
 
 
 def test_rays_ports_ask_for_a_token(cluster: dict[str, Any]) -> None:

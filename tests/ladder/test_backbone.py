@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,19 @@ def block_outputs(stack: torch.nn.Module) -> list[torch.Tensor]:
     for block in stack.block:
         block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
     return seen
+
+
+def test_weights_are_the_file_itself_where_its_dtype_is_computed_in(tmp_path):
+    folder = tiny.make_t5(tmp_path / "model", tie_word_embeddings=True)
+    mapped = str(folder / "model.safetensors")
+    backbone = load_backbone(folder)
+    assert mapped in Path("/proc/self/maps").read_text()
+    assert backbone.head.data_ptr() == backbone.shared.data_ptr()
+    assert not any(weight.requires_grad for weight in backbone.parameters())
+    converted = load_backbone(folder, dtype="bfloat16")
+    del backbone
+    assert mapped not in Path("/proc/self/maps").read_text()
+    assert converted.dtype is torch.bfloat16
 
 
 def test_taps_and_logits_equal_hugging_face(folder):

@@ -17,11 +17,13 @@ import grpc
 import pytest
 
 from ladder.generation import Generation
+from serving import client_calls
 from serving import client_errors as errors
 from serving.client import AsyncClient, Client
 from serving.client_calls import parse_ref
 from serving.client_errors import SidecastError
-from serving.client_results import Classification, Predictions, Prompt, Regression, Text
+from serving.client_results import Classification, Predictions, Prompt, Regression, Row, Text
+from serving.config import RequestConfig
 from serving.errors import Overloaded
 from tests.serving.doors_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
 
@@ -157,6 +159,28 @@ def test_a_call_chooses_how_texts_are_made(ask: Ask, parlour: Parlour) -> None:
     answerer = parlour.service.answerers[-1]
     assert answerer.max_new_tokens == 5
     assert answerer.generation == Generation(num_beams=3, early_stopping=True)
+
+
+def test_calls_about_one_row_name_it_so_that_a_load_balancer_may_keep_it_at_one_server() -> None:
+    def metadata(rows: list[Row], task: str = "sst2") -> object:
+        return client_calls.predict(task, rows, None, None, None, None, 0, "").metadata
+
+    one = metadata(["a film"])
+    assert one == metadata(["a film"], "rte")
+    assert one != metadata(["another"])
+    assert metadata([{"a": "1", "b": "2"}]) == metadata([{"b": "2", "a": "1"}])
+    assert metadata(["a film"] * 2) == ()
+    assert client_calls.stream("titles", "a film", None, None, None, None, 0, "").metadata == one
+    assert client_calls.predict_tasks(["sst2", "rte"], ["a film"], None, None, 0, "").metadata == one
+
+
+def test_what_names_a_row_is_sent(tmp_path: Path) -> None:
+    tenants = RequestConfig(tenant_header=client_calls.AFFINITY)
+    with Parlour(tmp_path, request=tenants).open() as parlour, Client(parlour.address) as client:
+        client.predict("sst2", ["a film"])
+        client.predict("sst2", ["a film", "another"])
+        [(_, expected)] = client_calls.predict("sst2", ["a film"], None, None, None, None, 0, "").metadata
+        assert parlour.service.tenants == [expected, ""]
 
 
 def test_a_call_names_its_route_key(ask: Ask, parlour: Parlour) -> None:

@@ -199,12 +199,19 @@ def test_a_cluster_that_was_started_for_a_config_that_is_refused_is_ended(monkey
     ended: list[object] = []
     monkeypatch.setattr("serving.deploying.Cluster", Refuses)
     monkeypatch.setattr("serving.deploying.answers", lambda url: False)
-    monkeypatch.setattr("serving.deploying.start_here", lambda folder, port: "ours")
+    monkeypatch.setattr("serving.deploying.start_here", lambda folder, port, affinity: "ours")
     monkeypatch.setattr("serving.deploying_local.stop", ended.append)
     where = {"address": None, "dashboard_port": 1, "cluster_folder": None}
     with pytest.raises(DeployFailed):
-        deploy_command._deploy(None, "http://127.0.0.1:1", where, True, lambda text: None)  # type: ignore[arg-type]
+        deploy_command._deploy(None, "http://127.0.0.1:1", where, True, False, lambda text: None)  # type: ignore[arg-type]
     assert ended == ["ours"]
+
+
+def test_affinity_is_of_a_cluster_that_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.deploying.answers", lambda url: url.endswith(":8265"))
+    with pytest.raises(UserError, match="was started without --affinity"):
+        deploy_command._check_affinity("http://127.0.0.1:8265")
+    deploy_command._check_affinity("http://127.0.0.1:1")
 
 
 def test_a_removal_that_is_not_waited_for_is_told_as_one(monkeypatch: pytest.MonkeyPatch, nowhere: tuple[object, ...]):
