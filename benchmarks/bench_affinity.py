@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_affinity
 
-Two clusters of this machine with two replicas each take turns: one sends calls to the replica with the fewest in
-flight, the other by the hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
+Two clusters of this machine take turns: one sends calls to the replica with the fewest in flight, the other by the
+hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
 """
 
 import tempfile
@@ -29,7 +29,6 @@ from sidecast.load.sentences import SENTENCES
 from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 
-REPLICAS = 2
 WAYS = {"fewest in flight": {}, "affinity": AFFINITY}
 COLUMNS = (
     Column(figure="rows_per_s", heading="rows/s"),
@@ -43,6 +42,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
+    replicas: int
     tasks: int
     heads: str
     callers: int
@@ -59,7 +59,7 @@ class Settings:
     @property
     def quick(self) -> "Settings":
         """Enough to see that it works, for figures that mean nothing."""
-        return replace(self, tasks=2, callers=4, inputs=50, warm_up_s=1.0, seconds=1.0, rounds=1)
+        return replace(self, replicas=2, tasks=2, callers=4, inputs=50, warm_up_s=1.0, seconds=1.0, rounds=1)
 
     @property
     def of_cluster(self) -> ClusterSettings:
@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Way:
-    """Two replicas behind one way of spreading calls."""
+    """Replicas behind one way of spreading calls."""
 
     settings: Settings
     served: Served
@@ -80,7 +80,7 @@ class Way:
     seed: int
 
     def measure(self, seconds: float) -> Figures:
-        """What callers saw, and how many of the inputs were recalled on both replicas together."""
+        """What callers saw, and how many of the inputs were recalled on all replicas together."""
         self.seed += 1
         before = self._counts()
         load = measure_load(
@@ -117,10 +117,10 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
         registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
         variants = []
         for name, more in WAYS.items():
-            cluster = stack.enter_context(Cluster(cpus=4, environment=environment() | more))
+            cluster = stack.enter_context(Cluster(cpus=settings.replicas, environment=environment() | more))
             own = {"cache_bytes": settings.cache_bytes}
             bench = Bench(settings.of_cluster, loaded, registry, folder, cluster, settings.seed, own=own)
-            served = bench.deploy(REPLICAS)
+            served = bench.deploy(settings.replicas)
             metrics = [f"http://{each['metrics']}/metrics" for each in cluster.statuses()]
             way = Way(settings, served, bench.tasks, texts, metrics, settings.seed)
             variants.append(
@@ -142,7 +142,7 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
     found = {f"{name}: {second} / {first}": samples.ratio(name, second, first) for name in names}
     return Report(
         name="affinity",
-        title=f"{REPLICAS} replicas on {loaded.backbone.name}, inputs by Zipf's law, one thread each",
+        title=f"{settings.replicas} replicas on {loaded.backbone.name}, inputs by Zipf's law, one thread each",
         machine=machine,
         settings={**asdict(settings), "backbone": loaded.backbone.name, "fingerprint": loaded.backbone.fingerprint},
         samples=samples,
@@ -151,9 +151,10 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 
 
 @click.command()
+@click.option("--replicas", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--tasks", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--heads", type=click.Choice(list(HEADS)), default="linear", show_default=True)
-@click.option("--callers", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--callers", type=click.IntRange(1), default=24, show_default=True)
 @click.option("--inputs", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--skew", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Zipf's.")
 @click.option("--cache-bytes", type=click.IntRange(1), default=150_000_000, show_default=True, help="Of a replica.")
@@ -163,7 +164,7 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 @backbone_options
 @options
 def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
-    """Two replicas, spread by load and by input."""
+    """Calls spread by load and by input."""
     settings = Settings(**{each.name: given[each.name] for each in fields(Settings)})
     with plain_errors():
         outcome = report(settings.quick if quick else settings, load_given(given), quiet=as_json)

@@ -80,7 +80,9 @@ def _scaling(command: options.Command) -> options.Command:
     help="New replicas beside the old ones in an update; 0 stops old ones first.",
 )
 @click.option(
-    "--affinity", is_flag=True, help="Equal inputs to the same replica, whose cache has them. Of a cluster started here."
+    "--affinity",
+    is_flag=True,
+    help="Equal inputs to the same replica, whose cache has them. Of a cluster started here.",
 )
 @options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP door.")
 @click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
