@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from grpc.aio import ServicerContext
 
@@ -65,6 +65,7 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         self._pool, self._registry, self._drain, self._wake = pool, registry, drain, wake
         self._max_upload_bytes = max_upload_bytes
         self._comparisons, self._presence = comparisons, presence
+        self._looked_at, self._look = 0.0, cast("asyncio.Future[list[Announced]] | None", None)
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: ServicerContext) -> pb.PublishResponse:
         with tempfile.TemporaryDirectory(prefix="sidecast-publish-") as folder:
@@ -153,8 +154,14 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
             await self._drain.pause(min(AWAIT_POLL_S, left))
 
     async def _followers(self) -> list[Announced]:
-        """The servers that follow the registry; this one too, whether or not the registry takes its presence."""
-        others = await asyncio.to_thread(self._registry.servers)
+        """The servers that follow the registry; this one too, whether or not the registry takes its presence.
+
+        As of AWAIT_POLL_S ago at most: all who wait share a look at the registry.
+        """
+        if self._look is None or time.monotonic() - self._looked_at >= AWAIT_POLL_S:
+            self._looked_at = time.monotonic()
+            self._look = asyncio.ensure_future(asyncio.to_thread(self._registry.servers))
+        others = await asyncio.shield(self._look)
         return [self._presence.now, *(server for server in others if server.id != self._presence.id)]
 
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:

@@ -1,9 +1,12 @@
 """Routes over gRPC: who sets them, who hears of them, and that both doors follow them."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -359,6 +362,26 @@ def test_a_server_waits_for_itself_where_the_registry_does_not_take_its_presence
     assert [server.address for server in client.await_generation(3, timeout=5).servers] == [opened.address]
     late = client.await_generation(9, timeout=0.2)
     assert (late.served, [server.address for server in late.late]) == (False, [opened.address])
+
+
+def test_all_who_wait_share_a_look_at_the_registry(opened: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, look = [], opened.registry.servers
+
+    def counted() -> list[Announced]:
+        looks.append(time.monotonic())
+        return look()
+
+    monkeypatch.setattr(opened.registry, "servers", counted)
+
+    def wait(_: int) -> bool:
+        with Client(opened.address) as client:
+            return client.await_generation(9, timeout=0.6).served
+
+    with ThreadPoolExecutor(16) as threads:
+        assert not any(threads.map(wait, range(16)))
+    apart = [later - earlier for earlier, later in pairwise(looks)]
+    assert looks
+    assert min(apart, default=1.0) > 0.05  # of 16 who ask ten times a second each
 
 
 def test_what_cannot_be_waited_for(client: Client) -> None:
