@@ -1,8 +1,9 @@
 """Warm-up: what torch and the device set up at first use is set up before the server is ready.
 
-Batches of made-up tokens, from one row to a few or, on a GPU, a full batch, for a resident of every kind, and one
-decoder step of their texts. They go through an engine of their own: they are no traffic, so neither metrics nor the
-activation cache know of them. Runs on the device thread. Versions that come later are warm by their golden examples.
+Batches of made-up tokens, a row and a few or, on a GPU, of several lengths and up to a full batch, for a resident of
+every kind, and one decoder step of their texts. They go through an engine of their own: they are no traffic, so neither
+metrics nor the activation cache know of them. Runs on the device thread. Versions that come later are warm by their
+golden examples.
 """
 
 import logging
@@ -67,14 +68,15 @@ def one_of_each(residents: Iterable[Resident]) -> list[Resident]:
 
 
 def shapes_of(batch: BatchConfig, backbone: Backbone, *, full: bool | None = None) -> list[tuple[int, int]]:
-    """(rows, tokens) each, smallest first: a row alone, a few and, with `full`, as many as a batch may have.
+    """(rows, tokens) each, smallest first: a row and a few; with `full` longer ones too, and as many as may be.
 
     Args:
-        full: None: on a GPU, whose allocator then has seen the most; a CPU gains nothing by it.
+        full: None: on a GPU, whose allocator then has seen the most. A CPU gains nothing by it: there only the very
+            first pass takes longer than the next one, whatever their shapes.
     """
     full = backbone.device.type == "cuda" if full is None else full
-    shapes = set()
-    for tokens in {min(length, backbone.config.max_positions or length) for length in TOKENS}:
+    shapes, lengths = set(), TOKENS if full else TOKENS[:1]
+    for tokens in {min(length, backbone.config.max_positions or length) for length in lengths}:
         most = min(batch.max_batch_rows, max(batch.max_batch_tokens // tokens, 1))
         shapes |= {(1, tokens), (min(FEW, most), tokens), *([(most, tokens)] if full else [])}
     return sorted(shapes, key=lambda shape: shape[0] * shape[1])

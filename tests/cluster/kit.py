@@ -193,10 +193,10 @@ def _taken(request: Request) -> bool:
 
 
 @contextmanager
-def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True) -> Iterator[Seen]:
-    """Calls without a break, each caller over a connection of its own, from the first answer to the block's end."""
+def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = 0.0) -> Iterator[Seen]:
+    """Calls one after the other, each caller over a connection of its own, from the first answer to the block's end."""
     seen, stop = Seen(), Event()
-    threads = [Thread(target=_call, args=(fleet, seen, stop, retry), daemon=True) for _ in range(callers)]
+    threads = [Thread(target=_call, args=(fleet, seen, stop, retry, pause_s), daemon=True) for _ in range(callers)]
     for thread in threads:
         thread.start()
     try:
@@ -208,7 +208,7 @@ def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True) -> Iterator[S
             thread.join()
 
 
-def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool) -> None:
+def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool, pause_s: float) -> None:
     with fleet.client(retry=retry) as client:
         number = 0
         while not stop.is_set():
@@ -219,8 +219,8 @@ def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool) -> None:
             except Exception as raised:
                 error = raised
             seen.calls.append(Call(began, time.monotonic(), version, error))
-            if error:
-                stop.wait(PAUSE_S)
+            if pause := PAUSE_S if error else pause_s:
+                stop.wait(pause)
 
 
 def assert_unavailable(seen: Seen) -> None:

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +13,9 @@ from tests.cluster.kit import CONTROLLER, HAPROXY, PROXY, SOON_S, Fleet, Seen, a
 from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+ALARM_S = 60
+"""In deploy/prometheus/rules.yaml."""
 
 
 @pytest.fixture
@@ -64,18 +69,20 @@ def test_calls_go_on_without_the_controller(fleet: Fleet) -> None:
     assert sorted(fleet.serving()) == sorted(replicas)
 
 
-def test_a_registry_that_is_away_stops_nothing_but_changes(fleet: Fleet) -> None:
-    here, away = fleet.folder / "registry", fleet.folder / "away"
+def test_a_registry_that_is_away_for_a_minute_stops_nothing_but_changes_and_raises_the_alarm(fleet: Fleet) -> None:
+    here, away, replicas = fleet.folder / "registry", fleet.folder / "away", fleet.cluster.statuses()
     with traffic(fleet, retry=False) as seen:
         here.rename(away)
         here.write_text("a file, so that nothing can be read or written there")
-        time.sleep(5)
+        time.sleep(ALARM_S + 1)
+        assert min(_unread_s(fleet, each) for each in replicas) > ALARM_S
         back = time.monotonic()
         wait_until(lambda: seen.answered_since(back), SOON_S)
         here.unlink()
         away.rename(here)
         version = fleet.publish()
         wait_until(lambda: _version(seen) == version, SOON_S)
+        wait_until(lambda: max(_unread_s(fleet, each) for each in replicas) < ALARM_S, SOON_S)
     assert seen.failed == []
     with fleet.client() as client:
         assert client.await_generation(fleet.registry.state().generation, timeout=10).served
@@ -96,6 +103,11 @@ def test_a_version_that_no_replica_can_load_leaves_the_one_before_serving(fleet:
     assert "golden" in told.failure or "answers" in told.failure
     assert seen.failed == []
     assert {each.version for each in seen.calls[-5:]} == {good}
+
+
+def _unread_s(fleet: Fleet, status: Mapping[str, Any]) -> float:
+    """What SidecastRegistryAway looks at."""
+    return time.time() - fleet.metric(status, "sidecast_registry_read_timestamp_seconds")
 
 
 def _version(seen: Seen) -> int | None:

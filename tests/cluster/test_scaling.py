@@ -27,7 +27,7 @@ def test_more_calls_more_replicas_and_back_and_none_fails(fleet: Fleet) -> None:
     with traffic(fleet, callers=8, retry=False) as seen:
         wait_until(lambda: len(fleet.serving()) == 2, SOON_S)
     assert seen.failed == []
-    with traffic(fleet, callers=1, retry=False) as seen:
+    with traffic(fleet, callers=1, retry=False, pause_s=0.05) as seen:  # one without a pause may fill a device
         wait_until(lambda: fleet.whole(1), SOON_S)
     assert seen.failed == []
 

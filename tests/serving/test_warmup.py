@@ -46,16 +46,16 @@ def residents(backbone: Backbone, tokenizer: Tokenizer) -> list[Resident]:
     return [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
 
 
-def test_it_runs_one_row_and_several_of_several_lengths(backbone: Backbone, residents: list[Resident]) -> None:
+def test_it_runs_one_row_and_several(backbone: Backbone, residents: list[Resident]) -> None:
     encoder = Encoder(backbone)
     assert warm_up(backbone, residents, BATCH, LONG, encoder) == len(encoder.shapes)
     assert encoder.shapes == [(1, 8), *shapes_of(BATCH, backbone)]
-    assert set(encoder.shapes) == {(1, 8), (1, 32), (8, 8), (1, 128), (8, 32), (8, 128)}
+    assert encoder.shapes == [(1, 8), (1, 8), (8, 8)]
 
 
 def test_on_a_gpu_it_runs_full_batches_within_the_limits_too(backbone: Backbone) -> None:
     shapes = shapes_of(BATCH, backbone, full=True)
-    assert {(16, 8), (16, 32), (8, 128)} <= set(shapes)
+    assert {(1, 8), (8, 32), (16, 8), (16, 32), (1, 128), (8, 128)} <= set(shapes)
     assert all(rows <= 16 and rows * tokens <= 1024 for rows, tokens in shapes)
     assert shapes_of(BatchConfig(max_batch_rows=4, max_batch_tokens=16), backbone, full=True)[-1] == (1, 128)
 
@@ -93,7 +93,7 @@ def test_a_text_is_taken_one_step(
 
 def test_without_residents_the_backbone_alone_is_warmed(backbone: Backbone) -> None:
     encoder = Encoder(backbone)
-    assert warm_up(backbone, [], BATCH, LONG, encoder) == len(encoder.shapes) > 3
+    assert warm_up(backbone, [], BATCH, LONG, encoder) == len(encoder.shapes) == 3
 
 
 def test_it_ends_when_its_time_is_over(
