@@ -1,4 +1,4 @@
-"""A cluster of its own for each file of tests."""
+"""One cluster for the tests of this folder: each has the application deployed as it needs it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ from tests.cluster.kit import Fleet, environment
 from tests.conformance.cluster import Cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def fleet_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """With one version published and nothing deployed."""
+    """With a version published, and deployed what the test before left."""
     with Cluster(cpus=4, environment=environment()) as cluster:
         fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
         fleet.publish()
