@@ -34,8 +34,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone of any of the `ladder.families`, frozen, in evaluation mode.
 
-    On a CPU, weights that a safetensors file has in the dtype that is computed in are not copied: they are the file
-    itself, mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
+    On a CPU, weights that the file has in the dtype that is computed in are not copied: they are the file itself,
+    mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
 
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
@@ -57,7 +57,7 @@ def load_backbone(
     computed = pick_dtype(dtype, torch.device(device))
     # matrices are quantised as the file has them, the same for every dtype
     read_as = computed if quantize == "none" else torch.float32
-    backbone.load_state_dict({name: tensor.to(read_as) for name, tensor in weights.items()}, assign=True)
+    backbone.load_state_dict({name: tensor.to(read_as).contiguous() for name, tensor in weights.items()}, assign=True)
     quantise(backbone, quantize, device)
     return backbone.to(device=device, dtype=computed)
 

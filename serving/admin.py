@@ -65,7 +65,7 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         self._pool, self._registry, self._drain, self._wake = pool, registry, drain, wake
         self._max_upload_bytes = max_upload_bytes
         self._comparisons, self._presence = comparisons, presence
-        self._looked_at, self._look = 0.0, cast("asyncio.Future[list[Announced]] | None", None)
+        self._looked_at, self._look = 0.0, cast("asyncio.Task[list[Announced]] | None", None)
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: ServicerContext) -> pb.PublishResponse:
         with tempfile.TemporaryDirectory(prefix="sidecast-publish-") as folder:
@@ -144,35 +144,39 @@ class AdminDoor(sidecast_pb2_grpc.AdminServicer):
         if request.generation < 0:
             raise InvalidInput("generation", f"must be at least 0, got {request.generation}")
         generation = request.generation or (await asyncio.to_thread(self._registry.state)).generation
-        deadline = time.monotonic() + timeout_s
+        deadline, since = time.monotonic() + timeout_s, self._drain.left
         self._wake()
         while True:
             response = write_awaited(generation, await self._followers())
             left = deadline - time.monotonic()
             if response.served or left <= 0:
                 return response
-            await self._drain.pause(min(AWAIT_POLL_S, left))
+            await self._drain.pause(min(AWAIT_POLL_S, left), since)
 
     async def _followers(self) -> list[Announced]:
         """The servers that follow the registry; this one too, whether or not the registry takes its presence.
 
-        As of AWAIT_POLL_S ago at most: all who wait share a look at the registry.
+        All who wait share a look at the registry, and the next one is AWAIT_POLL_S after its end.
         """
-        if self._look is None or time.monotonic() - self._looked_at >= AWAIT_POLL_S:
-            self._looked_at = time.monotonic()
-            self._look = asyncio.ensure_future(asyncio.to_thread(self._registry.servers))
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at >= AWAIT_POLL_S):
+            self._look = asyncio.create_task(asyncio.to_thread(self._registry.servers))
+            self._look.add_done_callback(self._note_look)
         others = await asyncio.shield(self._look)
         return [self._presence.now, *(server for server in others if server.id != self._presence.id)]
 
+    def _note_look(self, _: object) -> None:
+        self._looked_at = time.monotonic()
+
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
         before: messages.Watched | None = None
+        since = self._drain.left
         while True:
             now = messages.Watched.of(self._pool.snapshot())
             event = messages.write_event(before or messages.Watched.of(PoolState()), now)
             if before is None or event.changed or event.generations != before.generations:
                 yield event
             before = now
-            await self._drain.pause(WATCH_POLL_S)
+            await self._drain.pause(WATCH_POLL_S, since)
 
     async def _change(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Returns when the registry has the change, and this server has seen it: what is asked next knows of it."""

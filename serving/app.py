@@ -19,7 +19,7 @@ __all__ = ["AppArgs", "Autoscaling", "add_services", "build"]
 DEPLOYMENT = "Server"
 TRIES = 2
 """For each replica: so many failures to start in all, and the deployment has failed."""
-HEALTH_EVERY_S, HEALTH_TIMEOUT_S = 5.0, 30.0
+HEALTH_TIMEOUT_S = 30.0
 MESSAGE_SIZE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
 """Bytes that a replica's gRPC server takes; Ray's own limit is 2 GiB."""
 LOOK_BACK_S = 15.0
@@ -92,7 +92,7 @@ def build(args: AppArgs) -> Application:
     Raises:
         pydantic.ValidationError, before this is called: an unknown name, or a value against its rule.
     """
-    from serving.replica import Server
+    from serving.replica import HEALTH_EVERY_S, Server
 
     config = ServeConfig.from_values(args.settings)
     most = args.autoscaling.max_replicas if args.autoscaling else args.replicas or 1

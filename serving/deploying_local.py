@@ -115,11 +115,12 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
     if token:
         _make_token(Path(token))
     gcs_port, *others = _free_ports(7)
+    environment = _environment(folder, token, *others[2:]) | (AFFINITY if affinity else {})
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, *RAY, *_words(folder, dashboard_port, gcs_port, *others[:2])],
             cwd=folder,
-            env=(AFFINITY if affinity else {}) | _environment(folder, token, *others[2:]),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -132,7 +133,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
         dashboard=f"http://{LOOPBACK}:{dashboard_port}",
         gcs=f"{LOOPBACK}:{gcs_port}",
         token=token,
-        affinity=affinity,
+        affinity=environment.items() >= AFFINITY.items(),  # it may be the user's own doing
     )
     (folder / FILE).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
     try:

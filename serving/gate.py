@@ -27,14 +27,16 @@ Request = TypeVar("Request")
 class Drain:
     """Counts calls in flight, and refuses new ones once the server shuts down. Lives on one event loop.
 
-    Before that a server may `leave`: what lasts ends, so that nothing holds up its end, and calls are still answered.
+    Before that a server may `leave`, again and again: what lasts and was begun before ends, so that it holds up
+    nothing. What is begun after it is served as ever.
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
         self._draining, self._idle, self._ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self.leaving = False
+        self.left = 0
+        """How often it was left: what lasts remembers the number of its beginning."""
 
     @property
     def draining(self) -> bool:
@@ -45,25 +47,29 @@ class Drain:
         self._ending.set()
 
     def leave(self) -> None:
-        """Have what lasts end."""
-        self.leaving = True
+        """Have end what lasts now."""
+        self.left += 1
         self._ending.set()
-
-    def stay(self) -> None:
-        """Take `leave` back."""
-        self.leaving = False
         if not self.draining:
-            self._ending.clear()
+            self._ending = asyncio.Event()
 
     async def begun(self) -> None:
         """Wait until the server begins to shut down."""
         await self._draining.wait()
 
-    async def pause(self, seconds: float) -> None:
-        """Wait that long. Raises Draining when the server leaves or begins to shut down before."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ending.wait(), seconds)
-        if self._ending.is_set():
+    async def pause(self, seconds: float, since: int | None = None) -> None:
+        """Wait that long, or shorter where the server leaves.
+
+        Args:
+            since: `left` when what pauses began.
+
+        Raises:
+            Draining: the server shuts down, or has left since then.
+        """
+        if since in (None, self.left):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), seconds)
+        if self.draining or since not in (None, self.left):
             raise Draining()
 
     async def arriving(self, requests: AsyncIterator[Request], patience_s: float) -> AsyncGenerator[Request, None]:

@@ -40,13 +40,14 @@ class HealthDoor(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: pb.HealthCheckRequest, context: ServicerContext
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        last: Status | None = None
-        while not self._drain.leaving:
+        last, since = None, self._drain.left
+        while self._drain.left == since:
             status = self.status(request.service)
             if status != last:
                 yield pb.HealthCheckResponse(status=status)
             last = status
             await asyncio.sleep(WATCH_POLL_S)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this server may be about to end; watch another")
 
     def status(self, name: str) -> Status:
         state = self._pool.snapshot()

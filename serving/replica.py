@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORGOTTEN_S, LOOK_S = 15.0, 1.0
-"""Ray asks for the health of a replica that it stops no more, and says nothing else: after three checks that did not
-come, streams that last end, and find another replica. Where only the controller is away they come back."""
+HEALTH_EVERY_S = 5.0
+FORGOTTEN_S = 3 * HEALTH_EVERY_S
+"""Ray no longer asks for the health of a replica that it stops, and says nothing else: where no check came for so long,
+streams that last end, to be opened again at another replica. They end once in that time where only Ray's controller is
+away, and are opened again here."""
 METRICS_PORTS = 64
 """Replicas of one node take the first free port of so many, from `metrics_port` on."""
 
@@ -88,12 +90,13 @@ class Server:
         await self._open.aclose()
 
     async def _leave_when_forgotten(self) -> None:
+        left_at = self._asked_at
         while True:
-            await asyncio.sleep(LOOK_S)
-            if time.monotonic() - self._asked_at > FORGOTTEN_S:
+            since = max(self._asked_at, left_at)
+            await asyncio.sleep(since + FORGOTTEN_S - time.monotonic())
+            if max(self._asked_at, left_at) == since:
                 self.drain.leave()
-            else:
-                self.drain.stay()
+                left_at = time.monotonic()
 
     @property
     def generation(self) -> int:

@@ -109,6 +109,8 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
         check, affinity = given.pop("check"), given.pop("affinity")
         wanted = _wanted(name, url, **given)
         if dry_run:
+            if affinity:
+                _teller(as_json)("Note: --affinity is no part of the configuration; it is in how a cluster is started")
             _print_config(wanted)
             return
         tell = _teller(as_json)
@@ -169,8 +171,8 @@ def _check_affinity(url: str) -> None:
 
     if answers(url):
         raise UserError(
-            f"the cluster at {url} runs already, and was started without --affinity: end it, or leave the option out"
-            " (docs/scaling.md tells how to start one of your own with it)"
+            f"this command did not start the cluster at {url} with --affinity: end it and deploy again, or leave the"
+            " option out (docs/scaling.md tells how to start one of your own with it)"
         )
 
 

@@ -32,7 +32,9 @@ def test_equal_inputs_meet_one_cache_and_all_replicas_have_some(tiny_t5: Path, t
                 for text in INPUTS:
                     assert client.predict("sst2", [text]).version == 1
         counts = _counts(fleet, statuses) - before
-    assert counts.sum(axis=0).tolist() == [(TIMES - 1) * len(INPUTS), len(INPUTS)]
+    hits, misses = counts.sum(axis=0)
+    assert hits + misses == TIMES * len(INPUTS)
+    assert misses <= 1.1 * len(INPUTS), "by load it would be almost twice as many"  # a proxy may not yet know of an end
     assert counts.all(), "each replica has some of the inputs"
 
 

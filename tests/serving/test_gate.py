@@ -28,18 +28,31 @@ async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
 
 async def test_what_lasts_ends_where_the_server_leaves_and_calls_do_not() -> None:
     drain = Drain()
+    waiting = asyncio.create_task(drain.pause(60, drain.left))
+    reading = asyncio.create_task(_read(drain))
+    between = drain.left
+    await asyncio.sleep(0)
     drain.leave()
-    with drain.call(), pytest.raises(Draining):
-        await drain.pause(60)
-    with pytest.raises(Draining):
-        _ = [each async for each in drain.arriving(_silent(), patience_s=0)]
-    assert not drain.draining
-    drain.stay()
-    await drain.pause(0.001)
+    for each in (waiting, reading):
+        with pytest.raises(Draining):
+            await each
+    with pytest.raises(Draining):  # it did not wait when the server left
+        await drain.pause(60, between)
+    with drain.call():
+        await drain.pause(0.001, drain.left)  # what begins after it is served
+    again = asyncio.create_task(_read(drain))
+    await asyncio.sleep(0.01)
+    assert not again.done()
     drain.begin()
-    drain.stay()
+    drain.leave()
+    with pytest.raises(Draining):
+        await again
     with pytest.raises(Draining):
         await drain.pause(60)
+
+
+async def _read(drain: Drain) -> None:
+    _ = [each async for each in drain.arriving(_silent(), patience_s=0)]
 
 
 async def _silent() -> AsyncIterator[object]:
