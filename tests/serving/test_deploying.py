@@ -1,5 +1,6 @@
 """What is sent to a Ray cluster, whether it has room, and what its answers say. No cluster here."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -320,3 +321,38 @@ def test_what_a_dead_head_left_is_found_and_ended_and_nobody_elses(monkeypatch: 
         for each in (editor, *members(short_folder)):
             each.kill()
         editor.wait()
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "found"),
+    [(True, "leastconn", True), (False, "leastconn", False), (False, None, False), (True, None, True)],
+)
+def test_a_cluster_has_the_affinity_that_is_asked_for_and_remembers_it(
+    monkeypatch: pytest.MonkeyPatch, short_folder: Path, asked: bool, variable: str | None, found: bool
+):
+    [(name, value)] = deploying_local.AFFINITY.items()
+    monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(name, variable)
+    monkeypatch.setattr(deploying_local, "RAY", ("-c", SLEEP))
+    cluster = start(short_folder, 1, lambda address: bool(members(short_folder)), affinity=asked)
+    try:
+        assert (psutil.Process(cluster.pid).environ().get(name) == value) == found
+        assert (find(short_folder) or cluster).affinity == cluster.affinity == found
+    finally:
+        stop(cluster)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(cluster.pid, 0)
+
+
+def test_an_affinity_of_the_users_own_is_remembered_too(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
+    [(name, value)] = deploying_local.AFFINITY.items()
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(deploying_local, "RAY", ("-c", SLEEP))
+    cluster = start(short_folder, 1, lambda address: bool(members(short_folder)))
+    try:
+        assert cluster.affinity
+    finally:
+        stop(cluster)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(cluster.pid, 0)
