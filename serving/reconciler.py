@@ -22,6 +22,8 @@ from side_registry.state import State
 
 log = logging.getLogger(__name__)
 
+TIDY_S = 10.0
+"""Between two times that the memory is tidied."""
 RETRIED = 10
 """Urgency of what failed before: after everything that did not."""
 
@@ -43,6 +45,7 @@ class Reconciler:
 
     Args:
         load: makes a resident of (task, version); raises LoadError. Called on the reconciler's thread, and by `start`.
+        tidy: called on that thread now and then, some time after residents came or went and nothing is to be loaded.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Reconciler:
         config: LoadConfig | None = None,
         metrics: Metrics | None = None,
         on_change: OnChange | None = None,
+        tidy: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry, self._pool, self._load_one = registry, pool, load
         self._config, self._metrics, self._on_change = config or LoadConfig(), metrics or Metrics(), on_change
         self._pending: dict[Key, float] = {}
         """What to load, most urgent first; when it was first wanted, in time.monotonic() seconds."""
         self._polled = 0.0
+        self._tidy, self._tidied, self._is_tidy = tidy, 0.0, True
         self._away = ""
         self._wake, self._stopping = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -119,7 +124,14 @@ class Reconciler:
         if self._pending:
             self._load(*next(iter(self._pending)))
         self._settle()
+        if not self._pending:
+            self._clean_up()
         return bool(self._pending)
+
+    def _clean_up(self) -> None:
+        if not self._is_tidy and time.monotonic() - self._tidied >= TIDY_S:
+            self._tidy()
+            self._is_tidy, self._tidied = True, time.monotonic()
 
     def _first_state(self) -> State:
         try:
@@ -242,9 +254,11 @@ class Reconciler:
         for lost in _missing(before, state, names):
             self._metrics.forget(*lost.key)
             self._metrics.resident_bytes.dec(lost.bytes)
+            self._is_tidy = False
         for gained in _missing(state, before, names):
             self._metrics.remember(*gained.key)
             self._metrics.resident_bytes.inc(gained.bytes)
+            self._is_tidy = False
         self._metrics.resident_side_networks.set(len(state.residents))
         self._metrics.generation_wanted.set(state.wanted)
         self._metrics.generation_served.set(state.generation)

@@ -569,3 +569,22 @@ TestFollowing = Following.TestCase
 @pytest.mark.slow
 class TestFollowingAtLength(Following.TestCase):  # type: ignore[name-defined]
     settings = _settings(300)
+
+
+def test_memory_is_tidied_after_residents_came_or_went_and_not_too_often(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tidied: list[int] = []
+    monkeypatch.setattr(house.reconciler, "_tidy", lambda: tidied.append(len(house.pool.snapshot().residents)))
+    house.settle()
+    assert tidied == []
+    house.publish("sst2")
+    house.settle()
+    house.settle()
+    assert tidied == [1]
+    house.publish("cola")
+    house.settle()
+    assert tidied == [1]
+    monkeypatch.setattr("serving.reconciler.TIDY_S", 0.0)
+    house.settle()
+    assert tidied == [1, 2]

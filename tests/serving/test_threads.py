@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from serving.threads import run_apart, run_aside
+from serving.threads import run_apart, run_aside, trim_heaps
 
 
 class Load:
@@ -49,3 +49,7 @@ def test_what_runs_aside_takes_one_core_and_leaves_the_others_as_they_were() -> 
         assert (torch.get_num_threads(), run_apart(torch.get_num_threads)) == (3, 3)
     finally:
         torch.set_num_threads(usual)
+
+
+def test_heaps_are_trimmed_wherever_that_is_known() -> None:
+    trim_heaps()
