@@ -7,7 +7,8 @@ promotes, rolls back, retires, splits and shadows versions, and now and then pub
 change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
-changes; "swaps" are the requests in flight between a commit and the server having served it.
+changes; "swaps" are the requests in flight between a commit and the server having served it, "unloaded" those of them
+that met no change for which a version was loaded: moved aliases, weights, shadows, retirements.
 
 Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
 """
@@ -34,6 +35,7 @@ TOLD = 5
 """Faults that are told in words."""
 APART = 0.99
 """The least share of pairs of versions that the oracle must tell apart: else another one's answer passes for right."""
+TAILS = {"swaps": "swaps", "unloaded": "swaps that load nothing"}
 COLUMNS = (
     Column(figure="requests_per_s", heading="requests/s"),
     Column(figure="p50_ms", heading="p50 ms"),
@@ -100,8 +102,10 @@ def ratios(outcome: Outcome) -> dict[str, Spread]:
         "inputs computed again": last.misses - first.misses,
         "MB that memory grew by": grown["memory_mb"],
     }
-    tails = samples(outcome).ratio("p99_ms", "swaps", "steady")
-    return {"p99 in swaps / steady": tails} | {name: Spread((float(value),)) for name, value in plain.items()}
+    found = samples(outcome)
+    seen = [variant for variant in TAILS if "p99_ms" in found.figures(variant)]
+    tails = {f"p99 in {TAILS[variant]} / steady": found.ratio("p99_ms", variant, "steady") for variant in seen}
+    return tails | {name: Spread((float(value),)) for name, value in plain.items()}
 
 
 def counts(outcome: Outcome) -> dict[str, Any]:
@@ -122,6 +126,7 @@ def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     steady = [told for told in outcome.told if of.steady.holds(told)]
     changing = [told for told in outcome.told if of.changing.holds(told)]
     swapping = [told for told in changing if any(swap.touches(told) for swap in of.swaps)]
+    unloaded = [told for told in swapping if not any(load.touches(told) for load in of.loads)]
     last = [each.memory_mb for each in outcome.watch.vitals if each.at <= of.changing.ended]
     swaps = {
         "requests_per_s": _requests(changing) / (of.changing.ended - of.changing.began),
@@ -134,6 +139,7 @@ def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     return {
         "steady": {"requests_per_s": rate, "faults": faults, **_latency(steady)},
         "swaps": {**swaps, **_latency(swapping)},
+        "unloaded": _latency(unloaded),
     }
 
 
@@ -143,7 +149,9 @@ def _requests(told: list[Told]) -> int:
 
 
 def _latency(told: list[Told]) -> dict[str, float]:
-    """Of whole requests."""
+    """Of whole requests; nothing where there were none."""
+    if not told:
+        return {}
     seconds = list({each.started: each.ended - each.started for each in told}.values())
     return {"p50_ms": 1e3 * quantile(seconds, 0.5), "p99_ms": 1e3 * quantile(seconds, 0.99)}
 

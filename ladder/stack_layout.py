@@ -149,7 +149,7 @@ def fold(side: SideNetwork, shape: StackShape) -> Tensor:
     layout, found = layout_of(shape), dict(_folded(side))
     row = next(side.parameters()).new_zeros(layout.size, dtype=torch.float32)
     for name, part in layout.parts.items():
-        row[part.start : part.stop] = found[name].reshape(-1)
+        row[part.start : part.stop].view(part.shape).copy_(found[name])
     return row
 
 

@@ -22,6 +22,8 @@ from sidecast.load.sentences import SENTENCES
 SETTLE_S = 30.0
 """Longest that the server may take to serve the last change of a round."""
 POLL_S = 0.02
+LOADED = ("publish", "break")
+"""Changes that a server loads a version for; others name what is resident."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class Round:
     changing: Span
     swaps: Sequence[Span]
     """From before each change's commit until the server served it."""
+    loads: Sequence[Span]
+    """Those of them for which it had to load a version."""
 
 
 @dataclass
@@ -146,7 +150,8 @@ class Soak:
                 self._settle(watch, changes[-1].generation)
         self._settle(watch, changes[-1].generation)
         swaps = [Span(each.began, watch.served(each.generation) or each.ended) for each in changes]
-        return Round(steady, Span(began, time.monotonic()), swaps)
+        loads = [swap for swap, each in zip(swaps, changes, strict=True) if each.verb in LOADED]
+        return Round(steady, Span(began, time.monotonic()), swaps, loads)
 
     def _wait(self, seconds: float) -> Span:
         began = time.monotonic()

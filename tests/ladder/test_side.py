@@ -24,12 +24,14 @@ from ladder import (
     SideNetwork,
     answer,
     build_answerer,
+    checkpoint,
     load_backbone,
     load_side,
     load_tokenizer,
     run_backbone,
     save_side,
 )
+from ladder.checkpoint import as_served
 from ladder.decoding import Segment, generate
 from ladder.side import forward
 from tests import tiny
@@ -153,6 +155,7 @@ def test_unknown_settings_of_a_newer_format_are_refused():
 
 def test_a_checkpoint_is_read_without_a_random_start(tmp_path, backbone, monkeypatch):
     save_side(tmp_path / "side.safetensors", random_side(SideConfig(head="text"), backbone.config))
+    checkpoint._blueprint.cache_clear()
     monkeypatch.setattr(SideNetwork, "reset", lambda *_: pytest.fail("drawn"))
     monkeypatch.setattr("torch.nn.init._no_grad_uniform_", lambda *_: pytest.fail("drawn"))
     load_side(tmp_path / "side.safetensors", backbone.config)
@@ -167,6 +170,39 @@ def test_checkpoint_round_trip(tmp_path, backbone, shape):
     assert not again.training
     for name, tensor in side.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_side_networks_of_one_shape_share_nothing(tmp_path, backbone):
+    shape, path = SideConfig(head="text", reduction=4, gate="fixed"), tmp_path / "side.safetensors"
+    save_side(path, random_side(shape, backbone.config))
+    one, other = load_side(path, backbone.config), load_side(path, backbone.config)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    one.encoder.rungs[0].register_forward_hook(lambda *_: pytest.fail("the other's hook"))
+    one.train().requires_grad_(True)
+    one.decoder.rungs[0].block = torch.nn.Identity()
+    with torch.no_grad():
+        for tensor in one.state_dict().values():
+            tensor.fill_(9)
+    taps = run_backbone(backbone, [[5, 6, 1]]).taps
+    assert torch.isfinite(other.encode(taps)).all()
+    assert not any(module.training for module in other.modules())
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+    assert before.keys() == other.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_what_is_served_while_training_is_a_copy(backbone):
+    side = SideNetwork(SideConfig(head="linear", outputs=2, reduction=4), backbone.config).train()
+    served = as_served(side, torch.float32)
+    before = served.head.weight.clone()
+    with torch.no_grad():
+        for parameter in side.parameters():
+            parameter.add_(1)
+    assert torch.equal(served.head.weight, before)
+    assert side.training
+    assert all(parameter.requires_grad for parameter in side.parameters())
+    assert not served.training
+    assert not any(parameter.requires_grad for parameter in served.parameters())
 
 
 def test_checkpoints_that_do_not_fit_say_why(tmp_path, backbone):
