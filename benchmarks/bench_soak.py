@@ -7,7 +7,7 @@ promotes, rolls back, retires, splits and shadows versions, and now and then pub
 change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
-changes; "swaps" are the requests in flight between a commit and the server having served it, "unloaded" those of them
+changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and the server having served it, "unloaded" those of them
 that met no change for which a version was loaded: moved aliases, weights, shadows, retirements.
 
 Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
@@ -92,7 +92,7 @@ def samples(outcome: Outcome) -> Samples:
 def ratios(outcome: Outcome) -> dict[str, Spread]:
     """The ratio of the tails, and what should be nothing at all."""
     vitals = outcome.watch.vitals
-    grown, first, last = growth(vitals), vitals[0], vitals[-1]
+    first, last = vitals[0], vitals[-1]
     kinds = [fault.kind for fault in outcome.faults]
     plain = {
         "errors": kinds.count("error"),
@@ -100,7 +100,7 @@ def ratios(outcome: Outcome) -> dict[str, Spread]:
         "answers of a version that may not": kinds.count("version") + kinds.count("generation") + kinds.count("key"),
         "evictions from the activation cache": last.evictions - first.evictions,
         "inputs computed again": last.misses - first.misses,
-        "MB that memory grew by": grown["memory_mb"],
+        "MB that memory grew by": grown(outcome)["memory_mb"],
     }
     found = samples(outcome)
     seen = [variant for variant in TAILS if "p99_ms" in found.figures(variant)]
@@ -117,9 +117,17 @@ def counts(outcome: Outcome) -> dict[str, Any]:
         "refused_as_retired": sum(told.reason == GONE for told in outcome.told),
         "versions_that_answered": len({(told.task, told.version) for told in outcome.told}),
         "told_apart": outcome.apart,
-        "grown": growth(vitals),
+        "grown": grown(outcome),
         "series": {name: [round(getattr(each, name), 1) for each in vitals] for name in asdict(vitals[0])},
     }
+
+
+def grown(outcome: Outcome) -> dict[str, float]:
+    """From before the first round's changes until after the last round's, both without changes, which take memory
+    themselves."""
+    before, after, vitals = outcome.rounds[0].steady, outcome.after, outcome.watch.vitals
+    first = [each for each in vitals if each.at <= before.ended]
+    return growth(first, [each for each in vitals if each.at >= after.began])
 
 
 def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:

@@ -77,6 +77,8 @@ class Outcome:
     changes: list[Change]
     watch: Watch
     rounds: list[Round]
+    after: Span
+    """After the last round, without changes, as long as a round's first half."""
     faults: list[Fault] = field(default_factory=list)
     apart: float = 0.0
     """As `Oracle.apart`, the least of all tasks; 0 where none was answered by two versions."""
@@ -120,9 +122,10 @@ class Soak:
                 for number in range(self._plan.rounds):
                     step(f"round {number + 1}")
                     rounds.append(self._round(watch))
+                after = self._rest()
                 watch.vitals.append(look(served, len(self.churn.changes)))
         step("audit")
-        return self._judge(Outcome(read_told(told), self.churn.changes, watch, rounds))
+        return self._judge(Outcome(read_told(told), self.churn.changes, watch, rounds, after))
 
     def _make(self, number: int, broken: bool) -> Path:
         self._made += 1
@@ -141,7 +144,7 @@ class Soak:
 
     def _round(self, watch: Watch) -> Round:
         plan = self._plan
-        steady = self._wait(plan.changes * plan.pause_s)
+        steady = self._rest()
         began, changes = time.monotonic(), []
         for _ in range(plan.changes):
             time.sleep(plan.pause_s)
@@ -153,9 +156,9 @@ class Soak:
         loads = [swap for swap, each in zip(swaps, changes, strict=True) if each.verb in LOADED]
         return Round(steady, Span(began, time.monotonic()), swaps, loads)
 
-    def _wait(self, seconds: float) -> Span:
+    def _rest(self) -> Span:
         began = time.monotonic()
-        time.sleep(seconds)
+        time.sleep(self._plan.changes * self._plan.pause_s)
         return Span(began, time.monotonic())
 
     def _settle(self, watch: Watch, generation: int) -> None:

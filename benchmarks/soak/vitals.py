@@ -16,8 +16,6 @@ from serving.client import Client
 from serving.client_errors import SidecastError
 
 MB = 1e6
-GATHERED = 0.1
-"""Share of the samples at either end whose medians are compared: one sample may be taken in the middle of a load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +107,11 @@ def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -
             each.result()  # the client's end has ended its stream
 
 
-def growth(vitals: Sequence[Vitals]) -> dict[str, float]:
-    """By how much memory, threads, files and series have grown, median of the last samples over that of the first.
+def growth(first: Sequence[Vitals], last: Sequence[Vitals]) -> dict[str, float]:
+    """By how much memory, threads, files and series have grown: the median of the last samples over that of the first.
 
     `memory_mb` is besides the weights of the resident side networks, whose number goes up and down.
     """
-    count = max(1, round(GATHERED * len(vitals)))
-    first, last = vitals[:count], vitals[-count:]
 
     def grown(figure: Callable[[Vitals], float]) -> float:
         return median(map(figure, last)) - median(map(figure, first))

@@ -19,9 +19,9 @@ from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Told
 from benchmarks.soak.oracle import Oracle, distance
-from benchmarks.soak.run import Outcome, Plan, Soak
+from benchmarks.soak.run import Outcome, Plan, Soak, Span
 from benchmarks.soak.versions import KINDS, make_version
-from benchmarks.soak.vitals import Sighting, Watch, growth, watching
+from benchmarks.soak.vitals import Sighting, Watch, watching
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
 from serving.loader import Loader
@@ -66,7 +66,8 @@ def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
     first, *_, last = outcome.watch.vitals
     assert (last.evictions, last.misses) == (first.evictions, first.misses)
     assert last.residents <= plan.tasks * (KEPT + 2)
-    grown = growth(outcome.watch.vitals)
+    grown = bench_soak.grown(outcome)
+    assert grown["changes"] == plan.rounds * plan.changes
     assert grown["threads"] <= 4
     assert grown["files"] <= 4
     assert list(folders.iterdir()) == []
@@ -122,7 +123,7 @@ def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
 
 
 def outcome(**changes: Any) -> Outcome:
-    return dataclasses.replace(Outcome([RIGHT], [], Watch(), [], apart=1.0), **changes)
+    return dataclasses.replace(Outcome([RIGHT], [], Watch(), [], Span(0, 0), apart=1.0), **changes)
 
 
 def test_a_fault_fails_the_script() -> None:
@@ -133,7 +134,7 @@ def test_a_fault_fails_the_script() -> None:
 def test_versions_that_are_too_alike_fail_the_script() -> None:
     for apart in (0.98, 0.0):
         assert "nothing is proved" in verdict(outcome(apart=apart))
-    assert "nothing is proved" in verdict(Outcome([RIGHT], [], Watch(), []))  # no task was answered by two
+    assert "nothing is proved" in verdict(Outcome([RIGHT], [], Watch(), [], Span(0, 0)))  # no task was answered by two
 
 
 def test_the_script_exits_with_1_after_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
