@@ -7,8 +7,9 @@ promotes, rolls back, retires, splits and shadows versions, and now and then pub
 change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
-changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and the server having served it, "unloaded" those of them
-that met no change for which a version was loaded: moved aliases, weights, shadows, retirements.
+changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and
+the server having served it, "unloaded" those of them that met no change for which a version was loaded: moved aliases,
+weights, shadows, retirements.
 
 Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
 """
