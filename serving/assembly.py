@@ -66,7 +66,12 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     pool, encoder = SidePool(), _compiled(backbone, config)
     engine = Engine(backbone, metrics, config.engine, encoder)
     loader = Loader(registry, backbone, tokenizer, config.load)
-    reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics, tidy=trim_heaps)
+
+    def tidy() -> None:
+        loader.bank.trim()
+        trim_heaps()
+
+    reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics, tidy=tidy)
     reconciler.start(progress)
     device = ThreadPoolExecutor(1, thread_name_prefix="device")
     device.submit(_warm_up, backbone, pool, encoder, config).result()

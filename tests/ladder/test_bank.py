@@ -1,6 +1,8 @@
 """The bank: slots are taken lowest first, freed when nothing holds them, and never grow in number without need."""
 
 import gc
+import mmap
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from ladder import Backbone, load_backbone
 from ladder.bank import FEWEST_SLOTS, SideBank
 from ladder.stack_heads import StackedLinear
 from ladder.stack_layout import fold, layout_of, shape_of
-from ladder.stacked import Lineup
+from ladder.stacked import Lineup, StackedSide
 from tests.ladder.stacks import make_inputs, make_sides, stacked
 
 
@@ -54,6 +56,25 @@ def test_a_thousand_versions_come_and_go_without_growth(backbone: Backbone, bank
     assert (bank.slots, bank.reserved_bytes) == (1, reserved)
     del current
     assert (bank.slots, bank.bytes, bank.reserved_bytes) == (0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux alone")
+def test_free_slots_give_back_their_memory_and_the_others_keep_theirs(backbone: Backbone, bank: SideBank) -> None:
+    sides = make_sides(backbone, 4)
+    held = stacked(bank, sides)
+    rows, kept = held[0].chunk.rows, [held[pick].chunk.rows[pick].clone() for pick in (0, 3)]
+    assert bank.trim() == 0
+    del held[1:3]
+    row_bytes = rows[1].nbytes
+    assert 2 * (row_bytes - 2 * mmap.PAGESIZE) <= bank.trim() <= 2 * row_bytes
+    assert bank.trim() == 0
+    assert not rows[1, len(rows[1]) // 2]
+    assert torch.equal(rows[0], kept[0])
+    assert torch.equal(rows[3], kept[1])
+    again = bank.add(sides[1])
+    assert isinstance(again, StackedSide)
+    assert torch.equal(rows[again.slot], fold(sides[1], again.chunk.shape))
+    assert bank.trim() == 0  # the other's is given back already
 
 
 def test_a_lineup_in_flight_keeps_its_slots(backbone: Backbone, bank: SideBank) -> None:
