@@ -8,14 +8,14 @@ change once the last one is served, or with --rush whatever the server does.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
 held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
 changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and
-the server having served it, "unloaded" those of them that met no change for which a version was loaded: moved aliases,
+the server having served it, "moves" those of them that met no change for which a version was loaded: moved aliases,
 weights, shadows, retirements.
 
 Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -28,15 +28,15 @@ from benchmarks.harness import Column, Figures, Samples, Spread, quantile, steps
 from benchmarks.models import Loaded
 from benchmarks.soak.audit import GONE
 from benchmarks.soak.load import Told
-from benchmarks.soak.run import Outcome, Plan, Round, Soak
-from benchmarks.soak.vitals import growth
+from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span
+from benchmarks.soak.vitals import Vitals, growth
 
 QUICK_S = 1.0
 TOLD = 5
 """Faults that are told in words."""
 APART = 0.99
 """The least share of pairs of versions that the oracle must tell apart: else another one's answer passes for right."""
-TAILS = {"swaps": "swaps", "unloaded": "swaps that load nothing"}
+TAILS = {"swaps": "swaps", "moves": "swaps that load nothing"}
 COLUMNS = (
     Column(figure="requests_per_s", heading="requests/s"),
     Column(figure="p50_ms", heading="p50 ms"),
@@ -124,18 +124,24 @@ def counts(outcome: Outcome) -> dict[str, Any]:
 
 
 def grown(outcome: Outcome) -> dict[str, float]:
-    """From before the first round's changes until after the last round's, both without changes, which take memory
-    themselves."""
-    before, after, vitals = outcome.rounds[0].steady, outcome.after, outcome.watch.vitals
-    first = [each for each in vitals if each.at <= before.ended]
-    return growth(first, [each for each in vitals if each.at >= after.began])
+    """From before the first round's changes until after the last round's, by the second halves of both rests: changes
+    take memory themselves, and a server gives back what they leave some seconds later."""
+    first, last = (_second_half(span, outcome.watch.vitals) for span in (outcome.rounds[0].steady, outcome.after))
+    return growth(first, last)
+
+
+def _second_half(span: Span, vitals: Sequence[Vitals]) -> list[Vitals]:
+    """One at least, the next after it, if need be."""
+    begins = (span.began + span.ended) / 2
+    later = [each for each in vitals if each.at >= begins]
+    return [each for each in later if each.at <= span.ended] or later[:1]
 
 
 def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     steady = [told for told in outcome.told if of.steady.holds(told)]
     changing = [told for told in outcome.told if of.changing.holds(told)]
     swapping = [told for told in changing if any(swap.touches(told) for swap in of.swaps)]
-    unloaded = [told for told in swapping if not any(load.touches(told) for load in of.loads)]
+    moves = [told for told in swapping if not any(load.touches(told) for load in of.loads)]
     last = [each.memory_mb for each in outcome.watch.vitals if each.at <= of.changing.ended]
     swaps = {
         "requests_per_s": _requests(changing) / (of.changing.ended - of.changing.began),
@@ -148,7 +154,7 @@ def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     return {
         "steady": {"requests_per_s": rate, "faults": faults, **_latency(steady)},
         "swaps": {**swaps, **_latency(swapping)},
-        "unloaded": _latency(unloaded),
+        "moves": _latency(moves),
     }
 
 

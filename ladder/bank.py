@@ -132,7 +132,7 @@ class SideBank:
 
     @property
     def reserved_bytes(self) -> int:
-        """Of all slots. On a CPU, those that were not taken since `trim` hold no memory."""
+        """Of all slots. On a CPU, free ones hold no memory once trimmed."""
         with self._lock:
             self._settle()
             return sum(shelf.slots * shelf.row_bytes for shelf in self._shelves.values())

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.overrides import TorchFunctionMode
@@ -63,8 +63,8 @@ def load_side(
         with safe_open(path, framework="pt") as opened:
             config = _read_config(path, opened.metadata() or {})
             found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        blueprint = _checked(path, found, config, backbone)
-        tensors = _finite(path, load(path.read_bytes()))  # a third of the time of one tensor after the other
+            blueprint = _checked(path, found, config, backbone)
+            tensors = _finite(path, {name: opened.get_tensor(name) for name in found})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
     weights = {name: tensor.to(device=device, dtype=_kept(name, dtype)) for name, tensor in tensors.items()}
@@ -118,7 +118,8 @@ def _blueprint(config: SideConfig, backbone: BackboneConfig) -> tuple[SideNetwor
 def _filled(module: M, weights: Mapping[str, Tensor], prefix: str = "") -> M:
     """A module like `module` with these weights, by name, instead of its own: frozen, in evaluation mode.
 
-    It is what `deepcopy`, `load_state_dict` and `requires_grad_` make together, in a twentieth of the time.
+    It is what `deepcopy`, `load_state_dict` and `requires_grad_` make together, in a twentieth of the time, for modules
+    that stand in one place each and whose buffers are all saved.
     """
     filled, was = type(module).__new__(type(module)), vars(module)
     now = vars(filled)

@@ -123,7 +123,11 @@ class SideConfig:
             )
         for name in ("encoder_layers", "decoder_layers"):
             layers = getattr(self, name)
-            if layers not in (None, "half") and list(layers) != sorted(set(layers)):
+            if layers in (None, "half"):
+                continue
+            if any(type(layer) is not int for layer in layers):  # 1.0 and True equal 1, and are no layer's number
+                raise SideConfigError(f"{name} must be whole numbers, got {list(layers)}")
+            if list(layers) != sorted(set(layers)):
                 raise SideConfigError(f"{name} must be ascending without repeats, got {list(layers)}")
 
     def resolve(self, backbone: BackboneConfig) -> "SideConfig":

@@ -22,8 +22,6 @@ from sidecast.load.sentences import SENTENCES
 SETTLE_S = 30.0
 """Longest that the server may take to serve the last change of a round."""
 POLL_S = 0.02
-LOADED = ("publish", "break")
-"""Changes that a server loads a version for; others name what is resident."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ class Round:
     swaps: Sequence[Span]
     """From before each change's commit until the server served it."""
     loads: Sequence[Span]
-    """Those of them for which it had to load a version."""
+    """Those of them for which it loaded a version, or tried to."""
 
 
 @dataclass
@@ -153,8 +151,14 @@ class Soak:
                 self._settle(watch, changes[-1].generation)
         self._settle(watch, changes[-1].generation)
         swaps = [Span(each.began, watch.served(each.generation) or each.ended) for each in changes]
-        loads = [swap for swap, each in zip(swaps, changes, strict=True) if each.verb in LOADED]
+        loads = [swap for swap, each in zip(swaps, changes, strict=True) if self._loads(each)]
         return Round(steady, Span(began, time.monotonic()), swaps, loads)
+
+    def _loads(self, change: Change) -> bool:
+        """Servers try again what failed whenever its task changes."""
+        return change.verb in ("publish", "break") or any(
+            (change.task, each) in self.churn.broken for each in change.live
+        )
 
     def _rest(self) -> Span:
         began = time.monotonic()

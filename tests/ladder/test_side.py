@@ -191,6 +191,20 @@ def test_side_networks_of_one_shape_share_nothing(tmp_path, backbone):
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
 
 
+def test_a_file_whose_layers_are_no_whole_numbers_harms_no_later_one(tmp_path, backbone):
+    path = tmp_path / "side.safetensors"
+    save_side(path, random_side(SideConfig(head="linear", outputs=2, reduction=4, merge_last=False), backbone.config))
+    good = path.read_bytes()
+    for wrong in (b"[0, 1.0, 2]", b"[0, true, 2]"):
+        size, text = int.from_bytes(good[:8], "little"), good[8:]
+        header = text[:size].rstrip().replace(b"[0, 1, 2]", wrong, 1)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + text[size:])
+        with pytest.raises(CheckpointError, match="whole numbers"):
+            load_side(path, backbone.config)
+    path.write_bytes(good)
+    assert load_side(path, backbone.config).encoder.layers == (0, 1, 2)
+
+
 def test_what_is_served_while_training_is_a_copy(backbone):
     side = SideNetwork(SideConfig(head="linear", outputs=2, reduction=4), backbone.config).train()
     served = as_served(side, torch.float32)
