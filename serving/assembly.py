@@ -24,7 +24,7 @@ from serving.presence import address_of
 from serving.reconciler import Progress, Reconciler
 from serving.service import PredictService
 from serving.shadowing import Shadowing
-from serving.threads import run_apart, run_aside, trim_heaps
+from serving.threads import run_apart, run_aside
 from serving.warmup import warm_up
 from side_registry import Registry
 
@@ -66,12 +66,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     pool, encoder = SidePool(), _compiled(backbone, config)
     engine = Engine(backbone, metrics, config.engine, encoder)
     loader = Loader(registry, backbone, tokenizer, config.load)
-
-    def tidy() -> None:
-        loader.bank.trim()
-        trim_heaps()
-
-    reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics, tidy=tidy)
+    reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics, tidy=loader.tidy)
     reconciler.start(progress)
     device = ThreadPoolExecutor(1, thread_name_prefix="device")
     device.submit(_warm_up, backbone, pool, encoder, config).result()

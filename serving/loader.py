@@ -34,6 +34,7 @@ from serving.errors import (
 )
 from serving.golden import difference, tolerance_for
 from serving.pool import Resident
+from serving.threads import trim_heaps
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
@@ -94,6 +95,11 @@ class Loader:
         except Exception as error:
             log.exception("loading %s:%d failed in an unforeseen way", task, version)
             raise LoadFailed(task, version, f"{type(error).__name__}: {_first_line(error)}") from error
+
+    def tidy(self) -> None:
+        """Give back to the system the memory that versions left which are gone. Takes milliseconds."""
+        self.bank.trim()
+        trim_heaps()
 
     def _check_manifest(self, task: str, version: int, manifest: Manifest) -> None:
         if manifest.task != task:

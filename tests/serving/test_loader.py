@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,25 @@ def test_a_published_version_loads_and_answers_as_where_it_was_made(
     [found] = answer(backbone, [row])
     assert not isinstance(found, Exception)
     assert difference(found, resident.manifest.examples[1].expected, 1e-5, exact_text=True) is None
+
+
+def test_tidying_gives_back_what_gone_versions_left_and_keeps_the_others(
+    publish, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[str] = []
+    monkeypatch.setattr("serving.loader.trim_heaps", lambda: trimmed.append("heaps"))
+    publish()
+    kept, gone = loader.load("sst2", 1), loader.load("sst2", 1)
+    assert isinstance(kept.side, StackedSide)
+    assert isinstance(gone.side, StackedSide)
+    rows, slots = kept.side.chunk.rows, (kept.side.slot, gone.side.slot)
+    before, filled = rows[slots[0]].clone(), rows[slots[1]].count_nonzero()
+    del gone
+    loader.tidy()
+    assert trimmed == ["heaps"]
+    assert torch.equal(rows[slots[0]], before)
+    assert loader.bank.trim() == 0  # nothing is left to be given back
+    assert sys.platform != "linux" or rows[slots[1]].count_nonzero() < filled / 2
 
 
 def refusal(loader: Loader, kind: type[LoadError]) -> LoadError:
