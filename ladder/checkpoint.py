@@ -37,7 +37,7 @@ def save_side(path: str | Path, side: SideNetwork) -> None:
 
 def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
     """A frozen copy in evaluation mode and `dtype`; a head of its own stays as it is, float32: it says answers."""
-    weights = {name: tensor.detach().to(_kept(name, dtype), copy=True) for name, tensor in side.state_dict().items()}
+    weights = {name: tensor.to(_kept(name, dtype), copy=True) for name, tensor in side.state_dict().items()}
     return _filled(side, weights)
 
 

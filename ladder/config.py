@@ -176,6 +176,10 @@ class SideConfig:
         for name in ("encoder_layers", "decoder_layers"):
             if isinstance(read.get(name), list):
                 read[name] = tuple(read[name])
+        for field in fields(cls):  # Python takes 8.0 and True for numbers that equal them
+            value, kind = read.get(field.name, field.default), type(field.default)
+            if field.default is not None and type(value) not in ((int, float) if kind is float else (kind,)):
+                raise SideConfigError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         try:
             return cls(**read)
         except TypeError as error:

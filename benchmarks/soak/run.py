@@ -155,10 +155,9 @@ class Soak:
         return Round(steady, Span(began, time.monotonic()), swaps, loads)
 
     def _loads(self, change: Change) -> bool:
-        """Servers try again what failed whenever its task changes."""
-        return change.verb in ("publish", "break") or any(
-            (change.task, each) in self.churn.broken for each in change.live
-        )
+        """A server tries a version that it refused again whenever its task changes."""
+        refused = {version for task, version in self.churn.broken if task == change.task}
+        return change.verb == "publish" or not refused.isdisjoint(change.live)
 
     def _rest(self) -> Span:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Side networks: equal to the slow reference, whatever the shape; checkpoints; rows of many tasks together."""
+"""Side networks: equal to the slow reference, whatever the shape; rows of many tasks together."""
 
 import itertools
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from ladder import (
     BackboneConfig,
-    CheckpointError,
     Classify,
     Generate,
     LabelError,
@@ -24,14 +22,10 @@ from ladder import (
     SideNetwork,
     answer,
     build_answerer,
-    checkpoint,
     load_backbone,
-    load_side,
     load_tokenizer,
     run_backbone,
-    save_side,
 )
-from ladder.checkpoint import as_served
 from ladder.decoding import Segment, generate
 from ladder.side import forward
 from tests import tiny
@@ -151,119 +145,6 @@ def test_settings_that_do_not_fit_the_backbone(backbone, wrong, message):
 def test_unknown_settings_of_a_newer_format_are_refused():
     with pytest.raises(SideConfigError, match="newer"):
         SideConfig.from_dict({"reduction": 8, "rotary": True})
-
-
-def test_a_checkpoint_is_read_without_a_random_start(tmp_path, backbone, monkeypatch):
-    save_side(tmp_path / "side.safetensors", random_side(SideConfig(head="text"), backbone.config))
-    checkpoint._blueprint.cache_clear()
-    monkeypatch.setattr(SideNetwork, "reset", lambda *_: pytest.fail("drawn"))
-    monkeypatch.setattr("torch.nn.init._no_grad_uniform_", lambda *_: pytest.fail("drawn"))
-    load_side(tmp_path / "side.safetensors", backbone.config)
-
-
-@pytest.mark.parametrize("shape", [*SHAPES.values(), SideConfig(head="linear", outputs=3, reduction=4)], ids=repr)
-def test_checkpoint_round_trip(tmp_path, backbone, shape):
-    side = random_side(shape, backbone.config)
-    save_side(tmp_path / "side.safetensors", side)
-    again = load_side(tmp_path / "side.safetensors", backbone.config)
-    assert again.config == side.config
-    assert not again.training
-    for name, tensor in side.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
-
-
-def test_side_networks_of_one_shape_share_nothing(tmp_path, backbone):
-    shape, path = SideConfig(head="text", reduction=4, gate="fixed"), tmp_path / "side.safetensors"
-    save_side(path, random_side(shape, backbone.config))
-    one, other = load_side(path, backbone.config), load_side(path, backbone.config)
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    one.encoder.rungs[0].register_forward_hook(lambda *_: pytest.fail("the other's hook"))
-    one.train().requires_grad_(True)
-    one.decoder.rungs[0].block = torch.nn.Identity()
-    with torch.no_grad():
-        for tensor in one.state_dict().values():
-            tensor.fill_(9)
-    taps = run_backbone(backbone, [[5, 6, 1]]).taps
-    assert torch.isfinite(other.encode(taps)).all()
-    assert not any(module.training for module in other.modules())
-    assert not any(parameter.requires_grad for parameter in other.parameters())
-    assert before.keys() == other.state_dict().keys()
-    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
-
-
-def test_a_file_whose_layers_are_no_whole_numbers_harms_no_later_one(tmp_path, backbone):
-    path = tmp_path / "side.safetensors"
-    save_side(path, random_side(SideConfig(head="linear", outputs=2, reduction=4, merge_last=False), backbone.config))
-    good = path.read_bytes()
-    for wrong in (b"[0, 1.0, 2]", b"[0, true, 2]"):
-        size, text = int.from_bytes(good[:8], "little"), good[8:]
-        header = text[:size].rstrip().replace(b"[0, 1, 2]", wrong, 1)
-        path.write_bytes(len(header).to_bytes(8, "little") + header + text[size:])
-        with pytest.raises(CheckpointError, match="whole numbers"):
-            load_side(path, backbone.config)
-    path.write_bytes(good)
-    assert load_side(path, backbone.config).encoder.layers == (0, 1, 2)
-
-
-def test_what_is_served_while_training_is_a_copy(backbone):
-    side = SideNetwork(SideConfig(head="linear", outputs=2, reduction=4), backbone.config).train()
-    served = as_served(side, torch.float32)
-    before = served.head.weight.clone()
-    with torch.no_grad():
-        for parameter in side.parameters():
-            parameter.add_(1)
-    assert torch.equal(served.head.weight, before)
-    assert side.training
-    assert all(parameter.requires_grad for parameter in side.parameters())
-    assert not served.training
-    assert not any(parameter.requires_grad for parameter in served.parameters())
-
-
-def test_checkpoints_that_do_not_fit_say_why(tmp_path, backbone):
-    path = tmp_path / "side.safetensors"
-    side = random_side(SHAPES["all"], backbone.config)
-    save_side(path, side)
-    good = path.read_bytes()
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # no longer mapped to the file
-
-    def refused(message: str) -> None:
-        with pytest.raises(CheckpointError, match=message):
-            load_side(path, backbone.config)
-
-    path.write_bytes(good[: len(good) // 2])
-    refused("whole safetensors")
-    path.write_bytes(b"\xff" * 200)
-    refused("whole safetensors")
-    save_file(tensors, path)
-    refused("no side network of ours")
-    path.write_bytes(good.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
-    refused("update Sidecast")
-    path.write_bytes(good)
-    with pytest.raises(CheckpointError, match="does not fit this backbone"):
-        load_side(path, BackboneConfig(**{**config_values(backbone), "num_layers": 1}))
-    with pytest.raises(CheckpointError, match="shape"):
-        load_side(path, BackboneConfig(**{**config_values(backbone), "d_model": 64}))
-    side.upsample.weight[0, 0] = float("nan")
-    save_side(path, side)
-    refused("not finite")
-
-
-def config_values(backbone) -> dict:
-    return {name: getattr(backbone.config, name) for name in backbone.config.__slots__}
-
-
-def test_missing_and_unknown_weights_are_named(tmp_path, backbone):
-    from safetensors import safe_open
-
-    path = tmp_path / "side.safetensors"
-    save_side(path, random_side(SHAPES["all"], backbone.config))
-    with safe_open(path, "pt") as opened:
-        metadata = opened.metadata()
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    tensors["upsample.scale"] = tensors.pop("upsample.weight")
-    save_file(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match=r"upsample.weight.*upsample.scale"):
-        load_side(path, backbone.config)
 
 
 # labels as words
@@ -417,15 +298,6 @@ def test_one_row_that_is_not_finite_fails_alone_while_generating(backbone):
     assert [broken[0], broken[2]] == [healthy[0], healthy[2]]
 
 
-def test_a_lying_header_takes_no_memory(tmp_path, backbone):
-    path = tmp_path / "side.safetensors"
-    save_side(path, random_side(SideConfig(head="linear", outputs=3, reduction=4), backbone.config))
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b'\\"outputs\\": 3', b'\\"outputs\\": 9'))
-    with pytest.raises(CheckpointError, match=r"head.* has shape"):
-        load_side(path, backbone.config)
-
-
 def test_regression_is_clipped_to_its_range(backbone):
     side = random_side(SideConfig(head="linear", outputs=1, reduction=8), backbone.config)
     side.head.bias.fill_(1e6)
@@ -458,18 +330,3 @@ def test_an_mlp_head_reads_the_last_real_token():
     alone = side.head(side.upsample(torch.stack([memory[0, 2], memory[1, 4]])))
     assert_close(side.read(memory, mask), alone)
     assert_close(side.read(memory.roll(2, 1), mask.roll(2, 1))[:1], alone[:1])  # padded in front
-
-
-@pytest.mark.parametrize("config", [{"head": "linear"}, {"head": "linear", "words": True}, {"head": "mlp"}], ids=str)
-def test_a_head_of_its_own_is_served_as_it_was_trained(tmp_path, backbone, config):
-    """Rounding 3.14159 to bfloat16, whatever it is stored in afterwards, would move every answer by 0.001."""
-    side = SideNetwork(SideConfig(outputs=1, reduction=4, **config), backbone.config)
-    with torch.no_grad():
-        (side.head.out if config["head"] == "mlp" else side.head).bias.fill_(3.14159)
-    save_side(tmp_path / "side.safetensors", side)
-    served = load_side(tmp_path / "side.safetensors", backbone.config, dtype=torch.bfloat16)
-    for name, tensor in served.state_dict().items():
-        own = name.startswith(("head.", "words."))
-        assert tensor.dtype == (torch.float32 if own else torch.bfloat16)
-        assert not own or torch.equal(tensor, side.state_dict()[name])
-    assert not any(parameter.requires_grad for parameter in served.parameters())
