@@ -12,7 +12,6 @@ from transformers import T5ForConditionalGeneration
 
 from ladder import BackboneError, load_backbone, load_tokenizer
 from tests import tiny
-from tests.paths import shared
 
 KINDS = {
     "T5 1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
@@ -239,11 +238,11 @@ def test_tokenizer_cuts_and_always_ends(tiny_t5):
 
 @pytest.mark.real_weights
 @pytest.mark.slow
-def test_real_backbone_equals_hugging_face():
-    folder = shared("backbones", "flan-t5-small")
-    theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+@pytest.mark.timeout(900)  # the backbone may have to be downloaded first
+def test_real_backbone_equals_hugging_face(real_backbone):
+    theirs = T5ForConditionalGeneration.from_pretrained(real_backbone, dtype=torch.float32).eval()
     encoder_seen = block_outputs(theirs.encoder)
-    ours, tokenizer = load_backbone(folder), load_tokenizer(folder)
+    ours, tokenizer = load_backbone(real_backbone), load_tokenizer(real_backbone)
     rows = tokenizer.encode_batch(["a gripping film", "The quick brown fox jumps over the lazy dog, twice."])
     from ladder import run_backbone
 

@@ -1,5 +1,7 @@
 """Our side network equals the authors' stored numbers: activations, logits, loss, gradients, greedy output."""
 
+from hashlib import sha256
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,10 +13,7 @@ from ladder.side import forward
 from tests.ladder import golden
 from tests.ladder.oracle import Oracle
 from tests.marks import slow
-from tests.paths import shared
-
-pytestmark = pytest.mark.real_weights
-
+from tests.paths import GOLDEN
 
 FEW = [name if name in ("a", "b2", "e3", "e5", "e6") else slow(name) for name in golden.VARIANTS]
 """A variant of each kind of side network; the fast suite compares the activations and gradients of all."""
@@ -22,27 +21,31 @@ FEW = [name if name in ("a", "b2", "e3", "e5", "e6") else slow(name) for name in
 
 @pytest.fixture(scope="module", params=golden.VARIANTS)
 def case(request: pytest.FixtureRequest):
-    folder = shared("golden", "t5")
-    inputs = golden.inputs(folder)
-    return golden.load_backbone(folder), golden.load(folder, request.param), inputs
+    return golden.load_backbone(), golden.load(request.param), golden.inputs()
+
+
+def test_the_stored_files_are_those_that_were_made():
+    lines = (GOLDEN / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, name in (line.split() for line in lines)}
+    found = [path for folder in ("t5", "vl") for path in (GOLDEN / folder).iterdir()]
+    assert {path.relative_to(GOLDEN).as_posix(): sha256(path.read_bytes()).hexdigest() for path in found} == digests
 
 
 def test_relative_buckets_equal_the_tables():
     from ladder.layers import relative_bucket
 
-    inputs = golden.inputs(shared("golden", "t5"))
+    inputs = golden.inputs()
     for direction, bidirectional in (("bidirectional", True), ("causal", False)):
         ours = relative_bucket(inputs["rel_positions"], 32, 128, bidirectional)
         assert torch.equal(ours, inputs[f"rel_bucket_{direction}"])
 
 
 def test_backbone_alone_equals_its_stored_logits():
-    folder = shared("golden", "t5")
-    backbone, inputs = golden.load_backbone(folder), golden.inputs(folder)
+    backbone, inputs = golden.load_backbone(), golden.inputs()
     mask = inputs["attention_mask"].bool()
     taps = backbone.encode(inputs["input_ids"], mask)
     state = backbone.decode(golden.teacher_forcing(inputs["labels"]), taps.final, mask).final
-    stored = golden.load_file(folder / "backbone_out.safetensors")
+    stored = golden.load_file(golden.FOLDER / "backbone_out.safetensors")
     assert_close(backbone.logits(state), stored["backbone.logits"], atol=1e-4, rtol=0)
 
 

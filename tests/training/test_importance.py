@@ -11,7 +11,6 @@ from ladder.authors import backbone_name
 from ladder.structural import initialise
 from tests import tiny
 from tests.ladder import golden
-from tests.paths import shared
 from training.importance import Sample, fisher
 
 SAMPLES = [
@@ -95,10 +94,9 @@ def stored():
     In row 3 one unit of one encoder block stands 4e-7 from ReLU's kink: rounding decides on which side it is, and so
     whether all that lies before it gets its gradient. Where the sums were made, it was off.
     """
-    folder = shared("golden", "t5")
-    inputs = golden.inputs(folder)
+    inputs = golden.inputs()
     rows = zip(inputs["fisher_input_ids"].tolist(), inputs["fisher_labels"].tolist(), strict=True)
-    backbone = golden.load_backbone(folder)
+    backbone = golden.load_backbone()
 
     def below_kink(_, __, out):
         near = torch.zeros_like(out, dtype=torch.bool)
@@ -107,14 +105,13 @@ def stored():
 
     hook = backbone.encoder.blocks[1].feed_forward.wi.register_forward_hook(below_kink)
     sums = {}
-    for name, tensor in load_file(folder / "fisher_importance.safetensors").items():
+    for name, tensor in load_file(golden.FOLDER / "fisher_importance.safetensors").items():
         ours = backbone_name(name.removeprefix("fisher."))
         sums[ours] = tensor.sum(0) if ours == "shared" else tensor
     yield sums, backbone, [Sample(tuple(source), tuple(target)) for source, target in rows]
     hook.remove()
 
 
-@pytest.mark.real_weights
 def test_equals_the_authors_sums(stored):
     sums, backbone, samples = stored
     ours = fisher(backbone, samples)
@@ -123,10 +120,9 @@ def test_equals_the_authors_sums(stored):
     assert len(ours.keys() & sums.keys()) == 4 * 6 + 4 * 10 + 1
 
 
-@pytest.mark.real_weights
 def test_keeps_what_the_authors_keep(stored):
     _, backbone, samples = stored
-    expected = golden.load(shared("golden", "t5"), "d").side
+    expected = golden.load("d").side
     side = SideNetwork(expected.config, backbone.config)
     initialise(side, backbone, fisher(backbone, samples), order="reference")
     for name, tensor in side.state_dict().items():

@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from ladder import BackbonePass, Generate
 from tests.ladder import golden
-from tests.paths import shared
 from training.errors import RecipeError
 from training.optimizers import SCHEDULES, ReferenceAdamW, make_optimizer, reference_schedule, schedule, update
 from training.recipe import Recipe
@@ -21,9 +20,7 @@ STEPS = 10
 
 def stored_steps(variant: str, recipe: Recipe):
     """Train a stored side network as the trainer does; its losses and what it was to become."""
-    folder = shared("golden", "t5")
-    backbone, inputs = golden.load_backbone(folder), golden.inputs(folder)
-    stored = golden.load(folder, variant)
+    backbone, stored, inputs = golden.load_backbone(), golden.load(variant), golden.inputs()
     optimizer = make_optimizer(recipe.optimizer, stored.side.parameters(), recipe.learning_rate, recipe.weight_decay)
     losses = []
     for step, (ids, labels) in enumerate(zip(inputs["train_input_ids"], inputs["train_labels"], strict=True)):
@@ -35,7 +32,6 @@ def stored_steps(variant: str, recipe: Recipe):
     return stored, losses
 
 
-@pytest.mark.real_weights
 @pytest.mark.parametrize("variant", ["a", "b", "d"])
 def test_six_steps_equal_the_authors(variant):
     stored, losses = stored_steps(variant, RECIPE)
