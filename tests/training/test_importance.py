@@ -10,7 +10,7 @@ from ladder import SideNetwork, load_backbone
 from ladder.authors import backbone_name
 from ladder.structural import initialise
 from tests import tiny
-from tests.exact import use_float64
+from tests.exact import float64
 from tests.ladder import golden
 from training.importance import Sample, fisher
 
@@ -45,13 +45,13 @@ def by_transformers(folder, samples: list[Sample]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_equals_the_squared_gradients_of_transformers(tmp_path, monkeypatch, tied):
+def test_equals_the_squared_gradients_of_transformers(tmp_path, tied):
     kind = {"feed_forward_proj": "relu", "tie_word_embeddings": True} if tied else {}
     folder = tiny.make_t5(tmp_path / "t5", **kind)
     backbone = load_backbone(folder).double()
-    use_float64(monkeypatch)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    ours, theirs = fisher(backbone, SAMPLES), by_transformers(folder, SAMPLES)
+    with float64():
+        ours, theirs = fisher(backbone, SAMPLES), by_transformers(folder, SAMPLES)
     assert len(ours) == 3 * (4 + (2 if tied else 3)) + 2 * (8 + (2 if tied else 3)) + 2
     for name, tensor in ours.items():
         assert_close(tensor.double(), theirs[name], **EXACT, msg=name)
@@ -63,19 +63,20 @@ def test_equals_the_squared_gradients_of_transformers(tmp_path, monkeypatch, tie
 
 def test_batches_equal_single_rows_and_their_order_is_nothing(tiny_t5, monkeypatch):
     backbone = load_backbone(tiny_t5).double()
-    use_float64(monkeypatch)
-    together = fisher(backbone, SAMPLES[::-1])
-    monkeypatch.setattr("training.importance.BATCH_TOKENS", 1)
-    alone = fisher(backbone, SAMPLES)
+    with float64():
+        together = fisher(backbone, SAMPLES[::-1])
+        monkeypatch.setattr("training.importance.BATCH_TOKENS", 1)
+        alone = fisher(backbone, SAMPLES)
     for name, tensor in together.items():
         assert_close(tensor, alone[name], **EXACT, msg=name)
 
 
-def test_float32_is_as_good_as_ten_thousand_roundings(tiny_t5, backbone, monkeypatch):
+def test_float32_is_as_good_as_ten_thousand_roundings(tiny_t5, backbone):
     """A tensor's error, of its norm: some 1e-5 on the CPUs we know; a formula that is wrong is off by all of it."""
-    found, whole = fisher(backbone, SAMPLES), load_backbone(tiny_t5).double()
-    use_float64(monkeypatch)
-    for name, tensor in fisher(whole, SAMPLES).items():
+    found = fisher(backbone, SAMPLES)
+    with float64():
+        exact = fisher(load_backbone(tiny_t5).double(), SAMPLES)
+    for name, tensor in exact.items():
         error = (found[name].double() - tensor.double()).norm()
         assert error <= 1e4 * torch.finfo(torch.float32).eps * tensor.norm(), name
 
