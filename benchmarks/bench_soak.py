@@ -126,8 +126,10 @@ def counts(outcome: Outcome) -> dict[str, Any]:
 def grown(outcome: Outcome) -> dict[str, float]:
     """From before the first round's changes until after the last round's, by the second halves of both rests: changes
     take memory themselves, and a server gives back what they leave some seconds later."""
-    first, last = (_second_half(span, outcome.watch.vitals) for span in (outcome.rounds[0].steady, outcome.after))
-    return growth(first, last)
+    before, after = outcome.rounds[0].steady, outcome.after
+    first, last = (_second_half(span, outcome.watch.vitals) for span in (before, after))
+    changes = sum(before.ended <= each.began and each.ended <= after.began for each in outcome.changes)
+    return {**growth(first, last), "changes": float(changes)}
 
 
 def _second_half(span: Span, vitals: Sequence[Vitals]) -> list[Vitals]:

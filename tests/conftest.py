@@ -27,6 +27,17 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def real_backbone() -> Path:
+    """The demo's backbone, from its cache or made once from its package."""
+    from sidecast.demo.backbone import get_backbone
+    from sidecast.demo.downloads import cache_folder
+    from tests.paths import demo_packages
+
+    with demo_packages():
+        return get_backbone(cache_folder())
+
+
+@pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random T5 1.1 (gated GELU, untied head) and a tokenizer."""
     from tests import tiny

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from sidecast import Classification, Client
-from tests.paths import shared
+from tests.paths import glue_file
 from tests.sidecast.cli_kit import Serving, done
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_weights]
+pytestmark = [pytest.mark.slow, pytest.mark.real_weights, pytest.mark.timeout(900)]  # first, the backbone comes
 
 TRAINING, HELD_OUT = 300, 100
 
@@ -21,15 +21,14 @@ def first_rows(source: Path, target: Path, count: int) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_short_training_beats_chance_and_serves_what_it_learned(tmp_path: Path) -> None:
-    backbone, data = shared("backbones", "flan-t5-small"), shared("data", "glue", "sst2")
-    first_rows(data / "train.jsonl", tmp_path / "train.jsonl", TRAINING)
-    rows = first_rows(data / "validation.jsonl", tmp_path / "validation.jsonl", HELD_OUT)
+def test_a_short_training_beats_chance_and_serves_what_it_learned(tmp_path: Path, real_backbone: Path) -> None:
+    first_rows(glue_file("sst2", "train"), tmp_path / "train.jsonl", TRAINING)
+    rows = first_rows(glue_file("sst2", "validation"), tmp_path / "validation.jsonl", HELD_OUT)
     run, registry, held_out = tmp_path / "run", tmp_path / "registry", tmp_path / "validation.jsonl"
 
     files = ["--train", tmp_path / "train.jsonl", "--validation", held_out, "--output", run]
     settings = ["--epochs", 1, "--batch-rows", 8]
-    trained = done("train", "sst2", "--backbone", backbone, *files, *settings, "--json").document
+    trained = done("train", "sst2", "--backbone", real_backbone, *files, *settings, "--json").document
     assert trained["score"] >= 0.65
 
     answers = tmp_path / "answers.jsonl"
@@ -39,7 +38,7 @@ def test_a_short_training_beats_chance_and_serves_what_it_learned(tmp_path: Path
 
     done("publish", run, "--registry", registry)
     with (
-        Serving(tmp_path, "--backbone", backbone, "--registry", registry, "--threads", 1) as server,
+        Serving(tmp_path, "--backbone", real_backbone, "--registry", registry, "--threads", 1) as server,
         Client(server.address) as client,
     ):
         found = client.predict("sst2", [row["sentence"] for row in rows])

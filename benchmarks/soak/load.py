@@ -76,8 +76,10 @@ def calling(
     rate: float,
     seed: int,
     out: Path,
+    fewest: int = 0,
 ) -> Iterator[None]:
-    """Ask within the block; what was told is in the file `out` after it, for `read_told`.
+    """Ask within the block, and at its end until `fewest` requests were sent. What was told is in the file `out` after
+    it, for `read_told`.
 
     Args:
         speaking: those of `tasks` that make texts.
@@ -89,12 +91,12 @@ def calling(
     asked.write_text(
         json.dumps({"address": address, "tasks": tasks, "speaking": speaking, "texts": texts}), encoding="utf-8"
     )
-    words = (str(asked), str(out), "--rate", str(rate), "--seed", str(seed))
+    words = (str(asked), str(out), "--rate", str(rate), "--seed", str(seed), "--fewest", str(fewest))
     process = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.PIPE, cwd=ROOT)
     try:
         yield
     finally:
-        process.communicate(timeout=3 * CALL_S)
+        process.communicate(timeout=3 * CALL_S + 2 * fewest / rate)
     if process.returncode:
         raise BenchmarkError("the load process failed; read what it said above")
 
@@ -123,11 +125,12 @@ class Caller:
         self._draw = random.Random(seed)
         self._lately: dict[str, deque[int]] = {task: deque(maxlen=LATELY) for task in tasks}
 
-    async def ask(self, rate: float, until: asyncio.Event) -> None:
-        """Send about `rate` requests a second, whatever becomes of them, and wait for the last."""
-        at = time.monotonic()
+    async def ask(self, rate: float, until: asyncio.Event, fewest: int = 0) -> None:
+        """Send about `rate` requests a second, whatever becomes of them, `fewest` at least, and wait for the last."""
+        at, sent = time.monotonic(), 0
         async with asyncio.TaskGroup() as calls:
-            while not until.is_set():
+            while sent < fewest or not until.is_set():
+                sent += 1
                 at += self._draw.expovariate(rate)
                 await asyncio.sleep(at - time.monotonic())
                 calls.create_task(self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
@@ -223,11 +226,12 @@ async def run(
     rate: float,
     seed: int,
     out: TextIO,
+    fewest: int = 0,
 ) -> None:
-    """Ask until standard input ends."""
+    """Ask until standard input ends, `fewest` requests at least."""
     over = asyncio.Event()
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, over))
+        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, over, fewest))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()
@@ -239,11 +243,12 @@ async def run(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--rate", type=float, required=True)
 @click.option("--seed", type=int, required=True)
-def main(asked: Path, out: Path, rate: float, seed: int) -> None:
+@click.option("--fewest", type=int, default=0)
+def main(asked: Path, out: Path, rate: float, seed: int, fewest: int) -> None:
     """Ask what the file ASKED says, and write what was told to the file OUT."""
     how = json.loads(asked.read_text(encoding="utf-8"))
     with plain_errors(), out.open("w", encoding="utf-8") as lines:
-        asyncio.run(run(**how, rate=rate, seed=seed, out=lines))
+        asyncio.run(run(**how, rate=rate, seed=seed, out=lines, fewest=fewest))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Plan:
     """A change need not wait until the last one is served: the server loads all the time."""
     rate: float = 12.0
     """Requests a second."""
+    fewest: int = 0
+    """Requests that are sent in any case, however soon the changes are made."""
     texts: int = 32
     seed: int = 0
 
@@ -111,7 +113,16 @@ class Soak:
             self._warm(served, tasks)
             with (
                 watching(served, lambda: len(self.churn.changes)) as watch,
-                calling(served.address, tasks, speaking, self._texts, self._plan.rate, self._plan.seed, told),
+                calling(
+                    served.address,
+                    tasks,
+                    speaking,
+                    self._texts,
+                    self._plan.rate,
+                    self._plan.seed,
+                    told,
+                    self._plan.fewest,
+                ),
             ):
                 step("warm-up")
                 self._round(watch)

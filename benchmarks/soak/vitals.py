@@ -25,7 +25,7 @@ class Vitals:
     at: float
     """time.monotonic() seconds."""
     changes: int
-    """Of the registry so far."""
+    """Of the registry when the look began."""
     memory_mb: float
     threads: int
     files: int
@@ -116,5 +116,5 @@ def growth(first: Sequence[Vitals], last: Sequence[Vitals]) -> dict[str, float]:
     def grown(figure: Callable[[Vitals], float]) -> float:
         return median(map(figure, last)) - median(map(figure, first))
 
-    others = {name: grown(attrgetter(name)) for name in ("threads", "files", "series", "changes")}
+    others = {name: grown(attrgetter(name)) for name in ("threads", "files", "series")}
     return {"memory_mb": grown(lambda each: each.memory_mb - each.resident_mb), **others}

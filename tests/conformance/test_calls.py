@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -230,10 +229,12 @@ def test_a_caller_who_goes_before_the_first_answer_frees_its_rows(target: Target
 
 def test_a_task_at_its_limit_sheds_with_a_hint_when_to_try_again(target: Target) -> None:
     request = pb.PredictRequest(task="busy", rows=ROWS[:1], generation=pb.Generation(min_new_tokens=LONG))
-    with ThreadPoolExecutor(8) as threads:
-        calls = [threads.submit(outcome, lambda: target.native.Predict(request, timeout=2)) for _ in range(8)]
-        shed = [found for call in calls if (found := call.result()).code == "RESOURCE_EXHAUSTED"]
-    assert len(shed) >= 8 - target.followers
+    calls = [target.native.Predict.future(request) for _ in range(8)]
+    wait_until(lambda: sum(call.done() for call in calls) >= 8 - target.followers, WAIT_S)
+    shed = [outcome(call.result) for call in calls if call.done()]
+    for call in calls:
+        call.cancel()
     for each in shed:
+        assert each.code == "RESOURCE_EXHAUSTED"
         assert each.reason == "TASK_OVERLOADED"
         assert [detail for detail in each.status["details"] if "retryDelay" in detail]

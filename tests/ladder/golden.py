@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ladder import Backbone, BackboneConfig, SideConfig, SideNetwork
 from ladder.authors import authors_name, backbone_name
+from tests.paths import GOLDEN
 
+FOLDER = GOLDEN / "t5"
 VARIANTS = {
     "a": "a_r8_full",
     "b": "b_r8_drop_enc13_dec13",
@@ -42,27 +44,31 @@ class Golden:
         return named(self.side.state_dict(), self.group(prefix), self.side.config)
 
 
+def manifest() -> dict[str, Any]:
+    return json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+
+
 @cache
-def load_backbone(folder: Path) -> Backbone:
-    config = json.loads((folder / "manifest.json").read_text())["config"]
+def load_backbone() -> Backbone:
+    config = manifest()["config"]
     backbone = Backbone(BackboneConfig.from_hf({"model_type": "t5", **config}))
-    weights = load_file(folder / "backbone.safetensors")
+    weights = load_file(FOLDER / "backbone.safetensors")
     renamed = {ours: tensor for name, tensor in weights.items() if (ours := backbone_name(name))}
     backbone.load_state_dict({"head": renamed["shared"], **renamed})
     return backbone
 
 
 @cache
-def inputs(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "inputs.safetensors")
+def inputs() -> dict[str, Tensor]:
+    return load_file(FOLDER / "inputs.safetensors")
 
 
-def load(folder: Path, variant: str) -> Golden:
+def load(variant: str) -> Golden:
     """A variant's stored numbers and a side network with its weights."""
     name = VARIANTS[variant] + ".safetensors"
-    settings = json.loads((folder / "manifest.json").read_text())["files"][name]["settings"]
-    tensors = load_file(folder / name)
-    backbone = load_backbone(folder).config
+    settings = manifest()["files"][name]["settings"]
+    tensors = load_file(FOLDER / name)
+    backbone = load_backbone().config
     config = SideConfig(
         reduction=settings["r"],
         encoder_layers=settings["encoder_side_layers"] and tuple(settings["encoder_side_layers"]),

@@ -120,7 +120,7 @@ def test_a_schedules_gate_is_the_number_in_the_file(value: float) -> None:
     side = import_side(theirs, BACKBONE).side
     assert side.config.gate == "fixed"
     gates = [torch.sigmoid(rung.gate_logit / 0.1).item() for rung in side.encoder.rungs]  # type: ignore[operator]
-    assert gates == pytest.approx([0.7, value, 1.0], abs=1e-7)
+    assert gates == pytest.approx([0.7, value, 1.0], abs=1e-6)  # a few units of float32's last place
 
 
 def test_a_bias_that_the_authors_never_read_is_zero() -> None:

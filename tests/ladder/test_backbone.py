@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import T5ForConditionalGeneration
 
 from ladder import BackboneError, load_backbone, load_tokenizer
 from tests import tiny
-from tests.paths import shared
+from tests.exact import CLOSE, float64
 
 KINDS = {
     "T5 1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
@@ -56,31 +57,44 @@ def test_weights_are_the_file_itself_where_its_dtype_is_computed_in(tmp_path):
 
 
 def test_taps_and_logits_equal_hugging_face(folder):
-    theirs = T5ForConditionalGeneration.from_pretrained(folder).eval()
+    theirs = T5ForConditionalGeneration.from_pretrained(folder).double().eval()
     encoder_seen, decoder_seen = block_outputs(theirs.encoder), block_outputs(theirs.decoder)
-    ours, (ids, mask) = load_backbone(folder), padded_inputs()
+    ours, (ids, mask) = load_backbone(folder).double(), padded_inputs()
     decoder_ids = torch.randint(3, 250, (3, 9))
-    with torch.no_grad():
+    with torch.no_grad(), float64():
         out = theirs(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=decoder_ids)
-    taps = ours.encode(ids, mask)
-    decoder_taps = ours.decode(decoder_ids, taps.final, mask)
+        taps = ours.encode(ids, mask)
+        decoder_taps = ours.decode(decoder_ids, taps.final, mask)
     real = mask[:, :, None]
     assert len(taps.blocks) == len(encoder_seen)
     for tap, expected in zip(taps.blocks, encoder_seen, strict=True):
-        assert_close(tap * real, expected * real, atol=1e-3, rtol=1e-4)
+        assert_close(tap * real, expected * real, **CLOSE)
     for tap, expected in zip(decoder_taps.blocks, decoder_seen, strict=True):
-        assert_close(tap, expected, atol=1e-3, rtol=1e-4)
-    assert_close(ours.logits(decoder_taps.final), out.logits, atol=1e-3, rtol=1e-4)
+        assert_close(tap, expected, **CLOSE)
+    assert_close(ours.logits(decoder_taps.final), out.logits, **CLOSE)
+
+
+def test_float32_is_near_float64(folder):
+    """A state's error, of its norm: a thousand roundings, where the CPUs we know make some ten."""
+    (ids, mask), decoder_ids = padded_inputs(), torch.randint(3, 250, (3, 9))
+    found = []
+    for backbone in (load_backbone(folder), load_backbone(folder).double()):
+        with float64() if backbone.dtype is torch.float64 else nullcontext():
+            taps = backbone.encode(ids, mask)
+            found.append([*taps.blocks, *backbone.decode(decoder_ids, taps.final, mask).blocks])
+    for rough, exact in zip(*found, strict=True):
+        assert (rough - exact).norm() <= 1e3 * torch.finfo(torch.float32).eps * exact.norm()
 
 
 def test_cached_decoding_equals_uncached(folder):
-    backbone, (ids, mask) = load_backbone(folder), padded_inputs()
-    taps, decoder_ids = backbone.encode(ids, mask), torch.randint(3, 250, (3, 8))
-    whole = backbone.decode(decoder_ids, taps.final, mask)
-    cache = backbone.decoder_cache()
-    steps = [backbone.decode(part, taps.final, mask, cache) for part in decoder_ids.split([1, 1, 3, 1, 2], 1)]
+    backbone, (ids, mask) = load_backbone(folder).double(), padded_inputs()
+    with float64():
+        taps, decoder_ids = backbone.encode(ids, mask), torch.randint(3, 250, (3, 8))
+        whole = backbone.decode(decoder_ids, taps.final, mask)
+        cache = backbone.decoder_cache()
+        steps = [backbone.decode(part, taps.final, mask, cache) for part in decoder_ids.split([1, 1, 3, 1, 2], 1)]
     for layer, expected in enumerate(whole.blocks):
-        assert_close(torch.cat([step.blocks[layer] for step in steps], 1), expected, atol=1e-3, rtol=1e-4)
+        assert_close(torch.cat([step.blocks[layer] for step in steps], 1), expected, **CLOSE)
 
 
 def test_early_stop_gives_the_same_lower_taps(folder):
@@ -239,11 +253,11 @@ def test_tokenizer_cuts_and_always_ends(tiny_t5):
 
 @pytest.mark.real_weights
 @pytest.mark.slow
-def test_real_backbone_equals_hugging_face():
-    folder = shared("backbones", "flan-t5-small")
-    theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+@pytest.mark.timeout(900)  # the backbone may have to be downloaded first
+def test_real_backbone_equals_hugging_face(real_backbone):
+    theirs = T5ForConditionalGeneration.from_pretrained(real_backbone, dtype=torch.float32).eval()
     encoder_seen = block_outputs(theirs.encoder)
-    ours, tokenizer = load_backbone(folder), load_tokenizer(folder)
+    ours, tokenizer = load_backbone(real_backbone), load_tokenizer(real_backbone)
     rows = tokenizer.encode_batch(["a gripping film", "The quick brown fox jumps over the lazy dog, twice."])
     from ladder import run_backbone
 

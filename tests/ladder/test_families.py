@@ -44,6 +44,7 @@ from ladder.loading import fingerprint
 from ladder.side import forward
 from ladder.structural import initialise, magnitude
 from tests import families, tiny
+from tests.exact import CLOSE, float64
 from tests.ladder.test_side import random_side
 
 THEIRS = {
@@ -92,51 +93,53 @@ def outputs_of(blocks: torch.nn.ModuleList) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_encoder_taps_equal_hugging_face(folder, padded):
-    ours, theirs = load_backbone(folder), oracle(folder).get_encoder()
+    ours, theirs = load_backbone(folder).double(), oracle(folder).double().get_encoder()
     ids, mask = inputs(ours)
     if not padded:
         ids, mask = ids[:1], mask[:1]
     seen = outputs_of(theirs.layers if hasattr(theirs, "layers") else theirs.block)
-    with torch.no_grad():
+    with torch.no_grad(), float64():
         out = theirs(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
-    taps, real = ours.encode(ids, mask), mask[:, :, None]
+        taps, real = ours.encode(ids, mask), mask[:, :, None]
     assert len(taps.blocks) == len(seen) == ours.config.num_layers
-    assert_close(taps.embeddings * real, out.hidden_states[0] * real, atol=1e-5, rtol=1e-5)
+    assert_close(taps.embeddings * real, out.hidden_states[0] * real, **CLOSE)
     for tap, expected in zip(taps.blocks, seen, strict=True):
-        assert_close(tap * real, expected * real, atol=1e-4, rtol=1e-4)
-    assert_close(taps.final * real, out.last_hidden_state * real, atol=1e-4, rtol=1e-4)
+        assert_close(tap * real, expected * real, **CLOSE)
+    assert_close(taps.final * real, out.last_hidden_state * real, **CLOSE)
     assert torch.equal(ours.embed(ids), taps.embeddings)
     assert_close(ours.embed(ids[0]), taps.embeddings[0])
 
 
 @pytest.mark.parametrize("kind", SPEAKING)
 def test_decoder_taps_and_logits_equal_hugging_face(folder):
-    ours, theirs = load_backbone(folder), oracle(folder)
+    ours, theirs = load_backbone(folder).double(), oracle(folder).double()
     ids, mask = inputs(ours)
     decoder_ids, seen = torch.randint(3, 250, (3, 9)), outputs_of(theirs.decoder.block)
-    with torch.no_grad():
+    with torch.no_grad(), float64():
         out = theirs(input_ids=ids, attention_mask=mask.long(), decoder_input_ids=decoder_ids)
-    taps = ours.decode(decoder_ids, ours.encode(ids, mask).final, mask)
+        taps = ours.decode(decoder_ids, ours.encode(ids, mask).final, mask)
+        at_once = ours(ids, mask, decoder_ids)
     assert len(taps.blocks) == len(seen) == ours.config.num_decoder_layers
     for tap, expected in zip(taps.blocks, seen, strict=True):
-        assert_close(tap, expected, atol=1e-3, rtol=1e-4)
-    assert_close(ours.logits(taps.final), out.logits, atol=1e-3, rtol=1e-4)
-    assert_close(ours(ids, mask, decoder_ids), out.logits, atol=1e-3, rtol=1e-4)
+        assert_close(tap, expected, **CLOSE)
+    assert_close(ours.logits(taps.final), out.logits, **CLOSE)
+    assert_close(at_once, out.logits, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", SPEAKING)
 def test_cached_decoding_equals_uncached_of_backbone_and_side_network(folder):
-    backbone = load_backbone(folder)
-    side = random_side(SideConfig(head="text", reduction=4), backbone.config)
+    backbone = load_backbone(folder).double()
+    side = random_side(SideConfig(head="text", reduction=4), backbone.config).double()
     ids, mask = inputs(backbone)
     decoder_ids = torch.randint(3, 250, (3, 6))
-    whole = forward(backbone, side, ids, mask, decoder_ids)
-    taps, cache, side_cache = backbone.encode(ids, mask), backbone.decoder_cache(), side.decoder_cache()
-    memory, steps = side.encode(taps), []
-    for part in decoder_ids.split([1, 1, 3, 1], 1):
-        decoded = backbone.decode(part, taps.final, mask, cache)
-        steps.append(backbone.logits(side.decode(decoded, memory, mask, side_cache)))
-    assert_close(torch.cat(steps, 1), whole, atol=1e-4, rtol=1e-4)
+    with float64():
+        whole = forward(backbone, side, ids, mask, decoder_ids)
+        taps, cache, side_cache = backbone.encode(ids, mask), backbone.decoder_cache(), side.decoder_cache()
+        memory, steps = side.encode(taps), []
+        for part in decoder_ids.split([1, 1, 3, 1], 1):
+            decoded = backbone.decode(part, taps.final, mask, cache)
+            steps.append(backbone.logits(side.decode(decoded, memory, mask, side_cache)))
+    assert_close(torch.cat(steps, 1), whole, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", SPEAKING)

@@ -1,5 +1,8 @@
 """Our side network equals the authors' stored numbers: activations, logits, loss, gradients, greedy output."""
 
+from copy import deepcopy
+from hashlib import sha256
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,13 +11,11 @@ from torch.testing import assert_close
 from ladder import BackbonePass, Generate, Generation
 from ladder.decoding import Segment, generate
 from ladder.side import forward
+from tests.exact import float64
 from tests.ladder import golden
 from tests.ladder.oracle import Oracle
 from tests.marks import slow
-from tests.paths import shared
-
-pytestmark = pytest.mark.real_weights
-
+from tests.paths import GOLDEN
 
 FEW = [name if name in ("a", "b2", "e3", "e5", "e6") else slow(name) for name in golden.VARIANTS]
 """A variant of each kind of side network; the fast suite compares the activations and gradients of all."""
@@ -22,27 +23,31 @@ FEW = [name if name in ("a", "b2", "e3", "e5", "e6") else slow(name) for name in
 
 @pytest.fixture(scope="module", params=golden.VARIANTS)
 def case(request: pytest.FixtureRequest):
-    folder = shared("golden", "t5")
-    inputs = golden.inputs(folder)
-    return golden.load_backbone(folder), golden.load(folder, request.param), inputs
+    return golden.load_backbone(), golden.load(request.param), golden.inputs()
+
+
+def test_the_stored_files_are_those_that_were_made():
+    lines = (GOLDEN / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, name in (line.split() for line in lines)}
+    found = [path for folder in ("t5", "vl") for path in (GOLDEN / folder).iterdir()]
+    assert {path.relative_to(GOLDEN).as_posix(): sha256(path.read_bytes()).hexdigest() for path in found} == digests
 
 
 def test_relative_buckets_equal_the_tables():
     from ladder.layers import relative_bucket
 
-    inputs = golden.inputs(shared("golden", "t5"))
+    inputs = golden.inputs()
     for direction, bidirectional in (("bidirectional", True), ("causal", False)):
         ours = relative_bucket(inputs["rel_positions"], 32, 128, bidirectional)
         assert torch.equal(ours, inputs[f"rel_bucket_{direction}"])
 
 
 def test_backbone_alone_equals_its_stored_logits():
-    folder = shared("golden", "t5")
-    backbone, inputs = golden.load_backbone(folder), golden.inputs(folder)
+    backbone, inputs = golden.load_backbone(), golden.inputs()
     mask = inputs["attention_mask"].bool()
     taps = backbone.encode(inputs["input_ids"], mask)
     state = backbone.decode(golden.teacher_forcing(inputs["labels"]), taps.final, mask).final
-    stored = golden.load_file(folder / "backbone_out.safetensors")
+    stored = golden.load_file(golden.FOLDER / "backbone_out.safetensors")
     assert_close(backbone.logits(state), stored["backbone.logits"], atol=1e-4, rtol=0)
 
 
@@ -62,16 +67,32 @@ def test_every_activation_and_the_logits(case):
 
 
 def test_loss_and_gradients(case):
+    """In float64, so that what differs is the authors' rounding alone; then in float32, by each gradient's norm."""
     backbone, stored, inputs = case
-    given = BackbonePass(backbone, backbone.encode(inputs["input_ids"], inputs["attention_mask"].bool()))
-    loss = Generate(max_new_tokens=1, decode=str).loss(given, stored.side, inputs["labels"])
-    assert_close(loss[None], stored.tensors["out.loss"], atol=1e-5, rtol=0)
-    stored.side.zero_grad()
-    loss.backward()
     expected = stored.weights("grad.")
-    for name, parameter in stored.side.named_parameters():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    with float64():
+        loss, gradients = gradients_of(deepcopy(backbone).double(), deepcopy(stored.side).double(), inputs)
+    assert_close(loss[None].float(), stored.tensors["out.loss"], atol=1e-5, rtol=0)
+    for name, tensor in gradients.items():
+        assert_close(
+            tensor.float(), expected[name], atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    loss, gradients = gradients_of(backbone, stored.side, inputs)
+    assert_close(loss[None], stored.tensors["out.loss"], atol=1e-5, rtol=0)
+    for name, tensor in gradients.items():
+        assert (tensor - expected[name]).norm() <= max(1e-6, 1e-5 * expected[name].norm()), name
+
+
+def gradients_of(backbone, side, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss, and its gradient of each parameter."""
+    given = BackbonePass(backbone, backbone.encode(inputs["input_ids"], inputs["attention_mask"].bool()))
+    loss = Generate(max_new_tokens=1, decode=str).loss(given, side, inputs["labels"])
+    side.zero_grad()
+    loss.backward()
+    return loss.detach(), {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in side.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("case", FEW, indirect=True)

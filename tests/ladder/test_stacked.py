@@ -21,7 +21,6 @@ from tests import families, tiny
 from tests.ladder import golden
 from tests.ladder.stacks import make_inputs, make_sides, one_by_one, stacked, tokens_of
 from tests.marks import slow
-from tests.paths import shared
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SPEAKING = ("t5", "byt5", "mt5", "umt5", "relu")
@@ -221,11 +220,9 @@ def test_bfloat16_is_as_near_to_float32_as_a_modules(tmp_path: Path, head: str) 
     assert (found.float() - exact).abs().max() <= 0.05 * exact.abs().max()
 
 
-@pytest.mark.real_weights
 @pytest.mark.parametrize("variant", sorted(golden.VARIANTS.keys() - {"e5"}))  # e5 merges: it is no stacked one
 def test_stacked_logits_equal_the_authors(variant: str) -> None:
-    folder = shared("golden", "t5")
-    backbone, stored, inputs = golden.load_backbone(folder), golden.load(folder, variant), golden.inputs(folder)
+    backbone, stored, inputs = golden.load_backbone(), golden.load(variant), golden.inputs()
     mask = inputs["attention_mask"].bool()
     taps, rows = backbone.encode(inputs["input_ids"], mask), len(mask)
     decoded = backbone.decode(golden.teacher_forcing(inputs["labels"]), taps.final, mask)

@@ -11,7 +11,6 @@ from ladder.layers import RMSNorm
 from ladder.side import side_shape
 from ladder.structural import Plan, initialise, magnitude, make_plan
 from tests.ladder import golden
-from tests.paths import shared
 
 PART = {
     "SelfAttention": "attention",
@@ -20,10 +19,10 @@ PART = {
 }
 
 
-def stored_importance(folder, variant: str, backbone):
+def stored_importance(variant: str, backbone):
     if variant != "d":
         return magnitude(backbone)
-    stored = load_file(folder / "fisher_importance.safetensors")
+    stored = load_file(golden.FOLDER / "fisher_importance.safetensors")
     named = {backbone_name(name.removeprefix("fisher.")): tensor for name, tensor in stored.items()}
     return named | {"shared": named["shared"].sum(0)}
 
@@ -37,12 +36,10 @@ def kept(plan: Plan, name: str) -> torch.Tensor:
     return cut.after if matrix in ("o", "wo") else cut.inner[matrix[0] if matrix == "qkv" else matrix]
 
 
-@pytest.mark.real_weights
 @pytest.mark.parametrize("variant", ["c", "c3", "d"])
 def test_reference_order_equals_the_authors(variant):
-    folder = shared("golden", "t5")
-    backbone, stored = golden.load_backbone(folder), golden.load(folder, variant)
-    importance = stored_importance(folder, variant, backbone)
+    backbone, stored = golden.load_backbone(), golden.load(variant)
+    importance = stored_importance(variant, backbone)
     plan = make_plan(backbone, importance, stored.side.config, order="reference")
     names = stored.group("keep.")
     for name, indices in names.items():

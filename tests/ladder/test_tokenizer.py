@@ -1,16 +1,18 @@
 """Every kind of vocabulary gives the ids of the library that made it; start and end tokens stand where they must."""
 
+import base64
 import json
 import shutil
 import threading
+from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, ByT5Tokenizer
+from transformers.utils import sentencepiece_model_pb2_new
 
 from ladder import BackboneError, load_tokenizer
 from tests import families, tiny
-from tests.paths import shared
 
 TEXTS = ("the cat sat", "a gripping film, indeed: twice", "naïve 🐈 über", "", "  two  spaces\nand a line ")
 
@@ -141,12 +143,29 @@ def test_many_threads_get_the_ids_that_one_gets(tmp_path, kind):
     assert [found[place] for place in range(8)] == expected
 
 
+def as_sentence_piece(converted: dict[str, Any]) -> bytes:
+    """The SentencePiece model that a T5's tokenizer.json was converted from: its pieces, its normalisation."""
+    model = sentencepiece_model_pb2_new.ModelProto()
+    kinds = {"<pad>": model.SentencePiece.CONTROL, "</s>": model.SentencePiece.CONTROL}
+    kinds["<unk>"] = model.SentencePiece.UNKNOWN
+    sentinels = 100  # stand behind the pieces
+    for piece, score in converted["model"]["vocab"][:-sentinels]:
+        model.pieces.add(piece=piece, score=score, type=kinds.get(piece, model.SentencePiece.NORMAL))
+    model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = 0, 1, 2
+    model.trainer_spec.bos_id = -1
+    normalizer = converted["normalizer"]
+    [table] = [step for step in normalizer.get("normalizers", [normalizer]) if step["type"] == "Precompiled"]
+    model.normalizer_spec.precompiled_charsmap = base64.b64decode(table["precompiled_charsmap"])
+    return model.SerializeToString()
+
+
 @pytest.mark.real_weights
-def test_t5s_own_sentencepiece_model_and_tokenizer_json_agree(tmp_path):
-    folder = shared("backbones", "flan-t5-small")
-    for name in ("config.json", "spiece.model"):
-        shutil.copy(folder / name, tmp_path)
-    bare, converted = load_tokenizer(tmp_path), load_tokenizer(folder)
+@pytest.mark.timeout(900)  # the backbone may have to be downloaded first
+def test_t5s_own_sentencepiece_model_and_tokenizer_json_agree(tmp_path, real_backbone):
+    shutil.copy(real_backbone / "config.json", tmp_path)
+    whole = json.loads((real_backbone / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "spiece.model").write_bytes(as_sentence_piece(whole))
+    bare, converted = load_tokenizer(tmp_path), load_tokenizer(real_backbone)
     texts = [*TEXTS, *families.SENTENCES, "Is this review positive or negative?\n\nIt's “great”, isn’t it? 3.5/5 — ½"]
     assert bare.encode_batch(texts) == converted.encode_batch(texts)
     for ids in converted.encode_batch(texts):

@@ -21,6 +21,8 @@ def backbone(tiny_t5: Path):
 
 IDS = torch.tensor([[5, 6, 7, 1], [9, 1, 0, 0]])
 MASK = (IDS != 0).long()
+NEAR = {"atol": 1e-4, "rtol": 1e-5}
+"""What a trace may differ by from the same pass computed in other parts."""
 LABELS = torch.tensor([[8, 1], [1, -100]])
 
 
@@ -52,22 +54,22 @@ def test_states_are_what_the_gates_make_of_them(backbone, mix_after: bool, gate:
         def mix(side: torch.Tensor, down: torch.Tensor = down, keep: torch.Tensor | None = keep) -> torch.Tensor:
             return side + down if keep is None else keep * side + (1 - keep) * down
 
-        assert_close(found[rung.format("block") + ".in"], state if mix_after else mix(state))
+        assert_close(found[rung.format("block") + ".in"], state if mix_after else mix(state), **NEAR)
         state = mix(block) if mix_after else block
-        assert_close(found[rung.format("state") + ".out"], state)
+        assert_close(found[rung.format("state") + ".out"], state, **NEAR)
     assert (gate == "none") == ("act.encoder.side_gate.0" not in found)
     decoder_ids = torch.tensor([[0, 8], [0, 1]])
-    assert_close(found["out.logits"], forward(backbone, side, IDS, MASK.bool(), decoder_ids).detach())
+    assert_close(found["out.logits"], forward(backbone, side, IDS, MASK.bool(), decoder_ids).detach(), **NEAR)
     picked = found["out.logits"].log_softmax(-1)[[0, 0, 1], [0, 1, 0], [8, 1, 1]]
-    assert_close(found["out.loss"], -picked.mean()[None])
+    assert_close(found["out.loss"], -picked.mean()[None], **NEAR)
 
 
 def test_taps_are_the_backbones(backbone) -> None:
     found = traced(backbone, make_side(backbone))
     taps = backbone.encode(IDS, MASK.bool())
-    assert_close(found["act.encoder.block.1.out"], taps.blocks[1])
-    assert_close(found["act.encoder.embeds"], taps.embeddings)
-    assert_close(found["act.encoder.final_layer_norm.out"], taps.final)
+    assert_close(found["act.encoder.block.1.out"], taps.blocks[1], **NEAR)
+    assert_close(found["act.encoder.embeds"], taps.embeddings, **NEAR)
+    assert_close(found["act.encoder.final_layer_norm.out"], taps.final, **NEAR)
     assert found["act.decoder.block.1.out"].shape == (2, 2, 32)
 
 
@@ -82,7 +84,7 @@ def test_without_labels_the_decoder_reads_its_start_token(backbone) -> None:
     side = make_side(backbone)
     found = trace(backbone, side, make_inputs({"input_ids": IDS}, backbone.config), max_new_tokens=0)
     mask, start = torch.ones_like(IDS, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.long)
-    assert_close(found["out.logits"], forward(backbone, side, IDS, mask, start).detach())
+    assert_close(found["out.logits"], forward(backbone, side, IDS, mask, start).detach(), **NEAR)
     assert not {"out.loss", "gen.greedy"} & found.keys()
 
 

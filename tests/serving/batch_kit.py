@@ -105,7 +105,7 @@ class Device:
         self.batches.append(rows)
         self.threads.add(threading.current_thread().name)
         self._entered.set()
-        assert self._open.wait(10)
+        assert self._open.wait(60)
         return rows
 
     async def busy(self, batcher: Batcher) -> "asyncio.Task[list[FakeRow]]":
@@ -113,7 +113,7 @@ class Device:
         self._open.clear()
         self._entered.clear()
         task = asyncio.create_task(batcher.submit([row(1, first=999)]))
-        assert await asyncio.to_thread(self._entered.wait, 10)
+        assert await asyncio.to_thread(self._entered.wait, 60)
         self.batches.clear()
         return task
 

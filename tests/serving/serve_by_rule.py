@@ -1,6 +1,7 @@
 """A process that serves by rule until it is signalled: argument, a folder. Not a test: run by some.
 
-Prints a line when it loads and one when it is ready. Answers take SLOW seconds; loading a version takes LOADING.
+Prints a line when it loads, one when it is ready, and one for each request. Answers take SLOW seconds; loading a
+version takes LOADING.
 """
 
 import os
@@ -28,7 +29,14 @@ def main(folder: Path) -> int:
         time.sleep(float(os.environ.get("LOADING", "0")))
         return load(task, version)
 
+    take_time = parlour.service._take_time
+
+    async def told() -> None:
+        print("asked", flush=True)
+        await take_time()
+
     parlour._load = slow_load  # type: ignore[method-assign]
+    parlour.service._take_time = told  # type: ignore[method-assign]
     return run_server(parlour.config, ready, assemble=parlour.assemble)
 
 

@@ -1,6 +1,7 @@
 """Routes over gRPC: who sets them, who hears of them, and that both doors follow them."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2_grp
 from protos import sidecast_pb2 as pb
 from serving import client_errors as errors
 from serving import comparing
+from serving.admin import AWAIT_POLL_S
 from serving.client import Client
 from serving.client_routes import Bounds, Route
 from serving.server import Server
@@ -375,9 +377,11 @@ def test_all_who_wait_share_a_look_at_the_registry(opened: Parlour, monkeypatch:
         with Client(opened.address) as client:
             return client.await_generation(9, timeout=0.6).served
 
+    began = time.monotonic()
     with ThreadPoolExecutor(16) as threads:
         assert not any(threads.map(wait, range(16)))
-    assert 1 <= len(looks) <= 16  # of 16 who ask ten times a second each
+    most = (time.monotonic() - began) / AWAIT_POLL_S + 2  # one look a pause, for all 16 together
+    assert 1 <= len(looks) <= most
 
 
 def test_what_cannot_be_waited_for(client: Client) -> None:

@@ -262,9 +262,7 @@ def test_a_shed_call_says_when_to_come_back(ask: Ask, parlour: Parlour) -> None:
 def test_ready_tells_and_waits(ask: Ask) -> None:
     assert ask("ready") is True
     with Client("127.0.0.1:1") as nobody:
-        start = time.monotonic()
         assert nobody.ready(0.2) is False
-        assert time.monotonic() - start < 5
 
 
 def test_nobody_there_is_an_error_that_names_the_address() -> None:

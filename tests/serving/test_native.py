@@ -200,9 +200,9 @@ def test_the_nearer_of_both_deadlines_holds(stub: Any, parlour: Parlour) -> None
         return None if deadline is None else deadline - time.monotonic()
 
     assert left(None, None) is None
-    assert left(None, 5) == pytest.approx(5, abs=1)
-    assert left(50, 5) == pytest.approx(5, abs=1)
-    assert left(5, 50) == pytest.approx(5, abs=1)
+    assert left(None, 500) == pytest.approx(500, abs=100)
+    assert left(5000, 500) == pytest.approx(500, abs=100)
+    assert left(500, 5000) == pytest.approx(500, abs=100)
 
 
 def test_many_tasks_answer_at_once_and_fail_alone(stub: Any, parlour: Parlour) -> None:
@@ -258,10 +258,11 @@ async def test_a_cancelled_call_is_cancelled_in_the_service_too(parlour: Parlour
     try:
         async with grpc.aio.insecure_channel(parlour.address) as channel:
             stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
-            call = stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a")))
-            await asyncio.sleep(0.1)
+            call = asyncio.ensure_future(stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
+            while not parlour.server.drain.in_flight:  # noqa: ASYNC110 - the server's thread makes it true
+                await asyncio.sleep(0.01)
             call.cancel()
-            assert await asyncio.to_thread(parlour.service.cancelled.wait, 5)
+            assert await asyncio.to_thread(parlour.service.cancelled.wait, 60)
     finally:
         parlour.service.slow = 0.0
 
@@ -273,7 +274,7 @@ def test_a_deadline_that_passes_ends_the_work(stub: Any, parlour: Parlour) -> No
         with pytest.raises(grpc.RpcError) as caught:
             stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a")), timeout=0.1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert parlour.service.cancelled.wait(5)
+        assert parlour.service.cancelled.wait(60)
     finally:
         parlour.service.slow = 0.0
     assert parlour.server.drain.in_flight == 0

@@ -1,6 +1,7 @@
 """The reconciler between a real registry in a folder and a loader that fails on demand."""
 
 import contextlib
+import itertools
 import logging
 import shutil
 import tempfile
@@ -45,13 +46,16 @@ class FakeLoader:
         self.broken: dict[Key, bool] = {}
         """Versions that fail, and whether that is transient."""
         self.loads: list[Key] = []
+        self.times: list[float] = []
+        """When each was asked for, by time.monotonic()."""
         self.gates: dict[Key, threading.Event] = {}
 
     def load(self, task: str, version: int) -> Resident:
         key = task, version
         self.loads.append(key)
+        self.times.append(time.monotonic())
         if key in self.gates:
-            assert self.gates[key].wait(10)
+            assert self.gates[key].wait(60)
         if key in self.broken:
             raise LoadFailed(task, version, "it is broken", transient=self.broken[key])
         return empty_resident(task, version)
@@ -120,7 +124,7 @@ def patient(tmp_path: Path) -> House:
     return House(tmp_path, PATIENT)
 
 
-def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end
@@ -211,8 +215,9 @@ def test_a_transient_failure_is_tried_again_with_growing_pauses(tmp_path: Path) 
     house.loader.broken["sst2", 1] = True
     house.publish()
     house.reconciler.start()
-    time.sleep(0.2)  # 0.02 + 0.04 + 0.08 have passed
-    assert 2 <= len(house.loader.loads) <= 5
+    until(lambda: len(house.loader.times) >= 4)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(house.loader.times)]
+    assert all(gap >= 0.02 * 2**number for number, gap in enumerate(gaps))
     house.loader.broken.clear()
     until(lambda: ("sst2", "production") in house.pool.snapshot().aliases)
     house.reconciler.stop()

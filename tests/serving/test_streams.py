@@ -107,14 +107,14 @@ def test_a_text_comes_in_pieces_and_last_as_a_whole(native: Any) -> None:
 
 def test_a_stream_is_asked_for_like_a_prediction(native: Any, parlour: Parlour) -> None:
     how = pb.Generation(do_sample=True, seed=3, max_new_tokens=5)
-    *_, last = native.Generate(ask(version=1, priority=2, generation=how, timeout=Duration(seconds=5)))
+    *_, last = native.Generate(ask(version=1, priority=2, generation=how, timeout=Duration(seconds=500)))
     answerer = parlour.service.answerers[-1]
     assert (last.generated.version, last.generated.alias) == (1, "")
     assert (answerer.max_new_tokens, answerer.generation) == (5, Generation(do_sample=True, seed=3))
     assert parlour.service.priorities[-1] == 2
     deadline = parlour.service.deadlines[-1]
     assert deadline is not None
-    assert deadline - time.monotonic() == pytest.approx(5, abs=1)
+    assert deadline - time.monotonic() == pytest.approx(500, abs=100)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_caller_that_goes_away_cancels_the_text(native: Any, slow: Parlour) ->
     stream = native.Generate(ask())
     wait_until(lambda: slow.server.drain.in_flight)
     stream.cancel()
-    assert slow.service.cancelled.wait(5)
+    assert slow.service.cancelled.wait(60)
     wait_until(lambda: not slow.server.drain.in_flight)
 
 
@@ -159,7 +159,7 @@ def test_a_deadline_ends_a_stream(native: Any, slow: Parlour) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(native.Generate(ask(), timeout=0.1))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert slow.service.cancelled.wait(5)
+    assert slow.service.cancelled.wait(60)
     wait_until(lambda: not slow.server.drain.in_flight)
 
 
@@ -234,7 +234,7 @@ def test_a_stream_that_is_closed_cancels_its_requests(tensors: Any, slow: Parlou
     stream = tensors.ModelStreamInfer(endless(infer("a")))
     wait_until(lambda: slow.server.drain.in_flight)
     stream.cancel()
-    assert slow.service.cancelled.wait(5)
+    assert slow.service.cancelled.wait(60)
     wait_until(lambda: not slow.server.drain.in_flight)
 
 
@@ -313,7 +313,7 @@ def test_a_stream_that_is_left_is_cancelled(client: Client, slow: Parlour, way: 
         with pytest.raises(errors.CallCancelledError):
             next(stream)
     del stream
-    assert slow.service.cancelled.wait(5)
+    assert slow.service.cancelled.wait(60)
 
 
 async def test_an_async_stream_that_is_left_is_cancelled(slow: Parlour) -> None:
@@ -433,7 +433,7 @@ def endless(*requests: Any) -> Iterator[Any]:
 
 
 def wait_until(condition: Any) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)

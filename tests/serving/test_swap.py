@@ -46,8 +46,8 @@ class House:
         resident = self.pool.resolve(task, version=version)
         return self.engine.predict([EngineRow(ids_of(self.tokenizer, text), resident)])[0]
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - another thread makes it true
                 await asyncio.sleep(0.005)
 
@@ -77,10 +77,10 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
     clients = [asyncio.create_task(client(n % len(TEXTS))) for n in range(4)]
     for seed in (2, 3):
         await house.serving(await asyncio.to_thread(house.publish, seed))
-        await asyncio.sleep(0.02)
+        await house.until(lambda seed=seed: answered[-1:] and answered[-1][0] == seed)
     house.registry.rollback("sst2")
     await house.serving(2)
-    await asyncio.sleep(0.02)
+    await house.until(lambda: answered[-1][0] == 2)
     stop.set()
     await asyncio.gather(*clients)
     assert {version for version, _, _ in answered} == {1, 2, 3}

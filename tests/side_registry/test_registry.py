@@ -395,22 +395,15 @@ class TestHistoryAndWait:
         assert resolve(registry, "sst2") == 3
         assert registry.state().task("sst2").live == (1, 2, 3)
 
-    def test_wait_sees_a_publish_within_a_second(self, local: Registry, run: MakeRun):
+    def test_wait_sees_a_publish_long_before_it_gives_up(self, local: Registry, run: MakeRun):
         watcher = Registry.open(local.url)
         folder, seen = run(1), []
-
-        def watch() -> None:
-            state = watcher.wait(after=0, timeout_s=10)
-            seen.append((time.monotonic(), state))
-
-        thread = threading.Thread(target=watch)
+        thread = threading.Thread(target=lambda: seen.append(watcher.wait(after=0, timeout_s=1000)))
         thread.start()
         time.sleep(0.1)
         local.publish(folder)
-        published_at = time.monotonic()
-        thread.join()
-        [(seen_at, state)] = seen
-        assert seen_at - published_at < 1
+        thread.join(60)
+        [state] = seen
         assert state is not None
         assert state.task("sst2").serving == {"production": 1}
 

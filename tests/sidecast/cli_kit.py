@@ -131,7 +131,7 @@ class Serving:
         return self.process.wait(40)
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 10.0) -> float:
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> float:
     """Seconds until it held."""
     started = time.monotonic()
     while not holds():

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.ladder.golden import VARIANTS
-from tests.paths import shared
+from tests.ladder.golden import FOLDER, VARIANTS, manifest
 
 
 def golden_file(variant: str) -> Path:
-    return shared("golden", "t5", f"{VARIANTS[variant]}.safetensors")
+    return FOLDER / f"{VARIANTS[variant]}.safetensors"
 
 
 def inputs_file() -> Path:
-    return shared("golden", "t5", "inputs.safetensors")
+    return FOLDER / "inputs.safetensors"
 
 
 @cache
@@ -26,15 +25,15 @@ def tensors(variant: str) -> dict[str, torch.Tensor]:
 
 
 def settings(variant: str) -> dict[str, Any]:
-    return _manifest()["files"][golden_file(variant).name]["settings"]
+    return manifest()["files"][golden_file(variant).name]["settings"]
 
 
 def make_backbone(folder: Path) -> Path:
     """The goldens' random T5 as a Hugging Face folder, without a tokenizer."""
     folder.mkdir()
-    config = {"model_type": "t5", **_manifest()["config"]}
+    config = {"model_type": "t5", **manifest()["config"]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weights = load_file(shared("golden", "t5", "backbone.safetensors"))
+    weights = load_file(FOLDER / "backbone.safetensors")
     save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
     return folder
 
@@ -46,8 +45,4 @@ def side_tensors(variant: str) -> dict[str, torch.Tensor]:
 
 def whole_model(variant: str) -> dict[str, torch.Tensor]:
     """Side network and backbone, as the authors' trainer saves both."""
-    return {**load_file(shared("golden", "t5", "backbone.safetensors")), **side_tensors(variant)}
-
-
-def _manifest() -> dict[str, Any]:
-    return json.loads(shared("golden", "t5", "manifest.json").read_text(encoding="utf-8"))
+    return {**load_file(FOLDER / "backbone.safetensors"), **side_tensors(variant)}

@@ -5,21 +5,18 @@ import sys
 
 import pytest
 
-from sidecast.demo.backbone import get_backbone
 from sidecast.demo.dataset import get_dataset
 from sidecast.demo.downloads import cache_folder
-from sidecast.demo.folders import DemoError
+from tests.paths import demo_packages
 
 
 @pytest.mark.slow
 @pytest.mark.real_weights
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("real_backbone")
 def test_the_whole_story_and_again_from_where_it_stopped(tmp_path):
-    try:
-        get_backbone(cache_folder())
+    with demo_packages():
         get_dataset(cache_folder())
-    except DemoError as error:
-        pytest.skip(f"the demo's packages cannot be had here: {error}")
     command = [sys.executable, "-m", "sidecast.demo", "--folder", str(tmp_path / "demo"), "--rows", "96"]
     told = subprocess.run(command, check=False, capture_output=True, text=True)
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-3000:]

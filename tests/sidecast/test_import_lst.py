@@ -14,15 +14,12 @@ from tests.marks import slow
 from tests.sidecast import golden_kit
 from tests.sidecast.cli_kit import done, sidecast
 
-pytestmark = pytest.mark.real_weights
-
 FLAGS = {"e3": ("--gate", "none"), "e6": ("--mix-after",)}
 """What no tensor of a variant tells."""
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    golden_kit.shared("golden", "t5")
     return golden_kit.make_backbone(tmp_path_factory.mktemp("golden") / "t5")
 
 

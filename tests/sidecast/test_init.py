@@ -41,7 +41,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "side_network.safetensors")
 
 
-@pytest.mark.real_weights
 @pytest.mark.parametrize(("variant", "init"), [("c", "magnitude"), ("c3", "magnitude"), ("d", "fisher")])
 def test_the_authors_order_gives_their_weights(tmp_path: Path, variant: str, init: str) -> None:
     backbone, r = golden_kit.make_backbone(tmp_path / "t5"), golden_kit.settings(variant)["r"]

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from side_registry.task import TaskSpec
+from tests.paths import glue_file
 from training.data import Example, data_sha256, iter_examples, read_examples
 from training.errors import DataError
 from training.task_files import load_task
@@ -24,7 +25,6 @@ STSB = load_task("stsb")
 TITLE = TaskSpec(name="title", kind="text", template="title: {body}")
 PARAPHRASE = TaskSpec(name="paraphrase", kind="embedding", template="{text}", max_chars=30)
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-GLUE_DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "glue"
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -470,9 +470,7 @@ def test_the_hash_is_that_of_the_files_bytes(tmp_path):
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("task", ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"])
 def test_real_glue_reads_whole(task, split):
-    path = GLUE_DATA / task / f"{split}.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
+    path = glue_file(task, split)
     spec = load_task(task)
     examples = read_examples(path, spec)
     assert len(examples) == path.read_bytes().count(b"\n") > 100

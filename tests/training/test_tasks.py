@@ -9,6 +9,7 @@ import pytest
 from side_registry.errors import InvalidSpec
 from side_registry.task import METRICS as KNOWN_METRICS
 from side_registry.task import TaskSpec
+from tests.paths import glue_file
 from training.errors import DataError, MetricError, TrainingError, UnknownBuiltinTask
 from training.metrics import METRICS
 from training.task_files import FOLDER, builtin_tasks, load_task
@@ -16,7 +17,6 @@ from training.task_files import FOLDER, builtin_tasks, load_task
 TASKS = builtin_tasks()
 GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
 DEMO = {"movie-sentiment", "product-sentiment", "tweet-sentiment"}
-GLUE_DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "glue"
 
 
 def test_the_eight_glue_tasks_the_demos_three_and_an_embedding_are_built_in():
@@ -121,11 +121,8 @@ def test_errors_pickle_and_have_a_reason(error):
 @pytest.mark.real_weights
 @pytest.mark.parametrize("name", sorted(GLUE))
 def test_builtin_labels_are_those_of_the_real_data(name):
-    path = GLUE_DATA / name / "train.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
     spec = TASKS[name]
-    with path.open(encoding="utf-8") as file:
+    with glue_file(name, "train").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     assert {*spec.fields, spec.target} == set(rows[0])
     if spec.kind == "classification":
