@@ -23,8 +23,8 @@ def routed(local: Registry, run: MakeRun) -> Registry:
 
 
 def test_routes_come_back(routed: Registry):
-    save_checkpoint(routed._store, routed.state())
-    loaded = load_checkpoint(routed._store, Log(routed._store))
+    save_checkpoint(routed.store, routed.state())
+    loaded = load_checkpoint(routed.store, Log(routed.store))
     assert loaded == routed.state()
     assert loaded.task("sst2").route("production").shares == {2: 500}
     assert loaded.task("sst2").routed == {"production": 4}
@@ -32,7 +32,7 @@ def test_routes_come_back(routed: Registry):
 
 def test_a_checkpoint_of_another_schema_is_folded_again(routed: Registry):
     """One that knew no routes would lead to a state without them."""
-    store = routed._store
+    store = routed.store
     document = json.loads(Checkpoint(state=routed.state()).to_json())
     for task in document["state"]["tasks"].values():
         del task["routes"], task["routed"]
@@ -44,15 +44,15 @@ def test_a_checkpoint_of_another_schema_is_folded_again(routed: Registry):
 def test_many_tasks_come_back_whole(local: Registry, run: MakeRun):
     local.publish(run(1))
     state = many(500, local.state())
-    save_checkpoint(local._store, state)
-    assert load_checkpoint(local._store, Log(local._store)) == state
+    save_checkpoint(local.store, state)
+    assert load_checkpoint(local.store, Log(local.store)) == state
 
 
 def test_writers_that_keep_at_once_leave_the_newest(local: Registry, run: MakeRun):
     local.publish(run(1))
     for generation in range(1, 9):
-        save_checkpoint(local._store, State(generation=generation, head=str(generation)))
-    assert [int(path[12:32]) for path in checkpoint_paths(local._store)] == [8, 7, 6]
+        save_checkpoint(local.store, State(generation=generation, head=str(generation)))
+    assert [int(path[12:32]) for path in checkpoint_paths(local.store)] == [8, 7, 6]
 
 
 def keep(store: Store, document: dict) -> None:

@@ -48,8 +48,8 @@ class TestWhatGoes:
         old = orphan(local, GRACE.total_seconds() + 60)
         young = orphan(local, GRACE.total_seconds() - 60, b"still on its way")
         assert gone(local) == [old]
-        assert local._store.find(young)
-        assert verify(local._store).sound
+        assert local.store.find(young)
+        assert verify(local.store).sound
 
     def test_a_dry_run_says_the_same_and_changes_nothing(self, local: Registry, run: MakeRun):
         local.publish(run(1))
@@ -70,9 +70,9 @@ class TestWhatGoes:
     def test_strangers_stay(self, local: Registry):
         strangers = ["blobs/README", "blobs/sha256/notes.txt", "mine/too"]
         for path in strangers:
-            local._store.put_new(path, b"?")
+            local.store.put_new(path, b"?")
         assert gone(local, grace=AT_ONCE) == []
-        assert all(local._store.find(path) for path in strangers)
+        assert all(local.store.find(path) for path in strangers)
 
     def test_retired_versions_keep_their_files_unless_told(self, local: Registry, run: MakeRun, tmp_path: Path):
         local.publish(run(1))
@@ -81,7 +81,7 @@ class TestWhatGoes:
         assert gone(local, grace=AT_ONCE) == []
         [file] = local.manifest("sst2", 1).files.values()
         assert gone(local, grace=AT_ONCE, retired=True) == [f"blobs/sha256/{file.sha256}"]
-        assert verify(local._store).sound
+        assert verify(local.store).sound
         assert local.manifest("sst2", 1).task == "sst2"
         again = local.publish(run(1))
         copy = local.download("sst2", again.version, tmp_path / "x")
@@ -98,10 +98,10 @@ class TestWhatGoes:
         for path in ("blobs/sha256/" + "a" * 64 + "#1", "log/00000000000000000002.json#7"):
             Path(local.url, path).write_bytes(b"hal")
         assert len(gone(local, grace=AT_ONCE)) == 2
-        assert local._store.drafts() == []
+        assert local.store.drafts() == []
 
     def test_a_draft_may_be_finished_meanwhile(self, local: Registry, monkeypatch: pytest.MonkeyPatch):
-        local._store.put_new("blobs/README", b"")
+        local.store.put_new("blobs/README", b"")
         for digit in "ab":
             Path(local.url, f"blobs/{digit}#1").write_bytes(b"hal")
         is_file = Path.is_file
@@ -118,15 +118,15 @@ class TestWhatGoes:
     def test_a_grace_period_may_be_longer_than_time(self, local: Registry):
         old = orphan(local, 1e9)
         assert gone(local, grace=timedelta.max) == []
-        assert local._store.find(old)
+        assert local.store.find(old)
 
     def test_the_clock_of_a_stopped_collection_goes(self, local: Registry):
         for name, age_s in (("old", 1e6), ("now", 0)):
-            local._store.put_new(f"trash/clock-{name}", b"")
+            local.store.put_new(f"trash/clock-{name}", b"")
             then = time.time() - age_s
             os.utime(Path(local.url, f"trash/clock-{name}"), (then, then))
         gone(local, grace=timedelta(hours=1))
-        assert local._store.list("trash") == ["trash/clock-now"]
+        assert local.store.list("trash") == ["trash/clock-now"]
 
 
 class TestWhatIsNotKnown:
@@ -136,15 +136,15 @@ class TestWhatIsNotKnown:
         Path(local.url, "blobs/sha256", local.state().task("sst2").entry(1).manifest_sha256).write_bytes(b"{}")
         with pytest.raises(CorruptBlob, match="publish the run"):
             gone(local)
-        assert local._store.find(old)
+        assert local.store.find(old)
 
     def test_an_unreadable_log_stops_it(self, local: Registry, run: MakeRun):
         local.publish(run(1))
         old = orphan(local, 1e7)
-        local._store.overwrite(log_path(2), b"?")
+        local.store.overwrite(log_path(2), b"?")
         with pytest.raises(UnreadableCommit):
             gone(local)
-        assert local._store.find(old)
+        assert local.store.find(old)
 
     def test_a_store_that_fails_is_no_damaged_manifest(
         self, local: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch
@@ -164,19 +164,19 @@ class TestWhatIsNotKnown:
         monkeypatch.setattr(store, "read", failing)
         with pytest.raises(StoreFailed):
             collect(store, grace=AT_ONCE, delete=True)
-        assert verify(local._store).sound
+        assert verify(local.store).sound
 
 
 class TestRaces:
     def test_a_stopped_collection_is_undone_by_the_next(self, local: Registry, run: MakeRun):
         """It had moved files, and then somebody committed them, and nobody looked."""
         local.publish(run(1))
-        for path in local._store.list("blobs"):
-            local._store.move(path, "trash/20260101T000000Z-x/" + path.rpartition("/")[2])
-        assert not verify(local._store).sound
+        for path in local.store.list("blobs"):
+            local.store.move(path, "trash/20260101T000000Z-x/" + path.rpartition("/")[2])
+        assert not verify(local.store).sound
         done = collect(Store.open(local.url), delete=True)
         assert len(done.restored) == 2
-        assert verify(local._store).findings == ()
+        assert verify(local.store).findings == ()
 
     def test_what_was_published_again_is_young(self, local: Registry, run: MakeRun):
         digest = local._upload(local_artifact(run(1)))

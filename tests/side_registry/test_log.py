@@ -37,7 +37,7 @@ def alias(version: int, name: str = "production") -> dict:
 
 
 def write(registry: Registry, generation: int, content: bytes) -> None:
-    registry._store.overwrite(log_path(generation), content)
+    registry.store.overwrite(log_path(generation), content)
 
 
 def move_aliases(registry: Registry, count: int, task: str = "sst2") -> None:
@@ -123,7 +123,7 @@ class TestDamage:
         registry.publish(run(1))
         good = registry.state()
         write(registry, 2, content)
-        for reader in (registry, Registry.open(registry._store)):
+        for reader in (registry, Registry.open(registry.store)):
             with pytest.raises(UnreadableCommit, match=why) as caught:
                 reader.state()
             assert caught.value.path == log_path(2)
@@ -180,7 +180,7 @@ def test_a_registry_from_before_there_were_routes_opens(checkpoint: bool):
 class TestAppend:
     @pytest.fixture
     def log(self, registry: Registry) -> Log:
-        log = Log(registry._store)
+        log = Log(registry.store)
         log.append(commit(1, PUBLISH))
         return log
 
@@ -241,7 +241,7 @@ class TestFarStore:
         local.publish(run(1))
         local.publish(run(2))
         move_aliases(local, 40)
-        return Log(local._store)
+        return Log(local.store)
 
     @pytest.mark.parametrize("after", [0, 1, 2, 10, 38, 41, 42, 99])
     def test_the_rest_of_the_log_comes_in_order(self, log: Log, after: int):
@@ -282,27 +282,27 @@ class TestCheckpoints:
         assert len(self.checkpoints(busy)) == KEPT
 
     def test_every_checkpoint_leads_to_the_same_state(self, busy: Registry, tmp_path: Path):
-        truth = fold(Log(busy._store).after(0))
+        truth = fold(Log(busy.store).after(0))
         for path in self.checkpoints(busy):
             copy = tmp_path / path.name
             shutil.copytree(busy.url, copy)
             for other in (copy / "checkpoints").iterdir():
                 if other.name != path.name:
                     other.unlink()
-            assert load_checkpoint(Registry.open(copy)._store, Log(busy._store)).generation == int(path.name[:20])
+            assert load_checkpoint(Registry.open(copy).store, Log(busy.store)).generation == int(path.name[:20])
             assert Registry.open(copy).state() == truth
 
     def test_opening_reads_only_the_end_of_the_log(self, busy: Registry, monkeypatch: pytest.MonkeyPatch):
         move_aliases(busy, 1)
         reader, asked = Registry.open(busy.url), []
-        read = reader._store.read
-        monkeypatch.setattr(reader._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+        read = reader.store.read
+        monkeypatch.setattr(reader.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
         assert reader.state() == busy.state()
         assert [path for path in asked if path.startswith("log/")] == [log_path(n) for n in (12, 13, 14)]
 
     @pytest.mark.parametrize("damage", ["lost", "empty", "truncated", "flipped", "foreign"])
     def test_a_damaged_checkpoint_is_passed_over(self, busy: Registry, damage: str):
-        truth = fold(Log(busy._store).after(0))
+        truth = fold(Log(busy.store).after(0))
         for path in self.checkpoints(busy):
             data = path.read_bytes()
             if damage == "lost":

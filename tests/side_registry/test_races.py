@@ -129,9 +129,9 @@ def test_a_loser_reads_only_the_winner(local: Registry, tmp_path: Path, monkeypa
             rival.set_alias("sst2", "beta", 1)
         return append(log, commit)
 
-    read = local._store.read
+    read = local.store.read
     monkeypatch.setattr(Log, "append", append_late)
-    monkeypatch.setattr(local._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+    monkeypatch.setattr(local.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
     assert local.set_alias("sst2", "canary", 2) == 4
     # the end of the log, whether it is still the same log, then who was faster
     assert asked == [log_path(3), log_path(2), log_path(3)]
@@ -159,7 +159,7 @@ def test_eight_writers_all_land(registry: Registry, tmp_path: Path):
         registry.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
 
     def move(alias: str) -> None:
-        mine = Registry.open(registry._store)
+        mine = Registry.open(registry.store)
         for number in range(10):
             mine.set_alias("sst2", alias, 1 + number % 2)
 

@@ -178,13 +178,13 @@ class TestPublish:
         self, registry: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch
     ):
         """The store lost its first answer, tried again, and found what it had written itself."""
-        put = registry._store.put_new
+        put = registry.store.put_new
 
         def put_twice(path: str, data: bytes) -> bool:
             put(path, data)
             return put(path, data)
 
-        monkeypatch.setattr(registry._store, "put_new", put_twice)
+        monkeypatch.setattr(registry.store, "put_new", put_twice)
         published = registry.publish(run(1))
         assert (published.version, published.generation, published.already) == (1, 1, False)
         assert registry.state().generation == 1
@@ -364,7 +364,7 @@ class TestHistoryAndWait:
         assert min(asked) == 5
         assert [commit.generation for commit in registry.history("sst2", 2)] == [4, 6]
         assert [commit.generation for commit in registry.history("cola", 2)] == [5]
-        monkeypatch.setattr("side_registry.registry.LOOK_BACK", 2)
+        monkeypatch.setattr("side_registry.registry.HISTORY_CHUNK", 2)
         asked.clear()
         assert [commit.generation for commit in registry.history("cola", 1)] == [5]
         assert min(asked) == 5
@@ -425,8 +425,8 @@ class TestHistoryAndWait:
         registry.publish(run(1))
         registry.state()
         asked: list[str] = []
-        read = registry._store.read
-        monkeypatch.setattr(registry._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+        read = registry.store.read
+        monkeypatch.setattr(registry.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
         registry.wait(after=1, timeout_s=0)
         assert asked == ["log/00000000000000000002.json"]
 

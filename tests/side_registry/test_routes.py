@@ -92,7 +92,7 @@ class TestSetRoute:
     def test_the_newest_route_is_the_one_that_counts(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
         """The other writer is done between our look and our commit."""
         routed.set_route("sst2", "production", CANARY)
-        rival, append = Registry.open(routed._store), Log.append
+        rival, append = Registry.open(routed.store), Log.append
 
         def append_late(log: Log, commit: Commit) -> Commit | None:
             if log is routed._log:
@@ -361,7 +361,7 @@ class TestEndRoute:
 
     def test_a_promotion_that_comes_first_wins(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
         routed.set_route("sst2", "production", CANARY)
-        rival, append = Registry.open(routed._store), Log.append
+        rival, append = Registry.open(routed.store), Log.append
 
         def append_late(log: Log, commit: Commit) -> Commit | None:
             if log is routed._log:
@@ -416,7 +416,7 @@ def commit(generation: int, *actions: dict) -> Commit:
 class TestInTheLog:
     def test_it_lies_there_as_plain_json(self, routed: Registry):
         generation = routed.set_route("sst2", "production", CANARY)
-        stored = json.loads(routed._store.read(log_path(generation), 1 << 20) or b"")
+        stored = json.loads(routed.store.read(log_path(generation), 1 << 20) or b"")
         assert stored["schema_version"] == 1  # the action's name is what an older program refuses
         assert [action["type"] for action in stored["actions"]] == ["set_route"]
         assert stored["actions"][0]["route"]["shares"] == {"3": 500}
@@ -424,8 +424,8 @@ class TestInTheLog:
     def test_every_reader_folds_the_same(self, routed: Registry, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("side_registry.registry.EVERY", 1)
         routed.set_route("sst2", "production", BOTH)
-        assert len(routed._store.list("checkpoints")) == 1
-        from_checkpoint = Registry.open(routed._store).state()
+        assert len(routed.store.list("checkpoints")) == 1
+        from_checkpoint = Registry.open(routed.store).state()
         assert from_checkpoint == routed.state() == fold(routed.history())
         assert pickle.loads(pickle.dumps(from_checkpoint)) == from_checkpoint
 
@@ -457,7 +457,7 @@ class TestInTheLog:
         good = routed.state()
         document = json.loads(commit(good.generation + 1, SET_ROUTE).to_json())
         document["actions"][0]["route"] = wrong
-        routed._store.overwrite(log_path(good.generation + 1), json.dumps(document).encode())
+        routed.store.overwrite(log_path(good.generation + 1), json.dumps(document).encode())
         with pytest.raises(UnreadableCommit, match=why) as caught:
             routed.state()
         assert caught.value.path == log_path(good.generation + 1)

@@ -126,8 +126,8 @@ class TestRegistry:
         for registry in (local, remote):
             registry.publish(run(1))
             registry.publish(run(2), alias="canary")
-        for path in local._store.list("blobs"):
-            assert remote._store.read(path, 1 << 20) == local._store.read(path, 1 << 20)
+        for path in local.store.list("blobs"):
+            assert remote.store.read(path, 1 << 20) == local.store.read(path, 1 << 20)
         assert remote.state().task("sst2").aliases == local.state().task("sst2").aliases
 
     def test_many_publish_at_once(self, url: str, tmp_path: Path):
@@ -207,7 +207,7 @@ class TestFaults:
         Registry.open(url, create=True).publish(run(1))
         reader = Registry.open(url)
         before = reader.state()
-        monkeypatch.setattr(reader._store, "read", lambda *_: (_ for _ in ()).throw(StoreFailed(url, "log", "gone")))
+        monkeypatch.setattr(reader.store, "read", lambda *_: (_ for _ in ()).throw(StoreFailed(url, "log", "gone")))
         with pytest.raises(StoreFailed):
             reader.state()
         assert reader.state(refresh=False) == before

@@ -98,7 +98,7 @@ class TestForeignObjects:
     )
     def test_they_are_passed_over(self, registry: Registry, path: str, content: bytes):
         registry.announce(server("bb", 5))
-        registry._store.overwrite(path, content)
+        registry.store.overwrite(path, content)
         assert ids(registry) == ["bb"]
         assert registry.await_generation(5, timeout_s=0).served
 

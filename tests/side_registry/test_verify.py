@@ -24,7 +24,7 @@ def full(local: Registry, run: MakeRun) -> Registry:
     for number in (1, 2):
         local.publish(run(number, "cola"), alias="canary")
     local.retire("sst2", 2)
-    save_checkpoint(local._store, local.state())
+    save_checkpoint(local.store, local.state())
     local.set_alias("sst2", "production", 3)
     return local
 
@@ -96,7 +96,7 @@ def test_a_log_that_says_what_the_manifest_does_not(full: Registry):
 
 def test_a_checkpoint_that_is_not_what_the_log_adds_up_to(full: Registry):
     state = full.state()
-    save_checkpoint(full._store, State(generation=state.generation, head=state.head))
+    save_checkpoint(full.store, State(generation=state.generation, head=state.head))
     [(path, what)] = damage(full)
     assert path.startswith("checkpoints/")
     assert "remove it" in what
@@ -132,7 +132,7 @@ def test_checkpoints_that_come_and_go_meanwhile_are_sound(full: Registry, monkey
         if prefix == "checkpoints":
             for path in paths:
                 store.remove(path)
-        save_checkpoint(full._store, full.state())
+        save_checkpoint(full.store, full.state())
         return paths
 
     monkeypatch.setattr(store, "list", others_publish)
@@ -143,7 +143,7 @@ def test_checkpoints_that_come_and_go_meanwhile_are_sound(full: Registry, monkey
 def test_what_nothing_reads_is_only_noted(full: Registry):
     strangers = ["log/README", "log/7.json", "checkpoints/latest", "blobs/sha256/abc", "blobs/x", "trash/x/y"]
     for path in strangers:
-        full._store.put_new(path, b"?")
+        full.store.put_new(path, b"?")
     [checkpoint] = Path(full.url, "checkpoints").glob("0*")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-5])
     result = found(full)
