@@ -20,7 +20,7 @@ from obstore.store import MemoryStore
 
 from side_registry import PLAIN, Bounds, Registry, RegistryError, Route, Store, StoreFailed, UnreadableCommit, fold
 from side_registry.checkpoints import read_checkpoint
-from side_registry.log import Commit, Log, log_path
+from side_registry.log import Log, log_path
 from side_registry.state import State
 from tests.side_registry.model import Model, Refused
 from tests.side_registry.runs import make_run
@@ -56,11 +56,15 @@ class Killed(BaseException):
 
 
 class Unlucky(Store):
-    """Has one mishap, right after it wrote a commit."""
+    """A rival commits just before it writes a commit, or it has one mishap right after that."""
 
     mishap: str = ""
+    rival: Callable[[], object] | None = None
 
     def put_new(self, path: str, data: bytes) -> bool:
+        if path.startswith("log/") and self.rival:
+            rival, self.rival = self.rival, None
+            rival()
         done = super().put_new(path, data)
         mishap = ""
         if path.startswith("log/"):
@@ -75,10 +79,8 @@ class Unlucky(Store):
 class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.rival: Callable[[], object] | None = None
-        self.patches = patch("side_registry.registry.EVERY", 3), patch.object(Log, "append", self.interrupted())
-        for each in self.patches:
-            each.start()
+        self.patch = patch("side_registry.registry.EVERY", 3)
+        self.patch.start()
         self.folder = Path(tempfile.mkdtemp())
         self.store = Unlucky("memory://", MemoryStore())
         self.writers = [Registry.open(self.store, create=True), Registry.open(self.store)]
@@ -102,8 +104,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def race(self, verb: Verb, other: Verb) -> None:
         """The other writer is done between our look and our commit: it came first, and we decided again."""
         verb, other, outcomes = self.meant(verb), self.meant(other), list[object]()
-        self.rival = lambda: outcomes.append(self.real(other, 1))
-        outcome, self.rival = self.real(verb, 0), None
+        self.store.rival = lambda: outcomes.append(self.real(other, 1))
+        outcome, self.store.rival = self.real(verb, 0), None
         if outcomes:
             assert outcomes == [self.expected(other)]
         assert outcome == self.expected(verb)
@@ -174,24 +176,12 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Folding the whole log, or its end from any checkpoint there ever was, gives the same state."""
-        for each in self.patches:
-            each.stop()
+        self.patch.stop()
         shutil.rmtree(self.folder)
         log, state = Log(self.store), self.writers[0].state()
         assert fold(log.after(0)) == state
         for checkpoint in self.kept:
             assert fold(log.after(checkpoint.generation), checkpoint) == state
-
-    def interrupted(self) -> Callable[[Log, Commit], Commit | None]:
-        append = Log.append
-
-        def after_the_rival(log: Log, commit: Commit) -> Commit | None:
-            if self.rival and log is self.writers[0]._log:
-                rival, self.rival = self.rival, None
-                rival()
-            return append(log, commit)
-
-        return after_the_rival
 
     def meant(self, verb: Verb) -> Verb:
         """With the route it has now, where the verb is about that."""

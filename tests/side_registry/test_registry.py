@@ -1,6 +1,3 @@
-import json
-import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +26,8 @@ from side_registry import (
     read_artifact,
 )
 from side_registry.log import Log
-from tests.side_registry.runs import make_run, memory_store, weights
+from tests.side_registry.clock import FakeClock
+from tests.side_registry.runs import make_run, weights
 
 MakeRun = Callable[..., Path]
 WEIGHTS = weights(b"weights 1")
@@ -102,23 +100,6 @@ class TestPublish:
         assert not published.already
         assert resolve(registry, "sst2") == 1
 
-    def test_later_versions_leave_aliases_alone(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        published = registry.publish(run(2))
-        assert (published.version, published.aliases) == (2, {})
-        assert resolve(registry, "sst2") == 1
-        assert resolve(registry, "sst2:2") == 2
-
-    def test_an_alias_moves_with_the_publish(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        assert registry.publish(run(2), alias="canary").aliases == {"canary": 2}
-        assert resolve(registry, "sst2@canary") == 2
-        assert registry.state().generation == 2
-
-    def test_a_new_task_with_an_alias_has_only_that(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1), alias="canary")
-        assert registry.state().task("sst2").serving == {"canary": 1}
-
     def test_the_same_run_again_is_the_same_version(self, registry: Registry, run: MakeRun):
         first = registry.publish(run(1))
         again = registry.publish(run(1))
@@ -126,13 +107,6 @@ class TestPublish:
         registry.publish(run(2))
         assert registry.publish(run(1), alias="canary").aliases == {"canary": 1}
         assert registry.state().task("sst2").live == (1, 2)
-
-    def test_a_retired_version_published_again_is_a_new_one(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.retire("sst2", 1)
-        published = registry.publish(run(1))
-        assert (published.version, published.already) == (3, False)
 
     def test_a_listing_needs_no_manifest(self, registry: Registry, run: MakeRun):
         registry.publish(run(1), author="ada@lab", message="first try")
@@ -277,22 +251,6 @@ class TestAliases:
             registry.rollback("sst2")
         assert resolve(registry, "sst2") == 1
 
-    def test_rollback_forgets_only_what_came_after(self, registry: Registry, run: MakeRun):
-        for number in (1, 2, 3):
-            registry.publish(run(number))
-        for version in (2, 1, 2, 3):
-            registry.set_alias("sst2", "production", version)
-        registry.rollback("sst2")
-        assert registry.state().task("sst2").aliases["production"] == (1, 2, 1, 2)
-
-    def test_rollback_skips_the_retired_and_the_same(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.set_alias("sst2", "production", 1)
-        registry.retire("sst2", 2)
-        with pytest.raises(NothingToRollBack):
-            registry.rollback("sst2")
-
     def test_rollback_to_a_version_the_alias_had(self, registry: Registry, run: MakeRun):
         for number in (1, 2, 3):
             registry.publish(run(number), alias="production")
@@ -395,40 +353,21 @@ class TestHistoryAndWait:
         assert resolve(registry, "sst2") == 3
         assert registry.state().task("sst2").live == (1, 2, 3)
 
-    def test_wait_sees_a_publish_within_a_second(self, local: Registry, run: MakeRun):
+    def test_wait_sees_a_publish_at_the_next_poll(self, local: Registry, run: MakeRun, clock: FakeClock):
         watcher = Registry.open(local.url)
-        folder, seen = run(1), []
-
-        def watch() -> None:
-            state = watcher.wait(after=0, timeout_s=10)
-            seen.append((time.monotonic(), state))
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        time.sleep(0.1)
-        local.publish(folder)
-        published_at = time.monotonic()
-        thread.join()
-        [(seen_at, state)] = seen
-        assert seen_at - published_at < 1
+        clock.on_sleep = lambda: local.publish(run(1))
+        state = watcher.wait(after=0, timeout_s=10)
+        assert clock.slept == [0.2]
         assert state is not None
         assert state.task("sst2").serving == {"production": 1}
 
-    def test_wait_gives_up_and_returns_at_once_when_behind(self, registry: Registry, run: MakeRun):
-        assert registry.wait(after=0, timeout_s=0.02, poll_s=0.005) is None
+    def test_wait_gives_up_and_returns_at_once_when_behind(self, registry: Registry, run: MakeRun, clock: FakeClock):
+        assert registry.wait(after=0, timeout_s=5, poll_s=2) is None
+        assert clock.slept == [2, 2, 1]
         registry.publish(run(1))
         state = registry.wait(after=0, timeout_s=0)
         assert state is not None
         assert state.generation == 1
-
-    def test_a_poll_is_one_request(self, registry: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch):
-        registry.publish(run(1))
-        registry.state()
-        asked: list[str] = []
-        read = registry.store.read
-        monkeypatch.setattr(registry.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
-        registry.wait(after=1, timeout_s=0)
-        assert asked == ["log/00000000000000000002.json"]
 
     def test_a_state_in_hand_never_changes(self, registry: Registry, run: MakeRun):
         registry.publish(run(1))
@@ -443,16 +382,3 @@ class TestHistoryAndWait:
 def spoil(registry: Registry, digest: str, content: bytes | None) -> None:
     path = Path(registry.url, "blobs/sha256", digest)
     path.unlink() if content is None else path.write_bytes(content)
-
-
-def test_memory_and_local_registries_hold_equal_logs(local: Registry, run: MakeRun):
-    memory = Registry.open(memory_store(), create=True)
-    for registry in (memory, local):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.rollback("sst2")
-
-    def actions(registry: Registry) -> list[object]:
-        return [json.loads(commit.to_json())["actions"] for commit in registry.history()]
-
-    assert actions(memory) == actions(local)

@@ -9,7 +9,6 @@ import lzma
 import os
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from side_registry import (
     UnknownVersion,
 )
 from side_registry.blobs import blob_path
-from side_registry.exports import Export, ExportedVersion, opened
+from side_registry.exports import Export, ExportedVersion, open_export
 from side_registry.manifest import NO_TOKENIZER
 from side_registry.transfer import UPLOAD_THREADS, Imported, export_task, import_task
 from side_registry.verify import verify
@@ -50,16 +49,17 @@ def source(local: Registry, run: MakeRun) -> Registry:
     return local
 
 
-@pytest.fixture(params=["export", "export.tar"])
-def exported(source: Registry, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    target = tmp_path / request.param
-    export_task(source.store, TaskRef.parse("sst2"), target)
-    return target
+@pytest.fixture
+def exported(source: Registry, tmp_path: Path) -> Path:
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / "export")
+    return tmp_path / "export"
 
 
-def test_versions_aliases_and_files_arrive(source: Registry, exported: Path, run: MakeRun, tmp_path: Path):
+@pytest.mark.parametrize("name", ["export", "export.tar"])
+def test_versions_aliases_and_files_arrive(source: Registry, name: str, run: MakeRun, tmp_path: Path):
     store = memory_store()
-    done = import_task(exported, store)
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
+    done = import_task(tmp_path / name, store)
     assert done == Imported(
         task="sst2",
         versions={2: 1, 3: 2, 4: 3},
@@ -112,22 +112,24 @@ def test_what_was_deleted_comes_back(exported: Path):
 
 
 def test_few_files_are_in_memory_at_once(exported: Path, monkeypatch: pytest.MonkeyPatch):
-    store, lock, running, seen = memory_store(), threading.Lock(), [], []
+    """The first upload waits until others have begun: as many as may, and no more."""
+    store, changed, running, counts = memory_store(), threading.Condition(), set[str](), list[int]()
     overwrite = store.overwrite
 
-    def slow(path: str, data: bytes) -> None:
-        with lock:
-            running.append(path)
-            seen.append(len(running))
-        time.sleep(0.01)
+    def waiting(path: str, data: bytes) -> None:
+        with changed:
+            running.add(path)
+            counts.append(len(running))
+            changed.notify_all()
+            assert changed.wait_for(lambda: max(counts) >= UPLOAD_THREADS, timeout=60)
         overwrite(path, data)
-        with lock:
+        with changed:
             running.remove(path)
 
-    monkeypatch.setattr(store, "overwrite", slow)
+    monkeypatch.setattr(store, "overwrite", waiting)
     import_task(exported, store)
-    assert len(seen) == 6
-    assert max(seen) <= UPLOAD_THREADS
+    assert len(counts) == 6
+    assert max(counts) == UPLOAD_THREADS
 
 
 def test_what_is_new_gets_the_next_numbers(source: Registry, exported: Path, run: MakeRun):
@@ -166,10 +168,12 @@ def test_one_version(source: Registry, tmp_path: Path):
     assert Registry.open(store).state().task("sst2").serving == {"production": 1}
 
 
-def test_a_newer_export_replaces_an_older_one(source: Registry, exported: Path, run: MakeRun):
+@pytest.mark.parametrize("name", ["export", "export.tar"])
+def test_a_newer_export_replaces_an_older_one(source: Registry, name: str, run: MakeRun, tmp_path: Path):
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
     source.publish(run(5))
-    export_task(source.store, TaskRef.parse("sst2"), exported)
-    assert import_task(exported, memory_store()).versions == {2: 1, 3: 2, 4: 3, 5: 4}
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
+    assert import_task(tmp_path / name, memory_store()).versions == {2: 1, 3: 2, 4: 3, 5: 4}
 
 
 @pytest.mark.parametrize(
@@ -358,10 +362,10 @@ class TestBadImports:
         export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
         with tarfile.open(tmp_path / "x.tar", "a") as archive:
             archive.addfile(tarfile.TarInfo(blob_path("a" * 64)), io.BytesIO())
-        with opened(tmp_path / "x.tar") as (folder, _, arriving):
+        with open_export(tmp_path / "x.tar") as (folder, _, versions):
             unpacked = {path.name for path in folder.rglob("*") if path.is_file()}
-        files = {blob.sha256 for each in arriving for blob in each.manifest.files.values()}
-        assert unpacked == {"export.json", *files, *(each.digest for each in arriving)}
+        files = {blob.sha256 for version in versions for blob in version.manifest.files.values()}
+        assert unpacked == {"export.json", *files, *(version.manifest_sha256 for version in versions)}
 
     @pytest.mark.parametrize(
         ("change", "file", "why"),

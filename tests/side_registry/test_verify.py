@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from side_registry import Registry, State, Store
+from side_registry.blobs import Blobs
 from side_registry.checkpoints import save_checkpoint
 from side_registry.log import log_path
 from side_registry.verify import Verified, verify
@@ -153,7 +154,7 @@ def test_what_nothing_reads_is_only_noted(full: Registry):
 
 
 def test_orphans_are_counted_in_a_note(full: Registry):
-    full._blobs.add(b"nobody's")
+    Blobs(full.store).add(b"nobody's")
     [note] = found(full).findings
     assert note.level == "note"
     assert "1 files; sidecast registry gc" in note.what
