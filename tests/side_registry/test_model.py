@@ -225,6 +225,97 @@ class RegistryMachine(RuleBasedStateMachine):
         return None
 
 
+SHARES, SHADOWS = ROUTES[1], ROUTES[3]
+SEQUENCES: dict[str, list[Verb]] = {
+    "a task published again with an alias has only that": [
+        ("delete_task", "cola"),
+        ("publish", "cola", 1, "canary"),
+    ],
+    "an alias moves with a publish, of the same run too": [
+        ("publish", "sst2", 2, "canary"),
+        ("publish", "sst2", 3, "canary"),
+        ("publish", "sst2", 3, "canary"),
+        ("publish", "sst2", 3, None),
+    ],
+    "a retired version published again is a new one": [
+        ("retire", "sst2", 3),
+        ("publish", "sst2", 3, None),
+        ("publish", "sst2", 3, None),
+    ],
+    "a rollback forgets only what came after": [
+        *(("set_alias", "sst2", "production", version) for version in (2, 1, 2, 3)),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback skips retired versions and the current one": [
+        *(("set_alias", "sst2", "production", version) for version in (2, 3, 2, 1)),
+        ("retire", "sst2", 3),
+        ("rollback", "sst2", "production", None),
+        ("retire", "sst2", 1),
+        ("rollback", "sst2", "production", None),
+    ],
+    "another route takes its place": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_route", "sst2", "production", SHADOWS, None, None),
+    ],
+    "a rollback takes shares away first, names the largest, and needs no earlier version for that": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("rollback", "sst2", "production", None),
+        ("set_route", "sst2", "production", Route(shares={2: 500, 3: 900, 4: 900}), None, None),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback of an alias with shadows alone moves it": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", SHADOWS, None, None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback to a version goes by the past, whatever has a share": [
+        ("set_alias", "sst2", "production", 4),
+        ("set_route", "sst2", "production", Route(shares={2: 500}), None, None),
+        ("rollback", "sst2", "production", 2),
+        ("rollback", "sst2", "production", 1),
+    ],
+    "after shares went, a rollback is unclear until the alias moves": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+        ("set_alias", "sst2", "production", 3),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "after shares went, a rollback is unclear until there are shares again": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("end_route", "sst2", "production", None),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("set_route", "sst2", "production", Route(shadows=(3,)), None, None),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+    ],
+    "a deleted task forgets its routes": [
+        ("set_route", "cola", "production", SHARES, None, None),
+        ("end_route", "cola", "production", None),
+        ("set_alias", "cola", "canary", 2),
+        ("set_route", "cola", "canary", SHADOWS, None, None),
+        ("delete_task", "cola"),
+        ("publish", "cola", 1, None),
+    ],
+}
+
+
+@pytest.mark.parametrize("verbs", SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences_that_a_search_seldom_finds(verbs: list[Verb]):
+    machine = RegistryMachine()
+    try:
+        machine.publish_four_versions()
+        for verb in verbs:
+            machine.do(verb, 0)
+            machine.both_writers_see_what_the_model_says()
+    finally:
+        machine.teardown()
+
+
 class TestRegistryAgainstModel(RegistryMachine.TestCase):
     settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 

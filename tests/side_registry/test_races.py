@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from side_registry import Commit, Contended, Publish, Registry, Route, SetRoute
+from side_registry import Commit, Contended, Publish, Registry
 from side_registry.log import Log, log_path
 from side_registry.registry import ATTEMPTS
 from tests.side_registry.runs import make_run
@@ -97,40 +96,6 @@ def test_a_writer_that_loses_for_a_moment_does_not_give_up(
     monkeypatch.setattr(Log, "append", append_at_last)
     monkeypatch.setattr("side_registry.registry.LONGEST_PAUSE_S", 0)
     assert registry.set_alias("sst2", "canary", 1) == 2
-
-
-def test_eight_writers_all_land(registry: Registry, tmp_path: Path):
-    """Each moves an alias of its own, forth and back, as fast as it can."""
-    for number in (1, 2):
-        registry.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
-
-    def move(alias: str) -> None:
-        mine = Registry.open(registry.store)
-        for number in range(10):
-            mine.set_alias("sst2", alias, 1 + number % 2)
-
-    in_threads([lambda alias=alias: move(f"writer-{alias}") for alias in range(8)])
-    state = registry.state()
-    assert state.generation == 2 + 8 * 10
-    assert [state.task("sst2").aliases[f"writer-{n}"] for n in range(8)] == [(1, 2) * 5] * 8
-
-
-def test_two_who_share_out_traffic_at_once_leave_one_of_the_two(local: Registry, tmp_path: Path):
-    """Neither a mixture, nor a commit lost without a trace."""
-    for number in (1, 2, 3):
-        local.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
-    ours, theirs = Route(shares={2: 500}), Route(shares={3: 900}, shadows=(2,))
-
-    def share_out(route: Route) -> None:
-        mine = Registry.open(local.url)
-        for _ in range(10):
-            mine.set_route("sst2", "production", route)
-
-    in_threads([lambda: share_out(ours), lambda: share_out(theirs)])
-    history = [action for commit in local.history() for action in commit.actions if isinstance(action, SetRoute)]
-    assert all(before.route != after.route for before, after in pairwise(history))
-    assert local.state().task("sst2").route("production") == history[-1].route
-    assert {action.route.model_dump_json() for action in history} == {r.model_dump_json() for r in (ours, theirs)}
 
 
 def test_a_writer_that_always_loses_says_so(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
