@@ -65,13 +65,6 @@ class TestSetRoute:
         assert last.actions == (SetRoute(task="sst2", alias="production", route=CANARY),)
         assert routed.state().task("sst2").routed == {"production": generation}
 
-    def test_the_same_route_again_commits_nothing(self, routed: Registry):
-        generation = routed.set_route("sst2", "production", CANARY)
-        assert routed.set_route("sst2", "production", CANARY) == generation
-        assert routed.set_route("sst2", "production", CANARY, version=2) == generation
-        assert routed.set_route("sst2", "production", PLAIN) == generation + 1
-        assert routed.set_route("sst2", "production", PLAIN) == generation + 1
-
     def test_a_route_made_of_another_one_than_there_is_is_refused(self, routed: Registry):
         """Whose share grows has just been rolled back: it must not come back so."""
         routed.set_route("sst2", "production", CANARY)
@@ -114,17 +107,6 @@ class TestSetRoute:
         routed.set_route("sst2", "production", PLAIN, version=3)
         assert (own(routed), route(routed)) == (3, PLAIN)
         assert [type(action) for action in routed.history()[-1].actions] == [SetAlias]
-
-    def test_aliases_and_tasks_have_routes_of_their_own(self, routed: Registry, run: Callable[..., Path]):
-        routed.publish(run(1, "cola"))
-        routed.publish(run(2, "cola"))
-        routed.set_alias("sst2", "beta", 1)
-        routed.set_route("sst2", "production", CANARY)
-        routed.set_route("sst2", "beta", BOTH.model_copy(update={"shadows": (2,)}))
-        routed.set_route("cola", "production", Route(shares={2: 1}))
-        routed.set_alias("sst2", "beta", 3)
-        assert routed.state().task("sst2").routes == {"production": CANARY}
-        assert routed.state().task("cola").routes == {"production": Route(shares={2: 1})}
 
     @pytest.mark.parametrize(
         ("task", "alias", "wanted", "version", "error", "why"),
@@ -214,23 +196,6 @@ class TestFaultyRoutes:
 
 
 class TestWhatEndsARoute:
-    @pytest.mark.parametrize("version", [1, 2, 3], ids=["another version", "its own version", "its canary"])
-    def test_a_promotion(self, routed: Registry, version: int):
-        routed.set_route("sst2", "production", BOTH)
-        before = routed.state().generation
-        assert routed.set_alias("sst2", "production", version) == before + 1
-        assert (own(routed), route(routed)) == (version, PLAIN)
-        assert routed.state().task("sst2").aliases["production"] == ((1, 2) if version == 2 else (1, 2, version))
-
-    def test_a_publish_that_moves_the_alias_and_no_other(self, routed: Registry, run: Callable[..., Path]):
-        routed.set_route("sst2", "production", BOTH)
-        routed.publish(run(6))
-        routed.publish(run(7), alias="beta")
-        routed.publish(run(2), alias="production")  # where it is already: as a retried publish
-        assert route(routed) == BOTH
-        routed.publish(run(8), alias="production")
-        assert (own(routed), route(routed)) == (8, PLAIN)
-
     def test_rollback_takes_the_shares_away_first(self, routed: Registry):
         routed.set_route("sst2", "production", BOTH)
         rolled = routed.rollback("sst2")
@@ -273,13 +238,6 @@ class TestEndRoute:
         assert routed.history()[-1].author == "sidecast serve@a:1"
         assert routed.state().task("sst2").routed == {"production": generation}
 
-    def test_it_is_done_once(self, routed: Registry):
-        """Two servers judge alike."""
-        generation = routed.set_route("sst2", "production", CANARY)
-        assert routed.end_route("sst2", "production", CANARY) == generation + 1
-        assert routed.end_route("sst2", "production", CANARY) is None
-        assert routed.state().generation == generation + 1
-
     def test_a_route_that_changed_is_left_alone(self, routed: Registry):
         routed.set_route("sst2", "production", CANARY)
         for changed in (BOTH, SHADOW, PLAIN, Route(shares={3: 501}, bounds=CANARY.bounds), Route(shares={3: 500})):
@@ -304,16 +262,6 @@ class TestEndRoute:
         before_next_commit(monkeypatch, routed, lambda: rival.set_alias("sst2", "production", 3))
         assert routed.end_route("sst2", "production", CANARY) is None
         assert own(routed) == 3
-
-    def test_what_is_not_there_has_changed(self, routed: Registry):
-        assert routed.end_route("cola", "production", CANARY) is None
-        assert routed.end_route("sst2", "beta", CANARY) is None
-        routed.delete_task("sst2")
-        assert routed.end_route("sst2", "production", CANARY) is None
-
-    def test_no_shares_no_commit(self, routed: Registry):
-        generation = routed.set_route("sst2", "production", SHADOW)
-        assert routed.end_route("sst2", "production", SHADOW) == generation
 
 
 class TestRetire:
