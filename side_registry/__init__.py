@@ -1,11 +1,13 @@
 """Bytes, versions and aliases of side networks: a commit log on any object store. No torch, no server."""
 
+from side_registry.blobs import StoredArtifact
 from side_registry.decisions import Published, Rolled, checked_route
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
     ArtifactError,
     Contended,
     CorruptBlob,
+    DataclassError,
     InvalidName,
     InvalidRoute,
     InvalidRow,
@@ -63,6 +65,7 @@ __all__ = [
     "Commit",
     "Contended",
     "CorruptBlob",
+    "DataclassError",
     "DeleteTask",
     "GenerationSpec",
     "GoldenExample",
@@ -90,6 +93,7 @@ __all__ = [
     "State",
     "Store",
     "StoreFailed",
+    "StoredArtifact",
     "TaskRef",
     "TaskSpec",
     "TaskState",

@@ -1,7 +1,7 @@
-"""The .tar file of an export: packed whole, and unpacked file by file, as they are asked for.
+"""The .tar file of an export: packed whole, and unpacked file by file on demand.
 
-Trusts no archive. Only plain ones are read, without compression and without holes, so nothing that comes out of one
-takes more space than the archive itself.
+Trusts no archive. Reads only plain ones, without compression and without holes, so no file that comes out of one takes
+more space than the archive itself.
 """
 
 import shutil
@@ -15,15 +15,16 @@ from side_registry.errors import ArtifactError
 
 
 class Archive:
-    """A .tar file that is open; `source` is what errors name."""
+    """An open .tar file; errors name it by `source`."""
 
     def __init__(self, archive: tarfile.TarFile, source: Path) -> None:
         """Use `open_archive`."""
-        self._archive, self._source = archive, source
-        self._members = {member.name: member for member in map(_sound, archive) if member.isfile()}
+        self._archive = archive
+        self._source = source
+        self._members = {member.name: member for member in map(_checked, archive) if member.isfile()}
 
     def take(self, name: str, limit: int, target: Path) -> None:
-        """Write one file to `target`, if the archive has it with at most `limit` bytes."""
+        """Write a file to `target`, if the archive has it with at most `limit` bytes. Raises ArtifactError, OSError."""
         member = self._members.get(name)
         if member is None or member.size > limit:
             return
@@ -34,7 +35,7 @@ class Archive:
 
 @contextmanager
 def open_archive(source: Path) -> Iterator[Archive]:
-    """Raises ArtifactError: it is no plain archive. OSError."""
+    """Open an archive. Raises ArtifactError when it is no plain one; OSError."""
     with _faults(source):
         archive = tarfile.open(source, mode="r:")  # noqa: SIM115
     with archive:
@@ -50,7 +51,7 @@ def pack(folder: Path, paths: Iterable[Path], file: IO[bytes]) -> None:
             archive.add(path, path.relative_to(folder).as_posix())
 
 
-def _sound(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
     if member.size < 0:
         raise tarfile.ReadError(f"{member.name[:80]!r} has {member.size} bytes")
     if member.issparse():

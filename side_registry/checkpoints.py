@@ -1,7 +1,7 @@
-"""Folded states kept beside the log, so that opening replays only the end of it. Never needed for correctness.
+"""Folded states, stored so that opening reads only the end of the log. Never needed for correctness.
 
-A checkpoint is named by its generation and its digest, and counts only if the log holds the commit it ends with: one
-that is lost, damaged, stale, ahead of the log or from another log is passed over.
+A checkpoint is named by its generation and its digest, and is used only if the log holds its last commit: one that is
+lost, damaged, stale, ahead of the log or from another log is skipped.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ from side_registry.state import State
 from side_registry.store import Store, TooLarge
 
 SCHEMA = 3
-"""Of checkpoints alone. Raise it when the state learns something: an older program must fold that from the log."""
+"""Of checkpoints alone. Raise it when the state gets a new field: old checkpoints lack it, the log has it."""
 
 EVERY = 64
 """Commits between two checkpoints."""
 KEPT = 3
+"""Checkpoints that are not removed."""
 MAX_CHECKPOINT_BYTES = 1 << 30
 
 NAME = re.compile(r"checkpoints/(?P<generation>\d{20})-(?P<sha256>[0-9a-f]{64})\.json")
@@ -30,12 +31,14 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Checkpoint(Document):
+    """A checkpoint's file."""
+
     schema_version: int = SCHEMA
     state: State
 
 
 def save_checkpoint(store: Store, state: State) -> None:
-    """Keep a state, and only the newest few. A failure is logged: nothing depends on it."""
+    """Write a checkpoint, and remove all but the newest KEPT. A failure is logged: nothing depends on it."""
     data = Checkpoint(state=state).to_json()
     try:
         store.put_new(f"checkpoints/{state.generation:020d}-{hashlib.sha256(data).hexdigest()}.json", data)
@@ -46,7 +49,7 @@ def save_checkpoint(store: Store, state: State) -> None:
 
 
 def load_checkpoint(store: Store, commits: Log) -> State:
-    """The newest state that can be trusted; the empty one when there is none."""
+    """State of the newest checkpoint that is sound and of this log; the empty state when there is none."""
     for path in checkpoint_paths(store):
         state = read_checkpoint(store, path)
         if state is not None and _is_of(commits, state):
@@ -55,7 +58,7 @@ def load_checkpoint(store: Store, commits: Log) -> State:
 
 
 def checkpoint_paths(store: Store) -> list[str]:
-    """Newest first."""
+    """Paths of the checkpoints, newest first."""
     return [path for path in reversed(store.list("checkpoints")) if NAME.fullmatch(path)]
 
 

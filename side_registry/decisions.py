@@ -1,6 +1,6 @@
-"""What each verb does to a state: pure functions from the newest state to the actions that follow from it.
+"""What each verb does: pure functions from the newest state to the actions of the next commit.
 
-A writer that lost a race decides again. No actions mean that it is so already.
+A writer that lost a race decides again. No actions: the state is as wanted already.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,21 @@ from side_registry.task import PRODUCTION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
+    """What a publish did."""
+
     task: str
     version: int
     generation: int = 0
     aliases: Mapping[str, int]
-    """What this publish moved: alias to version."""
+    """Aliases that this publish moved, to the version."""
     already: bool
     """The same manifest was published before, as this version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rolled:
+    """What a rollback did."""
+
     task: str
     alias: str
     version_from: int
@@ -41,7 +45,7 @@ class Rolled:
 
 
 def publish(state: State, manifest: Manifest, digest: str, alias: str | None) -> tuple[Sequence[Action], Published]:
-    """A task's first version becomes production unless `alias` says otherwise; later ones move no other alias."""
+    """Add a version. A task's first one becomes production, or `alias`; later ones move no alias but `alias`."""
     task = state.tasks.get(manifest.task) or TaskState(name=manifest.task, deleted=True)
     same = next((number for number in task.live if task.versions[number].manifest_sha256 == digest), None)
     version = same or task.last_version + 1
@@ -53,39 +57,42 @@ def publish(state: State, manifest: Manifest, digest: str, alias: str | None) ->
         aliases={move.alias: move.version for move in moves},
         already=same is not None,
     )
-    return [*([] if same else [_publish(manifest, version, digest)]), *moves], published
+    return [*([] if same else [publish_action(manifest, version, digest)]), *moves], published
 
 
 def set_alias(state: State, task: str, alias: str, version: int) -> Sequence[Action]:
-    found = state.task(task)
-    return _moves(found, alias, found.live_entry(version).version, ends_route=True)
+    """Point an alias to a version; its route becomes plain."""
+    current = state.task(task)
+    return _moves(current, alias, current.live_entry(version).version, ends_route=True)
 
 
 def set_route(
     state: State, task: str, alias: str, route: Route, version: int | None, seen: Route | None = None
 ) -> Sequence[Action]:
-    """With `version` the alias moves there first; with `seen` the route must still be that, or be so already."""
-    found, route = state.task(task), checked_route(task, alias, route)
-    own = found.at(alias) if version is None else found.live_entry(version).version
-    moves, current = _moves(found, alias, own), found.route(alias)
-    if seen not in (None, current) and (moves or route != current):
+    """With `version` the alias moves there first; with `seen` the route must still be that, unless it is `route`."""
+    current = state.task(task)
+    route = checked_route(task, alias, route)
+    own_entry = current.entry(current.at(alias)) if version is None else current.live_entry(version)
+    moves = _moves(current, alias, own_entry.version)
+    if seen not in (None, current.route(alias)) and (moves or route != current.route(alias)):
         raise RouteChanged(task, alias)
-    for named in sorted(route.versions):
-        entry, owns = found.live_entry(named), found.entry(own)
-        if named == own:
-            raise InvalidRoute(task, alias, f"version {own} is its own, which gets what the shares leave")
-        if entry.kind != owns.kind:
-            raise InvalidRoute(task, alias, f"version {named} is {entry.kind}, its own version {own} {owns.kind}")
-    before = PLAIN if moves else current
+    for number in sorted(route.versions):
+        other = current.live_entry(number)
+        if number == own_entry.version:
+            raise InvalidRoute(task, alias, f"version {number} is its own, which gets what the shares leave")
+        if other.kind != own_entry.kind:
+            why = f"version {number} is {other.kind}, its own version {own_entry.version} {own_entry.kind}"
+            raise InvalidRoute(task, alias, why)
+    before = PLAIN if moves else current.route(alias)
     return [*moves, *([] if route == before else [SetRoute(task=task, alias=alias, route=route)])]
 
 
 def end_route(
     state: State, task: str, alias: str, seen: Route, since: int | None = None
 ) -> tuple[Sequence[Action], bool]:
-    """Take all shares away, unless the route is no longer what its judge saw: then False."""
-    found = state.live.get(task)
-    if found is None or found.route(alias) != seen or since not in (None, found.routed.get(alias, 0)):
+    """Take all shares away. False, and no action, when the route is no longer what its judge saw."""
+    current = state.live.get(task)
+    if current is None or current.route(alias) != seen or since not in (None, current.routed.get(alias, 0)):
         return [], False
     rest = Route(shadows=seen.shadows)
     return [] if rest == seen else [SetRoute(task=task, alias=alias, route=rest)], True
@@ -95,7 +102,7 @@ def checked_route(task: str, alias: str, route: Route | Mapping[str, object]) ->
     """A route, or the fields of one, as a valid route.
 
     Raises:
-        InvalidRoute: with its faults. A field that this program does not know is one: it would be stored, and ignored.
+        InvalidRoute: a value is wrong, or this program does not know a field (it would be stored, and ignored).
     """
     fields = route.model_dump() if isinstance(route, Route) else route
     try:
@@ -109,45 +116,48 @@ def checked_route(task: str, alias: str, route: Route | Mapping[str, object]) ->
 
 
 def rollback(state: State, task: str, alias: str, to: int | None) -> tuple[Sequence[Action], Rolled]:
-    """The newest thing is undone: shares, if the alias gives any away, else its last move.
+    """Undo the alias's newest change: its shares, if it has any, else its last move.
 
-    Right after shares were taken away, by a server or another person, its last move must be named: who asks may have
-    meant the shares.
+    Just after shares were taken away, by a server or another person, the caller must name the last move with `to`: the
+    shares may have been meant.
     """
-    found = state.task(task)
-    current = found.at(alias)
+    current = state.task(task)
+    own_version = current.at(alias)
     if to is not None:
-        found.live_entry(to)
-    shares = found.route(alias).shares
-    if shares and to in (None, current):
+        current.live_entry(to)
+    shares = current.route(alias).shares
+    if shares and to in (None, own_version):
         largest = max(shares, key=lambda version: (shares[version], version))
-        rolled = Rolled(task=task, alias=alias, version_from=largest, version_to=current, canary_ended=True)
+        rolled = Rolled(task=task, alias=alias, version_from=largest, version_to=own_version, canary_ended=True)
         return [SetRoute(task=task, alias=alias, route=PLAIN)], rolled
-    target = rollback_target(found, alias, to)
+    target = rollback_target(current, alias, to)
     if target is None:
-        raise NothingToRollBack(task, alias, current, to)
-    if to is None and alias in found.ended:
-        raise RollbackUnclear(task, alias, current, found.ended[alias], target)
-    rolled = Rolled(task=task, alias=alias, version_from=current, version_to=target)
-    return [Rollback(task=task, alias=alias, version_from=current, version_to=target)], rolled
+        raise NothingToRollBack(task, alias, own_version, to)
+    if to is None and alias in current.ended:
+        raise RollbackUnclear(task, alias, own_version, current.ended[alias], target)
+    rolled = Rolled(task=task, alias=alias, version_from=own_version, version_to=target)
+    return [Rollback(task=task, alias=alias, version_from=own_version, version_to=target)], rolled
 
 
 def retire(state: State, task: str, version: int) -> Sequence[Action]:
-    found = state.task(task)
-    if found.entry(version).retired:
+    """Take a version out of use, if no alias and no route needs it."""
+    current = state.task(task)
+    if current.entry(version).retired:
         return []
-    if version in found.used:
-        pointing = [alias for alias, own in found.serving.items() if own == version]
-        routing = [alias for alias, route in found.routes.items() if version in route.versions]
-        raise VersionInUse(task, version, pointing, routing)
+    if version in current.used:
+        aliases = tuple(alias for alias, number in current.serving.items() if number == version)
+        routed = tuple(alias for alias, route in current.routes.items() if version in route.versions)
+        raise VersionInUse(task, version, aliases, routed)
     return [Retire(task=task, version=version)]
 
 
 def delete_task(state: State, task: str) -> Sequence[Action]:
+    """Take a task out of use."""
     return [DeleteTask(task=state.task(task).name)]
 
 
-def _publish(manifest: Manifest, version: int, digest: str) -> Publish:
+def publish_action(manifest: Manifest, version: int, digest: str) -> Publish:
+    """The action that makes a manifest, stored under its digest, a version."""
     return Publish(
         task=manifest.task,
         version=version,

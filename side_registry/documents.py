@@ -1,4 +1,4 @@
-"""What the registry's JSON documents have in common: frozen, unknown fields kept, faults told in one sentence.
+"""What the registry's JSON documents have in common: frozen, unknown fields kept, faults explained in one sentence.
 
 And how a file is replaced whole.
 """
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 SCHEMA_VERSION = 1
 """Of the marker, commits, checkpoints and manifests. A reader refuses what is newer than itself."""
 
-FAULTS_TOLD = 3
+SHOWN_FAULTS = 3
 
 
 class Document(BaseModel):
@@ -23,14 +23,15 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="strings", hide_input_in_errors=True)
 
     def to_json(self, indent: int | None = None) -> bytes:
+        """The document as UTF-8, with a newline at its end."""
         return self.model_dump_json(indent=indent).encode() + b"\n"
 
 
 def explain(error: ValidationError) -> str:
     """Pydantic's report as one sentence: `labels: must be distinct; low: ...`."""
     faults = [_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_url=False, include_input=False)]
-    more = f" (and {len(faults) - FAULTS_TOLD} more faults)" if len(faults) > FAULTS_TOLD else ""
-    return "; ".join(faults[:FAULTS_TOLD]) + more
+    more = f" (and {len(faults) - SHOWN_FAULTS} more faults)" if len(faults) > SHOWN_FAULTS else ""
+    return "; ".join(faults[:SHOWN_FAULTS]) + more
 
 
 def newer_schema(version: int) -> str | None:
@@ -42,7 +43,7 @@ def newer_schema(version: int) -> str | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it becomes `path` when the block ends well. Readers see all of it, or what was there before."""
+    """A file to write, renamed to `path` when the block ends without error. Readers see the old file, or all of it."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with draft.open("wb") as file:

@@ -1,118 +1,147 @@
-"""Everything the registry refuses, as one tree.
+"""Every error of the registry, as one tree.
 
-    RegistryError
-      RegistryNotFound  NotARegistry  StoreFailed              the place
-      UnknownTask  UnknownVersion  UnknownAlias                what is asked for is not there
-      VersionInUse  NothingToRollBack  RollbackUnclear         what is asked for cannot be done now
-      RouteChanged  Contended
-      InvalidName  InvalidSpec  InvalidRow  InvalidRoute       what was handed in is wrong
-      ArtifactError
-      CorruptBlob  UnreadableCommit  LogReplaced               what is stored is wrong
+    DataclassError                                             how an error carries its fields
+      RegistryError
+        RegistryNotFound  NotARegistry  StoreFailed            the address
+        UnknownTask  UnknownVersion  UnknownAlias              the named thing does not exist
+        VersionInUse  NothingToRollBack  RollbackUnclear       the change is not possible now
+        RouteChanged  Contended
+        InvalidName  InvalidSpec  InvalidRow  InvalidRoute     an argument is wrong
+        ArtifactError
+        CorruptBlob  UnreadableCommit  LogReplaced             stored data is wrong
 
-Each carries its fields (so it pickles), has a stable `reason`, and says in one sentence what to do. Knows no documents
-and no stores.
+Each has fields (so it pickles), a stable `reason`, and a message of one sentence that says what to do. Imports nothing
+of this package.
 """
 
 import difflib
+import string
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 SHOWN = 10
-"""Most names a message lists."""
+"""Most names that a message lists."""
 COMPARED = 500
-"""Most names looked at for similar ones."""
+"""Most names that are compared in the search for similar ones."""
+MAX_QUOTED = 80
+"""Most characters of a name that a message repeats."""
 
 
-class RegistryError(Exception):
+@dataclass_transform(eq_default=False)
+@dataclass(eq=False)
+class DataclassError(Exception):
+    """An exception whose arguments are dataclass fields and whose text is a format string over them.
+
+    A subclass annotates its fields and sets `message`; it needs neither a decorator nor an `__init__`. `args` holds the
+    values of all fields: pickle makes the copy from them. Errors compare and hash by identity, as other exceptions do.
+    """
+
+    message: ClassVar[str] = ""
+    """Format string over the fields. `{name!q}` quotes a text that a caller sent, and shortens a very long one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(eq=False)(cls)
+
+    def __post_init__(self) -> None:
+        super().__init__(*(getattr(self, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        return _FORMATTER.vformat(self.message, (), vars(self))
+
+
+class RegistryError(DataclassError):
+    """Root of this package's errors."""
+
     reason: ClassVar[str] = "REGISTRY_ERROR"
+    """Stable name of the error, for programs."""
 
 
 class RegistryNotFound(RegistryError):
+    """The address is good, and nothing is there."""
+
     reason = "REGISTRY_NOT_FOUND"
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.url = url
-
-    def __str__(self) -> str:
-        return f"there is no registry at {self.url}; check the address, or publish a run to it, which creates one"
+    message = "there is no registry at {url}; check the address, or publish a run to it, which creates one"
+    url: str
 
 
 class NotARegistry(RegistryError):
+    """The address cannot be that of a registry, or something else is there."""
+
     reason = "NOT_A_REGISTRY"
-
-    def __init__(self, url: str, why: str) -> None:
-        super().__init__(url, why)
-        self.url, self.why = url, why
-
-    def __str__(self) -> str:
-        return f"{self.url} is not a registry: {self.why}; name a registry, or an empty or new folder"
+    message = "{url} is not a registry: {why}; name a registry, or an empty or new folder"
+    url: str
+    why: str
 
 
 class StoreFailed(RegistryError):
+    """The object store did not do what was asked: no access, no answer, no space."""
+
     reason = "STORE_FAILED"
-
-    def __init__(self, url: str, path: str, why: str) -> None:
-        super().__init__(url, path, why)
-        self.url, self.path, self.why = url, path, why
-
-    def __str__(self) -> str:
-        return f"the registry's store {self.url} failed at '{self.path}': {self.why}; check access to it and try again"
+    message = "the registry's store {url} failed at '{path}': {why}; check access to it and try again"
+    url: str
+    path: str
+    why: str
 
 
 class UnknownTask(RegistryError):
-    reason = "UNKNOWN_TASK"
+    """The task was never published, or is deleted. `known` are those that exist."""
 
-    def __init__(self, task: str, known: Iterable[str] = ()) -> None:
-        self.task, self.known = task, tuple(known)
-        super().__init__(task, self.known)
+    reason = "UNKNOWN_TASK"
+    task: str
+    known: Sequence[str] = ()
 
     def __str__(self) -> str:
+        subject = f"there is no task {_quoted(self.task)}"
         if not self.known:
-            return f"there is no task {_quoted(self.task)}; nothing is published yet"
-        near = _near(self.task, self.known)
-        if near:
-            return f"there is no task {_quoted(self.task)}; did you mean {_either(near)}? ({_tasks(len(self.known))})"
-        shown = f"of {_tasks(len(self.known))}" if len(self.known) > SHOWN else f"there {_is(len(self.known))}"
-        return f"there is no task {_quoted(self.task)}; {shown}: {_listed(sorted(self.known))}"
+            return f"{subject}; nothing is published yet"
+        count = len(self.known)
+        published = "1 task is published" if count == 1 else f"{count} tasks are published"
+        if similar := _similar(self.task, self.known):
+            return f"{subject}; did you mean {_either(similar)}? ({published})"
+        are = "there is 1" if count == 1 else f"there are {count}"
+        return f"{subject}; {f'of {published}' if count > SHOWN else are}: {_listed(sorted(self.known))}"
 
 
 class UnknownVersion(RegistryError):
-    """The version was never published, or is retired. `known` are those that can be had."""
+    """The version was never published, or is retired. `known` are those that can be used."""
 
     reason = "UNKNOWN_VERSION"
-
-    def __init__(self, task: str, version: int, known: Iterable[int] = (), retired: bool = False) -> None:
-        self.task, self.version, self.known, self.retired = task, version, tuple(known), retired
-        super().__init__(task, version, self.known, retired)
+    task: str
+    version: int
+    known: Sequence[int] = ()
+    retired: bool = False
 
     def __str__(self) -> str:
-        have = f"use one of {_listed(sorted(self.known, reverse=True))}" if self.known else "publish one"
-        fault = f"version {self.version} of task {_quoted(self.task)} is retired"
-        return f"{fault if self.retired else f'task {_quoted(self.task)} has no version {self.version}'}; {have}"
+        remedy = f"use one of {_listed(sorted(self.known, reverse=True))}" if self.known else "publish one"
+        if self.retired:
+            return f"version {self.version} of task {_quoted(self.task)} is retired; {remedy}"
+        return f"task {_quoted(self.task)} has no version {self.version}; {remedy}"
 
 
 class UnknownAlias(RegistryError):
-    reason = "UNKNOWN_ALIAS"
+    """The task has no such alias. `known` are those that it has."""
 
-    def __init__(self, task: str, alias: str, known: Iterable[str] = ()) -> None:
-        self.task, self.alias, self.known = task, alias, tuple(known)
-        super().__init__(task, alias, self.known)
+    reason = "UNKNOWN_ALIAS"
+    task: str
+    alias: str
+    known: Sequence[str] = ()
 
     def __str__(self) -> str:
-        have = f"its aliases: {_listed(sorted(self.known))}" if self.known else "it has no alias yet, set one"
-        return f"task {_quoted(self.task)} has no alias {_quoted(self.alias)}; {have}"
+        remedy = f"its aliases: {_listed(sorted(self.known))}" if self.known else "it has no alias yet, set one"
+        return f"task {_quoted(self.task)} has no alias {_quoted(self.alias)}; {remedy}"
 
 
 class VersionInUse(RegistryError):
-    """`aliases` point to the version; `routed` are those that name it in their route."""
+    """`aliases` point to the version; `routed` are the aliases that name it in their route."""
 
     reason = "VERSION_IN_USE"
-
-    def __init__(self, task: str, version: int, aliases: Iterable[str], routed: Iterable[str] = ()) -> None:
-        self.task, self.version, self.aliases, self.routed = task, version, tuple(aliases), tuple(routed)
-        super().__init__(task, version, self.aliases, self.routed)
+    task: str
+    version: int
+    aliases: Sequence[str]
+    routed: Sequence[str] = ()
 
     def __str__(self) -> str:
         subject = f"version {self.version} of task {_quoted(self.task)}"
@@ -122,11 +151,13 @@ class VersionInUse(RegistryError):
 
 
 class NothingToRollBack(RegistryError):
-    reason = "NOTHING_TO_ROLL_BACK"
+    """The alias, now at `version`, was nowhere else before, or not at version `to`."""
 
-    def __init__(self, task: str, alias: str, version: int, to: int | None = None) -> None:
-        super().__init__(task, alias, version, to)
-        self.task, self.alias, self.version, self.to = task, alias, version, to
+    reason = "NOTHING_TO_ROLL_BACK"
+    task: str
+    alias: str
+    version: int
+    to: int | None = None
 
     def __str__(self) -> str:
         subject = f"{self.alias} of task {_quoted(self.task)} is version {self.version}"
@@ -138,165 +169,145 @@ class NothingToRollBack(RegistryError):
 
 
 class RollbackUnclear(RegistryError):
-    """The newest thing, shares, is undone already; `target` is where the alias itself would go back to."""
+    """The alias's newest change, its shares, is undone already. The alias itself would go back to `target`."""
 
     reason = "ROLLBACK_UNCLEAR"
-
-    def __init__(self, task: str, alias: str, version: int, generation: int, target: int) -> None:
-        super().__init__(task, alias, version, generation, target)
-        self.task, self.alias, self.version, self.generation, self.target = task, alias, version, generation, target
-
-    def __str__(self) -> str:
-        return (
-            f"the newest change of {self.alias} of task {_quoted(self.task)} took its canaries' shares away "
-            f"(generation {self.generation}): version {self.version} answers all; to move {self.alias} itself, "
-            f"say where to: --to {self.target}"
-        )
+    message = (
+        "the newest change of {alias} of task {task!q} took its canaries' shares away (generation {generation}): "
+        "version {version} answers all; to move {alias} itself, say where to: --to {target}"
+    )
+    task: str
+    alias: str
+    version: int
+    generation: int
+    """Of the commit that took the shares away."""
+    target: int
 
 
 class RouteChanged(RegistryError):
+    """The route is no longer the one from which the caller made the new one."""
+
     reason = "ROUTE_CHANGED"
-
-    def __init__(self, task: str, alias: str) -> None:
-        super().__init__(task, alias)
-        self.task, self.alias = task, alias
-
-    def __str__(self) -> str:
-        return (
-            f"somebody changed the route of {self.alias} of task {_quoted(self.task)} meanwhile; nothing was changed, "
-            "look at it again and try again"
-        )
+    message = (
+        "somebody changed the route of {alias} of task {task!q} meanwhile; nothing was changed, "
+        "look at it again and try again"
+    )
+    task: str
+    alias: str
 
 
 class Contended(RegistryError):
+    """Other writers won every race for the next commit."""
+
     reason = "CONTENDED"
-
-    def __init__(self, url: str, attempts: int) -> None:
-        super().__init__(url, attempts)
-        self.url, self.attempts = url, attempts
-
-    def __str__(self) -> str:
-        return f"other writers to {self.url} were faster {self.attempts} times in a row; nothing was changed, try again"
+    message = "other writers to {url} were faster {attempts} times in a row; nothing was changed, try again"
+    url: str
+    attempts: int
 
 
 class InvalidName(RegistryError):
     """A task's name, an alias, a reference or a free text that breaks its rule."""
 
     reason = "INVALID_NAME"
-
-    def __init__(self, what: str, value: str, rule: str) -> None:
-        super().__init__(what, value, rule)
-        self.what, self.value, self.rule = what, value, rule
-
-    def __str__(self) -> str:
-        return f"{_quoted(self.value)} is no valid {self.what}: use {self.rule}"
+    message = "{value!q} is no valid {what}: use {rule}"
+    what: str
+    value: str
+    rule: str
 
 
 class InvalidSpec(RegistryError):
+    """A task spec cannot be read or breaks a rule. `source` is its file, or says that it was text."""
+
     reason = "INVALID_SPEC"
-
-    def __init__(self, source: str, why: str) -> None:
-        super().__init__(source, why)
-        self.source, self.why = source, why
-
-    def __str__(self) -> str:
-        return f"the task spec in {self.source} cannot be used: {self.why}"
+    message = "the task spec in {source} cannot be used: {why}"
+    source: str
+    why: str
 
 
 class InvalidRow(RegistryError):
+    """A row has a wrong value in one field, or lacks it. `why` is the rest of the sentence after the field's name."""
+
     reason = "INVALID_ROW"
-
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(field, why)
-        self.field, self.why = field, why
-
-    def __str__(self) -> str:
-        return f"field {_quoted(self.field)} {self.why}"
+    message = "field {field!q} {why}"
+    field: str
+    why: str
 
 
 class InvalidRoute(RegistryError):
+    """A route breaks a rule, or names the alias's own version."""
+
     reason = "INVALID_ROUTE"
-
-    def __init__(self, task: str, alias: str, why: str) -> None:
-        super().__init__(task, alias, why)
-        self.task, self.alias, self.why = task, alias, why
-
-    def __str__(self) -> str:
-        return f"{self.alias} of task {_quoted(self.task)} cannot be routed so: {self.why}"
+    message = "{alias} of task {task!q} cannot be routed so: {why}"
+    task: str
+    alias: str
+    why: str
 
 
 class ArtifactError(RegistryError):
+    """A run folder, an upload or an export is not complete and sound."""
+
     reason = "INVALID_ARTIFACT"
-
-    def __init__(self, folder: str | Path, why: str) -> None:
-        self.folder, self.why = str(folder), why
-        super().__init__(self.folder, why)
-
-    def __str__(self) -> str:
-        return f"no usable artifact in {self.folder}: {self.why}"
+    message = "no usable artifact in {folder}: {why}"
+    folder: str | Path
+    why: str
 
 
 class CorruptBlob(RegistryError):
+    """A file of the registry is missing, or its content does not have the digest in its name."""
+
     reason = "CORRUPT_BLOB"
-
-    def __init__(self, digest: str, why: str) -> None:
-        super().__init__(digest, why)
-        self.digest, self.why = digest, why
-
-    def __str__(self) -> str:
-        return f"blobs/sha256/{self.digest} is damaged: {self.why}; publish the run that made it again to restore it"
+    message = "blobs/sha256/{digest} is damaged: {why}; publish the run that made it again to restore it"
+    digest: str
+    """sha256, 64 hexadecimal digits."""
+    why: str
 
 
 class UnreadableCommit(RegistryError):
+    """A commit of the log is damaged, foreign, from a newer program, or does not follow from those before it."""
+
     reason = "UNREADABLE_COMMIT"
-
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
-        self.path, self.why = path, why
-
-    def __str__(self) -> str:
-        return f"the registry's {self.path} cannot be read: {self.why}; everything before it still holds"
+    message = "the registry's {path} cannot be read: {why}; everything before it still holds"
+    path: str
+    why: str
 
 
 class LogReplaced(RegistryError):
     """The newest commit that this process has read is gone, or is another one."""
 
     reason = "LOG_REPLACED"
+    message = (
+        "the log of {url} is not the one that was read here: its commit {generation} is gone or another; "
+        "if the registry was restored or made anew, start this program again"
+    )
+    url: str
+    generation: int
 
-    def __init__(self, url: str, generation: int) -> None:
-        super().__init__(url, generation)
-        self.url, self.generation = url, generation
 
-    def __str__(self) -> str:
-        return (
-            f"the log of {self.url} is not the one that was read here: its commit {self.generation} is gone or "
-            "another; if the registry was restored or made anew, start this program again"
-        )
+class _Formatter(string.Formatter):
+    """str.format with the conversion `!q`: quoted, and shortened where it is very long."""
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        return _quoted(value) if conversion == "q" else super().convert_field(value, conversion)
+
+
+_FORMATTER = _Formatter()
 
 
 def _quoted(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:77] + "...")
+    return repr(name if len(name) <= MAX_QUOTED else name[: MAX_QUOTED - 3] + "...")
 
 
-def _near(name: str, known: Sequence[str]) -> list[str]:
-    """Similar names. Of very many only some are compared: this runs wherever a caller misspells a name."""
+def _similar(name: str, known: Sequence[str]) -> list[str]:
+    """Similar names. Of very many only some are compared: this runs whenever a caller misspells a name."""
     likely = [other for other in known if other[:1] == name[:1]] or known
     return difflib.get_close_matches(name[:64], likely[:COMPARED], n=3)
 
 
 def _either(names: list[str]) -> str:
-    quoted = [repr(name) for name in names]
-    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _listed(names: Iterable[object]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _tasks(count: int) -> str:
-    return "1 task is published" if count == 1 else f"{count} tasks are published"
-
-
-def _is(count: int) -> str:
-    return "is 1" if count == 1 else f"are {count}"
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")

@@ -1,9 +1,9 @@
 """What an export is on disk: a folder, or the same folder as one .tar file.
 
-    export.json              which versions, and which alias was where
+    export.json              which versions, and where the aliases pointed
     blobs/sha256/<digest>    their manifests and files
 
-Knows no registry. Trusts nothing that it reads: names are checked, contents are verified.
+Knows no registry. Trusts no export: names are checked, contents are verified.
 """
 
 import hashlib
@@ -34,13 +34,15 @@ from side_registry.weights import frame_fault
 LISTING = "export.json"
 MAX_LISTING_BYTES = 64 << 20
 
-Find = Callable[[str, int], Path | None]
-"""Where a file of an export is, by its name; None when there is none, or one of more bytes than it may have."""
+FindFile = Callable[[str, int], Path | None]
+"""Path of a file in an export, by name and most bytes; None when there is none, or a larger one."""
 
 
 class ExportedVersion(Document):
+    """One version, as the listing of an export describes it."""
+
     version: Version
-    """Its number where it came from."""
+    """Its number in the registry that it came from."""
     manifest_sha256: Digest
     published_at: str = ""
     author: str = ""
@@ -48,7 +50,7 @@ class ExportedVersion(Document):
 
 
 class Export(Document):
-    """What an export holds."""
+    """The listing of an export, `export.json`: its contents."""
 
     schema_version: int = SCHEMA_VERSION
     registry: str
@@ -60,22 +62,17 @@ class Export(Document):
 
 
 @dataclass(frozen=True, slots=True)
-class Arriving:
-    """A version of an export, complete and verified."""
+class VerifiedVersion:
+    """One version of an export, complete and verified."""
 
     version: int
-    """Its number where it came from."""
+    """Its number in the registry that it came from."""
     manifest: Manifest
-    data: bytes
-    """Of the manifest."""
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+    manifest_sha256: str
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[tuple[Path, Export, list[Arriving]]]:
+def open_export(source: Path) -> Iterator[tuple[Path, Export, list[VerifiedVersion]]]:
     """An export, verified, and the folder where its manifests and files are.
 
     Raises:
@@ -83,15 +80,15 @@ def opened(source: Path) -> Iterator[tuple[Path, Export, list[Arriving]]]:
     """
     with ExitStack() as stack:
         with _failures(source):
-            folder, find = _place(_expanded(source), stack)
-            export = _listing(find, source)
-            versions = [_arriving(find, source, export.task, each) for each in export.versions]
+            folder, find = _folder_of(_expanded(source), stack)
+            export = _read_listing(find, source)
+            versions = [_verify_version(find, source, export.task, version) for version in export.versions]
         yield folder, export, versions
 
 
 @contextmanager
 def folder_to_write(target: Path, task: str) -> Iterator[Path]:
-    """A folder for an export; a `.tar` is made of it when the block ends well. An older one of the task is replaced.
+    """A folder for an export; for a `.tar` it is packed when the block ends. An older export of the task is replaced.
 
     Raises:
         ArtifactError: something else is at the target, or it cannot be written.
@@ -111,10 +108,10 @@ def folder_to_write(target: Path, task: str) -> Iterator[Path]:
         pack(folder, [folder / LISTING, *sorted((folder / blob_path("")).iterdir())], file)
 
 
-def _place(source: Path, stack: ExitStack) -> tuple[Path, Find]:
-    """The folder of an export. Of an archive it is empty: what is looked for comes out of the archive first."""
+def _folder_of(source: Path, stack: ExitStack) -> tuple[Path, FindFile]:
+    """The folder of an export. That of an archive is empty at first: FindFile unpacks each file on demand."""
     if source.is_dir():
-        return source, lambda name, limit: _found(source / name, limit)
+        return source, lambda name, limit: _file_within(source / name, limit)
     if not source.is_file():
         raise ArtifactError(source, "there is no such folder or file")
     archive = stack.enter_context(open_archive(source))
@@ -123,16 +120,16 @@ def _place(source: Path, stack: ExitStack) -> tuple[Path, Find]:
     def find(name: str, limit: int) -> Path | None:
         if not (folder / name).exists():
             archive.take(name, limit, folder / name)
-        return _found(folder / name, limit)
+        return _file_within(folder / name, limit)
 
     return folder, find
 
 
-def _found(path: Path, limit: int) -> Path | None:
+def _file_within(path: Path, limit: int) -> Path | None:
     return path if path.is_file() and path.stat().st_size <= limit else None
 
 
-def _listing(find: Find, source: Path) -> Export:
+def _read_listing(find: FindFile, source: Path) -> Export:
     path = find(LISTING, MAX_LISTING_BYTES)
     if path is None:
         raise ArtifactError(source, f"it has no {LISTING}; name what sidecast registry export wrote")
@@ -146,7 +143,7 @@ def _listing(find: Find, source: Path) -> Export:
 
 
 def _fault(export: Export) -> str | None:
-    numbers = [each.version for each in export.versions]
+    numbers = [version.version for version in export.versions]
     if numbers != sorted(set(numbers)):
         return "its versions must be different, oldest first"
     if lost := [alias for alias, version in export.aliases.items() if version not in numbers]:
@@ -154,7 +151,7 @@ def _fault(export: Export) -> str | None:
     return None
 
 
-def _arriving(find: Find, source: Path, task: str, version: ExportedVersion) -> Arriving:
+def _verify_version(find: FindFile, source: Path, task: str, version: ExportedVersion) -> VerifiedVersion:
     name = f"{task}:{version.version}"
     path = find(blob_path(version.manifest_sha256), MAX_MANIFEST_BYTES)
     data = path.read_bytes() if path else b""
@@ -172,12 +169,13 @@ def _arriving(find: Find, source: Path, task: str, version: ExportedVersion) -> 
             raise ArtifactError(source, f"{file} of {name} is missing or damaged; export it again")
         if file == SIDE_NETWORK and (fault := frame_fault(path)):
             raise ArtifactError(source, f"{file} of {name} is no whole safetensors file: {fault}; make the run again")
-    return Arriving(version.version, manifest, data)
+    return VerifiedVersion(version.version, manifest, version.manifest_sha256)
 
 
 def _check_free(target: Path, task: str) -> None:
-    """Nothing is there, or an older export of the task."""
-    packed, is_folder = target.suffix == ".tar", target.is_dir()
+    """Raises ArtifactError when anything but an older export of the task is at the target."""
+    packed = target.suffix == ".tar"
+    is_folder = target.is_dir()
     if not target.exists() or (is_folder and not packed and not any(target.iterdir())):
         return
     if is_folder == packed:
@@ -186,7 +184,7 @@ def _check_free(target: Path, task: str) -> None:
         )
     with ExitStack() as stack:
         try:
-            older = _listing(_place(target, stack)[1], target)
+            older = _read_listing(_folder_of(target, stack)[1], target)
         except ArtifactError as error:
             raise ArtifactError(
                 target, f"it exists and is no export ({error.why}); name a new folder, or a new .tar file"

@@ -1,6 +1,7 @@
-"""How a text task's answers are chosen from its side network's scores: part of its spec. No generation of the registry.
+"""Decoding settings of a text task: how tokens are chosen from its side network's logits. Part of its spec.
 
-Fields are named, and mean, what they do in Hugging Face's GenerationConfig; `top_k` is off unless given (there: 50).
+Fields have the names and the meaning that they have in Hugging Face's GenerationConfig, except that `top_k` is off by
+default (there: 50). They have nothing to do with the registry's generation, its log position.
 """
 
 from typing import Any, Literal, Self
@@ -11,7 +12,7 @@ from side_registry.documents import Document
 
 
 class GenerationSpec(Document):
-    """Greedy unless told otherwise. Fields of sampling matter only with `do_sample`, those of beams only with beams."""
+    """Greedy by default. Sampling fields matter only with `do_sample`, beam fields only with several beams."""
 
     num_beams: int = Field(default=1, ge=1, le=16)
     do_sample: bool = False
@@ -41,9 +42,10 @@ class GenerationSpec(Document):
 
     @property
     def is_default(self) -> bool:
+        """Whether all settings are the defaults."""
         return self == GenerationSpec()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its values by name, without fields that this program does not know."""
+        """The settings by name, without fields that this program does not know."""
         return {name: getattr(self, name) for name in type(self).model_fields}

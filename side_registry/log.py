@@ -1,8 +1,9 @@
 """The commit log: `log/<20 digits>.json`, one commit each, put if absent. Its last position is the generation.
 
-Knows how commits are written and read, not what they add up to (state.py). Precedent: Delta Lake's log.
+Knows how commits are written and read, not the state they lead to (state.py). Precedent: Delta Lake's log.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,11 @@ from side_registry.task import ALIAS_NAME, TASK_NAME
 
 MAX_COMMIT_BYTES = 4 << 20
 READ_AHEAD = 16
-"""Most commits asked for at once."""
+"""Most commits that are read in parallel."""
 FAR_S = 0.005
-"""A store that takes longer for one is far: several are asked for at once."""
+"""From a store that takes longer than this for one commit, several are read in parallel."""
+
+NAME = re.compile(r"log/(?P<generation>\d{20})\.json")
 
 Version = Annotated[int, Field(ge=1)]
 TaskName = Annotated[str, StringConstraints(pattern=rf"^{TASK_NAME.pattern}$")]
@@ -42,6 +45,8 @@ class Publish(Document):
 
 
 class SetAlias(Document):
+    """The alias points to the version from now on; its route becomes plain."""
+
     type: Literal["set_alias"] = "set_alias"
     task: TaskName
     alias: AliasName
@@ -58,7 +63,7 @@ class SetRoute(Document):
 
 
 class Rollback(Document):
-    """The alias goes back to where it was `version_to` last; what came after is forgotten."""
+    """The alias points again to an earlier version of its past; the versions after that leave its past."""
 
     type: Literal["rollback"] = "rollback"
     task: TaskName
@@ -68,12 +73,16 @@ class Rollback(Document):
 
 
 class Retire(Document):
+    """The version can no longer be used."""
+
     type: Literal["retire"] = "retire"
     task: TaskName
     version: Version
 
 
 class DeleteTask(Document):
+    """All versions are retired, and the aliases removed."""
+
     type: Literal["delete_task"] = "delete_task"
     task: TaskName
 
@@ -87,22 +96,24 @@ class Commit(Document):
     schema_version: int = SCHEMA_VERSION
     generation: int = Field(ge=1)
     id: str
-    """Random. A writer whose put was retried underneath it recognizes its own commit by it."""
+    """Random. A writer recognizes its own commit by it, when the store repeated the put."""
     time: str
     """ISO 8601, UTC, by the writer's clock; for people. Order is the generation's."""
     author: str = ""
     message: str = ""
     parent: str | None = None
-    """Id of the commit before; empty for the first. None: written by a program that did not say."""
+    """Id of the commit before; empty for the first. None: written by an older program."""
     actions: tuple[Annotated[Action, Field(discriminator="type")], ...] = Field(min_length=1)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks it is about, each once."""
+        """Names of the tasks that it changes, without repetition."""
         return tuple(dict.fromkeys(action.task for action in self.actions))
 
 
 class Log:
+    """The log of one store. Each call blocks on the store and may raise StoreFailed."""
+
     def __init__(self, store: Store) -> None:
         self._store = store
 
@@ -120,10 +131,10 @@ class Log:
         return None if data is None else _parse(path, data, generation)
 
     def after(self, generation: int) -> Iterator[Commit]:
-        """The commits that follow, up to the end of the log. Of a far store several are read at once.
+        """The commits after a generation, up to the end of the log; several in parallel from a slow store.
 
         Raises:
-            UnreadableCommit: at the first such one, after all that precede it.
+            UnreadableCommit: when it comes to an unreadable commit, after all that precede it.
         """
         ahead = 1
         while True:
@@ -137,12 +148,12 @@ class Log:
                 ahead = min(2 * ahead, READ_AHEAD)
 
     def append(self, commit: Commit) -> Commit | None:
-        """Make a commit the next one. Returns the one that is: it, or another writer's.
+        """Write a commit at its generation. Returns the commit that is there then: this one, or another writer's.
 
-        None when the store said that there is one and then shows none.
+        None when the store reports one there and then cannot find it.
 
         Raises:
-            UnreadableCommit: this one could not be read back, and is not written; or the one that is there cannot.
+            UnreadableCommit: this commit would be unreadable, and is not written; or the one that is there is.
         """
         path, data = log_path(commit.generation), commit.to_json()
         if len(data) > MAX_COMMIT_BYTES:
@@ -164,13 +175,14 @@ class Log:
 
     def _holds(self, commit: Commit) -> bool:
         try:
-            found = self.read(commit.generation)
+            written = self.read(commit.generation)
         except RegistryError:
             return False
-        return found is not None and found.id == commit.id
+        return written is not None and written.id == commit.id
 
 
 def log_path(generation: int) -> str:
+    """Path of a commit in the store."""
     return f"log/{generation:020d}.json"
 
 

@@ -22,14 +22,14 @@ MANIFEST = "manifest.json"
 SIDE_NETWORK = "side_network.safetensors"
 
 NO_TOKENIZER = "none"
-"""In place of a tokenizer's fingerprint: the backbone's folder had none, so nobody can ask this side network a text."""
+"""Instead of a tokenizer's fingerprint: the backbone's folder had none, so this side network cannot read a text."""
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_FILES = 64
 MAX_EXAMPLES = 1024
 """A server replays each before it serves the version."""
 MAX_NAME = 200
-"""Characters of what is repeated in the log: fingerprints, a run's id, the backbone's name."""
+"""Characters of fingerprints, of a run's id and of the backbone's name: the log repeats them."""
 
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -40,6 +40,8 @@ Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME
 
 
 class Blob(Document):
+    """A file by its content."""
+
     sha256: Digest
     size: int = Field(ge=0)
     """Bytes."""
@@ -51,7 +53,7 @@ class BackboneRef(Document):
     name: str = Field(max_length=MAX_NAME)
     fingerprint: Fingerprint
     quantization: str = Field(default="none", max_length=MAX_NAME)
-    """What its matrices were turned into, int8 or int4. Its fingerprint says it too: this is for people."""
+    """Type of its matrices, int8 or int4; `none`: as published. For people: the fingerprint covers it too."""
 
 
 class GoldenExample(Document):
@@ -62,6 +64,8 @@ class GoldenExample(Document):
 
 
 class Manifest(Document):
+    """All that is known of one version; `manifest.json` in its folder."""
+
     schema_version: int = SCHEMA_VERSION
     task: str
     spec: TaskSpec
@@ -79,6 +83,7 @@ class Manifest(Document):
 
     @property
     def run_id(self) -> str:
+        """Id of the training run; empty when the provenance has none."""
         return str(self.provenance.get("run_id", ""))
 
     @model_validator(mode="after")
@@ -102,10 +107,11 @@ class Artifact:
     folder: Path
     manifest: Manifest
     manifest_bytes: bytes = field(repr=False)
-    """As they are on disk: their digest is what identifies the artifact."""
+    """As they are on disk: their digest identifies the artifact."""
 
     @property
     def side_network(self) -> Path:
+        """Its safetensors file."""
         return self.folder / SIDE_NETWORK
 
 
@@ -141,7 +147,7 @@ def write_manifest(folder: str | Path, manifest: Manifest, *, files: Iterable[st
 
 
 def parse_manifest(data: bytes, where: str | Path) -> Manifest:
-    """Raises ArtifactError, which names `where`."""
+    """A manifest from its bytes. Raises ArtifactError, which names `where`."""
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -149,7 +155,7 @@ def parse_manifest(data: bytes, where: str | Path) -> Manifest:
 
 
 def need_side_network(manifest: Manifest, where: str | Path) -> None:
-    """Raises ArtifactError, which names `where`."""
+    """Check that a manifest names a side network. Raises ArtifactError, which names `where`."""
     if SIDE_NETWORK not in manifest.files:
         raise ArtifactError(where, f"{MANIFEST} does not name {SIDE_NETWORK}")
 
@@ -182,8 +188,8 @@ def _measure(folder: Path, name: str) -> Blob:
 
 
 def _verify(folder: Path, name: str, blob: Blob) -> None:
-    found = _measure(folder, name)
-    if found.size != blob.size:
-        raise ArtifactError(folder, f"{name} has {found.size} bytes, {MANIFEST} says {blob.size}")
-    if found.sha256 != blob.sha256:
+    actual = _measure(folder, name)
+    if actual.size != blob.size:
+        raise ArtifactError(folder, f"{name} has {actual.size} bytes, {MANIFEST} says {blob.size}")
+    if actual.sha256 != blob.sha256:
         raise ArtifactError(folder, f"{name} is not the file {MANIFEST} describes (its sha256 differs)")

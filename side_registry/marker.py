@@ -1,4 +1,4 @@
-"""`registry.json`: what makes a place a registry. Finds it, or makes it where nothing else is."""
+"""`registry.json`: the file that makes a store a registry. Reads it, or writes it into an empty store."""
 
 import uuid
 
@@ -13,6 +13,8 @@ MAX_MARKER_BYTES = 1 << 16
 
 
 class Marker(Document):
+    """The marker: `id` is random and names the registry for ever."""
+
     schema_version: int = SCHEMA_VERSION
     id: str
 
@@ -30,20 +32,20 @@ def find_marker(store: Store, *, create: bool) -> Marker:
         if not create:
             raise RegistryNotFound(store.url)
         return _make(store)
-    if marker := _read(store):  # somebody made it between our two looks
+    if marker := _read(store):  # another process made it between the two reads
         return marker
     raise NotARegistry(store.url, f"it holds other files and no {MARKER}")
 
 
 def _make(store: Store) -> Marker:
-    ours = Marker(id=uuid.uuid4().hex)
-    data = ours.to_json(indent=2)
+    marker = Marker(id=uuid.uuid4().hex)
+    data = marker.to_json(indent=2)
     if not store.put_new(MARKER, data):
-        return _read(store) or ours
-    if store.put_new(MARKER, data):  # some stores only look like S3
-        store.remove(MARKER)  # else the next to look would take it for a registry
+        return _read(store) or marker
+    if store.put_new(MARKER, data):  # a store with S3's API and without put-if-absent
+        store.remove(MARKER)  # so that the next open does not take it for a registry
         raise NotARegistry(store.url, "this store overwrites what it was told not to, so writers would lose commits")
-    return ours
+    return marker
 
 
 def _read(store: Store) -> Marker | None:

@@ -6,24 +6,24 @@ from typing import TypeVar
 
 THREADS = 16
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Step = Callable[[], None]
-"""Called when one of many things is done."""
+"""Called after each item of a long piece of work."""
 Progress = Callable[[str, int], Step]
-"""Told what is done next and how many of it there are; gives what to call after each."""
+"""Called before a long piece of work, with the name and the number of its items; returns what to call after each."""
 
 
-def unseen(what: str, count: int) -> Step:
-    """Progress that nobody watches."""
+def no_progress(what: str, count: int) -> Step:
+    """The Progress of a caller that shows none."""
     return lambda: None
 
 
-def at_once(
-    work: Callable[[Given], Made], given: Iterable[Given], step: Step, most: int | None = None
-) -> Iterator[Made]:
-    """The results, in the order of `given`; `most` bounds how many are worked on. The first failure ends it."""
-    with ThreadPoolExecutor(min(most or THREADS, THREADS), thread_name_prefix="store") as threads:
-        for made in threads.map(work, given):
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], step: Step, max_threads: int | None = None
+) -> Iterator[Result]:
+    """Results in the order of `items`, from at most THREADS (or `max_threads`) threads. The first failure ends it."""
+    with ThreadPoolExecutor(min(max_threads or THREADS, THREADS), thread_name_prefix="store") as threads:
+        for result in threads.map(function, items):
             step()
-            yield made
+            yield result

@@ -1,8 +1,8 @@
-"""The registry: publish versions, move aliases, split their traffic, roll back, retire, look back, wait.
+"""The registry: publish versions, move aliases, split their traffic, roll back, retire, read the history, wait.
 
-Every change is one commit that follows from the state its writer saw; who loses the race for the next position looks
-again and retries. No server, no lock: any number of processes share a store. Blocks on the store, so never call it on
-an event loop. Knows no tensors.
+Every change is one commit that follows from the state its writer read; a writer that loses the race for the next
+position reads the newer state and tries again. No server, no lock: any number of processes share a store. Blocks on the
+store, so never call it on an event loop. Knows no tensors.
 """
 
 import getpass
@@ -20,21 +20,12 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from side_registry import decisions
-from side_registry.blobs import Blobs
+from side_registry.blobs import Blobs, StoredArtifact
 from side_registry.checkpoints import EVERY, load_checkpoint, save_checkpoint
 from side_registry.decisions import Published, Rolled
-from side_registry.documents import replacing
 from side_registry.errors import ArtifactError, Contended, InvalidName, LogReplaced, UnreadableCommit
 from side_registry.log import Action, Commit, Log
-from side_registry.manifest import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    NO_TOKENIZER,
-    Artifact,
-    Manifest,
-    parse_manifest,
-    read_artifact,
-)
+from side_registry.manifest import NO_TOKENIZER, Artifact, Manifest, read_artifact
 from side_registry.marker import find_marker
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
@@ -42,16 +33,19 @@ from side_registry.state import Fold, State, fold
 from side_registry.store import Store
 from side_registry.task import PRODUCTION, check_alias
 
-ATTEMPTS, PATIENCE_S = 64, 60.0
-"""A writer that loses races gives up after so many, and so long."""
+ATTEMPTS = 64
+PATIENCE_S = 60.0
+"""A writer that loses races gives up after ATTEMPTS of them and PATIENCE_S seconds, whichever is later."""
 LONGEST_PAUSE_S = 0.01
-"""Before it looks again. Of those who race one always wins, so who waits longer only loses turns."""
-LOOK_BACK = 256
-"""Commits of the log that a search for the newest ones about a task reads at a time."""
-LOOK_BACK_S = 30.0
-"""Where nothing new comes, it is looked this often whether the log is still the one that was read."""
+"""Longest wait before a writer tries again. One of those that race always wins, so a longer wait only loses turns."""
+HISTORY_CHUNK = 256
+"""Commits that a search for the newest ones about a task reads at a time."""
+CHECK_HEAD_S = 30.0
+"""While no new commit comes, the last one is read again this often: is the log still the same?"""
 
-MAX_AUTHOR, MAX_MESSAGE = 200, 4_000
+MAX_AUTHOR = 200
+"""Characters."""
+MAX_MESSAGE = 4_000
 """Characters."""
 
 Outcome = TypeVar("Outcome")
@@ -59,16 +53,22 @@ Decide: TypeAlias = Callable[[State], tuple[Sequence[Action], Outcome]]
 
 
 class Registry:
-    """One registry. Safe to use from many threads; open it again in each process."""
+    """One registry, as the store at an address holds it. Safe to use from many threads; open it again in each process.
+
+    `store` holds all of it; `url` is its address; `id` names the registry wherever a copy of it is.
+    """
 
     def __init__(self, store: Store, id: str) -> None:
         """Use `open`."""
-        self.url, self.id = store.url, id
-        self._store, self._blobs, self._log = store, Blobs(store), Log(store)
+        self.url = store.url
+        self.id = id
+        self.store = store
+        self._blobs = Blobs(store)
+        self._log = Log(store)
         self._servers = Servers(store)
         self._state: State | None = None
-        self._sound_at = time.monotonic()
-        """When the newest commit that we know was last seen in the log."""
+        self._head_checked_at = time.monotonic()
+        """When the newest commit of `_state` was last seen in the log."""
         self._refreshing = threading.Lock()
 
     @classmethod
@@ -87,15 +87,16 @@ class Registry:
         return f"Registry({self.url!r})"
 
     def state(self, refresh: bool = True) -> State:
-        """What is true now; without `refresh`, what was true at the last look (one request less).
+        """The state now; without `refresh`, as it was last read (one request less).
 
         Raises:
-            UnreadableCommit: the log is damaged. What precedes it still answers `state(refresh=False)`.
-            LogReplaced: it is not the log that was read before; looked for at every write, and in between now and then.
+            UnreadableCommit: the log is damaged. `state(refresh=False)` still gives what precedes the damage.
+            LogReplaced: it is not the log that was read before; checked at every write, and every CHECK_HEAD_S.
+            StoreFailed.
         """
         with self._refreshing:
             if self._state is None:
-                self._state = load_checkpoint(self._store, self._log)
+                self._state = load_checkpoint(self.store, self._log)
                 refresh = True
             if refresh:
                 self._catch_up(self._state)
@@ -114,7 +115,7 @@ class Registry:
             time.sleep(min(poll_s, left))
 
     def history(self, task: str | None = None, limit: int = 0) -> list[Commit]:
-        """Every commit, or those about one task, oldest first; of the newest `limit` only. Deleted tasks have one too.
+        """Every commit, or those about one task (a deleted one too), oldest first; only the newest `limit` unless 0.
 
         Raises:
             UnknownTask: no commit is about it.
@@ -124,46 +125,43 @@ class Registry:
             return list(self._log.after(start))[-limit:]
         about, end = deque[Commit](), self.state().generation
         while end and not (limit and len(about) >= limit):
-            start = max(end - LOOK_BACK, 0) if limit else 0
-            part = [each for each in islice(self._log.after(start), end - start) if task in each.tasks]
-            about.extendleft(reversed(part))
+            start = max(end - HISTORY_CHUNK, 0) if limit else 0
+            chunk = [commit for commit in islice(self._log.after(start), end - start) if task in commit.tasks]
+            about.extendleft(reversed(chunk))
             end = start
         if not about:
             self.state().task(task)
         return list(about)[-limit:]
 
     def manifest(self, task: str, version: int) -> Manifest:
-        """The manifest of a version, retired or not.
+        """The manifest of a version, retired or not. Raises what `artifact` raises."""
+        return self.artifact(task, version).manifest
 
-        Raises:
-            UnknownTask, UnknownVersion, CorruptBlob.
-        """
-        return parse_manifest(self._manifest_bytes(task, version), f"{task}:{version}")
-
-    def download(self, task: str, version: int, folder: str | Path) -> Artifact:
-        """Copy a version's files into a folder, verified, the manifest last. What is there already is kept.
+    def artifact(self, task: str, version: int) -> StoredArtifact:
+        """A version, retired or not: its manifest is read and verified, its files only when they are downloaded.
 
         Raises:
             UnknownTask, UnknownVersion.
-            CorruptBlob: a file is damaged or missing; it does not appear in the folder.
+            CorruptBlob: the manifest is missing or damaged.
+            ArtifactError: its content is no manifest.
+            StoreFailed.
         """
-        folder = Path(folder).expanduser()
-        data = self._manifest_bytes(task, version)
-        manifest = parse_manifest(data, f"{task}:{version}")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, blob in manifest.files.items():
-            self._blobs.fetch(blob, folder / name)
-        with replacing(folder / MANIFEST) as file:
-            file.write(data)
-        return Artifact(folder, manifest, data)
+        known = self.state(refresh=False).tasks.get(task)
+        if known is None or version not in known.versions:
+            known = self.state().task(task)
+        return self._blobs.artifact(known.entry(version).manifest_sha256, f"{task}:{version}")
+
+    def download(self, task: str, version: int, folder: str | Path) -> Artifact:
+        """Copy a version into a folder: `artifact` and its `download` in one call, which raise the same errors."""
+        return self.artifact(task, version).download(folder)
 
     def publish(
         self, folder: str | Path, *, alias: str | None = None, author: str | None = None, message: str = ""
     ) -> Published:
-        """Make a run folder the task's next version. The files go first, then one commit: all of it is seen, or none.
+        """Make a run folder the task's next version. Files first, then one commit: readers see all of it, or nothing.
 
-        The first version of a task becomes `production` unless `alias` says otherwise; later ones move no alias but
-        `alias`. The same manifest again is the same version, unless that is retired.
+        The first version of a task becomes `production`, or `alias` where that is named; later ones move no alias but
+        `alias`. A manifest that was published before is the same version again, unless that is retired.
 
         Raises:
             ArtifactError: the folder is not a complete, sound run.
@@ -181,13 +179,13 @@ class Registry:
             lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message
         )
         if not self._blobs.has([digest, *(blob.sha256 for blob in artifact.manifest.files.values())]):
-            self._upload(artifact)  # a collector that did not know of the commit yet took some
+            self._upload(artifact)  # a garbage collection that did not know the commit yet removed some
         return replace(published, generation=generation)
 
     def set_alias(self, task: str, alias: str, version: int, *, author: str | None = None, message: str = "") -> int:
-        """Point an alias to a version, all its traffic too: its route becomes plain.
+        """Point an alias to a version, and send it all of the alias's traffic: the route becomes plain.
 
-        Returns the generation; nothing is committed when it is so already.
+        Returns the generation; commits nothing when that is so already.
 
         Raises:
             UnknownTask, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
@@ -206,15 +204,15 @@ class Registry:
         author: str | None = None,
         message: str = "",
     ) -> int:
-        """Split an alias's traffic, in place of the route it had; with `version` the alias moves there with it.
+        """Split an alias's traffic, in place of the route it had; `version` also moves the alias, in the same commit.
 
-        Who makes a route out of the one that was there says with `seen` which that was.
+        A caller that made the new route from the current one passes that as `seen`.
 
-        Returns the generation; nothing is committed when it is so already.
+        Returns the generation; commits nothing when that is so already.
 
         Raises:
             InvalidRoute: it breaks a rule, or names the alias's own version.
-            RouteChanged: it is no longer as `seen`; look again.
+            RouteChanged: the current route is no longer `seen`; read it again.
             UnknownTask, UnknownAlias, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
         """
         check_alias(alias)
@@ -232,12 +230,12 @@ class Registry:
         author: str | None = None,
         message: str = "",
     ) -> int | None:
-        """Take away all shares of a route, if it is still as `seen`; its shadows stay.
+        """Take away all shares of a route, if it still is `seen`; its shadows stay.
 
         With `since`, the generation that set it (`TaskState.routed`), it must also not have been set again meanwhile:
-        the same route on another version, or after others, is another one.
+        an equal route that was set later, or for another version, is a different one.
 
-        Returns the generation; None when somebody changed the route, which is left alone.
+        Returns the generation; None when somebody changed the route, which then stays as it is.
 
         Raises:
             Contended, StoreFailed.
@@ -250,19 +248,20 @@ class Registry:
     def rollback(
         self, task: str, alias: str = PRODUCTION, to: int | None = None, *, author: str | None = None, message: str = ""
     ) -> Rolled:
-        """Take away an alias's shares, if it has any, else point it to where it was before, past retired versions.
+        """Take away an alias's shares, if it has any; else point it to the version before, skipping retired ones.
 
-        With `to` it goes to that earlier version; the one where it is takes its shares away. Its route becomes plain.
+        With `to` the alias goes to that earlier version; if it is there already, its shares are taken away. Its route
+        becomes plain.
 
         Raises:
-            RollbackUnclear: its shares were taken away just before; say `to`.
+            RollbackUnclear: its shares were taken away just before; pass `to`.
             UnknownTask, UnknownAlias, UnknownVersion (`to`), NothingToRollBack, Contended, StoreFailed.
         """
         generation, rolled = self.commit(lambda state: decisions.rollback(state, task, alias, to), author, message)
         return replace(rolled, generation=generation)
 
     def retire(self, task: str, version: int, *, author: str | None = None, message: str = "") -> int:
-        """Take a version out of use for good. Returns the generation.
+        """Take a version out of use for ever. Returns the generation.
 
         Raises:
             VersionInUse: an alias points to it, or names it in its route.
@@ -271,7 +270,9 @@ class Registry:
         return self._change(lambda state: decisions.retire(state, task, version), author, message)
 
     def delete_task(self, task: str, *, author: str | None = None, message: str = "") -> int:
-        """Take a task out of use with all its versions and aliases. Published again, its numbers go on.
+        """Retire all versions of a task and remove its aliases. Published again, its version numbers go on.
+
+        Returns the generation.
 
         Raises:
             UnknownTask, Contended, StoreFailed.
@@ -279,15 +280,15 @@ class Registry:
         return self._change(lambda state: decisions.delete_task(state, task), author, message)
 
     def announce(self, server: Announced) -> None:
-        """Tell who follows this registry and what it serves, in place of what it told before. Raises StoreFailed."""
+        """Record that a server follows this registry and which generation it serves. Raises StoreFailed."""
         self._servers.announce(server)
 
     def withdraw(self, id: str) -> None:
-        """Forget a server that stops. Raises StoreFailed."""
+        """Remove the record of a server that stops. Raises StoreFailed."""
         self._servers.withdraw(id)
 
     def servers(self) -> list[Announced]:
-        """Servers that follow this registry, by address, without those that stopped telling. Raises StoreFailed."""
+        """Servers that follow this registry and are alive, sorted by address. Raises StoreFailed."""
         return self._servers.alive()
 
     def await_generation(self, generation: int, timeout_s: float, poll_s: float = 0.1) -> Awaited:
@@ -298,24 +299,24 @@ class Registry:
         return self._servers.await_generation(generation, timeout_s, poll_s)
 
     def _catch_up(self, start: State) -> None:
-        """Fold what is new. Keeps what was good before an unreadable commit."""
+        """Fold the commits after `start`. Keeps the state before an unreadable one."""
         folding = Fold(start)
         try:
             for commit in self._log.after(start.generation):
                 folding.add(commit)
         except UnreadableCommit:
-            self._look_back(folding.state())
+            self._check_head(folding.state())
             raise
         finally:
             self._state = folding.state()
-        if self._state is start and time.monotonic() - self._sound_at < LOOK_BACK_S:
+        if self._state is start and time.monotonic() - self._head_checked_at < CHECK_HEAD_S:
             return
         if self._state is start:
-            self._look_back(start)
-        self._sound_at = time.monotonic()
+            self._check_head(start)
+        self._head_checked_at = time.monotonic()
 
-    def _look_back(self, state: State) -> None:
-        """Raises LogReplaced: the log no longer holds what led to this state."""
+    def _check_head(self, state: State) -> None:
+        """Raises LogReplaced: the log no longer holds the last commit of this state."""
         last = self._log.read(state.generation) if state.generation else None
         if state.head != (last.id if last else ""):
             raise LogReplaced(self.url, state.generation)
@@ -324,18 +325,25 @@ class Registry:
         return self.commit(lambda state: (decide(state), None), author, message)[0]
 
     def commit(self, decide: Decide[Outcome], author: str | None, message: str) -> tuple[int, Outcome]:
-        """Make what `decide` says of the newest state the next commit; no actions, no commit."""
-        author = _note("author", author or _whoami(), MAX_AUTHOR)
-        message = _note("message", message, MAX_MESSAGE)
+        """Commit the actions that `decide` makes from the newest state; without actions, nothing.
+
+        `decide` is called again whenever another writer was faster. Returns the generation and what `decide` returned.
+
+        Raises:
+            Contended, InvalidName (author or message), StoreFailed, UnreadableCommit, LogReplaced; and what `decide`
+            raises.
+        """
+        author = _checked_text("author", author or _whoami(), MAX_AUTHOR)
+        message = _checked_text("message", message, MAX_MESSAGE)
         started = time.monotonic()
         for attempt in count(1):
-            looks = attempt % 2 == 1  # who lost holds the winner's: half the time it is the newest
-            state = self.state(refresh=looks)
+            refresh = attempt % 2 == 1  # a loser has folded the winner's commit: half the time that is the newest
+            state = self.state(refresh=refresh)
             actions, outcome = decide(state)
             if not actions:
                 return state.generation, outcome
-            if looks:
-                self._look_back(state)
+            if refresh:
+                self._check_head(state)
             if self._try_commit(state, actions, author, message):
                 return state.generation + 1, outcome
             if attempt >= ATTEMPTS and time.monotonic() - started >= PATIENCE_S:
@@ -346,7 +354,7 @@ class Registry:
 
     def _try_commit(self, state: State, actions: Sequence[Action], author: str, message: str) -> bool:
         commit = _new_commit(state, actions, author, message)
-        fold([commit], state)  # what does not follow must never be written
+        fold([commit], state)  # a commit that does not follow must never be written
         winner = self._log.append(commit)
         if winner is None:
             return False
@@ -355,7 +363,7 @@ class Registry:
         if winner.id != commit.id:
             return False
         if after.generation % EVERY == 0:
-            save_checkpoint(self._store, after)
+            save_checkpoint(self.store, after)
         return True
 
     def _adopt(self, state: State) -> None:
@@ -369,13 +377,6 @@ class Registry:
             if self._blobs.add((artifact.folder / name).read_bytes()) != blob.sha256:
                 raise ArtifactError(artifact.folder, f"{name} changed while it was published, publish it again")
         return self._blobs.add(artifact.manifest_bytes)
-
-    def _manifest_bytes(self, task: str, version: int) -> bytes:
-        known = self.state(refresh=False).tasks.get(task)
-        if known is None or version not in known.versions:
-            known = self.state().task(task)
-        entry = known.entry(version)
-        return self._blobs.read(entry.manifest_sha256, MAX_MANIFEST_BYTES)
 
 
 def _new_commit(before: State, actions: Sequence[Action], author: str, message: str) -> Commit:
@@ -397,7 +398,7 @@ def _whoami() -> str:
         return f"unknown@{socket.gethostname()}"
 
 
-def _note(what: str, text: str, limit: int) -> str:
+def _checked_text(what: str, text: str, limit: int) -> str:
     if len(text) > limit or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InvalidName(what, text, f"at most {limit} characters of plain text")
     return text

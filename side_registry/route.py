@@ -1,6 +1,7 @@
 """How one alias's traffic is split: shares for other versions than the alias's own, and shadows. Knows no log.
 
-The alias's own version (the top of its stack) gets what the shares leave. Pure: any two readers split alike.
+The alias's own version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
+readers split alike.
 """
 
 import hashlib
@@ -15,36 +16,32 @@ from side_registry.documents import Document
 WHOLE = 10_000
 """All of an alias's traffic, in hundredths of a per cent."""
 MAX_VERSIONS = 8
-"""Most versions with a share, and most shadows."""
+"""Most versions with a share; also most shadows."""
 
 Version = Annotated[int, Field(ge=1)]
 Share = Annotated[int, Field(ge=1, lt=WHOLE)]
 
 
 class Bounds(Document):
-    """What a version with a share must keep to, beside the alias's own version. None: not looked at."""
+    """Limits for a version with a share, compared with the alias's own version. None: not checked."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
-    """How much larger its part of failed rows may be."""
+    """How much its fraction of failed rows may exceed that of the own version."""
     latency: float | None = Field(default=None, ge=1, le=1000)
-    """How many times as long its mean request may take."""
+    """Its mean time per request over that of the own version, at most."""
     disagreement: float | None = Field(default=None, ge=0, le=1)
-    """Part of its answers that may differ."""
+    """Fraction of its answers that may differ from the own version's."""
     min_rows: int = Field(default=100, ge=1, le=1_000_000)
-    """Rows of it that must be seen before it is judged."""
-
-    @property
-    def judges(self) -> bool:
-        return (self.error_rate, self.latency, self.disagreement) != (None, None, None)
+    """Rows that it must have answered before it is judged."""
 
 
 class Route(Document):
-    """An alias's traffic beside that of its own version."""
+    """The versions besides an alias's own one that get its traffic."""
 
     shares: Mapping[Version, Share] = Field(default_factory=dict, max_length=MAX_VERSIONS)
     """Version to its share in hundredths of a per cent."""
     shadows: tuple[Version, ...] = Field(default=(), max_length=MAX_VERSIONS)
-    """Versions that answer the same inputs, compared and told to nobody."""
+    """Versions that answer the same inputs; their answers are compared, never returned."""
     bounds: Bounds | None = None
 
     @model_validator(mode="after")
@@ -59,35 +56,35 @@ class Route(Document):
 
     @property
     def is_plain(self) -> bool:
-        """All traffic is the alias's own version's, with no shadow."""
+        """Whether the alias's own version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
 
     @property
     def versions(self) -> frozenset[int]:
-        """Those it names."""
+        """All versions that it names: with a share, or as a shadow."""
         return frozenset((*self.shares, *self.shadows))
 
 
 PLAIN = Route()
 
 
-def pick(route: Route, own: int, key: str = "") -> int:
+def pick(route: Route, own_version: int, key: str = "") -> int:
     """The version that answers a request.
 
     Args:
-        own: the alias's own version.
-        key: requests of one key get one version, which a growing share keeps; without a key, at random.
+        own_version: the alias's own one.
+        key: requests with the same key get the same version, also when its share grows; without a key, random.
     """
     if not route.shares:
-        return own
-    place = _place(key) if key else random.randrange(WHOLE)
+        return own_version
+    bucket = _bucket(key) if key else random.randrange(WHOLE)
     for version, share in sorted(route.shares.items()):
-        if place < share:
+        if bucket < share:
             return version
-        place -= share
-    return own
+        bucket -= share
+    return own_version
 
 
-def _place(key: str) -> int:
-    """0 to WHOLE - 1, the same everywhere."""
+def _bucket(key: str) -> int:
+    """0 to WHOLE - 1, the same in every process."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) % WHOLE

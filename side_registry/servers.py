@@ -1,7 +1,7 @@
-"""Which servers follow the registry, and what they serve: `servers/<id>.json`, written again and again by each server.
+"""Which servers follow the registry, and the generation that they serve: heartbeats in `servers/<id>.json`.
 
-Knows no routes and no versions, only generations. Never needed for correctness. No clock is trusted: a server is gone
-when its object stays as it is, or lies far behind the others by the store's own time.
+Knows no routes and no versions, only generations. Never needed for correctness. No server's clock is trusted: a server
+is dead when its heartbeat stops, or is much older than the newest one by the store's clock.
 """
 
 import re
@@ -15,85 +15,93 @@ from side_registry.documents import SCHEMA_VERSION, Document
 from side_registry.store import Entry, Store, TooLarge
 
 BEAT_S = 10.0
-"""A server announces itself this often, and whenever what it serves changes."""
+"""Seconds between two heartbeats of a server. One is also written whenever the served generation changes."""
 LEASE_S = 30.0
-"""A server that has not announced itself for so long is gone."""
+"""Seconds without a heartbeat after which a server is dead."""
 FORGOTTEN_S = 86_400.0
-"""The object of a server that was killed is cleared away after so long."""
+"""Seconds after which the heartbeat of a server that was killed is removed."""
 MAX_SERVER_BYTES = 1 << 16
 
 NAME = re.compile(r"servers/(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{0,63})\.json")
 
 
 class Announced(Document):
-    """What a server says of itself."""
+    """A server's heartbeat."""
 
     schema_version: int = SCHEMA_VERSION
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    """Of this run of the server; a restarted one has another."""
+    """Of this run of the server; a restarted server has another id."""
     address: str = Field(max_length=300)
     generation: int = Field(ge=0)
-    """What it serves."""
+    """The registry's generation that it serves."""
     counter: int = Field(ge=0)
-    """How often it announced itself before: what tells that it lives."""
+    """Number of heartbeats before this one."""
     started: str = ""
     """ISO 8601, UTC, by its clock; for people."""
     seen: datetime | None = Field(default=None, exclude=True)
-    """When the store took this, by the store's clock; for people. Set when it is read."""
+    """When the store received it, by the store's clock; for people. Set when it is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awaited:
+    """How a wait for a generation ended."""
+
     served: bool
-    """Every server that is alive serves the generation. With no server at all, too."""
+    """Whether every server that is alive serves the generation; True when there is none."""
     servers: tuple[Announced, ...]
-    """Those that are alive."""
+    """The servers that are alive."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Heartbeat:
+    """A server's heartbeat, as it is in the store."""
+
     server: Announced
     late: bool
-    """Another server's object is newer by more than LEASE_S."""
+    """Another server's heartbeat is newer by more than LEASE_S."""
 
 
 class Servers:
+    """The heartbeats in one store. Each call blocks on the store and may raise StoreFailed."""
+
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def announce(self, server: Announced) -> None:
-        """With its first word a server also clears away what others left long ago."""
+        """Write a heartbeat. A server's first one also removes those that other servers left long ago."""
         path = server_path(server.id)
         self._store.overwrite(path, server.to_json())
-        if server.counter == 0 and (ours := self._store.find(path)):
+        if server.counter == 0 and (written := self._store.find(path)):
             for entry in self._entries():
-                if abs((ours.modified - entry.modified).total_seconds()) > FORGOTTEN_S:
+                if abs((written.modified - entry.modified).total_seconds()) > FORGOTTEN_S:
                     self._store.remove(entry.path)
 
     def withdraw(self, id: str) -> None:
+        """Remove a server's heartbeat."""
         self._store.remove(server_path(id))
 
     def alive(self) -> list[Announced]:
-        """Those that the store's own times do not call gone, by address."""
-        return [found.server for found in self._look() if not found.late]
+        """Servers that are not late, sorted by address."""
+        return [heartbeat.server for heartbeat in self._read_all() if not heartbeat.late]
 
     def await_generation(self, generation: int, timeout_s: float, poll_s: float) -> Awaited:
-        """Block until all that are alive serve a generation, or time is up."""
-        watched, deadline = Watched(), time.monotonic() + timeout_s
+        """Block until all servers that are alive serve a generation or a later one, or `timeout_s` passes."""
+        detector = FailureDetector()
+        deadline = time.monotonic() + timeout_s
         while True:
-            servers = watched.living(self._look(), time.monotonic())
+            servers = detector.alive(self._read_all(), time.monotonic())
             served = all(server.generation >= generation for server in servers)
             left = deadline - time.monotonic()
             if served or left <= 0:
                 return Awaited(served=served, servers=tuple(servers))
             time.sleep(min(poll_s, left))
 
-    def _look(self) -> list[Found]:
-        """All that lie there, by address; what is no server's is passed over."""
+    def _read_all(self) -> list[Heartbeat]:
+        """All heartbeats, sorted by address; other objects are skipped."""
         servers = [(server, entry.modified) for entry in self._entries() if (server := self._read(entry))]
         newest = max((modified for _, modified in servers), default=datetime.min)
-        found = [Found(server, (newest - modified).total_seconds() > LEASE_S) for server, modified in servers]
-        return sorted(found, key=lambda each: (each.server.address, each.server.id))
+        heartbeats = [Heartbeat(server, (newest - modified).total_seconds() > LEASE_S) for server, modified in servers]
+        return sorted(heartbeats, key=lambda heartbeat: (heartbeat.server.address, heartbeat.server.id))
 
     def _entries(self) -> list[Entry]:
         return [entry for entry in self._store.entries("servers") if NAME.fullmatch(entry.path)]
@@ -110,31 +118,34 @@ class Servers:
 
 
 @dataclass(slots=True)
-class _Sight:
+class _Observed:
     counter: int
     since: float
-    """When we first saw this counter."""
-    moved: bool = False
-    """It changed while we watched, which no clock can make it do."""
+    """When this process first read this counter, in seconds."""
+    changed: bool = False
+    """The counter changed meanwhile, so the server lives, whatever the store's clock says."""
 
 
-class Watched:
-    """Who is alive, told by watching: a counter that stands still for LEASE_S of our own time is a server gone."""
+class FailureDetector:
+    """Tells living from dead servers, from repeated reads: the counter of a dead one stands still for LEASE_S."""
 
     def __init__(self) -> None:
-        self._sights: dict[str, _Sight] = {}
+        self._observed: dict[str, _Observed] = {}
 
-    def living(self, found: list[Found], now: float) -> list[Announced]:
-        """Those that are alive at `now`, in seconds of a clock that never jumps."""
-        return [each.server for each in found if self._is_alive(each, now)]
+    def alive(self, heartbeats: list[Heartbeat], now: float) -> list[Announced]:
+        """The servers that are alive at `now`, in seconds of a clock that never jumps."""
+        return [heartbeat.server for heartbeat in heartbeats if self._is_alive(heartbeat, now)]
 
-    def _is_alive(self, found: Found, now: float) -> bool:
-        counter = found.server.counter
-        sight = self._sights.setdefault(found.server.id, _Sight(counter, now))
-        if sight.counter != counter:
-            sight.counter, sight.since, sight.moved = counter, now, True
-        return now - sight.since < LEASE_S and (sight.moved or not found.late)
+    def _is_alive(self, heartbeat: Heartbeat, now: float) -> bool:
+        counter = heartbeat.server.counter
+        observed = self._observed.setdefault(heartbeat.server.id, _Observed(counter, now))
+        if observed.counter != counter:
+            observed.counter = counter
+            observed.since = now
+            observed.changed = True
+        return now - observed.since < LEASE_S and (observed.changed or not heartbeat.late)
 
 
 def server_path(id: str) -> str:
+    """Path of a server's heartbeat in the store."""
     return f"servers/{id}.json"

@@ -13,13 +13,15 @@ from side_registry.route import PLAIN, Route
 from side_registry.task import PRODUCTION, TaskRef
 
 ALIAS_MEMORY = 64
-"""How many moves of an alias can be rolled back."""
+"""Versions of an alias's past that are kept: a rollback goes no further."""
 
 Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionState:
+    """One published version, as far as the log tells: a listing needs no manifest."""
+
     version: int
     manifest_sha256: str
     kind: str
@@ -27,6 +29,7 @@ class VersionState:
     """Fingerprint."""
     run_id: str
     published_at: str
+    """ISO 8601, UTC, by the publisher's clock."""
     author: str
     message: str
     generation: int
@@ -36,22 +39,23 @@ class VersionState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """A task keeps its versions, retired, when it is deleted: numbers are never used twice."""
+    """One task. When it is deleted it keeps its versions, retired: no number is used twice."""
 
     name: str
     versions: Mapping[int, VersionState] = field(default_factory=dict)
     aliases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Where each alias has been; the last is where it is."""
+    """The versions of each alias, oldest first; the last is the alias's own version."""
     routes: Mapping[str, Route] = field(default_factory=dict)
-    """By alias; only those that are not plain. They name live versions, none of them the alias's own."""
+    """By alias; plain ones are left out. They name versions that are not retired, none of them the alias's own."""
     routed: Mapping[str, int] = field(default_factory=dict)
     """The generation that set each of `routes`."""
     ended: Mapping[str, int] = field(default_factory=dict)
-    """By alias: the generation that took the last of its shares away, since which it got none and has not moved."""
+    """By alias: the generation that took its last shares away, if it got none since and did not move."""
     deleted: bool = False
 
     @property
     def last_version(self) -> int:
+        """Highest version number, retired ones too; 0 when there is none."""
         return max(self.versions, default=0)
 
     @property
@@ -61,7 +65,7 @@ class TaskState:
 
     @property
     def serving(self) -> dict[str, int]:
-        """Each alias's version."""
+        """The version of each alias."""
         return {alias: stack[-1] for alias, stack in self.aliases.items()}
 
     def entry(self, version: int) -> VersionState:
@@ -71,20 +75,20 @@ class TaskState:
         return self.versions[version]
 
     def live_entry(self, version: int) -> VersionState:
-        """Raises UnknownVersion, for a retired one too."""
+        """A version that is not retired. Raises UnknownVersion."""
         entry = self.entry(version)
         if entry.retired:
             raise UnknownVersion(self.name, version, self.live, retired=True)
         return entry
 
     def at(self, alias: str) -> int:
-        """The alias's version. Raises UnknownAlias."""
+        """The alias's own version. Raises UnknownAlias."""
         if alias not in self.aliases:
-            raise UnknownAlias(self.name, alias, self.aliases)
+            raise UnknownAlias(self.name, alias, tuple(self.aliases))
         return self.aliases[alias][-1]
 
     def route(self, alias: str) -> Route:
-        """How the alias's traffic is split; plain when nothing else was said."""
+        """How the alias's traffic is split; plain unless a route was set."""
         return self.routes.get(alias, PLAIN)
 
     @property
@@ -101,7 +105,7 @@ class State:
     head: str = ""
     """Id of the last commit."""
     tasks: Mapping[str, TaskState] = field(default_factory=dict)
-    """By name; deleted ones too, see `live`."""
+    """By name; deleted ones too (`live` leaves them out)."""
 
     @property
     def live(self) -> dict[str, TaskState]:
@@ -109,10 +113,10 @@ class State:
         return {name: task for name, task in sorted(self.tasks.items()) if not task.deleted}
 
     def task(self, name: str) -> TaskState:
-        """Raises UnknownTask."""
+        """A task that is not deleted. Raises UnknownTask."""
         task = self.tasks.get(name)
         if task is None or task.deleted:
-            raise UnknownTask(name, self.live)
+            raise UnknownTask(name, tuple(self.live))
         return task
 
     def resolve(self, ref: TaskRef) -> int:
@@ -136,7 +140,7 @@ class Fold:
         self._tasks: dict[str, TaskState] = {}
 
     def add(self, commit: Commit) -> None:
-        """All of a commit's actions, or none.
+        """Apply all of a commit's actions, or none.
 
         Raises:
             UnreadableCommit: it does not follow from what came before.
@@ -158,13 +162,14 @@ class Fold:
         self._last = commit
 
     def state(self) -> State:
+        """The state after the last commit that was added."""
         if self._last is None:
             return self._start
         return State(generation=self._last.generation, head=self._last.id, tasks=dict(self._tasks))
 
 
 def fold(commits: Iterable[Commit], start: State | None = None) -> State:
-    """Raises UnreadableCommit."""
+    """The state that commits lead to, from `start` or the empty state. Raises UnreadableCommit."""
     folding = Fold(start or State())
     for commit in commits:
         folding.add(commit)
@@ -172,7 +177,7 @@ def fold(commits: Iterable[Commit], start: State | None = None) -> State:
 
 
 def rollback_target(task: TaskState, alias: str, to: int | None = None) -> int | None:
-    """Where a rollback leads: the newest earlier place that is not retired (and is `to`); None when there is none."""
+    """Where a rollback leads: the alias's newest earlier version that is not retired (and is `to`), or None."""
     *earlier, current = task.aliases[alias]
     for version in reversed(earlier):
         if version != current and not task.versions[version].retired and to in (None, version):
@@ -245,7 +250,7 @@ def _roll_back(task: TaskState, action: Rollback) -> TaskState:
     stack = task.aliases.get(action.alias, (0,))
     if stack[-1] != action.version_from or rollback_target(task, action.alias, action.version_to) is None:
         raise ValueError(f"{action.alias} cannot go from version {action.version_from} to {action.version_to}")
-    last = max(place for place, version in enumerate(stack[:-1]) if version == action.version_to)
+    last = max(index for index, version in enumerate(stack[:-1]) if version == action.version_to)
     return _with_alias(task, action.alias, stack[: last + 1])
 
 
@@ -264,7 +269,7 @@ def _delete(task: TaskState) -> TaskState:
 
 
 def _with_alias(task: TaskState, alias: str, stack: tuple[int, ...]) -> TaskState:
-    """The alias where it is meant to be, with a plain route."""
+    """The task with these versions for the alias, and a plain route."""
     return replace(
         task,
         aliases={**task.aliases, alias: stack},

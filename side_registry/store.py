@@ -1,7 +1,7 @@
 """Any object store as a few verbs: read, put if absent, overwrite, move, list. And how an address becomes one.
 
-A local folder and S3 both honour put-if-absent, which is all the log needs; compare-and-swap local folders do not have.
-Knows paths and bytes, not what they mean. Failures come out as StoreFailed, after a few seconds of retries.
+The log needs put-if-absent alone, which local folders and S3 both have; local folders have no compare-and-swap.
+Knows paths and bytes, not what they mean. Every failure is a StoreFailed, after a few seconds of retries.
 """
 
 import re
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 
 DRAFT = re.compile(r"#\d+$")
-"""How a local folder names a file that it writes, before it has all of it."""
+"""End of the name that obstore gives a file in a local folder until all of it is written."""
 
 KNOWN = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "https", "memory")
 ADDRESSES = "s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH or a folder"
@@ -37,11 +37,11 @@ RETRY: "RetryConfig" = {
     "retry_timeout": timedelta(seconds=15),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
-"""Of requests that a remote store does not answer, or with 5xx. Whoever called tries again later, or tells the user."""
+"""For requests that a remote store does not answer, or answers with 5xx. Then the caller gets StoreFailed."""
 
 
 class TooLarge(ValueError):
-    """An object has more bytes than its kind may have; whoever reads it says what that means."""
+    """An object has more bytes than the reader allows; the reader turns this into an error of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,13 @@ class Entry:
 
 
 class Store:
-    """Objects below one address. Safe to use from many threads."""
+    """Objects below one address. Safe to use from many threads. Every call may raise StoreFailed."""
 
     def __init__(self, url: str, objects: "ObjectStore", folder: Path | None = None) -> None:
-        """Use `open`; `folder` is where a local one lies."""
+        """Use `open`; `folder` is that of a local store."""
         self.url = url
-        self._objects, self._folder = objects, folder
+        self._objects = objects
+        self._folder = folder
 
     @classmethod
     def open(cls, url: str | Path, *, create: bool = False) -> "Store":
@@ -92,15 +93,15 @@ class Store:
         """
         with _failures(self.url, path):
             try:
-                found = obstore.get(self._objects, path)
+                result = obstore.get(self._objects, path)
             except FileNotFoundError:
                 return None
-            if found.meta["size"] > limit:
-                raise TooLarge(f"it has {found.meta['size']} bytes, at most {limit} are expected")
-            return bytes(found.bytes())
+            if result.meta["size"] > limit:
+                raise TooLarge(f"it has {result.meta['size']} bytes, at most {limit} are expected")
+            return bytes(result.bytes())
 
     def stream(self, path: str) -> Iterator[bytes] | None:
-        """An object in pieces; None when there is none."""
+        """An object in chunks of about CHUNK_BYTES; None when there is none."""
         with _failures(self.url, path):
             try:
                 chunks = obstore.get(self._objects, path).stream(min_chunk_size=CHUNK_BYTES)
@@ -109,7 +110,7 @@ class Store:
         return self._chunks(path, chunks)
 
     def find(self, path: str) -> Entry | None:
-        """What there is to say of an object without reading it; None when there is none."""
+        """Size and time of an object, without reading it; None when there is none."""
         with _failures(self.url, path):
             try:
                 return _entry(obstore.head(self._objects, path))
@@ -117,7 +118,7 @@ class Store:
                 return None
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Write an object unless it exists, all or nothing. Of many who try at once, one gets True."""
+        """Write an object unless it exists, all or nothing. Of many writers that race, one gets True."""
         with _failures(self.url, path):
             try:
                 obstore.put(self._objects, path, data, mode="create")
@@ -131,7 +132,7 @@ class Store:
             obstore.put(self._objects, path, data)
 
     def move(self, path: str, target: str) -> bool:
-        """Give an object another path, over what was there; False when there is none. Stopped halfway it has both."""
+        """Move an object, over any that is at `target`; False when it does not exist. Killed halfway, both exist."""
         with _failures(self.url, path):
             try:
                 obstore.rename(self._objects, path, target)
@@ -140,7 +141,7 @@ class Store:
             return True
 
     def remove(self, path: str) -> None:
-        """Remove an object, or a draft, if it is there."""
+        """Remove an object, or a draft (see `drafts`), if it exists."""
         with _failures(self.url, path), suppress(FileNotFoundError):
             if self._folder and DRAFT.search(path):
                 (self._folder / path).unlink()
@@ -154,11 +155,11 @@ class Store:
     def entries(self, prefix: str) -> "list[Entry]":
         """The objects below a prefix, sorted by path."""
         with _failures(self.url, prefix):
-            found = [_entry(meta) for page in obstore.list(self._objects, prefix) for meta in page]
-        return sorted(found, key=lambda entry: entry.path)
+            entries = [_entry(meta) for page in obstore.list(self._objects, prefix) for meta in page]
+        return sorted(entries, key=lambda entry: entry.path)
 
     def drafts(self) -> "list[Entry]":
-        """What killed writers left half-written in a local folder. It has no object's path, and no reader sees it."""
+        """Half-written files that killed writers left in a local folder. They are no objects: no reader sees them."""
         if self._folder is None:
             return []
         with _failures(self.url, "."):
@@ -166,6 +167,7 @@ class Store:
             return [entry for path in sorted(drafts) if (entry := _draft(path, self._folder))]
 
     def is_empty(self) -> bool:
+        """Whether there is no object at all."""
         with _failures(self.url, "."):
             return next((False for page in obstore.list(self._objects) if page), True)
 
@@ -179,12 +181,12 @@ def _entry(meta: "obstore.ObjectMeta") -> Entry:
 
 
 def _draft(path: Path, folder: Path) -> Entry | None:
-    """None when its writer is done with it."""
+    """None when its writer has finished it meanwhile."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return None
-    return Entry(path.relative_to(folder).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+    return Entry(path.relative_to(folder).as_posix(), stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
 
 def _local_folder(text: str) -> Path:
@@ -199,7 +201,7 @@ def _local_folder(text: str) -> Path:
 
 
 def _path_of(url: str) -> str:
-    """Of a file URL. What stands between the slashes is no part of the path: file://registry has none."""
+    """Path of a file URL. A host is no part of it, so file://registry is refused."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or "?" in url or "#" in url or not parts.path:
         raise NotARegistry(url, "a folder's address is file:///ABSOLUTE/PATH, without anything after it, or the path")

@@ -1,4 +1,4 @@
-"""What a store's failure means, in a few words for people. Knows the texts of obstore's errors, nothing else."""
+"""What a store's failure means, in a few words for people. Knows the texts of obstore's errors alone."""
 
 import re
 
@@ -14,7 +14,8 @@ UNREACHABLE = ("error sending request", "timed out", "TimedOut", "kind: Connect"
 
 def why(error: BaseException) -> str:
     """One clause: what is wrong, and what to do where that is known."""
-    text, found = str(error), ADDRESS.search(str(error))
+    text = str(error)
+    address = ADDRESS.search(text)
     if METADATA.search(text):
         return "no credentials were found; set them in the environment, docs/registry.md says which"
     if "Account must be specified" in text:
@@ -26,13 +27,13 @@ def why(error: BaseException) -> str:
         return f"access is denied ({code[1] if code else denied[1]})"
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return f"access is denied ({first_line(error)})"
-    if found and found["scheme"] == "http" and "builder error" in text:
-        return f"{found['host']} is asked over plain http; set AWS_ALLOW_HTTP=true where that is meant"
-    if found and any(sign in text for sign in UNREACHABLE):
-        return f"{found['host']} cannot be reached"
+    if address and address["scheme"] == "http" and "builder error" in text:
+        return f"{address['host']} is asked over plain http; set AWS_ALLOW_HTTP=true where that is meant"
+    if address and any(sign in text for sign in UNREACHABLE):
+        return f"{address['host']} cannot be reached"
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """Without obstore's debug dump of the source."""
+    """First line of the error's text: obstore adds a dump of the source after it."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -22,7 +22,7 @@ from side_registry.generation import GenerationSpec
 Kind = Literal["classification", "regression", "text", "embedding"]
 
 PRODUCTION = "production"
-"""The alias meant when none is named."""
+"""The alias of a reference that names none."""
 
 MAX_TOML_BYTES = 1 << 20
 
@@ -32,7 +32,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "text": ("exact_match",),
     "embedding": ("recall_at_1", "mrr"),
 }
-"""What can be measured on a kind; the first is the default."""
+"""Metrics of each kind; the first is the default."""
 
 TARGETS: Mapping[str, str] = {
     "classification": "label",
@@ -42,7 +42,7 @@ TARGETS: Mapping[str, str] = {
 }
 
 DIMENSIONS = 256
-"""Of an embedding whose spec does not say."""
+"""Numbers in an embedding, by default."""
 MAX_DIMENSIONS = 4096
 MAX_LABELS = 10_000
 MAX_LABEL = 1_000
@@ -57,7 +57,7 @@ VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class TaskSpec(Document):
-    """All that is needed to ask a side network of this task a question and to read its answer."""
+    """All that is needed to make a prompt for a side network of this task and to read its answer."""
 
     name: str
     kind: Kind
@@ -111,12 +111,12 @@ class TaskSpec(Document):
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """The template's field names, each once, in order."""
+        """The template's field names, in order, without repetition."""
         return _template_fields(self.template)
 
     @property
     def outputs(self) -> int:
-        """Numbers that a head of its own gives for a row; 0: no such head can answer."""
+        """Width of a linear head for this task; 0 for text, which a linear head cannot answer."""
         return {"classification": len(self.labels), "regression": 1, "embedding": self.dimensions}.get(self.kind, 0)
 
     def render(self, row: Mapping[str, str]) -> str:
@@ -185,7 +185,7 @@ class TaskSpec(Document):
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """What to call: `sst2` (its production version), `sst2@canary` or `sst2:7`."""
+    """A task by alias or version: `sst2` (its production version), `sst2@canary` or `sst2:7`."""
 
     task: str
     alias: str | None = None
@@ -193,7 +193,7 @@ class TaskRef:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidName."""
+        """A reference from its text. Raises InvalidName."""
         name, mark, rest = next((parts for mark in "@:" if (parts := text.partition(mark))[1]), (text, "", ""))
         check_task_name(name)
         if mark == "@":
@@ -209,13 +209,14 @@ class TaskRef:
 
 
 def check_task_name(name: str) -> str:
+    """The name itself. Raises InvalidName."""
     if not TASK_NAME.fullmatch(name):
         raise InvalidName("task name", name, TASK_RULE)
     return name
 
 
 def check_alias(alias: str) -> str:
-    """An alias never looks like a version: it starts with a letter."""
+    """The alias itself. It starts with a letter, so that it never looks like a version. Raises InvalidName."""
     if not ALIAS_NAME.fullmatch(alias):
         raise InvalidName("alias", alias, ALIAS_RULE)
     return alias

@@ -1,7 +1,7 @@
-"""Whether a safetensors file is what its header says: read alone and in bounds, before anybody takes memory for it.
+"""Whether a safetensors file is what its header says: only the header is read, before memory is taken for the tensors.
 
-Knows the frame: 8 bytes of length, a JSON header, the tensors' bytes. Which tensors a side network needs, and their
-values, are the loader's to check.
+Knows the frame: 8 bytes of length, a JSON header, the tensors' bytes. The loader checks which tensors a side network
+needs, and their values.
 """
 
 import json
@@ -21,7 +21,7 @@ BITS = {
 
 
 def frame_fault(path: Path) -> str | None:
-    """Why a file is no whole safetensors file; None where it is one. Raises OSError."""
+    """Why a file is no whole safetensors file; None when it is one. Raises OSError."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -38,10 +38,10 @@ def frame_fault(path: Path) -> str | None:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         raise ValueError("a name comes twice")
-    return found
+    return table
 
 
 def _layout_fault(header: Any, size: int) -> str | None:
@@ -69,12 +69,13 @@ def _tensor_fault(entry: Any) -> str | None:
         return f"has the unknown dtype {str(dtype)[:40]!r}"
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         return "has a shape or data_offsets that are no lists of whole numbers"
-    needed, given = math.prod(shape) * BITS[dtype] // 8, offsets[1] - offsets[0]
-    return None if given == needed else f"has {given} bytes, its shape and dtype need {needed}"
+    needed = math.prod(shape) * BITS[dtype] // 8
+    size = offsets[1] - offsets[0]
+    return None if size == needed else f"has {size} bytes, its shape and dtype need {needed}"
 
 
 def _are_counts(values: Any) -> bool:
-    """Of dimensions, or of bytes: few numbers, none of them absurd."""
+    """Dimensions or byte offsets: at most 8 numbers, all below 2**48."""
     return isinstance(values, list) and len(values) <= 8 and all(_is_count(value) for value in values)
 
 

@@ -32,6 +32,7 @@ from serving.metrics import Metrics
 from serving.pool import PoolState, SidePool
 from serving.reconciler import Reconciler
 from side_registry import MANIFEST, SIDE_NETWORK, Registry, RegistryError, TaskRef, read_artifact
+from side_registry.blobs import Blobs
 from side_registry.log import Publish, SetAlias
 from side_registry.manifest import MAX_MANIFEST_BYTES
 from tests.serving.doors_kit import Parlour
@@ -364,7 +365,8 @@ class Writer:
 
     def force(self, run: Path) -> int:
         """Commit a run as the production version, unchecked."""
-        blobs, manifest = self.registry._blobs, (run / MANIFEST).read_bytes()
+        blobs = Blobs(self.registry.store)
+        manifest = (run / MANIFEST).read_bytes()
         blobs.add((run / SIDE_NETWORK).read_bytes())
         state = self.registry.state()
         version = state.task("sst2").last_version + 1

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from side_registry import Registry
+from tests.side_registry.clock import FakeClock
 from tests.side_registry.runs import make_run, memory_store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """In place of the suite's: the registry does not import torch, so its threads need no limit."""
 
 
 @pytest.fixture
@@ -15,6 +21,15 @@ def registry() -> Registry:
 @pytest.fixture
 def local(tmp_path: Path) -> Registry:
     return Registry.open(tmp_path / "registry", create=True)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The time of registries and of their waits, from now on."""
+    fake = FakeClock()
+    for module in ("registry", "servers"):
+        monkeypatch.setattr(f"side_registry.{module}.time", fake)
+    return fake
 
 
 @pytest.fixture

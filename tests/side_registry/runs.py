@@ -5,7 +5,18 @@ from pathlib import Path
 
 from obstore.store import MemoryStore
 
-from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Store, TaskSpec, write_manifest
+from side_registry import (
+    SIDE_NETWORK,
+    BackboneRef,
+    GoldenExample,
+    Manifest,
+    Registry,
+    Store,
+    TaskSpec,
+    read_artifact,
+    write_manifest,
+)
+from side_registry.blobs import Blobs
 
 
 def make_run(folder: Path, task: str = "sst2", payload: bytes = b"weights 1", run_id: str = "run-1") -> Path:
@@ -45,6 +56,20 @@ def make_manifest(task: str = "sst2", run_id: str = "run-1") -> Manifest:
 
 def make_spec(name: str = "sst2") -> TaskSpec:
     return TaskSpec(name=name, kind="classification", template="sst2: {sentence}", labels=("negative", "positive"))
+
+
+def upload(store: Store, folder: Path) -> str:
+    """Store a run's files and manifest, as a publisher does before its commit. Returns the manifest's digest."""
+    artifact, blobs = read_artifact(folder), Blobs(store)
+    for name in artifact.manifest.files:
+        blobs.add((folder / name).read_bytes())
+    return blobs.add(artifact.manifest_bytes)
+
+
+def move_aliases(registry: Registry, count: int) -> None:
+    """`count` commits that each move an alias of sst2, which has two versions."""
+    for number in range(count):
+        registry.set_alias("sst2", "canary", 1 + number % 2)
 
 
 def memory_store() -> Store:

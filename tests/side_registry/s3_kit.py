@@ -22,6 +22,7 @@ def s3_server(bucket: str = "bucket") -> Iterator[str]:
     thread.start()
     try:
         endpoint = f"http://127.0.0.1:{server.server_port}"
+        send(f"{endpoint}/moto-api/reset")  # moto keeps what an earlier server of this process held
         send(f"{endpoint}/{bucket}", "PUT")
         os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint, AWS_ALLOW_HTTP="true")
         yield endpoint

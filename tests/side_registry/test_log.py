@@ -1,19 +1,17 @@
-"""The log's documents, what they fold to, and checkpoints of that."""
+"""The log's documents, and the state that they fold to."""
 
 import hashlib
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from side_registry import Registry, Route, SetAlias, State, StoreFailed, UnreadableCommit, fold
-from side_registry.checkpoints import KEPT, load_checkpoint, save_checkpoint
 from side_registry.log import Commit, Log, log_path
 from side_registry.state import ALIAS_MEMORY, Fold
-from tests.side_registry.runs import memory_store
+from tests.side_registry.runs import memory_store, move_aliases
 
 DIGEST = "a" * 64
 
@@ -37,13 +35,7 @@ def alias(version: int, name: str = "production") -> dict:
 
 
 def write(registry: Registry, generation: int, content: bytes) -> None:
-    registry._store.overwrite(log_path(generation), content)
-
-
-def move_aliases(registry: Registry, count: int, task: str = "sst2") -> None:
-    """`count` commits that each change something."""
-    for number in range(count):
-        registry.set_alias(task, "canary", 1 + number % 2)
+    registry.store.overwrite(log_path(generation), content)
 
 
 class TestFold:
@@ -123,7 +115,7 @@ class TestDamage:
         registry.publish(run(1))
         good = registry.state()
         write(registry, 2, content)
-        for reader in (registry, Registry.open(registry._store)):
+        for reader in (registry, Registry.open(registry.store)):
             with pytest.raises(UnreadableCommit, match=why) as caught:
                 reader.state()
             assert caught.value.path == log_path(2)
@@ -180,7 +172,7 @@ def test_a_registry_from_before_there_were_routes_opens(checkpoint: bool):
 class TestAppend:
     @pytest.fixture
     def log(self, registry: Registry) -> Log:
-        log = Log(registry._store)
+        log = Log(registry.store)
         log.append(commit(1, PUBLISH))
         return log
 
@@ -190,27 +182,27 @@ class TestAppend:
         assert log.append(ours) == ours
         assert log.append(theirs) == ours
 
-    def test_a_lost_answer_is_looked_for(self, log: Log, monkeypatch: pytest.MonkeyPatch):
-        put = log._store.put_new
+    def test_a_lost_answer_is_looked_for(self, registry: Registry, log: Log, monkeypatch: pytest.MonkeyPatch):
+        put = registry.store.put_new
 
         def fail_after(path: str, data: bytes) -> bool:
             put(path, data)
             raise StoreFailed("memory://", path, "timed out")
 
-        monkeypatch.setattr(log._store, "put_new", fail_after)
+        monkeypatch.setattr(registry.store, "put_new", fail_after)
         ours = commit(2, alias(1))
         assert log.append(ours) == ours
         with pytest.raises(StoreFailed, match="timed out"):
             log.append(ours.model_copy(update={"id": "theirs"}))
 
-    def test_a_store_that_takes_nothing_says_so(self, log: Log, monkeypatch: pytest.MonkeyPatch):
+    def test_a_store_that_takes_nothing_says_so(self, registry: Registry, log: Log, monkeypatch: pytest.MonkeyPatch):
         def fail(path: str, *_: object) -> bool:
             raise StoreFailed("memory://", path, "read-only")
 
-        monkeypatch.setattr(log._store, "put_new", fail)
+        monkeypatch.setattr(registry.store, "put_new", fail)
         with pytest.raises(StoreFailed, match="read-only"):
             log.append(commit(2, alias(1)))
-        monkeypatch.setattr(log._store, "read", fail)
+        monkeypatch.setattr(registry.store, "read", fail)
         with pytest.raises(StoreFailed, match="read-only"):
             log.append(commit(2, alias(1)))
 
@@ -241,16 +233,16 @@ class TestFarStore:
         local.publish(run(1))
         local.publish(run(2))
         move_aliases(local, 40)
-        return Log(local._store)
+        return Log(local.store)
 
     @pytest.mark.parametrize("after", [0, 1, 2, 10, 38, 41, 42, 99])
     def test_the_rest_of_the_log_comes_in_order(self, log: Log, after: int):
         assert [commit.generation for commit in log.after(after)] == list(range(after + 1, 43))
 
     @pytest.mark.parametrize("place", [1, 2, 5, 42, 43])
-    def test_what_precedes_an_unreadable_commit_comes_first(self, log: Log, place: int):
-        log._store.overwrite(log_path(place), b"?")
-        reader, commits = Registry.open(log._store), log.after(0)
+    def test_what_precedes_an_unreadable_commit_comes_first(self, local: Registry, log: Log, place: int):
+        local.store.overwrite(log_path(place), b"?")
+        reader, commits = Registry.open(local.store), log.after(0)
         assert [next(commits).generation for _ in range(place - 1)] == list(range(1, place))
         with pytest.raises(UnreadableCommit, match=log_path(place)):
             next(commits)
@@ -262,78 +254,3 @@ class TestFarStore:
         reading = log.after(0)
         assert [next(reading).generation for _ in range(9)] == list(range(1, 10))
         del reading
-
-
-class TestCheckpoints:
-    @pytest.fixture
-    def busy(self, local: Registry, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Registry:
-        """Twelve commits, a checkpoint every third; three of them are kept."""
-        monkeypatch.setattr("side_registry.registry.EVERY", 3)
-        local.publish(run(1))
-        local.publish(run(2))
-        move_aliases(local, 10)
-        return local
-
-    def checkpoints(self, registry: Registry) -> list[Path]:
-        return sorted(Path(registry.url, "checkpoints").iterdir())
-
-    def test_only_the_newest_are_kept(self, busy: Registry):
-        assert [int(path.name[:20]) for path in self.checkpoints(busy)] == [6, 9, 12]
-        assert len(self.checkpoints(busy)) == KEPT
-
-    def test_every_checkpoint_leads_to_the_same_state(self, busy: Registry, tmp_path: Path):
-        truth = fold(Log(busy._store).after(0))
-        for path in self.checkpoints(busy):
-            copy = tmp_path / path.name
-            shutil.copytree(busy.url, copy)
-            for other in (copy / "checkpoints").iterdir():
-                if other.name != path.name:
-                    other.unlink()
-            assert load_checkpoint(Registry.open(copy)._store, Log(busy._store)).generation == int(path.name[:20])
-            assert Registry.open(copy).state() == truth
-
-    def test_opening_reads_only_the_end_of_the_log(self, busy: Registry, monkeypatch: pytest.MonkeyPatch):
-        move_aliases(busy, 1)
-        reader, asked = Registry.open(busy.url), []
-        read = reader._store.read
-        monkeypatch.setattr(reader._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
-        assert reader.state() == busy.state()
-        assert [path for path in asked if path.startswith("log/")] == [log_path(n) for n in (12, 13, 14)]
-
-    @pytest.mark.parametrize("damage", ["lost", "empty", "truncated", "flipped", "foreign"])
-    def test_a_damaged_checkpoint_is_passed_over(self, busy: Registry, damage: str):
-        truth = fold(Log(busy._store).after(0))
-        for path in self.checkpoints(busy):
-            data = path.read_bytes()
-            if damage == "lost":
-                path.unlink()
-            elif damage == "foreign":
-                path.rename(path.with_name("latest"))
-            else:
-                path.write_bytes(
-                    {"empty": b"", "truncated": data[:-9], "flipped": data.replace(b"canary", b"canarx")}[damage]
-                )
-        assert Registry.open(busy.url).state() == truth
-
-    def test_a_checkpoint_ahead_of_its_log_is_passed_over(self, busy: Registry):
-        Path(busy.url, log_path(12)).unlink()
-        assert Registry.open(busy.url).state().generation == 11
-
-    def test_a_checkpoint_of_another_log_is_passed_over(self, busy: Registry, tmp_path: Path, run: Callable[..., Path]):
-        other = Registry.open(tmp_path / "other", create=True)
-        other.publish(run(1))
-        other.publish(run(2))
-        move_aliases(other, 10)
-        shutil.rmtree(Path(busy.url, "checkpoints"))
-        shutil.copytree(Path(other.url, "checkpoints"), Path(busy.url, "checkpoints"))
-        assert Registry.open(busy.url).state().head == busy.history()[-1].id
-
-    def test_a_checkpoint_that_cannot_be_written_fails_no_commit(
-        self, registry: Registry, run: Callable[..., Path], caplog
-    ):
-        class Broken:
-            def put_new(self, path: str, data: bytes) -> bool:
-                raise UnreadableCommit(path, "full")
-
-        save_checkpoint(Broken(), State())  # type: ignore[arg-type]
-        assert "not kept" in caplog.text

@@ -20,7 +20,7 @@ from obstore.store import MemoryStore
 
 from side_registry import PLAIN, Bounds, Registry, RegistryError, Route, Store, StoreFailed, UnreadableCommit, fold
 from side_registry.checkpoints import read_checkpoint
-from side_registry.log import Commit, Log, log_path
+from side_registry.log import Log, log_path
 from side_registry.state import State
 from tests.side_registry.model import Model, Refused
 from tests.side_registry.runs import make_run
@@ -56,11 +56,15 @@ class Killed(BaseException):
 
 
 class Unlucky(Store):
-    """Has one mishap, right after it wrote a commit."""
+    """A rival commits just before it writes a commit, or it has one mishap right after that."""
 
     mishap: str = ""
+    rival: Callable[[], object] | None = None
 
     def put_new(self, path: str, data: bytes) -> bool:
+        if path.startswith("log/") and self.rival:
+            rival, self.rival = self.rival, None
+            rival()
         done = super().put_new(path, data)
         mishap = ""
         if path.startswith("log/"):
@@ -75,10 +79,8 @@ class Unlucky(Store):
 class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.rival: Callable[[], object] | None = None
-        self.patches = patch("side_registry.registry.EVERY", 3), patch.object(Log, "append", self.interrupted())
-        for each in self.patches:
-            each.start()
+        self.patch = patch("side_registry.registry.EVERY", 3)
+        self.patch.start()
         self.folder = Path(tempfile.mkdtemp())
         self.store = Unlucky("memory://", MemoryStore())
         self.writers = [Registry.open(self.store, create=True), Registry.open(self.store)]
@@ -102,8 +104,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def race(self, verb: Verb, other: Verb) -> None:
         """The other writer is done between our look and our commit: it came first, and we decided again."""
         verb, other, outcomes = self.meant(verb), self.meant(other), list[object]()
-        self.rival = lambda: outcomes.append(self.real(other, 1))
-        outcome, self.rival = self.real(verb, 0), None
+        self.store.rival = lambda: outcomes.append(self.real(other, 1))
+        outcome, self.store.rival = self.real(verb, 0), None
         if outcomes:
             assert outcomes == [self.expected(other)]
         assert outcome == self.expected(verb)
@@ -174,24 +176,12 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Folding the whole log, or its end from any checkpoint there ever was, gives the same state."""
-        for each in self.patches:
-            each.stop()
+        self.patch.stop()
         shutil.rmtree(self.folder)
         log, state = Log(self.store), self.writers[0].state()
         assert fold(log.after(0)) == state
         for checkpoint in self.kept:
             assert fold(log.after(checkpoint.generation), checkpoint) == state
-
-    def interrupted(self) -> Callable[[Log, Commit], Commit | None]:
-        append = Log.append
-
-        def after_the_rival(log: Log, commit: Commit) -> Commit | None:
-            if self.rival and log is self.writers[0]._log:
-                rival, self.rival = self.rival, None
-                rival()
-            return append(log, commit)
-
-        return after_the_rival
 
     def meant(self, verb: Verb) -> Verb:
         """With the route it has now, where the verb is about that."""
@@ -233,6 +223,134 @@ class RegistryMachine(RuleBasedStateMachine):
             case name, *arguments:
                 getattr(registry, name)(*arguments)
         return None
+
+
+SHARES, SHADOWS = ROUTES[1], ROUTES[3]
+SEQUENCES: dict[str, list[Verb]] = {
+    "a task published again with an alias has only that": [
+        ("delete_task", "cola"),
+        ("publish", "cola", 1, "canary"),
+    ],
+    "an alias moves with a publish, of the same run too": [
+        ("publish", "sst2", 2, "canary"),
+        ("publish", "sst2", 3, "canary"),
+        ("publish", "sst2", 3, "canary"),
+        ("publish", "sst2", 3, None),
+    ],
+    "a retired version published again is a new one": [
+        ("retire", "sst2", 3),
+        ("publish", "sst2", 3, None),
+        ("publish", "sst2", 3, None),
+    ],
+    "a rollback forgets only what came after": [
+        *(("set_alias", "sst2", "production", version) for version in (2, 1, 2, 3)),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback skips retired versions and the current one": [
+        *(("set_alias", "sst2", "production", version) for version in (2, 3, 2, 1)),
+        ("retire", "sst2", 3),
+        ("rollback", "sst2", "production", None),
+        ("retire", "sst2", 1),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a route that is so already commits nothing": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_route", "sst2", "production", SHARES, 1, None),
+        ("set_route", "sst2", "production", PLAIN, None, None),
+        ("set_route", "sst2", "production", PLAIN, None, None),
+    ],
+    "aliases and tasks have routes of their own": [
+        ("set_alias", "sst2", "canary", 1),
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_route", "sst2", "canary", SHADOWS, None, None),
+        ("set_route", "cola", "production", SHARES, None, None),
+        ("set_alias", "sst2", "canary", 3),
+    ],
+    "a promotion ends the route, to whatever version": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_alias", "sst2", "production", 1),
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", SHADOWS, None, None),
+        ("set_alias", "sst2", "production", 4),
+    ],
+    "a publish ends the route of an alias that it moves": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("publish", "sst2", 2, "canary"),
+        ("publish", "sst2", 1, "production"),
+        ("publish", "sst2", 2, "production"),
+    ],
+    "shares end once, and only of a route that there is": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("end_route", "sst2", "production", SHARES),
+        ("end_route", "sst2", "production", SHARES),
+        ("end_route", "sst2", "production", None),
+        ("end_route", "sst2", "canary", SHARES),
+        ("delete_task", "cola"),
+        ("end_route", "cola", "production", SHARES),
+    ],
+    "another route takes its place": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("set_route", "sst2", "production", SHADOWS, None, None),
+    ],
+    "a rollback takes shares away first, names the largest, and needs no earlier version for that": [
+        ("set_route", "sst2", "production", SHARES, None, None),
+        ("rollback", "sst2", "production", None),
+        ("set_route", "sst2", "production", Route(shares={2: 500, 3: 900, 4: 900}), None, None),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback of an alias with shadows alone moves it": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", SHADOWS, None, None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "a rollback to a version goes by the past, whatever has a share": [
+        ("set_alias", "sst2", "production", 4),
+        ("set_route", "sst2", "production", Route(shares={2: 500}), None, None),
+        ("rollback", "sst2", "production", 2),
+        ("rollback", "sst2", "production", 1),
+    ],
+    "after shares went, a rollback is unclear until the alias moves": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+        ("set_alias", "sst2", "production", 3),
+        ("rollback", "sst2", "production", None),
+        ("rollback", "sst2", "production", None),
+    ],
+    "after shares went, a rollback is unclear until there are shares again": [
+        ("set_alias", "sst2", "production", 2),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("end_route", "sst2", "production", None),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+        ("set_route", "sst2", "production", Route(shadows=(3,)), None, None),
+        ("set_route", "sst2", "production", Route(shares={3: 500}), None, None),
+    ],
+    "a deleted task forgets its routes": [
+        ("set_route", "cola", "production", SHARES, None, None),
+        ("end_route", "cola", "production", None),
+        ("set_alias", "cola", "canary", 2),
+        ("set_route", "cola", "canary", SHADOWS, None, None),
+        ("delete_task", "cola"),
+        ("publish", "cola", 1, None),
+    ],
+}
+
+
+@pytest.mark.parametrize("verbs", SEQUENCES.values(), ids=SEQUENCES)
+def test_sequences_that_a_search_seldom_finds(verbs: list[Verb]):
+    machine = RegistryMachine()
+    try:
+        machine.publish_four_versions()
+        for verb in verbs:
+            machine.do(verb, 0)
+            machine.both_writers_see_what_the_model_says()
+    finally:
+        machine.teardown()
 
 
 class TestRegistryAgainstModel(RegistryMachine.TestCase):

@@ -1,29 +1,16 @@
 """Many writers, one registry: every version lands exactly once, in order."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from side_registry import Commit, Contended, Publish, Registry, Route, SetRoute
+from side_registry import Commit, Contended, Publish, Registry
 from side_registry.log import Log, log_path
 from side_registry.registry import ATTEMPTS
 from tests.side_registry.runs import make_run
-
-PUBLISHER = """
-import sys
-from pathlib import Path
-from side_registry import Registry
-registry = Registry.open(sys.argv[1], create=True)
-print("ready", flush=True)
-sys.stdin.readline()
-for folder in sys.argv[2:]:
-    print(registry.publish(folder).version, flush=True)
-"""
+from tests.side_registry.turns import before_next_commit
 
 
 def published_versions(registry: Registry, task: str) -> list[int]:
@@ -49,16 +36,14 @@ def in_threads(jobs: Sequence[Callable[[], object]]) -> None:
     assert failures == []
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one registry object", "one each"])
-def test_four_threads_publish_at_once(tmp_path: Path, shared: bool):
+def test_four_threads_publish_through_one_registry_object(tmp_path: Path):
     url = tmp_path / "registry"
     registry = Registry.open(url, create=True)
     runs = [[make_run(tmp_path / f"{t}-{n}", "sst2", b"%d %d" % (t, n)) for n in range(6)] for t in range(4)]
     numbers: list[int] = []
 
     def publish(folders: list[Path]) -> None:
-        mine = registry if shared else Registry.open(url)
-        numbers.extend(mine.publish(folder, alias="canary").version for folder in folders)
+        numbers.extend(registry.publish(folder, alias="canary").version for folder in folders)
 
     in_threads([lambda folders=folders: publish(folders) for folders in runs])
     assert sorted(numbers) == list(range(1, 25))
@@ -77,43 +62,10 @@ def test_the_same_run_published_by_all_is_one_version(tmp_path: Path):
     assert registry.state().generation == 1
 
 
-def test_two_processes_create_and_publish_at_once(tmp_path: Path):
-    url = tmp_path / "registry"
-    runs = [[str(make_run(tmp_path / f"{p}-{n}", "sst2", b"%d %d" % (p, n))) for n in range(5)] for p in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PUBLISHER, str(url), *folders],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        for folders in runs
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=30)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(int(line) for output in outputs for line in output.split()) == list(range(1, 11))
-    assert published_versions(Registry.open(url), "sst2") == list(range(1, 11))
-
-
 def test_a_loser_decides_again(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Somebody else publishes between our look and our commit: we get the next number, and production stays theirs."""
     rival, ours, theirs = Registry.open(local.url), make_run(tmp_path / "a"), make_run(tmp_path / "b", payload=b"other")
-    append, lost = Log.append, []
-
-    def append_late(log: Log, commit: Commit) -> Commit | None:
-        if log is local._log and not lost:
-            lost.append(rival.publish(theirs))
-        return append(log, commit)
-
-    monkeypatch.setattr(Log, "append", append_late)
+    before_next_commit(monkeypatch, local, lambda: rival.publish(theirs))
     published = local.publish(ours)
     assert (published.version, published.generation, published.aliases) == (2, 2, {})
 
@@ -121,17 +73,10 @@ def test_a_loser_decides_again(local: Registry, tmp_path: Path, monkeypatch: pyt
 def test_a_loser_reads_only_the_winner(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     local.publish(make_run(tmp_path / "a"))
     local.publish(make_run(tmp_path / "b", payload=b"other"))
-    rival, append, asked = Registry.open(local.url), Log.append, []
+    rival, asked, read = Registry.open(local.url), list[str](), local.store.read
     rival.state()
-
-    def append_late(log: Log, commit: Commit) -> Commit | None:
-        if log is local._log and commit.generation == 3:
-            rival.set_alias("sst2", "beta", 1)
-        return append(log, commit)
-
-    read = local._store.read
-    monkeypatch.setattr(Log, "append", append_late)
-    monkeypatch.setattr(local._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+    before_next_commit(monkeypatch, local, lambda: rival.set_alias("sst2", "beta", 1))
+    monkeypatch.setattr(local.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
     assert local.set_alias("sst2", "canary", 2) == 4
     # the end of the log, whether it is still the same log, then who was faster
     assert asked == [log_path(3), log_path(2), log_path(3)]
@@ -151,40 +96,6 @@ def test_a_writer_that_loses_for_a_moment_does_not_give_up(
     monkeypatch.setattr(Log, "append", append_at_last)
     monkeypatch.setattr("side_registry.registry.LONGEST_PAUSE_S", 0)
     assert registry.set_alias("sst2", "canary", 1) == 2
-
-
-def test_eight_writers_all_land(registry: Registry, tmp_path: Path):
-    """Each moves an alias of its own, forth and back, as fast as it can."""
-    for number in (1, 2):
-        registry.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
-
-    def move(alias: str) -> None:
-        mine = Registry.open(registry._store)
-        for number in range(10):
-            mine.set_alias("sst2", alias, 1 + number % 2)
-
-    in_threads([lambda alias=alias: move(f"writer-{alias}") for alias in range(8)])
-    state = registry.state()
-    assert state.generation == 2 + 8 * 10
-    assert [state.task("sst2").aliases[f"writer-{n}"] for n in range(8)] == [(1, 2) * 5] * 8
-
-
-def test_two_who_share_out_traffic_at_once_leave_one_of_the_two(local: Registry, tmp_path: Path):
-    """Neither a mixture, nor a commit lost without a trace."""
-    for number in (1, 2, 3):
-        local.publish(make_run(tmp_path / f"{number}", payload=b"%d" % number))
-    ours, theirs = Route(shares={2: 500}), Route(shares={3: 900}, shadows=(2,))
-
-    def share_out(route: Route) -> None:
-        mine = Registry.open(local.url)
-        for _ in range(10):
-            mine.set_route("sst2", "production", route)
-
-    in_threads([lambda: share_out(ours), lambda: share_out(theirs)])
-    history = [action for commit in local.history() for action in commit.actions if isinstance(action, SetRoute)]
-    assert all(before.route != after.route for before, after in pairwise(history))
-    assert local.state().task("sst2").route("production") == history[-1].route
-    assert {action.route.model_dump_json() for action in history} == {r.model_dump_json() for r in (ours, theirs)}
 
 
 def test_a_writer_that_always_loses_says_so(local: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,3 @@
-import json
-import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +25,10 @@ from side_registry import (
     VersionInUse,
     read_artifact,
 )
+from side_registry.blobs import blob_path
 from side_registry.log import Log
-from tests.side_registry.runs import make_run, memory_store, weights
+from tests.side_registry.clock import FakeClock
+from tests.side_registry.runs import make_run, weights
 
 MakeRun = Callable[..., Path]
 WEIGHTS = weights(b"weights 1")
@@ -64,11 +63,6 @@ class TestOpen:
         with pytest.raises(NotARegistry, match=r"registry\.json"):
             Registry.open(tmp_path, create=True)
 
-    @pytest.mark.parametrize("url", ["", "  ", "gopher://hole", "s3://", "a\0b", "~nobody-of-this-name/x"])
-    def test_a_bad_address_is_refused(self, url: str):
-        with pytest.raises(NotARegistry):
-            Registry.open(url, create=True)
-
     def test_paths_relative_absolute_with_spaces_and_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -82,7 +76,8 @@ class TestOpen:
             here.as_uri(),
             "./my registry/../my registry/sub",
         ):
-            assert Registry.open(place).id == made.id
+            opened = Registry.open(place)
+            assert (opened.id, Path(opened.url).resolve()) == (made.id, here)
 
     def test_create_opens_what_is_there(self, local: Registry):
         assert Registry.open(local.url, create=True).id == local.id
@@ -102,23 +97,6 @@ class TestPublish:
         assert not published.already
         assert resolve(registry, "sst2") == 1
 
-    def test_later_versions_leave_aliases_alone(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        published = registry.publish(run(2))
-        assert (published.version, published.aliases) == (2, {})
-        assert resolve(registry, "sst2") == 1
-        assert resolve(registry, "sst2:2") == 2
-
-    def test_an_alias_moves_with_the_publish(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        assert registry.publish(run(2), alias="canary").aliases == {"canary": 2}
-        assert resolve(registry, "sst2@canary") == 2
-        assert registry.state().generation == 2
-
-    def test_a_new_task_with_an_alias_has_only_that(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1), alias="canary")
-        assert registry.state().task("sst2").serving == {"canary": 1}
-
     def test_the_same_run_again_is_the_same_version(self, registry: Registry, run: MakeRun):
         first = registry.publish(run(1))
         again = registry.publish(run(1))
@@ -126,13 +104,6 @@ class TestPublish:
         registry.publish(run(2))
         assert registry.publish(run(1), alias="canary").aliases == {"canary": 1}
         assert registry.state().task("sst2").live == (1, 2)
-
-    def test_a_retired_version_published_again_is_a_new_one(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.retire("sst2", 1)
-        published = registry.publish(run(1))
-        assert (published.version, published.already) == (3, False)
 
     def test_a_listing_needs_no_manifest(self, registry: Registry, run: MakeRun):
         registry.publish(run(1), author="ada@lab", message="first try")
@@ -178,13 +149,13 @@ class TestPublish:
         self, registry: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch
     ):
         """The store lost its first answer, tried again, and found what it had written itself."""
-        put = registry._store.put_new
+        put = registry.store.put_new
 
         def put_twice(path: str, data: bytes) -> bool:
             put(path, data)
             return put(path, data)
 
-        monkeypatch.setattr(registry._store, "put_new", put_twice)
+        monkeypatch.setattr(registry.store, "put_new", put_twice)
         published = registry.publish(run(1))
         assert (published.version, published.generation, published.already) == (1, 1, False)
         assert registry.state().generation == 1
@@ -197,6 +168,18 @@ class TestDownload:
         assert artifact == read_artifact(tmp_path / "deep" / "copy")
         assert artifact.side_network.read_bytes() == WEIGHTS
         assert artifact.manifest_bytes == (run(1) / MANIFEST).read_bytes()
+
+    def test_a_manifest_is_read_once_for_its_checks_and_its_files(
+        self, registry: Registry, run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        registry.publish(run(1))
+        asked, read = list[str](), registry.store.read
+        monkeypatch.setattr(registry.store, "read", lambda path, limit: asked.append(path) or read(path, limit))
+        stored = registry.artifact("sst2", 1)
+        assert stored.manifest == read_artifact(run(1)).manifest
+        assert not (tmp_path / "copy").exists()
+        assert stored.download(tmp_path / "copy") == read_artifact(tmp_path / "copy")
+        assert asked == [blob_path(registry.state(refresh=False).task("sst2").entry(1).manifest_sha256)]
 
     @pytest.mark.parametrize(
         ("damage", "why"),
@@ -277,22 +260,6 @@ class TestAliases:
             registry.rollback("sst2")
         assert resolve(registry, "sst2") == 1
 
-    def test_rollback_forgets_only_what_came_after(self, registry: Registry, run: MakeRun):
-        for number in (1, 2, 3):
-            registry.publish(run(number))
-        for version in (2, 1, 2, 3):
-            registry.set_alias("sst2", "production", version)
-        registry.rollback("sst2")
-        assert registry.state().task("sst2").aliases["production"] == (1, 2, 1, 2)
-
-    def test_rollback_skips_the_retired_and_the_same(self, registry: Registry, run: MakeRun):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.set_alias("sst2", "production", 1)
-        registry.retire("sst2", 2)
-        with pytest.raises(NothingToRollBack):
-            registry.rollback("sst2")
-
     def test_rollback_to_a_version_the_alias_had(self, registry: Registry, run: MakeRun):
         for number in (1, 2, 3):
             registry.publish(run(number), alias="production")
@@ -364,7 +331,7 @@ class TestHistoryAndWait:
         assert min(asked) == 5
         assert [commit.generation for commit in registry.history("sst2", 2)] == [4, 6]
         assert [commit.generation for commit in registry.history("cola", 2)] == [5]
-        monkeypatch.setattr("side_registry.registry.LOOK_BACK", 2)
+        monkeypatch.setattr("side_registry.registry.HISTORY_CHUNK", 2)
         asked.clear()
         assert [commit.generation for commit in registry.history("cola", 1)] == [5]
         assert min(asked) == 5
@@ -395,33 +362,21 @@ class TestHistoryAndWait:
         assert resolve(registry, "sst2") == 3
         assert registry.state().task("sst2").live == (1, 2, 3)
 
-    def test_wait_sees_a_publish_long_before_it_gives_up(self, local: Registry, run: MakeRun):
+    def test_wait_sees_a_publish_at_the_next_poll(self, local: Registry, run: MakeRun, clock: FakeClock):
         watcher = Registry.open(local.url)
-        folder, seen = run(1), []
-        thread = threading.Thread(target=lambda: seen.append(watcher.wait(after=0, timeout_s=1000)))
-        thread.start()
-        time.sleep(0.1)
-        local.publish(folder)
-        thread.join(60)
-        [state] = seen
+        clock.on_sleep = lambda: local.publish(run(1))
+        state = watcher.wait(after=0, timeout_s=10)
+        assert clock.slept == [0.2]
         assert state is not None
         assert state.task("sst2").serving == {"production": 1}
 
-    def test_wait_gives_up_and_returns_at_once_when_behind(self, registry: Registry, run: MakeRun):
-        assert registry.wait(after=0, timeout_s=0.02, poll_s=0.005) is None
+    def test_wait_gives_up_and_returns_at_once_when_behind(self, registry: Registry, run: MakeRun, clock: FakeClock):
+        assert registry.wait(after=0, timeout_s=5, poll_s=2) is None
+        assert clock.slept == [2, 2, 1]
         registry.publish(run(1))
         state = registry.wait(after=0, timeout_s=0)
         assert state is not None
         assert state.generation == 1
-
-    def test_a_poll_is_one_request(self, registry: Registry, run: MakeRun, monkeypatch: pytest.MonkeyPatch):
-        registry.publish(run(1))
-        registry.state()
-        asked: list[str] = []
-        read = registry._store.read
-        monkeypatch.setattr(registry._store, "read", lambda path, limit: asked.append(path) or read(path, limit))
-        registry.wait(after=1, timeout_s=0)
-        assert asked == ["log/00000000000000000002.json"]
 
     def test_a_state_in_hand_never_changes(self, registry: Registry, run: MakeRun):
         registry.publish(run(1))
@@ -436,16 +391,3 @@ class TestHistoryAndWait:
 def spoil(registry: Registry, digest: str, content: bytes | None) -> None:
     path = Path(registry.url, "blobs/sha256", digest)
     path.unlink() if content is None else path.write_bytes(content)
-
-
-def test_memory_and_local_registries_hold_equal_logs(local: Registry, run: MakeRun):
-    memory = Registry.open(memory_store(), create=True)
-    for registry in (memory, local):
-        registry.publish(run(1))
-        registry.publish(run(2), alias="production")
-        registry.rollback("sst2")
-
-    def actions(registry: Registry) -> list[object]:
-        return [json.loads(commit.to_json())["actions"] for commit in registry.history()]
-
-    assert actions(memory) == actions(local)

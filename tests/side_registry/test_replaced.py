@@ -78,7 +78,7 @@ def test_a_reader_to_whom_nothing_comes_looks_back(
     data = last.read_bytes()
     cut(follower, 2)
     assert follower.state().generation == 3  # not at every poll
-    monkeypatch.setattr("side_registry.registry.LOOK_BACK_S", 0.0)
+    monkeypatch.setattr("side_registry.registry.CHECK_HEAD_S", 0.0)
     for _ in range(2):
         with pytest.raises(LogReplaced):
             follower.state()

@@ -1,7 +1,6 @@
 """Which servers follow a registry: what they tell, who is gone, and waiting until all serve a generation."""
 
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from side_registry import Announced, Registry, State, StoreFailed
-from side_registry.servers import FORGOTTEN_S, LEASE_S, MAX_SERVER_BYTES, Found, Watched, server_path
+from side_registry.servers import FORGOTTEN_S, LEASE_S, MAX_SERVER_BYTES, FailureDetector, Heartbeat, server_path
+from tests.side_registry.clock import FakeClock
 
 
 def server(id: str, generation: int = 0, counter: int = 0) -> Announced:
@@ -22,8 +22,8 @@ def servers(counters: dict[str, int]) -> list[Announced]:
     return [server(id, counter=counter) for id, counter in counters.items()]
 
 
-def look(counters: dict[str, int], late: bool = False) -> list[Found]:
-    return [Found(each, late) for each in servers(counters)]
+def heartbeats(counters: dict[str, int], late: bool = False) -> list[Heartbeat]:
+    return [Heartbeat(server, late) for server in servers(counters)]
 
 
 def age(registry: Registry, id: str, seconds: float) -> None:
@@ -98,7 +98,7 @@ class TestForeignObjects:
     )
     def test_they_are_passed_over(self, registry: Registry, path: str, content: bytes):
         registry.announce(server("bb", 5))
-        registry._store.overwrite(path, content)
+        registry.store.overwrite(path, content)
         assert ids(registry) == ["bb"]
         assert registry.await_generation(5, timeout_s=0).served
 
@@ -139,35 +139,35 @@ class TestLease:
         assert [path.name for path in sorted(Path(local.url, "servers").iterdir())] == ["bb.json", "ccc.json"]
 
     def test_a_counter_that_stands_still_for_a_lease_is_a_server_gone(self):
-        watched = Watched()
-        assert watched.living(look({"a": 0, "b": 0}), 100) == servers({"a": 0, "b": 0})
-        assert watched.living(look({"a": 0, "b": 1}), 100 + LEASE_S - 1) == servers({"a": 0, "b": 1})
-        assert watched.living(look({"a": 0, "b": 1}), 100 + LEASE_S) == servers({"b": 1})
+        detector = FailureDetector()
+        assert detector.alive(heartbeats({"a": 0, "b": 0}), 100) == servers({"a": 0, "b": 0})
+        assert detector.alive(heartbeats({"a": 0, "b": 1}), 100 + LEASE_S - 1) == servers({"a": 0, "b": 1})
+        assert detector.alive(heartbeats({"a": 0, "b": 1}), 100 + LEASE_S) == servers({"b": 1})
 
     def test_one_that_was_thought_gone_comes_back(self):
-        watched = Watched()
-        watched.living(look({"a": 0}), 0)
-        assert watched.living(look({"a": 0}), LEASE_S) == []
-        assert watched.living(look({"a": 1}), LEASE_S + 1) == servers({"a": 1})
+        detector = FailureDetector()
+        detector.alive(heartbeats({"a": 0}), 0)
+        assert detector.alive(heartbeats({"a": 0}), LEASE_S) == []
+        assert detector.alive(heartbeats({"a": 1}), LEASE_S + 1) == servers({"a": 1})
 
     def test_one_that_the_store_calls_late_lives_when_we_see_it_move(self):
         """A dead server's object of the future makes all others late."""
-        watched = Watched()
-        assert watched.living(look({"a": 0, "b": 0}, late=True), 0) == []
-        assert watched.living(look({"a": 1, "b": 0}, late=True), 10) == servers({"a": 1})
-        assert watched.living(look({"a": 1, "b": 0}, late=True), 10 + LEASE_S) == []
+        detector = FailureDetector()
+        assert detector.alive(heartbeats({"a": 0, "b": 0}, late=True), 0) == []
+        assert detector.alive(heartbeats({"a": 1, "b": 0}, late=True), 10) == servers({"a": 1})
+        assert detector.alive(heartbeats({"a": 1, "b": 0}, late=True), 10 + LEASE_S) == []
 
     @given(st.lists(st.tuples(st.floats(0, 60), st.dictionaries(st.sampled_from("abc"), st.integers(0, 3)))))
     @settings(max_examples=30, deadline=None)
     def test_who_lives_is_who_was_new_or_changed_within_the_lease(self, looks: list[tuple[float, dict[str, int]]]):
-        watched, now, changed = Watched(), 0.0, dict[str, tuple[int, float]]()
+        detector, now, changed = FailureDetector(), 0.0, dict[str, tuple[int, float]]()
         for passed, counters in looks:
             now += passed
             for id, counter in counters.items():
                 if id not in changed or changed[id][0] != counter:
                     changed[id] = counter, now
             living = {id: counter for id, counter in counters.items() if now - changed[id][1] < LEASE_S}
-            assert watched.living(look(counters), now) == servers(living)
+            assert detector.alive(heartbeats(counters), now) == servers(living)
 
 
 class TestAwaitGeneration:
@@ -183,40 +183,38 @@ class TestAwaitGeneration:
         assert not awaited.served
         assert [(found.id, found.generation) for found in awaited.servers] == [("a", 2), ("bb", 3)]
 
-    def test_it_returns_when_the_last_one_serves_it(self, registry: Registry):
+    def test_it_returns_when_the_last_one_serves_it(self, registry: Registry, clock: FakeClock):
         registry.announce(server("a", 3))
         registry.announce(server("bb", 2))
-        found = []
-        waiting = threading.Thread(target=lambda: found.append(registry.await_generation(3, 60, poll_s=0.005)))
-        waiting.start()
-        time.sleep(0.03)
-        assert found == []
-        registry.announce(server("bb", 4, counter=1))
-        waiting.join(30)
-        assert found[0].served
-        assert {each.generation for each in found[0].servers} == {3, 4}
+        words = iter([server("bb", 2, counter=1), server("bb", 4, counter=2)])
+        clock.on_sleep = lambda: registry.announce(next(words))
+        awaited = registry.await_generation(3, 60, poll_s=2)
+        assert awaited.served
+        assert {server.generation for server in awaited.servers} == {3, 4}
+        assert clock.slept == [2, 2]
 
-    def test_it_does_not_wait_for_who_withdraws(self, registry: Registry):
+    def test_it_does_not_wait_for_who_withdraws(self, registry: Registry, clock: FakeClock):
         registry.announce(server("a", 3))
         registry.announce(server("bb", 2))
-        found = []
-        waiting = threading.Thread(target=lambda: found.append(registry.await_generation(3, 60, poll_s=0.005)))
-        waiting.start()
-        registry.withdraw("bb")
-        waiting.join(30)
-        assert [each.id for each in found[0].servers] == ["a"]
+        clock.on_sleep = lambda: registry.withdraw("bb")
+        awaited = registry.await_generation(3, 60)
+        assert [server.id for server in awaited.servers] == ["a"]
+        assert clock.slept == [0.1]
 
-    def test_it_does_not_wait_for_the_dead(self, registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    def test_it_does_not_wait_for_the_dead(self, registry: Registry, clock: FakeClock):
         """The last server was killed: nothing in the store is newer, only our own time passes."""
-        monkeypatch.setattr("side_registry.servers.LEASE_S", 0.05)
         registry.announce(server("a", 2))
-        awaited = registry.await_generation(3, timeout_s=60, poll_s=0.005)
+        awaited = registry.await_generation(3, timeout_s=60, poll_s=10)
         assert (awaited.served, awaited.servers) == (True, ())
+        assert sum(clock.slept) == LEASE_S
 
-    def test_a_wall_clock_that_jumps_changes_nothing(self, registry: Registry, monkeypatch: pytest.MonkeyPatch):
+    def test_it_gives_up_when_time_is_up_whatever_the_wall_clock_says(
+        self, registry: Registry, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ):
         registry.announce(server("a", 2))
         jumps = iter(range(0, 10**9, 10**6))
         monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
-        awaited = registry.await_generation(3, timeout_s=0.03, poll_s=0.005)
+        awaited = registry.await_generation(3, timeout_s=5, poll_s=2)
         assert not awaited.served
-        assert [each.id for each in awaited.servers] == ["a"]
+        assert [server.id for server in awaited.servers] == ["a"]
+        assert clock.slept == [2, 2, 1]

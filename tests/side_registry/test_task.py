@@ -109,7 +109,6 @@ def test_an_embedding_has_dimensions_and_one_field():
         ({"dimensions": -1}, "greater than or equal to 0"),
         ({"template": "{a} {b}"}, "template must have one field for embedding.* got a, b"),
         ({"metric": "accuracy"}, "metric must be recall_at_1 or mrr"),
-        ({"labels": ("a", "b")}, "labels are for classification"),
         ({"target": "text"}, "not a field"),
     ],
 )

@@ -9,7 +9,6 @@ import lzma
 import os
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,9 +28,9 @@ from side_registry import (
     UnknownVersion,
 )
 from side_registry.blobs import blob_path
-from side_registry.exports import Export, ExportedVersion, opened
+from side_registry.exports import Export, ExportedVersion, open_export
 from side_registry.manifest import NO_TOKENIZER
-from side_registry.transfer import FILES_AT_ONCE, Imported, export_task, import_task
+from side_registry.transfer import UPLOAD_THREADS, Imported, export_task, import_task
 from side_registry.verify import verify
 from tests.side_registry.runs import make_manifest, memory_store, weights
 
@@ -50,16 +49,17 @@ def source(local: Registry, run: MakeRun) -> Registry:
     return local
 
 
-@pytest.fixture(params=["export", "export.tar"])
-def exported(source: Registry, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    target = tmp_path / request.param
-    export_task(source._store, TaskRef.parse("sst2"), target)
-    return target
+@pytest.fixture
+def exported(source: Registry, tmp_path: Path) -> Path:
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / "export")
+    return tmp_path / "export"
 
 
-def test_versions_aliases_and_files_arrive(source: Registry, exported: Path, run: MakeRun, tmp_path: Path):
+@pytest.mark.parametrize("name", ["export", "export.tar"])
+def test_versions_aliases_and_files_arrive(source: Registry, name: str, run: MakeRun, tmp_path: Path):
     store = memory_store()
-    done = import_task(exported, store)
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
+    done = import_task(tmp_path / name, store)
     assert done == Imported(
         task="sst2",
         versions={2: 1, 3: 2, 4: 3},
@@ -112,22 +112,24 @@ def test_what_was_deleted_comes_back(exported: Path):
 
 
 def test_few_files_are_in_memory_at_once(exported: Path, monkeypatch: pytest.MonkeyPatch):
-    store, lock, running, seen = memory_store(), threading.Lock(), [], []
+    """The first upload waits until others have begun: as many as may, and no more."""
+    store, changed, running, counts = memory_store(), threading.Condition(), set[str](), list[int]()
     overwrite = store.overwrite
 
-    def slow(path: str, data: bytes) -> None:
-        with lock:
-            running.append(path)
-            seen.append(len(running))
-        time.sleep(0.01)
+    def waiting(path: str, data: bytes) -> None:
+        with changed:
+            running.add(path)
+            counts.append(len(running))
+            changed.notify_all()
+            assert changed.wait_for(lambda: max(counts) >= UPLOAD_THREADS, timeout=60)
         overwrite(path, data)
-        with lock:
+        with changed:
             running.remove(path)
 
-    monkeypatch.setattr(store, "overwrite", slow)
+    monkeypatch.setattr(store, "overwrite", waiting)
     import_task(exported, store)
-    assert len(seen) == 6
-    assert max(seen) <= FILES_AT_ONCE
+    assert len(counts) == 6
+    assert max(counts) == UPLOAD_THREADS
 
 
 def test_what_is_new_gets_the_next_numbers(source: Registry, exported: Path, run: MakeRun):
@@ -159,17 +161,19 @@ def test_aliases_move_as_told(exported: Path, run: MakeRun, aliases: str, servin
 
 def test_one_version(source: Registry, tmp_path: Path):
     for ref, versions, aliases in (("sst2:4", [4], {}), ("sst2@canary", [3], {"canary": 3})):
-        export = export_task(source._store, TaskRef.parse(ref), tmp_path / f"{versions}.tar")
+        export = export_task(source.store, TaskRef.parse(ref), tmp_path / f"{versions}.tar")
         assert ([each.version for each in export.versions], export.aliases) == (versions, aliases)
     store = memory_store()
     import_task(tmp_path / "[4].tar", store)
     assert Registry.open(store).state().task("sst2").serving == {"production": 1}
 
 
-def test_a_newer_export_replaces_an_older_one(source: Registry, exported: Path, run: MakeRun):
+@pytest.mark.parametrize("name", ["export", "export.tar"])
+def test_a_newer_export_replaces_an_older_one(source: Registry, name: str, run: MakeRun, tmp_path: Path):
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
     source.publish(run(5))
-    export_task(source._store, TaskRef.parse("sst2"), exported)
-    assert import_task(exported, memory_store()).versions == {2: 1, 3: 2, 4: 3, 5: 4}
+    export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
+    assert import_task(tmp_path / name, memory_store()).versions == {2: 1, 3: 2, 4: 3, 5: 4}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_a_newer_export_replaces_an_older_one(source: Registry, exported: Path, 
 )
 def test_what_is_not_there_writes_nothing(source: Registry, tmp_path: Path, ref: str, error: type[Exception]):
     with pytest.raises(error):
-        export_task(source._store, TaskRef.parse(ref), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse(ref), tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 
 
@@ -185,7 +189,7 @@ def test_a_damaged_file_leaves_no_archive(source: Registry, tmp_path: Path):
     [file] = source.manifest("sst2", 3).files.values()
     Path(source.url, "blobs/sha256", file.sha256).write_bytes(b"?")
     with pytest.raises(CorruptBlob):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 
 
@@ -193,7 +197,7 @@ def test_other_folders_are_not_written_to(source: Registry, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"")
     with pytest.raises(ArtifactError, match="is no export"):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "photos")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "photos")
 
 
 class TestBadTargets:
@@ -202,7 +206,7 @@ class TestBadTargets:
     def refused(self, source: Registry, target: Path, match: str) -> None:
         before = {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()}
         with pytest.raises(ArtifactError, match=match):
-            export_task(source._store, TaskRef.parse("sst2"), target)
+            export_task(source.store, TaskRef.parse("sst2"), target)
         assert {path: path.read_bytes() for path in target.parent.rglob("*") if path.is_file()} == before
 
     def test_an_archive_of_something_else(self, source: Registry, run: MakeRun, tmp_path: Path):
@@ -217,7 +221,7 @@ class TestBadTargets:
     @pytest.mark.parametrize("name", ["x", "x.tar"])
     def test_an_export_of_another_task(self, source: Registry, run: MakeRun, tmp_path: Path, name: str):
         source.publish(run(1, "cola"))
-        export_task(source._store, TaskRef.parse("cola"), tmp_path / name)
+        export_task(source.store, TaskRef.parse("cola"), tmp_path / name)
         self.refused(source, tmp_path / name, "is an export of task 'cola'")
 
     def test_a_file_for_a_folder_and_a_folder_for_a_file(self, source: Registry, tmp_path: Path):
@@ -242,7 +246,7 @@ class TestBadTargets:
 
         monkeypatch.setattr("side_registry.blobs.Blobs.fetch", full)
         with pytest.raises(ArtifactError, match="No space left on device"):
-            export_task(source._store, TaskRef.parse("sst2"), tmp_path / name)
+            export_task(source.store, TaskRef.parse("sst2"), tmp_path / name)
         assert not (tmp_path / "x.tar").exists()
 
 
@@ -289,14 +293,14 @@ class TestBadImports:
         self.refused(tmp_path / "x.tar", "it is no export")
 
     def test_half_an_archive(self, source: Registry, tmp_path: Path):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
         data = (tmp_path / "x.tar").read_bytes()
         (tmp_path / "x.tar").write_bytes(data[: len(data) // 2])
         self.refused(tmp_path / "x.tar", r"x\.tar")
 
     @pytest.mark.parametrize("how", ["flipped", "lost"])
     def test_damage(self, source: Registry, tmp_path: Path, how: str):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x")
         for path in sorted((tmp_path / "x/blobs/sha256").iterdir()):
             data = path.read_bytes()
             path.unlink() if how == "lost" else path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -315,7 +319,7 @@ class TestBadImports:
         ],
     )
     def test_a_listing_that_lies(self, source: Registry, tmp_path: Path, change: dict, why: str):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x")
         listing = tmp_path / "x" / "export.json"
         listing.write_text(json.dumps(json.loads(listing.read_text()) | change))
         self.refused(tmp_path / "x", why)
@@ -333,7 +337,7 @@ class TestBadImports:
 
     @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
     def test_a_compressed_archive(self, source: Registry, tmp_path: Path, compress: Callable[[bytes], bytes]):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
         (tmp_path / "x.tar").write_bytes(compress((tmp_path / "x.tar").read_bytes()))
         self.refused(tmp_path / "x.tar", "compressed")
 
@@ -355,13 +359,13 @@ class TestBadImports:
         self.refused(tmp_path / "x.tar", "-1024 bytes")
 
     def test_what_no_manifest_names_stays_packed(self, source: Registry, tmp_path: Path):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
         with tarfile.open(tmp_path / "x.tar", "a") as archive:
             archive.addfile(tarfile.TarInfo(blob_path("a" * 64)), io.BytesIO())
-        with opened(tmp_path / "x.tar") as (folder, _, arriving):
+        with open_export(tmp_path / "x.tar") as (folder, _, versions):
             unpacked = {path.name for path in folder.rglob("*") if path.is_file()}
-        files = {blob.sha256 for each in arriving for blob in each.manifest.files.values()}
-        assert unpacked == {"export.json", *files, *(each.digest for each in arriving)}
+        files = {blob.sha256 for version in versions for blob in version.manifest.files.values()}
+        assert unpacked == {"export.json", *files, *(version.manifest_sha256 for version in versions)}
 
     @pytest.mark.parametrize(
         ("change", "file", "why"),
@@ -382,7 +386,7 @@ class TestBadImports:
     def test_files_that_change_after_they_were_verified(
         self, source: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x")
         store = memory_store()
         overwrite = store.put_new
 
@@ -402,7 +406,7 @@ class TestBadImports:
         assert not (tmp_path / "new").exists()
 
     def test_an_archive_cannot_write_elsewhere(self, source: Registry, tmp_path: Path):
-        export_task(source._store, TaskRef.parse("sst2"), tmp_path / "x.tar")
+        export_task(source.store, TaskRef.parse("sst2"), tmp_path / "x.tar")
         with tarfile.open(tmp_path / "x.tar", "a") as archive:
             for name in ("../escaped", str(tmp_path / "escaped too"), "blobs/sha256/../../../escaped"):
                 archive.addfile(tarfile.TarInfo(name), io.BytesIO())

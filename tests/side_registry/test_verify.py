@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from side_registry import Registry, State, Store
+from side_registry.blobs import Blobs
 from side_registry.checkpoints import save_checkpoint
 from side_registry.log import log_path
 from side_registry.verify import Verified, verify
@@ -24,7 +25,7 @@ def full(local: Registry, run: MakeRun) -> Registry:
     for number in (1, 2):
         local.publish(run(number, "cola"), alias="canary")
     local.retire("sst2", 2)
-    save_checkpoint(local._store, local.state())
+    save_checkpoint(local.store, local.state())
     local.set_alias("sst2", "production", 3)
     return local
 
@@ -96,7 +97,7 @@ def test_a_log_that_says_what_the_manifest_does_not(full: Registry):
 
 def test_a_checkpoint_that_is_not_what_the_log_adds_up_to(full: Registry):
     state = full.state()
-    save_checkpoint(full._store, State(generation=state.generation, head=state.head))
+    save_checkpoint(full.store, State(generation=state.generation, head=state.head))
     [(path, what)] = damage(full)
     assert path.startswith("checkpoints/")
     assert "remove it" in what
@@ -132,7 +133,7 @@ def test_checkpoints_that_come_and_go_meanwhile_are_sound(full: Registry, monkey
         if prefix == "checkpoints":
             for path in paths:
                 store.remove(path)
-        save_checkpoint(full._store, full.state())
+        save_checkpoint(full.store, full.state())
         return paths
 
     monkeypatch.setattr(store, "list", others_publish)
@@ -143,7 +144,7 @@ def test_checkpoints_that_come_and_go_meanwhile_are_sound(full: Registry, monkey
 def test_what_nothing_reads_is_only_noted(full: Registry):
     strangers = ["log/README", "log/7.json", "checkpoints/latest", "blobs/sha256/abc", "blobs/x", "trash/x/y"]
     for path in strangers:
-        full._store.put_new(path, b"?")
+        full.store.put_new(path, b"?")
     [checkpoint] = Path(full.url, "checkpoints").glob("0*")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-5])
     result = found(full)
@@ -153,7 +154,7 @@ def test_what_nothing_reads_is_only_noted(full: Registry):
 
 
 def test_orphans_are_counted_in_a_note(full: Registry):
-    full._blobs.add(b"nobody's")
+    Blobs(full.store).add(b"nobody's")
     [note] = found(full).findings
     assert note.level == "note"
     assert "1 files; sidecast registry gc" in note.what

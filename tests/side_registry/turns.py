@@ -5,12 +5,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import pytest
 from obstore.store import MemoryStore
 
-from side_registry import Store
+from side_registry import Registry, Store
 
 STALLED_S = 60.0
 """Nobody has asked for a turn for so long: a test ends with an error rather than never."""
+
+
+def before_next_commit(monkeypatch: pytest.MonkeyPatch, registry: Registry, action: Callable[[], object]) -> None:
+    """Run `action` once, after the registry has decided on its next commit and before it writes it."""
+    put_new, actions = registry.store.put_new, [action]
+
+    def put_late(path: str, data: bytes) -> bool:
+        if path.startswith("log/") and actions:
+            actions.pop()()
+        return put_new(path, data)
+
+    monkeypatch.setattr(registry.store, "put_new", put_late)
 
 
 class Turns:

@@ -47,7 +47,8 @@ class Writers:
         """What `count` writers did: `versions` that they published, or `failure`."""
         while len(self._done) < count:
             self._done.append(self._line())
-        return self._done
+        outcomes, self._done = self._done[:count], self._done[count:]
+        return outcomes
 
     def _tell(self, **job: Any) -> None:
         assert self._process.stdin is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from side_registry import Registry
+from side_registry.blobs import Blobs
 from tests.side_registry.runs import make_run
 from tests.sidecast.cli_kit import done, sidecast
 
@@ -20,7 +21,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def orphan(registry: Registry) -> Path:
-    path = Path(registry.url, "blobs/sha256", registry._blobs.add(b"left behind"))
+    path = Path(registry.url, "blobs/sha256", Blobs(registry.store).add(b"left behind"))
     os.utime(path, (0, 0))
     return path
 
