@@ -10,10 +10,10 @@ from ladder import LabelTrie, SideNetwork, load_backbone, load_side, load_tokeni
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError
-from training.evaluate import load_model, make_answerer
-from training.loop import train
+from training.evaluation import load_model, make_answerer
 from training.optimizers import make_optimizer, update
 from training.recipe import Recipe
+from training.trainer import train
 
 SENTENCES = ["ab", "aabba", "bbbbbbb", "the quick fox"]
 LABELS = toy.CLASSES.model_copy(update={"labels": ("aa", "ab", "b", "cde")})

@@ -12,9 +12,9 @@ from tests import tiny
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RunError
-from training.evaluate import load_model, predict
-from training.loop import train
-from training.starts import start_side
+from training.evaluation import load_model, predict
+from training.initialization import start_side
+from training.trainer import train
 
 
 @pytest.fixture(scope="module")

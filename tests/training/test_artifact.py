@@ -10,10 +10,10 @@ import torch
 from ladder import SideConfig, SideNetwork, load_backbone
 from side_registry.manifest import MANIFEST, NO_TOKENIZER, SIDE_NETWORK, read_artifact
 from tests.training import toy
+from training.artifact import write_run
 from training.errors import RecipeError, RunError
-from training.evaluate import load_side_of
-from training.run import SETTINGS, RunFolder
-from training.untrained import write_run
+from training.evaluation import load_side_of
+from training.run_folder import SETTINGS, RunFolder
 
 
 @pytest.fixture(scope="module")

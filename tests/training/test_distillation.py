@@ -19,13 +19,13 @@ from side_registry.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
-from tests.training.test_loop import InterruptAfter, Interrupted
+from tests.training.test_trainer import InterruptAfter, Interrupted
 from training.data import read_labelled
-from training.distill import Distillation, Teacher, divergence, load_teacher
+from training.distillation import Distillation, Teacher, divergence, load_teacher
 from training.errors import RecipeError, RunError
-from training.evaluate import Model, load_model, make_answerer, predict
-from training.loop import train
+from training.evaluation import Model, load_model, make_answerer, predict
 from training.recipe import Recipe
+from training.trainer import train
 
 PAIRS = TaskSpec(name="pairs", kind="embedding", template="{sentence}", dimensions=8, target="other")
 SENTENCES = ["ab", "aabba", "bbbbbbb"]

@@ -14,11 +14,12 @@ from side_registry.manifest import read_artifact
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError, RunError
-from training.evaluate import load_model, predict, score_answers
-from training.loop import Silent, train
+from training.evaluation import load_model, predict, score_answers
+from training.job import Silent
+from training.metrics import rows_to_answer
 from training.recipe import Recipe
-from training.scoring import asked
 from training.taps_cache import TapsCache
+from training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
     assert artifact.manifest.metrics[spec.metric] >= least
     model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
     examples = job.validation.examples
-    answers = predict(model, backbone, tokenizer, asked(spec, examples))
+    answers = predict(model, backbone, tokenizer, rows_to_answer(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
 
 
@@ -186,7 +187,7 @@ def test_bfloat16_scores_are_those_of_what_is_served(tmp_path, tiny_t5, tokenize
     artifact = train(toy.job(tmp_path, spec, coarse, tokenizer, count=32, epochs=1), tmp_path / "run")
     model = load_model(artifact, coarse, tokenizer)
     examples = toy.job(tmp_path, spec, coarse, tokenizer).validation.examples
-    answers = predict(model, coarse, tokenizer, asked(spec, examples))
+    answers = predict(model, coarse, tokenizer, rows_to_answer(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == artifact.manifest.metrics[spec.metric]
 
 
@@ -263,7 +264,7 @@ def test_an_embedding_learns_what_words_do_not_tell(tmp_path, backbone, tokenize
     artifact = train(job, tmp_path / "run")
     assert artifact.manifest.metrics["recall_at_1"] >= 0.4
     model, examples = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer), job.validation.examples
-    answers = predict(model, backbone, tokenizer, asked(toy.PAIRS, examples))
+    answers = predict(model, backbone, tokenizer, rows_to_answer(toy.PAIRS, examples))
     assert score_answers(toy.PAIRS, answers, examples) == pytest.approx(
         {name: artifact.manifest.metrics[name] for name in ("recall_at_1", "mrr")}
     )

@@ -12,7 +12,7 @@ from ladder.structural import initialise
 from tests import tiny
 from tests.ladder import golden
 from tests.paths import shared
-from training.importance import Sample, fisher
+from training.fisher import Sample, fisher
 
 SAMPLES = [
     Sample((70, 80, 90, 90, 1), (40, 1)),
@@ -60,7 +60,7 @@ def test_equals_the_squared_gradients_of_transformers(tmp_path, tied):
 
 def test_batches_equal_single_rows_and_their_order_is_nothing(backbone, monkeypatch):
     together = fisher(backbone, SAMPLES[::-1])
-    monkeypatch.setattr("training.importance.BATCH_TOKENS", 1)
+    monkeypatch.setattr("training.fisher.BATCH_TOKENS", 1)
     alone = fisher(backbone, SAMPLES)
     for name, tensor in together.items():
         assert_close(tensor, alone[name], rtol=1e-4, atol=1e-6 * alone[name].max().item(), msg=name)
@@ -73,7 +73,7 @@ def test_encoder_alone(backbone):
 
 
 def test_progress_counts_rows(backbone, monkeypatch):
-    monkeypatch.setattr("training.importance.BATCH_TOKENS", 16)
+    monkeypatch.setattr("training.fisher.BATCH_TOKENS", 16)
     told = []
     fisher(backbone, SAMPLES, progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 4), (3, 4), (4, 4)]
