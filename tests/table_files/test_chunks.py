@@ -64,7 +64,7 @@ def test_every_row_comes_once_and_in_order(tmp_path, suffix, texts, chunk_rows, 
     assert chunks_of(path, chunk_rows) == chunks_of(path, chunk_rows)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(FIELDS, FIELDS), max_size=5), chunk_rows=st.integers(1, 3))
 def test_cut_anywhere_a_file_holds_the_rows_that_it_holds_as_a_whole(tmp_path, rows, chunk_rows):
     path = tmp_path / "rows.csv"
@@ -75,7 +75,6 @@ def test_cut_anywhere_a_file_holds_the_rows_that_it_holds_as_a_whole(tmp_path, r
     except csv.Error:
         refused(path, chunk_rows)
         return
-    body = [record for record in body if len(record) > 1 or record[0].strip() or record == [""]]
     if not all(len(record) == 2 for record in body):
         refused(path, chunk_rows)
     elif body:
