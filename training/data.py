@@ -116,7 +116,7 @@ def data_sha256(path: str | Path) -> str:
 
 
 class _Misfit(Exception):
-    """A value does not fit the spec; becomes a DataError where file and line are known."""
+    """A value does not fit the spec; its reader's caller adds file and line."""
 
 
 def _read_fields(spec: TaskSpec, row: dict[str, Any]) -> dict[str, str]:

@@ -45,9 +45,9 @@ def test_the_folder_is_a_finished_runs(backbone, tmp_path: Path) -> None:
     assert (manifest.task, manifest.tokenizer_fingerprint, manifest.examples) == ("echo", "none", ())
     assert manifest.provenance["made_by"] == "here"
     assert len(manifest.run_id) == 16
-    found = load_side_of(artifact, backbone)
-    assert found.config == side.config
-    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in side.state_dict().items())
+    stored = load_side_of(artifact, backbone)
+    assert stored.config == side.config
+    assert all(torch.equal(stored.state_dict()[name], tensor) for name, tensor in side.state_dict().items())
 
 
 def test_the_same_again_changes_nothing(backbone, tmp_path: Path) -> None:

@@ -74,9 +74,9 @@ def test_encoder_alone(backbone):
 
 def test_progress_counts_rows(backbone, monkeypatch):
     monkeypatch.setattr("training.fisher.BATCH_TOKENS", 16)
-    told = []
-    fisher(backbone, SAMPLES, progress=lambda done, total: told.append((done, total)))
-    assert told == [(2, 4), (3, 4), (4, 4)]
+    calls = []
+    fisher(backbone, SAMPLES, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(2, 4), (3, 4), (4, 4)]
 
 
 def test_under_no_grad_and_in_bfloat16(tiny_t5):

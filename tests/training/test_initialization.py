@@ -194,8 +194,8 @@ def test_an_embedding_starts_as_the_whitened_mean_of_the_words_alone(backbone, t
     means = torch.stack([backbone.embed(torch.tensor(ids)).mean(0) for ids in inputs])
     center = means.mean(0)
     expected = torch.nn.functional.normalize((means - center) @ whitening(means - center, 8).T, dim=-1)
-    found = Embed().vectors(run_backbone(backbone, inputs, side.encoder_depth), side)
-    assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    vectors = Embed().vectors(run_backbone(backbone, inputs, side.encoder_depth), side)
+    assert_close(vectors, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_only_an_embeddings_linear_head_reads_words():
