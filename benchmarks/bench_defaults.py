@@ -28,10 +28,11 @@ from benchmarks.harness import WIDTH, BenchmarkError, plain_errors
 from benchmarks.machine import look
 from ladder import Backbone, Taps, Tokenizer, load_backbone, load_tokenizer
 from sidecast.cli.output import progress_bar
+from training.builtin_tasks import load_task
 from training.data import read_labelled
-from training.loop import Job, train
+from training.job import Job
 from training.recipe import Recipe
-from training.task_files import load_task
+from training.trainer import train
 
 Setting = Mapping[str, Any]
 """Fields of a Recipe; `template`, if there, is the task spec's."""

@@ -28,7 +28,7 @@ from benchmarks.load import measure_load, measure_offered
 from benchmarks.machine import ROOT
 from benchmarks.models import HEADS, Loaded, publish_tasks
 from benchmarks.served import Served, serve
-from training.task_files import load_task
+from training.builtin_tasks import load_task
 
 TASKS = 8
 CALLERS = (64, 256)

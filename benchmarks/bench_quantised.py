@@ -45,11 +45,12 @@ from benchmarks.machine import ROOT, look
 from ladder import Backbone, load_backbone, load_tokenizer, run_backbone
 from ladder.quantise import held_bytes
 from sidecast.cli.options import pick_device
+from training.builtin_tasks import load_task
 from training.data import Example, read_examples, read_labelled
-from training.evaluate import length_batches
-from training.loop import Job, train
+from training.evaluation import length_batches
+from training.job import Job
 from training.recipe import Recipe
-from training.task_files import load_task
+from training.trainer import train
 
 SHAPES = {"encode_8x32": (8, 32), "encode_32x32": (32, 32)}
 STEPPED = (32, 32)

@@ -24,8 +24,8 @@ from side_registry.manifest import read_artifact
 from sidecast.cli.options import pick_device
 from sidecast.demo.backbone import get_backbone
 from sidecast.demo.downloads import cache_folder
-from training.evaluate import Model, make_answerer, predict
-from training.finish import expected
+from training.artifact import golden_expectation
+from training.evaluation import Model, make_answerer, predict
 from training.recipe import Recipe
 
 Head = Literal["linear", "text", "generate"]
@@ -222,4 +222,7 @@ def _examples(loaded: Loaded, spec: TaskSpec, side: SideNetwork) -> tuple[Golden
     model = Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
     rows = [{"sentence": text} for text in GOLDEN]
     answers = predict(model, loaded.backbone, loaded.tokenizer, rows)
-    return tuple(GoldenExample(fields=row, expected=expected(each)) for row, each in zip(rows, answers, strict=True))
+    return tuple(
+        GoldenExample(fields=row, expected=golden_expectation(answer))
+        for row, answer in zip(rows, answers, strict=True)
+    )

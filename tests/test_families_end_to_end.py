@@ -12,7 +12,7 @@ from serving.loader import Loader
 from side_registry import Registry
 from tests import families
 from tests.sidecast.cli_kit import done, sidecast
-from training.evaluate import load_model, predict
+from training.evaluation import load_model, predict
 
 
 def write_reviews(path: Path, count: int, seed: int) -> list[str]:

@@ -13,7 +13,7 @@ from side_registry.task import TaskSpec
 from training.data import Example, as_fields
 
 BUCKET = 32
-"""Batches whose rows are sorted by length together: more wastes less padding and shuffles less."""
+"""Batches whose rows are sorted by length together: a larger bucket wastes less padding and shuffles less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class TokenizedRow:
     """One example for the model."""
 
     inputs: tuple[tuple[int, ...], ...]
-    """Token ids of what the backbone reads: the prompt; of an embedding, its target after it. As many in every row."""
+    """Token ids of what the backbone reads: the prompt, and for an embedding its target. As many in every row."""
     target: int | float | tuple[int, ...] | None
     """A label's index, a value, or a text's token ids, by the task's kind; None for an embedding."""
 
@@ -49,7 +49,7 @@ def _targets(
     spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]
 ) -> list[int] | list[float] | list[tuple[int, ...]] | list[None]:
     if spec.kind == "classification":
-        index = {label: place for place, label in enumerate(spec.labels)}
+        index = {label: number for number, label in enumerate(spec.labels)}
         return [index[str(example.target)] for example in examples]
     if spec.kind == "regression":
         return [float(example.target) for example in examples]
@@ -60,30 +60,34 @@ def _targets(
 
 
 def least_rows(spec: TaskSpec) -> int:
-    """In a batch: an embedding is taught by comparing rows."""
+    """The fewest rows that a batch may have: 2 for an embedding, which is taught by comparing rows, else 1."""
     return 2 if spec.kind == "embedding" else 1
 
 
 def count_batches(rows: int, size: int, least: int = 1) -> int:
-    """How many `shuffled_batches` makes of so many rows."""
+    """How many batches `shuffled_batches` makes of this many rows."""
     full, rest = divmod(rows, size)
     return full + (rest >= least if full else 1)
 
 
 def shuffled_batches(rows: Sequence[TokenizedRow], size: int, seed: str, least: int = 1) -> Iterator[list[int]]:
-    """Places of the rows in each batch: shuffled, then sorted by length within buckets, then batches shuffled.
+    """Indices of the rows in each batch: shuffled, then sorted by length within buckets, then batches shuffled.
 
-    Fewer than `least` that are left over join the batch before them.
+    Args:
+        size: rows of a batch.
+        seed: the same seed gives the same batches.
+        least: a last batch of fewer rows joins the batch before it.
     """
-    order, shuffler = list(range(len(rows))), random.Random(seed)
+    order = list(range(len(rows)))
+    shuffler = random.Random(seed)
     shuffler.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), size * BUCKET):
-        bucket = sorted(order[start : start + size * BUCKET], key=lambda place: rows[place].length)
+        bucket = sorted(order[start : start + size * BUCKET], key=lambda index: rows[index].length)
         batches += [bucket[first : first + size] for first in range(0, len(bucket), size)]
     if len(batches) > 1 and len(batches[-1]) < least:
-        left = batches.pop()
-        batches[-1] += left
+        last = batches.pop()
+        batches[-1] += last
     shuffler.shuffle(batches)
     yield from batches
 
@@ -93,19 +97,23 @@ def all_inputs(rows: Sequence[TokenizedRow]) -> list[tuple[int, ...]]:
     return [ids for row in rows for ids in row.inputs]
 
 
-def input_places(places: Sequence[int], inputs: int) -> list[int]:
-    """Where a batch's inputs stand in `all_inputs`: the rows' first ones, then their second ones, where they have two.
+def input_indices(rows: Sequence[int], inputs: int) -> list[int]:
+    """Indices of a batch's inputs in `all_inputs`: the rows' first inputs, then their second ones, where they have two.
 
     Args:
-        places: of the rows.
-        inputs: of each row.
+        rows: indices of the batch's rows.
+        inputs: how many each row has.
     """
-    return [place * inputs + part for part in range(inputs) for place in places]
+    return [row * inputs + part for part in range(inputs) for row in rows]
 
 
 def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
-    """What an answerer's loss takes: (B,) indices or values, (B, T) token ids padded with IGNORED; for an embedding
-    (2B,), a number for each distinct input, in the order of `input_places`."""
+    """Targets as an answerer's loss takes them.
+
+    Returns:
+        Classification: (B,) label indices. Regression: (B,) float32. Text: (B, T) token ids, padded with IGNORED.
+        Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
+    """
     if spec.kind == "embedding":
         inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
         distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}

@@ -3,27 +3,27 @@
 A file's columns are the template's fields and the spec's target; others are ignored and equal rows are kept. Fields are
 text; numbers are taken as their text, and nothing else is (null, booleans, lists). Targets:
 
-- classification: a label's text. Or its position in the spec's labels, from 0, if the file has integers in all rows;
+- classification: a label's text. Or its index in the spec's labels, from 0, if the file has integers in all rows;
   where a label is itself an integer ("0", "1"), integers are always label texts.
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty.
-- embedding: a text that means the same; what the template's field may hold, it may hold.
+- embedding: a text that means the same; it may hold what the template's field may hold.
 
-Knows no formats (readers.py), tokens or tensors.
+Knows no formats (table_files), tokens or tensors.
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
+from table_files import Row, TableFileError, format_of, read_rows
 from training.errors import DataError
-from training.readers import read_rows
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
@@ -39,7 +39,7 @@ class Example:
     target: str | float
     """A label's text, a value, a text, or an embedding's other text, by the task's kind."""
     line: int
-    """Where the row starts in its file, from 1 (Parquet: the row's number)."""
+    """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Labelled:
 
 
 def read_labelled(path: str | Path, spec: TaskSpec) -> Labelled:
-    """As `read_examples`, with the file's digest."""
+    """As `read_examples`, with the file's digest. Raises as it does."""
     return Labelled(read_examples(path, spec), data_sha256(path))
 
 
@@ -69,15 +69,31 @@ def read_examples(path: str | Path, spec: TaskSpec) -> list[Example]:
 
 
 def iter_examples(path: str | Path, spec: TaskSpec) -> Iterator[Example]:
-    """As read_examples, one at a time; an empty file is no error."""
-    path = Path(path).expanduser()
+    """As `read_examples`, one at a time; an empty file is no error."""
     read_target = _target_reader(spec)
-    for line, row in read_rows(path, (*spec.fields, spec.target)):
+    for line, row in iter_columns(path, (*spec.fields, spec.target)):
         try:
             example = Example(fields=_read_fields(spec, row), target=read_target(row[spec.target]), line=line)
         except (_Misfit, InvalidRow) as error:
             raise DataError(path, line, str(error)) from None
         yield example
+
+
+def iter_columns(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a file: the line where each starts, and its values of `columns` as the file has them.
+
+    Raises:
+        DataError: unreadable, another suffix, not UTF-8, bad JSON, CSV or Parquet, a column missing.
+    """
+    path = Path(path).expanduser()
+    try:
+        form = format_of(path)
+        with path.open("rb") as file:
+            yield from read_rows(file, form, columns)
+    except TableFileError as error:
+        raise DataError(path, error.line, error.why) from None
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
 
 
 def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
@@ -87,7 +103,11 @@ def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
 
 
 def data_sha256(path: str | Path) -> str:
-    """The file's SHA-256 in hexadecimal: says in a run's provenance what it was trained on."""
+    """The file's SHA-256 in hexadecimal: a run's provenance names its data by it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -96,7 +116,7 @@ def data_sha256(path: str | Path) -> str:
 
 
 class _Misfit(Exception):
-    """A value does not fit the spec; becomes a DataError where file and line are known."""
+    """A value does not fit the spec; its reader's caller adds file and line."""
 
 
 def _read_fields(spec: TaskSpec, row: dict[str, Any]) -> dict[str, str]:
@@ -124,28 +144,29 @@ def _target_reader(spec: TaskSpec) -> Callable[[Any], str | float]:
 
 
 class _LabelReader:
-    """Label texts or positions; the first row decides which of the two the file has."""
+    """Label texts or indices; the first row decides which of the two the file has."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        self._labels, self._what = spec.labels, f"target {spec.target!r}"
-        self._may_be_positions = not any(INTEGER.fullmatch(label) for label in spec.labels)
-        self._are_positions: bool | None = None
+        self._labels = spec.labels
+        self._what = f"target {spec.target!r}"
+        self._may_be_indices = not any(INTEGER.fullmatch(label) for label in spec.labels)
+        self._are_indices: bool | None = None
 
     def __call__(self, value: Any) -> str:
         text = _as_text(self._what, value)
-        is_position = self._may_be_positions and INTEGER.fullmatch(text) is not None
-        if self._are_positions is None:
-            self._are_positions = is_position
-        label = self._at(int(text)) if is_position else text
+        is_index = self._may_be_indices and INTEGER.fullmatch(text) is not None
+        if self._are_indices is None:
+            self._are_indices = is_index
+        label = self._at(int(text)) if is_index else text
         if label not in self._labels:
             raise _Misfit(f"{self._what} is {_shown(text)}, not one of {', '.join(self._labels)}")
-        if is_position != self._are_positions:
-            first = "a label's position" if self._are_positions else "a label's text"
+        if is_index != self._are_indices:
+            first = "a label's position" if self._are_indices else "a label's text"
             raise _Misfit(f"{self._what} is {_shown(text)}, but {first} in the rows before; write all as text")
         return label
 
-    def _at(self, position: int) -> str | None:
-        return self._labels[position] if 0 <= position < len(self._labels) else None
+    def _at(self, index: int) -> str | None:
+        return self._labels[index] if 0 <= index < len(self._labels) else None
 
 
 class _ValueReader:
@@ -194,7 +215,8 @@ class _PositiveReader:
     """Texts that a server would embed: an embedding's target is another of its inputs."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        self._spec, self._what = spec, f"target {spec.target!r}"
+        self._spec = spec
+        self._what = f"target {spec.target!r}"
 
     def __call__(self, value: Any) -> str:
         text = _as_text(self._what, value)

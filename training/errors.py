@@ -7,88 +7,115 @@
     ├── RecipeError          a setting out of its range
     └── RunError             a run folder cannot be used as asked
 
-The fields are the arguments of `super().__init__`, so that every error pickles. A task spec's file that cannot be used
-is the registry's InvalidSpec: specs are its documents.
+A task spec's file that cannot be used is the registry's InvalidSpec: specs are its documents.
 """
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 
+@dataclass(eq=False)
 class TrainingError(Exception):
-    """Root of all errors of this package; catch it to report a user's mistake in one line."""
+    """Root of all errors of this package; catch it to report a user's mistake in one line.
 
-    reason = "TRAINING_ERROR"
+    A kind of error is a dataclass: its fields, its `reason`, and the format string `message`, which reads the error as
+    `{self}`. It pickles by its fields.
+    """
+
+    reason: ClassVar[str] = "TRAINING_ERROR"
+    message: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self.args = tuple(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        return self.message.format(self=self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
+@dataclass(eq=False)
 class UnknownBuiltinTask(TrainingError):
     """A task was named that is neither built in nor a TOML file."""
 
+    name: str
+    known: Iterable[str]
+    """Names of the built-in tasks; kept as a tuple."""
+
     reason = "UNKNOWN_BUILTIN_TASK"
+    message = "no built-in task {self.name!r}{self.hint}; give one of {self.names}, or a task spec's .toml file"
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        known = tuple(known)
-        super().__init__(name, known)
-        self.name, self.known = name, known
+    def __post_init__(self) -> None:
+        self.known = tuple(self.known)
+        super().__post_init__()
 
-    def __str__(self) -> str:
-        near = difflib.get_close_matches(self.name.lower()[:64], self.known, n=1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        return (
-            f"no built-in task {self.name!r}{meant}; give one of {', '.join(self.known)}, or a task spec's .toml file"
-        )
+    @property
+    def names(self) -> str:
+        """The known tasks in one line."""
+        return ", ".join(self.known)
+
+    @property
+    def hint(self) -> str:
+        """The nearest of the known names, in brackets; nothing where none is near."""
+        near = difflib.get_close_matches(self.name.lower()[:64], tuple(self.known), n=1)
+        return f" (did you mean {near[0]}?)" if near else ""
 
 
+@dataclass(eq=False)
 class DataError(TrainingError):
-    """A file of examples cannot be used. `line` counts from 1 (rows in Parquet); None is the file as a whole."""
+    """A file of examples cannot be used."""
+
+    path: str | Path
+    line: int | None
+    """From 1 (rows in Parquet); None is the file as a whole."""
+    why: str
 
     reason = "BAD_DATA"
+    message = "{self.where}: {self.why}"
 
-    def __init__(self, path: str | Path, line: int | None, why: str) -> None:
-        super().__init__(str(path), line, why)
-        self.path, self.line, self.why = str(path), line, why
+    @property
+    def where(self) -> str:
+        """The path, and the line or row where one is at fault."""
+        if self.line is None:
+            return str(self.path)
+        unit = "row" if str(self.path).lower().endswith(".parquet") else "line"
+        return f"{self.path}, {unit} {self.line}"
 
-    def __str__(self) -> str:
-        unit = "row" if self.path.lower().endswith(".parquet") else "line"
-        where = self.path if self.line is None else f"{self.path}, {unit} {self.line}"
-        return f"{where}: {self.why}"
 
-
+@dataclass(eq=False)
 class MetricError(TrainingError):
     """Predictions cannot be scored by this metric."""
 
+    metric: str
+    why: str
+
     reason = "BAD_METRIC"
-
-    def __init__(self, metric: str, why: str) -> None:
-        super().__init__(metric, why)
-        self.metric, self.why = metric, why
-
-    def __str__(self) -> str:
-        return f"metric {self.metric}: {self.why}"
+    message = "metric {self.metric}: {self.why}"
 
 
+@dataclass(eq=False)
 class RecipeError(TrainingError):
     """A training setting is out of its range."""
 
+    name: str
+    value: object
+    rule: str
+    """What holds for values that are allowed: "must be <rule>"."""
+
     reason = "BAD_RECIPE"
-
-    def __init__(self, name: str, value: object, rule: str) -> None:
-        super().__init__(name, value, rule)
-        self.name, self.value, self.rule = name, value, rule
-
-    def __str__(self) -> str:
-        return f"{self.name} must be {self.rule}, got {self.value!r}"
+    message = "{self.name} must be {self.rule}, got {self.value!r}"
 
 
+@dataclass(eq=False)
 class RunError(TrainingError):
     """A run folder cannot be used as asked."""
 
+    folder: str | Path
+    why: str
+
     reason = "BAD_RUN"
-
-    def __init__(self, folder: str | Path, why: str) -> None:
-        super().__init__(str(folder), why)
-        self.folder, self.why = str(folder), why
-
-    def __str__(self) -> str:
-        return f"{self.folder}: {self.why}"
+    message = "{self.folder}: {self.why}"

@@ -1,4 +1,4 @@
-"""What one training run needs, and whom it tells how it goes."""
+"""What one training run needs, and the callbacks by which it reports its progress."""
 
 import json
 from dataclasses import dataclass
@@ -11,18 +11,29 @@ from training.recipe import Recipe
 
 
 class Progress(Protocol):
-    """Told how a run goes; see `Silent`."""
+    """Callbacks of a run, in the order in which they come; rows are those done, of `total`."""
 
-    def ranking(self, rows: int, total: int) -> None: ...
-    def reading(self, rows: int, total: int) -> None: ...
-    def teaching(self, rows: int, total: int) -> None: ...
-    def start(self, epochs: int, steps: int) -> None: ...
-    def step(self, epoch: int, step: int, loss: float) -> None: ...
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
+    def ranking(self, rows: int, total: int) -> None:
+        """Fisher importances are computed, for a pruned start."""
+
+    def reading(self, rows: int, total: int) -> None:
+        """The backbone's activations are computed, to be kept for all epochs."""
+
+    def teaching(self, rows: int, total: int) -> None:
+        """The teacher answers the rows."""
+
+    def start(self, epochs: int, steps: int) -> None:
+        """The first epoch that is left begins; `steps` are those of one epoch."""
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """A step is done; epoch and step from 0, `loss` the mean of this epoch's steps so far."""
+
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
+        """An epoch is done and stored; `best` where its weights are the best so far."""
 
 
 class Silent:
-    """Says nothing."""
+    """Reports nothing: base of a Progress that needs some of the callbacks."""
 
     def ranking(self, rows: int, total: int) -> None: ...
     def reading(self, rows: int, total: int) -> None: ...
@@ -46,7 +57,7 @@ class Job:
     recipe: Recipe
 
     def settings(self) -> dict[str, Any]:
-        """What makes a run this run and no other, JSON-ready."""
+        """What a run is made of, JSON-ready: two runs with equal settings give equal weights."""
         settings = {
             "task": json.loads(self.spec.model_dump_json()),
             "backbone": self.backbone.fingerprint,

@@ -1,11 +1,13 @@
 """Scores of predictions: accuracy, Matthews correlation, F1, Pearson and Spearman correlation, exact match, ranks.
 
-Fractions are 0 to 1 and correlations -1 to 1, never percent. A metric's headline number has the metric's own name, so
-that "the best epoch" is `max(..., key=lambda scores: scores[metric])`. Knows no task files, models or tensors.
+`rows_to_answer` says which rows a model has to answer, `score_values` what its answers are worth. Fractions are 0 to 1
+and correlations -1 to 1, never percent. A metric's headline number has the metric's own name, so that "the best epoch"
+is `max(..., key=lambda scores: scores[metric])`. Knows no task files, models or tensors.
 """
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +16,35 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from side_registry.task import TaskSpec
+from training.data import Example, as_fields
 from training.errors import MetricError
+
+CHUNK = 1024
+"""Rows whose similarities are in memory together."""
+
+
+def rows_to_answer(spec: TaskSpec, examples: Sequence[Example]) -> list[dict[str, str]]:
+    """The rows that a model has to answer: the examples' own; for an embedding, their distinct targets after them."""
+    rows = [example.fields for example in examples]
+    if spec.kind == "embedding":
+        rows += [as_fields(spec, text) for text in dict.fromkeys(str(example.target) for example in examples)]
+    return rows
+
+
+def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+    """Score a model's answers by the spec's metric; the headline under the metric's own name.
+
+    Args:
+        values: labels, numbers, texts or vectors, one for each of `rows_to_answer(spec, examples)`.
+    Raises:
+        MetricError: as `score`.
+    """
+    targets = [example.target for example in examples]
+    if spec.kind == "embedding":
+        [field] = spec.fields
+        values = ranks([(example.fields[field], str(example.target)) for example in examples], values)
+    return score(spec.metric, values, targets, labels=spec.labels)
 
 
 def score(
@@ -59,41 +89,43 @@ def _accuracy_f1(predictions: Sequence[Any], targets: Sequence[Any], labels: Seq
         raise MetricError(
             "accuracy_f1", f"needs the task's two labels, the second is the positive one; got {len(labels)}"
         )
-    wanted = [target == labels[1] for target in targets]
-    found = [
-        prediction == labels[1] if prediction in labels else not want
-        for prediction, want in zip(predictions, wanted, strict=True)
+    right = [target == labels[1] for target in targets]
+    answered = [
+        prediction == labels[1] if prediction in labels else not positive
+        for prediction, positive in zip(predictions, right, strict=True)
     ]
-    accuracy, f1 = _share_equal(found, wanted), float(f1_score(wanted, found, zero_division=0.0))  # pyright: ignore
+    accuracy = _share_equal(answered, right)
+    f1 = float(f1_score(right, answered, zero_division=0.0))  # pyright: ignore
     return {"accuracy_f1": (accuracy + f1) / 2, "accuracy": accuracy, "f1": f1}
 
 
 def _pearson_spearman(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
     """0 where a correlation is not defined: one row, or constant predictions or targets."""
-    found, wanted = _finite("predictions", predictions), _finite("targets", targets)
-    if len(found) < 2:
+    answered = _finite("predictions", predictions)
+    right = _finite("targets", targets)
+    if len(answered) < 2:
         pearson = spearman = 0.0
     else:
         with warnings.catch_warnings():  # constant and nearly constant input
             warnings.simplefilter("ignore")
-            pearson = _zero_if_undefined(pearsonr(found, wanted).statistic)  # pyright: ignore
-            spearman = _zero_if_undefined(spearmanr(found, wanted).statistic)  # pyright: ignore
+            pearson = _zero_if_undefined(pearsonr(answered, right).statistic)  # pyright: ignore
+            spearman = _zero_if_undefined(spearmanr(answered, right).statistic)  # pyright: ignore
     return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
 def _exact_match(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
     """Runs of white space count as one space: a T5 tokenizer cannot tell them apart."""
-    found = [" ".join(str(text).split()) for text in predictions]
-    wanted = [" ".join(str(text).split()) for text in targets]
-    return {"exact_match": _share_equal(found, wanted)}
+    answered = [" ".join(str(text).split()) for text in predictions]
+    right = [" ".join(str(text).split()) for text in targets]
+    return {"exact_match": _share_equal(answered, right)}
 
 
 def _recall_at_1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
     """The share of rows whose own target ranks first."""
-    ranks = np.asarray(predictions, dtype=np.float64)
-    if not (ranks >= 1).all():
-        raise MetricError("recall_at_1", f"ranks start at 1, got {ranks.min():g}")
-    return {"recall_at_1": float(np.mean(ranks == 1)), "mrr": float(np.mean(1 / ranks))}
+    target_ranks = np.asarray(predictions, dtype=np.float64)
+    if not (target_ranks >= 1).all():
+        raise MetricError("recall_at_1", f"ranks start at 1, got {target_ranks.min():g}")
+    return {"recall_at_1": float(np.mean(target_ranks == 1)), "mrr": float(np.mean(1 / target_ranks))}
 
 
 def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
@@ -103,13 +135,13 @@ def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[st
 
 
 def _share_equal(predictions: Sequence[Any], targets: Sequence[Any]) -> float:
-    return float(np.mean([found == wanted for found, wanted in zip(predictions, targets, strict=True)]))
+    return float(np.mean([prediction == target for prediction, target in zip(predictions, targets, strict=True)]))
 
 
 def _finite(what: str, values: Sequence[Any]) -> np.ndarray:
-    for position, value in enumerate(values):
+    for index, value in enumerate(values):
         if isinstance(value, str) or not math.isfinite(value):
-            raise MetricError("pearson_spearman", f"{what}[{position}] is {value!r}, not a finite number")
+            raise MetricError("pearson_spearman", f"{what}[{index}] is {value!r}, not a finite number")
     return np.asarray(values, dtype=np.float64)
 
 
@@ -130,3 +162,33 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "mrr": _mrr,
     }
 )
+"""By name: a function of predictions, targets and labels, as `score` takes them."""
+
+
+def ranks(pairs: Sequence[tuple[str, str]], vectors: Sequence[Sequence[float]]) -> list[int]:
+    """Rank each pair's own target among all distinct targets, by how near it is to the pair's text.
+
+    1 where it is the nearest, 2 where one other is as near or nearer, and so on. Two kinds of targets are no wrong
+    answers, so not counted: the text itself, and the targets that the same text has in other pairs.
+
+    Args:
+        pairs: N texts, each with its target.
+        vectors: of length 1; the texts', in the pairs' order, and then each distinct target's, in order of appearance.
+    Returns:
+        N ranks from 1.
+    """
+    candidates = {text: index for index, text in enumerate(dict.fromkeys(target for _, target in pairs))}
+    right: defaultdict[str, set[int]] = defaultdict(set)
+    for text, target in pairs:
+        right[text] |= {candidates[target], candidates.get(text, candidates[target])}
+    matrix = np.asarray(vectors, np.float32)
+    texts = matrix[: len(pairs)]
+    targets = matrix[len(pairs) :]
+    target_ranks: list[int] = []
+    for start in range(0, len(pairs), CHUNK):
+        similarities = texts[start : start + CHUNK] @ targets.T
+        for (text, target), row in zip(pairs[start : start + CHUNK], similarities, strict=True):
+            similarity = row[candidates[target]]
+            row[list(right[text])] = -np.inf
+            target_ranks.append(1 + int(np.count_nonzero(row >= similarity)))
+    return target_ranks

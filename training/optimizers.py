@@ -34,6 +34,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of all parameters that have a gradient; the closure's loss, where there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -48,9 +49,13 @@ class ReferenceAdamW(torch.optim.Optimizer):
 def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     if not state:
         state["step"] = torch.tensor(0.0)  # a tensor, as torch's own optimizers keep it: a run folder stores it
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
     state["step"] += 1
-    step, (beta1, beta2), mean, square = float(state["step"]), group["betas"], state["exp_avg"], state["exp_avg_sq"]
+    step = float(state["step"])
+    beta1, beta2 = group["betas"]
+    mean = state["exp_avg"]
+    square = state["exp_avg_sq"]
     mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     size = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
@@ -72,11 +77,13 @@ def reference_schedule(step: int, steps: int, warmup: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[int, int, float], float]] = {"adamw": schedule, "reference": reference_schedule}
+"""By the optimizer's name."""
 
 
 def make_optimizer(
     name: OptimizerName, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over a side network's parameters."""
     if name == "reference":
         return ReferenceAdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)

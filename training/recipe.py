@@ -10,8 +10,8 @@ from ladder.structural import Order
 from side_registry.task import TaskSpec
 from training.batches import least_rows
 from training.errors import RecipeError
+from training.initialization import SAMPLES, Init
 from training.optimizers import OptimizerName
-from training.starts import SAMPLES, Init
 
 Start = Literal["fresh", "pretrained"]
 

@@ -1,4 +1,4 @@
-"""Backbone activations computed once, before the first epoch: a frozen backbone says the same in every one.
+"""Backbone activations computed once, before the first epoch: a frozen backbone computes the same in every one.
 
 Kept in bfloat16, up to a bound in bytes, shortest rows first; rows past it run through the backbone each time. The
 batches in which they are computed depend on the data alone, so that an interrupted run goes on with the same numbers.
@@ -26,46 +26,59 @@ class _Kept:
 
 
 class TapsCache:
-    """Runs the backbone for batches of training rows, or remembers that it did."""
+    """Runs the backbone for batches of training rows, or returns the activations it kept."""
 
     def __init__(
         self, backbone: Backbone, side: SideNetwork, inputs: Sequence[tuple[int, ...]], also: Sequence[int] = ()
     ) -> None:
-        """Of what `side` reads; where it has a decoder, of the encoder layers `also` too."""
-        self._backbone, self._inputs, self._depth = backbone, inputs, side.encoder_depth
+        """Keeps nothing yet; see `fill`.
+
+        Args:
+            side: the encoder blocks that it reads are kept.
+            inputs: token ids of all rows.
+            also: more encoder blocks to keep, where `side` has a decoder.
+        """
+        self._backbone = backbone
+        self._inputs = inputs
+        self._depth = side.encoder_depth
         self._decodes = side.config.has_decoder
         self._layers = tuple(sorted({*side.encoder.layers, *(also if self._decodes else ())}))
         self._kept: dict[int, _Kept] = {}
 
     def fill(self, max_bytes: int, batch_rows: int, step: Callable[[int, int], None]) -> None:
-        """Run the backbone over the rows until `max_bytes` are kept; `step` is told rows done and rows in all."""
-        order = sorted(range(len(self._inputs)), key=lambda place: len(self._inputs[place]))
+        """Run the backbone over the rows until `max_bytes` are kept.
+
+        Args:
+            batch_rows: rows of one pass.
+            step: called with rows done and rows in all.
+        """
+        order = sorted(range(len(self._inputs)), key=lambda index: len(self._inputs[index]))
         kept_bytes = 0
         for start in range(0, len(order), batch_rows):
             if kept_bytes >= max_bytes:
                 break
-            places = order[start : start + batch_rows]
-            given = run_backbone(self._backbone, [self._inputs[place] for place in places], self._depth)
-            for place, row in zip(places, self._round(given), strict=True):
-                self._kept[place] = row
+            indices = order[start : start + batch_rows]
+            backbone_pass = run_backbone(self._backbone, [self._inputs[index] for index in indices], self._depth)
+            for index, row in zip(indices, self._round(backbone_pass), strict=True):
+                self._kept[index] = row
                 kept_bytes += row.blocks.nbytes + (0 if row.first_step is None else row.first_step.nbytes)
-            step(start + len(places), len(order))
+            step(start + len(indices), len(order))
         step(len(order), len(order))
 
-    def run(self, places: Sequence[int]) -> BackbonePass:
-        """The pass over rows number `places`."""
-        inputs = [self._inputs[place] for place in places]
-        kept = [self._kept[place] for place in places if place in self._kept]
-        if len(kept) == len(places):
+    def run(self, indices: Sequence[int]) -> BackbonePass:
+        """The pass over the inputs with these indices, in this order; kept activations where all of them are kept."""
+        inputs = [self._inputs[index] for index in indices]
+        kept = [self._kept[index] for index in indices if index in self._kept]
+        if len(kept) == len(indices):
             return self._pass(kept, inputs)
         return run_backbone(self._backbone, inputs, self._depth)
 
-    def _round(self, given: BackbonePass) -> list[_Kept]:
-        """Each row's own activations, without its padding."""
-        taps = given.taps
+    def _round(self, backbone_pass: BackbonePass) -> list[_Kept]:
+        """The activations of each row, without its padding, in bfloat16."""
+        taps = backbone_pass.taps
         tensors = [taps.blocks[layer] for layer in self._layers] + ([taps.final] if self._decodes else [])
         stacked = torch.stack([t for t in tensors if t is not None]).to(torch.bfloat16) if tensors else taps.mask[None]
-        first = torch.stack(given.decoder_taps().blocks).to(torch.bfloat16) if self._decodes else None
+        first = torch.stack(backbone_pass.decoder_taps().blocks).to(torch.bfloat16) if self._decodes else None
         lengths = taps.mask.sum(1).tolist()
         return [
             _Kept(stacked[:, row, :length].clone(), None if first is None else first[:, row].clone())
@@ -73,7 +86,8 @@ class TapsCache:
         ]
 
     def _pass(self, kept: Sequence[_Kept], inputs: Sequence[tuple[int, ...]]) -> BackbonePass:
-        backbone, longest = self._backbone, max(len(ids) for ids in inputs)
+        backbone = self._backbone
+        longest = max(len(ids) for ids in inputs)
         pad = backbone.config.pad_token_id
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in inputs], device=backbone.device)
         lengths = torch.tensor([len(row) for row in inputs], device=backbone.device)
@@ -86,13 +100,13 @@ class TapsCache:
             stacked = torch.stack(padded, 1).to(backbone.dtype)
             states = dict(zip(self._layers, stacked, strict=False))
             final = stacked[-1] if self._decodes else None
-        # blocks that no rung reads are not kept; any tensor can stand in their place
+        # blocks that no rung reads are not kept; any tensor can stand in for them
         depth = len(backbone.encoder.blocks) if self._depth is None else self._depth
         blocks = tuple(states.get(layer, embeddings) for layer in range(depth))
-        given = BackbonePass(backbone, Taps(embeddings=embeddings, blocks=blocks, mask=mask, final=final))
+        backbone_pass = BackbonePass(backbone, Taps(embeddings=embeddings, blocks=blocks, mask=mask, final=final))
         if self._decodes:
-            given.preset(self._first_step(kept))
-        return given
+            backbone_pass.preset(self._first_step(kept))
+        return backbone_pass
 
     def _first_step(self, kept: Sequence[_Kept]) -> Taps:
         backbone = self._backbone

@@ -20,7 +20,7 @@ from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnsw
 from ladder.answer import score
 from ladder.backbone_pass import run_backbone
 from side_registry import Registry
-from training.evaluate import load_model
+from training.evaluation import load_model
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.1}
 """How far a number of an answer may be off, in parts of it where it is above 1: batches round differently."""

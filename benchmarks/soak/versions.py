@@ -8,8 +8,8 @@ import torch
 from benchmarks.models import Loaded
 from ladder import SideNetwork, save_side
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
-from training.evaluate import Model, make_answerer, predict
-from training.finish import expected
+from training.artifact import golden_expectation
+from training.evaluation import Model, make_answerer, predict
 from training.recipe import Recipe
 
 GOLDEN = ({"sentence": "a gripping film"}, {"sentence": "far too long for what it has to say"})
@@ -78,7 +78,8 @@ def _random(loaded: Loaded, spec: TaskSpec, head: str, seed: int) -> Model:
 
 def _examples(loaded: Loaded, model: Model, shift: float) -> tuple[GoldenExample, ...]:
     """Its answers, with `shift` added to every number."""
-    answers = [expected(each) for each in predict(model, loaded.backbone, loaded.tokenizer, list(GOLDEN))]
+    predicted = predict(model, loaded.backbone, loaded.tokenizer, list(GOLDEN))
+    answers = [golden_expectation(answer) for answer in predicted]
     shifted = [{name: _shifted(value, shift) for name, value in each.items()} for each in answers]
     return tuple(GoldenExample(fields=row, expected=each) for row, each in zip(GOLDEN, shifted, strict=True))
 

@@ -65,9 +65,9 @@ def evaluate(
     TASK may be a task spec's TOML file; in a registry or on a server also an alias or a version: sst2@canary, sst2:7.
     All three ways go through the same code, so they give the same answers.
     """
+    from training.builtin_tasks import load_task
     from training.data import read_examples
-    from training.scoring import asked, score_values
-    from training.task_files import load_task
+    from training.metrics import rows_to_answer, score_values
 
     if task.endswith(".toml"):  # as `train` takes it
         task = load_task(task).name
@@ -81,7 +81,7 @@ def evaluate(
     examples = read_examples(data, candidate.spec)
     if predictions is not None:
         _open(predictions, "a").close()  # told before the work, not after it
-    rows = asked(candidate.spec, examples)
+    rows = rows_to_answer(candidate.spec, examples)
     with progress_bar(quiet=as_json) as bars:
         bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(rows), note="")
         answers = [_plain(each) for each in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))]
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _in_run(task: str, run: str, backbone: str | None, how: How) -> Candidate:
-    from training.run import RunFolder
+    from training.run_folder import RunFolder
 
     artifact = read_artifact(run)
     if task != artifact.manifest.task:
@@ -124,7 +124,7 @@ def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candida
 
 
 def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], list[Any]]:
-    from training.evaluate import load_model, predict
+    from training.evaluation import load_model, predict
 
     device, dtype, quantize = how
     loaded, tokenizer = options.load_backbone(

@@ -166,7 +166,7 @@ def _start(
     step: Step,
 ) -> int:
     """Start a side network in place; how many rows were used."""
-    from training.starts import SAMPLES, start_side
+    from training.initialization import SAMPLES, start_side
 
     if init == "fisher" and tokenizer is None:
         raise UserError("--data needs a backbone folder with a tokenizer; give token ids by --samples-file")
@@ -191,7 +191,7 @@ def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step)
     from ladder.answerers import IGNORED
     from ladder.structural import initialise
     from ladder.trace import read_inputs
-    from training.importance import Sample, fisher
+    from training.fisher import Sample, fisher
 
     given = read_inputs(path, backbone.config, prefix="fisher_")
     if given.labels is None:

@@ -56,8 +56,8 @@ def trace(
     from ladder.trace import read_inputs
     from ladder.trace import trace as run_trace
     from side_registry import read_artifact
-    from training.evaluate import load_side_of
-    from training.run import RunFolder
+    from training.evaluation import load_side_of
+    from training.run_folder import RunFolder
 
     _check_output(output, inputs)
     artifact = read_artifact(run)

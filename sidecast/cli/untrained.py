@@ -13,7 +13,7 @@ from sidecast.cli import options
 
 def task_of(task: str | None, output: str, **values: Any) -> TaskSpec:
     """The spec of `--task`, or else one named after the output folder with the template `{text}` and `values`."""
-    from training.task_files import load_task
+    from training.builtin_tasks import load_task
 
     if task is not None:
         return load_task(task)
@@ -36,7 +36,7 @@ def write(
     output: str, side: Any, spec: TaskSpec, backbone: Any, source: str, tokenizer: Any, made: dict[str, Any]
 ) -> None:
     """The run folder; `made` is its provenance. A line on standard error where nobody can ask it a text."""
-    from training.untrained import write_run
+    from training.artifact import write_run
 
     write_run(
         output,

@@ -7,10 +7,10 @@ import torch
 
 from ladder import LabelTrie, load_backbone, load_tokenizer, run_backbone
 from side_registry import TaskSpec
+from training.builtin_tasks import load_task
 from training.data import read_examples
-from training.evaluate import length_batches
+from training.evaluation import length_batches
 from training.metrics import score
-from training.task_files import load_task
 
 QUESTIONS = {
     "movie-sentiment": "Is this review positive or negative? {sentence}",

@@ -139,10 +139,10 @@ def _read_texts(path: Path, fields: Fields) -> Iterable[Values]:
 
 
 def _read_columns(path: Path, fields: Fields) -> Iterator[Values]:
+    from training.data import iter_columns
     from training.errors import DataError
-    from training.readers import read_rows
 
-    for line, row in read_rows(path, fields):
+    for line, row in iter_columns(path, fields):
         for name, value in row.items():
             if isinstance(value, bool) or not isinstance(value, str | int | float):
                 raise DataError(path, line, f"column {name!r} holds {type(value).__name__}; give a text")

@@ -245,7 +245,7 @@ def test_interrupted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.loop.train", interrupt)
+    monkeypatch.setattr("training.trainer.train", interrupt)
     ran = house.run(f"{TRAIN} --output @/new")
     assert (ran.code, ran.out, ran.err.strip()) == (130, "", "interrupted")
 

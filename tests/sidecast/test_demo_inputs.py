@@ -460,8 +460,8 @@ def test_the_published_ratings_make_the_splits_we_report(tmp_path, monkeypatch):
 @pytest.mark.real_weights
 @pytest.mark.parametrize("task", list(dataset.TASKS))
 def test_the_trainer_reads_every_row(task, tmp_path, monkeypatch):
+    from training.builtin_tasks import load_task
     from training.data import read_examples
-    from training.task_files import load_task
 
     monkeypatch.setattr(dataset, "fetch", lambda *_: downloaded(dataset.VADER))
     made = dataset.get_dataset(tmp_path).tasks[task]

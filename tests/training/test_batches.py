@@ -13,7 +13,7 @@ from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
-    input_places,
+    input_indices,
     least_rows,
     shuffled_batches,
     target_tensor,
@@ -43,9 +43,9 @@ def test_a_batchs_inputs_are_the_first_texts_and_then_the_second_ones(tiny_t5):
     tokenizer = load_tokenizer(tiny_t5)
     rows = tokenize(MEANING, tokenizer, examples(("a", "A"), ("b", "B"), ("c", "C")))
     inputs = all_inputs(rows)
-    texts = [tokenizer.decode(inputs[place]) for place in input_places([2, 0], 2)]
+    texts = [tokenizer.decode(inputs[index]) for index in input_indices([2, 0], 2)]
     assert texts == ["c", "a", "C", "A"]
-    assert input_places([2, 0], 1) == [2, 0]
+    assert input_indices([2, 0], 1) == [2, 0]
 
 
 def test_equal_texts_have_one_number_also_where_they_were_cut_alike(tiny_t5):
@@ -63,7 +63,7 @@ def pair_rows(lengths: list[int]) -> list[TokenizedRow]:
 def test_every_row_is_in_one_batch_and_no_pair_is_alone(lengths, size, seed):
     rows = pair_rows(lengths)
     batches = list(shuffled_batches(rows, size, seed, least=2))
-    assert Counter(place for batch in batches for place in batch) == Counter(range(len(rows)))
+    assert Counter(index for batch in batches for index in batch) == Counter(range(len(rows)))
     assert all(2 <= len(batch) <= size + 1 for batch in batches)
     assert len(batches) == count_batches(len(rows), size, 2)
 

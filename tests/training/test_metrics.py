@@ -1,21 +1,23 @@
-"""Metrics against numbers worked out by hand, and what they do at the edges."""
+"""Metrics and ranks against numbers worked out by hand or by a slow loop, and what they do at the edges."""
 
 import math
 import random
 
 import pytest
 
+from side_registry.task import TaskSpec
+from training.data import Example
 from training.errors import MetricError
-from training.metrics import METRICS, score
+from training.metrics import METRICS, ranks, rows_to_answer, score, score_values
 
 LABELS = ("no", "yes")
 TARGETS = ["yes", "yes", "yes", "no", "no"]
-FOUND = ["yes", "yes", "no", "yes", "no"]  # 2 true positives, 1 false negative, 1 false positive, 1 true negative
+PREDICTIONS = ["yes", "yes", "no", "yes", "no"]  # 2 true positives, 1 false negative, 1 false positive, 1 true negative
 
 SOME: dict[str, tuple[list, list]] = {
-    "accuracy": (FOUND, TARGETS),
-    "matthews": (FOUND, TARGETS),
-    "accuracy_f1": (FOUND, TARGETS),
+    "accuracy": (PREDICTIONS, TARGETS),
+    "matthews": (PREDICTIONS, TARGETS),
+    "accuracy_f1": (PREDICTIONS, TARGETS),
     "pearson_spearman": ([0.5, 1.0, 4.0], [1.0, 2.0, 3.0]),
     "exact_match": (["a b", "c"], ["a b", "d"]),
     "recall_at_1": ([1, 3], ["a b", "d"]),
@@ -24,23 +26,23 @@ SOME: dict[str, tuple[list, list]] = {
 
 
 def test_accuracy_is_the_share_of_right_answers():
-    assert score("accuracy", FOUND, TARGETS) == {"accuracy": pytest.approx(3 / 5)}
+    assert score("accuracy", PREDICTIONS, TARGETS) == {"accuracy": pytest.approx(3 / 5)}
 
 
 def test_matthews_is_the_correlation_of_the_confusion_matrix():
     by_hand = (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)
-    assert score("matthews", FOUND, TARGETS) == {"matthews": pytest.approx(by_hand)}
+    assert score("matthews", PREDICTIONS, TARGETS) == {"matthews": pytest.approx(by_hand)}
 
 
 def test_accuracy_f1_gives_the_mean_and_both_parts():
     f1 = 2 * 2 / (2 * 2 + 1 + 1)
     by_hand = {"accuracy_f1": (3 / 5 + f1) / 2, "accuracy": 3 / 5, "f1": f1}
-    assert score("accuracy_f1", FOUND, TARGETS, labels=LABELS) == pytest.approx(by_hand)
+    assert score("accuracy_f1", PREDICTIONS, TARGETS, labels=LABELS) == pytest.approx(by_hand)
 
 
 def test_f1s_positive_class_is_the_second_label():
     f1_of_no = 2 * 1 / (2 * 1 + 1 + 1)
-    assert score("accuracy_f1", FOUND, TARGETS, labels=("yes", "no"))["f1"] == pytest.approx(f1_of_no)
+    assert score("accuracy_f1", PREDICTIONS, TARGETS, labels=("yes", "no"))["f1"] == pytest.approx(f1_of_no)
 
 
 @pytest.mark.parametrize("target", LABELS)
@@ -55,8 +57,8 @@ def test_an_invalid_output_counts_wrong(target):
 
 
 def test_pearson_spearman_gives_the_mean_and_both_parts():
-    found, wanted = SOME["pearson_spearman"]
-    scores = score("pearson_spearman", found, wanted)
+    predictions, targets = SOME["pearson_spearman"]
+    scores = score("pearson_spearman", predictions, targets)
     by_hand = 3.5 / math.sqrt(2 * (0.5**2 + 1 + 4**2 - 5.5**2 / 3))
     assert scores["pearson"] == pytest.approx(by_hand)
     assert scores["spearman"] == pytest.approx(1)
@@ -64,20 +66,20 @@ def test_pearson_spearman_gives_the_mean_and_both_parts():
 
 
 def test_correlations_run_from_minus_one_to_one():
-    wanted = [1.0, 2.0, 3.0]
-    assert score("pearson_spearman", wanted, wanted)["pearson_spearman"] == pytest.approx(1)
-    assert score("pearson_spearman", wanted[::-1], wanted)["pearson_spearman"] == pytest.approx(-1)
+    targets = [1.0, 2.0, 3.0]
+    assert score("pearson_spearman", targets, targets)["pearson_spearman"] == pytest.approx(1)
+    assert score("pearson_spearman", targets[::-1], targets)["pearson_spearman"] == pytest.approx(-1)
     assert score("matthews", ["no", "yes"], ["yes", "no"])["matthews"] == pytest.approx(-1)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("found", "wanted"),
+    ("predictions", "targets"),
     [([2.0] * 3, [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [2.0] * 3), ([2.0] * 3, [2.0] * 3), ([1.0], [1.0])],
     ids=["constant predictions", "constant targets", "both constant", "one row"],
 )
-def test_an_undefined_correlation_is_zero_without_a_warning(found, wanted):
-    assert score("pearson_spearman", found, wanted) == {"pearson_spearman": 0, "pearson": 0, "spearman": 0}
+def test_an_undefined_correlation_is_zero_without_a_warning(predictions, targets):
+    assert score("pearson_spearman", predictions, targets) == {"pearson_spearman": 0, "pearson": 0, "spearman": 0}
 
 
 @pytest.mark.filterwarnings("error")
@@ -103,8 +105,10 @@ def test_the_headline_has_the_metrics_own_name_and_all_are_plain_floats(metric):
 def test_the_order_of_rows_does_not_matter(metric):
     pairs = list(zip(*SOME[metric], strict=True))
     random.Random(0).shuffle(pairs)
-    found, wanted = zip(*pairs, strict=True)
-    assert score(metric, found, wanted, labels=LABELS) == pytest.approx(score(metric, *SOME[metric], labels=LABELS))
+    predictions, targets = zip(*pairs, strict=True)
+    assert score(metric, predictions, targets, labels=LABELS) == pytest.approx(
+        score(metric, *SOME[metric], labels=LABELS)
+    )
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
@@ -134,3 +138,75 @@ def test_f1_needs_two_labels(labels):
 def test_a_value_that_is_no_finite_number_is_an_error(value):
     with pytest.raises(MetricError, match=r"predictions\[1\] is .* not a finite number"):
         score("pearson_spearman", [1.0, value], [1.0, 2.0])
+
+
+MEANING = TaskSpec(name="meaning", kind="embedding", template="say: {text}", dimensions=2)
+EAST, NORTH, WEST = (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)
+NORTH_EAST = (0.8, 0.6)
+
+
+def examples(*pairs: tuple[str, str]) -> list[Example]:
+    return [Example(fields={"text": text}, target=target, line=line) for line, (text, target) in enumerate(pairs, 1)]
+
+
+def test_a_rank_counts_the_wrong_targets_that_are_as_near_or_nearer():
+    pairs = [("a", "A"), ("b", "B"), ("c", "C")]
+    assert ranks(pairs, [EAST, NORTH, WEST, EAST, NORTH, WEST]) == [1, 1, 1]
+    assert ranks(pairs, [NORTH_EAST, NORTH, WEST, NORTH, EAST, EAST]) == [3, 3, 3]
+
+
+def test_vectors_that_are_all_the_same_find_nothing():
+    assert ranks([("a", "A"), ("b", "B"), ("c", "C")], [EAST] * 6) == [3, 3, 3]
+
+
+def test_equal_targets_are_one_candidate_and_right_for_both():
+    assert ranks([("a", "A"), ("b", "A"), ("c", "C")], [EAST, EAST, WEST, EAST, WEST]) == [1, 1, 1]
+
+
+def test_a_texts_other_targets_and_the_text_itself_are_no_wrong_answers():
+    pairs = [("a", "A1"), ("a", "A2"), ("A1", "a")]
+    # candidates A1, A2, a; the text is nearest to itself, and then to A2
+    vectors = [EAST, EAST, NORTH, NORTH, NORTH_EAST, EAST]
+    assert ranks(pairs, vectors)[:2] == [1, 1]
+
+
+def test_ranks_are_those_of_a_slow_loop(monkeypatch):
+    monkeypatch.setattr("training.metrics.CHUNK", 7)
+    pick = random.Random(3)
+    words = [f"w{number}" for number in range(25)]
+    pairs = [(pick.choice(words), pick.choice(words)) for _ in range(40)]
+    candidates = list(dict.fromkeys(target for _, target in pairs))
+    vectors = [[pick.gauss(0, 1) for _ in range(6)] for _ in range(len(pairs) + len(candidates))]
+    slow = []
+    for index, (text, target) in enumerate(pairs):
+        right = {other for this, other in pairs if this == text} | {text}
+        near = {
+            candidate: sum(a * b for a, b in zip(vectors[index], vectors[len(pairs) + number], strict=True))
+            for number, candidate in enumerate(candidates)
+        }
+        wrong = [candidate for candidate in candidates if candidate not in right]
+        slow.append(1 + sum(near[candidate] >= near[target] for candidate in wrong))
+    assert ranks(pairs, vectors) == slow
+    assert max(slow) > 1
+
+
+def test_recall_and_mrr_by_hand():
+    predictions, targets = [1, 2, 4, 1], ["a", "b", "c", "d"]
+    both = {"recall_at_1": 0.5, "mrr": pytest.approx((1 + 1 / 2 + 1 / 4 + 1) / 4)}
+    assert score("recall_at_1", predictions, targets) == both
+    assert list(score("mrr", predictions, targets).items()) == [("mrr", both["mrr"]), ("recall_at_1", 0.5)]
+    with pytest.raises(MetricError, match="ranks start at 1"):
+        score("mrr", [0, 1], ["a", "b"])
+
+
+def test_what_is_asked_is_each_text_and_each_distinct_target():
+    rows = examples(("a", "A"), ("b", "A"), ("c", "C"))
+    assert rows_to_answer(MEANING, rows) == [{"text": text} for text in ("a", "b", "c", "A", "C")]
+    values = [EAST, NORTH, WEST, EAST, WEST]
+    assert score_values(MEANING, values, rows) == {"recall_at_1": pytest.approx(2 / 3), "mrr": pytest.approx(2.5 / 3)}
+
+
+def test_other_kinds_are_asked_their_rows_alone():
+    spec = TaskSpec(name="a", kind="text", template="{text}")
+    assert rows_to_answer(spec, examples(("a", "A"))) == [{"text": "a"}]
+    assert score_values(spec, ["A", "x"], examples(("a", "A"), ("b", "B"))) == {"exact_match": 0.5}

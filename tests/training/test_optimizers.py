@@ -27,8 +27,8 @@ def stored_steps(variant: str, recipe: Recipe):
     optimizer = make_optimizer(recipe.optimizer, stored.side.parameters(), recipe.learning_rate, recipe.weight_decay)
     losses = []
     for step, (ids, labels) in enumerate(zip(inputs["train_input_ids"], inputs["train_labels"], strict=True)):
-        given = BackbonePass(backbone, backbone.encode(ids, torch.ones_like(ids, dtype=torch.bool)))
-        loss = Generate(max_new_tokens=1, decode=str).loss(given, stored.side, labels)
+        backbone_pass = BackbonePass(backbone, backbone.encode(ids, torch.ones_like(ids, dtype=torch.bool)))
+        loss = Generate(max_new_tokens=1, decode=str).loss(backbone_pass, stored.side, labels)
         rate = recipe.learning_rate * SCHEDULES[recipe.optimizer](step, STEPS, recipe.warmup)
         update(stored.side, optimizer, loss, rate, recipe.clip)
         losses.append(loss.item())

@@ -10,10 +10,10 @@ from ladder import LabelTrie, SideNetwork, load_backbone, load_side, load_tokeni
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError
-from training.evaluate import load_model, make_answerer
-from training.loop import train
+from training.evaluation import load_model, make_answerer
 from training.optimizers import make_optimizer, update
 from training.recipe import Recipe
+from training.trainer import train
 
 SENTENCES = ["ab", "aabba", "bbbbbbb", "the quick fox"]
 LABELS = toy.CLASSES.model_copy(update={"labels": ("aa", "ab", "b", "cde")})
@@ -40,10 +40,10 @@ def side(request, tmp_path, backbone) -> SideNetwork:
     return load_side(tmp_path / "side.safetensors", backbone.config)
 
 
-def alone(backbone, ids, told):
+def alone(backbone, ids, decoder_ids):
     """(T, V) logits of the backbone itself, the plain way."""
     read = torch.tensor([ids])
-    return backbone(read, torch.ones_like(read, dtype=torch.bool), torch.tensor([told]))[0].detach()
+    return backbone(read, torch.ones_like(read, dtype=torch.bool), torch.tensor([decoder_ids]))[0].detach()
 
 
 def test_text_is_the_backbones_own(backbone, tokenizer, side):
@@ -53,24 +53,24 @@ def test_text_is_the_backbones_own(backbone, tokenizer, side):
 def check_text(backbone, tokenizer, side):
     inputs = [tuple(tokenizer.encode(text)) for text in SENTENCES]
     answers = make_answerer(toy.TEXTS, side, tokenizer).answer(run_backbone(backbone, inputs), side)
-    for ids, given in zip(inputs, answers, strict=True):
-        told = [0]
-        while len(told) <= toy.TEXTS.max_new_tokens and (len(told) == 1 or told[-1] != 1):
-            told.append(int(alone(backbone, ids, told)[-1].argmax()))
-        assert list(given.tokens) == [token for token in told[1:] if token != 1]
+    for ids, answer in zip(inputs, answers, strict=True):
+        decoder_ids = [0]
+        while len(decoder_ids) <= toy.TEXTS.max_new_tokens and (len(decoder_ids) == 1 or decoder_ids[-1] != 1):
+            decoder_ids.append(int(alone(backbone, ids, decoder_ids)[-1].argmax()))
+        assert list(answer.tokens) == [token for token in decoder_ids[1:] if token != 1]
 
 
 def test_labels_rank_as_the_backbones_own_and_hardly_move(backbone, tokenizer, side):
     inputs = [tuple(tokenizer.encode(text)) for text in SENTENCES]
     words = LabelTrie(tuple(tuple(tokenizer.encode(label)) for label in LABELS.labels))
     answerer = make_answerer(LABELS, side, tokenizer)
-    given = answerer.log_probabilities(run_backbone(backbone, inputs), side).exp()
-    for ids, ours in zip(inputs, given, strict=True):
-        own = words.log_probabilities(
+    probabilities = answerer.log_probabilities(run_backbone(backbone, inputs), side).exp()
+    for ids, ours in zip(inputs, probabilities, strict=True):
+        expected = words.log_probabilities(
             lambda prefix, tokens, ids=ids: alone(backbone, ids, [0, *prefix])[-1:, list(tokens)]
         )[0].exp()
-        assert ours.argsort().tolist() == own.argsort().tolist()
-        assert_close(ours, own, atol=0.05, rtol=0)
+        assert ours.argsort().tolist() == expected.argsort().tolist()
+        assert_close(ours, expected, atol=0.05, rtol=0)
 
 
 def test_gradients_reach_the_whole_side_network(backbone, tokenizer):
@@ -78,9 +78,9 @@ def test_gradients_reach_the_whole_side_network(backbone, tokenizer):
     side.silence()
     before = {name: parameter.detach().clone() for name, parameter in side.named_parameters()}
     answerer, optimizer = make_answerer(toy.TEXTS, side, tokenizer), make_optimizer("adamw", side.parameters(), 1e-3, 0)
-    given = run_backbone(backbone, [tuple(tokenizer.encode(text)) for text in SENTENCES])
+    backbone_pass = run_backbone(backbone, [tuple(tokenizer.encode(text)) for text in SENTENCES])
     for _ in range(2):  # the first step moves the upsample, and so lets the second one through
-        loss = answerer.loss(given, side, torch.tensor([[9, 8, 1]] * 4))
+        loss = answerer.loss(backbone_pass, side, torch.tensor([[9, 8, 1]] * 4))
         update(side, optimizer, loss, 1e-3, 1.0)
     still = [name for name, parameter in side.named_parameters() if torch.equal(parameter, before[name])]
     assert still == []

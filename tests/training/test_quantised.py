@@ -12,9 +12,9 @@ from tests import tiny
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RunError
-from training.evaluate import load_model, predict
-from training.loop import train
-from training.starts import start_side
+from training.evaluation import load_model, predict
+from training.initialization import start_side
+from training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,13 @@ def tokenizer(folder):
     return load_tokenizer(folder)
 
 
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory, backbone, tokenizer):
+    """Of a short run on each quantised backbone."""
+    folder = tmp_path_factory.mktemp("run")
+    return train(toy.job(folder, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), folder / "run")
+
+
 @pytest.mark.parametrize("head", ["linear", slow("text")])
 def test_it_learns_and_leaves_the_backbone_as_it_was(backbone, tokenizer, tmp_path, head):
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
@@ -43,20 +50,19 @@ def test_it_learns_and_leaves_the_backbone_as_it_was(backbone, tokenizer, tmp_pa
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_run_answers_on_its_own_backbone_and_is_refused_on_another(folder, backbone, tokenizer, tmp_path):
-    artifact = train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=1), tmp_path / "run")
+def test_a_run_answers_on_its_own_backbone_and_is_refused_on_another(folder, backbone, tokenizer, artifact):
     model = load_model(artifact, backbone, tokenizer)
     rows = [example.fields for example in artifact.manifest.examples]
     answers = predict(model, backbone, tokenizer, rows)
-    assert [answer.label for answer in answers] == [each.expected["label"] for each in artifact.manifest.examples]
+    assert [answer.label for answer in answers] == [example.expected["label"] for example in artifact.manifest.examples]
     with pytest.raises(RunError, match=f"load it with --quantize {backbone.quantization}"):
         load_model(artifact, load_backbone(folder), tokenizer)
 
 
-def test_a_run_goes_on_with_the_same_bits_only(folder, backbone, tokenizer, tmp_path):
-    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=1), tmp_path / "run")
+def test_a_run_goes_on_with_the_same_bits_only(folder, tokenizer, artifact, tmp_path):
+    whole = toy.job(tmp_path, toy.CLASSES, load_backbone(folder), tokenizer, count=16, epochs=1)
     with pytest.raises(RunError, match="another backbone, quantize"):
-        train(toy.job(tmp_path, toy.CLASSES, load_backbone(folder), tokenizer, epochs=1), tmp_path / "run")
+        train(whole, artifact.folder)
 
 
 @pytest.mark.parametrize("init", ["magnitude", "fisher"])
@@ -74,7 +80,9 @@ def test_structural_starts_read_the_matrices_as_they_are_multiplied(backbone, to
 
 
 def test_a_manifest_from_before_quantisation_reads_as_of_a_whole_backbone(folder, tokenizer, tmp_path):
-    artifact = train(toy.job(tmp_path, toy.CLASSES, load_backbone(folder), tokenizer, epochs=1), tmp_path / "run")
+    artifact = train(
+        toy.job(tmp_path, toy.CLASSES, load_backbone(folder), tokenizer, count=8, epochs=1), tmp_path / "run"
+    )
     document = read_artifact(artifact.folder).manifest.model_dump(mode="json")
     assert document["backbone"].pop("quantization") == "none"
     assert Manifest.model_validate(document).backbone == artifact.manifest.backbone

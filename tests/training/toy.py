@@ -6,7 +6,7 @@ from pathlib import Path
 
 from side_registry.task import TaskSpec
 from training.data import read_labelled
-from training.loop import Job
+from training.job import Job
 from training.recipe import Recipe
 
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))

@@ -10,9 +10,9 @@ from side_registry.errors import InvalidSpec
 from side_registry.task import METRICS as KNOWN_METRICS
 from side_registry.task import TaskSpec
 from tests.paths import glue_file
+from training.builtin_tasks import FOLDER, builtin_tasks, load_task
 from training.errors import DataError, MetricError, TrainingError, UnknownBuiltinTask
 from training.metrics import METRICS
-from training.task_files import FOLDER, builtin_tasks, load_task
 
 TASKS = builtin_tasks()
 GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}

@@ -46,7 +46,7 @@ def fisher(
 
     Args:
         encoder_only: leave the decoder's matrices out, for side networks without a decoder.
-        progress: told samples done and samples in all.
+        progress: called with samples done and samples in all.
 
     Raises:
         SideConfigError: a backbone that cannot say what its loss is, or cannot be pruned.
@@ -102,7 +102,8 @@ class _Sums:
         """Run `batch` forward and backward, once."""
         device = self.backbone.device
         config = self.backbone.config
-        ids, labels = _pad([row.source for row in batch], device), _pad([row.target for row in batch], device)
+        ids = _pad([row.source for row in batch], device)
+        labels = _pad([row.target for row in batch], device)
         mask = ids != IGNORED
         ids = ids.masked_fill(~mask, config.pad_token_id)
         decoder_ids = F.pad(labels, (1, -1), value=config.decoder_start_token_id)
@@ -111,7 +112,7 @@ class _Sums:
         logits = functional_call(self.backbone, weights, (ids, mask, decoder_ids))
         logits.retain_grad()
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        (losses.sum(1) / (labels != IGNORED).sum(1)).sum().backward()  # no row's loss knows of another row
+        (losses.sum(1) / (labels != IGNORED).sum(1)).sum().backward()  # a row's loss depends on that row alone
         assert logits.grad is not None
         self._add_tables(torch.cat([ids, decoder_ids], 1), logits.grad)
 

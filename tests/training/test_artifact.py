@@ -10,10 +10,10 @@ import torch
 from ladder import SideConfig, SideNetwork, load_backbone
 from side_registry.manifest import MANIFEST, NO_TOKENIZER, SIDE_NETWORK, read_artifact
 from tests.training import toy
+from training.artifact import write_run
 from training.errors import RecipeError, RunError
-from training.evaluate import load_side_of
-from training.run import SETTINGS, RunFolder
-from training.untrained import write_run
+from training.evaluation import load_side_of
+from training.run_folder import SETTINGS, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_the_folder_is_a_finished_runs(backbone, tmp_path: Path) -> None:
     assert (manifest.task, manifest.tokenizer_fingerprint, manifest.examples) == ("echo", "none", ())
     assert manifest.provenance["made_by"] == "here"
     assert len(manifest.run_id) == 16
-    found = load_side_of(artifact, backbone)
-    assert found.config == side.config
-    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in side.state_dict().items())
+    stored = load_side_of(artifact, backbone)
+    assert stored.config == side.config
+    assert all(torch.equal(stored.state_dict()[name], tensor) for name, tensor in side.state_dict().items())
 
 
 def test_the_same_again_changes_nothing(backbone, tmp_path: Path) -> None:

@@ -1,17 +1,26 @@
-"""Where a side network starts, and that the trainer starts it there, once."""
+"""Where a side network starts: pruned, at the targets, at the words; and that the trainer starts it there, once."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ladder import SideConfigError, SideNetwork, load_backbone, load_side, load_tokenizer
+from ladder import Embed, SideConfigError, SideNetwork, load_backbone, load_side, load_tokenizer, run_backbone
 from ladder.structural import initialise
 from tests.training import toy
 from training.errors import RecipeError
-from training.importance import fisher
-from training.loop import Silent, train
+from training.fisher import fisher
+from training.initialization import (
+    check_start,
+    draw_samples,
+    start_at_targets,
+    start_at_words,
+    start_side,
+    target_text,
+    whitening,
+)
+from training.job import Silent
 from training.recipe import Recipe
-from training.starts import check_start, draw_samples, start_side, target_text
+from training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def test_trainer_starts_there_once(tmp_path, backbone, tokenizer, init, monkeypa
         samples=10,
         seed=job.recipe.seed,
     )
-    monkeypatch.setattr("training.loop.start_side", None)  # going on must not start again
+    monkeypatch.setattr("training.trainer.start_side", None)  # going on must not start again
     artifact = train(job, tmp_path / "run")
     assert artifact.manifest.provenance["recipe"]["init"] == init
     trained = load_side(tmp_path / "run" / "side_network.safetensors", backbone.config)
@@ -155,3 +164,52 @@ def test_settings_of_another_start_are_told(unused, rule):
 def test_settings_out_of_range_say_the_rule(wrong):
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+def test_whitened_rows_differ_alike_in_all_directions_where_rows_are_many():
+    torch.manual_seed(0)
+    rows = torch.randn(4000, 6) @ torch.diag(torch.tensor([9.0, 8.0, 8.0, 7.0, 0.01, 0.01])) @ torch.randn(6, 6)
+    rows = rows - rows.mean(0)
+    white = rows @ whitening(rows, 3).T
+    assert_close(
+        white.T @ white / len(rows) * 3, torch.diag(torch.diag(white.T @ white / len(rows) * 3)), atol=1e-2, rtol=0
+    )
+    deviations = white.std(0)
+    assert deviations.max() / deviations.min() < 2
+    assert rows.std(0).max() > 5
+
+
+def test_directions_that_are_not_there_are_zero():
+    rows = torch.randn(5, 4)
+    weights = whitening(rows - rows.mean(0), 7)
+    assert weights.shape == (7, 4)
+    assert torch.equal(weights[4:], torch.zeros(3, 4))
+    assert torch.isfinite(whitening(torch.zeros(3, 4), 2)).all()
+
+
+def test_an_embedding_starts_as_the_whitened_mean_of_the_words_alone(backbone, tokenizer):
+    side = SideNetwork(Recipe(reduction=4).side_config(toy.PAIRS), backbone.config).eval()
+    inputs = [tuple(tokenizer.encode(str(row["sentence"]))) for row in toy.rows(toy.PAIRS, 20)]
+    start_at_words(side, backbone, inputs)
+    means = torch.stack([backbone.embed(torch.tensor(ids)).mean(0) for ids in inputs])
+    center = means.mean(0)
+    expected = torch.nn.functional.normalize((means - center) @ whitening(means - center, 8).T, dim=-1)
+    vectors = Embed().vectors(run_backbone(backbone, inputs, side.encoder_depth), side)
+    assert_close(vectors, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_an_embeddings_linear_head_reads_words():
+    assert Recipe().side_config(toy.PAIRS).words
+    assert not Recipe(head="mlp").side_config(toy.PAIRS).words
+    assert not Recipe().side_config(toy.CLASSES).words
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_regression_head_starts_at_the_mean_target(tmp_path, backbone, tokenizer, head):
+    job = toy.job(tmp_path, toy.VALUES, backbone, tokenizer, head=head)
+    targets = torch.tensor([float(example.target) for example in job.training.examples])
+    side = new_side(job)
+    assert start_at_targets(side, job.training.examples) == pytest.approx(targets.std(correction=0).item())
+    last = side.head.out if head == "mlp" else side.head
+    assert last.bias.item() == pytest.approx(targets.mean().item())
+    assert start_at_targets(side, job.training.examples[:1]) == 1

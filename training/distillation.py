@@ -1,10 +1,10 @@
-"""Distillation: a side network learns from a teacher's answers beside the rows' targets, or instead of them.
+"""Distillation: a side network learns from a teacher's answers as well as from the rows' targets, or from them alone.
 
 The loss is (1 - w) * task loss + w * T^2 * KL(teacher || student), both distributions softened by the temperature T
 (Hinton et al., arXiv:1503.02531); over the labels for classification, over the vocabulary at each token for text. For
 regression it is the mean squared error to the teacher's values.
 
-A frozen teacher says the same in every epoch: its labels and values are computed once, before the first. A text's
+A frozen teacher answers the same in every epoch: its labels and values are computed once, before the first. A text's
 distributions are too large to keep, and are computed with each batch.
 """
 
@@ -34,9 +34,9 @@ from ladder.answerers import IGNORED, forced_taps
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.task import TaskSpec
 from training.errors import RecipeError, RunError
-from training.evaluate import BATCH_TOKENS, Model, length_batches, load_model
+from training.evaluation import BATCH_TOKENS, Model, length_batches, load_model
 from training.recipe import Recipe
-from training.run import SETTINGS
+from training.run_folder import SETTINGS
 
 Tokens = tuple[int, ...]
 
@@ -46,10 +46,10 @@ class Teacher:
     """A frozen model that answers the same task: a backbone's own LM head, or a side network of the run's backbone."""
 
     identity: str
-    """What tells it from any other; a run goes on with the same teacher only."""
+    """Names the teacher's weights: a run goes on with the same teacher only."""
     backbone: Backbone
     trie: LabelTrie | None = None
-    """Where its LM head is to say labels."""
+    """The labels as token ids, where its LM head answers a classification."""
     model: Model | None = None
     """The side network; None where the LM head itself answers."""
 
@@ -63,32 +63,37 @@ class Teacher:
         """Encoder blocks of the run's own backbone that it reads."""
         return () if self.model is None else self.model.side.encoder.layers
 
-    def answers(self, given: BackbonePass) -> Tensor:
-        """Its log probabilities of the labels, (B, K), or its values, (B,); float32."""
+    def answers(self, backbone_pass: BackbonePass) -> Tensor:
+        """Its log probabilities of the labels, (B, labels), or its values, (B,); float32.
+
+        Args:
+            backbone_pass: of the teacher's own backbone over B rows.
+        """
         if self.model is None:
             assert self.trie is not None
-            return self.trie.log_probabilities(lambda prefix, tokens: _said(given, prefix, tokens))
+            return self.trie.log_probabilities(lambda prefix, tokens: _own_logits(backbone_pass, prefix, tokens))
         side, answerer = self.model.side, self.model.answerer
         if isinstance(answerer, Classify):
-            return answerer.log_probabilities(given, side)
+            return answerer.log_probabilities(backbone_pass, side)
         assert isinstance(answerer, Regress)
-        return answerer.values(given, side)
+        return answerer.values(backbone_pass, side)
 
-    def token_logits(self, given: BackbonePass, targets: Tensor) -> Tensor:
-        """Its logits (B, T, V) of each token of the targets (B, T), told those before."""
-        taps = forced_taps(given, targets)
+    def token_logits(self, backbone_pass: BackbonePass, targets: Tensor) -> Tensor:
+        """Its logits (B, T, V) for each token of the targets (B, T), when it reads the tokens before it."""
+        backbone = backbone_pass.backbone
+        taps = forced_taps(backbone_pass, targets)
         if self.model is None:
             assert taps.final is not None
-            return given.backbone.logits(taps.final)
-        side, mask = self.model.side, given.taps.mask
-        return given.backbone.logits(side.decode(taps, side.encode(given.taps), mask))
+            return backbone.logits(taps.final)
+        side = self.model.side
+        return backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), backbone_pass.taps.mask))
 
 
-def _said(given: BackbonePass, prefix: Tokens, tokens: Tokens) -> Tensor:
-    """(B, N) logits of the backbone itself."""
-    state = given.decoder_taps(prefix).final
+def _own_logits(backbone_pass: BackbonePass, prefix: Tokens, tokens: Tokens) -> Tensor:
+    """(B, N) logits of the backbone itself for N tokens after `prefix`."""
+    state = backbone_pass.decoder_taps(prefix).final
     assert state is not None
-    return given.backbone.logits(state[:, -1], torch.tensor(tokens, device=state.device))
+    return backbone_pass.backbone.logits(state[:, -1], torch.tensor(tokens, device=state.device))
 
 
 def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer) -> Teacher:
@@ -106,24 +111,25 @@ def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tok
         raise RunError(folder, "is not finished, so it cannot teach; run it again to its end")
     if spec.kind not in ("classification", "text"):
         raise RecipeError("teacher", source, f"a finished run's folder for {spec.kind}: an LM head says words alone")
-    speaker, identity = backbone, "backbone"
+    model = backbone
+    identity = "backbone"
     if source != "backbone":
-        speaker = load_backbone(source, device=backbone.device, dtype=str(backbone.dtype).removeprefix("torch."))
-        identity = speaker.fingerprint
+        model = load_backbone(source, device=backbone.device, dtype=str(backbone.dtype).removeprefix("torch."))
+        identity = model.fingerprint
         if load_tokenizer(source).fingerprint != tokenizer.fingerprint:
             raise RecipeError("teacher", source, f"a model with the tokenizer of {backbone.name}")
-    if not speaker.config.num_decoder_layers:
+    if not model.config.num_decoder_layers:
         raise RecipeError("teacher", source, "a run's folder or a backbone with a decoder: this one says nothing")
     words = tuple(map(tuple, tokenizer.encode_targets(spec.labels)))
-    return Teacher(identity=identity, backbone=speaker, trie=LabelTrie(words) if words else None)
+    return Teacher(identity=identity, backbone=model, trie=LabelTrie(words) if words else None)
 
 
 def _from_run(folder: Path, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer) -> Teacher:
     artifact = read_artifact(folder)
-    theirs = artifact.manifest.spec
     for name in ("kind", "template", "labels"):
-        if getattr(theirs, name) != getattr(spec, name):
-            raise RunError(folder, f"cannot teach {spec.name}: its task has another {name}, {getattr(theirs, name)!r}")
+        taught = getattr(artifact.manifest.spec, name)
+        if taught != getattr(spec, name):
+            raise RunError(folder, f"cannot teach {spec.name}: its task has another {name}, {taught!r}")
     model = load_model(artifact, backbone, tokenizer)
     return Teacher(identity=f"sha256:{artifact.manifest.files[SIDE_NETWORK].sha256}", backbone=backbone, model=model)
 
@@ -132,48 +138,72 @@ class Distillation:
     """The loss of a run that has a teacher."""
 
     def __init__(self, teacher: Teacher, inputs: Sequence[Tokens], *, weight: float, temperature: float) -> None:
-        """`inputs` are the training rows' token ids."""
-        self._teacher, self._inputs = teacher, inputs
-        self._weight, self._temperature = weight, temperature
-        self._lessons: Tensor | None = None
+        """Nothing is computed yet.
+
+        Args:
+            inputs: the training rows' token ids.
+            weight: w, the teacher's share of the loss, within 0 and 1.
+            temperature: T, above 0; regression uses none.
+        """
+        self._teacher = teacher
+        self._inputs = inputs
+        self._weight = weight
+        self._temperature = temperature
+        self._answers: Tensor | None = None
 
     @torch.no_grad()
     def prepare(self, step: Callable[[int, int], None]) -> None:
-        """Ask the teacher about every row; `step` is told rows done and rows in all."""
-        parts, order = [], []
-        for places in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
-            given = run_backbone(self._teacher.backbone, [self._inputs[place] for place in places], self._teacher.depth)
-            parts.append(self._teacher.answers(given))
-            order += places
+        """Compute the teacher's answers to every row, for classification and regression.
+
+        Args:
+            step: called with rows done and rows in all.
+        """
+        teacher = self._teacher
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for indices in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
+            inputs = [self._inputs[index] for index in indices]
+            parts.append(teacher.answers(run_backbone(teacher.backbone, inputs, teacher.depth)))
+            order += indices
             step(len(order), len(self._inputs))
         answers = torch.cat(parts)
-        self._lessons = torch.empty_like(answers)
-        self._lessons[order] = answers
+        self._answers = torch.empty_like(answers)
+        self._answers[order] = answers
 
     def loss(
-        self, answerer: Answerer, given: BackbonePass, side: SideNetwork, targets: Tensor, places: Sequence[int]
+        self, answerer: Answerer, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor, rows: Sequence[int]
     ) -> Tensor:
-        """Of one batch: as the answerer's own, and `places` are its rows among the inputs."""
-        if isinstance(answerer, Generate):
-            return self._of_tokens(given, side, targets, places)
-        assert self._lessons is not None
-        lessons = self._lessons[list(places)]
-        if isinstance(answerer, Classify):
-            student = answerer.log_probabilities(given, side)
-            return self._mix(F.nll_loss(student, targets), divergence(student, lessons, self._temperature))
-        assert isinstance(answerer, Regress)
-        values, unit = answerer.values(given, side), answerer.unit
-        return self._mix(F.mse_loss(values / unit, targets / unit), F.mse_loss(values / unit, lessons / unit))
+        """The mixed loss of one batch, a scalar.
 
-    def _of_tokens(self, given: BackbonePass, side: SideNetwork, targets: Tensor, places: Sequence[int]) -> Tensor:
-        backbone, real = given.backbone, targets != IGNORED
-        state = side.decode(forced_taps(given, targets), side.encode(given.taps), given.taps.mask)
+        Args:
+            answerer, backbone_pass, side, targets: as the answerer's own loss takes them.
+            rows: indices of the batch's rows among the inputs.
+        """
+        if isinstance(answerer, Generate):
+            return self._token_loss(backbone_pass, side, targets, rows)
+        assert self._answers is not None
+        teacher = self._answers[list(rows)]
+        if isinstance(answerer, Classify):
+            student = answerer.log_probabilities(backbone_pass, side)
+            return self._mix(F.nll_loss(student, targets), divergence(student, teacher, self._temperature))
+        assert isinstance(answerer, Regress)
+        unit = answerer.unit
+        values = answerer.values(backbone_pass, side) / unit
+        return self._mix(F.mse_loss(values, targets / unit), F.mse_loss(values, teacher / unit))
+
+    def _token_loss(
+        self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor, rows: Sequence[int]
+    ) -> Tensor:
+        backbone = backbone_pass.backbone
+        taps = backbone_pass.taps
+        real = targets != IGNORED
+        state = side.decode(forced_taps(backbone_pass, targets), side.encode(taps), taps.mask)
         student = backbone.logits(state[real]).float()
         with torch.no_grad():
-            read = given
+            teacher_pass = backbone_pass
             if self._teacher.backbone is not backbone:
-                read = run_backbone(self._teacher.backbone, [self._inputs[place] for place in places])
-            teacher = self._teacher.token_logits(read, targets)[real].float()
+                teacher_pass = run_backbone(self._teacher.backbone, [self._inputs[row] for row in rows])
+            teacher = self._teacher.token_logits(teacher_pass, targets)[real].float()
         shared = min(student.shape[-1], teacher.shape[-1])  # rows past the tokenizer's are padding of their matrices
         soft = divergence(student[:, :shared], teacher[:, :shared], self._temperature)
         return self._mix(F.cross_entropy(student, targets[real]), soft)
@@ -183,15 +213,19 @@ class Distillation:
 
 
 def distillation_of(recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens]) -> Distillation | None:
+    """The distillation that a recipe asks for; None without a teacher."""
     if teacher is None:
         return None
     return Distillation(teacher, inputs, weight=recipe.distill, temperature=recipe.distill_temperature)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student), the mean over rows; both (N, K), logits or log probabilities.
+    """T^2 * KL(teacher || student), the mean over rows.
 
     T^2 keeps the gradients' size whatever the temperature.
+
+    Args:
+        student, teacher: (N, K), logits or log probabilities.
     """
     log_student = torch.log_softmax(student / temperature, -1)
     log_teacher = torch.log_softmax(teacher / temperature, -1)

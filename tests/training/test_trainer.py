@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from torch.testing import assert_close
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
+from tests import tiny
 from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError, RunError
-from training.evaluate import load_model, predict, score_answers
-from training.loop import Silent, train
+from training.evaluation import load_model, predict, score_answers
+from training.job import Silent
+from training.metrics import rows_to_answer
 from training.recipe import Recipe
-from training.scoring import asked
 from training.taps_cache import TapsCache
+from training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,15 @@ def backbone(tiny_t5: Path):
 @pytest.fixture(scope="module")
 def tokenizer(tiny_t5: Path):
     return load_tokenizer(tiny_t5)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, backbone, tokenizer):
+    """A small job, its artifact, and the backbone's fingerprint before it was run."""
+    folder = tmp_path_factory.mktemp("finished")
+    job = toy.job(folder, toy.CLASSES, backbone, tokenizer, count=16, epochs=1)
+    before = fingerprint(backbone.config, dict(backbone.state_dict()))
+    return job, train(job, folder / "run"), before
 
 
 class Interrupted(Exception):
@@ -62,27 +74,23 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
     assert artifact.manifest.metrics[spec.metric] >= least
     model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
     examples = job.validation.examples
-    answers = predict(model, backbone, tokenizer, asked(spec, examples))
+    answers = predict(model, backbone, tokenizer, rows_to_answer(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == pytest.approx(artifact.manifest.metrics[spec.metric])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("spec", "at"),
-    [(toy.CLASSES, (0, 3)), (toy.VALUES, (1, 5)), (toy.TEXTS, (1, 0)), (toy.PAIRS, (1, 3))]
-    + [slow(toy.CLASSES, at) for at in ((1, 0), (1, 5))]
-    + [slow(toy.VALUES, at) for at in ((0, 3), (1, 0))]
-    + [slow(toy.TEXTS, at) for at in ((0, 3), (1, 5))],
-    ids=lambda given: getattr(given, "kind", str(given)),
-)
-def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec, at):
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS, toy.PAIRS], ids=lambda spec: spec.kind)
+def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec):
+    """In the first epoch, at the begin of the second, and at its end."""
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=48)
     whole = train(job, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        train(job, tmp_path / "broken", InterruptAfter(*at))
-    again = train(job, tmp_path / "broken")
-    assert again.side_network.read_bytes() == whole.side_network.read_bytes()
-    assert again.manifest.examples == whole.manifest.examples
+    for epoch, step in ((0, 3), (1, 0), (1, 5)):
+        folder = tmp_path / f"broken {epoch} {step}"
+        with pytest.raises(Interrupted):
+            train(job, folder, InterruptAfter(epoch, step))
+        again = train(job, folder)
+        assert again.side_network.read_bytes() == whole.side_network.read_bytes()
+        assert again.manifest.examples == whole.manifest.examples
 
 
 def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokenizer):
@@ -119,9 +127,8 @@ def test_cache_bound_is_kept_and_every_row_still_trains(tmp_path, backbone, toke
         assert other.manifest.metrics["loss"] == pytest.approx(none.manifest.metrics["loss"], rel=0.05)
 
 
-def test_training_leaves_the_backbone_unchanged(tmp_path, backbone, tokenizer):
-    before = fingerprint(backbone.config, dict(backbone.state_dict()))
-    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+def test_training_leaves_the_backbone_unchanged(finished, backbone):
+    _, _, before = finished
     assert fingerprint(backbone.config, dict(backbone.state_dict())) == before
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
@@ -143,16 +150,15 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, backbone, tokeniz
     assert first == same != other
 
 
-def test_finished_run_is_returned_as_it_is(tmp_path, backbone, tokenizer):
-    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1)
-    first = train(job, tmp_path / "run")
-    assert train(job, tmp_path / "run", InterruptAfter(0, 0)).manifest_bytes == first.manifest_bytes
+def test_finished_run_is_returned_as_it_is(finished):
+    job, first, _ = finished
+    assert train(job, first.folder, InterruptAfter(0, 0)).manifest_bytes == first.manifest_bytes
 
 
-def test_folder_of_another_run_is_refused(tmp_path, backbone, tokenizer):
-    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+def test_folder_of_another_run_is_refused(finished):
+    job, first, _ = finished
     with pytest.raises(RunError, match="another recipe"):
-        train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=2), tmp_path / "run")
+        train(replace(job, recipe=replace(job.recipe, epochs=2)), first.folder)
 
 
 def test_folder_with_other_files_is_refused(tmp_path, backbone, tokenizer):
@@ -186,7 +192,7 @@ def test_bfloat16_scores_are_those_of_what_is_served(tmp_path, tiny_t5, tokenize
     artifact = train(toy.job(tmp_path, spec, coarse, tokenizer, count=32, epochs=1), tmp_path / "run")
     model = load_model(artifact, coarse, tokenizer)
     examples = toy.job(tmp_path, spec, coarse, tokenizer).validation.examples
-    answers = predict(model, coarse, tokenizer, asked(spec, examples))
+    answers = predict(model, coarse, tokenizer, rows_to_answer(spec, examples))
     assert score_answers(spec, answers, examples)[spec.metric] == artifact.manifest.metrics[spec.metric]
 
 
@@ -206,13 +212,11 @@ def test_divergence_is_one_clear_error(tmp_path, backbone, tokenizer):
         train(job, tmp_path / "run")
 
 
-def test_another_backbone_is_refused(tmp_path, backbone, tokenizer):
-    from tests import tiny
-
-    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
+def test_another_backbone_is_refused(tmp_path, finished, tokenizer):
+    _, artifact, _ = finished
     other = load_backbone(tiny.make_t5(tmp_path / "other", seed=5))
     with pytest.raises(RunError, match="another backbone"):
-        load_model(read_artifact(tmp_path / "run"), other, tokenizer)
+        load_model(artifact, other, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +267,7 @@ def test_an_embedding_learns_what_words_do_not_tell(tmp_path, backbone, tokenize
     artifact = train(job, tmp_path / "run")
     assert artifact.manifest.metrics["recall_at_1"] >= 0.4
     model, examples = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer), job.validation.examples
-    answers = predict(model, backbone, tokenizer, asked(toy.PAIRS, examples))
+    answers = predict(model, backbone, tokenizer, rows_to_answer(toy.PAIRS, examples))
     assert score_answers(toy.PAIRS, answers, examples) == pytest.approx(
         {name: artifact.manifest.metrics[name] for name in ("recall_at_1", "mrr")}
     )
@@ -332,8 +336,13 @@ def test_merging_needs_the_text_head():
         Recipe(merge_last=True).side_config(toy.CLASSES)
 
 
-def test_run_folder_can_move(tmp_path, backbone, tokenizer):
-    train(toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1), tmp_path / "run")
-    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
-    assert read_artifact(tmp_path / "elsewhere").manifest.task == "letters"
+def test_run_folder_can_move(tmp_path, finished, backbone, tokenizer):
+    _, artifact, _ = finished
+    shutil.copytree(artifact.folder, tmp_path / "elsewhere")
+    moved = read_artifact(tmp_path / "elsewhere")
+    assert moved.manifest == artifact.manifest
+    load_model(moved, backbone, tokenizer)
+
+
+def test_gradients_are_on_again_after_a_run(finished):
     assert torch.is_grad_enabled()

@@ -12,7 +12,7 @@ from ladder.structural import initialise
 from tests import tiny
 from tests.exact import float64
 from tests.ladder import golden
-from training.importance import Sample, fisher
+from training.fisher import Sample, fisher
 
 EXACT = {"rtol": 1e-6, "atol": 1e-12}
 """In float64, but for the sums over the vocabulary: those are rounded to float32 once a batch."""
@@ -65,7 +65,7 @@ def test_batches_equal_single_rows_and_their_order_is_nothing(tiny_t5, monkeypat
     backbone = load_backbone(tiny_t5).double()
     with float64():
         together = fisher(backbone, SAMPLES[::-1])
-        monkeypatch.setattr("training.importance.BATCH_TOKENS", 1)
+        monkeypatch.setattr("training.fisher.BATCH_TOKENS", 1)
         alone = fisher(backbone, SAMPLES)
     for name, tensor in together.items():
         assert_close(tensor, alone[name], **EXACT, msg=name)
@@ -88,10 +88,10 @@ def test_encoder_alone(backbone):
 
 
 def test_progress_counts_rows(backbone, monkeypatch):
-    monkeypatch.setattr("training.importance.BATCH_TOKENS", 16)
-    told = []
-    fisher(backbone, SAMPLES, progress=lambda done, total: told.append((done, total)))
-    assert told == [(2, 4), (3, 4), (4, 4)]
+    monkeypatch.setattr("training.fisher.BATCH_TOKENS", 16)
+    calls = []
+    fisher(backbone, SAMPLES, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(2, 4), (3, 4), (4, 4)]
 
 
 def test_under_no_grad_and_in_bfloat16(tiny_t5):

@@ -15,30 +15,27 @@ import torch
 
 from ladder import NotFiniteError, SideNetwork
 from ladder.checkpoint import as_served
-from ladder.side import MlpHead
 from side_registry.manifest import Artifact, read_artifact
+from training.artifact import complete
 from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
-    input_places,
+    input_indices,
     least_rows,
     shuffled_batches,
     target_tensor,
     tokenize,
 )
-from training.data import Example
-from training.distill import Teacher, distillation_of, load_teacher
+from training.distillation import Teacher, distillation_of, load_teacher
 from training.errors import RunError
-from training.evaluate import Model, make_answerer, predict, score_answers
-from training.finish import complete
+from training.evaluation import Model, make_answerer, predict, score_answers
+from training.initialization import check_start, start_at_targets, start_at_words, start_side
 from training.job import Job, Progress, Silent
+from training.metrics import rows_to_answer
 from training.optimizers import SCHEDULES, make_optimizer, update
-from training.run import RunFolder, optimizer_tensors, restore
-from training.scoring import asked
-from training.starts import check_start, start_side
+from training.run_folder import RunFolder, optimizer_tensors, restore
 from training.taps_cache import TapsCache
-from training.words import start_at_words
 
 DIVERGED = "training diverged, try a smaller --lr"
 
@@ -50,7 +47,9 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
         RunError: the folder holds something else, too few rows, or training diverged.
         RecipeError, SideConfigError: settings that make no side network.
     """
-    run, settings, recipe = RunFolder(output), job.settings(), job.recipe
+    run = RunFolder(output)
+    settings = job.settings()
+    recipe = job.recipe
     side_config = recipe.side_config(job.spec).resolve(job.backbone.config)
     teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer) if recipe.distill else None
     if teacher is not None:
@@ -64,47 +63,65 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.recipe.seed)
         side = SideNetwork(side_config, job.backbone.config).to(job.backbone.device)
-        trainer = _Trainer(job, run, side, teacher, progress or Silent())
+        trainer = Trainer(job, run, side, teacher, progress or Silent())
         trainer.run_epochs()
     return complete(job, run, settings, trainer.scores)
 
 
-class _Trainer:
-    """State of a run while it goes: weights, optimizer, scores so far."""
+class Trainer:
+    """State of a run while it goes: weights, optimizer, and the scores of the epochs that are done."""
 
     def __init__(
         self, job: Job, run: RunFolder, side: SideNetwork, teacher: Teacher | None, progress: Progress
     ) -> None:
-        self.job, self.run, self.side, self.progress = job, run, side, progress
+        """Tokenizes the rows; nothing is computed by the backbone yet.
+
+        Args:
+            side: as `SideNetwork(...)` made it, on the backbone's device.
+            teacher: None where the rows' targets alone teach.
+        """
+        recipe = job.recipe
+        self.job = job
+        self.run = run
+        self.side = side
+        self.progress = progress
         self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
+        inputs = all_inputs(self.rows)
         unit = start_at_targets(side, job.training.examples) if job.spec.kind == "regression" else 1.0
         if side.config.words:
-            start_at_words(side, job.backbone, all_inputs(self.rows))
+            start_at_words(side, job.backbone, inputs)
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
-        recipe = job.recipe
         self.optimizer = make_optimizer(recipe.optimizer, side.parameters(), recipe.learning_rate, recipe.weight_decay)
-        self.cache = TapsCache(job.backbone, side, all_inputs(self.rows), teacher.layers if teacher else ())
-        self.distillation = distillation_of(recipe, teacher, all_inputs(self.rows))
-        self.inputs, self.least = len(self.rows[0].inputs), least_rows(job.spec)
-        self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least)
+        self.cache = TapsCache(job.backbone, side, inputs, teacher.layers if teacher else ())
+        self.distillation = distillation_of(recipe, teacher, inputs)
+        self.inputs_per_row = len(self.rows[0].inputs)
+        self.least_rows = least_rows(job.spec)
+        self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         self.scores: list[dict[str, Any]] = []
+        """One line for each epoch that is done: its number from 1, loss, metrics and seconds."""
 
     def run_epochs(self) -> None:
-        self._go_on()
+        """Train and validate the epochs that the run folder lacks.
+
+        Raises:
+            RunError: the folder's state is damaged, or training diverged.
+        """
         recipe = self.job.recipe
-        epochs = recipe.epochs
-        if len(self.scores) < epochs and recipe.cache_bytes:
-            self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
-        if len(self.scores) < epochs and self.distillation and self.job.spec.kind != "text":
-            self.distillation.prepare(self.progress.teaching)
-        self.progress.start(epochs, self.steps)
-        for epoch in range(len(self.scores), epochs):
+        self._go_on()
+        if len(self.scores) < recipe.epochs:
+            if recipe.cache_bytes:
+                self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
+            if self.distillation and self.job.spec.kind != "text":
+                self.distillation.prepare(self.progress.teaching)
+        self.progress.start(recipe.epochs, self.steps)
+        for epoch in range(len(self.scores), recipe.epochs):
             torch.manual_seed(_seed(recipe.seed, epoch))  # dropout, the same after an interruption
             started = time.monotonic()
             loss = self._train_epoch(epoch)
             self._validate(epoch, loss, started)
 
     def _go_on(self) -> None:
+        """Restore the state after the last whole epoch; before the first, give the side network its start."""
         last = self.run.read_last()
         if last is None:
             self._start()
@@ -113,7 +130,8 @@ class _Trainer:
         restore(self.side, self.optimizer, tensors)
 
     def _start(self) -> None:
-        job, recipe = self.job, self.job.recipe
+        job = self.job
+        recipe = job.recipe
         start_side(
             self.side,
             job.backbone,
@@ -131,11 +149,12 @@ class _Trainer:
 
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the rows; the mean loss."""
-        recipe, total = self.job.recipe, 0.0
+        recipe = self.job.recipe
+        total = 0.0
         self.side.train()
-        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least)
-        for step, places in enumerate(batches):
-            loss = self._loss(places)
+        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
+        for step, indices in enumerate(batches):
+            loss = self._loss(indices)
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
             if not math.isfinite(total):
@@ -143,13 +162,13 @@ class _Trainer:
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps
 
-    def _loss(self, places: Sequence[int]) -> torch.Tensor:
-        """Of one batch; with a teacher, mixed with what it says."""
-        targets = target_tensor(self.job.spec, [self.rows[place] for place in places], self.job.backbone.device)
-        given = self.cache.run(input_places(places, self.inputs))
+    def _loss(self, indices: Sequence[int]) -> torch.Tensor:
+        """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
+        targets = target_tensor(self.job.spec, [self.rows[index] for index in indices], self.job.backbone.device)
+        backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
         if self.distillation is None:
-            return self.answerer.loss(given, self.side, targets)
-        return self.distillation.loss(self.answerer, given, self.side, targets, places)
+            return self.answerer.loss(backbone_pass, self.side, targets)
+        return self.distillation.loss(self.answerer, backbone_pass, self.side, targets, indices)
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
         recipe = self.job.recipe
@@ -157,33 +176,25 @@ class _Trainer:
         update(self.side, self.optimizer, loss, recipe.learning_rate * share, recipe.clip)
 
     def _validate(self, epoch: int, loss: float, started: float) -> None:
+        """Score the validation rows with the weights as they would be served, and store the epoch."""
+        job = self.job
+        metric = job.spec.metric
         self.side.eval()
-        served = as_served(self.side, self.job.backbone.dtype)
-        model = Model(spec=self.job.spec, side=served, answerer=self.answerer)
-        fields = asked(self.job.spec, self.job.validation.examples)
+        served = as_served(self.side, job.backbone.dtype)
+        model = Model(spec=job.spec, side=served, answerer=self.answerer)
+        fields = rows_to_answer(job.spec, job.validation.examples)
         try:
-            answers = predict(model, self.job.backbone, self.job.tokenizer, fields)
+            answers = predict(model, job.backbone, job.tokenizer, fields)
         except NotFiniteError:
             raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
-        scores = score_answers(self.job.spec, answers, self.job.validation.examples)
-        headline = scores[self.job.spec.metric]
-        best = not self.scores or headline > max(line[self.job.spec.metric] for line in self.scores)
+        scores = score_answers(job.spec, answers, job.validation.examples)
+        best = not self.scores or scores[metric] > max(line[metric] for line in self.scores)
         if best:
             self.run.save_best(self.side)
         seconds = round(time.monotonic() - started, 3)
         self.scores.append({"epoch": epoch + 1, "loss": loss, **scores, "seconds": seconds})
         self.run.finish_epoch(self.scores, optimizer_tensors(self.side, self.optimizer))
         self.progress.validated(epoch, scores, best)
-
-
-def start_at_targets(side: SideNetwork, training: Sequence[Example]) -> float:
-    """Start a regression head at the mean target; their standard deviation."""
-    targets = torch.tensor([float(example.target) for example in training])
-    last = side.head.out if isinstance(side.head, MlpHead) else side.head
-    with torch.no_grad():
-        last.bias.fill_(targets.mean().item())
-    deviation = targets.std(correction=0).item()
-    return deviation if deviation > 0 else 1.0
 
 
 def _seed(seed: int, epoch: int) -> int:

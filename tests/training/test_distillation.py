@@ -19,13 +19,13 @@ from side_registry.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
-from tests.training.test_loop import InterruptAfter, Interrupted
+from tests.training.test_trainer import InterruptAfter, Interrupted
 from training.data import read_labelled
-from training.distill import Distillation, Teacher, divergence, load_teacher
+from training.distillation import Distillation, Teacher, divergence, load_teacher
 from training.errors import RecipeError, RunError
-from training.evaluate import Model, load_model, make_answerer, predict
-from training.loop import train
+from training.evaluation import Model, load_model, make_answerer, predict
 from training.recipe import Recipe
+from training.trainer import train
 
 PAIRS = TaskSpec(name="pairs", kind="embedding", template="{sentence}", dimensions=8, target="other")
 SENTENCES = ["ab", "aabba", "bbbbbbb"]
@@ -83,28 +83,30 @@ def test_class_loss_is_the_mix_of_both(backbone, tokenizer, head, outputs):
     seen = []
     distillation.prepare(lambda rows, total: seen.append((rows, total)))
     assert seen[-1] == (3, 3)
-    places, targets = [2, 0], torch.tensor([1, 0])
-    given = run_backbone(backbone, [inputs[place] for place in places])
-    ours = answerer.log_probabilities(given, side)
-    theirs = labels_said(backbone, tokenizer, [inputs[2], inputs[0]])
+    indices, targets = [2, 0], torch.tensor([1, 0])
+    backbone_pass = run_backbone(backbone, [inputs[index] for index in indices])
+    ours = answerer.log_probabilities(backbone_pass, side)
+    theirs = own_log_probabilities(backbone, tokenizer, [inputs[2], inputs[0]])
     expected = 0.7 * -(ours[0, 1] + ours[1, 0]) / 2 + 0.3 * divergence(ours, theirs, 2.0)
-    assert_close(distillation.loss(answerer, given, side, targets, places), expected, atol=1e-5, rtol=1e-5)
+    assert_close(distillation.loss(answerer, backbone_pass, side, targets, indices), expected, atol=1e-5, rtol=1e-5)
 
 
-def labels_said(model, tokenizer, inputs):
+def own_log_probabilities(model, tokenizer, inputs):
     """What an LM head says of the letters, the plain way: no cache, no batch, no padding."""
     words = LabelTrie(tuple(tuple(tokenizer.encode(label)) for label in toy.CLASSES.labels))
 
     def alone(ids):
-        return words.log_probabilities(lambda prefix, tokens: tokens_said(model, ids, [0, *prefix])[-1:, list(tokens)])
+        return words.log_probabilities(
+            lambda prefix, tokens: own_token_logits(model, ids, [0, *prefix])[-1:, list(tokens)]
+        )
 
     return torch.cat([alone(ids) for ids in inputs])
 
 
-def tokens_said(model, ids, told):
+def own_token_logits(model, ids, decoder_ids):
     """(T, V) logits after each of the decoder's tokens."""
     read = torch.tensor([ids])
-    return model(read, torch.ones_like(read, dtype=torch.bool), torch.tensor([told]))[0].detach()
+    return model(read, torch.ones_like(read, dtype=torch.bool), torch.tensor([decoder_ids]))[0].detach()
 
 
 def test_value_loss_is_the_mix_of_both(backbone, tokenizer):
@@ -116,13 +118,13 @@ def test_value_loss_is_the_mix_of_both(backbone, tokenizer):
     teacher = Teacher(identity="x", backbone=backbone, model=model)
     distillation = Distillation(teacher, inputs, weight=0.25, temperature=9.0)
     distillation.prepare(lambda rows, total: None)
-    given = run_backbone(backbone, [inputs[1], inputs[2]])
-    ours, theirs = answerer.values(given, side), model.answerer.values(given, master)
+    backbone_pass = run_backbone(backbone, [inputs[1], inputs[2]])
+    ours, theirs = answerer.values(backbone_pass, side), model.answerer.values(backbone_pass, master)
     targets = torch.tensor([0.25, 1.0])
     expected = sum(
         0.75 * (o - t) ** 2 / 0.25 + 0.25 * (o - m) ** 2 / 0.25 for o, t, m in zip(ours, targets, theirs, strict=True)
     )
-    assert_close(distillation.loss(answerer, given, side, targets, [1, 2]), expected / 2, atol=1e-5, rtol=1e-5)
+    assert_close(distillation.loss(answerer, backbone_pass, side, targets, [1, 2]), expected / 2, atol=1e-5, rtol=1e-5)
 
 
 def test_token_loss_leaves_padding_out(backbone, tokenizer):
@@ -133,16 +135,16 @@ def test_token_loss_leaves_padding_out(backbone, tokenizer):
     inputs = [tuple(tokenizer.encode(text)) for text in SENTENCES]
     distillation = Distillation(teacher, inputs, weight=0.4, temperature=3.0)
     targets = torch.tensor([[10, 11, 1], [12, 1, IGNORED]])
-    given = run_backbone(backbone, [inputs[0], inputs[2]])
-    loss = distillation.loss(answerer, given, side, targets, [0, 2])
+    backbone_pass = run_backbone(backbone, [inputs[0], inputs[2]])
+    loss = distillation.loss(answerer, backbone_pass, side, targets, [0, 2])
     ours, theirs = [], []
-    for row, (text, told) in enumerate(((0, [0, 10, 11]), (2, [0, 12]))):
+    for row, (text, decoder_ids) in enumerate(((0, [0, 10, 11]), (2, [0, 12]))):
         ids = torch.tensor([inputs[text]])
         taps = backbone.encode(ids, torch.ones_like(ids, dtype=torch.bool))
-        decoder = backbone.decode(torch.tensor([told]), taps.final, taps.mask)
+        decoder = backbone.decode(torch.tensor([decoder_ids]), taps.final, taps.mask)
         ours.append(backbone.logits(side.decode(decoder, side.encode(taps), taps.mask))[0])
-        theirs.append(tokens_said(backbone, inputs[text], told))
-        assert len(told) == (targets[row] != IGNORED).sum()
+        theirs.append(own_token_logits(backbone, inputs[text], decoder_ids))
+        assert len(decoder_ids) == (targets[row] != IGNORED).sum()
     student = torch.cat(ours)
     cross = torch.nn.functional.cross_entropy(student, torch.tensor([10, 11, 1, 12, 1]))
     expected = 0.6 * cross + 0.4 * divergence(student, torch.cat(theirs), 3.0)
@@ -153,9 +155,11 @@ def test_without_weight_it_is_the_tasks_own_loss(backbone, tokenizer):
     side = make_side(backbone, "text")
     answerer, inputs = make_answerer(toy.TEXTS, side, tokenizer), [tuple(tokenizer.encode(text)) for text in SENTENCES]
     teacher = load_teacher("backbone", toy.TEXTS, backbone, tokenizer)
-    given, targets = run_backbone(backbone, inputs), torch.tensor([[10, 1], [11, 1], [12, IGNORED]])
-    ours = Distillation(teacher, inputs, weight=0.0, temperature=1.0).loss(answerer, given, side, targets, [0, 1, 2])
-    assert_close(ours, answerer.loss(given, side, targets), atol=1e-5, rtol=1e-5)
+    backbone_pass, targets = run_backbone(backbone, inputs), torch.tensor([[10, 1], [11, 1], [12, IGNORED]])
+    ours = Distillation(teacher, inputs, weight=0.0, temperature=1.0).loss(
+        answerer, backbone_pass, side, targets, [0, 1, 2]
+    )
+    assert_close(ours, answerer.loss(backbone_pass, side, targets), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["linear", slow("text")])
@@ -196,19 +200,23 @@ def test_another_t5_teaches_labels_and_tokens(tmp_path, backbone, tokenizer):
         assert teacher.identity == load_backbone(other).fingerprint
         side = make_side(backbone, "text")
         distillation = Distillation(teacher, inputs, weight=1.0, temperature=1.0)
-        given = run_backbone(backbone, inputs)
+        backbone_pass = run_backbone(backbone, inputs)
         targets = torch.tensor([0, 1, 1]) if spec is toy.CLASSES else torch.tensor([[5, 1], [6, 1], [7, 1]])
         if spec is toy.CLASSES:
             distillation.prepare(lambda rows, total: None)
-        loss = distillation.loss(make_answerer(spec, side, tokenizer), given, side, targets, [0, 1, 2])
+        loss = distillation.loss(make_answerer(spec, side, tokenizer), backbone_pass, side, targets, [0, 1, 2])
         if spec is toy.CLASSES:
-            theirs = labels_said(teacher.backbone, tokenizer, inputs)
-            ours = make_answerer(spec, side, tokenizer).log_probabilities(given, side)
+            theirs = own_log_probabilities(teacher.backbone, tokenizer, inputs)
+            ours = make_answerer(spec, side, tokenizer).log_probabilities(backbone_pass, side)
         else:
-            told = [[0, *target[:-1]] for target in targets.tolist()]
-            theirs = torch.cat([tokens_said(teacher.backbone, *row) for row in zip(inputs, told, strict=True)])
-            taps = backbone.decode(torch.tensor(told), given.taps.final, given.taps.mask)
-            ours = backbone.logits(side.decode(taps, side.encode(given.taps), given.taps.mask)).flatten(0, 1)
+            decoder_ids = [[0, *target[:-1]] for target in targets.tolist()]
+            theirs = torch.cat(
+                [own_token_logits(teacher.backbone, *row) for row in zip(inputs, decoder_ids, strict=True)]
+            )
+            taps = backbone.decode(torch.tensor(decoder_ids), backbone_pass.taps.final, backbone_pass.taps.mask)
+            ours = backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), backbone_pass.taps.mask)).flatten(
+                0, 1
+            )
         assert_close(loss, divergence(ours, theirs[:, : ours.shape[1]], 1.0), atol=1e-4, rtol=1e-4)
 
 

@@ -22,13 +22,13 @@ from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RunError
-from training.scoring import score_values
+from training.metrics import score_values
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding counted."""
 
 Step = Callable[[int, int], None]
-"""Told rows done and rows in all."""
+"""Called with rows done and rows in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,15 @@ class Model:
     spec: TaskSpec
     side: SideNetwork
     answerer: Answerer
+    """Turns the side network's outputs into answers of the spec's kind."""
 
 
 def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0) -> Answerer:
+    """The answerer of `spec`'s kind for the head that `side` has.
+
+    Args:
+        unit: of a regression's loss: the targets' standard deviation.
+    """
     return build_answerer(
         kind=spec.kind,
         labels=spec.labels,
@@ -98,6 +104,10 @@ def predict(
 ) -> list[Answer]:
     """Answers in the rows' order.
 
+    Args:
+        fields: rows, as `spec.render` takes them.
+        step: called after each batch.
+
     Raises:
         InvalidRow: a row does not fit the spec.
         NotFiniteError: the side network answered with NaN.
@@ -105,38 +115,38 @@ def predict(
     spec = model.spec
     encoded = tokenizer.encode_batch([spec.render(row) for row in fields], spec.max_source_tokens)
     answers: dict[int, Answer] = {}
-    for places in length_batches([len(ids) for ids in encoded], BATCH_TOKENS):
-        rows = [Row(ids=tuple(encoded[place]), side=model.side, answerer=model.answerer) for place in places]
-        for place, outcome in zip(places, answer(backbone, rows), strict=True):
+    for indices in length_batches([len(ids) for ids in encoded], BATCH_TOKENS):
+        rows = [Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer) for index in indices]
+        for index, outcome in zip(indices, answer(backbone, rows), strict=True):
             if isinstance(outcome, Exception):
                 raise outcome
-            answers[place] = outcome
+            answers[index] = outcome
         if step is not None:
             step(len(answers), len(encoded))
-    return [answers[place] for place in range(len(encoded))]
+    return [answers[index] for index in range(len(encoded))]
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Places sorted by length, in batches whose rows times longest row stay within `max_tokens` (one row at least)."""
+    """Indices sorted by length, in batches whose rows times longest row stay within `max_tokens` (one row at least)."""
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > max_tokens:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > max_tokens:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
-def answer_value(given: Answer) -> str | float | tuple[float, ...]:
-    """What it comes down to: the label, the value, the text or the vector."""
-    if isinstance(given, ClassAnswer):
-        return given.label
-    if isinstance(given, VectorAnswer):
-        return given.values
-    return given.value if isinstance(given, ValueAnswer) else given.text
+def answer_value(outcome: Answer) -> str | float | tuple[float, ...]:
+    """An answer without its scores: the label, the value, the text or the vector."""
+    if isinstance(outcome, ClassAnswer):
+        return outcome.label
+    if isinstance(outcome, VectorAnswer):
+        return outcome.values
+    return outcome.value if isinstance(outcome, ValueAnswer) else outcome.text
 
 
 def score_answers(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, float]:
-    """As `score_values`, of the answers to `asked(spec, examples)`."""
-    return score_values(spec, [answer_value(given) for given in answers], examples)
+    """As `training.metrics.score_values`, for the answers to `rows_to_answer(spec, examples)`."""
+    return score_values(spec, [answer_value(outcome) for outcome in answers], examples)

@@ -1,9 +1,9 @@
 """A run folder: what one training run leaves behind, and what `sidecast publish` takes as it is.
 
-    run.json                   what was asked: task spec, backbone, data, recipe (a run goes on only with the same), and
+    run.json                   the settings: task spec, backbone, data, recipe (a run goes on only with the same), and
                                where the backbone came from
     metrics.jsonl              one line an epoch, for people
-    last.safetensors           weights, optimizer and place after the last whole epoch; gone when the run is complete
+    last.safetensors           weights, optimizer and scores after the last whole epoch; gone when the run is complete
     side_network.safetensors   the best epoch's weights
     manifest.json              written last: a folder that has it is complete
 
@@ -32,17 +32,19 @@ PART = ".part"
 
 
 class RunFolder:
-    """One run's files."""
+    """One run's files. Nothing is made or read before a method is called."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
 
     @property
     def side_network(self) -> Path:
+        """The best epoch's weights."""
         return self.path / SIDE_NETWORK
 
     @property
     def complete(self) -> bool:
+        """Whether the run has its manifest."""
         return (self.path / MANIFEST).is_file()
 
     def begin(self, settings: Mapping[str, Any], backbone_source: str) -> None:
@@ -53,9 +55,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if all(
-                path.suffix == PART for path in self.path.iterdir()
-            ):  # nothing, or what a kill left of the first write
+            if all(path.suffix == PART for path in self.path.iterdir()):  # empty, or killed during the first write
                 document = {"settings": settings, "backbone_source": backbone_source}
                 self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
                 return
@@ -85,13 +85,17 @@ class RunFolder:
             raise RunError(self.path, f"its {SETTINGS} does not read ({error}); delete the folder") from None
 
     def finish_epoch(self, scores: list[dict[str, Any]], state: Mapping[str, Tensor]) -> None:
-        """Store the place to go on from: what each whole epoch scored, and the state after the last."""
+        """Store what a run goes on from: the scores of each whole epoch, and the state after the last.
+
+        Args:
+            state: as `optimizer_tensors` makes it.
+        """
         with self._replacing(LAST) as temporary:
             save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"scores": json.dumps(scores)})
         self._write(METRICS, "".join(json.dumps(line) + "\n" for line in scores))
 
     def read_last(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
-        """What each whole epoch scored, and the state after the last of them; None before the first.
+        """The scores of each whole epoch, and the state after the last of them; None before the first.
 
         Raises:
             RunError: the file is damaged.
@@ -106,6 +110,7 @@ class RunFolder:
             raise RunError(self.path, f"its {LAST} does not read ({error}); delete the folder") from None
 
     def save_best(self, side: SideNetwork) -> None:
+        """Store the weights of the best epoch so far, in float32."""
         with self._replacing(SIDE_NETWORK) as temporary:
             save_side(temporary, side)
 
@@ -119,7 +124,7 @@ class RunFolder:
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
-        """A temporary file to write; it takes the place of `name` once it is on the disk."""
+        """A temporary file to write; it replaces `name` once it is on the disk."""
         temporary = self.path / (name + PART)
         yield temporary
         with temporary.open("rb") as file:
@@ -128,7 +133,7 @@ class RunFolder:
 
 
 def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and AdamW's moments by name, for `finish_epoch`."""
+    """Weights and AdamW's moments by name, on the CPU, for `finish_epoch`."""
     tensors = {f"side.{name}": tensor for name, tensor in side.state_dict().items()}
     for name, parameter in side.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -137,7 +142,7 @@ def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> di
 
 
 def restore(side: SideNetwork, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
+    """Put back what `optimizer_tensors` took, in place."""
     side.load_state_dict({n.removeprefix("side."): t for n, t in tensors.items() if n.startswith("side.")})
     for name, parameter in side.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):

@@ -1,0 +1,163 @@
+"""The artifact of a run folder: its manifest, with provenance and answers for a server to replay.
+
+Of a trained run (its best epoch), or of a side network that was not trained here: imported, or only initialised. Both
+are complete run folders, so that `sidecast publish`, `evaluate --run` and `trace` take them; the second has no scores
+and no golden examples, which need rows.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
+from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
+from side_registry.task import TaskSpec
+from training.errors import RunError
+from training.evaluation import Model, answer_value, make_answerer, predict
+from training.job import Job
+from training.recipe import Recipe
+from training.run_folder import RunFolder
+
+GOLDEN_EXAMPLES = 4
+"""Validation rows whose answers go into the manifest, for a server to replay."""
+
+
+def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[dict[str, Any]]) -> Artifact:
+    """Write the manifest of the best epoch: scores, provenance, golden examples. The run folder is complete then.
+
+    Args:
+        settings: those that the run folder was begun with.
+        epochs: one line of scores each, as `Trainer.scores`.
+    """
+    best = max(epochs, key=lambda line: line[job.spec.metric])
+    origin = {
+        "data_sha256": settings["data"],
+        "seed": job.recipe.seed,
+        "recipe": settings["recipe"],
+        **({"teacher": settings["teacher"]} if "teacher" in settings else {}),
+        "epoch": best["epoch"],
+    }
+    manifest = Manifest(
+        task=job.spec.name,
+        spec=job.spec,
+        backbone=_backbone_ref(job.backbone),
+        tokenizer_fingerprint=job.tokenizer.fingerprint,
+        side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
+        metrics={name: float(value) for name, value in best.items() if name not in ("epoch", "seconds")},
+        provenance=_provenance(settings, origin, dtype=settings["dtype"]),
+        examples=_golden_examples(job, run),
+    )
+    write_manifest(run.path, manifest)
+    run.finish()
+    return read_artifact(run.path)
+
+
+def write_run(
+    output: str | Path,
+    side: SideNetwork,
+    *,
+    spec: TaskSpec,
+    backbone: Backbone,
+    backbone_source: str,
+    tokenizer_fingerprint: str,
+    provenance: Mapping[str, Any],
+) -> Artifact:
+    """Make a run folder of a side network that was not trained here; one that holds just this is returned as it is.
+
+    Args:
+        side: of `backbone`'s shape, with a head that answers `spec`'s kind; its weights are stored in float32.
+        backbone_source: the folder or hub id that the backbone was loaded from.
+        tokenizer_fingerprint: NO_TOKENIZER where the backbone's folder has none: no server will take the run then.
+        provenance: where the weights come from, JSON-ready, without times: it is part of what makes it this run.
+
+    Raises:
+        RunError: the folder holds something else, or the head's outputs are not the task's.
+        RecipeError: a head that cannot answer this kind of task.
+    """
+    _check_head(output, side, spec)
+    settings = {
+        "task": json.loads(spec.model_dump_json()),
+        "backbone": backbone.fingerprint,
+        "tokenizer": tokenizer_fingerprint,
+        "side": side.config.to_dict(),
+        "weights": weights_sha256(side),
+        "made": dict(provenance),
+    }
+    run = RunFolder(output)
+    run.begin(settings, backbone_source)
+    if run.complete:
+        return read_artifact(run.path)
+    run.save_best(side)
+    manifest = Manifest(
+        task=spec.name,
+        spec=spec,
+        backbone=_backbone_ref(backbone),
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        side=side.config.to_dict(),
+        provenance=_provenance(settings, provenance, dtype="float32"),
+    )
+    write_manifest(run.path, manifest)
+    return read_artifact(run.path)
+
+
+def weights_sha256(side: SideNetwork) -> str:
+    """Digest of every tensor by name, 64 hex digits: equal for equal weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(side.state_dict().items()):
+        stored = tensor.detach().float().contiguous().cpu()
+        digest.update(f"{name}|{tuple(stored.shape)}|".encode())
+        digest.update(stored.numpy().data)
+    return digest.hexdigest()
+
+
+def golden_expectation(answer: Answer) -> dict[str, Any]:
+    """An answer as a golden example stores it, JSON-ready."""
+    if isinstance(answer, ClassAnswer):
+        return {"label": answer.label, "scores": list(answer.scores)}
+    if isinstance(answer, VectorAnswer):
+        return {"embedding": list(answer.values)}
+    value = answer_value(answer)
+    return {"value": value} if isinstance(value, float) else {"text": value}
+
+
+def _check_head(output: str | Path, side: SideNetwork, spec: TaskSpec) -> None:
+    """Raises RecipeError or RunError where `side` cannot answer `spec`, as a server would refuse it."""
+    needed = Recipe(head=side.config.head).side_config(spec).outputs  # type: ignore[arg-type]
+    if side.config.outputs != needed:
+        why = f"the head has {side.config.outputs} outputs, and task {spec.name} ({spec.kind}) needs {needed}"
+        raise RunError(output, f"{why}; give another task")
+
+
+def _backbone_ref(backbone: Backbone) -> BackboneRef:
+    return BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint, quantization=backbone.quantization)
+
+
+def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
+    """`origin` with the run's id, which is a digest of its settings, the versions of the code, and the time."""
+    run_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return {
+        **origin,
+        "run_id": run_id,
+        "code_version": importlib.metadata.version("sidecast"),
+        "torch_version": torch.__version__,
+        "dtype": dtype,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
+    """The first few validation rows with the answers of the weights as they stand in the file."""
+    side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
+    model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
+    rows = [example.fields for example in job.validation.examples[:GOLDEN_EXAMPLES]]
+    answers = predict(model, job.backbone, job.tokenizer, rows)
+    return tuple(
+        GoldenExample(fields=fields, expected=golden_expectation(answer))
+        for fields, answer in zip(rows, answers, strict=True)
+    )
