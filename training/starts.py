@@ -5,7 +5,6 @@ Ties the pieces together: rows of the task to token ids, those to importances (F
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.quantise import full_precision
@@ -14,11 +13,7 @@ from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RecipeError
 from training.importance import Sample, check_has_loss, fisher
-
-Init = Literal["random", "magnitude", "fisher"]
-
-SAMPLES = 128
-"""Rows that Fisher importances are summed over, unless told."""
+from training.recipe import SAMPLES, Init
 
 
 def start_side(

@@ -21,6 +21,7 @@ from sidecast.cli.cluster_options import (
 )
 from sidecast.cli.output import plain, say
 from sidecast.cli.serve_options import settings
+from sidecast.cli.settings import GroupedCommand
 
 if TYPE_CHECKING:
     from serving.deploying import Cluster
@@ -59,8 +60,7 @@ def _scaling(command: options.Command) -> options.Command:
     return command
 
 
-@click.command(short_help="Serve on a Ray cluster, with any number of replicas.")
-@settings
+@click.command(cls=GroupedCommand, short_help="Serve on a Ray cluster, with any number of replicas.")
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
 @options.option("--replicas", type=click.IntRange(1), help="A fixed number of them.  [default: 1]")
 @_scaling
@@ -90,6 +90,7 @@ def _scaling(command: options.Command) -> options.Command:
 @click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")
 @click.option("--down", is_flag=True, help="Remove the application, and the cluster that this command had started.")
 @which_cluster
+@settings
 def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **given: Any) -> None:
     """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
 

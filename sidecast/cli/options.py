@@ -13,8 +13,12 @@ Command = Callable[..., Any]
 
 def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Command]:
     """A click option that the environment variable SIDECAST_<NAME> sets too."""
-    variable = "SIDECAST_" + name.lstrip("-").replace("-", "_").upper()
-    return click.option(name, *more, envvar=variable, **settings)
+    return click.option(name, *more, envvar=variable(name), **settings)
+
+
+def variable(flag: str) -> str:
+    """The environment variable of an option: SIDECAST_MAX_WAIT_S for --max-wait-s."""
+    return "SIDECAST_" + flag.lstrip("-").replace("-", "_").upper()
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")

@@ -11,9 +11,10 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli.serve_options import settings
+from sidecast.cli.settings import GroupedCommand
 
 
-@click.command(short_help="Serve the registry's tasks over gRPC.")
+@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC.")
 @settings
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
 @options.as_json

@@ -8,9 +8,25 @@ from rich.progress import Progress
 
 from sidecast.cli import options
 from sidecast.cli.output import progress_bar, say, scores_text
+from sidecast.cli.settings import GroupedCommand, setting_options
+from training.recipe import Recipe
+
+SPECIAL = {
+    "learning_rate": {"flag": "--lr"},
+    "encoder_layers": {
+        "type": str,
+        "callback": options.layers_or_all,
+        "metavar": "I,J,...",
+        "help": "Encoder blocks with a rung, numbered from 0, or all.  [default: every second; all for a text head]",
+    },
+    "decoder_layers": {"type": str, "callback": options.layers, "metavar": "I,J,..."},
+    "teacher": {"metavar": "T"},
+    "bias": {"help": "Leave out the biases of the down- and upsample projections."},
+}
+"""What does not follow from a recipe's fields: short names, and how values are written on the command line."""
 
 
-@click.command(short_help="Train a side network for a task on labelled rows.")
+@click.command(cls=GroupedCommand, short_help="Train a side network for a task on labelled rows.")
 @click.argument("task")
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
@@ -18,78 +34,11 @@ from sidecast.cli.output import progress_bar, say, scores_text
 )
 @click.option("--validation", "validation_file", required=True, metavar="FILE", help="Validation rows.")
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
-@click.option("--epochs", type=int, help="Times through the training rows.  [default: 3]")
-@click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: 1e-3]")
-@click.option("--seed", type=int, help="Of the start, the order of rows and dropout.  [default: 0]")
-@click.option("--batch-rows", type=int, help="Rows in a step.  [default: 32]")
-@click.option("--warmup", type=float, help="Share of steps over which the rate rises.  [default: 0.1]")
-@click.option("--weight-decay", type=float, help="Of the optimizer, AdamW.  [default: 0]")
-@click.option("--dropout", type=float, help="Inside the side network.  [default: 0.1]")
-@click.option("--reduction", type=int, help="r: side widths are the backbone's divided by r.  [default: 8]")
-@click.option(
-    "--encoder-layers",
-    callback=options.layers_or_all,
-    metavar="I,J,...",
-    help="Backbone blocks that the side network reads, from 0, or all.  [default: every second; all for a text head]",
-)
-@click.option(
-    "--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --encoder-layers, for a text head."
-)
-@click.option(
-    "--head",
-    type=click.Choice(["auto", "text", "linear", "mlp"]),
-    help="What answers: the backbone's own words (text), or trained layers. auto: linear, but text for text tasks."
-    "  [default: auto]",
-)
-@click.option(
-    "--start",
-    type=click.Choice(["fresh", "pretrained"]),
-    help="pretrained: begin with the backbone's own answers (text head).  [default: fresh]",
-)
-@click.option(
-    "--init",
-    type=click.Choice(["random", "magnitude", "fisher"]),
-    help="How rungs start: at random, or as the backbone's largest weights (magnitude) or those that matter most to the"
-    " training rows (fisher).  [default: random]",
-)
-@click.option(
-    "--init-order",
-    type=click.Choice(["consistent", "reference"]),
-    help="Of magnitude and fisher: one choice for the whole side network, or the LST authors' own, layer by layer."
-    "  [default: consistent]",
-)
-@click.option("--init-samples", type=int, help="Training rows that fisher looks at.  [default: 128]")
-@click.option("--distill", type=float, help="Share of the loss that a teacher sets, 0 to 1.  [default: 0]")
-@click.option(
-    "--teacher", metavar="T", help="backbone (its LM head), a run's folder or another T5.  [default: backbone]"
-)
-@click.option("--distill-temperature", type=float, help="Softens what the teacher says.  [default: 2]")
-@click.option(
-    "--optimizer", type=click.Choice(["adamw", "reference"]), help="reference: the LST authors'.  [default: adamw]"
-)
-@click.option("--clip", type=float, help="Longest gradient (2-norm) of a step; a longer one is cut.  [default: 1]")
-@click.option(
-    "--gate",
-    type=click.Choice(["learnable", "fixed", "none", "one"]),
-    help="How a rung mixes its tap in; none adds it, one ignores it.  [default: learnable]",
-)
-@click.option(
-    "--gate-form",
-    type=click.Choice(["scalar", "channel"]),
-    help="Gates of a rung: one, or one a channel.  [default: scalar]",
-)
-@click.option("--gate-temperature", type=float, help="Smaller moves gates faster.  [default: 0.1]")
-@click.option("--gate-start", type=float, help="Logit of a rung's gate; 0: half tap, half side state.  [default: 0]")
-@click.option("--mix-after", is_flag=True, default=None, help="Mix taps in after the side blocks, not before.")
-@click.option(
-    "--merge-last", is_flag=True, default=None, help="Mix the backbone's last state into the answer (text head)."
-)
-@click.option("--no-bias", "bias", is_flag=True, flag_value=False, default=None, help="No biases in projections.")
-@click.option("--cache-gb", type=float, help="Most memory for kept activations, in 10^9 bytes.  [default: 4]")
 @options.device
 @options.dtype
 @options.quantize
 @options.as_json
+@setting_options(Recipe, "Recipe", special=SPECIAL)
 def train(
     task: str,
     backbone: str,
@@ -110,7 +59,6 @@ def train(
     from training.data import read_labelled
     from training.loop import Job
     from training.loop import train as run_training
-    from training.recipe import Recipe
     from training.task_files import load_task
 
     spec = load_task(task)
