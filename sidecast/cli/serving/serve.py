@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sidecast.cli import options
-from sidecast.cli.serve_options import settings
+from sidecast.cli.serving.server_settings import settings
 from sidecast.cli.settings import GroupedCommand
 
 

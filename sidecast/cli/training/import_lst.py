@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from sidecast.cli import options, untrained
+from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
+from sidecast.cli.training import untrained_run
 
 
 @click.command(short_help="Make a run of a checkpoint of the LST authors' code.")
@@ -61,7 +62,7 @@ def import_lst(
     from training.recipe import Recipe
 
     check_method(quantize)
-    spec = untrained.task_of(task, output, kind="text")
+    spec = untrained_run.task_of(task, output, kind="text")
     Recipe(head="text").side_config(spec)  # a mistake is told before the backbone loads
     tensors = read_checkpoint(checkpoint)
     loaded = ladder.load_backbone(backbone, dtype="float32")
@@ -69,10 +70,10 @@ def import_lst(
     if settings is not None:
         said = said.join(Claims.from_settings(_read_settings(settings), loaded.config))
     imported = import_side(tensors, loaded, said)
-    tokenizer = untrained.tokenizer_of(backbone)
+    tokenizer = untrained_run.tokenizer_of(backbone)
     quantise(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
     made = {"made_by": "import-lst", "checkpoint": Path(checkpoint).name, "checkpoint_sha256": _sha256(checkpoint)}
-    untrained.write(output, imported.side, spec, loaded, backbone, tokenizer, made)
+    untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made)
     for note in imported.notes:
         click.echo(f"note: {note}", err=True)
     document = {
@@ -84,8 +85,8 @@ def import_lst(
         "notes": list(imported.notes),
     }
     compared = f"{imported.compared} tensors in it are {loaded.name}'s" if imported.compared else "no backbone in it"
-    text = f"{spec.name}: {untrained.shape_text(imported.side)}; {compared}"
-    say(as_json, document, f"{text}\n{untrained.ready_text(output, tokenizer)}")
+    text = f"{spec.name}: {untrained_run.shape_text(imported.side)}; {compared}"
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer)}")
 
 
 def _read_settings(path: str) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecast.cli import options, routes
+from sidecast.cli import options
 from sidecast.cli.output import say, show_table
 from sidecast.cli.percent import percent, share_text
+from sidecast.cli.registry import routes
 
 if TYPE_CHECKING:
     from serving.client_routes import Comparison, Comparisons, Route

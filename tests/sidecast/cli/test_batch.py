@@ -24,7 +24,7 @@ from serving.offline_replica import Replica, as_row
 from serving.offline_rows import Counts
 from side_registry import Registry
 from sidecast import Client
-from sidecast.cli import batch as command
+from sidecast.cli.serving import batch as command
 from tests.serving.kit import make_run, make_spec
 from tests.sidecast.cli_kit import ROOT, Serving, done, plain_environment, sidecast
 
@@ -129,7 +129,8 @@ class TestCommand:
         assert "with another --format" in sidecast(*bench.words(tmp_path / "out", "--format", "jsonl")).mistake
 
     def test_it_starts_without_ray_and_torch(self):
-        lines = "import sys, sidecast.cli.batch; print([m for m in ('ray', 'torch', 'serving') if m in sys.modules])"
+        slow = "('ray', 'torch', 'serving')"
+        lines = f"import sys, sidecast.cli.serving.batch; print([name for name in {slow} if name in sys.modules])"
         found = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=True)
         assert found.stdout == "[]\n"
 

@@ -12,10 +12,10 @@ import yaml
 from serving.deploying import DeployFailed
 from serving.deploying_local import AUTH
 from serving.deploying_state import Deployed, Proxy, Replica
-from sidecast.cli import deploy as deploy_command
-from sidecast.cli import status as status_command
 from sidecast.cli.app import UserError
-from sidecast.cli.cluster_options import failures, is_here
+from sidecast.cli.serving import deploy as deploy_command
+from sidecast.cli.serving import status as status_command
+from sidecast.cli.serving.cluster import failures, is_here
 from tests.sidecast.cli_kit import done, python, sidecast
 
 SETTINGS = ("--backbone", "google/flan-t5-small", "--registry", "s3://bucket/registry")
@@ -235,7 +235,8 @@ def given(**values: object) -> dict:
 
 
 def test_commands_without_a_cluster_do_not_wait_for_ray():
-    code = "import sys, sidecast.cli.deploy, sidecast.cli.status, serving.deploying; print('ray' in sys.modules)"
+    modules = "sidecast.cli.serving.deploy, sidecast.cli.serving.status, serving.deploying"
+    code = f"import sys, {modules}; print('ray' in sys.modules)"
     assert python("-c", code).stdout.strip() == "False"
 
 

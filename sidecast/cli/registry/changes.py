@@ -6,11 +6,12 @@ from typing import Any
 import click
 
 from side_registry import read_artifact
-from sidecast.cli import options, routes
+from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
 from sidecast.cli.percent import Rate, Share
-from sidecast.cli.views import Document, View, is_route_changed, open_view
+from sidecast.cli.registry import routes
+from sidecast.cli.registry.views import Document, View, is_route_changed, open_view
 
 PRODUCTION = "production"
 WAIT_S = 45.0

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecast.cli import generation, options
+from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import plain, say, show_table
+from sidecast.cli.serving import decoding
 
 if TYPE_CHECKING:
     from serving.client import TextStream
@@ -26,7 +27,7 @@ SHOWN = 4
 @click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
 @click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
 @click.option("--stream", is_flag=True, help="Text: print it while it is made. With --json, a line for each piece.")
-@generation.options
+@decoding.options
 @options.as_json
 def predict(
     task: str,
@@ -53,7 +54,7 @@ def predict(
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
         rows: list[Any] = rows_of(spec.fields, text)
         wish: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
-        wish["generation"] = generation.settings(how)
+        wish["generation"] = decoding.settings(how)
         if stream:
             for row in rows:
                 _print_stream(client.stream(task, row, **wish), as_json)

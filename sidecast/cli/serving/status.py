@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecast.cli.cluster_options import dashboard, fail, failures, local_cluster, which_cluster
 from sidecast.cli.output import plain, say, show_table
 from sidecast.cli.percent import percent
+from sidecast.cli.serving.cluster import dashboard, fail, failures, local_cluster, which_cluster
 
 if TYPE_CHECKING:
     from serving.deploying import Cluster, Driver

@@ -6,8 +6,9 @@ Both give the same documents; of tasks, a server tells more: what it serves, and
 from datetime import datetime
 from typing import Any, Protocol
 
-from sidecast.cli import options, routes
-from sidecast.cli.routes import Document
+from sidecast.cli import options
+from sidecast.cli.registry import routes
+from sidecast.cli.registry.routes import Document
 
 
 class View(Protocol):

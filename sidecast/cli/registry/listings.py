@@ -2,9 +2,10 @@
 
 import click
 
-from sidecast.cli import options, routes
+from sidecast.cli import options
 from sidecast.cli.output import say, show_table
-from sidecast.cli.views import Document, open_view
+from sidecast.cli.registry import routes
+from sidecast.cli.registry.views import Document, open_view
 
 
 @click.command(short_help="List tasks, their aliases and versions.")

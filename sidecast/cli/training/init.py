@@ -6,9 +6,10 @@ from typing import Any
 import click
 from rich.progress import Progress, TaskID
 
-from sidecast.cli import options, untrained
+from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say
+from sidecast.cli.training import untrained_run
 
 Step = Callable[[int, int], None]
 """Told rows done and rows in all."""
@@ -95,7 +96,7 @@ def init(
         raise UserError(f"task {spec.name} with a {config.head} head has {config.outputs} outputs, not {outputs}")
     examples = [] if data is None else read_examples(data, spec)
     loaded = ladder.load_backbone(backbone, device=options.pick_device(device), dtype="float32")
-    tokenizer = untrained.tokenizer_of(backbone)
+    tokenizer = untrained_run.tokenizer_of(backbone)
     side = _new_side(config, loaded, recipe.seed)
     with progress_bar(quiet=as_json) as bars:
         step = _bar(bars, f"{spec.name}: Fisher information")
@@ -105,7 +106,7 @@ def init(
             used = _start(side, loaded, spec, tokenizer, examples, samples, init, order, recipe.seed, step)
     quantise(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
     made = {"made_by": "init", "init": init, "order": order, "seed": recipe.seed, "samples": used}
-    untrained.write(output, side.eval(), spec, loaded, backbone, tokenizer, made)
+    untrained_run.write(output, side.eval(), spec, loaded, backbone, tokenizer, made)
     document = {
         "task": spec.name,
         "run": output,
@@ -114,8 +115,8 @@ def init(
         "side": side.config.to_dict(),
         "weights": sum(parameter.numel() for parameter in side.parameters()),
     }
-    text = f"{spec.name}: {init} start, {untrained.shape_text(side)}"
-    say(as_json, document, f"{text}\n{untrained.ready_text(output, tokenizer)}")
+    text = f"{spec.name}: {init} start, {untrained_run.shape_text(side)}"
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer)}")
 
 
 def _check_rows(init: str, task: str | None, data: str | None, samples_file: str | None, samples: int | None) -> None:
@@ -132,14 +133,14 @@ def _check_rows(init: str, task: str | None, data: str | None, samples_file: str
 def _spec(task: str | None, output: str, head: str | None, outputs: int | None) -> Any:
     """Without `--task`: text; numbers as labels for a head of several outputs, a value for one of one."""
     if task is not None:
-        return untrained.task_of(task, output)
+        return untrained_run.task_of(task, output)
     if head in (None, "text"):
-        return untrained.task_of(None, output, kind="text")
+        return untrained_run.task_of(None, output, kind="text")
     if outputs is None:
         raise UserError(f"a {head} head needs --task, or --outputs N")
     if outputs == 1:
-        return untrained.task_of(None, output, kind="regression")
-    return untrained.task_of(None, output, kind="classification", labels=tuple(str(i) for i in range(outputs)))
+        return untrained_run.task_of(None, output, kind="regression")
+    return untrained_run.task_of(None, output, kind="classification", labels=tuple(str(i) for i in range(outputs)))
 
 
 def _new_side(config: Any, backbone: Any, seed: int) -> Any:

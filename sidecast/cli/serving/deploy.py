@@ -9,7 +9,8 @@ from rich.console import Console
 
 from sidecast.cli import options
 from sidecast.cli.app import UserError
-from sidecast.cli.cluster_options import (
+from sidecast.cli.output import plain, say
+from sidecast.cli.serving.cluster import (
     DASHBOARD_PORT,
     LOOPBACK,
     dashboard,
@@ -19,8 +20,7 @@ from sidecast.cli.cluster_options import (
     local_cluster,
     which_cluster,
 )
-from sidecast.cli.output import plain, say
-from sidecast.cli.serve_options import settings
+from sidecast.cli.serving.server_settings import settings
 from sidecast.cli.settings import GroupedCommand
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from serving.config import LimitConfig, setting_names
-from sidecast.cli.serve import serve
+from sidecast.cli.serving.serve import serve
 from sidecast.cli.settings import GroupedCommand, field_texts, setting_options
-from sidecast.cli.train import train
+from sidecast.cli.training.train import train
 from tests.sidecast.cli_kit import sidecast
 from training.recipe import Recipe
 
