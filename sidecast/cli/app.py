@@ -40,12 +40,14 @@ USER_ERROR = 2
 
 
 class UserError(click.ClickException):
-    """A mistake of the user's that the command itself noticed."""
+    """A mistake of the user that a command itself detects; exits with 2."""
 
     exit_code = USER_ERROR
 
 
 class _LazyGroup(click.Group):
+    """The root: imports a command's module when the command is looked up."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -78,7 +80,10 @@ def app(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0; 2 for a user's mistake, in one line; 130 when interrupted; 1 for our own fault."""
+    """Run the command and exit: 0; 2 for a user's mistake, reported in one line; 130 when interrupted.
+
+    Any other error is ours: it is raised, so that Python prints its traceback and exits with 1.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -104,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _usage_text(error: click.ClickException) -> str:
-    command, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    command = getattr(error, "ctx", None)
+    parameter = getattr(error, "param", None)
     hint = f" (see '{command.command_path} --help')" if command is not None else ""
     if command is not None and parameter is not None and _from_environment(command, parameter):
         hint = f" (from {parameter.envvar})"
@@ -116,7 +122,7 @@ def _from_environment(command: click.Context, parameter: click.Parameter) -> boo
 
 
 def _report(text: str, reason: str, *, as_json: bool) -> None:
-    """One line on standard error, and out."""
+    """Print one line on standard error and exit with 2."""
     from sidecast.cli.output import plain
 
     text = plain(" ".join(text.splitlines()))

@@ -67,7 +67,7 @@ def publish(
 
 
 def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a version with a share must keep to."""
+    """Add the options of the bounds that a version with a share must keep."""
     for name, kind, text in reversed(
         (
             ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's own version's."),
@@ -150,7 +150,7 @@ def _change_route(
     message: str,
     attempts: int = ATTEMPTS,
 ) -> Document:
-    """Make a route of the one that is there. Where somebody changes that meanwhile, look again."""
+    """Derive a new route from the present one; if that changes meanwhile, read it again and retry."""
     seen = view.route(task, alias)
     try:
         return view.set_route(task, alias, None, changed(seen), seen, message)
@@ -163,7 +163,7 @@ def _change_route(
 def _check(
     version: int | None, canary: int | None, step: int | None, changes: bool, no_shadow: bool, bounds: Document
 ) -> None:
-    """Raises UserError for options that do not go together."""
+    """Raise UserError for options that exclude each other."""
     if version is None and canary is not None:
         raise UserError("--canary gives a share to a version; name it: sidecast promote TASK VERSION --canary 5%")
     if version is None and not changes:
@@ -177,7 +177,7 @@ def _check(
 
 
 def _judged(done: Document) -> str:
-    """What ends its canary."""
+    """Say what would end the canary."""
     if not done["route"]["shares"]:
         return ""
     if not done["route"]["bounds"]:
@@ -265,7 +265,7 @@ def _wait(view: View, done: Document, seconds: float) -> tuple[Document, list[st
 
 
 def _versions(done: Document) -> set[int]:
-    """Those that a change is about."""
+    """The versions that a change concerns."""
     route, own = done.get("route", routes.plain()), done["version" if "version" in done else "version_to"]
     return {own, *map(int, route["shares"]), *route["shadows"]}
 

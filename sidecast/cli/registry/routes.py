@@ -1,4 +1,4 @@
-"""Routes as documents of the command line: made of options, and told in words.
+"""Routes as documents of the command line: made from options, and printed as text.
 
     {"shares": {"7": 500}, "shadows": [8], "bounds": {"disagreement": 0.05, ..., "min_rows": 100}}
 
@@ -17,7 +17,7 @@ BOUNDS = ("error_rate", "latency", "disagreement")
 
 
 def document(route: Any) -> Document:
-    """Of a registry's route, or a client's."""
+    """The document of a registry's route, or of a client's."""
     bounds = route.bounds
     return {
         "shares": {str(version): share for version, share in sorted(route.shares.items())},
@@ -31,7 +31,7 @@ def plain() -> Document:
 
 
 def with_canary(route: Document, version: int, share: int, bounds: Document) -> Document:
-    """The only share is `version`'s, with these bounds and no others. A shadow that gets a share is no shadow any more.
+    """Give a share to `version` alone, with these bounds alone. A shadow that gets a share stops being a shadow.
 
     Raises:
         UserError: no bound that `min_rows` could be of.
@@ -41,7 +41,7 @@ def with_canary(route: Document, version: int, share: int, bounds: Document) -> 
 
 
 def with_step(route: Document, share: int, bounds: Document, name: str) -> Document:
-    """The only share becomes `share`; of its bounds, those that are given change.
+    """Set the only share to `share`; the bounds that are not None replace its own.
 
     Raises:
         UserError: there is no share, or more than one.
@@ -54,7 +54,7 @@ def with_step(route: Document, share: int, bounds: Document, name: str) -> Docum
 
 
 def with_shadows(route: Document, more: tuple[int, ...], less: tuple[int, ...], name: str) -> Document:
-    """Raises UserError: a shadow to take away is none."""
+    """Add and remove shadows. Raises UserError if a version to remove is no shadow."""
     if strange := [version for version in less if version not in route["shadows"]]:
         have = f"its shadows: {', '.join(map(str, route['shadows']))}" if route["shadows"] else "it has none"
         raise UserError(f"version {strange[0]} is no shadow of {name}; {have}")
@@ -63,7 +63,7 @@ def with_shadows(route: Document, more: tuple[int, ...], less: tuple[int, ...], 
 
 
 def _bounds(before: Document | None, given: Document) -> Document | None:
-    """Those of `given` that are not None over `before`."""
+    """The bounds of `given` that are not None, over those of `before`."""
     bounds = (before or {}) | {name: value for name, value in given.items() if value is not None}
     if bounds and all(bounds.get(name) is None for name in BOUNDS):
         raise UserError("--min-rows is for bounds; give --max-error-rate, --max-latency or --max-disagreement too")

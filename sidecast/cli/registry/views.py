@@ -1,4 +1,4 @@
-"""The registry as commands see it: opened by itself, or through a running server.
+"""The registry as commands see it: opened directly, or through a running server.
 
 Both give the same documents; of tasks, a server tells more: what it serves, and the generation that it serves.
 """
@@ -12,14 +12,16 @@ from sidecast.cli.registry.routes import Document
 
 
 class View(Protocol):
+    """What commands read and change; documents are what `--json` prints."""
+
     def tasks(self) -> Document: ...
     def history(self, task: str | None, limit: int = 0) -> list[Document]:
-        """The newest `limit` changes only; 0: all."""
+        """The newest `limit` changes; 0: all."""
         ...
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document: ...
     def route(self, task: str, alias: str) -> Document:
-        """The route of an alias as it is."""
+        """The present route of an alias."""
         ...
 
     def set_route(
@@ -41,7 +43,7 @@ class View(Protocol):
 
 
 def open_view(registry: str | None, server: str | None, *, create: bool = False) -> View:
-    """The view that the options name; `create` makes a registry that is not there yet."""
+    """Open the view that the options name; `create` makes a registry that does not exist yet."""
     source, where = options.choose(registry=registry, server=server)
     if source == "server":
         from serving.client import Client
@@ -53,11 +55,13 @@ def open_view(registry: str | None, server: str | None, *, create: bool = False)
 
 
 def is_route_changed(error: Exception) -> bool:
-    """A registry tells it by its own error, a server by the client's."""
+    """Whether an error says that the route changed meanwhile: the registry's error, or the client's."""
     return getattr(error, "reason", "") == "ROUTE_CHANGED"
 
 
 class RegistryView:
+    """A registry that this process opens."""
+
     def __init__(self, registry: Any) -> None:
         self._registry = registry
 
@@ -135,11 +139,14 @@ class RegistryView:
 
 
 class ServerView:
+    """The registry of a running server."""
+
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def tasks(self) -> Document:
-        listed, event = self._client.tasks(), next(self._client.watch())
+        listed = self._client.tasks()
+        event = next(self._client.watch())
         return {"generation": event.served, "tasks": [self._task(info) for info in listed]}
 
     def _task(self, info: Any) -> Document:
@@ -230,12 +237,13 @@ class ServerView:
 
 
 def _time(time: datetime | None) -> str | None:
-    """As the registry writes it."""
+    """A time in the format of the registry's files."""
     return time and time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _action(action: Any) -> Document:
-    version, route = getattr(action, "version", getattr(action, "version_to", None)), getattr(action, "route", None)
+    version = getattr(action, "version", getattr(action, "version_to", None))
+    route = getattr(action, "route", None)
     return {
         "verb": action.type,
         "task": action.task,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _renames(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:
-    """`sentence=review` each."""
+    """Callback of click: `sentence=review`, any number of times."""
     pairs = [text.partition("=") for text in given]
     if wrong := [text for text, (field, _, column) in zip(given, pairs, strict=True) if not (field and column)]:
         raise click.BadParameter(f"give FIELD=COLUMN, got {wrong[0]!r}")
@@ -101,7 +101,8 @@ def batch(
         limits=PassLimits(rows=batch_rows, tokens=batch_tokens),
     )
     with progress_bar(quiet=as_json) as bars:
-        reading, answering = _Bar(bars, "reading files"), _Bar(bars, "answering rows")
+        reading = _Bar(bars, "reading files")
+        answering = _Bar(bars, "answering rows")
 
         def scanned(done: int, total: int) -> None:
             if 0 < done < total or reading.is_there:  # a single file is read in no time, mostly
@@ -112,10 +113,11 @@ def batch(
 
 
 class _Bar:
-    """Drawn when there is something to show."""
+    """A progress bar that is drawn when it first has something to show."""
 
     def __init__(self, bars: "Progress", text: str) -> None:
-        self._bars, self._text = bars, text
+        self._bars = bars
+        self._text = text
         self._id: TaskID | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""`sidecast bench`: put load on a running server, and say what its callers saw."""
+"""`sidecast bench`: put load on a running server, and report what its callers measured."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ LARGEST = 1_000_000
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """`1,4,16`."""
+    """Callback of click: `1,4,16`."""
     if value is None:
         return None
     try:
@@ -186,7 +186,7 @@ async def _run(
 
 
 def guess_metrics_url(server: str) -> str:
-    """Where a server started with default ports has its metrics."""
+    """The URL of the metrics of a server that was started with default ports."""
     host = server.rpartition(":")[0] if ":" in server else server
     return f"http://{host}:{METRICS_PORT}/metrics"
 
@@ -208,7 +208,7 @@ def _telling(bars: Any, plan: Any) -> Any:
 
 
 def _check_files(out: str | None, plot: str | None) -> None:
-    """What cannot be written is told before the load, not after it."""
+    """Raise UserError for a file that cannot be written: before the load, not after it."""
     if plot is not None:
         from sidecast.load.plot import check_plot
 

@@ -1,4 +1,4 @@
-"""What `sidecast deploy` and `sidecast status` share: which cluster they mean, and what becomes of its errors."""
+"""What `sidecast deploy` and `sidecast status` share: options that name a cluster, and how its errors are reported."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ _OPTIONS = (
 
 
 def which_cluster(command: options.Command) -> options.Command:
-    """The options that name an application and its cluster."""
+    """Add the options that name an application and its cluster."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -50,7 +50,7 @@ def dashboard(address: str | None, dashboard_port: int) -> str:
 
 
 def is_here(url: str) -> bool:
-    """Whether a dashboard is this machine's."""
+    """Whether the URL of a dashboard is on this machine."""
     try:
         return urlsplit(url).hostname in LOOPBACK
     except ValueError:
@@ -58,15 +58,16 @@ def is_here(url: str) -> bool:
 
 
 def folder_of(cluster_folder: Path | None, dashboard_port: int) -> Path:
+    """The folder with the files of this machine's cluster."""
     from serving.deploying_local import folder_for
 
     return cluster_folder.absolute() if cluster_folder else folder_for(dashboard_port)
 
 
 def local_cluster(cluster_folder: Path | None, dashboard_port: int, url: str) -> Any:
-    """The cluster of a URL, if `sidecast deploy` had started it on this machine.
+    """The cluster of a URL, if `sidecast deploy` started it on this machine; else None.
 
-    This process may use it from then on, and one that is yet to be started there. Call it before Ray is imported.
+    Also signs this process in to it, or to a cluster that is still to be started there. Call it before Ray is imported.
     """
     from serving.deploying import listens
     from serving.deploying_local import find, sign_in, token_of
@@ -82,12 +83,12 @@ def local_cluster(cluster_folder: Path | None, dashboard_port: int, url: str) ->
 
 
 NEEDED = ("ray", "requests", "yaml")
-"""Packages of the extra."""
+"""Packages of the extra `cluster`."""
 
 
 @contextlib.contextmanager
 def failures(as_json: bool) -> Iterator[None]:
-    """What is the cluster's doing, and no mistake of the user's, is told in one line and exits with 1."""
+    """Report an error of the cluster, which is no mistake of the user, in one line and exit with 1."""
     from serving.deploying import DeployFailed, NoCluster
     from serving.deploying_local import LocalClusterError
 
@@ -102,7 +103,7 @@ def failures(as_json: bool) -> Iterator[None]:
 
 
 def fail(text: str, reason: str, as_json: bool) -> None:
-    """One line on standard error, and out."""
+    """Print one line on standard error and exit with 1."""
     text = plain(" ".join(text.split()))
     document = {"error": {"reason": reason, "message": text}}
     click.echo(json.dumps(document) if as_json else f"Error: {text}", err=True)

@@ -1,4 +1,4 @@
-"""Options of how a server makes texts, over what the task's spec says."""
+"""Options of how a server generates texts; they override the task's spec."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import click
 from sidecast.cli.options import Command
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
-"""Settings that ask for sampling by themselves."""
+"""Settings that turn sampling on when they are given."""
 
 _OPTIONS = (
     click.option("--beams", "num_beams", type=int, metavar="N", help="Text: follow N texts at a time; 1 for none."),
@@ -26,14 +26,14 @@ _OPTIONS = (
 
 
 def options(command: Command) -> Command:
-    """All of them; the command takes them as keywords."""
+    """Add the options; the command takes them as keywords."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def settings(given: dict[str, Any]) -> dict[str, Any]:
-    """A client's `generation` out of what was given; a setting of sampling turns sampling on."""
+    """The `generation` argument of a client, from the options that were given."""
     there = {name: value for name, value in given.items() if value is not None}
     if any(name in there for name in SAMPLING):
         there["do_sample"] = True

@@ -33,7 +33,7 @@ OPEN_DOORS = (
     "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without authentication"
 )
 REMOVE_S = 60.0
-"""Longest that a removal may take where the cluster is to be ended after it, whatever --wait says."""
+"""Longest time for a removal after which the cluster is stopped, in seconds, whatever --wait says."""
 SCALING = {
     "min_replicas": click.IntRange(0),
     "max_replicas": click.IntRange(1),
@@ -107,7 +107,8 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
         if down:
             _take_down(name, url, ours, bool(where["address"]), wait, as_json)
             return
-        check, affinity = given.pop("check"), given.pop("affinity")
+        check = given.pop("check")
+        affinity = given.pop("affinity")
         wanted = _wanted(name, url, **given)
         if dry_run:
             if affinity:
@@ -180,7 +181,7 @@ def _check_affinity(url: str) -> None:
 def _deploy(
     wanted: "Wanted", url: str, where: dict[str, Any], check: bool, affinity: bool, tell: Callable[[str], None]
 ) -> tuple["Cluster", bool, str]:
-    """The cluster that took it, whether that was started for this, and a warning or nothing."""
+    """Return the cluster that took the application, whether it was started for it, and a warning or an empty text."""
     from serving.deploying import Cluster, answers, start_here
     from serving.deploying_local import stop
 
@@ -199,7 +200,7 @@ def _deploy(
 
 
 def _down_words(name: str, where: dict[str, Any]) -> str:
-    """The command that ends what this one started."""
+    """The command line that stops what this command started."""
     words = ["sidecast deploy --down"]
     if name != "sidecast":
         words.append(f"--name {name}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from serving.client import TextStream
 
 SHOWN = 4
-"""Numbers of a vector in a table."""
+"""How many numbers of a vector a table shows."""
 
 
 @click.command(short_help="Ask a server.")
@@ -78,7 +78,7 @@ def predict(
 
 
 def _print_stream(stream: "TextStream", as_json: bool) -> None:
-    """A text as it comes, then the end of its line; or a JSON line for each piece, and one for the result."""
+    """Print a text while it is generated, then a newline; or a JSON line for each piece and one for the result."""
     for piece in stream:
         click.echo(json.dumps(asdict(piece), ensure_ascii=False) if as_json else plain(piece.text), nl=as_json)
     result = stream.result()
@@ -86,7 +86,7 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
 
 
 def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
-    """Rows out of the command line's texts.
+    """Make rows from the texts on the command line.
 
     Raises:
         UserError: a field twice, too many texts, or too few.

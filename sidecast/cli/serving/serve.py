@@ -27,7 +27,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     from serving.server import run_server
 
     chosen = read_config(flags, file=config)
-    options.pick_device(chosen.device)  # a mistake is told before ports are taken and the backbone loads
+    options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
     logging.basicConfig(
         level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -44,7 +44,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
     code = run_server(chosen, ready)
-    if code and _device_is_busy():  # with calls that were cut off: Python would wait for them, for nobody
+    if code and _device_is_busy():  # calls were cut off; Python would wait for their threads
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)
@@ -52,7 +52,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
 
 
 def _device_is_busy() -> bool:
-    """Whether the device thread goes on a second after it was told to end."""
+    """Whether the device thread still runs a second after it was told to stop."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("device")]
     for thread in threads:
         thread.join(1.0)

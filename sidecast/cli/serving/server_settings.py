@@ -1,4 +1,4 @@
-"""The settings of a serving process as options, which `sidecast serve` and `sidecast deploy` share."""
+"""The settings of a server as options of `sidecast serve` and `sidecast deploy`."""
 
 from serving.config import GROUPS, ServeConfig
 from sidecast.cli.options import Command

@@ -50,7 +50,7 @@ def _is_there(cluster: "Cluster", name: str) -> bool:
 
 
 def _driver(cluster: "Cluster", ours: Any, stack: ExitStack) -> tuple["Driver | None", str]:
-    """A way to ask the replicas themselves, or a note why there is none."""
+    """Return a driver that asks the replicas themselves, or a note that says why there is none."""
     from serving.deploying import Driver, NoCluster
 
     gcs = ours.gcs if ours else cluster.gcs()

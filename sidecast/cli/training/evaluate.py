@@ -1,4 +1,4 @@
-"""`sidecast evaluate`: a run folder, a published version or a running server on labelled rows, scored alike."""
+"""`sidecast evaluate`: score a run folder, a published version or a running server on labelled rows, by one code."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 
 VALUE_NAMES = {"classification": "label", "regression": "value", "text": "text", "embedding": "embedding"}
-"""Where an answer's own word stands, by the task's kind."""
+"""The name of an answer's value, by the task's kind."""
 
 SERVER_ROWS = 64
 """Rows in one request to a server."""
@@ -23,7 +23,7 @@ SERVER_ROWS = 64
 Rows = Sequence[dict[str, str]]
 Step = Callable[[int, int], None]
 How = tuple[str, str, str | None]
-"""--device, --dtype, and --quantize where it was given."""
+"""Values of --device, --dtype and --quantize; the last is None if it was not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def evaluate(
         candidate = _in_registry(task, where, backbone, (device, dtype, quantize))
     examples = read_examples(data, candidate.spec)
     if predictions is not None:
-        _open(predictions, "a").close()  # told before the work, not after it
+        _open(predictions, "a").close()  # report a mistake before the work, not after it
     rows = asked(candidate.spec, examples)
     with progress_bar(quiet=as_json) as bars:
         bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(rows), note="")
@@ -115,7 +115,8 @@ def _in_run(task: str, run: str, backbone: str | None, how: How) -> Candidate:
 def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candidate:
     if backbone is None:
         raise UserError("--registry needs --backbone B: the folder or hub id that the side network was trained on")
-    ref, registry = TaskRef.parse(task), Registry.open(url)
+    ref = TaskRef.parse(task)
+    registry = Registry.open(url)
     version = registry.state().resolve(ref)
     with tempfile.TemporaryDirectory(prefix="sidecast-") as folder:
         artifact = registry.download(ref.task, version, Path(folder) / "version")
@@ -137,7 +138,8 @@ def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], lis
 def _on_server(task: str, address: str) -> Candidate:
     from serving.client import Client
 
-    ref, client = TaskRef.parse(task), Client(address)
+    ref = TaskRef.parse(task)
+    client = Client(address)
     info = client.task(task)
     version = ref.version or info.serving.get(ref.alias or "production")
     if version is not None:
@@ -157,9 +159,10 @@ def _on_server(task: str, address: str) -> Candidate:
     return Candidate(spec=_spec_of(ref.task, info.spec), version=version, answer=answer)
 
 
-def _spec_of(task: str, told: Any) -> TaskSpec:
-    """The server's description of a task, as the spec that reads data files."""
-    values = {each.name: getattr(told, each.name) for each in fields(told) if each.name != "fields"}  # the template's
+def _spec_of(task: str, described: Any) -> TaskSpec:
+    """Make a spec, which reads data files, from the server's description of a task."""
+    names = [field.name for field in fields(described) if field.name != "fields"]  # these follow from the template
+    values = {name: getattr(described, name) for name in names}
     return TaskSpec(name=task, **values)
 
 

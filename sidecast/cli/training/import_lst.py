@@ -1,4 +1,4 @@
-"""`sidecast import-lst`: a run out of a checkpoint of the LST authors' code."""
+"""`sidecast import-lst`: make a run from a checkpoint of the LST authors' code."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ def import_lst(
 
     check_method(quantize)
     spec = untrained_run.task_of(task, output, kind="text")
-    Recipe(head="text").side_config(spec)  # a mistake is told before the backbone loads
+    Recipe(head="text").side_config(spec)  # report a mistake before the backbone loads
     tensors = read_checkpoint(checkpoint)
     loaded = ladder.load_backbone(backbone, dtype="float32")
     said = Claims(**claims)

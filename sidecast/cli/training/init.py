@@ -1,4 +1,4 @@
-"""`sidecast init`: a run of an untrained side network, to look at where training starts."""
+"""`sidecast init`: make a run of an untrained side network, to inspect where training starts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,7 +91,7 @@ def init(
     spec = _spec(task, output, head, outputs)
     shape = {"encoder_layers": "all"} | {name: value for name, value in given.items() if value is not None}
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]
-    config = recipe.side_config(spec)  # mistakes in settings and data are told before the backbone loads
+    config = recipe.side_config(spec)  # report mistakes in settings and data before the backbone loads
     if outputs is not None and outputs != config.outputs:
         raise UserError(f"task {spec.name} with a {config.head} head has {config.outputs} outputs, not {outputs}")
     examples = [] if data is None else read_examples(data, spec)
@@ -131,7 +131,7 @@ def _check_rows(init: str, task: str | None, data: str | None, samples_file: str
 
 
 def _spec(task: str | None, output: str, head: str | None, outputs: int | None) -> Any:
-    """Without `--task`: text; numbers as labels for a head of several outputs, a value for one of one."""
+    """The spec of `--task`; without one, text, numbers as labels for several outputs, a value for one output."""
     if task is not None:
         return untrained_run.task_of(task, output)
     if head in (None, "text"):
@@ -144,7 +144,7 @@ def _spec(task: str | None, output: str, head: str | None, outputs: int | None) 
 
 
 def _new_side(config: Any, backbone: Any, seed: int) -> Any:
-    """A random start, as `sidecast train` makes it of this seed."""
+    """Make a side network with the random start that `sidecast train` makes from this seed."""
     import torch
 
     from ladder import SideNetwork
@@ -166,7 +166,7 @@ def _start(
     seed: int,
     step: Step,
 ) -> int:
-    """Start a side network in place; how many rows were used."""
+    """Initialize a side network in place; return how many rows were used."""
     from training.starts import SAMPLES, start_side
 
     if init == "fisher" and tokenizer is None:
@@ -207,7 +207,7 @@ def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step)
 
 
 def _bar(bars: Progress, text: str) -> Step:
-    """Draws a bar from the first row on."""
+    """Return a callback that draws a bar from the first row on."""
     drawn: list[TaskID] = []
 
     def step(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`sidecast trace`: every activation of a run for given token ids, into one file."""
+"""`sidecast trace`: store every activation of a run for given token ids in one file."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def trace(
 
     _check_output(output, inputs)
     artifact = read_artifact(run)
-    source, quantize = backbone or RunFolder(run).backbone_source(), artifact.manifest.backbone.quantization
+    source = backbone or RunFolder(run).backbone_source()
+    quantize = artifact.manifest.backbone.quantization
     loaded = ladder.load_backbone(source, device=options.pick_device(device), dtype=dtype, quantize=quantize)
     side = load_side_of(artifact, loaded)
     given = read_inputs(inputs, loaded.config)
@@ -85,7 +86,7 @@ def _loss_text(document: dict[str, Any]) -> str:
 
 
 def _check_output(output: str, inputs: str) -> None:
-    """Before anything is computed for it."""
+    """Raise UserError for a file that cannot be written, before anything is computed."""
     path = Path(output).expanduser().resolve()
     if not path.parent.is_dir():
         raise UserError(f"--output {output} cannot be written: there is no folder {path.parent}")

@@ -1,4 +1,4 @@
-"""`sidecast train`: a side network for a task, into a run folder."""
+"""`sidecast train`: train a side network for a task, into a run folder."""
 
 import time
 from typing import Any
@@ -63,9 +63,10 @@ def train(
 
     spec = load_task(task)
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
-    settings.side_config(spec)  # mistakes in settings and data are told before the backbone loads
+    settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
     started = time.monotonic()
-    training, validation = read_labelled(train_file, spec), read_labelled(validation_file, spec)
+    training = read_labelled(train_file, spec)
+    validation = read_labelled(validation_file, spec)
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     job = Job(
         spec=spec,
@@ -93,10 +94,13 @@ def train(
 
 
 class _Bars:
-    """The trainer's progress as bars: one for the backbone's pass, one an epoch."""
+    """The trainer's progress as bars: one for each preparation, one per epoch."""
 
     def __init__(self, bars: Progress, task: str) -> None:
-        self.bars, self.task, self.epochs, self.steps = bars, task, 0, 0
+        self.bars = bars
+        self.task = task
+        self.epochs = 0
+        self.steps = 0
         self.ranks: Any = None
         self.reads: Any = None
         self.asks: Any = None
@@ -118,7 +122,8 @@ class _Bars:
         self.bars.update(self.asks, completed=rows)
 
     def start(self, epochs: int, steps: int) -> None:
-        self.epochs, self.steps = epochs, steps
+        self.epochs = epochs
+        self.steps = steps
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         if step == 0 or self.current is None:

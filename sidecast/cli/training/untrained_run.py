@@ -1,4 +1,4 @@
-"""What `import-lst` and `init` share: a task for a side network that nobody asked a text yet, and its run folder."""
+"""What `import-lst` and `init` share: a task for a side network that was not trained here, and its run folder."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def task_of(task: str | None, output: str, **values: Any) -> TaskSpec:
 
 
 def tokenizer_of(source: str) -> Any | None:
-    """The backbone's tokenizer; None where its folder has none."""
+    """Load the backbone's tokenizer; None if its folder has none."""
     import ladder
     from ladder.errors import NoTokenizerError
 
@@ -35,7 +35,7 @@ def tokenizer_of(source: str) -> Any | None:
 def write(
     output: str, side: Any, spec: TaskSpec, backbone: Any, source: str, tokenizer: Any, made: dict[str, Any]
 ) -> None:
-    """The run folder; `made` is its provenance. A line on standard error where nobody can ask it a text."""
+    """Write the run folder; `made` is its provenance. Without a tokenizer a line on standard error says so."""
     from training.untrained import write_run
 
     write_run(
