@@ -20,8 +20,8 @@ from side_registry.route import Route
 from side_registry.servers import BEAT_S, LEASE_S, Announced
 from sidecast.cli.app import main
 from sidecast.cli.percent import Rate, Share, share_text
+from sidecast.cli.registry import views
 from sidecast.cli.registry.changes import WAIT_S
-from sidecast.cli.registry.maintenance import views
 from tests.serving.doors_kit import SST2, Parlour, make_run
 from tests.sidecast.cli_kit import done, sidecast
 
