@@ -1,7 +1,7 @@
-"""What a server can be told: frozen settings, documented field by field, checked when made.
+"""Settings of a server: frozen dataclasses, documented field by field, checked when they are made.
 
 `read_config` fills them from the command line, the environment (`SIDECAST_<FIELD>`) and a TOML file, in that order of
-precedence. Knows nothing of what the settings do.
+precedence. The first sentence under a field is the help of its option in `sidecast serve` and `sidecast deploy`.
 """
 
 import os
@@ -17,38 +17,42 @@ METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]*(?<!-bin)")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be: names the setting, its value and the rule."""
+    """A setting has an invalid value; the message names the setting, the value and the rule."""
 
     reason = "CONFIG"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """How rows of all tasks gather into batches."""
+    """How rows of all tasks are put into batches."""
 
     max_batch_tokens: int = 8192
-    """Tokens of one backbone pass, padding counted. A longer single row still runs, alone."""
+    """Most tokens of one backbone pass, padding included. A longer single row still runs, alone."""
     max_batch_rows: int = 64
-    """Rows of one batch. Rows with the same tokens are one row of the backbone, but each counts here, and each beam."""
+    """Most rows of one batch; each beam counts as a row. Rows with equal tokens share one row of the backbone pass, but
+    each counts here."""
     batch_cost_tokens: int = 96
-    """What a batch is taken to cost besides its tokens, in tokens. More makes fuller batches with more padding; on a
-    CPU 150 to 350 were measured, and a little less costs no throughput and saves padding."""
+    """Fixed cost of a batch, in tokens. A higher value makes fuller batches with more padding. On a CPU 150 to 350 were
+    measured; a little less loses no throughput and saves padding."""
     padding_cost: float = 1.0
-    """What a token of padding is taken to cost beside a real one, at most: less where the engine leaves padding out."""
+    """Most that a padding token costs, relative to a real token. The engine lowers it where it leaves padding out."""
     max_wait_s: float = 0.002
-    """Longest a row waits for company while the device is idle. A busy device gathers company by itself."""
+    """Longest time a row waits for more rows while the device is idle, in seconds. While the device is busy, rows
+    gather without this wait."""
     max_running_rows: int = 64
-    """Texts that are made at a time, each beam counted. Others wait, and rows that make no text overtake them."""
+    """Most texts that are generated at once; each beam counts. Further texts wait; rows that generate no text overtake
+    them."""
     max_tokens_beside_texts: int = 1024
-    """Tokens of new rows in one turn while texts are being made, padding counted: these get one token a turn, however
-    much else waits. One input goes in any case. 0: as many as `max_batch_tokens`."""
+    """Most tokens of new rows in one step while texts are generated, padding included; 0: as `max_batch_tokens`. Each
+    running text gets one token per step, so this bounds the pause between its tokens. One input always goes in, however
+    long."""
     max_queued_rows: int = 8192
-    """Rows waiting for the device, each beam counted; beyond it requests are shed. A request that finds no queue is
-    always taken."""
+    """Most rows that wait for the device; requests beyond are rejected. Each beam counts as a row. A request that finds
+    the queue empty is always accepted."""
     max_queued_tokens: int = 2**20
-    """Tokens waiting for the device, in the same way."""
+    """Most tokens that wait for the device; requests beyond are rejected."""
     default_priority: int = 2
-    """Of requests that name none: 1 is served first, 4 last."""
+    """Priority of requests that name none: 1 is served first, 4 last."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_batch_tokens", "max_batch_rows", "max_queued_rows", "max_queued_tokens")
@@ -60,14 +64,14 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLimits:
-    """What one task may have waiting and in flight. 0: no limit."""
+    """Limits on what one task has waiting and in flight."""
 
     max_task_rows: int = 0
-    """Rows of a task that may wait for the device, each beam counted."""
+    """Most rows of one task that wait for the device; 0: no limit. Each beam counts as a row."""
     max_task_tokens: int = 0
-    """Tokens of a task that may wait for the device, those of each row."""
+    """Most tokens of one task that wait for the device; 0: no limit. Tokens count once for each row."""
     max_task_requests: int = 0
-    """Requests of a task that may be in flight."""
+    """Most requests of one task in flight; 0: no limit."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "max_task_rows", "max_task_tokens", "max_task_requests")
@@ -75,10 +79,10 @@ class TaskLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitConfig(TaskLimits):
-    """Every task's limits, and those that some have instead: `[limits.<task>]` in a TOML file, with the same names."""
+    """Limits of every task; `[limits.<task>]` in a TOML file sets those of one task, with the same names."""
 
     task_limits: dict[str, TaskLimits] = field(default_factory=dict)
-    """By task. What such a table leaves out is as for every task."""
+    """Limits of single tasks, by task name. A limit that such a table leaves out is that of every task."""
 
     def of(self, task: str) -> TaskLimits:
         return self.task_limits.get(task, self)
@@ -97,15 +101,20 @@ class EngineConfig:
     """How the device answers batches."""
 
     cache_bytes: int = 256 * 2**20
-    """Activations of earlier inputs that are kept, on the device, for other tasks that ask about them. 0: none."""
+    """Bytes of cached backbone activations, on the device; 0: no cache. Another task that asks about the same input
+    then skips the backbone."""
     side_timeout_s: float = 5.0
-    """Longest that one side network may take for its rows of a batch; beyond it they fail, and it is benched."""
+    """Longest time one side network may take for its rows of a batch, in seconds. Beyond it these rows fail, and the
+    side network is suspended for `side_bench_s`."""
     side_bench_s: float = 30.0
-    """How long rows of a side network that was too slow fail at once, so that its neighbours need not wait again."""
+    """How long a side network that was too slow is suspended, in seconds. Its rows fail at once in that time, so that
+    other rows need not wait for it again."""
     warmup_s: float = 10.0
-    """Longest that the device is warmed up before the server is ready; 0: not at all. Compilation is not counted."""
+    """Longest time to warm the device up before the server is ready, in seconds; 0: none. Compilation is not
+    counted."""
     compile: bool = False
-    """Compile the backbone's encoder for a bounded set of shapes, all of them before the server is ready."""
+    """Compile the backbone's encoder at start, which takes minutes. It is compiled for a bounded set of shapes, all of
+    them before the server is ready."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "cache_bytes", "side_bench_s", "warmup_s")
@@ -117,17 +126,20 @@ class LoadConfig:
     """How versions get from the registry onto the device."""
 
     max_side_bytes: int = 512 * 2**20
-    """Largest side network file that is loaded."""
+    """Largest side network file that is loaded, in bytes."""
     replay_examples: bool = True
-    """Answer each version's golden examples before it serves, and refuse the version where they differ."""
+    """Answer each version's golden examples before it serves. A version whose answers differ is refused."""
     replay_bytes: int = 32 * 2**20
-    """Activations of golden examples that are kept, on the device, for later versions with the same. 0: none."""
+    """Bytes of cached activations of golden examples, on the device; 0: no cache. Later versions with the same examples
+    then load faster."""
     poll_s: float = 0.2
-    """How often the registry is asked whether it changed."""
+    """Time between two looks at the registry for changes, in seconds."""
     retry_s: float = 1.0
-    """First pause before a load that failed because the store was away is tried again; doubles each time."""
+    """First pause before another try of a load that failed because the store could not be reached, in seconds. It
+    doubles with each try."""
     max_retry_s: float = 60.0
-    """Longest such pause. Versions that cannot load are tried again at most this often when other tasks change."""
+    """Longest pause between two tries of a failed load, in seconds. When other tasks change, versions that cannot load
+    are tried again at most this often."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_side_bytes")
@@ -137,17 +149,17 @@ class LoadConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestConfig:
-    """What one request may ask."""
+    """Limits of one request, and how it is read."""
 
     max_request_rows: int = 8192
-    """Rows of one request over all of its tasks. Each task's spec has its own limit besides."""
+    """Most rows of one request, over all of its tasks. Each task's spec has a limit of its own as well."""
     max_request_tasks: int = 256
-    """Tasks of one PredictTasks."""
+    """Most tasks of one PredictTasks request."""
     tokenizer_threads: int = 2
-    """Threads that validate and tokenize, beside the event loop."""
+    """Threads that validate and tokenize."""
     tenant_header: str = ""
-    """gRPC metadata that names a caller's tenant, such as x-tenant: different ones share no cached activations. Empty:
-    no tenants. It is believed as it comes, so have whatever stands before the server set it."""
+    """gRPC metadata key that names a caller's tenant, such as x-tenant. Callers of different tenants share no cached
+    activations. Empty: no tenants. The server trusts the value, so have the proxy in front of it set the header."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_request_rows", "max_request_tasks", "tokenizer_threads")
@@ -158,22 +170,24 @@ class RequestConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowConfig:
-    """How versions are asked beside callers' traffic, to be compared with the one that answered."""
+    """How shadow versions run next to live traffic, to be compared with the version that answered."""
 
     max_shadow_rows: int = 1024
-    """Rows in shadow that may wait for the device; newer ones are dropped. 0: none are asked."""
+    """Most shadow rows that wait for the device; 0: no shadows run. Beyond it the newest are dropped."""
     shadow_turn_s: float = 0.01
-    """What a turn of rows in shadow should take, by those before: about so long a caller may have to wait behind it."""
+    """Target time of one step of shadow rows, in seconds. A caller's row that arrives during the step waits about this
+    long. The time is estimated from earlier steps."""
     shadow_wait_s: float = 0.1
-    """Longest a row in shadow waits for company while the device is idle."""
+    """Longest time a shadow row waits for more rows while the device is idle, in seconds."""
     shadow_timeout_s: float = 1.0
-    """A version that takes longer than this for a turn in shadow is not asked for a while."""
+    """Longest time a version may take for one step of shadow rows, in seconds. A slower version gets no shadow rows for
+    a while."""
     max_running_shadows: int = 8
-    """Texts that are made in shadow at a time, each beam counted; they are no part of `max_running_rows`."""
+    """Most shadow texts that are generated at once; each beam counts. They do not count in `max_running_rows`."""
     keep_inputs: bool = False
-    """Keep the inputs on which versions disagree, in memory, for whoever may ask for the comparison."""
+    """Keep the inputs on which versions disagree, in memory. Every caller who can read the comparison can read them."""
     kept_disagreements: int = 200
-    """How many of them for each alias, the newest."""
+    """Most disagreements that are kept for each alias, the newest."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "max_shadow_rows", "shadow_wait_s")
@@ -200,29 +214,31 @@ class ServeConfig:
     """One serving process."""
 
     backbone: str
-    """A Hugging Face folder, or a hub id."""
+    """The backbone: a Hugging Face folder, or a hub id such as google/flan-t5-small."""
     registry: str
-    """The registry's folder or URL."""
+    """The registry: a folder, or a URL such as s3://bucket/path; created if it does not exist."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface. There is no authentication yet."""
     port: int = 8001
-    """gRPC, both doors. 0 takes a free one."""
+    """Port of gRPC; 0: a free one."""
     metrics_port: int = 8002
-    """Prometheus metrics over HTTP. 0 takes a free one."""
+    """Port of Prometheus metrics over HTTP; 0: a free one."""
     device: str = "auto"
-    """Where torch runs: auto (cuda where there is one), cpu, cuda, cuda:1."""
+    """Where torch runs: auto (cuda if there is one), cpu, cuda, cuda:1."""
     dtype: str = "auto"
-    """The backbone's and side networks' precision: float32, bfloat16; auto: bfloat16 on a GPU that has it."""
+    """Precision of the backbone and the side networks: auto, float32 or bfloat16. auto: bfloat16 on a GPU that has it,
+    else float32."""
     quantize: str = "none"
-    """Bits of the backbone's matrices: none, int8, int4, w8a8. Serves side networks that were trained on the same."""
+    """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
+    the same format."""
     threads: int = 0
-    """Threads of torch on a CPU. 0 leaves torch's own choice."""
+    """Threads of torch on a CPU; 0: torch's own choice."""
     grace_s: float = 30.0
-    """How long requests in flight may take after SIGTERM."""
+    """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 64 * 2**20
-    """Largest gRPC message."""
+    """Largest gRPC message, in bytes."""
     log_level: str = "INFO"
-    """DEBUG, INFO, WARNING or ERROR."""
+    """Least severe messages that are logged: DEBUG, INFO, WARNING or ERROR."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

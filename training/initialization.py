@@ -9,7 +9,6 @@ with half their numbers. Training has the side network add what single words can
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,7 @@ from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RecipeError
 from training.fisher import Sample, check_has_loss, fisher
-
-Init = Literal["random", "magnitude", "fisher"]
-
-SAMPLES = 128
-"""Rows that Fisher importances are summed over, unless another number is given."""
+from training.recipe import SAMPLES, Init
 
 
 def start_side(

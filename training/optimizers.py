@@ -7,12 +7,12 @@ on.
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-OptimizerName = Literal["adamw", "reference"]
+from training.recipe import OptimizerName
 
 
 class ReferenceAdamW(torch.optim.Optimizer):

@@ -1,19 +1,25 @@
-"""How a side network is trained: every setting, documented, with the default that measured best."""
+"""How a side network is trained: every setting, documented, with the default that measured best.
+
+The first sentence under a field is the help of its option in `sidecast train`.
+"""
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ladder import SideConfig
-from ladder.config import Gate, GateForm
-from ladder.structural import Order
-from side_registry.task import TaskSpec
-from training.batches import least_rows
 from training.errors import RecipeError
-from training.initialization import SAMPLES, Init
-from training.optimizers import OptimizerName
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` needs the settings alone
+    from ladder import SideConfig
+    from side_registry.task import TaskSpec
 
 Start = Literal["fresh", "pretrained"]
+Init = Literal["random", "magnitude", "fisher"]
+Order = Literal["consistent", "reference"]
+OptimizerName = Literal["adamw", "reference"]
+
+SAMPLES = 128
+"""Rows that Fisher importances are summed over, unless told."""
 
 MERGE_LOGIT = -2.0
 """Of the merge gate over its temperature where the start is pretrained: the backbone's own logits times 0.88, which
@@ -35,63 +41,71 @@ class Recipe:
     """Settings of one training run. The same recipe, data and backbone give the same side network."""
 
     epochs: int = 3
-    """Times through the training rows."""
+    """Passes over the training rows."""
     batch_rows: int = 32
-    """Rows in a step; of like lengths."""
+    """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
-    """AdamW's, at its peak: a linear rise over `warmup`, then a linear fall to 0."""
+    """Peak learning rate. It rises linearly over `warmup`, then falls linearly to 0."""
     warmup: float = 0.1
-    """Share of all steps."""
+    """Share of all steps over which the learning rate rises, 0 to 1."""
     weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
     optimizer: OptimizerName = "adamw"
-    """adamw: torch's. reference: the LST authors' AdamW and warmup, for results that equal theirs to the last digit."""
+    """The optimizer: torch's AdamW (adamw), or the LST authors' AdamW and warmup (reference). reference gives results
+    that equal the authors' to the last digit."""
     clip: float = 1.0
-    """Longest gradient, in its 2-norm."""
+    """Largest gradient norm (2-norm) of a step; a longer gradient is scaled down."""
     seed: int = 0
-    """Of the start, the order of rows and dropout."""
+    """Seed of the initialization, the order of rows and dropout."""
     init: Init = "random"
-    """How rungs start: random, or cut out of the backbone's own weights: the largest (magnitude), or those that matter
-    most to the training rows (fisher, which needs a backbone with a decoder)."""
+    """How rungs start: at random (random), or as the backbone's largest weights (magnitude) or those that matter most
+    to the training rows (fisher). fisher needs a backbone with a decoder."""
     init_order: Order = "consistent"
-    """Which weights go together in such a cut. reference: the LST authors'. See `ladder.structural`."""
+    """How magnitude and fisher select weights: once for the whole side network (consistent), or layer by layer as the
+    LST authors do (reference). See `ladder.structural`."""
     init_samples: int = SAMPLES
-    """Training rows that fisher looks at."""
+    """Training rows that fisher reads."""
     head: Literal["auto", "text", "linear", "mlp"] = "auto"
-    """auto: text for text, linear for all else (no decoder at all). text for classification scores the labels as words
-    of the backbone's own LM head. mlp: two layers on the last token, for what linear can answer (BART's head)."""
+    """What gives the answer: the backbone's LM head (text), or trained layers (linear, mlp). auto: text for text tasks,
+    linear for all others, which then need no decoder. text for classification scores the labels as words. mlp: two
+    layers on the last token, for the tasks that linear can answer (BART's head)."""
     reduction: int = 8
+    """r: side widths are the backbone's divided by r."""
     encoder_layers: tuple[int, ...] | Literal["auto", "all"] = "auto"
-    """Blocks with a rung, from 0. auto: all for a text head; every second for other heads, which lose nothing by it."""
+    """Encoder blocks with a rung, numbered from 0, or all. auto: all for a text head; every second for the other heads,
+    which lose no quality by it."""
     decoder_layers: tuple[int, ...] | None = None
-    """As encoder_layers, for a text head; None: all."""
-    gate: Gate = "learnable"
-    """How a rung mixes its tap in: learnable; fixed at its start; one (ignore the taps); none (add them)."""
-    gate_form: GateForm = "scalar"
-    """One gate a rung, or one for each of its channels."""
+    """Decoder blocks with a rung, for a text head; all if not given."""
+    gate: Literal["learnable", "fixed", "none", "one"] = "learnable"
+    """How a rung mixes in its tap: by a learnable gate, by one fixed at its start, not at all (one), or as a sum
+    (none)."""
+    gate_form: Literal["scalar", "channel"] = "scalar"
+    """Gates of a rung: one (scalar), or one per channel (channel)."""
     gate_temperature: float = 0.1
-    """Of every gate: smaller moves it faster."""
+    """Temperature of every gate; a smaller one moves gates faster."""
     gate_start: float = 0.0
-    """Logit of a rung's gate before the first step; 0 mixes half and half, above 0 more of the side network."""
+    """Logit of a rung's gate before the first step; 0: half tap, half side state. Above 0: more of the side state."""
     mix_after: bool = False
     """Mix a tap in after the side block, not before it."""
     merge_last: bool = False
-    """Mix the backbone's own last state into the answer (text head only)."""
+    """Mix the backbone's last state into the answer (text head only)."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     start: Start = "fresh"
-    """pretrained: answer as the backbone itself does before the first step, and learn from there (text head only; turns
-    merge_last on). For templates that the backbone understands as they are."""
+    """What the answers start from: nothing (fresh), or the backbone's own answers (pretrained, text head only).
+    pretrained turns merge_last on. It suits templates that the backbone understands without training."""
     distill: float = 0.0
-    """Share of the loss that is agreement with the teacher; the rest is the task's own. 0: no teacher."""
+    """Share of the loss that is agreement with a teacher, 0 to 1; 0: no teacher. The rest is the task's own loss."""
     distill_temperature: float = SOFTER
-    """Softens both distributions before they are compared; regression has none."""
+    """Temperature that softens the teacher's and the student's distributions. Regression has none."""
     teacher: str = "backbone"
-    """Who teaches where `distill` is above 0. backbone: its own LM head (classification and text). Or a finished run's
-    folder: its side network, of the same task and backbone. Or another T5 with the same tokenizer: its LM head."""
+    """The teacher: backbone (its LM head), the folder of a finished run, or another T5. It teaches where `distill` is
+    above 0. backbone: for classification and text. A run: its side network, of the same task and backbone. Another T5:
+    its LM head; it must have the same tokenizer."""
     dropout: float = 0.1
-    """Inside the side network."""
+    """Dropout inside the side network."""
     cache_gb: float = 4.0
-    """Most memory for backbone activations, computed once for all epochs (10^9 bytes); 0 keeps none."""
+    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none."""
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, ">= 1")
@@ -120,7 +134,7 @@ class Recipe:
         _check("start", self.start, self.start in get_args(Start), "fresh or pretrained")
         _check("cache_gb", self.cache_gb, 0 <= self.cache_gb < math.inf, ">= 0")
 
-    def side_config(self, spec: TaskSpec) -> SideConfig:
+    def side_config(self, spec: "TaskSpec") -> "SideConfig":
         """The shape of a side network for `spec`.
 
         Raises:
@@ -128,6 +142,9 @@ class Recipe:
                 no decoder, or batches too small to teach it.
             SideConfigError: settings that make no side network.
         """
+        from ladder import SideConfig
+        from training.batches import least_rows
+
         allowed = HEADS[spec.kind]
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
@@ -176,7 +193,7 @@ class Recipe:
         counts = self.init == "fisher" or self.init_samples == SAMPLES
         _check("init", self.init, counts, f"fisher where init_samples is {self.init_samples}")
 
-    def _check_teacher(self, spec: TaskSpec) -> None:
+    def _check_teacher(self, spec: "TaskSpec") -> None:
         if spec.kind == "embedding" and self.distill:
             raise RecipeError("distill", self.distill, "0 for embedding, which no teacher answers")
         if spec.kind == "regression" and self.distill and self.teacher == "backbone":

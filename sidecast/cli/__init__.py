@@ -1,4 +1,4 @@
-"""The `sidecast` command: a thin face over serving, training and the registry."""
+"""The `sidecast` command: a thin command line over serving, training and the registry."""
 
 from sidecast.cli.app import main
 

@@ -1,6 +1,6 @@
-"""The command's root: which commands there are, and what becomes of an error.
+"""The root of the command line: its commands, and how an error is reported.
 
-Commands are imported when they are called, so that `sidecast tasks` does not wait for torch.
+A command's module is imported when the command is called, so that `sidecast tasks` does not wait for torch.
 """
 
 import importlib
@@ -13,45 +13,49 @@ from typing import Any
 import click
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "serve": ("sidecast.cli.serve", "Serve the registry's tasks over gRPC."),
-    "deploy": ("sidecast.cli.deploy", "Serve on a Ray cluster, with any number of replicas."),
-    "status": ("sidecast.cli.status", "Show the replicas of an application on a Ray cluster."),
-    "train": ("sidecast.cli.train", "Train a side network for a task on labelled rows."),
-    "evaluate": ("sidecast.cli.evaluate", "Score a run, a published version or a server on labelled rows."),
-    "publish": ("sidecast.cli.changes", "Put a run's side network in the registry as its task's next version."),
-    "promote": ("sidecast.cli.changes", "Point an alias at a version, or split its traffic."),
-    "rollback": ("sidecast.cli.changes", "Point an alias back at the version before, or end its canary."),
-    "retire": ("sidecast.cli.changes", "Take a version out of service for good."),
-    "tasks": ("sidecast.cli.listings", "List tasks, their aliases and versions."),
-    "history": ("sidecast.cli.listings", "List what changed: who, when, why."),
-    "shadow": ("sidecast.cli.shadow", "Compare the versions that share or shadow an alias's traffic."),
-    "registry": ("sidecast.cli.registry", "Look after a registry: verify, gc, export, import."),
-    "predict": ("sidecast.cli.predict", "Ask a server."),
-    "batch": ("sidecast.cli.batch", "Answer tasks about every row of a dataset, with Ray Data."),
-    "bench": ("sidecast.cli.bench", "Put load on a server: latencies, throughput, stages."),
-    "import-lst": ("sidecast.cli.import_lst", "Make a run of a checkpoint of the LST authors' code."),
-    "init": ("sidecast.cli.init", "Make a run of an untrained side network."),
-    "trace": ("sidecast.cli.trace", "Store every activation of a run for given token ids."),
-    "doctor": ("sidecast.cli.doctor", "Check the installation, device, backbone, registry and server."),
+    "serve": ("serving.serve", "Serve the registry's tasks over gRPC."),
+    "deploy": ("serving.deploy", "Serve on a Ray cluster, with any number of replicas."),
+    "status": ("serving.status", "Show the replicas of an application on a Ray cluster."),
+    "train": ("training.train", "Train a side network for a task on labelled rows."),
+    "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
+    "publish": ("registry.changes", "Put a run's side network in the registry as its task's next version."),
+    "promote": ("registry.changes", "Point an alias at a version, or split its traffic."),
+    "rollback": ("registry.changes", "Point an alias back at the version before, or end its canary."),
+    "retire": ("registry.changes", "Take a version out of service for good."),
+    "tasks": ("registry.listings", "List tasks, their aliases and versions."),
+    "history": ("registry.listings", "List what changed: who, when, why."),
+    "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
+    "registry": ("registry.maintenance", "Look after a registry: verify, gc, export, import."),
+    "predict": ("serving.predict", "Ask a server."),
+    "batch": ("serving.batch", "Answer tasks about every row of a dataset, with Ray Data."),
+    "bench": ("serving.bench", "Put load on a server: latencies, throughput, stages."),
+    "import-lst": ("training.import_lst", "Make a run of a checkpoint of the LST authors' code."),
+    "init": ("training.init", "Make a run of an untrained side network."),
+    "trace": ("training.trace", "Store every activation of a run for given token ids."),
+    "doctor": ("doctor", "Check the installation, device, backbone, registry and server."),
 }
+"""By name: the module under `sidecast.cli` that has the command, and its line in the help."""
 
 USER_ERROR = 2
 
 
 class UserError(click.ClickException):
-    """A mistake of the user's that the command itself noticed."""
+    """A mistake of the user that a command itself detects; exits with 2."""
 
     exit_code = USER_ERROR
 
 
 class _LazyGroup(click.Group):
+    """The root: imports a command's module when the command is looked up."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
+        module, _ = COMMANDS[cmd_name]
+        return getattr(importlib.import_module(f"sidecast.cli.{module}"), cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -76,7 +80,10 @@ def app(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0; 2 for a user's mistake, in one line; 130 when interrupted; 1 for our own fault."""
+    """Run the command and exit: 0; 2 for a user's mistake, reported in one line; 130 when interrupted.
+
+    Any other error is ours: it is raised, so that Python prints its traceback and exits with 1.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -102,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _usage_text(error: click.ClickException) -> str:
-    command, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    command = getattr(error, "ctx", None)
+    parameter = getattr(error, "param", None)
     hint = f" (see '{command.command_path} --help')" if command is not None else ""
     if command is not None and parameter is not None and _from_environment(command, parameter):
         hint = f" (from {parameter.envvar})"
@@ -114,7 +122,7 @@ def _from_environment(command: click.Context, parameter: click.Parameter) -> boo
 
 
 def _report(text: str, reason: str, *, as_json: bool) -> None:
-    """One line on standard error, and out."""
+    """Print one line on standard error and exit with 2."""
     from sidecast.cli.output import plain
 
     text = plain(" ".join(text.splitlines()))

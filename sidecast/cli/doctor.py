@@ -17,6 +17,8 @@ PACKAGES = ("torch", "transformers", "safetensors", "grpcio", "protobuf", "obsto
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """The result of one check."""
+
     check: str
     state: Literal["ok", "wrong", "skipped"]
     detail: str

@@ -13,8 +13,12 @@ Command = Callable[..., Any]
 
 def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Command]:
     """A click option that the environment variable SIDECAST_<NAME> sets too."""
-    variable = "SIDECAST_" + name.lstrip("-").replace("-", "_").upper()
-    return click.option(name, *more, envvar=variable, **settings)
+    return click.option(name, *more, envvar=variable(name), **settings)
+
+
+def variable(flag: str) -> str:
+    """The environment variable of an option: SIDECAST_MAX_WAIT_S for --max-wait-s."""
+    return "SIDECAST_" + flag.lstrip("-").replace("-", "_").upper()
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
@@ -30,7 +34,7 @@ quantize = option(
 
 
 def choose(**given: str | None) -> tuple[str, str]:
-    """The one option that was given, and its value; the command line goes before the environment.
+    """Return the one option that was given and its value; the command line takes precedence over the environment.
 
     Raises:
         UserError: none, or more than one.
@@ -46,10 +50,10 @@ def choose(**given: str | None) -> tuple[str, str]:
 
 
 def pick_device(name: str) -> str:
-    """The torch device for a `--device`.
+    """Return the torch device of a `--device`.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     import torch
 
@@ -64,7 +68,7 @@ def pick_device(name: str) -> str:
 
 
 def load_backbone(source: str, device: str, dtype: str, quantize: str = "none") -> tuple[Any, Any]:
-    """The backbone and its tokenizer."""
+    """Load the backbone and its tokenizer."""
     import ladder
 
     backbone = ladder.load_backbone(source, device=pick_device(device), dtype=dtype, quantize=quantize)
@@ -72,7 +76,7 @@ def load_backbone(source: str, device: str, dtype: str, quantize: str = "none") 
 
 
 def layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`1,3,5` or `none`; all when not given."""
+    """Callback of click: `1,3,5` as block numbers, `none` as no blocks; None when not given."""
     if value is None:
         return None
     try:
@@ -82,11 +86,11 @@ def layers(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 def layers_or_all(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    """As `layers`, or `all`."""
+    """Callback of click: as `layers`, and `all` is accepted too."""
     return value if value == "all" else layers(ctx, param, value)
 
 
 def backbone_source(backbone: str) -> str:
-    """What `evaluate --run` will load: an absolute folder, or a hub id as it is."""
+    """Return what `evaluate --run` loads later: a folder as an absolute path, or a hub id unchanged."""
     folder = Path(backbone).expanduser()
     return str(folder.resolve()) if folder.is_dir() else backbone

@@ -20,28 +20,30 @@ def say(as_json: bool, document: Any, text: str) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """Print a table; to a pipe or a file each row is one line, for grep."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(str(cell))) for cell in row))
     console = Console()
-    if not console.is_terminal:  # a pipe or a file: a row is a line, for grep
+    if not console.is_terminal:
         console.width = UNFOLDED
     console.print(table)
 
 
 def plain(text: str) -> str:
-    """Text of strangers (messages, labels) without the characters that steer a terminal."""
-    return "".join(" " if unicodedata.category(each) == "Cc" else each for each in text)
+    """Replace the control characters in text from others (messages, labels), which could steer a terminal."""
+    return "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
 
 
 def scores_text(scores: Mapping[str, float]) -> str:
+    """`accuracy 0.9120, f1 0.9010`."""
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 class _Bars(Progress):
-    """Draws nothing before the first bar: a mistake that is found by then is told in one line, alone."""
+    """Draws nothing before the first bar, so that an earlier mistake is reported in one line alone."""
 
     def start(self) -> None:
         if self.task_ids:
@@ -58,7 +60,7 @@ class _Bars(Progress):
 
 
 def progress_bar(quiet: bool = False) -> Progress:
-    """Bars on standard error; nothing where that is no terminal's business (`--json`)."""
+    """Progress bars on standard error; `quiet` (for `--json`) draws none."""
     return _Bars(
         TextColumn("{task.description}"),
         BarColumn(),

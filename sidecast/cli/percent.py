@@ -1,4 +1,4 @@
-"""Per cents on the command line: `5%`, `0.5%` or `5`."""
+"""Percentages on the command line: `5%`, `0.5%` or `5`."""
 
 import re
 from decimal import Decimal
@@ -12,7 +12,7 @@ RATE_RULE = "this is 0% to 100%, such as 5%"
 
 
 class Share(click.ParamType):
-    """A part of an alias's traffic, as a number of hundredths of a per cent."""
+    """A share of an alias's traffic, in hundredths of a percent."""
 
     name = "percent"
 
@@ -24,7 +24,7 @@ class Share(click.ParamType):
 
 
 class Rate(click.ParamType):
-    """A part, as a number from 0 to 1."""
+    """A rate, as a number from 0 to 1."""
 
     name = "percent"
 

@@ -1,4 +1,4 @@
-"""`sidecast doctor --sizes`: what side networks of usual shapes would cost on a backbone, as a table."""
+"""`sidecast doctor --sizes`: a table of what side networks of common shapes would cost on a backbone."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,11 +11,11 @@ from sidecast.cli.output import say, show_table
 
 REDUCTIONS = (4, 8, 16)
 OUTPUTS = 2
-"""Of the linear head in the table: each more is a row of the side width."""
+"""Outputs of the linear head in the table; each further output costs one row of the side width."""
 
 
 def reductions(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """`4,8,16`."""
+    """Callback of click: `4,8,16`."""
     if value is None:
         return None
     try:
@@ -33,7 +33,7 @@ def show_sizes(
     rows: int | None,
     as_json: bool,
 ) -> None:
-    """Print the table. Reads config.json alone, or nothing for a name that is known.
+    """Print the table. Reads config.json alone; for a known backbone name, no file at all.
 
     Raises:
         BackboneError, SideConfigError: no such backbone, or a shape that does not fit it.
@@ -130,7 +130,7 @@ def _row(name: str, sizes: Any) -> tuple[str, ...]:
 
 
 def check_options(sizes: bool, backbone: str | None, **given: Any) -> None:
-    """Raises UserError: `--sizes` without a backbone, or its options without it."""
+    """Raise UserError for `--sizes` without a backbone, or for its options without `--sizes`."""
     if sizes and backbone is None:
         raise UserError("--sizes needs --backbone B: a folder, a hub id, or a name such as t5-base")
     names = [name for name, value in given.items() if value is not None]

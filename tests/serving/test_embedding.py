@@ -116,7 +116,7 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
 
 
 def test_a_table_shows_no_more_than_four_numbers() -> None:
-    from sidecast.cli.predict import _cells
+    from sidecast.cli.serving.predict import _cells
 
     assert _cells(Embedding((0.5, -0.5, 0.5, 0.5))) == ("0.5000 -0.5000 0.5000 0.5000", "")
     assert _cells(Embedding((1.0, 0.0, 0.0, 0.0, 0.0))) == ("1.0000 0.0000 0.0000 0.0000 ...", "")

@@ -1,0 +1,281 @@
+"""Commands that change a registry: publish, promote, rollback, retire. Each is one commit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from side_registry import read_artifact
+from sidecast.cli import options
+from sidecast.cli.app import UserError
+from sidecast.cli.output import say
+from sidecast.cli.percent import Rate, Share
+from sidecast.cli.registry import routes
+from sidecast.cli.registry.views import Document, View, is_route_changed, open_view
+
+PRODUCTION = "production"
+WAIT_S = 45.0
+"""Clearly longer than a server that was killed counts (side_registry/servers.py), so that none makes this fail."""
+LONGEST_WAIT_S = 300.0
+ATTEMPTS = 3
+"""At a route that others change too."""
+
+message = click.option("--message", "-m", default="", help="Why; kept in the history.")
+wait = click.option(
+    "--wait",
+    type=click.FloatRange(0, LONGEST_WAIT_S),
+    is_flag=False,
+    flag_value=WAIT_S,
+    metavar="[SECONDS]",
+    help=f"Wait until every server that follows the registry serves the change; {WAIT_S:g} seconds unless said.",
+)
+
+
+@click.command(short_help="Put a run's side network in the registry as its task's next version.")
+@click.argument("run")
+@options.registry
+@options.server
+@click.option("--alias", help="Alias to point at the new version, such as production or canary.")
+@message
+@wait
+@options.as_json
+def publish(
+    run: str,
+    registry: str | None,
+    server: str | None,
+    alias: str | None,
+    message: str,
+    wait: float | None,
+    as_json: bool,
+) -> None:
+    """Publish the run folder RUN as its task's next version.
+
+    Without --alias, a new task's first version becomes production; a later one moves no alias.
+    """
+    options.choose(registry=registry, server=server)
+    read_artifact(run)  # before a registry is made for it
+    view = open_view(registry, server, create=True)
+    done = view.publish(run, alias, message)
+    name = f"{done['task']} version {done['version']}"
+    text = f"{name} was published before from this very run" if done["already"] else f"published {name}"
+    moved = ", ".join(done["aliases"])
+    if moved:
+        text += f"; {moved} now points at it"
+    elif not done["already"]:
+        text += f"; no alias moved: sidecast promote {done['task']} {done['version']} makes it production"
+    _tell(view, done, text, wait, as_json)
+
+
+def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the bounds that a version with a share must keep."""
+    for name, kind, text in reversed(
+        (
+            ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's own version's."),
+            ("latency", click.FloatRange(1, 1000), "How many times as long its mean request may take."),
+            ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
+        )
+    ):
+        metavar = "PERCENT" if isinstance(kind, Rate) else "TIMES"
+        command = click.option(f"--max-{name}", type=kind, metavar=metavar, help=text)(command)
+    return command
+
+
+@click.command(short_help="Point an alias at a version, or split its traffic.")
+@click.argument("task")
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to move or split.")
+@click.option("--canary", type=Share(), metavar="PERCENT", help="Give VERSION this share of the alias's traffic alone.")
+@click.option("--step", type=Share(), metavar="PERCENT", help="Change the share of the version that has one.")
+@click.option(
+    "--shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Have it answer unseen, to compare."
+)
+@click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="End that.")
+@_bounds
+@click.option("--min-rows", type=click.IntRange(1, 1_000_000), help="Rows before it is judged.  [default: 100]")
+@options.registry
+@options.server
+@message
+@wait
+@options.as_json
+def promote(
+    task: str,
+    version: int | None,
+    alias: str,
+    canary: int | None,
+    step: int | None,
+    shadow: tuple[int, ...],
+    no_shadow: tuple[int, ...],
+    registry: str | None,
+    server: str | None,
+    message: str,
+    wait: float | None,
+    as_json: bool,
+    **bounds: Any,
+) -> None:
+    """Point an alias of TASK at VERSION, with all of its traffic.
+
+    With --canary, VERSION gets only a share; --step changes the share later. Once it passes a bound (--max-...), the
+    servers themselves take the share away. A version in shadow answers what callers ask, for nobody but the comparison:
+    see sidecast shadow.
+    """
+    given = {name.removeprefix("max_"): value for name, value in bounds.items()}
+    changes = canary is not None or step is not None or bool(shadow or no_shadow)
+    _check(version, canary, step, changes, bool(no_shadow), given)
+    view = open_view(registry, server)
+    if version is not None and not changes:
+        done = view.promote(task, version, alias, message)
+        _tell(view, done, f"{task}@{alias} is version {version}", wait, as_json)
+        return
+    name = f"{task}@{alias}"
+
+    def changed(route: Document) -> Document:
+        if version is not None and canary is not None:
+            route = routes.with_canary(route, version, canary, given)
+        elif step is not None:
+            route = routes.with_step(route, step, given, name)
+        return routes.with_shadows(route, shadow, no_shadow, name)
+
+    if version is not None and canary is None:
+        done = view.set_route(task, alias, version, changed(routes.plain()), None, message)
+    else:
+        done = _change_route(view, task, alias, changed, message)
+    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{_judged(done)}", wait, as_json)
+
+
+def _change_route(
+    view: View,
+    task: str,
+    alias: str,
+    changed: Callable[[Document], Document],
+    message: str,
+    attempts: int = ATTEMPTS,
+) -> Document:
+    """Derive a new route from the present one; if that changes meanwhile, read it again and retry."""
+    seen = view.route(task, alias)
+    try:
+        return view.set_route(task, alias, None, changed(seen), seen, message)
+    except Exception as error:
+        if attempts == 1 or not is_route_changed(error):
+            raise
+    return _change_route(view, task, alias, changed, message, attempts - 1)
+
+
+def _check(
+    version: int | None, canary: int | None, step: int | None, changes: bool, no_shadow: bool, bounds: Document
+) -> None:
+    """Raise UserError for options that exclude each other."""
+    if version is None and canary is not None:
+        raise UserError("--canary gives a share to a version; name it: sidecast promote TASK VERSION --canary 5%")
+    if version is None and not changes:
+        raise UserError("Missing argument 'VERSION'; without it, give --step, --shadow or --no-shadow")
+    if version is not None and step is not None:
+        raise UserError("--step takes no VERSION, it changes the share of the version that has one; or use --canary")
+    if version is not None and canary is None and no_shadow:
+        raise UserError("to promote VERSION ends all shadows already; leave out --no-shadow")
+    if canary is None and step is None and any(value is not None for value in bounds.values()):
+        raise UserError("bounds (--max-..., --min-rows) are for a version with a share; give --canary or --step too")
+
+
+def _judged(done: Document) -> str:
+    """Say what would end the canary."""
+    if not done["route"]["shares"]:
+        return ""
+    if not done["route"]["bounds"]:
+        return f"; no bounds, so only sidecast rollback {done['task']} ends it"
+    return f"; {routes.bounds_in_words(done['route']['bounds'])}"
+
+
+@click.command(short_help="Point an alias back at the version before, or end its canary.")
+@click.argument("task")
+@click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to roll back.")
+@click.option("--to", type=click.IntRange(min=1), help="An earlier version of the alias.  [default: the one before]")
+@options.registry
+@options.server
+@message
+@wait
+@options.as_json
+def rollback(
+    task: str,
+    alias: str,
+    to: int | None,
+    registry: str | None,
+    server: str | None,
+    message: str,
+    wait: float | None,
+    as_json: bool,
+) -> None:
+    """Point an alias of TASK back at the version that it pointed at before.
+
+    While another version has a share of its traffic, that share is taken away instead, unless --to names an earlier
+    version. Right after a share was taken away, --to must say where the alias itself is to go.
+    """
+    view = open_view(registry, server)
+    done = view.rollback(task, alias, to, message)
+    text = f"{task}@{alias} is version {done['version_to']} again, was {done['version_from']}"
+    if done["canary_ended"]:
+        text = (
+            f"the canary of {task}@{alias} is ended: version {done['version_from']} has no share any more, "
+            f"version {done['version_to']} answers all"
+        )
+    _tell(view, done, text, wait, as_json)
+
+
+@click.command(short_help="Take a version out of service for good.")
+@click.argument("task")
+@click.argument("version", type=click.IntRange(min=1))
+@options.registry
+@options.server
+@message
+@options.as_json
+def retire(task: str, version: int, registry: str | None, server: str | None, message: str, as_json: bool) -> None:
+    """Take VERSION of TASK out of service. One that an alias points at, or its route names, is refused."""
+    done = open_view(registry, server).retire(task, version, message)
+    say(as_json, done, f"{task} version {version} is retired (generation {done['generation']})")
+
+
+def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
+    """What was done, at once; with `wait`, who follows. Ends with exit code 1 where that is not all, or not known."""
+    text += f" (generation {done['generation']})"
+    if wait is None:
+        say(as_json, done, text)
+        return
+    if not as_json:
+        click.echo(text, nl=False)
+    waited, faults = _wait(view, done, wait)
+    say(as_json, done | {"wait": waited | {"faults": faults}}, "" if faults else f"; {_followed(waited)}")
+    if faults:
+        if not as_json:
+            click.echo(f"Error: it is committed, but {'; '.join(faults)}", err=True)
+        click.get_current_context().exit(1)
+
+
+def _wait(view: View, done: Document, seconds: float) -> tuple[Document, list[str]]:
+    """Who follows, and what is wrong with that: not being able to see it, too."""
+    waited: Document = {"generation": done["generation"], "served": False, "servers": []}
+    try:
+        waited = view.wait(done["generation"], seconds)
+        return waited, view.faults(done["task"], _versions(done)) if waited["served"] else [_late(waited, seconds)]
+    except KeyboardInterrupt:
+        why = "interrupted"
+    except Exception as error:
+        if not hasattr(error, "reason"):
+            raise
+        why = str(error)
+    return waited, [f"whether it is served could not be seen: {why}"]
+
+
+def _versions(done: Document) -> set[int]:
+    """The versions that a change concerns."""
+    route, own = done.get("route", routes.plain()), done["version" if "version" in done else "version_to"]
+    return {own, *map(int, route["shares"]), *route["shadows"]}
+
+
+def _followed(waited: Document) -> str:
+    addresses = [server["address"] for server in waited["servers"]]
+    return f"served by {', '.join(addresses)}" if addresses else "no server is known to follow this registry"
+
+
+def _late(waited: Document, seconds: float) -> str:
+    late = [server for server in waited["servers"] if server["generation"] < waited["generation"]]
+    names = ", ".join(f"{server['address']} serves generation {server['generation']}" for server in late)
+    return f"after {seconds:g} s not served everywhere: {names}, not {waited['generation']}"

@@ -1,0 +1,86 @@
+"""Commands that read a registry: tasks, history."""
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.output import say, show_table
+from sidecast.cli.registry import routes
+from sidecast.cli.registry.views import Document, open_view
+
+
+@click.command(short_help="List tasks, their aliases and versions.")
+@options.registry
+@options.server
+@options.as_json
+def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
+    """List the tasks of a registry or of a running server, with what each alias points at and how it is split.
+
+    Of a server it also says which versions are loaded, and why one is not.
+    """
+    document = open_view(registry, server).tasks()
+    if as_json or not document["tasks"]:
+        say(as_json, document, "no tasks yet: sidecast publish RUN adds one")
+        return
+    show_table(
+        ("task", "kind", "aliases", "versions", "notes"),
+        [
+            (task["task"], task["kind"] or "?", _aliases(task), _versions(task), _notes(task))
+            for task in document["tasks"]
+        ],
+    )
+
+
+def _aliases(task: Document) -> str:
+    split = task["routes"]
+    told = [
+        f"{alias}: {routes.in_words(version, split[alias])}" if alias in split else f"{alias} {version}"
+        for alias, version in task["aliases"].items()
+    ]
+    return ("; " if split else ", ").join(told) or "none"
+
+
+def _versions(task: Document) -> str:
+    live = [str(entry["version"]) for entry in task["versions"] if not entry["retired"]]
+    return ", ".join(live[-8:] if len(live) <= 8 else ["...", *live[-8:]])
+
+
+def _notes(task: Document) -> str:
+    notes = [f"version {e['version']} does not load: {e['failure']}" for e in task["versions"] if e.get("failure")]
+    for alias, version in task.get("serving", task["aliases"]).items():
+        if version != task["aliases"].get(alias, version):
+            notes.append(f"{alias} is still served by version {version}")
+    return "; ".join(notes)
+
+
+@click.command(short_help="List what changed: who, when, why.")
+@click.argument("task", required=False)
+@options.registry
+@options.server
+@click.option("--limit", type=click.IntRange(min=1), help="Only the newest changes.")
+@options.as_json
+def history(task: str | None, registry: str | None, server: str | None, limit: int | None, as_json: bool) -> None:
+    """List the changes of TASK, or of the whole registry, oldest first."""
+    changes = open_view(registry, server).history(task, limit or 0)
+    if as_json:
+        say(True, changes, "")
+        return
+    show_table(
+        ("generation", "time", "author", "what", "why"),
+        [
+            (change["generation"], change["time"], change["author"], _actions(change), change["message"])
+            for change in changes
+        ],
+    )
+
+
+def _actions(change: Document) -> str:
+    texts = []
+    for action in change["actions"]:
+        target = action["task"] + (f"@{action['alias']}" if action["alias"] else "")
+        if action["route"]:
+            texts.append(f"{action['verb']} {target}: {routes.change_in_words(action['route'])}")
+            continue
+        version = f" {action['version']}" if action["version"] is not None else ""
+        run = f" (run {action['run_id']})" if action["run_id"] else ""
+        texts.append(f"{action['verb']} {target}{version}{run}")
+    return ", ".join(texts)

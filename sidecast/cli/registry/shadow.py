@@ -1,0 +1,108 @@
+"""`sidecast shadow`: how the versions of an alias's route compare with its own version, as a server saw them."""
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.output import say, show_table
+from sidecast.cli.percent import percent, share_text
+from sidecast.cli.registry import routes
+
+if TYPE_CHECKING:
+    from serving.client_routes import Comparison, Comparisons, Route
+
+Document = dict[str, Any]
+
+NO_INPUTS = (
+    "this server keeps no inputs: serve with keep_inputs = true (SIDECAST_KEEP_INPUTS=true) to see where they differ"
+)
+
+
+@click.command(short_help="Compare the versions that share or shadow an alias's traffic.")
+@click.argument("task")
+@click.option("--alias", default="production", show_default=True, help="The alias whose versions are compared.")
+@click.option(
+    "--disagreements", type=click.IntRange(1, 1000), metavar="N", help="Show the newest N inputs that differ."
+)
+@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.as_json
+def shadow(task: str, alias: str, disagreements: int | None, server: str, as_json: bool) -> None:
+    """Compare the versions that share or shadow the traffic of TASK's alias, as one server saw it.
+
+    Counted since the route's last change. Drift is how far scores, values, texts or vectors lie apart: 0 the same, 1
+    nothing in common. Cost is the device's time for a row that a version answers beside its callers' rows.
+    """
+    from serving.client import Client
+
+    with Client(server) as client:
+        found = client.comparison(task, alias=alias, disagreements=disagreements or 0)
+        route = client.task(task).routes.get(alias)
+    if as_json:
+        say(True, _document(found), "")
+    elif not found.versions or route is None:
+        click.echo(
+            f"all traffic of {task}@{alias} is version {found.version}'s: sidecast promote {task} --shadow VERSION"
+        )
+    else:
+        _show(found, route, disagreements or 0)
+
+
+def _show(found: "Comparisons", route: "Route", disagreements: int) -> None:
+    show_table(
+        ("version", "role", "rows", "failed", "agreed", "drift", "latency", "cost", "dropped"),
+        [_row(each, found, route) for each in found.versions],
+        title=f"{found.task}@{found.alias}, since generation {found.since}",
+    )
+    if route.bounds:
+        click.echo(f"bounds: {routes.bounds_in_words(asdict(route.bounds))}")
+    if disagreements and not found.keeps_inputs:
+        click.echo(NO_INPUTS)
+    elif disagreements:
+        show_table(
+            ("time", "version", "drift", "own", "other", "input"),
+            [(_time(d.time), d.version, f"{d.drift:.3f}", d.expected, d.found, d.prompt) for d in found.disagreements],
+            title="newest disagreements",
+        )
+
+
+def _row(each: "Comparison", found: "Comparisons", route: "Route") -> tuple[object, ...]:
+    compared = each.compared > 0
+    return (
+        each.version,
+        _role(each, found, route),
+        each.rows,
+        _part(each.failed, each.rows),
+        f"{_part(each.agreed, each.compared)} of {each.compared}" if compared else "",
+        f"{each.drift:.4f}" if compared else "",
+        _milliseconds(each.latency_seconds),
+        _milliseconds(each.cost_seconds),
+        each.dropped,
+    )
+
+
+def _role(each: "Comparison", found: "Comparisons", route: "Route") -> str:
+    if each.version == found.version:
+        return "own"
+    return share_text(route.shares[each.version]) if each.version in route.shares else "shadow"
+
+
+def _part(some: int, all_: int) -> str:
+    return percent(some / all_) if all_ else "0"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms" if seconds else ""
+
+
+def _time(time: datetime | None) -> str:
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z") if time else ""
+
+
+def _document(found: "Comparisons") -> Document:
+    document = asdict(found)
+    for each in document["disagreements"]:
+        each["time"] = _time(each["time"])
+    return document

@@ -1,0 +1,1 @@
+"""Commands that serve side networks and ask them: serve, deploy, status, predict, batch, bench."""

@@ -1,0 +1,40 @@
+"""Options of how a server generates texts; they override the task's spec."""
+
+from typing import Any
+
+import click
+
+from sidecast.cli.options import Command
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
+"""Settings that turn sampling on when they are given."""
+
+_OPTIONS = (
+    click.option("--beams", "num_beams", type=int, metavar="N", help="Text: follow N texts at a time; 1 for none."),
+    click.option("--length-penalty", type=float, metavar="X", help="Beams: above 0 favours long texts."),
+    click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="Beams: when to stop."),
+    click.option("--sample", "do_sample", is_flag=True, default=None, help="Text: draw tokens by their probabilities."),
+    click.option("--temperature", type=float, metavar="X", help="Sampling: below 1 the likely become likelier."),
+    click.option("--top-k", type=int, metavar="N", help="Sampling: only the N likeliest tokens."),
+    click.option("--top-p", type=float, metavar="X", help="Sampling: only the likeliest of probability X together."),
+    click.option("--seed", type=int, metavar="N", help="Sampling: for the same text again."),
+    click.option("--repetition-penalty", type=float, metavar="X", help="Text: above 1, less of what was said."),
+    click.option("--no-repeat-ngram-size", type=int, metavar="N", help="Text: never the same N tokens twice."),
+    click.option("--min-new-tokens", type=int, metavar="N", help="Text: at least N tokens."),
+    click.option("--max-new-tokens", type=int, metavar="N", help="Text: at most N tokens, up to the task's limit."),
+)
+
+
+def options(command: Command) -> Command:
+    """Add the options; the command takes them as keywords."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The `generation` argument of a client, from the options that were given."""
+    there = {name: value for name, value in given.items() if value is not None}
+    if any(name in there for name in SAMPLING):
+        there["do_sample"] = True
+    return there

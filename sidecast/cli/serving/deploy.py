@@ -1,0 +1,306 @@
+"""`sidecast deploy`: the server on a Ray cluster, replicated; started here where there is no cluster."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from sidecast.cli import options
+from sidecast.cli.app import UserError
+from sidecast.cli.output import plain, say
+from sidecast.cli.serving.cluster import (
+    DASHBOARD_PORT,
+    LOOPBACK,
+    dashboard,
+    failures,
+    folder_of,
+    is_here,
+    local_cluster,
+    which_cluster,
+)
+from sidecast.cli.serving.server_settings import settings
+from sidecast.cli.settings import GroupedCommand
+
+if TYPE_CHECKING:
+    from serving.deploying import Cluster
+    from serving.deploying_plan import Wanted
+    from serving.deploying_state import Deployed
+
+EVERYWHERE = "0.0.0.0"
+OPEN_DOORS = (
+    "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without authentication"
+)
+REMOVE_S = 60.0
+"""Longest time for a removal after which the cluster is stopped, in seconds, whatever --wait says."""
+SCALING = {
+    "min_replicas": click.IntRange(0),
+    "max_replicas": click.IntRange(1),
+    "initial_replicas": click.IntRange(0),
+    "target_requests": click.FloatRange(0, min_open=True),
+    "target_busy": click.FloatRange(0, 1, min_open=True),
+    "upscale_delay_s": click.FloatRange(0),
+    "downscale_delay_s": click.FloatRange(0),
+}
+HELP = {
+    "min_replicas": "Fewest replicas, by load; 0: none while nobody calls.",
+    "max_replicas": "Most replicas, by load.",
+    "initial_replicas": "Replicas to begin with.",
+    "target_requests": "Calls in flight at a replica.",
+    "target_busy": "Share of what a replica's device could do in full batches: its load.",
+    "upscale_delay_s": "Seconds of more load before replicas are added.",
+    "downscale_delay_s": "Seconds of less load before replicas go.",
+}
+
+
+def _scaling(command: options.Command) -> options.Command:
+    for name, kind in reversed(SCALING.items()):
+        command = options.option(f"--{name.replace('_', '-')}", name, type=kind, help=HELP[name])(command)
+    return command
+
+
+@click.command(cls=GroupedCommand, short_help="Serve on a Ray cluster, with any number of replicas.")
+@click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
+@options.option("--replicas", type=click.IntRange(1), help="A fixed number of them.  [default: 1]")
+@_scaling
+@options.option("--cpus", type=click.FloatRange(0), default=1.0, show_default=True, help="Cores of a replica.")
+@options.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs of a replica.")
+@options.option(
+    "--max-ongoing-requests",
+    type=click.IntRange(1),
+    help="Calls in flight at a replica; more wait in Ray, which sheds none.",
+)
+@click.option(
+    "--surge",
+    type=click.IntRange(0, 100),
+    default=100,
+    show_default=True,
+    metavar="PERCENT",
+    help="New replicas beside the old ones in an update; 0 stops old ones first.",
+)
+@click.option(
+    "--affinity",
+    is_flag=True,
+    help="Equal inputs to the same replica, whose cache has them. Of a cluster started here.",
+)
+@options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP door.")
+@click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
+@click.option("--check/--no-check", default=True, help="Refuse what the cluster has no room for.  [default: check]")
+@click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")
+@click.option("--down", is_flag=True, help="Remove the application, and the cluster that this command had started.")
+@which_cluster
+@settings
+def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **given: Any) -> None:
+    """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
+
+    A replica is what 'sidecast serve' is, with the same settings. Without --address, and where no cluster runs on this
+    machine, one is started in the background. An update that fails leaves what ran before running.
+
+    Ray gives each replica ports of its own on all addresses of its machine, whatever --host says. Who reaches them may
+    call it and its Admin service: there is no authentication. Keep them behind a firewall.
+    """
+    where = {each: given.pop(each) for each in ("address", "dashboard_port", "cluster_folder")}
+    url = dashboard(where["address"], where["dashboard_port"])
+    ours = local_cluster(where["cluster_folder"], where["dashboard_port"], url)
+    with failures(as_json):
+        if down:
+            _take_down(name, url, ours, bool(where["address"]), wait, as_json)
+            return
+        check = given.pop("check")
+        affinity = given.pop("affinity")
+        wanted = _wanted(name, url, **given)
+        if dry_run:
+            if affinity:
+                _teller(as_json)("Note: --affinity is no part of the configuration; it is in how a cluster is started")
+            _print_config(wanted)
+            return
+        tell = _teller(as_json)
+        if affinity and not (ours and ours.affinity):
+            _check_affinity(url)
+        cluster, started, warning = _deploy(wanted, url, where, check, affinity, tell)
+        with _left_running(_down_words(name, where) if started else "", tell):
+            found = _await(cluster, name, wait, as_json) if wait else None
+            _tell_done(wanted, cluster, found, started, warning, as_json)
+
+
+def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
+    """
+    Raises:
+        UserError, ConfigError: before anything is touched.
+    """
+    from serving.config import read_config
+    from serving.deploying import check_args
+    from serving.deploying_plan import Wanted, app_args
+
+    scaling = {each: given.pop(each) for each in SCALING}
+    scaling = {each: value for each, value in scaling.items() if value is not None}
+    own = ("replicas", "cpus", "gpus", "max_ongoing_requests", "surge", "http_port")
+    replicas, cpus, gpus, ongoing, surge, http_port = (given.pop(each) for each in own)
+    if replicas and scaling:
+        first = next(iter(scaling)).replace("_", "-")
+        raise UserError(f"give either --replicas, a fixed number, or --{first} and its like, by load")
+    chosen = read_config(given, file=config)
+    if not chosen.port:
+        raise UserError("--port 0 is for one process: callers of a cluster must know its port")
+    wanted = Wanted(
+        name=name,
+        args=app_args(chosen, cpus=cpus, gpus=gpus, max_ongoing_requests=ongoing, autoscaling=scaling or None),
+        replicas=None if scaling else replicas or 1,
+        surge=surge,
+        host=chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE,
+        port=chosen.port,
+        http_port=http_port,
+    )
+    check_args(wanted)
+    return wanted
+
+
+def _print_config(wanted: "Wanted") -> None:
+    import yaml
+
+    from serving.deploying_plan import serve_config
+
+    click.echo(yaml.safe_dump(serve_config(wanted), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _check_affinity(url: str) -> None:
+    """
+    Raises:
+        UserError: a cluster runs there, which was started without.
+    """
+    from serving.deploying import answers
+
+    if answers(url):
+        raise UserError(
+            f"this command did not start the cluster at {url} with --affinity: end it and deploy again, or leave the"
+            " option out (docs/scaling.md tells how to start one of your own with it)"
+        )
+
+
+def _deploy(
+    wanted: "Wanted", url: str, where: dict[str, Any], check: bool, affinity: bool, tell: Callable[[str], None]
+) -> tuple["Cluster", bool, str]:
+    """Return the cluster that took the application, whether it was started for it, and a warning or an empty text."""
+    from serving.deploying import Cluster, answers, start_here
+    from serving.deploying_local import stop
+
+    if where["address"] or answers(url):
+        cluster = Cluster(url)
+        return cluster, False, cluster.deploy(wanted, check=check)
+    folder = folder_of(where["cluster_folder"], where["dashboard_port"])
+    tell(f"no Ray cluster runs at {url}: starting one on this machine, its files in {folder}")
+    ours = start_here(folder, where["dashboard_port"], affinity=affinity)
+    try:
+        cluster = Cluster(url)
+        return cluster, True, cluster.deploy(wanted, check=check)
+    except BaseException:  # nothing runs there
+        stop(ours)
+        raise
+
+
+def _down_words(name: str, where: dict[str, Any]) -> str:
+    """The command line that stops what this command started."""
+    words = ["sidecast deploy --down"]
+    if name != "sidecast":
+        words.append(f"--name {name}")
+    if where["dashboard_port"] != DASHBOARD_PORT:
+        words.append(f"--dashboard-port {where['dashboard_port']}")
+    if where["cluster_folder"]:
+        words.append(f"--cluster-folder {where['cluster_folder']}")
+    return " ".join(words)
+
+
+@contextlib.contextmanager
+def _left_running(down: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Where it ends badly, say that the cluster goes on.
+
+    Args:
+        down: what ends it; empty where it is not this command's.
+    """
+    from serving.deploying import DeployFailed
+
+    left = f"the cluster that was started for it goes on; end it with '{down}'"
+    try:
+        yield
+    except DeployFailed as error:
+        raise (DeployFailed(error.name, f"{error.why}; {left}") if down else error) from None
+    except BaseException:
+        if down:
+            tell(left)
+        raise
+
+
+def _teller(as_json: bool) -> Callable[[str], None]:
+    return (lambda text: None) if as_json else (lambda text: click.echo(text, err=True))
+
+
+def _await(cluster: "Cluster", name: str, seconds: float, as_json: bool) -> "Deployed":
+    from serving.deploying_state import state_in_words
+
+    console = Console(stderr=True, quiet=as_json)
+    with console.status(f"{name}: deploying") as line:
+        return cluster.await_running(
+            name, seconds, lambda found: line.update(f"{name}: {_plain(state_in_words(found))}")
+        )
+
+
+def _plain(text: str) -> str:
+    return plain(text).replace("[", "\\[")
+
+
+def _tell_done(
+    wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", started: bool, warning: str, as_json: bool
+) -> None:
+    from serving.deploying import SLOW_PROXY
+
+    hosts = sorted({each.node for each in found.proxies}) if found else []
+    here = "" if wanted.host == EVERYWHERE else wanted.host
+    document = {
+        "name": wanted.name,
+        "status": found.status if found else "DEPLOYING",
+        "addresses": [f"{here or host}:{wanted.port}" for host in hosts],
+        "replicas": found.running if found else None,
+        "dashboard": cluster.address,
+        "started_cluster": started,
+    }
+    line = f"{wanted.name} is being deployed; 'sidecast status' tells how it goes"
+    if found:
+        replicas = f"{found.running} replica{'s' if found.running != 1 else ''}"
+        line = f"{wanted.name} runs: {replicas}, gRPC on {', '.join(document['addresses'])}"
+        if not cluster.has_fast_proxies():
+            warning = f"{warning}; {SLOW_PROXY}" if warning else SLOW_PROXY
+    if warning:
+        document["warning"] = warning
+        _teller(as_json)(f"Warning: {warning}")
+    if wanted.host in LOOPBACK:
+        _teller(as_json)(OPEN_DOORS)
+    say(as_json, document, line)
+
+
+def _take_down(name: str, url: str, ours: Any, named: bool, wait: float, as_json: bool) -> None:
+    """
+    Args:
+        ours: the cluster of this machine, where it is the one.
+        named: the cluster was named by its address, so that it should be there.
+    """
+    from serving.deploying import Cluster, answers
+    from serving.deploying_local import stop
+
+    if not named and not ours and not answers(url):
+        say(as_json, {"removed": False, "stopped_cluster": False}, f"nothing runs at {url}")
+        return
+    removed, last = False, True
+    if not ours or answers(url):
+        cluster = Cluster(url)
+        last = not set(cluster.details()["applications"]) - {name}
+        removed = cluster.remove(name, wait or (REMOVE_S if ours else 0.0))
+    if ours and last:
+        stop(ours)
+    done = "removed" if wait or ours else "being removed"
+    line = f"{name} is {done}" if removed else f"no application {name!r} was there"
+    if ours:
+        line += (
+            "; the cluster of this machine is stopped" if last else "; the cluster stays, for its other applications"
+        )
+    say(as_json, {"removed": removed, "stopped_cluster": bool(ours and last)}, line)

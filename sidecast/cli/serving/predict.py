@@ -1,0 +1,128 @@
+"""`sidecast predict`: ask a running server."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.app import UserError
+from sidecast.cli.output import plain, say, show_table
+from sidecast.cli.serving import decoding
+
+if TYPE_CHECKING:
+    from serving.client import TextStream
+
+SHOWN = 4
+"""How many numbers of a vector a table shows."""
+
+
+@click.command(short_help="Ask a server.")
+@click.argument("task")
+@click.argument("text", nargs=-1, required=True)
+@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
+@click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
+@click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
+@click.option("--stream", is_flag=True, help="Text: print it while it is made. With --json, a line for each piece.")
+@decoding.options
+@options.as_json
+def predict(
+    task: str,
+    text: Sequence[str],
+    server: str,
+    timeout: float | None,
+    priority: int | None,
+    route_key: str,
+    stream: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).
+
+    A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
+    as NAME=TEXT.
+    """
+    from serving.client import Client
+    from side_registry import TaskRef
+
+    with Client(server) as client:
+        spec = client.task(str(TaskRef.parse(task))).spec
+        if spec is None:
+            raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
+        rows: list[Any] = rows_of(spec.fields, text)
+        wish: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
+        wish["generation"] = decoding.settings(how)
+        if stream:
+            for row in rows:
+                _print_stream(client.stream(task, row, **wish), as_json)
+            return
+        answers = client.predict(task, rows, **wish)
+    document = {
+        "task": answers.task,
+        "version": answers.version,
+        "generation": answers.generation,
+        "answers": [_plain(answer) for answer in answers],
+    }
+    if as_json:
+        say(True, document, "")
+        return
+    given = text if len(answers) == len(text) else [" | ".join(text)]
+    show_table(
+        ("answer", "score", "input"),
+        [(*_cells(answer), row) for answer, row in zip(answers, given, strict=True)],
+        title=f"{answers.task} version {answers.version}",
+    )
+
+
+def _print_stream(stream: "TextStream", as_json: bool) -> None:
+    """Print a text while it is generated, then a newline; or a JSON line for each piece and one for the result."""
+    for piece in stream:
+        click.echo(json.dumps(asdict(piece), ensure_ascii=False) if as_json else plain(piece.text), nl=as_json)
+    result = stream.result()
+    click.echo(json.dumps({"result": asdict(result)}, ensure_ascii=False) if as_json else "")
+
+
+def rows_of(fields: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
+    """Make rows from the texts on the command line.
+
+    Raises:
+        UserError: a field twice, too many texts, or too few.
+    """
+    if len(fields) == 1:
+        return [{fields[0]: text.removeprefix(f"{fields[0]}=")} for text in texts]
+    named: list[tuple[str, str]] = []
+    plain: list[str] = []
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if mark and name in fields:
+            named.append((name, value))
+        else:
+            plain.append(text)
+    row = dict(named)
+    if len(row) < len(named):
+        raise UserError(f"a field is given twice; give each of {', '.join(fields)} once")
+    free = [name for name in fields if name not in row]
+    if len(plain) != len(free):
+        needs = " ".join(f"{name}=TEXT" for name in fields)
+        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {len(texts)} texts")
+    return [row | dict(zip(free, plain, strict=True))]
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    if hasattr(answer, "label"):
+        return {"label": answer.label, "score": answer.score, "scores": answer.scores}
+    if hasattr(answer, "values"):
+        return {"embedding": list(answer.values)}
+    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
+
+
+def _cells(answer: Any) -> tuple[str, str]:
+    if hasattr(answer, "label"):
+        return answer.label, f"{answer.score:.4f}"
+    if hasattr(answer, "values"):
+        first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
+        return first + (" ..." if len(answer.values) > SHOWN else ""), ""
+    return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")

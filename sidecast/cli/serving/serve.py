@@ -1,0 +1,59 @@
+"""`sidecast serve`: one process, one backbone, every task of a registry."""
+
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+import click
+
+from sidecast.cli import options
+from sidecast.cli.serving.server_settings import settings
+from sidecast.cli.settings import GroupedCommand
+
+
+@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC.")
+@settings
+@click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
+@options.as_json
+def serve(as_json: bool, config: str | None, **flags: Any) -> None:
+    """Serve every task of a registry by its name, over both gRPC doors, until SIGTERM or Ctrl-C.
+
+    Prints one line when it is ready. A version published while it runs is served within a second.
+    """
+    from serving.config import read_config
+    from serving.server import run_server
+
+    chosen = read_config(flags, file=config)
+    options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
+    logging.basicConfig(
+        level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+    def ready(server: Any) -> None:
+        document = {
+            "ready": True,
+            "address": f"{chosen.host}:{server.port}",
+            "metrics": f"http://{chosen.host}:{server.metrics_port}/metrics",
+            "tasks": server.task_count,
+            "generation": server.generation,
+        }
+        line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
+        click.echo(json.dumps(document) if as_json else line.format(**document))
+
+    code = run_server(chosen, ready)
+    if code and _device_is_busy():  # calls were cut off; Python would wait for their threads
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    click.get_current_context().exit(code)
+
+
+def _device_is_busy() -> bool:
+    """Whether the device thread still runs a second after it was told to stop."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("device")]
+    for thread in threads:
+        thread.join(1.0)
+    return any(thread.is_alive() for thread in threads)

@@ -1,0 +1,1 @@
+"""Commands that make and measure runs: train, evaluate, init, import-lst, trace."""
