@@ -1,10 +1,12 @@
 """Callers in a process of their own: requests at random times, at a steady rate, and what each was told. No torch.
 
-`calling` starts `python -m benchmarks.soak.load`, which asks until its standard input ends.
+`calling` starts `python -m benchmarks.soak.load`, which asks until its standard input ends. The load generator of
+`sidecast bench` says when requests are sent; what they ask and the record of each answer are here.
 """
 
 import asyncio
 import json
+import math
 import random
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from serving.client import AsyncClient
 from serving.client_errors import SidecastError
 from serving.client_results import Answer, Classification, Embedding, Predictions, Regression, Text
 from side_registry.task import PRODUCTION
+from sidecast.load.loops import open_loop
+from sidecast.load.plan import Open
 
 CALL_S = 30.0
 """Timeout of a call."""
@@ -123,14 +127,14 @@ class Caller:
         self._draw = random.Random(seed)
         self._lately: dict[str, deque[int]] = {task: deque(maxlen=LATELY) for task in tasks}
 
-    async def ask(self, rate: float, until: asyncio.Event) -> None:
+    async def ask(self, rate: float, seed: int, until: asyncio.Event) -> None:
         """Send about `rate` requests a second, whatever becomes of them, and wait for the last."""
-        at = time.monotonic()
-        async with asyncio.TaskGroup() as calls:
-            while not until.is_set():
-                at += self._draw.expovariate(rate)
-                await asyncio.sleep(at - time.monotonic())
-                calls.create_task(self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
+        began = time.monotonic()
+        times = (began + offset for offset in Open(rate).times(math.inf, seed))
+        await open_loop(self._send, times, time.monotonic, going=lambda: not until.is_set())
+
+    async def _send(self, due: float) -> None:
+        await (self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
 
     async def _ask_one(self) -> None:
         task = self._draw.choice(self._tasks)
@@ -227,7 +231,7 @@ async def run(
     """Ask until standard input ends."""
     over = asyncio.Event()
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, over))
+        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, seed, over))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()
