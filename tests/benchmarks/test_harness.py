@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from benchmarks import load, machine
+from benchmarks import bench_server, load, machine
 from benchmarks.bench_server import by_length, server_figures
 from benchmarks.harness import (
     BenchmarkError,
@@ -335,10 +336,8 @@ def test_bench_server_runs_in_processes_of_its_own_and_ends_in_its_json_line(tin
     assert str(tiny_t5.parent) not in done.stdout
 
 
-@pytest.mark.slow
 def test_bench_server_says_what_is_wrong_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.bench_server", "--quick", "--backbone", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
+    done = CliRunner().invoke(bench_server.main, ["--quick", "--backbone", str(tmp_path)])
+    assert done.exit_code == 2
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ from benchmarks.converted import Converted
 from benchmarks.goals import GOALS
 from benchmarks.harness import BenchmarkError, Samples
 from benchmarks.inputs import END, FIRST, Inputs
-from benchmarks.models import load, make_spec
+from benchmarks.models import Loaded, load, make_spec
 from ladder import load_backbone
 from ladder.named_shapes import NAMED
 from tests.benchmarks.local import DTYPES, run
@@ -42,6 +44,21 @@ needs_peers = pytest.mark.skipif(not PEERS, reason="needs PEFT and CTranslate2: 
 @pytest.fixture(scope="module")
 def loaded(tiny_t5):
     return load(str(tiny_t5), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def convert(tmp_path_factory) -> Iterator[Callable[..., Converted]]:
+    """As `Converted`, but one process for all scripts: it starts for seconds, and converts the same backbone."""
+    made: dict[str, Converted] = {}
+
+    def convert(loaded: Loaded, folder: Path, kind: str) -> Converted:
+        if kind not in made:
+            made[kind] = Converted(loaded, tmp_path_factory.mktemp("converted"), kind)
+        return made[kind]
+
+    yield convert
+    for converted in made.values():
+        converted.close()
 
 
 def missing(script: str, document: dict[str, Any]) -> list[str]:
@@ -129,7 +146,7 @@ def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
 
 @pytest.mark.slow
 @needs_peers
-def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_lengths(loaded, tmp_path):
+def test_the_converted_backbone_says_what_ours_says_and_its_process_ends_at_what_it_cannot_do(loaded, tmp_path):
     with closing(Converted(loaded, tmp_path, "float32")) as converted:
         assert bench_peers.agreement(loaded, converted) > 0.9
         words = converted.words(Inputs(loaded).rows(3, 7))
@@ -139,21 +156,20 @@ def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_l
         assert converted.clock() > before  # its own time, which no other call adds to
         assert converted.clock() == converted.clock()
         assert "ctranslate2" not in sys.modules
-    assert converted.process.exitcode == 0
-
-
-@pytest.mark.slow
-@needs_peers
-def test_what_ctranslate2s_process_cannot_do_is_one_line_here(loaded, tmp_path):
-    with pytest.raises(BenchmarkError, match="no int7 here"):
-        Converted(loaded, tmp_path, "int7")
-    with closing(Converted(loaded, tmp_path, "float32")) as converted:
         with pytest.raises(BenchmarkError, match=r"CTranslate2 cannot do this: .+") as caught:
             converted.texts([["a"]], -1)
         assert "\n" not in str(caught.value)
         converted.process.join(10)
         with pytest.raises(BenchmarkError, match="process has ended, exit code 0"):
             converted.texts([["a"]], 1)
+    assert converted.process.exitcode == 0
+
+
+@pytest.mark.slow
+@needs_peers
+def test_a_precision_that_ctranslate2_lacks_is_one_line_here(loaded, tmp_path):
+    with pytest.raises(BenchmarkError, match="no int7 here"):
+        Converted(loaded, tmp_path, "int7")
 
 
 @pytest.mark.slow
@@ -171,7 +187,8 @@ def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, m
 @needs_peers
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("script", [bench_peers, bench_generation])
-def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
+def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch, convert):
+    monkeypatch.setattr(script, "Converted", convert)
     document = run(script, tiny_t5, dtype, monkeypatch)
     assert missing(document["name"], document) == []
 
