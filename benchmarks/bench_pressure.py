@@ -87,7 +87,7 @@ class Pressure:
             self._served,
             self._names,
             rate=OVERLOAD * statistics.median(self._capacities),
-            deadline_s=deadline_s,
+            deadline_s=min(deadline_s, QUICK_S) if self._how.quick else deadline_s,
             seconds=self._seconds,
             seed=self._next_seed(),
             texts=self._texts,
