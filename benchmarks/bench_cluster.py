@@ -45,7 +45,7 @@ from benchmarks.harness import (
     steps,
     take_turns,
 )
-from benchmarks.load import PAUSE_S, measure_load
+from benchmarks.load import measure_load
 from benchmarks.machine import look
 from benchmarks.models import HEADS, Loaded, make_run, make_spec, publish_tasks
 from benchmarks.served import Served, serve
@@ -54,6 +54,7 @@ from protos import open_inference_pb2_grpc as oip_grpc
 from serving.client import Client
 from serving.client_errors import SidecastError
 from side_registry import Registry
+from sidecast.load.loops import PAUSE_S, closed_loop
 from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 
@@ -200,12 +201,12 @@ async def _call_nothing(address: str, callers: int, seconds: float) -> Figures:
         await asyncio.wait_for(channel.channel_ready(), STARTED_S)
         started = time.perf_counter()
 
-        async def caller() -> None:
-            while (began := time.perf_counter()) < started + seconds:
-                await stub.ServerLive(oip.ServerLiveRequest())
-                latencies.append(time.perf_counter() - began)
+        async def call(began: float) -> bool:
+            await stub.ServerLive(oip.ServerLiveRequest())
+            latencies.append(time.perf_counter() - began)
+            return True
 
-        await asyncio.gather(*(caller() for _ in range(callers)))
+        await closed_loop(call, callers, time.perf_counter, lambda: time.perf_counter() < started + seconds)
         took = time.perf_counter() - started
     return {
         "calls_per_s": len(latencies) / took,

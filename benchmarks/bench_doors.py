@@ -26,6 +26,7 @@ from benchmarks.models import Head, Loaded, publish_tasks
 from benchmarks.served import Served, serve
 from serving.client import AsyncClient, Client
 from serving.client_errors import SidecastError
+from sidecast.load.loops import closed_loop
 from sidecast.load.sentences import SENTENCES
 
 TASKS, SPEAKING = 16, 8
@@ -120,8 +121,12 @@ class Streams:
             if not await client.ready(10.0):
                 raise BenchmarkError("the server does not answer any more")
             started = time.perf_counter()
-            until = started + seconds
-            await asyncio.gather(*(self._caller(client, heard, until) for _ in range(callers)))
+
+            async def stream(began: float) -> bool:
+                await self._stream(client, heard, began)
+                return True
+
+            await closed_loop(stream, callers, time.perf_counter, lambda: time.perf_counter() < started + seconds)
             spent = time.perf_counter() - started
         first = [1e3 * each for each in heard.first_s]
         return {
@@ -130,22 +135,16 @@ class Streams:
             "tokens_per_s": heard.tokens / spent,
         }
 
-    async def _caller(self, client: AsyncClient, heard: Heard, until: float) -> None:
-        while True:
-            await self._stream(client, heard)
-            if time.perf_counter() >= until:
-                return
-
-    async def _stream(self, client: AsyncClient, heard: Heard) -> None:
+    async def _stream(self, client: AsyncClient, heard: Heard, began: float) -> None:
         number = next(self._numbers)
         task, text = self._names[number % len(self._names)], f"{number} {SENTENCES[number % len(SENTENCES)]}"
         length = LENGTHS[number % len(LENGTHS)]
-        started, first = time.perf_counter(), None
+        first: float | None = None
         stream = client.stream(task, text, generation={"min_new_tokens": length, "max_new_tokens": length})
         async for piece in stream:
-            first = first or time.perf_counter() - started
+            first = first or time.perf_counter() - began
             heard.tokens += len(piece.tokens)
-        heard.first_s.append(first or time.perf_counter() - started)
+        heard.first_s.append(first or time.perf_counter() - began)
 
 
 def publish(folder: Path, loaded: Loaded, how: How) -> dict[str, list[str]]:

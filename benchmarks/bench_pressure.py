@@ -8,7 +8,7 @@ its backbone passes, by its own counts. Then requests that arrive at random, twi
 measured so far, each given up after --deadline seconds (a batch takes about one): those answered in time, over the
 capacity of the same round.
 Texts are GLUE's, of all its eight tasks alike, as the prompts of the built-in templates, where --data holds them, or
-else the sentences of `benchmarks.load`. None comes twice in a measurement.
+else the sentences of `sidecast bench`. None comes twice in a measurement.
 """
 
 import json
@@ -24,7 +24,7 @@ import click
 
 from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import Column, Figures, Samples, Spread, Variant
-from benchmarks.load import measure_load, measure_offered
+from benchmarks.load import measure_arrivals, measure_load
 from benchmarks.machine import ROOT
 from benchmarks.models import HEADS, Loaded, publish_tasks
 from benchmarks.served import Served, serve
@@ -83,11 +83,11 @@ class Pressure:
         return {"rows_per_s": seen.rows_per_s, "errors": float(sum(seen.errors.values())), **batches(seen.grown)}
 
     def _overload(self, deadline_s: float) -> Figures:
-        seen = measure_offered(
+        seen = measure_arrivals(
             self._served,
             self._names,
             rate=OVERLOAD * statistics.median(self._capacities),
-            deadline_s=deadline_s,
+            deadline_s=min(deadline_s, QUICK_S) if self._how.quick else deadline_s,
             seconds=self._seconds,
             seed=self._next_seed(),
             texts=self._texts,

@@ -17,10 +17,9 @@ from typing import Any
 
 import click
 
-from benchmarks.arrivals import Arrivals, measure_arrivals
 from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
-from benchmarks.load import measure_load
+from benchmarks.load import Arrivals, measure_arrivals, measure_load
 from benchmarks.models import HEADS, Loaded, make_run, make_spec, publish_tasks
 from benchmarks.served import Served, counted, serve
 from side_registry import Registry

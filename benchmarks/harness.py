@@ -233,6 +233,8 @@ class Report:
     def _where(self) -> str:
         machine, rounds = self.machine, len(self.samples.rounds)
         where = machine.gpu or f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads"
+        if machine.gpu is None and machine.instruction_sets:
+            where = f"{where}, {' '.join(machine.instruction_sets)}"
         where = f"{where}, {machine.dtype}, torch {machine.torch}, load {machine.load} before"
         return f"{where}; medians (quartiles) of {rounds} rounds"
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, torch, commit. Never a host's name or a path."""
+"""What a measurement ran on: processor and its instruction sets, torch, commit. Never a host's name or a path."""
 
 import os
 import platform
@@ -9,6 +9,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+CPU_FACTS = Path("/proc/cpuinfo")
+"""Linux's description of the processor."""
+INSTRUCTION_SETS = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "amx": "amx_tile",
+    "asimd": "asimd",
+    "bf16": "bf16",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
+"""Those that change how fast matrices are multiplied (x86, then ARM), by name: the flag in CPU_FACTS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +33,11 @@ class Machine:
     cpu: str
     cores: int
     """That this process may use."""
+    instruction_sets: list[str] | None
+    """Of INSTRUCTION_SETS, those that the processor has; None where the system does not tell."""
+    torch_cpu: str
+    """The instruction set that torch's own CPU kernels use, as AVX2. Its matrix library chooses for itself, and may use
+    more."""
     gpu: str | None
     """Where torch ran, unless on the CPU."""
     device: str
@@ -52,6 +72,8 @@ def look(device: str = "cpu", dtype: str = "float32") -> Machine:
     return Machine(
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        instruction_sets=instruction_sets(),
+        torch_cpu=torch.backends.cpu.get_cpu_capability(),
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         device=device,
         dtype=dtype,
@@ -67,14 +89,29 @@ def look(device: str = "cpu", dtype: str = "float32") -> Machine:
 
 def cpu_name() -> str:
     """The processor's model, as the system names it."""
+    return _cpu_fact("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def instruction_sets() -> list[str] | None:
+    """Those of INSTRUCTION_SETS that the processor has; None where the system does not tell, as on macOS."""
+    flags = _cpu_fact("flags") or _cpu_fact("Features")  # x86, ARM
+    if flags is None:
+        return None
+    present = set(flags.split())
+    return [name for name, flag in INSTRUCTION_SETS.items() if flag in present]
+
+
+def _cpu_fact(name: str) -> str | None:
+    """The first value of that name in CPU_FACTS; None where there is none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
+        lines = CPU_FACTS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
+        return None
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
 
 
 def slug(name: str) -> str:

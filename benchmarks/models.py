@@ -14,6 +14,7 @@ import torch
 
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
 from ladder.backbone_pass import BackbonePass, padded
+from ladder.checkpoint import as_served
 from ladder.compiled import CompiledEncoder, Limits
 from serving.config import BatchConfig, LoadConfig
 from serving.engine import Engine
@@ -218,7 +219,7 @@ def load_residents(registry: Registry, loaded: Loaded) -> list[Resident]:
 
 
 def _examples(loaded: Loaded, spec: TaskSpec, side: SideNetwork) -> tuple[GoldenExample, ...]:
-    side = side.to(device=loaded.backbone.device, dtype=loaded.backbone.dtype).eval()
+    side = as_served(side, loaded.backbone.dtype).to(loaded.backbone.device)  # a head of its own stays float32
     model = Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
     rows = [{"sentence": text} for text in GOLDEN]
     answers = predict(model, loaded.backbone, loaded.tokenizer, rows)

@@ -1,8 +1,8 @@
-"""The README's table of figures, out of the newest results.
+"""The table of figures in docs/benchmarks.md, made of the newest results.
 
 python -m benchmarks.table            # print it
-python -m benchmarks.table --write    # put it between the README's two marks
-python -m benchmarks.table --check    # exit with 2 where the README has another
+python -m benchmarks.table --write    # put it between the page's two marks
+python -m benchmarks.table --check    # exit with 2 where the page has another table
 """
 
 import json
@@ -16,7 +16,7 @@ from benchmarks.goals import GOALS, Goal
 from benchmarks.harness import RESULTS, BenchmarkError, plain_errors
 from benchmarks.machine import ROOT, slug
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin, by make bench -->", "<!-- figures: end -->"
 NOTHING = "Not measured yet: `make bench`."
 
@@ -56,9 +56,15 @@ def render(documents: Sequence[Document]) -> str:
 def _where(document: Document) -> str:
     machine = document["machine"]
     cores = f"{machine['cores']} cores, {machine['threads']} threads, " if machine["gpu"] is None else ""
-    where = f"{machine_name(document)}, {cores}{machine['dtype']}, torch {machine['torch']}"
-    file = f"benchmarks/results/{document['date']}-{slug(machine_name(document))}.json"
+    where = f"{machine_name(document)}, {_instructions(machine)}{cores}{machine['dtype']}, torch {machine['torch']}"
+    file = f"../benchmarks/results/{document['date']}-{slug(machine_name(document))}.json"
     return f"{where} ([{document['date']}]({file}))."
+
+
+def _instructions(machine: Mapping[str, Any]) -> str:
+    """The processor's instruction sets; empty for a GPU, and for results that do not record them."""
+    names = machine.get("instruction_sets")
+    return f"{' '.join(names)}, " if names and machine["gpu"] is None else ""
 
 
 def _headings(documents: Sequence[Document]) -> list[str]:
@@ -107,25 +113,25 @@ def replaced(text: str, table: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
-        raise BenchmarkError(f"README.md needs {BEGIN} and then {END}, once each")
+        raise BenchmarkError(f"docs/benchmarks.md needs {BEGIN} and then {END}, once each")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 @click.command()
-@click.option("--write", is_flag=True, help="Put it into README.md.")
-@click.option("--check", is_flag=True, help="Exit with 2 unless README.md has it.")
+@click.option("--write", is_flag=True, help="Put it into docs/benchmarks.md.")
+@click.option("--check", is_flag=True, help="Exit with 2 unless docs/benchmarks.md has it.")
 def main(write: bool, check: bool) -> None:
-    """The README's table of figures."""
+    """The table of figures in docs/benchmarks.md."""
     with plain_errors():
-        text = README.read_text(encoding="utf-8")
+        text = PAGE.read_text(encoding="utf-8")
         table = render(newest())
         wanted = replaced(text, table)
         if check and wanted != text:
             raise BenchmarkError(
-                "README.md has other figures than benchmarks/results: python -m benchmarks.table --write"
+                "docs/benchmarks.md has other figures than benchmarks/results: python -m benchmarks.table --write"
             )
         if write:
-            README.write_text(wanted, encoding="utf-8")
+            PAGE.write_text(wanted, encoding="utf-8")
         if not (write or check):
             click.echo(table)
 

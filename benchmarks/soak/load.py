@@ -1,10 +1,13 @@
 """Callers in a process of their own: requests at random times, at a steady rate, and what each was told. No torch.
 
-`calling` starts `python -m benchmarks.soak.load`, which asks until its standard input ends.
+`calling` starts `python -m benchmarks.soak.load`, which asks until its standard input ends. The load generator of
+`sidecast bench` says when requests are sent; what they ask and the record of each answer are here.
 """
 
 import asyncio
+import itertools
 import json
+import math
 import random
 import subprocess
 import sys
@@ -24,6 +27,8 @@ from serving.client import AsyncClient
 from serving.client_errors import SidecastError
 from serving.client_results import Answer, Classification, Embedding, Predictions, Regression, Text
 from side_registry.task import PRODUCTION
+from sidecast.load.loops import open_loop
+from sidecast.load.plan import Open
 
 CALL_S = 30.0
 """Timeout of a call."""
@@ -125,15 +130,14 @@ class Caller:
         self._draw = random.Random(seed)
         self._lately: dict[str, deque[int]] = {task: deque(maxlen=LATELY) for task in tasks}
 
-    async def ask(self, rate: float, until: asyncio.Event, fewest: int = 0) -> None:
+    async def ask(self, rate: float, seed: int, until: asyncio.Event, fewest: int = 0) -> None:
         """Send about `rate` requests a second, whatever becomes of them, `fewest` at least, and wait for the last."""
-        at, sent = time.monotonic(), 0
-        async with asyncio.TaskGroup() as calls:
-            while sent < fewest or not until.is_set():
-                sent += 1
-                at += self._draw.expovariate(rate)
-                await asyncio.sleep(at - time.monotonic())
-                calls.create_task(self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
+        began, sent = time.monotonic(), itertools.count()
+        times = (began + offset for offset in Open(rate).times(math.inf, seed))
+        await open_loop(self._send, times, time.monotonic, going=lambda: next(sent) < fewest or not until.is_set())
+
+    async def _send(self, due: float) -> None:
+        await (self._ask_all() if self._draw.random() < TOGETHER else self._ask_one())
 
     async def _ask_one(self) -> None:
         task = self._draw.choice(self._tasks)
@@ -231,7 +235,7 @@ async def run(
     """Ask until standard input ends, `fewest` requests at least."""
     over = asyncio.Event()
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, over, fewest))
+        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, seed, over, fewest))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.models import Loaded
 from ladder import SideNetwork, save_side
+from ladder.checkpoint import as_served
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
@@ -72,7 +73,7 @@ def _random(loaded: Loaded, spec: TaskSpec, head: str, seed: int) -> Model:
         side = SideNetwork(config, loaded.backbone.config)
         for parameter in side.parameters():
             parameter.add_(torch.randn_like(parameter) * NOISE[head])
-    side = side.to(device=loaded.backbone.device, dtype=loaded.backbone.dtype).eval().requires_grad_(False)
+    side = as_served(side, loaded.backbone.dtype).to(loaded.backbone.device)
     return Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
 
 

@@ -47,10 +47,21 @@ class Request:
 class Inputs:
     """Requests by turns of `next`."""
 
-    def __init__(self, targets: Sequence[Target], plan: Plan, file: str | None = None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        plan: Plan,
+        file: str | None = None,
+        *,
+        texts: Sequence[str] | None = None,
+        skew: float = 0.0,
+    ) -> None:
         """
         Args:
             file: rows to send, .txt with one on each line, or .jsonl, .csv, .tsv, .parquet with the tasks' fields.
+            texts: rows to send instead of a file's, for tasks of one field.
+            skew: 0 sends each of these rows once before any comes again; above 0, the n-th of them is sent as often as
+                n to the power of minus this (Zipf's law).
 
         Raises:
             LoadError: too few tasks for one request, tasks that cannot share a row, or a file without rows.
@@ -59,8 +70,11 @@ class Inputs:
         self._targets, self._plan, self._draw = tuple(targets), plan, random.Random(plan.seed)
         _check_tasks(targets, plan)
         forms = [PROMPT] if plan.whole_prompts else list(dict.fromkeys(target.fields for target in targets))
+        self._skew = skew
         self.file_rows: dict[Fields, list[Values]] = {form: read_inputs(file, form) for form in forms} if file else {}
         """Of each way that the tasks need them."""
+        if texts is not None:
+            self.file_rows = {form: [(text,) for text in texts] for form in forms}
         self.drawn = dict.fromkeys(forms, 0)
         """How many rows were taken from each, repeated ones not counted."""
         self._fresh = {form: self._rows(form) for form in forms}
@@ -97,6 +111,10 @@ class Inputs:
 
     def _rows(self, form: Fields) -> Iterator[Values]:
         rows = self.file_rows.get(form)
+        if rows and self._skew:
+            weights = list(itertools.accumulate(number**-self._skew for number in range(1, len(rows) + 1)))
+            while True:
+                yield self._draw.choices(rows, cum_weights=weights)[0]
         while rows:
             yield from self._draw.sample(rows, len(rows))
         for number in itertools.count(self._draw.randrange(1000, 2000) * 10_000):

@@ -1,6 +1,5 @@
 """The harness: turns, medians, ratios, files, the last line; and the server's benchmark once, on a tiny backbone."""
 
-import asyncio
 import json
 import os
 import subprocess
@@ -14,8 +13,9 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from benchmarks import load, machine
+from benchmarks import bench_server, load, machine
 from benchmarks.bench_server import by_length, server_figures
 from benchmarks.harness import (
     BenchmarkError,
@@ -32,10 +32,16 @@ from benchmarks.harness import (
     time_calls,
 )
 from benchmarks.machine import ROOT, Machine, look, slug
+from sidecast.load.measure import Call, Failure, Window
+from sidecast.load.plan import Closed
+from sidecast.load.runner import Ran
+from sidecast.load.scrape import Look
 
 SOME_MACHINE = Machine(
     cpu="Some Chip 9",
     cores=2,
+    instruction_sets=["avx2", "avx512_vnni"],
+    torch_cpu="AVX2",
     gpu=None,
     device="cpu",
     dtype="float32",
@@ -206,6 +212,28 @@ def test_the_machines_facts_are_json_and_name_no_host_and_no_path(monkeypatch):
     assert look().commit == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "model name\t: Chip\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni amx_tile\n",
+            ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx"],
+        ),
+        ("flags : fpu sse2\n", []),
+        ("Features\t: fp asimd bf16 i8mm\n", ["asimd", "bf16", "i8mm"]),
+        ("nothing of the kind\n", None),
+        (None, None),
+    ],
+)
+def test_instruction_sets_are_read_where_the_system_tells_them(tmp_path, monkeypatch, text, found):
+    facts = tmp_path / "cpuinfo"
+    if text is not None:
+        facts.write_text(text)
+    monkeypatch.setattr(machine, "CPU_FACTS", facts)
+    assert machine.instruction_sets() == found
+    assert look().to_dict()["instruction_sets"] == found
+
+
 def test_an_error_with_a_reason_becomes_one_line_and_exit_2():
     with pytest.raises(click.ClickException, match="no luck") as caught, plain_errors():
         raise BenchmarkError("no luck")
@@ -222,17 +250,12 @@ def test_requests_mix_all_tasks_and_never_repeat_a_text():
     assert not {text for _, text in asked} & {text for _, text in islice(load.requests(["a"], seed=2), 3000)}
 
 
-def test_a_mix_has_rows_of_one_task_together_and_its_own_texts_once_each():
-    asked = list(islice(load.Mix(["a", "b"], rows=3).requests(1), 500))
-    assert {len(texts) for _, texts in asked} == {3}
-    assert len({text for _, texts in asked for text in texts}) == 1500
-    given = [text for _, [text] in islice(load.Mix(["a"], ["x", "y", "z"]).requests(1), 6)]
-    assert sorted(given[:3]) == sorted(given[3:]) == ["x", "y", "z"]
-
-
-def test_offered_load_is_counted_by_what_was_sent_in_its_window():
-    seen = load.Offered(sent=30, in_time=20, errors={"OVERLOADED": 10}, window_s=2.0, grown={})
-    assert (seen.offered_per_s, seen.good_per_s) == (15.0, 10.0)
+def test_offered_load_is_counted_by_what_was_due_in_its_window():
+    calls = [made(due, due + 0.5, OVERLOADED if due == 11.0 else None) for due in (9.9, 10.0, 11.0, 11.9, 12.0)]
+    seen = load.seen_by_arrivals(ran(calls, Window(10.0, 12.0)))
+    assert (seen.latencies_us, seen.errors) == ([500_000, 500_000], {"OVERLOADED": 1})
+    assert (seen.offered_per_s, seen.good_per_s) == (1.5, 1.0)
+    assert seen.grown == {"batches": 3.0}
 
 
 def test_a_request_of_several_rows_counts_as_several():
@@ -240,74 +263,32 @@ def test_a_request_of_several_rows_counts_as_several():
     assert seen.rows_per_s == 8.0
 
 
-class SlowClient:
-    """Answers each call after 10 ms; every third call fails."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    async def predict(self, task: str, rows: list[str], **_: Any) -> None:
-        self.calls += 1
-        failing = self.calls % 3 == 0
-        await asyncio.sleep(0.01)
-        if failing:
-            raise load.SidecastError("no", "OVERLOADED")
+OVERLOADED = Failure("RESOURCE_EXHAUSTED", "OVERLOADED", "full")
 
 
-async def test_callers_count_answers_failures_and_cycles(monkeypatch):
-    monkeypatch.setattr(load, "PAUSE_S", 0.0)
-    tally = load._Tally(callers=4, most=30, begun=True)
-    client: Any = SlowClient()
-    await asyncio.gather(*(load._call(client, load.Mix(["a"]).requests(0), tally) for _ in range(4)))
-    assert len(tally.latencies_us) + tally.errors["OVERLOADED"] == 30
-    assert 8 <= tally.errors["OVERLOADED"] <= 12
-    assert min(tally.latencies_us) >= 9_000
-    assert tally.cycles_s >= 1e-6 * sum(tally.latencies_us)
-    assert tally.ready.is_set()
+def made(due: float, ended: float, failure: Failure | None = None) -> Call:
+    return Call(task="a", rows=1, due=due, sent=due, ended=ended, failure=failure)
 
 
-async def begun(tally: load._Tally) -> None:
-    while not tally.begun:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+def ran(calls: list[Call], window: Window) -> Ran:
+    before, after = Look({"batches": 2.0}, window.begins), Look({"batches": 5.0}, window.ends)
+    return Ran(level=Closed(2), window=window, calls=calls, before=before, after=after)
 
 
-async def test_a_window_begins_where_every_caller_has_ended_a_call(monkeypatch):
-    monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
-    tally = load._Tally(callers=2, most=99_999)
-    watching = asyncio.create_task(load._watch("", tally, 0.001))
-    for ended in (1, 2):
-        tally.count(1.0, 1.0, None)
-        await asyncio.sleep(0.05)
-        assert not tally.begun
-        tally.came()
-        assert tally.ready.is_set() == (ended == 2)
-    await begun(tally)
-    assert not tally.latencies_us  # what came before does not count
-    for _ in range(2 * load.ENDED):
-        assert not tally.over.is_set()
-        tally.count(1.0, 1.0, None)
-    await watching
-    assert len(tally.latencies_us) == 2 * load.ENDED
+def test_callers_are_counted_by_what_ended_in_their_window():
+    calls = [made(9.0, 10.5), made(10.0, 11.0, OVERLOADED), made(10.5, 11.5), made(11.9, 12.1), made(9.0, 9.5)]
+    seen = load.seen_by_callers(ran(calls, Window(10.0, 12.0)), callers=2, rows=4)
+    assert (seen.latencies_us, seen.errors) == ([1_500_000, 1_000_000], {"OVERLOADED": 1})
+    assert seen.cycles_s == pytest.approx(1.5 + 1.0 + 1.0 + load.PAUSE_S)  # a caller pauses after a failure
+    assert seen.rows_per_s == pytest.approx(4 * 2 * 2 / seen.cycles_s)
+    assert (seen.window_s, seen.grown) == (2.0, {"batches": 3.0})
 
 
-@pytest.mark.parametrize("answered", [5, 6])
-async def test_a_window_lasts_until_there_are_answers_for_every_caller_but_not_for_ever(monkeypatch, answered):
-    monkeypatch.setattr(load, "counted", lambda url: {"batches": 1.0})
-    enough = answered == 2 * load.ENDED
-    longest_s = 60.0 if enough else 0.05
-    monkeypatch.setattr(load, "LONGEST_S", longest_s)
-    tally = load._Tally(callers=2, most=99_999)
-    tally.ready.set()
-    watching = asyncio.create_task(load._watch("", tally, 0.001))
-    await begun(tally)
-    for _ in range(answered):
-        if enough:
-            await asyncio.sleep(0.005)
-            assert not tally.over.is_set()
-        tally.count(1.0, 1.0, None)
-    window_s, grown = await watching
-    assert (window_s < longest_s) == enough
-    assert grown == {"batches": 0.0}
+def test_arrivals_fill_the_queue_for_their_deadline_before_they_count():
+    job = load.Job(address="", metrics_url="", tasks=["a"], rate=5.0, seconds=0.5, deadline_s=2.0)
+    assert (job.plan.warmup_s, job.plan.timeout_s) == (2.0, 2.0)
+    assert replace(job, deadline_s=None).plan.warmup_s == load.LEAD_S
+    assert replace(job, callers=3, rate=None, deadline_s=None).plan.warmup_s == 0.5
 
 
 def test_the_engines_batches_are_of_like_lengths_and_full():
@@ -339,8 +320,9 @@ def test_the_servers_figures_come_from_callers_and_its_own_counts():
 
 
 @pytest.mark.slow
-def test_bench_server_runs_and_ends_in_its_json_line(tiny_t5):
-    command = [sys.executable, "-m", "benchmarks.bench_server", "--quick", "--backbone", str(tiny_t5), "--threads", "1"]
+def test_bench_server_runs_in_processes_of_its_own_and_ends_in_its_json_line(tiny_t5):
+    words = ["--quick", "--backbone", str(tiny_t5), "--threads", "1", "--dtype", "float32"]
+    command = [sys.executable, "-m", "benchmarks.bench_server", *words]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100
     )
@@ -354,10 +336,8 @@ def test_bench_server_runs_and_ends_in_its_json_line(tiny_t5):
     assert str(tiny_t5.parent) not in done.stdout
 
 
-@pytest.mark.slow
 def test_bench_server_says_what_is_wrong_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.bench_server", "--quick", "--backbone", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
+    done = CliRunner().invoke(bench_server.main, ["--quick", "--backbone", str(tmp_path)])
+    assert done.exit_code == 2
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output

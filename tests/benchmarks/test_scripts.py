@@ -1,10 +1,9 @@
-"""Every script once, on a tiny backbone: that it runs, and what its figures are called. Never how fast."""
+"""Every script on a tiny backbone, in both dtypes: that it runs, and what its figures are called. Never how fast."""
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -12,8 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from benchmarks import bench_peers, bench_pressure, peers, random_backbone
+from benchmarks import (
+    bench_all,
+    bench_doors,
+    bench_generation,
+    bench_many,
+    bench_peers,
+    bench_pressure,
+    bench_server,
+    bench_tasks,
+    peers,
+    random_backbone,
+)
 from benchmarks.bench_all import SCRIPTS
 from benchmarks.bench_generation import ratios
 from benchmarks.bench_many import together
@@ -21,10 +32,10 @@ from benchmarks.converted import Converted
 from benchmarks.goals import GOALS
 from benchmarks.harness import BenchmarkError, Samples
 from benchmarks.inputs import END, FIRST, Inputs
-from benchmarks.machine import ROOT
-from benchmarks.models import load, make_spec
+from benchmarks.models import Loaded, load, make_spec
 from ladder import load_backbone
 from ladder.named_shapes import NAMED
+from tests.benchmarks.local import DTYPES, run
 
 PEERS = all(importlib.util.find_spec(name) for name in ("peft", "ctranslate2"))
 needs_peers = pytest.mark.skipif(not PEERS, reason="needs PEFT and CTranslate2: pip install 'sidecast[bench]'")
@@ -35,19 +46,19 @@ def loaded(tiny_t5):
     return load(str(tiny_t5), device="cpu", dtype="float32")
 
 
-def run(script: str, tiny_t5: Path, *words: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"benchmarks.{script}", "--quick", "--json", "--backbone", str(tiny_t5)]
-    done = subprocess.run(
-        [*command, "--threads", "1", *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(tiny_t5.parent) not in done.stdout
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def convert(tmp_path_factory) -> Iterator[Callable[..., Converted]]:
+    """As `Converted`, but one process for all scripts: it starts for seconds, and converts the same backbone."""
+    made: dict[str, Converted] = {}
+
+    def convert(loaded: Loaded, folder: Path, kind: str) -> Converted:
+        if kind not in made:
+            made[kind] = Converted(loaded, tmp_path_factory.mktemp("converted"), kind)
+        return made[kind]
+
+    yield convert
+    for converted in made.values():
+        converted.close()
 
 
 def missing(script: str, document: dict[str, Any]) -> list[str]:
@@ -135,7 +146,7 @@ def test_loras_answer_a_mixed_batch_as_each_alone(loaded):
 
 @pytest.mark.slow
 @needs_peers
-def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_lengths(loaded, tmp_path):
+def test_the_converted_backbone_says_what_ours_says_and_its_process_ends_at_what_it_cannot_do(loaded, tmp_path):
     with closing(Converted(loaded, tmp_path, "float32")) as converted:
         assert bench_peers.agreement(loaded, converted) > 0.9
         words = converted.words(Inputs(loaded).rows(3, 7))
@@ -145,50 +156,64 @@ def test_the_converted_backbone_says_what_ours_says_and_its_rows_stop_at_their_l
         assert converted.clock() > before  # its own time, which no other call adds to
         assert converted.clock() == converted.clock()
         assert "ctranslate2" not in sys.modules
-    assert converted.process.exitcode == 0
-
-
-@pytest.mark.slow
-@needs_peers
-def test_what_ctranslate2s_process_cannot_do_is_one_line_here(loaded, tmp_path):
-    with pytest.raises(BenchmarkError, match="no int7 here"):
-        Converted(loaded, tmp_path, "int7")
-    with closing(Converted(loaded, tmp_path, "float32")) as converted:
         with pytest.raises(BenchmarkError, match=r"CTranslate2 cannot do this: .+") as caught:
             converted.texts([["a"]], -1)
         assert "\n" not in str(caught.value)
         converted.process.join(10)
         with pytest.raises(BenchmarkError, match="process has ended, exit code 0"):
             converted.texts([["a"]], 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["tasks", "many", "doors", "pressure"])
-def test_a_script_runs_and_has_the_ratios_of_its_goals(script, tiny_t5):
-    document = run(f"bench_{script}", tiny_t5)
-    assert document["name"] == script
-    quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
-    assert set(missing(script, document)) <= quick
+    assert converted.process.exitcode == 0
 
 
 @pytest.mark.slow
 @needs_peers
-@pytest.mark.parametrize("script", ["peers", "generation"])
-def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, tiny_t5):
-    assert missing(script, run(f"bench_{script}", tiny_t5)) == []
+def test_a_precision_that_ctranslate2_lacks_is_one_line_here(loaded, tmp_path):
+    with pytest.raises(BenchmarkError, match="no int7 here"):
+        Converted(loaded, tmp_path, "int7")
 
 
 @pytest.mark.slow
-def test_bench_all_gathers_reports_and_goes_on_where_one_fails(tiny_t5):
-    common = ["--backbone", str(tiny_t5), "--threads", "1", "--quick", "--only", "tasks"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_all", *common], cwd=ROOT, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_doors, bench_pressure])
+def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
+    document = run(script, tiny_t5, dtype, monkeypatch)
+    name = document["name"]
+    assert script.__name__ == f"benchmarks.bench_{name}"
+    quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
+    assert set(missing(name, document)) <= quick
+
+
+@pytest.mark.slow
+@needs_peers
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("script", [bench_peers, bench_generation])
+def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch, convert):
+    monkeypatch.setattr(script, "Converted", convert)
+    document = run(script, tiny_t5, dtype, monkeypatch)
+    assert missing(document["name"], document) == []
+
+
+@pytest.mark.slow
+def test_bench_server_runs_in_bfloat16(tiny_t5, monkeypatch):
+    """And in float32 in `test_harness`, with its processes."""
+    document = run(bench_server, tiny_t5, "bfloat16", monkeypatch)
+    assert document["variants"]["server 4"]["errors"]["median"] == 0
+    assert document["ratios"]["server / engine at saturation"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_bench_all_gathers_reports_and_goes_on_where_one_fails(tiny_t5, monkeypatch):
+    """Its scripts are processes of their own; one of them cannot start."""
+    monkeypatch.setattr(bench_all, "SCRIPTS", ("no_such_script", "tasks"))
+    words = ["--backbone", str(tiny_t5), "--threads", "1", "--device", "cpu", "--dtype", "bfloat16", "--quick"]
+    done = CliRunner().invoke(bench_all.main, words)
+    assert done.exit_code == 1, done.output
     document = json.loads(done.stdout.splitlines()[-1])
     assert list(document["reports"]) == ["tasks"]
+    assert document["machine"]["dtype"] == "bfloat16"
     assert document["floors"]["best_ratios"]["F2 text"] < 1
     assert "Many tasks in a batch: 32 rows of 16 tasks" in done.stdout
+    assert "no_such_script failed" in done.stderr
 
 
 def test_a_random_backbone_has_its_shape_and_another_ones_tokenizer(tmp_path, tiny_t5, monkeypatch):

@@ -1,17 +1,14 @@
 """What the benchmark of shadows makes of a server's counts, and that it runs."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.arrivals import Arrivals
+from benchmarks import bench_shadow
 from benchmarks.bench_shadow import AGAIN, ALONE, SHADOWED, figures, ratios
 from benchmarks.harness import Samples
-from benchmarks.machine import ROOT
+from benchmarks.load import Arrivals
+from tests.benchmarks.local import DTYPES, run
 
 
 def test_figures_of_callers_and_of_shadows() -> None:
@@ -43,14 +40,10 @@ def test_a_shadow_stands_beside_what_chance_alone_makes() -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_and_ends_in_its_json_line(tiny_t5: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.bench_shadow", "--quick", "--backbone", str(tiny_t5), "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_runs_and_ends_in_its_json_line(tiny_t5: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = run(bench_shadow, tiny_t5, dtype, monkeypatch)
     shadowed = document["variants"][SHADOWED]
     assert shadowed["compared"]["median"] > 0  # how many, the machine's other work decides
     assert shadowed["errors"]["median"] == 0
     assert document["variants"][ALONE]["compared"]["median"] == 0
-    assert str(tiny_t5.parent) not in done.stdout

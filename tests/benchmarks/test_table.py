@@ -1,6 +1,7 @@
-"""The README's table is the newest results' one, and the goals know which ratio is theirs."""
+"""The table of docs/benchmarks.md is the newest results' one, and the goals know which ratio is theirs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def write(folder: Path, *documents: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(document), encoding="utf-8")
 
 
-def test_the_readme_has_the_newest_results_table():
-    text = table.README.read_text(encoding="utf-8")
+def test_the_page_has_the_newest_results_table():
+    text = table.PAGE.read_text(encoding="utf-8")
     assert table.replaced(text, table.render(table.newest())) == text, "python -m benchmarks.table --write"
 
 
@@ -54,6 +55,20 @@ def test_a_row_has_the_goal_the_figure_and_what_is_possible():
     assert table.render([]) == table.NOTHING
 
 
+def test_the_header_names_the_processors_instruction_sets_where_the_results_have_them():
+    new = {**CPU, "instruction_sets": ["avx2", "avx512_bf16"]}
+    assert "Some Chip 9, avx2 avx512_bf16, 2 cores" in table.render([results(machine=new)])
+    for unknown in (CPU, {**CPU, "instruction_sets": None}, {**new, "gpu": "Some GPU"}):
+        assert "avx2" not in table.render([results(machine=unknown)])
+
+
+def test_the_links_lead_from_the_page_to_the_results():
+    assert "(../benchmarks/results/2026-01-02-some-chip-9.json)" in table.render([results()])
+    named = [table.PAGE.parent / link for link in re.findall(r"\]\(([^()]+\.json)\)", table.render(table.newest()))]
+    assert named
+    assert all(each.is_file() for each in named)
+
+
 def test_a_figure_that_missed_its_goal_is_not_bold():
     assert "≥ 0.97 | 0.50 (0.49-0.51) |" in table.render([results(value=0.5)])
 
@@ -71,16 +86,16 @@ def test_marks_that_are_missing_or_wrong_are_told(text):
 
 
 def test_write_and_check(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
     write(tmp_path, results())
-    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(table, "PAGE", page)
     monkeypatch.setattr(table, "newest", lambda newest=table.newest: newest(tmp_path))
     run = CliRunner().invoke
     assert run(table.main, ["--check"]).exit_code == 2
     assert run(table.main, ["--write"]).exit_code == 0
     assert run(table.main, ["--check"]).exit_code == 0
-    assert readme.read_text(encoding="utf-8").startswith(f"before\n{table.BEGIN}\nSome Chip 9")
+    assert page.read_text(encoding="utf-8").startswith(f"before\n{table.BEGIN}\nSome Chip 9")
     assert "**0.98**" in run(table.main, []).output
 
 

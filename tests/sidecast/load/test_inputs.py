@@ -1,5 +1,6 @@
 """The requests of a load: tasks, rows out of files, repeated ones."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_a_text_file_has_one_row_a_line(tmp_path: Path) -> None:
     assert take(1, SST2, RTE, file=file, whole_prompts=True)[0].rows[0].text in {"one", "two ", " three"}
     with pytest.raises(LoadError, match=r"holds one text a line, and a task takes sentence1, sentence2"):
         take(1, RTE, file=file)
+
+
+def test_given_texts_come_once_each_before_any_comes_again() -> None:
+    inputs = Inputs([SST2, TITLES], plan(), texts=["x", "y", "z"])
+    sent: dict[str, list[Any]] = {SST2.ref: [], TITLES.ref: []}
+    for request in itertools.islice(inputs, 60):
+        sent[request.tasks[0]].append(request.rows[0])
+    for rows in sent.values():
+        assert len(rows) > 6
+        assert sorted(rows[:3]) == sorted(rows[3:6]) == ["x", "y", "z"]
+
+
+def test_skewed_texts_come_by_zipfs_law() -> None:
+    inputs = Inputs([SST2], plan(rows=3), texts=[str(number) for number in range(1, 101)], skew=1.0)
+    counts = Counter(row for request in itertools.islice(inputs, 4000) for row in request.rows)
+    assert counts["1"] / counts["4"] == pytest.approx(4, rel=0.15)
+    assert counts["1"] / counts["10"] == pytest.approx(10, rel=0.2)
 
 
 def test_files_of_columns(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sidecast.load.inputs import Request
 from sidecast.load.measure import Call, Failure
 from sidecast.load.plan import Closed, Level, NothingAnswered, Open, Plan
 from sidecast.load.report import check_answered, make_document, tables
-from sidecast.load.runner import NOT_SENT, Ran, Runner
+from sidecast.load.runner import NOT_SENT, Ran, Runner, Steady
 from sidecast.load.scrape import ScrapeError
 from tests.serving.batch_kit import virtually
 
@@ -83,6 +83,54 @@ def test_an_open_loop_sends_by_its_own_clock() -> None:
     assert len(dues) == 25
     assert [later - sooner for sooner, later in itertools.pairwise(dues)] == pytest.approx([0.01] * 24)
     assert sorted(call.sent for call in ran.calls) == pytest.approx(dues)
+
+
+class SlowFirst(Desk):
+    """The first request takes longest."""
+
+    async def __call__(self, request: Request, call: Call, timeout: float) -> Failure | None:  # noqa: ASYNC109
+        if not self.timeouts:
+            self.timeouts.append(timeout)
+            await asyncio.sleep(0.3)
+            return None
+        return await super().__call__(request, call, timeout)
+
+
+async def test_a_steady_window_begins_when_every_caller_has_ended_a_call() -> None:
+    made = plan(Closed(3), warmup_s=0.01)
+    [ran] = await Runner(made, Everything(), SlowFirst(), steady=Steady()).run()
+    first = min(ran.calls, key=lambda call: call.sent)
+    assert first.latency >= 0.3
+    assert first.ended <= ran.window.begins
+    assert ran.window.seconds >= 0.2
+    [plain] = await Runner(made, Everything(), SlowFirst()).run()
+    assert plain.window.begins < min(plain.calls, key=lambda call: call.sent).ended
+
+
+@pytest.mark.parametrize(("longest_s", "enough"), [(60.0, True), (0.1, False)])
+async def test_a_steady_window_lasts_until_there_are_calls_of_every_caller_but_not_for_ever(
+    longest_s: float, enough: bool
+) -> None:
+    made = plan(Closed(2), warmup_s=0.01, duration_s=0.01)
+    [ran] = await Runner(made, Everything(), Desk(0.08), steady=Steady(calls=3, longest_s=longest_s)).run()
+    ended = sum(call.ended in ran.window for call in ran.calls)
+    assert (ended >= 6) == enough
+    assert ran.window.seconds < 30
+
+
+async def test_a_steady_window_of_failures_ends_too() -> None:
+    failing = Desk(0.0, Failure("RESOURCE_EXHAUSTED", "OVERLOADED", "full"))
+    made = plan(Closed(2), duration_s=0.01)
+    [ran] = await Runner(made, Everything(), failing, steady=Steady()).run()
+    assert sum(call.ended in ran.window for call in ran.calls) >= 6
+
+
+async def test_an_open_loops_load_goes_on_after_its_window_where_it_is_to() -> None:
+    made = plan(Open(100, "constant"))
+    [ran] = await Runner(made, Everything(), Desk(), tail_s=0.1).run()
+    assert len(ran.calls) == 35
+    assert sum(call.due in ran.window for call in ran.calls) == pytest.approx(20, abs=1)
+    assert max(call.due for call in ran.calls) > ran.window.ends
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
