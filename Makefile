@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m sidecast.demo
+	$(BIN)/python -m demo
 
 test: test-fast test-slow test-cluster
 

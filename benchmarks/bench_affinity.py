@@ -24,8 +24,8 @@ from benchmarks.load import measure_load
 from benchmarks.machine import look
 from benchmarks.models import HEADS, Loaded, publish_tasks
 from benchmarks.served import Served, counted
-from serving.deploying_local import AFFINITY
-from sidecast.load.sentences import SENTENCES
+from serving.cluster.local_cluster import AFFINITY
+from sidecast.loadtest.sentences import SENTENCES
 from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 

@@ -51,10 +51,9 @@ from benchmarks.models import HEADS, Loaded, make_run, make_spec, publish_tasks
 from benchmarks.served import Served, serve
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
-from serving.client import Client
-from serving.client_errors import SidecastError
+from serving.client import Client, SidecastError
 from side_registry import Registry
-from sidecast.load.loops import PAUSE_S, closed_loop
+from sidecast.loadtest.loops import PAUSE_S, closed_loop
 from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 

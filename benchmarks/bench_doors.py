@@ -24,10 +24,9 @@ from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
 from benchmarks.models import Head, Loaded, publish_tasks
 from benchmarks.served import Served, serve
-from serving.client import AsyncClient, Client
-from serving.client_errors import SidecastError
-from sidecast.load.loops import closed_loop
-from sidecast.load.sentences import SENTENCES
+from serving.client import AsyncClient, Client, SidecastError
+from sidecast.loadtest.loops import closed_loop
+from sidecast.loadtest.sentences import SENTENCES
 
 TASKS, SPEAKING = 16, 8
 """Tasks that classify, and tasks that make texts."""

@@ -30,7 +30,7 @@ from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
 from benchmarks.inputs import Inputs
 from benchmarks.models import LONGEST, Loaded, make_residents
 from benchmarks.peers import hugging_face, pad
-from ladder.answerers import Generate
+from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.engine import EngineRow, Event, Piece
 

@@ -31,9 +31,9 @@ from benchmarks.inputs import Inputs
 from benchmarks.models import HEADS, Head, Loaded, Rungs, make_residents, make_run, make_spec, publish_copies
 from benchmarks.served import serve
 from ladder import SideNetwork
-from ladder.bank import SideBank
+from ladder.stacked import SideBank
 from serving.client import Client
-from serving.pool import Resident
+from serving.engine import Resident
 
 ROWS, TOKENS = 32, 32
 ALL = 10_000

@@ -26,9 +26,8 @@ from benchmarks.inputs import Inputs
 from benchmarks.models import HEADS, Head, Loaded, make_residents
 from benchmarks.peers import Loras
 from ladder import run_backbone
-from serving.engine import Engine
-from serving.pool import Resident
-from sidecast.load.sentences import SENTENCES
+from serving.engine import Engine, Resident
+from sidecast.loadtest.sentences import SENTENCES
 
 TASKS, TOKENS = 16, 32
 MIXED = (16, 32)

@@ -43,7 +43,7 @@ from benchmarks.harness import (
 )
 from benchmarks.machine import ROOT, look
 from ladder import Backbone, load_backbone, load_tokenizer, run_backbone
-from ladder.quantise import held_bytes
+from ladder.backbone import held_bytes
 from sidecast.cli.options import pick_device
 from training.builtin_tasks import load_task
 from training.data import Example, read_examples, read_labelled

@@ -39,8 +39,7 @@ from benchmarks.load import LEAD_S, Load, measure_load, requests
 from benchmarks.machine import look
 from benchmarks.models import HEADS, Loaded, load_residents, publish_tasks
 from benchmarks.served import Served, serve
-from serving.engine import Engine, EngineRow
-from serving.pool import Resident
+from serving.engine import Engine, EngineRow, Resident
 
 TOGETHER = 8
 DEVICE_STAGES = ("backbone", "side", "decode")

@@ -19,9 +19,8 @@ from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
 from benchmarks.inputs import Inputs
 from benchmarks.models import HEADS, Loaded, make_residents
-from ladder.answerers import Classify
-from serving.engine import Engine, EngineRow
-from serving.pool import Resident
+from ladder.answering import Classify
+from serving.engine import Engine, EngineRow, Resident
 
 TASKS, ROWS, TOKENS = 16, 32, 32
 COLUMNS = (Column(figure="rows_per_s", heading="rows/s"), Column(figure="ms", heading="ms a call", digits=2))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cold_start BACKBONE REGISTRY STARTED
 
-STARTED is the time.time() at which this process was begun. The stages are those of `serving.assembly.assemble`, with
+STARTED is the time.time() at which this process was begun. The stages are those of `serving.components.assemble`, with
 one thread of torch: the process itself, imports, backbone, tokenizer, side networks, warm-up, joining the servers.
 """
 
@@ -38,11 +38,8 @@ def _stages(folder: str, place: str, started: float) -> dict[str, Figures]:
 
     from ladder import load_backbone, load_tokenizer
     from serving.config import BatchConfig, EngineConfig, LoadConfig
-    from serving.loader import Loader
-    from serving.pool import SidePool
-    from serving.presence import Presence
-    from serving.reconciler import Reconciler
-    from serving.warmup import warm_up
+    from serving.engine import warm_up
+    from serving.versions import Loader, Presence, Reconciler, SidePool
     from side_registry import Registry
 
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """CTranslate2's conversion of a backbone, in a process of its own.
 
 Its OpenMP pool and torch's in one process outnumber the cores together, and then neither spins at its barriers: beside
-it our engine took twice its time (see `serving.threads`), and it may have lost as much. So this process never loads
-CTranslate2, and its process computes nothing else: it sleeps on its pipe while others are measured. It takes the time
-of a call itself, so that neither pipe nor pickle counts against it.
+it our engine took twice its time (see `serving.engine.device`), and it may have lost as much. So this process never
+loads CTranslate2, and its process computes nothing else: it sleeps on its pipe while others are measured. It takes the
+time of a call itself, so that neither pipe nor pickle counts against it.
 """
 
 import multiprocessing

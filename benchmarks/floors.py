@@ -26,9 +26,9 @@ from benchmarks.cli import backbone_options, load_given, synchronize
 from benchmarks.harness import plain_errors
 from benchmarks.models import REDUCTION, Loaded
 from ladder import Backbone, SideNetwork
+from ladder.backbone import LINEARS
 from ladder.config import BackboneConfig, SideConfig
-from ladder.quantise import LINEARS
-from ladder.sizes import Load, backbone_flops, count_parameters, side_flops
+from ladder.side import Load, backbone_flops, count_parameters, side_flops
 
 WHOLE = "w8a8"
 PROBE_S = 0.3

@@ -4,8 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from benchmarks.models import Loaded
-from serving.engine import EngineRow
-from serving.pool import Resident
+from serving.engine import EngineRow, Resident
 
 FIRST = 3
 """The first token id that is neither padding, end nor unknown."""

@@ -23,12 +23,12 @@ from benchmarks.harness import BenchmarkError, plain_errors
 from benchmarks.machine import ROOT
 from benchmarks.served import Served, counted
 from serving.client import AsyncClient
-from sidecast.load.asking import ClientAsker
-from sidecast.load.inputs import Inputs, Target
-from sidecast.load.loops import PAUSE_S
-from sidecast.load.measure import Call
-from sidecast.load.plan import Closed, Open, Plan
-from sidecast.load.runner import Ran, Runner, Steady
+from sidecast.loadtest.asking import ClientAsker
+from sidecast.loadtest.inputs import Inputs, Target
+from sidecast.loadtest.loops import PAUSE_S
+from sidecast.loadtest.measure import Call
+from sidecast.loadtest.plan import Closed, Open, Plan
+from sidecast.loadtest.runner import Ran, Runner, Steady
 
 LEAD_S = 1.0
 """Load before the measured window: connections, full batches. Callers: as long as the window where that is shorter."""

@@ -12,19 +12,17 @@ from typing import Any, Literal
 
 import torch
 
+from demo.backbone import get_backbone
+from demo.downloads import cache_folder
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
-from ladder.backbone_pass import BackbonePass, padded
-from ladder.checkpoint import as_served
-from ladder.compiled import CompiledEncoder, Limits
+from ladder.backbone import BackbonePass, CompiledEncoder, Limits, padded
+from ladder.side import as_served
 from serving.config import BatchConfig, LoadConfig
-from serving.engine import Engine
-from serving.loader import Loader
-from serving.pool import Resident
+from serving.engine import Engine, Resident
+from serving.versions import Loader
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Registry, TaskSpec, write_manifest
 from side_registry.manifest import read_artifact
 from sidecast.cli.options import pick_device
-from sidecast.demo.backbone import get_backbone
-from sidecast.demo.downloads import cache_folder
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
 from training.recipe import Recipe

@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.harness import BenchmarkError, plain_errors
 from benchmarks.peers import hush
-from ladder.named_shapes import NAMED
-from sidecast.demo.backbone import get_backbone
-from sidecast.demo.downloads import cache_folder
+from demo.backbone import get_backbone
+from demo.downloads import cache_folder
+from ladder.side import NAMED
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 

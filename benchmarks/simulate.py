@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.harness import WIDTH, BenchmarkError, plain_errors, write_document
 from benchmarks.simulation import fleet, pool, registry, routing, service, traces
 from benchmarks.simulation.replica import ServerConfig
-from serving.scaling import BusyPolicy
+from serving.cluster.autoscaling import LoadPolicy
 
 Row = dict[str, Any]
 SHARES = 32
@@ -62,7 +62,7 @@ def days(asked: Question) -> list[Row]:
             )
             rate = traces.rates(kind, 3600 * asked.hours, peak, asked.rng(), config.step_s)
             for signal in (*asked.signals, None):
-                policy = BusyPolicy() if signal else None
+                policy = LoadPolicy() if signal else None
                 course = fleet.Fleet(config, policy, asked.rng(), signal or "").run(rate)
                 rows.append(_day(most, kind, signal, course, rate))
     return rows

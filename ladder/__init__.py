@@ -1,13 +1,15 @@
 """The model: a frozen backbone with taps, side networks that read them, decoding, checkpoints."""
 
-from ladder.answer import Row, answer
-from ladder.answerers import Answerer, Classify, Embed, Generate, Regress, build_answerer
+from ladder.answering.answerers import Answerer, Classify, Embed, Generate, Regress, build_answerer
+from ladder.answering.label_trie import LabelTrie
+from ladder.answering.mixed_batch import Row, answer
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
-from ladder.backbone import Backbone, Taps
-from ladder.backbone_pass import BackbonePass, run_backbone
-from ladder.bank import SideBank
-from ladder.checkpoint import load_side, save_side
+from ladder.backbone.loading import load_backbone
+from ladder.backbone.model import Backbone, Taps
+from ladder.backbone.passes import BackbonePass, run_backbone
+from ladder.backbone.tokenizer import Tokenizer, load_tokenizer
 from ladder.config import BackboneConfig, SideConfig
+from ladder.decoding.settings import Generation
 from ladder.errors import (
     BackboneError,
     CheckpointError,
@@ -17,11 +19,9 @@ from ladder.errors import (
     NotFiniteError,
     SideConfigError,
 )
-from ladder.generation import Generation
-from ladder.labels import LabelTrie
-from ladder.loading import load_backbone
-from ladder.side import SideNetwork
-from ladder.tokenizer import Tokenizer, load_tokenizer
+from ladder.side.checkpoint import load_side, save_side
+from ladder.side.network import SideNetwork
+from ladder.stacked.bank import SideBank
 
 __all__ = [
     "Answer",

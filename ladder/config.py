@@ -36,22 +36,11 @@ class BackboneConfig:
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
     model_type: str = "t5"
-    """Which family it is of; see `ladder.families`."""
+    """Which family it is of; see `ladder.backbone.families`."""
     max_positions: int | None = None
     """Most tokens that it reads; None: any number."""
     embedding_scale: float = 1.0
     """Token embeddings are multiplied by it."""
-
-    @staticmethod
-    def from_hf(config: Mapping[str, Any]) -> "BackboneConfig":
-        """Read a Hugging Face config.json.
-
-        Raises:
-            BackboneError: a kind of model that is not here, or a field is missing or of an unknown kind.
-        """
-        from ladder.families import read_config  # families are made of this class
-
-        return read_config(config)
 
     def identity(self) -> str:
         """The shape as text, for fingerprints. A field of `LATER` counts where it is not at its default, so that the

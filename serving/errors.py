@@ -1,7 +1,7 @@
 """What a request, or the load of a version, can fail with on this server.
 
-No gRPC here: `serving.status` turns these into status codes. Each class carries its fields, so that it pickles, and a
-stable `reason`. Unknown tasks, versions and aliases are the registry's errors (`side_registry.errors`).
+No gRPC here: `serving.api.status` turns these into status codes. Each class carries its fields, so that it pickles,
+and a stable `reason`. Unknown tasks, versions and aliases are the registry's errors (`side_registry.errors`).
 
     ServingError
       RequestError        the caller's doing
@@ -256,3 +256,33 @@ class LoadFailed(LoadError):
 
     def __str__(self) -> str:
         return f"{self.task}:{self.version} could not be loaded: {self.why}"
+
+
+class StartError(ServingError):
+    """The server cannot start like this. Never seen by a caller."""
+
+    reason = "START"
+
+
+class PortInUse(StartError):
+    """`setting` is the one that names the port."""
+
+    reason = "PORT_IN_USE"
+
+    def __init__(self, port: int, setting: str = "port") -> None:
+        super().__init__(port, setting)
+        self.port, self.setting = port, setting
+
+    def __str__(self) -> str:
+        return f"port {self.port} is in use; stop what listens there, or choose another {self.setting} (0: a free one)"
+
+
+class CannotListen(StartError):
+    reason = "CANNOT_LISTEN"
+
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(host, port, why)
+        self.host, self.port, self.why = host, port, why
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.host} port {self.port}: {self.why}; choose another host or port"

@@ -18,17 +18,14 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
-from serving.assembly import Parts, assemble
+from serving.api import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, OURS, Drain, Interceptor
+from serving.components import Components, assemble, join, make_servicers
 from serving.config import ServeConfig
+from serving.engine import share_heaps
 from serving.errors import Draining
-from serving.gate import Drain, Gate
-from serving.listening import MetricsServer, grpc_options, take_port
 from serving.metrics import Metrics
-from serving.offered import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, OURS
-from serving.opening import join, open_doors
-from serving.presence import Presence, address_of
-from serving.reconciler import Progress
-from serving.threads import share_heaps
+from serving.ports import MetricsServer, grpc_options, take_port
+from serving.versions import Presence, Progress, address_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ ADD: Mapping[ServiceDescriptor, Callable[[Any, grpc.aio.Server], None]] = {
 CLOSING_S = 0.5
 """What health watchers have to read the last word."""
 
-Assemble = Callable[[ServeConfig, Metrics, Progress | None], Parts]
+Assemble = Callable[[ServeConfig, Metrics, Progress | None], Components]
 
 
 class Server:
@@ -56,7 +53,7 @@ class Server:
         self.config, self.metrics, self.drain = config, Metrics(), Drain()
         self.port = self.metrics_port = 0
         self._assemble, self._progress = assemble, progress
-        self._parts: Parts | None = None
+        self._parts: Components | None = None
         self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
         self._answering = False
@@ -91,7 +88,7 @@ class Server:
             self._parts = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
             self._presence = Presence(self._parts.registry, self.address, lambda: self.generation)
             await join(self._parts, self._presence, self.drain)
-            self._open_doors(self._parts, self._presence)
+            self._add_servicers(self._parts, self._presence)
             await self._require_grpc().start()
             self._answering = True
         except BaseException:
@@ -125,14 +122,14 @@ class Server:
     def _take_ports(self) -> None:
         config = self.config
         options = grpc_options(config.max_message_bytes)
-        self._grpc = grpc.aio.server(interceptors=[Gate(self.drain)], options=options)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
         self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
         self.metrics_port = self._http.port
 
-    def _open_doors(self, parts: Parts, presence: Presence) -> None:
+    def _add_servicers(self, parts: Components, presence: Presence) -> None:
         server = self._require_grpc()
-        for service, servicer in open_doors(parts, self.config, self.metrics, self.drain, presence).items():
+        for service, servicer in make_servicers(parts, self.config, self.metrics, self.drain, presence).items():
             ADD[service](servicer, server)
         reflection.enable_server_reflection((*OURS, HEALTH.full_name, reflection.SERVICE_NAME), server)
 

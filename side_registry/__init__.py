@@ -2,6 +2,7 @@
 
 from side_registry.blobs import StoredArtifact
 from side_registry.decisions import Published, Rolled, checked_route
+from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
     ArtifactError,
@@ -26,7 +27,6 @@ from side_registry.errors import (
     UnreadableCommit,
     VersionInUse,
 )
-from side_registry.generation import GenerationSpec
 from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import (
     MANIFEST,

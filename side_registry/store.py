@@ -19,10 +19,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import HTTPStore, LocalStore, from_url
 
 from side_registry.errors import NotARegistry, RegistryNotFound, StoreFailed
-from side_registry.store_faults import why
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, RetryConfig
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
 CHUNK_BYTES = 4 << 20
 
@@ -229,3 +233,63 @@ def _failures(url: str, path: str) -> Iterator[None]:
         yield
     except (BaseError, OSError) as error:
         raise StoreFailed(url, path, why(error)) from error
+
+
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+CODE = re.compile(r"<Code>(\w+)</Code>")
+DENIED = re.compile(r"Server returned non-2xx status code: (401|403)\b")
+METADATA = re.compile(r"169\.254\.169\.254|/latest/api/token|metadata\.google|computeMetadata|/metadata/identity")
+ADDRESS = re.compile(r"Error performing \w+ (?P<scheme>https?)://(?P<host>[^/\s]+)")
+UNREACHABLE = ("error sending request", "timed out", "TimedOut", "kind: Connect", "kind: Timeout")
+
+
+def why(error: BaseException) -> str:
+    """One clause: what is wrong, and what to do where that is known."""
+    text = str(error)
+    address = ADDRESS.search(text)
+    if METADATA.search(text):
+        return "no credentials were found; set them in the environment, docs/registry.md says which"
+    if "Account must be specified" in text:
+        return "its account is not known; set AZURE_STORAGE_ACCOUNT_NAME"
+    if any(code in text for code in NO_BUCKET):
+        return "there is no such bucket or container; make it first"
+    if denied := DENIED.search(text):
+        code = CODE.search(text)
+        return f"access is denied ({code[1] if code else denied[1]})"
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return f"access is denied ({first_line(error)})"
+    if address and address["scheme"] == "http" and "builder error" in text:
+        return f"{address['host']} is asked over plain http; set AWS_ALLOW_HTTP=true where that is meant"
+    if address and any(sign in text for sign in UNREACHABLE):
+        return f"{address['host']} cannot be reached"
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the error's text: obstore adds a dump of the source after it."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+THREADS = 16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Step = Callable[[], None]
+"""Called after each item of a long piece of work."""
+Progress = Callable[[str, int], Step]
+"""Called before a long piece of work, with the name and the number of its items; returns what to call after each."""
+
+
+def no_progress(what: str, count: int) -> Step:
+    """The Progress of a caller that shows none."""
+    return lambda: None
+
+
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], step: Step, max_threads: int | None = None
+) -> Iterator[Result]:
+    """Results in the order of `items`, from at most THREADS (or `max_threads`) threads. The first failure ends it."""
+    with ThreadPoolExecutor(min(max_threads or THREADS, THREADS), thread_name_prefix="store") as threads:
+        for result in threads.map(function, items):
+            step()
+            yield result

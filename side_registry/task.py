@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import Document, explain
 from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
-from side_registry.generation import GenerationSpec
 
 Kind = Literal["classification", "regression", "text", "embedding"]
 

@@ -3,19 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.client import AsyncClient, Client
-    from serving.client_errors import SidecastError
-    from serving.client_results import (
+    from serving.client import (
+        AsyncClient,
+        AsyncTextStream,
         Classification,
+        Client,
         Embedding,
         GeneratedText,
         Piece,
         Predictions,
         Prompt,
         Regression,
+        SidecastError,
         Text,
+        TextStream,
     )
-    from serving.client_streams import AsyncTextStream, TextStream
     from side_registry import Registry, TaskRef, TaskSpec
 
 __all__ = [
@@ -38,9 +40,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "serving.client": ("AsyncClient", "Client"),
-    "serving.client_errors": ("SidecastError",),
-    "serving.client_results": (
+    "serving.client.client": ("AsyncClient", "Client"),
+    "serving.client.errors": ("SidecastError",),
+    "serving.client.results": (
         "Classification",
         "Embedding",
         "GeneratedText",
@@ -50,7 +52,7 @@ _HOMES = {
         "Regression",
         "Text",
     ),
-    "serving.client_streams": ("AsyncTextStream", "TextStream"),
+    "serving.client.streams": ("AsyncTextStream", "TextStream"),
     "side_registry": ("Registry", "TaskRef", "TaskSpec"),
 }
 

@@ -29,8 +29,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def real_backbone() -> Path:
     """The demo's backbone, from its cache or made once from its package."""
-    from sidecast.demo.backbone import get_backbone
-    from sidecast.demo.downloads import cache_folder
+    from demo.backbone import get_backbone
+    from demo.downloads import cache_folder
     from tests.paths import demo_packages
 
     with demo_packages():

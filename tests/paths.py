@@ -22,7 +22,7 @@ def glue_file(task: str, split: str) -> Path:
 @contextmanager
 def demo_packages() -> Iterator[None]:
     """Skip what needs the demo's downloads where they cannot be had; one reason, so that pytest says it once."""
-    from sidecast.demo.folders import DemoError
+    from demo.folders import DemoError
 
     try:
         yield

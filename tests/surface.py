@@ -24,11 +24,11 @@ from pydantic import BaseModel
 
 import sidecast
 from protos import open_inference_pb2, sidecast_pb2
-from serving.client_errors import BY_CODE, BY_REASON
+from serving.api.status import code_of
+from serving.client.errors import BY_CODE, BY_REASON
 from serving.config import GROUPS, PREFIX, ServeConfig
 from serving.errors import ServingError
 from serving.metrics import Metrics
-from serving.status import code_of
 from side_registry import Commit, Manifest, RegistryError, Route, TaskSpec
 from sidecast.cli.app import app
 from training.recipe import Recipe

@@ -20,17 +20,17 @@ from grpc_status import rpc_status
 from safetensors.torch import load_file, save_file
 
 from ladder import Backbone, Tokenizer, load_backbone, load_tokenizer
-from ladder.checkpoint import HEADER
+from ladder.side.checkpoint import HEADER
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.client import Client
-from serving.client_errors import SidecastError, from_status
+from serving.client.client import Client
+from serving.client.errors import SidecastError, from_status
 from serving.config import LoadConfig
 from serving.errors import CorruptSide, LoadError, SideTooLarge
-from serving.loader import Loader
 from serving.metrics import Metrics
-from serving.pool import PoolState, SidePool
-from serving.reconciler import Reconciler
+from serving.versions.loader import Loader
+from serving.versions.pool import PoolState, SidePool
+from serving.versions.reconciler import Reconciler
 from side_registry import MANIFEST, SIDE_NETWORK, Registry, RegistryError, TaskRef, read_artifact
 from side_registry.blobs import Blobs
 from side_registry.log import Publish, SetAlias

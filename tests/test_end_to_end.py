@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.client_errors import DrainingError, SidecastError, UnavailableError
+from serving.client.errors import DrainingError, SidecastError, UnavailableError
 from side_registry import SIDE_NETWORK, TaskSpec, read_artifact
 from sidecast import AsyncClient, Classification, Client, Embedding, Regression
 from tests import tiny

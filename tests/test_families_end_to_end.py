@@ -8,7 +8,7 @@ import pytest
 
 from ladder import ClassAnswer, Row, answer, load_backbone, load_tokenizer
 from serving.config import LoadConfig
-from serving.loader import Loader
+from serving.versions.loader import Loader
 from side_registry import Registry
 from tests import families
 from tests.sidecast.cli_kit import done, sidecast

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ladder import Tokenizer
-from ladder.answerers import IGNORED
+from ladder.answering import IGNORED
 from side_registry.task import TaskSpec
 from training.data import Example, as_fields
 

@@ -30,7 +30,7 @@ from ladder import (
     load_tokenizer,
     run_backbone,
 )
-from ladder.answerers import IGNORED, forced_taps
+from ladder.answering import IGNORED, forced_taps
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.task import TaskSpec
 from training.errors import RecipeError, RunError

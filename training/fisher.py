@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ladder import Backbone, SideConfigError
-from ladder.answerers import IGNORED
-from ladder.quantise import full_precision, full_weight
-from ladder.structural import matrices
+from ladder.answering import IGNORED
+from ladder.backbone import full_precision, full_weight
+from ladder.side import matrices
 
 BATCH_TOKENS = 256
 """Most padded tokens in one batch: bounds the memory, and on a CPU larger ones are no faster."""
@@ -42,7 +42,7 @@ def fisher(
     encoder_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over `samples` of each weight's squared gradient, as `ladder.structural.Importance` wants it.
+    """Sum over `samples` of each weight's squared gradient, as `ladder.side.structural_init.Importance` wants it.
 
     Args:
         encoder_only: leave the decoder's matrices out, for side networks without a decoder.

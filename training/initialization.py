@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ladder import Backbone, SideNetwork, Tokenizer
-from ladder.quantise import full_precision
-from ladder.side import MlpHead
-from ladder.structural import Order, check_order, initialise, magnitude
+from ladder.backbone import full_precision
+from ladder.side import MlpHead, Order, check_order, initialise, magnitude
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RecipeError
@@ -45,7 +44,7 @@ def start_side(
         init: random leaves it so. magnitude: the backbone's weights with the largest sums of absolute values. fisher:
             those that matter most to the task's rows; needs `spec`, `tokenizer` and `examples`.
         order: consistent (ours) or reference (the authors' code's).
-        align: see `ladder.structural.initialise`.
+        align: see `ladder.side.structural_init.initialise`.
         samples: how many of `examples`, drawn by `seed`; all where there are fewer.
         progress: called with samples done and samples in all, now and then; only Fisher takes long enough.
 

@@ -62,7 +62,7 @@ class Recipe:
     to the training rows (fisher). fisher needs a backbone with a decoder."""
     init_order: Order = "consistent"
     """How magnitude and fisher select weights: once for the whole side network (consistent), or layer by layer as the
-    LST authors do (reference). See `ladder.structural`."""
+    LST authors do (reference). See `ladder.side.structural_init`."""
     init_samples: int = SAMPLES
     """Training rows that fisher reads."""
     head: Literal["auto", "text", "linear", "mlp"] = "auto"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ladder import NotFiniteError, SideNetwork
-from ladder.checkpoint import as_served
+from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
 from training.artifact import complete
 from training.batches import (

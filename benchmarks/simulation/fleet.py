@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.simulation.replica import ServerConfig
 from benchmarks.simulation.service import Service
-from serving.scaling import BusyPolicy, Seen
+from serving.cluster.autoscaling import LoadPolicy, Seen
 
 POINTS = 200
 """Of the table of what a replica does at a rate."""
@@ -99,7 +99,7 @@ class Fleet:
     """Follows the policy, or stays at `config.most` without one."""
 
     def __init__(
-        self, config: FleetConfig, policy: BusyPolicy | None, rng: np.random.Generator, signal: str = "busy"
+        self, config: FleetConfig, policy: LoadPolicy | None, rng: np.random.Generator, signal: str = "busy"
     ) -> None:
         self._config, self._policy, self._rng, self._signal = config, policy, rng, signal
         self._steady = Steady.of(config.service, config.server)

@@ -23,12 +23,10 @@ import click
 
 from benchmarks.harness import BenchmarkError, plain_errors
 from benchmarks.machine import ROOT
-from serving.client import AsyncClient
-from serving.client_errors import SidecastError
-from serving.client_results import Answer, Classification, Embedding, Predictions, Regression, Text
+from serving.client import Answer, AsyncClient, Classification, Embedding, Predictions, Regression, SidecastError, Text
 from side_registry.task import PRODUCTION
-from sidecast.load.loops import open_loop
-from sidecast.load.plan import Open
+from sidecast.loadtest.loops import open_loop
+from sidecast.loadtest.plan import Open
 
 CALL_S = 30.0
 """Timeout of a call."""

@@ -17,8 +17,8 @@ from benchmarks.models import Loaded
 from benchmarks.soak.load import Said
 from benchmarks.soak.versions import make_spec
 from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
-from ladder.answer import score
-from ladder.backbone_pass import run_backbone
+from ladder.answering import score
+from ladder.backbone import run_backbone
 from side_registry import Registry
 from training.evaluation import load_model
 

@@ -17,7 +17,7 @@ from benchmarks.soak.versions import make_spec, make_version
 from benchmarks.soak.vitals import Watch, look, watching
 from serving.client import Client
 from side_registry import Registry
-from sidecast.load.sentences import SENTENCES
+from sidecast.loadtest.sentences import SENTENCES
 
 SETTLE_S = 30.0
 """Longest that the server may take to serve the last change of a round."""

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.models import Loaded
 from ladder import SideNetwork, save_side
-from ladder.checkpoint import as_served
+from ladder.side import as_served
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict

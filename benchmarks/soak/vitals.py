@@ -12,8 +12,7 @@ from statistics import median
 import psutil
 
 from benchmarks.served import Served, counted
-from serving.client import Client
-from serving.client_errors import SidecastError
+from serving.client import Client, SidecastError
 
 MB = 1e6
 

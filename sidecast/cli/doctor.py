@@ -123,7 +123,7 @@ def _cpu_kind() -> str:
 
 
 def _backbone(source: str | None, quantize: str) -> str:
-    from ladder.quantise import count_weights, held_bytes
+    from ladder.backbone import count_weights, held_bytes
 
     backbone, tokenizer = options.load_backbone(str(source), "cpu", "auto", quantize)
     config = backbone.config

@@ -38,16 +38,15 @@ def show_sizes(
     Raises:
         BackboneError, SideConfigError: no such backbone, or a shape that does not fit it.
     """
-    from ladder.named_shapes import backbone_shape
-    from ladder.sizes import Load, Scales
+    from ladder.side import CostModel, Load, backbone_shape
 
     shape = backbone_shape(backbone)
     narrowest = min(shape.config.d_model, shape.config.d_kv, shape.config.d_ff)
     reduction = reduction or tuple(r for r in REDUCTIONS if r <= narrowest)
     usual = Load()
-    scales = Scales(shape, Load(tokens=tokens or usual.tokens, rows=rows or usual.rows))
+    scales = CostModel(shape, Load(tokens=tokens or usual.tokens, rows=rows or usual.rows))
     given = None if (encoder_layers, decoder_layers) == (None, None) else (encoder_layers, decoder_layers)
-    found = [(name, scales.weigh(config)) for name, config in _configs(shape.config, reduction, given)]
+    found = [(name, scales.estimate(config)) for name, config in _configs(shape.config, reduction, given)]
     load = asdict(scales.load) | {"dtype": "bfloat16"}
     document = {
         "backbone": {"name": shape.name, "parameters": scales.backbone_parameters},
@@ -73,7 +72,7 @@ def _configs(
 ) -> Iterator[tuple[str, Any]]:
     """Every combination of r, rungs and head that the backbone can have."""
     from ladder import SideConfig
-    from ladder.sizes import kept_patterns
+    from ladder.side import kept_patterns
 
     decoders = kept_patterns(backbone.num_decoder_layers)
     patterns = {name: (layers, decoders[name]) for name, layers in kept_patterns(backbone.num_layers).items()}

@@ -15,7 +15,7 @@ from benchmarks.floors import (
     weights,
 )
 from benchmarks.goals import GOALS
-from ladder.named_shapes import NAMED
+from ladder.side.known_backbones import NAMED
 
 SMALL = NAMED["flan-t5-small"].config
 RATES = Rates(flops=145e9, bytes=20e9)

@@ -32,10 +32,10 @@ from benchmarks.harness import (
     time_calls,
 )
 from benchmarks.machine import ROOT, Machine, look, slug
-from sidecast.load.measure import Call, Failure, Window
-from sidecast.load.plan import Closed
-from sidecast.load.runner import Ran
-from sidecast.load.scrape import Look
+from sidecast.loadtest.measure import Call, Failure, Window
+from sidecast.loadtest.plan import Closed
+from sidecast.loadtest.runner import Ran
+from sidecast.loadtest.scrape import Look
 
 SOME_MACHINE = Machine(
     cpu="Some Chip 9",

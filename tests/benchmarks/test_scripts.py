@@ -34,7 +34,7 @@ from benchmarks.harness import BenchmarkError, Samples
 from benchmarks.inputs import END, FIRST, Inputs
 from benchmarks.models import Loaded, load, make_spec
 from ladder import load_backbone
-from ladder.named_shapes import NAMED
+from ladder.side.known_backbones import NAMED
 from tests.benchmarks.local import DTYPES, run
 
 PEERS = all(importlib.util.find_spec(name) for name in ("peft", "ctranslate2"))

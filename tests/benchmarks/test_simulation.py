@@ -17,7 +17,7 @@ from benchmarks.simulation.pool import PoolConfig, simulate
 from benchmarks.simulation.registry import StoreConfig, follow
 from benchmarks.simulation.replica import ServerConfig
 from benchmarks.simulation.service import Line, Service, fit, newest, read_lines
-from serving.scaling import BusyPolicy
+from serving.cluster.autoscaling import LoadPolicy
 
 ONE_BY_ONE = ServerConfig(max_rows=1, wait_s=0.0)
 BATCHES = Service(((1.0, 0.05), (64.0, 0.68)))
@@ -78,7 +78,7 @@ def test_every_request_ends_once_whatever_the_replicas_do(name, proxies, least, 
         routing=name,
         proxies=proxies,
     )
-    policy = BusyPolicy(upscale_delay_s=1, downscale_delay_s=5)
+    policy = LoadPolicy(upscale_delay_s=1, downscale_delay_s=5)
     come = traces.arrivals(np.repeat([0.0, 60.0, 0.0, 20.0], 8), np.random.default_rng(seed))
     out = simulate(config, come, callers=callers, seconds=12.0, policy=policy, seed=seed)
     assert out.arrived >= len(come.times)
@@ -90,7 +90,7 @@ def test_every_request_ends_once_whatever_the_replicas_do(name, proxies, least, 
 def test_equal_seeds_give_equal_results_and_others_do_not():
     def run(seed: int) -> list[float]:
         config = PoolConfig(service=BATCHES, replicas=3, routing="random", most=5)
-        return simulate(config, steady(100.0, 20, seed), policy=BusyPolicy(), seed=seed).waits
+        return simulate(config, steady(100.0, 20, seed), policy=LoadPolicy(), seed=seed).waits
 
     assert run(1) == run(1)
     assert run(1) != run(2)
@@ -100,7 +100,7 @@ def test_the_policy_brings_a_pool_from_none_to_what_its_load_needs_and_back_to_n
     capacity = BATCHES.capacity(64)
     rate = np.concatenate([np.full(80, 3 * capacity), np.full(80, 0.0)])
     config = PoolConfig(service=BATCHES, replicas=0, least=0, most=20, cold_start_s=5)
-    policy = BusyPolicy(upscale_delay_s=2, downscale_delay_s=30, signal="load")
+    policy = LoadPolicy(upscale_delay_s=2, downscale_delay_s=30, signal="load")
     out = simulate(config, traces.arrivals(rate, np.random.default_rng(0)), seconds=160, policy=policy)
     before = [count for time, count in out.counts if time < 80]
     assert before[0] == 1
@@ -165,10 +165,10 @@ def test_a_day_keeps_the_queue_away_and_costs_less_than_a_fixed_fleet():
     config = FleetConfig(service=BATCHES, most=50, step_s=60.0)
     rate = traces.rates("diurnal", 86_400, 30 * BATCHES.capacity(64), np.random.default_rng(0), config.step_s)
 
-    def run(policy: BusyPolicy | None):
+    def run(policy: LoadPolicy | None):
         return Fleet(config, policy, np.random.default_rng(0), "load").run(rate)
 
-    scaled, fixed = run(BusyPolicy()), run(None)
+    scaled, fixed = run(LoadPolicy()), run(None)
     assert scaled.answered.sum() == pytest.approx(scaled.rows.sum(), rel=1e-3)
     assert scaled.replica_hours < 0.7 * fixed.replica_hours == 0.7 * 50 * 24
     assert scaled.changes <= 2

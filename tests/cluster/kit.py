@@ -16,8 +16,8 @@ from urllib.request import Request, urlopen
 import psutil
 
 from ladder import load_backbone, load_tokenizer
-from serving.client import Client
-from serving.client_errors import UnavailableError
+from serving.client.client import Client
+from serving.client.errors import UnavailableError
 from side_registry import Registry
 from tests.conformance.cluster import LOOPBACK, Cluster, free_ports, wait_until
 from tests.serving.kit import make_run, make_spec
@@ -107,12 +107,12 @@ class Fleet:
         settings = {"metrics_port": self.cluster.metrics_port, **self.settings, **(settings or {})}
         application = {
             "name": "sidecast",
-            "import_path": "serving.app:build",
+            "import_path": "serving.cluster.app:build",
             "route_prefix": "/",
             "args": {"settings": settings, "cpus": 0.5, **(args or {})},
             "deployments": [{"name": "Server", "num_replicas": replicas}],
         }
-        services = ["serving.app:add_services"]
+        services = ["serving.cluster.app:add_services"]
         grpc = {"port": self.cluster.grpc_port, "grpc_servicer_functions": services, "enable_reflection": True}
         http = {"host": LOOPBACK, "port": self.cluster.http_port}
         config = {"http_options": http, "grpc_options": grpc, "applications": [application | app]}

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serving.client import Client
-from serving.deploying_local import AFFINITY
+from serving.client.client import Client
+from serving.cluster.local_cluster import AFFINITY
 from tests.cluster.kit import SOON_S, Fleet, environment
 from tests.conformance.cluster import Cluster, wait_until
 

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.status import DETAILS_KEY
+from serving.api.status import DETAILS_KEY
 from tests.cluster.kit import SOON_S, Fleet, Seen, assert_unavailable, traffic
 from tests.conformance.cluster import wait_until
 

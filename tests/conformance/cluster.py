@@ -94,11 +94,11 @@ class Cluster:
         """Have the application deployed, with these settings of `sidecast serve`. Does not wait.
 
         Args:
-            args: others of `serving.app.AppArgs`.
+            args: others of `serving.cluster.app.AppArgs`.
         """
-        app = {"name": "sidecast", "import_path": "serving.app:build", "route_prefix": "/"}
+        app = {"name": "sidecast", "import_path": "serving.cluster.app:build", "route_prefix": "/"}
         settings = {"metrics_port": self.metrics_port} | dict(settings)
-        services = ["serving.app:add_services"]
+        services = ["serving.cluster.app:add_services"]
         self._put(
             {
                 "proxy_location": "HeadOnly",

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ladder import Backbone, Tokenizer
 from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
-from serving.client import Client
-from serving.status import DETAILS_KEY
+from serving.api.status import DETAILS_KEY
+from serving.client.client import Client
 from side_registry import GoldenExample, Manifest, Registry, TaskSpec
 from tests.serving.kit import make_run, make_spec
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import open_inference_pb2 as oip
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.offered import OURS
+from serving.api.services import OURS
 from tests.conformance.cluster import wait_until
 from tests.conformance.targets import LONG, TENANT, Target, World, outcome
 from tests.serving.kit import TEXTS

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from protos import sidecast_pb2 as pb
-from serving.client import Client
-from serving.client_errors import RollbackUnclearError, SidecastError
+from serving.client.client import Client
+from serving.client.errors import RollbackUnclearError, SidecastError
 from side_registry import MANIFEST, SIDE_NETWORK
 from tests.conformance.targets import Target, World, outcome
 from tests.serving.kit import TEXTS

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from serving.cluster.local_cluster import AFFINITY, ENVIRONMENT
 from serving.config import ServeConfig, setting_names
-from serving.deploying_local import AFFINITY, ENVIRONMENT
 from tests.deploy.kit import RAY, Objects, only, overlay, pods, port, with_components
 
 if TYPE_CHECKING:  # imported by the fixtures: Ray takes seconds
     from ray.serve.schema import ServeDeploySchema
 
-    from serving.app import AppArgs
+    from serving.cluster.app import AppArgs
 
 
 @pytest.fixture(params=RAY)
@@ -42,7 +42,7 @@ def served(service: dict[str, Any]) -> "ServeDeploySchema":
 
 @pytest.fixture
 def args(served: "ServeDeploySchema") -> "AppArgs":
-    from serving.app import AppArgs
+    from serving.cluster.app import AppArgs
 
     (application,) = served.applications
     return AppArgs.model_validate(application.args)

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ladder import Backbone, BackboneConfig, SideConfig, SideNetwork
-from ladder.authors import authors_name, backbone_name
+from ladder import Backbone, SideConfig, SideNetwork
+from ladder.backbone.families import read_config
+from ladder.backbone.families.t5 import backbone_name
+from ladder.lst_compat.names import authors_name
 from tests.paths import GOLDEN
 
 FOLDER = GOLDEN / "t5"
@@ -51,7 +53,7 @@ def manifest() -> dict[str, Any]:
 @cache
 def load_backbone() -> Backbone:
     config = manifest()["config"]
-    backbone = Backbone(BackboneConfig.from_hf({"model_type": "t5", **config}))
+    backbone = Backbone(read_config({"model_type": "t5", **config}))
     weights = load_file(FOLDER / "backbone.safetensors")
     renamed = {ours: tensor for name, tensor in weights.items() if (ours := backbone_name(name))}
     backbone.load_state_dict({"head": renamed["shared"], **renamed})

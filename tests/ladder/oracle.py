@@ -8,11 +8,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from ladder import Backbone, SideNetwork
-from ladder.side import forward
+from ladder.side.network import forward
 
 
 class Oracle(T5ForConditionalGeneration):
-    """Its own weights are never used: the logits are `ladder.side.forward`'s, without a cache."""
+    """Its own weights are never used: the logits are `ladder.side.network.forward`'s, without a cache."""
 
     def __init__(self, backbone: Backbone, side: SideNetwork) -> None:
         config = backbone.config

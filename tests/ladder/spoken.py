@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ladder import Backbone, SideConfig, SideNetwork, load_backbone, run_backbone
-from ladder.segments import Segment
+from ladder.decoding.segments import Segment
 from tests import tiny
 
 INPUTS = ((5, 6, 7, 8, 1), (9, 1), (20, 3, 3, 1))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ladder import Backbone, SideConfig, SideNetwork, Taps
-from ladder.bank import SideBank
-from ladder.stacked import StackedSide
+from ladder.stacked.bank import SideBank
+from ladder.stacked.network import StackedSide
 
 OUTPUTS = {"text": 0, "linear": 3, "mlp": 2}
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ladder import BackbonePass, Generate, Generation
-from ladder.decoding import Segment, generate
-from ladder.side import forward
+from ladder.decoding.generate import generate
+from ladder.decoding.segments import Segment
+from ladder.side.network import forward
 from tests.exact import float64
 from tests.ladder import golden
 from tests.ladder.oracle import Oracle
@@ -34,7 +35,7 @@ def test_the_stored_files_are_those_that_were_made():
 
 
 def test_relative_buckets_equal_the_tables():
-    from ladder.layers import relative_bucket
+    from ladder.backbone.layers import relative_bucket
 
     inputs = golden.inputs()
     for direction, bidirectional in (("bidirectional", True), ("causal", False)):

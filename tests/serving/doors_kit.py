@@ -16,20 +16,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from ladder.answerers import Generate
+from ladder.answering.answerers import Generate
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
-from ladder.generation import Generation
-from serving.admission import Target
-from serving.assembly import Parts
+from ladder.decoding.settings import Generation
+from serving.components import Components
 from serving.config import LoadConfig, ServeConfig
+from serving.engine.detokenizer import Piece
+from serving.engine.rows import Resident
 from serving.errors import IncompatibleSide, InvalidInput, ServingError
 from serving.metrics import Metrics
-from serving.overrides import Overrides
-from serving.pool import PoolState, Resident, SidePool
-from serving.prompts import InputRow, render_rows
-from serving.reconciler import Progress, Reconciler
+from serving.pipeline.preprocessing import InputRow, render_rows
+from serving.pipeline.request import DecodingOverrides, Generated, Prediction, Target
 from serving.server import Assemble, Server
-from serving.service import Generated, Piece, Prediction
+from serving.versions.pool import PoolState, SidePool
+from serving.versions.reconciler import Progress, Reconciler
 from side_registry import (
     SIDE_NETWORK,
     BackboneRef,
@@ -94,7 +94,7 @@ class RuleService:
         alias: str | None = None,
         target: Target | None = None,
         deadline: float | None = None,
-        generation: Overrides | None = None,
+        generation: DecodingOverrides | None = None,
         priority: int = 0,
         tenant: str = "",
         route_key: str = "",
@@ -137,7 +137,7 @@ class RuleService:
         alias: str | None = None,
         target: Target | None = None,
         deadline: float | None = None,
-        generation: Overrides | None = None,
+        generation: DecodingOverrides | None = None,
         priority: int = 0,
         tenant: str = "",
         route_key: str = "",
@@ -167,7 +167,13 @@ class RuleService:
         pass
 
     def _find(
-        self, ref: TaskRef, deadline: float | None, generation: Overrides | None, priority: int, tenant: str, key: str
+        self,
+        ref: TaskRef,
+        deadline: float | None,
+        generation: DecodingOverrides | None,
+        priority: int,
+        tenant: str,
+        key: str,
     ) -> tuple[PoolState, Resident]:
         """Remembers how the request wants to be answered."""
         self.deadlines.append(deadline)
@@ -176,7 +182,7 @@ class RuleService:
         self.route_keys.append(key)
         state = self.pool.snapshot()
         resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
-        self.answerers.append((generation or Overrides()).answerer(resident))
+        self.answerers.append((generation or DecodingOverrides()).answerer(resident))
         return state, resident
 
     async def _take_time(self) -> None:
@@ -228,10 +234,10 @@ class Parlour:
     def publish(self, spec: TaskSpec, seed: int = 0, **changes: Any) -> int:
         return self.registry.publish(self.run(spec, seed, **changes)).version
 
-    def assemble(self, config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Parts:
+    def assemble(self, config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Components:
         reconciler = Reconciler(self.registry, self.pool, self._load, config.load, metrics)
         reconciler.start(progress)
-        return Parts(
+        return Components(
             service=self.service,
             pool=self.pool,
             registry=self.registry,

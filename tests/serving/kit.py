@@ -20,9 +20,9 @@ from ladder import (
     answer,
     build_answerer,
 )
-from ladder.bank import SideBank
-from ladder.checkpoint import save_side
-from serving.pool import Resident
+from ladder.side.checkpoint import save_side
+from ladder.stacked.bank import SideBank
+from serving.engine.rows import Resident
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
 
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")

@@ -11,11 +11,11 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from ladder import Backbone, Tokenizer
-from ladder.compiled import CompiledEncoder
+from ladder.backbone.compiled import CompiledEncoder
 from protos import open_inference_pb2, open_inference_pb2_grpc
-from serving import assembly
-from serving.assembly import assemble
-from serving.client import Client
+from serving import components as assembly
+from serving.client.client import Client
+from serving.components import assemble
 from serving.config import EngineConfig, ServeConfig
 from serving.server import Server
 from side_registry import Registry

@@ -12,10 +12,10 @@ import pytest
 
 from ladder import Backbone, Tokenizer
 from protos import open_inference_pb2, open_inference_pb2_grpc
-from serving.assembly import assemble
-from serving.client import Client
-from serving.client_errors import SidecastError
-from serving.client_results import Event
+from serving.client.client import Client
+from serving.client.errors import SidecastError
+from serving.client.results import Event
+from serving.components import assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig, ShadowConfig
 from tests.serving.doors_kit import serving
 from tests.serving.test_end_to_end import SPECS, House

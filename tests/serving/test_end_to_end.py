@@ -12,9 +12,9 @@ import torch
 
 from ladder import Backbone, Row, Tokenizer, answer
 from protos import open_inference_pb2, open_inference_pb2_grpc
-from serving import client_errors as errors
-from serving.assembly import assemble
-from serving.client import Client
+from serving.client import errors as errors
+from serving.client.client import Client
+from serving.components import assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig
 from serving.server import Server
 from side_registry import SIDE_NETWORK, GenerationSpec, Registry, TaskSpec

@@ -21,10 +21,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc
-from serving import client_errors as errors
-from serving.client import Client
+from serving.client import errors as errors
+from serving.client.client import Client
 from serving.config import ServeConfig
-from serving.listening import CannotListen, PortInUse
+from serving.errors import CannotListen, PortInUse
 from serving.server import Server
 from side_registry import RegistryNotFound
 from tests.serving.doors_kit import SST2, TITLES, Parlour

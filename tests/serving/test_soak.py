@@ -24,10 +24,10 @@ from benchmarks.soak.versions import KINDS, make_version
 from benchmarks.soak.vitals import Sighting, Watch, watching
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
-from serving.loader import Loader
 from serving.metrics import Metrics
-from serving.pool import SidePool
-from serving.reconciler import Reconciler
+from serving.versions.loader import Loader
+from serving.versions.pool import SidePool
+from serving.versions.reconciler import Reconciler
 from side_registry import Registry
 
 # --- a real server

@@ -11,10 +11,10 @@ import pytest
 from ladder import Backbone, Tokenizer
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc
-from serving.assembly import assemble
-from serving.client import Client
+from serving.api.open_inference_stream import FINAL
+from serving.client.client import Client
+from serving.components import assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig
-from serving.infer_stream import FINAL
 from serving.server import Server
 from side_registry import Manifest, Registry
 from tests.marks import slow

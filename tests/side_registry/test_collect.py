@@ -11,11 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from side_registry import SIDE_NETWORK, CorruptBlob, Registry, Store, StoreFailed, UnreadableCommit, log, parallel
+from side_registry import SIDE_NETWORK, CorruptBlob, Registry, Store, StoreFailed, UnreadableCommit, log
+from side_registry import store as parallel
 from side_registry.blobs import Blobs
-from side_registry.collect import GRACE, collect
 from side_registry.log import log_path
-from side_registry.verify import verify
+from side_registry.maintenance.gc import GRACE, collect
+from side_registry.maintenance.verify import verify
 from tests.side_registry.runs import make_run, upload
 from tests.side_registry.turns import Turns, TurnStore
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from side_registry import SIDE_NETWORK, NotARegistry, Registry, RegistryNotFound, Store, StoreFailed
-from side_registry.collect import collect
+from side_registry.maintenance.gc import collect
+from side_registry.maintenance.verify import verify
 from side_registry.store import RETRY
-from side_registry.verify import verify
 from tests.side_registry.runs import memory_store
 from tests.side_registry.s3_kit import s3_server, send
 

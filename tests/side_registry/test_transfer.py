@@ -28,10 +28,10 @@ from side_registry import (
     UnknownVersion,
 )
 from side_registry.blobs import blob_path
-from side_registry.exports import Export, ExportedVersion, open_export
+from side_registry.maintenance.exports import Export, ExportedVersion, open_export
+from side_registry.maintenance.transfer import UPLOAD_THREADS, Imported, export_task, import_task
+from side_registry.maintenance.verify import verify
 from side_registry.manifest import NO_TOKENIZER
-from side_registry.transfer import UPLOAD_THREADS, Imported, export_task, import_task
-from side_registry.verify import verify
 from tests.side_registry.runs import make_manifest, memory_store, weights
 
 MakeRun = Callable[..., Path]

@@ -11,7 +11,7 @@ from side_registry import Registry, State, Store
 from side_registry.blobs import Blobs
 from side_registry.checkpoints import save_checkpoint
 from side_registry.log import log_path
-from side_registry.verify import Verified, verify
+from side_registry.maintenance.verify import Verified, verify
 from tests.side_registry.runs import make_run, memory_store
 
 MakeRun = Callable[..., Path]

@@ -11,9 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from ladder import LabelTrie, SideConfig, SideNetwork, load_backbone, load_tokenizer, run_backbone
-from ladder.answerers import IGNORED
+from ladder.answering.answerers import IGNORED
+from ladder.backbone.loading import fingerprint
 from ladder.config import Head
-from ladder.loading import fingerprint
 from side_registry.manifest import read_artifact
 from side_registry.task import TaskSpec
 from tests import tiny

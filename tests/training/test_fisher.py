@@ -7,8 +7,8 @@ from torch.testing import assert_close
 from transformers import T5ForConditionalGeneration
 
 from ladder import SideNetwork, load_backbone
-from ladder.authors import backbone_name
-from ladder.structural import initialise
+from ladder.backbone.families.t5 import backbone_name
+from ladder.side.structural_init import initialise
 from tests import tiny
 from tests.exact import float64
 from tests.ladder import golden

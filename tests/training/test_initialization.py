@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ladder import Embed, SideConfigError, SideNetwork, load_backbone, load_side, load_tokenizer, run_backbone
-from ladder.structural import initialise
+from ladder.side.structural_init import initialise
 from tests.training import toy
 from training.errors import RecipeError
 from training.fisher import fisher

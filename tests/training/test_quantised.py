@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ladder import SideNetwork, load_backbone, load_tokenizer
-from ladder.quantise import full_precision
+from ladder.backbone.quantize import full_precision
 from side_registry.manifest import Manifest, read_artifact
 from tests import tiny
 from tests.marks import slow

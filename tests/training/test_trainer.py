@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
-from ladder.loading import fingerprint
+from ladder.backbone.loading import fingerprint
 from side_registry.manifest import read_artifact
 from tests import tiny
 from tests.marks import slow

@@ -11,10 +11,8 @@ from typing import Any
 import click
 
 from side_registry import Store, TaskRef
-from side_registry.collect import GRACE, Collected, collect
-from side_registry.parallel import Progress, Step
-from side_registry.transfer import export_task, import_task
-from side_registry.verify import Verified, verify
+from side_registry.maintenance import GRACE, Collected, Verified, collect, export_task, import_task, verify
+from side_registry.store import Progress, Step
 from sidecast.cli import options
 from sidecast.cli.output import progress_bar, say, show_table
 

@@ -12,7 +12,7 @@ from sidecast.cli.percent import percent, share_text
 from sidecast.cli.registry import routes
 
 if TYPE_CHECKING:
-    from serving.client_routes import Comparison, Comparisons, Route
+    from serving.client import Comparison, Comparisons, Route
 
 Document = dict[str, Any]
 

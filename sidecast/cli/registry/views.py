@@ -207,7 +207,7 @@ class ServerView:
     def set_route(
         self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
     ) -> Document:
-        from serving.client_routes import Bounds, Route
+        from serving.client import Bounds, Route
 
         changes = route | {"shares": _numbers(route["shares"])}
         before = seen and Route(

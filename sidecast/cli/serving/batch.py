@@ -11,7 +11,7 @@ from sidecast.cli.output import progress_bar, say
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from serving.offline import Summary
+    from serving.offline.run import Summary
 
 
 def _renames(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:
@@ -87,9 +87,9 @@ def batch(
     folder. Tasks that make the same prompt of a row share its backbone pass. Versions are fixed when a run begins;
     interrupted and given again (without --overwrite), the same command goes on with the parts that are missing.
     """
-    from serving.offline import Replicas, run_batch
-    from serving.offline_plan import Wanted
-    from serving.offline_rows import PassLimits
+    from serving.offline.plan import Wanted
+    from serving.offline.run import Replicas, run_batch
+    from serving.offline.table import PassLimits
 
     asked = Wanted(input=input, output=output, format=form, **wanted)  # type: ignore[arg-type]
     where = Replicas(

@@ -137,7 +137,7 @@ def _plan(
     max_new_tokens: int | None,
     **same: Any,
 ) -> Any:
-    from sidecast.load.plan import Closed, Open, Plan
+    from sidecast.loadtest.plan import Closed, Open, Plan
 
     if concurrency and rate:
         raise UserError("give --concurrency or --rate, not both")
@@ -168,11 +168,11 @@ async def _run(
 ) -> tuple[dict[str, Any], Any]:
     """The document, and the levels that it is made of."""
     from serving.client import AsyncClient
-    from sidecast.load.asking import ClientAsker, find_targets
-    from sidecast.load.inputs import Inputs
-    from sidecast.load.report import make_document
-    from sidecast.load.runner import Runner
-    from sidecast.load.scrape import read_metrics
+    from sidecast.loadtest.asking import ClientAsker, find_targets
+    from sidecast.loadtest.inputs import Inputs
+    from sidecast.loadtest.report import make_document
+    from sidecast.loadtest.runner import Runner
+    from sidecast.loadtest.scrape import read_metrics
 
     url = metrics_url or guess_metrics_url(server)
     async with AsyncClient(server, retry=False) as client:
@@ -210,7 +210,7 @@ def _telling(bars: Any, plan: Any) -> Any:
 def _check_files(out: str | None, plot: str | None) -> None:
     """Raise UserError for a file that cannot be written: before the load, not after it."""
     if plot is not None:
-        from sidecast.load.plot import check_plot
+        from sidecast.loadtest.plot import check_plot
 
         check_plot(plot)
     for name, path in (("--out", out), ("--plot", plot)):
@@ -222,7 +222,7 @@ def _check_files(out: str | None, plot: str | None) -> None:
 
 
 def _check_levels(levels: Any, interrupted: bool) -> None:
-    from sidecast.load.report import check_answered
+    from sidecast.loadtest.report import check_answered
 
     if interrupted and not any(ran.calls for ran in levels):
         raise click.exceptions.Abort
@@ -234,13 +234,13 @@ def _write(document: dict[str, Any], out: str | None, plot: str | None) -> None:
         text = json.dumps(document, ensure_ascii=False, indent=2)
         Path(out).expanduser().write_text(text + "\n", encoding="utf-8")
     if plot is not None:
-        from sidecast.load.plot import draw
+        from sidecast.loadtest.plot import draw
 
         draw(document, Path(plot).expanduser())
 
 
 def _show(document: dict[str, Any]) -> None:
-    from sidecast.load.report import explain, tables
+    from sidecast.loadtest.report import explain, tables
 
     for title, headings, rows in tables(document):
         show_table(headings, rows, title=title)

@@ -59,7 +59,7 @@ def is_here(url: str) -> bool:
 
 def folder_of(cluster_folder: Path | None, dashboard_port: int) -> Path:
     """The folder with the files of this machine's cluster."""
-    from serving.deploying_local import folder_for
+    from serving.cluster.local_cluster import folder_for
 
     return cluster_folder.absolute() if cluster_folder else folder_for(dashboard_port)
 
@@ -69,8 +69,8 @@ def local_cluster(cluster_folder: Path | None, dashboard_port: int, url: str) ->
 
     Also signs this process in to it, or to a cluster that is still to be started there. Call it before Ray is imported.
     """
-    from serving.deploying import listens
-    from serving.deploying_local import find, sign_in, token_of
+    from serving.cluster.deploy import listens
+    from serving.cluster.local_cluster import find, sign_in, token_of
 
     folder = folder_of(cluster_folder, dashboard_port)
     found = find(folder)
@@ -89,8 +89,8 @@ NEEDED = ("ray", "requests", "yaml")
 @contextlib.contextmanager
 def failures(as_json: bool) -> Iterator[None]:
     """Report an error of the cluster, which is no mistake of the user, in one line and exit with 1."""
-    from serving.deploying import DeployFailed, NoCluster
-    from serving.deploying_local import LocalClusterError
+    from serving.cluster.deploy import DeployFailed, NoCluster
+    from serving.cluster.local_cluster import LocalClusterError
 
     try:
         yield

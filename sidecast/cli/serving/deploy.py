@@ -24,9 +24,9 @@ from sidecast.cli.serving.server_settings import settings
 from sidecast.cli.settings import GroupedCommand
 
 if TYPE_CHECKING:
-    from serving.deploying import Cluster
-    from serving.deploying_plan import Wanted
-    from serving.deploying_state import Deployed
+    from serving.cluster.deploy import Cluster
+    from serving.cluster.serve_config import Wanted
+    from serving.cluster.status import Deployed
 
 EVERYWHERE = "0.0.0.0"
 OPEN_DOORS = (
@@ -129,9 +129,9 @@ def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
     Raises:
         UserError, ConfigError: before anything is touched.
     """
+    from serving.cluster.deploy import check_args
+    from serving.cluster.serve_config import Wanted, app_args
     from serving.config import read_config
-    from serving.deploying import check_args
-    from serving.deploying_plan import Wanted, app_args
 
     scaling = {each: given.pop(each) for each in SCALING}
     scaling = {each: value for each, value in scaling.items() if value is not None}
@@ -159,7 +159,7 @@ def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
 def _print_config(wanted: "Wanted") -> None:
     import yaml
 
-    from serving.deploying_plan import serve_config
+    from serving.cluster.serve_config import serve_config
 
     click.echo(yaml.safe_dump(serve_config(wanted), sort_keys=False, allow_unicode=True), nl=False)
 
@@ -169,7 +169,7 @@ def _check_affinity(url: str) -> None:
     Raises:
         UserError: a cluster runs there, which was started without.
     """
-    from serving.deploying import answers
+    from serving.cluster.deploy import answers
 
     if answers(url):
         raise UserError(
@@ -182,8 +182,8 @@ def _deploy(
     wanted: "Wanted", url: str, where: dict[str, Any], check: bool, affinity: bool, tell: Callable[[str], None]
 ) -> tuple["Cluster", bool, str]:
     """Return the cluster that took the application, whether it was started for it, and a warning or an empty text."""
-    from serving.deploying import Cluster, answers, start_here
-    from serving.deploying_local import stop
+    from serving.cluster.deploy import Cluster, answers, start_here
+    from serving.cluster.local_cluster import stop
 
     if where["address"] or answers(url):
         cluster = Cluster(url)
@@ -218,7 +218,7 @@ def _left_running(down: str, tell: Callable[[str], None]) -> Iterator[None]:
     Args:
         down: what ends it; empty where it is not this command's.
     """
-    from serving.deploying import DeployFailed
+    from serving.cluster.deploy import DeployFailed
 
     left = f"the cluster that was started for it goes on; end it with '{down}'"
     try:
@@ -236,7 +236,7 @@ def _teller(as_json: bool) -> Callable[[str], None]:
 
 
 def _await(cluster: "Cluster", name: str, seconds: float, as_json: bool) -> "Deployed":
-    from serving.deploying_state import state_in_words
+    from serving.cluster.status import state_in_words
 
     console = Console(stderr=True, quiet=as_json)
     with console.status(f"{name}: deploying") as line:
@@ -252,7 +252,7 @@ def _plain(text: str) -> str:
 def _tell_done(
     wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", started: bool, warning: str, as_json: bool
 ) -> None:
-    from serving.deploying import SLOW_PROXY
+    from serving.cluster.deploy import SLOW_PROXY
 
     hosts = sorted({each.node for each in found.proxies}) if found else []
     here = "" if wanted.host == EVERYWHERE else wanted.host
@@ -284,8 +284,8 @@ def _take_down(name: str, url: str, ours: Any, named: bool, wait: float, as_json
         ours: the cluster of this machine, where it is the one.
         named: the cluster was named by its address, so that it should be there.
     """
-    from serving.deploying import Cluster, answers
-    from serving.deploying_local import stop
+    from serving.cluster.deploy import Cluster, answers
+    from serving.cluster.local_cluster import stop
 
     if not named and not ours and not answers(url):
         say(as_json, {"removed": False, "stopped_cluster": False}, f"nothing runs at {url}")

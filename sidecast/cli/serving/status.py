@@ -11,8 +11,8 @@ from sidecast.cli.percent import percent
 from sidecast.cli.serving.cluster import dashboard, fail, failures, local_cluster, which_cluster
 
 if TYPE_CHECKING:
-    from serving.deploying import Cluster, Driver
-    from serving.deploying_state import Deployed, Replica
+    from serving.cluster.deploy import Cluster, Driver
+    from serving.cluster.status import Deployed, Replica
 
 EVERY_S = 1.0
 HEADINGS = ("replica", "node", "pid", "state", "generation", "in flight", "queued", "busy", "load", "since")
@@ -26,7 +26,7 @@ def status(name: str, as_json: bool, watch: bool, **where: Any) -> None:
     how many calls are in flight, how many rows wait, what share of the last seconds its device computed (busy) and what
     share it was of what the device could have done in full batches (load), by which replicas are added and removed.
     """
-    from serving.deploying import Cluster
+    from serving.cluster.deploy import Cluster
 
     url = dashboard(where["address"], where["dashboard_port"])
     ours = local_cluster(where["cluster_folder"], where["dashboard_port"], url)
@@ -51,7 +51,7 @@ def _is_there(cluster: "Cluster", name: str) -> bool:
 
 def _driver(cluster: "Cluster", ours: Any, stack: ExitStack) -> tuple["Driver | None", str]:
     """Return a driver that asks the replicas themselves, or a note that says why there is none."""
-    from serving.deploying import Driver, NoCluster
+    from serving.cluster.deploy import Driver, NoCluster
 
     gcs = ours.gcs if ours else cluster.gcs()
     try:
@@ -63,7 +63,7 @@ def _driver(cluster: "Cluster", ours: Any, stack: ExitStack) -> tuple["Driver | 
 
 
 def _look(cluster: "Cluster", driver: "Driver | None", name: str) -> "Deployed | None":
-    from serving.deploying_state import read
+    from serving.cluster.status import read
 
     found = read(cluster.details(), name)
     if found and driver and found.running:

@@ -82,7 +82,7 @@ def init(
     padded with -100, and an attention_mask tells padding in input_ids; names may begin with fisher_.
     """
     import ladder
-    from ladder.quantise import check_method, quantise
+    from ladder.backbone import check_method, quantize
     from training.data import read_examples
     from training.recipe import Recipe
 
@@ -104,7 +104,7 @@ def init(
             used = _start_from_ids(side, loaded, samples_file, order, step)
         else:
             used = _start(side, loaded, spec, tokenizer, examples, samples, init, order, recipe.seed, step)
-    quantise(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
+    quantize(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
     made = {"made_by": "init", "init": init, "order": order, "seed": recipe.seed, "samples": used}
     untrained_run.write(output, side.eval(), spec, loaded, backbone, tokenizer, made)
     document = {
@@ -189,9 +189,9 @@ def _start(
 
 def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step) -> int:
     """As `_start`, by Fisher information on all rows of token ids in a file."""
-    from ladder.answerers import IGNORED
-    from ladder.structural import initialise
-    from ladder.trace import read_inputs
+    from ladder.answering import IGNORED
+    from ladder.lst_compat import read_inputs
+    from ladder.side import initialise
     from training.fisher import Sample, fisher
 
     given = read_inputs(path, backbone.config, prefix="fisher_")

@@ -53,8 +53,8 @@ def trace(
     <i> is the backbone block's number. Without labels the decoder reads its start token alone.
     """
     import ladder
-    from ladder.trace import read_inputs
-    from ladder.trace import trace as run_trace
+    from ladder.lst_compat import read_inputs
+    from ladder.lst_compat import trace as run_trace
     from side_registry import read_artifact
     from training.evaluation import load_side_of
     from training.run_folder import RunFolder

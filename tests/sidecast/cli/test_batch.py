@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ladder import load_backbone, load_tokenizer
-from serving import offline
-from serving.offline import Summary
-from serving.offline_replica import Replica, as_row
-from serving.offline_rows import Counts
+from serving.offline import run as offline
+from serving.offline.run import Summary
+from serving.offline.table import Counts
+from serving.offline.worker import Replica, as_row
 from side_registry import Registry
 from sidecast import Client
 from sidecast.cli.serving import batch as command

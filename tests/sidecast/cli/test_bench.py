@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ladder import load_backbone, load_tokenizer
-from serving.assembly import assemble
+from serving.components import assemble
 from serving.config import ServeConfig
 from serving.errors import Overloaded
 from serving.server import Server

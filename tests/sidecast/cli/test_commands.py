@@ -13,8 +13,8 @@ from typing import Any
 import click
 import pytest
 
-from ladder.generation import Generation
-from serving.client_channel import RETRY_POLICY
+from ladder.decoding.settings import Generation
+from serving.client.channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS, app
 from tests import tiny

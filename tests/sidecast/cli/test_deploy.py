@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving.deploying import DeployFailed
-from serving.deploying_local import AUTH
-from serving.deploying_state import Deployed, Proxy, Replica
+from serving.cluster.deploy import DeployFailed
+from serving.cluster.local_cluster import AUTH
+from serving.cluster.status import Deployed, Proxy, Replica
 from sidecast.cli.app import UserError
 from sidecast.cli.serving import deploy as deploy_command
 from sidecast.cli.serving import status as status_command
@@ -113,7 +113,7 @@ class Fake:
 
 
 def test_status_shows_what_ray_knows_where_the_replicas_cannot_be_asked(monkeypatch, nowhere: tuple[object, ...]):
-    monkeypatch.setattr("serving.deploying.Cluster", Fake)
+    monkeypatch.setattr("serving.cluster.deploy.Cluster", Fake)
     shown = done("status", *nowhere).out.splitlines()
     assert shown[0] == "sidecast: deploying, 1 of 2 replicas run"
     assert shown[1] == "A replica starts."
@@ -197,10 +197,10 @@ def test_a_cluster_that_was_started_for_a_config_that_is_refused_is_ended(monkey
             raise DeployFailed("sidecast", "the cluster refused the config")
 
     ended: list[object] = []
-    monkeypatch.setattr("serving.deploying.Cluster", Refuses)
-    monkeypatch.setattr("serving.deploying.answers", lambda url: False)
-    monkeypatch.setattr("serving.deploying.start_here", lambda folder, port, affinity: "ours")
-    monkeypatch.setattr("serving.deploying_local.stop", ended.append)
+    monkeypatch.setattr("serving.cluster.deploy.Cluster", Refuses)
+    monkeypatch.setattr("serving.cluster.deploy.answers", lambda url: False)
+    monkeypatch.setattr("serving.cluster.deploy.start_here", lambda folder, port, affinity: "ours")
+    monkeypatch.setattr("serving.cluster.local_cluster.stop", ended.append)
     where = {"address": None, "dashboard_port": 1, "cluster_folder": None}
     with pytest.raises(DeployFailed):
         deploy_command._deploy(None, "http://127.0.0.1:1", where, True, False, lambda text: None)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def test_a_cluster_that_was_started_for_a_config_that_is_refused_is_ended(monkey
 
 
 def test_affinity_is_of_a_cluster_that_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.deploying.answers", lambda url: url.endswith(":8265"))
+    monkeypatch.setattr("serving.cluster.deploy.answers", lambda url: url.endswith(":8265"))
     with pytest.raises(UserError, match="did not start the cluster at"):
         deploy_command._check_affinity("http://127.0.0.1:8265")
     deploy_command._check_affinity("http://127.0.0.1:1")
@@ -222,7 +222,7 @@ def test_a_removal_that_is_not_waited_for_is_told_as_one(monkeypatch: pytest.Mon
             asked.append(timeout_s)
             return True
 
-    monkeypatch.setattr("serving.deploying.Cluster", Removes)
+    monkeypatch.setattr("serving.cluster.deploy.Cluster", Removes)
     ran = done("deploy", "--down", "--wait", 0, "--address", "http://head:8265")
     assert ran.out == "sidecast is being removed\n"
     assert asked == [0]
@@ -235,7 +235,7 @@ def given(**values: object) -> dict:
 
 
 def test_commands_without_a_cluster_do_not_wait_for_ray():
-    modules = "sidecast.cli.serving.deploy, sidecast.cli.serving.status, serving.deploying"
+    modules = "sidecast.cli.serving.deploy, sidecast.cli.serving.status, serving.cluster.deploy"
     code = f"import sys, {modules}; print('ray' in sys.modules)"
     assert python("-c", code).stdout.strip() == "False"
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ladder import load_backbone, load_tokenizer
-from serving.client import Client
+from serving.client.client import Client
 from side_registry import Registry
 from tests.serving.kit import make_run, make_spec
 from tests.sidecast.cli_kit import ROOT, Ran, plain_environment

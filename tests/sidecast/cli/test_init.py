@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ladder import load_backbone, load_tokenizer
-from ladder.authors import authors_name
 from ladder.config import SideConfig
+from ladder.lst_compat.names import authors_name
 from serving.config import LoadConfig
-from serving.loader import Loader
+from serving.versions.loader import Loader
 from side_registry import Registry, read_artifact
 from tests.ladder import golden
 from tests.sidecast import golden_kit

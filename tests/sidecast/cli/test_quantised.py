@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import Client
+from serving.client.client import Client
 from side_registry import read_artifact
 from tests.sidecast.cli_kit import Serving, done, sidecast
 from tests.training import toy

@@ -12,8 +12,8 @@ from typing import Any
 import click
 import pytest
 
-from serving.client import Client
-from serving.client_errors import UnreachableError
+from serving.client.client import Client
+from serving.client.errors import UnreachableError
 from side_registry import Registry
 from side_registry.errors import StoreFailed
 from side_registry.route import Route

@@ -1,0 +1,212 @@
+"""How a side network's output becomes an answer, and what loss teaches it that: one object for trainer and server.
+
+An answerer holds what the task's spec fixes (labels, range, length) and no weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ladder.answering.label_trie import LabelTrie
+from ladder.answering.reading import OwnReading, Reading
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.backbone.model import Taps
+from ladder.backbone.passes import BackbonePass
+from ladder.backbone.tokenizer import Tokenizer
+from ladder.decoding.generate import generate
+from ladder.decoding.segments import Segment
+from ladder.decoding.settings import Generation
+from ladder.errors import LabelError, NotFiniteError
+from ladder.side.network import SideNetwork
+
+IGNORED = -100
+"""Padding in text targets, as torch's cross entropy takes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """One of the labels. With a trie, words of the LM head; without, a head with an output for each label."""
+
+    labels: tuple[str, ...]
+    trie: LabelTrie | None = None
+
+    def log_probabilities(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B, K) in float32."""
+        return self._log_probabilities(OwnReading(given, side))
+
+    def _log_probabilities(self, reading: Reading) -> Tensor:
+        if self.trie is None:
+            return torch.log_softmax(reading.outputs().float(), -1)
+
+        def logits_after(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> Tensor:
+            state = reading.state_after(prefix)
+            return reading.backbone.logits(state, torch.tensor(tokens, device=state.device))
+
+        return self.trie.log_probabilities(logits_after)
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean cross entropy; `targets` (B,) are label indices."""
+        return F.nll_loss(self.log_probabilities(given, side), targets)
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        return [self._row(row) for row in self._log_probabilities(reading).exp().tolist()]
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """What the decoder has said at the places where labels part."""
+        return () if self.trie is None else tuple(branch.prefix for branch in self.trie.branches)
+
+    def _row(self, scores: list[float]) -> Answer | Exception:
+        if not all(score == score for score in scores):  # NaN
+            return NotFiniteError("the side network's scores are not finite numbers")
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return ClassAnswer(label=self.labels[best], score=scores[best], scores=tuple(scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regress:
+    """A number from a linear or mlp head with one output, clipped to the spec's range."""
+
+    low: float | None = None
+    high: float | None = None
+    unit: float = 1.0
+    """Standard deviation of the training targets: scales the loss, not the answer."""
+
+    def values(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B,) in float32, not clipped."""
+        return self._values(OwnReading(given, side))
+
+    def _values(self, reading: Reading) -> Tensor:
+        return reading.outputs()[:, 0].float()
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean squared error in `unit`s; `targets` (B,)."""
+        return F.mse_loss(self.values(given, side) / self.unit, targets / self.unit)
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        return [self._row(value) for value in self._values(reading).tolist()]
+
+    def _row(self, value: float) -> Answer | Exception:
+        if not abs(value) < float("inf"):
+            return NotFiniteError("the side network's value is not a finite number")
+        low = value if self.low is None else max(value, self.low)
+        return ValueAnswer(value=low if self.high is None else min(low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Text, decoded through the LM head: greedily, unless `generation` says otherwise."""
+
+    max_new_tokens: int
+    decode: Callable[[Sequence[int]], str]
+    """The tokenizer's: ids to text."""
+    generation: Generation = field(default_factory=Generation)
+
+    @property
+    def unseeded(self) -> "Generate":
+        """Itself but for the seed: rows of equal ones are decoded together."""
+        return self if self.generation.seed is None else replace(self, generation=replace(self.generation, seed=None))
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
+        taps = given.taps
+        logits = given.backbone.logits(side.decode(forced_taps(given, targets), side.encode(taps), taps.mask))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+
+    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens, generation=self.generation)
+        [rows] = generate(given.backbone, [segment])
+        return self.finish(rows)
+
+    def finish(self, rows: Sequence[tuple[int, ...] | Exception]) -> list[Answer | Exception]:
+        """Answers from one segment's decoded tokens; a row that failed stays its exception."""
+        return [r if isinstance(r, Exception) else TextAnswer(text=self.decode(r), tokens=r) for r in rows]
+
+
+def forced_taps(given: BackbonePass, targets: Tensor) -> Taps:
+    """The backbone decoder's taps where it is told the targets (B, T), padded with IGNORED, one place later: what says
+    the token at each of their places."""
+    backbone, taps = given.backbone, given.taps
+    assert taps.final is not None
+    config = backbone.config
+    start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, targets[:, :-1]], 1)
+    return backbone.decode(shifted.masked_fill(shifted == IGNORED, config.pad_token_id), taps.final, taps.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """A vector of length 1 from a head of the side network's own: texts that mean the same point the same way."""
+
+    temperature: float = 0.1
+    """Of the loss, not the answer. Half of it, usual for whole encoders, has a side network fit few pairs by heart."""
+
+    def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B, E) in float32."""
+        return self._vectors(OwnReading(given, side))
+
+    def _vectors(self, reading: Reading) -> Tensor:
+        return F.normalize(reading.all_outputs().float(), dim=-1)
+
+    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
+
+        Args:
+            given: of 2B inputs, the pairs' first texts and then their second ones.
+            targets: (2B,) a number for each distinct text. Pairs that share a text are no negatives of each other.
+        """
+        firsts, seconds = self.vectors(given, side).chunk(2)
+        texts = targets.view(2, -1)
+        shared = (texts[:, :, None, None] == texts[None, None]).any(0).any(1)
+        own = torch.arange(len(firsts), device=firsts.device)
+        shared[own, own] = False
+        scores = (firsts @ seconds.T / self.temperature).masked_fill(shared, -torch.inf)
+        return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        vectors = self._vectors(reading)
+        lengths = vectors.norm(dim=-1).tolist()
+        return [self._row(values, length) for values, length in zip(vectors.tolist(), lengths, strict=True)]
+
+    def _row(self, values: list[float], length: float) -> Answer | Exception:
+        if not abs(length - 1) < 1e-3:  # NaN; or 0, where the head's outputs were all 0 or overflowed
+            return NotFiniteError("the side network's vector is not of finite numbers with a length above 0")
+        return VectorAnswer(values=tuple(values))
+
+
+Scoring = Classify | Regress | Embed
+"""Those that make no text."""
+Answerer = Scoring | Generate
+
+
+def build_answerer(
+    *,
+    kind: str,
+    labels: Sequence[str],
+    low: float | None,
+    high: float | None,
+    max_new_tokens: int,
+    head: str,
+    tokenizer: Tokenizer,
+    unit: float = 1.0,
+    generation: Generation | None = None,
+) -> Answerer:
+    """The answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
+
+    Raises:
+        LabelError: labels that tokenize alike, or a kind that this head cannot answer.
+    """
+    if kind == "classification":
+        words = tuple(map(tuple, tokenizer.encode_targets(labels))) if head == "text" else None
+        return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
+    if kind == "regression" and head != "text":
+        return Regress(low=low, high=high, unit=unit)
+    if kind == "embedding" and head != "text":
+        return Embed()
+    if kind == "text" and head == "text":
+        how = generation or Generation()
+        return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
+    raise LabelError(f"a {kind} task cannot be answered by a {head} head; use {'text' if kind == 'text' else 'linear'}")

@@ -1,0 +1,40 @@
+"""The frozen network with taps: what never learns."""
+
+from ladder.backbone.compiled import CompiledEncoder, Limits
+from ladder.backbone.loading import pick_dtype, read_json, resolve_folder
+from ladder.backbone.model import Backbone, Taps
+from ladder.backbone.packing import Division, Part
+from ladder.backbone.passes import BackbonePass, padded, run_backbone
+from ladder.backbone.quantize import (
+    LINEARS,
+    check_method,
+    count_weights,
+    full_precision,
+    full_weight,
+    held_bytes,
+    quantize,
+)
+from ladder.backbone.tokenizer import Tokenizer
+
+__all__ = [
+    "LINEARS",
+    "Backbone",
+    "BackbonePass",
+    "CompiledEncoder",
+    "Division",
+    "Limits",
+    "Part",
+    "Taps",
+    "Tokenizer",
+    "check_method",
+    "count_weights",
+    "full_precision",
+    "full_weight",
+    "held_bytes",
+    "padded",
+    "pick_dtype",
+    "quantize",
+    "read_json",
+    "resolve_folder",
+    "run_backbone",
+]

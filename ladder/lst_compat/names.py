@@ -1,0 +1,66 @@
+"""Parameter names of other code for our parts: Hugging Face's T5, and the LST authors' side networks.
+
+Pure renaming; see LST's published code at ylsung/Ladder-Side-Tuning for what each of theirs is.
+"""
+
+import re
+from collections.abc import Iterable
+
+from ladder.backbone.families.t5 import _BLOCK, _PARTS, _RELATIVE_BIAS
+from ladder.config import SideConfig
+
+_LADDER = re.compile(
+    r"(?P<stack>encoder|decoder)\.side_(?P<what>downsamples|gate_params|gate)[._](?P<index>\d+)(?P<rest>\..+)?"
+)
+
+
+def kept_layers(names: Iterable[str], stack: str) -> tuple[int, ...]:
+    """The layers of "encoder" or "decoder" that have a side block in the authors' checkpoint, ascending."""
+    matches = (_BLOCK.fullmatch(name) for name in names)
+    return tuple(sorted({int(m["index"]) for m in matches if m and m["side"] and m["stack"] == stack}))
+
+
+def bias_owners(names: Iterable[str], stack: str) -> tuple[int, ...]:
+    """The layers of a stack whose side block holds a relative bias, ascending; the authors' code gives it to one."""
+    matches = (_BLOCK.fullmatch(name) for name in names)
+    found = (m for m in matches if m and m["side"] and m["stack"] == stack)
+    return tuple(sorted(int(m["index"]) for m in found if m["rest"] == _RELATIVE_BIAS))
+
+
+def gate_layers(names: Iterable[str], stack: str, what: str) -> dict[int, str]:
+    """The name of each layer's gate: `what` is "gate_params" (learnable) or "gate" (a number, not a logit)."""
+    matches = ((name, _LADDER.fullmatch(name)) for name in names)
+    return {int(m["index"]): name for name, m in matches if m and m["stack"] == stack and m["what"] == what}
+
+
+def authors_name(ours: str, config: SideConfig, owner: int | None = None) -> str:
+    """The authors' name for a parameter of our side network, with a text head and a resolved `config`.
+
+    Args:
+        owner: the layer that holds its stack's relative bias; the lowest kept one when not given.
+    """
+    if ours == "merge_logit":
+        return "side_gate_params_merge_last"
+    if ours.startswith("upsample."):
+        return f"side_final_{ours}"
+    stack, rest = ours.split(".", 1)
+    layers = config.encoder_layers if stack == "encoder" else config.decoder_layers
+    assert isinstance(layers, tuple)
+    if rest == "relative_bias.weight":
+        return f"{stack}.side_block.{min(layers) if owner is None else owner}.layer.0.{_RELATIVE_BIAS}"
+    if not rest.startswith("rungs."):
+        return f"{stack}.{rest.replace('first_', 'side_first_').replace('final_norm', 'final_side_layer_norm')}"
+    _, rung, part = rest.split(".", 2)
+    return f"{stack}.{_rung_part(part, layers[int(rung)], config, decoder=stack == 'decoder')}"
+
+
+def _rung_part(part: str, layer: int, config: SideConfig, *, decoder: bool) -> str:
+    if part == "gate_logit":
+        return f"side_gate_params.{layer}" if config.gate == "learnable" else f"side_gate_{layer}"
+    if part.startswith("downsample."):
+        return f"side_downsamples.{layer}.{part.removeprefix('downsample.')}"
+    _, module, tail = part.split(".", 2)
+    places = {"attention": 0, "cross": 1, "feed": 2 if decoder else 1}
+    place = places[module.split("_")[0]]
+    theirs = "layer_norm" if module.endswith("_norm") else next(t for t, o in _PARTS.items() if o == module)
+    return f"side_block.{layer}.layer.{place}.{theirs}.{tail}"

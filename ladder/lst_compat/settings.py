@@ -1,0 +1,252 @@
+"""The settings of a side network that the LST authors' code trained, read off its checkpoint's own tensors.
+
+What no tensor tells (temperature, where the tap is mixed in, which of two gates without weights) is claimed by the
+user; a claim that the file contradicts is an error.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from torch import Tensor
+
+from ladder.config import BackboneConfig, Gate, GateForm, SideConfig
+from ladder.errors import CheckpointError
+from ladder.lst_compat.names import bias_owners, gate_layers, kept_layers
+
+STACKS = ("encoder", "decoder")
+WORDS = frozenset(
+    {
+        "r",
+        "encoder_side_layers",
+        "decoder_side_layers",
+        "use_gate",
+        "gate_T",
+        "gate_alpha",
+        "add_residual_after",
+        "merge_last",
+        "add_bias_sampling",
+    }
+)
+"""The authors' names of what `Claims` holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What is said of a checkpoint besides its tensors; None says nothing."""
+
+    reduction: int | None = None
+    encoder_layers: tuple[int, ...] | None = None
+    """As the authors list them: the first one listed owns the relative bias."""
+    decoder_layers: tuple[int, ...] | None = None
+    gate: Gate | None = None
+    gate_temperature: float | None = None
+    gate_start: float | None = None
+    """The logit of a gate "fixed" that the file does not hold; else only where training began."""
+    mix_after: bool | None = None
+    merge_last: bool | None = None
+    bias: bool | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], backbone: BackboneConfig) -> Self:
+        """Read the authors' own words: use_gate, gate_T, encoder_side_layers ..., as their config.json has them.
+
+        Raises:
+            CheckpointError: a value of the wrong type, a method that is not LST, or none of their words at all.
+        """
+        for name in ("train_task_adapters", "prefix_tuning"):
+            if settings.get(name) not in (None, False):
+                raise CheckpointError(f"the settings have {name} {settings[name]!r}: that is more than a side network")
+        if not settings.keys() & WORDS:
+            raise CheckpointError(f"the settings hold none of {', '.join(sorted(WORDS))}: give the authors' own")
+        counts = {"encoder": backbone.num_layers, "decoder": backbone.num_decoder_layers}
+        return cls(
+            reduction=_setting(settings, "r", int),
+            encoder_layers=_listed(settings, "encoder_side_layers", counts["encoder"]),
+            decoder_layers=_listed(settings, "decoder_side_layers", counts["decoder"]),
+            gate=_use_gate(settings),
+            gate_temperature=_setting(settings, "gate_T", float),
+            gate_start=None if _use_gate(settings) == "fixed" else _setting(settings, "gate_alpha", float),
+            mix_after=_setting(settings, "add_residual_after", bool),
+            merge_last=_setting(settings, "merge_last", bool),
+            bias=_setting(settings, "add_bias_sampling", bool),
+        )
+
+    def join(self, other: Self) -> Self:
+        """Both together.
+
+        Raises:
+            CheckpointError: they disagree.
+        """
+        values: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise CheckpointError(f"{name} is given twice, as {_shown(mine)} and as {_shown(theirs)}; give one")
+            values[name] = theirs if mine is None else mine
+        return type(self)(**values)
+
+
+def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claims: Claims) -> SideConfig:
+    """The resolved settings of the side network whose tensors, under the authors' names, are `theirs`.
+
+    Raises:
+        CheckpointError: the tensors contradict each other or the claims, or neither tells a setting.
+        SideConfigError: layers or widths that this backbone does not have.
+    """
+    layers = {stack: kept_layers(theirs, stack) for stack in STACKS}
+    for stack in STACKS:
+        _check_layers(theirs, stack, layers[stack], getattr(claims, f"{stack}_layers"))
+    reduction = _reduction(theirs, backbone, claims.reduction)
+    bias = any(name.endswith("side_first_downsample.bias") for name in theirs)
+    merge_last = "side_gate_params_merge_last" in theirs
+    _agree("bias", claims.bias, bias, "add_bias_sampling: biases of its projections")
+    _agree("merge_last", claims.merge_last, merge_last, "side_gate_params_merge_last")
+    gate, form = _gate(theirs, layers, claims)
+    given = {
+        "gate_temperature": claims.gate_temperature,
+        "gate_start": claims.gate_start,
+        "mix_after": claims.mix_after,
+    }
+    return SideConfig(
+        reduction=reduction,
+        encoder_layers=layers["encoder"],
+        decoder_layers=layers["decoder"],
+        gate=gate,
+        gate_form=form,
+        merge_last=merge_last,
+        bias=bias,
+        head="text",
+        **{name: value for name, value in given.items() if value is not None},
+    ).resolve(backbone)
+
+
+def _check_layers(
+    theirs: Mapping[str, Tensor], stack: str, kept: tuple[int, ...], said: tuple[int, ...] | None
+) -> None:
+    owners = bias_owners(theirs, stack)
+    if kept and len(owners) != 1:
+        raise CheckpointError(
+            f"one {stack}.side_block must hold a relative_attention_bias, and {_numbers(owners) or 'none'} does: the "
+            "checkpoint is not whole, or not of the authors' code after July 2022"
+        )
+    if said is None:
+        return
+    if tuple(sorted(said)) != kept:
+        raise CheckpointError(f"{stack} layers {_shown(said)} are claimed, and the checkpoint has {_shown(kept)}")
+    if said and said[0] != owners[0]:
+        raise CheckpointError(
+            f"{stack} layer {said[0]} is listed first, and the checkpoint's relative bias is layer {owners[0]}'s: list "
+            "that one first, as in training"
+        )
+
+
+def _reduction(theirs: Mapping[str, Tensor], backbone: BackboneConfig, said: int | None) -> int:
+    name = "encoder.side_first_downsample.weight"
+    if name not in theirs:
+        raise CheckpointError(f"the checkpoint lacks {name}")
+    shape = tuple(theirs[name].shape)
+    if len(shape) != 2 or shape[1] != backbone.d_model or not 1 <= shape[0] <= backbone.d_model:
+        raise CheckpointError(
+            f"{name} has shape {shape}, and this backbone's width is {backbone.d_model}: give the one it was trained on"
+        )
+    fitting = [r for r in range(1, shape[1] + 1) if shape[1] // r == shape[0] and _fits(theirs, backbone, r)]
+    if not fitting:
+        raise CheckpointError("the side network's widths are not this backbone's (d_model, d_kv, d_ff) over any one r")
+    if said is not None and said not in fitting:
+        raise CheckpointError(f"r {said} is claimed, and the checkpoint's widths are those of r {fitting[-1]}")
+    return fitting[-1] if said is None else said  # several, rounded down, make one shape; the exact one is the largest
+
+
+def _fits(theirs: Mapping[str, Tensor], backbone: BackboneConfig, reduction: int) -> bool:
+    """Whether the rows of a query and of a feed-forward projection, where there is one, are those of r."""
+    wanted = {
+        "SelfAttention.q.weight": backbone.num_heads * (backbone.d_kv // reduction),
+        "wi.weight": backbone.d_ff // reduction,
+        "wi_0.weight": backbone.d_ff // reduction,
+    }
+    found = {ending: next((t for name, t in theirs.items() if name.endswith(ending)), None) for ending in wanted}
+    return all(tensor is None or tuple(tensor.shape[:1]) == (wanted[ending],) for ending, tensor in found.items())
+
+
+def _gate(theirs: Mapping[str, Tensor], layers: Mapping[str, tuple[int, ...]], claims: Claims) -> tuple[Gate, GateForm]:
+    learnable = {stack: gate_layers(theirs, stack, "gate_params") for stack in STACKS}
+    numbers = {stack: gate_layers(theirs, stack, "gate") for stack in STACKS}
+    if any(learnable.values()) and any(numbers.values()):
+        raise CheckpointError("the checkpoint has side_gate_params and side_gate_0 ...: two kinds of gates")
+    if any(learnable.values()):
+        _agree("gate", claims.gate, "learnable", "side_gate_params")
+        sizes = {theirs[name].numel() for stack in STACKS for i, name in learnable[stack].items() if i in layers[stack]}
+        return "learnable", "channel" if sizes and sizes != {1} else "scalar"
+    if any(numbers.values()):
+        values = [theirs[name] for stack in STACKS for i, name in numbers[stack].items() if i in layers[stack]]
+        found: Gate = "one" if all(bool((value == 1).all()) for value in values) else "fixed"
+        if not (found == "one" and claims.gate == "fixed"):  # a schedule that has not begun holds ones too
+            _agree("gate", claims.gate, found, "side_gate_0 ...")
+        return (claims.gate or found), "scalar"
+    if not any(layers.values()):
+        return claims.gate or "learnable", "scalar"  # no rung, nothing to gate
+    return _claimed_gate(claims), "scalar"
+
+
+def _claimed_gate(claims: Claims) -> Gate:
+    if claims.gate is None:
+        raise CheckpointError(
+            "the checkpoint holds no gates, so it does not tell which of two it had: give --gate none (side + tap), "
+            "--gate one (no taps), or --gate fixed with --gate-start"
+        )
+    if claims.gate == "learnable":
+        raise CheckpointError("gate learnable is claimed, and the checkpoint has no side_gate_params")
+    if claims.gate == "fixed" and claims.gate_start is None:
+        raise CheckpointError("a fixed gate that the checkpoint does not hold needs --gate-start, its logit")
+    return claims.gate
+
+
+def _agree(name: str, said: object, found: object, where: str) -> None:
+    if said is not None and said != found:
+        raise CheckpointError(f"{name} {_shown(said)} is claimed, and the checkpoint says {_shown(found)} ({where})")
+
+
+def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = settings.get(name)
+    if value is None:
+        return None
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise CheckpointError(f"the settings' {name} must be a {kind.__name__}, got {value!r}")
+    return kind(value)
+
+
+def _listed(settings: Mapping[str, Any], name: str, count: int) -> tuple[int, ...] | None:
+    """Theirs is null for every layer; a name that is not there says nothing."""
+    if name not in settings:
+        return None
+    value = settings[name]
+    if value is None:
+        return tuple(range(count))
+    if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+        raise CheckpointError(f"the settings' {name} must be a list of layer numbers or null, got {value!r}")
+    return tuple(value)
+
+
+def _use_gate(settings: Mapping[str, Any]) -> Gate | None:
+    """A schedule's gate is a fixed number once training is over."""
+    names: dict[Any, Gate] = {
+        "learnable": "learnable",
+        "none": "none",
+        "one": "one",
+        "schedule-linear": "fixed",
+        "schedule-hyperbolic": "fixed",
+    }
+    value = settings.get("use_gate")
+    if value is not None and not (isinstance(value, str) and value in names):
+        raise CheckpointError(f"the settings' use_gate must be one of {', '.join(names)}, got {value!r}")
+    return None if value is None else names[value]
+
+
+def _shown(value: object) -> str:
+    return _numbers(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ",".join(str(value) for value in values)

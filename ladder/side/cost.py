@@ -1,0 +1,258 @@
+"""What a side network of some shape will cost before anything is trained: weights, arithmetic, memory.
+
+Needs no weights: parameters are counted, and what training keeps is measured, on tensors without memory behind them
+(torch's meta device); arithmetic is a formula, equal to torch's flop counter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from ladder.backbone.layers import BlockShape, absorbs_projection
+from ladder.backbone.model import Backbone, Taps
+from ladder.config import BackboneConfig, SideConfig, every_second
+from ladder.side.known_backbones import BackboneShape
+from ladder.side.network import SideNetwork, side_shape
+
+NUMBERS_OF_A_WEIGHT = 4
+"""In float32, while it trains: itself, its gradient, AdamW's two moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much is asked at a time."""
+
+    tokens: int = 128
+    """Of each row."""
+    rows: int = 32
+    """Of a batch."""
+    new_tokens: int = 1
+    """That the decoder reads, for a text head."""
+    dtype: torch.dtype = torch.bfloat16
+    """The backbone's. A side network trains in float32 and serves in this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideCost:
+    """What one side network costs on one backbone."""
+
+    side: SideConfig
+    """Resolved."""
+    parameters: int
+    """Trainable weights."""
+    reference_parameters: int
+    """The same as the LST authors count them: the layers they drop keep a learnable gate, which nothing trains."""
+    backbone_parameters: int
+    side_flops: int
+    """Of one row; a multiplication and an addition are two. The LM head is the backbone's."""
+    backbone_flops: int
+    """Of one row, of what this side network needs: blocks up to its deepest rung; all, decoder and LM head for a text
+    head."""
+    training_bytes: int
+    """An estimate: backbone; weights, gradients and moments in float32; taps; what is kept for the backward pass, with
+    plain attention (fused attention keeps less). No gradient and no optimizer of the backbone's."""
+    serving_bytes: int
+    """An estimate: backbone, this side network, and a batch's taps."""
+
+    @property
+    def share(self) -> float:
+        """Of the backbone's parameters, 0 to 1."""
+        return self.parameters / self.backbone_parameters
+
+    @property
+    def flops_share(self) -> float:
+        """Of the backbone's arithmetic."""
+        return self.side_flops / self.backbone_flops if self.backbone_flops else 0.0
+
+
+def kept_patterns(blocks: int) -> dict[str, tuple[int, ...]]:
+    """Usual choices of rungs, by name."""
+    return {
+        "all": tuple(range(blocks)),
+        "every 2nd": every_second(blocks),
+        "last half": tuple(range(blocks // 2, blocks)),
+    }
+
+
+class CostModel:
+    """Weighs side networks on one backbone; measures of one serve the next."""
+
+    def __init__(self, backbone: BackboneShape, load: Load | None = None) -> None:
+        self.backbone, self.config, self.load = backbone, backbone.config, load or Load()
+        self._kept: dict[tuple[SideConfig, int, int], int] = {}
+
+    @cached_property
+    def _backbone_weights(self) -> dict[str, int]:
+        with torch.device("meta"):
+            return {name: parameter.numel() for name, parameter in Backbone(self.config).named_parameters()}
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Each weight once, though a tied head has two names."""
+        named = self._backbone_weights.items()
+        return sum(count for name, count in named if not (self.backbone.tied and name == "head"))
+
+    def estimate(self, config: SideConfig) -> SideCost:
+        """Raises SideConfigError where the shape does not fit the backbone."""
+        with torch.device("meta"):
+            side = SideNetwork(config, self.config)
+        parameters = count_parameters(side)
+        itemsize = self.load.dtype.itemsize
+        held = sum(self._backbone_weights.values())  # ours keeps a head of its own
+        passing = held * itemsize + self._taps_bytes(side)
+        return SideCost(
+            side=side.config,
+            parameters=parameters,
+            reference_parameters=parameters + dropped_gates(side.config, self.config),
+            backbone_parameters=self.backbone_parameters,
+            side_flops=side_flops(side.config, self.config, self.load),
+            backbone_flops=backbone_flops(side.encoder_depth, self.config, self.load),
+            training_bytes=passing + parameters * NUMBERS_OF_A_WEIGHT * 4 + self._kept_bytes(side.config),
+            serving_bytes=passing + parameters * itemsize,
+        )
+
+    def _taps_bytes(self, side: SideNetwork) -> int:
+        """Embeddings, the blocks' outputs and, where a stack runs to its end, its final state."""
+        load, config = self.load, self.config
+        depth = config.num_layers if side.encoder_depth is None else side.encoder_depth
+        tokens = load.tokens * (depth + 1 + (depth == config.num_layers))
+        if side.config.has_decoder:
+            tokens += load.new_tokens * (config.num_decoder_layers + 2)
+        return load.rows * tokens * config.d_model * load.dtype.itemsize
+
+    def _kept_bytes(self, config: SideConfig) -> int:
+        """What a step keeps for its backward pass besides weights and taps: all rungs of a stack keep alike, the first
+        one the relative bias too."""
+        bare = replace(config, encoder_layers=(), decoder_layers=())
+        total = empty = self._measured(bare, 0, 0)
+        if config.encoder_layers:
+            one, two = self._measured(bare, 1, 0), self._measured(bare, 2, 0)
+            total += one - empty + (len(config.encoder_layers) - 1) * (two - one)
+        if config.decoder_layers:
+            one, two = self._measured(bare, 0, 1), self._measured(bare, 0, 2)
+            total += one - empty + (len(config.decoder_layers) - 1) * (two - one)
+        return total
+
+    def _measured(self, bare: SideConfig, encoder: int, decoder: int) -> int:
+        """`kept_bytes` of so many rungs."""
+        key = (bare, encoder, decoder)
+        if key not in self._kept:
+            config = replace(bare, encoder_layers=tuple(range(encoder)), decoder_layers=tuple(range(decoder)))
+            small = replace(self.config, num_layers=2, num_decoder_layers=2 if bare.has_decoder else 0)
+            self._kept[key] = kept_bytes(config, small, self.load)
+        return self._kept[key]
+
+
+def count_parameters(side: SideNetwork) -> int:
+    """Trainable weights; of a network on the meta device too."""
+    return sum(parameter.numel() for parameter in side.parameters() if parameter.requires_grad)
+
+
+def dropped_gates(side: SideConfig, backbone: BackboneConfig) -> int:
+    """Gates of dropped layers, for a resolved `side`. The LST authors count them: their code makes one for every layer,
+    and those of dropped layers get no gradient. We make none."""
+    if side.gate != "learnable":
+        return 0
+    dropped = backbone.num_layers - len(side.encoder_layers or ())
+    if side.has_decoder:
+        dropped += backbone.num_decoder_layers - len(side.decoder_layers or ())
+    return dropped
+
+
+def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
+    """Bytes that autograd keeps in one step of the side network, weights and taps not counted."""
+    with torch.device("meta"):
+        side, frozen = SideNetwork(config, backbone).train(), Backbone(backbone).to(load.dtype)
+        taps, decoder_taps = _empty_taps(backbone, load, side.config.has_decoder)
+        ours = (*side.parameters(), *frozen.parameters(), *_tensors(taps), *_tensors(decoder_taps))
+        known = {_storage(tensor) for tensor in ours}
+        kept: dict[int, int] = {}
+        alive: list[Tensor] = []  # a freed storage's name would be given to the next
+
+        def keep(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in known:
+                kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            memory = side.encode(taps)
+            if side.config.has_decoder:
+                out = frozen.logits(side.decode(decoder_taps, memory, taps.mask)).flatten(0, 1)
+            else:
+                out = side.read_all(memory, taps)
+            F.cross_entropy(out.float(), torch.zeros(len(out), dtype=torch.long))
+        return sum(kept.values())
+
+
+def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
+    """Of one row, for a resolved `config`."""
+    shape, tokens, said = side_shape(config, backbone), load.tokens, load.new_tokens
+    down = 2 * backbone.d_model * shape.width
+    total = tokens * down + len(config.encoder_layers or ()) * (tokens * down + _block(shape, tokens))
+    if config.has_decoder:
+        rung = said * down + _block(shape, said, memory=tokens)
+        return total + 2 * said * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
+    if config.head == "linear":
+        return total + 2 * (shape.width + config.words * backbone.d_model) * config.outputs
+    return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
+
+
+def backbone_flops(depth: int | None, backbone: BackboneConfig, load: Load) -> int:
+    """Of one row: `depth` encoder blocks; None for all, the decoder and the LM head."""
+    shape = BlockShape(
+        width=backbone.d_model,
+        heads=backbone.num_heads,
+        head_width=backbone.d_kv,
+        hidden=backbone.d_ff,
+        gated=backbone.feed_forward_proj == "gated-gelu",
+    )
+    if depth is not None:
+        return depth * _block(shape, load.tokens)
+    encoder = backbone.num_layers * _block(shape, load.tokens)
+    decoder = backbone.num_decoder_layers * _block(shape, load.new_tokens, memory=load.tokens)
+    return encoder + decoder + 2 * load.new_tokens * backbone.d_model * backbone.vocab_size
+
+
+def _block(shape: BlockShape, tokens: int, memory: int = 0) -> int:
+    """Of one block over `tokens` new tokens, with cross-attention to `memory` tokens; no cache."""
+    inner = shape.heads * shape.head_width
+    feed_forward = 2 * tokens * shape.width * shape.hidden * (3 if shape.gated else 2)
+    total = feed_forward + _attention(shape.width, inner, tokens, tokens)
+    return total + (_cross_attention(shape, tokens, memory) if memory else 0)
+
+
+def _cross_attention(shape: BlockShape, queries: int, keys: int) -> int:
+    inner = shape.heads * shape.head_width
+    if not absorbs_projection(queries, keys, shape.head_width):
+        return _attention(shape.width, inner, queries, keys)
+    return 2 * 4 * queries * shape.width * inner + 2 * 2 * queries * keys * shape.heads * shape.width
+
+
+def _attention(width: int, inner: int, queries: int, keys: int) -> int:
+    projections = 2 * width * inner * (2 * queries + 2 * keys)
+    return projections + 2 * 2 * queries * keys * inner
+
+
+def _empty_taps(backbone: BackboneConfig, load: Load, has_decoder: bool) -> tuple[Taps, Taps]:
+    """Taps without values, on the current device; the decoder's stay unread without a decoder."""
+
+    def make(tokens: int, blocks: int) -> Taps:
+        tensors = [torch.empty(load.rows, tokens, backbone.d_model, dtype=load.dtype) for _ in range(blocks + 2)]
+        mask = torch.ones(load.rows, tokens, dtype=torch.bool)
+        return Taps(embeddings=tensors[0], blocks=tuple(tensors[1:-1]), mask=mask, final=tensors[-1])
+
+    return make(load.tokens, backbone.num_layers), make(load.new_tokens, backbone.num_decoder_layers)
+
+
+def _tensors(taps: Taps) -> Sequence[Tensor]:
+    return [each for each in (taps.embeddings, *taps.blocks, taps.final) if each is not None]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

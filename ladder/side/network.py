@@ -1,0 +1,233 @@
+"""A side network: rungs that read a frozen backbone's taps and mix them into a narrow state of their own.
+
+LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side state, the tap is a block's output, and
+each stack owns its relative bias. Knows tensors only: no tasks, versions or files.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.backbone.families import family_of
+from ladder.backbone.kv_cache import CrossKV, DecoderCache
+from ladder.backbone.layers import BlockShape, RelativeBias, RMSNorm, causal_bias, cross_kv, padding_bias
+from ladder.backbone.model import Backbone, Taps
+from ladder.config import BackboneConfig, SideConfig
+
+
+class Rung(nn.Module):
+    """One ladder connection and its side block."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig, shape: BlockShape, *, decoder: bool) -> None:
+        super().__init__()
+        self.kind, self.temperature, self.mix_after = config.gate, config.gate_temperature, config.mix_after
+        self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
+        self.block = family_of(backbone).block(shape, backbone, decoder=decoder)
+        start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
+        if config.gate == "learnable":
+            self.gate_logit = nn.Parameter(start)
+        elif config.gate == "fixed":
+            self.register_buffer("gate_logit", start)
+
+    def mix(self, side: Tensor, down: Tensor) -> Tensor:
+        """Mix a downsampled tap into the side state, both (B, S, d)."""
+        if self.kind == "none":
+            return side + down
+        if self.kind == "one":
+            return side
+        keep = torch.sigmoid(self.gate_logit / self.temperature)  # 1 ignores the tap
+        return keep * side + (1 - keep) * down
+
+    def forward(self, side: Tensor, tap: Tensor, bias: Tensor, *decoder_inputs: object) -> Tensor:
+        """(B, S, d) out of the state `side` (B, S, d) and its block's `tap` (B, S, D)."""
+        down = self.downsample(tap.to(side.dtype))
+        if self.mix_after:
+            return self.mix(self.block(side, bias, *decoder_inputs), down)
+        return self.block(self.mix(side, down), bias, *decoder_inputs)
+
+
+class SideStack(nn.Module):
+    """The side encoder or decoder: first downsample, rungs on the kept layers, and the family's final norm."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig, *, decoder: bool) -> None:
+        super().__init__()
+        layers = config.decoder_layers if decoder else config.encoder_layers
+        assert isinstance(layers, tuple)
+        family, shape = family_of(backbone), side_shape(config, backbone)
+        self.layers, self.dropout = layers, config.dropout
+        self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
+        self.rungs = nn.ModuleList(Rung(config, backbone, shape, decoder=decoder) for _ in layers)
+        if layers:
+            self.relative_bias = family.relative_bias(backbone, decoder=decoder)
+        self.final_norm = family.final_norm(shape)
+
+    def encode(self, taps: Taps) -> Tensor:
+        """(B, S, d) after the final norm."""
+        side = self._start(taps)
+        if not self.layers:
+            return self._finish(side)
+        tokens = taps.mask.shape[1]
+        bias = self.relative_bias(tokens, tokens) + padding_bias(taps.mask, side.dtype)
+        for layer, rung in zip(self.layers, self.rungs, strict=True):
+            side = rung(side, taps.blocks[layer], bias)
+        return self._finish(side)
+
+    def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
+        """(B, T, d) after the final norm, reading the side encoder's `memory` (B, S, d)."""
+        side = self._start(taps)
+        queries = taps.mask.shape[1]
+        keys = (cache.length if cache else 0) + queries
+        if self.layers:
+            bias = self.relative_bias(queries, keys) + causal_bias(queries, keys, side.dtype, side.device)
+            if cache and cache.valid is not None:
+                bias = bias + padding_bias(cache.valid, side.dtype)
+            memory_bias = padding_bias(memory_mask, side.dtype)
+            for index, (layer, rung) in enumerate(zip(self.layers, self.rungs, strict=True)):
+                own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
+                side = rung(side, taps.blocks[layer], bias, memory, memory_bias, own, cross)
+        if cache:
+            cache.length = keys
+        return self._finish(side)
+
+    def _start(self, taps: Taps) -> Tensor:
+        embeddings = taps.embeddings.to(self.first_downsample.weight.dtype)
+        return self.first_downsample(F.dropout(embeddings, self.dropout, self.training))
+
+    def _finish(self, side: Tensor) -> Tensor:
+        if isinstance(self.final_norm, nn.Identity):
+            return side  # the last block has normed it and dropped out
+        return F.dropout(self.final_norm(side), self.dropout, self.training)
+
+
+class MlpHead(nn.Module):
+    """BART's classification head: two layers with a tanh between them, at the backbone's width."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, D) to (B, outputs)."""
+        inner = torch.tanh(self.dense(F.dropout(state, self.dropout, self.training)))
+        return self.out(F.dropout(inner, self.dropout, self.training))
+
+
+class SideNetwork(nn.Module):
+    """All rungs, and a head: upsample into the backbone's LM head, or one of its own on the side encoder."""
+
+    def __init__(self, config: SideConfig, backbone: BackboneConfig) -> None:
+        """Weights are at their random start; see `reset`.
+
+        Raises:
+            SideConfigError: the shape does not fit the backbone.
+        """
+        super().__init__()
+        self.config = config.resolve(backbone)
+        width = side_shape(self.config, backbone).width
+        self.encoder = SideStack(self.config, backbone, decoder=False)
+        if self.config.has_decoder:
+            self.decoder = SideStack(self.config, backbone, decoder=True)
+            if self.config.merge_last:
+                self.merge_logit = nn.Parameter(torch.full((1,), self.config.merge_start))
+        if self.config.head != "linear":
+            self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
+        if self.config.head == "linear":
+            self.head = nn.Linear(width, self.config.outputs)
+            if self.config.words:
+                self.words = nn.Linear(backbone.d_model, self.config.outputs, bias=False)
+        elif self.config.head == "mlp":
+            self.head = MlpHead(backbone.d_model, self.config.outputs, self.config.dropout)
+        if not self.encoder.first_downsample.weight.is_meta:
+            self.reset(backbone)
+
+    @property
+    def encoder_depth(self) -> int | None:
+        """Backbone encoder blocks that it needs; None: all, and the decoder (text head)."""
+        layers = self.encoder.layers
+        return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
+
+    def encode(self, taps: Taps) -> Tensor:
+        """The side encoder: (B, S, d), what the side decoder or a linear head reads."""
+        return self.encoder.encode(taps)
+
+    def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
+        """The side decoder, upsampled: (B, T, D), ready for `Backbone.logits`.
+
+        Args:
+            taps: the backbone decoder's, for the new tokens.
+            memory: (B, S, d), from `encode`.
+            memory_mask: (B, S) bool.
+            cache: extended in place; from `decoder_cache`.
+        """
+        state = self.upsample(self.decoder.decode(taps, memory, memory_mask, cache))
+        if not self.config.merge_last:
+            return state
+        assert taps.final is not None
+        keep = torch.sigmoid(self.merge_logit / self.config.gate_temperature)
+        return keep * state + (1 - keep) * taps.final
+
+    def cross_kv(self, memory: Tensor) -> CrossKV:
+        """The keys and values that the side decoder's rungs read of `memory` (B, S, d), from `encode`."""
+        return cross_kv((rung.block for rung in self.decoder.rungs if isinstance(rung, Rung)), memory)
+
+    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """What a head of its own says, (B, outputs) in float32: linear of the mean of real tokens, mlp of the last."""
+        if self.config.head == "mlp":
+            return self.head(self.upsample(last_of_real(memory, mask)).float())
+        return self.head(mean_of_real(memory, mask))
+
+    def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
+        """As `read`; with `config.words` plus what a linear layer says to the mean of the tokens' embeddings."""
+        said = self.read(memory, taps.mask)
+        return said + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else said
+
+    def decoder_cache(self) -> DecoderCache:
+        return DecoderCache(len(self.decoder.layers))
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Add nothing to the state that `merge_last` mixes with: the answer is the backbone's own (its logits times one
+        minus the gate) until training moves the upsample."""
+        for parameter in self.upsample.parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
+    def reset(self, backbone: BackboneConfig, generator: torch.Generator | None = None) -> None:
+        """Random start as the authors': normal, with the family's deviations; norms 1, biases 0."""
+        family = family_of(backbone)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | RelativeBias):
+                part = name.rsplit(".", 1)[-1]
+                std = family.start_std(part if ".block." in name or part == "relative_bias" else None, backbone)
+                start = torch.empty(module.weight.shape).normal_(0, std, generator=generator)
+                module.weight.copy_(start)
+            elif isinstance(module, RMSNorm | nn.LayerNorm):
+                module.weight.fill_(1)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                module.bias.zero_()
+
+
+def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) in float32: the mean of (B, S, D) where `mask` (B, S) is True."""
+    weights = mask[:, :, None].float()
+    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def last_of_real(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, D): the last of (B, S, D) where `mask` (B, S) is True, wherever the padding stands."""
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:
+    """The backbone's block divided by r; the number of heads stays."""
+    return family_of(backbone).shape(backbone, config.reduction, config.dropout)
+
+
+def forward(backbone: Backbone, side: SideNetwork, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+    """Teacher-forced logits (B, T, V) of one side network: the plain path, as the method's authors run it."""
+    taps = backbone.encode(ids, mask)
+    assert taps.final is not None
+    decoder_taps = backbone.decode(decoder_ids, taps.final, mask)
+    return backbone.logits(side.decode(decoder_taps, side.encode(taps), mask))

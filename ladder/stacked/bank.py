@@ -1,0 +1,182 @@
+"""Where side networks live on the device: one row of numbers each, side by side with those of their shape.
+
+Publishing copies a row into a free slot: nothing is restacked, whatever else is resident. A slot is free again when the
+last `StackedSide` that holds it is gone, so a batch in flight keeps its side networks.
+"""
+
+import ctypes
+import heapq
+import mmap
+import sys
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ladder.backbone.model import Backbone
+from ladder.side.network import SideNetwork
+from ladder.stacked.heads import head_of
+from ladder.stacked.layout import StackShape, fold, layout_of, shape_of
+from ladder.stacked.network import Chunk, Side, StackedSide
+from ladder.stacked.products import Buckets
+
+FEWEST_SLOTS = 16
+"""Of a chunk. A new one has as many as its shape has already, so that there are few."""
+MOST_BYTES = 2**30
+"""Of a chunk, or the fewest slots. On a CPU, a slot takes no memory before it is filled; see `SideBank.trim`."""
+
+
+@dataclass(slots=True, eq=False)
+class ShapePool:
+    """The chunks of one shape, and their free slots, the first ones first: side networks in a row need no gathering."""
+
+    shape: StackShape
+    dtype: torch.dtype
+    device: torch.device
+    buckets: Buckets
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    used: dict[int, int] = field(default_factory=dict)
+    free: list[tuple[int, int]] = field(default_factory=list)
+    stale: set[tuple[int, int]] = field(default_factory=set)
+    """Free ones that still take the memory of what was in them."""
+    made: int = 0
+
+    @property
+    def slots(self) -> int:
+        return sum(len(chunk.rows) for chunk in self.chunks.values())
+
+    @property
+    def row_bytes(self) -> int:
+        return layout_of(self.shape).size * self.dtype.itemsize
+
+    def take(self) -> tuple[Chunk, int]:
+        if not self.free:
+            self._grow()
+        number, slot = heapq.heappop(self.free)
+        self.used[number] += 1
+        self.stale.discard((number, slot))
+        return self.chunks[number], slot
+
+    def give(self, number: int, slot: int) -> None:
+        self.used[number] -= 1
+        heapq.heappush(self.free, (number, slot))
+        self.stale.add((number, slot))
+        if not self.used[number]:
+            del self.chunks[number], self.used[number]
+            self.free = sorted(each for each in self.free if each[0] != number)
+            self.stale = {each for each in self.stale if each[0] != number}
+
+    def trim(self) -> int:
+        given = sum(give_back(self.chunks[number].rows[slot]) for number, slot in self.stale)
+        self.stale.clear()
+        return given
+
+    def _grow(self) -> None:
+        most = max(FEWEST_SLOTS, MOST_BYTES // self.row_bytes)
+        count = min(max(FEWEST_SLOTS, self.slots), most)
+        rows = torch.empty(count, layout_of(self.shape).size, dtype=self.dtype, device=self.device)
+        self.chunks[self.made], self.used[self.made] = Chunk(self.made, self.shape, rows, self.buckets), 0
+        for slot in range(count):
+            heapq.heappush(self.free, (self.made, slot))
+        self.made += 1
+
+
+class SideBank:
+    """All stackable side networks of one backbone, on its device. One a server.
+
+    Thread-safe: a loader adds while the device thread reads.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._shelves: dict[StackShape, ShapePool] = {}
+        self._buckets = Buckets()
+        self._lock = threading.Lock()
+        self._gone: deque[tuple[StackShape, int, int]] = deque()  # filled by the garbage collector, who takes no lock
+
+    def add(self, side: SideNetwork) -> Side:
+        """A handle that holds `side`'s weights in a slot; `side` itself where it cannot be stacked (see `shape_of`).
+
+        It is folded in float32, so give it in that where it is at hand; the slot has the backbone's dtype.
+        """
+        shape = shape_of(side, self._backbone.config)
+        if shape is None:
+            return side
+        row, head = fold(side, shape), head_of(side)
+        head = head.to(self._backbone.device) if head else None
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            chunk, slot = self._take(shape)
+            try:
+                self._write(chunk.rows[slot], row)
+            except BaseException:
+                self._gone.append((shape, chunk.number, slot))
+                raise
+        handle = StackedSide(side.config, chunk, slot, head)
+        weakref.finalize(handle, self._gone.append, (shape, chunk.number, slot)).atexit = False
+        return handle
+
+    @property
+    def slots(self) -> int:
+        """Taken ones."""
+        with self._lock:
+            self._settle()
+            return sum(sum(shelf.used.values()) for shelf in self._shelves.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of the taken slots."""
+        with self._lock:
+            self._settle()
+            return sum(sum(shelf.used.values()) * shelf.row_bytes for shelf in self._shelves.values())
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Of all slots. On a CPU, free ones hold no memory once trimmed."""
+        with self._lock:
+            self._settle()
+            return sum(shelf.slots * shelf.row_bytes for shelf in self._shelves.values())
+
+    def trim(self) -> int:
+        """On a CPU, give the system the memory of what free slots held, in bytes: a millisecond for 5 MB."""
+        with self._lock:
+            self._settle()
+            return sum(shelf.trim() for shelf in self._shelves.values())
+
+    def _take(self, shape: StackShape) -> tuple[Chunk, int]:
+        self._settle()
+        if shape not in self._shelves:
+            self._shelves[shape] = ShapePool(shape, self._backbone.dtype, self._backbone.device, self._buckets)
+        return self._shelves[shape].take()
+
+    def _settle(self) -> None:
+        """Free the slots of the handles that are gone."""
+        while self._gone:
+            shape, number, slot = self._gone.popleft()
+            shelf = self._shelves[shape]
+            shelf.give(number, slot)
+            if not shelf.chunks:
+                del self._shelves[shape]
+
+    def _write(self, slot: Tensor, row: Tensor) -> None:
+        if slot.is_cuda:
+            torch.cuda.synchronize(slot.device)  # a batch that let go of this slot may not be through with it
+        slot.copy_(row)
+        if slot.is_cuda:
+            torch.cuda.synchronize(slot.device)  # weights must land before readers see them
+
+
+def give_back(tensor: Tensor) -> int:
+    """Give the whole pages under a contiguous tensor back to the system: its values are lost, and it takes memory again
+    where it is written to. Bytes; 0 on a GPU, and where the system is not Linux.
+    """
+    if tensor.device.type != "cpu" or sys.platform != "linux":
+        return 0
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last <= first:
+        return 0
+    failed = ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+    return 0 if failed else last - first

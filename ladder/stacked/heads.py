@@ -1,0 +1,86 @@
+"""Heads of a stacked side network's own, with the side encoder's final norm folded in. In float32: they say answers."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ladder.side.network import MlpHead, SideNetwork, last_of_real, mean_of_real
+from ladder.stacked.layout import norm_of
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLinear:
+    """On the mean of the side encoder's real tokens and, with `words`, on the mean of the backbone's embeddings."""
+
+    weight: Tensor
+    """(outputs, d)."""
+    bias: Tensor
+    words: Tensor | None
+    """(outputs, D)."""
+
+    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """(B, outputs) of a memory (B, S, d) without its norm's weight."""
+        return self.of_mean(mean_of_real(memory, mask))
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """(B, outputs) of the mean (B, d) in float32."""
+        return F.linear(mean, self.weight, self.bias)
+
+    def of_words(self, mean: Tensor) -> Tensor | int:
+        """What is added for the mean embeddings (B, D) in float32."""
+        return 0 if self.words is None else F.linear(mean, self.words)
+
+    def to(self, device: torch.device) -> Self:
+        words = None if self.words is None else self.words.to(device)
+        return type(self)(self.weight.to(device), self.bias.to(device), words)
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.nbytes for each in (self.weight, self.bias, self.words) if each is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedMlp:
+    """On the last real token of the side encoder, upsampled."""
+
+    upsample: Tensor
+    """(D, d)."""
+    bias: Tensor
+    head: MlpHead
+
+    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """(B, outputs) of a memory (B, S, d) without its norm's weight."""
+        return self.head(F.linear(last_of_real(memory, mask).float(), self.upsample, self.bias))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.upsample.to(device), self.bias.to(device), self.head.to(device))
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.nbytes for each in (self.upsample, self.bias, *self.head.parameters()))
+
+
+Head = StackedLinear | StackedMlp
+
+
+@torch.no_grad()
+def head_of(side: SideNetwork) -> Head | None:
+    """A copy of `side`'s head; None where it speaks through the backbone's."""
+    if side.config.has_decoder:
+        return None
+    norm, head = norm_of(side.encoder.final_norm), side.head
+    if isinstance(head, MlpHead):
+        copy = MlpHead(head.dense.in_features, head.out.out_features, 0.0)
+        copy.load_state_dict(head.state_dict())
+        upsample = side.upsample.weight.float() * norm
+        return StackedMlp(upsample, _bias(side.upsample), copy.eval().requires_grad_(False))
+    words = side.words.weight.detach().float().clone() if side.config.words else None
+    return StackedLinear(head.weight.float() * norm, _bias(head), words)
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    found = linear.bias
+    return linear.weight.new_zeros(linear.out_features).float() if found is None else found.detach().float().clone()

@@ -1,0 +1,231 @@
+"""How a side network becomes one row of numbers, so that many of one shape can be computed as one.
+
+What differs between side networks without changing the arithmetic is folded away: gate, temperature and missing gates
+into a `keep` for each channel and into the downsample; norms' weights into what follows them; q, k, v into one matrix,
+as the two halves of a gated feed-forward, and all rungs' keys and values of the memory. Equal to the module but for
+rounding. Knows tensors only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ladder.backbone.families.t5 import BiasedBlock
+from ladder.backbone.layers import Block, RelativeBias, RMSNorm
+from ladder.config import BackboneConfig
+from ladder.side.network import Rung, SideNetwork, SideStack, side_shape
+
+ALIGNED = 16
+"""Numbers: every part begins at a multiple of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackShape:
+    """What side networks must share to be computed as one. Letters as everywhere: D, d, H."""
+
+    tap_width: int
+    width: int
+    heads: int
+    head_width: int
+    hidden: int
+    gated: bool
+    epsilon: float
+    encoder_layers: tuple[int, ...]
+    decoder_layers: tuple[int, ...] | None
+    """None: no side decoder."""
+    mix_after: bool
+    own_biases: bool
+    """Every rung has a relative bias, instead of each stack."""
+    buckets: int
+    max_distance: int
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.head_width
+
+    def layers(self, stack: str) -> tuple[int, ...]:
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers or ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a parameter stands in a row of numbers."""
+
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The parts of a row, by name; vectors first. Made by `layout_of`."""
+
+    parts: dict[str, Part]
+    vectors: int
+    """Numbers that the vectors take, at the row's beginning."""
+    size: int
+    """Numbers in all."""
+
+
+def shape_of(side: SideNetwork, backbone: BackboneConfig) -> StackShape | None:
+    """None where `side` cannot be computed together with others: another family's blocks, merge_last."""
+    shape, config = side_shape(side.config, backbone), side.config
+    assert isinstance(config.encoder_layers, tuple)
+    assert isinstance(config.decoder_layers, tuple)
+    stacks = [side.encoder, *([side.decoder] if config.has_decoder else [])]
+    blocks = {type(rung.block) for stack in stacks for rung in _rungs(stack)}
+    norms = {type(stack.final_norm) for stack in stacks}
+    plain = shape.scale == 1 and not shape.bias and shape.activation == "relu"
+    if config.merge_last or not plain or norms != {RMSNorm} or not (blocks <= {Block} or blocks == {BiasedBlock}):
+        return None
+    return StackShape(
+        tap_width=backbone.d_model,
+        width=shape.width,
+        heads=shape.heads,
+        head_width=shape.head_width,
+        hidden=shape.hidden,
+        gated=shape.gated,
+        epsilon=shape.epsilon,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers if config.has_decoder else None,
+        mix_after=config.mix_after,
+        own_biases=BiasedBlock in blocks,
+        buckets=backbone.relative_attention_num_buckets,
+        max_distance=backbone.relative_attention_max_distance,
+    )
+
+
+@lru_cache(maxsize=256)
+def layout_of(shape: StackShape) -> Layout:
+    """Where each of its parameters stands."""
+    named = list(_parts(shape))
+    ordered = [each for each in named if len(each[1]) == 1] + [each for each in named if len(each[1]) > 1]
+    parts, place, vectors = {}, 0, 0
+    for name, size in ordered:
+        parts[name] = Part(place, size)
+        place += -(-prod(size) // ALIGNED) * ALIGNED
+        vectors = place if len(size) == 1 else vectors
+    return Layout(parts, vectors, place)
+
+
+def _parts(shape: StackShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner, hidden = shape.width, shape.inner, shape.hidden * (2 if shape.gated else 1)
+    relative = (shape.heads, shape.buckets)
+    for stack in ("encoder", "decoder") if shape.decoder_layers is not None else ("encoder",):
+        yield f"{stack}.start.bias", (width,)
+        yield f"{stack}.start", (shape.tap_width, width)
+        if shape.layers(stack) and not shape.own_biases:
+            yield f"{stack}.relative", relative
+        for index in range(len(shape.layers(stack))):
+            name = f"{stack}.{index}"
+            yield f"{name}.keep", (width,)
+            yield f"{name}.bias", (width,)
+            yield f"{name}.down", (shape.tap_width, width)
+            yield f"{name}.qkv", (width, 3 * inner)
+            yield f"{name}.o", (inner, width)
+            if stack == "decoder":
+                yield f"{name}.cross.q", (width, inner)
+                yield f"{name}.cross.o", (inner, width)
+            yield f"{name}.wi", (width, hidden)
+            yield f"{name}.wo", (shape.hidden, width)
+            if shape.own_biases:
+                yield f"{name}.relative", relative
+    if shape.decoder_layers is not None:
+        yield "decoder.memory", (width, 2 * inner * len(shape.decoder_layers))
+        yield "upsample.bias", (shape.tap_width,)
+        yield "upsample", (width, shape.tap_width)
+
+
+@torch.no_grad()
+def fold(side: SideNetwork, shape: StackShape) -> Tensor:
+    """`side`'s weights as `layout_of(shape)` has them, (numbers,) in float32, on its device."""
+    layout, found = layout_of(shape), dict(_folded(side))
+    row = next(side.parameters()).new_zeros(layout.size, dtype=torch.float32)
+    for name, part in layout.parts.items():
+        row[part.start : part.stop].view(part.shape).copy_(found[name])
+    return row
+
+
+def _folded(side: SideNetwork) -> Iterator[tuple[str, Tensor]]:
+    yield from _stack("encoder", side.encoder)
+    if not side.config.has_decoder:
+        return
+    yield from _stack("decoder", side.decoder)
+    memory, said = norm_of(side.encoder.final_norm), norm_of(side.decoder.final_norm)
+    crossing = [_block(rung).cross_attention for rung in _rungs(side.decoder)]
+    projections = [_matrix(linear, memory) for each in crossing for linear in (each.k, each.v)]
+    yield "decoder.memory", torch.cat(projections, 1) if projections else memory.new_zeros(len(memory), 0)
+    yield "upsample", _matrix(side.upsample, said)
+    yield "upsample.bias", _bias(side.upsample)
+
+
+def _stack(name: str, stack: SideStack) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.start", _matrix(stack.first_downsample)
+    yield f"{name}.start.bias", _bias(stack.first_downsample)
+    if stack.layers and isinstance(stack.relative_bias, RelativeBias):
+        yield f"{name}.relative", stack.relative_bias.weight.float().T
+    for index, rung in enumerate(_rungs(stack)):
+        for part, tensor in _rung(rung):
+            yield f"{name}.{index}.{part}", tensor
+
+
+def _rung(rung: Rung) -> Iterator[tuple[str, Tensor]]:
+    block, (keep, take) = _block(rung), gate_of(rung)
+    yield "keep", keep
+    yield "down", _matrix(rung.downsample) * take
+    yield "bias", _bias(rung.downsample) * take
+    norm = norm_of(block.attention_norm)
+    own, feed = block.attention, block.feed_forward
+    yield "qkv", torch.cat([_matrix(linear, norm) for linear in (own.q, own.k, own.v)], 1)
+    yield "o", _matrix(own.o)
+    if hasattr(block, "cross_attention"):
+        yield "cross.q", _matrix(block.cross_attention.q, norm_of(block.cross_norm))
+        yield "cross.o", _matrix(block.cross_attention.o)
+    into = (feed.wi_0, feed.wi_1) if feed.gated else (feed.wi,)
+    yield "wi", torch.cat([_matrix(linear, norm_of(block.feed_norm)) for linear in into], 1)
+    yield "wo", _matrix(feed.wo)
+    if isinstance(block, BiasedBlock):
+        yield "relative", block.relative_bias.weight.float().T
+
+
+def gate_of(rung: Rung) -> tuple[Tensor, Tensor]:
+    """What the side state and the downsampled tap are multiplied by, (d,) each, in float32."""
+    ones = torch.ones(rung.downsample.out_features, device=rung.downsample.weight.device)
+    if rung.kind == "none":
+        return ones, ones
+    if rung.kind == "one":
+        return ones, ones * 0
+    keep = torch.sigmoid(rung.gate_logit.float() / rung.temperature) * ones
+    return keep, 1 - keep
+
+
+def _matrix(linear: nn.Linear, norm: Tensor | None = None) -> Tensor:
+    """(in, out) in float32, after a norm's weight (in,)."""
+    weight = linear.weight.float().T
+    return weight if norm is None else norm[:, None] * weight
+
+
+def _bias(linear: nn.Linear) -> Tensor:
+    return torch.zeros(linear.out_features, device=linear.weight.device) if linear.bias is None else linear.bias.float()
+
+
+def norm_of(norm: nn.Module) -> Tensor:
+    """What a state divided by its length is to be multiplied by."""
+    assert isinstance(norm, RMSNorm)
+    return norm.weight.float() * len(norm.weight) ** 0.5
+
+
+def _block(rung: Rung) -> Block:
+    assert isinstance(rung.block, Block)
+    return rung.block
+
+
+def _rungs(stack: SideStack) -> list[Rung]:
+    return [rung for rung in stack.rungs if isinstance(rung, Rung)]

@@ -1,0 +1,304 @@
+"""Side networks of one shape as one computation: rows of any of them, in any order, at the price of one's.
+
+The weights lie in chunks, a row of numbers for each side network (see `ladder.stacked.layout`); rows of equal numbers
+are computed by batched matrix products on views of them. Equal to the modules but for rounding. Never trained.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ladder.backbone.kv_cache import CrossKV, DecoderCache, KeyValues
+from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
+from ladder.backbone.model import Taps
+from ladder.config import SideConfig
+from ladder.side.network import SideNetwork, mean_of_real
+from ladder.stacked.grouping import Gather, adjacent, group_rows
+from ladder.stacked.heads import Head, StackedLinear
+from ladder.stacked.layout import StackShape, layout_of
+from ladder.stacked.products import Buckets, Products
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Slots for side networks of one shape."""
+
+    number: int
+    shape: StackShape
+    rows: Tensor
+    """(slots, numbers)."""
+    buckets: Buckets
+
+
+@dataclass(frozen=True, eq=False)
+class StackedSide:
+    """A side network in a slot, which is free again when this is gone. Answers as a `SideNetwork` does."""
+
+    config: SideConfig
+    chunk: Chunk
+    slot: int
+    head: Head | None
+    """None: it speaks through the backbone's."""
+
+    @property
+    def shape(self) -> StackShape:
+        return self.chunk.shape
+
+    @property
+    def encoder_depth(self) -> int | None:
+        """Backbone encoder blocks that it needs; None: all, and the decoder (text head)."""
+        layers = self.shape.encoder_layers
+        return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights on the device."""
+        return self.chunk.rows[self.slot].nbytes + (self.head.bytes if self.head else 0)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Chunk and slot."""
+        return self.chunk.number, self.slot
+
+    def encode(self, taps: Taps) -> Tensor:
+        """As `SideNetwork.encode`, but for the final norm's weight, which is folded into what reads it."""
+        return StackedBatch([self] * len(taps.mask)).encode(taps)
+
+    def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
+        """As `SideNetwork.decode`, of a memory from `encode`."""
+        return StackedBatch([self] * len(taps.mask)).decode(taps, memory, memory_mask, cache)
+
+    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+        """As `SideNetwork.read`, of a memory from `encode`."""
+        assert self.head is not None
+        return self.head.read(memory, mask)
+
+    def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
+        """As `SideNetwork.read_all`, of a memory from `encode`."""
+        said = self.read(memory, taps.mask)
+        if isinstance(self.head, StackedLinear) and self.head.words is not None:
+            said = said + self.head.of_words(mean_of_real(taps.embeddings, taps.mask))
+        return said
+
+    def decoder_cache(self) -> DecoderCache:
+        return DecoderCache(len(self.shape.decoder_layers or ()))
+
+
+Side = SideNetwork | StackedSide
+
+
+class StackedBatch:
+    """Rows of side networks of one shape: which row is whose. Made for a batch; holds its side networks.
+
+    Computes in an order of its own (`ladder.stacked.grouping`); whoever gives rows in that order saves two copies.
+    """
+
+    def __init__(self, sides: Sequence[StackedSide]) -> None:
+        """
+        Args:
+            sides: of each row, in any order, at least one.
+
+        Raises:
+            ValueError: side networks of several shapes.
+        """
+        self.shape, self._sides = sides[0].shape, sides
+        if any(side.shape is not self.shape and side.shape != self.shape for side in sides):
+            raise ValueError("side networks of different shapes cannot be computed together: make a lineup of each")
+        self._layout, self._device = layout_of(self.shape), sides[0].chunk.rows.device
+        self._buckets = sides[0].chunk.buckets
+        chunks = sorted({id(side.chunk): side.chunk for side in sides}.values(), key=lambda chunk: chunk.number)
+        numbers = {id(chunk): number for number, chunk in enumerate(chunks)}  # their own are unique in one bank alone
+        self._order, self._runs = group_rows([(numbers[id(side.chunk)], side.slot) for side in sides])
+        self._products = Products(self._layout, self._runs, [chunk.rows for chunk in chunks])
+        self._inside = self._outside = None
+        if adjacent(self._order) is None:
+            self._inside = torch.tensor(self._order, device=self._device)
+            self._outside = self._inside.argsort()
+        self._vectors = self._of_rows(self._products.vectors)[:, None]
+        least = (self.shape.width * self.shape.epsilon) ** 0.5
+        self._least = torch.full((), least, device=self._device)
+
+    @property
+    def layers(self) -> int:
+        """Rungs of the side decoders."""
+        return len(self.shape.decoder_layers or ())
+
+    def encode(self, taps: Taps, inputs: Sequence[int] | None = None) -> Tensor:
+        """The side encoders: (B, S, d), for `decode` or a head. Without the final norm's weight, which is in those.
+
+        Args:
+            inputs: the row of `taps` that each row reads; None: its own.
+        """
+        reads = self._reads(inputs)
+        state = self._start("encoder", taps, reads)
+        tokens, bias = state.shape[1], None
+        padding = padding_bias(reads.rows(taps.mask), state.dtype)
+        for index, layer in enumerate(self.shape.encoder_layers):
+            name = f"encoder.{index}"
+            if bias is None or self.shape.own_biases:
+                bias = self._relative(name, tokens, tokens) + padding
+            self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._look_around, name, bias))
+        return self._to_given(self._norm(state))
+
+    def cross_kv(self, memory: Tensor) -> CrossKV:
+        """The keys and values that each side decoder's rung reads of `memory` (B, S, d), from `encode`."""
+        if not self.layers:
+            return []
+        said = self._to_given(self._products.fresh("decoder.memory", self._to_computed(memory)))
+        pairs = said.unflatten(2, (self.layers, 2, self.shape.heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        return [(keys, values) for keys, values in pairs]
+
+    def decode(
+        self,
+        taps: Taps,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: DecoderCache | None = None,
+        inputs: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The side decoders, upsampled: (B, T, D), ready for `Backbone.logits`.
+
+        Args:
+            taps: the backbone decoder's, for the new tokens.
+            memory: (B, S, d), from `encode`. Not looked at where the cache has its keys and values.
+            memory_mask: (B, S) bool.
+            cache: extended in place; from `decoder_cache`. Its rows are in the given order.
+            inputs: the row of `taps` that each row reads; None: its own.
+        """
+        reads = self._reads(inputs)
+        state = self._start("decoder", taps, reads)
+        queries, bias = state.shape[1], None
+        keys = (cache.length if cache else 0) + queries
+        visible = self._visible(queries, keys, state.dtype, cache)
+        cross_kv, memory_bias = self._cached_crossings(memory, cache), padding_bias(memory_mask, state.dtype)
+        for index, layer in enumerate(self.shape.decoder_layers or ()):
+            name = f"decoder.{index}"
+            if visible is not None and (bias is None or self.shape.own_biases):
+                bias = self._to_given(self._relative(name, queries, keys)) + visible
+            back = partial(self._look_back, name, bias, cache.own[index] if cache else None)
+            across = partial(self._look_across, name, memory_bias, *cross_kv[index])
+            self._rung(name, state, reads.of_runs(taps.blocks[layer]), back, across)
+        if cache:
+            cache.length = keys
+        said = self._products.fresh("upsample", self._norm(state))
+        return self._to_given(said.add_(self._vector("upsample.bias")))
+
+    def decoder_cache(self) -> DecoderCache:
+        return DecoderCache(self.layers)
+
+    def _visible(self, queries: int, keys: int, dtype: torch.dtype, cache: DecoderCache | None) -> Tensor | None:
+        """What hides later tokens and other rows' columns, (B or 1, 1, queries, keys); None where a first token sees
+        itself alone, so that its attention is its value."""
+        if keys == 1 and cache is None:
+            return None
+        bias = causal_bias(queries, keys, dtype, self._device)
+        return bias if cache is None or cache.valid is None else bias + padding_bias(cache.valid, dtype)
+
+    def _cached_crossings(self, memory: Tensor, cache: DecoderCache | None) -> CrossKV:
+        if cache is None:
+            return self.cross_kv(memory)
+        known = [(entry.keys, entry.values) for entry in cache.cross]
+        if all(keys is None for keys, _ in known):
+            return [entry.extend(*pair) for entry, pair in zip(cache.cross, self.cross_kv(memory), strict=True)]
+        return [(keys, values) for keys, values in known if keys is not None and values is not None]
+
+    def _start(self, stack: str, taps: Taps, reads: Gather) -> Tensor:
+        name, tokens = f"{stack}.start", taps.embeddings.shape[1]
+        return self._products.fresh_of(name, reads.of_runs(taps.embeddings), tokens).add_(self._vector(f"{name}.bias"))
+
+    def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *looks: Callable[[Tensor], None]) -> None:
+        """In place: one rung, with the attentions `looks`, each of which adds to the state."""
+        if not self.shape.mix_after:
+            self._mix(name, state, down)
+        for look in looks:
+            look(state)
+        self._feed(name, state)
+        if self.shape.mix_after:
+            self._mix(name, state, down)
+
+    def _mix(self, name: str, state: Tensor, down: Sequence[Tensor]) -> None:
+        torch.addcmul(self._vector(f"{name}.bias"), state, self._vector(f"{name}.keep"), out=state)
+        self._products.add_of(state, f"{name}.down", down)
+
+    def _look_around(self, name: str, bias: Tensor, state: Tensor) -> None:
+        """The side encoder's self-attention."""
+        said = self._products.into_room(f"{name}.qkv", self._norm(state), 3 * self.shape.inner, "qkv")
+        query, keys, values = map(self._split, said.chunk(3, -1))
+        self._products.add(state, f"{name}.o", self._attend(query, keys, values, bias))
+
+    def _look_back(self, name: str, bias: Tensor | None, own: KeyValues | None, state: Tensor) -> None:
+        """The side decoder's self-attention."""
+        said = self._products.fresh(f"{name}.qkv", self._norm(state))  # a cache may keep it
+        query, keys, values = self._to_given(said).chunk(3, -1)
+        mixed = values
+        if bias is not None:
+            pair = self._split(keys), self._split(values)
+            pair = own.extend(*pair) if own is not None else pair
+            mixed = self._attend(self._split(query), *pair, bias)
+        self._products.add(state, f"{name}.o", self._to_computed(mixed))
+
+    def _look_across(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
+        """The side decoder's attention to the memory."""
+        query = self._products.into_room(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
+        mixed = self._attend(self._split(self._to_given(query)), keys, values, bias)
+        self._products.add(state, f"{name}.cross.o", self._to_computed(mixed))
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """(B, T, H * head_width) of (B, H, T, head_width)."""
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _feed(self, name: str, state: Tensor) -> None:
+        hidden = self.shape.hidden
+        inner = self._products.into_room(f"{name}.wi", self._norm(state), hidden * (2 if self.shape.gated else 1), "wi")
+        if self.shape.gated:
+            gate, value = inner.chunk(2, -1)
+            inner = gelu_tanh(gate).mul_(value)
+        else:
+            inner.relu_()
+        self._products.add(state, f"{name}.wo", inner)
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(B, T, H * head_width) to (B, H, T, head_width)."""
+        return projected.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
+
+    def _norm(self, state: Tensor) -> Tensor:
+        """The RMS norm but for its weight and the square root of d: both are in the matrices that follow."""
+        length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.div(state, torch.hypot(length, self._least)).to(state.dtype)
+
+    def _relative(self, name: str, queries: int, keys: int) -> Tensor:
+        """(B, H, queries, keys) of a rung, in the order of computation."""
+        shape, both_ways = self.shape, name.startswith("encoder")
+        weights = self._products.all(f"{name if shape.own_biases else name.split('.')[0]}.relative")
+        table = self._buckets.table(queries, keys, shape.buckets, shape.max_distance, both_ways, self._device)
+        biases = weights.reshape(-1, shape.buckets).index_select(1, table)
+        return self._of_rows(biases.view(-1, shape.heads, queries, keys))
+
+    def _vector(self, name: str) -> Tensor:
+        """(B or 1, 1, width)."""
+        part = self._layout.parts[name]
+        return self._vectors.narrow(2, part.start, part.stop - part.start)
+
+    def _of_rows(self, each: Tensor) -> Tensor:
+        """Of something for each side network, the same for each row, in the order of computation; (1, ...) for one."""
+        counts = [run.rows for run in self._runs for _ in range(run.count)]
+        if len(each) == 1 or counts == [1] * len(each):
+            return each
+        return each.repeat_interleave(torch.tensor(counts, device=self._device), 0, output_size=len(self._order))
+
+    def _reads(self, inputs: Sequence[int] | None) -> Gather:
+        reads = self._order if inputs is None else [inputs[row] for row in self._order]
+        return Gather(self._runs, reads, self._device)
+
+    def _to_given(self, computed: Tensor) -> Tensor:
+        if self._outside is None or len(computed) == 1:
+            return computed
+        return computed.index_select(0, self._outside)
+
+    def _to_computed(self, given: Tensor) -> Tensor:
+        return given if self._inside is None else given.index_select(0, self._inside)

@@ -1,0 +1,195 @@
+"""Our own door, `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate. Turns messages into calls of the service,
+and back.
+
+Raises what is wrong; the gate makes statuses of it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+
+from grpc.aio import ServicerContext
+
+from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from protos import sidecast_pb2 as pb
+from protos import sidecast_pb2_grpc
+from serving.api.call import Service, Tenants, code_name, counting, deadline_of
+from serving.api.status import status_of
+from serving.engine import Piece
+from serving.errors import InvalidInput
+from serving.metrics import Metrics
+from serving.pipeline import DecodingOverrides, Generated, InputRow, Prediction, Prompt
+from side_registry.task import TaskRef, TaskSpec
+
+
+class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
+    def __init__(self, service: Service, metrics: Metrics, tenants: Tenants | None = None) -> None:
+        self._service, self._metrics, self._tenants = service, metrics, tenants or Tenants()
+
+    async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
+        with counting(self._metrics, request.task) as counted:
+            ref = read_ref(request)
+            counted.deadline = deadline_of(context, _timeout(request))
+            prediction = await self._service.predict(
+                ref.task,
+                read_rows(request.rows),
+                version=ref.version,
+                alias=ref.alias,
+                deadline=counted.deadline,
+                generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
+                route_key=request.route_key,
+            )
+            counted.version = prediction.version
+            return write_prediction(prediction)
+
+    async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
+        start, refs, deadline = time.perf_counter(), [read_ref(task) for task in request.tasks], None
+        try:
+            deadline = deadline_of(context, _timeout(request))
+            outcomes = await self._service.predict_tasks(
+                refs,
+                read_rows(request.rows),
+                deadline=deadline,
+                generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
+                route_key=request.route_key,
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            self._count(refs, [error] * len(refs), start, deadline)
+            raise
+        self._count(refs, outcomes, start, deadline)
+        return pb.PredictTasksResponse(results=map(_write_result, request.tasks, outcomes))
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        with counting(self._metrics, request.task) as counted:
+            ref = read_ref(request)
+            counted.deadline = deadline_of(context, _timeout(request))
+            events = self._service.stream(
+                ref.task,
+                _read_row(request.row, "row"),
+                version=ref.version,
+                alias=ref.alias,
+                deadline=counted.deadline,
+                generation=read_generation(request.generation),
+                priority=request.priority,
+                tenant=self._tenants.of(context),
+                route_key=request.route_key,
+            )
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Generated):
+                        counted.version = event.prediction.version
+                    yield _write_event(event)
+
+    def _count(
+        self,
+        refs: Sequence[TaskRef],
+        outcomes: Sequence[Prediction | BaseException],
+        start: float,
+        deadline: float | None,
+    ) -> None:
+        seconds = time.perf_counter() - start
+        for ref, outcome in zip(refs, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                self._metrics.request(ref.task, None, code_name(outcome, deadline), seconds)
+            else:
+                self._metrics.request(ref.task, outcome.version, "OK", seconds)
+
+
+def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
+    """An empty alias is none."""
+    if message.HasField("version"):
+        return TaskRef(message.task, version=message.version)
+    return TaskRef(message.task, alias=message.alias or None)
+
+
+def read_rows(rows: Iterable[pb.Row]) -> list[InputRow]:
+    """Raises InvalidInput."""
+    return [_read_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
+
+
+def _read_row(row: pb.Row, where: str) -> InputRow:
+    whole = row.WhichOneof("whole")
+    if bool(row.fields) == bool(whole):
+        fault = "has more than one of fields, text and prompt" if whole else "is empty"
+        raise InvalidInput(where, f"{fault}; give exactly one of fields, text and prompt")
+    if whole == "text":
+        return row.text
+    return Prompt(row.prompt) if whole else dict(row.fields)
+
+
+def read_generation(message: pb.Generation) -> DecodingOverrides:
+    return DecodingOverrides({field.name: value for field, value in message.ListFields()})
+
+
+def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest) -> float | None:
+    """Seconds."""
+    if not request.HasField("timeout"):
+        return None
+    seconds = request.timeout.ToNanoseconds() / 1e9
+    if seconds <= 0:
+        raise InvalidInput("timeout", f"must be above 0 s, got {seconds} s")
+    return seconds
+
+
+def _write_result(task: pb.TaskRef, outcome: Prediction | Exception) -> pb.PredictTasksResponse.Result:
+    if isinstance(outcome, Exception):
+        return pb.PredictTasksResponse.Result(task=task, error=status_of(outcome))
+    return pb.PredictTasksResponse.Result(task=task, prediction=write_prediction(outcome))
+
+
+def write_prediction(prediction: Prediction) -> pb.PredictResponse:
+    response = pb.PredictResponse(
+        task=prediction.task,
+        version=prediction.version,
+        generation=prediction.generation,
+        alias=prediction.alias or "",
+        labels=_labels(prediction.spec),
+    )
+    for answer in prediction.answers:
+        _write_answer(response.answers.add(), answer)
+    return response
+
+
+def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
+    if isinstance(event, Piece):
+        return pb.GenerateResponse(text=event.text, tokens=event.tokens)
+    prediction, [answer] = event.prediction, event.prediction.answers
+    assert isinstance(answer, TextAnswer)
+    generated = pb.Generated(
+        task=prediction.task,
+        version=prediction.version,
+        generation=prediction.generation,
+        alias=prediction.alias or "",
+        text=answer.text,
+        finish_reason=event.finish_reason,
+        token_count=len(answer.tokens),
+    )
+    return pb.GenerateResponse(generated=generated)
+
+
+def _labels(spec: TaskSpec) -> Sequence[str]:
+    return spec.labels if spec.kind == "classification" else ()
+
+
+def _write_answer(message: pb.Answer, answer: Answer) -> None:
+    """In place: to copy messages into messages takes longer than to fill them."""
+    match answer:
+        case ClassAnswer():
+            classification = message.classification
+            classification.label, classification.score = answer.label, answer.score
+            classification.scores.extend(answer.scores)
+        case ValueAnswer():
+            message.regression.SetInParent()
+            message.regression.value = answer.value
+        case TextAnswer():
+            message.text.SetInParent()
+            message.text.text = answer.text
+        case VectorAnswer():
+            message.embedding.values.extend(answer.values)

@@ -1,0 +1,95 @@
+"""ModelStreamInfer: many requests over one stream of the Open Inference Protocol, each answered as it gets ready.
+
+A request that fails is told so, by its id, and the stream goes on, as Triton does it. Knows nothing of tasks.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+from protos import open_inference_pb2 as pb
+from serving.api.drain import Drain, end_tasks
+from serving.api.status import status_of
+from serving.errors import Draining
+
+FINAL = "triton_final_response"
+"""Parameter of a response: whether its request has no more of them."""
+
+MAX_REQUESTS = 1024
+"""In work at a time on one stream; the next ones are not read before."""
+MAX_UNREAD = 64
+"""Responses that wait for a caller who reads slowly; then its requests wait."""
+PATIENCE_S = 0.05
+"""Longest that a stream may have nothing to say while the server shuts down."""
+
+Answer = Callable[[pb.ModelInferRequest], AsyncGenerator[pb.ModelInferResponse, None]]
+
+
+class InferStream:
+    """One stream.
+
+    Args:
+        answer: tells one request's responses, or raises.
+    """
+
+    def __init__(self, answer: Answer, drain: Drain) -> None:
+        self._answer, self._drain = answer, drain
+        self._slots = asyncio.Semaphore(MAX_REQUESTS)
+        self._unread: asyncio.Queue[pb.ModelStreamInferResponse | Exception | None] = asyncio.Queue(MAX_UNREAD)
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def answer(
+        self, requests: AsyncIterator[pb.ModelInferRequest]
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """The responses, until the requests end and all are answered.
+
+        Raises:
+            Draining: the server shuts down, and what it had begun is answered.
+            InvalidInput: something that is no request.
+        """
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            while (told := await self._unread.get()) is not None:
+                if isinstance(told, Exception):
+                    raise told
+                yield told
+        finally:
+            await end_tasks({reading, *self._running})
+
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        """Begin every request; last, say how the stream ends."""
+        end: Exception | None = None
+        try:
+            async with aclosing(self._drain.arriving(requests, PATIENCE_S)) as arriving:
+                async for request in arriving:
+                    await self._slots.acquire()
+                    self._begin(request)
+        except Exception as error:
+            end = error
+        if self._running and (end is None or isinstance(end, Draining)):
+            await asyncio.wait(self._running)
+        await self._unread.put(end)
+
+    def _begin(self, request: pb.ModelInferRequest) -> None:
+        task = asyncio.create_task(self._serve(request))
+        self._running.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._slots.release()
+
+    async def _serve(self, request: pb.ModelInferRequest) -> None:
+        try:
+            with self._drain.call():
+                async with aclosing(self._answer(request)) as responses:
+                    async for response in responses:
+                        await self._unread.put(pb.ModelStreamInferResponse(infer_response=response))
+        except Exception as error:
+            await self._unread.put(_refusal(request, error))
+
+
+def _refusal(request: pb.ModelInferRequest, error: Exception) -> pb.ModelStreamInferResponse:
+    response = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
+    response.parameters[FINAL].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=response)

@@ -1,0 +1,231 @@
+"""Open Inference tensors to rows, and answers to tensors: pure functions of messages and a task's spec.
+
+A request has one BYTES tensor per field of the task's template, or a single `text` that is the whole prompt (unless the
+template has a field of that name). Its elements come raw or typed, never both. Faults name the tensor.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ladder.answers import Answer
+from protos import open_inference_pb2 as pb
+from serving.errors import InvalidInput, TooManyRows
+from serving.pipeline import InputRow, Prompt
+from side_registry.task import TaskSpec
+
+WHOLE_PROMPT = "text"
+TYPED = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)
+SHARED_MEMORY = "shared_memory_region"
+
+Tensor = pb.ModelInferRequest.InferInputTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output tensor of a kind of task."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    """Past the rows; -1 is the number of labels, or of an embedding's dimensions."""
+    values: Callable[[Sequence[Any]], list[Any]]
+    """Of answers, one per row."""
+
+
+OUTPUTS: Mapping[str, Mapping[str, Output]] = {
+    "classification": {
+        "label": Output("BYTES", (), lambda answers: [answer.label for answer in answers]),
+        "score": Output("FP32", (), lambda answers: [answer.score for answer in answers]),
+        "scores": Output("FP32", (-1,), lambda answers: [score for answer in answers for score in answer.scores]),
+    },
+    "regression": {"value": Output("FP32", (), lambda answers: [answer.value for answer in answers])},
+    "text": {"text": Output("BYTES", (), lambda answers: [answer.text for answer in answers])},
+    "embedding": {
+        "embedding": Output("FP32", (-1,), lambda answers: [value for answer in answers for value in answer.values])
+    },
+}
+
+CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
+
+
+def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    return [pb.ModelMetadataResponse.TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in spec.fields]
+
+
+def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    return [
+        pb.ModelMetadataResponse.TensorMetadata(name=name, datatype=output.datatype, shape=_shape(output, -1, spec))
+        for name, output in OUTPUTS[spec.kind].items()
+    ]
+
+
+def describe_config(spec: TaskSpec) -> pb.ModelConfig:
+    """As Triton's tools ask for it: every tensor without its rows, a single element as [1]."""
+    return pb.ModelConfig(
+        name=spec.name,
+        max_batch_size=spec.max_rows,
+        input=[pb.ModelInput(name=field, data_type="TYPE_STRING", dims=[1]) for field in spec.fields],
+        output=[
+            pb.ModelOutput(name=name, data_type=CONFIG_TYPES[output.datatype], dims=_shape(output, 1, spec)[1:] or [1])
+            for name, output in OUTPUTS[spec.kind].items()
+        ],
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=spec.kind == "text"),
+    )
+
+
+def takes_whole_prompt(spec: TaskSpec) -> bool:
+    return WHOLE_PROMPT not in spec.fields
+
+
+def read_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> list[InputRow]:
+    """Raises InvalidInput, TooManyRows."""
+    names = _check_names(request.inputs, spec)
+    rows = _count_rows(request.inputs, spec.max_rows)
+    columns = [
+        _texts(tensor, data, rows) for tensor, data in zip(request.inputs, _elements(request, rows), strict=True)
+    ]
+    if names == (WHOLE_PROMPT,) and takes_whole_prompt(spec):
+        return [Prompt(text) for text in columns[0]]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str]:
+    """The outputs to answer with, all where none is named.
+
+    Raises:
+        InvalidInput: one that tasks of this kind do not have.
+    """
+    known = OUTPUTS[spec.kind]
+    for output in request.outputs:
+        if output.name not in known:
+            raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of task {spec.name!r}; use {_listed(known)}")
+        if "classification" in output.parameters or SHARED_MEMORY in output.parameters:
+            raise InvalidInput(f"outputs.{output.name}", "classification and shared memory are not supported")
+    return list(dict.fromkeys(output.name for output in request.outputs)) or list(known)
+
+
+def write_outputs(
+    response: pb.ModelInferResponse, names: Sequence[str], answers: Sequence[Answer], spec: TaskSpec, *, raw: bool
+) -> None:
+    for name in names:
+        output = OUTPUTS[spec.kind][name]
+        tensor = response.outputs.add(name=name, datatype=output.datatype, shape=_shape(output, len(answers), spec))
+        values = output.values(answers)
+        if raw:
+            response.raw_output_contents.append(_pack(output.datatype, values))
+        elif output.datatype == "BYTES":
+            tensor.contents.bytes_contents.extend(value.encode() for value in values)
+        else:
+            tensor.contents.fp32_contents.extend(values)
+
+
+def _check_names(inputs: Sequence[Tensor], spec: TaskSpec) -> tuple[str, ...]:
+    names = tuple(tensor.name for tensor in inputs)
+    if sorted(names) == sorted(spec.fields) or (names == (WHOLE_PROMPT,) and takes_whole_prompt(spec)):
+        return names
+    fields = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
+    whole = f", or a single '{WHOLE_PROMPT}' with the whole prompt" if takes_whole_prompt(spec) else ""
+    raise InvalidInput("inputs", f"task {spec.name!r} takes {fields}{whole}; got {_listed(names) or 'none'}")
+
+
+def _count_rows(inputs: Sequence[Tensor], limit: int) -> int:
+    rows = [_rows_of(tensor) for tensor in inputs]
+    if max(rows) > limit:
+        raise TooManyRows(max(rows), limit)
+    for tensor, count in zip(inputs, rows, strict=True):
+        if count != rows[0]:
+            raise InvalidInput(
+                f"inputs.{tensor.name}", f"has {count} rows, {inputs[0].name} has {rows[0]}; give both as many"
+            )
+    return rows[0]
+
+
+def _rows_of(tensor: Tensor) -> int:
+    where = f"inputs.{tensor.name}"
+    if tensor.datatype != "BYTES":
+        raise InvalidInput(where, f"datatype must be BYTES, got {_short(tensor.datatype) or 'none'}")
+    if SHARED_MEMORY in tensor.parameters:
+        raise InvalidInput(where, "shared memory is not supported; send the bytes")
+    shape = list(tensor.shape)
+    if not shape or shape[1:] not in ([], [1]) or shape[0] < 1:
+        raise InvalidInput(where, f"shape must be [rows] or [rows, 1] with at least one row, got {shape[:8]}")
+    return shape[0]
+
+
+def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]:
+    """Each input's elements, from wherever they are."""
+    raw = request.raw_input_contents
+    if not raw:
+        return [_typed(tensor, rows) for tensor in request.inputs]
+    if len(raw) != len(request.inputs):
+        fault = f"has {len(raw)} items for {len(request.inputs)} inputs; give one per input, in their order"
+        raise InvalidInput("raw_input_contents", fault)
+    for tensor in request.inputs:
+        if tensor.HasField("contents"):
+            raise InvalidInput(
+                f"inputs.{tensor.name}", "has contents beside raw_input_contents; use one of them for all"
+            )
+    return [split_raw(tensor.name, data, rows) for tensor, data in zip(request.inputs, raw, strict=True)]
+
+
+def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:
+    where = f"inputs.{tensor.name}"
+    for field in TYPED:
+        if field != "bytes_contents" and len(getattr(tensor.contents, field)):
+            raise InvalidInput(where, f"has {field}; BYTES elements belong in bytes_contents")
+    elements = tensor.contents.bytes_contents
+    if len(elements) != rows:
+        raise InvalidInput(where, f"has {len(elements)} elements, its shape says {rows}")
+    return elements
+
+
+def split_raw(name: str, data: bytes, rows: int) -> list[bytes]:
+    """Cut a raw BYTES tensor into its elements: each its length in 4 bytes, little-endian, then its bytes."""
+    where, elements, at = f"inputs.{name}", [], 0
+    for row in range(rows):
+        if len(data) - at < 4:
+            raise InvalidInput(where, f"its raw contents end in row {row}, before that row's 4-byte length")
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if len(data) - at < size:
+            raise InvalidInput(where, f"its raw contents end in row {row}, which has {len(data) - at} of {size} bytes")
+        elements.append(data[at : at + size])
+        at += size
+    if at != len(data):
+        raise InvalidInput(
+            where, f"its raw contents go on for {len(data) - at} bytes after the {rows} rows of its shape"
+        )
+    return elements
+
+
+def _texts(tensor: Tensor, elements: Sequence[bytes], rows: int) -> list[str]:
+    texts = []
+    for row in range(rows):
+        try:
+            texts.append(elements[row].decode())
+        except UnicodeDecodeError as error:
+            fault = f"row {row} is not UTF-8 (byte 0x{elements[row][error.start]:02x} at position {error.start})"
+            raise InvalidInput(f"inputs.{tensor.name}", fault) from None
+    return texts
+
+
+def _pack(datatype: str, values: Sequence[Any]) -> bytes:
+    if datatype != "BYTES":
+        return np.asarray(values, "<f4").tobytes()
+    encoded = [value.encode() for value in values]
+    return b"".join(part for element in encoded for part in (struct.pack("<I", len(element)), element))
+
+
+def _shape(output: Output, rows: int, spec: TaskSpec) -> list[int]:
+    return [rows, *((spec.dimensions or len(spec.labels)) if size == -1 else size for size in output.shape)]
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(_short(name) for name in list(names)[:10])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else name[:77] + "..."

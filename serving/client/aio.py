@@ -1,0 +1,194 @@
+"""`AsyncClient`: the same calls as `Client`, awaited."""
+
+# ruff: noqa: ASYNC109 - a timeout here is gRPC's own deadline, which the server is told
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+
+from serving.client import requests as calls
+from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
+from serving.client.errors import UnreachableError
+from serving.client.requests import Call
+from serving.client.results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+from serving.client.routes import Awaited, Comparisons, Route, Routed
+from serving.client.streams import AsyncTextStream
+
+
+class AsyncClient(_Caller):
+    """Use it on one event loop: the one of its first call. It pickles as its settings."""
+
+    def _connect(self) -> None:
+        """Later: the channel belongs to the event loop that runs at the first call."""
+        self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[str, Any] = {}
+
+    async def predict(
+        self,
+        task: str,
+        rows: Sequence[Row],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Predictions:
+        """As `Client.predict`."""
+        timeout = self._timeout(timeout)
+        return await self._do(
+            calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout
+        )
+
+    async def predict_tasks(
+        self,
+        tasks: Sequence[str],
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Outcomes:
+        """As `Client.predict_tasks`."""
+        timeout = self._timeout(timeout)
+        return await self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
+
+    def stream(
+        self,
+        task: str,
+        row: Row,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout: float | None = None,
+        generation: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> AsyncTextStream:
+        """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`."""
+        timeout = self._timeout(timeout)
+        call = calls.stream(task, row, version, alias, timeout, generation, priority, route_key)
+        return AsyncTextStream(self._start(call, timeout), self._settings.target)
+
+    async def tasks(self) -> list[TaskInfo]:
+        return await self._do(calls.tasks(), self._settings.timeout)
+
+    async def task(self, name: str) -> TaskInfo:
+        """As `Client.task`."""
+        return await self._do(calls.task(name), self._settings.timeout)
+
+    async def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
+        """As `Client.history`."""
+        return await self._do(calls.history(task, limit), self._settings.timeout)
+
+    async def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
+        """As `Client.promote`."""
+        return await self._do(calls.promote(task, version, alias, message), self._settings.timeout)
+
+    async def set_route(
+        self,
+        task: str,
+        *,
+        alias: str | None = None,
+        version: int | None = None,
+        shares: Mapping[int, int] | None = None,
+        shadows: Sequence[int] = (),
+        bounds: Mapping[str, Any] | None = None,
+        seen: Route | None = None,
+        message: str = "",
+    ) -> Routed:
+        """As `Client.set_route`."""
+        call = calls.set_route(task, alias, version, shares, shadows, bounds, seen, message)
+        return await self._do(call, self._settings.timeout)
+
+    async def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
+        """As `Client.comparison`."""
+        return await self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
+
+    async def await_generation(self, generation: int = 0, *, timeout: float = 45.0) -> Awaited:
+        """As `Client.await_generation`."""
+        return await self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
+
+    async def rollback(
+        self, task: str, *, alias: str | None = None, to: int | None = None, message: str = ""
+    ) -> Rolled:
+        """As `Client.rollback`."""
+        return await self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
+
+    async def retire(self, task: str, version: int, *, message: str = "") -> Retired:
+        """As `Client.retire`."""
+        return await self._do(calls.retire(task, version, message), self._settings.timeout)
+
+    async def publish(
+        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+    ) -> Published:
+        """As `Client.publish`."""
+        return await self._do(calls.publish(folder, alias, message), timeout)
+
+    async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
+        """As `Client.watch`."""
+        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        try:
+            with self._errors():
+                async for response in watching:
+                    yield call.parse(response)
+        finally:
+            watching.cancel()
+
+    async def wait_served(self, generation: int, *, timeout: float = 30.0) -> Event:
+        """As `Client.wait_served`."""
+        async for event in self.watch(timeout=timeout):
+            if event.served >= generation:
+                return event
+        raise UnreachableError(f"{self._settings.target} ended before it served generation {generation}")
+
+    async def ready(self, wait_s: float = 0.0) -> bool:
+        """As `Client.ready`."""
+        deadline = time.monotonic() + wait_s
+        while not await self._is_serving(max(deadline - time.monotonic(), 1.0)):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(READY_POLL_S)
+        return True
+
+    async def close(self) -> None:
+        if self._channel:
+            await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _do(self, call: Call[Result], timeout: float | None) -> Result:
+        with self._errors():
+            response = await self._start(call, timeout)
+        return call.parse(response)
+
+    def _start(self, call: Call[Any], timeout: float | None) -> Any:
+        method = getattr(self._open(call.service), call.method)
+        return method(call.request, timeout=timeout, metadata=call.metadata)
+
+    def _open(self, service: str) -> Any:
+        """The service's stub."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._settings.target, self._settings.options())
+            self._stubs = make_stubs(self._channel)
+        return self._stubs[service]
+
+    async def _is_serving(self, timeout: float) -> bool:
+        request = health_pb2.HealthCheckRequest()
+        try:
+            response = await self._open("health").Check(request, timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return response.status == health_pb2.HealthCheckResponse.SERVING

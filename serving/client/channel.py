@@ -1,0 +1,127 @@
+"""How a client's channel is set up: address, limits, the retry policy. Works for gRPC's sync and async channels."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+
+from protos import sidecast_pb2_grpc
+from serving.client.errors import SidecastError, from_call
+from serving.client.results import Predictions
+
+DEFAULT_PORT = 8001
+
+RETRIED = ("Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
+"""Of Admin. All of Sidecast is. A lost call may have been committed: done again, a change other than a retirement could
+undo what somebody else changed since."""
+
+RETRY_POLICY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "0.8s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "UNKNOWN"],
+}
+"""No server of ours answers UNKNOWN. gRPC makes it of a page of HTTP 500, as Ray Serve's HAProxy gives one where it has
+lost a replica or has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    address: str
+    timeout: float | None
+    max_message_bytes: int
+    retry: bool
+
+    @property
+    def target(self) -> str:
+        return self.address if ":" in self.address else f"{self.address}:{DEFAULT_PORT}"
+
+    def options(self) -> list[tuple[str, Any]]:
+        return [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.service_config", json.dumps(service_config())),
+            ("grpc.enable_retries", int(self.retry)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", int(not self._is_local)),  # a proxy would ask its own loopback
+        ]
+
+    @property
+    def _is_local(self) -> bool:
+        return self.address.startswith(("localhost", "127.", "[::1]"))
+
+
+def service_config() -> dict[str, Any]:
+    """gRPC's own form of the retry policy, for clients in other languages too."""
+    admin = [{"service": "sidecast.v1.Admin", "method": method} for method in RETRIED]
+    return {"methodConfig": [{"name": [{"service": "sidecast.v1.Sidecast"}, *admin], "retryPolicy": RETRY_POLICY}]}
+
+
+def make_stubs(channel: Any) -> dict[str, Any]:
+    return {
+        "sidecast": sidecast_pb2_grpc.SidecastStub(channel),
+        "admin": sidecast_pb2_grpc.AdminStub(channel),
+        "health": health_pb2_grpc.HealthStub(channel),
+    }
+
+
+READY_POLL_S = 0.05
+CONNECT_S = 10.0
+"""Longer than it waits, a call that waits at the server may take."""
+
+Result = TypeVar("Result")
+Outcomes = dict[str, Predictions | SidecastError]
+
+
+class _Caller:
+    """What both clients are made of."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None = 60.0,
+        max_message_bytes: int = 64 * 2**20,
+        retry: bool = True,
+    ) -> None:
+        """
+        Args:
+            address: HOST:PORT; without a port, 8001.
+            timeout: seconds that a call may take unless it says otherwise; None for ever. Publishing and watching have
+                none of their own.
+            max_message_bytes: largest answer.
+            retry: try again what UNAVAILABLE ended, as this module's docstring tells.
+        """
+        self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
+        self._connect()
+
+    def _connect(self) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings.target!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self._settings)
+
+    def _timeout(self, timeout: float | None) -> float | None:
+        return self._settings.timeout if timeout is None else timeout
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_call(error, self._settings.target) from None
+
+
+def _reopen(kind: type, settings: Settings) -> Any:
+    return kind(**asdict(settings))

@@ -1,0 +1,139 @@
+"""The Ray Serve application, for `sidecast deploy`, `serve run serving.cluster.app:build` and serveConfigV2.
+
+Its one deployment is the ingress and owns the device: a call goes from Ray's HAProxy straight to a replica.
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.deployment import Application
+
+from serving.cluster.autoscaling import LoadPolicy
+from serving.config import ServeConfig
+
+DEPLOYMENT = "Server"
+TRIES = 2
+"""For each replica: so many failures to start in all, and the deployment has failed."""
+HEALTH_TIMEOUT_S = 30.0
+MESSAGE_SIZE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
+"""Bytes that a replica's gRPC server takes; Ray's own limit is 2 GiB."""
+LOOK_BACK_S = 15.0
+"""Of samples that the autoscaler sees; a replica takes five in that time."""
+DRAIN_LOOK_S = 0.5
+SURGE_PERCENT = 100
+
+
+class Autoscaling(BaseModel):
+    """How many replicas there are, by load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_replicas: int = Field(1, ge=0)
+    """0: none while nobody calls; the first call then waits for one to start."""
+    max_replicas: int = Field(8, ge=1)
+    initial_replicas: int | None = Field(None, ge=0)
+    target_requests: float = Field(64, gt=0)
+    """Calls in flight at one replica."""
+    target_busy: float = Field(0.8, gt=0, le=1)
+    """Share of what a replica's device can do, in full batches."""
+    upscale_delay_s: float = Field(5, ge=0)
+    downscale_delay_s: float = Field(300, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        first = self.min_replicas if self.initial_replicas is None else self.initial_replicas
+        if not self.min_replicas <= first <= self.max_replicas:
+            raise ValueError("min_replicas <= initial_replicas <= max_replicas must hold")
+        return self
+
+
+class AppArgs(BaseModel):
+    """`args` of the application in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Any]
+    """As in a configuration file of `sidecast serve`: `backbone`, `registry`, `max_batch_rows` and so on."""
+    cpus: float = Field(1, ge=0)
+    """Cores of a replica, which are also torch's threads unless `threads` is set."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of a replica."""
+    replicas: int | None = Field(None, ge=1)
+    """A fixed number of them; not beside `autoscaling`. 1 where neither is given."""
+    autoscaling: Autoscaling | None = None
+    max_ongoing_requests: int = Field(4096, ge=1)
+    """Calls in flight at a replica; of more, Ray holds some back. Its own limits, `max_queued_rows` first, should shed
+    before: they say why, and when to come back."""
+    grace_s: float = Field(30, ge=0)
+    """How long the calls in flight at a replica that is stopped may take. Ray makes it 35 s at least, and stops none
+    before its RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, 30 s."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.replicas is not None and self.autoscaling is not None:
+            raise ValueError("give either replicas or autoscaling")
+        ServeConfig.from_values(self.settings)
+        device = str(self.settings.get("device", "auto"))
+        if device.startswith("cuda") and not self.gpus:
+            raise ValueError(f"device is {device}, but gpus is 0: give each replica a GPU")
+        if device.startswith("cuda:"):
+            raise ValueError(f"device is {device}, but which GPU a replica gets is Ray's choice: say cuda, or auto")
+        return self
+
+
+def build(args: AppArgs) -> Application:
+    """The application.
+
+    Raises:
+        pydantic.ValidationError, before this is called: an unknown name, or a value against its rule.
+    """
+    from serving.cluster.replica import HEALTH_EVERY_S, Server
+
+    config = ServeConfig.from_values(args.settings)
+    most = args.autoscaling.max_replicas if args.autoscaling else args.replicas or 1
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "ray_actor_options": {
+            "num_cpus": args.cpus,
+            "num_gpus": args.gpus,
+            "runtime_env": {"env_vars": {MESSAGE_SIZE: str(config.max_message_bytes)}},
+        },
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "health_check_period_s": HEALTH_EVERY_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": args.grace_s,
+        "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
+        "max_constructor_retry_count": TRIES * most,
+        "max_surge_percent": SURGE_PERCENT,
+    }
+    if args.autoscaling:
+        options["autoscaling_config"] = _autoscaling(args.autoscaling, config)
+    else:
+        options["num_replicas"] = args.replicas or 1
+    return serve.deployment(**options)(Server).bind(args.settings)
+
+
+def _autoscaling(wanted: Autoscaling, config: ServeConfig) -> AutoscalingConfig:
+    """By our policy, which keeps the delays itself; see docs/decisions/0012-scaling.md."""
+    kwargs = {
+        "target_requests": wanted.target_requests,
+        "target_busy": wanted.target_busy,
+        "upscale_delay_s": wanted.upscale_delay_s,
+        "downscale_delay_s": wanted.downscale_delay_s,
+        "queue_tokens": config.batch.max_batch_tokens,
+        "signal": "load",
+    }
+    return AutoscalingConfig(
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        initial_replicas=wanted.initial_replicas,
+        target_ongoing_requests=wanted.target_requests,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        look_back_period_s=LOOK_BACK_S,
+        policy=AutoscalingPolicy(
+            policy_function=f"{LoadPolicy.__module__}:{LoadPolicy.__name__}", policy_kwargs=kwargs
+        ),
+    )

@@ -1,0 +1,306 @@
+"""A Ray cluster of this machine alone, for `sidecast deploy` where none runs: started, found again, ended.
+
+It is one process group's worth of Ray's processes under a `ray start --head --block`, with ports and files of its own,
+so that other clusters of the machine are left alone. A file in its folder remembers it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from serving.client import AFFINITY as HEADER
+
+ENVIRONMENT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What Ray must be started with, on every node: calls go straight to replicas, which are as important as others'
+processes (Ray's usual is nice 15), and a dead proxy is replaced at once."""
+AFFINITY = {
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"""hash req.hdr({HEADER})
+    hash-type consistent sdbm avalanche
+    hash-balance-factor 125"""
+}
+"""A call goes by its input, and only where that replica has over 1.25 times the mean to another, instead of to the one
+with the fewest calls. Ray copies the value as it is into HAProxy's configuration, behind the word `balance`."""
+LOOPBACK = "127.0.0.1"
+LONGEST_FOLDER = 26
+"""Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""
+START_S, STOP_S, PAUSE_S = 90.0, 30.0, 0.2
+RAY = ("-m", "ray.scripts.scripts")
+FILE, LOG, TOKEN, LOCK = "cluster.json", "ray.log", "auth_token", "lock"
+MARK = "SIDECAST_CLUSTER"
+"""Variable in the environment of every process of a cluster: its folder."""
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Where the user set one of them, it is as they say; else a cluster has a token of its own: Ray's ports are open to the
+network, and who reaches them may run anything."""
+
+
+class LocalClusterError(RuntimeError):
+    """The cluster of this machine could not be started or ended."""
+
+    reason = "LOCAL_CLUSTER"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """One that `start` started."""
+
+    folder: str
+    pid: int
+    created: float
+    """When the process was, in Unix seconds: its id may be another's by now."""
+    dashboard: str
+    gcs: str
+    """HOST:PORT, for drivers."""
+    token: str
+    """File of the token that Ray asks for; empty where the user's environment says how to sign in."""
+    affinity: bool = False
+    """Calls go by their input."""
+
+
+def folder_for(dashboard_port: int) -> Path:
+    return Path("/tmp") / f"sidecast-{dashboard_port}"  # sockets lie in it: the user's own folders are too deep
+
+
+def find(folder: Path) -> LocalCluster | None:
+    """The cluster of a folder, if it or something of it runs and it is the user's own."""
+    try:
+        file = folder / FILE
+        if file.stat().st_uid != os.getuid():
+            return None
+        found = LocalCluster(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if _process(found) or _members(found) else None
+
+
+def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, affinity: bool = False) -> LocalCluster:
+    """Start a cluster and wait until it answers. Blocks for seconds.
+
+    Args:
+        ready: whether the dashboard of an address answers.
+        affinity: calls go by their input.
+
+    Raises:
+        LocalClusterError
+    """
+    if len(str(folder)) > LONGEST_FOLDER:
+        raise LocalClusterError(f"{folder} is too long for sockets in it: {LONGEST_FOLDER} letters at most")
+    _make(folder)
+    with _locked(folder):
+        if find(folder):
+            raise LocalClusterError(
+                f"the cluster in {folder} runs and does not answer; end it with --down, then try again"
+            )
+        return _start(folder, dashboard_port, ready, affinity)
+
+
+def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affinity: bool) -> LocalCluster:
+    token = token_of(folder)
+    if token:
+        _make_token(Path(token))
+    gcs_port, *others = _free_ports(7)
+    environment = _environment(folder, token, *others[2:]) | (AFFINITY if affinity else {})
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, *RAY, *_words(folder, dashboard_port, gcs_port, *others[:2])],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    cluster = LocalCluster(
+        folder=str(folder),
+        pid=process.pid,
+        created=psutil.Process(process.pid).create_time(),
+        dashboard=f"http://{LOOPBACK}:{dashboard_port}",
+        gcs=f"{LOOPBACK}:{gcs_port}",
+        token=token,
+        affinity=environment.items() >= AFFINITY.items(),  # it may be the user's own doing
+    )
+    (folder / FILE).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+    try:
+        _wait_for(cluster, process, ready)
+    except BaseException:
+        _stop(cluster)
+        raise
+    process.returncode = 0  # it outlives this process, nobody waits for it
+    return cluster
+
+
+def stop(cluster: LocalCluster) -> None:
+    """End a cluster and all of its processes. Blocks for seconds.
+
+    Raises:
+        LocalClusterError: some go on.
+    """
+    with _locked(Path(cluster.folder)):
+        _stop(cluster)
+
+
+def _stop(cluster: LocalCluster) -> None:
+    process = _process(cluster)
+    ours = {*_members(cluster), *(_family(process) if process else ())}
+    for each in [process] if process else ours:  # it ends the others; without it they are told themselves
+        with contextlib.suppress(psutil.Error):
+            each.terminate()
+    _, left = psutil.wait_procs(ours, timeout=STOP_S)
+    for each in left:
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+    if psutil.wait_procs(left, timeout=STOP_S)[1]:
+        raise LocalClusterError(f"processes of the cluster in {cluster.folder} do not end; see {LOG} there")
+    for name in (FILE, TOKEN):
+        (Path(cluster.folder) / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """For one command at a time. Raises LocalClusterError: another one has it."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalClusterError(
+                f"another command is starting or ending the cluster in {folder}; try again when it is done"
+            ) from None
+        yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise LocalClusterError(f"cannot use {folder}: {error.strerror}; give another --cluster-folder") from None
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise LocalClusterError(
+            f"others can write in {folder}; give another --cluster-folder, or one that is not there"
+        )
+
+
+def token_of(folder: Path) -> str:
+    """The file of the token of a folder's cluster; empty where the user's environment says how to sign in."""
+    own = str(folder / TOKEN)
+    said = any(name in os.environ for name in AUTH) and os.environ.get("RAY_AUTH_TOKEN_PATH") != own
+    return "" if said else own
+
+
+def sign_in(token: str) -> None:
+    """Have Ray's clients of this process show a token. Before Ray is imported: it looks once."""
+    if token:
+        os.environ.update(_auth(token))
+
+
+def _make_token(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32), encoding="utf-8")
+
+
+def _auth(token: str) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+
+
+def _words(folder: Path, dashboard_port: int, gcs_port: int, agent_port: int, client_port: int) -> list[str]:
+    ports = {
+        "port": gcs_port,
+        "dashboard-port": dashboard_port,
+        "dashboard-agent-listen-port": agent_port,
+        "ray-client-server-port": client_port,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+    }
+    numbers = [word for name, port in ports.items() for word in (f"--{name}", str(port))]
+    here = ["--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder / "r")]
+    return ["start", "--head", "--block", "--disable-usage-stats", "--log-color", "false", *here, *numbers]
+
+
+def _environment(folder: Path, token: str, metrics_port: int, stats_port: int, *fallback: int) -> dict[str, str]:
+    """HAProxy's files and ports of its own; what the user set goes first."""
+    proxy = folder / "h"
+    own = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback[0]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[1]),
+    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    return ENVIRONMENT | own | (_auth(token) if token else {}) | kept | {MARK: str(folder)}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait_for(cluster: LocalCluster, process: subprocess.Popen[bytes], ready: Callable[[str], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while not ready(cluster.dashboard):
+        ended = process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            why = _last_words(Path(cluster.folder)) if ended else f"it did not answer within {START_S:g} s"
+            raise LocalClusterError(f"Ray did not start on this machine: {why}")
+        time.sleep(PAUSE_S)
+
+
+def _last_words(folder: Path) -> str:
+    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def _process(cluster: LocalCluster) -> psutil.Process | None:
+    try:
+        process = psutil.Process(cluster.pid)
+        alive = process.create_time() == cluster.created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return process if alive else None
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
+
+
+def _members(cluster: LocalCluster) -> list[psutil.Process]:
+    """The cluster's processes whatever became of the one that started them, which HAProxy's outlive by design."""
+    return [each for each in psutil.process_iter(["name"]) if each.pid != os.getpid() and _is_of(each, cluster.folder)]
+
+
+def _is_of(process: psutil.Process, folder: str) -> bool:
+    try:
+        if process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.environ().get(MARK) == folder:
+            return True
+        return process.name() == "haproxy" and any(f"{folder}/h/" in word for word in process.cmdline())
+    except (psutil.Error, OSError):  # it ended meanwhile, or is not to be looked into
+        return False

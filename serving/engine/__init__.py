@@ -1,0 +1,27 @@
+"""Everything that runs on the device thread. No registry, no queue."""
+
+from serving.engine.circuit_breaker import Resting
+from serving.engine.detokenizer import FinishReason, Piece, TextProgress
+from serving.engine.device import check_fits, pick_device, run_apart, run_aside, share_heaps, trim_heaps
+from serving.engine.engine import Engine
+from serving.engine.rows import EngineRow, Event, Key, Resident
+from serving.engine.warmup import warm_up
+
+__all__ = [
+    "Engine",
+    "EngineRow",
+    "Event",
+    "FinishReason",
+    "Key",
+    "Piece",
+    "Resident",
+    "Resting",
+    "TextProgress",
+    "check_fits",
+    "pick_device",
+    "run_apart",
+    "run_aside",
+    "share_heaps",
+    "trim_heaps",
+    "warm_up",
+]

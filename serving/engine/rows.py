@@ -1,0 +1,92 @@
+"""What the engine is given: rows, each for one resident side network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from side_registry.task import TaskSpec
+
+if TYPE_CHECKING:
+    from ladder.stacked import Side
+    from side_registry.manifest import Manifest
+from collections.abc import Callable, Sequence
+
+from ladder.answering import Answerer, Generate, Row
+from ladder.answers import Answer
+from serving.engine.detokenizer import Piece
+
+Key = tuple[str, int]
+"""(task, version)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """One version on the device, verified, ready to answer."""
+
+    task: str
+    version: int
+    spec: TaskSpec
+    side: Side
+    """In a slot of the server's bank, which is free again when nothing holds this any more."""
+    answerer: Answerer
+    manifest: Manifest
+    bytes: int
+    """Of its weights on the device."""
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.version
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineRow:
+    """One tokenized input for one resident side network. Told apart by identity; the same one is never asked twice."""
+
+    ids: tuple[int, ...]
+    resident: Resident
+    answerer: Answerer | None = None
+    """None: the resident's."""
+    salt: str = ""
+    """The tenant's: rows of different tenants share no activations."""
+    streams: bool = False
+    """Deliver its text piece by piece, and then whole."""
+
+    @property
+    def how(self) -> Answerer:
+        return self.answerer or self.resident.answerer
+
+    @property
+    def weight(self) -> int:
+        """The rows of a batch it counts as: every beam is one."""
+        return self.how.generation.num_beams if isinstance(self.how, Generate) else 1
+
+    @property
+    def alone(self) -> bool:
+        """Rows of the same tokens are not answered as one: their texts are drawn anew."""
+        return isinstance(self.how, Generate) and self.how.generation.is_random
+
+    @property
+    def generates(self) -> bool:
+        """Its answer is a text, made over several turns."""
+        return isinstance(self.how, Generate)
+
+    @property
+    def task(self) -> str:
+        return self.resident.task
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def asked(self) -> Row:
+        """As the model takes it."""
+        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt)
+
+
+Event = Piece | Answer | Exception
+"""What happened to a row. An Answer or an Exception ends it."""
+
+Deliver = Callable[[Sequence[tuple[EngineRow, Event]]], None]
+"""Called on the device thread, several times a turn, as soon as something is known."""

@@ -1,0 +1,1 @@
+"""Whole datasets, with Ray Data."""

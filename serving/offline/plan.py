@@ -1,0 +1,298 @@
+"""What a run over a dataset is, fixed before it starts: its versions, files, columns and cut. Resumed, it is the same.
+
+Nothing here computes: no Ray, and of torch only the backbone's fingerprint.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ladder import load_backbone, load_tokenizer
+from serving.errors import IncompatibleSide
+from serving.offline.errors import MissingColumn, OutputTaken, UnreadableInput, WrongTask
+from serving.offline.inputs import InputFile, Inputs, Shard, list_files, scan, would_list
+from serving.offline.outputs import Output, part_name
+from serving.offline.table import OfflineTask, fields_of
+from side_registry import Manifest, Registry, TaskRef
+
+Scanned = Callable[[int, int], None]
+"""Told files that were looked through, and all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a user asks for."""
+
+    input: str
+    """A file, a folder, a pattern or a URL of them."""
+    output: str
+    """A folder, or the URL of one."""
+    tasks: tuple[str, ...]
+    """As TASK, TASK@alias or TASK:7."""
+    registry: str
+    backbone: str
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Field of a template to column of the input, where they differ."""
+    format: Literal["parquet", "jsonl"] = "parquet"
+    dtype: str = "auto"
+    shard_rows: int = 4096
+    """Rows of one part of the output, at most: what is done again after a run was killed."""
+    overwrite: bool = False
+
+    @property
+    def absolute(self) -> Self:
+        """The same from any working directory."""
+        local = self.backbone if not Path(self.backbone).expanduser().is_dir() else _absolute(self.backbone)
+        places = {name: _absolute(getattr(self, name)) for name in ("input", "output", "registry")}
+        return replace(self, backbone=local, **places)
+
+
+def _absolute(where: str) -> str:
+    return where if "://" in where else str(Path(where).expanduser().absolute())
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pinned(_Document):
+    """A task, and the version that it meant when the run began."""
+
+    asked: str
+    task: str
+    version: int
+    name: str
+    """What its columns begin with."""
+    columns: dict[str, str]
+    """Field of the template to column of the input."""
+
+
+class Listed(_Document):
+    path: str
+    bytes: int
+    modified_ns: int | None
+    """None where the file system does not tell."""
+
+
+class Job(_Document):
+    """`_batch.json`: all that decides what the output holds."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    """Its id, from start to end: what an earlier run's replicas still write is no part of it."""
+    registry: str
+    """Its id: where it stands may change."""
+    backbone: str
+    fingerprint: str
+    quantization: str
+    dtype: str
+    tasks: tuple[Pinned, ...]
+    inputs: tuple[Listed, ...]
+    rows: int
+    shards: int
+    shard_rows: int
+    format: Literal["parquet", "jsonl"]
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Self:
+        """Raises OutputTaken."""
+        try:
+            return cls.model_validate(json.loads(data))
+        except (ValueError, ValidationError):
+            raise OutputTaken(
+                where, "has a _batch.json that cannot be read; name a new folder or --overwrite"
+            ) from None
+
+    @property
+    def document(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run that is fixed."""
+
+    job: Job
+    inputs: Inputs
+    missing: tuple[Shard, ...]
+    """Shards without a part."""
+
+    @property
+    def done_rows(self) -> int:
+        return self.inputs.rows - sum(shard.rows for shard in self.missing)
+
+    @property
+    def tasks(self) -> list[OfflineTask]:
+        return [
+            OfflineTask(name=each.name, task=each.task, version=each.version, columns=each.columns)
+            for each in self.job.tasks
+        ]
+
+
+def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, total: None) -> Plan:
+    """Fix the run, or find it again where it began before, and note it in the output. Hold the output meanwhile.
+
+    Raises:
+        OfflineError, RegistryError, BackboneError, IncompatibleSide: a mistake of the user's, each with what to do.
+    """
+    before = None if wanted.overwrite else _before(output)
+    files = _input_files(wanted, output)
+    registry = Registry.open(wanted.registry)
+    versions = _versions(wanted, registry, before, output)
+    manifests = [registry.manifest(ref.task, version) for ref, version in versions]
+    pinned = _pinned(wanted, versions, manifests)
+    backbone, fingerprint, quantization = _backbone(wanted, manifests)
+    listed = tuple(Listed(path=each.path, bytes=each.bytes, modified_ns=each.modified_ns) for each in files)
+    if before:
+        _check_same(before.inputs, listed, output, "over other input files")
+    inputs = scan(wanted.input, files, wanted.shard_rows, scanned)
+    _check_columns(pinned, manifests, inputs.schema)
+    _check_writable(wanted, inputs.schema)
+    job = Job(
+        run=before.run if before else uuid.uuid4().hex,
+        registry=registry.id,
+        backbone=backbone,
+        fingerprint=fingerprint,
+        quantization=quantization,
+        dtype=wanted.dtype,
+        tasks=pinned,
+        inputs=listed,
+        rows=inputs.rows,
+        shards=len(inputs.shards),
+        shard_rows=wanted.shard_rows,
+        format=wanted.format,
+    )
+    if before:
+        check_resumable(before, job, output)
+    else:
+        output.begin(job.document)
+    output.clean()
+    done = output.parts()
+    return Plan(job=job, inputs=inputs, missing=tuple(each for each in inputs.shards if each.index not in done))
+
+
+def check_resumable(before: Job, now: Job, output: Output) -> None:
+    """Raises OutputTaken: it is another run."""
+    for name, what in (
+        ("registry", "from another registry"),
+        ("tasks", "with other tasks or columns"),
+        ("inputs", "over other input files"),
+        ("rows", "over other input files"),
+        ("quantization", "with another --quantize"),
+        ("fingerprint", "with another backbone"),
+        ("dtype", "with another --dtype"),
+        ("shard_rows", "with another --shard-rows"),
+        ("shards", "with another --shard-rows"),
+        ("format", "with another --format"),
+    ):
+        _check_same(getattr(before, name), getattr(now, name), output, what)
+
+
+def _check_same(before: object, now: object, output: Output, what: str) -> None:
+    if before != now:
+        raise OutputTaken(output.where, f"holds a run {what}; repeat its command, name a new folder, or --overwrite")
+
+
+def _before(output: Output) -> Job | None:
+    data = output.job()
+    return None if data is None else Job.parse(data, output.where)
+
+
+def _input_files(wanted: Wanted, output: Output) -> tuple[InputFile, ...]:
+    files = list_files(wanted.input)
+    for file in files:
+        if PurePosixPath(file.path).is_relative_to(output.path):
+            raise OutputTaken(output.where, "is where the input is; name another folder")
+    if would_list(wanted.input, f"{output.path}/{part_name(0, wanted.format)}"):
+        raise OutputTaken(output.where, "is within the input, which would hold its parts; name another folder")
+    return files
+
+
+def _versions(wanted: Wanted, registry: Registry, before: Job | None, output: Output) -> list[tuple[TaskRef, int]]:
+    """Each task's version: what it means now, or what it meant when the run began."""
+    if not wanted.tasks:
+        raise WrongTask("--task", "name at least one task")
+    refs = [TaskRef.parse(each) for each in wanted.tasks]
+    if before is None:
+        state = registry.state()
+        return [(ref, state.resolve(ref)) for ref in refs]
+    _check_same(before.registry, registry.id, output, "from another registry")
+    _check_same([each.asked for each in before.tasks], [str(ref) for ref in refs], output, "with other tasks")
+    return [(ref, each.version) for ref, each in zip(refs, before.tasks, strict=True)]
+
+
+def _pinned(
+    wanted: Wanted, versions: Sequence[tuple[TaskRef, int]], manifests: Sequence[Manifest]
+) -> tuple[Pinned, ...]:
+    found = [(ref.task, version) for ref, version in versions]
+    for key in found:
+        if found.count(key) > 1:
+            raise WrongTask(f"{key[0]}:{key[1]}", "is asked for twice; name it once")
+    known = {field for manifest in manifests for field in manifest.spec.fields}
+    for name in wanted.renames:
+        if name not in known:
+            raise WrongTask("--rename", f"no task has a field {name!r}; there are {', '.join(sorted(known))}")
+    tasks = [task for task, _ in found]
+    return tuple(
+        Pinned(
+            asked=str(ref),
+            task=ref.task,
+            version=version,
+            name=ref.task if tasks.count(ref.task) == 1 else f"{ref.task}:{version}",
+            columns={name: wanted.renames.get(name, name) for name in manifest.spec.fields},
+        )
+        for (ref, version), manifest in zip(versions, manifests, strict=True)
+    )
+
+
+def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], schema: pa.Schema) -> None:
+    there = schema.names
+    for task, manifest in zip(pinned, manifests, strict=True):
+        for name, column in task.columns.items():
+            if column not in there:
+                raise MissingColumn(task.name, name, column, there)
+        for added in fields_of(task.name, manifest.spec.kind):
+            if added.name in there:
+                raise WrongTask(task.name, f"the input has a column {added.name!r} already; leave it out of the input")
+
+
+def _check_writable(wanted: Wanted, schema: pa.Schema) -> None:
+    """What Parquet has no word for, such as objects that are all empty, is told before anything is computed."""
+    if wanted.format != "parquet":
+        return
+    try:
+        pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+    except pa.ArrowException as error:
+        raise UnreadableInput(wanted.input, f"{' '.join(str(error).split())}; --format jsonl can") from None
+
+
+def _backbone(wanted: Wanted, manifests: Sequence[Manifest]) -> tuple[str, str, str]:
+    """(name, fingerprint, quantization) of the backbone that all tasks were trained on.
+
+    Raises:
+        BackboneError: it does not load.
+        IncompatibleSide: a task was trained on another one, or with another tokenizer.
+        WrongTask: the tasks were trained on different bits of it.
+    """
+    quantization = manifests[0].backbone.quantization
+    for manifest in manifests:
+        if manifest.backbone.quantization != quantization:
+            bits = f"was trained on {manifest.backbone.quantization} bits, {manifests[0].task} on {quantization}"
+            raise WrongTask(manifest.task, f"{bits}; give each a run of its own")
+    backbone = load_backbone(wanted.backbone, quantize=quantization)
+    tokenizer = load_tokenizer(wanted.backbone)
+    for manifest in manifests:
+        if manifest.backbone.fingerprint != backbone.fingerprint:
+            wants = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})"
+            has, remedy = f"{backbone.name} ({backbone.fingerprint})", "name the backbone that it was trained on"
+            raise IncompatibleSide(manifest.task, wants, has, remedy)
+        if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise IncompatibleSide(manifest.task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)
+    return backbone.name, backbone.fingerprint, quantization

@@ -1,0 +1,15 @@
+"""Progressive delivery: shadows, comparison of versions, automatic rollback."""
+
+from serving.rollout.auto_rollback import AutoRollback
+from serving.rollout.comparison import Compared, Comparison, Comparisons, Disagreement, routed_of
+from serving.rollout.shadow import ShadowRunner
+
+__all__ = [
+    "AutoRollback",
+    "Compared",
+    "Comparison",
+    "Comparisons",
+    "Disagreement",
+    "ShadowRunner",
+    "routed_of",
+]

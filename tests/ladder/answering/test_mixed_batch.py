@@ -1,0 +1,217 @@
+"""Rows of stacked side networks in one batch: their answers, and faults that stay where they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ladder import (
+    Answer,
+    Backbone,
+    ClassAnswer,
+    Classify,
+    Embed,
+    Generate,
+    LabelTrie,
+    NotFiniteError,
+    Regress,
+    Row,
+    ValueAnswer,
+    VectorAnswer,
+    answer,
+    load_backbone,
+    run_backbone,
+)
+from ladder.answering.answerers import Scoring
+from ladder.answering.mixed_batch import plan, score
+from ladder.stacked.bank import SideBank
+from ladder.stacked.network import StackedBatch, StackedSide
+from tests.ladder.stacks import make_sides, stacked
+
+WORDS = LabelTrie(((7, 1), (9, 4, 1), (9, 5, 1)))
+"""Two of the labels part after their first token."""
+SAME_START = LabelTrie(((9, 4, 1), (9, 5, 1)))
+IDS = [(5, 8, 13, 1), (40, 1), (5, 8, 13, 22, 17, 1), (90, 12, 1)]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_t5: Path) -> Backbone:
+    return load_backbone(tiny_t5)
+
+
+@pytest.fixture(scope="module")
+def asked(backbone: Backbone):
+    """Tasks of every kind, each as a stacked side network and as a module, with the answerer of both."""
+    bank, kinds = SideBank(backbone), []
+    ways: list[tuple[str, Scoring, dict[str, Any]]] = [
+        ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {}),
+        ("text", Classify(labels=("b", "c"), trie=SAME_START), {}),
+        ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {"gate": "none"}),
+        ("linear", Classify(labels=("a", "b", "c")), {}),
+        ("linear", Regress(), {"outputs": 1}),
+        ("linear", Embed(), {"words": True, "outputs": 5}),
+        ("mlp", Classify(labels=("a", "b")), {"gate_form": "channel"}),
+        ("linear", Classify(labels=("a", "b", "c")), {"encoder_layers": (1,)}),
+    ]
+    for seed, (head, how, shape) in enumerate(ways):
+        [module] = make_sides(backbone, 1, seed=seed, head=head, **shape)
+        kinds.append((stacked(bank, [module])[0], module, how))
+    return kinds
+
+
+def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
+    match ours, theirs:
+        case ClassAnswer(), ClassAnswer():
+            return ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        case VectorAnswer(), VectorAnswer():
+            return ours.values == pytest.approx(theirs.values, abs=1e-4)
+        case ValueAnswer(), ValueAnswer():
+            return ours.value == pytest.approx(theirs.value, abs=1e-4, rel=1e-4)
+        case _:
+            return False
+
+
+def rows_of(asked, picks: Sequence[tuple[int, int]], which: int) -> list[Row]:
+    """`which`: 0 the stacked ones, 1 the modules, 2 in turns."""
+    kinds = [asked[kind] for kind, _ in picks]
+    return [
+        Row(ids=IDS[read], side=each[place % 2 if which == 2 else which], answerer=each[2])
+        for place, (each, (_, read)) in enumerate(zip(kinds, picks, strict=True))
+    ]
+
+
+@settings(max_examples=12, deadline=None)
+@given(picks=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=14))
+def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbone, asked, picks) -> None:
+    alone = [answer(backbone, [row])[0] for row in rows_of(asked, picks, 1)]
+    for which in (0, 2):
+        together = answer(backbone, rows_of(asked, picks, which))
+        assert all(close(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+ALL = [(kind, read) for read in range(4) for kind in range(8)]
+
+
+def test_every_row_is_delivered_once_modules_last(backbone: Backbone, asked) -> None:
+    rows, told = rows_of(asked, ALL, 2), []
+    planned = plan(rows)
+    with torch.inference_mode():
+        score(run_backbone(backbone, [ids for _, ids in planned.inputs]), rows, planned.places, told.extend)
+    places = [place for place, _ in told]
+    assert sorted(places) == list(range(len(rows)))
+    kinds = [isinstance(rows[place].side, StackedSide) for place in places]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_a_plan_has_each_input_once_and_each_salts_own(asked) -> None:
+    rows = rows_of(asked, [(0, 0), (3, 0), (3, 1)], 0)
+    planned = plan([*rows, replace(rows[0], salt="tenant")])
+    assert sorted(planned.inputs) == sorted([("", IDS[0]), ("", IDS[1]), ("tenant", IDS[0])])
+    assert [planned.inputs[place][1] for place in planned.places] == [IDS[0], IDS[0], IDS[1], IDS[0]]
+    assert planned.depth is None
+    assert plan(rows[1:]).depth == 3
+    assert plan(rows_of(asked, [(7, 0)], 0)).depth == 2
+
+
+def test_a_plans_inputs_stand_as_side_networks_are_computed(backbone: Backbone) -> None:
+    """Then none of the taps is copied."""
+    held, how = stacked(SideBank(backbone), make_sides(backbone, 3, head="linear")), Regress()
+    rows = [Row(ids=(30 + place, 1), side=held[pick], answerer=how) for place, pick in enumerate([2, 0, 1, 0, 2, 1])]
+    assert plan(rows).places == [4, 0, 2, 1, 5, 3]
+
+
+def test_the_decoder_runs_for_the_inputs_and_prefixes_that_need_it(backbone: Backbone, asked, monkeypatch) -> None:
+    heard, decode = [], backbone.decode
+
+    def watched(ids: torch.Tensor, *rest: Any) -> Any:
+        heard.append((len(ids), tuple(ids[0, 1:].tolist())))
+        return decode(ids, *rest)
+
+    monkeypatch.setattr(backbone, "decode", watched)
+    answer(backbone, rows_of(asked, [(0, 0), (2, 1), (1, 2), (3, 3)], 0))
+    assert sorted(heard) == [(2, ()), (3, (9,))]
+    heard.clear()
+    answer(backbone, rows_of(asked, [(3, 0), (4, 1)], 0))
+    assert heard == []
+
+
+def broken(held: StackedSide, value: float) -> Callable[[], None]:
+    """Breaks it in its slot; returns what mends it."""
+    row = held.chunk.rows[held.slot]
+    before = row.clone()
+    row.fill_(value)
+    return lambda: row.copy_(before)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", range(8))
+def test_neighbours_of_a_broken_side_network_are_bit_identical(backbone: Backbone, asked, kind: int, value) -> None:
+    rows = rows_of(asked, ALL, 0)
+    expected = answer(backbone, rows)
+    mend = broken(asked[kind][0], value)
+    try:
+        found = answer(backbone, rows)
+    finally:
+        mend()
+    for row, ours, before in zip(rows, found, expected, strict=True):
+        if row.side is asked[kind][0]:
+            assert isinstance(ours, NotFiniteError)
+        else:
+            assert ours == before
+
+
+def raising(error: Exception, culprit: StackedSide, method: str) -> Callable[..., Any]:
+    """What `StackedBatch` does, unless the culprit is in it."""
+    usual = getattr(StackedBatch, method)
+
+    def compute(self: StackedBatch, *given: Any, **named: Any) -> Any:
+        if culprit in self._sides:
+            raise error
+        return usual(self, *given, **named)
+
+    return compute
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_what_raises_fails_alone(backbone: Backbone, asked, monkeypatch, method: str) -> None:
+    rows, culprit = rows_of(asked, ALL, 0), asked[2][0]
+    expected = answer(backbone, rows)
+    error = IndexError("a rung is missing")
+    monkeypatch.setattr(StackedBatch, method, raising(error, culprit, method))
+    for row, ours, before in zip(rows, answer(backbone, rows), expected, strict=True):
+        assert ours is error if row.side is culprit else close(ours, before)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_out_of_memory_is_nobodys_fault(backbone: Backbone, asked, monkeypatch, error, method: str) -> None:
+    monkeypatch.setattr(StackedBatch, method, raising(error, asked[0][0], method))
+    with pytest.raises(type(error)):
+        answer(backbone, rows_of(asked, ALL, 0))
+
+
+def test_an_answerer_that_raises_fails_alone(backbone: Backbone, asked) -> None:
+    rows = rows_of(asked, [(3, 0), (4, 0), (3, 1)], 0)
+    rows[0] = replace(rows[0], answerer=Classify(labels=()))
+    found = answer(backbone, rows)
+    assert isinstance(found[0], Exception)
+    assert isinstance(found[1], ValueAnswer)
+    assert isinstance(found[2], ClassAnswer)
+
+
+def test_texts_are_made_by_stacked_side_networks_too(backbone: Backbone) -> None:
+    sides = make_sides(backbone, 3)
+    held, how = stacked(SideBank(backbone), sides), Generate(max_new_tokens=6, decode=str)
+    for picks in ([0], [2, 0, 1, 1]):
+        made = [
+            answer(backbone, [Row(ids=IDS[pick], side=some[pick], answerer=how) for pick in picks])
+            for some in (held, sides)
+        ]
+        assert made[0] == made[1]

@@ -1,0 +1,409 @@
+"""Routes over gRPC: who sets them, who hears of them, and that both doors follow them."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2_grpc
+from protos import sidecast_pb2 as pb
+from serving.api.admin import AWAIT_POLL_S
+from serving.client import errors as errors
+from serving.client.client import Client
+from serving.client.routes import Bounds, Route
+from serving.rollout import comparison as comparing
+from serving.server import Server
+from side_registry import Registry, StoreFailed
+from side_registry.servers import Announced
+from tests.serving.doors_kit import SST2, TITLES, Parlour, rule
+from tests.sidecast.cli_kit import wait_until
+
+KEYS = [f"caller {number}" for number in range(60)]
+HALF = {2: 5000}
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Parlour]:
+    """A server of its own, with three versions of one task; the first is production."""
+    with Parlour(tmp_path, [SST2]).open() as parlour:
+        for seed in (1, 2):
+            parlour.publish(SST2, seed)
+        yield parlour
+
+
+@pytest.fixture
+def client(opened: Parlour) -> Iterator[Client]:
+    with Client(opened.address) as client:
+        client.wait_served(3, timeout=5)
+        yield client
+
+
+@pytest.fixture
+def stub(opened: Parlour) -> Iterator[Any]:
+    with grpc.insecure_channel(opened.address) as channel:
+        yield sidecast_pb2_grpc.AdminStub(channel)
+
+
+def split(client: Client, **route: Any) -> int:
+    """Set the route, and wait until the server follows it."""
+    generation = client.set_route("sst2", **route).generation
+    client.wait_served(generation, timeout=5)
+    return generation
+
+
+def test_a_route_is_told_by_every_call_that_tells_of_aliases(client: Client) -> None:
+    bounds = {"error_rate": 0.01, "latency": 1.2, "disagreement": 0.05, "min_rows": 200}
+    done = client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, message="try it")
+    route = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(**bounds))
+    assert (done.task, done.alias, done.version, done.route) == ("sst2", "production", 1, route)
+    client.wait_served(done.generation, timeout=5)
+    assert client.task("sst2").routes == client.tasks()[0].routes == {"production": route}
+    assert client.task("sst2").aliases == {"production": 1}
+    event = next(client.watch())
+    assert (event.changed, event.routes) == ({"sst2": {"production": 1}}, {"sst2": {"production": route}})
+    newest = client.history("sst2")[-1]
+    assert (newest.message, newest.generation) == ("try it", done.generation)
+    assert [(each.verb, each.alias, each.version, each.route) for each in newest.actions] == [
+        ("set_route", "production", None, route)
+    ]
+
+
+def test_what_a_route_leaves_out_is_what_the_registry_takes_it_for(client: Client) -> None:
+    assert client.set_route("sst2", shares={2: 1}, bounds={"latency": 2}).route.bounds == Bounds(latency=2.0)
+    assert client.set_route("sst2", shadows=[2, 3]).route == Route(shadows=(2, 3))
+    assert client.set_route("sst2").route == Route()
+
+
+def test_a_server_tells_at_once_what_was_changed_through_it(client: Client) -> None:
+    for share in range(100, 110):
+        client.set_route("sst2", shares={2: share})
+        assert client.task("sst2").routes["production"].shares == {2: share}
+    client.promote("sst2", 2)
+    assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 2}, {})
+
+
+def test_an_empty_route_ends_what_was_there_and_a_version_moves_the_alias_with_it(client: Client) -> None:
+    first = split(client, shares=HALF, shadows=[3])
+    assert client.set_route("sst2", shares=HALF, shadows=[3]).generation == first  # as it is
+    split(client)
+    assert client.task("sst2").routes == {}
+    assert {client.predict("sst2", ["a"], route_key=key).version for key in KEYS} == {1}
+    moved = client.set_route("sst2", version=2, shares={3: 100})
+    assert (moved.version, moved.route.shares) == (2, {3: 100})
+    assert client.promote("sst2", 3).version == 3
+    client.wait_served(moved.generation + 1, timeout=5)
+    assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 3}, {})
+
+
+def test_a_rollback_ends_a_canary_first(client: Client) -> None:
+    client.promote("sst2", 2)
+    client.set_route("sst2", shares={3: 100, 1: 50})
+    ended = client.rollback("sst2")
+    assert (ended.version_from, ended.version_to) == (3, 2)
+    assert ended.canary_ended
+    with pytest.raises(errors.RollbackUnclearError, match="say where to: --to 1"):
+        client.rollback("sst2")
+    again = client.rollback("sst2", to=1)
+    assert (again.version_from, again.version_to, again.canary_ended) == (2, 1, False)
+
+
+def test_a_route_made_of_another_one_than_there_is_is_refused(client: Client) -> None:
+    judged = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(disagreement=0.05))
+    bounds = {"disagreement": 0.05, "min_rows": 100}
+    assert client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, seen=Route()).route == judged
+    grown = client.set_route("sst2", shares={2: 900}, shadows=[3], bounds=bounds, seen=judged)
+    assert grown.route.shares == {2: 900}
+    for seen in (judged, Route()):
+        with pytest.raises(errors.RouteChangedError, match="look at it again"):
+            client.set_route("sst2", shares={2: 2500}, seen=seen)
+    assert client.task("sst2").routes == {"production": grown.route}
+
+
+def test_requests_of_one_key_get_one_version_at_both_doors(opened: Parlour, client: Client) -> None:
+    split(client, shares=HALF)
+    expected = [opened.pool.resolve("sst2", key=key).version for key in KEYS]
+    assert set(expected) == {1, 2}
+    assert [client.predict("sst2", ["a"], route_key=key).version for key in KEYS] == expected
+    assert [client.predict_tasks(["sst2"], ["a"], route_key=key)["sst2"].version for key in KEYS] == expected  # type: ignore
+    with grpc.insecure_channel(opened.address) as channel:
+        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        found = [tensors.ModelInfer(infer(key)) for key in KEYS]
+        streamed = list(tensors.ModelStreamInfer(map(infer, KEYS)))
+    assert [int(each.model_version) for each in found] == expected
+    by_id = {each.infer_response.id: int(each.infer_response.model_version) for each in streamed}
+    assert [by_id[key] for key in KEYS] == expected
+
+
+def infer(key: str) -> open_inference_pb2.ModelInferRequest:
+    request = open_inference_pb2.ModelInferRequest(model_name="sst2", id=key)
+    request.parameters["route_key"].string_param = key
+    tensor = request.inputs.add(name="sentence", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"a")
+    return request
+
+
+def test_streams_follow_a_key_too(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [TITLES]).open() as parlour, Client(parlour.address) as client:
+        parlour.publish(TITLES, 1)
+        client.wait_served(client.set_route("titles", shares=HALF).generation, timeout=5)
+        expected = [parlour.pool.resolve("titles", key=key).version for key in KEYS[:12]]
+        assert set(expected) == {1, 2}
+        assert [client.stream("titles", "a", route_key=key).result().version for key in KEYS[:12]] == expected
+
+
+def test_without_a_key_both_versions_answer_and_a_pinned_one_answers_alone(opened: Parlour, client: Client) -> None:
+    split(client, shares=HALF)
+    assert {client.predict("sst2", ["a"]).version for _ in range(60)} == {1, 2}  # else 1 in 10**17
+    assert {client.predict("sst2:1", ["a"], route_key=key).version for key in KEYS} == {1}
+    found = client.predict("sst2", ["a"], route_key=KEYS[0])
+    assert (found.alias, found[0].label) == ("production", cast(Any, rule(SST2, "a")).label)
+
+
+def test_a_tensor_request_is_answered_by_whom_its_door_found(opened: Parlour, client: Client) -> None:
+    seen: list[tuple[Any, ...]] = []
+    predict = opened.service.predict
+
+    async def spy(*arguments: Any, **named: Any) -> Any:
+        target = named["target"]
+        seen.append((target.resident.version, target.alias, named["route_key"]))
+        return await predict(*arguments, **named)
+
+    opened.service.predict = spy  # type: ignore[method-assign]
+    with grpc.insecure_channel(opened.address) as channel:
+        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for version in ("", "production", "1"):
+            request = infer("k")
+            request.model_version = version
+            tensors.ModelInfer(request)
+        request.parameters["route_key"].int64_param = 7
+        with pytest.raises(grpc.RpcError, match="route_key: must be a string_param"):
+            tensors.ModelInfer(request)
+    assert seen == [(1, "production", "k"), (1, "production", "k"), (1, None, "k")]
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"shares": {9: 100}}, errors.UnknownVersionError, "has no version 9"),
+    ({"shares": {1: 100}}, errors.InvalidRouteError, "version 1 is its own"),
+    ({"shares": {2: 10_000}}, errors.InvalidRouteError, "less than 10000"),
+    ({"shares": {2: 0}}, errors.InvalidRouteError, "greater than or equal to 1"),
+    ({"shares": {2: 6000, 3: 4000}}, errors.InvalidRouteError, "must leave something to the alias's own version"),
+    ({"shares": {2: 100}, "shadows": [2]}, errors.InvalidRouteError, "must be named once, and have no share"),
+    ({"shadows": [2], "bounds": {"latency": 2}}, errors.InvalidRouteError, "bounds are for versions with a share"),
+    ({"shares": {2: 100}, "bounds": {"latency": 0.5}}, errors.InvalidRouteError, "bounds.latency"),
+    ({"shares": {2: 100}, "bounds": {"error_rate": float("nan")}}, errors.InvalidRouteError, "bounds.error_rate"),
+    ({"shares": {2: 100}, "bounds": {"errors": 1}}, errors.InvalidInputError, "bounds.errors: is no bound; use"),
+    ({"shares": {2: 100}, "bounds": {"latency": "x"}}, errors.InvalidInputError, "bounds.latency: cannot be 'x'"),
+    ({"shares": [2]}, errors.InvalidInputError, "route: must have shares by version"),
+    ({"shares": {2: 1.5}}, errors.InvalidInputError, "route: must have shares by version"),
+    ({"shadows": "2"}, errors.InvalidInputError, "shadows: must be a list"),
+    ({"version": 9}, errors.UnknownVersionError, "has no version 9"),
+    ({"version": "2"}, errors.InvalidInputError, "route.version: cannot be '2'"),
+    ({"alias": "canary", "shares": {2: 100}}, errors.UnknownAliasError, "has no alias 'canary'"),
+    ({"alias": "7", "shares": {2: 100}}, errors.InvalidNameError, "'7' is no valid alias"),
+]
+
+
+def test_a_route_that_cannot_be_is_refused(opened: Parlour, client: Client) -> None:
+    for route, error, says in REFUSED:
+        with pytest.raises(error) as caught:
+            client.set_route("sst2", **route)
+        assert says in str(caught.value), route
+    assert opened.registry.state().generation == 3
+
+
+def test_messages_that_no_client_sends_are_refused(stub: Any) -> None:
+    twice = [pb.Route.Share(version=2, share=100), pb.Route.Share(version=2, share=200)]
+    for request, says in (
+        (pb.SetRouteRequest(task="sst2"), "route: is missing"),
+        (pb.SetRouteRequest(task="sst2", route=pb.Route(shares=twice)), "route.shares: must name each version once"),
+        (pb.SetRouteRequest(task="nope", route=pb.Route(version=1)), "there is no task 'nope'"),
+        (pb.SetRouteRequest(task="sst2", route=pb.Route(version=0)), "has no version 0"),
+    ):
+        with pytest.raises(grpc.RpcError, match=says):
+            stub.SetRoute(request)
+
+
+def test_a_version_that_a_route_names_is_not_retired(client: Client) -> None:
+    split(client, shares={2: 1}, shadows=[3])
+    for version in (2, 3):
+        with pytest.raises(errors.VersionInUseError, match="has a share or is a shadow of production"):
+            client.retire("sst2", version)
+
+
+# --- comparisons
+
+
+def test_how_versions_compare_is_told_with_the_newest_disagreements(tmp_path: Path) -> None:
+    own = comparing.Comparison(version=1, rows=4, latency_seconds=0.25)
+    numbers: dict[str, Any] = {"rows": 9, "failed": 1, "compared": 8, "agreed": 6, "drift": 0.125, "dropped": 7}
+    numbers |= {"latency_seconds": 0.5, "cost_seconds": 0.0625}
+    shadow = comparing.Comparison(version=3, answers=False, **numbers)
+    differing = [
+        comparing.Disagreement(time=at, version=3, prompt=f"at {at}", expected="a", found="b", drift=0.5)
+        for at in (1e9 + 0.5, 1e9)
+    ]
+    compared = comparing.Compared(
+        task="sst2",
+        alias="production",
+        version=1,
+        comparisons=(own, shadow),
+        disagreements=tuple(differing),
+        since=4,
+        keeps_inputs=True,
+    )
+    comparisons = cast(Any, SimpleNamespace(read=lambda *name: {("sst2", "production"): compared}[name]))
+    parlour = Parlour(tmp_path, [SST2])
+    assemble = parlour.assemble
+    parlour.assemble = lambda *parts: replace(assemble(*parts), comparisons=comparisons)  # type: ignore[method-assign]
+    with parlour.open(), Client(parlour.address) as client:
+        found = client.comparison("sst2", disagreements=1)
+        assert (found.task, found.alias, found.version, found.since) == ("sst2", "production", 1, 4)
+        for told, known in zip(found.versions, (own, shadow), strict=True):
+            assert asdict(told) == {name: getattr(known, name) for name in asdict(told)}
+        [newest] = found.disagreements
+        assert (newest.prompt, newest.expected, newest.found, found.keeps_inputs) == (
+            differing[0].prompt,
+            "a",
+            "b",
+            True,
+        )
+        assert newest.time == datetime.fromtimestamp(1e9 + 0.5, UTC)
+        assert client.comparison("sst2").disagreements == ()
+
+
+def test_an_alias_without_a_route_has_nothing_to_compare(client: Client) -> None:
+    found = client.comparison("sst2")
+    assert (found.version, found.versions, found.since) == (1, (), 0)
+    with pytest.raises(errors.UnknownTaskError):
+        client.comparison("nope")
+    with pytest.raises(errors.UnknownAliasError):
+        client.comparison("sst2", alias="canary")
+    with pytest.raises(errors.InvalidInputError, match="disagreements: must be at least 0"):
+        client.comparison("sst2", disagreements=-1)
+
+
+# --- waiting
+
+
+def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path: Path) -> None:
+    with (
+        Parlour(tmp_path, [SST2]).open() as one,
+        Parlour(tmp_path, []).open() as other,
+        Client(one.address) as here,
+        Client(other.address) as there,
+    ):
+        for seed in range(1, 6):
+            done = (here, there)[seed % 2].publish(one.run(SST2, seed), alias="production")
+            awaited = here.await_generation(done.generation, timeout=10)
+            assert (awaited.served, awaited.generation, awaited.late) == (True, done.generation, ())
+            assert {server.address for server in awaited.servers} == {one.address, other.address}
+            assert [client.predict("sst2", ["a"]).version for client in (here, there)] == [done.version] * 2
+
+
+def test_what_was_committed_while_a_server_loaded_is_served_by_its_first_answer(tmp_path: Path) -> None:
+    """Nobody waited for the server then: it was not announced yet."""
+    parlour = Parlour(tmp_path, [SST2])
+    parlour.config = replace(parlour.config, load=replace(parlour.config.load, poll_s=60.0))
+    assemble = parlour.assemble
+
+    def slowly(*parts: Any) -> Any:
+        assembled = assemble(*parts)
+        elsewhere = Registry.open(tmp_path / "registry")
+        elsewhere.publish(parlour.run(SST2, 1), alias="production")
+        assert elsewhere.servers() == []
+        return assembled
+
+    parlour.assemble = slowly  # type: ignore[method-assign]
+    with parlour.open(), Client(parlour.address) as client:
+        assert client.predict("sst2", ["a"]).version == 2
+
+
+def test_a_registry_that_takes_no_presence_is_served_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreFailed("memory", "servers/x.json", "read-only")
+
+    monkeypatch.setattr(Registry, "announce", refuse)
+    monkeypatch.setattr(Registry, "withdraw", refuse)
+    with Parlour(tmp_path, [SST2]).open() as parlour, Client(parlour.address) as client:
+        assert client.predict("sst2", ["a"]).version == 1
+        assert client.await_generation(client.publish(parlour.run(SST2, 1)).generation, timeout=5).served
+    assert [record.message for record in caplog.records if "presence" in record.message] == [
+        "the registry does not take this server's presence, so no writer waits for it: "
+        "the registry's store memory failed at 'servers/x.json': read-only; check access to it and try again"
+    ]
+
+
+def test_a_server_that_does_not_follow_is_named(opened: Parlour, client: Client) -> None:
+    opened.registry.announce(Announced(id="stuck", address="10.0.0.9:8001", generation=1, counter=0))
+    found = client.await_generation(timeout=0)
+    assert (found.generation, found.served) == (3, False)
+    assert [(server.id, server.address, server.generation) for server in found.late] == [("stuck", "10.0.0.9:8001", 1)]
+    assert found.late[0].seen is not None
+    waiting = threading.Timer(0.2, lambda: opened.registry.withdraw("stuck"))
+    waiting.start()
+    assert client.await_generation(3, timeout=5).served
+    waiting.join()
+
+
+def test_a_server_waits_for_itself_where_the_registry_does_not_take_its_presence(
+    opened: Parlour, client: Client
+) -> None:
+    opened.registry.withdraw(cast(Any, opened.server)._presence.id)
+    assert [server.address for server in client.await_generation(3, timeout=5).servers] == [opened.address]
+    late = client.await_generation(9, timeout=0.2)
+    assert (late.served, [server.address for server in late.late]) == (False, [opened.address])
+
+
+def test_all_who_wait_share_a_look_at_the_registry(opened: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, look = [], opened.registry.servers
+
+    def counted() -> list[Announced]:
+        looks.append(1)
+        return look()
+
+    monkeypatch.setattr(opened.registry, "servers", counted)
+
+    def wait(_: int) -> bool:
+        with Client(opened.address) as client:
+            return client.await_generation(9, timeout=0.6).served
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(16) as threads:
+        assert not any(threads.map(wait, range(16)))
+    most = (time.monotonic() - began) / AWAIT_POLL_S + 2  # one look a pause, for all 16 together
+    assert 1 <= len(looks) <= most
+
+
+def test_what_cannot_be_waited_for(client: Client) -> None:
+    for generation, timeout, says in ((-1, 1, "generation: must be"), (1, 301, "within 0..300 s"), (1, -1, "0..300 s")):
+        with pytest.raises(errors.InvalidInputError, match=says):
+            client.await_generation(generation, timeout=timeout)
+
+
+def test_a_server_that_drains_keeps_nobody_waiting(opened: Parlour) -> None:
+    found: list[Exception] = []
+
+    def wait() -> None:
+        with Client(opened.address, retry=False) as client:
+            try:
+                client.await_generation(9, timeout=60)
+            except errors.SidecastError as error:
+                found.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    wait_until(lambda: cast(Server, opened.server).drain.in_flight > 0)
+    assert opened.stop(20).result(20)
+    waiting.join(20)
+    assert [type(error) for error in found] == [errors.DrainingError]
+    assert opened.registry.servers() == []

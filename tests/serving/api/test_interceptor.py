@@ -1,0 +1,61 @@
+"""How a call ends whose caller went in the moment it is told its error."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from grpc.aio import AbortError, InternalError
+
+from serving.api.drain import Drain
+from serving.api.interceptor import abort
+from serving.errors import DeadlineExpired, Draining
+
+
+class Gone:
+    """A call's context whose caller has gone."""
+
+    async def abort(self, *_: Any) -> None:
+        raise InternalError('Failed "execute_batch"')
+
+
+async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
+    context: Any = Gone()
+    with pytest.raises(asyncio.CancelledError):  # an abort in place of gRPC's own is logged as a fault
+        await abort(context, DeadlineExpired())
+    with pytest.raises(AbortError, match="told already"):
+        await abort(context, AbortError("told already"))
+
+
+async def test_what_lasts_ends_where_the_server_leaves_and_calls_do_not() -> None:
+    drain = Drain()
+    waiting = asyncio.create_task(drain.pause(60, drain.left))
+    reading = asyncio.create_task(_read(drain))
+    between = drain.left
+    await asyncio.sleep(0)
+    drain.leave()
+    for each in (waiting, reading):
+        with pytest.raises(Draining):
+            await each
+    with pytest.raises(Draining):  # it did not wait when the server left
+        await drain.pause(60, between)
+    with drain.call():
+        await drain.pause(0.001, drain.left)  # what begins after it is served
+    again = asyncio.create_task(_read(drain))
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    drain.begin()
+    drain.leave()
+    with pytest.raises(Draining):
+        await again
+    with pytest.raises(Draining):
+        await drain.pause(60)
+
+
+async def _read(drain: Drain) -> None:
+    _ = [each async for each in drain.arriving(_silent(), patience_s=0)]
+
+
+async def _silent() -> AsyncIterator[object]:
+    await asyncio.Event().wait()
+    yield

@@ -1,0 +1,336 @@
+"""Our own door, spoken to with messages, and with bytes that are none."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_status import rpc_status
+
+from ladder.decoding.settings import Generation
+from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2_grpc
+from protos import sidecast_pb2 as pb
+from serving.api.call import counting
+from serving.api.native import NativeServicer
+from serving.client.errors import from_status
+from serving.errors import Overloaded, SideFailed
+from serving.metrics import Metrics
+from tests.serving.doors_kit import RTE, SST2, TWEETS, Parlour, rule
+
+
+@pytest.fixture(scope="module")
+def stub(parlour: Parlour) -> Iterator[Any]:
+    with grpc.insecure_channel(parlour.address) as channel:
+        yield sidecast_pb2_grpc.SidecastStub(channel)
+
+
+def text_rows(*texts: str) -> list[pb.Row]:
+    return [pb.Row(text=text) for text in texts]
+
+
+def refusal(call: Any) -> tuple[str, str, str]:
+    """Code, reason and message of a failed call."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    return error.code().name, from_status(rpc_status.from_call(error)).reason, error.details()
+
+
+def test_answers_come_in_the_rows_order_with_their_version_and_labels_once(stub: Any) -> None:
+    response = stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("short", "x" * 80)))
+    assert (response.task, response.version, response.generation, response.alias) == ("sst2", 1, 4, "production")
+    assert list(response.labels) == ["negative", "positive"]
+    for answer, text in zip(response.answers, ("short", "x" * 80), strict=True):
+        expected = rule(SST2, text)
+        assert answer.classification.label == expected.label
+        assert answer.classification.score == expected.score
+        assert tuple(answer.classification.scores) == expected.scores
+
+
+def test_each_kind_has_its_answer(stub: Any) -> None:
+    value = stub.Predict(pb.PredictRequest(task="tweets", rows=text_rows("fine")))
+    assert value.answers[0].regression.value == rule(TWEETS, "rate: fine").value
+    assert not value.labels
+    text = stub.Predict(pb.PredictRequest(task="titles", rows=text_rows("fine")))
+    assert text.answers[0].text.text == "TITLE: FINE"
+
+
+def test_a_row_is_fields_or_a_text_or_a_whole_prompt(stub: Any) -> None:
+    rows = [
+        pb.Row(fields={"body": "same"}),
+        pb.Row(text="same"),
+        pb.Row(prompt="title: same"),
+        pb.Row(prompt="same"),
+    ]
+    response = stub.Predict(pb.PredictRequest(task="titles", rows=rows))
+    assert [answer.text.text for answer in response.answers] == ["TITLE: SAME"] * 3 + ["SAME"]
+
+
+def test_both_doors_answer_the_same(stub: Any, parlour: Parlour) -> None:
+    native = stub.Predict(
+        pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a", "sentence2": "b" * 50})])
+    )
+    request = open_inference_pb2.ModelInferRequest(model_name="rte")
+    for name, text in (("sentence1", b"a"), ("sentence2", b"b" * 50)):
+        tensor = request.inputs.add(name=name, datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(text)
+    with grpc.insecure_channel(parlour.address) as channel:
+        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    given = native.answers[0].classification
+    assert tensors.outputs[0].contents.bytes_contents[0].decode() == given.label
+    np.testing.assert_array_equal(np.float32(given.scores), np.float32(tensors.outputs[2].contents.fp32_contents))
+    assert given.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
+
+
+WRONG_GENERATION: list[tuple[dict[str, Any], str]] = [
+    ({"num_beams": 17}, "generation.num_beams: Input should be less than or equal to 16"),
+    ({"num_beams": 2, "do_sample": True}, "generation.num_beams: must be 1 where do_sample is on, got 2"),
+    ({"do_sample": True, "temperature": 0.0}, "generation.temperature: Input should be greater than or equal to 0.001"),
+    ({"do_sample": True, "temperature": float("nan")}, "generation.temperature: "),
+    ({"temperature": 0.5}, "generation.temperature: is for sampling; set do_sample too"),
+    ({"length_penalty": 2.0}, "generation.length_penalty: is for beams; set num_beams above 1 too"),
+    ({"num_beams": 2, "early_stopping": "soon"}, "generation.early_stopping: must be true, false or 'never'"),
+    ({"max_new_tokens": 65}, "generation.max_new_tokens: must be 1 to 64, the task's own limit, got 65"),
+    ({"max_new_tokens": 0}, "generation.max_new_tokens: must be 1 to 64"),
+]
+
+
+def test_a_request_chooses_how_texts_are_made_field_by_field(stub: Any, parlour: Parlour) -> None:
+    how = pb.Generation(num_beams=4, early_stopping="never", length_penalty=0.5, max_new_tokens=7)
+    stub.Predict(pb.PredictRequest(task="titles", rows=text_rows("a"), generation=how))
+    answerer = parlour.service.answerers[-1]
+    assert answerer.max_new_tokens == 7
+    assert answerer.generation == Generation(num_beams=4, early_stopping="never", length_penalty=0.5)
+    stub.Predict(pb.PredictRequest(task="titles", rows=text_rows("a")))
+    assert parlour.service.answerers[-1].generation == Generation()
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "reason", "says"),
+    [
+        (pb.PredictRequest(task="sst3", rows=text_rows("a")), "NOT_FOUND", "UNKNOWN_TASK", "did you mean 'sst2'"),
+        (pb.PredictRequest(rows=text_rows("a")), "NOT_FOUND", "UNKNOWN_TASK", "there is no task ''"),
+        (
+            pb.PredictRequest(task="sst2", version=9, rows=text_rows("a")),
+            "NOT_FOUND",
+            "UNKNOWN_VERSION",
+            "use one of 1",
+        ),
+        (pb.PredictRequest(task="sst2", version=-1, rows=text_rows("a")), "NOT_FOUND", "UNKNOWN_VERSION", "-1"),
+        (pb.PredictRequest(task="sst2", alias="x", rows=text_rows("a")), "NOT_FOUND", "UNKNOWN_ALIAS", "production"),
+        (pb.PredictRequest(task="sst2"), "INVALID_ARGUMENT", "INVALID_INPUT", "rows"),
+        (pb.PredictRequest(task="sst2", rows=[pb.Row()]), "INVALID_ARGUMENT", "INVALID_INPUT", "rows[0]: is empty"),
+        (
+            pb.PredictRequest(task="sst2", rows=[pb.Row(text="a"), pb.Row(text="a", fields={"sentence": "a"})]),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "rows[1]: has more than one of fields, text and prompt",
+        ),
+        (
+            pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a"})]),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "rows[0].sentence2: is missing",
+        ),
+        (
+            pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a", "sentence2": "b"})] * 6),
+            "INVALID_ARGUMENT",
+            "TOO_MANY_ROWS",
+            "6 rows in one request",
+        ),
+        (
+            pb.PredictRequest(task="titles", rows=text_rows("fine", "x" * 301)),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "rows[1].body: has 301 characters",
+        ),
+        (
+            pb.PredictRequest(task="sst2", rows=text_rows("a"), timeout=Duration(seconds=-1)),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "timeout: must be above 0 s",
+        ),
+        *[
+            (
+                pb.PredictRequest(task="titles", rows=text_rows("a"), generation=pb.Generation(**wrong)),
+                "INVALID_ARGUMENT",
+                "INVALID_INPUT",
+                says,
+            )
+            for wrong, says in WRONG_GENERATION
+        ],
+        (
+            pb.PredictRequest(task="sst2", rows=text_rows("a"), generation=pb.Generation(num_beams=2)),
+            "INVALID_ARGUMENT",
+            "INVALID_INPUT",
+            "generation.num_beams: is for text; task 'sst2' is classification",
+        ),
+    ],
+)
+def test_bad_input_is_refused(stub: Any, request_: pb.PredictRequest, code: str, reason: str, says: str) -> None:
+    found_code, found_reason, message = refusal(lambda: stub.Predict(request_))
+    assert (found_code, found_reason) == (code, reason)
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pb.PredictRequest(task="sst2", rows=text_rows("caf?")).SerializeToString().replace(b"caf?", b"caf\xe9"),
+        b"\xff\xff\xff",
+    ],
+    ids=["not UTF-8", "no message"],
+)
+def test_bytes_that_are_no_request_are_the_callers_fault(parlour: Parlour, data: bytes) -> None:
+    with grpc.insecure_channel(parlour.address) as channel:
+        code, reason, message = refusal(lambda: channel.unary_unary("/sidecast.v1.Sidecast/Predict")(data))
+    assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
+    assert "UTF-8" in message
+
+
+def test_the_nearer_of_both_deadlines_holds(stub: Any, parlour: Parlour) -> None:
+    def left(timeout: float | None, own: int | None) -> float | None:
+        request = pb.PredictRequest(task="sst2", rows=text_rows("a"), timeout=Duration(seconds=own) if own else None)
+        stub.Predict(request, timeout=timeout)
+        deadline = parlour.service.deadlines[-1]
+        return None if deadline is None else deadline - time.monotonic()
+
+    assert left(None, None) is None
+    assert left(None, 500) == pytest.approx(500, abs=100)
+    assert left(5000, 500) == pytest.approx(500, abs=100)
+    assert left(500, 5000) == pytest.approx(500, abs=100)
+
+
+def test_many_tasks_answer_at_once_and_fail_alone(stub: Any, parlour: Parlour) -> None:
+    parlour.service.trouble["tweets"] = SideFailed("tweets", 1, "NaN")
+    refs = [
+        pb.TaskRef(task="sst2", version=1),
+        pb.TaskRef(task="nope"),
+        pb.TaskRef(task="sst2", alias="canary"),
+        pb.TaskRef(task="tweets"),
+        pb.TaskRef(task="titles", alias="production"),
+    ]
+    try:
+        response = stub.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a", "b")))
+    finally:
+        parlour.service.trouble.clear()
+    assert [result.task for result in response.results] == refs
+    assert [result.WhichOneof("outcome") for result in response.results] == [
+        "prediction",
+        "error",
+        "error",
+        "error",
+        "prediction",
+    ]
+    errors = [from_status(result.error) for result in response.results if result.HasField("error")]
+    assert [error.reason for error in errors] == ["UNKNOWN_TASK", "UNKNOWN_ALIAS", "SIDE_FAILED"]
+    assert errors[2].request_id
+    assert response.results[0].prediction.alias == ""
+    assert len(response.results[4].prediction.answers) == 2
+
+
+def test_a_shed_call_says_when_to_come_back(stub: Any, parlour: Parlour) -> None:
+    parlour.service.trouble["sst2"] = Overloaded(9, 8, 0.5)
+    try:
+        found = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
+    finally:
+        parlour.service.trouble.clear()
+    assert found[:2] == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+
+
+def test_an_unforeseen_error_tells_no_secrets(stub: Any, parlour: Parlour) -> None:
+    parlour.service.trouble["sst2"] = RuntimeError("secret")
+    try:
+        code, reason, message = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
+    finally:
+        parlour.service.trouble.clear()
+    assert (code, reason) == ("INTERNAL", "INTERNAL")
+    assert "secret" not in message
+
+
+async def test_a_cancelled_call_is_cancelled_in_the_service_too(parlour: Parlour) -> None:
+    parlour.service.slow = 30.0
+    parlour.service.cancelled.clear()
+    try:
+        async with grpc.aio.insecure_channel(parlour.address) as channel:
+            stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
+            call = asyncio.ensure_future(stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
+            while not parlour.server.drain.in_flight:  # noqa: ASYNC110 - the server's thread makes it true
+                await asyncio.sleep(0.01)
+            call.cancel()
+            assert await asyncio.to_thread(parlour.service.cancelled.wait, 60)
+    finally:
+        parlour.service.slow = 0.0
+
+
+def test_a_deadline_that_passes_ends_the_work(stub: Any, parlour: Parlour) -> None:
+    parlour.service.slow = 30.0
+    parlour.service.cancelled.clear()
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a")), timeout=0.1)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert parlour.service.cancelled.wait(60)
+    finally:
+        parlour.service.slow = 0.0
+    assert parlour.server.drain.in_flight == 0
+
+
+@pytest.mark.parametrize(("deadline", "code"), [(None, "CANCELLED"), (1e9, "CANCELLED"), (-1.0, "DEADLINE_EXCEEDED")])
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
+    error: type[BaseException], deadline: float | None, code: str
+) -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+
+    def call() -> None:
+        with counting(metrics, "sst2") as counted:
+            counted.deadline = None if deadline is None else time.monotonic() + deadline
+            raise error
+
+    with pytest.raises(error):
+        call()
+    labels = {"task": "sst2", "version": "unknown", "code": code}
+    assert metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
+
+
+async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
+    class Slow:
+        async def predict_tasks(self, *_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+    class Context:
+        def time_remaining(self) -> float | None:
+            return 0.0
+
+    metrics, refs = Metrics(), [pb.TaskRef(task=task) for task in ("sst2", "tweets")]
+    metrics.know(["sst2", "tweets"])
+    door: Any = NativeServicer(Slow(), metrics)  # type: ignore[arg-type]
+    call = asyncio.create_task(door.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context()))
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    for task in ("sst2", "tweets"):
+        labels = {"task": task, "version": "unknown", "code": "DEADLINE_EXCEEDED"}
+        assert metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
+
+
+def test_every_task_of_a_call_is_counted(stub: Any, parlour: Parlour) -> None:
+    def count(task: str, version: str, code: str) -> float:
+        labels = {"task": task, "version": version, "code": code}
+        return parlour.server.metrics.registry.get_sample_value("sidecast_requests_total", labels) or 0.0
+
+    series = [("sst2", "1", "OK"), ("tweets", "1", "OK"), ("unknown", "unknown", "NOT_FOUND")]
+    before = [count(*labels) for labels in series]
+    refs = [pb.TaskRef(task=task) for task in ("sst2", "tweets", "made up")]
+    stub.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")))
+    assert [count(*labels) for labels in series] == [value + 1 for value in before]
+    refused = count("sst2", "unknown", "INVALID_ARGUMENT")
+    refusal(lambda: stub.PredictTasks(pb.PredictTasksRequest(tasks=refs[:1], rows=[pb.Row()])))
+    assert count("sst2", "unknown", "INVALID_ARGUMENT") == refused + 1

@@ -1,0 +1,425 @@
+"""The Open Inference door: with tritonclient unmodified, and with messages no client would make."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+
+from ladder.decoding.settings import Generation
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+from serving.client.errors import from_status
+from side_registry.task import TaskSpec
+from tests.serving.doors_kit import SST2, Parlour, rule
+
+TEXTS = ["a gripping film", "dull ünicode 🙂", "x" * 90]
+
+
+@pytest.fixture(scope="module")
+def stub(parlour: Parlour) -> Iterator[Any]:
+    with grpc.insecure_channel(parlour.address) as channel:
+        yield open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def typed(name: str, values: list[str] | list[bytes], **changes: Any) -> pb.ModelInferRequest.InferInputTensor:
+    elements = [value.encode() if isinstance(value, str) else value for value in values]
+    fields: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(values)]}
+    fields["contents"] = pb.InferTensorContents(bytes_contents=elements)
+    return pb.ModelInferRequest.InferInputTensor(**fields | changes)
+
+
+def raw(name: str, rows: int, **changes: Any) -> pb.ModelInferRequest.InferInputTensor:
+    fields: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [rows]}
+    return pb.ModelInferRequest.InferInputTensor(**fields | changes)
+
+
+def packed(*values: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def infer(task: str = "sst2", **fields: Any) -> pb.ModelInferRequest:
+    return pb.ModelInferRequest(model_name=task, **fields)
+
+
+def prompt(spec: TaskSpec, text: str) -> str:
+    return spec.render({spec.fields[0]: text})
+
+
+def test_typed_contents_are_answered_typed(stub: Any) -> None:
+    response = stub.ModelInfer(infer(inputs=[typed("sentence", TEXTS)], id="mine"))
+    answers = [rule(SST2, prompt(SST2, text)) for text in TEXTS]
+    label, score, scores = response.outputs
+    assert (response.id, response.model_name, response.model_version) == ("mine", "sst2", "1")
+    assert response.parameters["generation"].int64_param == 4
+    assert not response.raw_output_contents
+    assert [output.name for output in response.outputs] == ["label", "score", "scores"]
+    assert [list(output.shape) for output in response.outputs] == [[3], [3], [3, 2]]
+    assert [output.datatype for output in response.outputs] == ["BYTES", "FP32", "FP32"]
+    assert [value.decode() for value in label.contents.bytes_contents] == [each.label for each in answers]
+    np.testing.assert_allclose(score.contents.fp32_contents, [each.score for each in answers], rtol=1e-6)
+    np.testing.assert_allclose(scores.contents.fp32_contents, np.ravel([each.scores for each in answers]), rtol=1e-6)
+
+
+def test_raw_contents_are_answered_raw_and_the_same(stub: Any) -> None:
+    data = packed(*[text.encode() for text in TEXTS])
+    response = stub.ModelInfer(infer(inputs=[raw("sentence", 3, shape=[3, 1])], raw_input_contents=[data]))
+    other = stub.ModelInfer(infer(inputs=[typed("sentence", TEXTS)]))
+    assert all(not output.HasField("contents") for output in response.outputs)
+    labels, _, scores = response.raw_output_contents
+    assert labels == packed(*other.outputs[0].contents.bytes_contents)
+    np.testing.assert_array_equal(np.frombuffer(scores, "<f4"), other.outputs[2].contents.fp32_contents)
+
+
+def test_fields_may_come_in_any_order_and_the_outputs_as_asked(stub: Any) -> None:
+    asked = [pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in ("scores", "label")]
+    inputs = [typed("sentence2", ["b"]), typed("sentence1", ["a" * 40])]
+    response = stub.ModelInfer(infer("rte", inputs=inputs, outputs=asked))
+    assert [output.name for output in response.outputs] == ["scores", "label"]
+    assert list(response.outputs[0].shape) == [1, 3]
+    np.testing.assert_allclose(response.outputs[0].contents.fp32_contents, [0.56, 0.44, 0], rtol=1e-6)
+
+
+def test_a_single_text_is_the_whole_prompt_unless_the_template_has_that_field(stub: Any) -> None:
+    title = stub.ModelInfer(infer("titles", inputs=[typed("text", ["as it is"])]))
+    assert title.outputs[0].contents.bytes_contents[:] == [b"AS IT IS"]
+    tweet = stub.ModelInfer(infer("tweets", inputs=[typed("text", ["x"])]))
+    np.testing.assert_allclose(tweet.outputs[0].contents.fp32_contents, [len("rate: x") * 0.08 - 4], rtol=1e-6)
+
+
+def test_parameters_choose_how_texts_are_made(stub: Any, parlour: Parlour) -> None:
+    parameters = {
+        "do_sample": pb.InferParameter(bool_param=True),
+        "temperature": pb.InferParameter(double_param=0.5),
+        "top_k": pb.InferParameter(uint64_param=5),
+        "seed": pb.InferParameter(int64_param=3),
+        "max_new_tokens": pb.InferParameter(int64_param=9),
+    }
+    stub.ModelInfer(infer("titles", inputs=[typed("body", ["a"])], parameters=parameters))
+    answerer = parlour.service.answerers[-1]
+    assert answerer.max_new_tokens == 9
+    assert answerer.generation == Generation(do_sample=True, temperature=0.5, top_k=5, seed=3)
+
+
+REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
+    ("no inputs", infer(), "got none"),
+    ("wrong name", infer(inputs=[typed("sentense", ["a"])]), "template (sentence), or a single 'text'"),
+    ("field missing", infer("rte", inputs=[typed("sentence1", ["a"])]), "(sentence1, sentence2)"),
+    ("field twice", infer(inputs=[typed("sentence", ["a"])] * 2), "got sentence, sentence"),
+    ("field and text", infer(inputs=[typed("sentence", ["a"]), typed("text", ["a"])]), "got sentence, text"),
+    ("datatype", infer(inputs=[typed("sentence", ["a"], datatype="FP32")]), "inputs.sentence: datatype must be BYTES"),
+    ("no datatype", infer(inputs=[typed("sentence", ["a"], datatype="")]), "datatype must be BYTES, got none"),
+    ("no shape", infer(inputs=[typed("sentence", ["a"], shape=[])]), "shape must be [rows] or [rows, 1]"),
+    ("wide shape", infer(inputs=[typed("sentence", ["a", "b"], shape=[1, 2])]), "got [1, 2]"),
+    ("negative shape", infer(inputs=[typed("sentence", ["a"], shape=[-1])]), "got [-1]"),
+    ("no rows", infer(inputs=[typed("sentence", [], shape=[0])]), "at least one row"),
+    ("fewer elements", infer(inputs=[typed("sentence", ["a"], shape=[2])]), "has 1 elements, its shape says 2"),
+    ("huge shape", infer(inputs=[typed("sentence", ["a"], shape=[2**62])]), "the limit is 1024"),
+    ("too many rows", infer("rte", inputs=[typed(f"sentence{n}", ["a"] * 6) for n in (1, 2)]), "6 rows in one request"),
+    (
+        "rows differ",
+        infer("rte", inputs=[typed("sentence1", ["a"]), typed("sentence2", ["a", "b"])]),
+        "inputs.sentence2: has 2 rows, sentence1 has 1",
+    ),
+    (
+        "other contents",
+        infer(inputs=[typed("sentence", ["a"], contents=pb.InferTensorContents(fp32_contents=[1.0]))]),
+        "has fp32_contents",
+    ),
+    (
+        "not UTF-8",
+        infer(inputs=[typed("sentence", [b"fine", b"caf\xe9!"])]),
+        "row 1 is not UTF-8 (byte 0xe9 at position 3)",
+    ),
+    (
+        "both contents",
+        infer(inputs=[typed("sentence", ["a"])], raw_input_contents=[packed(b"a")]),
+        "inputs.sentence: has contents beside raw_input_contents",
+    ),
+    (
+        "raw for two",
+        infer(inputs=[raw("sentence", 1)], raw_input_contents=[packed(b"a")] * 2),
+        "raw_input_contents: has 2 items for 1 inputs",
+    ),
+    (
+        "raw cut in text",
+        infer(inputs=[raw("sentence", 2)], raw_input_contents=[packed(b"fine", b"cut")[:-1]]),
+        "end in row 1, which has 2 of 3 bytes",
+    ),
+    (
+        "raw cut in length",
+        infer(inputs=[raw("sentence", 2)], raw_input_contents=[packed(b"fine") + b"\0\0"]),
+        "end in row 1, before that row's 4-byte length",
+    ),
+    (
+        "raw huge length",
+        infer(inputs=[raw("sentence", 1)], raw_input_contents=[b"\xff\xff\xff\xffabc"]),
+        "has 3 of 4294967295 bytes",
+    ),
+    (
+        "raw goes on",
+        infer(inputs=[raw("sentence", 1)], raw_input_contents=[packed(b"a", b"b")]),
+        "go on for 5 bytes after the 1 rows",
+    ),
+    (
+        "shared memory",
+        infer(
+            inputs=[raw("sentence", 1, parameters={"shared_memory_region": pb.InferParameter(string_param="r")})],
+        ),
+        "shared memory is not supported",
+    ),
+    ("empty text", infer(inputs=[typed("sentence", ["a", " "])]), "rows[1].sentence: is empty"),
+    ("enormous text", infer("titles", inputs=[typed("body", ["x" * 301])]), "rows[0].body: has 301 characters"),
+    (
+        "unknown output",
+        infer(
+            inputs=[typed("sentence", ["a"])],
+            outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="logits")],
+        ),
+        "outputs.logits: is none of task 'sst2'; use label, score, scores",
+    ),
+    (
+        "timeout",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"timeout": pb.InferParameter(string_param="1")}),
+        "parameters.timeout: must be an int64_param",
+    ),
+    (
+        "priority",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"priority": pb.InferParameter(int64_param=-1)}),
+        "parameters.priority",
+    ),
+    (
+        "beams",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"num_beams": pb.InferParameter(int64_param=0)}),
+        "parameters.num_beams: Input should be greater than or equal to 1",
+    ),
+    (
+        "beams of another kind",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"num_beams": pb.InferParameter(string_param="x")}),
+        "parameters.num_beams: Input should be a valid integer",
+    ),
+    (
+        "nothing of a seed",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"seed": pb.InferParameter()}),
+        "parameters.seed: ",
+    ),
+    (
+        "too long",
+        infer("titles", inputs=[typed("body", ["a"])], parameters={"max_new_tokens": pb.InferParameter(int64_param=0)}),
+        "parameters.max_new_tokens: must be 1 to 64",
+    ),
+    (
+        "no text task",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"top_p": pb.InferParameter(double_param=0.5)}),
+        "parameters.top_p: is for text; task 'sst2' is classification",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "says"), [each[1:] for each in REFUSED], ids=[each[0] for each in REFUSED])
+def test_bad_input_is_refused_with_what_was_expected(stub: Any, request_: pb.ModelInferRequest, says: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(request_)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in caught.value.details()
+    status = rpc_status.from_call(caught.value)
+    assert any(detail.Is(BadRequest.DESCRIPTOR) for detail in status.details)
+
+
+@pytest.mark.parametrize(
+    ("task", "version", "reason"),
+    [
+        ("nope", "", "UNKNOWN_TASK"),
+        ("", "", "UNKNOWN_TASK"),
+        ("sst2", "9", "UNKNOWN_VERSION"),
+        ("sst2", "99999999999", "UNKNOWN_ALIAS"),
+        ("sst2", "canary", "UNKNOWN_ALIAS"),
+        ("sst2", "-1", "UNKNOWN_ALIAS"),
+    ],
+)
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata"])
+def test_what_is_not_there_is_not_found(stub: Any, method: str, task: str, version: str, reason: str) -> None:
+    request: Any = pb.ModelMetadataRequest(name=task, version=version)
+    if method == "ModelInfer":
+        request = infer(task, model_version=version, inputs=[typed("sentence", ["a"])])
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert from_status(rpc_status.from_call(caught.value)).reason == reason
+
+
+def test_the_timeout_parameter_is_a_deadline(stub: Any, parlour: Parlour) -> None:
+    request = infer(inputs=[typed("sentence", ["a"])])
+    stub.ModelInfer(request)
+    request.parameters["timeout"].int64_param = 0
+    stub.ModelInfer(request)
+    assert parlour.service.deadlines[-2:] == [None, None]
+    request.parameters["timeout"].uint64_param = 500_000_000
+    stub.ModelInfer(request, timeout=6000)
+    stub.ModelInfer(request, timeout=100)
+    of_parameter, of_grpc = parlour.service.deadlines[-2:]
+    assert of_parameter is not None
+    assert of_grpc is not None
+    assert 300 < of_parameter - of_grpc < 500  # 400 s less the time between both calls
+
+
+def test_metadata_tells_all(stub: Any) -> None:
+    metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="rte"))
+    assert (metadata.name, list(metadata.versions), metadata.platform) == ("rte", ["1"], "sidecast")
+    inputs = [(each.name, each.datatype, list(each.shape)) for each in metadata.inputs]
+    outputs = [(each.name, each.datatype, list(each.shape)) for each in metadata.outputs]
+    assert inputs == [("sentence1", "BYTES", [-1]), ("sentence2", "BYTES", [-1])]
+    assert outputs == [("label", "BYTES", [-1]), ("score", "FP32", [-1]), ("scores", "FP32", [-1, 3])]
+    assert json.loads(metadata.parameters["labels"].string_param) == ["yes", "no", "maybe"]
+    assert metadata.parameters["template"].string_param == "{sentence1} / {sentence2}"
+    assert (metadata.parameters["version"].int64_param, metadata.parameters["max_rows"].int64_param) == (1, 5)
+    server = stub.ServerMetadata(pb.ServerMetadataRequest())
+    assert (server.name, list(server.extensions)) == (
+        "sidecast",
+        ["model_repository", "model_configuration", "schedule_policy", "parameters"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "ready"),
+    [
+        ("sst2", "", True),
+        ("sst2", "1", True),
+        ("sst2", "production", True),
+        ("sst2", "2", False),
+        ("sst2", "canary", False),
+        ("nope", "", False),
+    ],
+)
+def test_readiness_is_per_task_and_version(stub: Any, name: str, version: str, ready: bool) -> None:
+    assert stub.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready is ready
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+    assert stub.ServerReady(pb.ServerReadyRequest()).ready
+
+
+def test_the_repository_tells_versions_states_and_reasons(tmp_path: Path) -> None:
+    parlour = Parlour(tmp_path, [SST2])
+    parlour.publish(SST2, 1)
+    parlour.publish(SST2, 2, backbone="other")
+    with parlour.open(), grpc.insecure_channel(parlour.address) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        found = stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
+        ready = stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models
+        assert [(each.name, each.version, each.state) for each in found] == [
+            ("sst2", "1", "READY"),
+            ("sst2", "2", "READY"),
+            ("sst2", "3", "UNAVAILABLE"),
+        ]
+        assert "trained on sha256:other" in found[2].reason
+        assert [each.version for each in ready] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code"),
+    [
+        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="sst2"), None),
+        ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="nope"), "NOT_FOUND"),
+        (
+            "RepositoryModelLoad",
+            pb.RepositoryModelLoadRequest(
+                model_name="sst2", parameters={"config": pb.ModelRepositoryParameter(string_param="{}")}
+            ),
+            "INVALID_ARGUMENT",
+        ),
+        ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="sst2"), "INVALID_ARGUMENT"),
+        ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="nope"), "NOT_FOUND"),
+        ("RepositoryIndex", pb.RepositoryIndexRequest(repository_name="other"), "INVALID_ARGUMENT"),
+    ],
+)
+def test_the_repository_follows_the_registry(stub: Any, method: str, request_: Any, code: str | None) -> None:
+    call = getattr(stub, method).future(request_)
+    assert call.code().name == (code or "OK")
+
+
+def test_methods_that_are_not_there_are_unimplemented(parlour: Parlour) -> None:
+    with grpc.insecure_channel(parlour.address) as channel:
+        for method in ("ModelStatistics", "TraceSetting"):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_requests_are_counted_by_task_version_and_code(stub: Any, parlour: Parlour) -> None:
+    def count(*labels: str) -> float:
+        names = ("task", "version", "code")
+        value = parlour.server.metrics.registry.get_sample_value(
+            "sidecast_requests_total", dict(zip(names, labels, strict=True))
+        )
+        return value or 0.0
+
+    series = [("sst2", "1", "OK"), ("sst2", "unknown", "INVALID_ARGUMENT"), ("unknown", "unknown", "NOT_FOUND")]
+    before = [count(*labels) for labels in series]
+    stub.ModelInfer(infer(inputs=[typed("sentence", ["a"])]))
+    for request in (infer(), infer("made up by a caller")):
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(request)
+    assert [count(*labels) for labels in series] == [value + 1 for value in before]
+
+
+@pytest.fixture(scope="module")
+def triton(parlour: Parlour) -> dict[str, Any]:
+    """What tritonclient saw: in a process of its own, as its protos and ours cannot live in one."""
+    probe = Path(__file__).with_name("triton_probe.py")
+    result = subprocess.run(
+        [sys.executable, str(probe), parlour.address], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_tritonclient_infers(triton: dict[str, Any]) -> None:
+    answers = [rule(SST2, text) for text in ("a gripping film", "x" * 90)]
+    for way in ("sync", "async", "callback"):
+        found = triton[way]
+        assert (found["id"], found["version"]) == ("7", "1")
+        assert found["label"] == [each.label for each in answers]
+        np.testing.assert_allclose(found["scores"], [each.scores for each in answers], rtol=1e-6)
+        assert np.shape(found["score"]) == (2,)
+    assert triton["score only"] == [["score"], pytest.approx([each.score for each in answers])]
+    assert triton["text"] == ["TITLE: ABOUT", "TITLE: ÜBER"]
+
+
+def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
+    assert triton["live"] == triton["ready"] == [True, True, False]
+    assert triton["metadata"]["versions"] == ["1"]
+    assert [each["name"] for each in triton["metadata"]["outputs"]] == ["label", "score", "scores"]
+    assert [each["name"] for each in triton["index"]["models"]] == ["rte", "sst2", "titles", "tweets"]
+    assert triton["server"]["name"] == "sidecast"
+    config = triton["config"]["config"]
+    assert (config["name"], config["backend"], config["max_batch_size"]) == ("rte", "sidecast", 5)
+    assert [each["name"] for each in config["input"]] == ["sentence1", "sentence2"]
+    assert [(each["name"], each["data_type"], each["dims"]) for each in config["output"]] == [
+        ("label", "TYPE_STRING", ["1"]),
+        ("score", "TYPE_FP32", ["1"]),
+        ("scores", "TYPE_FP32", ["3"]),
+    ]
+    assert not config["model_transaction_policy"].get("decoupled")
+
+
+def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
+    assert triton["errors"] == {
+        "config": ["StatusCode.NOT_FOUND", "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)"],
+        "statistics": ["StatusCode.UNIMPLEMENTED", "Method not found!"],
+        "datatype": ["StatusCode.INVALID_ARGUMENT", "inputs.sentence: datatype must be BYTES, got FP32"],
+        "task": [
+            "StatusCode.NOT_FOUND",
+            "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)",
+        ],
+        "unload": [
+            "StatusCode.INVALID_ARGUMENT",
+            "model_name: cannot be unloaded here: what is served follows the registry; retire its versions there",
+        ],
+    }

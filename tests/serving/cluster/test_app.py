@@ -1,0 +1,119 @@
+"""The application's arguments, and calls as Ray hands them on. No cluster."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from pydantic import ValidationError
+
+from protos import sidecast_pb2 as pb
+from serving.api.drain import Drain
+from serving.api.interceptor import Undecodable
+from serving.api.services import ADMIN, HEALTH, NATIVE
+from serving.api.status import DETAILS_KEY
+from serving.cluster.app import AppArgs, build
+from serving.cluster.grpc_bridge import OFFERED, CallContext, Calls, path
+from serving.errors import Overloaded
+
+SETTINGS = {"backbone": "b", "registry": "r"}
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"settings": {"backbone": "b"}}, "registry must be given"),
+        ({"settings": SETTINGS | {"colour": 1}}, "unknown settings"),
+        ({"settings": SETTINGS | {"max_batch_rows": "many"}}, "must be of type int"),
+        ({"settings": SETTINGS | {"device": "cuda"}}, "give each replica a GPU"),
+        ({"settings": SETTINGS | {"device": "cuda:1"}, "gpus": 1}, "say cuda, or auto"),
+        ({"settings": SETTINGS, "replicas": 2, "autoscaling": {}}, "either replicas or autoscaling"),
+        ({"settings": SETTINGS, "autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas <="),
+        ({"settings": SETTINGS, "cpu": 1}, "Extra inputs"),
+    ],
+)
+def test_arguments_that_cannot_be_are_told(args: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        AppArgs.model_validate(args)
+
+
+@pytest.mark.parametrize("more", [{}, {"replicas": 3}, {"autoscaling": {"min_replicas": 0, "max_replicas": 4}}])
+def test_an_application_is_built(more: dict[str, Any]) -> None:
+    assert build(AppArgs.model_validate({"settings": SETTINGS} | more))
+
+
+class Context:
+    """As Ray's."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+        self.details, self.trailing = "", []
+
+    def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
+        return [("tenant", "a")]
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, trailing_metadata: list[tuple[str, str | bytes]]) -> None:
+        self.trailing = trailing_metadata
+
+
+class Servicer:
+    """Every method of our services."""
+
+    def __init__(self, service: Any) -> None:
+        for method in service.methods:
+            setattr(self, method.name, self.many if method.server_streaming else self.one)
+
+    async def one(self, request: Any, context: CallContext) -> Any:
+        assert context.time_remaining() is None
+        if getattr(request, "task", "") == "full":
+            raise Overloaded(7, 8, 0.5)
+        assert ("tenant", "a") in context.invocation_metadata()
+        return pb.PredictResponse(task="sst2")
+
+    async def many(self, request: Any, context: CallContext) -> AsyncIterator[Any]:
+        yield request
+
+
+def calls(drain: Drain) -> Calls:
+    return Calls({service: Servicer(service) for service in OFFERED}, drain)
+
+
+async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised() -> None:
+    context = Context()
+    answer = await calls(Drain()).answer("Predict", pb.PredictRequest(task="full"), context)
+    assert not answer.ByteSize()
+    assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert context.details
+    assert [key for key, _ in context.trailing] == [DETAILS_KEY]
+
+
+async def test_two_methods_of_one_name_are_told_apart_by_their_requests() -> None:
+    for request in (pb.WatchRequest(), health_pb2.HealthCheckRequest(service="s")):
+        assert [each async for each in calls(Drain()).stream("Watch", request, Context())] == [request]
+
+
+async def test_while_it_drains_health_alone_answers() -> None:
+    drain, context = Drain(), Context()
+    drain.begin()
+    await calls(drain).answer("Predict", pb.PredictRequest(), context)
+    assert context.code is grpc.StatusCode.UNAVAILABLE
+    assert await calls(drain).answer("Check", health_pb2.HealthCheckRequest(), Context())
+
+
+@pytest.mark.parametrize("name", ["Predict", "Check"])
+async def test_bytes_that_are_no_message_are_a_mistake_of_the_callers(name: str) -> None:
+    context = Context()
+    await calls(Drain()).answer(name, Undecodable("it ends too soon"), context)
+    assert context.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_every_method_has_the_path_that_grpc_calls_it_by() -> None:
+    assert path(NATIVE.methods_by_name["Predict"]) == "/sidecast.v1.Sidecast/Predict"
+    assert path(ADMIN.methods_by_name["Watch"]) != path(HEALTH.methods_by_name["Watch"])

@@ -1,0 +1,401 @@
+"""What goes wrong on the device stays with whom it concerns: no memory, and side networks that are too slow."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ladder import Answer, Backbone, TextAnswer, Tokenizer
+from ladder.decoding.beam_search import BeamSearch
+from ladder.decoding.settings import Generation
+from ladder.errors import is_out_of_memory
+from ladder.stacked.bank import SideBank
+from ladder.stacked.network import StackedBatch
+from serving.config import EngineConfig
+from serving.engine.detokenizer import Piece
+from serving.engine.engine import Engine
+from serving.engine.rows import EngineRow, Event, Resident
+from serving.errors import OutOfMemory, SideFailed
+from tests.serving.kit import ids_of, make_resident, make_spec
+
+ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+ON_CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4398046511104 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(backbone: Backbone, clock: Clock) -> Engine:
+    return Engine(backbone, config=EngineConfig(side_timeout_s=5, side_bench_s=30), clock=clock)
+
+
+@pytest.fixture(scope="module")
+def residents(backbone: Backbone, tokenizer: Tokenizer) -> list[Resident]:
+    """Stacked ones of every kind."""
+    bank = SideBank(backbone)
+    specs = [
+        make_spec("sst2"),
+        make_spec("stars", "regression"),
+        make_spec("titles", "text", max_new_tokens=5),
+        make_spec("cola"),
+    ]
+    made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
+    return [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+
+
+def make_rows(residents: Sequence[Resident], tokenizer: Tokenizer, count: int = 8) -> list[EngineRow]:
+    return [EngineRow(ids_of(tokenizer, "x" * place), residents[place % len(residents)]) for place in range(count)]
+
+
+def raising_where(inner: Callable[..., Any], error: Exception, when: Callable[..., bool]) -> Callable[..., Any]:
+    def outer(*args: Any, **named: Any) -> Any:
+        if when(*args):
+            raise error
+        return inner(*args, **named)
+
+    return outer
+
+
+def same(ours: Sequence[Answer | Exception], theirs: Sequence[Answer | Exception]) -> bool:
+    """But for rounding: other batches."""
+    kinds = [type(each) for each in ours] == [type(each) for each in theirs]
+    return kinds and all(
+        getattr(one, "scores", None) == pytest.approx(getattr(other, "scores", None), abs=1e-4)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+# --- no memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU, MemoryError("no more")], ids=["gpu", "cpu", "python"])
+def test_out_of_memory_is_known_by_type_or_words(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["gpu", "cpu"])
+def test_a_batch_too_large_for_memory_is_split_and_tried_again(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
+    monkeypatch.setattr(
+        engine._recall, "_encode", raising_where(engine._recall._encode, error, lambda ids, *_: len(ids) > 4)
+    )
+    assert same(engine.predict(make_rows(residents, tokenizer)), expected)
+
+
+def test_what_fails_again_says_so_and_its_other_half_is_answered(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents, tokenizer)
+    expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
+    longest = max(row.tokens for row in rows)
+    broken = raising_where(engine._recall._encode, ON_GPU, lambda ids, *_: ids.shape[1] >= longest)
+    monkeypatch.setattr(engine._recall, "_encode", broken)
+    found = engine.predict(rows)
+    assert same(found[:4], expected[:4])
+    assert all(isinstance(each, OutOfMemory) for each in found[4:])
+    assert not engine.running
+
+
+def test_a_row_alone_is_tried_again_after_the_cache_made_room(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.predict(make_rows(residents, tokenizer))
+    assert len(engine.cache) > 0
+    full = raising_where(engine._recall._encode, ON_GPU, lambda *_: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._recall, "_encode", full)
+    found = engine.predict([EngineRow(ids_of(tokenizer, "new"), residents[0])])
+    assert not isinstance(found[0], Exception)
+
+
+def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
+    engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = make_resident(backbone, tokenizer, make_spec("lone"), seed=9)
+    rows = [*make_rows(residents, tokenizer, 4), EngineRow(ids_of(tokenizer, "one"), lone)]
+    again = [replace(row) for row in rows]
+    expected = engine.predict(rows)
+    failed: list[int] = []
+
+    def first_time(*_: object) -> bool:
+        failed.append(1)
+        return len(failed) == 1
+
+    monkeypatch.setattr(lone.side, "encode", raising_where(lone.side.encode, ON_CPU, first_time))  # type: ignore
+    answered: list[EngineRow] = []
+    engine.turn(again, (), lambda events: answered.extend(row for row, event in events if not isinstance(event, Piece)))
+    while engine.running:
+        engine.turn((), (), lambda events: answered.extend(row for row, _ in events))
+    assert len(answered) == len(again), "each once, though some were answered before the memory ended"
+    assert set(map(id, answered)) == set(map(id, again))
+    assert not any(isinstance(outcome, Exception) for outcome in expected)
+    assert len(failed) == 2
+
+
+def test_a_decoder_step_is_tried_again_after_the_cache_made_room(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents[2:3], tokenizer, 4)
+    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 4))
+    step = raising_where(engine._texts.step, ON_GPU, lambda: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._texts, "step", step)
+    assert engine.predict(rows) == expected
+
+
+def test_where_a_step_finds_no_memory_the_youngest_texts_end_and_the_others_go_on(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents[2:3], tokenizer, 6)
+    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 6))
+    step = raising_where(engine._texts.step, ON_GPU, lambda: engine.running > 3)
+    monkeypatch.setattr(engine._texts, "step", step)
+    found = engine.predict(rows)
+    assert found[:3] == expected[:3]
+    assert all(isinstance(each, OutOfMemory) for each in found[3:])
+    monkeypatch.undo()
+    assert isinstance(engine.predict(make_rows(residents[2:3], tokenizer, 1))[0], TextAnswer)
+
+
+def in_beams(resident: Resident) -> Resident:
+    return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
+
+
+def test_who_leaves_a_beam_search_while_memory_is_short_ends_nobody(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beams, plain = make_rows([in_beams(residents[2])], tokenizer, 2), make_rows(residents[2:3], tokenizer, 1)
+    expected = Engine(engine.backbone).predict([replace(plain[0])])
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn([*beams, *plain], (), heard.update)
+
+    def cramped(self: BeamSearch) -> None:
+        raise ON_GPU
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BeamSearch, "_finish", cramped)
+        engine.turn((), beams[:1], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert beams[0] not in heard
+    assert isinstance(heard[beams[1]], OutOfMemory)
+    assert heard[plain[0]] == expected[0]
+
+
+def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents[2:3], tokenizer, 2)
+    expected = Engine(engine.backbone).predict([replace(row) for row in rows])
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), heard.update)
+    full = raising_where(engine._texts.leave, ON_GPU, lambda *_: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._texts, "leave", full)
+    engine.turn((), rows[:1], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard == {rows[1]: expected[1]}
+
+
+def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
+    engine: Engine, residents, tokenizer: Tokenizer
+) -> None:
+    beams = make_rows([in_beams(residents[2])], tokenizer, 3)
+    expected = Engine(engine.backbone).predict([replace(row) for row in beams])
+    heard: dict[EngineRow, Event] = {}
+    engine.turn(beams, (), heard.update)
+    engine.turn((), beams[1:2], heard.update)
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard == {beams[0]: expected[0], beams[2]: expected[2]}
+    engine.turn(gone := [replace(row) for row in beams], (), heard.update)
+    assert not engine.turn((), gone, heard.update)
+    assert len(engine._texts) == 0
+
+
+def test_a_beam_search_without_memory_says_so_and_empties_the_cache(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*make_rows([in_beams(residents[2])], tokenizer, 1), *make_rows(residents[2:3], tokenizer, 1)]
+    expected = Engine(engine.backbone).predict([replace(rows[1])])
+
+    def cramped(self: BeamSearch) -> None:
+        raise ON_CPU
+
+    monkeypatch.setattr(BeamSearch, "_advance", cramped)
+    heard: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), heard.update)
+    assert isinstance(heard[rows[0]], OutOfMemory)
+    assert len(engine.cache) == 0
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert heard[rows[1]] == expected[0]
+
+
+# --- texts that cannot be read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
+    engine: Engine, residents, tokenizer: Tokenizer, tokens: int
+) -> None:
+    def decode(ids: Sequence[int]) -> str:
+        if len(ids) > tokens:
+            raise IndexError("piece id is out of range")
+        return tokenizer.decode(ids)
+
+    [sound] = make_rows(residents[2:3], tokenizer, 1)
+    how = replace(residents[2].answerer, decode=decode, generation=Generation(min_new_tokens=5))
+    broken = EngineRow(sound.ids, residents[2], how, streams=True)
+    expected = Engine(engine.backbone).predict([replace(sound)])
+    heard: dict[EngineRow, list[Event]] = {broken: [], sound: []}
+    engine.turn([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    while engine.running:
+        engine.turn((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    *pieces, ending = heard[broken]
+    assert isinstance(ending, SideFailed)
+    assert "out of range" in str(ending)
+    assert len(pieces) <= tokens
+    assert heard[sound] == expected
+    assert len(engine._texts) == 0
+
+
+# --- slow side networks --------------------------------------------------------------------------------------------
+
+
+def slowed(resident: Resident, clock: Clock, seconds: float) -> Resident:
+    """A module of its own that takes so long."""
+    encode = resident.side.encode
+
+    def slow(taps: Any) -> Any:
+        clock.now += seconds
+        return encode(taps)
+
+    resident.side.encode = slow  # type: ignore[method-assign, assignment]
+    return resident
+
+
+class DecoderTaps:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.events: list[tuple[EngineRow, Event, float]] = []
+
+    def __call__(self, events: Sequence[tuple[EngineRow, Event]]) -> None:
+        self.events += [(row, event, self._clock.now) for row, event in events]
+
+
+def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
+    engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
+) -> None:
+    scoring = [residents[0], residents[1], residents[3]]
+    sound = make_resident(backbone, tokenizer, make_spec("slow"), version=3, seed=5)
+    rows = [EngineRow(ids_of(tokenizer, "dull"), sound), *make_rows(scoring, tokenizer, 6)]
+    expected = engine.predict([replace(row) for row in rows])
+    slow = slowed(sound, clock, 6.0)
+    heard = DecoderTaps(clock)
+    engine.turn([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), heard)
+    *others, (row, fault, told_at) = heard.events
+    assert row.resident is slow
+    assert isinstance(fault, SideFailed)
+    assert "6.0 s" in str(fault)
+    assert "5 s" in str(fault)
+    assert told_at == 6
+    assert {at for _, _, at in others} == {0.0}
+    found = {id(row): event for row, event, _ in others}
+    assert [found[id(row)] for row in rows[1:]] == expected[1:]
+
+
+def test_a_slow_side_network_sits_out_and_is_asked_again_later(
+    engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
+) -> None:
+    slow = slowed(make_resident(backbone, tokenizer, make_spec("slow"), seed=5), clock, 6.0)
+    newer = make_resident(backbone, tokenizer, make_spec("slow"), version=2, seed=6)
+
+    def ask(resident: Resident) -> Answer | Exception:
+        [outcome, neighbour] = engine.predict(
+            [EngineRow(ids_of(tokenizer, "dull"), each) for each in (resident, residents[0])]
+        )
+        assert not isinstance(neighbour, Exception)
+        return outcome
+
+    assert isinstance(ask(slow), SideFailed)
+    at = clock.now
+    assert "asked again in 30 s" in str(ask(slow))
+    assert not isinstance(ask(newer), Exception)
+    assert clock.now == at, "nobody waited for it"
+    clock.now += 31
+    assert isinstance(ask(slow), SideFailed)
+    assert clock.now > at + 31
+
+
+def test_a_stack_that_is_slow_together_is_nobody_s_fault_and_alone_it_is(
+    engine: Engine, residents, tokenizer: Tokenizer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = StackedBatch.encode
+
+    def slow(*args: Any) -> Any:
+        clock.now += 9.0
+        return encode(*args)
+
+    monkeypatch.setattr(StackedBatch, "encode", slow)
+    pair = [EngineRow(ids_of(tokenizer, "dull"), residents[place]) for place in (0, 3)]
+    assert not any(isinstance(outcome, Exception) for outcome in engine.predict(pair))
+    [alone] = engine.predict([EngineRow(ids_of(tokenizer, "dull"), residents[0])])
+    assert isinstance(alone, SideFailed)
+
+
+def test_a_slow_side_network_s_text_ends_and_the_others_go_on(
+    engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
+) -> None:
+    lone = make_resident(backbone, tokenizer, make_spec("slow", "text", max_new_tokens=9), seed=5)
+    lone = replace(lone, answerer=replace(lone.answerer, generation=Generation(min_new_tokens=9)))
+    rows = [EngineRow(ids_of(tokenizer, "dull"), resident) for resident in (lone, residents[2])]
+    expected = engine.predict([replace(row) for row in rows])
+    found = engine.predict(
+        [EngineRow(ids_of(tokenizer, "dull"), each) for each in (slowed(lone, clock, 7), residents[2])]
+    )
+    assert isinstance(found[0], SideFailed)
+    assert found[1] == expected[1]
+    assert "asked again" in str(engine.predict([EngineRow(ids_of(tokenizer, "dull"), lone)])[0])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_stacked_side_network_that_is_broken_leaves_its_neighbours_bit_identical(
+    engine: Engine, backbone: Backbone, tokenizer: Tokenizer, number: float
+) -> None:
+    bank = SideBank(backbone)
+    specs = [make_spec(name, kind) for name in "abc" for kind in ("classification", "regression", "text")]
+    specs = [spec.model_copy(update={"name": f"{spec.name}-{spec.kind}"}) for spec in specs]
+    made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
+    stacked = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+    rows = make_rows(stacked, tokenizer, 18)
+    expected = engine.predict([replace(row) for row in rows])
+    for place in (4, 5, 6):  # of each kind one
+        side: Any = stacked[place].side
+        side.chunk.rows[side.slot].fill_(number)
+        if side.head is not None:
+            side.head.weight.fill_(number)
+    found = engine.predict(rows)
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if place % 9 in (4, 5, 6):
+            assert isinstance(one, SideFailed), place
+        else:
+            assert one == other

@@ -1,0 +1,226 @@
+"""A table's answers: what the server's engine gives, one backbone pass for each distinct prompt, faults row by row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ladder import Backbone, ClassAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
+from serving.config import EngineConfig
+from serving.engine.engine import Engine
+from serving.engine.rows import EngineRow, Resident
+from serving.errors import OutOfMemory
+from serving.metrics import Metrics
+from serving.offline.errors import OutOfRoom
+from serving.offline.table import Counts, OfflineTask, PassLimits, TableAnswerer, answer_inputs
+from tests.serving.kit import ids_of, make_resident, make_spec
+
+TEXTS = ["a gripping film", "dull", "a gripping film", "neither good nor bad, and far too long", "dull?"]
+
+
+class Table:
+    """Answers tables, and says what the backbone had to do."""
+
+    def __init__(self, backbone: Backbone, tokenizer: Tokenizer) -> None:
+        self.metrics, self.turns = Metrics(), list[int]()
+        self.engine = Engine(backbone, self.metrics, EngineConfig(cache_bytes=0))
+        self._tokenizer, turn = tokenizer, self.engine.turn
+
+        def counted(rows: Sequence[EngineRow], *others: Any) -> bool:
+            self.turns.append(len({row.ids for row in rows}))
+            return turn(rows, *others)
+
+        self.engine.turn = counted  # type: ignore[method-assign]
+
+    def told(
+        self, table: pa.Table, residents: Sequence[Resident], limits: PassLimits | None = None
+    ) -> tuple[list[dict[str, Any]], Counts]:
+        tasks = [
+            OfflineTask(name=each.task, task=each.task, version=1, columns={name: name for name in each.spec.fields})
+            for each in residents
+        ]
+        answerers = TableAnswerer(self.engine, self._tokenizer, tasks, residents, limits or PassLimits())
+        asked = answerers.ask(table)
+        answered, counts = answerers.told(asked, answerers.answer(asked))
+        counts.passes = int(self.metrics.registry.get_sample_value("sidecast_batch_rows_sum") or 0)
+        return answered.to_pylist(), counts
+
+
+@pytest.fixture
+def table(backbone: Backbone, tokenizer: Tokenizer) -> Table:
+    return Table(backbone, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def make(backbone: Backbone, tokenizer: Tokenizer) -> Callable[..., Resident]:
+    def resident(name: str, kind: str = "classification", **spec: Any) -> Resident:
+        return make_resident(backbone, tokenizer, make_spec(name, kind, **spec), seed=len(name))
+
+    return resident
+
+
+@pytest.fixture(scope="module")
+def residents(make: Callable[..., Resident]) -> list[Resident]:
+    return [
+        make("sst2"),
+        make("stars", "regression"),
+        make("title", "text", max_new_tokens=5),
+        make("vector", "embedding", dimensions=4),
+    ]
+
+
+def texts(*given: Any) -> pa.Table:
+    return pa.table({"id": list(range(len(given))), "sentence": list(given)})
+
+
+def test_each_answer_is_what_the_engine_says_of_the_row_alone(
+    table: Table, residents: list[Resident], tokenizer: Tokenizer, backbone: Backbone
+):
+    rows, _ = table.told(texts(*TEXTS), residents, PassLimits(rows=2))
+    alone = Engine(backbone)
+    for row, text in zip(rows, TEXTS, strict=True):
+        assert row["sentence"] == text
+        for resident in residents:
+            name, [wanted] = resident.task, alone.predict([EngineRow(ids_of(tokenizer, text), resident)])
+            assert (row[f"{name}.version"], row[f"{name}.error"]) == (1, None)
+            if isinstance(wanted, ClassAnswer):
+                assert row[f"{name}.label"] == wanted.label
+                assert row[f"{name}.score"] == pytest.approx(wanted.score, abs=1e-4)
+                assert row[f"{name}.scores"] == pytest.approx(wanted.scores, abs=1e-4)
+            elif isinstance(wanted, ValueAnswer):
+                assert row[f"{name}.value"] == pytest.approx(wanted.value, abs=1e-4)
+            elif isinstance(wanted, TextAnswer):
+                assert row[f"{name}.text"] == wanted.text
+            else:
+                assert isinstance(wanted, VectorAnswer)
+                assert row[f"{name}.embedding"] == pytest.approx(wanted.values, abs=1e-4)
+
+
+def test_tasks_of_one_prompt_share_its_pass(table: Table, residents: list[Resident]):
+    _, counts = table.told(texts(*TEXTS), residents)
+    assert (counts.rows, counts.prompts, counts.passes) == (5, 4, 4)
+    assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0}
+
+
+def test_prompts_that_differ_cost_a_pass_each(table: Table, make: Callable[..., Resident]):
+    _, counts = table.told(texts(*TEXTS), [make("sst2"), make("other", template="review: {sentence}")])
+    assert (counts.prompts, counts.passes) == (8, 8)
+
+
+def test_a_bad_row_fails_alone(table: Table, residents: list[Resident], make: Callable[..., Resident]):
+    short = make("short", max_chars=10)
+    rows, counts = table.told(texts("good", "", None, "far too long for it"), [*residents, short])
+    assert [row["sst2.error"] for row in rows] == [
+        None,
+        "field 'sentence' is empty; give it some text",
+        "field 'sentence' is null; give a text",
+        None,
+    ]
+    for column in ("sst2.label", "sst2.scores", "stars.value", "title.text", "vector.embedding"):
+        assert [row[column] is None for row in rows] == [False, True, True, False]
+    assert [bool(row["short.error"]) for row in rows] == [False, True, True, True]
+    assert [row["short.version"] for row in rows] == [1, 1, 1, 1]
+    assert counts.failures == {"sst2": 2, "stars": 2, "title": 2, "vector": 2, "short": 3}
+
+
+def test_a_side_network_that_fails_leaves_the_others(table: Table, make: Callable[..., Resident]):
+    sick, sound = make("sick"), make("sound")
+    for parameter in sick.side.parameters():  # type: ignore[union-attr]
+        parameter.fill_(float("nan"))
+    rows, counts = table.told(texts("good", "bad"), [sick, sound])
+    assert all("roll it back" in row["sick.error"] and row["sick.label"] is None for row in rows)
+    assert all(row["sound.error"] is None and row["sound.label"] for row in rows)
+    assert counts.failures == {"sick": 2, "sound": 0}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [(7, "7"), (2.5, "2.5"), (True, "must be text, got bool"), ([1], "must be text, got list")]
+)
+def test_numbers_are_taken_as_their_text(table: Table, make: Callable[..., Resident], given: Any, text: str):
+    resident = make("sst2")
+    [row], _ = table.told(texts(given), [resident])
+    if row["sst2.error"]:
+        assert text in row["sst2.error"]
+    else:
+        [wanted], _ = table.told(texts(text), [resident])
+        assert row["sst2.scores"] == wanted["sst2.scores"]
+
+
+def test_a_table_of_faults_asks_for_no_pass(table: Table, residents: list[Resident]):
+    rows, counts = table.told(texts("", " "), residents)
+    assert (len(rows), counts.prompts, counts.passes, table.turns) == (2, 0, 0, [])
+
+
+def test_passes_keep_to_their_limits(table: Table, make: Callable[..., Resident]):
+    given = ["x" * length for length in range(1, 31)]
+    _, counts = table.told(texts(*given), [make("sst2"), make("stars", "regression")], PassLimits(rows=4, tokens=60))
+    assert sum(table.turns) == counts.passes == 30
+    assert max(table.turns) == 4
+    assert table.turns[0] == 1  # 31 tokens, and the next 30: too many together
+
+
+def test_one_prompt_goes_however_long(table: Table, make: Callable[..., Resident]):
+    _, counts = table.told(texts("a long text", "b"), [make("sst2")], PassLimits(rows=4, tokens=1))
+    assert (counts.passes, table.turns) == (2, [1, 1])
+
+
+def test_memory_that_does_not_suffice_halves_the_passes(table: Table, make: Callable[..., Resident]):
+    turn = table.engine.turn
+
+    def small(rows: Sequence[EngineRow], gone: Any, deliver: Any) -> bool:
+        if len(rows) <= 2:
+            return turn(rows, gone, deliver)
+        table.turns.append(len(rows))
+        deliver([(row, OutOfMemory(len(rows))) for row in rows])
+        return False
+
+    table.engine.turn = small  # type: ignore[method-assign]
+    given = texts(*"abcd")
+    rows, counts = table.told(given, [make("sst2")], PassLimits(rows=4))
+    assert all(row["sst2.label"] and row["sst2.error"] is None for row in rows)
+    assert (table.turns, counts.failures) == ([4, 2, 2], {"sst2": 0})
+    with pytest.raises(OutOfRoom, match=r"passes of 3 prompts .* --batch-tokens or --batch-rows"):
+        table.told(given, [make("sst2")], PassLimits(rows=6))
+
+
+def test_texts_join_as_others_end(backbone: Backbone, tokenizer: Tokenizer, make: Callable[..., Resident]):
+    title, engine = make("title", "text", max_new_tokens=5), Engine(backbone)
+    running = watch(engine)
+    rows = [EngineRow(ids_of(tokenizer, f"text {number}"), title) for number in range(9)]
+    found = answer_inputs(engine, [[row] for row in rows], PassLimits(rows=3))
+    assert max(running) <= 3
+    wanted = Engine(backbone).predict([EngineRow(row.ids, title) for row in rows])
+    assert [found[row] for row in rows] == wanted
+
+
+def watch(engine: Engine) -> list[int]:
+    """The texts that are being made after each turn."""
+    turn, running = engine.turn, list[int]()
+
+    def watched(*given: Any) -> bool:
+        more = turn(*given)
+        running.append(engine.running)
+        return more
+
+    engine.turn = watched  # type: ignore[method-assign]
+    return running
+
+
+def test_equal_prompts_of_drawn_texts_keep_to_the_limit(
+    backbone: Backbone, tokenizer: Tokenizer, make: Callable[..., Resident]
+):
+    drawn = make("drawn", "text", max_new_tokens=5, generation={"do_sample": True})
+    engine = Engine(backbone)
+    running = watch(engine)
+    rows = [EngineRow(ids_of(tokenizer, "the same"), drawn) for _ in range(8)]
+    found = answer_inputs(engine, [rows], PassLimits(rows=3))
+    assert max(running) <= 3
+    assert all(isinstance(found[row], TextAnswer) for row in rows)
+
+
+def test_texts_that_are_drawn_are_drawn_for_each_row(table: Table, make: Callable[..., Resident]):
+    drawn = make("drawn", "text", max_new_tokens=8, generation={"do_sample": True, "temperature": 5.0})
+    rows, counts = table.told(texts(*["the same"] * 4), [drawn])
+    assert len({row["drawn.text"] for row in rows}) > 1
+    assert counts.passes == 1

@@ -1,0 +1,323 @@
+"""The batcher on a fake device that records its batches and finishes them when told."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from serving.config import BatchConfig
+from serving.errors import DeadlineExpired, Draining, Overloaded
+from serving.metrics import Metrics
+from serving.scheduler.batcher import Batcher, within
+from serving.scheduler.selection import WINDOW_BATCHES
+from tests.serving.scheduler import batch_kit
+from tests.serving.scheduler.batch_kit import Device, FakeRow, row
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+def make(device: Device, metrics: Metrics | None = None, **changes: Any) -> Batcher:
+    return batch_kit.make(device.predict, metrics, **changes)
+
+
+def start(batcher: Batcher, *requests: list[FakeRow], deadline: float | None = None) -> "list[asyncio.Task]":
+    return [asyncio.create_task(batcher.submit(rows, deadline=deadline)) for rows in requests]
+
+
+def sizes(device: Device) -> list[int]:
+    return [len(batch) for batch in device.batches]
+
+
+async def test_answers_come_in_the_rows_order_whatever_the_batches(device: Device) -> None:
+    batcher = make(device, max_batch_rows=3)
+    rows = [row(length, first) for first, length in enumerate([5, 2, 9, 2, 7, 1, 5, 3])]
+    assert await batcher.submit(rows) == rows
+    assert max(sizes(device)) <= 3
+    await batcher.close()
+
+
+async def test_everything_runs_on_one_device_thread(device: Device) -> None:
+    batcher = make(device, max_batch_rows=1)
+    await asyncio.gather(*start(batcher, *[[row(2, n)] for n in range(5)]))
+    assert len(device.threads) == 1
+    assert threading.current_thread().name not in device.threads
+    await batcher.close()
+
+
+async def test_an_empty_submit_answers_nothing(device: Device) -> None:
+    batcher = make(device)
+    assert await batcher.submit([]) == []
+    assert device.batches == []
+    await batcher.close()
+
+
+async def test_requests_that_come_while_the_device_works_share_a_batch_across_tasks(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(4, 1, "sst2")], [row(4, 2, "cola")], [row(4, 3, "stsb")])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert [[each.task for each in batch] for batch in device.batches] == [["sst2", "cola", "stsb"]]
+    await batcher.close()
+
+
+def test_an_idle_device_waits_for_company_but_not_long() -> None:
+    device = Device()
+
+    async def wait() -> None:
+        batcher = batch_kit.make(device.predict, device=batch_kit.TimedDevice(lambda rows: 0.0), max_wait_s=0.2)
+        early = start(batcher, [row(2, 1)])
+        await asyncio.sleep(0.15)
+        late = start(batcher, [row(2, 2)])
+        await asyncio.gather(*early, *late)
+        assert asyncio.get_running_loop().time() == pytest.approx(0.2)
+        await batcher.submit([row(2, 3), row(2, 4)])
+        assert asyncio.get_running_loop().time() == pytest.approx(0.4)
+        await batcher.close()
+
+    batch_kit.virtually(wait())
+    assert sizes(device) == [2, 2]
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    device = Device()
+
+    async def fill() -> None:
+        timed = batch_kit.TimedDevice(lambda rows: 0.0)
+        batcher = batch_kit.make(device.predict, device=timed, max_wait_s=5.0, max_batch_rows=2)
+        await batcher.submit([row(2, 1), row(2, 2)])
+        assert asyncio.get_running_loop().time() == 0
+        await batcher.close()
+
+    batch_kit.virtually(fill())
+    assert sizes(device) == [2]
+
+
+async def test_the_token_budget_counts_padding(device: Device) -> None:
+    batcher = make(device, max_batch_tokens=40)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(10, 1)], [row(10, 2)], [row(9, 3)], [row(10, 4)], [row(9, 5)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    for batch in device.batches:
+        assert len(batch) * max(len(each.ids) for each in batch) <= 40
+    assert sorted(sizes(device)) == [1, 4]  # three of 10 and one of 9 fill 4 x 10
+    await batcher.close()
+
+
+async def test_a_row_over_the_budget_runs_alone(device: Device) -> None:
+    batcher = make(device, max_batch_tokens=8)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(50, 1)], [row(3, 2)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert sizes(device) == [1, 1]
+    await batcher.close()
+
+
+async def test_a_batch_takes_the_oldest_and_its_neighbours_in_length(device: Device) -> None:
+    batcher = make(device, max_batch_rows=3)
+    first = await device.busy(batcher)
+    lengths = [20, 3, 21, 4, 19, 3]
+    waiting = start(batcher, *[[row(length, n)] for n, length in enumerate(lengths)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert [[len(each.ids) for each in batch] for batch in device.batches] == [[19, 20, 21], [3, 3, 4]]
+    await batcher.close()
+
+
+async def test_newer_rows_of_a_better_length_cannot_starve_an_old_one(device: Device) -> None:
+    batcher = make(device, max_batch_rows=2, max_queued_rows=1000)
+    first = await device.busy(batcher)
+    odd = start(batcher, [row(90, 1)])
+    crowd = start(batcher, *[[row(3, n)] for n in range(2, 60)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *odd, *crowd)
+    assert any(len(each.ids) == 90 for each in device.batches[0])
+    await batcher.close()
+
+
+async def test_only_the_oldest_rows_are_looked_at(device: Device) -> None:
+    batcher = make(device, max_batch_rows=2, max_queued_rows=1000)
+    window = WINDOW_BATCHES * 2
+    first = await device.busy(batcher)
+    waiting = start(batcher, *[[row(50 - n, n)] for n in range(window)], [row(50, 100)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert [len(each.ids) for each in device.batches[0]] == [49, 50]  # not the newest, which is a perfect match
+    assert device.batches[0][1].ids[0] == 0
+    await batcher.close()
+
+
+async def test_rows_of_one_request_with_the_same_tokens_are_one_backbone_row(device: Device) -> None:
+    """Many tasks on one input are never split, even over the row limit."""
+    batcher = make(device, max_batch_rows=4)
+    rows = [FakeRow((7, 8, 9), f"task{n}") for n in range(6)] + [FakeRow((1, 2), f"task{n}") for n in range(6)]
+    assert await batcher.submit(rows) == rows
+    assert sizes(device) == [6, 6]
+    assert all(len({each.ids for each in batch}) == 1 for batch in device.batches)
+    await batcher.close()
+
+
+async def test_a_cancelled_request_leaves_the_queue_and_frees_its_slots(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    [gone] = start(batcher, [row(3, 1), row(3, 2)])
+    stay = start(batcher, [row(3, 3)])
+    await asyncio.sleep(0.01)
+    assert batcher.queued_rows == 3
+    gone.cancel()
+    await asyncio.sleep(0.01)
+    assert batcher.queued_rows == 1
+    device.open()
+    await asyncio.gather(first, *stay)
+    assert [each.ids[0] for batch in device.batches for each in batch] == [3]
+    await batcher.close()
+
+
+async def test_a_request_cancelled_on_the_device_disturbs_nobody(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    first.cancel()
+    stay = start(batcher, [row(3, 1)])
+    await asyncio.sleep(0.01)
+    device.open()
+    assert await stay[0] == [row(3, 1)]
+    await batcher.close()
+
+
+async def test_an_expired_request_is_told_at_its_deadline_and_never_batched(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    late = start(batcher, [row(3, 1)], deadline=time.monotonic() + 0.05)
+    stay = start(batcher, [row(3, 2)])
+    with pytest.raises(DeadlineExpired):
+        await late[0]  # while the device keeps its first batch
+    assert batcher.queued_rows == 1
+    device.open()
+    await asyncio.gather(first, *stay)
+    assert [each.ids[0] for batch in device.batches for each in batch] == [2]
+    await batcher.close()
+
+
+async def test_a_deadline_that_has_passed_is_not_even_queued(device: Device) -> None:
+    batcher = make(device)
+    with pytest.raises(DeadlineExpired):
+        await batcher.submit([row(2)], deadline=time.monotonic() - 1)
+    assert device.batches == []
+    await batcher.close()
+
+
+async def test_a_full_queue_sheds_with_a_retry_hint(device: Device) -> None:
+    metrics = Metrics()
+    batcher = make(device, metrics, max_queued_rows=3)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(2, 1), row(2, 2)])
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded) as caught:
+        await batcher.submit([row(2, 3), row(2, 4)])
+    assert (caught.value.queued, caught.value.limit) == (2, 3)
+    assert 0 < caught.value.retry_after_s <= 30
+    assert metrics.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "queue"}) == 1
+    assert metrics.registry.get_sample_value("sidecast_queue_rows") == 2
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert metrics.registry.get_sample_value("sidecast_queue_rows") == 0
+    await batcher.close()
+
+
+async def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(device: Device) -> None:
+    batcher = make(device, max_queued_rows=3)
+    rows = [row(2, n) for n in range(10)]
+    assert await batcher.submit(rows) == rows
+    await batcher.close()
+
+
+async def test_requests_of_one_length_are_answered_first_come_first_served(device: Device) -> None:
+    batcher = make(device, max_batch_rows=2)
+    first = await device.busy(batcher)
+    waiting = start(batcher, *[[row(3, n)] for n in range(6)])
+    await asyncio.sleep(0.01)
+    device.open()
+    await asyncio.gather(first, *waiting)
+    assert [each.ids[0] for batch in device.batches for each in batch] == [0, 1, 2, 3, 4, 5]
+    await batcher.close()
+
+
+async def test_a_batch_that_raises_fails_its_own_rows_only(device: Device) -> None:
+    def predict(rows: list[FakeRow]) -> list[FakeRow]:
+        if any(each.task == "bad" for each in rows):
+            raise MemoryError("out of it")
+        return rows
+
+    batcher = Batcher(predict, BatchConfig(max_batch_rows=1, max_wait_s=0))
+    bad, good = await asyncio.gather(batcher.submit([row(2, 1, "bad")]), batcher.submit([row(2, 2)]))
+    assert isinstance(bad[0], MemoryError)
+    assert good == [row(2, 2)]
+    await batcher.close()
+
+
+async def test_outcomes_that_do_not_match_the_rows_are_an_error_not_a_hang(device: Device) -> None:
+    batcher = Batcher(lambda rows: rows[1:], BatchConfig(max_wait_s=0))
+    [outcome] = await batcher.submit([row(2)])
+    assert isinstance(outcome, RuntimeError)
+    await batcher.close()
+
+
+async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Device, monkeypatch) -> None:
+    batcher = make(device)
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.scheduler.selection.choose", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await batcher.submit([row(2)])
+    assert batcher.queued_rows == 0
+    assert await batcher.submit([row(2)]) == [row(2)]
+    await batcher.close()
+
+
+async def test_drain_finishes_what_is_queued_and_refuses_what_comes(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(3, 1)])
+    await asyncio.sleep(0.01)
+    draining = asyncio.create_task(batcher.drain())
+    await asyncio.sleep(0.01)
+    with pytest.raises(Draining):
+        await batcher.submit([row(2)])
+    assert not draining.done()
+    device.open()
+    assert await waiting[0] == [row(3, 1)]
+    await asyncio.gather(first, draining)
+
+
+async def test_close_fails_what_waits(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    waiting = start(batcher, [row(3, 1)])
+    await asyncio.sleep(0.01)
+    await batcher.close()
+    for task in (first, *waiting):
+        with pytest.raises(Draining):
+            await task
+    device.open()
+
+
+async def test_drain_of_an_unused_batcher_returns(device: Device) -> None:
+    await make(device).drain()
+
+
+async def test_within_leaves_other_timeouts_alone() -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        async with within(time.monotonic() + 60):
+            raise TimeoutError("mine")

@@ -1,0 +1,65 @@
+"""What is learned from turns and from texts, and what of it is not believed."""
+
+import pytest
+
+from serving.scheduler.estimates import THROUGHPUT_STALL as STALL
+from serving.scheduler.estimates import SlotHoldTime, Throughput
+
+
+def test_the_pace_is_unknown_until_a_turn_leaves_rows_waiting() -> None:
+    pace = Throughput()
+    pace.learn(100, 1.0, crowded=False)
+    pace.learn(0, 1.0)
+    assert (pace.is_known, pace.seconds(50), pace.turn_seconds(50)) == (False, 0.0, 0.0)
+    pace.learn(100, 1.0)
+    assert (pace.is_known, pace.seconds(50), pace.turn_seconds(1000)) == (True, 0.5, 1.0)
+
+
+def test_a_turn_that_took_all_there_was_counts_only_where_it_was_faster() -> None:
+    pace = Throughput()
+    pace.learn(100, 1.0)
+    pace.learn(10, 0.5, crowded=False)
+    assert pace.seconds(100) == 1.0
+    for _ in range(30):
+        pace.learn(10, 0.01, crowded=False)
+    assert pace.seconds(100) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_turn_that_stalled_counts_as_a_few() -> None:
+    stalled, slow = Throughput(), Throughput()
+    for pace in (stalled, slow):
+        pace.learn(100, 1.0)
+    stalled.learn(100, 1000.0)
+    slow.learn(100, STALL)
+    assert stalled.seconds(100) == slow.seconds(100) < STALL
+    for _ in range(30):
+        stalled.learn(100, 1000.0)  # it is no stall
+    assert stalled.seconds(100) == pytest.approx(1000, rel=0.1)
+
+
+def test_the_wait_for_a_place_goes_by_how_long_texts_held_theirs() -> None:
+    places = SlotHoldTime(4)
+    places.learn(1.0, whole=False)
+    assert (places.is_known, places.hold_s, places.wait_s(100, 4)) == (False, 0.0, 0.0)
+    places.learn(2.0)
+    assert (places.hold_s, places.wait_s(1, 3), places.wait_s(1, 4), places.wait_s(8, 4)) == (2.0, 0.0, 0.5, 4.0)
+
+
+def test_texts_that_were_given_up_tell_only_that_others_take_longer() -> None:
+    places = SlotHoldTime(4)
+    places.learn(2.0)
+    places.learn(1.0, whole=False)
+    assert places.hold_s == 2.0
+    places.learn(3.0, whole=False)
+    assert places.wait_s(4, 4) == pytest.approx(2.1)
+
+
+def test_texts_of_all_lengths_are_allowed_more_than_the_mean() -> None:
+    places = SlotHoldTime(4)
+    for _ in range(100):
+        places.learn(1.0)
+        places.learn(3.0)
+    assert places.wait_s(4, 4) == pytest.approx(2.0, rel=0.1)
+    assert places.hold_s == pytest.approx(4.0, rel=0.1)
+    places.learn(10**6)
+    assert places.wait_s(4, 4) < 3.0
