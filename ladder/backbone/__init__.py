@@ -12,7 +12,7 @@ from ladder.backbone.quantize import (
     full_precision,
     full_weight,
     held_bytes,
-    quantize,
+    quantize_backbone,
 )
 from ladder.backbone.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ __all__ = [
     "held_bytes",
     "padded",
     "pick_dtype",
-    "quantize",
+    "quantize_backbone",
     "read_json",
     "resolve_folder",
     "run_backbone",

@@ -58,7 +58,7 @@ def load_backbone(
     # matrices are quantised as the file has them, the same for every dtype
     read_as = computed if quantize == "none" else torch.float32
     backbone.load_state_dict({name: tensor.to(read_as).contiguous() for name, tensor in weights.items()}, assign=True)
-    quantize(backbone, quantize, device)
+    quantize_backbone(backbone, quantize, device)
     return backbone.to(device=device, dtype=computed)
 
 

@@ -221,7 +221,7 @@ def check_method(method: str) -> None:
 
 @torch.inference_mode(False)  # or nothing could be trained on it
 @torch.no_grad()
-def quantize(backbone: Backbone, method: str, device: str | torch.device = "cpu") -> None:
+def quantize_backbone(backbone: Backbone, method: str, device: str | torch.device = "cpu") -> None:
     """Replace every linear layer of a loaded backbone, in place; its fingerprint and name say so. "none" does nothing.
 
     Args:

@@ -56,7 +56,7 @@ def import_lst(
     are read off its tensors; where an option says otherwise, that is an error. Backbone weights in it must be B's.
     """
     import ladder
-    from ladder.backbone import check_method, quantize
+    from ladder.backbone import check_method, quantize_backbone
     from ladder.lst_compat import Claims, import_side, read_checkpoint
     from training.recipe import Recipe
 
@@ -70,7 +70,7 @@ def import_lst(
         said = said.join(Claims.from_settings(_read_settings(settings), loaded.config))
     imported = import_side(tensors, loaded, said)
     tokenizer = untrained_run.tokenizer_of(backbone)
-    quantize(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
+    quantize_backbone(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
     made = {"made_by": "import-lst", "checkpoint": Path(checkpoint).name, "checkpoint_sha256": _sha256(checkpoint)}
     untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made)
     for note in imported.notes:

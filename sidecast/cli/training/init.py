@@ -82,7 +82,7 @@ def init(
     padded with -100, and an attention_mask tells padding in input_ids; names may begin with fisher_.
     """
     import ladder
-    from ladder.backbone import check_method, quantize
+    from ladder.backbone import check_method, quantize_backbone
     from training.data import read_examples
     from training.recipe import Recipe
 
@@ -104,7 +104,7 @@ def init(
             used = _start_from_ids(side, loaded, samples_file, order, step)
         else:
             used = _start(side, loaded, spec, tokenizer, examples, samples, init, order, recipe.seed, step)
-    quantize(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
+    quantize_backbone(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
     made = {"made_by": "init", "init": init, "order": order, "seed": recipe.seed, "samples": used}
     untrained_run.write(output, side.eval(), spec, loaded, backbone, tokenizer, made)
     document = {

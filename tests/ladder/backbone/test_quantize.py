@@ -22,7 +22,7 @@ from ladder.backbone.quantize import (
     full_precision,
     full_weight,
     held_bytes,
-    quantize,
+    quantize_backbone,
 )
 from tests import families, tiny
 
@@ -106,7 +106,7 @@ def calm(whole) -> Backbone:
 @pytest.mark.parametrize("method", METHODS)
 def test_taps_and_logits_are_near_the_whole_backbones(calm, method):
     quantised, (ids, mask) = copy.deepcopy(calm), inputs()
-    quantize(quantised, method)
+    quantize_backbone(quantised, method)
     decoder_ids = torch.randint(3, 250, (3, 4))
     found, expected = quantised.encode(ids, mask), calm.encode(ids, mask)
     for ours, theirs in zip(found.blocks, expected.blocks, strict=True):
@@ -118,7 +118,7 @@ def test_taps_and_logits_are_near_the_whole_backbones(calm, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_answer_does_not_depend_on_the_rows_beside_it(calm, method):
     quantised = copy.deepcopy(calm)
-    quantize(quantised, method)
+    quantize_backbone(quantised, method)
     rows = [[5, 9, 17], [200] * 12, [44], [100, 3, 60, 61, 62]]
     together = run_backbone(quantised, rows)
     for row, ids in enumerate(rows):
@@ -171,7 +171,7 @@ def test_its_full_precision_copy_has_plain_weights(quantised, whole):
 @pytest.mark.parametrize("method", METHODS)
 def test_its_full_precision_copy_computes_the_same(calm, method):
     quantised, (ids, mask) = copy.deepcopy(calm), inputs()
-    quantize(quantised, method)
+    quantize_backbone(quantised, method)
     plain = full_precision(quantised).encode(ids, mask).final
     assert_close(plain, quantised.encode(ids, mask).final, atol=1e-4, rtol=1e-4)
 
@@ -232,7 +232,7 @@ def test_whole_matrices_are_gone_one_by_one(whole, monkeypatch):
         return Int8Linear(linear)
 
     monkeypatch.setitem(LINEARS, "int8", watched)
-    quantize(copy.deepcopy(whole), "int8")
+    quantize_backbone(copy.deepcopy(whole), "int8")
     assert len(alive) > 10
     assert set(alive) == {1}
 
@@ -247,7 +247,7 @@ def test_threads_share_it(quantised):
 
 def test_it_is_not_quantised_twice(quantised):
     with pytest.raises(BackboneError, match="already"):
-        quantize(quantised, "int8")
+        quantize_backbone(quantised, "int8")
 
 
 def test_an_unknown_method_is_refused(folder):

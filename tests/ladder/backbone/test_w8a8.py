@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from ladder import Backbone, load_backbone, run_backbone
 from ladder.backbone.kv_cache import KeyValues
 from ladder.backbone.layers import Attention, BlockShape, absorbs_projection, gelu_tanh, padding_bias, together
-from ladder.backbone.quantize import W8A8Linear, count_weights, full_precision, held_bytes, quantize
+from ladder.backbone.quantize import W8A8Linear, count_weights, full_precision, held_bytes, quantize_backbone
 from tests import families, tiny
 
 ROWS = [[5, 9, 17], [200] * 12, [44], [100, 3, 60, 61, 62]]
@@ -128,7 +128,7 @@ def test_states_and_logits_are_near_the_whole_backbones(folder):
         if isinstance(module, nn.Linear):
             module.weight.mul_(0.3)  # random attention of full strength is all or nothing: a small error tips it over
     rounded = copy.deepcopy(calm)
-    quantize(rounded, "w8a8")
+    quantize_backbone(rounded, "w8a8")
     ours, theirs = run_backbone(rounded, ROWS), run_backbone(calm, ROWS)
     for state in (lambda given: given.taps.final[given.taps.mask], lambda given: given.decoder_taps().final):
         assert 0 < (state(ours) - state(theirs)).norm() / state(theirs).norm() < BOUND
