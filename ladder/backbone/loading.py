@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ladder.backbone.families import family_of, read_config
 from ladder.backbone.model import Backbone
-from ladder.backbone.quantize import check_method
+from ladder.backbone.quantize import check_method, quantize_backbone
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 
