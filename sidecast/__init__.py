@@ -40,19 +40,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "serving.client.client": ("AsyncClient", "Client"),
-    "serving.client.errors": ("SidecastError",),
-    "serving.client.results": (
+    "serving.client": (
+        "AsyncClient",
+        "AsyncTextStream",
         "Classification",
+        "Client",
         "Embedding",
         "GeneratedText",
         "Piece",
         "Predictions",
         "Prompt",
         "Regression",
+        "SidecastError",
         "Text",
+        "TextStream",
     ),
-    "serving.client.streams": ("AsyncTextStream", "TextStream"),
     "side_registry": ("Registry", "TaskRef", "TaskSpec"),
 }
 

@@ -27,14 +27,14 @@ from protos import open_inference_pb2, sidecast_pb2
 from serving.api.status import code_of
 from serving.client.errors import BY_CODE, BY_REASON
 from serving.config import GROUPS, PREFIX, ServeConfig
-from serving.errors import ServingError
+from serving.errors import ServingError, StartError
 from serving.metrics import Metrics
 from side_registry import Commit, Manifest, RegistryError, Route, TaskSpec
 from sidecast.cli.app import app
 from training.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "data" / "surface"
-PACKAGES = ("ladder", "serving", "side_registry", "sidecast", "training")
+PACKAGES = ("ladder", "serving", "side_registry", "sidecast", "training", "demo")
 PROTOCOLS = ("__aenter__", "__aiter__", "__anext__", "__enter__", "__getitem__", "__iter__", "__len__", "__next__")
 """Special methods that users of a class rely on: with, for, len and so on."""
 WIDTH = 110
@@ -76,7 +76,8 @@ def metrics() -> str:
 def errors() -> str:
     """Reasons: with the gRPC code of each that a server sends, what the client raises for it, and all that exist."""
     roots = (ServingError, RegistryError)
-    sent = [kind for root in roots for kind in _subclasses(root) if kind.__module__ == root.__module__]
+    kinds = [kind for root in roots for kind in _subclasses(root) if kind.__module__ == root.__module__]
+    sent = [kind for kind in kinds if not issubclass(kind, StartError)]  # no caller sees one
     return _json(
         {
             "sent": {kind.reason: code_of(kind.__new__(kind)).name for kind in sent},

@@ -11,7 +11,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 
 from serving.cluster.autoscaling import LoadPolicy
+from serving.cluster.grpc_bridge import add_services
 from serving.config import ServeConfig
+
+__all__ = ["AppArgs", "Autoscaling", "add_services", "build"]
 
 DEPLOYMENT = "Server"
 TRIES = 2

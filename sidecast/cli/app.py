@@ -15,7 +15,7 @@ import click
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serving.serve", "Serve the registry's tasks over gRPC."),
     "deploy": ("serving.deploy", "Serve on a Ray cluster, with any number of replicas."),
-    "status": ("serving.api.status", "Show the replicas of an application on a Ray cluster."),
+    "status": ("serving.status", "Show the replicas of an application on a Ray cluster."),
     "train": ("training.train", "Train a side network for a task on labelled rows."),
     "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
     "publish": ("registry.changes", "Put a run's side network in the registry as its task's next version."),

@@ -56,11 +56,10 @@ def train(
     Interrupted and run again with the same settings, it goes on after the last whole epoch. The run folder is what
     `sidecast publish` takes.
     """
-    from training.loop import Job
-    from training.loop import train as run_training
-    from training.task_files import load_task
-
+    from training.builtin_tasks import load_task
     from training.data import read_labelled
+    from training.job import Job
+    from training.trainer import train as run_training
 
     spec = load_task(task)
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
