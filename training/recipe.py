@@ -27,14 +27,6 @@ moves no probability of two labels by 0.03. Nearer to 1, a backbone that is wron
 SOFTER = 2.0
 """Temperature of distillation, unless told."""
 
-HEADS = {
-    "classification": ("linear", "text", "mlp"),
-    "regression": ("linear", "mlp"),
-    "text": ("text",),
-    "embedding": ("linear", "mlp"),
-}
-"""What can answer a kind of task; the first is `auto`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -143,9 +135,10 @@ class Recipe:
             SideConfigError: settings that make no side network.
         """
         from ladder import SideConfig
+        from side_registry.task_kinds import KINDS
         from training.batches import least_rows
 
-        allowed = HEADS[spec.kind]
+        allowed = KINDS[spec.kind].heads
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
             raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
@@ -168,7 +161,7 @@ class Recipe:
             gate_form=self.gate_form,
             gate_temperature=self.gate_temperature,
             gate_start=self.gate_start,
-            words=spec.kind == "embedding" and head == "linear",
+            words=KINDS[spec.kind].has_dimensions and head == "linear",
             mix_after=self.mix_after,
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
@@ -194,10 +187,13 @@ class Recipe:
         _check("init", self.init, counts, f"fisher where init_samples is {self.init_samples}")
 
     def _check_teacher(self, spec: "TaskSpec") -> None:
-        if spec.kind == "embedding" and self.distill:
-            raise RecipeError("distill", self.distill, "0 for embedding, which no teacher answers")
-        if spec.kind == "regression" and self.distill and self.teacher == "backbone":
-            rule = "a finished run's folder for regression: the backbone itself says words, not values"
+        from side_registry.task_kinds import KINDS
+
+        kind = KINDS[spec.kind]
+        if self.distill and not kind.can_distill:
+            raise RecipeError("distill", self.distill, f"0 for {kind.name}, which no teacher answers")
+        if self.distill and self.teacher == "backbone" and not kind.lm_head_teaches:
+            rule = f"a finished run's folder for {kind.name}: the backbone itself says words, not values"
             raise RecipeError("teacher", self.teacher, rule)
 
     @property
