@@ -92,4 +92,6 @@ def test_names_every_file_that_a_predict_enters(entered: list[str]) -> None:
 
 def test_every_file_that_it_names_is_there() -> None:
     page = (ROOT / "docs" / "reading-order.md").read_text(encoding="utf-8")
-    assert [name for name in re.findall(r"`([\w/]+/[\w/]*\.(?:py|proto|toml))`", page) if not (ROOT / name).exists()] == []
+    assert [
+        name for name in re.findall(r"`([\w/]+/[\w/]*\.(?:py|proto|toml))`", page) if not (ROOT / name).exists()
+    ] == []
