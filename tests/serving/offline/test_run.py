@@ -35,7 +35,7 @@ from serving.offline.inputs import Shard
 from serving.offline.outputs import Output, json_lines
 from serving.offline.plan import Wanted
 from serving.offline.run import Placed, Replicas, Summary, place, run_batch
-from serving.offline.worker import Replica, Work, as_row
+from serving.offline.worker import Replica, ReplicaConfig, as_row
 from side_registry import Registry, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import make_run, make_spec
 from tests.tiny import make_t5
@@ -70,8 +70,8 @@ class Ray:
         self.ran: list[int] = []
         self.dies_at: int | None = None
 
-    def reports(self, work: Work, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
-        replica = Replica(work)
+    def reports(self, config: ReplicaConfig, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
+        replica = Replica(config)
         for shard in shards:
             if shard.index == self.dies_at:
                 raise KeyboardInterrupt
@@ -493,7 +493,7 @@ def test_every_error_pickles():
         OutputTaken("a", "b"),
         ClusterTooSmall(2, 1, 0.5, 1),
         ClusterBusy(2, 1, 0, 3.0),
-        ShardFailed(1, "a", "b"),
+        ShardFailed("a", 1, "b"),
         ReplicasLost("a"),
         OutOfRoom(1, 2),
     ):
