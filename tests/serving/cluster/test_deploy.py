@@ -25,7 +25,7 @@ from serving.cluster.serve_config import (
     Wanted,
     app_args,
     check_room,
-    kept_doors,
+    kept_ports,
     merged,
     serve_config,
     settings_of,
@@ -112,11 +112,11 @@ def test_other_applications_stay_and_the_ports_that_serve_has():
 
 
 def test_that_serve_keeps_its_doors_is_told():
-    assert "listening on 0.0.0.0 with HTTP port 8000" in kept_doors(wanted(), running())
+    assert "listening on 0.0.0.0 with HTTP port 8000" in kept_ports(wanted(), running())
     same = running() | {"http_options": {"host": "127.0.0.1", "port": 8000}}
-    assert kept_doors(wanted(), same) == ""
-    assert "HTTP port 9000" in kept_doors(wanted(), running() | {"http_options": {"host": "127.0.0.1", "port": 9000}})
-    assert kept_doors(wanted(), {"http_options": {"host": "0.0.0.0", "port": 1}}) == ""  # Serve does not run yet
+    assert kept_ports(wanted(), same) == ""
+    assert "HTTP port 9000" in kept_ports(wanted(), running() | {"http_options": {"host": "127.0.0.1", "port": 9000}})
+    assert kept_ports(wanted(), {"http_options": {"host": "0.0.0.0", "port": 1}}) == ""  # Serve does not run yet
 
 
 class Answer:
@@ -261,7 +261,7 @@ def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(monkeypatch: py
         start(open_to_all, 1, lambda address: False)
     with pytest.raises(LocalClusterError, match="too long for sockets"):
         start(short_folder / ("x" * 40), 1, lambda address: False)
-    monkeypatch.setattr(deploying_local, "_words", lambda *_: ["no such command"])
+    monkeypatch.setattr(deploying_local, "_arguments", lambda *_: ["no such command"])
     monkeypatch.setattr(deploying_local, "RAY", ("-c", "import sys; sys.exit('port 1 is taken')"))
     with pytest.raises(LocalClusterError, match="did not start on this machine: port 1 is taken"):
         start(short_folder, 1, lambda address: False)
