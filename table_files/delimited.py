@@ -1,9 +1,9 @@
 """CSV and TSV: a header row and RFC 4180's quotes, as spreadsheets and pandas write them. All values are text.
 
-A value with the delimiter, a quote or a line end in it is quoted, and quotes inside are doubled. Other quotes are read as
-Python's csv module reads them: one within a value that does not begin with a quote is text, and so is what follows a
-closing quote (`"x"y"z` is the value `xy"z`). A quote that is never closed is refused. A TSV value cannot hold both a tab
-and a line end: that is how a quote that closes in a later row looks. Blank lines are skipped.
+A value with the delimiter, a quote or a line end in it is quoted, and quotes inside are doubled. Other quotes are read
+as Python's csv module reads them: one within a value that does not begin with a quote is text, and so is what follows a
+closing quote (`"x"y"z` is the value `xy"z`). A quote that is never closed is refused. A TSV value cannot hold both a
+tab and a line end: that is how a quote that closes in a later row looks. Blank lines are skipped.
 """
 
 import csv

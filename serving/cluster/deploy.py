@@ -289,7 +289,7 @@ class Driver:
 
         ray.shutdown()
 
-    def told(self, name: str) -> list[Mapping[str, Any]]:
+    def statuses(self, name: str) -> list[Mapping[str, Any]]:
         """The statuses of an application's replicas, of those that answer in time."""
         from ray import serve
 

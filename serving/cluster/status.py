@@ -61,24 +61,24 @@ class Deployed:
         return asdict(self)
 
 
-def read(details: Document, name: str, told: Sequence[Mapping[str, Any]] = ()) -> Deployed | None:
+def read(details: Document, name: str, statuses: Sequence[Mapping[str, Any]] = ()) -> Deployed | None:
     """The application `name`; None if there is none.
 
     Args:
         details: answer of Serve's REST interface.
-        told: statuses that the replicas report themselves.
+        statuses: what the replicas report themselves.
     """
     app = details.get("applications", {}).get(name)
     if app is None:
         return None
     server = app["deployments"].get(DEPLOYMENT, {})
-    statuses = {status["id"]: status for status in told}
+    by_replica = {status["id"]: status for status in statuses}
     return Deployed(
         name=name,
         status=app["status"],
         message=_message(app, server),
         wanted=server.get("target_num_replicas", 0),
-        replicas=[_replica(replica, statuses) for replica in server.get("replicas", ())],
+        replicas=[_replica(replica, by_replica) for replica in server.get("replicas", ())],
         proxies=[Proxy(node=proxy["node_ip"], status=proxy["status"]) for proxy in details["proxies"].values()],
     )
 

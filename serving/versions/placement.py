@@ -1,9 +1,9 @@
 """Decides which versions a server keeps and serves: pure functions of the registry's state and of what is loaded.
 
 An alias has a stack of versions in the registry; the last is the one it points to. The newest loaded version of the
-stack serves the alias; if none is loaded, the version that serves it now goes on. So an alias never leaves a version that
-works for one that does not. While the version it points to is still to be loaded, the current one goes on, retired or
-not: no third version answers in between.
+stack serves the alias; if none is loaded, the version that serves it now goes on. So an alias never leaves a version
+that works for one that does not. While the version it points to is still to be loaded, the current one goes on, retired
+or not: no third version answers in between.
 
 The alias's route is followed while the version it points to serves it. Versions of the route that are not loaded are
 left out, and their shares go to the version that serves the alias.

@@ -163,7 +163,7 @@ class SidePool:
     def suspend(self, task: str, alias: str, since: int) -> None:
         """Send no traffic by the route that generation `since` set, as long as the registry still has that route.
 
-        For a rollback that the registry cannot be told of. May be called on any thread.
+        For a rollback while the registry cannot be written. May be called on any thread.
         """
         with self._writing:
             suspended = {key: then for key, then in self._state.suspended_routes.items() if key in self._state.routes}
