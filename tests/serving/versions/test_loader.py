@@ -102,7 +102,7 @@ OTHER_BACKBONE = BackboneRef(name="t5-other", fingerprint="sha256:0123")
         ("classification", {"encoder_layers": [0, 2]}, CorruptSide, ("another shape than its manifest says",)),
         ("classification", {"outputs": 3}, CorruptSide, ("3 outputs, its classification spec needs 2",)),
         ("embedding", {"outputs": 3}, CorruptSide, ("3 outputs, its embedding spec needs 5",)),
-        ("embedding", {"head": "text", "outputs": 0}, CorruptSide, ("",)),
+        ("embedding", {"head": "text", "outputs": 0}, CorruptSide, ("another shape than its manifest says",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -113,7 +113,8 @@ def test_a_manifest_that_does_not_fit_is_refused(
         is_of_manifest = not change.keys().isdisjoint(Manifest.model_fields)
         return manifest.model_copy(update=change if is_of_manifest else {"side": manifest.side | change})
 
-    publish(make_spec(kind=kind, **{"dimensions": 5} if kind == "embedding" else {}), head="linear", edit=edit)
+    spec = make_spec(kind=kind, dimensions=5) if kind == "embedding" else make_spec(kind=kind)
+    publish(spec, head="linear", edit=edit)
     message = str(refusal(loader, error))
     assert all(word in message for word in words)
 
