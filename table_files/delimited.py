@@ -1,8 +1,9 @@
 """CSV and TSV: a header row and RFC 4180's quotes, as spreadsheets and pandas write them. All values are text.
 
-A value with the delimiter, a quote or a line end in it is quoted, and quotes inside are doubled. A quote within a value
-that does not begin with one is text. A TSV value cannot hold both a tab and a line end: that is how a quote that was
-never closed looks. Blank lines are skipped.
+A value with the delimiter, a quote or a line end in it is quoted, and quotes inside are doubled. Other quotes are read
+as Python's csv module reads them: one within a value that does not begin with a quote is text, and so is what follows a
+closing quote (`"x"y"z` is the value `xy"z`). A quote that is never closed is refused. A TSV value cannot hold both a
+tab and a line end: that is how a quote that closes in a later row looks. Blank lines are skipped.
 """
 
 import csv
@@ -76,16 +77,18 @@ class Delimited:
         """Records from the file's position on. The csv module takes no line before it needs it: ends are exact."""
         end = offset
         last = ""
+        is_over = False
 
         def texts() -> Iterator[str]:
-            nonlocal end, last
+            nonlocal end, last, is_over
             for text_line in text_lines(file, line, offset):
                 end = text_line.end
                 last = text_line.text
                 yield last
+            is_over = True
 
         csv.field_size_limit(MAX_CHARACTERS)  # the module's only way: for the whole process
-        reader = csv.reader(texts(), delimiter=self._delimiter, strict=True)
+        reader = csv.reader(texts(), delimiter=self._delimiter)
         while True:
             first = line + reader.line_num
             begin = end
@@ -95,6 +98,8 @@ class Delimited:
                 raise TableFileError(first, self._fault(str(error))) from None
             if values is None:
                 return
+            if is_over:  # the record wants a line more: it is within quotes
+                raise TableFileError(first, f"a quote that opens here is never closed; {QUOTING}")
             if len(values) <= 1 and not last.strip():
                 continue
             if self._delimiter == "\t" and line + reader.line_num > first + 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.simulation.replica import ServerConfig
 from benchmarks.simulation.service import Service
-from serving.cluster.autoscaling import LoadPolicy, Seen
+from serving.cluster.autoscaling import FleetLoad, LoadPolicy
 
 POINTS = 200
 """Of the table of what a replica does at a rate."""
@@ -150,7 +150,7 @@ class Fleet:
         assert self._policy
         if not running:
             return max(1, target) if self._backlog else target
-        seen = Seen(  # as the policy would read it of replicas that are all alike
+        load = FleetLoad(  # as the policy would read it from replicas that are all alike
             now=now,
             target=target,
             running=running,
@@ -159,5 +159,5 @@ class Fleet:
             least=self._config.least,
             most=self._config.most,
         )
-        target, self._state = self._policy.decide(seen, self._state)
+        target, self._state = self._policy.decide(load, self._state)
         return target

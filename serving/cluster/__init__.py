@@ -1,1 +1,1 @@
-"""The same server on Ray Serve, and `sidecast deploy`. A single process works without this folder."""
+"""The server on Ray Serve, and `sidecast deploy`. No imports here: Ray loads the modules of this package by name."""

@@ -1,6 +1,6 @@
 """The Ray Serve application, for `sidecast deploy`, `serve run serving.cluster.app:build` and serveConfigV2.
 
-Its one deployment is the ingress and owns the device: a call goes from Ray's HAProxy straight to a replica.
+It has one deployment, which is the ingress and owns the device: Ray's HAProxy sends a call straight to a replica.
 """
 
 from typing import Any, Self
@@ -17,30 +17,31 @@ from serving.config import ServeConfig
 __all__ = ["AppArgs", "Autoscaling", "add_services", "build"]
 
 DEPLOYMENT = "Server"
-TRIES = 2
-"""For each replica: so many failures to start in all, and the deployment has failed."""
+START_TRIES = 2
+"""Failed starts per replica. When all replicas together had so many, the deployment has failed."""
 HEALTH_TIMEOUT_S = 30.0
 MESSAGE_SIZE = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
-"""Bytes that a replica's gRPC server takes; Ray's own limit is 2 GiB."""
+"""Environment variable: most bytes of a message to a replica's gRPC server. Ray's default is 2 GiB."""
 LOOK_BACK_S = 15.0
-"""Of samples that the autoscaler sees; a replica takes five in that time."""
-DRAIN_LOOK_S = 0.5
+"""Age of the samples that the autoscaler reads; a replica takes five in that time."""
+DRAIN_CHECK_S = 0.5
+"""Pause between Ray's checks whether a stopping replica still has calls in flight."""
 SURGE_PERCENT = 100
 
 
 class Autoscaling(BaseModel):
-    """How many replicas there are, by load."""
+    """Number of replicas by load."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_replicas: int = Field(1, ge=0)
-    """0: none while nobody calls; the first call then waits for one to start."""
+    """0: no replica runs while there are no calls. The next call then waits until one has started."""
     max_replicas: int = Field(8, ge=1)
     initial_replicas: int | None = Field(None, ge=0)
     target_requests: float = Field(64, gt=0)
     """Calls in flight at one replica."""
     target_busy: float = Field(0.8, gt=0, le=1)
-    """Share of what a replica's device can do, in full batches."""
+    """Share of what a replica's device can do in full batches."""
     upscale_delay_s: float = Field(5, ge=0)
     downscale_delay_s: float = Field(300, ge=0)
 
@@ -60,18 +61,18 @@ class AppArgs(BaseModel):
     settings: dict[str, Any]
     """As in a configuration file of `sidecast serve`: `backbone`, `registry`, `max_batch_rows` and so on."""
     cpus: float = Field(1, ge=0)
-    """Cores of a replica, which are also torch's threads unless `threads` is set."""
+    """CPU cores of a replica, and torch's threads unless `threads` is set."""
     gpus: float = Field(0, ge=0)
     """GPUs of a replica."""
     replicas: int | None = Field(None, ge=1)
-    """A fixed number of them; not beside `autoscaling`. 1 where neither is given."""
+    """A fixed number of replicas; not together with `autoscaling`. 1 if neither is given."""
     autoscaling: Autoscaling | None = None
     max_ongoing_requests: int = Field(4096, ge=1)
-    """Calls in flight at a replica; of more, Ray holds some back. Its own limits, `max_queued_rows` first, should shed
-    before: they say why, and when to come back."""
+    """Calls in flight at a replica; Ray holds back more. The replica's limits, `max_queued_rows` first, should reject
+    calls before that: their errors say why, and when to try again."""
     grace_s: float = Field(30, ge=0)
-    """How long the calls in flight at a replica that is stopped may take. Ray makes it 35 s at least, and stops none
-    before its RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, 30 s."""
+    """Longest time for the calls in flight at a replica that is stopped. Ray makes it at least 35 s, and stops no
+    replica before RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, 30 s."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -87,11 +88,7 @@ class AppArgs(BaseModel):
 
 
 def build(args: AppArgs) -> Application:
-    """The application.
-
-    Raises:
-        pydantic.ValidationError, before this is called: an unknown name, or a value against its rule.
-    """
+    """Build the application. Ray calls it with validated arguments: AppArgs raises pydantic.ValidationError before."""
     from serving.cluster.replica import HEALTH_EVERY_S, Server
 
     config = ServeConfig.from_values(args.settings)
@@ -107,8 +104,8 @@ def build(args: AppArgs) -> Application:
         "health_check_period_s": HEALTH_EVERY_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": args.grace_s,
-        "graceful_shutdown_wait_loop_s": DRAIN_LOOK_S,
-        "max_constructor_retry_count": TRIES * most,
+        "graceful_shutdown_wait_loop_s": DRAIN_CHECK_S,
+        "max_constructor_retry_count": START_TRIES * most,
         "max_surge_percent": SURGE_PERCENT,
     }
     if args.autoscaling:
@@ -119,7 +116,7 @@ def build(args: AppArgs) -> Application:
 
 
 def _autoscaling(wanted: Autoscaling, config: ServeConfig) -> AutoscalingConfig:
-    """By our policy, which keeps the delays itself; see docs/decisions/0012-scaling.md."""
+    """Scaling by LoadPolicy, which keeps the delays itself; see docs/decisions/0012-scaling.md."""
     kwargs = {
         "target_requests": wanted.target_requests,
         "target_busy": wanted.target_busy,

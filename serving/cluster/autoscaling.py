@@ -1,8 +1,9 @@
-"""How many replicas there should be: a policy for Ray Serve's autoscaler, and the arithmetic behind it.
+"""A policy for Ray Serve's autoscaler: how many replicas there should be.
 
-Imports neither Ray nor anything of ours: Ray pickles this module by value and runs it in its controller. What it needs
-of Ray's AutoscalingContext it reads by name. Delays are kept here and not by Ray, which starts a delay anew whenever
-the wish meets the target for one tick, and in the end takes the wish of one moment. docs/decisions/0012-scaling.md.
+Imports neither Ray nor another module of this project: Ray pickles this module by value and runs it in its controller.
+It reads Ray's AutoscalingContext by attribute names. Delays are kept here and not by Ray: Ray restarts a delay whenever
+the desired number equals the target for one tick, and in the end takes the number of one moment.
+docs/decisions/0012-scaling.md.
 """
 
 import math
@@ -11,60 +12,62 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 RUNNING = "running_requests"
-"""Ray's name for the calls in flight on a replica, streams that last as long as their caller among them."""
+"""Ray's name for the calls in flight on a replica, with the streams that last as long as their caller."""
 IN_FLIGHT = "in_flight"
-"""Those that end by themselves, as replicas count them."""
+"""Calls in flight that end by themselves, as replicas report them."""
 QUEUE = "queued_tokens"
+"""Tokens that wait on a replica, as replicas report them."""
 IDLE = 0.01
-"""A device that is busy for less than this share of the time is idle: probes keep no replica alive."""
-FIRST = 4
-"""So many replicas may be asked for whatever runs."""
-FUZZ = 1e-9
-"""Less than this of a replica is rounding."""
+"""A device that is busy for a smaller share of the time counts as idle, so that health probes keep no replica alive."""
+MIN_GROWTH = 4
+"""Replicas that may be asked for in any case, however few run."""
+ROUNDING = 1e-9
+"""Fractions of a replica below this are rounding errors."""
 
 
 class Point(Protocol):
-    """One sample of a replica's."""
+    """One sample of a replica's figure."""
 
     timestamp: float
     value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a decision is made of, at one moment."""
+class FleetLoad:
+    """The load of all replicas at one moment: what a decision is based on."""
 
     now: float
-    """Seconds, of any clock that goes forward."""
+    """Seconds, of any monotonic clock."""
     target: int
-    """Replicas that were asked for."""
+    """Replicas that are asked for now."""
     running: int
     """Replicas that take traffic."""
     silent: int = 0
-    """Those of them with no fresh report."""
+    """Running replicas without a recent report."""
     requests: float = 0.0
-    """In flight and waiting, of all replicas that report."""
+    """Calls in flight and waiting, of all replicas that report."""
     work: float = 0.0
-    """What devices do, by the signal, in devices: more than there are where rows wait."""
+    """Work in devices, by the signal. It exceeds the number of devices when rows wait."""
     least: int = 0
+    """Fewest replicas that are allowed."""
     most: int = 1
+    """Most replicas that are allowed."""
 
 
 class LoadPolicy:
-    """Asks for the larger of what requests in flight and the devices' work call for; state in Ray's hands, none here.
+    """Asks for enough replicas for the calls in flight and for the devices' work. Ray keeps the state between calls.
 
     Args:
-        target_requests: in flight on a replica, waiting ones too.
-        target_busy: what `signal` should come to at a replica, above 0 and up to 1.
-        upscale_delay_s: as long must more be called for without a break. It goes up to the least of that time.
-        downscale_delay_s: the same for less. It goes down to the most of that time.
-        queue_tokens: may wait on a replica for nothing; each as many again count as one more busy device.
-        margin: share of the targets that must be free before there are fewer.
-        growth: at most this many times the replicas that run are asked for, and `FIRST` in any case.
-        stale_s: a replica whose newest report is older says nothing; clocks of machines may differ by less.
-        signal: the replicas' figure that says how much of its device is used, from 0 to 1: "busy", the share of its
-            time that it computed, or "load", the share of what it could have done in full batches, which is what the
-            application scales by.
+        target_requests: calls in flight and waiting at one replica.
+        target_busy: value that `signal` should have at a replica, above 0 and up to 1.
+        upscale_delay_s: more replicas are started after more were needed all this time: the smallest number needed.
+        downscale_delay_s: replicas are stopped after fewer were needed all this time: the largest number needed stays.
+        queue_tokens: this many waiting tokens on a replica are ignored; each further as many count as a busy device.
+        margin: share of the targets that must be free before replicas are stopped.
+        growth: at most this many times the running replicas are asked for, and at least `MIN_GROWTH`.
+        stale_s: reports older than this are ignored, in seconds. The clocks of machines must differ by less.
+        signal: the figure that says how much of a replica's device is used, from 0 to 1: "busy", the share of the time
+            that it computed, or "load", the share of what it could do in full batches. The application uses "load".
 
     Raises:
         ValueError: a value out of its range.
@@ -91,80 +94,91 @@ class LoadPolicy:
         _require(0 <= margin < 1, "margin must be >= 0 and < 1", margin)
         _require(growth > 1, "growth must be > 1", growth)
         _require(stale_s > 0, "stale_s must be > 0", stale_s)
-        self._target_requests, self._target_busy = target_requests, target_busy
-        self._up_s, self._down_s = upscale_delay_s, downscale_delay_s
-        self._queue_tokens, self._margin, self._growth = queue_tokens, margin, growth
-        self._stale_s, self._signal = stale_s, signal
+        self._target_requests = target_requests
+        self._target_busy = target_busy
+        self._up_s = upscale_delay_s
+        self._down_s = downscale_delay_s
+        self._queue_tokens = queue_tokens
+        self._margin = margin
+        self._growth = growth
+        self._stale_s = stale_s
+        self._signal = signal
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """Replicas to ask for, and the state for the next call. What Ray calls, about ten times a second."""
+        """Replicas to ask for, and the state for the next call. Ray calls this about ten times a second."""
         return self.decide(self.read(ctx), ctx.policy_state or {})
 
-    def read(self, ctx: Any) -> Seen:
-        """What an AutoscalingContext of Ray's says."""
-        raw, now = ctx.raw_metrics or {}, ctx.current_time
+    def read(self, ctx: Any) -> FleetLoad:
+        """The load that Ray's AutoscalingContext describes."""
+        raw = ctx.raw_metrics or {}
+        since = ctx.current_time - self._stale_s
 
-        def fresh(name: str) -> dict[Any, float]:
+        def recent(name: str) -> dict[Any, float]:
+            """The figure's mean of each replica that reported it recently."""
             series = raw.get(name, {})
-            means = {each: _mean(series.get(each, ()), now - self._stale_s) for each in ctx.running_replicas}
-            return {each: mean for each, mean in means.items() if mean is not None}
+            means = {replica: _mean(series.get(replica, ()), since) for replica in ctx.running_replicas}
+            return {replica: mean for replica, mean in means.items() if mean is not None}
 
-        busy, queued = fresh(self._signal), fresh(QUEUE)
+        busy = recent(self._signal)
+        queued = recent(QUEUE)
         # without direct ingress Ray counts at its handles, and replicas may report none
-        counted = fresh(RUNNING) | fresh(IN_FLIGHT)
-        reported = RUNNING in raw or IN_FLIGHT in raw
-        requests = sum(counted.values()) + ctx.total_queued_requests if reported else ctx.total_num_requests
-        return Seen(
-            now=now,
+        in_flight = recent(RUNNING) | recent(IN_FLIGHT)
+        is_reported = RUNNING in raw or IN_FLIGHT in raw
+        requests = sum(in_flight.values()) + ctx.total_queued_requests if is_reported else ctx.total_num_requests
+        return FleetLoad(
+            now=ctx.current_time,
             target=ctx.target_num_replicas,
             running=ctx.current_num_replicas,
             silent=ctx.current_num_replicas - len(busy),
             requests=requests,
-            work=sum(self.work(share, queued.get(each, 0.0)) for each, share in busy.items()),
+            work=sum(self.work(share, queued.get(replica, 0.0)) for replica, share in busy.items()),
             least=ctx.capacity_adjusted_min_replicas,
             most=ctx.capacity_adjusted_max_replicas,
         )
 
-    def decide(self, seen: Seen, state: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    def decide(self, load: FleetLoad, state: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Replicas to ask for, and the state for the next decision."""
-        begins = state.get("decided") != seen.target  # nothing is known yet, or another hand set the target
-        past = [(seen.now, seen.target)]
-        wanted, enough = self.bounds(seen)
-        ups = _window(past if begins else state["ups"], seen.now, wanted, self._up_s, min)
-        downs = _window(past if begins else state["downs"], seen.now, enough, self._down_s, max)
-        decided = min(max(seen.target, ups[0][1]), downs[0][1])
-        if seen.target > 1:
-            decided = max(decided, 1)  # Ray goes to zero from one alone
-        decided = min(max(decided, seen.least), seen.most)
+        is_new = state.get("decided") != load.target  # the first decision, or something else set the target
+        start = [(load.now, load.target)]
+        fewest, most = self.bounds(load)
+        ups = _window(start if is_new else state["ups"], load.now, fewest, self._up_s, min)
+        downs = _window(start if is_new else state["downs"], load.now, most, self._down_s, max)
+        decided = min(max(load.target, ups[0][1]), downs[0][1])
+        if load.target > 1:
+            decided = max(decided, 1)  # Ray goes to zero only from one
+        decided = min(max(decided, load.least), load.most)
         return decided, {"decided": decided, "ups": ups, "downs": downs}
 
-    def bounds(self, seen: Seen) -> tuple[int, int]:
-        """(fewer are too few, more are too many), regardless of the delays and of what is allowed.
+    def bounds(self, load: FleetLoad) -> tuple[int, int]:
+        """(fewest, most) replicas that suit the load, regardless of the delays and of `least` and `most`.
 
-        In between there is nothing to do. A replica that is silent counts as idle when more are asked for, and as one
-        that has just enough to do when fewer are. While one starts there is no going to zero, which would end the start
-        that a call may be waiting for.
+        Between them nothing changes. A silent replica counts as idle for the first bound, and as fully used for the
+        second. While a replica starts, the second is at least 1: a call may be waiting for it.
         """
-        needs = max(seen.requests / self._target_requests, seen.work / self._target_busy)
-        growth = max(FIRST, _up(self._growth * seen.running), seen.target)
-        enough = _up(needs / (1 - self._margin)) + seen.silent
-        return min(_up(needs), growth), max(enough, 1) if seen.running < seen.target else enough
+        needed = max(load.requests / self._target_requests, load.work / self._target_busy)
+        growth = max(MIN_GROWTH, _up(self._growth * load.running), load.target)
+        most = _up(needed / (1 - self._margin)) + load.silent
+        return min(_up(needed), growth), max(most, 1) if load.running < load.target else most
 
     def work(self, busy: float, queued: float) -> float:
-        """Of one replica, by `Seen.work`. A saturated device shows 1 whatever waits, so what waits is added."""
+        """Work of one replica, in devices. A saturated device is busy 1 whatever waits, so waiting tokens are added."""
         return (busy if busy >= IDLE else 0.0) + max(0.0, queued / self._queue_tokens - 1)
 
 
 def _window(
     past: Sequence[tuple[float, int]], now: float, value: int, seconds: float, best: Callable[[int, int], int]
 ) -> list[tuple[float, int]]:
-    """The values of the last seconds that may yet be their least or greatest; the first one is."""
+    """(time, value) pairs of the last `seconds` that may still become the best one; the first is the best now.
+
+    Args:
+        best: min or max.
+    """
     kept = [(then, old) for then, old in past if now - then < seconds and old != value and best(old, value) == old]
     return [*kept, (now, value)]
 
 
 def _mean(series: Sequence[Point], since: float) -> float | None:
-    """None where the newest sample is from before, or where there is no number in it."""
+    """Mean of the samples; None if the newest is older than `since`, or none is finite."""
     if not series or series[-1].timestamp < since:
         return None
     values = [point.value for point in series if math.isfinite(point.value)]
@@ -172,7 +186,7 @@ def _mean(series: Sequence[Point], since: float) -> float | None:
 
 
 def _up(replicas: float) -> int:
-    return math.ceil(replicas - FUZZ)
+    return math.ceil(replicas - ROUNDING)
 
 
 def _require(holds: bool, rule: str, value: float) -> None:

@@ -1,6 +1,6 @@
-"""Deploys the application to a Ray cluster by config, as `serve deploy` does, and asks how it is.
+"""Deploys the application to a Ray cluster by config, as `serve deploy` does, and reads its state.
 
-Blocks: for commands, not for event loops. Ray is imported where it is needed, it takes seconds.
+Blocks: for commands, not for event loops. Ray is imported only where it is needed, because that takes seconds.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from serving.cluster.local_cluster import LocalCluster, start
@@ -20,22 +20,25 @@ from serving.cluster.serve_config import (
     Wanted,
     check_room,
     deployed,
-    kept_doors,
+    kept_ports,
     merged,
     serve_config,
     without,
 )
 from serving.cluster.status import Deployed, read
 from serving.config import ConfigError
+from side_registry.errors import DataclassError
 
 Document = dict[str, Any]
 
 REQUEST_S = 120.0
-"""Longest that Ray's dashboard may take for a request: the first one starts Serve."""
-LOOK_S = 5.0
-TELL_S = 5.0
-"""Longest that replicas may take to tell their state."""
+"""Longest time for a request to Ray's dashboard. The first one starts Serve."""
+CONNECT_S = 5.0
+"""Longest time to connect to a port."""
+STATUS_S = 5.0
+"""Longest time for the replicas to report their status."""
 POLL_S = 0.5
+"""Pause between two reads of the application's state."""
 GCS_ADDRESS = re.compile(r"--gcs-address=(\S+)")
 SLOW_PROXY = (
     "calls go through Ray's Python proxy, a few hundred a second: start every node of the cluster with "
@@ -43,14 +46,12 @@ SLOW_PROXY = (
 )
 
 
-class NoCluster(ConnectionError):
-    """No Ray cluster answers."""
+class NoCluster(DataclassError):
+    """No Ray cluster answers at the address."""
 
-    reason = "NO_CLUSTER"
-
-    def __init__(self, address: str, why: str = "") -> None:
-        super().__init__(address, why)
-        self.address, self.why = address, why
+    reason: ClassVar[str] = "NO_CLUSTER"
+    address: str
+    why: str = ""
 
     def __str__(self) -> str:
         why = f" ({self.why})" if self.why else ""
@@ -58,7 +59,7 @@ class NoCluster(ConnectionError):
 
 
 class SignInRefused(NoCluster):
-    """A cluster answers, and wants a token."""
+    """A cluster answers, and asks for a token."""
 
     reason = "SIGN_IN_REFUSED"
 
@@ -69,81 +70,80 @@ class SignInRefused(NoCluster):
         )
 
 
-class DeployFailed(RuntimeError):
-    """The cluster took the config, and the application did not come to run."""
+class DeployFailed(DataclassError):
+    """The cluster refused the config, or the application did not come to run."""
 
-    reason = "DEPLOY_FAILED"
-
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(name, why)
-        self.name, self.why = name, why
-
-    def __str__(self) -> str:
-        return f"{self.name} was not deployed: {self.why}"
+    reason: ClassVar[str] = "DEPLOY_FAILED"
+    message = "{name} was not deployed: {why}"
+    name: str
+    why: str
 
 
 def check_args(wanted: Wanted) -> None:
-    """
+    """Validate the application's arguments before anything is sent.
+
     Raises:
-        ConfigError: the application would refuse its arguments.
+        ConfigError: the application would refuse them.
     """
     from pydantic import ValidationError
 
-    with _quiet():
+    with _no_warnings():
         from serving.cluster.app import AppArgs
     try:
         AppArgs.model_validate(wanted.args)
     except ValidationError as error:
-        told = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
-        raise ConfigError("; ".join(f"{place}: {text}" if place else text for place, text in told)) from None
+        faults = [
+            (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()
+        ]
+        raise ConfigError("; ".join(f"{name}: {why}" if name else why for name, why in faults)) from None
 
 
 class Cluster:
-    """A Ray cluster, through its dashboard.
+    """A Ray cluster, through the HTTP interface of its dashboard. Each method may raise NoCluster.
 
     Args:
         address: http://HOST:PORT of the dashboard.
 
     Raises:
-        NoCluster
+        NoCluster, SignInRefused
     """
 
     def __init__(self, address: str) -> None:
-        if not listens(address):  # before seconds are spent on importing Ray
+        if not listens(address):  # before the import of Ray, which takes seconds
             raise NoCluster(address)
-        with _quiet():
+        with _no_warnings():
             from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
         self.address = address.rstrip("/")
-        with self._asking():
+        with self._errors():
             self._client = ServeSubmissionClient(self.address)
 
     def details(self) -> Document:
-        """What Serve tells of itself and of all applications."""
+        """Serve's description of itself and of all applications."""
         return self._get("/api/serve/applications/")
 
     def nodes(self) -> list[Mapping[str, float]]:
         """Ray's resources of each live node, used ones too."""
-        found = self._get("/api/v0/nodes")["data"]["result"]["result"]
-        return [each["resources_total"] for each in found if each["state"] == "ALIVE"]
+        nodes = self._get("/api/v0/nodes")["data"]["result"]["result"]
+        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
 
     def has_fast_proxies(self) -> bool:
-        """Whether calls go through HAProxy, as far as can be seen: Serve must run."""
+        """Whether calls go through HAProxy, or cannot be seen to go through Ray's Python proxy. Serve must run."""
         actors = self._get("/api/v0/actors")["data"]["result"]["result"]
-        kinds = {each["class_name"] for each in actors if each["state"] == "ALIVE"}
+        kinds = {actor["class_name"] for actor in actors if actor["state"] == "ALIVE"}
         return "HAProxyManager" in kinds or "ProxyActor" not in kinds
 
     def gcs(self) -> str | None:
-        """HOST:PORT for drivers; None where it cannot be seen."""
+        """HOST:PORT of Ray's control store, to which drivers connect; None if no node shows it."""
         nodes = self._get("/nodes?view=summary")["data"]["summary"]
-        words = [str((node.get("raylet") or {}).get("cmdline", "")) for node in nodes]
-        found = [match[1].strip("',\"") for each in words if (match := GCS_ADDRESS.search(each))]
-        return found[0] if found else None
+        commands = [str((node.get("raylet") or {}).get("cmdline", "")) for node in nodes]
+        addresses = [match[1].strip("',\"") for command in commands if (match := GCS_ADDRESS.search(command))]
+        return addresses[0] if addresses else None
 
     def deploy(self, wanted: Wanted, *, check: bool = True) -> str:
-        """Have the application run as is wanted; other applications stay. Returns before it does.
+        """Send the config; other applications stay. Returns before the application runs.
 
         Returns:
-            a warning, or nothing: what is as it was before, though something else is wanted.
+            a warning about ports that stay as they were, or an empty text.
 
         Raises:
             ConfigError: a mistake that shows before anything changes.
@@ -154,39 +154,42 @@ class Cluster:
         if check:
             check_room(wanted, self.nodes(), running)
         self._change("PUT", wanted.name, document)
-        return kept_doors(wanted, running)
+        return kept_ports(wanted, running)
 
     def await_running(
         self, name: str, timeout_s: float, on_progress: Callable[[Deployed], None] | None = None
     ) -> Deployed:
-        """Until an application runs as it was deployed.
+        """Wait until an application runs as it was deployed.
 
         Raises:
-            DeployFailed: it failed, or the time is over. What ran before goes on.
+            DeployFailed: it failed, or the time is over. The version that ran before goes on.
             NoCluster
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            found = read(self.details(), name)
-            if found is None:
+            app = read(self.details(), name)
+            if app is None:
                 raise DeployFailed(name, "it is gone: somebody else removed it")
             if on_progress:
-                on_progress(found)
-            if found.status == "RUNNING":
-                return found
-            if found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                goes_on = "; what ran before goes on" if found.running else ""
-                raise DeployFailed(name, (found.message or found.status.lower()) + goes_on)
+                on_progress(app)
+            if app.status == "RUNNING":
+                return app
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                goes_on = "; what ran before goes on" if app.running else ""
+                raise DeployFailed(name, (app.message or app.status.lower()) + goes_on)
             if time.monotonic() > deadline:
-                why = found.message or f"{found.running} of {found.wanted} replicas run"
+                why = app.message or f"{app.running} of {app.wanted} replicas run"
                 raise DeployFailed(name, f"not done after {timeout_s:g} s, and it goes on; {why}")
             time.sleep(POLL_S)
 
     def remove(self, name: str, timeout_s: float) -> bool:
-        """Take an application down, and Serve with it where it is the last one. False: there was none.
+        """Remove an application, and end Serve if it is the last one.
 
         Args:
-            timeout_s: 0 returns while it is being removed.
+            timeout_s: longest wait until it is gone; 0 does not wait.
+
+        Returns:
+            whether there was one.
 
         Raises:
             DeployFailed: the cluster refuses, or it is still there when the time is over.
@@ -198,8 +201,8 @@ class Cluster:
         if len(running["applications"]) == 1:
             self._change("DELETE", name)
         else:
-            rest = {"applications": without(name, running)}
-            self._change("PUT", name, rest | {each: running[each] for each in ("http_options", "grpc_options")})
+            options = {key: running[key] for key in ("http_options", "grpc_options")}
+            self._change("PUT", name, {"applications": without(name, running)} | options)
         deadline = time.monotonic() + timeout_s
         while timeout_s and deployed(name, self.details()):
             if time.monotonic() > deadline:
@@ -219,12 +222,13 @@ class Cluster:
             raise NoCluster(self.address, f"{path} answers {answer.status_code}: {' '.join(answer.text.split())[:200]}")
         return answer.json()
 
-    def _ask(self, method: str, path: str, **named: Any) -> Any:
-        with self._asking():
-            return self._client._do_request(method, path, timeout=REQUEST_S, **named)
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        with self._errors():
+            return self._client._do_request(method, path, timeout=REQUEST_S, **options)
 
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
+        """Turns the errors of Ray and requests into NoCluster or SignInRefused."""
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -239,7 +243,7 @@ class Cluster:
 
 
 def answers(address: str) -> bool:
-    """Whether a cluster's dashboard answers for Serve.
+    """Whether a dashboard answers, and Serve can be used through it.
 
     Raises:
         SignInRefused
@@ -257,7 +261,7 @@ class Driver:
     """A connection to a cluster's replicas, for the length of a with block.
 
     Args:
-        gcs: HOST:PORT.
+        gcs: HOST:PORT of Ray's control store.
 
     Raises:
         NoCluster
@@ -269,7 +273,7 @@ class Driver:
     def __enter__(self) -> "Driver":
         if not listens(self._gcs):
             raise NoCluster(self._gcs)
-        with _quiet():
+        with _no_warnings():
             import ray
             import ray.serve
 
@@ -285,46 +289,46 @@ class Driver:
 
         ray.shutdown()
 
-    def told(self, name: str) -> list[Mapping[str, Any]]:
-        """What the replicas of an application tell of themselves, of those that do in time."""
+    def statuses(self, name: str) -> list[Mapping[str, Any]]:
+        """The statuses of an application's replicas, of those that answer in time."""
         from ray import serve
 
         try:
-            asked = serve.get_deployment_handle(DEPLOYMENT, name).broadcast("status")
-            found = asked.results(timeout_s=TELL_S, return_exceptions=True)
+            responses = serve.get_deployment_handle(DEPLOYMENT, name).broadcast("status")
+            statuses = responses.results(timeout_s=STATUS_S, return_exceptions=True)
         except Exception:  # the deployment went away, or none of its replicas answers
             return []
-        return [each for each in found if isinstance(each, Mapping)]
+        return [status for status in statuses if isinstance(status, Mapping)]
 
 
 def listens(address: str) -> bool:
-    """Whether anybody does.
+    """Whether something accepts connections at an address.
 
     Args:
         address: a URL, or HOST:PORT.
     """
     try:
-        found = urlsplit(address if "://" in address else f"//{address}")
-        port = found.port or (443 if found.scheme == "https" else 80)
-        with socket.create_connection((found.hostname or "", port), timeout=LOOK_S):
+        url = urlsplit(address if "://" in address else f"//{address}")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        with socket.create_connection((url.hostname or "", port), timeout=CONNECT_S):
             return True
     except (OSError, ValueError):
         return False
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray's advice is for those who write programs for it."""
+def _no_warnings() -> Iterator[None]:
+    """Hide Ray's warnings, which are for authors of programs that use Ray."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def start_here(folder: Path, dashboard_port: int, *, affinity: bool = False) -> LocalCluster:
-    """A cluster of this machine alone.
+    """Start a cluster of this machine alone, and wait until it answers.
 
     Args:
-        affinity: calls go by their input.
+        affinity: send calls with equal inputs to the same replica.
 
     Raises:
         LocalClusterError

@@ -1,7 +1,7 @@
-"""Our services on the gRPC server that Ray Serve starts in each replica, and the context that its calls have there.
+"""Sidecast's services on the gRPC server that Ray Serve starts in each replica, and the context of their calls.
 
-Ray hands a call on by its method's bare name, with a context of its own that knows neither the caller's deadline nor
-how to abort. So each call is remembered here as it arrives, and `CallContext` gives our doors what they need of both.
+Ray passes a call on by the bare name of its method, with a context that knows neither the deadline nor how to abort.
+So gRPC's own context is stored here when a call arrives, and `CallContext` gives the servicers what they need of both.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -17,51 +17,63 @@ from grpc.aio import AbortError, ServicerContext
 
 from serving.api import ADMIN, HEALTH, LASTING, NATIVE, OPEN_INFERENCE, Drain, answering, streaming, tolerant
 
-OFFERED = (OPEN_INFERENCE, NATIVE, ADMIN, HEALTH)
+SERVICES = (OPEN_INFERENCE, NATIVE, ADMIN, HEALTH)
 
 Metadata = list[tuple[str, str | bytes]]
 
 _arrived: ContextVar[ServicerContext | None] = ContextVar("arrived", default=None)
-"""The call that is being answered, as gRPC knows it; None where it came through another process."""
+"""gRPC's context of the current call; None if the call came through another process."""
 
 
 class RayContext(Protocol):
-    """What is used of ray.serve.grpc_util.RayServegRPCContext."""
+    """The methods of ray.serve.grpc_util.RayServegRPCContext that are used here."""
 
-    def invocation_metadata(self) -> Metadata: ...
-    def set_code(self, code: grpc.StatusCode) -> None: ...
-    def set_details(self, details: str) -> None: ...
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None: ...
+    def invocation_metadata(self) -> Metadata:
+        """The caller's metadata."""
+        ...
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Set the status of the response."""
+        ...
+
+    def set_details(self, details: str) -> None:
+        """Set the status's message."""
+        ...
+
+    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
+        """Set the metadata that follows the response."""
+        ...
 
 
 def add_services(servicer: object, server: grpc.aio.Server) -> None:
-    """Ray's `grpc_servicer_functions` entry: all that a single process offers on its port.
+    """Ray's `grpc_servicer_functions` entry: adds all services that a single process has on its port.
 
     Args:
-        servicer: Ray's stand-in. It puts methods of its own in the place of all handlers.
+        servicer: Ray's placeholder. Ray replaces all handlers by its own methods.
     """
-    for service in OFFERED:
-        server.add_generic_rpc_handlers((_Arrivals({path(each): _handler(each) for each in service.methods}),))
+    for service in SERVICES:
+        handlers = {path(method): _handler(method) for method in service.methods}
+        server.add_generic_rpc_handlers((_Arrivals(handlers),))
 
 
 def path(method: MethodDescriptor) -> str:
-    """As gRPC names it: /package.Service/Method."""
+    """gRPC's name of a method: /package.Service/Method."""
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 class _Arrivals(grpc.GenericRpcHandler):
-    """A service whose calls are remembered in `_arrived`."""
+    """A service that stores gRPC's context of each call in `_arrived`."""
 
     def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
-        self._method_handlers = handlers  # by this name Ray finds and replaces them
+        self._method_handlers = handlers  # Ray finds and replaces them by this name
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         handler: Any = self._method_handlers.get(handler_call_details.method)
         if handler is None:
             return None
         kind = _kind(handler.request_streaming, handler.response_streaming)
-        remember = _remembering_stream if handler.response_streaming else _remembering
-        return handler._replace(**{kind: remember(getattr(handler, kind))})
+        store_context = _storing_stream if handler.response_streaming else _storing
+        return handler._replace(**{kind: store_context(getattr(handler, kind))})
 
 
 def _handler(method: MethodDescriptor) -> grpc.RpcMethodHandler:
@@ -78,7 +90,7 @@ def _never(request: object, context: object) -> NoReturn:
     raise AssertionError("Ray answers this call")
 
 
-def _remembering(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _storing(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def answer(request: Any, context: ServicerContext) -> Any:
         _arrived.set(context)
         return await behavior(request, context)
@@ -86,7 +98,7 @@ def _remembering(behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Await
     return answer
 
 
-def _remembering_stream(behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def _storing_stream(behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     async def stream(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
         _arrived.set(context)
         async for response in behavior(request, context):
@@ -96,20 +108,22 @@ def _remembering_stream(behavior: Callable[..., AsyncIterator[Any]]) -> Callable
 
 
 class CallContext:
-    """A call's context for our doors, over Ray's: metadata, the time that is left, and an end with a status."""
+    """A call's context for the servicers, on top of Ray's: metadata, remaining time, and an end with a status."""
 
     def __init__(self, ray_context: RayContext) -> None:
-        self._ray, self._arrived = ray_context, _arrived.get()
+        self._ray = ray_context
+        self._arrived = _arrived.get()
 
     def invocation_metadata(self) -> Metadata:
+        """The caller's metadata."""
         return self._ray.invocation_metadata()
 
     def time_remaining(self) -> float | None:
-        """Seconds; None where there is no deadline, or where the call came through another process."""
+        """Seconds until the deadline; None if there is none, or if the call came through another process."""
         return self._arrived.time_remaining() if self._arrived else None
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        """Give the call its status, which Ray sends once its method returns."""
+        """Set the call's status, which Ray sends when the method returns, and end the method."""
         self._ray.set_code(code)
         self._ray.set_details(details)
         self._ray.set_trailing_metadata(list(trailing_metadata))
@@ -117,28 +131,29 @@ class CallContext:
 
 
 class Calls:
-    """All methods of our doors, behind one gate, by the bare names that Ray calls them by.
+    """All methods of the servicers, behind one interceptor, by the bare names that Ray calls them by.
 
     Args:
-        doors: the servicer of each service.
+        servicers: the servicer of each service.
+        drain: counts the calls in flight, and refuses new ones once it has begun.
     """
 
-    def __init__(self, doors: Mapping[ServiceDescriptor, Any], drain: Drain) -> None:
+    def __init__(self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain) -> None:
         self._methods: dict[str, dict[type[Message], Callable[..., Any]]] = {}
-        for service, servicer in doors.items():
+        for service, servicer in servicers.items():
             for method in service.methods:
                 by_request = self._methods.setdefault(method.name, {})
-                by_request[GetMessageClass(method.input_type)] = _guarded(method, servicer, drain)
+                by_request[GetMessageClass(method.input_type)] = _intercepted(method, servicer, drain)
 
     async def answer(self, name: str, request: Any, context: RayContext) -> Message:
-        """One response. Where the call failed an empty one, with its status in the context."""
+        """The response. If the call failed, an empty message, with the status in the context."""
         try:
             return await self._method(name, request)(request, CallContext(context))
         except AbortError:
             return _NOTHING()
 
     async def stream(self, name: str, request: Any, context: RayContext) -> AsyncGenerator[Message, None]:
-        """The responses until the call failed, with its status in the context."""
+        """The responses. If the call fails they end, with the status in the context."""
         try:
             async for response in self._method(name, request)(request, CallContext(context)):
                 yield response
@@ -146,20 +161,22 @@ class Calls:
             return
 
     def _method(self, name: str, request: Any) -> Callable[..., Any]:
-        """Two services may have a method of one name: the request tells which. One that is no message fails anyway."""
+        """The method of this name. Two services may share a name: the type of the request tells them apart."""
         by_request = self._methods[name]
-        return by_request.get(type(request)) or next(iter(by_request.values()))
+        return by_request.get(type(request)) or next(iter(by_request.values()))  # one that did not decode fails in any
 
 
 _NOTHING = GetMessageClass(HEALTH.methods_by_name["Check"].output_type)
-"""Any message: of a failed call none is sent."""
+"""Any message will do: it is not sent for a failed call."""
 
 
-def _guarded(method: MethodDescriptor, servicer: Any, drain: Drain) -> Callable[..., Any]:
-    behavior, many = getattr(servicer, method.name), method.client_streaming
+def _intercepted(method: MethodDescriptor, servicer: Any, drain: Drain) -> Callable[..., Any]:
+    behavior = getattr(servicer, method.name)
+    many = method.client_streaming
     lasting = path(method) in LASTING
     if method.containing_service is HEALTH:
-        drain, lasting = Drain(), True  # one that never begins: health answers until the end
+        drain = Drain()  # it never begins: health answers until the end
+        lasting = True
     if method.server_streaming:
         return streaming(drain, behavior, many=many, lasting=lasting)
     return answering(drain, behavior, many=many)

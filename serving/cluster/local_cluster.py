@@ -1,7 +1,7 @@
-"""A Ray cluster of this machine alone, for `sidecast deploy` where none runs: started, found again, ended.
+"""Starts, finds and ends a Ray cluster of this machine alone, for `sidecast deploy` where no cluster runs.
 
-It is one process group's worth of Ray's processes under a `ray start --head --block`, with ports and files of its own,
-so that other clusters of the machine are left alone. A file in its folder remembers it.
+The cluster is a `ray start --head --block` with its child processes. It has separate ports and files, so that other
+clusters of the machine are not touched. A file in its folder describes it.
 """
 
 import contextlib
@@ -28,26 +28,34 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""What Ray must be started with, on every node: calls go straight to replicas, which are as important as others'
-processes (Ray's usual is nice 15), and a dead proxy is replaced at once."""
+"""Environment with which Ray must be started on every node. Calls go straight to replicas, replicas run at normal
+priority (Ray's default is nice 15), and a dead proxy is replaced at once."""
 AFFINITY = {
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"""hash req.hdr({HEADER})
     hash-type consistent sdbm avalanche
     hash-balance-factor 125"""
 }
-"""A call goes by its input, and only where that replica has over 1.25 times the mean to another, instead of to the one
-with the fewest calls. Ray copies the value as it is into HAProxy's configuration, behind the word `balance`."""
+"""Environment with which equal inputs go to the same replica, unless it has more than 1.25 times the mean number of
+calls. Without it a call goes to the replica with the fewest calls. Ray copies the value unchanged into HAProxy's
+configuration, after the word `balance`."""
 LOOPBACK = "127.0.0.1"
 LONGEST_FOLDER = 26
-"""Letters: HAProxy's sockets lie 70 deeper, and the system's limit for their path is near."""
-START_S, STOP_S, PAUSE_S = 90.0, 30.0, 0.2
+"""Most characters of the folder's path: HAProxy's sockets have 70 more, and the system limits a socket's path."""
+START_S = 90.0
+"""Longest time for Ray to start."""
+STOP_S = 30.0
+"""Longest time for its processes to end."""
+PAUSE_S = 0.2
 RAY = ("-m", "ray.scripts.scripts")
-FILE, LOG, TOKEN, LOCK = "cluster.json", "ray.log", "auth_token", "lock"
+FILE = "cluster.json"
+LOG = "ray.log"
+TOKEN = "auth_token"
+LOCK = "lock"
 MARK = "SIDECAST_CLUSTER"
 """Variable in the environment of every process of a cluster: its folder."""
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Where the user set one of them, it is as they say; else a cluster has a token of its own: Ray's ports are open to the
-network, and who reaches them may run anything."""
+"""Ray's settings for sign-in. If the user set one of them, it holds. Else the cluster gets a token of its own: Ray's
+ports are open to the network, and anyone who reaches them could run any program."""
 
 
 class LocalClusterError(RuntimeError):
@@ -58,35 +66,36 @@ class LocalClusterError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCluster:
-    """One that `start` started."""
+    """A cluster that `start` started."""
 
     folder: str
     pid: int
     created: float
-    """When the process was, in Unix seconds: its id may be another's by now."""
+    """Start of the process in Unix seconds, because its id may be another process's by now."""
     dashboard: str
     gcs: str
-    """HOST:PORT, for drivers."""
+    """HOST:PORT of Ray's control store, for drivers."""
     token: str
-    """File of the token that Ray asks for; empty where the user's environment says how to sign in."""
+    """File of the token that Ray asks for; empty if the user's environment says how to sign in."""
     affinity: bool = False
-    """Calls go by their input."""
+    """Whether calls with equal inputs go to the same replica."""
 
 
 def folder_for(dashboard_port: int) -> Path:
-    return Path("/tmp") / f"sidecast-{dashboard_port}"  # sockets lie in it: the user's own folders are too deep
+    """The default folder of a cluster. In /tmp, because the paths of sockets in it must be short."""
+    return Path("/tmp") / f"sidecast-{dashboard_port}"
 
 
 def find(folder: Path) -> LocalCluster | None:
-    """The cluster of a folder, if it or something of it runs and it is the user's own."""
+    """The cluster of a folder, if any process of it runs and it belongs to the current user."""
     try:
         file = folder / FILE
         if file.stat().st_uid != os.getuid():
             return None
-        found = LocalCluster(**json.loads(file.read_text(encoding="utf-8")))
+        cluster = LocalCluster(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if _process(found) or _members(found) else None
+    return cluster if _process(cluster) or _members(cluster) else None
 
 
 def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, affinity: bool = False) -> LocalCluster:
@@ -101,7 +110,7 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, af
     """
     if len(str(folder)) > LONGEST_FOLDER:
         raise LocalClusterError(f"{folder} is too long for sockets in it: {LONGEST_FOLDER} letters at most")
-    _make(folder)
+    _make_folder(folder)
     with _locked(folder):
         if find(folder):
             raise LocalClusterError(
@@ -118,7 +127,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
     environment = _environment(folder, token, *others[2:]) | (AFFINITY if affinity else {})
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, *RAY, *_words(folder, dashboard_port, gcs_port, *others[:2])],
+            [sys.executable, *RAY, *_arguments(folder, dashboard_port, gcs_port, *others[:2])],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -133,7 +142,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
         dashboard=f"http://{LOOPBACK}:{dashboard_port}",
         gcs=f"{LOOPBACK}:{gcs_port}",
         token=token,
-        affinity=environment.items() >= AFFINITY.items(),  # it may be the user's own doing
+        affinity=environment.items() >= AFFINITY.items(),  # the user's environment may ask for it too
     )
     (folder / FILE).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
     try:
@@ -141,7 +150,7 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
     except BaseException:
         _stop(cluster)
         raise
-    process.returncode = 0  # it outlives this process, nobody waits for it
+    process.returncode = 0  # it outlives this process: no warning that it was not waited for
     return cluster
 
 
@@ -149,7 +158,7 @@ def stop(cluster: LocalCluster) -> None:
     """End a cluster and all of its processes. Blocks for seconds.
 
     Raises:
-        LocalClusterError: some go on.
+        LocalClusterError: some processes do not end.
     """
     with _locked(Path(cluster.folder)):
         _stop(cluster)
@@ -157,14 +166,14 @@ def stop(cluster: LocalCluster) -> None:
 
 def _stop(cluster: LocalCluster) -> None:
     process = _process(cluster)
-    ours = {*_members(cluster), *(_family(process) if process else ())}
-    for each in [process] if process else ours:  # it ends the others; without it they are told themselves
+    members = {*_members(cluster), *(_family(process) if process else ())}
+    for member in [process] if process else members:  # the first process ends the others
         with contextlib.suppress(psutil.Error):
-            each.terminate()
-    _, left = psutil.wait_procs(ours, timeout=STOP_S)
-    for each in left:
+            member.terminate()
+    _, left = psutil.wait_procs(members, timeout=STOP_S)
+    for member in left:
         with contextlib.suppress(psutil.Error):
-            each.kill()
+            member.kill()
     if psutil.wait_procs(left, timeout=STOP_S)[1]:
         raise LocalClusterError(f"processes of the cluster in {cluster.folder} do not end; see {LOG} there")
     for name in (FILE, TOKEN):
@@ -173,7 +182,7 @@ def _stop(cluster: LocalCluster) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """For one command at a time. Raises LocalClusterError: another one has it."""
+    """Lock the folder for one command at a time. Raises LocalClusterError: another command holds it."""
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,27 +193,27 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise LocalClusterError(f"cannot use {folder}: {error.strerror}; give another --cluster-folder") from None
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise LocalClusterError(
             f"others can write in {folder}; give another --cluster-folder, or one that is not there"
         )
 
 
 def token_of(folder: Path) -> str:
-    """The file of the token of a folder's cluster; empty where the user's environment says how to sign in."""
-    own = str(folder / TOKEN)
-    said = any(name in os.environ for name in AUTH) and os.environ.get("RAY_AUTH_TOKEN_PATH") != own
-    return "" if said else own
+    """The file of the token of a folder's cluster; empty if the user's environment says how to sign in."""
+    file = str(folder / TOKEN)
+    is_set_by_user = any(name in os.environ for name in AUTH) and os.environ.get("RAY_AUTH_TOKEN_PATH") != file
+    return "" if is_set_by_user else file
 
 
 def sign_in(token: str) -> None:
-    """Have Ray's clients of this process show a token. Before Ray is imported: it looks once."""
+    """Set the token for Ray's clients in this process. Call it before Ray is imported, which reads it once."""
     if token:
         os.environ.update(_auth(token))
 
@@ -219,7 +228,7 @@ def _auth(token: str) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
 
 
-def _words(folder: Path, dashboard_port: int, gcs_port: int, agent_port: int, client_port: int) -> list[str]:
+def _arguments(folder: Path, dashboard_port: int, gcs_port: int, agent_port: int, client_port: int) -> list[str]:
     ports = {
         "port": gcs_port,
         "dashboard-port": dashboard_port,
@@ -228,15 +237,15 @@ def _words(folder: Path, dashboard_port: int, gcs_port: int, agent_port: int, cl
         "min-worker-port": 0,
         "max-worker-port": 0,
     }
-    numbers = [word for name, port in ports.items() for word in (f"--{name}", str(port))]
-    here = ["--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder / "r")]
-    return ["start", "--head", "--block", "--disable-usage-stats", "--log-color", "false", *here, *numbers]
+    port_arguments = [word for name, port in ports.items() for word in (f"--{name}", str(port))]
+    local = ["--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder / "r")]
+    return ["start", "--head", "--block", "--disable-usage-stats", "--log-color", "false", *local, *port_arguments]
 
 
 def _environment(folder: Path, token: str, metrics_port: int, stats_port: int, *fallback: int) -> dict[str, str]:
-    """HAProxy's files and ports of its own; what the user set goes first."""
+    """Ray's environment, with separate files and ports for HAProxy. Variables that the user set have precedence."""
     proxy = folder / "h"
-    own = {
+    haproxy = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
@@ -248,28 +257,28 @@ def _environment(folder: Path, token: str, metrics_port: int, stats_port: int, *
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback[1]),
     }
     kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    return ENVIRONMENT | own | (_auth(token) if token else {}) | kept | {MARK: str(folder)}
+    return ENVIRONMENT | haproxy | (_auth(token) if token else {}) | kept | {MARK: str(folder)}
 
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
     return ports
 
 
 def _wait_for(cluster: LocalCluster, process: subprocess.Popen[bytes], ready: Callable[[str], bool]) -> None:
     deadline = time.monotonic() + START_S
     while not ready(cluster.dashboard):
-        ended = process.poll() is not None
-        if ended or time.monotonic() > deadline:
-            why = _last_words(Path(cluster.folder)) if ended else f"it did not answer within {START_S:g} s"
+        is_over = process.poll() is not None
+        if is_over or time.monotonic() > deadline:
+            why = _last_log_line(Path(cluster.folder)) if is_over else f"it did not answer within {START_S:g} s"
             raise LocalClusterError(f"Ray did not start on this machine: {why}")
         time.sleep(PAUSE_S)
 
 
-def _last_words(folder: Path) -> str:
+def _last_log_line(folder: Path) -> str:
     lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
@@ -291,8 +300,9 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _members(cluster: LocalCluster) -> list[psutil.Process]:
-    """The cluster's processes whatever became of the one that started them, which HAProxy's outlive by design."""
-    return [each for each in psutil.process_iter(["name"]) if each.pid != os.getpid() and _is_of(each, cluster.folder)]
+    """All processes of the cluster. HAProxy's go on after the one that started them has ended."""
+    others = [process for process in psutil.process_iter(["name"]) if process.pid != os.getpid()]
+    return [process for process in others if _is_of(process, cluster.folder)]
 
 
 def _is_of(process: psutil.Process, folder: str) -> bool:
@@ -302,5 +312,5 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
         if process.environ().get(MARK) == folder:
             return True
         return process.name() == "haproxy" and any(f"{folder}/h/" in word for word in process.cmdline())
-    except (psutil.Error, OSError):  # it ended meanwhile, or is not to be looked into
+    except (psutil.Error, OSError):  # it ended meanwhile, or may not be inspected
         return False

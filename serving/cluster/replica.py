@@ -1,6 +1,6 @@
-"""One replica of the Ray Serve application: the parts and the doors of a single process, called by Ray.
+"""One replica of the Ray Serve application: the components and servicers of a single process, called by Ray.
 
-It imports torch only when it starts: Ray reads this module where no model is, too.
+It imports torch only when it starts, because Ray also imports this module in processes without a model.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from ray import serve
 from ray.util import get_node_ip_address
 
 from serving.api import Drain, end_tasks
-from serving.cluster.grpc_bridge import OFFERED, Calls, RayContext
+from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.errors import PortInUse
 from serving.metrics import Metrics
@@ -34,25 +34,27 @@ log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 5.0
 FORGOTTEN_S = 3 * HEALTH_EVERY_S
-"""Ray no longer asks for the health of a replica that it stops, and says nothing else: where no check came for so long,
-streams that last end, to be opened again at another replica. They end once in that time where only Ray's controller is
-away, and are opened again here."""
+"""Ray stops the health checks of a replica before it stops it, and gives no other sign. After so long without a check,
+long-lived streams are ended, so that callers open them again at another replica. If only Ray's controller is away, they
+are opened again at this one."""
 METRICS_PORTS = 64
-"""Replicas of one node take the first free port of so many, from `metrics_port` on."""
+"""Ports that replicas of one node try for their metrics, from `metrics_port` on."""
 
 
 class Server:
-    """What Ray calls: every method of our doors by its bare name, and those below.
+    """The class that Ray calls: every method of the services by its bare name, and the methods below.
 
     Args:
-        settings: as of `ServeConfig.from_values`. A replica is behind Ray's port: its own is of no use.
+        settings: for `ServeConfig.from_values`. `port` is ignored: calls come through Ray's port.
 
     Raises:
         what `serving.components.assemble` raises. Ray shows it as the deployment's message.
     """
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # as Ray allows
-        self.metrics, self.drain, self._open = Metrics(), Drain(), AsyncExitStack()
+        self.metrics = Metrics()
+        self.drain = Drain()
+        self._open = AsyncExitStack()
         try:
             await self._start(ServeConfig.from_values(settings))
         except BaseException:
@@ -66,7 +68,8 @@ class Server:
 
         share_heaps()
         started = time.monotonic()
-        self.id, self.node = serve.get_replica_context().replica_tag, get_node_ip_address()
+        self.id = serve.get_replica_context().replica_tag
+        self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
         logging.getLogger("serving").setLevel(config.log_level)
         self._http = _metrics_server(config, self.metrics)
@@ -74,52 +77,54 @@ class Server:
         parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
         self._open.push_async_callback(asyncio.to_thread, parts.stop)
         self._open.push_async_callback(parts.service.close)
-        self._busy, self._load = (
-            Utilization(lambda: self.metrics.computed_s),
-            Utilization(lambda: _batcher(parts).work.seconds),
-        )
+        self._busy = Utilization(lambda: self.metrics.computed_s)
+        self._load = Utilization(lambda: _batcher(parts).work.seconds)
         presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
         self._calls = Calls(make_servicers(parts, config, self.metrics, self.drain, presence), self.drain)
-        self._asked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})
         self._start_s = time.monotonic() - started
         log.info("replica %s is ready after %.1f s at generation %d", self.id, self._start_s, self.generation)
 
     async def __del__(self) -> None:
-        """By Ray, once the calls in flight are answered or out of time; while it still starts, that ends at once."""
+        """Close everything. Ray calls it when the calls in flight are answered or out of time, or during a start."""
         self.drain.begin()
         await self._open.aclose()
 
     async def _leave_when_forgotten(self) -> None:
-        left_at = self._asked_at
+        left_at = self._checked_at
         while True:
-            since = max(self._asked_at, left_at)
+            since = max(self._checked_at, left_at)
             await asyncio.sleep(since + FORGOTTEN_S - time.monotonic())
-            if max(self._asked_at, left_at) == since:
+            if max(self._checked_at, left_at) == since:
                 self.drain.leave()
                 left_at = time.monotonic()
 
     @property
     def generation(self) -> int:
-        """The registry's generation that is served."""
+        """The generation of the registry that is served."""
         return self._parts.pool.snapshot().generation
 
     async def check_health(self) -> None:
-        """Raises RuntimeError: nothing comes off the device any more, or nobody follows the registry."""
-        self._asked_at = time.monotonic()
+        """Raises RuntimeError: the device thread or the reconciler does not work any more."""
+        self._checked_at = time.monotonic()
         if fault := self._parts.fault():
             raise RuntimeError(fault)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `serving.cluster.autoscaling` decides by."""
-        queued, busy, load = _batcher(self._parts).queued_tokens, self._busy.now, self._load.now
-        return {"busy": busy, "load": load, "queued_tokens": queued, "in_flight": self.drain.in_flight}
+        """The figures that `serving.cluster.autoscaling` decides by."""
+        return {
+            "busy": self._busy.now,
+            "load": self._load.now,
+            "queued_tokens": _batcher(self._parts).queued_tokens,
+            "in_flight": self.drain.in_flight,
+        }
 
     async def status(self) -> dict[str, Any]:
-        """For `sidecast status`."""
+        """This replica's part of `sidecast status`."""
         state = self._parts.pool.snapshot()
         return {
             "id": self.id,
@@ -155,17 +160,17 @@ def _streaming(name: str) -> Callable[..., Any]:
     return method
 
 
-for _method in (each for service in OFFERED for each in service.methods):
+for _method in (method for service in SERVICES for method in service.methods):
     setattr(Server, _method.name, (_streaming if _method.server_streaming else _answering)(_method.name))
 
 
 def _of_replica(config: ServeConfig, node: str) -> ServeConfig:
-    """With as many of torch's threads as Ray gives the replica cores, and on the GPU that Ray gives it, if any."""
-    given = ray.get_runtime_context().get_assigned_resources()
+    """`config` with a torch thread for each core that Ray assigned, and with the GPU that it assigned, if any."""
+    assigned = ray.get_runtime_context().get_assigned_resources()
     device = config.device
-    if device == "auto":  # Ray hides no GPU from whom it gives none
-        device = "cuda" if given.get("GPU") else "cpu"
-    return replace(config, host=node, device=device, threads=config.threads or max(1, int(given.get("CPU", 0))))
+    if device == "auto":  # Ray does not hide GPUs from actors that have none assigned
+        device = "cuda" if assigned.get("GPU") else "cpu"
+    return replace(config, host=node, device=device, threads=config.threads or max(1, int(assigned.get("CPU", 0))))
 
 
 def _batcher(parts: "Components") -> "Batcher":

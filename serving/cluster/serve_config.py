@@ -1,7 +1,7 @@
-"""What `sidecast deploy` sends to a Ray cluster: the Serve config of the application. Knows no Ray."""
+"""Builds the Serve config that `sidecast deploy` sends to a Ray cluster. Knows no Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +9,41 @@ from serving.config import GROUPS, ConfigError, ServeConfig, TaskLimits
 
 Document = dict[str, Any]
 
-IMPORT_PATH, ADD_SERVICES = "serving.cluster.app:build", "serving.cluster.app:add_services"
+IMPORT_PATH = "serving.cluster.app:build"
+ADD_SERVICES = "serving.cluster.app:add_services"
 DEPLOYMENT = "Server"
 ATTEMPT = "SIDECAST_ATTEMPT"
-"""Variable in the application's environment that tells a second try of a failed config from the first: Ray would not
-try the same one again."""
-NOT_A_REPLICAS = ("host", "port", "grace_s")
-"""Settings of one process that on a cluster are the proxies' or the deployment's."""
+"""Variable in the application's environment that differs between two tries of the same config. Ray does not try an
+unchanged config again after it failed."""
+NOT_OF_REPLICAS = ("host", "port", "grace_s")
+"""Settings of a single process that on a cluster are set for the proxies or the deployment."""
 
 
 class TooBig(ConfigError):
-    """The cluster has no room for what is asked."""
+    """The cluster has too few resources for the replicas that are asked for."""
 
     reason = "TOO_BIG"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One application on a cluster."""
+    """One application, as it should run on a cluster."""
 
     name: str
     args: Document
-    """Of `serving.cluster.app.AppArgs`, without `replicas`."""
+    """As `serving.cluster.app.AppArgs`, without `replicas`."""
     replicas: int | None
-    """A fixed number of them; None where `args` has `autoscaling`."""
+    """A fixed number of replicas; None if `args` has `autoscaling`."""
     surge: int
-    """Replicas of an update that may run beside the old ones, in percent of all; 0 stops old ones first."""
+    """New replicas of an update that may run in addition to the old ones, in percent; 0 stops old ones first."""
     host: str
     port: int
     http_port: int
-    """Ray's HTTP door; health checks of load balancers only."""
+    """Ray's HTTP port, for health checks of load balancers only."""
 
     @property
     def most(self) -> int:
-        """Replicas that it may have to begin with."""
+        """Replicas at the start."""
         scaling = self.args.get("autoscaling") or {}
         return self.replicas or max(1, scaling.get("initial_replicas") or scaling.get("min_replicas", 1))
 
@@ -55,7 +56,7 @@ class Wanted:
 def app_args(
     config: ServeConfig, *, cpus: float, gpus: float, max_ongoing_requests: int | None, autoscaling: Document | None
 ) -> Document:
-    """`args` of the application: what differs from the defaults, so that the document stays readable."""
+    """`args` of the application. Settings with their default value are left out, so that the document stays short."""
     args: Document = {"settings": settings_of(config), "cpus": cpus, "gpus": gpus, "grace_s": config.grace_s}
     if max_ongoing_requests is not None:
         args["max_ongoing_requests"] = max_ongoing_requests
@@ -65,37 +66,37 @@ def app_args(
 
 
 def settings_of(config: ServeConfig) -> Document:
-    """A replica's settings that differ from the defaults, by flat name; folders as absolute paths."""
-    plain = ServeConfig(backbone=config.backbone, registry=config.registry)
-    found: Document = {"backbone": _source(config.backbone), "registry": _place(config.registry)}
-    for owner, default in [(config, plain), *((getattr(config, g), getattr(plain, g)) for g in GROUPS)]:
-        for name in (each.name for each in fields(owner) if each.name not in GROUPS):
-            value = getattr(owner, name)
-            if name not in NOT_A_REPLICAS and value != getattr(default, name):
-                found[name] = _tables(value) if name == "task_limits" else value
-    return found
+    """A replica's settings that differ from the defaults, by name without groups; folders as absolute paths."""
+    defaults = ServeConfig(backbone=config.backbone, registry=config.registry)
+    is_url = "://" in config.registry
+    settings: Document = {
+        "backbone": _absolute_backbone(config.backbone),
+        "registry": config.registry if is_url else str(Path(config.registry).expanduser().resolve()),
+    }
+    for group, default in [(config, defaults), *((getattr(config, g), getattr(defaults, g)) for g in GROUPS)]:
+        for name in (field.name for field in fields(group) if field.name not in GROUPS):
+            value = getattr(group, name)
+            if name not in NOT_OF_REPLICAS and value != getattr(default, name):
+                settings[name] = _tables(value) if name == "task_limits" else value
+    return settings
 
 
 def _tables(limits: Mapping[str, TaskLimits]) -> Document:
-    return {task: {each.name: getattr(own, each.name) for each in fields(own)} for task, own in limits.items()}
+    return {task: asdict(limit) for task, limit in limits.items()}
 
 
-def _source(backbone: str) -> str:
+def _absolute_backbone(backbone: str) -> str:
     """A folder as an absolute path; a hub id as it is."""
     path = Path(backbone).expanduser()
-    named = backbone.startswith((".", "~", "/"))
-    return str(path.resolve()) if named or path.is_dir() else backbone
-
-
-def _place(registry: str) -> str:
-    return registry if "://" in registry else str(Path(registry).expanduser().resolve())
+    is_path = backbone.startswith((".", "~", "/")) or path.is_dir()
+    return str(path.resolve()) if is_path else backbone
 
 
 def serve_config(wanted: Wanted) -> Document:
-    """For `serve deploy`, Ray's REST interface and KubeRay's serveConfigV2."""
+    """The config for `serve deploy`, Ray's REST interface and KubeRay's serveConfigV2."""
     overrides: Document = {"name": DEPLOYMENT, "max_surge_percent": wanted.surge}
     if wanted.replicas:
-        overrides["num_replicas"] = wanted.replicas  # not in args: a change of those restarts every replica
+        overrides["num_replicas"] = wanted.replicas  # not in args: a change of args restarts every replica
     application = {
         "name": wanted.name,
         "import_path": IMPORT_PATH,
@@ -115,17 +116,17 @@ def serve_config(wanted: Wanted) -> Document:
 
 
 def merged(document: Document, running: Document) -> Document:
-    """`document` beside what a cluster runs: applications that it leaves out would be removed.
+    """`document` with the other applications of a cluster added: Ray removes applications that a config leaves out.
 
     Args:
-        running: what Serve's REST interface tells.
+        running: what Serve's REST interface answers.
 
     Raises:
         ConfigError: another application has the route, or Serve runs with another gRPC port or other services.
     """
     [ours] = document["applications"]
     apps = running.get("applications", {})
-    if taken := [name for name, each in apps.items() if name != ours["name"] and each.get("route_prefix") == "/"]:
+    if taken := [name for name, app in apps.items() if name != ours["name"] and app.get("route_prefix") == "/"]:
         raise ConfigError(f"application {taken[0]!r} answers on this cluster's ports already; remove it first")
     if grpc := running.get("grpc_options"):
         _check_grpc(document["grpc_options"], grpc)
@@ -139,8 +140,8 @@ def merged(document: Document, running: Document) -> Document:
     }
 
 
-def kept_doors(wanted: Wanted, running: Document) -> str:
-    """What Serve, where it runs, keeps of its own though another is wanted, in a line; empty where nothing."""
+def kept_ports(wanted: Wanted, running: Document) -> str:
+    """A warning if Serve runs already and keeps its address and HTTP port instead of the wanted ones; else empty."""
     http = running.get("http_options") if running.get("grpc_options") else None
     if not http or (http.get("host"), http.get("port")) == (wanted.host, wanted.http_port):
         return ""
@@ -153,16 +154,17 @@ def kept_doors(wanted: Wanted, running: Document) -> str:
 def without(name: str, running: Document) -> list[Document]:
     """The configs of all other applications that were deployed by config."""
     apps = running.get("applications", {})
-    return [each["deployed_app_config"] for own, each in apps.items() if own != name and each["deployed_app_config"]]
+    configs = [app["deployed_app_config"] for app_name, app in apps.items() if app_name != name]
+    return [config for config in configs if config]
 
 
 def deployed(name: str, running: Document) -> Document:
-    """What the cluster tells of an application; nothing where there is none."""
+    """What the cluster says of an application; empty if there is none."""
     return running.get("applications", {}).get(name, {})
 
 
 def restarts(wanted: Wanted, running: Document) -> bool:
-    """Whether replicas that run would be replaced by new ones."""
+    """Whether running replicas would be replaced by new ones."""
     before = deployed(wanted.name, running)
     return bool(before.get("deployments")) and (before["deployed_app_config"] or {}).get("args") != wanted.args
 
@@ -184,7 +186,8 @@ def _attempt(before: Document, ours: Document) -> int:
 
 
 def check_room(wanted: Wanted, nodes: Sequence[Mapping[str, float]], running: Document) -> None:
-    """
+    """Check that the cluster has the resources for all replicas, and for an update in addition to the old ones.
+
     Args:
         nodes: Ray's resources of each node, used ones too.
 

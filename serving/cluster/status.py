@@ -1,6 +1,7 @@
-"""Reads what Ray tells of an application: its state, its replicas, and why it failed. Knows no Ray."""
+"""Reads Ray Serve's description of an application: its state, its replicas, and why it failed. Knows no Ray."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,18 +17,22 @@ RAISED = re.compile(r"(?P<kind>[A-Za-z_][\w.]*(?:\([\w.]+\))?): (?P<text>.*)", r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
+    """One replica of an application."""
+
     id: str
     node: str
     pid: int | None
     state: str
     since: str
-    """When it was started."""
+    """Time of its start, in ISO 8601."""
     own: Mapping[str, Any] = field(default_factory=dict)
-    """What the replica tells of itself; nothing where it was not asked or did not answer."""
+    """The status that the replica reports itself; empty if it was not asked or did not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
+    """Ray's proxy on one node."""
+
     node: str
     status: str
 
@@ -39,80 +44,79 @@ class Deployed:
     name: str
     status: str
     message: str
-    """Why it is as it is, in a line; empty where all is well."""
+    """Reason of the status, in a line; empty if all is well."""
     wanted: int
-    """Replicas that there should be."""
+    """Number of replicas that is aimed at."""
     replicas: Sequence[Replica]
     proxies: Sequence[Proxy]
 
     @property
     def running(self) -> int:
-        return sum(each.state == "RUNNING" for each in self.replicas)
+        """Replicas that take calls."""
+        return sum(replica.state == "RUNNING" for replica in self.replicas)
 
     @property
     def document(self) -> Document:
+        """As JSON has it."""
         return asdict(self)
 
 
-def read(details: Document, name: str, told: Sequence[Mapping[str, Any]] = ()) -> Deployed | None:
-    """An application of `details`, as Serve's REST interface tells them; None where there is none of that name.
+def read(details: Document, name: str, statuses: Sequence[Mapping[str, Any]] = ()) -> Deployed | None:
+    """The application `name`; None if there is none.
 
     Args:
-        told: what replicas tell of themselves.
+        details: answer of Serve's REST interface.
+        statuses: what the replicas report themselves.
     """
     app = details.get("applications", {}).get(name)
     if app is None:
         return None
     server = app["deployments"].get(DEPLOYMENT, {})
-    own = {each["id"]: each for each in told}
+    by_replica = {status["id"]: status for status in statuses}
     return Deployed(
         name=name,
         status=app["status"],
         message=_message(app, server),
         wanted=server.get("target_num_replicas", 0),
-        replicas=[_replica(each, own) for each in server.get("replicas", ())],
-        proxies=[Proxy(node=each["node_ip"], status=each["status"]) for each in details["proxies"].values()],
+        replicas=[_replica(replica, by_replica) for replica in server.get("replicas", ())],
+        proxies=[Proxy(node=proxy["node_ip"], status=proxy["status"]) for proxy in details["proxies"].values()],
     )
 
 
-def _replica(told: Document, own: Mapping[str, Mapping[str, Any]]) -> Replica:
-    since = datetime.fromtimestamp(told["start_time_s"], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _replica(details: Document, statuses: Mapping[str, Mapping[str, Any]]) -> Replica:
+    since = datetime.fromtimestamp(details["start_time_s"], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return Replica(
-        id=told["replica_id"],
-        node=told.get("node_ip") or "",
-        pid=told.get("pid"),
-        state=told["state"],
+        id=details["replica_id"],
+        node=details.get("node_ip") or "",
+        pid=details.get("pid"),
+        state=details["state"],
         since=since,
-        own=own.get(told["replica_id"], {}),
+        own=statuses.get(details["replica_id"], {}),
     )
 
 
 def _message(app: Document, server: Document) -> str:
-    """The deployment's own message says why; the application's, which deployment it was."""
+    """The deployment's message says why it failed; the application's says only which deployment failed."""
     return root_cause(server.get("message") or app.get("message") or "")
 
 
 def root_cause(message: str) -> str:
-    """What was raised, in a line, of a message of Ray's with a traceback in it; the message where it has none."""
+    """The exception of a message with a traceback, in a line; without a traceback the message itself."""
     lines = COLOURS.sub("", message).strip().splitlines()
-    frames = [place for place, line in enumerate(lines) if line.startswith('  File "')]
+    frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
     if not frames:
         return " ".join(" ".join(lines).split())
-    after = [place for place in range(frames[-1] + 1, len(lines)) if not lines[place].startswith("    ")]
+    after = [index for index in range(frames[-1] + 1, len(lines)) if not lines[index].startswith("    ")]
     raised = "\n".join(lines[after[0] :]) if after else lines[-1]
-    found = RAISED.fullmatch(raised)
-    if not found:
+    match = RAISED.fullmatch(raised)
+    if not match:
         return " ".join(raised.split())
-    kind, text = found["kind"].rsplit(".", 1)[-1], " ".join(found["text"].split())
-    return f"{kind}: {text}"
+    return f"{match['kind'].rsplit('.', 1)[-1]}: {' '.join(match['text'].split())}"
 
 
-def state_in_words(found: Deployed) -> str:
-    """For a line of progress."""
-    states = ", ".join(f"{sum(r.state == s for r in found.replicas)} {s.lower()}" for s in _states(found.replicas))
-    line = f"{found.status.lower()}: {states or 'no replicas yet'}, {found.wanted} wanted"
-    return f"{line}; {found.message}" if found.message else line
-
-
-def _states(replicas: Sequence[Replica]) -> list[str]:
-    return list(dict.fromkeys(each.state for each in replicas))
+def state_in_words(app: Deployed) -> str:
+    """The state as a line of progress."""
+    counts = Counter(replica.state for replica in app.replicas)
+    states = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
+    line = f"{app.status.lower()}: {states or 'no replicas yet'}, {app.wanted} wanted"
+    return f"{line}; {app.message}" if app.message else line

@@ -1,99 +1,104 @@
-"""What answering a whole dataset can fail with: one line each, which says what to do. No row's own fault is among them.
+"""Errors of a run over a dataset: one line each, which says what to do. A fault of a single row is not among them.
 
 OfflineError
-  UnreadableInput, MissingColumn    the dataset
-  WrongTask                         a task that cannot be asked here
-  OutputTaken                       the output belongs to another run
-  ClusterTooSmall, ClusterBusy, NoRay   where it shall run
-  ShardFailed, ReplicasLost         a replica gave up, or ended
-  OutOfRoom                         a pass that the device cannot hold
+  UnreadableInput, MissingColumn        the dataset
+  WrongTask                             the tasks
+  OutputTaken                           the output belongs to another run
+  ClusterTooSmall, ClusterBusy, NoRay   where the run computes
+  ShardFailed, ReplicasLost             a replica gave up, or its process ended
+  OutOfRoom                             a backbone pass that the device cannot hold
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
+
+from side_registry.errors import DataclassError
 
 GOES_ON = "the same command, without --overwrite, goes on from here"
 
 
-class OfflineError(Exception):
+class OfflineError(DataclassError):
     """Root of these errors."""
 
-    reason = "BATCH"
+    reason: ClassVar[str]
+    """Stable name of the error, for programs."""
 
 
 class UnreadableInput(OfflineError):
+    """The dataset is not there or cannot be read."""
+
     reason = "UNREADABLE_INPUT"
-
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
-        self.path, self.why = path, why
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
+    message = "{path}: {why}"
+    path: str
+    why: str
 
 
 class MissingColumn(OfflineError):
     """A field of a task's template has no column in the dataset."""
 
     reason = "MISSING_COLUMN"
-
-    def __init__(self, task: str, field: str, column: str, columns: Sequence[str]) -> None:
-        super().__init__(task, field, column, columns)
-        self.task, self.field, self.column, self.columns = task, field, column, tuple(columns)
+    task: str
+    field: str
+    column: str
+    columns: Sequence[str]
+    """Those of the dataset."""
 
     def __str__(self) -> str:
-        wants = f"task {self.task} needs a column {self.column!r}"
-        return f"{wants}; there are {', '.join(self.columns)}: name the right one with --rename {self.field}=COLUMN"
+        has = f"task {self.task} needs a column {self.column!r}; there are {', '.join(self.columns)}"
+        return f"{has}: name the right one with --rename {self.field}=COLUMN"
 
 
 class WrongTask(OfflineError):
+    """A task or an option cannot be used for this dataset. `task` names it."""
+
     reason = "WRONG_TASK"
-
-    def __init__(self, task: str, why: str) -> None:
-        super().__init__(task, why)
-        self.task, self.why = task, why
-
-    def __str__(self) -> str:
-        return f"{self.task}: {self.why}"
+    message = "{task}: {why}"
+    task: str
+    why: str
 
 
 class OutputTaken(OfflineError):
+    """The output cannot be written, or holds something other than this run. `why` goes on after the output's name."""
+
     reason = "OUTPUT_TAKEN"
-
-    def __init__(self, output: str, why: str) -> None:
-        super().__init__(output, why)
-        self.output, self.why = output, why
-
-    def __str__(self) -> str:
-        return f"{self.output} {self.why}"
+    message = "{output} {why}"
+    output: str
+    why: str
 
 
 class ClusterTooSmall(OfflineError):
-    reason = "CLUSTER_TOO_SMALL"
+    """The cluster's nodes can never hold the replicas."""
 
-    def __init__(self, count: int, cpus: float, gpus: float, there: int) -> None:
-        super().__init__(count, cpus, gpus, there)
-        self.count, self.cpus, self.gpus, self.there = count, cpus, gpus, there
+    reason = "CLUSTER_TOO_SMALL"
+    count: int
+    """Replicas that are wanted."""
+    cpus: float
+    """Of each replica."""
+    gpus: float
+    """Of each replica."""
+    fitting: int
+    """Replicas that the nodes can hold."""
 
     def __str__(self) -> str:
-        wanted = f"{self.count} replicas of {_sized(self.cpus, self.gpus)} are wanted"
-        return f"{wanted}, the cluster's nodes hold {self.there}; ask for fewer or smaller ones"
+        wanted = f"{self.count} replicas of {_resources(self.cpus, self.gpus)} are wanted"
+        return f"{wanted}, the cluster's nodes hold {self.fitting}; ask for fewer or smaller ones"
 
 
 class ClusterBusy(OfflineError):
     """The nodes are large enough, but others have what the replicas need."""
 
     reason = "CLUSTER_BUSY"
-
-    def __init__(self, count: int, cpus: float, gpus: float, waited_s: float) -> None:
-        super().__init__(count, cpus, gpus, waited_s)
-        self.count, self.cpus, self.gpus, self.waited_s = count, cpus, gpus, waited_s
+    count: int
+    cpus: float
+    gpus: float
+    waited_s: float
 
     def __str__(self) -> str:
-        wanted = f"{self.count} replicas of {_sized(self.cpus, self.gpus)} did not all start in {self.waited_s:g} s"
+        wanted = f"{self.count} replicas of {_resources(self.cpus, self.gpus)} did not all start in {self.waited_s:g} s"
         return f"{wanted}: others use the cluster; ask for fewer or smaller ones, or try again later"
 
 
-def _sized(cpus: float, gpus: float) -> str:
+def _resources(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPUs and {gpus:g} GPUs" if gpus else f"{cpus:g} CPUs"
 
 
@@ -101,48 +106,34 @@ class NoRay(OfflineError):
     """Ray Data is not installed, does not start, or is not at the address."""
 
     reason = "NO_RAY"
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"Ray cannot be used here: {self.why}"
+    message = "Ray cannot be used here: {why}"
+    why: str
 
 
 class ShardFailed(OfflineError):
-    """`reason` is that of what a replica gave up with."""
+    """A replica gave up on a shard. `reason` is that of its error."""
 
-    def __init__(self, shard: int, reason: str, why: str) -> None:
-        super().__init__(shard, reason, why)
-        self.shard, self.reason, self.why = shard, reason, why
-
-    def __str__(self) -> str:
-        return f"{self.why} (part {self.shard}; {GOES_ON})"
+    message = f"{{why}} (part {{shard}}; {GOES_ON})"
+    reason: str  # type: ignore[misc]  # a field here, a constant in the other classes
+    shard: int
+    why: str
 
 
 class ReplicasLost(OfflineError):
     """Replicas did not start, or their processes ended more often than is tried again."""
 
     reason = "REPLICAS_LOST"
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-    def __str__(self) -> str:
-        return f"replicas do not start or do not last: {self.why} ({GOES_ON})"
+    message = f"replicas do not start or do not last: {{why}} ({GOES_ON})"
+    why: str
 
 
 class OutOfRoom(OfflineError):
-    """The device's memory did not suffice, not even for passes half as large as they were asked for."""
+    """The device ran out of memory, also for passes half as large as was asked for."""
 
     reason = "OUT_OF_MEMORY"
-
-    def __init__(self, rows: int, tokens: int) -> None:
-        super().__init__(rows, tokens)
-        self.rows, self.tokens = rows, tokens
-
-    def __str__(self) -> str:
-        tried = f"the device ran out of memory with passes of {self.rows} prompts and {self.tokens} tokens"
-        return f"{tried}; give smaller --batch-tokens or --batch-rows"
+    message = (
+        "the device ran out of memory with passes of {rows} prompts and {tokens} tokens; "
+        "give smaller --batch-tokens or --batch-rows"
+    )
+    rows: int
+    tokens: int

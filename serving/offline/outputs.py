@@ -1,7 +1,7 @@
 """The folder that a run fills: `_batch.json`, which says what the run is, and one part for each shard.
 
-A part is written under another name and renamed whole, so it is either there with all of its rows or not there. Names
-that begin with `_` are passed over by what reads folders of Parquet.
+A part is written under another name and renamed when it is complete, so it is there with all of its rows or not at all.
+Programs that read folders of Parquet ignore names that begin with `_`.
 """
 
 import contextlib
@@ -22,27 +22,29 @@ from pyarrow import fs
 from serving.offline.errors import OutputTaken
 from serving.offline.inputs import filesystem_of
 
-JOB, UNFINISHED = "_batch.json", "_unfinished"
+JOB = "_batch.json"
+UNFINISHED = "_unfinished"
 PART = re.compile(r"part-(\d{8,})\.(parquet|jsonl)")
 FORMATS = ("parquet", "jsonl")
 
 
 def part_name(shard: int, form: str) -> str:
+    """File name of a shard's part; `form` is one of FORMATS."""
     return f"part-{shard:08}.{form}"
 
 
 class Output:
-    """A folder by its path or URL; nothing is made there before something is written."""
+    """A folder, by its path or URL. It is created when the first file is written."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self._files, self.path = filesystem_of(where)
 
     def job(self) -> bytes | None:
-        """What was written by `begin`; None where no run has begun.
+        """What `begin` wrote; None if no run has begun here.
 
         Raises:
-            OutputTaken: it holds files that are no run's.
+            OutputTaken: it holds files that are not a run's.
         """
         names = self._names()
         if JOB not in names:
@@ -57,21 +59,25 @@ class Output:
             return file.read()
 
     def begin(self, job: bytes) -> None:
-        """Remove what an earlier run left, and say what this one is."""
+        """Remove an earlier run's parts, and write `_batch.json`."""
         for name in self._names():
             if PART.fullmatch(name):
                 self._files.delete_file(self._at(name))
-        self._write(JOB, job)
+        unfinished = self._unfinished(JOB)
+        with self._files.open_output_stream(unfinished) as file:
+            file.write(job)
+        self._files.move(unfinished, self._at(JOB))
 
     def parts(self) -> set[int]:
-        """The shards that are done."""
-        return {int(found[1]) for name in self._names() if (found := PART.fullmatch(name))}
+        """Indices of the shards whose parts are there."""
+        return {int(match[1]) for name in self._names() if (match := PART.fullmatch(name))}
 
     def write_part(self, shard: int, table: pa.Table, form: str, run: str) -> None:
-        """All of it or nothing, whenever this process ends.
+        """Write a shard's part: the whole of it or nothing, whenever this process ends.
 
         Args:
-            run: the id that `_batch.json` has.
+            form: one of FORMATS.
+            run: the run's id, as in `_batch.json`.
 
         Raises:
             OutputTaken: another run has begun in the folder since.
@@ -88,27 +94,29 @@ class Output:
         self._files.move(unfinished, self._at(name))
 
     def clean(self) -> None:
-        """Remove what runs that were killed had not finished."""
+        """Remove the unfinished parts of runs that were killed."""
         with contextlib.suppress(FileNotFoundError):
             self._files.delete_dir(self._at(UNFINISHED))
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs on this machine from the folder. No more than a courtesy where locks or folders are not.
+        """Create and lock the folder, against other runs on this machine. File systems without locks are not locked.
+
+        A folder that this created and that is still empty at the end is removed.
 
         Raises:
-            OutputTaken: another run has it, or it can be no folder.
+            OutputTaken: another run holds it, or it cannot be a folder.
         """
-        made = self._make()
+        is_new = self._make()
         try:
             with self._locked():
                 yield
         finally:
-            if made and not self._names():
+            if is_new and not self._names():
                 self._files.delete_dir(self.path)
 
     def _make(self) -> bool:
-        """Whether the folder was not there."""
+        """Create the folder. Returns whether it is new."""
         try:
             [info] = self._files.get_file_info([self.path])
             if info.type is fs.FileType.File:
@@ -140,16 +148,11 @@ class Output:
                 raise OutputTaken(self.where, "belongs to a later run by now")
 
     def _names(self) -> set[str]:
-        below = self._files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return {each.base_name for each in below if each.type is not fs.FileType.NotFound}
-
-    def _write(self, name: str, data: bytes) -> None:
-        unfinished = self._unfinished(name)
-        with self._files.open_output_stream(unfinished) as file:
-            file.write(data)
-        self._files.move(unfinished, self._at(name))
+        infos = self._files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name for info in infos if info.type is not fs.FileType.NotFound}
 
     def _unfinished(self, name: str) -> str:
+        """A new path to write `name` at before it is renamed."""
         self._files.create_dir(self._at(UNFINISHED), recursive=True)
         return self._at(f"{UNFINISHED}/{uuid.uuid4().hex}-{name}")
 
@@ -158,11 +161,11 @@ class Output:
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Bytes of a text that are no UTF-8 become replacement characters."""
+    """The rows as dicts. In texts, bytes that are not UTF-8 become replacement characters."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        columns = [[_value(each) for each in column] for column in batch.columns]
+        columns = [[_value(scalar) for scalar in column] for column in batch.columns]
         return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -174,7 +177,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def json_lines(rows: list[dict[str, Any]]) -> bytes:
-    """What JSON has no word for becomes text; numbers that are not finite become null."""
+    """One JSON object a line. Values that JSON does not have become text, numbers that are not finite null."""
     return b"".join(json.dumps(_finite(row), ensure_ascii=False, default=str).encode() + b"\n" for row in rows)
 
 
@@ -182,5 +185,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list) else value
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""What a run over a dataset is, fixed before it starts: its versions, files, columns and cut. Resumed, it is the same.
+"""Fixes what a run over a dataset is before it starts: its versions, files, columns and cut. A resumed run is the same.
 
-Nothing here computes: no Ray, and of torch only the backbone's fingerprint.
+Nothing is computed here. Knows no Ray, and uses the backbone only for its fingerprint.
 """
 
 import json
@@ -23,7 +23,7 @@ from serving.offline.table import OfflineTask, fields_of
 from side_registry import Manifest, Registry, TaskRef
 
 Scanned = Callable[[int, int], None]
-"""Told files that were looked through, and all of them."""
+"""Called with the number of files that were read through, and of all files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Wanted:
     output: str
     """A folder, or the URL of one."""
     tasks: tuple[str, ...]
-    """As TASK, TASK@alias or TASK:7."""
+    """Each as TASK, TASK@alias or TASK:7."""
     registry: str
     backbone: str
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -43,15 +43,15 @@ class Wanted:
     format: Literal["parquet", "jsonl"] = "parquet"
     dtype: str = "auto"
     shard_rows: int = 4096
-    """Rows of one part of the output, at most: what is done again after a run was killed."""
+    """Most rows of one part of the output. A part that was not complete is computed again after an interruption."""
     overwrite: bool = False
 
     @property
     def absolute(self) -> Self:
-        """The same from any working directory."""
-        local = self.backbone if not Path(self.backbone).expanduser().is_dir() else _absolute(self.backbone)
-        places = {name: _absolute(getattr(self, name)) for name in ("input", "output", "registry")}
-        return replace(self, backbone=local, **places)
+        """The same with absolute paths, for processes with other working directories."""
+        is_folder = Path(self.backbone).expanduser().is_dir()
+        paths = {name: _absolute(getattr(self, name)) for name in ("input", "output", "registry")}
+        return replace(self, backbone=_absolute(self.backbone) if is_folder else self.backbone, **paths)
 
 
 def _absolute(where: str) -> str:
@@ -66,29 +66,32 @@ class Pinned(_Document):
     """A task, and the version that it meant when the run began."""
 
     asked: str
+    """As the user named it."""
     task: str
     version: int
     name: str
-    """What its columns begin with."""
+    """What the names of its columns begin with."""
     columns: dict[str, str]
     """Field of the template to column of the input."""
 
 
 class Listed(_Document):
+    """One file of the input."""
+
     path: str
     bytes: int
     modified_ns: int | None
-    """None where the file system does not tell."""
+    """Nanoseconds since 1970; None if the file system does not tell."""
 
 
 class Job(_Document):
-    """`_batch.json`: all that decides what the output holds."""
+    """`_batch.json`: everything that decides what the output holds."""
 
     schema_version: Literal[1] = 1
     run: str
-    """Its id, from start to end: what an earlier run's replicas still write is no part of it."""
+    """The run's id, the same after it was resumed. Replicas of an earlier run can then write no parts of this one."""
     registry: str
-    """Its id: where it stands may change."""
+    """The registry's id: its address may change."""
     backbone: str
     fingerprint: str
     quantization: str
@@ -102,7 +105,7 @@ class Job(_Document):
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Self:
-        """Raises OutputTaken."""
+        """Read a `_batch.json`. Raises OutputTaken: it cannot be read."""
         try:
             return cls.model_validate(json.loads(data))
         except (ValueError, ValidationError):
@@ -112,12 +115,13 @@ class Job(_Document):
 
     @property
     def document(self) -> bytes:
+        """As `_batch.json`."""
         return self.model_dump_json(indent=1).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A run that is fixed."""
+    """What a run is, and what is left to do."""
 
     job: Job
     inputs: Inputs
@@ -126,21 +130,25 @@ class Plan:
 
     @property
     def done_rows(self) -> int:
+        """Rows of the shards that have a part."""
         return self.inputs.rows - sum(shard.rows for shard in self.missing)
 
     @property
     def tasks(self) -> list[OfflineTask]:
+        """The tasks with their versions and columns."""
         return [
-            OfflineTask(name=each.name, task=each.task, version=each.version, columns=each.columns)
-            for each in self.job.tasks
+            OfflineTask(name=task.name, task=task.task, version=task.version, columns=task.columns)
+            for task in self.job.tasks
         ]
 
 
 def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, total: None) -> Plan:
-    """Fix the run, or find it again where it began before, and note it in the output. Hold the output meanwhile.
+    """Plan a new run and write its `_batch.json`, or plan the rest of the run that the output holds.
+
+    Call it while `output.held()`.
 
     Raises:
-        OfflineError, RegistryError, BackboneError, IncompatibleSide: a mistake of the user's, each with what to do.
+        OfflineError, RegistryError, BackboneError, IncompatibleSide: a mistake of the user's; each says what to do.
     """
     before = None if wanted.overwrite else _before(output)
     files = _input_files(wanted, output)
@@ -149,7 +157,7 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
     manifests = [registry.manifest(ref.task, version) for ref, version in versions]
     pinned = _pinned(wanted, versions, manifests)
     backbone, fingerprint, quantization = _backbone(wanted, manifests)
-    listed = tuple(Listed(path=each.path, bytes=each.bytes, modified_ns=each.modified_ns) for each in files)
+    listed = tuple(Listed(path=file.path, bytes=file.bytes, modified_ns=file.modified_ns) for file in files)
     if before:
         _check_same(before.inputs, listed, output, "over other input files")
     inputs = scan(wanted.input, files, wanted.shard_rows, scanned)
@@ -175,11 +183,11 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
         output.begin(job.document)
     output.clean()
     done = output.parts()
-    return Plan(job=job, inputs=inputs, missing=tuple(each for each in inputs.shards if each.index not in done))
+    return Plan(job=job, inputs=inputs, missing=tuple(shard for shard in inputs.shards if shard.index not in done))
 
 
 def check_resumable(before: Job, now: Job, output: Output) -> None:
-    """Raises OutputTaken: it is another run."""
+    """Raises OutputTaken: `now` is not the run `before`."""
     for name, what in (
         ("registry", "from another registry"),
         ("tasks", "with other tasks or columns"),
@@ -216,30 +224,30 @@ def _input_files(wanted: Wanted, output: Output) -> tuple[InputFile, ...]:
 
 
 def _versions(wanted: Wanted, registry: Registry, before: Job | None, output: Output) -> list[tuple[TaskRef, int]]:
-    """Each task's version: what it means now, or what it meant when the run began."""
+    """Each task's version: the one it has now, or for a resumed run the one it had at the start."""
     if not wanted.tasks:
         raise WrongTask("--task", "name at least one task")
-    refs = [TaskRef.parse(each) for each in wanted.tasks]
+    refs = [TaskRef.parse(task) for task in wanted.tasks]
     if before is None:
         state = registry.state()
         return [(ref, state.resolve(ref)) for ref in refs]
     _check_same(before.registry, registry.id, output, "from another registry")
-    _check_same([each.asked for each in before.tasks], [str(ref) for ref in refs], output, "with other tasks")
-    return [(ref, each.version) for ref, each in zip(refs, before.tasks, strict=True)]
+    _check_same([pinned.asked for pinned in before.tasks], [str(ref) for ref in refs], output, "with other tasks")
+    return [(ref, pinned.version) for ref, pinned in zip(refs, before.tasks, strict=True)]
 
 
 def _pinned(
     wanted: Wanted, versions: Sequence[tuple[TaskRef, int]], manifests: Sequence[Manifest]
 ) -> tuple[Pinned, ...]:
-    found = [(ref.task, version) for ref, version in versions]
-    for key in found:
-        if found.count(key) > 1:
+    keys = [(ref.task, version) for ref, version in versions]
+    for key in keys:
+        if keys.count(key) > 1:
             raise WrongTask(f"{key[0]}:{key[1]}", "is asked for twice; name it once")
     known = {field for manifest in manifests for field in manifest.spec.fields}
     for name in wanted.renames:
         if name not in known:
             raise WrongTask("--rename", f"no task has a field {name!r}; there are {', '.join(sorted(known))}")
-    tasks = [task for task, _ in found]
+    tasks = [task for task, _ in keys]
     return tuple(
         Pinned(
             asked=str(ref),
@@ -253,18 +261,17 @@ def _pinned(
 
 
 def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], schema: pa.Schema) -> None:
-    there = schema.names
     for task, manifest in zip(pinned, manifests, strict=True):
         for name, column in task.columns.items():
-            if column not in there:
-                raise MissingColumn(task.name, name, column, there)
+            if column not in schema.names:
+                raise MissingColumn(task.name, name, column, schema.names)
         for added in fields_of(task.name, manifest.spec.kind):
-            if added.name in there:
+            if added.name in schema.names:
                 raise WrongTask(task.name, f"the input has a column {added.name!r} already; leave it out of the input")
 
 
 def _check_writable(wanted: Wanted, schema: pa.Schema) -> None:
-    """What Parquet has no word for, such as objects that are all empty, is told before anything is computed."""
+    """Raises UnreadableInput: Parquet cannot hold the columns, such as objects that are all empty."""
     if wanted.format != "parquet":
         return
     try:
@@ -291,7 +298,8 @@ def _backbone(wanted: Wanted, manifests: Sequence[Manifest]) -> tuple[str, str, 
     for manifest in manifests:
         if manifest.backbone.fingerprint != backbone.fingerprint:
             wants = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})"
-            has, remedy = f"{backbone.name} ({backbone.fingerprint})", "name the backbone that it was trained on"
+            has = f"{backbone.name} ({backbone.fingerprint})"
+            remedy = "name the backbone that it was trained on"
             raise IncompatibleSide(manifest.task, wants, has, remedy)
         if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
             raise IncompatibleSide(manifest.task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)

@@ -1,7 +1,7 @@
-"""Answers many tasks about a whole dataset, with Ray Data: one backbone pass for each row, however many tasks.
+"""Answers many tasks about a whole dataset with Ray Data: one backbone pass for each row, however many tasks.
 
-What flows through Ray Data are shards by name and reports of them: a replica reads its shard itself, answers it, writes
-its part and reports. So memory is bounded by the shards in work, and a part is there whole or not at all.
+Only descriptions of shards and reports flow through Ray Data. A replica reads its shard itself, answers it, writes its
+part and reports. So memory is bounded by the shards in work, and a part is there whole or not at all.
 """
 
 import contextlib
@@ -21,49 +21,50 @@ from serving.offline.inputs import Shard
 from serving.offline.outputs import Output
 from serving.offline.plan import Plan, Scanned, Wanted, make_plan
 from serving.offline.table import Counts, PassLimits
-from serving.offline.worker import Replica, Work, as_row
+from serving.offline.worker import Replica, ReplicaConfig, as_row
 
-MAX_CALLS = 2000
-"""Shards go to replicas one by one up to so many; of more, several at a time."""
-IN_WORK = 2
-"""Shards of a replica: one is read or written while the device computes the other."""
-
+MAX_BLOCKS = 2000
+"""Most blocks of the dataset of shards. Up to so many shards go to replicas one by one; of more, several at a time."""
+SHARDS_IN_WORK = 2
+"""Of one replica: one is read or written while the device computes the other."""
 START_S = 300
-"""So long may replicas take until all have their room and their process."""
-RESTARTS, RETRIES = 3, 2
-"""Of a replica, and of a shard whose replica ended. A shard's own faults are none of these."""
+"""Longest time until all replicas have their resources and their process, in seconds."""
+RESTARTS = 3
+"""Most restarts of a replica whose process ended."""
+RETRIES = 2
+"""Most retries of a shard whose replica's process ended. A shard that fails otherwise is not tried again."""
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning else
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # on standard error, of actors whose arguments might be lost
 }
-"""Of Ray's environment, where a user has not set them."""
+"""Ray's environment variables, unless the user set them."""
 
 Progress = Callable[[int, int], None]
-"""Told rows that are done, and all rows."""
+"""Called with the number of rows that are done, and of all rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replicas:
-    """Where and how a run computes. Nothing here changes its answers."""
+    """Where and how a run computes. None of it changes the answers."""
 
     address: str = ""
-    """A Ray cluster's; "" starts Ray in this machine for the length of the run."""
+    """Address of a Ray cluster; "" starts Ray on this machine for the length of the run."""
     device: str = "auto"
-    """cpu or cuda; auto: cuda where the cluster has GPUs."""
+    """cpu, cuda or auto: cuda if the cluster has GPUs."""
     count: int = 0
-    """0: one for each GPU, or one on each node's CPUs."""
+    """Replicas. 0: one for each GPU, or without GPUs one for each node."""
     gpus: float = 1.0
-    """Of each, on cuda: a part of one GPU, or whole ones."""
+    """GPUs of each replica on cuda: a part of one GPU, or whole ones."""
     cpus: int = 0
-    """Of each. 0: on cpu, as many as so many replicas can have; on cuda, one."""
+    """CPUs of each replica. 0: on cpu as many as the nodes have for `count` replicas; on cuda one."""
     limits: PassLimits = field(default_factory=PassLimits)
 
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
-    """What a run came to."""
+    """Result of a run."""
 
     rows: int
     """Of the input."""
@@ -71,15 +72,15 @@ class Summary:
     done_before: int
     """Rows that earlier runs had answered."""
     versions: Mapping[str, int]
-    """By the name of a task's columns."""
+    """The versions that answered, by `OfflineTask.name`."""
     counts: Counts
-    """Of this run alone."""
+    """Of this run alone, without earlier runs that it resumed."""
     replicas: int = 0
     device: str = ""
     start_s: float = 0.0
-    """Until Ray was there."""
+    """Seconds until Ray was started or connected."""
     seconds: float = 0.0
-    """From then on; the replicas' start is part of it."""
+    """Seconds from then on. The start of the replicas is part of it."""
 
 
 def run_batch(
@@ -88,10 +89,14 @@ def run_batch(
     progress: Progress = lambda done, total: None,
     scanned: Scanned = lambda done, total: None,
 ) -> Summary:
-    """Answer what is not answered yet. Blocks until all is done.
+    """Answer all shards that have no part yet. Blocks until all are done.
+
+    Args:
+        progress: called when rows are done.
+        scanned: called when input files were read through.
 
     Raises:
-        OfflineError, RegistryError, ServingError, LadderError: each says what to do; what is done stays done.
+        OfflineError, RegistryError, ServingError, LadderError: each says what to do. Parts that are written stay.
     """
     wanted = wanted.absolute
     output = Output(wanted.output)
@@ -115,25 +120,26 @@ def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progr
     progress(summary.done_before, summary.rows)
     with _ray(replicas.address) as nodes:
         placed = place(replicas, nodes, len(plan.missing))
-        summary.replicas, summary.device = placed.count, placed.device
+        summary.replicas = placed.count
+        summary.device = placed.device
         summary.start_s = time.monotonic() - began
-        for report in _reports(_work(wanted, plan, placed), plan.missing, placed):
+        for report in _reports(_replica_config(wanted, plan, placed), plan.missing, placed):
             if report["reason"]:
-                raise ShardFailed(report["shard"], report["reason"], report["why"])
+                raise ShardFailed(shard=report["shard"], reason=report["reason"], why=report["why"])
             failures = json.loads(report["failures"])
-            counted = Counts(rows=report["rows"], prompts=report["prompts"], passes=report["passes"], failures=failures)
-            summary.counts.add(counted)
+            counts = Counts(rows=report["rows"], prompts=report["prompts"], passes=report["passes"], failures=failures)
+            summary.counts.add(counts)
             progress(summary.done_before + summary.counts.rows, summary.rows)
     summary.seconds = time.monotonic() - began - summary.start_s
 
 
 Node = Mapping[str, float]
-"""A node's resources by name."""
+"""Ray's resources of one node, by name: CPU, GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """Replicas that a cluster can hold."""
+    """The replicas of a run, of a size that the cluster can hold. `cpus` and `gpus` are of each replica."""
 
     count: int
     device: str
@@ -143,37 +149,48 @@ class Placed:
 
 
 def place(replicas: Replicas, nodes: Sequence[Node], shards: int) -> Placed:
-    """What each node can hold; a replica is never on two. Raises ClusterTooSmall."""
-    gpus = any(node.get("GPU") for node in nodes)
-    device = ("cuda" if gpus else "cpu") if replicas.device == "auto" else replicas.device
-    each = replicas.gpus if device.startswith("cuda") else 0.0
-    there = sum(_on_gpus(node, each) for node in nodes) if each else sum(_on_cpus(node, 1) > 0 for node in nodes)
-    count = min(replicas.count or there or 1, shards)
-    own = replicas.cpus or (1 if each else _largest(nodes, count))
-    held = sum(min(_on_cpus(node, own), _on_gpus(node, each) if each else count) for node in nodes)
-    if held < count:
-        raise ClusterTooSmall(count, own, each, held)
-    return Placed(count=count, device=device, cpus=own, gpus=each, limits=replicas.limits)
+    """Choose number, device and size of the replicas. A replica is on one node.
+
+    Args:
+        shards: to be answered. There are at most as many replicas.
+
+    Raises:
+        ClusterTooSmall
+    """
+    has_gpus = any(node.get("GPU") for node in nodes)
+    device = ("cuda" if has_gpus else "cpu") if replicas.device == "auto" else replicas.device
+    gpus = replicas.gpus if device.startswith("cuda") else 0.0
+    if gpus:
+        room = sum(_fitting_gpus(node, gpus) for node in nodes)
+    else:
+        room = sum(_fitting_cpus(node, 1) > 0 for node in nodes)
+    count = min(replicas.count or room or 1, shards)
+    cpus = replicas.cpus or (1 if gpus else _most_cpus(nodes, count))
+    fitting = sum(min(_fitting_cpus(node, cpus), _fitting_gpus(node, gpus) if gpus else count) for node in nodes)
+    if fitting < count:
+        raise ClusterTooSmall(count, cpus, gpus, fitting)
+    return Placed(count=count, device=device, cpus=cpus, gpus=gpus, limits=replicas.limits)
 
 
-def _on_cpus(node: Node, each: int) -> int:
-    return int(node.get("CPU", 0.0) // each)
+def _fitting_cpus(node: Node, cpus: int) -> int:
+    """Replicas that a node has CPUs for."""
+    return int(node.get("CPU", 0.0) // cpus)
 
 
-def _on_gpus(node: Node, each: float) -> int:
-    """No replica has parts of two GPUs."""
-    gpus = int(node.get("GPU", 0.0))
-    return gpus * int(1 / each) if each < 1 else gpus // int(each)
+def _fitting_gpus(node: Node, gpus: float) -> int:
+    """Replicas that a node has GPUs for. No replica has parts of two GPUs."""
+    count = int(node.get("GPU", 0.0))
+    return count * int(1 / gpus) if gpus < 1 else count // int(gpus)
 
 
-def _largest(nodes: Sequence[Node], count: int) -> int:
-    """CPUs that each of so many replicas can have; 1 at least."""
-    most = max((_on_cpus(node, 1) for node in nodes), default=0)
-    return next((own for own in range(most, 1, -1) if sum(_on_cpus(node, own) for node in nodes) >= count), 1)
+def _most_cpus(nodes: Sequence[Node], count: int) -> int:
+    """The most CPUs that each of `count` replicas can have; at least 1."""
+    most = max((_fitting_cpus(node, 1) for node in nodes), default=0)
+    return next((cpus for cpus in range(most, 1, -1) if sum(_fitting_cpus(node, cpus) for node in nodes) >= count), 1)
 
 
-def _work(wanted: Wanted, plan: Plan, placed: Placed) -> Work:
-    return Work(
+def _replica_config(wanted: Wanted, plan: Plan, placed: Placed) -> ReplicaConfig:
+    return ReplicaConfig(
         input=wanted.input,
         schema=plan.inputs.schema,
         output=wanted.output,
@@ -192,7 +209,11 @@ def _work(wanted: Wanted, plan: Plan, placed: Placed) -> Work:
 
 @contextlib.contextmanager
 def _ray(address: str) -> Iterator[list[Node]]:
-    """A cluster for the length of the block, quiet; yields its nodes."""
+    """Start or join a Ray cluster for the length of the block, without its log output. Yields the nodes.
+
+    Raises:
+        NoRay
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -201,11 +222,11 @@ def _ray(address: str) -> Iterator[list[Node]]:
     except ImportError as error:
         raise NoRay(f"{error}; pip install 'sidecast[cluster]'") from None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
-    how: dict[str, Any] = {} if address else {"include_dashboard": False}
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        with _hushed():
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
-    except Exception as error:  # of many kinds, of which none has a name of its own
+        with _no_stderr():
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
+    except Exception as error:  # Ray raises many kinds here, without a common class
         ray.shutdown()
         raise NoRay(" ".join(str(error).split())) from None
     try:
@@ -215,21 +236,22 @@ def _ray(address: str) -> Iterator[list[Node]]:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Nothing reaches standard error: libraries in C++ write there which log level they were given."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+def _no_stderr() -> Iterator[None]:
+    """Discard what is written to standard error, also by Ray's C++ libraries, which report their log level there."""
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 @contextlib.contextmanager
-def _faults(placed: Placed) -> Iterator[None]:
-    """What Ray raises, as this package's errors."""
+def _ray_errors(placed: Placed) -> Iterator[None]:
+    """Turns Ray's errors into ClusterBusy or ReplicasLost."""
     import ray.exceptions
 
     try:
@@ -241,31 +263,32 @@ def _faults(placed: Placed) -> Iterator[None]:
         raise ReplicasLost(f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]) from None
 
 
-def _reports(work: Work, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
-    """Of each shard, as it is done."""
+def _reports(config: ReplicaConfig, shards: Sequence[Shard], placed: Placed) -> Iterator[dict[str, Any]]:
+    """Each shard's report when it is done, in any order."""
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.wait_for_min_actors_s = START_S  # for ever else, without a word
-    names = ray.data.from_items([as_row(each) for each in shards], override_num_blocks=min(len(shards), MAX_CALLS))
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = START_S  # Ray's default waits without end and without a message
+    rows = ray.data.from_items([as_row(shard) for shard in shards], override_num_blocks=min(len(shards), MAX_BLOCKS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # until 2.64, there is no other way to bound restarts
-        reports = names.map_batches(
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # up to Ray 2.64 there is no other way to bound restarts
+        reports = rows.map_batches(
             Replica,
-            fn_constructor_args=(work,),
+            fn_constructor_args=(config,),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(
                 size=placed.count,
-                max_tasks_in_flight_per_actor=IN_WORK + 1,
-                max_concurrent_calls_per_actor=IN_WORK,
+                max_tasks_in_flight_per_actor=SHARDS_IN_WORK + 1,
+                max_concurrent_calls_per_actor=SHARDS_IN_WORK,
                 enable_true_multi_threading=True,
             ),
             num_cpus=placed.cpus,
             num_gpus=placed.gpus,
             ray_remote_args_fn=lambda: {"max_restarts": RESTARTS, "max_task_retries": RETRIES},
         )
-    with _faults(placed):
+    with _ray_errors(placed):
         yield from reports.iter_rows()

@@ -1,7 +1,7 @@
-"""A table in, the same table with every task's answers out: one backbone pass for each distinct prompt.
+"""Answers every task for each row of a table, with one backbone pass for each distinct prompt.
 
-A bad row, or one that a side network fails on, has its error in the task's `.error`, and its neighbours go on. Knows
-the engine: no files, no Ray.
+A bad row, or one that a side network fails on, gets its error in the task's `.error` column; the others are answered.
+Knows the engine: no files, no Ray.
 """
 
 from collections import deque
@@ -33,7 +33,7 @@ class OfflineTask:
     """One task of a run."""
 
     name: str
-    """Of its columns."""
+    """What the names of its columns begin with."""
     task: str
     version: int
     columns: Mapping[str, str]
@@ -42,42 +42,42 @@ class OfflineTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLimits:
-    """Of one backbone pass."""
+    """Largest size of one backbone pass."""
 
     rows: int = 64
-    """Distinct prompts; and texts that are made at a time, each beam counted."""
+    """Distinct prompts in a pass, and texts that are generated at a time, where each beam counts."""
     tokens: int = 8192
-    """Padding counted. A longer prompt still runs, alone."""
+    """Tokens with padding. A single longer prompt still runs, alone."""
 
     @property
     def halved(self) -> "PassLimits":
+        """Passes of half the size."""
         return PassLimits(rows=max(self.rows // 2, 1), tokens=max(self.tokens // 2, 1))
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a table came to."""
+    """How much work a table was."""
 
     rows: int = 0
     prompts: int = 0
-    """Distinct ones of a shard, over all tasks."""
+    """Distinct prompts of a shard, over all tasks."""
     passes: int = 0
     """Inputs that the backbone computed."""
     failures: dict[str, int] = field(default_factory=dict)
-    """Rows with an error, by a task's columns' name."""
+    """Rows with an error, by `OfflineTask.name`."""
 
     def add(self, other: "Counts") -> None:
-        self.rows, self.prompts, self.passes = (
-            self.rows + other.rows,
-            self.prompts + other.prompts,
-            self.passes + other.passes,
-        )
+        """Add the counts of another table."""
+        self.rows += other.rows
+        self.prompts += other.prompts
+        self.passes += other.passes
         for name, count in other.failures.items():
             self.failures[name] = self.failures.get(name, 0) + count
 
 
 def fields_of(name: str, kind: str) -> list[pa.Field]:
-    """The columns that a task of that kind adds."""
+    """The columns that a task of that kind adds, with their full names."""
     types = {
         column.name: pa.list_(TYPES[column.dtype]) if column.is_list else TYPES[column.dtype]
         for column in KINDS[kind].columns
@@ -87,23 +87,24 @@ def fields_of(name: str, kind: str) -> list[pa.Field]:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A table whose rows are tokens, for each task, or what is wrong with them."""
+class TokenizedTable:
+    """A table whose rows were rendered and tokenized for each task."""
 
     table: pa.Table
     ids: Sequence[Sequence[Ids | Exception]]
+    """For each task, each row's token ids, or why it has none."""
 
     @cached_property
     def prompts(self) -> int:
-        return len({ids for each in self.ids for ids in each if not isinstance(ids, Exception)})
+        """Distinct prompts, over all tasks."""
+        return len({ids for rows in self.ids for ids in rows if not isinstance(ids, Exception)})
 
 
 class TableAnswerer:
-    """The residents of a run, by its tasks, and one engine. `ask` and `told` are for any thread, `answer` for the
-    device's.
+    """Answers tables with one engine. `tokenize` and `to_table` may run on any thread, `answer` on the device's.
 
     Args:
-        residents: of each task.
+        residents: one for each of `tasks`.
     """
 
     def __init__(
@@ -114,69 +115,77 @@ class TableAnswerer:
         residents: Sequence[Resident],
         limits: PassLimits,
     ) -> None:
-        self._engine, self._tokenizer, self._limits = engine, tokenizer, limits
-        self._tasks, self._residents = tasks, residents
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._tasks = tasks
+        self._residents = residents
+        self._limits = limits
 
-    def ask(self, table: pa.Table) -> Asked:
-        """Rendered and tokenized. Tasks that render alike share that too."""
-        alike: dict[object, list[Ids | Exception]] = {}
-        return Asked(table, [self._ids(table, *each, alike) for each in zip(self._tasks, self._residents, strict=True)])
+    def tokenize(self, table: pa.Table) -> TokenizedTable:
+        """Render and tokenize all rows for all tasks. Tasks with the same template and columns share the result."""
+        shared: dict[object, list[Ids | Exception]] = {}
+        ids = []
+        for task, resident in zip(self._tasks, self._residents, strict=True):
+            spec = resident.spec
+            columns = tuple(task.columns[name] for name in spec.fields)
+            key = (spec.template, spec.max_chars, spec.max_source_tokens, columns)
+            if key not in shared:
+                prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
+                shared[key] = self._encoded(prompts, spec.max_source_tokens)
+            ids.append(shared[key])
+        return TokenizedTable(table, ids)
 
-    def answer(self, asked: Asked) -> list[list[Outcome]]:
-        """Each task's outcome for each row; all once more in passes of half the size where memory did not suffice.
+    def answer(self, tokenized: TokenizedTable) -> list[list[Outcome]]:
+        """Each task's outcome for each row. If memory runs out, all rows run again in passes of half the size.
 
         Raises:
-            OutOfRoom: nor did it then. That is no fault of the rows.
+            OutOfRoom: memory ran out again. That is not the rows' fault.
         """
         halved = self._limits.halved
         for limits in (self._limits, halved):
-            outcomes = self._answer(asked, limits)
-            if not any(isinstance(each, OutOfMemory) for own in outcomes for each in own):
+            outcomes = self._answer(tokenized, limits)
+            if not any(isinstance(outcome, OutOfMemory) for rows in outcomes for outcome in rows):
                 return outcomes
         raise OutOfRoom(halved.rows, halved.tokens)
 
-    def _answer(self, asked: Asked, limits: PassLimits) -> list[list[Outcome]]:
-        rows: dict[tuple[int, Ids, int], EngineRow] = {}
+    def _answer(self, tokenized: TokenizedTable, limits: PassLimits) -> list[list[Outcome]]:
+        distinct: dict[tuple[int, Ids, int], EngineRow] = {}
+        rows: list[list[EngineRow | Exception]] = []
+        for task, (resident, ids_of_rows) in enumerate(zip(self._residents, tokenized.ids, strict=True)):
+            rows.append([])
+            for index, ids in enumerate(ids_of_rows):
+                if isinstance(ids, Exception):
+                    rows[-1].append(ids)
+                    continue
+                row = EngineRow(ids, resident)
+                key = (task, ids, index if row.alone else 0)  # equal rows are one, unless each draws its own text
+                rows[-1].append(distinct.setdefault(key, row))
         inputs: dict[Ids, list[EngineRow]] = {}
-        outcomes: list[list[Outcome | EngineRow]] = []
-        for task, (resident, each) in enumerate(zip(self._residents, asked.ids, strict=True)):
-            outcomes.append([])
-            for place, ids in enumerate(each):
-                outcomes[-1].append(
-                    ids if isinstance(ids, Exception) else _row(rows, inputs, resident, (task, ids, place))
-                )
-        found = answer_inputs(self._engine, list(inputs.values()), limits)
-        return [[found[each] if isinstance(each, EngineRow) else each for each in own] for own in outcomes]
+        for (_, ids, _), row in distinct.items():
+            inputs.setdefault(ids, []).append(row)
+        outcomes = answer_inputs(self._engine, list(inputs.values()), limits)
+        return [[outcomes[row] if isinstance(row, EngineRow) else row for row in of_task] for of_task in rows]
 
-    def told(self, asked: Asked, outcomes: Sequence[Sequence[Outcome]]) -> tuple[pa.Table, Counts]:
-        """The table with the tasks' columns, and what they came to, but for passes."""
-        table, counts = asked.table, Counts(rows=asked.table.num_rows, prompts=asked.prompts)
-        for task, resident, own in zip(self._tasks, self._residents, outcomes, strict=True):
-            counts.failures[task.name] = sum(isinstance(each, Exception) for each in own)
-            for added, values in zip(fields_of(task.name, resident.spec.kind), _columns(resident, own), strict=True):
-                table = table.append_column(added, pa.array(values, added.type))
+    def to_table(self, tokenized: TokenizedTable, outcomes: Sequence[Sequence[Outcome]]) -> tuple[pa.Table, Counts]:
+        """The table with the tasks' columns, and its counts without `passes`."""
+        table = tokenized.table
+        counts = Counts(rows=table.num_rows, prompts=tokenized.prompts)
+        for task, resident, of_task in zip(self._tasks, self._residents, outcomes, strict=True):
+            counts.failures[task.name] = sum(isinstance(outcome, Exception) for outcome in of_task)
+            fields = fields_of(task.name, resident.spec.kind)
+            for column, values in zip(fields, _columns(resident, of_task), strict=True):
+                table = table.append_column(column, pa.array(values, column.type))
         return table, counts
 
-    def _ids(
-        self, table: pa.Table, task: OfflineTask, resident: Resident, alike: dict[object, list[Ids | Exception]]
-    ) -> list[Ids | Exception]:
-        spec = resident.spec
-        columns = tuple(task.columns[name] for name in spec.fields)
-        key = (spec.template, spec.max_chars, spec.max_source_tokens, columns)
-        if key not in alike:
-            prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
-            alike[key] = self._encoded(prompts, spec.max_source_tokens)
-        return alike[key]
-
     def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> list[Ids | Exception]:
-        """Each distinct prompt is tokenized once."""
-        texts = list(dict.fromkeys(each for each in prompts if isinstance(each, str)))
+        """Each prompt's token ids. Each distinct prompt is tokenized once."""
+        texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
         ids = dict(zip(texts, map(tuple, self._tokenizer.encode_batch(texts, limit)), strict=True))
-        return [ids[each] if isinstance(each, str) else each for each in prompts]
+        return [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[str | Exception]:
-    """The prompts, or what is wrong with a row. `columns` are the values of the spec's fields."""
+    """The rows' prompts, or why a row has none. `columns` are the values of the spec's fields."""
     return [_prompt(spec, dict(zip(spec.fields, values, strict=True))) for values in zip(*columns, strict=True)][:rows]
 
 
@@ -188,11 +197,11 @@ def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
 
 
 def _values_of(column: pa.ChunkedArray) -> list[Any]:
-    """Python's; in the place of a text that is no UTF-8, what is wrong with it."""
+    """A column's values as Python's; a text that is not UTF-8 becomes its UnicodeDecodeError."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [_value_of(each) for each in column]
+        return [_value_of(scalar) for scalar in column]
 
 
 def _value_of(scalar: pa.Scalar) -> Any:
@@ -203,7 +212,7 @@ def _value_of(scalar: pa.Scalar) -> Any:
 
 
 def _as_text(name: str, value: Any) -> Any:
-    """Numbers are taken as their text, as in training."""
+    """Numbers become their text, as in training. Raises InvalidRow."""
     if value is None:
         raise InvalidRow(name, "is null; give a text")
     if isinstance(value, UnicodeDecodeError):
@@ -212,52 +221,39 @@ def _as_text(name: str, value: Any) -> Any:
     return str(value) if is_number else value
 
 
-def _row(
-    rows: dict[tuple[int, Ids, int], EngineRow],
-    inputs: dict[Ids, list[EngineRow]],
-    resident: Resident,
-    at: tuple[int, Ids, int],
-) -> EngineRow:
-    """A task's rows of the same tokens are one, unless its texts are drawn anew."""
-    task, ids, place = at
-    row = EngineRow(ids, resident)
-    key = (task, ids, place if row.alone else 0)
-    if key not in rows:
-        rows[key] = row
-        inputs.setdefault(ids, []).append(row)
-    return rows[key]
-
-
 def answer_inputs(
     engine: Engine, inputs: Sequence[Sequence[EngineRow]], limits: PassLimits
 ) -> dict[EngineRow, Outcome]:
-    """All rows, those of one input together, inputs of like length together; texts join as others end.
+    """Answer all rows: rows of one input in one pass, inputs of similar length together, longest first.
+
+    Generated texts run on over several steps; new rows join as others end.
 
     Args:
         inputs: the rows of each distinct input.
     """
-    divided = [own for rows in inputs for own in _divided(rows, limits.rows)]
-    waiting: deque[Sequence[EngineRow]] = deque(sorted(divided, key=lambda rows: rows[0].tokens, reverse=True))
-    found: dict[EngineRow, Outcome] = {}
-    making: dict[EngineRow, int] = {}
-    """Texts that are being made, and their weights."""
+    lots = [lot for rows in inputs for lot in _divided(rows, limits.rows)]
+    waiting: deque[Sequence[EngineRow]] = deque(sorted(lots, key=lambda rows: rows[0].tokens, reverse=True))
+    outcomes: dict[EngineRow, Outcome] = {}
+    generating: dict[EngineRow, int] = {}
+    """Texts that are being generated, and their weights."""
 
     def keep(events: Sequence[tuple[EngineRow, Event]]) -> None:
         for row, event in events:
             if not isinstance(event, Piece):
-                found[row] = event
-                making.pop(row, None)
+                outcomes[row] = event
+                generating.pop(row, None)
 
-    while waiting or making:
-        rows = _take(waiting, limits, limits.rows - sum(making.values()), idle=not making)
-        making.update({row: row.weight for row in rows if row.generates})
+    while waiting or generating:
+        rows = _take(waiting, limits, limits.rows - sum(generating.values()), idle=not generating)
+        generating.update({row: row.weight for row in rows if row.generates})
         engine.turn(rows, (), keep)
-    return found
+    return outcomes
 
 
 def _divided(rows: Sequence[EngineRow], most: int) -> list[list[EngineRow]]:
-    """One input's rows, so that no more than `most` of its texts begin at once; each lot has a pass of its own."""
-    lots, room = [list[EngineRow]()], most
+    """One input's rows in lots, each with a pass of its own, so that at most `most` of its texts begin at once."""
+    lots = [list[EngineRow]()]
+    room = most
     for row in rows:
         weight = row.weight if row.generates else 0
         if weight > room and lots[-1]:
@@ -269,25 +265,30 @@ def _divided(rows: Sequence[EngineRow], most: int) -> list[list[EngineRow]]:
 
 
 def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, idle: bool) -> list[EngineRow]:
-    """The rows of the next pass; one input goes in any case where the engine would be idle."""
+    """The rows of the next pass. If the engine would be idle, one input is taken whatever its size."""
     taken: list[EngineRow] = []
-    inputs, longest = 0, waiting[0][0].tokens if waiting else 0
+    inputs = 0
+    longest = waiting[0][0].tokens if waiting else 0
     while waiting:
         weight = sum(row.weight for row in waiting[0] if row.generates)
         fits = inputs < limits.rows and (inputs + 1) * longest <= limits.tokens and weight <= room
         if not (fits or (idle and not taken)):
             break
-        room, inputs = room - weight, inputs + 1
+        room -= weight
+        inputs += 1
         taken += waiting.popleft()
     return taken
 
 
 def _columns(resident: Resident, outcomes: Sequence[Outcome]) -> list[list[Any]]:
+    """Values of the columns of `fields_of`, in their order."""
     attributes = [column.attribute for column in KINDS[resident.spec.kind].columns]
     values = [
-        [None if isinstance(each, Exception) else getattr(each, attribute) for each in outcomes]
+        [None if isinstance(outcome, Exception) else getattr(outcome, attribute) for outcome in outcomes]
         for attribute in attributes
     ]
     versions = [resident.version] * len(outcomes)
-    errors = [(str(each) or type(each).__name__) if isinstance(each, Exception) else None for each in outcomes]
+    errors = [
+        (str(outcome) or type(outcome).__name__) if isinstance(outcome, Exception) else None for outcome in outcomes
+    ]
     return [*values, versions, errors]

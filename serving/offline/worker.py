@@ -1,7 +1,7 @@
-"""One replica of a run: it has a device, the backbone and the run's side networks, and takes one shard after the other.
+"""One replica of a run: holds a device, the backbone and the run's side networks, and answers one shard per call.
 
-Reads, tokenizes and writes on the threads that call it: one shard is prepared while the device computes another.
-Every fault comes back as data, so that Ray neither tries in vain again nor wraps it.
+It reads, tokenizes and writes on the threads that call it, so that one shard is prepared while the device computes
+another. Faults are returned as data, so that Ray neither retries them in vain nor wraps them.
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from serving.metrics import Metrics
 from serving.offline.errors import UnreadableInput
 from serving.offline.inputs import Shard, read
 from serving.offline.outputs import Output
-from serving.offline.table import Asked, Counts, OfflineTask, Outcome, PassLimits, TableAnswerer
+from serving.offline.table import Counts, OfflineTask, Outcome, PassLimits, TableAnswerer, TokenizedTable
 from serving.versions import Loader
 from side_registry import Registry
 
@@ -34,15 +34,15 @@ Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a replica must know; it goes to other processes."""
+class ReplicaConfig:
+    """All that a replica must know. It is sent to other processes."""
 
     input: str
     schema: pa.Schema
     output: str
     format: str
     run: str
-    """The run's id."""
+    """The run's id, as in `_batch.json`."""
     tasks: tuple[OfflineTask, ...]
     registry: str
     backbone: str
@@ -50,26 +50,31 @@ class Work:
     dtype: str
     quantization: str
     threads: int
-    """Of torch on a CPU."""
+    """Torch's threads on a CPU."""
     limits: PassLimits
 
 
 class Replica:
     """Called by Ray Data, from several threads, with one shard at a time."""
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._metrics, self._output = work, Metrics(), Output(work.output)
+    def __init__(self, config: ReplicaConfig) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._output = Output(config.output)
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
 
     def __call__(self, batch: Columns) -> dict[str, list[Any]]:
-        """The report of a shard, as columns of one row each; the shard as `as_row` made it."""
+        """Answer one shard, given as `as_row` makes it. Returns its report, as columns of one row."""
         shard = shard_of(batch)
         try:
-            counts, reason, why = self.run(shard), "", ""
+            counts = self.run(shard)
+            reason = ""
+            why = ""
         except Exception as error:
             log.exception("shard %d failed", shard.index)
+            counts = Counts()
             reason = str(getattr(error, "reason", type(error).__name__))
-            counts, why = Counts(), " ".join(str(error).split()) or reason
+            why = " ".join(str(error).split()) or reason
         report = {
             "shard": shard.index,
             "rows": counts.rows,
@@ -82,45 +87,50 @@ class Replica:
         return {name: [value] for name, value in report.items()}
 
     def run(self, shard: Shard) -> Counts:
-        """Answer a shard and write its part. Raises whatever is no single row's fault."""
-        table = read(self._work.input, shard, self._work.schema)
-        answerers = self._device.submit(lambda: self._answerers).result()
-        asked = answerers.ask(table)
-        outcomes, passes = self._device.submit(self._answer, answerers, asked).result()
-        told, counts = answerers.told(asked, outcomes)
+        """Answer a shard and write its part. Raises every error that is not a single row's."""
+        table = read(self._config.input, shard, self._config.schema)
+        answerer = self._device.submit(lambda: self._answerer).result()
+        tokenized = answerer.tokenize(table)
+        outcomes, passes = self._device.submit(self._answer, answerer, tokenized).result()
+        answered, counts = answerer.to_table(tokenized, outcomes)
         try:
-            self._output.write_part(shard.index, told, self._work.format, self._work.run)
+            self._output.write_part(shard.index, answered, self._config.format, self._config.run)
         except UnicodeDecodeError as error:  # of texts within lists
-            where = f"rows {shard.start} to {shard.start + shard.rows - 1}"
-            raise UnreadableInput(shard.path, f"{where} hold text that is not UTF-8 ({error.reason})") from None
+            rows = f"rows {shard.start} to {shard.start + shard.rows - 1}"
+            raise UnreadableInput(shard.path, f"{rows} hold text that is not UTF-8 ({error.reason})") from None
         counts.passes = passes
         return counts
 
-    def _answer(self, answerers: TableAnswerer, asked: Asked) -> tuple[list[list[Outcome]], int]:
+    def _answer(self, answerer: TableAnswerer, tokenized: TokenizedTable) -> tuple[list[list[Outcome]], int]:
+        """Each task's outcomes, and the number of inputs that the backbone computed for them."""
         before = self._passes()
-        outcomes = answerers.answer(asked)
+        outcomes = answerer.answer(tokenized)
         return outcomes, self._passes() - before
 
     def _passes(self) -> int:
-        """Inputs that the backbone computed here."""
+        """Inputs that the backbone has computed in this process."""
         return int(self._metrics.registry.get_sample_value("sidecast_batch_rows_sum") or 0)
 
     @cached_property
-    def _answerers(self) -> TableAnswerer:
-        """On the device thread: loads everything, when the first shard comes."""
-        work = self._work
-        torch.set_num_threads(work.threads)
-        backbone = load_backbone(work.backbone, device=work.device, dtype=work.dtype, quantize=work.quantization)
-        tokenizer = load_tokenizer(work.backbone)
-        loader = Loader(Registry.open(work.registry), backbone, tokenizer, LoadConfig())
-        residents = [loader.load(task.task, task.version) for task in work.tasks]
+    def _answerer(self) -> TableAnswerer:
+        """Loads everything on the device thread when the first shard comes."""
+        config = self._config
+        torch.set_num_threads(config.threads)
+        backbone = load_backbone(
+            config.backbone, device=config.device, dtype=config.dtype, quantize=config.quantization
+        )
+        tokenizer = load_tokenizer(config.backbone)
+        loader = Loader(Registry.open(config.registry), backbone, tokenizer, LoadConfig())
+        residents = [loader.load(task.task, task.version) for task in config.tasks]
         engine = Engine(backbone, self._metrics, EngineConfig(cache_bytes=0, side_timeout_s=math.inf))
-        return TableAnswerer(engine, tokenizer, work.tasks, residents, work.limits)
+        return TableAnswerer(engine, tokenizer, config.tasks, residents, config.limits)
 
 
 def as_row(shard: Shard) -> dict[str, Any]:
-    return {each.name: getattr(shard, each.name) for each in fields(shard)}
+    """A shard as a row of a Ray dataset."""
+    return asdict(shard)
 
 
 def shard_of(row: Columns) -> Shard:
-    return Shard(**{each.name: each.type(row[each.name][0]) for each in fields(Shard)})  # type: ignore[operator]
+    """The shard that `as_row` made this row of; Ray Data gives it as columns of numpy values."""
+    return Shard(**{field.name: field.type(row[field.name][0]) for field in fields(Shard)})  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Decides which side networks are resident: watch the registry, load, verify, place, swap."""
+"""Decides which side networks are resident: watches the registry, loads, verifies, places and swaps versions."""
 
 from serving.versions.loader import Loader
 from serving.versions.pool import PoolState, SidePool

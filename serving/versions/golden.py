@@ -1,7 +1,7 @@
-"""Golden examples: what a version answered where it was trained, compared with what it answers here.
+"""Golden examples: compares what a version answered where it was trained with what it answers on this server.
 
-Numbers may be off by the manifest's tolerance for the coarser of the two dtypes, there and here. Text is compared only
-where both are float32: where one token flips, a greedy answer goes another way, and no tolerance measures that.
+Numbers may differ by the manifest's tolerance for the coarser of the two dtypes. Texts are compared only if both are
+float32: where one token changes, the rest of a greedy answer changes too, and no tolerance measures that.
 """
 
 import math
@@ -12,25 +12,25 @@ from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorA
 
 
 def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *, exact_text: bool) -> str | None:
-    """What differs, in words; None where nothing does. What `expected` does not name is not compared."""
+    """What differs, in words; None if nothing does. Values that `expected` does not have are not compared."""
     match answer:
         case ClassAnswer():
             return _class_difference(answer, expected, tolerance)
         case ValueAnswer():
-            wanted = expected.get("value")
-            scale = max(1.0, abs(_finite(wanted) or 0.0))
-            return _number_difference("value", answer.value, wanted, tolerance * scale)
+            value = expected.get("value")
+            scale = max(1.0, abs(_finite(value) or 0.0))
+            return _number_difference("value", answer.value, value, tolerance * scale)
         case TextAnswer():
-            wanted = expected.get("text")
-            if exact_text and wanted is not None and answer.text != wanted:
-                return f"text {answer.text[:200]!r} instead of {str(wanted)[:200]!r}"
+            text = expected.get("text")
+            if exact_text and text is not None and answer.text != text:
+                return f"text {answer.text[:200]!r} instead of {str(text)[:200]!r}"
             return None
         case VectorAnswer():
             return _vector_difference(answer.values, expected.get("embedding"), tolerance)
 
 
 def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:
-    """The widest for `dtypes` ("bfloat16"); for one that the manifest does not name, its widest of all."""
+    """The widest tolerance for `dtypes` ("bfloat16"). A dtype that `tolerances` lacks counts as the widest of all."""
     widest = max(tolerances.values(), default=0.0)
     return max(tolerances.get(dtype, widest) for dtype in dtypes)
 
@@ -41,10 +41,10 @@ def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], toleranc
         if not isinstance(scores, list | tuple) or len(scores) != len(answer.scores):
             return f"{len(answer.scores)} scores instead of {str(scores)[:200]}"
         for index, (ours, theirs) in enumerate(zip(answer.scores, scores, strict=True)):
-            if found := _number_difference(f"score {index}", ours, theirs, tolerance):
-                return found
-    elif found := _number_difference("score", answer.score, expected.get("score"), tolerance):
-        return found
+            if why := _number_difference(f"score {index}", ours, theirs, tolerance):
+                return why
+    elif why := _number_difference("score", answer.score, expected.get("score"), tolerance):
+        return why
     label = expected.get("label")
     runner_up = sorted(answer.scores)[-2] if len(answer.scores) > 1 else 0.0
     if label is not None and label != answer.label and answer.score - runner_up > 2 * tolerance:
@@ -53,12 +53,12 @@ def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], toleranc
 
 
 def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> str | None:
-    """By the distance, which means the same for any number of dimensions: both are of length 1."""
+    """Compares by Euclidean distance: both vectors have length 1, so it means the same for any dimension."""
     if theirs is None:
         return None
     if not isinstance(theirs, list | tuple) or len(theirs) != len(ours):
         return f"{len(ours)} dimensions instead of {str(theirs)[:200]}"
-    numbers = [number for each in theirs if (number := _finite(each)) is not None]
+    numbers = [number for value in theirs if (number := _finite(value)) is not None]
     if len(numbers) < len(theirs):
         return f"an embedding instead of {str(theirs)[:200]}"
     if not (distance := math.dist(ours, numbers)) <= tolerance:
@@ -69,14 +69,14 @@ def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> 
 def _number_difference(name: str, ours: float, theirs: Any, tolerance: float) -> str | None:
     if theirs is None:
         return None
-    wanted = _finite(theirs)
-    if wanted is None or not abs(ours - wanted) <= tolerance:
+    number = _finite(theirs)
+    if number is None or not abs(ours - number) <= tolerance:
         return f"{name} {ours:.6g} instead of {repr(theirs)[:200]} (tolerance {tolerance:g})"
     return None
 
 
 def _finite(value: Any) -> float | None:
-    """As a float; None where it is no number, or none that a float can hold."""
+    """The value as a finite float; None if it is no number, or too large for a float."""
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:

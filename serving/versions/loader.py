@@ -1,6 +1,6 @@
-"""Loads one version: from the registry's bytes to a verified side network on the device, or a typed refusal.
+"""Loads one version: from the registry's bytes to a verified side network on the device, or a typed error.
 
-Blocks on the store, the disk and the device, so it runs on the reconciler's thread: never on the event loop, nor on the
+Blocks on the store, the disk and the device, so it runs on the reconciler's thread, never on the event loop or the
 device thread. Knows no pool and no aliases.
 """
 
@@ -8,7 +8,6 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from ladder.answering import Answerer, build_answerer
 from ladder.answers import Answer
@@ -30,23 +29,28 @@ from serving.errors import (
     SideTooLarge,
 )
 from serving.versions.golden import difference, tolerance_for
+from side_registry.blobs import StoredArtifact
 from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
+from side_registry.task import TaskSpec
 from side_registry.weights import frame_fault
 
 MAX_WHY = 500
-"""Characters of what a file is told to be wrong with: it may hold names and lists of any length."""
+"""Most characters of an error's text: a file may hold names and lists of any length."""
 
 log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Makes residents for one backbone and its tokenizer. Their weights are in `bank` (None: one of its own).
+    """Makes residents for one backbone and its tokenizer. One load at a time.
 
-    Golden examples are answered by an engine of its own: they are no traffic, so neither the server's metrics nor its
-    cache know of them. What the backbone makes of them is kept for later versions, which often have the same ones. One
-    load at a time.
+    Golden examples are answered by a separate engine: they are no traffic, so they appear neither in the server's
+    metrics nor in its cache. That engine's cache keeps the backbone's activations for later versions, which often have
+    the same examples.
+
+    Args:
+        bank: storage for the weights of residents; None makes a new one.
     """
 
     def __init__(
@@ -57,7 +61,10 @@ class Loader:
         config: LoadConfig,
         bank: SideBank | None = None,
     ) -> None:
-        self._registry, self._backbone, self._tokenizer, self._config = registry, backbone, tokenizer, config
+        self._registry = registry
+        self._backbone = backbone
+        self._tokenizer = tokenizer
+        self._config = config
         self.bank = bank or SideBank(backbone)
         self.engine = Engine(backbone, config=EngineConfig(cache_bytes=config.replay_bytes, side_timeout_s=math.inf))
 
@@ -68,87 +75,85 @@ class Loader:
             IncompatibleSide: another backbone or tokenizer.
             SideTooLarge: more bytes than `max_side_bytes`.
             CorruptSide: damaged, not what its manifest says, or not finite.
-            GoldenMismatch: it answers otherwise than where it was trained, on a fresh pass of the backbone too.
+            GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
             LoadFailed: anything else; `transient` where a later try may succeed.
         """
         try:
-            manifest = self._registry.manifest(task, version)
-            self._check_manifest(task, version, manifest)
-            side = self._settle(self._fetch(task, version, manifest))
-            resident = self._assemble(task, version, manifest, side)
+            stored = self._registry.artifact(task, version)
+            self._check_manifest(task, version, stored.manifest)
+            side = self._place(self._fetch(task, version, stored))
+            resident = Resident(
+                task=task,
+                version=version,
+                spec=stored.manifest.spec,
+                side=side,
+                answerer=self._answerer(stored.manifest, side),
+                manifest=stored.manifest,
+                bytes=_bytes_of(side),
+            )
             if self._config.replay_examples:
                 self._replay_twice(resident)
             return resident
         except LoadError:
             raise
-        except CorruptBlob as error:  # publishing again mends a blob without a commit, so it is worth another look
+        except CorruptBlob as error:  # publishing again repairs a blob without a commit: try again later
             raise CorruptSide(task, version, str(error), transient=True) from error
         except (ArtifactError, LadderError) as error:
             raise CorruptSide(task, version, _first_line(error)) from error
         except (RegistryError, OSError) as error:
             raise LoadFailed(task, version, str(error), transient=True) from error
         except Exception as error:
-            log.exception("loading %s:%d failed in an unforeseen way", task, version)
+            log.exception("unexpected error while loading %s:%d", task, version)
             raise LoadFailed(task, version, f"{type(error).__name__}: {_first_line(error)}") from error
 
     def tidy(self) -> None:
-        """Give back to the system the memory that versions left which are gone. Takes milliseconds."""
+        """Return the memory of evicted versions to the operating system. Takes milliseconds."""
         self.bank.trim()
         trim_heaps()
 
     def _check_manifest(self, task: str, version: int, manifest: Manifest) -> None:
         if manifest.task != task:
             raise CorruptSide(task, version, f"its manifest is of task {manifest.task!r}")
-        backbone, tokenizer = self._backbone, self._tokenizer
+        backbone = self._backbone
         if manifest.backbone.fingerprint != backbone.fingerprint:
-            wants, remedy = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})", ""
+            wants = f"backbone {manifest.backbone.name} ({manifest.backbone.fingerprint})"
+            remedy = ""
             if manifest.backbone.quantization != backbone.quantization:
                 remedy = f"serve with --quantize {manifest.backbone.quantization}, or retrain it on this backbone"
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
-        if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", tokenizer.fingerprint)
+        if manifest.tokenizer_fingerprint != self._tokenizer.fingerprint:
+            raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", self._tokenizer.fingerprint)
         if SIDE_NETWORK not in manifest.files:
             raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
         size = sum(blob.size for blob in manifest.files.values())
         if size > self._config.max_side_bytes:
             raise SideTooLarge(task, version, size, self._config.max_side_bytes)
 
-    def _fetch(self, task: str, version: int, manifest: Manifest) -> SideNetwork:
-        backbone = self._backbone
-        wanted = self._settings(task, version, manifest)
-        _check_outputs(task, version, manifest, wanted)
+    def _fetch(self, task: str, version: int, stored: StoredArtifact) -> SideNetwork:
+        """Download and read the side network; check it against its manifest."""
+        settings = self._settings(task, version, stored.manifest)
+        _check_outputs(task, version, stored.manifest.spec, settings)
         with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
-            artifact = self._registry.download(task, version, Path(folder))
-            if fault := frame_fault(artifact.side_network):
+            file = stored.download(folder).side_network
+            if fault := frame_fault(file):
                 raise CorruptSide(task, version, f"its {SIDE_NETWORK} is no whole safetensors file: {fault}")
-            side = load_side(artifact.side_network, backbone.config)
-        if side.config != wanted:
+            side = load_side(file, self._backbone.config)
+        if side.config != settings:
             raise CorruptSide(task, version, f"its {SIDE_NETWORK} has another shape than its manifest says")
         return side
 
     def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
         try:
             return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
-        except (TypeError, ValueError) as error:  # of a list that holds what no layer is
+        except (TypeError, ValueError) as error:  # ValueError also: a list of layers with something else in it
             raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
 
-    def _settle(self, side: SideNetwork) -> Side:
-        """In a slot of the bank, folded from float32 weights; a module of its own where it has no place there."""
+    def _place(self, side: SideNetwork) -> Side:
+        """Copy the weights to a slot of the bank; a side network that cannot be stacked stays a module of its own."""
         stacked = self.bank.add(side)
         if isinstance(stacked, SideNetwork):
             return as_served(stacked, self._backbone.dtype).to(self._backbone.device)
         return stacked
-
-    def _assemble(self, task: str, version: int, manifest: Manifest, side: Side) -> Resident:
-        return Resident(
-            task=task,
-            version=version,
-            spec=manifest.spec,
-            side=side,
-            answerer=self._answerer(manifest, side),
-            manifest=manifest,
-            bytes=_bytes_of(side),
-        )
 
     def _answerer(self, manifest: Manifest, side: Side) -> Answerer:
         spec = manifest.spec
@@ -164,7 +169,7 @@ class Loader:
         )
 
     def _replay_twice(self, resident: Resident) -> None:
-        """A pass that went wrong and was kept would refuse every version with the same examples."""
+        """Replay again without the cache before refusing: one wrong cached pass would refuse all later versions too."""
         try:
             self._replay(resident)
         except GoldenMismatch:
@@ -172,7 +177,8 @@ class Loader:
             self._replay(resident)
 
     def _replay(self, resident: Resident) -> None:
-        task, version, manifest = resident.task, resident.version, resident.manifest
+        task, version = resident.key
+        manifest = resident.manifest
         here = str(self._backbone.dtype).removeprefix("torch.")
         dtypes = {here, str(manifest.provenance.get("dtype", here))}
         tolerance = tolerance_for(manifest.tolerance, dtypes)
@@ -183,11 +189,11 @@ class Loader:
             if isinstance(outcome, Exception):
                 raise GoldenMismatch(task, version, index, str(outcome)) from outcome
             expected = manifest.examples[index].expected
-            if found := difference(outcome, expected, tolerance, exact_text=exact_text):
-                raise GoldenMismatch(task, version, index, found)
+            if why := difference(outcome, expected, tolerance, exact_text=exact_text):
+                raise GoldenMismatch(task, version, index, why)
 
     def _answers(self, resident: Resident) -> Sequence[Answer | Exception]:
-        """The golden examples, all in one batch: an answer does not depend on it, so the trainer's need not be ours."""
+        """What this server answers to the golden examples. One batch: an answer does not depend on its batch."""
         spec = resident.spec
         try:
             prompts = [spec.render(example.fields) for example in resident.manifest.examples]
@@ -198,7 +204,9 @@ class Loader:
 
 
 def _bytes_of(side: Side) -> int:
-    return sum(each.nbytes for each in side.state_dict().values()) if isinstance(side, SideNetwork) else side.bytes
+    if isinstance(side, SideNetwork):
+        return sum(tensor.nbytes for tensor in side.state_dict().values())
+    return side.bytes
 
 
 def _first_line(error: Exception) -> str:
@@ -206,8 +214,7 @@ def _first_line(error: Exception) -> str:
     return line if len(line) <= MAX_WHY else f"{line[: MAX_WHY - 3]}..."
 
 
-def _check_outputs(task: str, version: int, manifest: Manifest, side: SideConfig) -> None:
-    spec = manifest.spec
+def _check_outputs(task: str, version: int, spec: TaskSpec, side: SideConfig) -> None:
     if side.head != "text" and side.outputs != spec.outputs:
         why = f"its head has {side.outputs} outputs, its {spec.kind} spec needs {spec.outputs}"
         raise CorruptSide(task, version, why)

@@ -1,10 +1,12 @@
-"""What a server should hold and serve: pure functions of the registry's state and of what is loaded.
+"""Decides which versions a server keeps and serves: pure functions of the registry's state and of what is loaded.
 
-An alias is served by the newest version of its registry stack that is loaded; where none is, by whatever serves it now.
-So an alias never leaves a version that works for one that does not. Nor does it visit a third one on its way to a
-version that is still to be loaded: what it comes from serves until then, retired or not. Its route is followed while
-its own version serves it, with those of the route's versions that are loaded; the shares of the others fall to its own
-version.
+An alias has a stack of versions in the registry; the last is the one it points to. The newest loaded version of the
+stack serves the alias; if none is loaded, the version that serves it now goes on. So an alias never leaves a version
+that works for one that does not. While the version it points to is still to be loaded, the current one goes on, retired
+or not: no third version answers in between.
+
+The alias's route is followed while the version it points to serves it. Versions of the route that are not loaded are
+left out, and their shares go to the version that serves the alias.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -19,25 +21,26 @@ from side_registry.state import TaskState
 def serve(
     task: TaskState, loaded: Set[int], current: Mapping[str, int], failed: Set[int] = frozenset()
 ) -> dict[str, int]:
-    """Alias to the version that serves it. An alias without one is left out.
+    """Alias to the version that serves it. An alias that no version can serve is left out.
 
     Args:
         loaded: this task's resident versions.
-        current: alias to version, as served now.
+        current: alias to the version that serves it now.
         failed: versions that did not load.
     """
     served = {}
     for alias, stack in task.aliases.items():
-        now, comes = current.get(alias), stack[-1] not in loaded and stack[-1] not in failed
+        now = current.get(alias)
+        is_loading = stack[-1] not in loaded and stack[-1] not in failed
         usable = (version for version in reversed(stack) if version in loaded and not task.versions[version].retired)
-        version = now if comes and now in stack else next(usable, now)
+        version = now if is_loading and now in stack else next(usable, now)
         if version in loaded:
             served[alias] = version
     return served
 
 
 def follow(task: TaskState, alias: str, served: int | None, loaded: Set[int]) -> Route | None:
-    """The alias's route with those of its versions that are loaded; None where nothing of it can be followed.
+    """The alias's route without versions that are not loaded; None if nothing of it can be followed.
 
     Args:
         served: the version that serves the alias.
@@ -47,22 +50,31 @@ def follow(task: TaskState, alias: str, served: int | None, loaded: Set[int]) ->
         return None
     shares = {version: share for version, share in route.shares.items() if version in loaded}
     shadows = tuple(version for version in route.shadows if version in loaded)
-    found = Route(shares=shares, shadows=shadows, bounds=route.bounds if shares else None)
-    return None if found.is_plain else found
+    followed = Route(shares=shares, shadows=shadows, bounds=route.bounds if shares else None)
+    return None if followed.is_plain else followed
 
 
 def load_order(task: TaskState, missing: Iterable[int]) -> list[tuple[int, int]]:
-    """(urgency, version), most urgent first: where aliases and routes lead, where aliases were, then the newest."""
-    now = {stack[-1] for stack in task.aliases.values()}.union(*(route.versions for route in task.routes.values()))
-    before = {version for stack in task.aliases.values() for version in stack}
-    ranked = ((0 if v in now else 1 if v in before else 2, v) for v in missing)
-    return sorted(ranked, key=lambda each: (each[0], -each[1]))
+    """(urgency, version), most urgent first, newest first within an urgency.
+
+    Urgency 0: an alias points to the version or a route names it. 1: it is elsewhere in an alias's stack. 2: the rest.
+    """
+    routed = (version for route in task.routes.values() for version in route.versions)
+    current = {*(stack[-1] for stack in task.aliases.values()), *routed}
+    earlier = {version for stack in task.aliases.values() for version in stack}
+    ranked = [(0 if version in current else 1 if version in earlier else 2, version) for version in missing]
+    return sorted(ranked, key=lambda pair: (pair[0], -pair[1]))
 
 
 def place(state: PoolState, name: str, task: TaskState | None, before: TaskState | None) -> PoolState:
-    """`state` with one task's aliases, routes, residents and failures as they should be for `task`; None: it is gone.
+    """`state` with one task's aliases, routes, residents and failures as they should be for `task`.
 
-    What stays resident is what is not retired, and what still serves an alias. `before` is the task as `state` has it.
+    Versions stay resident if they are not retired, or still serve an alias.
+
+    Args:
+        name: of the task.
+        task: its new state in the registry; None: it was deleted.
+        before: the task as `state` has it; None: it is new.
     """
     versions = {*(task.versions if task else ()), *(before.versions if before else ())}
     aliases = {*(task.aliases if task else ()), *(before.aliases if before else ())}
@@ -82,19 +94,15 @@ def place(state: PoolState, name: str, task: TaskState | None, before: TaskState
 
 
 def add(state: PoolState, resident: Resident) -> PoolState:
-    """`state` with one more version loaded, which may now serve aliases, and let go of what served them."""
+    """`state` with one more version loaded. It may now serve aliases; versions that it relieves may leave."""
     task = state.tasks[resident.task]
     residents = {**state.residents, resident.key: resident}
-    return place(
-        replace(state, residents=residents, failed=_changed(state.failed, {resident.key: None})),
-        resident.task,
-        task,
-        task,
-    )
+    failed = _changed(state.failed, {resident.key: None})
+    return place(replace(state, residents=residents, failed=failed), resident.task, task, task)
 
 
 def _changed(mapping: Mapping, changes: Mapping) -> Mapping:
-    """A copy with `changes` made, None meaning to remove; the same object where nothing changes."""
+    """A copy with `changes` made, where None removes a key; the same object if nothing changes."""
     if all(mapping.get(key) == value for key, value in changes.items()):
         return mapping
     copy = {**mapping, **changes}

@@ -1,25 +1,20 @@
-"""The side pool: which versions are resident, what each alias is served by and how it is split, what did not load.
+"""The side pool: which versions are resident, which version serves each alias, its route, and what did not load.
 
-One immutable `PoolState` at a time; readers take one reference, the single writer (the reconciler) replaces it. A batch
-in flight keeps its residents alive by its own references. Knows no torch, no stores, no loading.
+There is one immutable `PoolState` at a time. Readers take one reference; the single writer (the reconciler) replaces
+it. A batch in flight keeps its residents alive by its own references. Knows no torch, no stores, no loading.
 """
-
-from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from serving.errors import NotLoaded, VersionRefused
-from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion
-from side_registry.route import Route, pick
-from side_registry.task import PRODUCTION
-
-if TYPE_CHECKING:
-    from side_registry.state import TaskState
 from serving.engine import Key, Resident
+from serving.errors import NotLoaded, VersionRefused
+from side_registry.errors import UnknownAlias, UnknownTask
+from side_registry.route import Route, pick
+from side_registry.state import TaskState
+from side_registry.task import PRODUCTION
 
 NOTHING: Mapping = MappingProxyType({})
 
@@ -31,30 +26,31 @@ class Failure:
     reason: str
     """The error's stable reason."""
     why: str
+    """The error's message."""
     attempts: int
     transient: bool
-    """The store was away, rather than the version being at fault."""
+    """A later attempt may succeed: the store was away, for example."""
     at: float
-    """time.monotonic() of the last attempt."""
+    """Time of the last attempt, by time.monotonic()."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolState:
-    """All that a request needs to find its side network. Never edited; made anew for each change."""
+    """All that a request needs to find its side network. Immutable: each change makes a new one."""
 
     generation: int = -1
     """The registry's generation that is fully applied: every version of it loaded, or failed. -1 before the first."""
     wanted: int = -1
-    """The registry's newest generation known here, whose tasks these are."""
+    """The newest generation of the registry that is known here: `tasks` is its state."""
     tasks: Mapping[str, TaskState] = field(default_factory=lambda: NOTHING)
     """The registry's live tasks."""
     residents: Mapping[Key, Resident] = field(default_factory=lambda: NOTHING)
     aliases: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
-    """(task, alias) to the version that serves it here: always a resident one."""
+    """(task, alias) to the version that serves it on this server: always a resident one."""
     routes: Mapping[tuple[str, str], Route] = field(default_factory=lambda: NOTHING)
-    """(task, alias) to its route, as far as it is followed here: with those of its versions that are resident."""
+    """(task, alias) to the route that this server follows: the registry's, without versions that are not resident."""
     suspended_routes: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
-    """(task, alias) to the generation that set its route, where nobody gets a share of that here: see `SidePool`."""
+    """Routes suspended on this server: (task, alias) to the registry generation that set the route."""
     failed: Mapping[Key, Failure] = field(default_factory=lambda: NOTHING)
 
     def resolve(
@@ -63,12 +59,13 @@ class PoolState:
         """The resident that answers a request; `production` where neither version nor alias is named.
 
         Args:
-            key: the request's, by which the alias's route leads it to a version; "": at random. None: the alias's own
-                version, for who describes a task rather than answers.
+            key: the request's route key, by which the alias's route chooses a version; "" chooses at random. None
+                ignores the route and returns the version that serves the alias itself, as descriptions of a task need.
 
         Raises:
             UnknownTask, UnknownVersion, UnknownAlias: not in the registry, or retired.
-            NotLoaded: in the registry, but not on this server, not yet or (VersionRefused) not at all; says why.
+            NotLoaded: in the registry, but not loaded on this server yet; says why.
+            VersionRefused: in the registry, and it cannot be loaded on this server.
         """
         state = self.task_state(task)
         if version is not None:
@@ -76,53 +73,53 @@ class PoolState:
         alias = PRODUCTION if alias is None else alias
         served = self.aliases.get((task, alias))
         if served is not None:
-            return self.residents[task, served if key is None else self._led(state, alias, served, key)]
+            return self.residents[task, served if key is None else self._by_route(state, alias, served, key)]
         if alias not in state.aliases:
             raise UnknownAlias(task, alias, tuple(state.aliases))
-        newest = state.aliases[alias][-1]
-        raise self._not_loaded(task, newest)
+        raise self._not_loaded(task, state.aliases[alias][-1])
 
     def own(self, task: str, alias: str | None) -> Resident | None:
-        """The version that the alias itself is served by; None where nothing is."""
+        """The resident that serves the alias itself, whatever its route; None if there is none."""
         return self.residents.get((task, self.aliases.get((task, alias or ""), 0)))
 
     def beside(self, task: str, alias: str, chosen: int) -> tuple[Resident, ...]:
-        """Who else answers what `alias` led to `chosen`, for the comparison: the shadows of its route.
+        """Residents that answer the same rows for the comparison, where `alias` led to version `chosen`.
 
-        Beside a version with a share so does the alias's own, where the route bounds their disagreement.
+        These are the shadows of the alias's route. For a version with a share it is also the version that serves the
+        alias, if the route bounds their disagreement.
         """
         route = self.routes.get((task, alias))
         if route is None:
             return ()
         compared = chosen in route.shares and route.bounds is not None and route.bounds.disagreement is not None
-        own = (self.aliases[task, alias],) if compared else ()
-        return tuple(self.residents[task, version] for version in (*own, *route.shadows) if version != chosen)
+        versions = (self.aliases[task, alias], *route.shadows) if compared else route.shadows
+        return tuple(self.residents[task, version] for version in versions if version != chosen)
 
     def routed_since(self, task: str, alias: str, chosen: int) -> int | None:
-        """The generation that set the route by which `alias` leads to `chosen`; None where no route does."""
+        """The registry generation that set the route by which `alias` leads to `chosen`; None if no route does."""
         route = self.routes.get((task, alias))
         if route is None or chosen not in (self.aliases[task, alias], *route.shares):
             return None
         return self.tasks[task].routed.get(alias, 0)
 
     def task_state(self, task: str) -> TaskState:
-        """Raises UnknownTask."""
+        """The registry's state of a task. Raises UnknownTask."""
         state = self.tasks.get(task)
         if state is None:
             raise UnknownTask(task, tuple(self.tasks))
         return state
 
-    def _led(self, state: TaskState, alias: str, own: int, key: str) -> int:
-        """By the registry's whole route: which version a key leads to does not depend on what else is loaded."""
+    def _by_route(self, state: TaskState, alias: str, served: int, key: str) -> int:
+        """The version for a key. It is drawn from the registry's whole route: what else is loaded changes no draw."""
         route = self.routes.get((state.name, alias))
-        if route is None or not route.shares or self._withholds(state, alias):
-            return own
-        chosen = pick(state.routes[alias], own, key and f"{state.name}\n{key}")  # each task draws for itself
-        return chosen if chosen in route.shares else own
+        if route is None or not route.shares or self._is_suspended(state, alias):
+            return served
+        chosen = pick(state.routes[alias], served, key and f"{state.name}\n{key}")  # each task draws for itself
+        return chosen if chosen in route.shares else served
 
-    def _withholds(self, state: TaskState, alias: str) -> bool:
-        suspended_routes = self.suspended_routes.get((state.name, alias))
-        return suspended_routes is not None and suspended_routes == state.routed.get(alias)
+    def _is_suspended(self, state: TaskState, alias: str) -> bool:
+        since = self.suspended_routes.get((state.name, alias))
+        return since is not None and since == state.routed.get(alias)
 
     def _not_loaded(self, task: str, version: int) -> NotLoaded:
         failure = self.failed.get((task, version))
@@ -131,10 +128,8 @@ class PoolState:
         return (NotLoaded if failure.transient else VersionRefused)(task, version, failure.why)
 
     def _pinned(self, state: TaskState, version: int) -> Resident:
-        found = state.versions.get(version)
-        if found is None or found.retired:
-            known = tuple(number for number, each in state.versions.items() if not each.retired)
-            raise UnknownVersion(state.name, version, known, retired=found is not None)
+        """Raises UnknownVersion, NotLoaded, VersionRefused."""
+        state.live_entry(version)
         resident = self.residents.get((state.name, version))
         if resident is None:
             raise self._not_loaded(state.name, version)
@@ -142,36 +137,40 @@ class PoolState:
 
 
 class SidePool:
-    """Holds the current `PoolState`. Readers on any thread; one writer, but for `suspend`."""
+    """Holds the current `PoolState`. Readers on any thread; one writer, except for `suspend`."""
 
     def __init__(self) -> None:
-        self._state, self._writing = PoolState(), threading.Lock()
+        self._state = PoolState()
+        self._writing = threading.Lock()
 
     def snapshot(self) -> PoolState:
+        """The current state."""
         return self._state
 
     def replace(self, state: PoolState) -> PoolState:
-        """Publish `state` by replacing one reference; returns what was there before."""
+        """Publish `state` by replacing one reference; its suspended routes stay the current ones.
+
+        Returns:
+            the state before.
+        """
         with self._writing:
             before = self._state
-            suspended_routes = before.suspended_routes
-            self._state = (
-                state
-                if state.suspended_routes is suspended_routes
-                else replace(state, suspended_routes=suspended_routes)
-            )
+            if state.suspended_routes is not before.suspended_routes:
+                state = replace(state, suspended_routes=before.suspended_routes)
+            self._state = state
             return before
 
     def suspend(self, task: str, alias: str, since: int) -> None:
-        """Give nobody a share of the route that generation `since` set, while the registry still has it.
+        """Send no traffic by the route that generation `since` set, as long as the registry still has that route.
 
-        For whoever cannot tell the registry that the route must end. Any thread.
+        For a rollback while the registry cannot be written. May be called on any thread.
         """
         with self._writing:
-            kept = {key: each for key, each in self._state.suspended_routes.items() if key in self._state.routes}
-            self._state = replace(self._state, suspended_routes={**kept, (task, alias): since})
+            suspended = {key: then for key, then in self._state.suspended_routes.items() if key in self._state.routes}
+            self._state = replace(self._state, suspended_routes={**suspended, (task, alias): since})
 
     def holds(self, key: Key) -> bool:
+        """Whether this version is resident."""
         return key in self._state.residents
 
     def resolve(

@@ -1,7 +1,7 @@
-"""Tells the registry that this server follows it and which generation it serves, so that writers can wait for it.
+"""Announces this server and the generation it serves in the registry, so that writers can wait for it.
 
-A thread of its own: a store may take its time, and the event loop must not. A store that refuses is told once in the
-log; serving goes on, only that nobody waits for this server.
+Runs on a thread of its own, because a store may be slow. If the store refuses, that is logged once and serving goes on;
+writers then do not wait for this server.
 """
 
 import logging
@@ -17,41 +17,55 @@ from side_registry.servers import BEAT_S, Announced
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.05
-"""How often it looks at what is served."""
+CHECK_S = 0.05
+"""Pause between two checks of the generation that is served."""
 STOP_S = 2.0
-"""Longest that a stop waits for the store to take the withdrawal."""
+"""Longest wait of `stop` for the store to take the withdrawal."""
 RETRY_S = 1.0
 """Pause after the store refused."""
-EVERYWHERE = ("0.0.0.0", "::")
+ALL_INTERFACES = ("0.0.0.0", "::")
 
 
 class Registry(Protocol):
-    """What is needed of one. Both raise RegistryError where the store refuses."""
+    """The methods of side_registry.Registry that are used here. Both raise RegistryError if the store refuses."""
 
-    def announce(self, server: Announced) -> None: ...
-    def withdraw(self, id: str) -> None: ...
+    def announce(self, server: Announced) -> None:
+        """Write or replace the announcement of a server."""
+        ...
+
+    def withdraw(self, id: str) -> None:
+        """Remove the announcement of a server."""
+        ...
 
 
 class Presence:
-    """
+    """Keeps this server's announcement in the registry up to date from `start` to `stop`.
+
     Args:
-        address: gRPC, HOST:PORT.
-        served: the generation that is served now; -1 before there is one.
+        address: of its gRPC port, HOST:PORT.
+        served: returns the generation that is served now; -1 before there is one.
+        beat_s: longest time between two announcements, in seconds.
     """
 
     def __init__(self, registry: Registry, address: str, served: Callable[[], int], *, beat_s: float = BEAT_S) -> None:
-        self.id, self.address = uuid.uuid4().hex, address
-        self._registry, self._served, self._beat_s = registry, served, beat_s
+        self.id = uuid.uuid4().hex
+        self.address = address
+        self._registry = registry
+        self._served = served
+        self._beat_s = beat_s
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        self._counter, self._told, self._due = 0, -1, 0.0
-        self._refused = False
+        self._counter = 0
+        self._announced = -1
+        """The generation of the last announcement."""
+        self._due = 0.0
+        """When the next announcement is due, by time.monotonic()."""
+        self._is_refused = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     @property
     def now(self) -> Announced:
-        """What there is to say of this server."""
+        """The announcement as it would be written now."""
         return Announced(
             id=self.id,
             address=self.address,
@@ -61,45 +75,45 @@ class Presence:
         )
 
     def start(self) -> None:
-        """Announce the server, then go on in a thread. Blocks on the store."""
+        """Announce the server, then keep it announced on a thread. Blocks on the store."""
         self._announce()
         self._thread.start()
 
     def stop(self) -> None:
-        """Withdraw it. Blocks on the store, for STOP_S at most."""
+        """Withdraw the announcement. Blocks on the store, for STOP_S at most."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_S):
-            if max(self._served(), 0) != self._told or time.monotonic() >= self._due:
+        while not self._stopping.wait(CHECK_S):
+            if max(self._served(), 0) != self._announced or time.monotonic() >= self._due:
                 self._announce()
-        self._tell(lambda: self._registry.withdraw(self.id))
+        self._try_write(lambda: self._registry.withdraw(self.id))
 
     def _announce(self) -> None:
         server = self.now
-        self._told = server.generation
+        self._announced = server.generation
         self._counter += 1
-        taken = self._tell(lambda: self._registry.announce(server))
-        self._due = time.monotonic() + (self._beat_s if taken else min(RETRY_S, self._beat_s))
+        is_written = self._try_write(lambda: self._registry.announce(server))
+        self._due = time.monotonic() + (self._beat_s if is_written else min(RETRY_S, self._beat_s))
 
-    def _tell(self, what: Callable[[], None]) -> bool:
-        """Whether the registry took it. The first refusal of a row is logged."""
+    def _try_write(self, write: Callable[[], None]) -> bool:
+        """Whether the registry took it. Of several refusals in a row the first is logged."""
         try:
-            what()
+            write()
         except Exception as error:
-            if not self._refused:
+            if not self._is_refused:
                 log.warning("the registry does not take this server's presence, so no writer waits for it: %s", error)
-            self._refused = True
+            self._is_refused = True
             return False
-        if self._refused:
+        if self._is_refused:
             log.warning("the registry takes this server's presence again")
-        self._refused = False
+        self._is_refused = False
         return True
 
 
 def address_of(host: str, port: int) -> str:
-    """Where others may find a server that listens on `host`."""
-    name = socket.gethostname() if host in EVERYWHERE else host
+    """HOST:PORT under which other machines may reach a server that listens on `host`."""
+    name = socket.gethostname() if host in ALL_INTERFACES else host
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"

@@ -1,8 +1,8 @@
-"""Makes the pool follow the registry: watches, loads what is missing, swaps, evicts what is retired.
+"""Makes the pool follow the registry: watches it, loads missing versions, swaps them in, evicts retired ones.
 
-One thread, the pool's only writer. It takes one step at a time (look at the registry, load one version), so a rollback
-need not wait for a queue of loads, and a version that does not load delays the others by its own attempt alone. The
-registry may be away for a while: what is resident goes on answering. Knows no torch and no requests.
+One thread, the pool's only writer. It takes one step at a time (read the registry, load one version), so a rollback
+does not wait for a queue of loads, and a version that fails to load delays the others by one attempt. While the
+registry cannot be read, resident versions go on answering. Knows no torch and no requests.
 """
 
 import logging
@@ -24,21 +24,26 @@ from side_registry.state import State
 log = logging.getLogger(__name__)
 
 TIDY_S = 10.0
-"""Between two times that the memory is tidied."""
-RETRIED = 10
-"""Urgency of what failed before: after everything that did not."""
+"""Shortest time between two calls of `tidy`, in seconds."""
+RETRY_URGENCY = 10
+"""Added to the urgency of versions that failed before: they come after all others."""
 
 OnChange = Callable[[PoolState, PoolState], None]
-"""Told the pool's state before and after each change, on the reconciler's thread."""
+"""Called with the pool's state before and after each change, on the reconciler's thread."""
 Progress = Callable[[int, int, str], None]
-"""Told how many versions were tried, of how many, and which is next ("sst2:7"; empty at the end)."""
+"""Called with the number of versions tried, of all, and the next one ("sst2:7"; empty at the end)."""
 
 
 class Source(Protocol):
-    """What is needed of a registry."""
+    """The methods of side_registry.Registry that are used here."""
 
-    def state(self, refresh: bool = True) -> State: ...
-    def wait(self, after: int, timeout_s: float, poll_s: float = 0.2) -> State | None: ...
+    def state(self, refresh: bool = True) -> State:
+        """The registry's state; `refresh` reads commits that are not known yet. Raises RegistryError."""
+        ...
+
+    def wait(self, after: int, timeout_s: float, poll_s: float = 0.2) -> State | None:
+        """The state once it is past generation `after`; None if it is not in time. Raises RegistryError."""
+        ...
 
 
 class Reconciler:
@@ -46,7 +51,9 @@ class Reconciler:
 
     Args:
         load: makes a resident of (task, version); raises LoadError. Called on the reconciler's thread, and by `start`.
-        tidy: called on that thread now and then, some time after residents came or went and nothing is to be loaded.
+        on_change: called after each change of the pool.
+        tidy: returns memory to the system. Called on the reconciler's thread after residents came or left, once nothing
+            is left to load, and at most every TIDY_S seconds.
     """
 
     def __init__(
@@ -59,18 +66,26 @@ class Reconciler:
         on_change: OnChange | None = None,
         tidy: Callable[[], None] = lambda: None,
     ) -> None:
-        self._registry, self._pool, self._load_one = registry, pool, load
-        self._config, self._metrics, self._on_change = config or LoadConfig(), metrics or Metrics(), on_change
+        self._registry = registry
+        self._pool = pool
+        self._load_version = load
+        self._config = config or LoadConfig()
+        self._metrics = metrics or Metrics()
+        self._on_change = on_change
+        self._tidy = tidy
         self._pending: dict[Key, float] = {}
-        """What to load, most urgent first; when it was first wanted, in time.monotonic() seconds."""
-        self._polled = 0.0
-        self._tidy, self._tidied, self._is_tidy = tidy, 0.0, True
-        self._away = ""
-        self._wake, self._stopping = threading.Event(), False
+        """Versions to load, most urgent first, and when each was first wanted, by time.monotonic()."""
+        self._polled_at = 0.0
+        self._tidied_at = 0.0
+        self._is_tidy = True
+        self._read_fault = ""
+        """Why the registry cannot be read now; empty if it can."""
+        self._wake = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
     def start(self, progress: Progress | None = None) -> None:
-        """Load everything that the registry has, then go on in a thread. Returns when the first generation is served.
+        """Load all versions of the registry, then follow it on a thread. Returns when the first generation is served.
 
         Raises:
             RegistryError: the registry cannot be read.
@@ -88,7 +103,7 @@ class Reconciler:
         self._thread.start()
 
     def stop(self, timeout_s: float | None = 10.0) -> None:
-        """End the thread; a load in progress ends first, or is left behind after `timeout_s`."""
+        """End the thread. Waits for a load in progress, for `timeout_s` at most (None: without limit)."""
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
@@ -96,12 +111,12 @@ class Reconciler:
 
     @property
     def is_alive(self) -> bool:
-        """It follows the registry."""
+        """Whether the thread runs and follows the registry."""
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """Look at the registry now: somebody knows that it has changed."""
-        self._polled = 0.0
+        """Read the registry now instead of at the next poll. For callers who know that it has changed."""
+        self._polled_at = 0.0
         self._wake.set()
 
     def _run(self) -> None:
@@ -115,24 +130,25 @@ class Reconciler:
             self._wake.clear()
 
     def step(self) -> bool:
-        """Look at the registry if it is time, load one version if one is missing. True where there is more to do.
+        """Read the registry if it is time, load one version if one is missing.
 
-        Before a load it is always time, unless the registry is away: what is no longer wanted is not loaded.
+        Before each load it is time, unless the registry cannot be read: a version that was retired meanwhile is not
+        loaded.
+
+        Returns:
+            whether there is more to do.
         """
-        if (self._pending and not self._away) or time.monotonic() - self._polled >= self._config.poll_s:
+        if (self._pending and not self._read_fault) or time.monotonic() - self._polled_at >= self._config.poll_s:
             self._poll()
         self._schedule_retries()
         if self._pending:
             self._load(*next(iter(self._pending)))
         self._settle()
-        if not self._pending:
-            self._clean_up()
-        return bool(self._pending)
-
-    def _clean_up(self) -> None:
-        if not self._is_tidy and time.monotonic() - self._tidied >= TIDY_S:
+        if not self._pending and not self._is_tidy and time.monotonic() - self._tidied_at >= TIDY_S:
             self._tidy()
-            self._is_tidy, self._tidied = True, time.monotonic()
+            self._is_tidy = True
+            self._tidied_at = time.monotonic()
+        return bool(self._pending)
 
     def _first_state(self) -> State:
         try:
@@ -140,35 +156,36 @@ class Reconciler:
             self._metrics.registry_read.set_to_current_time()
             return state
         except UnreadableCommit as error:
-            self._gone(error)
+            self._note_fault(error)
             return self._registry.state(refresh=False)
 
     def _poll(self) -> None:
-        self._polled = time.monotonic()
+        self._polled_at = time.monotonic()
         try:
             state = self._registry.wait(self._pool.snapshot().wanted, 0.0)
-            self._back()
+            self._note_read()
         except RegistryError as error:
-            self._gone(error)
-            state = self._registry.state(refresh=False)  # what was good before a damaged commit
+            self._note_fault(error)
+            state = self._registry.state(refresh=False)  # the state before a damaged commit
         if state and state.generation > self._pool.snapshot().wanted:
             self._adopt(state)
 
-    def _gone(self, error: RegistryError) -> None:
-        if self._away != str(error):
-            self._away = str(error)
+    def _note_fault(self, error: RegistryError) -> None:
+        if self._read_fault != str(error):
+            self._read_fault = str(error)
             served = self._pool.snapshot().generation
             log.warning("the registry cannot be read, serving goes on with generation %d: %s", served, error)
 
-    def _back(self) -> None:
+    def _note_read(self) -> None:
         self._metrics.registry_read.set_to_current_time()
-        if self._away:
-            self._away = ""
+        if self._read_fault:
+            self._read_fault = ""
             log.warning("the registry can be read again")
-            self._retry(key for key, each in self._pool.snapshot().failed.items() if each.transient)
+            failed = self._pool.snapshot().failed
+            self._retry(key for key, failure in failed.items() if failure.transient)
 
     def _adopt(self, state: State) -> None:
-        """Make the registry's new state the wanted one: at once where no load is needed, else with `_pending`."""
+        """Make `state` the wanted one: apply what needs no load at once, and queue the versions to load."""
         before = self._pool.snapshot()
         tasks = state.live
         self._metrics.know(tasks)
@@ -181,23 +198,24 @@ class Reconciler:
         log.info("registry generation %d: %d versions to load", state.generation, len(self._pending))
 
     def _plan(self, state: PoolState, changed: set[str]) -> None:
-        """Order what is missing. Failed versions are tried again where their task changed, or after a long pause."""
+        """Queue the missing versions. Failed ones are tried again if their task changed, or after a long pause."""
         now = time.monotonic()
-        wanted: list[tuple[int, int, Key]] = []
+        ranked: list[tuple[int, int, Key]] = []
         for name in changed | {task for task, _ in self._pending} | {task for task, _ in state.failed}:
             task = state.tasks.get(name)
             missing = [version for version in task.live if (name, version) not in state.residents] if task else []
             for urgency, version in load_order(task, missing) if task else ():
                 failure = state.failed.get((name, version))
                 if failure is None:
-                    wanted.append((urgency, -version, (name, version)))
+                    ranked.append((urgency, -version, (name, version)))
                 elif name in changed or now - failure.at >= self._config.max_retry_s:
-                    wanted.append((RETRIED + urgency, -version, (name, version)))
-        self._pending = {key: self._pending.get(key, now) for _, _, key in sorted(wanted)}
+                    ranked.append((RETRY_URGENCY + urgency, -version, (name, version)))
+        self._pending = {key: self._pending.get(key, now) for _, _, key in sorted(ranked)}
 
     def _schedule_retries(self) -> None:
         now = time.monotonic()
-        self._retry(key for key, each in self._pool.snapshot().failed.items() if self._is_due(each, now))
+        failed = self._pool.snapshot().failed
+        self._retry(key for key, failure in failed.items() if self._is_due(failure, now))
 
     def _is_due(self, failure: Failure, now: float) -> bool:
         pause = min(self._config.retry_s * 2 ** min(failure.attempts - 1, 16), self._config.max_retry_s)
@@ -210,20 +228,17 @@ class Reconciler:
     def _load(self, task: str, version: int) -> None:
         wanted_at = self._pending[task, version]
         try:
-            resident = self._load_one(task, version)
+            resident = self._load_version(task, version)
         except LoadError as error:
             self._fail(task, version, error)
         except Exception as error:
-            log.exception("loading %s:%d failed in an unforeseen way", task, version)
+            log.exception("unexpected error while loading %s:%d", task, version)
             self._fail(task, version, LoadFailed(task, version, f"{type(error).__name__}: {error}"))
         else:
-            self._swap_in(resident)
+            self._replace(add(self._pool.snapshot(), resident), [task])
+            log.info("loaded %s:%d (%d bytes)", task, version, resident.bytes)
             self._metrics.swap_seconds.observe(time.monotonic() - wanted_at)
         del self._pending[task, version]
-
-    def _swap_in(self, resident: Resident) -> None:
-        self._replace(add(self._pool.snapshot(), resident), [resident.task])
-        log.info("loaded %s:%d (%d bytes)", resident.task, resident.version, resident.bytes)
 
     def _fail(self, task: str, version: int, error: LoadError) -> None:
         state = self._pool.snapshot()
@@ -237,28 +252,30 @@ class Reconciler:
         )
         known = state.tasks.get(task)
         state = replace(state, failed={**state.failed, (task, version): failure})
-        self._replace(place(state, task, known, known), [task])  # what was to be relieved by it may now go
+        self._replace(place(state, task, known, known), [task])  # no other version waits for this one any more
         self._metrics.load_failure(task, error.reason)
         level = logging.DEBUG if before and before.why == failure.why else logging.ERROR
         log.log(level, "%s; %s goes on with what it had", error, task)
 
     def _settle(self) -> None:
-        """The wanted generation is served once everything new in it was tried; retries do not hold it up."""
+        """Count the wanted generation as served once all of its new versions were tried. Retries do not delay it."""
         state = self._pool.snapshot()
         if state.generation < state.wanted and all(key in state.failed for key in self._pending):
             self._replace(replace(state, generation=state.wanted))
             log.info("serving registry generation %d", state.wanted)
 
     def _replace(self, state: PoolState, names: Iterable[str] = ()) -> None:
-        """Publish `state`, in which no other tasks than these lost or gained a resident."""
+        """Publish `state` and update the metrics. Only the tasks in `names` may have gained or lost residents."""
         before = self._pool.replace(state)
-        for lost in _missing(before, state, names):
-            self._metrics.forget(*lost.key)
-            self._metrics.resident_bytes.dec(lost.bytes)
-            self._is_tidy = False
-        for gained in _missing(state, before, names):
-            self._metrics.remember(*gained.key)
-            self._metrics.resident_bytes.inc(gained.bytes)
+        evicted = _missing(before, state, names)
+        for resident in evicted:
+            self._metrics.forget(*resident.key)
+            self._metrics.resident_bytes.dec(resident.bytes)
+        added = _missing(state, before, names)
+        for resident in added:
+            self._metrics.remember(*resident.key)
+            self._metrics.resident_bytes.inc(resident.bytes)
+        if evicted or added:
             self._is_tidy = False
         self._metrics.resident_side_networks.set(len(state.residents))
         self._metrics.generation_wanted.set(state.wanted)
@@ -267,11 +284,11 @@ class Reconciler:
             try:
                 self._on_change(before, state)
             except Exception:
-                log.exception("a listener of the pool failed")
+                log.exception("the callback after a change of the pool failed")
 
 
 def _missing(state: PoolState, other: PoolState, names: Iterable[str]) -> list[Resident]:
-    """These tasks' residents in `state` that are not in `other`."""
+    """Residents of the tasks in `names` that are in `state` but not in `other`."""
     tasks = [state.tasks[name] for name in names if name in state.tasks]
     keys = [(task.name, version) for task in tasks for version in task.versions]
     return [state.residents[key] for key in keys if key in state.residents and key not in other.residents]

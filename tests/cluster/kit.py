@@ -1,4 +1,4 @@
-"""Two replicas of a tiny model on a cluster of their own, what to do to them, and callers that see what it costs."""
+"""An application with a tiny model on a cluster of its own, ways to disturb it, and callers that record what they see."""
 
 import json
 import signal
@@ -25,10 +25,12 @@ from tests.serving.kit import make_run, make_spec
 SOON_S = 100.0
 """Longest that a test waits for Ray to do something."""
 CHECK_S = 1
-"""Between two checks of a proxy: one that is gone is replaced after three of them."""
+"""Pause between two checks of a proxy. A lost proxy is replaced after three of them."""
 PAUSE_S = 0.01
-"""After a failed call."""
-HAPROXY, PROXY, CONTROLLER = "haproxy", "ray::HAProxyManager", "ray::ServeController"
+"""Pause after a failed call."""
+HAPROXY = "haproxy"
+PROXY = "ray::HAProxyManager"
+CONTROLLER = "ray::ServeController"
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,19 @@ class Seen:
 
     @property
     def answered(self) -> list[Call]:
-        return [each for each in self.calls if each.error is None]
+        return [call for call in self.calls if call.error is None]
 
     @property
     def failed(self) -> list[Call]:
-        return [each for each in self.calls if each.error is not None]
+        return [call for call in self.calls if call.error is not None]
 
     def answered_since(self, moment: float, count: int = 20) -> bool:
         """Whether so many calls that began after `moment` were answered."""
-        return sum(each.began > moment for each in self.answered) >= count
+        return sum(call.began > moment for call in self.answered) >= count
 
 
 def environment() -> dict[str, str]:
-    """Of a cluster that replaces lost proxies soon, is no nicer than others, and has a fallback proxy of its own.
+    """Settings of a cluster that replaces lost proxies soon, at normal priority, with a fallback proxy of its own.
 
     HAProxy asks the fallback proxy while it believes all replicas to be down.
     """
@@ -100,16 +102,19 @@ class Fleet:
         self,
         replicas: int = 2,
         settings: Mapping[str, Any] | None = None,
-        args: Mapping[str, Any] | None = None,
         **app: Any,
     ) -> None:
-        """Have the application as it was, but for these settings, arguments, and what else Ray knows. Does not wait."""
+        """Send the application's config with these settings changed. Does not wait.
+
+        Args:
+            app: other keys of an application in Ray's config, as `runtime_env`.
+        """
         settings = {"metrics_port": self.cluster.metrics_port, **self.settings, **(settings or {})}
         application = {
             "name": "sidecast",
             "import_path": "serving.cluster.app:build",
             "route_prefix": "/",
-            "args": {"settings": settings, "cpus": 0.5, **(args or {})},
+            "args": {"settings": settings, "cpus": 0.5},
             "deployments": [{"name": "Server", "num_replicas": replicas}],
         }
         services = ["serving.cluster.app:add_services"]
@@ -132,18 +137,15 @@ class Fleet:
         wait_until(lambda: _taken(request), SOON_S)
 
     def deploy(self, replicas: int = 2, settings: Mapping[str, Any] | None = None, **app: Any) -> None:
-        """`apply`, and wait until it is so."""
+        """`apply`, and wait until the application runs so."""
         self.apply(replicas, settings, **app)
         wait_until(lambda: self.runs(replicas), SOON_S)
 
     def runs(self, replicas: int = 2) -> bool:
-        """Whether the application is as it was last applied. No where the machine is too busy for Ray to say."""
+        """Whether the application is as it was last applied. False also if Ray does not answer in time."""
         with suppress(TimeoutError):
-            return self._is_so(replicas)
+            return self.cluster.application().get("status") == "RUNNING" and self.whole(replicas) and self.reachable()
         return False
-
-    def _is_so(self, replicas: int) -> bool:
-        return self.cluster.application().get("status") == "RUNNING" and self.whole(replicas) and self.reachable()
 
     def reachable(self) -> bool:
         with socket.socket() as probe:
@@ -151,31 +153,32 @@ class Fleet:
 
     def serving(self) -> list[int]:
         """Process ids of the replicas that serve."""
-        return [each["pid"] for each in self.cluster.replicas() if each["state"] == "RUNNING"]
+        return [replica["pid"] for replica in self.cluster.replicas() if replica["state"] == "RUNNING"]
 
     def whole(self, replicas: int = 2) -> bool:
-        """Whether as many serve, and none is in another state."""
-        states = [each["state"] for each in self.cluster.replicas()]
+        """Whether this many replicas serve, and none is in another state."""
+        states = [replica["state"] for replica in self.cluster.replicas()]
         return states == ["RUNNING"] * replicas
 
     def processes(self, name: str) -> list[psutil.Process]:
-        found = []
-        for each in self.cluster.processes():
+        """The cluster's processes of that name."""
+        processes = []
+        for process in self.cluster.processes():
             try:
-                words = each.cmdline()
+                words = process.cmdline()
             except psutil.NoSuchProcess:
                 continue
             if words and (words[0].startswith(name) or Path(words[0]).name == name):
-                found.append(each)
-        return found
+                processes.append(process)
+        return processes
 
     def kill(self, name: str) -> None:
-        """At once, all of that name."""
-        for each in self.processes(name):
-            each.send_signal(signal.SIGKILL)
+        """Kill all processes of that name."""
+        for process in self.processes(name):
+            process.send_signal(signal.SIGKILL)
 
     def metric(self, status: Mapping[str, Any], name: str) -> float:
-        """Of the replica that has this status."""
+        """A metric of the replica that has this status."""
         with urlopen(f"http://{status['metrics']}/metrics", timeout=5) as response:
             lines = response.read().decode().splitlines()
         return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
@@ -194,7 +197,7 @@ def _taken(request: Request) -> bool:
 
 @contextmanager
 def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = 0.0) -> Iterator[Seen]:
-    """Calls one after the other, each caller over a connection of its own, from the first answer to the block's end."""
+    """Call without a pause until the block ends, each caller on a connection of its own. Enters at the first answers."""
     seen, stop = Seen(), Event()
     threads = [Thread(target=_call, args=(fleet, seen, stop, retry, pause_s), daemon=True) for _ in range(callers)]
     for thread in threads:
@@ -224,6 +227,6 @@ def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool, pause_s: float) ->
 
 
 def assert_unavailable(seen: Seen) -> None:
-    """Every call that failed did so with what a caller may try again."""
-    others = {repr(each.error) for each in seen.failed if not isinstance(each.error, UnavailableError)}
+    """Every failed call failed with UNAVAILABLE, which a caller may try again."""
+    others = {repr(call.error) for call in seen.failed if not isinstance(call.error, UnavailableError)}
     assert not others, others

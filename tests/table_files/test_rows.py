@@ -77,8 +77,9 @@ def test_lines_are_counted_through_quoted_line_ends(tmp_path):
 
 def test_a_stray_quote_within_a_value_is_text(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text('sentence,label\n5",five inches\n6,a "b\n')
-    assert [tuple(row.values()) for _, row in rows_of(path)] == [('5"', "five inches"), ("6", 'a "b')]
+    path.write_text('sentence,label\n5",five inches\n6,a "b\n"7\n8","x"y"z\n')
+    wanted = [('5"', "five inches"), ("6", 'a "b'), ("7\n8", 'xy"z')]
+    assert [tuple(row.values()) for _, row in rows_of(path)] == wanted
 
 
 def test_an_empty_value_in_quotes_is_a_row_of_a_single_column(tmp_path):
@@ -189,11 +190,10 @@ def test_utf16_is_told_to_be_saved_as_utf8(tmp_path):
     [
         (b"a, b,positive", "3 values, but the header names 2 columns; quote values with delimiters"),
         (b"a", "1 values, but the header names 2 columns"),
-        (b'"a,positive\nb,negative\n', "bad CSV: unexpected end of data; quote values"),
-        (b'"a" b,positive', "bad CSV: ',' expected after '\"'; quote values"),
+        (b'"a,positive\nb,negative\n', "a quote that opens here is never closed; quote values"),
         (b"a\rb,positive", r"a lone carriage return; end lines with \n or \r\n"),
     ],
-    ids=["too many", "too few", "open quote", "text after a quote", "carriage return"],
+    ids=["too many", "too few", "open quote", "carriage return"],
 )
 def test_bad_csv_is_told_with_the_line_where_the_row_starts(tmp_path, row, why):
     error = refused_bytes(tmp_path, "rows.csv", b'sentence,label\n"two\nlines",positive\n' + row + b"\n")

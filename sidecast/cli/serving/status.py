@@ -67,7 +67,7 @@ def _look(cluster: "Cluster", driver: "Driver | None", name: str) -> "Deployed |
 
     found = read(cluster.details(), name)
     if found and driver and found.running:
-        return read(cluster.details(), name, driver.told(name))
+        return read(cluster.details(), name, driver.statuses(name))
     return found
 
 

@@ -14,7 +14,7 @@ from serving.api.interceptor import Undecodable
 from serving.api.services import ADMIN, HEALTH, NATIVE
 from serving.api.status import DETAILS_KEY
 from serving.cluster.app import AppArgs, build
-from serving.cluster.grpc_bridge import OFFERED, CallContext, Calls, path
+from serving.cluster.grpc_bridge import SERVICES, CallContext, Calls, path
 from serving.errors import Overloaded
 
 SETTINGS = {"backbone": "b", "registry": "r"}
@@ -82,7 +82,7 @@ class Servicer:
 
 
 def calls(drain: Drain) -> Calls:
-    return Calls({service: Servicer(service) for service in OFFERED}, drain)
+    return Calls({service: Servicer(service) for service in SERVICES}, drain)
 
 
 async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised() -> None:

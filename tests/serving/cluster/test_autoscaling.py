@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulation.told import Context, Sample
-from serving.cluster.autoscaling import FIRST, LoadPolicy, Seen
+from serving.cluster.autoscaling import MIN_GROWTH, FleetLoad, LoadPolicy
 
 NOW = 1000.0
 loads = st.floats(0, 500, allow_nan=False)
@@ -18,8 +18,8 @@ def policy(**given: Any) -> LoadPolicy:
     return LoadPolicy(**{"upscale_delay_s": 0.0, "downscale_delay_s": 0.0, **given})
 
 
-def seen(**given: Any) -> Seen:
-    return Seen(**{"now": NOW, "target": 4, "running": 4, "least": 0, "most": 100, **given})
+def seen(**given: Any) -> FleetLoad:
+    return FleetLoad(**{"now": NOW, "target": 4, "running": 4, "least": 0, "most": 100, **given})
 
 
 def context(figures: dict[str, list[float]], *, at: float = NOW, running: int | None = None, **given: Any) -> Context:
@@ -105,7 +105,7 @@ def test_a_start_that_outlasts_the_delay_is_not_ended_and_then_has_a_whole_delay
 
 def test_growth_is_bounded_by_what_runs_and_never_takes_what_was_asked_for():
     assert policy().decide(seen(running=10, target=10, requests=1e6), {})[0] == 20
-    assert policy().decide(seen(running=1, target=1, requests=1e6), {})[0] == FIRST
+    assert policy().decide(seen(running=1, target=1, requests=1e6), {})[0] == MIN_GROWTH
     assert policy().decide(seen(running=10, target=50, requests=1e6), {})[0] == 50
 
 

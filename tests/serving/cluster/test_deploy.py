@@ -1,31 +1,20 @@
 """What is sent to a Ray cluster, whether it has room, and what its answers say. No cluster here."""
 
-import contextlib
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.cluster import deploy as deploying
-from serving.cluster import local_cluster as deploying_local
-from serving.cluster.local_cluster import LocalClusterError, find, start, stop, token_of
 from serving.cluster.serve_config import (
     ADD_SERVICES,
     TooBig,
     Wanted,
     app_args,
     check_room,
-    kept_doors,
+    kept_ports,
     merged,
     serve_config,
     settings_of,
@@ -112,11 +101,11 @@ def test_other_applications_stay_and_the_ports_that_serve_has():
 
 
 def test_that_serve_keeps_its_doors_is_told():
-    assert "listening on 0.0.0.0 with HTTP port 8000" in kept_doors(wanted(), running())
+    assert "listening on 0.0.0.0 with HTTP port 8000" in kept_ports(wanted(), running())
     same = running() | {"http_options": {"host": "127.0.0.1", "port": 8000}}
-    assert kept_doors(wanted(), same) == ""
-    assert "HTTP port 9000" in kept_doors(wanted(), running() | {"http_options": {"host": "127.0.0.1", "port": 9000}})
-    assert kept_doors(wanted(), {"http_options": {"host": "0.0.0.0", "port": 1}}) == ""  # Serve does not run yet
+    assert kept_ports(wanted(), same) == ""
+    assert "HTTP port 9000" in kept_ports(wanted(), running() | {"http_options": {"host": "127.0.0.1", "port": 9000}})
+    assert kept_ports(wanted(), {"http_options": {"host": "0.0.0.0", "port": 1}}) == ""  # Serve does not run yet
 
 
 class Answer:
@@ -223,137 +212,3 @@ def test_an_application_is_read_with_what_its_replicas_tell():
     assert state_in_words(found) == "deploy_failed: 1 running, 2 wanted; Bad: worse"
     assert json.dumps(found.document)
     assert read(running(), "another") is None
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """Sockets have short names: pytest's own folders are too deep for them."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="sdeploy-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_a_cluster_of_before_is_not_found(tmp_path: Path):
-    assert find(tmp_path) is None
-    (tmp_path / "cluster.json").write_text("{")
-    assert find(tmp_path) is None
-    ended = {"folder": str(tmp_path), "pid": os.getpid(), "created": 1.0, "dashboard": "d", "gcs": "g", "token": ""}
-    (tmp_path / "cluster.json").write_text(json.dumps(ended))
-    assert find(tmp_path) is None  # the process has this one's id, and is younger
-
-
-def test_the_users_own_way_to_sign_in_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in deploying_local.AUTH:
-        monkeypatch.delenv(name, raising=False)
-    own = token_of(tmp_path)
-    assert Path(own).parent == tmp_path
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", own)
-    assert token_of(tmp_path) == own
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/the/users")
-    assert token_of(tmp_path) == ""
-
-
-def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
-    open_to_all = short_folder / "open"
-    open_to_all.mkdir()
-    open_to_all.chmod(0o777)
-    with pytest.raises(LocalClusterError, match="others can write in"):
-        start(open_to_all, 1, lambda address: False)
-    with pytest.raises(LocalClusterError, match="too long for sockets"):
-        start(short_folder / ("x" * 40), 1, lambda address: False)
-    monkeypatch.setattr(deploying_local, "_words", lambda *_: ["no such command"])
-    monkeypatch.setattr(deploying_local, "RAY", ("-c", "import sys; sys.exit('port 1 is taken')"))
-    with pytest.raises(LocalClusterError, match="did not start on this machine: port 1 is taken"):
-        start(short_folder, 1, lambda address: False)
-    assert find(short_folder) is None
-    assert not list(short_folder.glob("*token*"))
-
-
-def test_a_cluster_has_a_token_that_only_its_user_reads(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
-    for name in deploying_local.AUTH:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(deploying_local, "RAY", ("-c", "import time; time.sleep(60)"))
-    cluster = start(short_folder, 1, lambda address: True)
-    try:
-        assert find(short_folder) == cluster
-        file = Path(cluster.token)
-        assert (file.stat().st_mode & 0o777, short_folder.stat().st_mode & 0o777) == (0o600, 0o700)
-        assert len(file.read_text()) == 64
-        with pytest.raises(LocalClusterError, match="end it with --down"):
-            start(short_folder, 1, lambda address: True)
-    finally:
-        stop(cluster)
-    assert find(short_folder) is None
-
-
-def members(folder: Path) -> list[psutil.Process]:
-    return [each for each in psutil.process_iter() if deploying_local._is_of(each, str(folder))]
-
-
-SLEEP = "import time; time.sleep(60)"
-
-
-def test_two_commands_do_not_start_or_end_a_cluster_at_once(short_folder: Path):
-    with deploying_local._locked(short_folder):
-        with pytest.raises(LocalClusterError, match="another command is starting or ending the cluster"):
-            start(short_folder, 1, lambda address: True)
-        cluster = deploying_local.LocalCluster(
-            folder=str(short_folder), pid=1, created=0.0, dashboard="d", gcs="g", token=""
-        )
-        with pytest.raises(LocalClusterError, match="another command is starting or ending the cluster"):
-            stop(cluster)
-
-
-def test_what_a_dead_head_left_is_found_and_ended_and_nobody_elses(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
-    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
-    monkeypatch.setattr(deploying_local, "RAY", ("-c", program))
-    editor = subprocess.Popen([sys.executable, "-c", SLEEP, f"{short_folder}/h/haproxy.cfg"])
-    try:
-        cluster = start(short_folder, 1, lambda address: len(members(short_folder)) == 2)
-        os.kill(cluster.pid, signal.SIGKILL)
-        os.waitpid(cluster.pid, 0)
-        [left] = members(short_folder)
-        assert find(short_folder) == cluster
-        stop(cluster)
-        assert not left.is_running()
-        assert find(short_folder) is None
-        assert editor.poll() is None
-    finally:
-        for each in (editor, *members(short_folder)):
-            each.kill()
-        editor.wait()
-
-
-@pytest.mark.parametrize(
-    ("asked", "variable", "found"),
-    [(True, "leastconn", True), (False, "leastconn", False), (False, None, False), (True, None, True)],
-)
-def test_a_cluster_has_the_affinity_that_is_asked_for_and_remembers_it(
-    monkeypatch: pytest.MonkeyPatch, short_folder: Path, asked: bool, variable: str | None, found: bool
-):
-    [(name, value)] = deploying_local.AFFINITY.items()
-    monkeypatch.delenv(name, raising=False)
-    if variable:
-        monkeypatch.setenv(name, variable)
-    monkeypatch.setattr(deploying_local, "RAY", ("-c", SLEEP))
-    cluster = start(short_folder, 1, lambda address: bool(members(short_folder)), affinity=asked)
-    try:
-        assert (psutil.Process(cluster.pid).environ().get(name) == value) == found
-        assert (find(short_folder) or cluster).affinity == cluster.affinity == found
-    finally:
-        stop(cluster)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(cluster.pid, 0)
-
-
-def test_an_affinity_of_the_users_own_is_remembered_too(monkeypatch: pytest.MonkeyPatch, short_folder: Path):
-    [(name, value)] = deploying_local.AFFINITY.items()
-    monkeypatch.setenv(name, value)
-    monkeypatch.setattr(deploying_local, "RAY", ("-c", SLEEP))
-    cluster = start(short_folder, 1, lambda address: bool(members(short_folder)))
-    try:
-        assert cluster.affinity
-    finally:
-        stop(cluster)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(cluster.pid, 0)

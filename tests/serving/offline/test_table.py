@@ -33,7 +33,7 @@ class Table:
 
         self.engine.turn = counted  # type: ignore[method-assign]
 
-    def told(
+    def answered(
         self, table: pa.Table, residents: Sequence[Resident], limits: PassLimits | None = None
     ) -> tuple[list[dict[str, Any]], Counts]:
         tasks = [
@@ -41,8 +41,8 @@ class Table:
             for each in residents
         ]
         answerers = TableAnswerer(self.engine, self._tokenizer, tasks, residents, limits or PassLimits())
-        asked = answerers.ask(table)
-        answered, counts = answerers.told(asked, answerers.answer(asked))
+        tokenized = answerers.tokenize(table)
+        answered, counts = answerers.to_table(tokenized, answerers.answer(tokenized))
         counts.passes = int(self.metrics.registry.get_sample_value("sidecast_batch_rows_sum") or 0)
         return answered.to_pylist(), counts
 
@@ -77,7 +77,7 @@ def texts(*given: Any) -> pa.Table:
 def test_each_answer_is_what_the_engine_says_of_the_row_alone(
     table: Table, residents: list[Resident], tokenizer: Tokenizer, backbone: Backbone
 ):
-    rows, _ = table.told(texts(*TEXTS), residents, PassLimits(rows=2))
+    rows, _ = table.answered(texts(*TEXTS), residents, PassLimits(rows=2))
     alone = Engine(backbone)
     for row, text in zip(rows, TEXTS, strict=True):
         assert row["sentence"] == text
@@ -98,19 +98,19 @@ def test_each_answer_is_what_the_engine_says_of_the_row_alone(
 
 
 def test_tasks_of_one_prompt_share_its_pass(table: Table, residents: list[Resident]):
-    _, counts = table.told(texts(*TEXTS), residents)
+    _, counts = table.answered(texts(*TEXTS), residents)
     assert (counts.rows, counts.prompts, counts.passes) == (5, 4, 4)
     assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0}
 
 
 def test_prompts_that_differ_cost_a_pass_each(table: Table, make: Callable[..., Resident]):
-    _, counts = table.told(texts(*TEXTS), [make("sst2"), make("other", template="review: {sentence}")])
+    _, counts = table.answered(texts(*TEXTS), [make("sst2"), make("other", template="review: {sentence}")])
     assert (counts.prompts, counts.passes) == (8, 8)
 
 
 def test_a_bad_row_fails_alone(table: Table, residents: list[Resident], make: Callable[..., Resident]):
     short = make("short", max_chars=10)
-    rows, counts = table.told(texts("good", "", None, "far too long for it"), [*residents, short])
+    rows, counts = table.answered(texts("good", "", None, "far too long for it"), [*residents, short])
     assert [row["sst2.error"] for row in rows] == [
         None,
         "field 'sentence' is empty; give it some text",
@@ -128,7 +128,7 @@ def test_a_side_network_that_fails_leaves_the_others(table: Table, make: Callabl
     sick, sound = make("sick"), make("sound")
     for parameter in sick.side.parameters():  # type: ignore[union-attr]
         parameter.fill_(float("nan"))
-    rows, counts = table.told(texts("good", "bad"), [sick, sound])
+    rows, counts = table.answered(texts("good", "bad"), [sick, sound])
     assert all("roll it back" in row["sick.error"] and row["sick.label"] is None for row in rows)
     assert all(row["sound.error"] is None and row["sound.label"] for row in rows)
     assert counts.failures == {"sick": 2, "sound": 0}
@@ -139,29 +139,31 @@ def test_a_side_network_that_fails_leaves_the_others(table: Table, make: Callabl
 )
 def test_numbers_are_taken_as_their_text(table: Table, make: Callable[..., Resident], given: Any, text: str):
     resident = make("sst2")
-    [row], _ = table.told(texts(given), [resident])
+    [row], _ = table.answered(texts(given), [resident])
     if row["sst2.error"]:
         assert text in row["sst2.error"]
     else:
-        [wanted], _ = table.told(texts(text), [resident])
+        [wanted], _ = table.answered(texts(text), [resident])
         assert row["sst2.scores"] == wanted["sst2.scores"]
 
 
 def test_a_table_of_faults_asks_for_no_pass(table: Table, residents: list[Resident]):
-    rows, counts = table.told(texts("", " "), residents)
+    rows, counts = table.answered(texts("", " "), residents)
     assert (len(rows), counts.prompts, counts.passes, table.turns) == (2, 0, 0, [])
 
 
 def test_passes_keep_to_their_limits(table: Table, make: Callable[..., Resident]):
     given = ["x" * length for length in range(1, 31)]
-    _, counts = table.told(texts(*given), [make("sst2"), make("stars", "regression")], PassLimits(rows=4, tokens=60))
+    _, counts = table.answered(
+        texts(*given), [make("sst2"), make("stars", "regression")], PassLimits(rows=4, tokens=60)
+    )
     assert sum(table.turns) == counts.passes == 30
     assert max(table.turns) == 4
     assert table.turns[0] == 1  # 31 tokens, and the next 30: too many together
 
 
 def test_one_prompt_goes_however_long(table: Table, make: Callable[..., Resident]):
-    _, counts = table.told(texts("a long text", "b"), [make("sst2")], PassLimits(rows=4, tokens=1))
+    _, counts = table.answered(texts("a long text", "b"), [make("sst2")], PassLimits(rows=4, tokens=1))
     assert (counts.passes, table.turns) == (2, [1, 1])
 
 
@@ -177,11 +179,11 @@ def test_memory_that_does_not_suffice_halves_the_passes(table: Table, make: Call
 
     table.engine.turn = small  # type: ignore[method-assign]
     given = texts(*"abcd")
-    rows, counts = table.told(given, [make("sst2")], PassLimits(rows=4))
+    rows, counts = table.answered(given, [make("sst2")], PassLimits(rows=4))
     assert all(row["sst2.label"] and row["sst2.error"] is None for row in rows)
     assert (table.turns, counts.failures) == ([4, 2, 2], {"sst2": 0})
     with pytest.raises(OutOfRoom, match=r"passes of 3 prompts .* --batch-tokens or --batch-rows"):
-        table.told(given, [make("sst2")], PassLimits(rows=6))
+        table.answered(given, [make("sst2")], PassLimits(rows=6))
 
 
 def test_texts_join_as_others_end(backbone: Backbone, tokenizer: Tokenizer, make: Callable[..., Resident]):
@@ -221,6 +223,6 @@ def test_equal_prompts_of_drawn_texts_keep_to_the_limit(
 
 def test_texts_that_are_drawn_are_drawn_for_each_row(table: Table, make: Callable[..., Resident]):
     drawn = make("drawn", "text", max_new_tokens=8, generation={"do_sample": True, "temperature": 5.0})
-    rows, counts = table.told(texts(*["the same"] * 4), [drawn])
+    rows, counts = table.answered(texts(*["the same"] * 4), [drawn])
     assert len({row["drawn.text"] for row in rows}) > 1
     assert counts.passes == 1

@@ -216,4 +216,4 @@ TestPlacing = Placing.TestCase
 
 @pytest.mark.slow
 class TestPlacingAtLength(Placing.TestCase):  # type: ignore[name-defined]
-    settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=120, stateful_step_count=50, deadline=None)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from ladder import Answer, Backbone, ClassAnswer, SideNetwork, Tokenizer
+from ladder import Answer, Backbone, ClassAnswer, Tokenizer
 from serving.config import BatchConfig, LoadConfig
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow
 from serving.errors import NotLoaded
-from serving.metrics import Metrics
 from serving.pipeline.service import PredictService
 from serving.scheduler.batcher import Batcher
 from serving.versions.loader import Loader
@@ -26,12 +25,15 @@ TEXTS = ["dull", "a gripping film", "it is neither good nor bad, but far too lon
 
 class House:
     def __init__(self, folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
-        self.folder, self.backbone, self.tokenizer = folder, backbone, tokenizer
+        self.folder = folder
+        self.backbone = backbone
+        self.tokenizer = tokenizer
         self.registry = Registry.open(folder / "registry", create=True)
-        self.pool, self.metrics, self.engine = SidePool(), Metrics(), Engine(backbone)
+        self.pool = SidePool()
+        self.engine = Engine(backbone)
         config = LoadConfig(poll_s=0.01, retry_s=0.02, max_retry_s=0.1)
         loader = Loader(self.registry, backbone, tokenizer, config)
-        self.reconciler = Reconciler(self.registry, self.pool, loader.load, config, self.metrics)
+        self.reconciler = Reconciler(self.registry, self.pool, loader.load, config)
         self.service = PredictService(self.pool, Batcher(self.engine, BatchConfig(max_wait_s=0)), tokenizer)
 
     def publish(self, seed: int, task: str = "sst2", **how: Any) -> int:
@@ -117,56 +119,17 @@ async def test_a_corrupt_artifact_keeps_the_old_version_and_publishing_again_men
     assert house.pool.resolve("sst2").version == 1
     with pytest.raises(NotLoaded, match=r"does not match|damaged"):
         house.pool.resolve("sst2", version=2)
-    assert house.service.task("sst2").failed.keys() == {2}
+    assert house.pool.snapshot().failed.keys() == {("sst2", 2)}
     assert house.registry.publish(tmp_path / "sst2-2").already
     await asyncio.sleep(0.2)
     house.reconciler.step()
     assert house.pool.resolve("sst2").version == 2
 
 
-def _poison(side: SideNetwork) -> None:
-    side.upsample.bias[0] = float("nan")
-
-
-def _negate(side: SideNetwork) -> None:
-    side.upsample.weight.mul_(-1)
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        ({"change": _poison}, "CORRUPT_SIDE"),
-        ({"change": _negate}, "GOLDEN_MISMATCH"),
-        (
-            {
-                "edit": lambda m: m.model_copy(
-                    update={"backbone": m.backbone.model_copy(update={"fingerprint": "other"})}
-                )
-            },
-            "INCOMPATIBLE_SIDE",
-        ),
-    ],
-)
-async def test_a_version_that_is_not_fit_to_serve_keeps_the_old_one(
-    house: House, how: dict[str, Any], reason: str
-) -> None:
-    house.publish(2, **how)
-    await house.until(lambda: ("sst2", 2) in house.pool.snapshot().failed)
-    await house.until(lambda: house.service.generation_served == 2)
-    assert (await house.service.predict("sst2", ["dull"])).version == 1
-    assert house.pool.snapshot().failed["sst2", 2].reason == reason
-    failures = house.metrics.registry.get_sample_value(
-        "sidecast_load_failures_total", {"task": "sst2", "reason": reason}
-    )
-    assert failures == 1
-
-
 async def test_a_version_dropped_while_its_batch_runs_still_answers_it(house: House) -> None:
-    """The batch holds its own reference, whatever the pool does."""
-    held = house.pool.resolve("sst2")
+    """A batch holds references of its own to its residents."""
+    resident = house.pool.resolve("sst2")
     expected = house.expected(1, "dull")
     house.registry.delete_task("sst2")
     await house.until(lambda: "sst2" not in house.pool.snapshot().tasks)
-    assert house.engine.predict([EngineRow(ids_of(house.tokenizer, "dull"), held)]) == [expected]
-
-    assert house.service.tasks() == []
+    assert house.engine.predict([EngineRow(ids_of(house.tokenizer, "dull"), resident)]) == [expected]

@@ -1,0 +1,225 @@
+"""Golden examples: what counts as a difference, and how the loader replays them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ladder import Backbone, ClassAnswer, SideNetwork, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer, load_backbone
+from ladder.backbone.model import Taps
+from ladder.stacked.heads import StackedLinear
+from ladder.stacked.network import StackedSide
+from serving.config import LoadConfig
+from serving.engine.activation_cache import layers_of
+from serving.errors import GoldenMismatch, LoadFailed, OutOfMemory
+from serving.versions.golden import difference, tolerance_for
+from serving.versions.loader import Loader
+from side_registry import GoldenExample, Manifest, Registry
+from tests.serving.kit import TEXTS, make_spec
+from tests.serving.versions.kit import negate, refusal
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected", "differs"),
+    [
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "a", "scores": [0.9, 0.1]}, False),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "a", "scores": [0.8, 0.2]}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"label": "b"}, True),
+        (ClassAnswer(label="a", score=0.51, scores=(0.51, 0.49)), {"label": "b", "scores": [0.495, 0.505]}, False),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": [0.9, 0.05, 0.05]}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": ["NaN", 0.1]}, True),
+        (ValueAnswer(value=3.0), {"value": 3.01}, False),
+        (ValueAnswer(value=3.0), {"value": 3.5}, True),
+        (ValueAnswer(value=3.0), {"value": float("nan")}, True),
+        (ValueAnswer(value=3.0), {"value": float("inf")}, True),
+        (ValueAnswer(value=3.0), {"value": 10**400}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"score": 10**400}, True),
+        (ClassAnswer(label="a", score=0.9, scores=(0.9, 0.1)), {"scores": [0.9, -(10**400)]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, 10**400]}, True),
+        (TextAnswer(text="x", tokens=(3,)), {"text": "x"}, False),
+        (TextAnswer(text="x", tokens=(3,)), {"text": "y"}, True),
+        (TextAnswer(text="x", tokens=(3,)), {"newer": "field"}, False),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.61, 0.79]}, False),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.62, 0.79]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, 0.8, 0.0]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, "0.8"]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, float("nan")]}, True),
+        (VectorAnswer(values=(0.6, 0.8)), {"newer": "field"}, False),
+    ],
+)
+def test_what_counts_as_a_difference(answered, expected, differs: bool) -> None:
+    assert (difference(answered, expected, 0.02, exact_text=True) is not None) == differs
+
+
+def test_text_may_differ_where_numbers_are_coarse() -> None:
+    assert difference(TextAnswer(text="x", tokens=(3,)), {"text": "y"}, 0.1, exact_text=False) is None
+
+
+def test_the_coarser_dtype_sets_the_tolerance() -> None:
+    known = {"float32": 1e-3, "bfloat16": 0.1}
+    assert tolerance_for(known, ["float32"]) == 1e-3
+    assert tolerance_for(known, ["float32", "bfloat16"]) == 0.1
+    assert tolerance_for(known, ["float16"]) == 0.1
+
+
+def test_golden_examples_that_come_out_otherwise_are_refused(publish, loader: Loader) -> None:
+    publish(change=negate)
+    error = refusal(loader, GoldenMismatch)
+    assert "golden example 0" in str(error)
+
+
+def test_the_golden_example_that_comes_out_otherwise_is_named(publish, loader: Loader) -> None:
+    def edit(manifest: Manifest) -> Manifest:
+        first, second, *others = manifest.examples
+        wrong = second.model_copy(update={"expected": {"scores": [0.0, 0.0]}})
+        return manifest.model_copy(update={"examples": (first, wrong, *others)})
+
+    publish(edit=edit)
+    assert "golden example 1" in str(refusal(loader, GoldenMismatch))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each of the backbone's passes from now on."""
+    seen: list[int] = []
+
+    def counted(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def count(self: Backbone, ids: torch.Tensor, *how: Any) -> Any:
+            seen.append(len(ids))
+            return encode(self, ids, *how)
+
+        return count
+
+    monkeypatch.setattr(Backbone, "encode", counted(Backbone.encode))
+    monkeypatch.setattr(Backbone, "encode_divided", counted(Backbone.encode_divided))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["classification", "text"])
+def test_golden_examples_are_one_pass_of_the_backbone_and_none_for_the_next_versions(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, passes: list[int], kind: str
+) -> None:
+    for seed in range(3):
+        publish(make_spec(kind=kind, max_new_tokens=4) if kind == "text" else make_spec(kind=kind), seed=seed)
+    loader = Loader(registry, backbone, tokenizer, LoadConfig())
+    passes.clear()
+    for version in (1, 2, 3):
+        loader.load("sst2", version)
+    assert passes == [len(TEXTS)]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_a_pass_that_went_wrong_once_refuses_nothing(publish, loader: Loader, monkeypatch, value: float) -> None:
+    publish()
+    spoil(monkeypatch, value, times=1)
+    assert loader.load("sst2", 1).version == 1
+
+
+def test_a_wrong_pass_that_was_kept_refuses_no_later_version(publish, loader: Loader, monkeypatch) -> None:
+    publish(edit=_expecting_nothing)
+    publish(seed=1)
+    publish(seed=2)
+    spoil(monkeypatch, -1.0, times=1)
+    assert [loader.load("sst2", version).version for version in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_a_wrong_version_is_replayed_twice_and_no_more(publish, loader: Loader, passes: list[int]) -> None:
+    publish(change=negate)
+    passes.clear()
+    refusal(loader, GoldenMismatch)
+    assert passes == [len(TEXTS)] * 2
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, factor: float, times: int) -> None:
+    """What the backbone's next passes make, multiplied by `factor`."""
+    left = iter(range(times))
+
+    def spoilt(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*how: Any) -> Any:
+            made = encode(*how)
+            for taps in ([made] if isinstance(made, Taps) else made) if next(left, None) is not None else ():
+                for layer in layers_of(taps):
+                    layer.mul_(factor)
+            return made
+
+        return call
+
+    monkeypatch.setattr(Backbone, "encode", spoilt(Backbone.encode))
+    monkeypatch.setattr(Backbone, "encode_divided", spoilt(Backbone.encode_divided))
+
+
+@pytest.mark.parametrize("limit", [0, 20_000])
+def test_what_is_kept_of_golden_examples_is_bounded(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, limit: int
+) -> None:
+    loader, kept = Loader(registry, backbone, tokenizer, LoadConfig(replay_bytes=limit)), []
+    for version in (1, 2, 3, 4):
+        publish(edit=_asking(f"{version} and some more"))
+        loader.load("sst2", version)
+        kept.append(loader.engine.cache.bytes)
+    assert max(kept) <= limit
+    assert bool(max(kept)) == bool(limit)
+
+
+def test_a_device_without_memory_for_golden_examples_is_worth_another_try(publish, loader: Loader, monkeypatch) -> None:
+    publish()
+    monkeypatch.setattr(loader.engine, "predict", lambda rows: [OutOfMemory(len(rows)) for _ in rows])
+    assert refusal(loader, LoadFailed).transient
+
+
+def test_a_version_that_raises_or_says_what_is_no_number_is_refused(publish, loader: Loader, monkeypatch) -> None:
+    publish(change=lambda side: side.upsample.weight.mul_(1e38))
+    assert "golden example 0: " in str(refusal(loader, GoldenMismatch))
+    monkeypatch.setattr("ladder.answering.mixed_batch.read_together", lambda *_: 1 / 0)
+    error = str(refusal(loader, GoldenMismatch))
+    assert "golden example 0: " in error
+    assert "division by zero" in error
+
+
+def test_golden_examples_are_not_replayed_when_told_not_to(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    publish(change=negate)
+    loader = Loader(registry, backbone, tokenizer, LoadConfig(replay_examples=False))
+    assert loader.load("sst2", 1).version == 1
+
+
+def test_a_float32_golden_holds_on_a_bfloat16_server(
+    publish, registry: Registry, tokenizer: Tokenizer, tiny_t5
+) -> None:
+    publish(make_spec(), head="linear")
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    resident = Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1)
+    assert isinstance(resident.side, StackedSide)
+    assert isinstance(resident.side.head, StackedLinear)
+    assert resident.side.chunk.rows.dtype == torch.bfloat16
+    assert resident.side.head.weight.dtype == torch.float32
+
+
+def test_a_float32_embedding_holds_on_a_bfloat16_server(publish, registry: Registry, tokenizer: Tokenizer, tiny_t5):
+    publish(make_spec(kind="embedding", dimensions=16))
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    assert Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1).version == 1
+
+
+def test_an_embedding_that_comes_out_otherwise_is_refused(publish, loader: Loader) -> None:
+    publish(make_spec(kind="embedding", dimensions=2000), change=_negate_head)
+    assert "an embedding 2 away (tolerance 0.001)" in str(refusal(loader, GoldenMismatch))
+
+
+def _negate_head(side: SideNetwork) -> None:
+    assert isinstance(side.head, torch.nn.Linear)
+    side.head.weight.mul_(-1)
+    side.head.bias.mul_(-1)
+
+
+def _asking(text: str) -> Callable[[Manifest], Manifest]:
+    """Of golden examples that ask about something else, and expect nothing of it."""
+    example = GoldenExample(fields={"sentence": text}, expected={})
+    return lambda manifest: manifest.model_copy(update={"examples": (example,)})
+
+
+def _expecting_nothing(manifest: Manifest) -> Manifest:
+    examples = tuple(example.model_copy(update={"expected": {}}) for example in manifest.examples)
+    return manifest.model_copy(update={"examples": examples})
