@@ -20,9 +20,9 @@ from ladder.decoding.settings import Generation
 from serving.client import errors as errors
 from serving.client import requests as client_calls
 from serving.client.aio import AsyncClient
+from serving.client.arguments import parse_ref
 from serving.client.client import Client
 from serving.client.errors import SidecastError
-from serving.client.requests import parse_ref
 from serving.client.results import Classification, Predictions, Prompt, Regression, Row, Text
 from serving.config import RequestConfig
 from serving.errors import Overloaded
