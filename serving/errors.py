@@ -83,7 +83,7 @@ class Shed(NotServed):
 
 
 class Overloaded(Shed):
-    """The queue is full. `what` is counted: rows or tokens."""
+    """The queue is full. `what` is what the limit counts: rows or tokens."""
 
     message = "{queued} {what} are waiting, the limit is {limit}; try again in {retry_after_s:.2f} s"
     queued: int
@@ -106,7 +106,7 @@ class TooSlow(Shed):
 
 
 class TaskOverloaded(Shed):
-    """One task is at a limit of its own; other tasks may still be answered. `what` is counted: rows, tokens, requests."""
+    """One task is at a limit of its own; other tasks may still be answered. `what` is what the limit counts."""
 
     reason = "TASK_OVERLOADED"
     message = "{task} has {used} {what}, the task's limit is {limit}; try again in {retry_after_s:.2f} s"
