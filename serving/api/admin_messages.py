@@ -105,7 +105,8 @@ def write_event(before: Watched, after: Watched) -> pb.WatchEvent:
     """What changed between two states of the pool."""
     if after.tasks is before.tasks and after.aliases is before.aliases and after.routes is before.routes:
         return pb.WatchEvent(generations=after.generations)
-    old, new = _served(before), _served(after)
+    old = _served(before)
+    new = _served(after)
     changed = [_write_served(task, new.get(task, {})) for task in sorted(old | new) if old.get(task) != new.get(task)]
     return pb.WatchEvent(generations=after.generations, changed=changed)
 

@@ -136,7 +136,8 @@ class AsyncClient(_Caller):
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
         """As `Client.watch`."""
-        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        call = calls.watch()
+        watching = self._start(call, timeout)
         try:
             with self._errors():
                 async for response in watching:

@@ -209,7 +209,8 @@ class Client(_Caller):
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
         """Yield what the server serves: at once, then at every change, until the loop or the server ends."""
-        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        call = calls.watch()
+        watching = self._start(call, timeout)
         try:
             with self._errors():
                 for response in watching:

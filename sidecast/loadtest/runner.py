@@ -67,7 +67,7 @@ class Ran:
 
     @property
     def lost(self) -> bool:
-        """Whether every single call found nobody."""
+        """Whether no call reached a server."""
         reasons = {call.failure.reason if call.failure else None for call in self.calls}
         return reasons == {UNREACHABLE}
 
@@ -93,9 +93,14 @@ class Runner:
             tail_s: seconds for which an open loop's load goes on after its window, so that what was due at the window's
                 end is answered under the same load.
         """
-        self._plan, self._inputs, self._ask, self._scrape = plan, inputs, ask, scrape
-        self._tell, self._clock = tell, clock
-        self._steady, self._tail_s = steady, tail_s
+        self._plan = plan
+        self._inputs = inputs
+        self._ask = ask
+        self._scrape = scrape
+        self._tell = tell
+        self._clock = clock
+        self._steady = steady
+        self._tail_s = tail_s
         self._in_flight = 0
 
     async def run(self) -> list[Ran]:
@@ -118,7 +123,8 @@ class Runner:
             await self._wait(begins, start, ran)
             if steady is not None and isinstance(level, Closed):
                 await self._begin_steady(steady, level.callers, start, ran)
-            ran.before, worked = await self._look(ran), time.process_time()
+            ran.before = await self._look(ran)
+            worked = time.process_time()
             await self._wait(ran.window.begins + self._plan.duration_s, start, ran)
             if steady is not None and isinstance(level, Closed):
                 await self._end_steady(steady, level.callers, start, ran)
@@ -134,7 +140,8 @@ class Runner:
         ran.window = Window(self._clock(), math.inf)
 
     async def _end_steady(self, steady: Steady, callers: int, start: float, ran: Ran) -> None:
-        begins, enough = ran.window.begins, steady.calls * callers
+        begins = ran.window.begins
+        enough = steady.calls * callers
         ended = sum(call.ended >= begins for call in ran.calls)
         wanted = len(ran.calls) + enough - ended
         await self._until(lambda: len(ran.calls) >= wanted, begins + steady.longest_s, start, ran)
@@ -184,7 +191,7 @@ class Runner:
             await open_loop(send, times, self._clock, max_in_flight=self._plan.max_in_flight)
 
     async def _send(self, request: Request, due: float, ran: Ran) -> bool:
-        """True where it was answered."""
+        """Send a request that was due then; return whether it was answered."""
         call = Call(task=", ".join(request.tasks), rows=len(request.rows), due=due, sent=self._clock())
         first = isinstance(ran.level, Closed) and ran.sent < ran.level.callers
         ran.sent += 1
