@@ -17,6 +17,7 @@ from side_registry.route import Route
 from side_registry.servers import Announced
 from side_registry.state import TaskState, VersionState
 from side_registry.task import PRODUCTION, TaskSpec
+from side_registry.task_kinds import KINDS
 
 Written = TypeVar("Written", bound=Message)
 
@@ -84,7 +85,7 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
 
 
 def _write_decoding(spec: TaskSpec) -> pb.Generation | None:
-    if spec.kind != "text":
+    if not KINDS[spec.kind].makes_text:
         return None
     settings = spec.generation.settings
     settings["early_stopping"] = str(settings["early_stopping"]).lower()
