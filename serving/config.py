@@ -85,14 +85,15 @@ class LimitConfig(TaskLimits):
     """Limits of single tasks, by task name. A limit that such a table leaves out is that of every task."""
 
     def of(self, task: str) -> TaskLimits:
+        """The limits of one task."""
         return self.task_limits.get(task, self)
 
     @property
     def limits_any(self) -> bool:
-        """Some task has a limit."""
+        """Whether some task has a limit."""
         return any(
-            each.max_task_rows or each.max_task_tokens or each.max_task_requests
-            for each in (self, *self.task_limits.values())
+            limits.max_task_rows or limits.max_task_tokens or limits.max_task_requests
+            for limits in (self, *self.task_limits.values())
         )
 
 
@@ -206,7 +207,7 @@ GROUPS = {
     "request": RequestConfig,
     "shadow": ShadowConfig,
 }
-"""Fields of `ServeConfig` that hold settings of their own, which is also their table in a TOML file."""
+"""Fields of `ServeConfig` that hold a group of settings; the name is also the group's table in a TOML file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,10 +262,10 @@ class ServeConfig:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """From flat names: `max_batch_rows` fills `batch.max_batch_rows`.
+        """Make the settings from flat names: `max_batch_rows` fills `batch.max_batch_rows`.
 
         Raises:
-            ConfigError: a name that no setting has, a required one missing, or a value against its rule.
+            ConfigError: an unknown name, a required one missing, or a value that breaks its rule.
         """
         unknown = sorted(set(values) - set(setting_names()))
         if unknown:
@@ -279,20 +280,20 @@ class ServeConfig:
 
 def setting_names() -> list[str]:
     """Every flat name, in the order of the classes."""
-    own = [each.name for each in fields(ServeConfig) if each.name not in GROUPS]
-    return own + [each.name for group in GROUPS.values() for each in fields(group)]
+    ungrouped = [field.name for field in fields(ServeConfig) if field.name not in GROUPS]
+    return ungrouped + [field.name for group in GROUPS.values() for field in fields(group)]
 
 
 def read_config(
     flags: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, file: str | Path | None = None
 ) -> ServeConfig:
-    """Flags that are not None over `SIDECAST_*` variables over a TOML file.
+    """Read settings: flags that are not None take precedence over `SIDECAST_*` variables, these over a TOML file.
 
-    The file has flat names at its top or in tables `[batch]`, `[limits]` and so on. Variables of that prefix that
-    name no setting are left alone: other tools of ours may read them.
+    The file has flat names at its top or in tables `[batch]`, `[limits]` and so on. Variables with that prefix that
+    name no setting are ignored: other commands may read them.
 
     Raises:
-        ConfigError: an unreadable file, an unknown setting in it, or a value against its rule.
+        ConfigError: an unreadable file, an unknown setting in it, or a value that breaks its rule.
     """
     environ = os.environ if environ is None else environ
     known = setting_names()
@@ -316,14 +317,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _group_of(name: str, table: dict[str, Any]) -> dict[str, Any]:
-    """A group's own settings; tables in `[limits]` are those of tasks."""
-    own = {each: value for each, value in table.items() if not (name == "limits" and isinstance(value, dict))}
-    tasks = {each: value for each, value in table.items() if each not in own}
-    return own | {"task_limits": tasks} if tasks else own
+    """The settings in a group's table. In `[limits]`, tables by task become `task_limits`."""
+    settings = {key: value for key, value in table.items() if not (name == "limits" and isinstance(value, dict))}
+    tasks = {key: value for key, value in table.items() if key not in settings}
+    return settings | {"task_limits": tasks} if tasks else settings
 
 
 def _take(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    return {each.name: values[each.name] for each in fields(kind) if each.name in values}
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def _make(kind: type, values: dict[str, Any]) -> Any:
@@ -335,10 +336,10 @@ def _make(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _task_limits(tables: Any, every: dict[str, Any]) -> dict[str, TaskLimits]:
-    """Each task's table over what holds for every task."""
+    """By task: the settings of its table, and those of every task where the table has none."""
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise ConfigError(f"task_limits must be tables by task, [limits.<task>] in a TOML file, got {tables!r}")
-    known = [each.name for each in fields(TaskLimits)]
+    known = [field.name for field in fields(TaskLimits)]
     for task, table in tables.items():
         if unknown := sorted(set(table) - set(known)):
             raise ConfigError(f"unknown settings {unknown} in [limits.{task}]; known are {', '.join(known)}")
@@ -346,7 +347,7 @@ def _task_limits(tables: Any, every: dict[str, Any]) -> dict[str, TaskLimits]:
 
 
 def _as(name: str, value: Any, kind: type) -> Any:
-    """Text from the environment as `kind`; anything else must be of that kind already."""
+    """Convert text from the environment to `kind`; any other value must be of that type already."""
     kind = get_origin(kind) or kind
     if isinstance(value, Path) and kind is str:
         return str(value)

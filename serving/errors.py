@@ -1,29 +1,33 @@
-"""What a request, or the load of a version, can fail with on this server.
+"""Errors of a request, of a version's load and of the server's start.
 
-No gRPC here: `serving.api.status` turns these into status codes. Each class carries its fields, so that it pickles,
-and a stable `reason`. Unknown tasks, versions and aliases are the registry's errors (`side_registry.errors`).
+No gRPC here: `serving.api.status` turns these into status codes. Each class has its fields, so that it pickles, and a
+stable `reason`. Errors about unknown tasks, versions and aliases are in `side_registry.errors`.
 
     ServingError
-      RequestError        the caller's doing
+      RequestError        the request is wrong; the same request fails again
         InvalidInput, TooManyRows
       NotServed           the server cannot answer now
-        NotLoaded (VersionRefused), Overloaded, OutOfMemory, Draining
+        NotLoaded (VersionRefused), OutOfMemory, Draining
+        Shed              too much load
+          Overloaded, TooSlow, TaskOverloaded
       DeadlineExpired, Cancelled
       SideFailed          one side network raised or answered NaN
-      LoadError           a version that this server refuses to load
+      LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, LoadFailed
+      StartError          the server cannot start; no caller sees it
+        PortInUse, CannotListen
 """
 
+from typing import ClassVar
 
-class ServingError(Exception):
+from side_registry.errors import DataclassError
+
+
+class ServingError(DataclassError):
     """Root of this package's errors."""
 
-    reason = "SERVING"
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """The error's fields by name, as text: the metadata of a structured error."""
-        return {name: str(value) for name, value in vars(self).items() if not name.startswith("_")}
+    reason: ClassVar[str] = "SERVING"
+    """Stable name of the error, for programs."""
 
 
 class RequestError(ServingError):
@@ -33,27 +37,21 @@ class RequestError(ServingError):
 
 
 class InvalidInput(RequestError):
-    """`field` names the place, such as `rows[3].sentence`."""
+    """A value of the request breaks a rule. `field` is its path, such as `rows[3].sentence`."""
 
     reason = "INVALID_INPUT"
-
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(field, why)
-        self.field, self.why = field, why
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.why}"
+    message = "{field}: {why}"
+    field: str
+    why: str
 
 
 class TooManyRows(RequestError):
+    """One request has more rows than the server or the task allows."""
+
     reason = "TOO_MANY_ROWS"
-
-    def __init__(self, rows: int, limit: int) -> None:
-        super().__init__(rows, limit)
-        self.rows, self.limit = rows, limit
-
-    def __str__(self) -> str:
-        return f"{self.rows} rows in one request, the limit is {self.limit}; split it"
+    message = "{rows} rows in one request, the limit is {limit}; split it"
+    rows: int
+    limit: int
 
 
 class NotServed(ServingError):
@@ -66,102 +64,84 @@ class NotLoaded(NotServed):
     """The version is in the registry but not on this server."""
 
     reason = "NOT_LOADED"
-
-    def __init__(self, task: str, version: int, why: str) -> None:
-        super().__init__(task, version, why)
-        self.task, self.version, self.why = task, version, why
-
-    def __str__(self) -> str:
-        return f"{self.task}:{self.version} is not loaded on this server: {self.why}"
+    message = "{task}:{version} is not loaded on this server: {why}"
+    task: str
+    version: int
+    why: str
 
 
 class VersionRefused(NotLoaded):
-    """This server looked at the version and does not serve it: trying again does not help."""
+    """This server tried to load the version and refused it: trying again does not help."""
 
     reason = "VERSION_REFUSED"
 
 
-class Overloaded(NotServed):
-    """Too much waits already. `retry_after_s` is the retry hint of each kind of it."""
+class Shed(NotServed):
+    """The server rejects a request because of load. Each kind has `retry_after_s`, when to try again."""
 
     reason = "OVERLOADED"
 
-    def __init__(self, queued: int, limit: int, retry_after_s: float, what: str = "rows") -> None:
-        super().__init__(queued, limit, retry_after_s, what)
-        self.queued, self.limit, self.retry_after_s, self.what = queued, limit, retry_after_s, what
 
-    def __str__(self) -> str:
-        waiting = f"{self.queued} {self.what} are waiting, the limit is {self.limit}"
-        return f"{waiting}; try again in {self.retry_after_s:.2f} s"
+class Overloaded(Shed):
+    """The queue is full. `what` is what the limit counts: rows or tokens."""
+
+    message = "{queued} {what} are waiting, the limit is {limit}; try again in {retry_after_s:.2f} s"
+    queued: int
+    limit: int
+    retry_after_s: float
+    what: str = "rows"
 
 
-class TooSlow(Overloaded):
-    """What waits already takes longer than the request has time."""
+class TooSlow(Shed):
+    """At the measured throughput the answer would come after the request's deadline."""
 
     reason = "TOO_SLOW"
+    message = (
+        "the answer would take about {wait_s:.2f} s, the deadline is in {left_s:.2f} s; "
+        "try again in {retry_after_s:.2f} s or allow more time"
+    )
+    wait_s: float
+    left_s: float
+    retry_after_s: float
 
-    def __init__(self, wait_s: float, left_s: float, retry_after_s: float) -> None:
-        Exception.__init__(self, wait_s, left_s, retry_after_s)
-        self.wait_s, self.left_s, self.retry_after_s = wait_s, left_s, retry_after_s
 
-    def __str__(self) -> str:
-        late = f"the answer would take about {self.wait_s:.2f} s, the deadline is in {self.left_s:.2f} s"
-        return f"{late}; try again in {self.retry_after_s:.2f} s or allow more time"
-
-
-class TaskOverloaded(Overloaded):
-    """One task is at a limit of its own, whatever else the server could take."""
+class TaskOverloaded(Shed):
+    """One task is at a limit of its own; other tasks may still be answered. `what` is what the limit counts."""
 
     reason = "TASK_OVERLOADED"
-
-    def __init__(self, task: str, what: str, used: int, limit: int, retry_after_s: float) -> None:
-        Exception.__init__(self, task, what, used, limit, retry_after_s)
-        self.task, self.what, self.used, self.limit = task, what, used, limit
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        there = f"{self.task} has {self.used} {self.what}, the task's limit is {self.limit}"
-        return f"{there}; try again in {self.retry_after_s:.2f} s"
+    message = "{task} has {used} {what}, the task's limit is {limit}; try again in {retry_after_s:.2f} s"
+    task: str
+    what: str
+    used: int
+    limit: int
+    retry_after_s: float
 
 
 class Draining(NotServed):
+    """The server is shutting down and takes no new requests."""
+
     reason = "DRAINING"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __str__(self) -> str:
-        return "the server is shutting down; try another one"
+    message = "the server is shutting down; try another one"
 
 
 class OutOfMemory(NotServed):
     """The device had no room for the row, even in a smaller batch."""
 
     reason = "OUT_OF_MEMORY"
-
-    def __init__(self, rows: int, retry_after_s: float = 1.0) -> None:
-        super().__init__(rows, retry_after_s)
-        self.rows, self.retry_after_s = rows, retry_after_s
-
-    @property
-    def _count(self) -> str:
-        return "this row" if self.rows == 1 else f"{self.rows} rows"
+    rows: int
+    retry_after_s: float = 1.0
 
     def __str__(self) -> str:
-        return (
-            f"the device ran out of memory with {self._count}; send shorter ones, or try again in "
-            f"{self.retry_after_s:.2f} s"
-        )
+        count = "this row" if self.rows == 1 else f"{self.rows} rows"
+        remedy = f"send shorter ones, or try again in {self.retry_after_s:.2f} s"
+        return f"the device ran out of memory with {count}; {remedy}"
 
 
 class DeadlineExpired(ServingError):
+    """The request's deadline passed first."""
+
     reason = "DEADLINE_EXPIRED"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __str__(self) -> str:
-        return "the deadline passed before the answer was ready"
+    message = "the deadline passed before the answer was ready"
 
 
 class Cancelled(ServingError):
@@ -175,114 +155,103 @@ class Cancelled(ServingError):
 
 
 class SideFailed(ServingError):
-    """A side network raised, or answered something that is not a finite number. Its neighbours are not affected."""
+    """A side network raised, or computed something that is not a finite number. Other tasks' rows are not affected."""
 
     reason = "SIDE_FAILED"
-
-    def __init__(self, task: str, version: int, why: str) -> None:
-        super().__init__(task, version, why)
-        self.task, self.version, self.why = task, version, why
-
-    def __str__(self) -> str:
-        return f"the side network of {self.task}:{self.version} failed: {self.why}; roll it back"
+    message = "the side network of {task}:{version} failed: {why}; roll it back"
+    task: str
+    version: int
+    why: str
 
 
 class LoadError(ServingError):
-    """A version that this server refuses to load. The version served before stays."""
+    """This server refuses to load a version. The version served before stays."""
 
     reason = "LOAD"
     transient = False
-    """A later try may succeed although nothing changes in the registry's log."""
+    """Whether a later try may succeed although nothing changes in the registry's log."""
 
 
 class IncompatibleSide(LoadError):
-    """Trained on another backbone, or with another tokenizer."""
+    """The side network was trained on another backbone, or with another tokenizer."""
 
     reason = "INCOMPATIBLE_SIDE"
+    message = "{task}: trained on {wants}, this server runs {has}; {remedy}"
+    task: str
+    wants: str
+    has: str
+    remedy: str = ""
+    """What to do; "": retrain it."""
 
-    def __init__(self, task: str, wants: str, has: str, remedy: str = "") -> None:
-        super().__init__(task, wants, has, remedy)
-        self.task, self.wants, self.has, self.remedy = task, wants, has, remedy or "retrain it on this backbone"
-
-    def __str__(self) -> str:
-        return f"{self.task}: trained on {self.wants}, this server runs {self.has}; {self.remedy}"
+    def __post_init__(self) -> None:
+        self.remedy = self.remedy or "retrain it on this backbone"
+        super().__post_init__()
 
 
 class CorruptSide(LoadError):
     """Damaged bytes, a checkpoint that does not fit its manifest, or weights that are not finite."""
 
     reason = "CORRUPT_SIDE"
-
-    def __init__(self, task: str, version: int, why: str, transient: bool = False) -> None:
-        super().__init__(task, version, why, transient)
-        self.task, self.version, self.why, self.transient = task, version, why, transient
-
-    def __str__(self) -> str:
-        return f"{self.task}:{self.version} cannot be used: {self.why}; publish it again"
+    message = "{task}:{version} cannot be used: {why}; publish it again"
+    task: str
+    version: int
+    why: str
+    transient: bool = False
 
 
 class SideTooLarge(LoadError):
+    """The side network's file has more bytes than the setting `max_side_bytes` allows."""
+
     reason = "SIDE_TOO_LARGE"
-
-    def __init__(self, task: str, version: int, size: int, limit: int) -> None:
-        super().__init__(task, version, size, limit)
-        self.task, self.version, self.size, self.limit = task, version, size, limit
-
-    def __str__(self) -> str:
-        return f"{self.task}:{self.version} is {self.size:,} bytes, the limit is {self.limit:,} (max_side_bytes)"
+    message = "{task}:{version} is {size:,} bytes, the limit is {limit:,} (max_side_bytes)"
+    task: str
+    version: int
+    size: int
+    limit: int
 
 
 class GoldenMismatch(LoadError):
-    """A golden example of the manifest is answered differently here than where it was trained."""
+    """A golden example of the manifest has another answer here than where the version was trained."""
 
     reason = "GOLDEN_MISMATCH"
-
-    def __init__(self, task: str, version: int, example: int, why: str) -> None:
-        super().__init__(task, version, example, why)
-        self.task, self.version, self.example, self.why = task, version, example, why
-
-    def __str__(self) -> str:
-        return f"{self.task}:{self.version} does not reproduce its golden example {self.example}: {self.why}"
+    message = "{task}:{version} does not reproduce its golden example {example}: {why}"
+    task: str
+    version: int
+    example: int
+    why: str
 
 
 class LoadFailed(LoadError):
-    """Anything else that ended a load, such as a store that is away."""
+    """Anything else that ended a load, such as a store that cannot be reached."""
 
     reason = "LOAD_FAILED"
-
-    def __init__(self, task: str, version: int, why: str, transient: bool = False) -> None:
-        super().__init__(task, version, why, transient)
-        self.task, self.version, self.why, self.transient = task, version, why, transient
-
-    def __str__(self) -> str:
-        return f"{self.task}:{self.version} could not be loaded: {self.why}"
+    message = "{task}:{version} could not be loaded: {why}"
+    task: str
+    version: int
+    why: str
+    transient: bool = False
 
 
 class StartError(ServingError):
-    """The server cannot start like this. Never seen by a caller."""
+    """The server cannot start with these settings. No caller sees it."""
 
     reason = "START"
 
 
 class PortInUse(StartError):
-    """`setting` is the one that names the port."""
+    """Another program listens on the port. `setting` is the setting that names the port."""
 
     reason = "PORT_IN_USE"
-
-    def __init__(self, port: int, setting: str = "port") -> None:
-        super().__init__(port, setting)
-        self.port, self.setting = port, setting
-
-    def __str__(self) -> str:
-        return f"port {self.port} is in use; stop what listens there, or choose another {self.setting} (0: a free one)"
+    message = "port {port} is in use; stop what listens there, or choose another {setting} (0: a free one)"
+    port: int
+    setting: str = "port"
 
 
 class CannotListen(StartError):
+    """The operating system refuses to listen on the address."""
+
     reason = "CANNOT_LISTEN"
-
-    def __init__(self, host: str, port: int, why: str) -> None:
-        super().__init__(host, port, why)
-        self.host, self.port, self.why = host, port, why
-
-    def __str__(self) -> str:
-        return f"cannot listen on {self.host} port {self.port}: {self.why}; choose another host or port"
+    message = "cannot listen on {host} port {port}: {why}; choose another host or port"
+    host: str
+    port: int
+    why: str

@@ -1,6 +1,6 @@
-"""What the server counts: prometheus-client, base units, bounded labels.
+"""Metrics of a server: prometheus-client, base units, bounded labels.
 
-`task` is only ever a task of the registry, `version` one of its numbers; anything a caller made up becomes "unknown".
+The labels `task` and `version` are tasks and versions of the registry; other values become "unknown".
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ class Metrics:
         self.registry = registry = registry or CollectorRegistry()
         self._known: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, int]] = set()
-        """Versions of known tasks: an answer of theirs that comes late must not bring their series back."""
+        """Versions of known tasks that are no longer served. A late answer of one must not create its series again."""
         make = _Maker(registry)
         self._add_requests(make)
         self._add_batches(make)
@@ -129,7 +129,7 @@ class Metrics:
         )
 
     def know(self, tasks: Iterable[str]) -> None:
-        """Only these names become label values. Forgets the series of tasks that are gone."""
+        """Set the tasks that may be label values. Drops the series of other tasks."""
         known = frozenset(tasks)
         for task in self._known - known:
             for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
@@ -137,10 +137,10 @@ class Metrics:
             for metric in (self.shadow_rows, self.shadow_drift, self.shadow_seconds, self.route_rollbacks):
                 metric.remove_by_labels({"task": task})
         self._known = known
-        self._forgotten = {each for each in self._forgotten if each[0] in known}
+        self._forgotten = {(task, version) for task, version in self._forgotten if task in known}
 
     def remember(self, task: str, version: int) -> None:
-        """It is served, perhaps again."""
+        """Count a version that is served, perhaps again after `forget`."""
         self._forgotten.discard((task, version))
 
     def forget(self, task: str, version: int) -> None:
@@ -155,11 +155,18 @@ class Metrics:
         self.shed_requests.labels(reason).inc()
 
     def task_queue(self, task: str, rows: int) -> None:
+        """Set how many rows of a task wait for the device."""
         if task in self._known:
             self.task_queue_rows.labels(task).set(rows)
 
     def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
-        """Count one task's answer. `version` is the one that answered, None where none did; `code` as in OK."""
+        """Count one task's answer.
+
+        Args:
+            version: the version that answered; None: none did.
+            code: gRPC's code, such as OK.
+            seconds: from admission to answer; None: not measured.
+        """
         name = task if task in self._known else UNKNOWN
         number = str(version) if version is not None and self._is_served(name, version) else UNKNOWN
         self.requests.labels(name, number, code).inc()
@@ -167,28 +174,31 @@ class Metrics:
             self.request_seconds.labels(name).observe(seconds)
 
     def shadowed(self, task: str, version: int, outcome: ShadowOutcome, rows: int = 1) -> None:
-        """Count rows in shadow."""
+        """Count shadow rows by their outcome."""
         if self._is_served(task, version):
             self.shadow_rows.labels(task, version, outcome).inc(rows)
 
     def drifted(self, task: str, version: int, drift: float) -> None:
-        """One compared row."""
+        """Observe the drift of one compared row."""
         if self._is_served(task, version):
             self.shadow_drift.labels(task, version).observe(drift)
 
     def shadow_took(self, task: str, version: int, seconds: float) -> None:
+        """Count device time of a version's shadow rows."""
         if self._is_served(task, version):
             self.shadow_seconds.labels(task, version).inc(seconds)
 
     def route_rolled_back(self, task: str, reason: str) -> None:
-        """`reason` is a bound that was broken."""
+        """Count a route that this server ended. `reason` is the broken bound."""
         if task in self._known:
             self.route_rollbacks.labels(task, reason).inc()
 
     def load_failure(self, task: str, reason: str) -> None:
+        """Count a version that did not load. `reason` is its error's."""
         self.load_failures.labels(task if task in self._known else UNKNOWN, reason).inc()
 
     def stage(self, stage: Stage, seconds: float) -> None:
+        """Observe the time of one stage."""
         self.stage_seconds.labels(stage).observe(seconds)
 
     @property
@@ -197,11 +207,12 @@ class Metrics:
         return sum(self.stage_seconds.labels(stage)._sum.get() for stage in ("backbone", "side", "decode"))
 
     def cache_looked_up(self, hits: int, misses: int) -> None:
+        """Count look-ups in the activation cache, in inputs."""
         self.cache_hits.inc(hits)
         self.cache_misses.inc(misses)
 
     def cache_evicted(self, cause: str, inputs: int) -> None:
-        """`cause` is one of EVICTION_CAUSES."""
+        """Count inputs that left the activation cache. `cause` is one of EVICTION_CAUSES."""
         self.cache_evictions.labels(cause).inc(inputs)
 
     @contextmanager
@@ -214,7 +225,7 @@ class Metrics:
             self.stage(stage, perf_counter() - start)
 
     def batch(self, rows: int, tokens: int, padding: int) -> None:
-        """Count one backbone pass over `rows` inputs that the cache did not know; `tokens` includes `padding`."""
+        """Count one backbone pass over `rows` inputs that were not in the cache; `tokens` includes `padding`."""
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.padding_tokens.inc(padding)

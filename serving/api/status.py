@@ -42,7 +42,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.LogReplaced: StatusCode.FAILED_PRECONDITION,
     registry.RouteChanged: StatusCode.ABORTED,
     registry.Contended: StatusCode.ABORTED,
-    serving.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    serving.Shed: StatusCode.RESOURCE_EXHAUSTED,
     serving.OutOfMemory: StatusCode.RESOURCE_EXHAUSTED,
     serving.NotLoaded: StatusCode.UNAVAILABLE,
     serving.VersionRefused: StatusCode.FAILED_PRECONDITION,
@@ -104,7 +104,7 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request(error.what, f"use {error.rule}"))
         case registry.InvalidRoute():
             details.append(_bad_request("route", error.why))
-        case serving.Overloaded() | serving.OutOfMemory():
+        case serving.Overloaded() | serving.TooSlow() | serving.TaskOverloaded() | serving.OutOfMemory():
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))
     return details
 

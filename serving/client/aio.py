@@ -1,6 +1,6 @@
 """`AsyncClient`: the same calls as `Client`, awaited."""
 
-# ruff: noqa: ASYNC109 - a timeout here is gRPC's own deadline, which the server is told
+# ruff: noqa: ASYNC109 - a timeout here is gRPC's own deadline, which is sent to the server
 
 import asyncio
 import time
@@ -22,10 +22,10 @@ from serving.client.streams import AsyncTextStream
 
 
 class AsyncClient(_Caller):
-    """Use it on one event loop: the one of its first call. It pickles as its settings."""
+    """A client that awaits. Belongs to the event loop of its first call. Pickling copies its settings."""
 
     def _connect(self) -> None:
-        """Later: the channel belongs to the event loop that runs at the first call."""
+        """Connect at the first call: the channel belongs to the event loop that runs then."""
         self._channel: grpc.aio.Channel | None = None
         self._stubs: dict[str, Any] = {}
 
@@ -79,6 +79,7 @@ class AsyncClient(_Caller):
         return AsyncTextStream(self._start(call, timeout), self._settings.target)
 
     async def tasks(self) -> list[TaskInfo]:
+        """As `Client.tasks`."""
         return await self._do(calls.tasks(), self._settings.timeout)
 
     async def task(self, name: str) -> TaskInfo:
@@ -135,7 +136,8 @@ class AsyncClient(_Caller):
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
         """As `Client.watch`."""
-        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        call = calls.watch()
+        watching = self._start(call, timeout)
         try:
             with self._errors():
                 async for response in watching:
@@ -160,6 +162,7 @@ class AsyncClient(_Caller):
         return True
 
     async def close(self) -> None:
+        """As `Client.close`."""
         if self._channel:
             await self._channel.close(None)
 
@@ -175,11 +178,10 @@ class AsyncClient(_Caller):
         return call.parse(response)
 
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
-        method = getattr(self._open(call.service), call.method)
+        method = getattr(self._stub(call.service), call.method)
         return method(call.request, timeout=timeout, metadata=call.metadata)
 
-    def _open(self, service: str) -> Any:
-        """The service's stub."""
+    def _stub(self, service: str) -> Any:
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._settings.target, self._settings.options())
             self._stubs = make_stubs(self._channel)
@@ -188,7 +190,7 @@ class AsyncClient(_Caller):
     async def _is_serving(self, timeout: float) -> bool:
         request = health_pb2.HealthCheckRequest()
         try:
-            response = await self._open("health").Check(request, timeout=timeout)
+            response = await self._stub("health").Check(request, timeout=timeout)
         except grpc.aio.AioRpcError:
             return False
         return response.status == health_pb2.HealthCheckResponse.SERVING

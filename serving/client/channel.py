@@ -1,4 +1,4 @@
-"""How a client's channel is set up: address, limits, the retry policy. Works for gRPC's sync and async channels."""
+"""A client's channel, sync or async: address, limits, retry policy; and the base class of both clients."""
 
 import json
 from collections.abc import Iterator
@@ -15,10 +15,13 @@ from serving.client.errors import SidecastError, from_call
 from serving.client.results import Predictions
 
 DEFAULT_PORT = 8001
+READY_POLL_S = 0.05
+CONNECT_S = 10.0
+"""Seconds added to the timeout of a call that waits at the server, for the connection."""
 
 RETRIED = ("Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
-"""Of Admin. All of Sidecast is. A lost call may have been committed: done again, a change other than a retirement could
-undo what somebody else changed since."""
+"""Methods of Admin that are retried; of Sidecast all are. A call whose answer is lost may have changed the registry: a
+second try of a change, other than a retirement, could undo what somebody else changed in between."""
 
 RETRY_POLICY = {
     "maxAttempts": 5,
@@ -27,12 +30,19 @@ RETRY_POLICY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE", "UNKNOWN"],
 }
-"""No server of ours answers UNKNOWN. gRPC makes it of a page of HTTP 500, as Ray Serve's HAProxy gives one where it has
-lost a replica or has none."""
+"""No Sidecast server answers UNKNOWN. gRPC reports a page of HTTP 500 as UNKNOWN; Ray Serve's HAProxy sends one when it
+has lost a replica or has none."""
+
+
+Result = TypeVar("Result")
+Outcomes = dict[str, Predictions | SidecastError]
+"""By task as asked: its answers, or the error with which it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
+    """What a client was made with; the arguments of `_Caller`."""
+
     address: str
     timeout: float | None
     max_message_bytes: int
@@ -40,9 +50,11 @@ class Settings:
 
     @property
     def target(self) -> str:
+        """HOST:PORT."""
         return self.address if ":" in self.address else f"{self.address}:{DEFAULT_PORT}"
 
     def options(self) -> list[tuple[str, Any]]:
+        """gRPC's channel arguments."""
         return [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", self.max_message_bytes),
@@ -51,7 +63,7 @@ class Settings:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.enable_http_proxy", int(not self._is_local)),  # a proxy would ask its own loopback
+            ("grpc.enable_http_proxy", int(not self._is_local)),  # a proxy would connect to its own loopback
         ]
 
     @property
@@ -60,12 +72,13 @@ class Settings:
 
 
 def service_config() -> dict[str, Any]:
-    """gRPC's own form of the retry policy, for clients in other languages too."""
+    """The retry policy in gRPC's JSON format, for clients in other languages too."""
     admin = [{"service": "sidecast.v1.Admin", "method": method} for method in RETRIED]
     return {"methodConfig": [{"name": [{"service": "sidecast.v1.Sidecast"}, *admin], "retryPolicy": RETRY_POLICY}]}
 
 
 def make_stubs(channel: Any) -> dict[str, Any]:
+    """A stub of each service, by the names in `Call.service` and `health`."""
     return {
         "sidecast": sidecast_pb2_grpc.SidecastStub(channel),
         "admin": sidecast_pb2_grpc.AdminStub(channel),
@@ -73,16 +86,8 @@ def make_stubs(channel: Any) -> dict[str, Any]:
     }
 
 
-READY_POLL_S = 0.05
-CONNECT_S = 10.0
-"""Longer than it waits, a call that waits at the server may take."""
-
-Result = TypeVar("Result")
-Outcomes = dict[str, Predictions | SidecastError]
-
-
 class _Caller:
-    """What both clients are made of."""
+    """Base class of both clients: settings, pickling, errors."""
 
     def __init__(
         self,
@@ -95,10 +100,10 @@ class _Caller:
         """
         Args:
             address: HOST:PORT; without a port, 8001.
-            timeout: seconds that a call may take unless it says otherwise; None for ever. Publishing and watching have
-                none of their own.
+            timeout: seconds that a call may take, unless the call has its own; None: no limit. `publish` and `watch` do
+                not use it.
             max_message_bytes: largest answer.
-            retry: try again what UNAVAILABLE ended, as this module's docstring tells.
+            retry: retry calls that end with UNAVAILABLE, as the docstring of `serving.client.client` describes.
         """
         self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
         self._connect()

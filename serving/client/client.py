@@ -4,12 +4,12 @@
         print(client.predict("sst2", ["a gripping film"])[0].label)
 
 Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains or is lost, a version
-that still loads), or with UNKNOWN, as which a proxy's error page comes, is tried up to 5 times in all, after random
-pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. That holds for what may safely be done twice: not for
-promote, set_route, rollback and publish, which may be done though the answer is lost, nor for watch. `retry=False`
-turns it off.
+that still loads), or with UNKNOWN, which is how a proxy's error page arrives, is tried up to 5 times in all, after
+random pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. Calls that must not be done twice are not retried:
+promote, set_route, rollback and publish, which may have succeeded although the answer is lost; nor is watch.
+`retry=False` turns retries off.
 
-Needs gRPC and our protos only: no torch, no registry.
+Needs gRPC and the protos only: no torch, no registry.
 """
 
 import time
@@ -31,7 +31,10 @@ from serving.client.streams import TextStream
 
 
 class Client(_Caller):
-    """Safe to share between threads; open it again in each process (it pickles as its settings)."""
+    """A client that blocks. Safe to share between threads.
+
+    Processes do not share it: pickling copies its settings, and the copy has a connection of its own.
+    """
 
     def _connect(self) -> None:
         self._channel = grpc.insecure_channel(self._settings.target, self._settings.options())
@@ -52,10 +55,14 @@ class Client(_Caller):
         """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
 
         Args:
-            generation: how texts are chosen, over the task's own settings: `{"num_beams": 4}`, `{"do_sample": True,
+            timeout: seconds; None: the client's.
+            generation: decoding settings of texts that replace the task's: `{"num_beams": 4}`, `{"do_sample": True,
                 "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
-            priority: 1, served first, to 4; 0 for the server's default.
-            route_key: where the alias's traffic is split, requests of one key get one version; without, at random.
+            priority: 1, served first, to 4; 0: the server's default.
+            route_key: requests with the same key get the same version, where the alias's traffic is split; "": a random
+                one.
+        Raises:
+            SidecastError: each subclass has its `reason`; see `serving.client.errors`.
         """
         timeout = self._timeout(timeout)
         return self._do(calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout)
@@ -70,10 +77,16 @@ class Client(_Caller):
         priority: int = 0,
         route_key: str = "",
     ) -> Outcomes:
-        """Answer the same rows for many tasks at the price of little more than one. A task's own error is its value.
+        """Answer the same rows for many tasks; the backbone runs once for all of them.
 
         Args:
-            generation, priority, route_key: as of `predict`; `generation` touches only the tasks that make texts.
+            generation: as of `predict`; only text tasks use it.
+            priority: as of `predict`.
+            route_key: as of `predict`.
+        Returns:
+            By task as asked: its answers, or the SidecastError with which it failed.
+        Raises:
+            SidecastError: the whole request failed.
         """
         timeout = self._timeout(timeout)
         return self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
@@ -90,7 +103,7 @@ class Client(_Caller):
         priority: int = 0,
         route_key: str = "",
     ) -> TextStream:
-        """The text that a text task makes of one row, while it is made. Arguments as of `predict`.
+        """Stream the text of a text task for one row while it is generated. Arguments as of `predict`.
 
         stream = client.stream("titles", "a long article")
         for piece in stream:
@@ -102,18 +115,23 @@ class Client(_Caller):
         return TextStream(self._start(call, timeout), self._settings.target)
 
     def tasks(self) -> list[TaskInfo]:
+        """All tasks, sorted by name."""
         return self._do(calls.tasks(), self._settings.timeout)
 
     def task(self, name: str) -> TaskInfo:
-        """One task; `sst2@canary` or `sst2:7` tells that version's spec."""
+        """One task. Its `spec` is that of the named version: production's, or that of `sst2@canary` or `sst2:7`."""
         return self._do(calls.task(name), self._settings.timeout)
 
     def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
-        """The registry's commits, or what they did to one task, oldest first; of the newest `limit` only."""
+        """The registry's commits, or those about one task, oldest first.
+
+        Args:
+            limit: only the newest `limit` commits; 0: all.
+        """
         return self._do(calls.history(task, limit), self._settings.timeout)
 
     def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
-        """Point an alias, `production` where none is named, at a version. Ends what route it has."""
+        """Move an alias to a version; None: `production`. Ends the alias's route."""
         return self._do(calls.promote(task, version, alias, message), self._settings.timeout)
 
     def set_route(
@@ -128,38 +146,46 @@ class Client(_Caller):
         seen: Route | None = None,
         message: str = "",
     ) -> Routed:
-        """Say how an alias's traffic is split; what it was before is replaced.
+        """Set how an alias's traffic is split. Replaces the route that it has.
 
         Args:
-            version: the alias's own, which gets what the shares leave; None as it is.
+            version: the alias's own version, which gets what the shares leave; None: unchanged.
             shares: version to its share in hundredths of a per cent: `{7: 500}` is 5 %.
-            shadows: versions that answer the same inputs, compared and told to nobody.
-            bounds: what a version with a share must keep to, else servers end its share: `{"disagreement": 0.05,
-                "error_rate": 0.01, "latency": 1.2, "min_rows": 200}`, each of them optional.
-            seen: the route that this one was made of (of `task(...).routes`, or `Route()`). If it is another one by
-                now, this is a RouteChangedError, and nothing is changed.
+            shadows: versions that answer the same inputs; their answers are compared, never returned.
+            bounds: limits for versions with a share; beyond them servers end the shares: `{"disagreement": 0.05,
+                "error_rate": 0.01, "latency": 1.2, "min_rows": 200}`, all of them optional.
+            seen: the route that the caller has read before (from `task(...).routes`, or `Route()` for none).
+        Raises:
+            RouteChangedError: the alias's route is no longer `seen`. Nothing was changed.
         """
         call = calls.set_route(task, alias, version, shares, shadows, bounds, seen, message)
         return self._do(call, self._settings.timeout)
 
     def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
-        """How the versions of an alias's route compare with its own, as this server saw them."""
+        """Compare the versions of an alias's route with its own version, by the requests of this one server.
+
+        Args:
+            disagreements: most disagreements to return, the newest.
+        """
         return self._do(calls.comparison(task, alias, disagreements), self._settings.timeout)
 
     def await_generation(self, generation: int = 0, *, timeout: float = 45.0) -> Awaited:
-        """Wait until every server that follows the registry serves a generation, or time is up.
+        """Wait until every server that follows the registry serves a generation, or the timeout passes.
 
         Args:
-            generation: as `publish`, `promote` and their like return it; 0 for the registry's newest.
-            timeout: seconds, at most 300; 0 to look once. A server that was killed counts for 30 to 40 seconds more.
+            generation: as `publish`, `promote` and the other changes return it; 0: the registry's newest.
+            timeout: seconds, at most 300; 0: check once. A server that was killed counts for another 30 to 40 seconds.
         """
         return self._do(calls.await_generation(generation, timeout), timeout + CONNECT_S)
 
     def rollback(self, task: str, *, alias: str | None = None, to: int | None = None, message: str = "") -> Rolled:
-        """Point an alias at the version it had before, or at `to`, which it had earlier. Where versions have shares of
-        its traffic, that ends their shares instead, unless `to` names an earlier version.
+        """Move an alias back to its previous version, or to `to`, an earlier one.
 
-        Raises RollbackUnclearError where shares were taken away just before: then say `to`.
+        If versions have shares of the alias's traffic, it ends these instead, unless `to` names an earlier version.
+
+        Raises:
+            RollbackUnclearError: the newest change took shares away; pass `to`.
+            NothingToRollBackError: there is no earlier version.
         """
         return self._do(calls.rollback(task, alias, to, message), self._settings.timeout)
 
@@ -170,12 +196,21 @@ class Client(_Caller):
     def publish(
         self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
     ) -> Published:
-        """Send a finished run as its task's next version."""
+        """Upload a finished run as its task's next version.
+
+        Args:
+            folder: the run's folder.
+            alias: the alias to move to the version; None: `production` if the task is new, else none.
+            timeout: seconds; None: no limit.
+        Raises:
+            InvalidArtifactError: the folder is no complete run.
+        """
         return self._do(calls.publish(folder, alias, message), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
-        """What the server serves: at once, then at every change, until the loop ends or the server does."""
-        call, watching = calls.watch(), self._start(calls.watch(), timeout)
+        """Yield what the server serves: at once, then at every change, until the loop or the server ends."""
+        call = calls.watch()
+        watching = self._start(call, timeout)
         try:
             with self._errors():
                 for response in watching:
@@ -184,14 +219,19 @@ class Client(_Caller):
             watching.cancel()
 
     def wait_served(self, generation: int, *, timeout: float = 30.0) -> Event:
-        """Wait until the server answers with that generation of the registry, as `promote` and its like return it."""
+        """Wait until the server serves a generation of the registry, as `promote` and the other changes return it.
+
+        Raises:
+            UnreachableError: the server ended first.
+            DeadlineExceededError: the timeout passed first.
+        """
         for event in self.watch(timeout=timeout):
             if event.served >= generation:
                 return event
         raise UnreachableError(f"{self._settings.target} ended before it served generation {generation}")
 
     def ready(self, wait_s: float = 0.0) -> bool:
-        """Whether the server has loaded its tasks and takes requests; waits up to `wait_s` for it."""
+        """Whether the server has loaded its tasks and accepts requests. Waits for that at most `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
         while not self._is_serving(max(deadline - time.monotonic(), 1.0)):
             if time.monotonic() >= deadline:
@@ -200,6 +240,7 @@ class Client(_Caller):
         return True
 
     def close(self) -> None:
+        """Close the connection."""
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a call can fail with, seen by the caller, and how it is told from a gRPC status.
+"""Errors of a client's call, and how a gRPC status becomes one of them.
 
     SidecastError
       NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError
@@ -7,7 +7,7 @@
       RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
                                  NothingToRollBackError, RollbackUnclearError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
-      OverloadedError            shed; try again after `retry_after_s`
+      OverloadedError            too much load; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
       RouteChangedError          look at the route again
       DeadlineExceededError
@@ -15,10 +15,10 @@
       UnsupportedError           the server has no such method
       InternalError              SideFailedError
 
-Each carries a stable `reason`, the error's `fields` as text, and pickles. Knows gRPC and google.rpc, no server.
+Each has a stable `reason`, the error's `fields` as text, and pickles. Knows gRPC and google.rpc, no server.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -27,15 +27,36 @@ from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DETAILS_KEY = "grpc-status-details-bin"
-NOBODY_BEHIND = ("Received http2 header with status: 5", "RayServeAPIService/ListApplications")
-"""In what a proxy says that finds no server behind it: as gRPC tells of its HTTP page, and as Ray Serve's says before
-it knows an application."""
+PROXY_WITHOUT_SERVER = ("Received http2 header with status: 5", "RayServeAPIService/ListApplications")
+"""Parts of the message that a caller gets from a proxy with no server behind it: gRPC's text for an HTTP 5xx page, and
+Ray Serve's text before it has an application."""
+
+BY_REASON: dict[str, type["SidecastError"]] = {}
+"""The class for each reason that a server sends. Filled as the classes are defined."""
+BY_CODE: dict[grpc.StatusCode, type["SidecastError"]] = {}
+"""The class for each code, where the reason is not known: it comes from a newer server, or from gRPC itself."""
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class SidecastError(Exception):
     """Root of the client's errors; `str()` is the message."""
 
     default_reason = "UNKNOWN"
+
+    def __init_subclass__(
+        cls, *, code: grpc.StatusCode | None = None, reasons: Sequence[str] | None = None, **options: Any
+    ) -> None:
+        """
+        Args:
+            code: a status with this code and an unknown reason becomes this class.
+            reasons: a status with one of these reasons becomes this class; None: with the class's `default_reason`.
+        """
+        super().__init_subclass__(**options)
+        if reasons is None:
+            reasons = (cls.default_reason,) if "default_reason" in vars(cls) else ()
+        BY_REASON.update(dict.fromkeys(reasons, cls))
+        if code:
+            BY_CODE[code] = cls
 
     def __init__(
         self,
@@ -45,8 +66,11 @@ class SidecastError(Exception):
         retry_after_s: float | None = None,
         request_id: str | None = None,
     ) -> None:
-        self.message, self.reason, self.fields = message, reason or self.default_reason, dict(fields or {})
-        self.retry_after_s, self.request_id = retry_after_s, request_id
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.fields = dict(fields or {})
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
         super().__init__(message, self.reason, self.fields, retry_after_s, request_id)
 
     def __str__(self) -> str:
@@ -56,178 +80,182 @@ class SidecastError(Exception):
         return f"{type(self).__name__}({self.message!r}, reason={self.reason!r})"
 
 
-class NotFoundError(SidecastError):
+class NotFoundError(SidecastError, code=grpc.StatusCode.NOT_FOUND, reasons=()):
+    """The registry has no such task, version or alias."""
+
     default_reason = "NOT_FOUND"
 
 
 class UnknownTaskError(NotFoundError):
+    """The task was never published, or is deleted."""
+
     default_reason = "UNKNOWN_TASK"
 
 
 class UnknownVersionError(NotFoundError):
+    """The version was never published, or is retired."""
+
     default_reason = "UNKNOWN_VERSION"
 
 
 class UnknownAliasError(NotFoundError):
+    """The task has no such alias."""
+
     default_reason = "UNKNOWN_ALIAS"
 
 
-class InvalidRequestError(SidecastError):
+class InvalidRequestError(SidecastError, code=grpc.StatusCode.INVALID_ARGUMENT, reasons=()):
+    """Something about the request itself; the same request fails again."""
+
     default_reason = "INVALID_ARGUMENT"
 
 
-class InvalidInputError(InvalidRequestError):
+class InvalidInputError(InvalidRequestError, reasons=("INVALID_INPUT", "INVALID_ROW")):
+    """A value of the request breaks a rule; `fields` names it."""
+
     default_reason = "INVALID_INPUT"
 
 
 class TooManyRowsError(InvalidRequestError):
+    """One request has more rows than the server or the task allows."""
+
     default_reason = "TOO_MANY_ROWS"
 
 
 class InvalidNameError(InvalidRequestError):
+    """A task's name, an alias or a reference breaks its rule."""
+
     default_reason = "INVALID_NAME"
 
 
 class InvalidRouteError(InvalidRequestError):
+    """A route breaks a rule, or names the alias's own version."""
+
     default_reason = "INVALID_ROUTE"
 
 
 class InvalidArtifactError(InvalidRequestError):
+    """The run folder or the upload is not complete and sound."""
+
     default_reason = "INVALID_ARTIFACT"
 
 
-class MessageTooLargeError(InvalidRequestError):
+class MessageTooLargeError(InvalidRequestError, reasons=()):
+    """A request or an answer is larger than the client or the server accepts."""
+
     default_reason = "MESSAGE_TOO_LARGE"
 
 
-class RefusedError(SidecastError):
+class RefusedError(SidecastError, code=grpc.StatusCode.FAILED_PRECONDITION, reasons=()):
+    """The server refuses it in its present state, or the registry's."""
+
     default_reason = "FAILED_PRECONDITION"
 
 
 class IncompatibleSideError(RefusedError):
+    """The side network was trained on another backbone, or with another tokenizer."""
+
     default_reason = "INCOMPATIBLE_SIDE"
 
 
 class VersionRefusedError(RefusedError):
-    """The server looked at the version and does not serve it."""
+    """The server tried to load the version and refused it."""
 
     default_reason = "VERSION_REFUSED"
 
 
 class VersionInUseError(RefusedError):
+    """An alias or a route names the version."""
+
     default_reason = "VERSION_IN_USE"
 
 
 class NothingToRollBackError(RefusedError):
+    """The alias has no earlier version to go back to."""
+
     default_reason = "NOTHING_TO_ROLL_BACK"
 
 
 class RollbackUnclearError(RefusedError):
-    """Shares were taken away just before; say where to."""
+    """The alias's newest change took shares away. Name the version to go back to."""
 
     default_reason = "ROLLBACK_UNCLEAR"
 
 
-class UnavailableError(SidecastError):
+class UnavailableError(SidecastError, code=grpc.StatusCode.UNAVAILABLE, reasons=()):
+    """The server cannot answer now; a later try may succeed."""
+
     default_reason = "UNAVAILABLE"
 
 
-class UnreachableError(UnavailableError):
+class UnreachableError(UnavailableError, reasons=()):
     """Nothing answers at the address, or the connection broke."""
 
     default_reason = "UNREACHABLE"
 
 
 class NotLoadedError(UnavailableError):
+    """The version is in the registry but not on the server."""
+
     default_reason = "NOT_LOADED"
 
 
 class DrainingError(UnavailableError):
+    """The server is shutting down."""
+
     default_reason = "DRAINING"
 
 
-class OverloadedError(SidecastError):
+class OverloadedError(SidecastError, code=grpc.StatusCode.RESOURCE_EXHAUSTED):
+    """The server rejects the request because of load. Try again after `retry_after_s` seconds."""
+
     default_reason = "OVERLOADED"
 
 
-class ContendedError(SidecastError):
+class ContendedError(SidecastError, code=grpc.StatusCode.ABORTED):
+    """Other writers to the registry were faster. Nothing was changed; try again."""
+
     default_reason = "CONTENDED"
 
 
 class RouteChangedError(SidecastError):
-    """It is no longer as it was seen."""
+    """The route is no longer the one that the request names as `seen`. Nothing was changed."""
 
     default_reason = "ROUTE_CHANGED"
 
 
-class DeadlineExceededError(SidecastError):
+class DeadlineExceededError(SidecastError, code=grpc.StatusCode.DEADLINE_EXCEEDED):
+    """The timeout passed before the answer was there."""
+
     default_reason = "DEADLINE_EXPIRED"
 
 
-class CallCancelledError(SidecastError):
+class CallCancelledError(SidecastError, code=grpc.StatusCode.CANCELLED):
+    """The caller cancelled the call."""
+
     default_reason = "CANCELLED"
 
 
-class UnsupportedError(SidecastError):
+class UnsupportedError(SidecastError, code=grpc.StatusCode.UNIMPLEMENTED, reasons=()):
+    """The server has no such method."""
+
     default_reason = "UNIMPLEMENTED"
 
 
-class InternalError(SidecastError):
-    """The server logged it under `request_id`."""
+class InternalError(SidecastError, code=grpc.StatusCode.INTERNAL, reasons=()):
+    """Something failed in the server, which logged it under `request_id`."""
 
     default_reason = "INTERNAL"
 
 
 class SideFailedError(InternalError):
+    """The task's side network raised, or computed something that is not a finite number."""
+
     default_reason = "SIDE_FAILED"
 
 
-BY_REASON: Mapping[str, type[SidecastError]] = {
-    kind.default_reason: kind
-    for kind in (
-        UnknownTaskError,
-        UnknownVersionError,
-        UnknownAliasError,
-        InvalidInputError,
-        TooManyRowsError,
-        InvalidNameError,
-        InvalidRouteError,
-        InvalidArtifactError,
-        IncompatibleSideError,
-        VersionRefusedError,
-        VersionInUseError,
-        NothingToRollBackError,
-        RollbackUnclearError,
-        NotLoadedError,
-        DrainingError,
-        OverloadedError,
-        ContendedError,
-        RouteChangedError,
-        DeadlineExceededError,
-        CallCancelledError,
-        SideFailedError,
-    )
-} | {"INVALID_ROW": InvalidInputError}
-
-BY_CODE: Mapping[grpc.StatusCode, type[SidecastError]] = {
-    grpc.StatusCode.NOT_FOUND: NotFoundError,
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
-    grpc.StatusCode.FAILED_PRECONDITION: RefusedError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
-    grpc.StatusCode.ABORTED: ContendedError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
-    grpc.StatusCode.CANCELLED: CallCancelledError,
-    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
-    grpc.StatusCode.INTERNAL: InternalError,
-}
-"""For reasons that this client does not know: of a newer server, or of gRPC itself."""
-
-CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-
 def from_status(status: Status) -> SidecastError:
-    """An error that a server of ours tells with its details."""
+    """The error that a server describes with a status and its details."""
     info = _detail(status, ErrorInfo())
     retry = _detail(status, RetryInfo())
     request = _detail(status, RequestInfo())
@@ -243,11 +271,17 @@ def from_status(status: Status) -> SidecastError:
 
 
 def from_call(error: Any, address: str) -> SidecastError:
-    """An error of a failed call: a `grpc.RpcError` or `grpc.aio.AioRpcError`."""
-    code, details = error.code(), error.details() or ""
+    """The error of a failed call.
+
+    Args:
+        error: a `grpc.RpcError` or `grpc.aio.AioRpcError`.
+        address: of the server, for the message.
+    """
+    code = error.code()
+    details = error.details() or ""
     if status := _rich_status(error.trailing_metadata()):
         return from_status(status)
-    if code is grpc.StatusCode.UNAVAILABLE or any(words in details for words in NOBODY_BEHIND):
+    if code is grpc.StatusCode.UNAVAILABLE or any(words in details for words in PROXY_WITHOUT_SERVER):
         return UnreachableError(f"no answer from {address}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return MessageTooLargeError(f"{details}; send fewer rows in one call")

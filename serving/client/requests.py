@@ -1,7 +1,7 @@
-"""A client's calls, without a channel: arguments to a request, and how its response is read.
+"""Calls of a client, without a channel: the request of each method, and the function that reads its response.
 
-The sync and the async client share all of it. Faults that need no server to be seen are raised here, as the errors that
-a server would tell.
+The sync and the async client share all of it. Wrong arguments that can be seen without a server raise the errors that a
+server would send.
 """
 
 import getpass
@@ -9,7 +9,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,16 +18,27 @@ from google.protobuf.message import Message
 from protos import sidecast_pb2 as pb
 from serving.client import results as results
 from serving.client import routes as routes
-from serving.client.errors import InvalidArtifactError, InvalidInputError, InvalidNameError, SidecastError
+from serving.client.arguments import (
+    parse_ref,
+    set_field,
+    set_options,
+    set_version_or_alias,
+    write_refs,
+    write_route,
+    write_row,
+    write_rows,
+    write_seen,
+)
+from serving.client.errors import InvalidArtifactError, SidecastError
 from serving.client.responses import (
     read_awaited,
     read_commit,
     read_comparisons,
     read_event,
+    read_outcome,
     read_predictions,
     read_promoted,
     read_published,
-    read_result,
     read_retired,
     read_rolled,
     read_routed,
@@ -37,18 +48,22 @@ from serving.client.responses import (
 CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 AFFINITY = "sidecast-affinity"
-"""Metadata of a call about one row: the row's hash. A load balancer that goes by it sends equal rows to one server,
-which has kept their activations."""
+"""Metadata of a call about one row: a hash of the row. A load balancer that hashes by it sends equal rows to the same
+server, which has their activations in its cache."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
+    """One call of a gRPC method."""
+
     service: Literal["sidecast", "admin"]
     method: str
     request: Message | Iterator[Message]
+    """One message, or the messages of a client stream."""
     parse: Callable[[Any], Result]
+    """Makes the result from the response."""
     metadata: tuple[tuple[str, str], ...] = ()
 
 
@@ -58,14 +73,15 @@ def predict(
     version: int | None,
     alias: str | None,
     timeout: float | None,
-    generation: Mapping[str, Any] | None,
+    decoding: Mapping[str, Any] | None,
     priority: int,
     route_key: str,
 ) -> Call[results.Predictions]:
+    """Rows of one task."""
     ref = parse_ref(task, version, alias)
-    request = pb.PredictRequest(task=ref.task, rows=_write_rows(rows))
-    _copy_which(ref, request)
-    _copy_wish(request, timeout, generation, priority, route_key)
+    request = pb.PredictRequest(task=ref.task, rows=write_rows(rows))
+    set_version_or_alias(request, ref)
+    set_options(request, timeout, decoding, priority, route_key)
     return Call("sidecast", "Predict", request, read_predictions, _affinity(request.rows))
 
 
@@ -73,17 +89,16 @@ def predict_tasks(
     tasks: Sequence[str],
     rows: Sequence[results.Row],
     timeout: float | None,
-    generation: Mapping[str, Any] | None,
+    decoding: Mapping[str, Any] | None,
     priority: int,
     route_key: str,
 ) -> Call[dict[str, results.Predictions | SidecastError]]:
-    _check_list(tasks, "tasks")
-    refs = [parse_ref(task) for task in tasks]
-    request = pb.PredictTasksRequest(tasks=refs, rows=_write_rows(rows))
-    _copy_wish(request, timeout, generation, priority, route_key)
+    """The same rows for several tasks."""
+    request = pb.PredictTasksRequest(tasks=write_refs(tasks), rows=write_rows(rows))
+    set_options(request, timeout, decoding, priority, route_key)
 
     def parse(response: pb.PredictTasksResponse) -> dict[str, results.Predictions | SidecastError]:
-        return {task: read_result(result) for task, result in zip(tasks, response.results, strict=True)}
+        return {task: read_outcome(result) for task, result in zip(tasks, response.results, strict=True)}
 
     return Call("sidecast", "PredictTasks", request, parse, _affinity(request.rows))
 
@@ -94,37 +109,43 @@ def stream(
     version: int | None,
     alias: str | None,
     timeout: float | None,
-    generation: Mapping[str, Any] | None,
+    decoding: Mapping[str, Any] | None,
     priority: int,
     route_key: str,
 ) -> Call[Any]:
-    """Its responses are read by `client_streams`."""
+    """One row's text while it is generated. `serving.client.streams` reads the responses."""
     ref = parse_ref(task, version, alias)
-    request = pb.GenerateRequest(task=ref.task, row=_write_row(row, "row"))
-    _copy_which(ref, request)
-    _copy_wish(request, timeout, generation, priority, route_key)
+    request = pb.GenerateRequest(task=ref.task, row=write_row(row, "row"))
+    set_version_or_alias(request, ref)
+    set_options(request, timeout, decoding, priority, route_key)
     return Call("sidecast", "Generate", request, lambda response: response, _affinity([request.row]))
 
 
 def tasks() -> Call[list[results.TaskInfo]]:
-    return Call(
-        "admin", "ListTasks", pb.ListTasksRequest(), lambda response: [read_task(each) for each in response.tasks]
-    )
+    """All tasks."""
+
+    def parse(response: pb.ListTasksResponse) -> list[results.TaskInfo]:
+        return [read_task(task) for task in response.tasks]
+
+    return Call("admin", "ListTasks", pb.ListTasksRequest(), parse)
 
 
 def task(name: str) -> Call[results.TaskInfo]:
+    """One task; `name` may name a version or an alias."""
     ref = parse_ref(name)
     request = pb.GetTaskRequest(task=ref.task)
-    _copy_which(ref, request)
+    set_version_or_alias(request, ref)
     return Call("admin", "GetTask", request, lambda response: read_task(response.task))
 
 
 def history(task: str | None, limit: int) -> Call[list[results.Commit]]:
+    """The newest `limit` commits, or all where it is 0; those about one task, or about all."""
     request = pb.HistoryRequest(task=task or "", limit=limit)
-    return Call("admin", "History", request, lambda response: [read_commit(each) for each in response.commits])
+    return Call("admin", "History", request, lambda response: [read_commit(commit) for commit in response.commits])
 
 
 def promote(task: str, version: int, alias: str | None, message: str) -> Call[results.Promoted]:
+    """Move an alias to a version."""
     route = pb.Route(version=version)
     request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
     return Call("admin", "SetRoute", request, read_promoted)
@@ -140,175 +161,76 @@ def set_route(
     seen: routes.Route | None,
     message: str,
 ) -> Call[routes.Routed]:
-    route = _write_route(shares or {}, shadows, bounds)
+    """Replace an alias's route."""
+    route = write_route(shares or {}, shadows, bounds)
     if version is not None:
-        _set(route, "version", version, "route.")
+        set_field(route, "version", version, "route.")
     request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
     if seen is not None:
-        request.seen.CopyFrom(_write_route(seen.shares, seen.shadows, seen.bounds and asdict(seen.bounds)))
+        request.seen.CopyFrom(write_seen(seen))
     return Call("admin", "SetRoute", request, read_routed)
 
 
 def comparison(task: str, alias: str | None, disagreements: int) -> Call[routes.Comparisons]:
+    """How the versions of an alias's route compare, with the newest `disagreements`."""
     request = pb.GetComparisonRequest(task=task, alias=alias or "")
-    _set(request, "disagreements", disagreements)
+    set_field(request, "disagreements", disagreements)
     return Call("admin", "GetComparison", request, read_comparisons)
 
 
 def await_generation(generation: int, timeout_s: float) -> Call[routes.Awaited]:
+    """Wait for a generation of the registry; 0 is its newest."""
     request = pb.AwaitGenerationRequest()
-    _set(request, "generation", generation)
+    set_field(request, "generation", generation)
     request.timeout.FromNanoseconds(int(timeout_s * 1e9))
     return Call("admin", "AwaitGeneration", request, read_awaited)
 
 
 def rollback(task: str, alias: str | None, to: int | None, message: str) -> Call[results.Rolled]:
+    """Move an alias back, or end the shares of its traffic."""
     request = pb.RollbackRequest(task=task, alias=alias or "", to=to or 0, change=_change(message))
     return Call("admin", "Rollback", request, read_rolled)
 
 
 def retire(task: str, version: int, message: str) -> Call[results.Retired]:
+    """Take a version out of service."""
     return Call("admin", "Retire", pb.RetireRequest(task=task, version=version, change=_change(message)), read_retired)
 
 
 def publish(folder: str | Path, alias: str | None, message: str) -> Call[results.Published]:
+    """Upload a finished run.
+
+    Raises:
+        InvalidArtifactError: the folder has no manifest, or lacks a file that the manifest names.
+    """
     folder = Path(folder).expanduser()
-    manifest = _read(folder, MANIFEST)
+    manifest = _read_manifest(folder)
     header = pb.PublishRequest.Header(manifest=manifest, alias=alias or "", change=_change(message))
     return Call("admin", "Publish", _upload(header, folder, _file_names(folder, manifest)), read_published)
 
 
 def watch() -> Call[results.Event]:
+    """What the server serves, at every change. `parse` reads one event."""
     return Call("admin", "Watch", pb.WatchRequest(), read_event)
 
 
-def parse_ref(text: str, version: int | None = None, alias: str | None = None) -> pb.TaskRef:
-    """`sst2`, `sst2@canary` or `sst2:7`; or the task's name and one of the other arguments."""
-    name, mark, which = next((parts for mark in "@:" if (parts := text.partition(mark))[1]), (text, "", ""))
-    if (bool(mark), version is not None, alias is not None).count(True) > 1:
-        raise InvalidInputError(f"{text!r}: name one version or one alias", fields={"field": "task"})
-    if mark == ":" and not (which.isascii() and which.isdigit() and len(which) < 10):
-        raise InvalidNameError(f"{text!r} is no task reference: use TASK, TASK@alias or TASK:version")
-    if mark == "@" and not which:
-        raise InvalidNameError(f"{text!r} is no task reference: name an alias after the @")
-    version = int(which) if mark == ":" else version
-    alias = which if mark == "@" else alias
-    ref = pb.TaskRef(task=name)
-    if version is not None:
-        ref.version = version
-    elif alias is not None:
-        ref.alias = alias
-    return ref
-
-
-def _copy_wish(
-    request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest,
-    timeout: float | None,
-    generation: Mapping[str, Any] | None,
-    priority: int,
-    route_key: str,
-) -> None:
-    if timeout is not None:
-        request.timeout.FromNanoseconds(int(timeout * 1e9))
-    for name, value in (generation or {}).items():
-        _set_generation(request.generation, name, value)
-    _set(request, "priority", priority)
-    _set(request, "route_key", route_key)
-
-
-def _copy_which(ref: pb.TaskRef, request: pb.PredictRequest | pb.GenerateRequest | pb.GetTaskRequest) -> None:
-    if ref.HasField("version"):
-        request.version = ref.version
-    elif ref.HasField("alias"):
-        request.alias = ref.alias
-
-
-def _write_rows(rows: Sequence[results.Row]) -> list[pb.Row]:
-    _check_list(rows, "rows")
-    return [_write_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
-
-
-def _write_row(row: results.Row, where: str) -> pb.Row:
-    try:
-        match row:
-            case str():
-                return pb.Row(text=row)
-            case results.Prompt():
-                return pb.Row(prompt=row.text)
-            case Mapping():
-                return pb.Row(fields=row)
-    except (TypeError, UnicodeEncodeError) as error:
-        raise _invalid(where, f"cannot be sent as text: {error}") from None
-    raise _invalid(where, f"must be a text, fields by name, or a Prompt, got {type(row).__name__}")
-
-
 def _affinity(rows: Sequence[pb.Row]) -> tuple[tuple[str, str], ...]:
-    """Nothing for several rows: they are spread."""
+    """Metadata of a call about these rows; empty for several rows, which any server may answer."""
     if len(rows) != 1:
         return ()
     digest = hashlib.blake2b(rows[0].SerializeToString(deterministic=True), digest_size=8)
     return ((AFFINITY, digest.hexdigest()),)
 
 
-def _set_generation(message: pb.Generation, name: str, value: Any) -> None:
-    if name not in pb.Generation.DESCRIPTOR.fields_by_name:
-        known = ", ".join(pb.Generation.DESCRIPTOR.fields_by_name)
-        raise _invalid(f"generation.{name}", f"is no setting; use {known}")
-    if name == "early_stopping" and isinstance(value, bool):
-        value = str(value).lower()
-    if value is not None:
-        _set(message, name, value, "generation.")
-
-
-def _set(message: Message, name: str, value: Any, where: str = "") -> None:
-    """Raises InvalidInputError, naming `where` and the field, for a value that the field cannot have."""
+def _read_manifest(folder: Path) -> bytes:
     try:
-        setattr(message, name, value)
-    except (TypeError, ValueError) as error:
-        raise _invalid(where + name, f"cannot be {value!r}: {error}") from None
-
-
-def _write_route(shares: Mapping[int, int], shadows: Sequence[int], bounds: Mapping[str, Any] | None) -> pb.Route:
-    """Set even where it is plain: then it ends what was there."""
-    _check_list(shadows, "route.shadows")
-    try:
-        each = [pb.Route.Share(version=version, share=share) for version, share in shares.items()]
-        route = pb.Route(shares=each, shadows=shadows)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise _invalid("route", f"must have shares by version and a list of shadows: {error}") from None
-    if bounds is not None:
-        route.bounds.SetInParent()
-        for name, value in bounds.items():
-            _set_bound(route.bounds, name, value)
-    return route
-
-
-def _set_bound(message: pb.Route.Bounds, name: str, value: Any) -> None:
-    if name not in (known := pb.Route.Bounds.DESCRIPTOR.fields_by_name):
-        raise _invalid(f"route.bounds.{name}", f"is no bound; use {', '.join(known)}")
-    if value is not None:
-        _set(message, name, value, "route.bounds.")
-
-
-def _check_list(values: Sequence[Any], where: str) -> None:
-    if isinstance(values, (str, bytes, Mapping)):
-        raise _invalid(where, f"must be a list, got one {type(values).__name__}; put it in brackets")
-
-
-def _invalid(field: str, why: str) -> InvalidInputError:
-    return InvalidInputError(f"{field}: {why}", fields={"field": field, "why": why})
-
-
-def _upload(header: pb.PublishRequest.Header, folder: Path, names: list[str]) -> Iterator[pb.PublishRequest]:
-    yield pb.PublishRequest(header=header)
-    for name in names:
-        with (folder / name).open("rb") as file:
-            while data := file.read(CHUNK_BYTES):
-                yield pb.PublishRequest(chunk=pb.PublishRequest.Chunk(file=name, data=data))
+        return (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise InvalidArtifactError(f"{folder} is not a finished run: {MANIFEST}: {error.strerror}") from None
 
 
 def _file_names(folder: Path, manifest: bytes) -> list[str]:
-    """The files a manifest names, all there. What else it says is the server's to check."""
+    """The files that the manifest names, all of them in the folder. The server checks the rest of the manifest."""
     try:
         names = [str(name) for name in json.loads(manifest)["files"]]
     except (ValueError, KeyError, TypeError):
@@ -319,20 +241,19 @@ def _file_names(folder: Path, manifest: bytes) -> list[str]:
     return names
 
 
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise InvalidArtifactError(f"{folder} is not a finished run: {name}: {error.strerror}") from None
+def _upload(header: pb.PublishRequest.Header, folder: Path, names: list[str]) -> Iterator[pb.PublishRequest]:
+    yield pb.PublishRequest(header=header)
+    for name in names:
+        with (folder / name).open("rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                yield pb.PublishRequest(chunk=pb.PublishRequest.Chunk(file=name, data=data))
 
 
 def _change(message: str) -> pb.Change:
-    return pb.Change(author=_whoami(), message=message)
-
-
-def _whoami() -> str:
-    """The registry would else take the server's own name for the author."""
+    """Who changes the registry, and why. Without an author the registry would name the server as the author."""
+    host = socket.gethostname()
     try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
+        author = f"{getpass.getuser()}@{host}"
     except (OSError, KeyError):
-        return f"unknown@{socket.gethostname()}"
+        author = f"unknown@{host}"
+    return pb.Change(author=author, message=message)

@@ -1,18 +1,23 @@
-"""Responses to a client's results. Pure functions."""
+"""A client's results, made from a server's responses. Pure functions."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import fields
+from datetime import UTC
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos import sidecast_pb2 as pb
 from serving.client import results as results
 from serving.client import routes as routes
 from serving.client.errors import SidecastError, from_status
 
+Record = TypeVar("Record")
+
 
 def read_predictions(response: pb.PredictResponse) -> results.Predictions:
+    """The answers of one task, in the rows' order."""
     return results.Predictions(
         task=response.task,
         version=response.version,
@@ -22,11 +27,108 @@ def read_predictions(response: pb.PredictResponse) -> results.Predictions:
     )
 
 
+def read_outcome(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
+    """The answers of one of several tasks, or the error with which it failed."""
+    if result.WhichOneof("outcome") == "error":
+        return from_status(result.error)
+    return read_predictions(result.prediction)
+
+
+def read_piece(response: pb.GenerateResponse) -> results.Piece:
+    """A piece of a streamed text."""
+    return results.Piece(text=response.text, tokens=tuple(response.tokens))
+
+
+def read_generated(generated: pb.Generated) -> results.GeneratedText:
+    """The whole of a streamed text."""
+    return _read(results.GeneratedText, generated, alias=generated.alias or None)
+
+
+def read_task(info: pb.TaskInfo) -> results.TaskInfo:
+    """A task, its aliases, routes and versions."""
+    return results.TaskInfo(
+        task=info.task,
+        spec=_read_spec(info.spec) if info.HasField("spec") else None,
+        aliases={alias.alias: alias.route.version for alias in info.aliases},
+        serving={alias.alias: alias.serving for alias in info.aliases if alias.serving},
+        versions=tuple(_read(results.VersionInfo, version) for version in info.versions),
+        routes=_read_routes({alias.alias: alias.route for alias in info.aliases}),
+    )
+
+
+def read_commit(commit: pb.Commit) -> results.Commit:
+    """A change of the registry."""
+    change = commit.change
+    actions = tuple(_read_action(action) for action in commit.actions)
+    return _read(results.Commit, commit, author=change.author, message=change.message, actions=actions)
+
+
+def read_route(route: pb.Route) -> routes.Route:
+    """An alias's route, without the alias's own version."""
+    return routes.Route(
+        shares={share.version: share.share for share in route.shares},
+        shadows=tuple(route.shadows),
+        bounds=_read_bounds(route.bounds) if route.HasField("bounds") else None,
+    )
+
+
+def read_promoted(response: pb.SetRouteResponse) -> results.Promoted:
+    """The outcome of `promote`."""
+    return _read(results.Promoted, response, version=response.route.version)
+
+
+def read_routed(response: pb.SetRouteResponse) -> routes.Routed:
+    """The outcome of `set_route`."""
+    return _read(routes.Routed, response, version=response.route.version, route=read_route(response.route))
+
+
+def read_rolled(response: pb.RollbackResponse) -> results.Rolled:
+    """The outcome of `rollback`."""
+    return _read(results.Rolled, response)
+
+
+def read_retired(response: pb.RetireResponse) -> results.Retired:
+    """The outcome of `retire`."""
+    return _read(results.Retired, response)
+
+
+def read_published(response: pb.PublishResponse) -> results.Published:
+    """The outcome of `publish`."""
+    return _read(results.Published, response)
+
+
+def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
+    """The versions of an alias's route, compared with its own version."""
+    return _read(
+        routes.Comparisons,
+        response,
+        versions=tuple(_read(routes.Comparison, comparison) for comparison in response.comparisons),
+        disagreements=tuple(_read(routes.Disagreement, disagreement) for disagreement in response.disagreements),
+    )
+
+
+def read_awaited(response: pb.AwaitGenerationResponse) -> routes.Awaited:
+    """The outcome of `await_generation`."""
+    servers = tuple(_read(routes.ServerInfo, server) for server in response.servers)
+    return _read(routes.Awaited, response, servers=servers)
+
+
+def read_event(response: pb.WatchEvent) -> results.Event:
+    """One event of `watch`."""
+    routes_by_task = {served.task: _read_routes(served.routes) for served in response.changed}
+    return results.Event(
+        wanted=response.generations.wanted,
+        served=response.generations.served,
+        changed={served.task: dict(served.serving) for served in response.changed},
+        routes={task: routes for task, routes in routes_by_task.items() if routes},
+    )
+
+
 def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
     match answer.WhichOneof("answer"):
         case "classification":
-            given = answer.classification
-            return results.Classification(given.label, given.score, dict(zip(labels, given.scores, strict=True)))
+            chosen = answer.classification
+            return results.Classification(chosen.label, chosen.score, dict(zip(labels, chosen.scores, strict=True)))
         case "regression":
             return results.Regression(answer.regression.value)
         case "embedding":
@@ -35,86 +137,16 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Text(answer.text.text)
 
 
-def read_piece(response: pb.GenerateResponse) -> results.Piece:
-    return results.Piece(text=response.text, tokens=tuple(response.tokens))
-
-
-def read_generated(generated: pb.Generated) -> results.GeneratedText:
-    return results.GeneratedText(
-        task=generated.task,
-        version=generated.version,
-        generation=generated.generation,
-        alias=generated.alias or None,
-        text=generated.text,
-        finish_reason=generated.finish_reason,
-        token_count=generated.token_count,
-    )
-
-
-def read_result(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
-    if result.WhichOneof("outcome") == "error":
-        return from_status(result.error)
-    return read_predictions(result.prediction)
-
-
-def read_task(info: pb.TaskInfo) -> results.TaskInfo:
-    return results.TaskInfo(
-        task=info.task,
-        spec=_read_spec(info.spec) if info.HasField("spec") else None,
-        aliases={alias.alias: alias.route.version for alias in info.aliases},
-        serving={alias.alias: alias.serving for alias in info.aliases if alias.serving},
-        versions=tuple(_read_version(version) for version in info.versions),
-        routes=_read_routes({alias.alias: alias.route for alias in info.aliases}),
-    )
-
-
-def _read_generation(message: pb.Generation) -> dict[str, Any]:
-    settings = {field.name: value for field, value in message.ListFields()}
-    said = {"true": True, "false": False}
-    return {name: said.get(value, value) if name == "early_stopping" else value for name, value in settings.items()}
-
-
 def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:
-    return results.TaskSpec(
-        kind=spec.kind,
-        template=spec.template,
-        fields=tuple(spec.fields),
-        labels=tuple(spec.labels),
-        low=spec.low if spec.HasField("low") else None,
-        high=spec.high if spec.HasField("high") else None,
-        dimensions=spec.dimensions,
-        max_rows=spec.max_rows,
-        max_chars=spec.max_chars,
-        max_source_tokens=spec.max_source_tokens,
-        max_new_tokens=spec.max_new_tokens,
-        generation=_read_generation(spec.generation),
-        description=spec.description,
-        target=spec.target,
-        metric=spec.metric,
-    )
+    return _read(results.TaskSpec, spec, generation=_read_decoding(spec.generation))
 
 
-def _read_version(version: pb.Version) -> results.VersionInfo:
-    return results.VersionInfo(
-        version=version.version,
-        published_at=_time(version, "published_at"),
-        author=version.author,
-        message=version.message,
-        run_id=version.run_id,
-        retired=version.retired,
-        resident=version.resident,
-        failure=version.failure,
-    )
-
-
-def read_commit(commit: pb.Commit) -> results.Commit:
-    return results.Commit(
-        generation=commit.generation,
-        time=_time(commit, "time"),
-        author=commit.change.author,
-        message=commit.change.message,
-        actions=tuple(_read_action(action) for action in commit.actions),
-    )
+def _read_decoding(message: pb.Generation) -> dict[str, Any]:
+    settings = {field.name: value for field, value in message.ListFields()}
+    if "early_stopping" in settings:
+        word = settings["early_stopping"]
+        settings["early_stopping"] = {"true": True, "false": False}.get(word, word)
+    return settings
 
 
 def _read_action(action: pb.Action) -> results.Action:
@@ -128,124 +160,35 @@ def _read_action(action: pb.Action) -> results.Action:
     )
 
 
-def read_route(route: pb.Route) -> routes.Route:
-    return routes.Route(
-        shares={share.version: share.share for share in route.shares},
-        shadows=tuple(route.shadows),
-        bounds=_read_bounds(route.bounds) if route.HasField("bounds") else None,
-    )
-
-
 def _read_bounds(bounds: pb.Route.Bounds) -> routes.Bounds:
-    given = {field.name: value for field, value in bounds.ListFields()}
-    return routes.Bounds(**given)
+    """A field that is not set has the default of the record, which is not that of the message."""
+    return routes.Bounds(**{field.name: value for field, value in bounds.ListFields()})
 
 
 def _read_routes(messages: Mapping[str, pb.Route]) -> dict[str, routes.Route]:
-    """By alias, those that are not plain."""
-    found = {alias: read_route(message) for alias, message in sorted(messages.items())}
-    return {alias: route for alias, route in found.items() if not route.is_plain}
+    """By alias, without plain routes."""
+    by_alias = {alias: read_route(message) for alias, message in sorted(messages.items())}
+    return {alias: route for alias, route in by_alias.items() if not route.is_plain}
 
 
-def _time(message: Message, field: str) -> datetime | None:
-    return getattr(message, field).ToDatetime(UTC) if message.HasField(field) else None
+def _read(kind: type[Record], message: Message, /, **values: Any) -> Record:
+    """A record of that dataclass from the message's fields of the same names, except those in `values`."""
+    names = [field.name for field in fields(kind) if field.name not in values]  # type: ignore[arg-type]
+    return kind(**{name: _read_value(message, name) for name in names}, **values)
 
 
-def read_promoted(response: pb.SetRouteResponse) -> results.Promoted:
-    return results.Promoted(
-        task=response.task,
-        alias=response.alias,
-        version=response.route.version,
-        generation=response.generation,
-    )
-
-
-def read_routed(response: pb.SetRouteResponse) -> routes.Routed:
-    return routes.Routed(
-        task=response.task,
-        alias=response.alias,
-        version=response.route.version,
-        route=read_route(response.route),
-        generation=response.generation,
-    )
-
-
-def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
-    return routes.Comparisons(
-        task=response.task,
-        alias=response.alias,
-        version=response.version,
-        since=response.since,
-        versions=tuple(_read_comparison(each) for each in response.comparisons),
-        disagreements=tuple(_read_disagreement(each) for each in response.disagreements),
-        keeps_inputs=response.keeps_inputs,
-    )
-
-
-def _read_comparison(message: pb.Comparison) -> routes.Comparison:
-    return routes.Comparison(
-        version=message.version,
-        answers=message.answers,
-        rows=message.rows,
-        failed=message.failed,
-        compared=message.compared,
-        agreed=message.agreed,
-        drift=message.drift,
-        latency_seconds=message.latency_seconds,
-        cost_seconds=message.cost_seconds,
-        dropped=message.dropped,
-    )
-
-
-def _read_disagreement(message: pb.Disagreement) -> routes.Disagreement:
-    return routes.Disagreement(
-        time=_time(message, "time"),
-        version=message.version,
-        prompt=message.prompt,
-        expected=message.expected,
-        found=message.found,
-        drift=message.drift,
-    )
-
-
-def read_awaited(response: pb.AwaitGenerationResponse) -> routes.Awaited:
-    servers = tuple(
-        routes.ServerInfo(id=each.id, address=each.address, generation=each.generation, seen=_time(each, "seen"))
-        for each in response.servers
-    )
-    return routes.Awaited(generation=response.generation, served=response.served, servers=servers)
-
-
-def read_rolled(response: pb.RollbackResponse) -> results.Rolled:
-    return results.Rolled(
-        task=response.task,
-        alias=response.alias,
-        version_from=response.version_from,
-        version_to=response.version_to,
-        generation=response.generation,
-        canary_ended=response.canary_ended,
-    )
-
-
-def read_retired(response: pb.RetireResponse) -> results.Retired:
-    return results.Retired(task=response.task, version=response.version, generation=response.generation)
-
-
-def read_published(response: pb.PublishResponse) -> results.Published:
-    return results.Published(
-        task=response.task,
-        version=response.version,
-        generation=response.generation,
-        aliases=dict(response.aliases),
-        already=response.already,
-    )
-
-
-def read_event(response: pb.WatchEvent) -> results.Event:
-    generations = response.generations
-    return results.Event(
-        wanted=generations.wanted,
-        served=generations.served,
-        changed={served.task: dict(served.serving) for served in response.changed},
-        routes={served.task: found for served in response.changed if (found := _read_routes(served.routes))},
-    )
+def _read_value(message: Message, name: str) -> Any:
+    """A field as Python's own type. None: it is not set, and the message can tell."""
+    if message.DESCRIPTOR.fields_by_name[name].has_presence and not message.HasField(name):
+        return None
+    match value := getattr(message, name):
+        case Timestamp():
+            return value.ToDatetime(UTC)
+        case str() | bytes():
+            return value
+        case Mapping():
+            return dict(value)
+        case Sequence():
+            return tuple(value)
+        case _:
+            return value

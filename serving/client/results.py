@@ -1,4 +1,4 @@
-"""What a client answers with: plain frozen values that compare, print and pickle."""
+"""Results of a client's calls: frozen dataclasses that compare, print and pickle."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +21,8 @@ Row = str | Mapping[str, str] | Prompt
 
 @dataclass(frozen=True, slots=True)
 class Classification:
+    """An answer of a classification task."""
+
     label: str
     score: float
     """The label's probability."""
@@ -30,18 +32,24 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
+    """An answer of a regression task."""
+
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """An answer of a text task."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
+    """An answer of an embedding task."""
+
     values: tuple[float, ...]
-    """A vector of length 1: the product of two is the cosine of their angle."""
+    """A vector of length 1: the dot product of two is the cosine of their angle."""
 
 
 Answer = Classification | Regression | Text | Embedding
@@ -49,7 +57,7 @@ Answer = Classification | Regression | Text | Embedding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions(Sequence[Answer]):
-    """One answer per row, in the rows' order, and which version gave them all."""
+    """One answer per row, in the rows' order, and the version that gave all of them."""
 
     task: str
     version: int
@@ -75,16 +83,16 @@ class Predictions(Sequence[Answer]):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A few more tokens of a text that is being made."""
+    """The next tokens of a streamed text."""
 
     text: str
-    """What the text grows by; all pieces joined are the text. "" while a character is not complete."""
+    """Appended to the text; all pieces joined are the text. "" while a character is not complete."""
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedText:
-    """What became of a streamed text, and which version made it."""
+    """A streamed text as a whole, and the version that made it."""
 
     task: str
     version: int
@@ -94,12 +102,14 @@ class GeneratedText:
     """The alias that led to the version; None where the version was asked for."""
     text: str
     finish_reason: str
-    """`end`: the task ended it; `length`: it has as many tokens as it may."""
+    """`end`: the side network ended it; `length`: it reached the most tokens that it may have."""
     token_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
+    """A task's spec: its kind, its template and its limits."""
+
     kind: str
     """classification, regression, text or embedding."""
     template: str
@@ -114,7 +124,7 @@ class TaskSpec:
     max_source_tokens: int
     max_new_tokens: int
     generation: Mapping[str, Any]
-    """Text: how tokens are chosen, by Hugging Face's names; empty for other kinds."""
+    """Decoding settings of a text task, by Hugging Face's names; empty for other kinds."""
     description: str
     target: str
     """The column of data files that holds the expected answer."""
@@ -124,6 +134,8 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionInfo:
+    """One version of a task as the server sees it."""
+
     version: int
     published_at: datetime | None
     author: str
@@ -133,7 +145,7 @@ class VersionInfo:
     resident: bool
     """Loaded on the server."""
     failure: str
-    """Why the server could not load it; empty where it could, or is about to."""
+    """Why the server could not load it; empty if it is loaded, or not tried yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,26 +158,30 @@ class TaskInfo:
     aliases: dict[str, int]
     """In the registry."""
     serving: dict[str, int]
-    """Alias to the version that answers on the server; it lags behind `aliases` while that loads or cannot load."""
+    """Alias to the version that answers on the server. It differs from `aliases` while a version loads or fails to."""
     versions: tuple[VersionInfo, ...]
     """Oldest first."""
     routes: dict[str, Route] = field(default_factory=dict)
-    """Alias to its route in the registry, where its traffic is split or shadowed."""
+    """Alias to its route in the registry, for aliases with shares or shadows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
+    """The outcome of a publish."""
+
     task: str
     version: int
     generation: int
     aliases: dict[str, int]
-    """What this publish moved: alias to version."""
+    """Aliases that this publish moved, and the version to which."""
     already: bool
     """The same run was published before, as this version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promoted:
+    """The outcome of a promotion."""
+
     task: str
     alias: str
     version: int
@@ -174,17 +190,21 @@ class Promoted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rolled:
+    """The outcome of a rollback."""
+
     task: str
     alias: str
     version_from: int
     version_to: int
     generation: int
     canary_ended: bool = False
-    """The alias stayed at `version_to`, and the shares of its traffic were taken away."""
+    """The alias stayed at `version_to`; the rollback ended the shares of its route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retired:
+    """The outcome of a retirement."""
+
     task: str
     version: int
     generation: int
@@ -192,15 +212,17 @@ class Retired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
+    """One action of a commit. Fields that the verb has no use for are None."""
+
     verb: str
     """publish, set_alias, set_route, rollback, retire or delete_task."""
     task: str
     version: int | None
     alias: str | None
     route: Route | None = None
-    """Of set_route."""
+    """Set by set_route."""
     run_id: str | None = None
-    """Of publish: the run that made the version."""
+    """Set by publish: the run that made the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,13 +238,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What a server tells a watcher."""
+    """One event of `watch`: what the server serves now, and what changed."""
 
     wanted: int
     """The registry's newest generation that the server knows."""
     served: int
-    """The generation that the server answers with."""
+    """The generation that the server serves."""
     changed: dict[str, dict[str, int]]
-    """Tasks that changed since the last event, each with its alias to version; empty when the task is gone."""
+    """Tasks that changed since the last event: alias to the version that serves it; empty if the task is gone."""
     routes: dict[str, dict[str, Route]] = field(default_factory=dict)
-    """Of those tasks: alias to its route as far as this server can follow it; without plain ones."""
+    """Routes of those tasks that this server follows, by alias; without plain routes."""

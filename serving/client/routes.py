@@ -1,4 +1,4 @@
-"""What a client says and hears of routes: plain frozen values that compare, print and pickle.
+"""Routes, comparisons of versions and servers, as a client sees them: frozen dataclasses that compare and pickle.
 
 A share is in hundredths of a per cent everywhere: 500 is 5 %.
 """
@@ -10,34 +10,34 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What a version with a share must keep to, beside the alias's own version; else servers take its share away.
+    """Limits for a version with a share, compared with the alias's own version. Beyond them a server ends the shares.
 
-    None: not looked at.
+    None: not checked.
     """
 
     error_rate: float | None = None
-    """How much larger its part of failed rows may be: 0 to 1."""
+    """How much its fraction of failed rows may exceed that of the own version, 0 to 1."""
     latency: float | None = None
-    """How many times as long its mean request may take: at least 1."""
+    """Its mean time per request over that of the own version, at most; at least 1."""
     disagreement: float | None = None
-    """Part of its answers that may differ: 0 to 1."""
+    """Fraction of its answers that may differ from the own version's, 0 to 1."""
     min_rows: int = 100
-    """Rows of it that must be seen before it is judged."""
+    """Rows that it must have answered before it is judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """An alias's traffic beside that of its own version, which gets what the shares leave."""
+    """How an alias's traffic is split. The alias's own version gets what the shares leave."""
 
     shares: Mapping[int, int] = field(default_factory=dict)
     """Version to its share, in hundredths of a per cent."""
     shadows: tuple[int, ...] = ()
-    """Versions that answer the same inputs, compared and told to nobody."""
+    """Versions that answer the same inputs; their answers are compared, never returned."""
     bounds: Bounds | None = None
 
     @property
     def is_plain(self) -> bool:
-        """All traffic is the alias's own version's, with no shadow."""
+        """Whether the alias's own version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
 
 
@@ -55,36 +55,36 @@ class Routed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What one version did, as one server saw it since the route's last change."""
+    """Statistics of one version on one server, since the route's last change."""
 
     version: int
     answers: bool
-    """It answers callers, and not only beside them."""
+    """Whether its answers are returned to callers; False for a shadow."""
     rows: int
-    """That it answered, for callers or beside them."""
+    """Rows that it answered, for callers or as a shadow."""
     failed: int
     compared: int
     """Rows that both it and the alias's own version answered."""
     agreed: int
     drift: float
-    """Mean over the compared rows, 0 to 1: how far scores, values, texts or vectors lie apart."""
+    """Mean distance of the two answers over the compared rows, 0 to 1: of scores, values, texts or vectors."""
     latency_seconds: float
-    """Mean of its requests, callers' only."""
+    """Mean time of its callers' requests."""
     cost_seconds: float
-    """On the device, for a row beside its callers' rows."""
+    """Mean time on the device per shadow row."""
     dropped: int
-    """Rows not compared because the server had no time for them."""
+    """Rows that were not compared because the server had no time for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """An input that a version answers otherwise than the alias's own."""
+    """An input on which a version's answer differs from that of the alias's own version."""
 
     time: datetime | None
     version: int
     prompt: str
     expected: str
-    """What the alias's own version answered, in words."""
+    """Answer of the alias's own version, in words."""
     found: str
     drift: float
 
@@ -98,31 +98,33 @@ class Comparisons:
     version: int
     """The alias's own."""
     since: int
-    """Generation of the route's last change: everything here was seen since."""
+    """Generation of the route's last change, where counting began."""
     versions: tuple[Comparison, ...]
     """The alias's own first."""
     disagreements: tuple[Disagreement, ...]
     """Newest first."""
     keeps_inputs: bool
-    """Whether the server keeps inputs of disagreements; without, there are none here."""
+    """Whether the server keeps the inputs of disagreements; if not, `disagreements` is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """A server that follows the registry, as it told the registry last."""
+    """A server that follows the registry, by its last heartbeat."""
 
     id: str
     address: str
     generation: int
-    """What it serves."""
+    """The registry's generation that it serves."""
     seen: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awaited:
+    """How a wait for a generation ended."""
+
     generation: int
     served: bool
-    """Every server that is alive serves the generation."""
+    """Whether every server that is alive serves the generation."""
     servers: tuple[ServerInfo, ...]
 
     @property

@@ -1,6 +1,6 @@
-"""A text that arrives while it is made, at the client: iterate for its pieces, ask for its result.
+"""A streamed text at the client: iterate over its pieces, or call `result` for the whole.
 
-To leave its `with` block, to call `cancel` or to drop it cancels what the server has not made yet.
+The server stops generating when the stream's `with` block ends, when `cancel` is called, or when the stream is dropped.
 """
 
 import asyncio
@@ -16,18 +16,19 @@ from serving.client.results import GeneratedText, Piece
 
 
 class _Stream:
-    """What both kinds are made of."""
+    """Base class of both streams."""
 
     def __init__(self, call: Any, target: str) -> None:
-        self._call, self._target = call, target
+        self._call = call
+        self._target = target
         self._result: GeneratedText | None = None
 
     def cancel(self) -> None:
-        """End it here and on the server. Does nothing to one that has ended."""
+        """Cancel the call, here and on the server. No-op after its end."""
         self._call.cancel()
 
     def _read(self, response: Any) -> Piece | None:
-        """The response's piece; None for the last, which is the result."""
+        """The response's piece; None for the last response, which is the result."""
         if response.HasField("generated"):
             self._result = read_generated(response.generated)
             return None
@@ -43,7 +44,7 @@ class _Stream:
 
 
 class TextStream(_Stream):
-    """Made by `Client.stream`. Its loop and its result raise SidecastError where the text fails."""
+    """A streamed text of `Client.stream`. Iteration and `result` raise a SidecastError if the text fails."""
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -58,7 +59,7 @@ class TextStream(_Stream):
                 return piece
 
     def result(self) -> GeneratedText:
-        """The whole text and which version made it. Waits for it, dropping the pieces that were not read."""
+        """Wait for the whole text and the version that made it. Pieces that were not read are dropped."""
         for _ in self:
             pass
         return self._finished()
@@ -71,7 +72,7 @@ class TextStream(_Stream):
 
 
 class AsyncTextStream(_Stream):
-    """Made by `AsyncClient.stream`: as TextStream, with `async for`, `async with` and `await`."""
+    """A streamed text of `AsyncClient.stream`: as TextStream, with `async for`, `async with` and `await`."""
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
@@ -87,7 +88,7 @@ class AsyncTextStream(_Stream):
                 raise CallCancelledError("the stream was cancelled by its caller") from None
             except grpc.RpcError as error:
                 raise self._error(error) from None
-            if not isinstance(response, pb.GenerateResponse):  # gRPC's mark of the end
+            if not isinstance(response, pb.GenerateResponse):  # gRPC's end-of-stream marker
                 raise StopAsyncIteration
             if piece := self._read(response):
                 return piece

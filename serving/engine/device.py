@@ -23,11 +23,13 @@ BITS = {"int8": 8, "int4": 4, "w8a8": 8}
 
 
 class BackboneTooLarge(StartError):
-    reason = "BACKBONE_TOO_LARGE"
+    """The backbone does not fit into the device's free memory. Sizes in bytes."""
 
-    def __init__(self, backbone: str, needed: int, device: str, free: int) -> None:
-        super().__init__(backbone, needed, device, free)
-        self.backbone, self.needed, self.device, self.free = backbone, needed, device, free
+    reason = "BACKBONE_TOO_LARGE"
+    backbone: str
+    needed: int
+    device: str
+    free: int
 
     def __str__(self) -> str:
         return (
@@ -37,14 +39,12 @@ class BackboneTooLarge(StartError):
 
 
 class NoDevice(StartError):
+    """Torch cannot use the device that the settings name."""
+
     reason = "NO_DEVICE"
-
-    def __init__(self, device: str, why: str) -> None:
-        super().__init__(device, why)
-        self.device, self.why = device, why
-
-    def __str__(self) -> str:
-        return f"device {self.device} cannot be used here: {self.why}; choose cpu, or auto for a GPU where there is one"
+    message = "device {device} cannot be used here: {why}; choose cpu, or auto for a GPU where there is one"
+    device: str
+    why: str
 
 
 def pick_device(name: str) -> str:

@@ -85,16 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Any other error is ours: it is raised, so that Python prints its traceback and exits with 1.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(app.main(given, prog_name="sidecast", standalone_mode=False) or 0)
+        sys.exit(app.main(words, prog_name="sidecast", standalone_mode=False) or 0)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
-        _report(_usage_text(error), "USAGE", as_json="--json" in given)
+        _report(_usage_text(error), "USAGE", as_json="--json" in words)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = getattr(error, "reason", None)
         if not isinstance(reason, str):
             raise
-        _report(str(error), reason, as_json="--json" in given)
+        _report(str(error), reason, as_json="--json" in words)
 
 
 def _usage_text(error: click.ClickException) -> str:

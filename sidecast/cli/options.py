@@ -33,20 +33,20 @@ quantize = option(
 )
 
 
-def choose(**given: str | None) -> tuple[str, str]:
+def choose(**values: str | None) -> tuple[str, str]:
     """Return the one option that was given and its value; the command line takes precedence over the environment.
 
     Raises:
         UserError: none, or more than one.
     """
     context = click.get_current_context()
-    there = {name: value for name, value in given.items() if value is not None}
-    typed = [n for n in there if context.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
-    chosen = typed or list(there)
+    given = {name: value for name, value in values.items() if value is not None}
+    typed = [n for n in given if context.get_parameter_source(n) == click.core.ParameterSource.COMMANDLINE]
+    chosen = typed or list(given)
     if len(chosen) != 1:
         had = " and ".join(f"--{name}" for name in chosen) or "none"
-        raise UserError(f"give one of {', '.join('--' + name for name in given)}; got {had}")
-    return chosen[0], there[chosen[0]]
+        raise UserError(f"give one of {', '.join('--' + name for name in values)}; got {had}")
+    return chosen[0], given[chosen[0]]
 
 
 def pick_device(name: str) -> str:

@@ -53,8 +53,8 @@ class _Bars(Progress):
         if self.task_ids:
             super().stop()
 
-    def add_task(self, *given: Any, **named: Any) -> TaskID:
-        task = super().add_task(*given, **named)
+    def add_task(self, *arguments: Any, **named: Any) -> TaskID:
+        task = super().add_task(*arguments, **named)
         self.start()
         return task
 

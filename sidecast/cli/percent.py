@@ -17,6 +17,7 @@ class Share(click.ParamType):
     name = "percent"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """`5%`, `5 %` or `5` as 500."""
         share = None if (number := _read(value)) is None else number * 100
         if share is None or share != int(share) or not 1 <= share < 10_000:
             self.fail(f"{SHARE_RULE}; got {value!r}", param, ctx)
@@ -29,6 +30,7 @@ class Rate(click.ParamType):
     name = "percent"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`5%`, `5 %` or `5` as 0.05."""
         number = _read(value)
         if number is None or number > 100:
             self.fail(f"{RATE_RULE}; got {value!r}", param, ctx)
@@ -36,8 +38,8 @@ class Rate(click.ParamType):
 
 
 def _read(value: Any) -> Decimal | None:
-    found = NUMBER.fullmatch(str(value).strip())
-    return Decimal(found[1]) if found else None
+    match = NUMBER.fullmatch(str(value).strip())
+    return Decimal(match[1]) if match else None
 
 
 def percent(part: float) -> str:

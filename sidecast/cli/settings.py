@@ -57,7 +57,8 @@ def setting_options(
         special: arguments of `click.option` by field, which replace those that follow from the field; `flag` is its
             name on the command line.
     """
-    types, texts = get_type_hints(settings), field_texts(settings)
+    types = get_type_hints(settings)
+    texts = field_texts(settings)
     options: list[Callable[[Command], Command]] = []
     for field in fields(settings):
         if is_dataclass(types[field.name]) or get_origin(types[field.name]) is dict:

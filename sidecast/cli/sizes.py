@@ -45,13 +45,13 @@ def show_sizes(
     reduction = reduction or tuple(r for r in REDUCTIONS if r <= narrowest)
     usual = Load()
     scales = CostModel(shape, Load(tokens=tokens or usual.tokens, rows=rows or usual.rows))
-    given = None if (encoder_layers, decoder_layers) == (None, None) else (encoder_layers, decoder_layers)
-    found = [(name, scales.estimate(config)) for name, config in _configs(shape.config, reduction, given)]
+    layers = None if (encoder_layers, decoder_layers) == (None, None) else (encoder_layers, decoder_layers)
+    estimates = [(name, scales.estimate(config)) for name, config in _configs(shape.config, reduction, layers)]
     load = asdict(scales.load) | {"dtype": "bfloat16"}
     document = {
         "backbone": {"name": shape.name, "parameters": scales.backbone_parameters},
         "load": load,
-        "sizes": [_document(name, sizes) for name, sizes in found],
+        "sizes": [_document(name, sizes) for name, sizes in estimates],
     }
     if as_json:
         say(True, document, "")
@@ -61,14 +61,14 @@ def show_sizes(
         f"{scales.load.tokens} tokens at a time"
     )
     headings = ("r", "rungs", "head", "weights", "share", "fp32 MB", "bf16 MB", "GFLOP/row", "of backbone's")
-    show_table((*headings, "training GB", "serving GB"), [_row(name, sizes) for name, sizes in found], title=title)
+    show_table((*headings, "training GB", "serving GB"), [_row(name, sizes) for name, sizes in estimates], title=title)
 
 
 Layers = tuple[int, ...] | None
 
 
 def _configs(
-    backbone: Any, reduction: tuple[int, ...], given: tuple[Layers, Layers] | None
+    backbone: Any, reduction: tuple[int, ...], layers: tuple[Layers, Layers] | None
 ) -> Iterator[tuple[str, Any]]:
     """Every combination of r, rungs and head that the backbone can have."""
     from ladder import SideConfig
@@ -78,7 +78,7 @@ def _configs(
     patterns = {name: (layers, decoders[name]) for name, layers in kept_patterns(backbone.num_layers).items()}
     heads = ("text", "linear") if backbone.num_decoder_layers else ("linear",)
     for r in reduction:
-        for name, (encoder, decoder) in ({"given": given} if given else patterns).items():
+        for name, (encoder, decoder) in ({"given": layers} if layers else patterns).items():
             for head in heads:
                 yield (
                     name,
@@ -128,10 +128,10 @@ def _row(name: str, sizes: Any) -> tuple[str, ...]:
     )
 
 
-def check_options(sizes: bool, backbone: str | None, **given: Any) -> None:
+def check_options(sizes: bool, backbone: str | None, **values: Any) -> None:
     """Raise UserError for `--sizes` without a backbone, or for its options without `--sizes`."""
     if sizes and backbone is None:
         raise UserError("--sizes needs --backbone B: a folder, a hub id, or a name such as t5-base")
-    names = [name for name, value in given.items() if value is not None]
+    names = [name for name, value in values.items() if value is not None]
     if not sizes and names:
         raise UserError(f"--{names[0].replace('_', '-')} is for --sizes; give both")

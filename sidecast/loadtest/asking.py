@@ -16,11 +16,11 @@ PRODUCTION = "production"
 async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -> list[Target]:
     """The named tasks as the server serves them; without names, all that it serves in production.
 
-    Streams and settings of how texts are made are for text tasks: only those are found then.
+    With streams or decoding settings, only text tasks.
 
     Raises:
-        SidecastError: a task that is not there, or no server.
-        LoadError: a task that is not loaded, none at all, or one of another kind than text where texts are wanted.
+        SidecastError: a task does not exist, or no server answers.
+        LoadError: a task is not loaded, there is no task, or a named task is no text task where only these fit.
     """
     texts_only = plan.stream or bool(plan.generation)
     if refs:
@@ -33,14 +33,14 @@ async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -
         if refs and texts_only and info.spec.kind not in TEXT_KINDS:
             option = "--stream" if plan.stream else "--" + next(iter(plan.generation)).replace("_", "-")
             raise LoadError(f"{option} is for text tasks, and {ref} is a task of kind {info.spec.kind}")
-    found = [
+    targets = [
         Target(ref, info.spec.kind, info.spec.fields, _version(ref, info.serving))
         for ref, info in infos
         if info.spec is not None and (info.spec.kind in TEXT_KINDS or not texts_only)
     ]
-    if not found:
+    if not targets:
         raise LoadError(f"the server serves no {'text ' * texts_only}task in production; name one, or publish one")
-    return found
+    return targets
 
 
 def _version(ref: str, serving: dict[str, int]) -> int | None:
@@ -49,7 +49,7 @@ def _version(ref: str, serving: dict[str, int]) -> int | None:
 
 
 class ClientAsker:
-    """Asks through a client, which shall not retry: what fails is to be counted."""
+    """Sends requests through a client. The client must not retry, because failures are counted."""
 
     def __init__(self, client: AsyncClient, plan: Plan) -> None:
         self._client = client
@@ -59,6 +59,7 @@ class ClientAsker:
         )
 
     async def __call__(self, request: Request, call: Call, timeout: float) -> Failure | None:  # noqa: ASYNC109
+        """Send a request within `timeout` seconds; return why it failed, or None. Fills the call's pieces."""
         try:
             await self._way(request, call, timeout=timeout, **self._how)
         except SidecastError as error:
@@ -69,7 +70,7 @@ class ClientAsker:
         await self._client.predict(request.tasks[0], request.rows, **how)
 
     async def _predict_tasks(self, request: Request, call: Call, **how: Any) -> None:
-        """Fails where one of its tasks does."""
+        """Raises the error of its first task that failed."""
         outcomes = await self._client.predict_tasks(request.tasks, request.rows, **how)
         for outcome in outcomes.values():
             if isinstance(outcome, SidecastError):
@@ -84,5 +85,6 @@ class ClientAsker:
 
 
 def as_failure(error: SidecastError) -> Failure:
+    """A client's error as a failure: its gRPC code, reason and message."""
     code = next((code.name for code, kind in BY_CODE.items() if isinstance(error, kind)), "UNKNOWN")
     return Failure(code, error.reason, str(error))

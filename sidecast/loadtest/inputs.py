@@ -1,7 +1,7 @@
-"""The requests of a load: which tasks, which rows. Without end, and the same for the same seed.
+"""The requests of a load: which tasks, which rows. Endless, and the same for the same seed.
 
-Built-in texts are numbered, so that none comes twice unless asked to: of a server that keeps activations its cache
-would be measured. A file's rows are sent as they are, in a random order, again and again.
+Built-in texts are numbered, so that none is sent twice unless asked for: repeated texts would measure the server's
+activation cache. A file's rows are sent unchanged, in a random order, again and again.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from sidecast.loadtest.plan import LoadError, Plan
 from sidecast.loadtest.sentences import SENTENCES
 
 RECENT = 64
-"""How many rows of a task back a repeated row may lie."""
+"""A repeated row is one of so many rows that its task was sent last."""
 PROMPT = ("prompt",)
 """The column of whole prompts."""
 TEXT_FILE = ".txt"
@@ -35,17 +35,19 @@ class Target:
     kind: str
     fields: Fields
     version: int | None = None
-    """That answered when the load began."""
+    """The version that answered when the load began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """The tasks and rows of one request."""
+
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
 class Inputs:
-    """Requests by turns of `next`."""
+    """An endless iterator of requests."""
 
     def __init__(
         self,
@@ -67,16 +69,18 @@ class Inputs:
             LoadError: too few tasks for one request, tasks that cannot share a row, or a file without rows.
             DataError: the file cannot be read.
         """
-        self._targets, self._plan, self._draw = tuple(targets), plan, random.Random(plan.seed)
+        self._targets = tuple(targets)
+        self._plan = plan
+        self._draw = random.Random(plan.seed)
         _check_tasks(targets, plan)
         forms = [PROMPT] if plan.whole_prompts else list(dict.fromkeys(target.fields for target in targets))
         self._skew = skew
         self.file_rows: dict[Fields, list[Values]] = {form: read_inputs(file, form) for form in forms} if file else {}
-        """Of each way that the tasks need them."""
+        """The file's rows by the fields that a task takes."""
         if texts is not None:
             self.file_rows = {form: [(text,) for text in texts] for form in forms}
         self.drawn = dict.fromkeys(forms, 0)
-        """How many rows were taken from each, repeated ones not counted."""
+        """How many rows were taken by fields, repeated ones not counted."""
         self._fresh = {form: self._rows(form) for form in forms}
         self._recent: dict[tuple[str, ...], deque[Row]] = {}
 

@@ -1,14 +1,14 @@
-"""The two ways to put load on a server: callers that wait for their answers, and requests that arrive at given times.
+"""The two loops that put load on a server: callers that wait for their answers, and requests that arrive at set times.
 
-Both call a function that sends one request and waits for its end. What a request is, and what is recorded or checked of
-its answer, is that function's part. `sidecast bench` and the benchmarks use these loops.
+Both call a function that sends one request and waits for its end. That function makes the request and records or checks
+its answer. `sidecast bench` and the benchmarks use these loops.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 PAUSE_S = 0.01
-"""Of a caller after a failed request: a refusal comes so fast that callers would do nothing but ask."""
+"""Pause of a caller after a failed request: the server rejects so fast that callers would only send requests."""
 
 Clock = Callable[[], float]
 """Seconds."""

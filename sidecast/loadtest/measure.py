@@ -1,8 +1,8 @@
-"""Figures out of the calls that a level made. Pure: times are seconds of one clock, wherever it began.
+"""Figures made from the calls of a level. Pure functions: times are seconds of any one clock.
 
-A call counts where it was **due** within the window (closed loop: sent), and its latency runs from then, so that a
-server that stalls is seen by everything that should have been asked meanwhile. Throughput counts what **ended**
-within the window, whenever it was due: under overload the two differ.
+A call counts if it was **due** within the window (closed loop: sent), and its latency runs from then, so that a stalled
+server delays every call that was due meanwhile. Throughput counts calls that **ended** within the window, whenever they
+were due: under overload the two differ.
 """
 
 import math
@@ -44,11 +44,14 @@ class Call:
 
     @property
     def latency(self) -> float:
+        """Seconds from when it was due to its end."""
         return self.ended - self.due
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
+    """The time of a level that is measured."""
+
     begins: float
     ends: float
 
@@ -57,11 +60,12 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """Its length."""
         return self.ends - self.begins
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest of the sorted values that so many per cent are not above: a value that was seen."""
+    """The smallest of the sorted values that at least `percent` per cent do not exceed (nearest rank)."""
     return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
 
 
@@ -80,9 +84,9 @@ def histogram(seconds: Sequence[float]) -> dict[str, list[float]] | None:
     if not bins:
         return None
     counts = [0.0] * (max(bins) - min(bins) + 1)
-    for place in bins:
-        counts[place - min(bins)] += 1
-    edges = [10 ** (place / BINS_PER_DECADE) for place in range(min(bins), max(bins) + 2)]
+    for index in bins:
+        counts[index - min(bins)] += 1
+    edges = [10 ** (index / BINS_PER_DECADE) for index in range(min(bins), max(bins) + 2)]
     return {"edges_ms": edges, "counts": counts}
 
 
@@ -121,7 +125,10 @@ def _by_task(answered: Iterable[Call]) -> dict[str, Any]:
     tasks: dict[str, list[float]] = {}
     for call in answered:
         tasks.setdefault(call.task, []).append(call.latency)
-    return {task: {"answered": len(given), "latency_ms": spread_ms(given)} for task, given in sorted(tasks.items())}
+    return {
+        task: {"answered": len(latencies), "latency_ms": spread_ms(latencies)}
+        for task, latencies in sorted(tasks.items())
+    }
 
 
 def summarise_stream(calls: Sequence[Call], window: Window) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def summarise_stream(calls: Sequence[Call], window: Window) -> dict[str, Any]:
     mine = [sum(count for _, count in call.pieces) for call in counted]
     return {
         "first_ms": spread_ms(call.pieces[0][0] - call.due for call in counted),
-        "between_ms": spread_ms(later - sooner for each in times for sooner, later in pairwise(each)),
+        "between_ms": spread_ms(later - sooner for arrivals in times for sooner, later in pairwise(arrivals)),
         "tokens_per_s": tokens / window.seconds,
         "tokens_per_text": sum(mine) / len(mine) if mine else None,
     }

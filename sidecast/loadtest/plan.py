@@ -10,7 +10,7 @@ Arrivals = Literal["poisson", "constant"]
 
 
 class LoadError(Exception):
-    """The load cannot be put as asked; says what to do in one sentence."""
+    """The load cannot be run with these settings; the message says what to do."""
 
     reason = "LOAD"
 
@@ -55,7 +55,8 @@ class Open:
         if self.arrivals == "constant":
             yield from (number / self.rate for number in range(math.ceil(until_s * self.rate)))
             return
-        draw, due = random.Random(seed), 0.0
+        draw = random.Random(seed)
+        due = 0.0
         while (due := due + draw.expovariate(self.rate)) < until_s:
             yield due
 
@@ -65,30 +66,30 @@ Level = Closed | Open
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All levels, and what their requests have in common."""
+    """All levels, and the settings that their requests share."""
 
     levels: tuple[Level, ...]
     duration_s: float = 10.0
-    """Of a level's window: what is counted."""
+    """Length of a level's window, in which calls are counted, in seconds."""
     warmup_s: float = 1.0
-    """Of the same load before each window."""
+    """Seconds of the same load before each window."""
     rows: int = 1
-    """In a request."""
+    """Rows of one request."""
     timeout_s: float = 60.0
-    """Of a request, from when it was due; what is answered within it is goodput."""
+    """Seconds from when a request was due; answers within it count as goodput."""
     priority: int = 0
     """1 is the highest; 0 leaves it to the server."""
     tasks_per_request: int = 1
     """More than one: PredictTasks."""
     stream: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """How texts are made, as a client takes it."""
+    """Decoding settings of texts, as `Client.predict` takes them."""
     repeat_share: float = 0.0
-    """How many of the rows have been sent just before, for the same task."""
+    """Fraction of rows that were sent shortly before for the same task."""
     whole_prompts: bool = False
     """Send texts as whole prompts, without the tasks' templates."""
     max_in_flight: int = 1024
-    """In an open loop. What is due beyond it waits here, and its latency grows."""
+    """Most requests in flight in an open loop. Further due requests wait in this process, and their latency grows."""
     seed: int = 0
 
     def __post_init__(self) -> None:

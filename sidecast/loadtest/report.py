@@ -1,4 +1,4 @@
-"""What a load came to: one document for machines, tables and notes for people."""
+"""Results of a load: one document for machines, tables and notes for people."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,11 +11,11 @@ from sidecast.loadtest.runner import Ran, client_figures
 from sidecast.loadtest.scrape import DEVICE_STAGES, STAGES, compare
 
 BUSY = 0.9
-"""Of a core: beyond it this process may be what is measured."""
+"""Fraction of a core: beyond it this process may limit the figures."""
 LATE_MS = 20.0
-"""How much later than due an open loop's requests may be sent."""
+"""Beyond it a note says that an open loop's requests were sent late."""
 FEW = 3
-"""Requests of each caller in a window that are too few to say much."""
+"""Fewer requests per caller in a window get a note: their figures mean little."""
 
 Document = dict[str, Any]
 Table = tuple[str, Sequence[str], list[list[str]]]
@@ -23,7 +23,7 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def make_document(plan: Plan, targets: Sequence[Target], inputs: Inputs, levels: Sequence[Ran]) -> Document:
-    """All figures, as docs/load-testing.md tells them field by field."""
+    """All figures; docs/load-testing.md describes each field."""
     return {
         "plan": _plan(plan),
         "tasks": [{"task": target.ref, "kind": target.kind, "version": target.version} for target in targets],
@@ -34,9 +34,10 @@ def make_document(plan: Plan, targets: Sequence[Target], inputs: Inputs, levels:
 
 
 def check_answered(levels: Sequence[Ran]) -> None:
-    """
+    """Check that some request was answered.
+
     Raises:
-        NothingAnswered: not one request was, in no level.
+        NothingAnswered: no request of any level was.
     """
     calls = [call for ran in levels for call in ran.calls]
     if any(call.failure is None for call in calls):

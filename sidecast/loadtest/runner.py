@@ -1,7 +1,7 @@
-"""Puts the load on: callers or arrivals, level by level, and what the server counted meanwhile. One event loop.
+"""Run a plan: callers or arrivals, level by level, and the server's metrics before and after. One event loop.
 
-A level is one stretch of load: `warmup_s`, then the window, then `tail_s`. Nothing more is sent then, and what was sent
-is waited for, so that slow answers are not left out. Ctrl-C, which cancels the task, ends the load early.
+A level lasts `warmup_s`, then its window, then `tail_s`. After that no request is sent, and the requests in flight are
+awaited, so that slow answers count too. Ctrl-C, which cancels the task, ends the load early.
 """
 
 import asyncio
@@ -20,41 +20,41 @@ from sidecast.loadtest.scrape import Counts, Look, ScrapeError
 
 TICK_S = 0.25
 POLL_S = 0.01
-"""Between looks at whether a window that is to be steady may begin or end."""
+"""Seconds between two checks of whether a steady window can begin or end."""
 
 NOT_SENT = Failure("DEADLINE_EXCEEDED", "NOT_SENT", "--max-in-flight was used up until the request's --timeout")
 UNREACHABLE = "UNREACHABLE"
 
 Ask = Callable[[Request, Call, float], Awaitable[Failure | None]]
-"""Sends a request, with a timeout in seconds, and waits for its end; notes the call's pieces where it has any."""
+"""Sends a request with a timeout in seconds, and waits for its end. Fills the call's pieces if it is streamed."""
 Scrape = Callable[[], Counts]
 Tell = Callable[[Level, float, int], None]
-"""Told a level, its seconds so far, and how many calls have ended."""
+"""Receives a level, its seconds so far, and how many calls have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steady:
-    """Fits a closed loop's window to its calls, which may be long against the plan's times.
+    """Fit a closed loop's window to its calls, which may take long compared with the plan's times.
 
-    Callers that all begin at once end the short texts first: what ends then says nothing of what goes on. So the window
-    begins when every caller has ended a call. And one that is short against a call sees its luck: so it lasts until
-    `calls` for each caller have ended in it.
+    Callers that all begin at once end short texts first, which is not the steady state: so the window begins when every
+    caller has ended a call. A window that is short compared with a call measures chance: so it lasts until `calls` per
+    caller have ended in it.
     """
 
     calls: int = 3
     longest_s: float = 60.0
-    """How long the window's begin is put off, and how long the window may last, at most."""
+    """Longest delay of the window's begin, and longest window, in seconds."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Ran:
-    """One level: what its callers saw, and what the server and this process did in its window."""
+    """One level's record: its calls, the server's metrics around its window, and this process's load."""
 
     level: Level
     window: Window
     calls: list[Call] = field(default_factory=list)
     cpu_share: float = 0.0
-    """Of one core, by this process."""
+    """Fraction of one core that this process used in the window."""
     most_in_flight: int = 0
     before: Look | None = None
     after: Look | None = None
@@ -63,11 +63,11 @@ class Ran:
     interrupted: bool = False
     sent: int = 0
     first_ended: int = 0
-    """Of a closed loop's callers, those that have ended a call."""
+    """How many callers of a closed loop have ended a call."""
 
     @property
     def lost(self) -> bool:
-        """Whether every single call found nobody."""
+        """Whether no call reached a server."""
         reasons = {call.failure.reason if call.failure else None for call in self.calls}
         return reasons == {UNREACHABLE}
 
@@ -90,12 +90,17 @@ class Runner:
         """
         Args:
             steady: fits the windows of closed loops to their calls; None: a window is as long as the plan says.
-            tail_s: seconds for which an open loop's load goes on after its window, so that what was due at the window's
-                end is answered under the same load.
+            tail_s: seconds for which an open loop's load continues after its window, so that calls due at the window's
+                end are answered under the same load.
         """
-        self._plan, self._inputs, self._ask, self._scrape = plan, inputs, ask, scrape
-        self._tell, self._clock = tell, clock
-        self._steady, self._tail_s = steady, tail_s
+        self._plan = plan
+        self._inputs = inputs
+        self._ask = ask
+        self._scrape = scrape
+        self._tell = tell
+        self._clock = clock
+        self._steady = steady
+        self._tail_s = tail_s
         self._in_flight = 0
 
     async def run(self) -> list[Ran]:
@@ -118,7 +123,8 @@ class Runner:
             await self._wait(begins, start, ran)
             if steady is not None and isinstance(level, Closed):
                 await self._begin_steady(steady, level.callers, start, ran)
-            ran.before, worked = await self._look(ran), time.process_time()
+            ran.before = await self._look(ran)
+            worked = time.process_time()
             await self._wait(ran.window.begins + self._plan.duration_s, start, ran)
             if steady is not None and isinstance(level, Closed):
                 await self._end_steady(steady, level.callers, start, ran)
@@ -134,7 +140,8 @@ class Runner:
         ran.window = Window(self._clock(), math.inf)
 
     async def _end_steady(self, steady: Steady, callers: int, start: float, ran: Ran) -> None:
-        begins, enough = ran.window.begins, steady.calls * callers
+        begins = ran.window.begins
+        enough = steady.calls * callers
         ended = sum(call.ended >= begins for call in ran.calls)
         wanted = len(ran.calls) + enough - ended
         await self._until(lambda: len(ran.calls) >= wanted, begins + steady.longest_s, start, ran)
@@ -184,7 +191,7 @@ class Runner:
             await open_loop(send, times, self._clock, max_in_flight=self._plan.max_in_flight)
 
     async def _send(self, request: Request, due: float, ran: Ran) -> bool:
-        """True where it was answered."""
+        """Send a request that was due then; return whether it was answered."""
         call = Call(task=", ".join(request.tasks), rows=len(request.rows), due=due, sent=self._clock())
         first = isinstance(ran.level, Closed) and ran.sent < ran.level.callers
         ran.sent += 1

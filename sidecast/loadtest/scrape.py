@@ -19,15 +19,17 @@ FAMILIES = (
     "sidecast_shed_requests",
     "sidecast_cache_",
 )
-"""Of no other lines is anything made: a server with ten thousand tasks has very many."""
+"""Prefixes of the metrics that are read; the others are skipped, a server with ten thousand tasks has very many."""
 
 
 class ScrapeError(Exception):
-    """The metrics cannot be had; says why."""
+    """The metrics cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
+    """The server's metrics at one time."""
+
     counts: Counts
     at: float
     """Seconds of the runner's clock."""
@@ -37,7 +39,7 @@ def read_metrics(url: str) -> Counts:
     """Every counted value now. Blocks.
 
     Raises:
-        ScrapeError: nothing there answers, or not with metrics of a server of ours.
+        ScrapeError: nothing answers there, or not with the metrics of a Sidecast server.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -64,7 +66,7 @@ def parse_metrics(text: str) -> Counts:
 
 
 def compare(before: Look, after: Look) -> dict[str, Any] | None:
-    """What grew between two looks: the document's `server` of a level. None where the server began anew meanwhile."""
+    """What grew between two looks: the document's `server` of a level. None if the server was restarted meanwhile."""
     grown = {name: value - before.counts.get(name, 0.0) for name, value in after.counts.items()}
     if any(value < 0 for name, value in grown.items() if name.endswith(("_total", "_count", "_sum"))):
         return None
@@ -85,7 +87,8 @@ def compare(before: Look, after: Look) -> dict[str, Any] | None:
 
 
 def _stage(grown: Counts, stage: str) -> dict[str, float | None]:
-    count, total = grown.get(f"sidecast_stage_seconds_count {stage}", 0.0), _seconds(grown, stage)
+    count = grown.get(f"sidecast_stage_seconds_count {stage}", 0.0)
+    total = _seconds(grown, stage)
     return {"count": count, "seconds": total, "mean_ms": 1e3 * total / count if count else None}
 
 

@@ -15,10 +15,10 @@ from sidecast.cli.registry.views import Document, View, is_route_changed, open_v
 
 PRODUCTION = "production"
 WAIT_S = 45.0
-"""Clearly longer than a server that was killed counts (side_registry/servers.py), so that none makes this fail."""
+"""Longer than the lease of a killed server (side_registry/servers.py), so that a killed server does not fail it."""
 LONGEST_WAIT_S = 300.0
 ATTEMPTS = 3
-"""At a route that others change too."""
+"""Tries to change a route that others change too."""
 
 message = click.option("--message", "-m", default="", help="Why; kept in the history.")
 wait = click.option(
@@ -118,9 +118,9 @@ def promote(
     servers themselves take the share away. A version in shadow answers what callers ask, for nobody but the comparison:
     see sidecast shadow.
     """
-    given = {name.removeprefix("max_"): value for name, value in bounds.items()}
+    bounds = {name.removeprefix("max_"): value for name, value in bounds.items()}
     changes = canary is not None or step is not None or bool(shadow or no_shadow)
-    _check(version, canary, step, changes, bool(no_shadow), given)
+    _check(version, canary, step, changes, bool(no_shadow), bounds)
     view = open_view(registry, server)
     if version is not None and not changes:
         done = view.promote(task, version, alias, message)
@@ -130,9 +130,9 @@ def promote(
 
     def changed(route: Document) -> Document:
         if version is not None and canary is not None:
-            route = routes.with_canary(route, version, canary, given)
+            route = routes.with_canary(route, version, canary, bounds)
         elif step is not None:
-            route = routes.with_step(route, step, given, name)
+            route = routes.with_step(route, step, bounds, name)
         return routes.with_shadows(route, shadow, no_shadow, name)
 
     if version is not None and canary is None:
@@ -234,7 +234,7 @@ def retire(task: str, version: int, registry: str | None, server: str | None, me
 
 
 def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
-    """What was done, at once; with `wait`, who follows. Ends with exit code 1 where that is not all, or not known."""
+    """Print what was done, and with `wait` the servers that serve it. Exits with 1 if not all of them do."""
     text += f" (generation {done['generation']})"
     if wait is None:
         say(as_json, done, text)
@@ -250,7 +250,7 @@ def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bo
 
 
 def _wait(view: View, done: Document, seconds: float) -> tuple[Document, list[str]]:
-    """Who follows, and what is wrong with that: not being able to see it, too."""
+    """The servers that follow, and the faults: servers that are late, versions that do not load, or no answer."""
     waited: Document = {"generation": done["generation"], "served": False, "servers": []}
     try:
         waited = view.wait(done["generation"], seconds)
@@ -266,8 +266,9 @@ def _wait(view: View, done: Document, seconds: float) -> tuple[Document, list[st
 
 def _versions(done: Document) -> set[int]:
     """The versions that a change concerns."""
-    route, own = done.get("route", routes.plain()), done["version" if "version" in done else "version_to"]
-    return {own, *map(int, route["shares"]), *route["shadows"]}
+    route = done.get("route", routes.plain())
+    own_version = done["version" if "version" in done else "version_to"]
+    return {own_version, *map(int, route["shares"]), *route["shadows"]}
 
 
 def _followed(waited: Document) -> str:

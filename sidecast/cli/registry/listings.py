@@ -32,11 +32,11 @@ def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
 
 def _aliases(task: Document) -> str:
     split = task["routes"]
-    told = [
+    texts = [
         f"{alias}: {routes.in_words(version, split[alias])}" if alias in split else f"{alias} {version}"
         for alias, version in task["aliases"].items()
     ]
-    return ("; " if split else ", ").join(told) or "none"
+    return ("; " if split else ", ").join(texts) or "none"
 
 
 def _versions(task: Document) -> str:

@@ -29,6 +29,7 @@ class Span(click.ParamType):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """`90s`, `30m`, `12h` or `7d` as a timedelta."""
         if isinstance(value, timedelta):
             return value
         match = SPAN.fullmatch(value.strip())
@@ -51,14 +52,17 @@ def verify_(registry: str | None, as_json: bool) -> None:
     Exits with 1 where something is damaged. Changes nothing.
     """
     with _progress(as_json) as progress:
-        found = verify(_store(registry), progress)
+        verified = verify(_store(registry), progress)
     if as_json:
-        say(True, _verified(found), "")
+        say(True, _verified(verified), "")
     else:
-        if found.findings:
-            show_table(("level", "object", "what"), [(each.level, each.path, each.what) for each in found.findings])
-        click.echo(_summary(found))
-    if not found.sound:
+        if verified.findings:
+            show_table(
+                ("level", "object", "what"),
+                [(finding.level, finding.path, finding.what) for finding in verified.findings],
+            )
+        click.echo(_summary(verified))
+    if not verified.sound:
         raise click.exceptions.Exit(DAMAGED)
 
 
@@ -81,7 +85,7 @@ def gc(registry: str | None, grace: timedelta, delete: bool, retired: bool, as_j
     if done.removed:
         show_table(
             ("file", "bytes", "written"),
-            [(each.path, each.size, f"{each.modified:%Y-%m-%d %H:%M:%SZ}") for each in done.removed],
+            [(file.path, file.size, f"{file.modified:%Y-%m-%d %H:%M:%SZ}") for file in done.removed],
         )
     click.echo(_told(done))
 
@@ -95,8 +99,8 @@ def export(task: str, target: Path, registry: str | None, as_json: bool) -> None
     """Write the versions of TASK that are not retired, or only TASK:7, to TARGET: a new folder, or a .tar file."""
     with _progress(as_json) as progress:
         done = export_task(_store(registry), TaskRef.parse(task), target, progress)
-    numbers = ", ".join(str(each.version) for each in done.versions)
-    document = {"task": done.task, "versions": [each.version for each in done.versions], "aliases": done.aliases}
+    numbers = ", ".join(str(version.version) for version in done.versions)
+    document = {"task": done.task, "versions": [version.version for version in done.versions], "aliases": done.aliases}
     say(as_json, document | {"target": str(target)}, f"exported {done.task} version {numbers} to {target}")
 
 
@@ -145,18 +149,18 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         yield start
 
 
-def _verified(found: Verified) -> dict[str, Any]:
-    return asdict(found) | {"sound": found.sound}
+def _verified(verified: Verified) -> dict[str, Any]:
+    return asdict(verified) | {"sound": verified.sound}
 
 
-def _summary(found: Verified) -> str:
-    damaged = sum(each.level == "damage" for each in found.findings)
-    held = f"{found.tasks} tasks, {found.versions} versions, {found.blobs} files, {_bytes(found.size)}"
-    return f"generation {found.generation}: {held}; " + (f"{damaged} damaged" if damaged else "sound")
+def _summary(verified: Verified) -> str:
+    damaged = sum(finding.level == "damage" for finding in verified.findings)
+    held = f"{verified.tasks} tasks, {verified.versions} versions, {verified.blobs} files, {_bytes(verified.size)}"
+    return f"generation {verified.generation}: {held}; " + (f"{damaged} damaged" if damaged else "sound")
 
 
 def _collected(done: Collected) -> dict[str, Any]:
-    removed = [{"path": each.path, "size": each.size, "modified": each.modified.isoformat()} for each in done.removed]
+    removed = [{"path": file.path, "size": file.size, "modified": file.modified.isoformat()} for file in done.removed]
     counts = {"bytes": done.size, "restored": list(done.restored), "young": len(done.young), "used": done.used}
     return {"deleted": done.deleted, "removed": removed} | counts
 

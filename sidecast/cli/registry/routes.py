@@ -27,21 +27,22 @@ def document(route: Any) -> Document:
 
 
 def plain() -> Document:
+    """A route that gives all traffic to the alias's own version."""
     return {"shares": {}, "shadows": [], "bounds": None}
 
 
 def with_canary(route: Document, version: int, share: int, bounds: Document) -> Document:
-    """Give a share to `version` alone, with these bounds alone. A shadow that gets a share stops being a shadow.
+    """Give a share to `version` only, with only these bounds. A shadow that gets a share stops being a shadow.
 
     Raises:
-        UserError: no bound that `min_rows` could be of.
+        UserError: `min_rows` without a bound.
     """
     shadows = [shadow for shadow in route["shadows"] if shadow != version]
     return {"shares": {str(version): share}, "shadows": shadows, "bounds": _bounds(None, bounds)}
 
 
 def with_step(route: Document, share: int, bounds: Document, name: str) -> Document:
-    """Set the only share to `share`; the bounds that are not None replace its own.
+    """Set the only share to `share`; the bounds that are not None replace those that it has.
 
     Raises:
         UserError: there is no share, or more than one.
@@ -62,9 +63,9 @@ def with_shadows(route: Document, more: tuple[int, ...], less: tuple[int, ...], 
     return route | {"shadows": [*kept, *(version for version in dict.fromkeys(more) if version not in kept)]}
 
 
-def _bounds(before: Document | None, given: Document) -> Document | None:
-    """The bounds of `given` that are not None, over those of `before`."""
-    bounds = (before or {}) | {name: value for name, value in given.items() if value is not None}
+def _bounds(before: Document | None, changes: Document) -> Document | None:
+    """The bounds of `before`, replaced by those of `changes` that are not None."""
+    bounds = (before or {}) | {name: value for name, value in changes.items() if value is not None}
     if bounds and all(bounds.get(name) is None for name in BOUNDS):
         raise UserError("--min-rows is for bounds; give --max-error-rate, --max-latency or --max-disagreement too")
     return bounds or None
@@ -73,8 +74,8 @@ def _bounds(before: Document | None, given: Document) -> Document | None:
 def in_words(version: int, route: Document) -> str:
     """`6 (95 %), 7 (5 %), shadow 8`: an alias's own version, and its route."""
     shares = route["shares"]
-    own = [f"{version} ({share_text(WHOLE - sum(shares.values()))})" if shares else f"{version}"]
-    return ", ".join([*own, *_parts(route)])
+    own_version = f"{version} ({share_text(WHOLE - sum(shares.values()))})" if shares else f"{version}"
+    return ", ".join([own_version, *_parts(route)])
 
 
 def change_in_words(route: Document) -> str:
@@ -84,14 +85,15 @@ def change_in_words(route: Document) -> str:
 
 
 def bounds_in_words(bounds: Document) -> str:
+    """`disagreement at most 5 %, judged from 100 rows on`."""
     texts = {
         "error_rate": lambda value: f"errors at most {percent(value)} more",
         "latency": lambda value: f"latency at most {value:g} times",
         "disagreement": lambda value: f"disagreement at most {percent(value)}",
     }
-    told = [tell(bounds[name]) for name, tell in texts.items() if bounds.get(name) is not None]
+    parts = [text(bounds[name]) for name, text in texts.items() if bounds.get(name) is not None]
     rows = bounds.get("min_rows")
-    return ", ".join(told) + (f", judged from {rows} rows on" if rows else "")
+    return ", ".join(parts) + (f", judged from {rows} rows on" if rows else "")
 
 
 def _parts(route: Document) -> list[str]:

@@ -38,55 +38,57 @@ def shadow(task: str, alias: str, disagreements: int | None, server: str, as_jso
     from serving.client import Client
 
     with Client(server) as client:
-        found = client.comparison(task, alias=alias, disagreements=disagreements or 0)
+        comparisons = client.comparison(task, alias=alias, disagreements=disagreements or 0)
         route = client.task(task).routes.get(alias)
     if as_json:
-        say(True, _document(found), "")
-    elif not found.versions or route is None:
-        click.echo(
-            f"all traffic of {task}@{alias} is version {found.version}'s: sidecast promote {task} --shadow VERSION"
-        )
+        say(True, _document(comparisons), "")
+    elif not comparisons.versions or route is None:
+        remedy = f"sidecast promote {task} --shadow VERSION"
+        click.echo(f"all traffic of {task}@{alias} is version {comparisons.version}'s: {remedy}")
     else:
-        _show(found, route, disagreements or 0)
+        _show(comparisons, route, disagreements or 0)
 
 
-def _show(found: "Comparisons", route: "Route", disagreements: int) -> None:
+def _show(comparisons: "Comparisons", route: "Route", disagreements: int) -> None:
     show_table(
         ("version", "role", "rows", "failed", "agreed", "drift", "latency", "cost", "dropped"),
-        [_row(each, found, route) for each in found.versions],
-        title=f"{found.task}@{found.alias}, since generation {found.since}",
+        [_row(comparison, comparisons, route) for comparison in comparisons.versions],
+        title=f"{comparisons.task}@{comparisons.alias}, since generation {comparisons.since}",
     )
     if route.bounds:
         click.echo(f"bounds: {routes.bounds_in_words(asdict(route.bounds))}")
-    if disagreements and not found.keeps_inputs:
+    if disagreements and not comparisons.keeps_inputs:
         click.echo(NO_INPUTS)
     elif disagreements:
         show_table(
             ("time", "version", "drift", "own", "other", "input"),
-            [(_time(d.time), d.version, f"{d.drift:.3f}", d.expected, d.found, d.prompt) for d in found.disagreements],
+            [
+                (_time(d.time), d.version, f"{d.drift:.3f}", d.expected, d.found, d.prompt)
+                for d in comparisons.disagreements
+            ],
             title="newest disagreements",
         )
 
 
-def _row(each: "Comparison", found: "Comparisons", route: "Route") -> tuple[object, ...]:
-    compared = each.compared > 0
+def _row(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -> tuple[object, ...]:
+    compared = comparison.compared > 0
     return (
-        each.version,
-        _role(each, found, route),
-        each.rows,
-        _part(each.failed, each.rows),
-        f"{_part(each.agreed, each.compared)} of {each.compared}" if compared else "",
-        f"{each.drift:.4f}" if compared else "",
-        _milliseconds(each.latency_seconds),
-        _milliseconds(each.cost_seconds),
-        each.dropped,
+        comparison.version,
+        _role(comparison, comparisons, route),
+        comparison.rows,
+        _part(comparison.failed, comparison.rows),
+        f"{_part(comparison.agreed, comparison.compared)} of {comparison.compared}" if compared else "",
+        f"{comparison.drift:.4f}" if compared else "",
+        _milliseconds(comparison.latency_seconds),
+        _milliseconds(comparison.cost_seconds),
+        comparison.dropped,
     )
 
 
-def _role(each: "Comparison", found: "Comparisons", route: "Route") -> str:
-    if each.version == found.version:
+def _role(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -> str:
+    if comparison.version == comparisons.version:
         return "own"
-    return share_text(route.shares[each.version]) if each.version in route.shares else "shadow"
+    return share_text(route.shares[comparison.version]) if comparison.version in route.shares else "shadow"
 
 
 def _part(some: int, all_: int) -> str:
@@ -101,8 +103,8 @@ def _time(time: datetime | None) -> str:
     return time.isoformat(timespec="seconds").replace("+00:00", "Z") if time else ""
 
 
-def _document(found: "Comparisons") -> Document:
-    document = asdict(found)
-    for each in document["disagreements"]:
-        each["time"] = _time(each["time"])
+def _document(comparisons: "Comparisons") -> Document:
+    document = asdict(comparisons)
+    for disagreement in document["disagreements"]:
+        disagreement["time"] = _time(disagreement["time"])
     return document

@@ -14,12 +14,18 @@ from sidecast.cli.registry.routes import Document
 class View(Protocol):
     """What commands read and change; documents are what `--json` prints."""
 
-    def tasks(self) -> Document: ...
+    def tasks(self) -> Document:
+        """Tasks with their aliases, routes and versions, sorted by name."""
+        ...
+
     def history(self, task: str | None, limit: int = 0) -> list[Document]:
         """The newest `limit` changes; 0: all."""
         ...
 
-    def promote(self, task: str, version: int, alias: str, message: str) -> Document: ...
+    def promote(self, task: str, version: int, alias: str, message: str) -> Document:
+        """Move an alias to a version."""
+        ...
+
     def route(self, task: str, alias: str) -> Document:
         """The present route of an alias."""
         ...
@@ -27,18 +33,27 @@ class View(Protocol):
     def set_route(
         self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
     ) -> Document:
-        """`seen` is the route that this one was made of; where it is another one by now, `is_route_changed`."""
+        """Replace an alias's route. If it is no longer `seen`, an error for which `is_route_changed` holds."""
         ...
 
-    def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document: ...
-    def retire(self, task: str, version: int, message: str) -> Document: ...
-    def publish(self, run: str, alias: str | None, message: str) -> Document: ...
+    def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
+        """Move an alias back, or end the shares of its traffic."""
+        ...
+
+    def retire(self, task: str, version: int, message: str) -> Document:
+        """Take a version out of service."""
+        ...
+
+    def publish(self, run: str, alias: str | None, message: str) -> Document:
+        """Publish a run folder as its task's next version."""
+        ...
+
     def wait(self, generation: int, seconds: float) -> Document:
-        """Until every server that follows the registry serves a generation: which there are, and whether they do."""
+        """Wait until every server that follows the registry serves a generation; the servers, and whether they do."""
         ...
 
     def faults(self, task: str, versions: set[int]) -> list[str]:
-        """Why some of a task's versions do not load, as far as can be seen here."""
+        """Why some of a task's versions do not load; empty if this view cannot tell."""
         ...
 
 
@@ -66,6 +81,7 @@ class RegistryView:
         self._registry = registry
 
     def tasks(self) -> Document:
+        """As `View.tasks`."""
         state = self._registry.state()
         tasks = [self._task(task) for _, task in sorted(state.live.items())]
         return {"generation": state.generation, "tasks": tasks}
@@ -91,6 +107,7 @@ class RegistryView:
         }
 
     def history(self, task: str | None, limit: int = 0) -> list[Document]:
+        """As `View.history`."""
         return [
             {
                 "generation": commit.generation,
@@ -103,38 +120,47 @@ class RegistryView:
         ]
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
+        """As `View.promote`."""
         generation = self._registry.set_alias(task, alias, version, message=message)
         return {"task": task, "alias": alias, "version": version, "generation": generation}
 
     def route(self, task: str, alias: str) -> Document:
-        found = self._registry.state().task(task)
-        found.at(alias)
-        return routes.document(found.route(alias))
+        """As `View.route`."""
+        state = self._registry.state().task(task)
+        state.at(alias)  # raises UnknownAlias
+        return routes.document(state.route(alias))
 
     def set_route(
         self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
     ) -> Document:
+        """As `View.set_route`."""
         from side_registry.decisions import checked_route
 
-        checked, before = checked_route(task, alias, route), seen and checked_route(task, alias, seen)
+        checked = checked_route(task, alias, route)
+        before = seen and checked_route(task, alias, seen)
         generation = self._registry.set_route(task, alias, checked, version=version, seen=before, message=message)
-        own = version or self._registry.state(refresh=False).task(task).at(alias)
-        return _routed(task, alias, own, checked, generation)
+        own_version = version or self._registry.state(refresh=False).task(task).at(alias)
+        return _routed(task, alias, own_version, checked, generation)
 
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
+        """As `View.rollback`."""
         return _rolled(self._registry.rollback(task, alias, to, message=message))
 
     def wait(self, generation: int, seconds: float) -> Document:
+        """As `View.wait`."""
         return _awaited(generation, self._registry.await_generation(generation, seconds))
 
     def faults(self, task: str, versions: set[int]) -> list[str]:
+        """As `View.faults`."""
         return []
 
     def retire(self, task: str, version: int, message: str) -> Document:
+        """As `View.retire`."""
         generation = self._registry.retire(task, version, message=message)
         return {"task": task, "version": version, "generation": generation}
 
     def publish(self, run: str, alias: str | None, message: str) -> Document:
+        """As `View.publish`."""
         return _published(self._registry.publish(run, alias=alias, message=message))
 
 
@@ -145,6 +171,7 @@ class ServerView:
         self._client = client
 
     def tasks(self) -> Document:
+        """As `View.tasks`."""
         listed = self._client.tasks()
         event = next(self._client.watch())
         return {"generation": event.served, "tasks": [self._task(info) for info in listed]}
@@ -173,6 +200,7 @@ class ServerView:
         }
 
     def history(self, task: str | None, limit: int = 0) -> list[Document]:
+        """As `View.history`."""
         return [
             {
                 "generation": commit.generation,
@@ -181,32 +209,35 @@ class ServerView:
                 "message": commit.message,
                 "actions": [
                     {
-                        "verb": each.verb,
-                        "task": each.task,
-                        "version": each.version,
-                        "alias": each.alias,
-                        "route": each.route and routes.document(each.route),
-                        "run_id": each.run_id,
+                        "verb": action.verb,
+                        "task": action.task,
+                        "version": action.version,
+                        "alias": action.alias,
+                        "route": action.route and routes.document(action.route),
+                        "run_id": action.run_id,
                     }
-                    for each in commit.actions
+                    for action in commit.actions
                 ],
             }
             for commit in self._client.history(task, limit=limit)
         ]
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
+        """As `View.promote`."""
         done = self._client.promote(task, version, alias=alias, message=message)
         return {"task": task, "alias": alias, "version": version, "generation": done.generation}
 
     def route(self, task: str, alias: str) -> Document:
-        found = self._client.task(task)
-        if alias not in found.aliases:
-            self._client.task(f"{task}@{alias}")  # which says so
-        return routes.document(found.routes[alias]) if alias in found.routes else routes.plain()
+        """As `View.route`."""
+        info = self._client.task(task)
+        if alias not in info.aliases:
+            self._client.task(f"{task}@{alias}")  # raises UnknownAliasError
+        return routes.document(info.routes[alias]) if alias in info.routes else routes.plain()
 
     def set_route(
         self, task: str, alias: str, version: int | None, route: Document, seen: Document | None, message: str
     ) -> Document:
+        """As `View.set_route`."""
         from serving.client import Bounds, Route
 
         changes = route | {"shares": _numbers(route["shares"])}
@@ -219,20 +250,25 @@ class ServerView:
         return _routed(task, alias, done.version, done.route, done.generation)
 
     def rollback(self, task: str, alias: str, to: int | None, message: str) -> Document:
+        """As `View.rollback`."""
         return _rolled(self._client.rollback(task, alias=alias, to=to, message=message))
 
     def wait(self, generation: int, seconds: float) -> Document:
+        """As `View.wait`."""
         return _awaited(generation, self._client.await_generation(generation, timeout=seconds))
 
     def faults(self, task: str, versions: set[int]) -> list[str]:
+        """As `View.faults`."""
         known = [entry for entry in self._client.task(task).versions if entry.version in versions]
         return [f"version {entry.version} does not load: {entry.failure}" for entry in known if entry.failure]
 
     def retire(self, task: str, version: int, message: str) -> Document:
+        """As `View.retire`."""
         done = self._client.retire(task, version, message=message)
         return {"task": task, "version": version, "generation": done.generation}
 
     def publish(self, run: str, alias: str | None, message: str) -> Document:
+        """As `View.publish`."""
         return _published(self._client.publish(run, alias=alias, message=message))
 
 
@@ -260,8 +296,8 @@ def _routes(by_alias: Any) -> Document:
 
 def _routed(task: str, alias: str, version: int, route: Any, generation: int) -> Document:
     """`version` is the alias's own."""
-    found = routes.document(route)
-    return {"task": task, "alias": alias, "version": version, "route": found, "generation": generation}
+    document = routes.document(route)
+    return {"task": task, "alias": alias, "version": version, "route": document, "generation": generation}
 
 
 def _rolled(rolled: Any) -> Document:
@@ -274,7 +310,7 @@ def _numbers(shares: Document) -> dict[int, int]:
 
 
 def _awaited(generation: int, awaited: Any) -> Document:
-    servers = [{"address": each.address, "generation": each.generation} for each in awaited.servers]
+    servers = [{"address": server.address, "generation": server.generation} for server in awaited.servers]
     return {"generation": generation, "served": awaited.served, "servers": servers}
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from serving.offline.run import Summary
 
 
-def _renames(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+def _renames(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     """Callback of click: `sentence=review`, any number of times."""
-    pairs = [text.partition("=") for text in given]
-    if wrong := [text for text, (field, _, column) in zip(given, pairs, strict=True) if not (field and column)]:
+    pairs = [text.partition("=") for text in values]
+    if wrong := [text for text, (field, _, column) in zip(values, pairs, strict=True) if not (field and column)]:
         raise click.BadParameter(f"give FIELD=COLUMN, got {wrong[0]!r}")
     return {field: column for field, _, column in pairs}
 

@@ -142,9 +142,9 @@ def _plan(
     if concurrency and rate:
         raise UserError("give --concurrency or --rate, not both")
     if rate:
-        levels = tuple(Open(each, arrivals) for each in rate)  # type: ignore[arg-type]
+        levels = tuple(Open(per_second, arrivals) for per_second in rate)  # type: ignore[arg-type]
     else:
-        levels = tuple(Closed(_whole(each)) for each in concurrency or map(float, CONCURRENCY.split(",")))
+        levels = tuple(Closed(_whole(callers)) for callers in concurrency or map(float, CONCURRENCY.split(",")))
     lengths = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     return Plan(
         levels=levels,

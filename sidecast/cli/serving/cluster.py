@@ -45,8 +45,8 @@ def which_cluster(command: options.Command) -> options.Command:
 
 def dashboard(address: str | None, dashboard_port: int) -> str:
     """The URL of a cluster's dashboard."""
-    found = address or f"http://{LOOPBACK[0]}:{dashboard_port}"
-    return found if "://" in found else f"http://{found}"
+    url = address or f"http://{LOOPBACK[0]}:{dashboard_port}"
+    return url if "://" in url else f"http://{url}"
 
 
 def is_here(url: str) -> bool:
@@ -73,10 +73,10 @@ def local_cluster(cluster_folder: Path | None, dashboard_port: int, url: str) ->
     from serving.cluster.local_cluster import find, sign_in, token_of
 
     folder = folder_of(cluster_folder, dashboard_port)
-    found = find(folder)
-    if found and found.dashboard == url.rstrip("/"):
-        sign_in(found.token)
-        return found
+    cluster = find(folder)
+    if cluster and cluster.dashboard == url.rstrip("/"):
+        sign_in(cluster.token)
+        return cluster
     if is_here(url) and not listens(url):
         sign_in(token_of(folder))
     return None

@@ -32,9 +32,9 @@ def options(command: Command) -> Command:
     return command
 
 
-def settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The `generation` argument of a client, from the options that were given."""
-    there = {name: value for name, value in given.items() if value is not None}
-    if any(name in there for name in SAMPLING):
-        there["do_sample"] = True
-    return there
+def settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The `generation` argument of a client, from the values of the options; None: not used."""
+    used = {name: value for name, value in values.items() if value is not None}
+    if any(name in used for name in SAMPLING):
+        used["do_sample"] = True
+    return used

@@ -91,7 +91,7 @@ def _scaling(command: options.Command) -> options.Command:
 @click.option("--down", is_flag=True, help="Remove the application, and the cluster that this command had started.")
 @which_cluster
 @settings
-def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **given: Any) -> None:
+def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **settings: Any) -> None:
     """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
 
     A replica is what 'sidecast serve' is, with the same settings. Without --address, and where no cluster runs on this
@@ -100,16 +100,16 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
     Ray gives each replica ports of its own on all addresses of its machine, whatever --host says. Who reaches them may
     call it and its Admin service: there is no authentication. Keep them behind a firewall.
     """
-    where = {each: given.pop(each) for each in ("address", "dashboard_port", "cluster_folder")}
+    where = {option: settings.pop(option) for option in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])
     ours = local_cluster(where["cluster_folder"], where["dashboard_port"], url)
     with failures(as_json):
         if down:
             _take_down(name, url, ours, bool(where["address"]), wait, as_json)
             return
-        check = given.pop("check")
-        affinity = given.pop("affinity")
-        wanted = _wanted(name, url, **given)
+        check = settings.pop("check")
+        affinity = settings.pop("affinity")
+        wanted = _wanted(name, url, **settings)
         if dry_run:
             if affinity:
                 _teller(as_json)("Note: --affinity is no part of the configuration; it is in how a cluster is started")
@@ -120,11 +120,11 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **g
             _check_affinity(url)
         cluster, started, warning = _deploy(wanted, url, where, check, affinity, tell)
         with _left_running(_down_words(name, where) if started else "", tell):
-            found = _await(cluster, name, wait, as_json) if wait else None
-            _tell_done(wanted, cluster, found, started, warning, as_json)
+            deployed = _await(cluster, name, wait, as_json) if wait else None
+            _tell_done(wanted, cluster, deployed, started, warning, as_json)
 
 
-def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
+def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted":
     """
     Raises:
         UserError, ConfigError: before anything is touched.
@@ -133,14 +133,14 @@ def _wanted(name: str, url: str, config: str | None, **given: Any) -> "Wanted":
     from serving.cluster.serve_config import Wanted, app_args
     from serving.config import read_config
 
-    scaling = {each: given.pop(each) for each in SCALING}
-    scaling = {each: value for each, value in scaling.items() if value is not None}
-    own = ("replicas", "cpus", "gpus", "max_ongoing_requests", "surge", "http_port")
-    replicas, cpus, gpus, ongoing, surge, http_port = (given.pop(each) for each in own)
+    scaling = {option: settings.pop(option) for option in SCALING}
+    scaling = {option: value for option, value in scaling.items() if value is not None}
+    names = ("replicas", "cpus", "gpus", "max_ongoing_requests", "surge", "http_port")
+    replicas, cpus, gpus, ongoing, surge, http_port = (settings.pop(option) for option in names)
     if replicas and scaling:
         first = next(iter(scaling)).replace("_", "-")
         raise UserError(f"give either --replicas, a fixed number, or --{first} and its like, by load")
-    chosen = read_config(given, file=config)
+    chosen = read_config(settings, file=config)
     if not chosen.port:
         raise UserError("--port 0 is for one process: callers of a cluster must know its port")
     wanted = Wanted(
@@ -241,7 +241,7 @@ def _await(cluster: "Cluster", name: str, seconds: float, as_json: bool) -> "Dep
     console = Console(stderr=True, quiet=as_json)
     with console.status(f"{name}: deploying") as line:
         return cluster.await_running(
-            name, seconds, lambda found: line.update(f"{name}: {_plain(state_in_words(found))}")
+            name, seconds, lambda state: line.update(f"{name}: {_plain(state_in_words(state))}")
         )
 
 
@@ -250,23 +250,23 @@ def _plain(text: str) -> str:
 
 
 def _tell_done(
-    wanted: "Wanted", cluster: "Cluster", found: "Deployed | None", started: bool, warning: str, as_json: bool
+    wanted: "Wanted", cluster: "Cluster", deployed: "Deployed | None", started: bool, warning: str, as_json: bool
 ) -> None:
     from serving.cluster.deploy import SLOW_PROXY
 
-    hosts = sorted({each.node for each in found.proxies}) if found else []
+    hosts = sorted({proxy.node for proxy in deployed.proxies}) if deployed else []
     here = "" if wanted.host == EVERYWHERE else wanted.host
     document = {
         "name": wanted.name,
-        "status": found.status if found else "DEPLOYING",
+        "status": deployed.status if deployed else "DEPLOYING",
         "addresses": [f"{here or host}:{wanted.port}" for host in hosts],
-        "replicas": found.running if found else None,
+        "replicas": deployed.running if deployed else None,
         "dashboard": cluster.address,
         "started_cluster": started,
     }
     line = f"{wanted.name} is being deployed; 'sidecast status' tells how it goes"
-    if found:
-        replicas = f"{found.running} replica{'s' if found.running != 1 else ''}"
+    if deployed:
+        replicas = f"{deployed.running} replica{'s' if deployed.running != 1 else ''}"
         line = f"{wanted.name} runs: {replicas}, gRPC on {', '.join(document['addresses'])}"
         if not cluster.has_fast_proxies():
             warning = f"{warning}; {SLOW_PROXY}" if warning else SLOW_PROXY

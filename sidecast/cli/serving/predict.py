@@ -53,13 +53,13 @@ def predict(
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
         rows: list[Any] = rows_of(spec.fields, text)
-        wish: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
-        wish["generation"] = decoding.settings(how)
+        request_options: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
+        request_options["generation"] = decoding.settings(how)
         if stream:
             for row in rows:
-                _print_stream(client.stream(task, row, **wish), as_json)
+                _print_stream(client.stream(task, row, **request_options), as_json)
             return
-        answers = client.predict(task, rows, **wish)
+        answers = client.predict(task, rows, **request_options)
     document = {
         "task": answers.task,
         "version": answers.version,
@@ -69,10 +69,10 @@ def predict(
     if as_json:
         say(True, document, "")
         return
-    given = text if len(answers) == len(text) else [" | ".join(text)]
+    inputs = text if len(answers) == len(text) else [" | ".join(text)]
     show_table(
         ("answer", "score", "input"),
-        [(*_cells(answer), row) for answer, row in zip(answers, given, strict=True)],
+        [(*_cells(answer), row) for answer, row in zip(answers, inputs, strict=True)],
         title=f"{answers.task} version {answers.version}",
     )
 

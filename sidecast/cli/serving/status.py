@@ -34,12 +34,12 @@ def status(name: str, as_json: bool, watch: bool, **where: Any) -> None:
         cluster = Cluster(url)
         driver, note = _driver(cluster, ours, stack) if _is_there(cluster, name) else (None, "")
         while True:
-            found = _look(cluster, driver, name)
-            if found is None:
+            deployed = _look(cluster, driver, name)
+            if deployed is None:
                 return fail(f"no application {name!r} at {url}; 'sidecast deploy' deploys it", "NOT_DEPLOYED", as_json)
             if watch and not as_json:
                 click.clear()
-            _show(found, note, as_json)
+            _show(deployed, note, as_json)
             if not watch:
                 return None
             time.sleep(EVERY_S)
@@ -65,34 +65,37 @@ def _driver(cluster: "Cluster", ours: Any, stack: ExitStack) -> tuple["Driver | 
 def _look(cluster: "Cluster", driver: "Driver | None", name: str) -> "Deployed | None":
     from serving.cluster.status import read
 
-    found = read(cluster.details(), name)
-    if found and driver and found.running:
+    deployed = read(cluster.details(), name)
+    if deployed and driver and deployed.running:
         return read(cluster.details(), name, driver.statuses(name))
-    return found
+    return deployed
 
 
-def _show(found: "Deployed", note: str, as_json: bool) -> None:
+def _show(deployed: "Deployed", note: str, as_json: bool) -> None:
     if as_json:
-        return say(True, found.document | ({"note": note} if note else {}), "")
-    title = f"{found.name}: {found.status.lower()}, {found.running} of {found.wanted} replicas run"
+        return say(True, deployed.document | ({"note": note} if note else {}), "")
+    title = f"{deployed.name}: {deployed.status.lower()}, {deployed.running} of {deployed.wanted} replicas run"
     click.echo(title)
-    if found.message:
-        click.echo(plain(found.message))
-    show_table(HEADINGS, [_row(each) for each in found.replicas])
-    click.echo(f"proxies: {', '.join(f'{each.node} {each.status.lower()}' for each in found.proxies) or 'none'}")
+    if deployed.message:
+        click.echo(plain(deployed.message))
+    show_table(HEADINGS, [_row(replica) for replica in deployed.replicas])
+    click.echo(f"proxies: {', '.join(f'{proxy.node} {proxy.status.lower()}' for proxy in deployed.proxies) or 'none'}")
     if note:
         click.echo(note)
     return None
 
 
-def _row(each: "Replica") -> tuple[object, ...]:
-    own = each.own
-    asked = () if own else ("", "", "", "", "")
-    pid = each.pid or ""
-    told = asked or (_generation(own), own["in_flight"], own["queued_rows"], percent(own["busy"]), percent(own["load"]))
-    return (each.id, each.node, pid, each.state.lower(), *told, each.since)
+def _row(replica: "Replica") -> tuple[object, ...]:
+    answer = replica.own
+    figures: tuple[object, ...] = ("", "", "", "", "")
+    if answer:
+        busy = percent(answer["busy"])
+        load = percent(answer["load"])
+        figures = (_generation(answer), answer["in_flight"], answer["queued_rows"], busy, load)
+    return (replica.id, replica.node, replica.pid or "", replica.state.lower(), *figures, replica.since)
 
 
-def _generation(own: Any) -> str:
-    served, wanted = own["generation"], own.get("wanted", own["generation"])
+def _generation(answer: Any) -> str:
+    served = answer["generation"]
+    wanted = answer.get("wanted", served)
     return str(served) if served == wanted else f"{served} of {wanted}"

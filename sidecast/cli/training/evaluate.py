@@ -81,7 +81,9 @@ def evaluate(
     rows = rows_to_answer(candidate.spec, examples)
     with progress_bar(quiet=as_json) as bars:
         bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(rows), note="")
-        answers = [_plain(each) for each in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))]
+        answers = [
+            _plain(answer) for answer in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
+        ]
     if predictions is not None:
         _write(predictions, answers[: len(examples)])
     scored = KINDS[candidate.spec.kind].columns[0].name

@@ -65,10 +65,10 @@ def import_lst(
     Recipe(head="text").side_config(spec)  # report a mistake before the backbone loads
     tensors = read_checkpoint(checkpoint)
     loaded = ladder.load_backbone(backbone, dtype="float32")
-    said = Claims(**claims)
+    claimed = Claims(**claims)
     if settings is not None:
-        said = said.join(Claims.from_settings(_read_settings(settings), loaded.config))
-    imported = import_side(tensors, loaded, said)
+        claimed = claimed.join(Claims.from_settings(_read_settings(settings), loaded.config))
+    imported = import_side(tensors, loaded, claimed)
     tokenizer = untrained_run.tokenizer_of(backbone)
     quantize_backbone(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
     made = {"made_by": "import-lst", "checkpoint": Path(checkpoint).name, "checkpoint_sha256": _sha256(checkpoint)}

@@ -74,7 +74,7 @@ def init(
     head: str | None,
     outputs: int | None,
     as_json: bool,
-    **given: Any,
+    **values: Any,
 ) -> None:
     """Make a run folder of a side network as training would start it: random, or pruned from the backbone.
 
@@ -89,7 +89,7 @@ def init(
     check_method(quantize)
     _check_rows(init, task, data, samples_file, samples)
     spec = _spec(task, output, head, outputs)
-    shape = {"encoder_layers": "all"} | {name: value for name, value in given.items() if value is not None}
+    shape = {"encoder_layers": "all"} | {name: value for name, value in values.items() if value is not None}
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]
     config = recipe.side_config(spec)  # report mistakes in settings and data before the backbone loads
     if outputs is not None and outputs != config.outputs:
@@ -194,12 +194,12 @@ def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step)
     from ladder.side import initialise
     from training.fisher import Sample, fisher
 
-    given = read_inputs(path, backbone.config, prefix="fisher_")
-    if given.labels is None:
+    inputs = read_inputs(path, backbone.config, prefix="fisher_")
+    if inputs.labels is None:
         raise UserError(f"{path} has no labels, which Fisher information is about")
     samples = [
         Sample(tuple(ids[mask].tolist()), tuple(labels[labels != IGNORED].tolist()))
-        for ids, mask, labels in zip(given.ids, given.mask, given.labels, strict=True)
+        for ids, mask, labels in zip(inputs.ids, inputs.mask, inputs.labels, strict=True)
     ]
     importance = fisher(backbone, samples, encoder_only=not side.config.has_decoder, progress=step)
     initialise(side, backbone, importance, order=order)  # type: ignore[arg-type]

@@ -65,11 +65,11 @@ def trace(
     quantize = artifact.manifest.backbone.quantization
     loaded = ladder.load_backbone(source, device=options.pick_device(device), dtype=dtype, quantize=quantize)
     side = load_side_of(artifact, loaded)
-    given = read_inputs(inputs, loaded.config)
+    token_ids = read_inputs(inputs, loaded.config)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "beams": beams, "legacy_beams": legacy_beams}
-    named = run_trace(loaded, side, given, **how)
+    named = run_trace(loaded, side, token_ids, **how)
     _save(output, named)
-    rows, tokens = given.ids.shape
+    rows, tokens = token_ids.ids.shape
     document = {
         "run": run,
         "output": output,

@@ -60,13 +60,14 @@ def shape_text(side: Any) -> str:
     config = side.config
     weights = sum(parameter.numel() for parameter in side.parameters())
     layers = {"encoder": config.encoder_layers} | ({"decoder": config.decoder_layers} if config.has_decoder else {})
-    kept = ", ".join(f"{name} layers {','.join(map(str, each)) or 'none'}" for name, each in layers.items())
+    layers_text = ", ".join(f"{name} layers {','.join(map(str, kept)) or 'none'}" for name, kept in layers.items())
     gate = f"gate {config.gate}" + (f" at temperature {config.gate_temperature:g}" if config.gate != "none" else "")
     more = ("mixed after blocks, " if config.mix_after else "") + ("merge_last, " if config.merge_last else "")
-    return f"r {config.reduction}, {kept}, {gate}, {more}{config.head} head, {weights:,} weights"
+    return f"r {config.reduction}, {layers_text}, {gate}, {more}{config.head} head, {weights:,} weights"
 
 
 def ready_text(output: str, tokenizer: Any) -> str:
+    """Say which command to run next."""
     where = "sidecast trace" if tokenizer is None else "sidecast publish"
     rest = f"{output} --inputs FILE --output FILE" if tokenizer is None else f"{output} --registry R"
     return f"{output} is ready: {where} {rest}"

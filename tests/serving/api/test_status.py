@@ -72,7 +72,7 @@ def details(status: Status, kind):
 def test_every_error_has_an_example_here() -> None:
     known = of_package(leaves(serving.ServingError), "serving") | of_package(leaves(registry.RegistryError), "side_")
     callers = {kind for kind in known if not issubclass(kind, StartError)}
-    raised_itself = {serving.NotLoaded, serving.Overloaded}  # though they have subclasses
+    raised_itself = {serving.NotLoaded}  # though it has a subclass
     assert callers | raised_itself == {type(error) for error, _, _ in EXAMPLES}
 
 
@@ -113,7 +113,7 @@ def test_a_bad_field_is_named() -> None:
         serving.TaskOverloaded("sst2", "rows waiting", 9, 8, 0.25),
     ],
 )
-def test_a_shed_caller_is_told_when_to_come_back(error: serving.Overloaded) -> None:
+def test_a_shed_caller_is_told_when_to_come_back(error: serving.NotServed) -> None:
     status = status_of(error)
     assert details(status, RetryInfo()).retry_delay.ToMilliseconds() == 250
     assert client_errors.from_status(status).retry_after_s == 0.25

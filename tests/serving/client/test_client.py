@@ -20,9 +20,9 @@ from ladder.decoding.settings import Generation
 from serving.client import errors as errors
 from serving.client import requests as client_calls
 from serving.client.aio import AsyncClient
+from serving.client.arguments import parse_ref
 from serving.client.client import Client
 from serving.client.errors import SidecastError
-from serving.client.requests import parse_ref
 from serving.client.results import Classification, Predictions, Prompt, Regression, Row, Text
 from serving.config import RequestConfig
 from serving.errors import Overloaded
@@ -110,7 +110,8 @@ def test_tasks_describe_themselves(ask: Ask) -> None:
     assert (found.spec.kind, found.spec.low, found.spec.high, found.spec.labels) == ("regression", -4, 4, ())
     assert found.serving == found.aliases == {"production": 1}
     assert [each.task for each in ask("tasks")] == ["rte", "sst2", "titles", "tweets"]
-    assert ask("task", "titles").spec.max_chars == TITLES.max_chars
+    spec = ask("task", "titles").spec
+    assert (spec.max_chars, spec.low, spec.high) == (TITLES.max_chars, None, None)
     assert [commit.generation for commit in ask("history", limit=2)] == [3, 4]
     assert ask("wait_served", 4).served == 4
 
@@ -282,6 +283,14 @@ def test_a_proxy_with_nobody_behind_it_is_as_nobody_there(code: grpc.StatusCode,
     found = errors.from_call(FailedCall(code, says), "here:8001")
     assert isinstance(found, errors.UnreachableError)
     assert "here:8001" in str(found)
+
+
+def test_a_class_that_a_user_derives_is_not_raised_for_a_status() -> None:
+    class Mine(errors.UnknownTaskError):
+        pass
+
+    assert Mine not in errors.BY_REASON.values()
+    assert errors.BY_REASON["UNKNOWN_TASK"] is errors.UnknownTaskError
 
 
 def test_what_a_server_did_not_foresee_stays_as_it_is() -> None:

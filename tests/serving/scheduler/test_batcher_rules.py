@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from serving.config import LimitConfig
 from serving.engine.detokenizer import Piece
-from serving.errors import DeadlineExpired, Draining, Overloaded, TaskOverloaded
+from serving.errors import DeadlineExpired, Draining, Shed, TaskOverloaded
 from serving.metrics import Metrics
 from serving.scheduler.requests import Deliver
 from tests.serving.scheduler.batch_kit import FakeRow, StepDevice, VirtualLoop, Writer, make, row, settled
@@ -136,7 +136,7 @@ class Rules(RuleBasedStateMachine):
     def what_ended_ended_well(self) -> None:
         for task, _ in [each for each in self.tasks if each[0].done()]:
             error = None if task.cancelled() else task.exception()
-            assert error is None or isinstance(error, (Overloaded, DeadlineExpired, MemoryError)), repr(error)
+            assert error is None or isinstance(error, (Shed, DeadlineExpired, MemoryError)), repr(error)
         self.tasks = [each for each in self.tasks if not each[0].done()]
 
     @invariant()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serving.config import LimitConfig, TaskLimits
-from serving.errors import DeadlineExpired, InvalidInput, Overloaded, TaskOverloaded, TooSlow
+from serving.errors import DeadlineExpired, InvalidInput, Overloaded, Shed, TaskOverloaded, TooSlow
 from serving.metrics import Metrics
 from serving.scheduler.batcher import Batcher
 from serving.scheduler.requests import Bundle
@@ -41,7 +41,7 @@ class Load:
         begun = loop.time()
         try:
             await self._batcher.submit([asked], deadline=within_s and begun + within_s, **how)
-        except (Overloaded, DeadlineExpired) as error:
+        except (Shed, DeadlineExpired) as error:
             self.outcomes[error.reason] += 1
         else:
             self.outcomes["OK"] += 1

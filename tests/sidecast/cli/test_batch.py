@@ -162,11 +162,11 @@ def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 FATAL = """
 import os, sys
-from serving import offline
+from serving.offline import run as offline
 from sidecast.cli.app import main
 
 class Fatal(offline.Replica):
-    def {method}(self, given):
+    def {method}(self, argument):
         {does}
 
 offline.Replica = Fatal
@@ -199,15 +199,35 @@ def end(words: list[str], environment: dict[str, str], lines: str = "") -> tuple
         process.communicate()
 
 
+def go_on_after_a_kill(bench: Bench, output: Path, alone: dict[str, str]) -> None:
+    """Kill a run after its first parts, and give the same command again: no part is made twice."""
+    words = bench.words(output, "--json", "--shard-rows", 3, "--batch-rows", 1)
+    process = start(words, alone)
+    try:
+        until(lambda: len(list(output.glob("part-*"))) > 1 or process.poll() is not None, RAY_S)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    until(lambda: not rays(Path(alone["RAY_TMPDIR"])))
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert 1 < len(before) < ROWS // 3
+    document = finish(words, alone)
+    assert document["done_before"] >= 3 * len(before)  # a replica may finish its part while it dies
+    assert document["answered"] == ROWS - document["done_before"]
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
+    assert pq.read_table(output)["id"].to_pylist() == list(range(ROWS))
+    assert not (output / "_unfinished").exists()
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 class TestRay:
-    def test_answers_are_the_servers(self, bench: Bench, tmp_path: Path, alone: dict[str, str]):
-        document = finish(bench.words(tmp_path / "out", "--json", "--shard-rows", 32, "--batch-rows", 7), alone)
-        assert (document["answered"], document["passes"]) == (ROWS, ROWS - 1)
-        table = pq.read_table(tmp_path / "out")
-        assert table["id"].to_pylist() == list(range(ROWS))
-        rows = [row for row in table.to_pylist() if row["id"] != 3]
+    def test_killed_and_gone_on_with_it_has_a_servers_answers(
+        self, bench: Bench, tmp_path: Path, alone: dict[str, str]
+    ):
+        output = tmp_path / "out"
+        go_on_after_a_kill(bench, output, alone)
+        rows = [row for row in pq.read_table(output).to_pylist() if row["id"] != 3]
         words = ("--backbone", bench.backbone, "--registry", bench.registry, "--dtype", "float32", "--device", "cpu")
         with Serving(tmp_path, *words) as serving, Client(serving.address) as client:
             texts = [row["sentence"] for row in rows]
@@ -216,26 +236,6 @@ class TestRay:
         assert [row["sst2.score"] for row in rows] == pytest.approx([each.score for each in classes], abs=1e-4)
         assert [row["stars.value"] for row in rows] == pytest.approx([each.value for each in values], abs=1e-4)
         assert [row["title.text"] for row in rows] == [each.text for each in titles]
-
-    def test_killed_and_gone_on_with(self, bench: Bench, tmp_path: Path, alone: dict[str, str]):
-        output = tmp_path / "out"
-        words = bench.words(output, "--json", "--shard-rows", 3, "--batch-rows", 1)
-        process = start(words, alone)
-        try:
-            until(lambda: len(list(output.glob("part-*"))) > 1 or process.poll() is not None, RAY_S)
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-        until(lambda: not rays(Path(alone["RAY_TMPDIR"])))
-        before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
-        assert 1 < len(before) < ROWS // 3
-        document = finish(words, alone)
-        assert document["done_before"] >= 3 * len(before)  # a replica may finish its part while it dies
-        assert document["answered"] == ROWS - document["done_before"]
-        assert {name: (output / name).stat().st_mtime_ns for name in before} == before
-        assert pq.read_table(output)["id"].to_pylist() == list(range(ROWS))
-        assert not (output / "_unfinished").exists()
-        assert finish(words, alone)["answered"] == 0
 
     def test_a_replica_that_gives_up_is_one_line(self, bench: Bench, tmp_path: Path, alone: dict[str, str]):
         registry = Path(bench.registry)

@@ -326,19 +326,12 @@ def test_train_a_built_in_task_with_every_setting(house: House, tmp_path: Path) 
     ("name", "content", "message"),
     [
         ("rows.jsonl", b'{"sentence": "a", "label": "aa"}\n{"sentence": "b",\n', "rows.jsonl, line 2: bad JSON"),
-        ("rows.jsonl", b'{"sentence": "a", "label": "aa"}\n\n{"sentence": "\xff"}\n', "rows.jsonl, line 3: not UTF-8"),
         (
             "rows.jsonl",
             b'{"sentence": "a", "label": "aa"}\n{"sentence": "b", "label": "cc"}\n',
             "rows.jsonl, line 2: target 'label' is 'cc', not one of aa, bb",
         ),
-        ("rows.jsonl", b'{"sentence": "a", "label": 2}\n', "line 1: target 'label' is '2', not one of aa, bb"),
-        ("rows.jsonl", b'{"text": "a", "label": "aa"}\n', "line 1: no column 'sentence'"),
-        ("rows.jsonl", b'{"sentence": " ", "label": "aa"}\n', "line 1: field 'sentence' is empty"),
-        ("rows.csv", b'sentence,label\na,aa\n"b,bb\n', "rows.csv, line 3: bad CSV"),
-        ("rows.tsv", b"sentence\tlabel\na\n", "rows.tsv, line 2: 1 values, but the header names 2 columns"),
         ("rows.parquet", b"PAR1 and no more", "rows.parquet: bad Parquet"),
-        ("rows.jsonl", b"", "rows.jsonl: holds no examples"),
         ("rows.xlsx", b"", "rows.xlsx: cannot read .xlsx; use .jsonl, .csv, .tsv or .parquet"),
     ],
 )
@@ -355,12 +348,8 @@ def test_a_training_file_that_cannot_be_used(
     ("toml", "message"),
     [
         ("name = ", "Invalid value"),
-        (TASK.replace('"classification"', '"guessing"'), "kind: Input should be 'classification', 'regression'"),
         (TASK.replace('"aa", ', ""), "labels must be at least two for classification, got 1"),
-        (TASK.replace("{sentence}", "no field"), "needs at least one field in braces"),
         (TASK.replace("labels", "lables"), "unknown field 'lables'; did you mean 'labels'?"),
-        (TASK.replace('name = "letters"', ""), "name: Field required"),
-        (TASK + 'metric = "f1"', "metric must be accuracy"),
     ],
 )
 def test_a_task_file_that_cannot_be_used(house: House, tmp_path: Path, toml: str, message: str) -> None:
