@@ -255,7 +255,7 @@ def answer_inputs(
     while waiting or making:
         rows = _take(waiting, limits, limits.rows - sum(making.values()), idle=not making)
         making.update({row: row.weight for row in rows if row.generates})
-        engine.turn(rows, (), keep)
+        engine.step(rows, (), keep)
     return found
 
 
