@@ -36,6 +36,7 @@ class CircuitBreaker:
     Args:
         limit_s: longest time that a version may take, in seconds.
         setting: name of the setting that holds `limit_s`, for messages.
+        timed: what the limit holds for, for messages.
         pause_s: seconds that the breaker stays open.
         max_pause_s: each pause of a version is twice the one before it, up to this; None: all last `pause_s`.
         max_failures: rows in a row that may fail before it opens; None: failures do not count.
@@ -49,6 +50,7 @@ class CircuitBreaker:
         setting: str,
         pause_s: float,
         *,
+        timed: str = "its rows of a batch",
         max_pause_s: float | None = None,
         max_failures: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -56,6 +58,7 @@ class CircuitBreaker:
     ) -> None:
         self.limit_s = limit_s
         self._setting = setting
+        self._timed = timed
         self._pause_s = pause_s
         self._max_pause_s = max_pause_s
         self._max_failures = max_failures
@@ -79,7 +82,7 @@ class CircuitBreaker:
         """Open if the version took too long; returns the reason then, else None."""
         if seconds <= self.limit_s:
             return None
-        reason = f"took {seconds:.1f} s for its rows of a batch, the limit is {self.limit_s:g} s ({self._setting})"
+        reason = f"took {seconds:.1f} s for {self._timed}, the limit is {self.limit_s:g} s ({self._setting})"
         self._open(key, reason)
         return reason
 

@@ -69,6 +69,7 @@ class ShadowRunner:
             self._config.shadow_timeout_s,
             "shadow_timeout_s",
             FIRST_PAUSE_S,
+            timed="a step of shadow rows",
             max_pause_s=MAX_PAUSE_S,
             max_failures=SHADOW_FAILURES,
             clock=lambda: asyncio.get_running_loop().time(),

@@ -81,7 +81,7 @@ def test_no_row_in_shadow_goes_while_a_callers_waits(plan: Plan) -> None:
 
 @pytest.mark.slow
 @given(plans)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_row_in_shadow_goes_while_a_callers_waits_many(plan: Plan) -> None:
     check_order(plan)
 
