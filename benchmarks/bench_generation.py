@@ -113,7 +113,7 @@ class Ours:
         while len(ended) < len(rows):
             joining = [waiting.popleft() for _ in range(min(len(waiting), self.wave.rows - (asked - len(ended))))]
             asked += len(joining)
-            self.engine.turn(joining, (), keep)
+            self.engine.step(joining, (), keep)
         for row, outcome in ended.items():
             check(row, outcome)
 

@@ -1,6 +1,6 @@
 """Everything that runs on the device thread. No registry, no queue."""
 
-from serving.engine.circuit_breaker import Resting
+from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import FinishReason, Piece, TextProgress
 from serving.engine.device import check_fits, pick_device, run_apart, run_aside, share_heaps, trim_heaps
 from serving.engine.engine import Engine
@@ -8,6 +8,7 @@ from serving.engine.rows import EngineRow, Event, Key, Resident
 from serving.engine.warmup import warm_up
 
 __all__ = [
+    "CircuitBreaker",
     "Engine",
     "EngineRow",
     "Event",
@@ -15,7 +16,6 @@ __all__ = [
     "Key",
     "Piece",
     "Resident",
-    "Resting",
     "TextProgress",
     "check_fits",
     "pick_device",

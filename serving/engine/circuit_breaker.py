@@ -1,118 +1,120 @@
-"""Circuit breakers for side networks that are slow or fail."""
+"""Circuit breaker for versions that are slow or fail: they are not asked for a while.
+
+The engine has one for side networks that exceed `side_timeout_s`, on the device thread. Shadows have one with
+exponential back-off, on the event loop. A breaker belongs to one thread.
+"""
 
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.engine.rows import Key, Resident
-from serving.errors import SideFailed
-
-
-class SlowSides:
-    """Who sits out, by task and version: a new version of the task is not affected. Device thread only.
-
-    Args:
-        limit_s: longest that one side network may take for its rows of a batch.
-        bench_s: how long it sits out then.
-    """
-
-    def __init__(self, limit_s: float, bench_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit_s, self._bench_s, self._clock = limit_s, bench_s, clock
-        self._until: dict[Key, tuple[float, SideFailed]] = {}
-
-    def watch(self, resident: Resident, seconds: float) -> SideFailed | None:
-        """What its rows fail with where it took too long; then it sits out."""
-        if seconds <= self.limit_s:
-            return None
-        why = f"it took {seconds:.1f} s for its rows of a batch, the limit is {self.limit_s:g} s (side_timeout_s)"
-        fault, now = SideFailed(resident.task, resident.version, why), self._clock()
-        self._until = {key: each for key, each in self._until.items() if each[0] > now}  # some are never asked again
-        self._until[resident.key] = (now + self._bench_s, fault)
-        return fault
-
-    def fault(self, resident: Resident) -> SideFailed | None:
-        """What its rows fail with at once while it sits out."""
-        if not self._until or resident.key not in self._until:
-            return None
-        until, fault = self._until[resident.key]
-        left = until - self._clock()
-        if left <= 0:
-            del self._until[resident.key]
-            return None
-        return SideFailed(resident.task, resident.version, f"{fault.why}; it is asked again in {left:.0f} s")
-
+from serving.engine.rows import Key
 
 log = logging.getLogger(__name__)
 
-FAILURES = 32
-"""Rows of a version that fail in a row before it rests."""
-REST_S = (30.0, 3600.0)
-"""The first rest and the longest; each is twice the one before."""
+MAX_DOUBLINGS = 16
 
 
 @dataclass(slots=True)
-class _Trouble:
-    """What one version has done."""
+class _Circuit:
+    """State of one version."""
 
     failures: int = 0
-    suspect: bool = False
-    """It was in a slow turn: to be asked apart from others, to see who it was."""
-    rests: int = 0
+    """Rows that failed in a row."""
+    openings: int = 0
     until: float = 0.0
+    """It is not asked before, by the clock."""
+    reason: str = ""
 
 
-class Resting:
-    """Who rests, by task and version.
+class CircuitBreaker:
+    """Opens for a version that takes longer than a limit, or fails many times in a row; closes by itself after a pause.
+
+    Versions are told apart by (task, version), so a new version of the same task is asked at once.
 
     Args:
-        limit_s: longest that a turn may take which has nothing but rows in shadow.
+        limit_s: longest time that a version may take, in seconds.
+        setting: name of the setting that holds `limit_s`, for messages.
+        timed: what the limit holds for, for messages.
+        pause_s: seconds that the breaker stays open.
+        max_pause_s: each pause of a version is twice the one before it, up to this; None: all last `pause_s`.
+        max_failures: rows in a row that may fail before it opens; None: failures do not count.
         clock: seconds.
-        is_there: whether a version still is; those that are gone are forgotten when there is new trouble.
+        is_resident: whether the server still holds a version. Others are forgotten.
     """
 
     def __init__(
-        self, limit_s: float, clock: Callable[[], float], is_there: Callable[[Key], bool] = lambda key: True
+        self,
+        limit_s: float,
+        setting: str,
+        pause_s: float,
+        *,
+        timed: str = "its rows of a batch",
+        max_pause_s: float | None = None,
+        max_failures: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        is_resident: Callable[[Key], bool] = lambda key: True,
     ) -> None:
-        self._limit_s, self._clock, self._is_there = limit_s, clock, is_there
-        self._troubles: dict[Key, _Trouble] = {}
+        self.limit_s = limit_s
+        self._setting = setting
+        self._timed = timed
+        self._pause_s = pause_s
+        self._max_pause_s = max_pause_s
+        self._max_failures = max_failures
+        self._clock = clock
+        self._is_resident = is_resident
+        self._circuits: dict[Key, _Circuit] = {}
 
-    def rests(self, key: Key) -> bool:
-        trouble = self._troubles.get(key)
-        return trouble is not None and self._clock() < trouble.until
+    def is_open(self, key: Key) -> bool:
+        """Whether the version must not be asked now."""
+        circuit = self._circuits.get(key)
+        return circuit is not None and self._clock() < circuit.until
 
-    def is_suspect(self, key: Key) -> bool:
-        trouble = self._troubles.get(key)
-        return trouble is not None and trouble.suspect
+    def explain(self, key: Key) -> str | None:
+        """Why the version must not be asked now, and for how long; None: it may be asked."""
+        if not self._circuits or not self.is_open(key):
+            return None
+        circuit = self._circuits[key]
+        return f"{circuit.reason}; it is asked again in {circuit.until - self._clock():.0f} s"
 
-    def took(self, key: Key, seconds: float, alone: bool) -> None:
-        """A turn in shadow with it took so long; `alone`: no other version was in it."""
-        if seconds > self._limit_s:
-            trouble = self._trouble(key)
-            trouble.suspect = True
-            if alone:
-                self._rest(key, trouble, f"took {seconds:.1f} s for a turn, the limit is {self._limit_s:g} s")
-        elif alone and key in self._troubles:
-            self._troubles[key].suspect = False
+    def check_time(self, key: Key, seconds: float) -> str | None:
+        """Open if the version took too long; returns the reason then, else None."""
+        if seconds <= self.limit_s:
+            return None
+        reason = f"took {seconds:.1f} s for {self._timed}, the limit is {self.limit_s:g} s ({self._setting})"
+        self._open(key, reason)
+        return reason
 
-    def ended(self, key: Key, error: Exception | None) -> None:
-        """One row of it ended."""
-        if error is None and key not in self._troubles:
+    def count_outcome(self, key: Key, error: Exception | None) -> None:
+        """One row of the version ended, with this error or an answer; open if too many in a row have failed."""
+        if self._max_failures is None or (error is None and key not in self._circuits):
             return
-        trouble = self._trouble(key)
-        trouble.failures = trouble.failures + 1 if error else 0
-        if trouble.failures >= FAILURES:
-            self._rest(key, trouble, f"failed {trouble.failures} times in a row: {error}")
+        circuit = self._circuit(key)
+        circuit.failures = circuit.failures + 1 if error else 0
+        if circuit.failures >= self._max_failures:
+            self._open(key, f"failed {circuit.failures} times in a row: {error}")
 
-    def _trouble(self, key: Key) -> _Trouble:
-        if key not in self._troubles:
-            self._troubles = {known: each for known, each in self._troubles.items() if self._is_there(known)}
-            self._troubles[key] = _Trouble()
-        return self._troubles[key]
-
-    def _rest(self, key: Key, trouble: _Trouble, why: str) -> None:
-        if self._clock() < trouble.until:
+    def _open(self, key: Key, reason: str) -> None:
+        """Start a pause, unless one is running: several rows of one step report the same trouble."""
+        if self.is_open(key):
             return
-        pause = min(REST_S[0] * 2**trouble.rests, REST_S[1])
-        trouble.failures, trouble.rests, trouble.until = 0, min(trouble.rests + 1, 16), self._clock() + pause
-        log.warning("in shadow, %s:%d %s; it is not asked again for %.0f s", *key, why, pause)
+        circuit = self._circuit(key)
+        pause_s = self._pause_s
+        if self._max_pause_s is not None:
+            pause_s = min(pause_s * 2**circuit.openings, self._max_pause_s)
+        circuit.failures = 0
+        circuit.openings = min(circuit.openings + 1, MAX_DOUBLINGS)
+        circuit.until = self._clock() + pause_s
+        circuit.reason = reason
+        log.warning("%s:%d %s; it is not asked again for %.0f s", *key, reason, pause_s)
+
+    def _circuit(self, key: Key) -> _Circuit:
+        """The version's state. Before a new one is added, states that are needed no more are dropped."""
+        if key not in self._circuits:
+            self._circuits = {known: circuit for known, circuit in self._circuits.items() if self._keeps(known)}
+            self._circuits[key] = _Circuit()
+        return self._circuits[key]
+
+    def _keeps(self, key: Key) -> bool:
+        return self._is_resident(key) and (self._max_pause_s is not None or self.is_open(key))

@@ -22,7 +22,7 @@ from ladder.stacked import StackedSide
 from serving.config import EngineConfig
 from serving.engine.activation_cache import ActivationCache
 from serving.engine.cached_backbone import CachedBackbone, Encode
-from serving.engine.circuit_breaker import SlowSides
+from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import IncrementalDetokenizer, Piece
 from serving.engine.rows import Deliver, EngineRow, Event, Key, Resident
 from serving.errors import OutOfMemory, SideFailed
@@ -52,7 +52,7 @@ class Engine:
         self.cache = ActivationCache(config.cache_bytes, self._metrics)
         self._recall = CachedBackbone(backbone, self.cache, self._metrics, encode)
         self._clock = clock
-        self._bench = SlowSides(config.side_timeout_s, config.side_bench_s, clock)
+        self._breaker = CircuitBreaker(config.side_timeout_s, "side_timeout_s", config.side_bench_s, clock=clock)
         self._texts = RunningTexts(backbone)
         self._running: dict[EngineRow, Text] = {}
         """The rows whose texts are being made, oldest first."""
@@ -69,11 +69,11 @@ class Engine:
         return len(self._running)
 
     @torch.inference_mode()
-    def turn(self, rows: Sequence[EngineRow], gone: Collection[EngineRow], deliver: Deliver) -> bool:
+    def step(self, rows: Sequence[EngineRow], cancelled: Collection[EngineRow], deliver: Deliver) -> bool:
         """Answer new `rows`, or begin their texts; take every text that is being made one token on.
 
         Args:
-            gone: rows of earlier turns that nobody waits for any more.
+            cancelled: rows of earlier steps that no caller waits for any more.
             deliver: told each row's pieces and its end, in this turn or a later one.
         Returns:
             Whether texts are still being made: then it wants another turn, with or without new rows.
@@ -81,8 +81,8 @@ class Engine:
             whatever is no side network's fault; then it has forgotten all rows.
         """
         try:
-            self._leave(gone)
-            self._answer([row for row in rows if row not in gone] if gone else rows, deliver)
+            self._leave(cancelled)
+            self._answer([row for row in rows if row not in cancelled] if cancelled else rows, deliver)
             self._step(deliver)
         except BaseException:
             self._texts = RunningTexts(self.backbone)  # whatever state it is in
@@ -103,25 +103,35 @@ class Engine:
         def keep(events: Sequence[tuple[EngineRow, Event]]) -> None:
             found.update({places[row]: event for row, event in events if not isinstance(event, Piece)})
 
-        running = self.turn(rows, (), keep)
+        running = self.step(rows, (), keep)
         while running:
-            running = self.turn((), (), keep)
+            running = self.step((), (), keep)
         return [found[place] for place in range(len(rows))]
 
     def _answer(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
         """Where memory does not suffice, each half has one more try."""
-        rows = self._pass_bench(rows, deliver)
+        rows = self._reject_open(rows, deliver)
         left = self._try(rows, deliver)
         middle = (len(left) + 1) // 2
         for half in (left[:middle], left[middle:]):
             if lost := self._try(half, deliver):
                 deliver([(row, OutOfMemory(len(rows))) for row in lost])
 
-    def _pass_bench(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
-        benched = {row: fault for row in rows if (fault := self._bench.fault(row.resident)) is not None}
-        if benched:
-            deliver(list(benched.items()))
-        return [row for row in rows if row not in benched]
+    def _reject_open(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
+        """Fail the rows of side networks whose circuit breaker is open; returns the others."""
+        rejected = {
+            row: SideFailed(row.task, row.resident.version, f"it {reason}")
+            for row in rows
+            if (reason := self._breaker.explain(row.resident.key)) is not None
+        }
+        if rejected:
+            deliver(list(rejected.items()))
+        return [row for row in rows if row not in rejected]
+
+    def _check_time(self, resident: Resident, seconds: float) -> SideFailed | None:
+        """The error for this side network's rows if it exceeded the limit; its breaker is open then."""
+        reason = self._breaker.check_time(resident.key, seconds)
+        return SideFailed(resident.task, resident.version, f"it {reason}") if reason else None
 
     def _try(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
         """Answer, or begin, these rows; returns those for which memory did not suffice."""
@@ -187,7 +197,7 @@ class Engine:
             nonlocal since
             resident, slow = rows[outcomes[0][0]].resident, None
             if resident.key in alone:
-                slow = self._bench.watch(resident, self._clock() - since)
+                slow = self._check_time(resident, self._clock() - since)
             events = [(rows[place], slow or _checked(rows[place].resident, outcome)) for place, outcome in outcomes]
             _report(events)
             deliver(events)
@@ -237,7 +247,7 @@ class Engine:
 
     def _watch_step(self, seconds: float, deliver: Deliver) -> None:
         """A step of one side network alone, or of one that is not stacked beside those that are, tells who is slow."""
-        if seconds <= self._bench.limit_s:
+        if seconds <= self._breaker.limit_s:
             return
         residents = {row.resident.key: row.resident for row in self._running}
         lone = {key: each for key, each in residents.items() if not isinstance(each.side, StackedSide)}
@@ -247,7 +257,7 @@ class Engine:
             return
         [slow] = suspects.values()
         rows = [row for row in self._running if row.resident.key == slow.key]
-        if fault := self._bench.watch(slow, seconds):
+        if fault := self._check_time(slow, seconds):
             self._leave(rows)
             events: list[tuple[EngineRow, Event]] = [(row, fault) for row in rows]
             _report(events)

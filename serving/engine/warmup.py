@@ -99,8 +99,8 @@ def _run(
         engine = Engine(backbone, Metrics(), replace(config, cache_bytes=0), encode)
         rows = [EngineRow(ids, kinds[place % len(kinds)]) for place, ids in enumerate(inputs)]
         rows += [EngineRow(inputs[0], kind) for kind in kinds[len(inputs) :]]
-        engine.turn(rows, (), _ignore)
-        engine.turn((), rows, _ignore)
+        engine.step(rows, (), _ignore)
+        engine.step((), rows, _ignore)
         return
     with torch.inference_mode():
         speaking = range(len(inputs)) if backbone.has_decoder else ()

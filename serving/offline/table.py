@@ -246,7 +246,7 @@ def answer_inputs(
     while waiting or generating:
         rows = _take(waiting, limits, limits.rows - sum(generating.values()), idle=not generating)
         generating.update({row: row.weight for row in rows if row.generates})
-        engine.turn(rows, (), keep)
+        engine.step(rows, (), keep)
     return outcomes
 
 

@@ -1,7 +1,7 @@
-"""Takes a route's shares away where a version with one breaks a bound: an automatic rollback, by one commit.
+"""Automatic rollback: ends all shares of a route, by one commit, when a version with a share breaks a bound.
 
-Whoever sees it first among the servers of a registry commits; the others find the route changed and leave it alone. The
-registry may be away for a while: then it is tried again. Knows no torch and no requests.
+The first server that sees it commits; the other servers of the registry find the route changed and leave it alone.
+While the registry cannot be written, the commit is tried again. Knows no torch and no requests.
 """
 
 import logging
@@ -18,49 +18,54 @@ from side_registry.route import Bounds, Route
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.25
-"""How often the comparisons are looked at."""
+CHECK_S = 0.25
+"""Seconds between two checks of all routes."""
 ROUNDING = 1e-9
-"""Rates are as good as equal within this."""
-RETRY_S = (1.0, 60.0)
-"""First and longest pause where the registry cannot be written."""
+"""A rate that exceeds its bound by no more than this does not break it."""
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 60.0
+"""Bounds of the pause before a failed commit is tried again; each pause is twice the one before it."""
+MAX_DOUBLINGS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a version may not keep its share."""
+    """The bound that a version with a share has broken."""
 
     bound: Literal["error_rate", "latency", "disagreement"]
     version: int
     why: str
+    """With the figures."""
 
 
-def fault(canary: Comparison, own: Comparison, bounds: Bounds) -> Fault | None:
-    """The first bound that a version with a share breaks beside the alias's own, once enough was seen to tell.
+def fault(canary: Comparison, main: Comparison, bounds: Bounds) -> Fault | None:
+    """The first bound that a version with a share breaks, once `min_rows` rows were seen; None: it keeps to all.
 
-    Errors: of its rows. Latency: once both have answered callers so many rows, for both are means. Disagreement: of the
-    rows that both answered.
+    Error rate and latency are compared with `main`, the alias's own version. Errors are counted by its rows,
+    disagreement by the rows that both answered. Both latencies are means, so each version must have answered callers
+    `min_rows` rows.
     """
-    enough, version = bounds.min_rows, canary.version
-    if canary.rows >= enough and (why := _too_many_errors(canary, own, bounds.error_rate)):
+    enough = bounds.min_rows
+    version = canary.version
+    if canary.rows >= enough and (why := _too_many_errors(canary, main, bounds.error_rate)):
         return Fault("error_rate", version, f"{why} after {canary.rows} rows")
-    if min(canary.answered, own.answered) >= enough and (why := _too_slow(canary, own, bounds.latency)):
+    if min(canary.answered, main.answered) >= enough and (why := _too_slow(canary, main, bounds.latency)):
         return Fault("latency", version, f"{why} after {canary.answered} rows")
     if canary.compared >= enough and (why := _too_different(canary, bounds.disagreement)):
         return Fault("disagreement", version, f"{why} after {canary.compared} rows")
     return None
 
 
-def _too_many_errors(canary: Comparison, own: Comparison, bound: float | None) -> str | None:
-    if bound is None or canary.error_rate <= own.error_rate + bound + ROUNDING:
+def _too_many_errors(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
+    if bound is None or canary.error_rate <= main.error_rate + bound + ROUNDING:
         return None
-    return f"error rate {canary.error_rate:.4g} > {own.error_rate:.4g} + {bound:.4g}"
+    return f"error rate {canary.error_rate:.4g} > {main.error_rate:.4g} + {bound:.4g}"
 
 
-def _too_slow(canary: Comparison, own: Comparison, bound: float | None) -> str | None:
-    if bound is None or canary.latency_seconds <= own.latency_seconds * bound:
+def _too_slow(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
+    if bound is None or canary.latency_seconds <= main.latency_seconds * bound:
         return None
-    return f"latency {canary.latency_seconds * 1000:.4g} ms > {bound:.4g} x {own.latency_seconds * 1000:.4g} ms"
+    return f"latency {canary.latency_seconds * 1000:.4g} ms > {bound:.4g} x {main.latency_seconds * 1000:.4g} ms"
 
 
 def _too_different(canary: Comparison, bound: float | None) -> str | None:
@@ -70,16 +75,16 @@ def _too_different(canary: Comparison, bound: float | None) -> str | None:
 
 
 def judge(window: Window) -> Fault | None:
-    """The first fault of a version with a share."""
+    """The first fault of any version with a share; None: all keep to their bounds, or there are none."""
     route = window.routed.route
     if route.bounds is None:
         return None
-    own = window.comparison(window.routed.version)
-    faults = (fault(window.comparison(version), own, route.bounds) for version in sorted(route.shares))
+    main = window.comparison(window.routed.version)
+    faults = (fault(window.comparison(version), main, route.bounds) for version in sorted(route.shares))
     return next(filter(None, faults), None)
 
 
-class Ends(Protocol):
+class RouteRegistry(Protocol):
     """What is needed of a registry."""
 
     def end_route(
@@ -91,34 +96,36 @@ class Ends(Protocol):
         since: int | None = None,
         author: str | None = None,
         message: str = "",
-    ) -> int | None: ...
+    ) -> int | None:
+        """End all shares of the route, if it is still `seen`; returns the commit's generation, None if it is not."""
+        ...
 
 
 @dataclass(slots=True)
-class _Try:
-    """An attempt to end a route."""
+class _Attempt:
+    """To end a route."""
 
     routed: Routed
     failures: int = 0
     next_s: float = 0.0
-    """When to try again; never before it is another route, where that is infinite."""
+    """When to try next, by the clock. Infinite: done, until the alias has another route."""
 
 
 class AutoRollback:
-    """A thread that looks at all routes with bounds.
+    """A thread that checks all routes with bounds.
 
     Args:
-        routes: (task, alias) to its route, as this server follows it now.
+        routes: returns the routes that this server follows now, by (task, alias).
         author: of the commits.
-        wake: told after a commit, so that this server sees it at once.
-        withhold: told (task, alias, the generation that set its route) before the registry is, which may take its
-            time or be away: from then on this server gives nobody a share of it.
+        wake: called after a commit, so that this server follows it at once.
+        suspend: called with task, alias and the registry generation that set the route, before the registry is written,
+            which may be slow or unavailable. From then on this server gives the route's shares no traffic.
         clock: seconds.
     """
 
     def __init__(
         self,
-        registry: Ends,
+        registry: RouteRegistry,
         comparisons: Comparisons,
         routes: Callable[[], Mapping[tuple[str, str], Route]],
         author: str,
@@ -127,71 +134,79 @@ class AutoRollback:
         clock: Callable[[], float] = time.monotonic,
         suspend: Callable[[str, str, int], None] = lambda task, alias, since: None,
     ) -> None:
-        self._registry, self._comparisons, self._routes = registry, comparisons, routes
-        self._withhold = suspend
-        self._author, self._wake, self._metrics, self._clock = author, wake, metrics or Metrics(), clock
-        self._tries: dict[tuple[str, str], _Try] = {}
+        self._registry = registry
+        self._comparisons = comparisons
+        self._routes = routes
+        self._author = author
+        self._wake = wake
+        self._metrics = metrics or Metrics()
+        self._clock = clock
+        self._suspend = suspend
+        self._attempts: dict[tuple[str, str], _Attempt] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="judging", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="auto-rollback", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_s: float | None = 10.0) -> None:
-        """End the thread; a commit in progress ends first, or is left behind after `timeout_s`."""
+        """End the thread. Waits at most `timeout_s` seconds for a commit in progress."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def look(self) -> None:
-        """Judge every route once. All shares that must go are withheld here before the registry is told of any."""
+    def check(self) -> None:
+        """Judge every route once. All routes that must end are suspended here before any of them is committed."""
         self._comparisons.forget_gone()
         bounded = [key for key, route in self._routes().items() if route.bounds is not None]
-        self._tries = {key: tried for key, tried in self._tries.items() if key in bounded}
-        faulty = [each for key in bounded if (each := self._due(*key))]
-        for task, alias, tried, _ in faulty:
-            self._withhold(task, alias, tried.routed.since)
-        for task, alias, tried, found in faulty:
-            self._end(task, alias, tried, found)
+        self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in bounded}
+        due = [ending for key in bounded if (ending := self._due(*key))]
+        for task, alias, attempt, _ in due:
+            self._suspend(task, alias, attempt.routed.since)
+        for task, alias, attempt, broken in due:
+            self._end(task, alias, attempt, broken)
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+        while not self._stopping.wait(CHECK_S):
             try:
-                self.look()
+                self.check()
             except Exception:
-                log.exception("judging the routes failed; it goes on")
+                log.exception("checking the routes failed; they are checked again")
 
-    def _due(self, task: str, alias: str) -> tuple[str, str, _Try, Fault] | None:
-        """A route that must end, if it is time to try."""
+    def _due(self, task: str, alias: str) -> tuple[str, str, _Attempt, Fault] | None:
+        """The route, if it must end and it is time to try."""
         window = self._comparisons.window(task, alias)
-        found = judge(window) if window else None
-        if not (window and found):
+        broken = judge(window) if window else None
+        if not (window and broken):
             return None
-        tried = self._tries.get((task, alias))
-        if tried is None or tried.routed != window.routed:
-            tried = self._tries[task, alias] = _Try(window.routed)
-        return (task, alias, tried, found) if self._clock() >= tried.next_s else None
+        attempt = self._attempts.get((task, alias))
+        if attempt is None or attempt.routed != window.routed:
+            attempt = self._attempts[task, alias] = _Attempt(window.routed)
+        return (task, alias, attempt, broken) if self._clock() >= attempt.next_s else None
 
-    def _end(self, task: str, alias: str, tried: _Try, found: Fault) -> None:
-        routed = tried.routed
-        message = f"automatic rollback: version {found.version}: {found.why}"
+    def _end(self, task: str, alias: str, attempt: _Attempt, broken: Fault) -> None:
+        """Commit the end of the route's shares."""
+        routed = attempt.routed
+        message = f"automatic rollback: version {broken.version}: {broken.why}"
         try:
             generation = self._registry.end_route(
                 task, alias, routed.route, since=routed.since, author=self._author, message=message
             )
         except Exception as error:
-            self._postpone(tried)
+            self._postpone(attempt)
             unforeseen = None if isinstance(error, RegistryError) else error
             log.error("%s of %s@%s is tried again: %s", message, task, alias, error, exc_info=unforeseen)
             return
-        tried.next_s = float("inf")
+        attempt.next_s = float("inf")
         if generation is None:
-            log.info("%s@%s: %s; its route has changed already", task, alias, found.why)
+            log.info("%s@%s: %s; its route has changed already", task, alias, broken.why)
         else:
-            self._metrics.route_rolled_back(task, found.bound)
+            self._metrics.route_rolled_back(task, broken.bound)
             log.error("%s of %s@%s, generation %d", message, task, alias, generation)
         self._wake()
 
-    def _postpone(self, tried: _Try) -> None:
-        pause = min(RETRY_S[0] * 2**tried.failures, RETRY_S[1])
-        tried.failures, tried.next_s = min(tried.failures + 1, 16), self._clock() + pause
+    def _postpone(self, attempt: _Attempt) -> None:
+        pause_s = min(FIRST_RETRY_S * 2**attempt.failures, LONGEST_RETRY_S)
+        attempt.failures = min(attempt.failures + 1, MAX_DOUBLINGS)
+        attempt.next_s = self._clock() + pause_s

@@ -1,6 +1,6 @@
-"""How the versions of an alias's route compare with the alias's own version: counted since the route's last change.
+"""Compares the versions of an alias's route with the alias's own version: counts since the route's last change.
 
-Pure statistics: knows no device, no registry and no queue. Any thread may read; one writes.
+Statistics only: knows no device, no registry and no queue. Any thread may read; one writes.
 """
 
 import time
@@ -10,42 +10,44 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from ladder.answers import Answer
-from serving.rollout.agreement import Said, compare, in_words
+from serving.rollout.agreement import VersionAnswer, compare, in_words
 from serving.versions import PoolState
 from side_registry.route import Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What was seen of one version."""
+    """What was counted of one version."""
 
     version: int
     answers: bool = True
-    """It answers callers (the alias's own version, or one with a share), and not only beside them."""
+    """It answers callers: the alias's own version, or one with a share. False for a shadow."""
     rows: int = 0
-    """That it was asked, by callers or beside them, and answered or failed."""
+    """Rows that it answered or failed, for callers and in shadow."""
     failed: int = 0
     compared: int = 0
-    """Rows that both it and the alias's own version answered."""
+    """Rows that it and the alias's own version both answered."""
     agreed: int = 0
     drift: float = 0.0
     """Mean over the compared rows, 0 to 1."""
     latency_seconds: float = 0.0
-    """Mean of its requests, callers' only. One that was left before its answer counts as what it took until then, or
-    as the mean where that is more."""
+    """Mean of callers' requests. One that its caller abandoned counts with the time until then, or with the mean where
+    that is more."""
     cost_seconds: float = 0.0
-    """Time on the device for a row beside callers' rows."""
+    """Device time of a row in shadow."""
     dropped: int = 0
     """Rows not compared because the server had no time for them."""
     answered: int = 0
-    """Rows of its requests, callers' only, with those of requests that were left before their answer."""
+    """Rows of callers' requests, including abandoned ones."""
 
     @property
     def error_rate(self) -> float:
+        """Failed rows over all rows."""
         return self.failed / self.rows if self.rows else 0.0
 
     @property
     def disagreement(self) -> float:
+        """Rows that do not agree over compared rows."""
         return (self.compared - self.agreed) / self.compared if self.compared else 0.0
 
 
@@ -58,45 +60,46 @@ class Disagreement:
     version: int
     prompt: str
     expected: str
-    """What the alias's own version answered, in words."""
+    """What the alias's own version answered, as text."""
     found: str
+    """What this version answered, as text."""
     drift: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """All that is known of one alias's route here."""
+    """All that this server knows of one alias's route."""
 
     task: str
     alias: str
     version: int
-    """The alias's own, with which the others are compared."""
+    """The alias's own version, which the others are compared with."""
     comparisons: tuple[Comparison, ...]
-    """One for each version of the route; the alias's own first."""
+    """One for each version of the route; the alias's own version first."""
     disagreements: tuple[Disagreement, ...] = ()
-    """Newest first. None are kept unless the server was told to keep inputs."""
+    """Newest first. Empty unless the server is configured to keep inputs."""
     since: int = 0
-    """Generation of the route's last change: everything here was seen since. 0: not known."""
+    """Registry generation of the route's last change; everything here was counted since. 0: not known."""
     keeps_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """An alias's traffic, as the registry has it. Another one is another window."""
+    """An alias's traffic, as the registry has it. Each value has a window of its own."""
 
     version: int
-    """The alias's own."""
+    """The alias's own version."""
     route: Route
     since: int = 0
-    """Generation of the route's last change; 0: not known."""
+    """Registry generation of the route's last change; 0: not known."""
 
 
 def routed_of(state: PoolState, task: str, alias: str) -> Routed | None:
-    """As the registry has it, whatever of it is resident; None where the alias has no route."""
-    found = state.tasks.get(task)
-    if found is None or alias not in found.routes:
+    """The alias's traffic as the registry has it, resident or not; None where the alias has no route."""
+    entry = state.tasks.get(task)
+    if entry is None or alias not in entry.routes:
         return None
-    return Routed(found.at(alias), found.routes[alias], found.routed.get(alias, 0))
+    return Routed(entry.at(alias), entry.routes[alias], entry.routed.get(alias, 0))
 
 
 @dataclass(slots=True)
@@ -110,21 +113,21 @@ class _Tally:
     drift: float = 0.0
     requests: int = 0
     seconds: float = 0.0
-    left: int = 0
-    """Rows of requests that were left before their answer."""
-    asked: int = 0
-    """Rows beside callers'."""
+    abandoned: int = 0
+    """Rows of requests that their callers abandoned."""
+    in_shadow: int = 0
+    """Rows that it was asked in shadow."""
     cost: float = 0.0
     dropped: int = 0
 
 
 @dataclass(slots=True)
 class Window:
-    """What was seen of one alias under one route. Versions that the route does not name are not counted."""
+    """What was counted for one alias under one route. Versions that the route does not name are not counted."""
 
     routed: Routed
     kept: int = 0
-    """Disagreements to keep, with their inputs."""
+    """How many disagreements to keep, with their inputs."""
     _tallies: dict[int, _Tally] = field(init=False)
     _disagreements: deque[Disagreement] = field(init=False)
     _lock: Lock = field(init=False, default_factory=Lock)
@@ -138,52 +141,62 @@ class Window:
         return version in self._tallies
 
     def answered(self, version: int, rows: int, failed: int, seconds: float) -> None:
-        """A request of a caller's."""
+        """Count a caller's request."""
         with self._lock:
             tally = self._tallies[version]
-            tally.rows, tally.failed = tally.rows + rows, tally.failed + failed
-            tally.requests, tally.seconds = tally.requests + 1, tally.seconds + seconds
+            tally.rows += rows
+            tally.failed += failed
+            tally.requests += 1
+            tally.seconds += seconds
 
-    def left(self, version: int, rows: int, seconds: float) -> None:
-        """A request whose caller waited so long in vain. Nobody knows whether its rows would have failed."""
+    def abandoned(self, version: int, rows: int, seconds: float) -> None:
+        """Count a request that its caller abandoned after so long. Whether its rows would have failed is not known."""
         with self._lock:
             tally = self._tallies[version]
             seconds = max(seconds, _mean(tally.seconds, tally.requests))
-            tally.left, tally.requests, tally.seconds = tally.left + rows, tally.requests + 1, tally.seconds + seconds
+            tally.abandoned += rows
+            tally.requests += 1
+            tally.seconds += seconds
 
-    def refused(self, version: int, rows: int) -> None:
-        """Inputs of a caller's that it makes no prompt of, and the alias's own version does."""
+    def unrenderable(self, version: int, rows: int) -> None:
+        """Count as failed inputs that its template makes no prompt of, though the alias's own version's does."""
         with self._lock:
             tally = self._tallies[version]
-            tally.rows, tally.failed = tally.rows + rows, tally.failed + rows
+            tally.rows += rows
+            tally.failed += rows
 
     def asked(self, version: int, *, failed: bool) -> None:
-        """One row beside callers' ended."""
+        """Count a row that it answered, or failed, in shadow."""
         with self._lock:
             tally = self._tallies[version]
-            tally.rows, tally.asked, tally.failed = tally.rows + 1, tally.asked + 1, tally.failed + failed
+            tally.rows += 1
+            tally.in_shadow += 1
+            tally.failed += failed
 
-    def spent(self, version: int, seconds: float) -> None:
-        """On the device, for rows beside callers'."""
+    def add_device_time(self, version: int, seconds: float) -> None:
+        """Count device time of its rows in shadow."""
         with self._lock:
             self._tallies[version].cost += seconds
 
     def dropped(self, version: int, rows: int) -> None:
-        """Not asked, or given up."""
+        """Count rows that it was not asked in shadow, or was given up for."""
         with self._lock:
             self._tallies[version].dropped += rows
 
-    def compare(self, version: int, prompt: str, expected: Said, found: Said) -> tuple[bool, float]:
-        """One row that both it and the alias's own version answered; returns whether they agree, and their drift."""
-        agreed, drift = compare(expected, found)
+    def compare(self, version: int, prompt: str, expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float]:
+        """Compare a row that both the alias's own version and this one answered; returns agreement and drift."""
+        agreed, drift = compare(expected, actual)
         with self._lock:
             tally = self._tallies[version]
-            tally.compared, tally.agreed, tally.drift = tally.compared + 1, tally.agreed + agreed, tally.drift + drift
+            tally.compared += 1
+            tally.agreed += agreed
+            tally.drift += drift
             if not agreed and self.kept:
-                self._disagreements.append(_disagreement(version, prompt, expected[1], found[1], drift))
+                self._disagreements.append(_disagreement(version, prompt, expected[1], actual[1], drift))
         return agreed, drift
 
     def comparison(self, version: int) -> Comparison:
+        """What was counted of one version of the route."""
         with self._lock:
             tally = self._tallies[version]
             return Comparison(
@@ -195,15 +208,17 @@ class Window:
                 agreed=tally.agreed,
                 drift=_mean(tally.drift, tally.compared),
                 latency_seconds=_mean(tally.seconds, tally.requests),
-                cost_seconds=_mean(tally.cost, tally.asked),
+                cost_seconds=_mean(tally.cost, tally.in_shadow),
                 dropped=tally.dropped,
-                answered=tally.rows - tally.asked + tally.left,
+                answered=tally.rows - tally.in_shadow + tally.abandoned,
             )
 
     def comparisons(self) -> tuple[Comparison, ...]:
+        """Of all versions of the route, the alias's own first."""
         return tuple(map(self.comparison, self._tallies))
 
     def disagreements(self) -> tuple[Disagreement, ...]:
+        """Those that were kept, newest first."""
         with self._lock:
             return tuple(reversed(self._disagreements))
 
@@ -212,19 +227,21 @@ class Comparisons:
     """The windows of all aliases that have a route.
 
     Args:
-        routed: how an alias's traffic is now; None: it has no route, or is gone. Nobody has one where it is left out.
-        kept: disagreements to keep of each alias, with their inputs. 0: none.
+        routed: takes task and alias, returns the traffic now; None: the alias has no route, or does not exist.
+        kept: how many disagreements to keep of each alias, with their inputs.
     """
 
     def __init__(self, routed: Callable[[str, str], Routed | None] = lambda *_: None, kept: int = 0) -> None:
-        self._routed, self._kept = routed, kept
+        self._routed = routed
+        self._kept = kept
         self._windows: dict[tuple[str, str], Window] = {}
         self._lock = Lock()
 
     def window(self, task: str, alias: str) -> Window | None:
-        """That of the route as it is now; a new one where it has changed. None: there is no route."""
+        """The window of the alias's route as it is now, a new one if the route has changed. None: there is no route."""
         with self._lock:
-            routed, window = self._routed(task, alias), self._windows.get((task, alias))
+            routed = self._routed(task, alias)
+            window = self._windows.get((task, alias))
             if routed is None:
                 self._windows.pop((task, alias), None)
                 return None
@@ -233,12 +250,14 @@ class Comparisons:
             return window
 
     def forget_gone(self) -> None:
-        """Drop what was seen under routes that are over, and the inputs kept with it."""
+        """Drop the windows of routes that have ended, and the inputs kept in them."""
         with self._lock:
-            self._windows = {key: each for key, each in self._windows.items() if self._routed(*key) == each.routed}
+            self._windows = {
+                key: window for key, window in self._windows.items() if self._routed(*key) == window.routed
+            }
 
     def read(self, task: str, alias: str) -> Compared | None:
-        """None: the alias has no route."""
+        """All that is known of the alias's route; None: it has none."""
         window = self.window(task, alias)
         if window is None:
             return None
@@ -253,13 +272,13 @@ class Comparisons:
         )
 
 
-def _disagreement(version: int, prompt: str, expected: Answer, found: Answer, drift: float) -> Disagreement:
+def _disagreement(version: int, prompt: str, expected: Answer, actual: Answer, drift: float) -> Disagreement:
     return Disagreement(
         time=time.time(),
         version=version,
         prompt=prompt,
         expected=in_words(expected),
-        found=in_words(found),
+        found=in_words(actual),
         drift=drift,
     )
 

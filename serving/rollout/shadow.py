@@ -1,7 +1,7 @@
-"""Has other versions answer what callers asked, when the device has nothing else to do, and compares the answers.
+"""Has shadow versions answer what callers asked, when the device has nothing else to do, and compares the answers.
 
-Callers never wait for it but for a small batch in progress, and nothing that goes wrong here is theirs. Runs on the
-event loop of the batcher. Knows no torch and no gRPC.
+A caller waits for at most one small shadow batch that is in progress, and no error here reaches one. Runs on the
+batcher's event loop. Knows no torch and no gRPC.
 """
 
 import asyncio
@@ -10,35 +10,46 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from ladder.answering import Answerer
 from serving.config import ShadowConfig
-from serving.engine import EngineRow, Key, Resident, Resting
+from serving.engine import CircuitBreaker, EngineRow, Key, Resident
 from serving.errors import Draining, InvalidInput, NotServed
 from serving.metrics import Metrics
 from serving.pipeline import Encoded, Encoder, Ids, Observation, Target, encode, tells
-from serving.rollout.agreement import Said
+from serving.rollout.agreement import VersionAnswer
 from serving.rollout.comparison import Comparisons, Window
-from serving.scheduler import Outcome, ShadowRequest
+from serving.scheduler import Event, Outcome, ShadowRequest
 
 log = logging.getLogger(__name__)
+
+
+SHADOW_FAILURES = 32
+"""Rows of a version that may fail in a row before it is not asked for a while."""
+
+FIRST_PAUSE_S = 30.0
+MAX_PAUSE_S = 3600.0
+"""The first pause and the longest one; each is twice the one before it."""
 
 
 class Queue(Protocol):
     """What is needed of a batcher."""
 
-    def shadow(self, request: ShadowRequest) -> None: ...
+    def shadow(self, request: ShadowRequest) -> None:
+        """Answer the request when the device has nothing else to do."""
+        ...
 
 
 class ShadowRunner:
-    """An observer that counts what callers were answered, and asks those who are to answer beside.
+    """An observer of answered requests: counts them, and has the shadow versions answer the same rows.
 
-    A version that is slow in shadow, or fails over and over, is not asked for a while.
+    A version that is slow, or fails many times in a row, is not asked for a while, each time for longer. Where several
+    versions share a step that takes too long, none of them is asked for a while.
 
     Args:
         tokenizer: for versions whose template makes another prompt of a caller's input.
-        is_there: whether a version is still resident.
+        is_resident: whether the server holds a version.
     """
 
     def __init__(
@@ -48,18 +59,30 @@ class ShadowRunner:
         tokenizer: Encoder,
         config: ShadowConfig | None = None,
         metrics: Metrics | None = None,
-        is_there: Callable[[Key], bool] = lambda key: True,
+        is_resident: Callable[[Key], bool] = lambda key: True,
     ) -> None:
-        self._queue, self._comparisons = queue, comparisons
-        self._config, self._metrics = config or ShadowConfig(), metrics or Metrics()
-        self._resting = Resting(self._config.shadow_timeout_s, lambda: asyncio.get_running_loop().time(), is_there)
-        self._tokenizer, self._thread = tokenizer, ThreadPoolExecutor(1, thread_name_prefix="shadow-tokenizer")
+        self._queue = queue
+        self._comparisons = comparisons
+        self._config = config or ShadowConfig()
+        self._metrics = metrics or Metrics()
+        self._breaker = CircuitBreaker(
+            self._config.shadow_timeout_s,
+            "shadow_timeout_s",
+            FIRST_PAUSE_S,
+            timed="a step of shadow rows",
+            max_pause_s=MAX_PAUSE_S,
+            max_failures=SHADOW_FAILURES,
+            clock=lambda: asyncio.get_running_loop().time(),
+            is_resident=is_resident,
+        )
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow-tokenizer")
         self._encoding = 0
-        """Rows that become tokens once more."""
+        """Rows that are being tokenized again."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def observe(self, seen: Observation) -> None:
-        """After the caller has its answer."""
+        """Take an observation; it is handled after the caller has its answer."""
         asyncio.get_running_loop().call_soon(self._observe, seen)
 
     def close(self) -> None:
@@ -71,178 +94,200 @@ class ShadowRunner:
         if window is None or window.routed.since != seen.since or seen.resident.version not in window:
             return  # the route has changed since
         if seen.left:
-            window.left(seen.resident.version, len(seen.rows), seen.seconds)
+            window.abandoned(seen.resident.version, len(seen.rows), seen.seconds)
             return
         if seen.refused:
-            window.refused(seen.resident.version, seen.refused)
+            window.unrenderable(seen.resident.version, seen.refused)
             return
         failed = sum(isinstance(outcome, Exception) for outcome in seen.outcomes)
         window.answered(seen.resident.version, len(seen.rows), failed, seen.seconds)
-        case = _Case(seen, window, self._metrics)
-        for resident in seen.beside if case.compares else ():
+        case = ComparisonCase(seen, window, self._metrics)
+        if not case.compares:
+            return
+        for resident in seen.beside:
             if resident.version in window:
                 self._ask(case, resident)
 
-    def _ask(self, case: "_Case", resident: Resident) -> None:
-        """The rows that have one answer: those that are drawn anew each time cannot be compared."""
+    def _ask(self, case: "ComparisonCase", resident: Resident) -> None:
+        """Have one version answer the case's rows. Sampled rows are left out: two draws cannot be compared."""
         answerer = _answerer(case.seen, resident)
-        places = [place for place, row in enumerate(case.seen.rows) if answerer and not row.alone]
-        count = len(places)
-        places = places[: 0 if self._resting.rests(resident.key) else self._config.max_shadow_rows]
-        case.dropped(resident, count - len(places))
-        if not places:
+        indices = [index for index, row in enumerate(case.seen.rows) if answerer and not row.alone]
+        count = len(indices)
+        indices = indices[: 0 if self._breaker.is_open(resident.key) else self._config.max_shadow_rows]
+        case.drop(resident, count - len(indices))
+        if not indices:
             return
         if _prompts_alike(case.seen.resident, resident):
-            self._submit(case, resident, places, [case.seen.rows[place].ids for place in places])
+            self._submit(case, resident, indices, [case.seen.rows[index].ids for index in indices])
         else:
-            task = asyncio.get_running_loop().create_task(self._encode(case, resident, places))
+            task = asyncio.get_running_loop().create_task(self._encode(case, resident, indices))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _encode(self, case: "_Case", resident: Resident, places: list[int]) -> None:
-        """Its own tokens of the callers' inputs."""
-        if self._encoding + len(places) > self._config.max_shadow_rows:
-            case.dropped(resident, len(places))
+    async def _encode(self, case: "ComparisonCase", resident: Resident, indices: list[int]) -> None:
+        """Tokenize the callers' inputs with this version's template, and submit them."""
+        if self._encoding + len(indices) > self._config.max_shadow_rows:
+            case.drop(resident, len(indices))
             return
-        self._encoding += len(places)
-        target, inputs = Target(resident, None, resident.answerer), [case.seen.inputs[place] for place in places]
+        self._encoding += len(indices)
+        target = Target(resident, None, resident.answerer)
+        inputs = [case.seen.inputs[index] for index in indices]
         work = partial(encode, self._tokenizer, [([target], inputs)])
         try:
             [result] = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except RuntimeError:  # it was closed
             result = Draining()
         finally:
-            self._encoding -= len(places)
+            self._encoding -= len(indices)
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
-            self._submit(case, resident, places, encoded.ids)
+            self._submit(case, resident, indices, encoded.ids)
         elif isinstance(encoded, NotServed):
-            case.dropped(resident, len(places))
-        else:  # it makes no prompt of what callers send
-            for place in places:
-                case.told(resident, place, encoded)
+            case.drop(resident, len(indices))
+        else:  # its template makes no prompt of what callers send
+            for index in indices:
+                case.add_outcome(resident, index, encoded)
 
-    def _submit(self, case: "_Case", resident: Resident, places: list[int], ids: list[Ids]) -> None:
-        answerer, salts = _answerer(case.seen, resident), [case.seen.rows[place].salt for place in places]
-        rows = [EngineRow(own, resident, answerer, salt) for own, salt in zip(ids, salts, strict=True)]
+    def _submit(self, case: "ComparisonCase", resident: Resident, indices: list[int], ids: list[Ids]) -> None:
+        answerer = _answerer(case.seen, resident)
+        rows = [
+            EngineRow(tokens, resident, answerer, case.seen.rows[index].salt)
+            for tokens, index in zip(ids, indices, strict=True)
+        ]
         if not rows[0].alone:
-            self._queue.shadow(_Asked(case, resident, places, rows, self._resting, self._comparisons))
+            self._queue.shadow(ShadowRows(case, resident, indices, rows, self._breaker, self._comparisons))
 
 
 @dataclass(slots=True)
-class _Case:
-    """One task of one request: what each version said to its rows."""
+class ComparisonCase:
+    """One task of one request: what each version answered to its rows. `index` is a row's position among them."""
 
     seen: Observation
     window: Window
     metrics: Metrics
-    _said: dict[Key, list[Outcome]] = field(default_factory=dict)
+    _outcomes: dict[Key, list[Outcome]] = field(default_factory=dict)
+    """Of each version, one for each row; None while it is not there."""
     _residents: dict[Key, Resident] = field(default_factory=dict)
-    _own: Resident | None = None
+    """The versions with outcomes."""
+    _main: Resident | None = None
+    """The alias's own version, if it answers these rows."""
 
     def __post_init__(self) -> None:
         versions = (self.seen.resident, *self.seen.beside)
-        self._own = next((each for each in versions if each.version == self.window.routed.version), None)
-        self._take(self.seen.resident, list(self.seen.outcomes))
+        main = self.window.routed.version
+        self._main = next((resident for resident in versions if resident.version == main), None)
+        self._outcomes[self.seen.resident.key] = list(self.seen.outcomes)
+        self._residents[self.seen.resident.key] = self.seen.resident
 
     @property
     def compares(self) -> bool:
-        """The alias's own version answers too."""
-        return self._own is not None
+        """Whether the alias's own version answers too, so that there is something to compare with."""
+        return self._main is not None
 
-    def told(self, resident: Resident, place: int, outcome: Outcome) -> None:
-        """What a version said beside the caller's."""
+    def add_outcome(self, resident: Resident, index: int, outcome: Outcome) -> None:
+        """Take what a version answered in shadow, and compare it with what is there."""
         failed = isinstance(outcome, Exception)
         self.window.asked(resident.version, failed=failed)
         if failed:
             self.metrics.shadowed(resident.task, resident.version, "failed")
-        if resident.key not in self._said:
-            self._take(resident, [None] * len(self.seen.rows))
-        self._said[resident.key][place] = outcome
-        others = self._residents.values() if resident is self._own else [resident]
+        if resident.key not in self._outcomes:
+            self._outcomes[resident.key] = [None] * len(self.seen.rows)
+            self._residents[resident.key] = resident
+        self._outcomes[resident.key][index] = outcome
+        others = self._residents.values() if resident is self._main else [resident]
         for other in others:
-            if other is not self._own:
-                self._compare(other, place)
+            if other is not self._main:
+                self._compare(other, index)
 
-    def dropped(self, resident: Resident, rows: int) -> None:
+    def drop(self, resident: Resident, rows: int) -> None:
+        """Count rows that this version is not asked, or was given up for."""
         if rows:
             self.window.dropped(resident.version, rows)
             self.metrics.shadowed(resident.task, resident.version, "dropped", rows)
 
-    def spent(self, resident: Resident, seconds: float) -> None:
-        self.window.spent(resident.version, seconds)
+    def add_device_time(self, resident: Resident, seconds: float) -> None:
+        """Count device time that this version's rows took."""
+        self.window.add_device_time(resident.version, seconds)
         self.metrics.shadow_took(resident.task, resident.version, seconds)
 
-    def _take(self, resident: Resident, outcomes: list[Outcome]) -> None:
-        self._said[resident.key], self._residents[resident.key] = outcomes, resident
-
-    def _compare(self, resident: Resident, place: int) -> None:
-        """Where both it and the alias's own version have answered."""
-        expected, found = self._answer(self._own, place), self._answer(resident, place)
-        if expected and found:
-            prompt = self.seen.prompts[place]
-            agreed, drift = self.window.compare(resident.version, prompt, expected, found)
+    def _compare(self, resident: Resident, index: int) -> None:
+        """Compare one row with the alias's own version, once both have answered it."""
+        expected = self._answer(self._main, index)
+        actual = self._answer(resident, index)
+        if expected and actual:
+            prompt = self.seen.prompts[index]
+            agreed, drift = self.window.compare(resident.version, prompt, expected, actual)
             self.metrics.shadowed(resident.task, resident.version, "agreed" if agreed else "disagreed")
             self.metrics.drifted(resident.task, resident.version, drift)
 
-    def _answer(self, resident: Resident | None, place: int) -> Said | None:
-        said = self._said.get(resident.key) if resident else None
-        outcome = said[place] if said else None
-        return (
-            None if resident is None or outcome is None or isinstance(outcome, Exception) else (resident.spec, outcome)
-        )
+    def _answer(self, resident: Resident | None, index: int) -> VersionAnswer | None:
+        """What a version answered to a row; None: nothing yet, or an error."""
+        if resident is None or resident.key not in self._outcomes:
+            return None
+        outcome = self._outcomes[resident.key][index]
+        return None if outcome is None or isinstance(outcome, Exception) else (resident.spec, outcome)
 
 
-class _Asked(ShadowRequest):
-    """One version's rows of a case."""
+class ShadowRows(ShadowRequest):
+    """One version's rows of a comparison case.
+
+    Args:
+        indices: of the rows in the case.
+    """
 
     def __init__(
         self,
-        case: _Case,
+        case: ComparisonCase,
         resident: Resident,
-        places: list[int],
+        indices: list[int],
         rows: list[EngineRow],
-        resting: Resting,
+        breaker: CircuitBreaker,
         comparisons: Comparisons,
     ) -> None:
-        super().__init__(rows, resident.key, apart=resting.is_suspect(resident.key))
-        self._case, self._resident, self._places = case, resident, places
-        self._resting, self._comparisons = resting, comparisons
+        super().__init__(rows)
+        self._case = case
+        self._resident = resident
+        self._indices = indices
+        self._breaker = breaker
+        self._comparisons = comparisons
 
     @property
     def is_wanted(self) -> bool:
+        """Whether the route is still the one under which the rows were asked."""
         seen = self._case.seen
         return self._comparisons.window(seen.resident.task, seen.alias) is self._case.window
 
-    def spent(self, seconds: float) -> None:
-        self._case.spent(self._resident, seconds)
+    def add_device_time(self, seconds: float) -> None:
+        """Count its share of a step's time as the version's cost."""
+        self._case.add_device_time(self._resident, seconds)
 
-    def took(self, seconds: float, alone: bool) -> None:
-        self._resting.took(self._resident.key, seconds, alone)
+    def check_step_time(self, seconds: float) -> None:
+        """Stop asking the version for a while if a step with its rows took too long."""
+        self._breaker.check_time(self._resident.key, seconds)
 
-    def _tell(self, place: int, event: Any) -> None:
+    def _on_event(self, index: int, event: Event) -> None:
         if not isinstance(event, NotServed):
-            self._resting.ended(self._resident.key, event if isinstance(event, Exception) else None)
+            self._breaker.count_outcome(self._resident.key, event if isinstance(event, Exception) else None)
         if not tells(event):
-            self._tell_dropped(1)
+            self._on_dropped(1)
             return
         try:
-            self._case.told(self._resident, self._places[place], event)
-        except Exception:  # told among callers' answers, which go on
-            log.exception("an answer of %s:%d in shadow cannot be compared", *self._resident.key)
+            self._case.add_outcome(self._resident, self._indices[index], event)
+        except Exception:  # events of callers' rows are delivered by the same call, and must not be lost
+            log.exception("a shadow answer of %s:%d cannot be compared", *self._resident.key)
 
-    def _tell_dropped(self, rows: int) -> None:
-        self._case.dropped(self._resident, rows)
-
-
-def _prompts_alike(asked: Resident, beside: Resident) -> bool:
-    left, right = asked.spec, beside.spec
-    return (left.template, left.max_source_tokens) == (right.template, right.max_source_tokens)
+    def _on_dropped(self, rows: int) -> None:
+        self._case.drop(self._resident, rows)
 
 
-def _answerer(seen: Observation, beside: Resident) -> Answerer | None:
-    """By the version's own settings, with what the caller set; None where it cannot answer so, to be compared."""
+def _prompts_alike(left: Resident, right: Resident) -> bool:
+    """Whether both make the same tokens of an input."""
+    return (left.spec.template, left.spec.max_source_tokens) == (right.spec.template, right.spec.max_source_tokens)
+
+
+def _answerer(seen: Observation, resident: Resident) -> Answerer | None:
+    """The version's own settings with what the caller set; None: it cannot answer so, and cannot be compared."""
     try:
-        return seen.overrides.answerer(beside)
+        return seen.overrides.answerer(resident)
     except InvalidInput:
         return None

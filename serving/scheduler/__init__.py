@@ -1,13 +1,14 @@
-"""Decides when a row runs: admission, fairness, deadlines, batches. Pure Python: no torch, no gRPC."""
+"""Decides when a row runs: admission, fairness, deadlines, batches. No torch, no gRPC."""
 
 from serving.scheduler.batcher import Batcher
 from serving.scheduler.estimates import Utilization
 from serving.scheduler.fair_queue import PRIORITIES
-from serving.scheduler.requests import Outcome, ShadowRequest
+from serving.scheduler.requests import Event, Outcome, ShadowRequest
 
 __all__ = [
     "PRIORITIES",
     "Batcher",
+    "Event",
     "Outcome",
     "ShadowRequest",
     "Utilization",

@@ -1,117 +1,131 @@
-"""The rows that the device thread has, and to whom what becomes of them is told. Lives on the event loop."""
+"""The rows that the device thread has, and the requests that their events go to. Lives on the event loop."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from serving.engine import Piece
-from serving.scheduler.requests import Bundle, Request, Row, ShadowRequest
+from serving.scheduler.requests import Bundle, Event, Request, Row, ShadowRequest
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightRow:
-    """One row on the device, and its place in its request."""
+    """One row on the device, and its index in its request."""
 
     row: Row
     request: Request
-    place: int
+    index: int
     since: float
     """When it began."""
 
 
 class InFlight:
-    """Rows by identity, from the turn that begins them to their end, or until a turn is told that they are gone.
+    """Rows on the device, from the step that begins them until they end, or a step is told that they are cancelled.
 
     Args:
-        ended: told of each caller's text that leaves the device without an error, and whether it came to its end.
+        on_text_end: called for each caller's text that leaves the device without an error, with whether it is complete.
     """
 
-    def __init__(self, ended: Callable[[InFlightRow, bool], None]) -> None:
-        self._ended = ended
-        self._held: dict[int, InFlightRow] = {}
-        self._leaving: set[int] = set()
-        self.running = self.running_shadows = 0
-        """Weight of those that make texts, for callers and in shadow."""
+    def __init__(self, on_text_end: Callable[[InFlightRow, bool], None]) -> None:
+        self._on_text_end = on_text_end
+        self._rows: dict[int, InFlightRow] = {}
+        """By the row's id()."""
+        self._cancelled: set[int] = set()
+        self.running = 0
+        """Weight of callers' rows that generate texts."""
+        self.running_shadows = 0
+        """Weight of shadow rows that generate texts."""
         self.busy = False
-        """The worker wants another turn."""
+        """Whether the worker needs another step."""
 
     def __bool__(self) -> bool:
-        return self.busy or bool(self._held)
+        """Whether a step is needed."""
+        return self.busy or bool(self._rows)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._rows)
 
     @property
-    def has_gone(self) -> bool:
-        """Some are to be told of to the next turn."""
-        return bool(self._leaving)
+    def has_cancelled(self) -> bool:
+        """Whether the next step has cancelled rows to free."""
+        return bool(self._cancelled)
 
     def texts(self) -> Iterator[InFlightRow]:
-        """Those of callers."""
-        return (held for held in self._held.values() if held.row.generates and not held.request.is_shadow)
+        """Callers' rows that generate texts."""
+        return (entry for entry in self._rows.values() if entry.row.generates and not entry.request.is_shadow)
 
     def shadows(self) -> dict[ShadowRequest, int]:
-        """Requests in shadow, and how many of their rows are here."""
-        return Counter(held.request for held in self._held.values() if isinstance(held.request, ShadowRequest))
+        """Shadow requests to how many of their rows are on the device."""
+        return Counter(entry.request for entry in self._rows.values() if isinstance(entry.request, ShadowRequest))
 
     def begin(self, batch: Sequence[Bundle], now: float) -> list[Row]:
-        """The batch's rows, which are on the device from now on."""
-        places = [(bundle.request, place) for bundle in batch for place in bundle.places]
-        begun = [InFlightRow(request.rows[place], request, place, now) for request, place in places]
-        self._held.update((id(held.row), held) for held in begun)
+        """Take over the batch's rows, and return them for the worker."""
+        begun = [
+            InFlightRow(bundle.request.rows[index], bundle.request, index, now)
+            for bundle in batch
+            for index in bundle.indices
+        ]
+        self._rows.update((id(entry.row), entry) for entry in begun)
         for bundle in batch:
-            bundle.request.begun(bundle.places)
-        for held in begun:
-            self._count(held, 1)
-        return [held.row for held in begun]
+            bundle.request.on_started(bundle.indices)
+        for entry in begun:
+            self._count(entry, 1)
+        return [entry.row for entry in begun]
 
-    def settle(self, events: Sequence[tuple[Row, Any]]) -> None:
-        """Tell what became of rows. Those that were left meanwhile are nobody's any more."""
+    def settle(self, events: Sequence[tuple[Row, Event]]) -> None:
+        """Pass events on to their requests. Events of rows that were cancelled meanwhile are ignored."""
         for row, event in events:
-            if held := self._held.get(id(row)):
-                if not isinstance(event, Piece):
-                    self._drop(held)
-                    if not isinstance(event, Exception):
-                        self._end(held, True)
-                held.request.settle(held.place, event)
+            entry = self._rows.get(id(row))
+            if entry is None:
+                continue
+            if not isinstance(event, Piece):
+                self._remove(entry)
+                if not isinstance(event, Exception):
+                    self._note_text_end(entry, True)
+            entry.request.settle(entry.index, event)
 
-    def end_turn(self, busy: bool) -> None:
-        """`busy` is what the turn returned. Rows that a worker has lost end with an error instead of never."""
+    def end_step(self, busy: bool) -> None:
+        """Take what the step returned. Rows that the worker has lost end with an error, so that no caller hangs."""
         self.busy = busy
-        if not busy and self._held:
-            self.fail(RuntimeError(f"the device ended {len(self._held)} rows without an outcome"))
+        if not busy and self._rows:
+            self.fail(RuntimeError(f"the device ended {len(self._rows)} rows without an outcome"))
 
     def fail(self, error: Exception) -> None:
-        """All rows end with this error: the worker has forgotten them."""
+        """End all rows with this error: the worker has forgotten them."""
         self.busy = False
-        self.settle([(held.row, error) for held in self._held.values()])
+        self.settle([(entry.row, error) for entry in self._rows.values()])
 
-    def leave(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+    def cancel(self, request: Request) -> None:
+        """Have the next step free this request's rows."""
         keys = (id(row) for row in request.rows)
-        self._leaving.update(key for key in keys if key in self._held)
+        self._cancelled.update(key for key in keys if key in self._rows)
 
-    def take_gone(self) -> list[Row]:
-        """What left since the last turn and has not ended; the next turn frees its slots."""
-        gone = [self._held[key] for key in self._leaving]
-        for held in gone:
-            self._drop(held)
-            self._end(held, False)
-        return [held.row for held in gone]
+    def abort_shadows(self) -> None:
+        """Drop all shadow rows, and have the next step free them."""
+        for request, rows in self.shadows().items():
+            request.drop(rows)
+            self.cancel(request)
 
-    def _drop(self, held: InFlightRow) -> None:
-        del self._held[id(held.row)]
-        self._leaving.discard(id(held.row))
-        self._count(held, -1)
+    def take_cancelled(self) -> list[Row]:
+        """Remove the rows that were cancelled since the last step and have not ended; the next step frees them."""
+        cancelled = [self._rows[key] for key in self._cancelled]
+        for entry in cancelled:
+            self._remove(entry)
+            self._note_text_end(entry, False)
+        return [entry.row for entry in cancelled]
 
-    def _end(self, held: InFlightRow, whole: bool) -> None:
-        if held.row.generates and not held.request.is_shadow:
-            self._ended(held, whole)
+    def _remove(self, entry: InFlightRow) -> None:
+        del self._rows[id(entry.row)]
+        self._cancelled.discard(id(entry.row))
+        self._count(entry, -1)
 
-    def _count(self, held: InFlightRow, sign: int) -> None:
-        weight = sign * held.row.weight if held.row.generates else 0
-        if held.request.is_shadow:
+    def _note_text_end(self, entry: InFlightRow, whole: bool) -> None:
+        if entry.row.generates and not entry.request.is_shadow:
+            self._on_text_end(entry, whole)
+
+    def _count(self, entry: InFlightRow, sign: int) -> None:
+        weight = sign * entry.row.weight if entry.row.generates else 0
+        if entry.request.is_shadow:
             self.running_shadows += weight
         else:
             self.running += weight

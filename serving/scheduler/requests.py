@@ -1,266 +1,287 @@
-"""Rows that were submitted, bundled by their tokens, and what has become of them. No clocks, no torch.
+"""Rows that were submitted, bundled by their tokens, and what has become of them. No torch.
 
-Rows of one request with the same tokens are a bundle (a row that stands alone is one of its own). It is never split, so
-that many tasks on one input cost one backbone pass.
+Rows of one request with the same tokens are a bundle (a row that must not be shared is one of its own). A bundle is
+never split, so that many tasks on one input cost one backbone pass. `index` is a row's position in its request.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from serving.engine import Piece
+from serving.errors import DeadlineExpired
 
 Outcome = Any
 """An answer, or the exception in its place."""
 
+Event = Any
+"""A Piece of a text, an answer, or an exception. All but a Piece end the row."""
+
+Deliver = Callable[[Sequence[tuple[Any, Event]]], None]
+"""Takes (row, event) pairs; called several times in a step, on the device thread."""
 
 OnStarted = Callable[[Sequence[int]], None]
+"""Takes the indices of a request's rows that go to the device."""
 
 
-def ignore_started(places: Sequence[int]) -> None:
-    pass
+def ignore_started(indices: Sequence[int]) -> None:
+    """An OnStarted that does nothing."""
+
+
+@contextlib.asynccontextmanager
+async def within(deadline: float | None) -> AsyncIterator[None]:
+    """Raise DeadlineExpired if the block is not through by the deadline, in time.monotonic() seconds."""
+    try:
+        async with asyncio.timeout_at(deadline) as limit:  # an event loop's clock is time.monotonic()
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExpired() from None
+        raise
 
 
 class Row(Protocol):
-    """Told apart by identity; the same object is never submitted twice."""
+    """One input for one task. Identity tells rows apart; the same object is never submitted twice."""
 
     @property
-    def ids(self) -> tuple[int, ...]: ...
+    def ids(self) -> tuple[int, ...]:
+        """Its tokens."""
+        ...
 
     @property
     def task(self) -> str:
-        """Whose share of the device it uses."""
+        """The task that is charged for it."""
         ...
 
     @property
     def salt(self) -> str:
-        """Inputs of different salts have nothing in common, even with the same tokens."""
+        """Rows of different salts share nothing, even with the same tokens."""
         ...
 
     @property
     def weight(self) -> int:
-        """Rows of a batch that it counts as."""
+        """Rows of a batch that it counts as: each beam is one."""
         ...
 
     @property
     def alone(self) -> bool:
-        """Not bundled with others of the same tokens, of which one request may have any number."""
+        """It is not bundled with rows of the same tokens: each of them is sampled by itself."""
         ...
 
     @property
     def generates(self) -> bool:
-        """It makes a text: it stays on the device for many turns."""
+        """Its answer is a text: it stays on the device for many steps."""
+        ...
+
+
+class Worker(Protocol):
+    """What runs on the device thread. Its method is called on that thread only, one step at a time."""
+
+    def step(self, rows: Sequence[Any], cancelled: Sequence[Any], deliver: Deliver) -> bool:
+        """Begin new rows, and take every running text one token on.
+
+        Every row gets one event that ends it, in this step or a later one, unless it is in `cancelled` before.
+
+        Args:
+            rows: new ones.
+            cancelled: rows of earlier steps that no caller waits for any more. Those that have ended are ignored.
+            deliver: takes each row's events.
+        Returns:
+            Whether something is still running, so that another step is needed.
+        """
         ...
 
 
 class Bundle:
-    """Rows of one request that have the same tokens."""
+    """Rows of one request that have the same tokens.
+
+    Args:
+        indices: of the rows in the request.
+    """
 
     __slots__ = (
-        "cost", "input", "number", "owner", "places", "request", "running", "shares", "tokens", "uses", "weight",
+        "cost", "indices", "input", "number", "owner", "request", "running", "shares", "tokens", "uses", "weight",
     )  # fmt: skip
 
-    def __init__(self, request: "Request", places: list[int]) -> None:
-        rows = [request.rows[place] for place in places]
-        self.request, self.places = request, places
+    def __init__(self, request: "Request", indices: list[int]) -> None:
+        rows = [request.rows[index] for index in indices]
+        self.request = request
+        self.indices = indices
         self.tokens = len(rows[0].ids)
-        """Of the backbone's one row, without padding."""
+        """Of the one row that the backbone computes, without padding."""
         self.input = hash((rows[0].salt, rows[0].ids))
-        """Equal for equal inputs; others of the same length have the same one about never."""
+        """Equal for equal inputs. Two different inputs of one length have the same hash practically never."""
         self.weight = sum(row.weight for row in rows)
         """Rows of a batch that it counts as."""
         self.running = sum(row.weight for row in rows if row.generates)
-        """Of these, the ones that stay on the device."""
+        """Weight of the rows that generate a text, and so stay on the device."""
         self.uses: dict[str, tuple[int, int]] = by_task(rows)
-        """What each of its tasks has in it: the weight and the tokens of its rows."""
+        """Task to the weight and the tokens of its rows."""
         self.shares: dict[str, float] = {task: tokens / len(rows) for task, (_, tokens) in self.uses.items()}
-        """Tokens that each of its tasks is charged: the bundle's tokens, shared out among its rows."""
-        self.number, self.owner, self.cost = 0, rows[0].task, 0.0
-        """When it joined the queue, in whose line it waits, and what that line is charged: see `fair_queue`."""
+        """Task to the tokens that it is charged: the bundle's tokens, divided among its rows."""
+        self.number = 0
+        """Order of joining the queue."""
+        self.owner = rows[0].task
+        """Task in whose line it waits, see `fair_queue`."""
+        self.cost = 0.0
+        """Tokens that the line is charged for it."""
 
 
 def by_task(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
     """Task to the weight and the tokens of its rows."""
-    found: dict[str, tuple[int, int]] = {}
+    uses: dict[str, tuple[int, int]] = {}
     for row in rows:
-        weight, tokens = found.get(row.task, (0, 0))
-        found[row.task] = (weight + row.weight, tokens + len(row.ids))
-    return found
+        weight, tokens = uses.get(row.task, (0, 0))
+        uses[row.task] = (weight + row.weight, tokens + len(row.ids))
+    return uses
 
 
 class Request:
-    """Rows that were submitted together: where they wait, and what has become of them."""
+    """Rows that were submitted together: where they wait, and what has become of them.
+
+    Subclasses pass events on: `_on_event` for a row's event, `_on_failure` for an error of the whole request.
+
+    Args:
+        deadline: in the seconds of the event loop's clock.
+        arrived: in the same seconds.
+    """
 
     is_shadow = False
-    """Nobody waits for it."""
+    """Whether no caller waits for it."""
 
     def __init__(self, rows: Sequence[Row], deadline: float | None, priority: int, arrived: float) -> None:
-        self.rows, self.deadline, self.priority, self.arrived = rows, deadline, priority, arrived
+        self.rows = rows
+        self.deadline = deadline
+        self.priority = priority
+        self.arrived = arrived
         self.left = len(rows)
         """Rows without an outcome."""
         self.is_over = False
-        """All answered, failed, or nobody waits for it any more."""
+        """All rows have ended, or no caller waits for it any more."""
         self.bundles: list[Bundle] = []
-        self.begun: OnStarted = ignore_started
-        """Told of the places of its rows that go to the device."""
+        self.on_started: OnStarted = ignore_started
 
-    def bundle(self, places: Iterable[int]) -> None:
-        """Bundle the rows at these places, which are to be computed."""
+    def bundle(self, indices: Iterable[int]) -> None:
+        """Bundle the rows at these indices: those that are to be computed."""
         alike: dict[object, list[int]] = {}
-        for place in places:
-            row = self.rows[place]
-            alike.setdefault(place if row.alone else (row.salt, row.ids), []).append(place)
-        self.bundles = [Bundle(self, own) for own in alike.values()]
+        for index in indices:
+            row = self.rows[index]
+            alike.setdefault(index if row.alone else (row.salt, row.ids), []).append(index)
+        self.bundles = [Bundle(self, equal) for equal in alike.values()]
 
-    def settle(self, place: int, event: Any) -> None:
-        """Take what became of one row: a piece of its text, or its end."""
+    def settle(self, index: int, event: Event) -> None:
+        """Take an event of one row: a piece of its text, or its end."""
         if self.is_over:
             return
         if not isinstance(event, Piece):
             self.left -= 1
             self.is_over = not self.left
-        self._tell(place, event)
+        self._on_event(index, event)
 
     def fail(self, error: Exception) -> None:
         """End it with an error of the whole request, if it has not ended yet."""
         if not self.is_over:
             self.is_over = True
-            self._tell_failure(error)
+            self._on_failure(error)
 
-    def _tell(self, place: int, event: Any) -> None:
+    def _on_event(self, index: int, event: Event) -> None:
         raise NotImplementedError
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         raise NotImplementedError
 
 
 class ListRequest(Request):
-    """Its outcomes come as one list, in the rows' order, when all are there."""
+    """Its outcomes come as one list, in the rows' order, when all are there. Create it on an event loop."""
 
     def __init__(self, rows: Sequence[Row], deadline: float | None, priority: int, arrived: float) -> None:
         super().__init__(rows, deadline, priority, arrived)
         self._outcomes: list[Outcome] = [None] * len(rows)
         self._future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
 
-    def _tell(self, place: int, event: Any) -> None:
+    def _on_event(self, index: int, event: Event) -> None:
         if not isinstance(event, Piece):
-            self._outcomes[place] = event
+            self._outcomes[index] = event
         if self.is_over and not self._future.done():
             self._future.set_result(self._outcomes)
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         if not self._future.done():
             self._future.set_exception(error)
 
     async def outcomes(self) -> list[Outcome]:
-        return await self._future
+        """Wait for all outcomes.
+
+        Raises:
+            DeadlineExpired: not all are there at the deadline. Or the error of the whole request.
+        """
+        if self.deadline is None:
+            return await self._future
+        expiry = asyncio.get_running_loop().call_at(self.deadline, self.fail, DeadlineExpired())
+        try:
+            return await self._future
+        finally:
+            expiry.cancel()
 
 
 class StreamRequest(Request):
-    """One row, told as it comes."""
+    """One row, whose events come one by one."""
 
     def __init__(self, row: Row, deadline: float | None, priority: int, arrived: float) -> None:
         super().__init__([row], deadline, priority, arrived)
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
 
-    def _tell(self, place: int, event: Any) -> None:
+    def _on_event(self, index: int, event: Event) -> None:
         self._events.put_nowait(event)
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         self._events.put_nowait(error)
 
-    async def next(self) -> Any:
-        """A piece, or what ends it: the answer or an exception."""
-        return await self._events.get()
+    async def next(self) -> Event:
+        """Wait for the next event: a piece, or what ends the row.
+
+        Raises:
+            DeadlineExpired: it is not there at the deadline.
+        """
+        async with within(self.deadline):
+            return await self._events.get()
 
 
 class ShadowRequest(Request):
-    """Rows of one version that are answered beside callers', when the device has nothing else to do.
+    """Rows of one version that are answered for a comparison, when the device has nothing else to do.
 
-    What becomes of each row is told at once: an outcome, or that it was dropped.
-
-    Args:
-        version: whose rows these are: a key that is equal for equal versions.
-        apart: not in one turn with rows of other versions.
+    Subclasses take each row's outcome (`_on_event`), and how many rows were dropped (`_on_dropped`).
     """
 
     is_shadow = True
 
-    def __init__(self, rows: Sequence[Row], version: object, *, apart: bool = False) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__(rows, None, 0, 0.0)
-        self.version, self.apart = version, apart
 
     @property
     def is_wanted(self) -> bool:
-        """Somebody still compares its answers."""
+        """Whether its answers would still be compared."""
         return True
 
     def drop(self, rows: int | None = None) -> None:
-        """Some rows, or all that have no outcome yet, get none."""
+        """Give up this many rows; None: all that have no outcome yet."""
         dropped = self.left if rows is None else rows
         if dropped and not self.is_over:
             self.left -= dropped
             self.is_over = not self.left
-            self._tell_dropped(dropped)
+            self._on_dropped(dropped)
 
-    def spent(self, seconds: float) -> None:
-        """So much time on the device was theirs."""
+    def add_device_time(self, seconds: float) -> None:
+        """Count its share of a step's time."""
         raise NotImplementedError
 
-    def took(self, seconds: float, alone: bool) -> None:
-        """A turn that had nothing but rows in shadow took so long, some of these among them.
-
-        Args:
-            alone: no other version had rows in it.
-        """
+    def check_step_time(self, seconds: float) -> None:
+        """Take the whole time of a step that had some of its rows."""
         raise NotImplementedError
 
-    def _tell_dropped(self, rows: int) -> None:
+    def _on_dropped(self, rows: int) -> None:
         raise NotImplementedError
 
-    def _tell_failure(self, error: Exception) -> None:
-        self._tell_dropped(self.left)
-
-
-Event = Any
-"""A Piece, an answer, or an exception. All but a Piece end the row."""
-Deliver = Callable[[Sequence[tuple[Any, Event]]], None]
-"""Told of (row, event), several times a turn, on the device thread."""
-Predict = Callable[[list[Any]], Sequence[Any]]
-"""Rows to their outcomes, one for each, in their order."""
-
-
-class Worker(Protocol):
-    """Called on the device thread only, one turn at a time."""
-
-    def turn(self, rows: Sequence[Any], gone: Sequence[Any], deliver: Deliver) -> bool:
-        """Every row gets one event that ends it, in this turn or a later one, unless it is in `gone` before.
-
-        Args:
-            rows: new ones.
-            gone: rows of earlier turns that nobody waits for any more. Those that have ended are to be ignored.
-        Returns:
-            Whether something is still running, so that another turn is needed.
-        """
-        ...
-
-
-class AnswersAtOnce:
-    """A worker whose rows are all answered within their turn, by a function of rows to outcomes."""
-
-    def __init__(self, predict: Predict) -> None:
-        self._predict = predict
-
-    def turn(self, rows: Sequence[Row], gone: Sequence[Row], deliver: Deliver) -> bool:
-        if not rows:
-            return False
-        outcomes = self._predict(list(rows))
-        if len(outcomes) != len(rows):
-            raise RuntimeError(f"{len(rows)} rows in, {len(outcomes)} outcomes out")
-        deliver(list(zip(rows, outcomes, strict=True)))
-        return False
-
-
-def worker_of(given: Worker | Predict) -> Worker:
-    """A function of rows to outcomes is as good as a worker."""
-    return given if hasattr(given, "turn") else AnswersAtOnce(given)  # type: ignore[return-value, arg-type]
+    def _on_failure(self, error: Exception) -> None:
+        self._on_dropped(self.left)

@@ -142,9 +142,9 @@ def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
 
     monkeypatch.setattr(lone.side, "encode", raising_where(lone.side.encode, ON_CPU, first_time))  # type: ignore
     answered: list[EngineRow] = []
-    engine.turn(again, (), lambda events: answered.extend(row for row, event in events if not isinstance(event, Piece)))
+    engine.step(again, (), lambda events: answered.extend(row for row, event in events if not isinstance(event, Piece)))
     while engine.running:
-        engine.turn((), (), lambda events: answered.extend(row for row, _ in events))
+        engine.step((), (), lambda events: answered.extend(row for row, _ in events))
     assert len(answered) == len(again), "each once, though some were answered before the memory ended"
     assert set(map(id, answered)) == set(map(id, again))
     assert not any(isinstance(outcome, Exception) for outcome in expected)
@@ -185,16 +185,16 @@ def test_who_leaves_a_beam_search_while_memory_is_short_ends_nobody(
     beams, plain = make_rows([in_beams(residents[2])], tokenizer, 2), make_rows(residents[2:3], tokenizer, 1)
     expected = Engine(engine.backbone).predict([replace(plain[0])])
     heard: dict[EngineRow, Event] = {}
-    assert engine.turn([*beams, *plain], (), heard.update)
+    assert engine.step([*beams, *plain], (), heard.update)
 
     def cramped(self: BeamSearch) -> None:
         raise ON_GPU
 
     with monkeypatch.context() as patch:
         patch.setattr(BeamSearch, "_finish", cramped)
-        engine.turn((), beams[:1], heard.update)
+        engine.step((), beams[:1], heard.update)
     while engine.running:
-        engine.turn((), (), heard.update)
+        engine.step((), (), heard.update)
     assert beams[0] not in heard
     assert isinstance(heard[beams[1]], OutOfMemory)
     assert heard[plain[0]] == expected[0]
@@ -206,12 +206,12 @@ def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
     rows = make_rows(residents[2:3], tokenizer, 2)
     expected = Engine(engine.backbone).predict([replace(row) for row in rows])
     heard: dict[EngineRow, Event] = {}
-    assert engine.turn(rows, (), heard.update)
+    assert engine.step(rows, (), heard.update)
     full = raising_where(engine._texts.leave, ON_GPU, lambda *_: len(engine.cache) > 0)
     monkeypatch.setattr(engine._texts, "leave", full)
-    engine.turn((), rows[:1], heard.update)
+    engine.step((), rows[:1], heard.update)
     while engine.running:
-        engine.turn((), (), heard.update)
+        engine.step((), (), heard.update)
     assert heard == {rows[1]: expected[1]}
 
 
@@ -221,13 +221,13 @@ def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
     beams = make_rows([in_beams(residents[2])], tokenizer, 3)
     expected = Engine(engine.backbone).predict([replace(row) for row in beams])
     heard: dict[EngineRow, Event] = {}
-    engine.turn(beams, (), heard.update)
-    engine.turn((), beams[1:2], heard.update)
+    engine.step(beams, (), heard.update)
+    engine.step((), beams[1:2], heard.update)
     while engine.running:
-        engine.turn((), (), heard.update)
+        engine.step((), (), heard.update)
     assert heard == {beams[0]: expected[0], beams[2]: expected[2]}
-    engine.turn(gone := [replace(row) for row in beams], (), heard.update)
-    assert not engine.turn((), gone, heard.update)
+    engine.step(gone := [replace(row) for row in beams], (), heard.update)
+    assert not engine.step((), gone, heard.update)
     assert len(engine._texts) == 0
 
 
@@ -242,11 +242,11 @@ def test_a_beam_search_without_memory_says_so_and_empties_the_cache(
 
     monkeypatch.setattr(BeamSearch, "_advance", cramped)
     heard: dict[EngineRow, Event] = {}
-    assert engine.turn(rows, (), heard.update)
+    assert engine.step(rows, (), heard.update)
     assert isinstance(heard[rows[0]], OutOfMemory)
     assert len(engine.cache) == 0
     while engine.running:
-        engine.turn((), (), heard.update)
+        engine.step((), (), heard.update)
     assert heard[rows[1]] == expected[0]
 
 
@@ -267,9 +267,9 @@ def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
     broken = EngineRow(sound.ids, residents[2], how, streams=True)
     expected = Engine(engine.backbone).predict([replace(sound)])
     heard: dict[EngineRow, list[Event]] = {broken: [], sound: []}
-    engine.turn([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    engine.step([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
     while engine.running:
-        engine.turn((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+        engine.step((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
     *pieces, ending = heard[broken]
     assert isinstance(ending, SideFailed)
     assert "out of range" in str(ending)
@@ -311,7 +311,7 @@ def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
     expected = engine.predict([replace(row) for row in rows])
     slow = slowed(sound, clock, 6.0)
     heard = DecoderTaps(clock)
-    engine.turn([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), heard)
+    engine.step([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), heard)
     *others, (row, fault, told_at) = heard.events
     assert row.resident is slow
     assert isinstance(fault, SideFailed)

@@ -56,11 +56,11 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
 def run(engine: Engine, rows: Sequence[EngineRow], most: int = 60) -> DecoderTaps:
     """Turns until nothing runs."""
     heard = DecoderTaps()
-    running = engine.turn(rows, (), heard)
+    running = engine.step(rows, (), heard)
     for _ in range(most):
         if not running:
             return heard
-        running = engine.turn((), (), heard)
+        running = engine.step((), (), heard)
     raise AssertionError("it never ends")
 
 
@@ -68,17 +68,17 @@ def test_scores_are_told_in_their_turn_and_texts_when_they_end(engine: Engine, r
     ids = ids_of(tokenizer, "a gripping film")
     scored, text = EngineRow(ids, residents[0]), EngineRow(ids, residents[2])
     heard = DecoderTaps()
-    running = engine.turn([text, scored], (), heard)
+    running = engine.step([text, scored], (), heard)
     assert [type(event) for event in heard.of(scored)] == [ClassAnswer]
     turns = 1
     while running:
         assert heard.of(text) == []
-        running = engine.turn((), (), heard)
+        running = engine.step((), (), heard)
         turns += 1
     [answer] = heard.of(text)
     assert isinstance(answer, TextAnswer)
     assert turns >= len(answer.tokens)
-    assert engine.turn((), (), heard) is False
+    assert engine.step((), (), heard) is False
 
 
 def test_rows_join_texts_that_are_being_made_and_no_answer_changes(
@@ -89,9 +89,9 @@ def test_rows_join_texts_that_are_being_made_and_no_answer_changes(
     rows = [EngineRow(ids_of(tokenizer, t), r) for t in texts for r in residents]
     heard = DecoderTaps()
     for row in rows:  # one more each turn
-        running = engine.turn([row], (), heard)
+        running = engine.step([row], (), heard)
     while running:
-        running = engine.turn((), (), heard)
+        running = engine.step((), (), heard)
     for row, [expected] in zip(rows, alone, strict=True):
         [found] = heard.of(row)
         assert type(found) is type(expected)
@@ -129,21 +129,21 @@ def test_a_row_that_is_gone_is_told_nothing_more_and_holds_nothing(
     answerer = replace(residents[3].answerer, generation=Generation(min_new_tokens=8))
     leaving, staying = EngineRow(ids, residents[3], answerer, streams=True), EngineRow(ids, residents[3], answerer)
     heard = DecoderTaps()
-    assert engine.turn([leaving, staying], (), heard)
+    assert engine.step([leaving, staying], (), heard)
     told = len(heard.of(leaving))
-    running = engine.turn((), [leaving], heard)
+    running = engine.step((), [leaving], heard)
     while running:
-        running = engine.turn((), (), heard)
+        running = engine.step((), (), heard)
     assert len(heard.of(leaving)) == told
     assert isinstance(heard.of(staying)[-1], TextAnswer)
-    assert engine.turn((), [leaving, staying], heard) is False
+    assert engine.step((), [leaving, staying], heard) is False
     assert not engine.running
 
 
 def test_a_row_may_be_gone_before_it_begins(engine: Engine, residents, tokenizer: Tokenizer) -> None:
     rows = [EngineRow(ids_of(tokenizer, "a"), resident) for resident in residents]
     heard = DecoderTaps()
-    assert engine.turn(rows, rows, heard) is False
+    assert engine.step(rows, rows, heard) is False
     assert heard.events == []
 
 
@@ -151,7 +151,7 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, heard = ids_of(tokenizer, "a gripping film"), DecoderTaps()
-    assert engine.turn([EngineRow(ids, residents[3])], (), heard)
+    assert engine.step([EngineRow(ids, residents[3])], (), heard)
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -160,10 +160,10 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
         patched.setattr(engine.backbone, "encode", broken)
         patched.setattr(engine._recall, "_encode", broken)
         with pytest.raises(ZeroDivisionError):
-            engine.turn([EngineRow(ids_of(tokenizer, "new"), residents[0])], (), heard)
+            engine.step([EngineRow(ids_of(tokenizer, "new"), residents[0])], (), heard)
     assert not engine.running
     assert heard.events == []
-    assert engine.turn((), (), heard) is False
+    assert engine.step((), (), heard) is False
     assert isinstance(engine.predict([EngineRow(ids, residents[3])])[0], TextAnswer)
 
 
@@ -182,12 +182,12 @@ def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
         ]
         leaving = [row for row in asked if dice.random() < 0.05]
         before = {row: len(heard.of(row)) for row in gone}
-        running = engine.turn(new, leaving, heard)
+        running = engine.step(new, leaving, heard)
         assert before == {row: len(heard.of(row)) for row in gone}
         asked += new
         gone |= set(leaving)
     while running:
-        running = engine.turn((), (), heard)
+        running = engine.step((), (), heard)
     for row in asked:
         endings = [event for event in heard.of(row) if not isinstance(event, Piece)]
         assert len(endings) == 1 or (row in gone and not endings)

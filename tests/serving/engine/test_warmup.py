@@ -64,13 +64,13 @@ def test_every_kind_of_resident_is_asked_in_every_batch(
     backbone: Backbone, residents: list[Resident], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
-    turn = warmup.Engine.turn
+    turn = warmup.Engine.step
 
     def watched(self: warmup.Engine, rows: list[warmup.EngineRow], *others: object) -> bool:
         asked.append({row.task for row in rows})
         return turn(self, rows, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(warmup.Engine, "turn", watched)
+    monkeypatch.setattr(warmup.Engine, "step", watched)
     warm_up(backbone, residents, BATCH, LONG)
     assert all(tasks in (set(), {"sst2", "stars", "titles", "meaning"}) for tasks in asked)
     assert len(one_of_each(residents)) == 4

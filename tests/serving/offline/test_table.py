@@ -25,13 +25,13 @@ class Table:
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer) -> None:
         self.metrics, self.turns = Metrics(), list[int]()
         self.engine = Engine(backbone, self.metrics, EngineConfig(cache_bytes=0))
-        self._tokenizer, turn = tokenizer, self.engine.turn
+        self._tokenizer, turn = tokenizer, self.engine.step
 
         def counted(rows: Sequence[EngineRow], *others: Any) -> bool:
             self.turns.append(len({row.ids for row in rows}))
             return turn(rows, *others)
 
-        self.engine.turn = counted  # type: ignore[method-assign]
+        self.engine.step = counted  # type: ignore[method-assign]
 
     def answered(
         self, table: pa.Table, residents: Sequence[Resident], limits: PassLimits | None = None
@@ -168,7 +168,7 @@ def test_one_prompt_goes_however_long(table: Table, make: Callable[..., Resident
 
 
 def test_memory_that_does_not_suffice_halves_the_passes(table: Table, make: Callable[..., Resident]):
-    turn = table.engine.turn
+    turn = table.engine.step
 
     def small(rows: Sequence[EngineRow], gone: Any, deliver: Any) -> bool:
         if len(rows) <= 2:
@@ -177,7 +177,7 @@ def test_memory_that_does_not_suffice_halves_the_passes(table: Table, make: Call
         deliver([(row, OutOfMemory(len(rows))) for row in rows])
         return False
 
-    table.engine.turn = small  # type: ignore[method-assign]
+    table.engine.step = small  # type: ignore[method-assign]
     given = texts(*"abcd")
     rows, counts = table.answered(given, [make("sst2")], PassLimits(rows=4))
     assert all(row["sst2.label"] and row["sst2.error"] is None for row in rows)
@@ -198,14 +198,14 @@ def test_texts_join_as_others_end(backbone: Backbone, tokenizer: Tokenizer, make
 
 def watch(engine: Engine) -> list[int]:
     """The texts that are being made after each turn."""
-    turn, running = engine.turn, list[int]()
+    turn, running = engine.step, list[int]()
 
     def watched(*given: Any) -> bool:
         more = turn(*given)
         running.append(engine.running)
         return more
 
-    engine.turn = watched  # type: ignore[method-assign]
+    engine.step = watched  # type: ignore[method-assign]
     return running
 
 

@@ -145,7 +145,7 @@ class Device:
     def __init__(self) -> None:
         self.slow: list[EngineRow] = []
 
-    def turn(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
+    def step(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
         for row in rows:
             text = bytes(row.ids).decode()
             answer: Any = ClassAnswer(label=f"{text}|{row.resident.version}", score=1.0, scores=(1.0,))

@@ -24,6 +24,7 @@ from serving.versions.placement import add
 from serving.versions.pool import Failure, PoolState, SidePool
 from side_registry import TaskRef, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import empty_resident, make_resident, make_spec
+from tests.serving.scheduler.batch_kit import AnswersAtOnce
 from tests.serving.versions.test_pool import task_state
 
 PAIR = make_spec("qnli", template="question: {question} sentence: {sentence}")
@@ -68,7 +69,9 @@ class Device:
 class House:
     def __init__(self, **limits: int) -> None:
         self.device, self.tokenizer, self.pool, self.metrics = Device(), ByteTokenizer(), SidePool(), Metrics()
-        self.batcher = Batcher(self.device.predict, BatchConfig(max_wait_s=0, max_queued_rows=20), self.metrics)
+        self.batcher = Batcher(
+            AnswersAtOnce(self.device.predict), BatchConfig(max_wait_s=0, max_queued_rows=20), self.metrics
+        )
         self.service = PredictService(self.pool, self.batcher, self.tokenizer, RequestConfig(**limits), self.metrics)
         self.serve(empty_resident("sst2"), empty_resident("cola"), empty_resident("qnli", spec=PAIR))
 
@@ -329,7 +332,7 @@ async def test_what_a_task_looks_like_from_here(house: House) -> None:
 
 
 async def test_nothing_is_ready_before_the_first_generation() -> None:
-    pool, batcher = SidePool(), Batcher(lambda rows: rows, BatchConfig())
+    pool, batcher = SidePool(), Batcher(AnswersAtOnce(lambda rows: rows), BatchConfig())
     service = PredictService(pool, batcher, ByteTokenizer())
     assert not service.ready
     assert (service.generation_served, service.generation_wanted) == (-1, -1)
@@ -346,7 +349,7 @@ async def test_on_a_real_backbone_many_requests_equal_the_rows_alone(backbone: B
         task = task_state(1, {"production": (1,)}, name=resident.task)
         state = add(replace(state, tasks={**state.tasks, resident.task: task}), resident)
     pool.replace(state)
-    service = PredictService(pool, Batcher(engine.predict, BatchConfig(max_batch_rows=5)), tokenizer)
+    service = PredictService(pool, Batcher(engine, BatchConfig(max_batch_rows=5)), tokenizer)
     texts = ["dull", "a gripping film", "far too long " * 4]
     refs = [TaskRef(resident.task) for resident in residents]
     one_by_one = [await service.predict(ref.task, [text]) for ref in refs for text in texts]

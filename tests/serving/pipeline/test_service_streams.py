@@ -38,12 +38,12 @@ class Speller:
         self.running: list[list[Any]] = []
         self.gone: list[EngineRow] = []
         self.rows: list[EngineRow] = []
-        self.step = threading.Event()
-        self.step.set()
+        self.may_step = threading.Event()
+        self.may_step.set()
         self.steps = 0
 
-    def turn(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
-        self.step.wait(10)
+    def step(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
+        self.may_step.wait(10)
         self.steps += 1
         self.rows.extend(rows)
         self.gone.extend(gone)
@@ -109,7 +109,7 @@ class House:
 async def house():
     house = House()
     yield house
-    house.worker.step.set()
+    house.worker.may_step.set()
     house.tokenizer.open.set()
     await house.service.close()
 
@@ -168,10 +168,10 @@ async def test_to_leave_a_stream_frees_its_slot(house: House) -> None:
 
 
 async def test_a_deadline_ends_a_stream_and_frees_its_slot(house: House) -> None:
-    house.worker.step.clear()
+    house.worker.may_step.clear()
     with pytest.raises(DeadlineExpired):
         await house.stream(deadline=time.monotonic() + 0.05)
-    house.worker.step.set()
+    house.worker.may_step.set()
     await house.until(lambda: not house.batcher.running_rows)
 
 

@@ -119,7 +119,7 @@ class House:
             self.woken += 1
 
         registry = registry or Registry.open(self.folder / "registry")
-        judging = AutoRollback(
+        rollback = AutoRollback(
             registry,  # type: ignore[arg-type]
             comparisons,
             routes,
@@ -129,7 +129,7 @@ class House:
             lambda: self.now,
             lambda *route: self.suspended_routes.add(route),
         )
-        return judging, metrics
+        return rollback, metrics
 
     @property
     def rollbacks(self) -> list[str]:
@@ -149,8 +149,8 @@ def rolled_back(metrics: Metrics, reason: str = "disagreement") -> float | None:
 def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest.LogCaptureFixture) -> None:
     (first, counted), (second, uncounted) = house.server(), house.server()
     for _ in range(3):
-        first.look()
-        second.look()
+        first.check()
+        second.check()
     message = "automatic rollback: version 2: disagreement 1 > 0.1 after 20 rows"
     assert house.rollbacks == [message]
     newest = next(commit for commit in house.registry.history() if commit.message == message)
@@ -166,24 +166,24 @@ def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest
 def test_shadows_of_the_route_stay(house: House) -> None:
     house.registry.set_route("sst2", "production", Route(shares={2: 500}, shadows=(3,), bounds=house.bounds))
     house.seen = house.routed()
-    house.server()[0].look()
+    house.server()[0].check()
     assert house.routed().route == Route(shadows=(3,))
 
 
 def test_too_few_rows_are_no_ground(house: House) -> None:
-    judging, metrics = house.server(rows=9)
-    judging.look()
+    rollback, metrics = house.server(rows=9)
+    rollback.check()
     assert not house.rollbacks
     assert rolled_back(metrics) is None
 
 
 def test_a_route_that_was_changed_meanwhile_is_left_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    judging, metrics = house.server()
+    rollback, metrics = house.server()
     grown = Route(shares={2: 5000}, bounds=house.bounds)
     house.registry.set_route("sst2", "production", grown)
     generation = house.registry.state().generation
-    judging.look()
-    judging.look()
+    rollback.check()
+    rollback.check()
     assert house.routed().route == grown
     assert house.registry.state().generation == generation
     assert rolled_back(metrics) is None
@@ -191,15 +191,15 @@ def test_a_route_that_was_changed_meanwhile_is_left_alone(house: House, caplog: 
 
 
 def test_a_route_that_was_set_anew_is_another_one_even_if_it_is_the_same(house: House) -> None:
-    judging, metrics = house.server()
+    rollback, metrics = house.server()
     house.registry.set_route("sst2", "production", Route())
     house.registry.set_route("sst2", "production", house.seen.route)
-    judging.look()
+    rollback.check()
     assert house.routed().route == house.seen.route
     assert rolled_back(metrics) is None
 
 
-def test_all_shares_that_must_go_are_withheld_before_a_slow_registry_is_told_of_any() -> None:
+def test_all_shares_that_must_go_are_suspended_before_a_slow_registry_is_told_of_any() -> None:
     routed, suspended_routes, told = Routed(6, ROUTE, 41), [], []
 
     class Slow:
@@ -214,10 +214,10 @@ def test_all_shares_that_must_go_are_withheld_before_a_slow_registry_is_told_of_
         assert window is not None
         compared(window, 7, 10, agreed=False)
     routes = {("sst2", alias): ROUTE for alias in aliases}
-    judging = AutoRollback(
+    rollback = AutoRollback(
         Slow(), comparisons, lambda: routes, "me", suspend=lambda *route: suspended_routes.append(route)
     )  # type: ignore[arg-type]
-    judging.look()
+    rollback.check()
     both = [("sst2", alias, 41) for alias in aliases]
     assert told == [(alias, 41, both) for alias in aliases]
 
@@ -226,17 +226,17 @@ def test_a_version_whose_callers_leave_before_its_answer_is_too_slow() -> None:
     window = Window(Routed(6, Route(shares={7: 500}, bounds=Bounds(error_rate=0.1, latency=2.0, min_rows=10))))
     for _ in range(10):
         window.answered(6, 1, 0, 0.1)
-        window.left(7, 1, 1.0)
+        window.abandoned(7, 1, 1.0)
     assert judge(window) == Fault("latency", 7, "latency 1000 ms > 2 x 100 ms after 10 rows")
 
 
 def test_what_was_seen_under_a_route_that_is_over_is_forgotten(house: House) -> None:
     gone: set[str] = set()
     comparisons = Comparisons(lambda task, alias: None if alias in gone else Routed(6, ROUTE, 41))
-    judging = AutoRollback(house.registry, comparisons, dict, "me")
+    rollback = AutoRollback(house.registry, comparisons, dict, "me")
     kept, _ = comparisons.window("sst2", "production"), comparisons.window("sst2", "canary")
     gone.add("canary")
-    judging.look()
+    rollback.check()
     assert comparisons._windows == {("sst2", "production"): kept}
 
 
@@ -255,11 +255,11 @@ class Away:
 
 def test_a_registry_that_cannot_be_written_is_tried_again_and_no_share_is_given_meanwhile(house: House) -> None:
     away = Away(house.registry, failures=3)
-    judging, metrics = house.server(away)
+    rollback, metrics = house.server(away)
     calls = []
     for second in range(12):
         house.now = float(second)
-        judging.look()
+        rollback.check()
         calls.append(away.calls)
     assert calls == [1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4]  # after 1, 2 and 4 s
     assert house.suspended_routes == {("sst2", "production", house.seen.since)}
@@ -268,11 +268,11 @@ def test_a_registry_that_cannot_be_written_is_tried_again_and_no_share_is_given_
 
 
 def test_the_thread_judges_and_ends(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.rollout.auto_rollback.LOOK_S", 0.001)
-    judging, _ = house.server()
-    judging.start()
+    monkeypatch.setattr("serving.rollout.auto_rollback.CHECK_S", 0.001)
+    rollback, _ = house.server()
+    rollback.start()
     while not house.woken:
         pass
-    judging.stop()
-    assert not judging._thread.is_alive()
+    rollback.stop()
+    assert not rollback._thread.is_alive()
     assert len(house.rollbacks) == 1

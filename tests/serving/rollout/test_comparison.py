@@ -102,7 +102,7 @@ def test_a_window_counts_each_version_for_itself() -> None:
     window.answered(7, 2, 0, 0.5)
     window.asked(8, failed=False)
     window.asked(8, failed=True)
-    window.spent(8, 0.01)
+    window.add_device_time(8, 0.01)
     window.dropped(8, 5)
     window.compare(8, "p", (SST2, classed(0.2, 0.8)), (SST2, classed(0.4, 0.6)))
     window.compare(8, "p", (SST2, classed(0.2, 0.8)), (SST2, classed(0.6, 0.4)))
@@ -119,10 +119,10 @@ def test_a_window_counts_each_version_for_itself() -> None:
 
 def test_a_request_that_was_left_counts_as_no_less_than_the_mean_and_never_as_failed() -> None:
     window = Window(Routed(6, ROUTE))
-    window.left(7, 2, 0.5)
+    window.abandoned(7, 2, 0.5)
     window.answered(7, 1, 0, 0.5)
-    window.left(7, 1, 0.001)  # by a caller in a hurry
-    window.left(7, 3, 2.5)
+    window.abandoned(7, 1, 0.001)  # by a caller in a hurry
+    window.abandoned(7, 3, 2.5)
     seen = window.comparison(7)
     assert (seen.rows, seen.failed, seen.error_rate, seen.answered) == (1, 0, 0.0, 7)
     assert seen.latency_seconds == pytest.approx((0.5 + 0.5 + 0.5 + 2.5) / 4)

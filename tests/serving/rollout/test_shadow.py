@@ -1,108 +1,22 @@
 """Answers beside callers' answers: what they are compared with, and that no caller ever notices. On a tiny T5."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
 
-from ladder import Answer, Backbone, SideNetwork, TextAnswer, Tokenizer
+from ladder import Answer, Backbone, TextAnswer, Tokenizer
 from ladder.answering.answerers import Generate
-from serving.config import BatchConfig, EngineConfig, ShadowConfig
-from serving.engine.circuit_breaker import FAILURES, REST_S, Resting
-from serving.engine.engine import Engine
-from serving.engine.rows import EngineRow, Resident
+from serving.engine.rows import EngineRow
 from serving.errors import Draining
-from serving.metrics import Metrics
-from serving.pipeline.observation import Observation
 from serving.pipeline.request import DecodingOverrides
-from serving.pipeline.service import PredictService
-from serving.rollout.comparison import Compared, Comparison, Comparisons, routed_of
-from serving.rollout.shadow import ShadowRunner
-from serving.scheduler.batcher import Batcher
-from serving.scheduler.requests import ShadowRequest
-from serving.versions.placement import add
-from serving.versions.pool import SidePool
+from serving.rollout.shadow import SHADOW_FAILURES, ShadowRunner
 from side_registry import GenerationSpec
 from side_registry.route import Bounds, Route
-from side_registry.task import TaskSpec
-from tests.serving.kit import make_resident, make_spec
-from tests.serving.versions.test_pool import task_state
-
-TEXTS = [f"film number {n} is {'a gripping one' if n % 3 else 'dull'}" for n in range(8)]
-OWN, OTHER, THIRD = 1, 2, 3
-
-
-class House:
-    """One task of three versions, the first of them production's own, on a real engine."""
-
-    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec | None = None, **shadow: Any) -> None:
-        self.backbone, self.tokenizer, self.spec = backbone, tokenizer, spec or make_spec("sst2")
-        self.metrics, self.pool = Metrics(), SidePool()
-        self.metrics.know([self.spec.name])
-        self.engine = Engine(backbone, self.metrics, EngineConfig())
-        config = ShadowConfig(**{"shadow_wait_s": 0.0, "keep_inputs": True} | shadow)
-        self.batcher = Batcher(self.engine, BatchConfig(max_wait_s=0), self.metrics, shadow=config)
-        self.comparisons = Comparisons(lambda *alias: routed_of(self.pool.snapshot(), *alias), kept=5)
-        self.shadowing = ShadowRunner(self.batcher, self.comparisons, tokenizer, config, self.metrics)
-        self.service = PredictService(self.pool, self.batcher, tokenizer, None, self.metrics, self.shadowing)
-        self.generation = 0
-        self.residents = {version: self.make(version) for version in (OWN, OTHER, THIRD)}
-        self.route(Route())
-
-    def make(self, version: int, seed: int | None = None, **changes: Any) -> Resident:
-        """A version; equal seeds are equal weights."""
-        seed = version if seed is None else seed
-        torch.manual_seed(seed)  # the side network's own start draws from torch's
-        return make_resident(self.backbone, self.tokenizer, self.spec.model_copy(update=changes), version, seed)
-
-    def route(self, route: Route, **residents: Resident) -> None:
-        self.residents |= {each.version: each for each in residents.values()}
-        self.generation += 1
-        routes = {} if route.is_plain else {"production": route}
-        task = task_state(THIRD, {"production": (OWN,)}, name=self.spec.name, routes=routes)
-        task = replace(task, routed=dict.fromkeys(routes, self.generation))
-        state = replace(self.pool.snapshot(), generation=self.generation, tasks={self.spec.name: task}, residents={})
-        for resident in self.residents.values():
-            state = add(state, resident)
-        self.pool.replace(state)
-
-    async def ask(self, texts: Sequence[str] = TEXTS, **how: Any) -> tuple[int, tuple[Answer, ...]]:
-        found = await self.service.predict(self.spec.name, texts, **how)
-        return found.version, found.answers
-
-    async def ask_all(self, times: int = 1, **how: Any) -> list[Answer]:
-        """Each text in a request of its own."""
-        found = [await self.ask([text], **how) for _ in range(times) for text in TEXTS]
-        return [answers[0] for _, answers in found]
-
-    async def settle(self) -> None:
-        """Until nothing is left in shadow."""
-        await asyncio.sleep(0)  # what was answered just now is observed
-        async with asyncio.timeout(20):
-            while self.shadowing._tasks or self.batcher._shadows or self.batcher._on_device:  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-
-    def compared(self) -> Compared:
-        found = self.comparisons.read(self.spec.name, "production")
-        assert found is not None
-        return found
-
-    def of(self, version: int) -> Comparison:
-        return next(each for each in self.compared().comparisons if each.version == version)
-
-    def alone(self, version: int, texts: Sequence[str] = TEXTS) -> list[Any]:
-        """What a version answers by itself."""
-        resident = self.residents[version]
-        prompts = [resident.spec.render({"sentence": text}) for text in texts]
-        rows = [EngineRow(tuple(self.tokenizer.encode(prompt, 128)), resident) for prompt in prompts]
-        return [answer for row in rows for answer in self.engine.predict([row])]
-
-    def counted(self, version: int, outcome: str) -> float:
-        labels = {"task": self.spec.name, "version": str(version), "outcome": outcome}
-        return self.metrics.registry.get_sample_value("sidecast_shadow_rows_total", labels) or 0.0
+from tests.serving.kit import make_spec
+from tests.serving.rollout.shadow_kit import OTHER, OWN, TEXTS, THIRD, House, Kept, breaks, seen_of
 
 
 @pytest.fixture
@@ -111,15 +25,6 @@ async def house(backbone: Backbone, tokenizer: Tokenizer) -> AsyncIterator[House
     yield house
     await house.service.close()
     house.shadowing.close()
-
-
-def breaks(resident: Resident, value: float = float("nan")) -> Resident:
-    """With weights that make no number."""
-    assert isinstance(resident.side, SideNetwork)
-    with torch.no_grad():
-        for parameter in resident.side.parameters():
-            parameter.fill_(value)
-    return resident
 
 
 async def test_a_shadow_is_compared_on_every_row(house: House) -> None:
@@ -299,33 +204,6 @@ async def test_inputs_are_read_from_the_cache_and_not_encoded_again(house: House
     assert value("sidecast_cache_hits_total") == 8  # both shadows in one turn
 
 
-class Kept:
-    """A batcher that keeps what it is to answer."""
-
-    def __init__(self) -> None:
-        self.requests: list[ShadowRequest] = []
-
-    def shadow(self, request: ShadowRequest) -> None:
-        self.requests.append(request)
-
-
-def seen_of(house: House, **changes: Any) -> Observation:
-    """One row that production's own version answered."""
-    resident = house.residents[OWN]
-    values: dict[str, Any] = {
-        "resident": resident,
-        "alias": "production",
-        "beside": (house.residents[OTHER],),
-        "rows": (EngineRow((3, 4, 1), resident, salt="tenant"),),
-        "prompts": ("p",),
-        "outcomes": tuple(house.alone(OWN, TEXTS[:1])),
-        "seconds": 0.1,
-        "since": house.generation,
-        "inputs": ("p",),
-    }
-    return Observation(**values | changes)
-
-
 async def test_a_tenants_rows_are_asked_with_its_salt(house: House) -> None:
     house.route(Route(shadows=(OTHER,)))
     kept = Kept()
@@ -350,12 +228,16 @@ async def test_a_failed_turn_is_no_failure_of_the_version_but_it_rests_when_ther
     house.route(Route(shadows=(OTHER,)))
     kept = Kept()
     shadowing = ShadowRunner(kept, house.comparisons, house.tokenizer, metrics=house.metrics)
-    for _ in range(FAILURES + 1):
+    for _ in range(SHADOW_FAILURES + 1):
         shadowing.observe(seen_of(house))
         await asyncio.sleep(0)
-        if len(kept.requests) <= FAILURES and not kept.requests[-1].is_over:
+        if len(kept.requests) <= SHADOW_FAILURES and not kept.requests[-1].is_over:
             kept.requests[-1].settle(0, RuntimeError("the turn failed"))
-    assert (house.of(OTHER).failed, house.of(OTHER).dropped, len(kept.requests)) == (0, FAILURES + 1, FAILURES)
+    assert (house.of(OTHER).failed, house.of(OTHER).dropped, len(kept.requests)) == (
+        0,
+        SHADOW_FAILURES + 1,
+        SHADOW_FAILURES,
+    )
 
 
 async def test_a_caller_who_left_counts_for_latency_alone(house: House) -> None:
@@ -420,66 +302,24 @@ async def test_a_comparison_that_fails_is_logged_and_no_more(house: House, caplo
 
 async def test_a_version_that_fails_over_and_over_is_left_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.route(Route(shadows=(OTHER,)), broken=breaks(house.make(OTHER)))
-    for _ in range(FAILURES // len(TEXTS) + 1):
+    for _ in range(SHADOW_FAILURES // len(TEXTS) + 1):
         await house.ask()
         await house.settle()
-    assert (house.of(OTHER).failed, house.of(OTHER).dropped) == (FAILURES, len(TEXTS))
-    assert f"sst2:2 failed {FAILURES} times in a row" in caplog.text
+    assert (house.of(OTHER).failed, house.of(OTHER).dropped) == (SHADOW_FAILURES, len(TEXTS))
+    assert f"sst2:2 failed {SHADOW_FAILURES} times in a row" in caplog.text
 
 
-async def test_a_version_that_is_slow_is_left_alone(
+async def test_all_versions_of_a_slow_step_are_left_alone(
     backbone: Backbone, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     house = House(backbone, tokenizer, shadow_timeout_s=1e-9)
-    house.route(Route(shadows=(OTHER,)))
+    house.route(Route(shadows=(OTHER, THIRD)))
     for _ in range(3):
         await house.ask()
         await house.settle()
-    assert (house.of(OTHER).compared, house.of(OTHER).dropped, house.of(OTHER).failed) == (8, 16, 0)
-    assert "sst2:2 took" in caplog.text
+    for version in (OTHER, THIRD):
+        seen = house.of(version)
+        assert (seen.compared, seen.dropped, seen.failed) == (8, 16, 0)
+        assert re.search(rf"sst2:{version} took .* s for a step of shadow rows, .*\(shadow_timeout_s\)", caplog.text)
     await house.service.close()
     house.shadowing.close()
-
-
-def test_who_is_slow_is_asked_apart_and_then_rests_longer_each_time() -> None:
-    now = 0.0
-    resting = Resting(1.0, lambda: now)
-    bad, good = ("sst2", 7), ("sst2", 8)
-    for key in (bad, good):
-        resting.took(key, 2.0, alone=False)
-    assert resting.is_suspect(bad)
-    assert not resting.rests(bad)
-    resting.took(good, 0.1, alone=True)
-    assert not resting.is_suspect(good)
-    rests = []
-    for _ in range(9):
-        resting.took(bad, 2.0, alone=True)
-        began = now
-        while resting.rests(bad):
-            now += 10.0
-        rests.append(now - began)
-        assert resting.is_suspect(bad)
-    assert rests == [min(REST_S[0] * 2**n, REST_S[1]) for n in range(9)]
-
-
-def test_versions_that_are_gone_are_forgotten() -> None:
-    there = {("sst2", 7), ("sst2", 8)}
-    resting = Resting(1.0, lambda: 0.0, there.__contains__)
-    for version in (7, 8):
-        resting.took(("sst2", version), 2.0, alone=True)
-    there.remove(("sst2", 7))
-    there.add(("sst2", 9))
-    resting.ended(("sst2", 9), RuntimeError("boom"))
-    assert list(resting._troubles) == [("sst2", 8), ("sst2", 9)]
-
-
-def test_one_answer_ends_a_row_of_failures() -> None:
-    resting, key = Resting(1.0, lambda: 0.0), ("sst2", 7)
-    for _ in range(3):
-        for _ in range(FAILURES - 1):
-            resting.ended(key, RuntimeError("boom"))
-        resting.ended(key, None)
-    assert not resting.rests(key)
-    for _ in range(FAILURES):
-        resting.ended(key, RuntimeError("boom"))
-    assert resting.rests(key)

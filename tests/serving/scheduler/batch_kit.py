@@ -1,15 +1,18 @@
 """Rows, devices and a clock for tests of the batcher: nothing here computes, and virtual time costs none."""
 
 import asyncio
+import random
 import selectors
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from serving.config import BatchConfig, LimitConfig
 from serving.engine.detokenizer import Piece
+from serving.errors import DeadlineExpired, Shed
 from serving.metrics import Metrics
 from serving.scheduler.batcher import Batcher
 from serving.scheduler.requests import Bundle, Deliver, Request
@@ -25,7 +28,7 @@ class FakeRow:
     alone: bool = False
     salt: str = ""
     steps: int = 0
-    """Turns that its text takes; 0: it makes none."""
+    """Steps that its text takes; 0: it generates none."""
     streams: bool = False
 
     @property
@@ -46,12 +49,12 @@ def bundles_of(rows: Sequence[FakeRow], priority: int = 2) -> list[Bundle]:
 class Writer:
     """A worker that answers a row with itself: at once, or at the end of its text, whose pieces are numbered.
 
-    Keeps what it was given, turn by turn, and that the batcher keeps to the rules.
+    Records every step, and checks that the batcher keeps to the rules.
     """
 
     def __init__(self, most: int = 10**9) -> None:
-        self.turns: list[tuple[list[FakeRow], list[FakeRow]]] = []
-        """New rows and gone ones."""
+        self.steps: list[tuple[list[FakeRow], list[FakeRow]]] = []
+        """New rows and cancelled ones."""
         self.running: dict[int, FakeRow] = {}
         self.most_running = 0
         self._made: dict[int, int] = {}
@@ -60,35 +63,48 @@ class Writer:
 
     @property
     def batches(self) -> list[list[FakeRow]]:
-        return [rows for rows, _ in self.turns if rows]
+        return [rows for rows, _ in self.steps if rows]
 
-    def turn(self, rows: Sequence[FakeRow], gone: Sequence[FakeRow], deliver: Deliver) -> bool:
-        self.turns.append((list(rows), list(gone)))
-        for each in gone:
-            self.running.pop(id(each), None)
-        for each in rows:
-            assert id(each) not in self._known, "the same row twice"
-            self._known[id(each)] = each
-        self._join([each for each in rows if each.generates])
-        deliver([(each, each) for each in rows if not each.generates])
-        for each in list(self.running.values()):
-            self._step(each, deliver)
+    def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Deliver) -> bool:
+        self.steps.append((list(rows), list(cancelled)))
+        for row in cancelled:
+            self.running.pop(id(row), None)
+        for row in rows:
+            assert id(row) not in self._known, "the same row twice"
+            self._known[id(row)] = row
+        self._join([row for row in rows if row.generates])
+        deliver([(row, row) for row in rows if not row.generates])
+        for text in list(self.running.values()):
+            self._extend(text, deliver)
         return bool(self.running)
 
     def _join(self, texts: Sequence[FakeRow]) -> None:
-        for each in texts:
-            self.running[id(each)], self._made[id(each)] = each, 0
-        weight = sum(each.weight for each in self.running.values())
+        for text in texts:
+            self.running[id(text)] = text
+            self._made[id(text)] = 0
+        weight = sum(text.weight for text in self.running.values())
         assert weight <= self._most or len(self.running) == 1, "more texts than allowed"
         self.most_running = max(self.most_running, weight)
 
-    def _step(self, text: FakeRow, deliver: Deliver) -> None:
+    def _extend(self, text: FakeRow, deliver: Deliver) -> None:
         self._made[id(text)] += 1
         if text.streams:
             deliver([(text, Piece((self._made[id(text)],), f"{self._made[id(text)]} "))])
         if self._made[id(text)] == text.steps:
             del self.running[id(text)]
             deliver([(text, text)])
+
+
+class AnswersAtOnce:
+    """A worker whose rows are all answered within their step, by a function of rows to outcomes."""
+
+    def __init__(self, predict: Callable[[list[Any]], Sequence[Any]]) -> None:
+        self._predict = predict
+
+    def step(self, rows: Sequence[Any], cancelled: Sequence[Any], deliver: Deliver) -> bool:
+        if rows:
+            deliver(list(zip(rows, self._predict(list(rows)), strict=True)))
+        return False
 
 
 class Device:
@@ -127,7 +143,7 @@ class _Jumping(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
-            raise AssertionError("everybody waits, and nothing is due")
+            raise AssertionError("everything waits, and nothing is due")
         self.now += max(timeout, 0.0)
         return super().select(0)
 
@@ -149,7 +165,7 @@ def virtually(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class TimedDevice(Executor):
-    """Runs turns on a virtual loop: what a turn finds out is known when its time has passed."""
+    """Runs steps on a virtual loop: what a step finds out is known when its time has passed."""
 
     def __init__(self, seconds: Callable[[Sequence[FakeRow]], float]) -> None:
         self._seconds = seconds
@@ -165,20 +181,20 @@ class TimedDevice(Executor):
 
 
 class StepDevice(Executor):
-    """Keeps a turn until it is told to take it."""
+    """Keeps a step until it is told to take it."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
 
     def __bool__(self) -> bool:
-        """A turn waits."""
+        """A step waits."""
         return bool(self._waiting)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> "Future[Any]":
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         self._waiting.append((future, fn, args))
-        assert len(self._waiting) == 1, "two turns at a time"
+        assert len(self._waiting) == 1, "two steps at a time"
         return future
 
     def take(self) -> None:
@@ -211,3 +227,44 @@ async def settled() -> None:
     """Let everything happen that can without time passing."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+BATCH_S, TOKEN_S = 0.020, 0.001
+
+
+def step_s(rows: Sequence[FakeRow]) -> float:
+    """A device whose time goes by tokens with their padding, and a little for each step."""
+    return BATCH_S + TOKEN_S * len(rows) * max((len(each.ids) for each in rows), default=0)
+
+
+class Load:
+    """Requests of one row at a steady rate, and what became of them."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self.outcomes: Counter[str] = Counter()
+        self.by_task: Counter[str] = Counter()
+        self.waits: dict[str, list[float]] = {}
+
+    async def one(self, asked: FakeRow, within_s: float | None, **how: Any) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            await self._batcher.submit([asked], deadline=within_s and begun + within_s, **how)
+        except (Shed, DeadlineExpired) as error:
+            self.outcomes[error.reason] += 1
+        else:
+            self.outcomes["OK"] += 1
+            self.by_task[asked.task] += 1
+            self.waits.setdefault(asked.task, []).append(loop.time() - begun)
+
+    async def run(self, rows: Iterable[FakeRow], gap_s: float, within_s: float | None = None, **how: Any) -> None:
+        async with asyncio.TaskGroup() as group:
+            for asked in rows:
+                group.create_task(self.one(asked, within_s, **how))
+                await asyncio.sleep(gap_s)
+
+
+def stream_of(count: int, task: str = "sst2", low: int = 10, high: int = 10, seed: int = 0) -> list[FakeRow]:
+    draw = random.Random(seed)
+    return [row(draw.randint(low, high), n, task) for n in range(count)]

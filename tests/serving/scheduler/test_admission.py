@@ -1,13 +1,26 @@
-"""Limits of tasks: how they are told, and what is counted."""
+"""Admission: limits of tasks, of the queue and of deadlines, and what the refusals say."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from serving.config import BatchConfig, ConfigError, LimitConfig, TaskLimits, read_config
+from serving.errors import DeadlineExpired, InvalidInput, Overloaded, TaskOverloaded, TooSlow
 from serving.metrics import Metrics
 from serving.scheduler.admission import Limiter
-from tests.serving.scheduler.batch_kit import bundles_of, row
+from tests.serving.scheduler.batch_kit import (
+    Load,
+    TimedDevice,
+    Writer,
+    bundles_of,
+    make,
+    row,
+    settled,
+    step_s,
+    stream_of,
+    virtually,
+)
 
 NEEDED = {"backbone": "flan", "registry": "r"}
 
@@ -80,3 +93,155 @@ def test_tasks_without_limits_are_never_refused() -> None:
     limiter = Limiter(LimitConfig(), Metrics())
     limiter.enter(["a"], bundles_of([row(10, n, "a") for n in range(50)]))
     assert limiter.refused([row(10, n, "a") for n in range(1000)], 1.0) == {}
+
+
+def test_a_burst_on_a_server_whose_pace_is_unknown_is_let_in() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s))
+        load = Load(batcher)
+        await asyncio.gather(*(load.one(each, 5.0) for each in stream_of(50)))
+        assert load.outcomes == {"OK": 50}
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_one_that_finds_no_queue_is_tried_however_slow_the_device_was_of_late() -> None:
+    async def main() -> None:
+        speed = {"slow": 100.0}
+        device = TimedDevice(lambda rows: step_s(rows) * speed.get("slow", 1.0))
+        batcher = make(Writer(), device=device)
+        await batcher.submit(stream_of(40))
+        speed.clear()
+        load = Load(batcher)
+        await load.run(stream_of(5), 1.0, within_s=0.1)
+        assert load.outcomes == {"OK": 5}
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_what_comes_too_late_says_how_long_it_takes_and_when_to_come_back() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s))
+        waiting = asyncio.create_task(batcher.submit(stream_of(90)))
+        await asyncio.sleep(0.15)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(TooSlow) as caught:
+            await batcher.submit([row(10)], deadline=loop.time() + 0.2)
+        assert caught.value.left_s == pytest.approx(0.2)
+        assert caught.value.wait_s == pytest.approx(90 / 8 * step_s([row(10)] * 8) - 0.15, rel=0.2)
+        assert caught.value.retry_after_s == pytest.approx(caught.value.wait_s - 0.2)
+        await waiting
+        await batcher.close()
+
+    virtually(main())
+
+
+@pytest.mark.parametrize("priority", [-1, 5])
+def test_other_priorities_are_refused(priority: int) -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s))
+        with pytest.raises(InvalidInput, match="priority"):
+            await batcher.submit([row(2)], priority=priority)
+        with pytest.raises(InvalidInput, match="priority"):
+            await anext(batcher.stream(row(2), priority=priority))
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_the_queue_is_bounded_in_tokens_and_in_beams() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s), max_queued_tokens=100, max_queued_rows=20)
+        busy = asyncio.create_task(batcher.submit([row(10)]))
+        await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit([row(60, 1)]))]
+        await settled()
+        with pytest.raises(Overloaded, match="60 tokens are waiting, the limit is 100") as caught:
+            await batcher.submit([row(41, 2)])
+        assert caught.value.what == "tokens"
+        waiting.append(asyncio.create_task(batcher.submit([row(2, 3, weight=16, steps=2)])))
+        await settled()
+        with pytest.raises(Overloaded, match="17 rows are waiting, the limit is 20"):
+            await batcher.submit([row(2, 4, weight=4, steps=2)])
+        await asyncio.gather(busy, *waiting)
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_a_task_at_its_limit_is_refused_alone() -> None:
+    async def main() -> None:
+        limits = LimitConfig(max_task_rows=3, task_limits={"vip": TaskLimits()})
+        metrics = Metrics()
+        metrics.know(["hot", "calm"])
+        batcher = make(Writer(), metrics, limits, TimedDevice(step_s))
+        busy = asyncio.create_task(batcher.submit([row(10, task="other")]))
+        await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(batcher.submit(stream_of(3, "hot")))
+        await settled()
+        assert metrics.registry.get_sample_value("sidecast_task_queue_rows", {"task": "hot"}) == 3
+        calm, hot, vip = await batcher.submit([row(5, 1, "calm"), row(5, 1, "hot"), row(5, 1, "vip")])
+        assert (calm.task, vip.task) == ("calm", "vip")
+        assert isinstance(hot, TaskOverloaded)
+        assert str(hot).startswith("hot has 3 rows waiting, the task's limit is 3; try again in ")
+        await asyncio.gather(busy, waiting)
+        assert metrics.registry.get_sample_value("sidecast_task_queue_rows", {"task": "hot"}) == 0
+        assert metrics.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "task"}) == 1
+        await batcher.close()
+
+    virtually(main())
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "what"),
+    [
+        ({"max_task_tokens": 30}, 2, "tokens waiting"),
+        ({"max_task_requests": 2}, 2, "requests in flight"),
+    ],
+)
+def test_tokens_and_requests_of_a_task_are_limited(limits: dict[str, int], asked: int, what: str) -> None:
+    async def main() -> None:
+        batcher = make(Writer(), None, LimitConfig(task_limits={"hot": TaskLimits(**limits)}), TimedDevice(step_s))
+        busy = asyncio.create_task(batcher.submit([row(10, task="other")]))
+        await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit([row(15, n, "hot")])) for n in range(asked)]
+        await settled()
+        with pytest.raises(TaskOverloaded) as caught:
+            await anext(batcher.stream(row(15, 9, "hot", steps=3, streams=True)))
+        assert (caught.value.task, caught.value.what) == ("hot", what)
+        await asyncio.gather(busy, *waiting)
+        assert await batcher.submit([row(15, 10, "hot")])
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_a_task_with_nothing_waiting_may_queue_more_than_its_limit_at_once() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), None, LimitConfig(max_task_rows=3, max_task_tokens=10), TimedDevice(step_s))
+        rows = stream_of(12)
+        assert await batcher.submit(rows) == rows
+        await batcher.close()
+
+    virtually(main())
+
+
+def test_slots_of_a_task_come_back_however_its_requests_end() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), None, LimitConfig(max_task_requests=2), TimedDevice(step_s))
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            gone = [asyncio.create_task(batcher.submit([row(4, n)])) for n in range(2)]
+            await settled()
+            gone[0].cancel()
+            gone[1].cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+            with pytest.raises(DeadlineExpired):
+                await batcher.submit([row(10)], deadline=loop.time() + 0.001)
+        assert await batcher.submit([row(4)])
+        assert len(batcher._limits) == 0
+        await batcher.close()
+
+    virtually(main())

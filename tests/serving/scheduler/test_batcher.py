@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from serving.config import BatchConfig
 from serving.errors import DeadlineExpired, Draining, Overloaded
 from serving.metrics import Metrics
-from serving.scheduler.batcher import Batcher, within
+from serving.scheduler.batcher import Batcher
+from serving.scheduler.requests import within
 from serving.scheduler.selection import WINDOW_BATCHES
 from tests.serving.scheduler import batch_kit
-from tests.serving.scheduler.batch_kit import Device, FakeRow, row
+from tests.serving.scheduler.batch_kit import AnswersAtOnce, Device, FakeRow, row
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def device() -> Device:
 
 
 def make(device: Device, metrics: Metrics | None = None, **changes: Any) -> Batcher:
-    return batch_kit.make(device.predict, metrics, **changes)
+    return batch_kit.make(AnswersAtOnce(device.predict), metrics, **changes)
 
 
 def start(batcher: Batcher, *requests: list[FakeRow], deadline: float | None = None) -> "list[asyncio.Task]":
@@ -71,7 +71,9 @@ def test_an_idle_device_waits_for_company_but_not_long() -> None:
     device = Device()
 
     async def wait() -> None:
-        batcher = batch_kit.make(device.predict, device=batch_kit.TimedDevice(lambda rows: 0.0), max_wait_s=0.2)
+        batcher = batch_kit.make(
+            AnswersAtOnce(device.predict), device=batch_kit.TimedDevice(lambda rows: 0.0), max_wait_s=0.2
+        )
         early = start(batcher, [row(2, 1)])
         await asyncio.sleep(0.15)
         late = start(batcher, [row(2, 2)])
@@ -90,49 +92,13 @@ def test_a_full_batch_does_not_wait() -> None:
 
     async def fill() -> None:
         timed = batch_kit.TimedDevice(lambda rows: 0.0)
-        batcher = batch_kit.make(device.predict, device=timed, max_wait_s=5.0, max_batch_rows=2)
+        batcher = batch_kit.make(AnswersAtOnce(device.predict), device=timed, max_wait_s=5.0, max_batch_rows=2)
         await batcher.submit([row(2, 1), row(2, 2)])
         assert asyncio.get_running_loop().time() == 0
         await batcher.close()
 
     batch_kit.virtually(fill())
     assert sizes(device) == [2]
-
-
-async def test_the_token_budget_counts_padding(device: Device) -> None:
-    batcher = make(device, max_batch_tokens=40)
-    first = await device.busy(batcher)
-    waiting = start(batcher, [row(10, 1)], [row(10, 2)], [row(9, 3)], [row(10, 4)], [row(9, 5)])
-    await asyncio.sleep(0.01)
-    device.open()
-    await asyncio.gather(first, *waiting)
-    for batch in device.batches:
-        assert len(batch) * max(len(each.ids) for each in batch) <= 40
-    assert sorted(sizes(device)) == [1, 4]  # three of 10 and one of 9 fill 4 x 10
-    await batcher.close()
-
-
-async def test_a_row_over_the_budget_runs_alone(device: Device) -> None:
-    batcher = make(device, max_batch_tokens=8)
-    first = await device.busy(batcher)
-    waiting = start(batcher, [row(50, 1)], [row(3, 2)])
-    await asyncio.sleep(0.01)
-    device.open()
-    await asyncio.gather(first, *waiting)
-    assert sizes(device) == [1, 1]
-    await batcher.close()
-
-
-async def test_a_batch_takes_the_oldest_and_its_neighbours_in_length(device: Device) -> None:
-    batcher = make(device, max_batch_rows=3)
-    first = await device.busy(batcher)
-    lengths = [20, 3, 21, 4, 19, 3]
-    waiting = start(batcher, *[[row(length, n)] for n, length in enumerate(lengths)])
-    await asyncio.sleep(0.01)
-    device.open()
-    await asyncio.gather(first, *waiting)
-    assert [[len(each.ids) for each in batch] for batch in device.batches] == [[19, 20, 21], [3, 3, 4]]
-    await batcher.close()
 
 
 async def test_newer_rows_of_a_better_length_cannot_starve_an_old_one(device: Device) -> None:
@@ -244,37 +210,6 @@ async def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(devic
     await batcher.close()
 
 
-async def test_requests_of_one_length_are_answered_first_come_first_served(device: Device) -> None:
-    batcher = make(device, max_batch_rows=2)
-    first = await device.busy(batcher)
-    waiting = start(batcher, *[[row(3, n)] for n in range(6)])
-    await asyncio.sleep(0.01)
-    device.open()
-    await asyncio.gather(first, *waiting)
-    assert [each.ids[0] for batch in device.batches for each in batch] == [0, 1, 2, 3, 4, 5]
-    await batcher.close()
-
-
-async def test_a_batch_that_raises_fails_its_own_rows_only(device: Device) -> None:
-    def predict(rows: list[FakeRow]) -> list[FakeRow]:
-        if any(each.task == "bad" for each in rows):
-            raise MemoryError("out of it")
-        return rows
-
-    batcher = Batcher(predict, BatchConfig(max_batch_rows=1, max_wait_s=0))
-    bad, good = await asyncio.gather(batcher.submit([row(2, 1, "bad")]), batcher.submit([row(2, 2)]))
-    assert isinstance(bad[0], MemoryError)
-    assert good == [row(2, 2)]
-    await batcher.close()
-
-
-async def test_outcomes_that_do_not_match_the_rows_are_an_error_not_a_hang(device: Device) -> None:
-    batcher = Batcher(lambda rows: rows[1:], BatchConfig(max_wait_s=0))
-    [outcome] = await batcher.submit([row(2)])
-    assert isinstance(outcome, RuntimeError)
-    await batcher.close()
-
-
 async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Device, monkeypatch) -> None:
     batcher = make(device)
     with monkeypatch.context() as patch:
@@ -284,21 +219,6 @@ async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Devic
     assert batcher.queued_rows == 0
     assert await batcher.submit([row(2)]) == [row(2)]
     await batcher.close()
-
-
-async def test_drain_finishes_what_is_queued_and_refuses_what_comes(device: Device) -> None:
-    batcher = make(device)
-    first = await device.busy(batcher)
-    waiting = start(batcher, [row(3, 1)])
-    await asyncio.sleep(0.01)
-    draining = asyncio.create_task(batcher.drain())
-    await asyncio.sleep(0.01)
-    with pytest.raises(Draining):
-        await batcher.submit([row(2)])
-    assert not draining.done()
-    device.open()
-    assert await waiting[0] == [row(3, 1)]
-    await asyncio.gather(first, draining)
 
 
 async def test_close_fails_what_waits(device: Device) -> None:
@@ -311,10 +231,6 @@ async def test_close_fails_what_waits(device: Device) -> None:
         with pytest.raises(Draining):
             await task
     device.open()
-
-
-async def test_drain_of_an_unused_batcher_returns(device: Device) -> None:
-    await make(device).drain()
 
 
 async def test_within_leaves_other_timeouts_alone() -> None:

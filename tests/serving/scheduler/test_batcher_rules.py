@@ -29,7 +29,7 @@ class Watched(Writer):
         """Row to the request that it belongs to."""
         self.fails = False
 
-    def turn(self, rows: Any, gone: Any, deliver: Deliver) -> bool:
+    def step(self, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
         if self.fails:
             self.running.clear()
             raise MemoryError("told to fail")
@@ -40,7 +40,7 @@ class Watched(Writer):
         for each in rows:
             bundle = [other for other in self.asked[id(each)] if other.ids == each.ids and not each.alone]
             assert not any(id(other) in self._known for other in bundle), "a bundle was split"
-        return super().turn(rows, gone, deliver)
+        return super().step(rows, cancelled, deliver)
 
 
 class Rules(RuleBasedStateMachine):

@@ -1,4 +1,4 @@
-"""Texts through the batcher: turns, streams, cancelling, and rows that need no text beside them."""
+"""Texts through the batcher: steps, streams, cancelling, and rows without a text in the same steps."""
 
 import asyncio
 from contextlib import aclosing
@@ -19,14 +19,14 @@ def text(steps: int, first: int = 0, **changes: Any) -> FakeRow:
 
 
 class House:
-    """A batcher whose turns are taken one at a time."""
+    """A batcher whose steps are taken one at a time."""
 
     def __init__(self, metrics: Metrics | None = None, **changes: Any) -> None:
         self.device = StepDevice()
         self.writer = Writer(changes.get("max_running_rows", 64))
         self.batcher = make(self.writer, metrics, device=self.device, **changes)
 
-    async def turn(self, count: int = 1) -> None:
+    async def step(self, count: int = 1) -> None:
         for _ in range(count):
             await settled()
             self.device.take()
@@ -44,7 +44,7 @@ async def told(batcher: Batcher, asked: FakeRow, **how: Any) -> list[Any]:
 async def test_pieces_come_in_order_and_last_the_answer() -> None:
     house, asked = House(), text(3)
     stream = asyncio.create_task(told(house.batcher, asked))
-    await house.turn(3)
+    await house.step(3)
     assert await stream == ["1 ", "2 ", "3 ", asked]
     await settled()
     assert not house.device
@@ -56,23 +56,15 @@ async def test_a_piece_is_told_in_the_turn_that_made_it() -> None:
     async with aclosing(house.batcher.stream(text(9))) as events:
         for n in range(1, 4):
             waiting = asyncio.ensure_future(anext(events))
-            await house.turn()
+            await house.step()
             assert (await waiting).text == f"{n} "
-    await house.batcher.close()
-
-
-async def test_a_text_that_is_not_streamed_comes_whole() -> None:
-    house, asked = House(), text(3)
-    whole = house.start(asked)
-    await house.turn(3)
-    assert await whole == [asked]
     await house.batcher.close()
 
 
 async def test_a_row_that_makes_no_text_can_be_streamed_too() -> None:
     house, asked = House(), row(4)
     stream = asyncio.create_task(told(house.batcher, asked))
-    await house.turn()
+    await house.step()
     assert await stream == [asked]
     await house.batcher.close()
 
@@ -80,26 +72,26 @@ async def test_a_row_that_makes_no_text_can_be_streamed_too() -> None:
 async def test_texts_join_and_leave_while_others_run() -> None:
     house = House()
     first = house.start(text(5, 1))
-    await house.turn(2)
+    await house.step(2)
     second = house.start(text(1, 2))
-    await house.turn(2)  # one was on its way already
+    await house.step(2)  # one was on its way already
     assert (await second)[0].ids[0] == 2
     assert not first.done()
-    await house.turn()
+    await house.step()
     assert (await first)[0].ids[0] == 1
-    assert [len(rows) for rows, _ in house.writer.turns] == [1, 0, 0, 1, 0]
+    assert [len(rows) for rows, _ in house.writer.steps] == [1, 0, 0, 1, 0]
     await house.batcher.close()
 
 
 async def test_scoring_rows_are_answered_while_texts_run() -> None:
     house = House()
     running = house.start(text(4))
-    await house.turn()
+    await house.step()
     score = house.start(row(4))
-    await house.turn(2)
+    await house.step(2)
     assert score.done()
     assert not running.done()
-    await house.turn()
+    await house.step()
     await asyncio.gather(running, score)
     await house.batcher.close()
 
@@ -109,7 +101,7 @@ async def test_rows_answered_early_in_a_turn_do_not_wait_for_its_end() -> None:
     answered, loop = asyncio.Event(), asyncio.get_running_loop()
 
     class Slow:
-        def turn(self, rows: list[FakeRow], gone: list[FakeRow], deliver: Deliver) -> bool:
+        def step(self, rows: list[FakeRow], cancelled: list[FakeRow], deliver: Deliver) -> bool:
             deliver([(rows[0], "early")])
             asyncio.run_coroutine_threadsafe(answered.wait(), loop).result(10)
             deliver([(each, "late") for each in rows[1:]])
@@ -129,14 +121,14 @@ async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> N
     house = House(metrics, max_running_rows=4)
     texts = [house.start(text(3, n, weight=2)) for n in range(3)]
     score = house.start(row(6))
-    await house.turn()
+    await house.step()
     assert score.done()
     assert house.batcher.running_rows == 4
     assert metrics.registry.get_sample_value("sidecast_running_rows") == 4
     assert house.batcher.queued_rows == 2
-    await house.turn(2)
+    await house.step(2)
     assert [each.done() for each in texts] == [True, True, False]
-    await house.turn(3)
+    await house.step(3)
     assert texts[2].done()
     assert metrics.registry.get_sample_value("sidecast_running_rows") == 0
     assert house.writer.most_running == 4
@@ -146,15 +138,15 @@ async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> N
 async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_ever() -> None:
     house = House(max_running_rows=4)
     before = house.start(text(3, 1))
-    await house.turn()
+    await house.step()
     heavy = house.start(text(2, 2, weight=9))
     after = house.start(text(1, 3))
-    await house.turn(2)
+    await house.step(2)
     assert before.done()
     assert not after.done()
-    await house.turn(2)
+    await house.step(2)
     assert heavy.done()
-    await house.turn()
+    await house.step()
     assert after.done()
     await house.batcher.close()
 
@@ -162,17 +154,17 @@ async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_
 async def test_texts_of_a_lower_priority_do_not_overtake_one_that_waits_for_room() -> None:
     house = House(max_running_rows=2)
     first = house.start(text(3, 1))
-    await house.turn()
+    await house.step()
     urgent = house.start(text(1, 2, weight=2), priority=1)
     later = house.start(text(1, 3), priority=4)
     score = house.start(row(3), priority=4)
-    await house.turn(2)
+    await house.step(2)
     assert first.done()
     assert score.done()
     assert not later.done()
-    await house.turn()
+    await house.step()
     assert urgent.done()
-    await house.turn()
+    await house.step()
     assert later.done()
     await house.batcher.close()
 
@@ -181,14 +173,14 @@ async def test_closing_the_iterator_cancels_the_row_and_frees_its_slot() -> None
     house, asked = House(max_running_rows=1), text(50)
     stream = house.batcher.stream(asked)
     waiting = asyncio.ensure_future(anext(stream))
-    await house.turn()
+    await house.step()
     await waiting
     other = house.start(text(1, 2))
     await stream.aclose()
     assert house.batcher.running_rows == 1  # until a turn has let it go
-    await house.turn(2)
+    await house.step(2)
     assert other.done()
-    assert any(asked is each for _, gone in house.writer.turns for each in gone)
+    assert any(asked is each for _, cancelled in house.writer.steps for each in cancelled)
     await settled()
     assert (house.batcher.running_rows, house.batcher.queued_rows, bool(house.device)) == (0, 0, False)
     await house.batcher.close()
@@ -197,9 +189,9 @@ async def test_closing_the_iterator_cancels_the_row_and_frees_its_slot() -> None
 async def test_a_cancelled_request_takes_its_running_text_along() -> None:
     house = House()
     task = house.start(text(50))
-    await house.turn()
+    await house.step()
     task.cancel()
-    await house.turn(2)
+    await house.step(2)
     assert house.writer.running == {}
     assert not house.device
     assert house.batcher.running_rows == 0
@@ -211,9 +203,9 @@ async def test_a_text_that_ends_in_the_turn_in_which_it_is_left_is_nobodys() -> 
     task = house.start(text(1))
     await settled()
     task.cancel()
-    await house.turn()
+    await house.step()
     assert not house.device
-    assert [gone for _, gone in house.writer.turns] == [[]]
+    assert [cancelled for _, cancelled in house.writer.steps] == [[]]
     await house.batcher.close()
 
 
@@ -246,11 +238,11 @@ def test_the_time_that_a_consumer_takes_between_pieces_is_its_own() -> None:
 
 async def test_a_turn_that_raises_ends_every_row_that_the_device_had_and_no_other() -> None:
     class Fails(Writer):
-        def turn(self, rows: Any, gone: Any, deliver: Deliver) -> bool:
+        def step(self, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
             if any(each.task == "bad" for each in rows):
                 self.running.clear()
                 raise MemoryError("out of it")
-            return super().turn(rows, gone, deliver)
+            return super().step(rows, cancelled, deliver)
 
     device = StepDevice()
     batcher = make(Fails(), device=device, max_batch_rows=1)
@@ -273,7 +265,7 @@ async def test_a_turn_that_raises_ends_every_row_that_the_device_had_and_no_othe
 
 async def test_rows_that_a_worker_loses_end_with_an_error_not_a_hang() -> None:
     class Forgets:
-        def turn(self, rows: Any, gone: Any, deliver: Deliver) -> bool:
+        def step(self, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
             return False
 
     batcher = make(Forgets())
@@ -284,24 +276,11 @@ async def test_rows_that_a_worker_loses_end_with_an_error_not_a_hang() -> None:
     await batcher.close()
 
 
-async def test_draining_finishes_running_texts() -> None:
-    house, asked = House(), text(3)
-    stream = asyncio.create_task(told(house.batcher, asked))
-    await house.turn()
-    draining = asyncio.create_task(house.batcher.drain())
-    await settled()
-    with pytest.raises(Draining):
-        await told(house.batcher, text(1, 2))
-    await house.turn(2)
-    assert (await stream)[-1] is asked
-    await draining
-
-
 async def test_closing_fails_running_texts() -> None:
     house = House()
     stream = asyncio.create_task(told(house.batcher, text(9)))
     whole = house.start(text(9, 2))
-    await house.turn()
+    await house.step()
     await house.batcher.close()
     for task in (stream, whole):
         with pytest.raises(Draining):
