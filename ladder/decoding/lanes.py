@@ -110,14 +110,9 @@ class Lane:
         return self.decode(taps.select(torch.tensor(left, device=taps.mask.device)), failures) if left else []
 
     def close(self) -> None:
-        """The step is over: `rewind` goes back to here."""
+        """Make the decoded token part of the texts; without it, the next `decode` writes over it."""
         if self._cache is not None:
             self._cache.close()
-
-    def rewind(self) -> None:
-        """Forget the token that was decoded since `close`."""
-        if self._cache is not None:
-            self._cache.rewind()
 
     def _decode(self, taps: Taps) -> Tensor:
         assert self._cache is not None
@@ -129,7 +124,7 @@ class Lane:
     def _failures(self, taps: Taps, error: Exception) -> Failures:
         """The rows that fail alone too; all of them where none does."""
         assert self._cache is not None
-        self._cache.rewind()
+        self._cache.open()  # what failed may have counted its token already
         failures = []
         for place, row in enumerate(self.rows):
             try:

@@ -92,7 +92,7 @@ class SideBank:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._shelves: dict[StackShape, ShapePool] = {}
+        self._pools: dict[StackShape, ShapePool] = {}
         self._buckets = Buckets()
         self._lock = threading.Lock()
         self._gone: deque[tuple[StackShape, int, int]] = deque()  # filled by the garbage collector, who takes no lock
@@ -123,42 +123,42 @@ class SideBank:
         """Taken ones."""
         with self._lock:
             self._settle()
-            return sum(sum(shelf.used.values()) for shelf in self._shelves.values())
+            return sum(sum(pool.used.values()) for pool in self._pools.values())
 
     @property
     def bytes(self) -> int:
         """Of the taken slots."""
         with self._lock:
             self._settle()
-            return sum(sum(shelf.used.values()) * shelf.row_bytes for shelf in self._shelves.values())
+            return sum(sum(pool.used.values()) * pool.row_bytes for pool in self._pools.values())
 
     @property
     def reserved_bytes(self) -> int:
         """Of all slots. On a CPU, free ones hold no memory once trimmed."""
         with self._lock:
             self._settle()
-            return sum(shelf.slots * shelf.row_bytes for shelf in self._shelves.values())
+            return sum(pool.slots * pool.row_bytes for pool in self._pools.values())
 
     def trim(self) -> int:
         """On a CPU, give the system the memory of what free slots held, in bytes: a millisecond for 5 MB."""
         with self._lock:
             self._settle()
-            return sum(shelf.trim() for shelf in self._shelves.values())
+            return sum(pool.trim() for pool in self._pools.values())
 
     def _take(self, shape: StackShape) -> tuple[Chunk, int]:
         self._settle()
-        if shape not in self._shelves:
-            self._shelves[shape] = ShapePool(shape, self._backbone.dtype, self._backbone.device, self._buckets)
-        return self._shelves[shape].take()
+        if shape not in self._pools:
+            self._pools[shape] = ShapePool(shape, self._backbone.dtype, self._backbone.device, self._buckets)
+        return self._pools[shape].take()
 
     def _settle(self) -> None:
         """Free the slots of the handles that are gone."""
         while self._gone:
             shape, number, slot = self._gone.popleft()
-            shelf = self._shelves[shape]
-            shelf.give(number, slot)
-            if not shelf.chunks:
-                del self._shelves[shape]
+            pool = self._pools[shape]
+            pool.give(number, slot)
+            if not pool.chunks:
+                del self._pools[shape]
 
     def _write(self, slot: Tensor, row: Tensor) -> None:
         if slot.is_cuda:

@@ -148,7 +148,7 @@ class StackedBatch:
         """The keys and values that each side decoder's rung reads of `memory` (B, S, d), from `encode`."""
         if not self.layers:
             return []
-        said = self._to_given(self._products.fresh("decoder.memory", self._to_computed(memory)))
+        said = self._to_given(self._products.matmul("decoder.memory", self._to_computed(memory)))
         pairs = said.unflatten(2, (self.layers, 2, self.shape.heads, -1)).permute(2, 3, 0, 4, 1, 5)
         return [(keys, values) for keys, values in pairs]
 
@@ -174,7 +174,7 @@ class StackedBatch:
         queries, bias = state.shape[1], None
         keys = (cache.length if cache else 0) + queries
         visible = self._visible(queries, keys, state.dtype, cache)
-        cross_kv, memory_bias = self._cached_crossings(memory, cache), padding_bias(memory_mask, state.dtype)
+        cross_kv, memory_bias = self._cached_cross_kv(memory, cache), padding_bias(memory_mask, state.dtype)
         for index, layer in enumerate(self.shape.decoder_layers or ()):
             name = f"decoder.{index}"
             if visible is not None and (bias is None or self.shape.own_biases):
@@ -184,7 +184,7 @@ class StackedBatch:
             self._rung(name, state, reads.of_runs(taps.blocks[layer]), back, across)
         if cache:
             cache.length = keys
-        said = self._products.fresh("upsample", self._norm(state))
+        said = self._products.matmul("upsample", self._norm(state))
         return self._to_given(said.add_(self._vector("upsample.bias")))
 
     def decoder_cache(self) -> DecoderCache:
@@ -198,7 +198,7 @@ class StackedBatch:
         bias = causal_bias(queries, keys, dtype, self._device)
         return bias if cache is None or cache.valid is None else bias + padding_bias(cache.valid, dtype)
 
-    def _cached_crossings(self, memory: Tensor, cache: DecoderCache | None) -> CrossKV:
+    def _cached_cross_kv(self, memory: Tensor, cache: DecoderCache | None) -> CrossKV:
         if cache is None:
             return self.cross_kv(memory)
         known = [(entry.keys, entry.values) for entry in cache.cross]
@@ -208,7 +208,9 @@ class StackedBatch:
 
     def _start(self, stack: str, taps: Taps, reads: Gather) -> Tensor:
         name, tokens = f"{stack}.start", taps.embeddings.shape[1]
-        return self._products.fresh_of(name, reads.of_runs(taps.embeddings), tokens).add_(self._vector(f"{name}.bias"))
+        return self._products.matmul_runs(name, reads.of_runs(taps.embeddings), tokens).add_(
+            self._vector(f"{name}.bias")
+        )
 
     def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *looks: Callable[[Tensor], None]) -> None:
         """In place: one rung, with the attentions `looks`, each of which adds to the state."""
@@ -226,13 +228,13 @@ class StackedBatch:
 
     def _look_around(self, name: str, bias: Tensor, state: Tensor) -> None:
         """The side encoder's self-attention."""
-        said = self._products.into_room(f"{name}.qkv", self._norm(state), 3 * self.shape.inner, "qkv")
+        said = self._products.matmul_into(f"{name}.qkv", self._norm(state), 3 * self.shape.inner, "qkv")
         query, keys, values = map(self._split, said.chunk(3, -1))
         self._products.add(state, f"{name}.o", self._attend(query, keys, values, bias))
 
     def _look_back(self, name: str, bias: Tensor | None, own: KeyValues | None, state: Tensor) -> None:
         """The side decoder's self-attention."""
-        said = self._products.fresh(f"{name}.qkv", self._norm(state))  # a cache may keep it
+        said = self._products.matmul(f"{name}.qkv", self._norm(state))  # a cache may keep it
         query, keys, values = self._to_given(said).chunk(3, -1)
         mixed = values
         if bias is not None:
@@ -243,7 +245,7 @@ class StackedBatch:
 
     def _look_across(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
         """The side decoder's attention to the memory."""
-        query = self._products.into_room(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
+        query = self._products.matmul_into(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
         mixed = self._attend(self._split(self._to_given(query)), keys, values, bias)
         self._products.add(state, f"{name}.cross.o", self._to_computed(mixed))
 
@@ -254,7 +256,9 @@ class StackedBatch:
 
     def _feed(self, name: str, state: Tensor) -> None:
         hidden = self.shape.hidden
-        inner = self._products.into_room(f"{name}.wi", self._norm(state), hidden * (2 if self.shape.gated else 1), "wi")
+        inner = self._products.matmul_into(
+            f"{name}.wi", self._norm(state), hidden * (2 if self.shape.gated else 1), "wi"
+        )
         if self.shape.gated:
             gate, value = inner.chunk(2, -1)
             inner = gelu_tanh(gate).mul_(value)

@@ -38,24 +38,24 @@ class Products:
         views = [view if view.dim() == 3 else view[None] for view in self._of_runs(name)]
         return views[0] if len(views) == 1 else torch.cat(views)
 
-    def room(self, name: str, *shape: int) -> Tensor:
+    def buffer(self, name: str, *shape: int) -> Tensor:
         """A buffer for what is soon done with: fresh memory costs more than many a product. One for a name."""
         found = self._buffers.get(name)
         if found is None or found.shape != shape:
             found = self._buffers[name] = self._rows[0].new_empty(shape)
         return found
 
-    def into_room(self, name: str, hidden: Tensor, width: int, room: str) -> Tensor:
-        """(B, T, in) times `name` (in, width), in the buffer `room`."""
-        return self._write(name, self._parts(hidden), self.room(room, *hidden.shape[:2], width))
+    def matmul_into(self, name: str, hidden: Tensor, width: int, buffer: str) -> Tensor:
+        """(B, T, in) times `name` (in, width), in the buffer `buffer`."""
+        return self._write(name, self._parts(hidden), self.buffer(buffer, *hidden.shape[:2], width))
 
-    def fresh(self, name: str, hidden: Tensor) -> Tensor:
+    def matmul(self, name: str, hidden: Tensor) -> Tensor:
         """(B, T, in) times `name` (in, out)."""
         width = self._layout.parts[name].shape[-1]
         return self._write(name, self._parts(hidden), hidden.new_empty(*hidden.shape[:2], width))
 
-    def fresh_of(self, name: str, taps: Sequence[Tensor], tokens: int) -> Tensor:
-        """As `fresh`, of each run's taps (side networks, rows * T, in)."""
+    def matmul_runs(self, name: str, taps: Sequence[Tensor], tokens: int) -> Tensor:
+        """As `matmul`, of each run's taps (side networks, rows * T, in)."""
         rows, width = self._runs[-1].stop, self._layout.parts[name].shape[-1]
         return self._write(name, taps, taps[0].new_empty(rows, tokens, width))
 
