@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ladder.answering.label_trie import LabelTrie
-from ladder.answering.reading import OwnReading, Reading
+from ladder.answering.reading import Reading, SingleReading
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
@@ -33,9 +33,9 @@ class Classify:
     labels: tuple[str, ...]
     trie: LabelTrie | None = None
 
-    def log_probabilities(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def log_probabilities(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, K) in float32."""
-        return self._log_probabilities(OwnReading(given, side))
+        return self._log_probabilities(SingleReading(backbone_pass, side))
 
     def _log_probabilities(self, reading: Reading) -> Tensor:
         if self.trie is None:
@@ -47,9 +47,9 @@ class Classify:
 
         return self.trie.log_probabilities(logits_after)
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy; `targets` (B,) are label indices."""
-        return F.nll_loss(self.log_probabilities(given, side), targets)
+        return F.nll_loss(self.log_probabilities(backbone_pass, side), targets)
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
         return [self._row(row) for row in self._log_probabilities(reading).exp().tolist()]
@@ -75,16 +75,16 @@ class Regress:
     unit: float = 1.0
     """Standard deviation of the training targets: scales the loss, not the answer."""
 
-    def values(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def values(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B,) in float32, not clipped."""
-        return self._values(OwnReading(given, side))
+        return self._values(SingleReading(backbone_pass, side))
 
     def _values(self, reading: Reading) -> Tensor:
         return reading.outputs()[:, 0].float()
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean squared error in `unit`s; `targets` (B,)."""
-        return F.mse_loss(self.values(given, side) / self.unit, targets / self.unit)
+        return F.mse_loss(self.values(backbone_pass, side) / self.unit, targets / self.unit)
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
         return [self._row(value) for value in self._values(reading).tolist()]
@@ -110,15 +110,17 @@ class Generate:
         """Itself but for the seed: rows of equal ones are decoded together."""
         return self if self.generation.seed is None else replace(self, generation=replace(self.generation, seed=None))
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
-        taps = given.taps
-        logits = given.backbone.logits(side.decode(forced_taps(given, targets), side.encode(taps), taps.mask))
+        taps = backbone_pass.taps
+        logits = backbone_pass.backbone.logits(
+            side.decode(forced_taps(backbone_pass, targets), side.encode(taps), taps.mask)
+        )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
-    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens, generation=self.generation)
-        [rows] = generate(given.backbone, [segment])
+    def answer(self, backbone_pass: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        segment = Segment(side=side, taps=backbone_pass.taps, limit=self.max_new_tokens, generation=self.generation)
+        [rows] = generate(backbone_pass.backbone, [segment])
         return self.finish(rows)
 
     def finish(self, rows: Sequence[tuple[int, ...] | Exception]) -> list[Answer | Exception]:
@@ -126,10 +128,10 @@ class Generate:
         return [r if isinstance(r, Exception) else TextAnswer(text=self.decode(r), tokens=r) for r in rows]
 
 
-def forced_taps(given: BackbonePass, targets: Tensor) -> Taps:
+def forced_taps(backbone_pass: BackbonePass, targets: Tensor) -> Taps:
     """The backbone decoder's taps where it is told the targets (B, T), padded with IGNORED, one place later: what says
     the token at each of their places."""
-    backbone, taps = given.backbone, given.taps
+    backbone, taps = backbone_pass.backbone, backbone_pass.taps
     assert taps.final is not None
     config = backbone.config
     start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
@@ -144,21 +146,21 @@ class Embed:
     temperature: float = 0.1
     """Of the loss, not the answer. Half of it, usual for whole encoders, has a side network fit few pairs by heart."""
 
-    def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def vectors(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, E) in float32."""
-        return self._vectors(OwnReading(given, side))
+        return self._vectors(SingleReading(backbone_pass, side))
 
     def _vectors(self, reading: Reading) -> Tensor:
         return F.normalize(reading.all_outputs().float(), dim=-1)
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
 
         Args:
-            given: of 2B inputs, the pairs' first texts and then their second ones.
+            backbone_pass: of 2B inputs, the pairs' first texts and then their second ones.
             targets: (2B,) a number for each distinct text. Pairs that share a text are no negatives of each other.
         """
-        firsts, seconds = self.vectors(given, side).chunk(2)
+        firsts, seconds = self.vectors(backbone_pass, side).chunk(2)
         texts = targets.view(2, -1)
         shared = (texts[:, :, None, None] == texts[None, None]).any(0).any(1)
         own = torch.arange(len(firsts), device=firsts.device)

@@ -128,7 +128,7 @@ class StaticCache(DecoderCache):
         self.rows, self.memory_mask, self._first = rows, mask, None
 
     def open(self) -> None:
-        """Make room for the next token, in place of one that was decoded but not closed. Call it before every decode."""
+        """Make room for the next token, or again for one that was not closed. Call it before every decode."""
         self.length = self._closed - self._low
         self._make_room()
         if self._first is None:

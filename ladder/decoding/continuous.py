@@ -29,8 +29,8 @@ class Text:
     settings: Generation
     limit: int
     """Tokens that it may have."""
-    finish: Callable[[Sequence[Tokens]], Sequence[Answer | Exception]]
-    """From the tokens of texts to their answers."""
+    finish: Callable[[Sequence[Tokens | Exception]], Sequence[Answer | Exception]]
+    """Makes answers of the tokens of texts."""
     seed: int | None
     """Of sampling; None: new numbers every time."""
     handle: object

@@ -20,8 +20,8 @@ from ladder.backbone.model import Backbone
 from ladder.side.network import SideNetwork
 from ladder.stacked.heads import head_of
 from ladder.stacked.layout import StackShape, fold, layout_of, shape_of
-from ladder.stacked.network import Chunk, Side, StackedSide
-from ladder.stacked.products import Buckets
+from ladder.stacked.network import Side, StackedSide
+from ladder.stacked.products import Buckets, Chunk
 
 FEWEST_SLOTS = 16
 """Of a chunk. A new one has as many as its shape has already, so that there are few."""
@@ -131,13 +131,6 @@ class SideBank:
         with self._lock:
             self._settle()
             return sum(sum(pool.used.values()) * pool.row_bytes for pool in self._pools.values())
-
-    @property
-    def reserved_bytes(self) -> int:
-        """Of all slots. On a CPU, free ones hold no memory once trimmed."""
-        with self._lock:
-            self._settle()
-            return sum(pool.slots * pool.row_bytes for pool in self._pools.values())
 
     def trim(self) -> int:
         """On a CPU, give the system the memory of what free slots held, in bytes: a millisecond for 5 MB."""

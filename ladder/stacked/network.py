@@ -17,21 +17,10 @@ from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
 from ladder.backbone.model import Taps
 from ladder.config import SideConfig
 from ladder.side.network import SideNetwork, mean_of_real
-from ladder.stacked.grouping import Gather, adjacent, group_rows
+from ladder.stacked.grouping import Gather, Grouping, adjacent, group_rows
 from ladder.stacked.heads import Head, StackedLinear
 from ladder.stacked.layout import StackShape, layout_of
-from ladder.stacked.products import Buckets, Products
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Slots for side networks of one shape."""
-
-    number: int
-    shape: StackShape
-    rows: Tensor
-    """(slots, numbers)."""
-    buckets: Buckets
+from ladder.stacked.products import Chunk, Products
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +47,6 @@ class StackedSide:
     def bytes(self) -> int:
         """Of its weights on the device."""
         return self.chunk.rows[self.slot].nbytes + (self.head.bytes if self.head else 0)
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Chunk and slot."""
-        return self.chunk.number, self.slot
 
     def encode(self, taps: Taps) -> Tensor:
         """As `SideNetwork.encode`, but for the final norm's weight, which is folded into what reads it."""
@@ -92,28 +76,29 @@ Side = SideNetwork | StackedSide
 
 
 class StackedBatch:
-    """Rows of side networks of one shape: which row is whose. Made for a batch; holds its side networks.
+    """Rows of side networks of one shape, and which row is whose. Made for one batch; holds its side networks.
 
-    Computes in an order of its own (`ladder.stacked.grouping`); whoever gives rows in that order saves two copies.
+    Computes in the order of `grouping`; rows that are given in that order save two copies.
+
+    Args:
+        sides: of each row, in any order, at least one.
+        grouping: of these rows, where it is known already.
+
+    Raises:
+        ValueError: side networks of several shapes.
     """
 
-    def __init__(self, sides: Sequence[StackedSide]) -> None:
-        """
-        Args:
-            sides: of each row, in any order, at least one.
-
-        Raises:
-            ValueError: side networks of several shapes.
-        """
-        self.shape, self._sides = sides[0].shape, sides
+    def __init__(self, sides: Sequence[StackedSide], grouping: Grouping[Chunk] | None = None) -> None:
+        self.shape = sides[0].shape
+        self._sides = sides
         if any(side.shape is not self.shape and side.shape != self.shape for side in sides):
-            raise ValueError("side networks of different shapes cannot be computed together: make a lineup of each")
+            raise ValueError("side networks of different shapes cannot be computed together: make a batch of each")
         self._layout, self._device = layout_of(self.shape), sides[0].chunk.rows.device
         self._buckets = sides[0].chunk.buckets
-        chunks = sorted({id(side.chunk): side.chunk for side in sides}.values(), key=lambda chunk: chunk.number)
-        numbers = {id(chunk): number for number, chunk in enumerate(chunks)}  # their own are unique in one bank alone
-        self._order, self._runs = group_rows([(numbers[id(side.chunk)], side.slot) for side in sides])
-        self._products = Products(self._layout, self._runs, [chunk.rows for chunk in chunks])
+        grouping = grouping or group_rows([(side.chunk, side.slot) for side in sides])
+        self._order = grouping.order
+        self._runs = grouping.runs
+        self._products = Products(self._layout, self._runs)
         self._inside = self._outside = None
         if adjacent(self._order) is None:
             self._inside = torch.tensor(self._order, device=self._device)

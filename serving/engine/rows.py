@@ -80,8 +80,8 @@ class EngineRow:
         return len(self.ids)
 
     @property
-    def asked(self) -> Row:
-        """As the model takes it."""
+    def model_row(self) -> Row:
+        """The row as `ladder.answering` takes it."""
         return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt)
 
 

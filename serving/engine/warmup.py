@@ -103,9 +103,9 @@ def _run(
         engine.turn((), rows, _ignore)
         return
     with torch.inference_mode():
-        speaking = range(len(inputs)) if backbone.has_decoder else ()
-        recall = CachedBackbone(backbone, ActivationCache(0), Metrics(), encode)
-        recall.read([("", ids) for ids in inputs], None, list(speaking))
+        first_step = range(len(inputs)) if backbone.has_decoder else ()
+        cached_backbone = CachedBackbone(backbone, ActivationCache(0), Metrics(), encode)
+        cached_backbone.read([("", ids) for ids in inputs], None, list(first_step))
 
 
 def _ignore(events: Collection[object]) -> None:

@@ -1,17 +1,20 @@
 """Texts of many tasks made together: each as if it were alone, whoever joins, leaves or breaks beside it."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ladder import Backbone, Generate, Generation, NotFiniteError, SideNetwork, TextAnswer, load_backbone, run_backbone
-from ladder.backbone import kv_cache as static_cache
+from ladder.backbone import kv_cache
+from ladder.backbone.passes import BackbonePass
 from ladder.decoding import lanes as running_lanes
 from ladder.decoding import loop as running_rows
 from ladder.decoding.beam_search import BeamSearch, Search
@@ -115,6 +118,12 @@ class Play:
         self.house, self.running = house, RunningTexts(house.backbone)
         self.heard: dict[Text, tuple[int, ...]] = {}
         self.expected: dict[Text, tuple[int, ...]] = {}
+        self.broken: set[Text] = set()
+
+    def break_text(self, text: Text, backbone_pass: BackbonePass, index: int) -> None:
+        """A text joins that is to fail."""
+        self.running.join([text], backbone_pass, [index])
+        self.broken.add(text)
 
     def join(self, wanted: list[tuple[int, int, int, int, int, bool]]) -> None:
         inputs = [INPUTS[place] for _, _, _, place, _, _ in wanted]
@@ -136,6 +145,10 @@ class Play:
 
     def step(self) -> None:
         for text, tokens, ending in self.running.step():
+            if text in self.broken:
+                assert (tokens, type(ending)) == ((), ArithmeticError)
+                self.broken.remove(text)
+                continue
             self.heard[text] += tokens
             if ending is None:
                 assert self.heard[text] == self.expected[text][: len(self.heard[text])]
@@ -148,6 +161,7 @@ class Play:
         while not self.running.is_idle:
             self.step()
         assert not self.heard
+        assert not self.broken
         assert len(self.running) == 0
 
 
@@ -350,81 +364,46 @@ def test_a_row_that_is_not_finite_fails_alone_and_its_place_is_clean(house):
     playing.finish()
 
 
-@pytest.mark.parametrize("part", ["backbone", "side", "head"])
-def test_a_step_that_found_no_room_can_be_taken_again(house, monkeypatch, part):
-    owner, name = {"backbone": (Backbone, "decode"), "side": (StackedBatch, "decode"), "head": (Backbone, "logits")}[
-        part
-    ]
-    whole, room = getattr(owner, name), [True]
+class NoMemory(TorchDispatchMode):
+    """Has every operation of torch after the first `operations` find no memory."""
 
-    def cramped(*given, **named):
-        outcome = whole(*given, **named)
-        if not room[0]:
-            raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-            )
-        return outcome
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self._left = operations
 
-    monkeypatch.setattr(owner, name, cramped)
-    playing = Play(house)
-    playing.join([(side, how, LIMIT, side, 0, True) for side in range(3) for how in (0, 1, 4)])
-    for turn in range(4):
-        playing.step()
-        if turn == 2:
-            playing.join([(0, 1, LIMIT, 3, 1, True)])
-        room[0] = False
-        with pytest.raises(RuntimeError, match="can't allocate memory"):
-            playing.running.step()
-        room[0] = True
-        playing.leave({0})
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._left -= 1
+        if self._left < 0:
+            raise torch.OutOfMemoryError("none left")
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_finds_no_memory_at_any_operation_is_done_again_and_changes_no_text(house, monkeypatch):
+    """Steps, rows that join or leave, samples and faults: no token is lost, said twice or different."""
+    dice, playing, failed = random.Random(0), Play(house), 0
+    bad = house.bank.add(spoken.make_side(house.backbone, 1))
+    Fault(bad, 0).install(monkeypatch)
+    backbone_pass = run_backbone(house.backbone, INPUTS)
+    for turn in range(18):
+        if turn % 6 == 0:
+            playing.join([(dice.choice([0, 1, 2, 4]), how, 12, index, index, dice.random() < 0.7) for index, how in
+                          enumerate((0, 1, 4, 5))])  # fmt: skip
+            playing.break_text(text_of(bad, HOWS[1]), backbone_pass, turn % 3)
+        leaving = {dice.randrange(4)} if turn % 5 == 4 else set()
+        for action in (partial(playing.leave, leaving), playing.step):
+            try:
+                with NoMemory(dice.randrange(900)):
+                    action()
+            except torch.OutOfMemoryError:
+                failed += 1
+                if action is not playing.step:
+                    action()
+    assert 6 < failed < 30
     playing.finish()
+    assert playing.running.bytes == 0
 
 
-def test_a_fault_and_no_room_in_one_step(house, monkeypatch):
-    """The fault is known already when the step is taken back: it is told by the next one."""
-    playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
-    Fault(bad, 2).install(monkeypatch)
-    broken = text_of(bad, HOWS[1])
-    playing.join([(0, 1, LIMIT, 0, 0, True)])
-    playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
-    playing.join([(1, 1, LIMIT, 2, 0, True), (2, 1, LIMIT, 2, 0, False)])
-    told = [step for _ in range(2) for step in playing.running.step()]
-    whole = Backbone.logits
-
-    def cramped(self, state, tokens=None):
-        raise torch.OutOfMemoryError("none left")
-
-    monkeypatch.setattr(Backbone, "logits", cramped)
-    with pytest.raises(torch.OutOfMemoryError):
-        playing.running.step()
-    monkeypatch.setattr(Backbone, "logits", whole)
-    told += playing.running.step()
-    assert [type(ending) for text, _, ending in told if text is broken] == [type(None), type(None), ArithmeticError]
-    for text, tokens, _ in told:
-        if text is not broken:
-            playing.heard[text] += tokens
-    playing.finish()
-
-
-def test_a_lane_that_fails_beside_one_without_room_is_told_by_the_next_step(house, monkeypatch):
-    playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
-    broken, whole = text_of(bad, HOWS[1]), StackedBatch.decode
-    playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
-    playing.join([(4, 1, LIMIT, 0, 0, True)])  # of another shape
-    told = playing.running.step()
-
-    def decode(network, *given):
-        raise ArithmeticError("broken") if bad in network._sides else torch.OutOfMemoryError("none left")
-
-    monkeypatch.setattr(StackedBatch, "decode", decode)
-    with pytest.raises(torch.OutOfMemoryError):
-        playing.running.step()
-    monkeypatch.setattr(StackedBatch, "decode", whole)
-    tell_but(broken, playing, told + playing.running.step())
-    playing.finish()
-
-
-def test_a_row_that_fails_before_its_lane_finds_no_room_is_told_by_the_next_step(house, monkeypatch):
+def test_a_row_that_fails_before_its_lane_finds_no_memory_is_reported_by_the_next_step(house, monkeypatch):
     playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
     broken, whole, tried = text_of(bad, HOWS[1]), StackedBatch.decode, []
     playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
@@ -443,18 +422,15 @@ def test_a_row_that_fails_before_its_lane_finds_no_room_is_told_by_the_next_step
     with pytest.raises(torch.OutOfMemoryError):
         playing.running.step()
     monkeypatch.setattr(StackedBatch, "decode", whole)
-    tell_but(broken, playing, told + playing.running.step())
-    playing.finish()
-
-
-def tell_but(broken: Text, playing: Play, told: list) -> None:
+    told += playing.running.step()
     assert [type(ending) for text, _, ending in told if text is broken] == [type(None), ArithmeticError]
     for text, tokens, _ in told:
         if text is not broken:
             playing.heard[text] += tokens
+    playing.finish()
 
 
-def test_a_seeded_text_is_the_same_after_a_step_that_found_no_room(house, monkeypatch):
+def test_a_seeded_text_is_the_same_after_a_step_that_found_no_memory(house, monkeypatch):
     playing, calls = Play(house), [0]
     whole = running_rows.adjust
 
@@ -472,8 +448,8 @@ def test_a_seeded_text_is_the_same_after_a_step_that_found_no_room(house, monkey
     playing.finish()
 
 
-def test_who_found_no_room_to_leave_leaves_once_there_is_some(house, monkeypatch):
-    playing, whole = Play(house), static_cache._extent
+def test_rows_that_found_no_memory_to_leave_leave_later(house, monkeypatch):
+    playing, whole = Play(house), kv_cache._extent
     playing.join([(side, 1, LIMIT, side, 0, True) for side in (0, 1, 4)])
     gone = [text_of(house.stacked[side], HOWS[1]) for side in (1, 4)]
     playing.running.join(gone, run_backbone(house.backbone, INPUTS), [0, 1])
@@ -489,13 +465,49 @@ def test_who_found_no_room_to_leave_leaves_once_there_is_some(house, monkeypatch
                 raise torch.OutOfMemoryError("none left")
             return whole(mask)
 
-        monkeypatch.setattr(static_cache, "_extent", cramped)
+        monkeypatch.setattr(kv_cache, "_extent", cramped)
         with pytest.raises(torch.OutOfMemoryError):
             playing.running.leave(gone)
-    monkeypatch.setattr(static_cache, "_extent", whole)
+    monkeypatch.setattr(kv_cache, "_extent", whole)
     playing.running.leave(gone)
     assert len(playing.running) == 3
     playing.finish()
+
+
+def test_a_row_that_ended_and_found_no_memory_to_go_ends_once(house, monkeypatch):
+    playing, whole = Play(house), kv_cache._extent
+    playing.join([(0, 1, 2, 0, 0, True), (1, 1, LIMIT, 1, 0, True), (4, 1, LIMIT, 2, 0, True)])
+    playing.step()
+
+    def cramped(mask):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(kv_cache, "_extent", cramped)
+    with pytest.raises(torch.OutOfMemoryError):
+        playing.step()
+    monkeypatch.setattr(kv_cache, "_extent", whole)
+    playing.finish()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_row_that_found_no_memory_to_join_joins_later_or_leaves(house, monkeypatch, leaves):
+    """Its side network had room for it already, the backbone did not."""
+    playing, whole = Play(house), Backbone.cross_kv
+    playing.join([(0, 1, LIMIT, 0, 0, True)])
+    playing.step()
+
+    def cramped(self, memory):
+        raise torch.OutOfMemoryError("none left")
+
+    playing.join([(1, 1, LIMIT, 1, 0, True)])
+    monkeypatch.setattr(Backbone, "cross_kv", cramped)
+    with pytest.raises(torch.OutOfMemoryError):
+        playing.step()
+    monkeypatch.setattr(Backbone, "cross_kv", whole)
+    if leaves:
+        playing.leave({1})
+    playing.finish()
+    assert playing.running.bytes == 0
 
 
 def test_to_leave_a_beam_search_needs_no_room(house, monkeypatch):

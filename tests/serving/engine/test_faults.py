@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ladder import Answer, Backbone, TextAnswer, Tokenizer
+from ladder import Answer, Backbone, Tokenizer
+from ladder.decoding import loop
 from ladder.decoding.beam_search import BeamSearch
 from ladder.decoding.settings import Generation
 from ladder.errors import is_out_of_memory
@@ -97,7 +98,9 @@ def test_a_batch_too_large_for_memory_is_split_and_tried_again(
 ) -> None:
     expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
     monkeypatch.setattr(
-        engine._recall, "_encode", raising_where(engine._recall._encode, error, lambda ids, *_: len(ids) > 4)
+        engine._cached_backbone,
+        "_encode",
+        raising_where(engine._cached_backbone._encode, error, lambda ids, *_: len(ids) > 4),
     )
     assert same(engine.predict(make_rows(residents, tokenizer)), expected)
 
@@ -108,8 +111,8 @@ def test_what_fails_again_says_so_and_its_other_half_is_answered(
     rows = make_rows(residents, tokenizer)
     expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
     longest = max(row.tokens for row in rows)
-    broken = raising_where(engine._recall._encode, ON_GPU, lambda ids, *_: ids.shape[1] >= longest)
-    monkeypatch.setattr(engine._recall, "_encode", broken)
+    broken = raising_where(engine._cached_backbone._encode, ON_GPU, lambda ids, *_: ids.shape[1] >= longest)
+    monkeypatch.setattr(engine._cached_backbone, "_encode", broken)
     found = engine.predict(rows)
     assert same(found[:4], expected[:4])
     assert all(isinstance(each, OutOfMemory) for each in found[4:])
@@ -121,8 +124,8 @@ def test_a_row_alone_is_tried_again_after_the_cache_made_room(
 ) -> None:
     engine.predict(make_rows(residents, tokenizer))
     assert len(engine.cache) > 0
-    full = raising_where(engine._recall._encode, ON_GPU, lambda *_: len(engine.cache) > 0)
-    monkeypatch.setattr(engine._recall, "_encode", full)
+    full = raising_where(engine._cached_backbone._encode, ON_GPU, lambda *_: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._cached_backbone, "_encode", full)
     found = engine.predict([EngineRow(ids_of(tokenizer, "new"), residents[0])])
     assert not isinstance(found[0], Exception)
 
@@ -151,28 +154,33 @@ def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
     assert len(failed) == 2
 
 
-def test_a_decoder_step_is_tried_again_after_the_cache_made_room(
+def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go_on(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = make_rows(residents[2:3], tokenizer, 4)
-    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 4))
-    step = raising_where(engine._texts.step, ON_GPU, lambda: len(engine.cache) > 0)
-    monkeypatch.setattr(engine._texts, "step", step)
-    assert engine.predict(rows) == expected
+    """The step had decoded, and some rows had drawn, before it found no memory."""
+    hows = [Generation(min_new_tokens=4), Generation(do_sample=True, seed=7, min_new_tokens=4)]
+    answerers = [replace(residents[2].answerer, generation=how) for how in hows]
+    rows = [EngineRow(ids_of(tokenizer, "x" * place), residents[2], answerers[place % 2]) for place in range(6)]
+    expected = Engine(engine.backbone).predict([replace(row) for row in rows])
+    heard: dict[EngineRow, Event] = {}
+    drawn: list[object] = []
 
+    def in_the_second_step(*args: object) -> bool:
+        drawn.append(args)
+        return len(drawn) == 5
 
-def test_where_a_step_finds_no_memory_the_youngest_texts_end_and_the_others_go_on(
-    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = make_rows(residents[2:3], tokenizer, 6)
-    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 6))
-    step = raising_where(engine._texts.step, ON_GPU, lambda: engine.running > 3)
-    monkeypatch.setattr(engine._texts, "step", step)
-    found = engine.predict(rows)
-    assert found[:3] == expected[:3]
-    assert all(isinstance(each, OutOfMemory) for each in found[3:])
-    monkeypatch.undo()
-    assert isinstance(engine.predict(make_rows(residents[2:3], tokenizer, 1))[0], TextAnswer)
+    monkeypatch.setattr(loop, "draw", raising_where(loop.draw, ON_GPU, in_the_second_step))
+    engine.turn(rows, (), heard.update)
+    assert not heard
+    assert len(engine.cache) > 0
+    engine.turn((), (), heard.update)
+    assert list(heard) == rows[3:]
+    assert all(isinstance(event, OutOfMemory) for event in heard.values())
+    assert len(engine.cache) == 0
+    assert len(drawn) == 5, "the step is not tried again in this turn"
+    while engine.running:
+        engine.turn((), (), heard.update)
+    assert [heard[row] for row in rows[:3]] == expected[:3]
 
 
 def in_beams(resident: Resident) -> Resident:

@@ -158,7 +158,7 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.backbone, "encode", broken)
-        patched.setattr(engine._recall, "_encode", broken)
+        patched.setattr(engine._cached_backbone, "_encode", broken)
         with pytest.raises(ZeroDivisionError):
             engine.turn([EngineRow(ids_of(tokenizer, "new"), residents[0])], (), heard)
     assert not engine.running
