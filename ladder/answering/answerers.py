@@ -119,7 +119,7 @@ class Generate:
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
     def answer(self, backbone_pass: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        segment = Segment(side=side, taps=backbone_pass.taps, limit=self.max_new_tokens, generation=self.generation)
+        segment = Segment(side=side, taps=backbone_pass.taps, limit=self.max_new_tokens, decoding=self.generation)
         [rows] = generate(backbone_pass.backbone, [segment])
         return self.finish(rows)
 

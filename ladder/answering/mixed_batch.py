@@ -234,7 +234,7 @@ def _generate(backbone_pass: BackbonePass, groups: Sequence[Group], deliver: Del
             side=sides[side],
             taps=backbone_pass.select([read for _, read, _ in rows]).taps,
             limit=answerer.max_new_tokens,
-            generation=answerer.generation,
+            decoding=answerer.generation,
             seeds=[seed for _, _, seed in rows],
         )
         for (side, answerer), rows in members.items()

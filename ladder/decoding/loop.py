@@ -210,20 +210,20 @@ class RunningRows:
         logits = self._backbone.logits(states)
         tokens = logits.argmax(-1)
         for index, row in enumerate(rows):
-            if row.generation.changes_scores:
+            if row.decoding.changes_scores:
                 tokens[index] = self._adjusted(logits[index : index + 1].float(), row, random.get(row))
         finite = logits.sum(-1, dtype=torch.float32).isfinite()  # a sum with one number that is not finite is not
         chosen = tokens.masked_fill(~finite, -1).tolist()
         for index, row in enumerate(rows):
             ends = chosen[index] == self._backbone.config.eos_token_id
-            if ends and row.is_too_short and not row.generation.changes_scores:
+            if ends and row.is_too_short and not row.decoding.changes_scores:
                 chosen[index] = int(self._adjusted(logits[index : index + 1].float(), row, None))
         return chosen
 
     def _adjusted(self, scores: Tensor, row: RunningRow, random: torch.Generator | None) -> Tensor:
         config = self._backbone.config
         earlier = torch.tensor([[config.decoder_start_token_id, *row.tokens]], device=scores.device)
-        scores = adjust(scores, earlier, row.generation, config.eos_token_id)
+        scores = adjust(scores, earlier, row.decoding, config.eos_token_id)
         if random is None:
             return scores[0].argmax()
         return draw(scores, [0], [random], config.eos_token_id)[0]
@@ -248,9 +248,9 @@ class RunningRows:
         self._rows = [self._rows[row] for row in order]
 
 
-def random_numbers(generation: Generation, seed: int | None, device: torch.device) -> torch.Generator | None:
+def random_numbers(decoding: Generation, seed: int | None, device: torch.device) -> torch.Generator | None:
     """A generator for one row, so that its text does not depend on its neighbours; None without sampling."""
-    if not generation.do_sample:
+    if not decoding.do_sample:
         return None
     generator = torch.Generator(device)
     if seed is None:

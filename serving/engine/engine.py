@@ -196,7 +196,7 @@ class Engine:
             self._detokenizers[row] = IncrementalDetokenizer(answerer.decode)
         self._running[row] = Text(
             side=row.resident.side,
-            settings=decoding,
+            decoding=decoding,
             limit=answerer.max_new_tokens,
             finish=answerer.finish,
             seed=decoding.seed,

@@ -25,7 +25,7 @@ from ladder.side.network import forward
 from ladder.stacked.bank import SideBank
 from ladder.stacked.network import Side, StackedBatch, StackedSide
 from tests import families, tiny
-from tests.ladder import spoken
+from tests.ladder import decoding_kit
 
 LIMIT = 20
 SHAPES = [{}, {}, {}, {"merge_last": True}, {"mix_after": True}, {"decoder_layers": (0, 2)}, {"decoder_layers": ()}]
@@ -39,7 +39,7 @@ HOWS = [
     Generation(num_beams=3),
     Generation(num_beams=2, min_new_tokens=6),
 ]
-INPUTS = (*spoken.INPUTS, (7, 7, 7, 7, 7, 7, 7, 7, 7, 4, 1), (1,))
+INPUTS = (*decoding_kit.INPUTS, (7, 7, 7, 7, 7, 7, 7, 7, 7, 4, 1), (1,))
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,19 +96,19 @@ def finish(running: RunningTexts) -> list[TextAnswer]:
 
 @cache
 def make_house(folder) -> House:
-    backbone = spoken.make_backbone(folder)
+    backbone = decoding_kit.make_backbone(folder)
     return furnish(backbone, SHAPES)
 
 
 def furnish(backbone, shapes) -> House:
-    sides = [spoken.make_side(backbone, seed, **shape) for seed, shape in enumerate(shapes)]
+    sides = [decoding_kit.make_side(backbone, seed, **shape) for seed, shape in enumerate(shapes)]
     bank = SideBank(backbone)
     return House(backbone, sides, [bank.add(side) for side in sides], bank)
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    return make_house(tmp_path_factory.mktemp("spoken") / "t5")
+    return make_house(tmp_path_factory.mktemp("decoding") / "t5")
 
 
 class Play:
@@ -297,7 +297,7 @@ def test_rows_that_come_and_go_for_long_hold_little_memory(house):
 @pytest.mark.parametrize("is_stacked", [False, True])
 @pytest.mark.parametrize("how", ["nan", "raises", "raises later"])
 def test_a_broken_side_network_fails_alone(house, monkeypatch, is_stacked, how):
-    broken = spoken.make_side(house.backbone, 1)
+    broken = decoding_kit.make_side(house.backbone, 1)
     if how == "nan":
         for parameter in broken.parameters():
             parameter.fill_(float("nan"))
@@ -381,7 +381,7 @@ class NoMemory(TorchDispatchMode):
 def test_what_finds_no_memory_at_any_operation_is_done_again_and_changes_no_text(house, monkeypatch):
     """Steps, rows that join or leave, samples and faults: no token is lost, said twice or different."""
     dice, playing, failed = random.Random(0), Play(house), 0
-    bad = house.bank.add(spoken.make_side(house.backbone, 1))
+    bad = house.bank.add(decoding_kit.make_side(house.backbone, 1))
     Fault(bad, 0).install(monkeypatch)
     backbone_pass = run_backbone(house.backbone, INPUTS)
     for turn in range(18):
@@ -404,7 +404,7 @@ def test_what_finds_no_memory_at_any_operation_is_done_again_and_changes_no_text
 
 
 def test_a_row_that_fails_before_its_lane_finds_no_memory_is_reported_by_the_next_step(house, monkeypatch):
-    playing, bad = Play(house), house.bank.add(spoken.make_side(house.backbone, 1))
+    playing, bad = Play(house), house.bank.add(decoding_kit.make_side(house.backbone, 1))
     broken, whole, tried = text_of(bad, HOWS[1]), StackedBatch.decode, []
     playing.running.join([broken], run_backbone(house.backbone, INPUTS), [1])
     playing.join([(0, 1, LIMIT, 0, 0, True)])
