@@ -37,7 +37,7 @@ class Answered:
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """What the decoder has said where the answerer's labels part."""
+        """The decoder's tokens so far at each point where the answerer's labels differ in the next one."""
         return self.answerer.prefixes if isinstance(self.answerer, Classify) else ()
 
 
@@ -66,21 +66,21 @@ class Group:
 
     @property
     def makes_texts(self) -> bool:
-        """The rows are answered by texts."""
+        """True where the rows' answers are texts."""
         return isinstance(self.rows[0].answerer, Generate)
 
     @property
     def is_stacked(self) -> bool:
-        """The side networks are stacked ones."""
+        """True where the side networks are stacked."""
         return isinstance(self.rows[0].side, StackedSide)
 
     @property
     def has_one_side(self) -> bool:
-        """All rows are of one side network."""
+        """True where all rows are of one side network."""
         return all(row.side is self.rows[0].side for row in self.rows)
 
     def select(self, positions: Sequence[int]) -> "Group":
-        """The group of some of its rows, in their own order of computation."""
+        """Make the group of some of its rows, which are ordered anew."""
         grouping = _grouping([self.rows[position] for position in positions])
         ordered = [positions[index] for index in grouping.order]
         return Group(
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def first_step_inputs(self) -> list[int]:
-        """The inputs whose first decoder step is read: it is the same for every task."""
+        """Indices of the inputs whose first decoder step some task reads; it is the same for all tasks."""
         reads = {
             group.inputs[position]
             for group in self.groups
@@ -115,7 +115,7 @@ class Plan:
         return sorted(reads)
 
     def select(self, inputs: Sequence[int]) -> list[Group]:
-        """The groups of the rows that read some of the inputs, for a backbone pass over those, in that order."""
+        """List the groups of the rows that read some of the inputs, for a backbone pass over those, in that order."""
         if list(inputs) == list(range(len(self.inputs))):
             return self.groups
         pass_rows = {index: row for row, index in enumerate(inputs)}

@@ -102,10 +102,10 @@ class StackedBatch:
         self._order = grouping.order
         self._runs = grouping.runs
         self._products = Products(self._layout, self._runs)
-        self._inside = self._outside = None
+        self._computed_index = self._row_index = None
         if adjacent(self._order) is None:
-            self._inside = torch.tensor(self._order, device=self._device)
-            self._outside = self._inside.argsort()
+            self._computed_index = torch.tensor(self._order, device=self._device)
+            self._row_index = self._computed_index.argsort()
         self._vectors = self._of_rows(self._products.vectors)[:, None]
         least = (self.shape.width * self.shape.epsilon) ** 0.5
         self._least = torch.full((), least, device=self._device)
@@ -131,13 +131,13 @@ class StackedBatch:
             if bias is None or self.shape.own_biases:
                 bias = self._relative(name, tokens, tokens) + padding
             self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._encoder_attend, name, bias))
-        return self._to_given(self._norm(state))
+        return self._to_row_order(self._norm(state))
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
         """Compute each side decoder rung's keys and values of a `memory` (B, S, d) from `encode`."""
         if not self.layers:
             return []
-        projected = self._to_given(self._products.matmul("decoder.memory", self._to_computed(memory)))
+        projected = self._to_row_order(self._products.matmul("decoder.memory", self._to_computed_order(memory)))
         pairs = projected.unflatten(2, (self.layers, 2, self.shape.heads, -1)).permute(2, 3, 0, 4, 1, 5)
         return [(keys, values) for keys, values in pairs]
 
@@ -169,14 +169,14 @@ class StackedBatch:
         for index, layer in enumerate(self.shape.decoder_layers or ()):
             name = f"decoder.{index}"
             if visible is not None and (bias is None or self.shape.own_biases):
-                bias = self._to_given(self._relative(name, queries, keys)) + visible
+                bias = self._to_row_order(self._relative(name, queries, keys)) + visible
             self_attention = partial(self._decoder_attend, name, bias, cache.own[index] if cache else None)
             cross_attention = partial(self._cross_attend, name, memory_bias, *cross_kv[index])
             self._rung(name, state, reads.of_runs(taps.blocks[layer]), self_attention, cross_attention)
         if cache:
             cache.length = keys
         upsampled = self._products.matmul("upsample", self._norm(state))
-        return self._to_given(upsampled.add_(self._vector("upsample.bias")))
+        return self._to_row_order(upsampled.add_(self._vector("upsample.bias")))
 
     def decoder_cache(self) -> DecoderCache:
         """Make an empty cache for `decode`."""
@@ -229,19 +229,19 @@ class StackedBatch:
     def _decoder_attend(self, name: str, bias: Tensor | None, cached: KeyValues | None, state: Tensor) -> None:
         """The side decoder's self-attention."""
         projected = self._products.matmul(f"{name}.qkv", self._norm(state))  # no buffer: a cache may keep it
-        query, keys, values = self._to_given(projected).chunk(3, -1)
+        query, keys, values = self._to_row_order(projected).chunk(3, -1)
         mixed = values
         if bias is not None:
             pair = self._split(keys), self._split(values)
             pair = cached.extend(*pair) if cached is not None else pair
             mixed = self._attend(self._split(query), *pair, bias)
-        self._products.add(state, f"{name}.o", self._to_computed(mixed))
+        self._products.add(state, f"{name}.o", self._to_computed_order(mixed))
 
     def _cross_attend(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
         """The side decoder's attention to the memory."""
         query = self._products.matmul_into(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
-        mixed = self._attend(self._split(self._to_given(query)), keys, values, bias)
-        self._products.add(state, f"{name}.cross.o", self._to_computed(mixed))
+        mixed = self._attend(self._split(self._to_row_order(query)), keys, values, bias)
+        self._products.add(state, f"{name}.cross.o", self._to_computed_order(mixed))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(B, T, H * head_width) of (B, H, T, head_width)."""
@@ -292,10 +292,10 @@ class StackedBatch:
         reads = self._order if inputs is None else [inputs[row] for row in self._order]
         return Gather(self._runs, reads, self._device)
 
-    def _to_given(self, computed: Tensor) -> Tensor:
-        if self._outside is None or len(computed) == 1:
+    def _to_row_order(self, computed: Tensor) -> Tensor:
+        if self._row_index is None or len(computed) == 1:
             return computed
-        return computed.index_select(0, self._outside)
+        return computed.index_select(0, self._row_index)
 
-    def _to_computed(self, given: Tensor) -> Tensor:
-        return given if self._inside is None else given.index_select(0, self._inside)
+    def _to_computed_order(self, rows: Tensor) -> Tensor:
+        return rows if self._computed_index is None else rows.index_select(0, self._computed_index)

@@ -1,8 +1,8 @@
-"""The engine: a batch of rows of many tasks in, an answer or that row's own failure out. Runs on the device thread.
+"""The engine: answers rows of many tasks, or says why a row has no answer. Runs on the device thread.
 
-It works in turns. A turn answers the new rows that need no text, lets the others join the texts that are being made,
-and takes every such text one token on. Holds the backbone. The side networks come with the rows, so a swap in the pool
-never reaches a batch in flight.
+It works in turns. A turn answers the new rows that need no text, adds the others to the running texts, and decodes one
+token of every running text. It holds the backbone. The side networks come with the rows, so a swap in the pool does not
+affect a batch in flight.
 """
 
 import logging
@@ -35,8 +35,8 @@ class Engine:
     """One backbone on one device.
 
     Args:
-        encode: runs the backbone's encoder in its stead, such as a compiled one.
-        clock: seconds, by which side networks are too slow.
+        encode: runs the encoder instead of the backbone, such as a compiled one.
+        clock: returns seconds; slow side networks are found by it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         self._bench = SlowSides(config.side_timeout_s, config.side_bench_s, clock)
         self._texts = RunningTexts(backbone)
         self._running: dict[EngineRow, Text] = {}
-        """The rows whose texts are being made, oldest first."""
+        """Rows with running texts, oldest first."""
         self._detokenizers: dict[EngineRow, IncrementalDetokenizer] = {}
 
     @property
@@ -66,7 +66,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Rows whose texts are being made."""
+        """Rows with running texts."""
         return len(self._running)
 
     @torch.inference_mode()
@@ -86,8 +86,9 @@ class Engine:
             self._answer([row for row in rows if row not in gone] if gone else rows, deliver)
             self._step(deliver)
         except BaseException:
-            self._texts = RunningTexts(self.backbone)  # whatever state it is in
-            self._running, self._detokenizers = {}, {}
+            self._texts = RunningTexts(self.backbone)  # the state of the old one is unknown
+            self._running = {}
+            self._detokenizers = {}
             raise
         return bool(self._running)
 
@@ -113,7 +114,7 @@ class Engine:
         return [outcomes[row] for row in rows]
 
     def _answer(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
-        """Answer, or begin, new rows. Where memory does not suffice, each half has one more try."""
+        """Answer, or begin, new rows. Without memory, each half of them has one more try."""
         rows = self._pass_bench(rows, deliver)
         left = self._try(rows, deliver)
         middle = (len(left) + 1) // 2
@@ -128,7 +129,7 @@ class Engine:
         return [row for row in rows if row not in benched]
 
     def _try(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
-        """Answer, or begin, these rows; returns those for which memory did not suffice."""
+        """Answer, or begin, these rows; returns those for which there was no memory."""
         left = dict.fromkeys(rows)
 
         def deliver_and_note(events: Sequence[tuple[EngineRow, Event]]) -> None:
@@ -166,9 +167,10 @@ class Engine:
         alone = {rows[index].resident.key for group in groups if group.has_one_side for index in group.indices}
         since = self._clock()
 
-        def known(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
+        def deliver_outcomes(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
             nonlocal since
-            resident, slow = rows[outcomes[0][0]].resident, None
+            resident = rows[outcomes[0][0]].resident  # all of them are of one side network
+            slow = None
             if resident.key in alone:
                 slow = self._bench.watch(resident, self._clock() - since)
             events = [(rows[index], slow or checked(resident, outcome)) for index, outcome in outcomes]
@@ -177,7 +179,7 @@ class Engine:
             since = self._clock()
 
         with self._timed("side"):
-            score(backbone_pass, groups, known)
+            score(backbone_pass, groups, deliver_outcomes)
 
     def _join(self, rows: Sequence[EngineRow], groups: Sequence[Group], backbone_pass: BackbonePass) -> None:
         texts: list[Text] = []
@@ -232,11 +234,11 @@ class Engine:
         deliver([(row, OutOfMemory(len(running))) for row in youngest])
 
     def _watch_step(self, seconds: float, deliver: Deliver) -> None:
-        """A step of one side network alone, or of one that is not stacked beside those that are, tells who is slow."""
+        """Blame a slow step on the only side network, or on the only one that is not stacked; else on none."""
         if seconds <= self._bench.limit_s:
             return
         residents = {row.resident.key: row.resident for row in self._running}
-        lone = {key: each for key, each in residents.items() if not isinstance(each.side, StackedSide)}
+        lone = {key: resident for key, resident in residents.items() if not isinstance(resident.side, StackedSide)}
         suspects = lone or residents
         if len(suspects) != 1:
             log.warning("a decoder step of %d side networks took %.1f s", len(residents), seconds)
@@ -267,7 +269,7 @@ class Engine:
         if events:
             deliver(events)
         if any(isinstance(event, OutOfMemory) for _, event in events):
-            log.warning("out of memory with %d rows of beams", sum(isinstance(e, OutOfMemory) for _, e in events))
+            log.warning("out of memory in a beam search")
             self._free_memory()
 
     def _pieces(self, row: EngineRow, tokens: Sequence[int], ending: Answer | Exception | None) -> Iterator[Piece]:

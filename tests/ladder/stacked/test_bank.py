@@ -47,11 +47,11 @@ def test_a_full_chunk_is_followed_by_another_and_nothing_moves(backbone: Backbon
     assert len(more[-1].chunk.rows) == 2 * FEWEST_SLOTS  # as many as there were
 
 
-def test_a_thousand_versions_come_and_go_without_growth(backbone: Backbone, bank: SideBank) -> None:
+def test_versions_come_and_go_without_growth(backbone: Backbone, bank: SideBank) -> None:
     [side] = make_sides(backbone, 1, head="linear", encoder_layers=(0,))
     current = bank.add(side)
     slots = set()
-    for _ in range(1000):
+    for _ in range(100):
         current = bank.add(side)
         slots.add((current.chunk.number, current.slot))
     assert bank.slots == 1

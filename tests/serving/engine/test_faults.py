@@ -162,7 +162,7 @@ def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go
     answerers = [replace(residents[2].answerer, generation=how) for how in hows]
     rows = [EngineRow(ids_of(tokenizer, "x" * place), residents[2], answerers[place % 2]) for place in range(6)]
     expected = Engine(engine.backbone).predict([replace(row) for row in rows])
-    heard: dict[EngineRow, Event] = {}
+    delivered: dict[EngineRow, Event] = {}
     drawn: list[object] = []
 
     def in_the_second_step(*args: object) -> bool:
@@ -170,42 +170,21 @@ def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go
         return len(drawn) == 5
 
     monkeypatch.setattr(loop, "draw", raising_where(loop.draw, ON_GPU, in_the_second_step))
-    engine.turn(rows, (), heard.update)
-    assert not heard
+    engine.turn(rows, (), delivered.update)
+    assert not delivered
     assert len(engine.cache) > 0
-    engine.turn((), (), heard.update)
-    assert list(heard) == rows[3:]
-    assert all(isinstance(event, OutOfMemory) for event in heard.values())
+    engine.turn((), (), delivered.update)
+    assert list(delivered) == rows[3:]
+    assert all(isinstance(event, OutOfMemory) for event in delivered.values())
     assert len(engine.cache) == 0
     assert len(drawn) == 5, "the step is not tried again in this turn"
     while engine.running:
-        engine.turn((), (), heard.update)
-    assert [heard[row] for row in rows[:3]] == expected[:3]
+        engine.turn((), (), delivered.update)
+    assert [delivered[row] for row in rows[:3]] == expected[:3]
 
 
 def in_beams(resident: Resident) -> Resident:
     return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
-
-
-def test_who_leaves_a_beam_search_while_memory_is_short_ends_nobody(
-    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    beams, plain = make_rows([in_beams(residents[2])], tokenizer, 2), make_rows(residents[2:3], tokenizer, 1)
-    expected = Engine(engine.backbone).predict([replace(plain[0])])
-    heard: dict[EngineRow, Event] = {}
-    assert engine.turn([*beams, *plain], (), heard.update)
-
-    def cramped(self: BeamSearch) -> None:
-        raise ON_GPU
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BeamSearch, "_finish", cramped)
-        engine.turn((), beams[:1], heard.update)
-    while engine.running:
-        engine.turn((), (), heard.update)
-    assert beams[0] not in heard
-    assert isinstance(heard[beams[1]], OutOfMemory)
-    assert heard[plain[0]] == expected[0]
 
 
 def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
@@ -213,14 +192,14 @@ def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
 ) -> None:
     rows = make_rows(residents[2:3], tokenizer, 2)
     expected = Engine(engine.backbone).predict([replace(row) for row in rows])
-    heard: dict[EngineRow, Event] = {}
-    assert engine.turn(rows, (), heard.update)
+    delivered: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), delivered.update)
     full = raising_where(engine._texts.leave, ON_GPU, lambda *_: len(engine.cache) > 0)
     monkeypatch.setattr(engine._texts, "leave", full)
-    engine.turn((), rows[:1], heard.update)
+    engine.turn((), rows[:1], delivered.update)
     while engine.running:
-        engine.turn((), (), heard.update)
-    assert heard == {rows[1]: expected[1]}
+        engine.turn((), (), delivered.update)
+    assert delivered == {rows[1]: expected[1]}
 
 
 def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
@@ -228,14 +207,14 @@ def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
 ) -> None:
     beams = make_rows([in_beams(residents[2])], tokenizer, 3)
     expected = Engine(engine.backbone).predict([replace(row) for row in beams])
-    heard: dict[EngineRow, Event] = {}
-    engine.turn(beams, (), heard.update)
-    engine.turn((), beams[1:2], heard.update)
+    delivered: dict[EngineRow, Event] = {}
+    engine.turn(beams, (), delivered.update)
+    engine.turn((), beams[1:2], delivered.update)
     while engine.running:
-        engine.turn((), (), heard.update)
-    assert heard == {beams[0]: expected[0], beams[2]: expected[2]}
-    engine.turn(gone := [replace(row) for row in beams], (), heard.update)
-    assert not engine.turn((), gone, heard.update)
+        engine.turn((), (), delivered.update)
+    assert delivered == {beams[0]: expected[0], beams[2]: expected[2]}
+    engine.turn(gone := [replace(row) for row in beams], (), delivered.update)
+    assert not engine.turn((), gone, delivered.update)
     assert len(engine._texts) == 0
 
 
@@ -249,13 +228,13 @@ def test_a_beam_search_without_memory_says_so_and_empties_the_cache(
         raise ON_CPU
 
     monkeypatch.setattr(BeamSearch, "_advance", cramped)
-    heard: dict[EngineRow, Event] = {}
-    assert engine.turn(rows, (), heard.update)
-    assert isinstance(heard[rows[0]], OutOfMemory)
+    delivered: dict[EngineRow, Event] = {}
+    assert engine.turn(rows, (), delivered.update)
+    assert isinstance(delivered[rows[0]], OutOfMemory)
     assert len(engine.cache) == 0
     while engine.running:
-        engine.turn((), (), heard.update)
-    assert heard[rows[1]] == expected[0]
+        engine.turn((), (), delivered.update)
+    assert delivered[rows[1]] == expected[0]
 
 
 # --- texts that cannot be read ----------------------------------------------------------------------------------------
@@ -274,15 +253,15 @@ def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
     how = replace(residents[2].answerer, decode=decode, generation=Generation(min_new_tokens=5))
     broken = EngineRow(sound.ids, residents[2], how, streams=True)
     expected = Engine(engine.backbone).predict([replace(sound)])
-    heard: dict[EngineRow, list[Event]] = {broken: [], sound: []}
-    engine.turn([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    delivered: dict[EngineRow, list[Event]] = {broken: [], sound: []}
+    engine.turn([broken, sound], (), lambda events: [delivered[row].append(event) for row, event in events])  # type: ignore
     while engine.running:
-        engine.turn((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
-    *pieces, ending = heard[broken]
+        engine.turn((), (), lambda events: [delivered[row].append(event) for row, event in events])  # type: ignore
+    *pieces, ending = delivered[broken]
     assert isinstance(ending, SideFailed)
     assert "out of range" in str(ending)
     assert len(pieces) <= tokens
-    assert heard[sound] == expected
+    assert delivered[sound] == expected
     assert len(engine._texts) == 0
 
 
@@ -301,7 +280,7 @@ def slowed(resident: Resident, clock: Clock, seconds: float) -> Resident:
     return resident
 
 
-class DecoderTaps:
+class Delivered:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.events: list[tuple[EngineRow, Event, float]] = []
@@ -318,9 +297,9 @@ def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
     rows = [EngineRow(ids_of(tokenizer, "dull"), sound), *make_rows(scoring, tokenizer, 6)]
     expected = engine.predict([replace(row) for row in rows])
     slow = slowed(sound, clock, 6.0)
-    heard = DecoderTaps(clock)
-    engine.turn([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), heard)
-    *others, (row, fault, told_at) = heard.events
+    delivered = Delivered(clock)
+    engine.turn([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), delivered)
+    *others, (row, fault, told_at) = delivered.events
     assert row.resident is slow
     assert isinstance(fault, SideFailed)
     assert "6.0 s" in str(fault)
