@@ -1,8 +1,9 @@
 """The model: a frozen backbone with taps, side networks that read them, decoding, checkpoints."""
 
 from ladder.answering.answerers import Answerer, Classify, Embed, Generate, Regress, build_answerer
+from ladder.answering.batch_plan import Row
 from ladder.answering.label_trie import LabelTrie
-from ladder.answering.mixed_batch import Row, answer
+from ladder.answering.mixed_batch import answer
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.loading import load_backbone
 from ladder.backbone.model import Backbone, Taps

@@ -17,7 +17,7 @@ from benchmarks.models import Loaded
 from benchmarks.soak.load import Said
 from benchmarks.soak.versions import make_spec
 from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
-from ladder.answering import score
+from ladder.answering import plan, score
 from ladder.backbone import run_backbone
 from side_registry import KINDS, Registry
 from training.evaluation import load_model
@@ -37,7 +37,7 @@ class Oracle:
         limit = make_spec(0).max_source_tokens
         self._ids = [tuple(ids) for ids in loaded.tokenizer.encode_batch(list(texts), limit)]
         with torch.inference_mode():
-            self._given = run_backbone(loaded.backbone, self._ids)
+            self._pass = run_backbone(loaded.backbone, list(dict.fromkeys(self._ids)))
         self.tolerance = TOLERANCE[loaded.dtype]
         self.answers = cache(self._answers)
 
@@ -51,7 +51,7 @@ class Oracle:
             return [_said(each) for each in answer(self._loaded.backbone, rows)]
         found: dict[int, Answer | Exception] = {}
         with torch.inference_mode():
-            score(self._given, rows, range(len(rows)), found.update)
+            score(self._pass, plan(rows).groups, found.update)  # one module reads the inputs in the rows' order
         return [_said(found[place]) for place in range(len(rows))]
 
     def apart(self, task: str, versions: Sequence[int]) -> float:

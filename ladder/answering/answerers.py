@@ -1,4 +1,4 @@
-"""How a side network's output becomes an answer, and what loss teaches it that: one object for trainer and server.
+"""Answerers: how a side network's output becomes an answer, and the loss that trains it. Trainer and server share them.
 
 An answerer holds what the task's spec fixes (labels, range, length) and no weights.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ladder.answering.label_trie import LabelTrie
-from ladder.answering.reading import OwnReading, Reading
+from ladder.answering.reading import Reading, SingleReading
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
@@ -34,9 +34,9 @@ class Classify:
     labels: tuple[str, ...]
     trie: LabelTrie | None = None
 
-    def log_probabilities(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def log_probabilities(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, K) in float32."""
-        return self._log_probabilities(OwnReading(given, side))
+        return self._log_probabilities(SingleReading(backbone_pass, side))
 
     def _log_probabilities(self, reading: Reading) -> Tensor:
         if self.trie is None:
@@ -48,16 +48,17 @@ class Classify:
 
         return self.trie.log_probabilities(logits_after)
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy; `targets` (B,) are label indices."""
-        return F.nll_loss(self.log_probabilities(given, side), targets)
+        return F.nll_loss(self.log_probabilities(backbone_pass, side), targets)
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite."""
         return [self._row(row) for row in self._log_probabilities(reading).exp().tolist()]
 
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
-        """What the decoder has said at the places where labels part."""
+        """The decoder's tokens so far at each point where labels differ in the next one."""
         return () if self.trie is None else tuple(branch.prefix for branch in self.trie.branches)
 
     def _row(self, scores: list[float]) -> Answer | Exception:
@@ -76,18 +77,19 @@ class Regress:
     unit: float = 1.0
     """Standard deviation of the training targets: scales the loss, not the answer."""
 
-    def values(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def values(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B,) in float32, not clipped."""
-        return self._values(OwnReading(given, side))
+        return self._values(SingleReading(backbone_pass, side))
 
     def _values(self, reading: Reading) -> Tensor:
         return reading.outputs()[:, 0].float()
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean squared error in `unit`s; `targets` (B,)."""
-        return F.mse_loss(self.values(given, side) / self.unit, targets / self.unit)
+        return F.mse_loss(self.values(backbone_pass, side) / self.unit, targets / self.unit)
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite."""
         return [self._row(value) for value in self._values(reading).tolist()]
 
     def _row(self, value: float) -> Answer | Exception:
@@ -99,7 +101,7 @@ class Regress:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Text, decoded through the LM head: greedily, unless `generation` says otherwise."""
+    """Text, decoded through the LM head; `generation` has the decoding settings, greedy by default."""
 
     max_new_tokens: int
     decode: Callable[[Sequence[int]], str]
@@ -108,29 +110,36 @@ class Generate:
 
     @property
     def unseeded(self) -> "Generate":
-        """Itself but for the seed: rows of equal ones are decoded together."""
+        """The same without a seed; rows whose answerers are equal then are decoded together."""
         return self if self.generation.seed is None else replace(self, generation=replace(self.generation, seed=None))
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
-        taps = given.taps
-        logits = given.backbone.logits(side.decode(forced_taps(given, targets), side.encode(taps), taps.mask))
+        taps = backbone_pass.taps
+        logits = backbone_pass.backbone.logits(
+            side.decode(forced_taps(backbone_pass, targets), side.encode(taps), taps.mask)
+        )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
-    def answer(self, given: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
-        segment = Segment(side=side, taps=given.taps, limit=self.max_new_tokens, generation=self.generation)
-        [rows] = generate(given.backbone, [segment])
+    def answer(self, backbone_pass: BackbonePass, side: SideNetwork) -> list[Answer | Exception]:
+        """Decode the texts of all inputs of a pass; an exception in place of one that failed."""
+        segment = Segment(side=side, taps=backbone_pass.taps, limit=self.max_new_tokens, decoding=self.generation)
+        [rows] = generate(backbone_pass.backbone, [segment])
         return self.finish(rows)
 
     def finish(self, rows: Sequence[tuple[int, ...] | Exception]) -> list[Answer | Exception]:
-        """Answers from one segment's decoded tokens; a row that failed stays its exception."""
-        return [r if isinstance(r, Exception) else TextAnswer(text=self.decode(r), tokens=r) for r in rows]
+        """Make answers of one segment's decoded tokens; a row that failed keeps its exception."""
+        return [row if isinstance(row, Exception) else TextAnswer(text=self.decode(row), tokens=row) for row in rows]
 
 
-def forced_taps(given: BackbonePass, targets: Tensor) -> Taps:
-    """The backbone decoder's taps where it is told the targets (B, T), padded with IGNORED, one place later: what says
-    the token at each of their places."""
-    backbone, taps = given.backbone, given.taps
+def forced_taps(backbone_pass: BackbonePass, targets: Tensor) -> Taps:
+    """Run the backbone's decoder with teacher forcing: its taps at position t predict target t.
+
+    Args:
+        targets: (B, T), padded with IGNORED.
+    """
+    backbone = backbone_pass.backbone
+    taps = backbone_pass.taps
     assert taps.final is not None
     config = backbone.config
     start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
@@ -140,34 +149,35 @@ def forced_taps(given: BackbonePass, targets: Tensor) -> Taps:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """A vector of length 1 from a head of the side network's own: texts that mean the same point the same way."""
+    """A vector of length 1 from a linear or mlp head: texts with the same meaning have similar vectors."""
 
     temperature: float = 0.1
-    """Of the loss, not the answer. Half of it, usual for whole encoders, has a side network fit few pairs by heart."""
+    """Of the loss, not the answer. With 0.05, usual for whole encoders, a side network overfits on few pairs."""
 
-    def vectors(self, given: BackbonePass, side: SideNetwork) -> Tensor:
+    def vectors(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, E) in float32."""
-        return self._vectors(OwnReading(given, side))
+        return self._vectors(SingleReading(backbone_pass, side))
 
     def _vectors(self, reading: Reading) -> Tensor:
         return F.normalize(reading.all_outputs().float(), dim=-1)
 
-    def loss(self, given: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Symmetric InfoNCE over a batch's pairs: each text is to find its partner among the other pairs' texts.
 
         Args:
-            given: of 2B inputs, the pairs' first texts and then their second ones.
+            backbone_pass: of 2B inputs: the first text of each pair, then the second text of each.
             targets: (2B,) a number for each distinct text. Pairs that share a text are no negatives of each other.
         """
-        firsts, seconds = self.vectors(given, side).chunk(2)
+        firsts, seconds = self.vectors(backbone_pass, side).chunk(2)
         texts = targets.view(2, -1)
         shared = (texts[:, :, None, None] == texts[None, None]).any(0).any(1)
-        own = torch.arange(len(firsts), device=firsts.device)
-        shared[own, own] = False
+        pairs = torch.arange(len(firsts), device=firsts.device)
+        shared[pairs, pairs] = False
         scores = (firsts @ seconds.T / self.temperature).masked_fill(shared, -torch.inf)
-        return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+        return (F.cross_entropy(scores, pairs) + F.cross_entropy(scores.T, pairs)) / 2
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite, or is 0."""
         vectors = self._vectors(reading)
         lengths = vectors.norm(dim=-1).tolist()
         return [self._row(values, length) for values, length in zip(vectors.tolist(), lengths, strict=True)]
@@ -179,7 +189,7 @@ class Embed:
 
 
 Scoring = Classify | Regress | Embed
-"""Those that make no text."""
+"""Answerers that make no text."""
 Answerer = Scoring | Generate
 
 
@@ -205,7 +215,7 @@ def build_answerer(
     unit: float = 1.0,
     generation: Generation | None = None,
 ) -> Answerer:
-    """The answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
+    """Build the answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
 
     Raises:
         LabelError: labels that tokenize alike, an unknown kind, or a kind that this head cannot answer.

@@ -1,7 +1,7 @@
-"""Labels as words that the decoder may say: a trie of token ids, scored where labels part.
+"""Labels as texts of the decoder: a trie of token ids, scored at its branches.
 
-P(label) is the product, over the places where labels part, of the softmax among the tokens that may follow there: the
-distribution of decoding constrained to the labels. Where first tokens differ, one decoder step scores them all.
+P(label) is the product, over the branches on its path, of the softmax among the tokens that may follow there. That is
+the distribution of decoding constrained to the labels. Where all first tokens differ, one decoder step is enough.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from ladder.errors import LabelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A place where labels part."""
+    """A point where labels differ in the next token."""
 
     prefix: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -26,7 +26,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class LabelTrie:
-    """Made from each label's token ids, end token included, so that no label hides inside another."""
+    """Made from each label's token ids, with the end token, so that no label is a prefix of another."""
 
     labels: tuple[tuple[int, ...], ...]
     branches: tuple[Branch, ...] = field(init=False)
@@ -37,10 +37,10 @@ class LabelTrie:
         object.__setattr__(self, "branches", tuple(_branches(self.labels, tuple(range(len(self.labels))), 0)))
 
     def log_probabilities(self, logits_after: Callable[[tuple[int, ...], tuple[int, ...]], Tensor]) -> Tensor:
-        """(B, K) log probabilities of the labels.
+        """Compute the log probabilities of the labels, (B, K).
 
         Args:
-            logits_after: of a prefix and N tokens: the (B, N) logits of each token after that prefix.
+            logits_after: takes a prefix and N tokens, returns the logits (B, N) of each token after that prefix.
         """
         total: Tensor | None = None
         for branch in self.branches:

@@ -1,4 +1,4 @@
-"""What a side network says to some inputs, as answerers ask for it: computed for it alone, or out of a joint one."""
+"""What an answerer reads of a side network for some inputs: computed for it alone, or within a group of them."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -17,10 +17,12 @@ class Reading(Protocol):
     """One side network and B inputs."""
 
     @property
-    def backbone(self) -> Backbone: ...
+    def backbone(self) -> Backbone:
+        """The backbone, whose LM head text heads share."""
+        ...
 
     def outputs(self) -> Tensor:
-        """(B, outputs) in float32, of a head of its own."""
+        """Compute the outputs of the side network's head, (B, outputs) in float32."""
         ...
 
     def all_outputs(self) -> Tensor:
@@ -28,35 +30,44 @@ class Reading(Protocol):
         ...
 
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
-        """(B, D) ready for `Backbone.logits`: what says the token after the start token and `prefix`."""
+        """Compute the state (B, D), ready for `Backbone.logits`, that predicts the token after start and `prefix`."""
         ...
 
 
-class OwnReading:
-    """One side network alone, of all inputs of a pass."""
+class SingleReading:
+    """One side network alone, for all inputs of a pass; see `Reading`.
+
+    Args:
+        decoder_taps: the decoder's taps after a prefix; None: the pass's.
+    """
 
     def __init__(
-        self, given: BackbonePass, side: "Side", hear: Callable[[tuple[int, ...]], Taps] | None = None
+        self,
+        backbone_pass: BackbonePass,
+        side: "Side",
+        decoder_taps: Callable[[tuple[int, ...]], Taps] | None = None,
     ) -> None:
-        """
-        Args:
-            hear: the decoder's taps after a prefix; None: the pass's own.
-        """
-        self._given, self._side, self._hear = given, side, hear or given.decoder_taps
+        self._pass = backbone_pass
+        self._side = side
+        self._decoder_taps = decoder_taps or backbone_pass.decoder_taps
 
     @property
     def backbone(self) -> Backbone:
-        return self._given.backbone
+        """The pass's."""
+        return self._pass.backbone
 
     @cached_property
     def _memory(self) -> Tensor:
-        return self._side.encode(self._given.taps)
+        return self._side.encode(self._pass.taps)
 
     def outputs(self) -> Tensor:
-        return self._side.read(self._memory, self._given.taps.mask)
+        """See `Reading.outputs`."""
+        return self._side.read(self._memory, self._pass.taps.mask)
 
     def all_outputs(self) -> Tensor:
-        return self._side.read_all(self._memory, self._given.taps)
+        """See `Reading.all_outputs`."""
+        return self._side.read_all(self._memory, self._pass.taps)
 
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
-        return self._side.decode(self._hear(prefix), self._memory, self._given.taps.mask)[:, -1]
+        """See `Reading.state_after`."""
+        return self._side.decode(self._decoder_taps(prefix), self._memory, self._pass.taps.mask)[:, -1]

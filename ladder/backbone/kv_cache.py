@@ -64,7 +64,8 @@ STEP = 16
 class StaticCache(DecoderCache):
     """Keys and values of B running rows, the first B slots of its buffers.
 
-    A step is: `drop` the rows that ended, `admit` those that join, `open`, a decode of one token a row, `close`.
+    A step is: `drop` the rows that ended, `admit` those that join, `open`, a decode of one token a row, `close`. Only
+    `close` makes the token part of the texts: after a decode that failed, the next `open` writes over it.
 
     Since it was last empty, its buffers have less than twice as many slots as there were ever rows at once, 4 at least;
     less than four times as many columns as the longest text had tokens, 16 at least; and places for the longest memory,
@@ -78,7 +79,8 @@ class StaticCache(DecoderCache):
         self._forget()
 
     def _forget(self) -> None:
-        self.rows, self.length, self._closed = 0, 0, 0
+        self.rows, self.length = 0, 0
+        self._closed = 0  # the column after that of the newest token that is part of the texts
         self.valid: Tensor | None = None
         self.memory_mask = torch.ones(0, 0, dtype=torch.bool)
         """(B, S) bool."""
@@ -110,10 +112,10 @@ class StaticCache(DecoderCache):
         """Rows join behind the others.
 
         Args:
-            crossings: each block's keys and values of their memory, (joining, H, S, head_width).
+            cross_kv: each block's keys and values of their memory, (joining, H, S, head_width).
             mask: (joining, S) bool, of their memory.
         """
-        rows, new, start = self.rows + len(mask), mask[:, : _extent(mask)], self._low + self.length
+        rows, new, start = self.rows + len(mask), mask[:, : _extent(mask)], self._closed
         mask = _padded([self.memory_mask, new]) if self.rows else new
         if self._own is not None:
             self._own = _grown(self._own, rows)
@@ -126,7 +128,8 @@ class StaticCache(DecoderCache):
         self.rows, self.memory_mask, self._first = rows, mask, None
 
     def open(self) -> None:
-        """Make room for the next token. Before every decode, one that is repeated too."""
+        """Make room for the next token, or again for one that was not closed. Call it before every decode."""
+        self.length = self._closed - self._low
         self._make_room()
         if self._first is None:
             self._first = torch.tensor(self._starts, device=self.memory_mask.device)[:, None]
@@ -136,12 +139,8 @@ class StaticCache(DecoderCache):
         self._show_own()
 
     def close(self) -> None:
-        """The step is over: `rewind` goes back to here."""
+        """Make the decoded token part of the texts."""
         self._closed = self._low + self.length
-
-    def rewind(self) -> None:
-        """Forget what was decoded since `close`."""
-        self.length = self._closed - self._low
 
     def alone(self, row: int) -> DecoderCache:
         """One row's, to try it alone: what is done with it leaves this cache as it is."""

@@ -49,7 +49,7 @@ class RMSNorm(nn.Module):
         return self.weight * (hidden * scale).to(self.weight.dtype)
 
 
-def together(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
+def fused_linear(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each linear layer makes of `hidden`. Layers that round it to whole numbers first
     (`ladder.backbone.quantize`) share that work."""
     prepare: Any = getattr(layers[0], "prepare", None)
@@ -97,7 +97,7 @@ class Attention(nn.Module):
             bias: added to the scores, broadcast to (B, H, T, all tokens).
             cache: earlier tokens' keys and values, extended in place.
         """
-        projected = together(hidden, self.q, self.k, self.v)
+        projected = fused_linear(hidden, self.q, self.k, self.v)
         if isinstance(bias, Spans):
             return self.o(bias.attend(self._mix_projected, *projected))
         query, keys, values = map(self._split, projected)
@@ -126,7 +126,7 @@ class Attention(nn.Module):
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of `memory` (B, S, width), each (B, H, S, head_width)."""
-        keys, values = together(memory, self.k, self.v)
+        keys, values = fused_linear(memory, self.k, self.v)
         return self._split(keys), self._split(values)
 
     def _is_brief(self, queries: int, tokens: int) -> bool:
@@ -186,7 +186,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gated:
-            gate, inner = together(hidden, self.wi_0, self.wi_1)
+            gate, inner = fused_linear(hidden, self.wi_0, self.wi_1)
             inner = gelu_tanh(gate) * inner
         else:
             inner = self.activation(self.wi(hidden))

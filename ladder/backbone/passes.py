@@ -32,7 +32,7 @@ class BackbonePass:
             self._decoded[prefix] = self.backbone.decode(ids, self.taps.final, self.taps.mask)
         return self._decoded[prefix]
 
-    def hear(self, rows: Sequence[int], prefix: tuple[int, ...] = ()) -> "DecoderTaps":
+    def decode_prefix(self, rows: Sequence[int], prefix: tuple[int, ...] = ()) -> "DecoderTaps":
         """As `decoder_taps`, but for some rows alone: the others need no decoder."""
         if prefix in self._decoded or len(rows) == self.rows:
             return DecoderTaps(self.decoder_taps(prefix), {row: row for row in rows})

@@ -1,7 +1,7 @@
-"""Texts of any tasks that are being made on one backbone: they join and leave between two tokens.
+"""Continuous batching: texts of any tasks on one backbone, which join and leave between two tokens.
 
-Greedy and sampled texts share one batch, whatever their tasks (`ladder.decoding.loop`); those that join together with
-beams are searched together (`ladder.decoding.beam_search`).
+Greedy and sampled texts of all tasks share one batch (`ladder.decoding.loop`). Texts with beams that join in one call
+share one search (`ladder.decoding.beam_search`).
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,77 +26,74 @@ class Text:
     """One row that makes a text."""
 
     side: Side
-    settings: Generation
+    decoding: Generation
     limit: int
-    """Tokens that it may have."""
+    """Most new tokens."""
     finish: Callable[[Sequence[Tokens | Exception]], Sequence[Answer | Exception]]
-    """From the tokens of texts to their answers."""
+    """Makes answers of the tokens of texts."""
     seed: int | None
-    """Of sampling; None: new numbers every time."""
+    """Of sampling; None: other random numbers every time."""
     handle: object
-    """The caller's own."""
+    """Anything by which the caller recognises it."""
 
 
 _Key = RunningRow | tuple[Segment, int]
 Step = tuple[Text, Tokens, Answer | Exception | None]
-"""A text, its tokens that are new and final, and its ending; None while it goes on."""
+"""A text, its new tokens, and its ending; None while it goes on."""
 
 
 class RunningTexts:
     """The texts that are being made on one backbone. Used from one thread.
 
-    A text depends neither on its neighbours nor on when they join and leave. What fails is one side network's alone.
+    A text depends neither on its neighbours nor on when they join and leave. A side network that fails ends its own
+    texts alone.
 
-    What they hold on the device, next to the taps of texts that join in the next step: see `StaticCache`, of which
-    there is one for the backbone and one for the side networks of each shape; and for each beam search, keys and values
-    of its beams. Nothing once no text is left.
+    Memory on the device: a `StaticCache` for the backbone and one for the side networks of each shape, the keys and
+    values of each beam search, and the taps of texts that join in the next step. None once no text is left.
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone, self._running = backbone, RunningRows(backbone)
+        self._backbone = backbone
+        self._running = RunningRows(backbone)
         self._searches: list[BeamSearch] = []
         self._texts: dict[_Key, Text] = {}
 
     def __len__(self) -> int:
-        """Rows of the backbone that are in use: a beam is one."""
+        """Rows of the backbone that are in use; each beam is one."""
         return len(self._running) + sum(map(len, self._searches))
 
     @property
     def bytes(self) -> int:
-        """Of keys and values on the device, those of beams apart."""
+        """Bytes of keys and values on the device, without those of beams."""
         return self._running.bytes
 
     @property
     def is_idle(self) -> bool:
-        """The next step has nothing to do and nothing to tell."""
+        """True where the next step has nothing to do and nothing to return."""
         return self._running.is_idle and all(search.is_idle for search in self._searches)
 
     @torch.inference_mode()
-    def join(self, texts: Sequence[Text], given: BackbonePass, inputs: Sequence[int]) -> None:
-        """Texts begin with the next step.
+    def join(self, texts: Sequence[Text], backbone_pass: BackbonePass, inputs: Sequence[int]) -> None:
+        """Add texts, which begin with the next step.
 
         Args:
-            given: of the whole encoder.
-            inputs: of each text, the input of `given` that it reads.
+            backbone_pass: of the whole encoder.
+            inputs: for each text, the index of the input in `backbone_pass` that it reads.
         Raises:
-            torch.OutOfMemoryError, or on a CPU RuntimeError: no room for beams. None of the texts is here then.
+            torch.OutOfMemoryError, or on a CPU RuntimeError: no memory for beams. None of the texts has joined then.
         """
-        beams = [text.settings.num_beams > 1 for text in texts]
-        searched = [each for each, several in zip(zip(texts, inputs, strict=True), beams, strict=True) if several]
+        reads = list(zip(texts, inputs, strict=True))
+        searched = [(text, index) for text, index in reads if text.decoding.num_beams > 1]
         if searched:
-            self._search(searched, given)
-        rows, places = [], []
-        for text, place, several in zip(texts, inputs, beams, strict=True):
-            if not several:
-                rows.append(self._row(text))
-                places.append(place)
-        self._running.join(rows, given, places)
+            self._search(searched, backbone_pass)
+        single = [(text, index) for text, index in reads if text.decoding.num_beams == 1]
+        self._running.join([self._row(text) for text, _ in single], backbone_pass, [index for _, index in single])
 
     def leave(self, texts: Collection[Text]) -> None:
-        """Texts go, at whatever token they are: nothing is told of them any more. Those that ended are ignored.
+        """Remove texts, at any token: no step returns them any more. Texts that ended are ignored.
 
         Raises:
-            torch.OutOfMemoryError, or on a CPU RuntimeError: no room to close the gaps. Do it again then.
+            torch.OutOfMemoryError, or on a CPU RuntimeError: no memory to move the others. Call it again then.
         """
         chosen = set(texts)
         gone = [key for key, text in self._texts.items() if text in chosen]
@@ -108,18 +105,19 @@ class RunningTexts:
         self._searches = [search for search in self._searches if not search.is_idle]
 
     def step(self) -> list[Step]:
-        """One token on, of every text.
+        """Decode one token of every text.
 
         Returns:
-            Those with new tokens and those that ended. A text with beams has all of its tokens at its end.
+            Texts with new tokens and texts that ended. A text with beams has all of its tokens at its end.
 
         Raises:
-            torch.OutOfMemoryError, or on a CPU RuntimeError: the device has no room. Nothing has been told; every text
-            is still here, and fewer of them may get further. Searches that find no room end with this error instead.
+            torch.OutOfMemoryError, or on a CPU RuntimeError: the device has no memory. All texts are still there, and
+            the next step does again what this one has not finished; it may succeed with fewer texts. Beam searches
+            without memory do not raise: their texts end with this error.
         """
         steps = [
-            self._told(said.row, () if said.token is None else (said.token,), said.ending)
-            for said in self._running.step()
+            self._step(result.row, () if result.token is None else (result.token,), result.ending)
+            for result in self._running.step()
         ]
         for search in self._searches:
             steps += self._step_of(search)
@@ -127,21 +125,21 @@ class RunningTexts:
         return steps
 
     def _row(self, text: Text) -> RunningRow:
-        random = random_numbers(text.settings, text.seed, self._backbone.device)
-        row = RunningRow(side=text.side, limit=text.limit, generation=text.settings, random=random)
+        random = random_numbers(text.decoding, text.seed, self._backbone.device)
+        row = RunningRow(side=text.side, limit=text.limit, decoding=text.decoding, random=random)
         self._texts[row] = text
         return row
 
-    def _search(self, texts: Sequence[tuple[Text, int]], given: BackbonePass) -> None:
+    def _search(self, texts: Sequence[tuple[Text, int]], backbone_pass: BackbonePass) -> None:
         groups: dict[object, list[tuple[Text, int]]] = {}
-        for text, place in texts:
-            key = (id(text.side), replace(text.settings, seed=None), text.limit)
-            groups.setdefault(key, []).append((text, place))
+        for text, index in texts:
+            key = (id(text.side), replace(text.decoding, seed=None), text.limit)
+            groups.setdefault(key, []).append((text, index))
         segments = []
         for members in groups.values():
             first = members[0][0]
-            taps = given.select([place for _, place in members]).taps
-            segments.append(Segment(side=first.side, taps=taps, limit=first.limit, generation=first.settings))
+            taps = backbone_pass.select([index for _, index in members]).taps
+            segments.append(Segment(side=first.side, taps=taps, limit=first.limit, decoding=first.decoding))
         self._searches.append(BeamSearch(self._backbone, segments))
         for segment, members in zip(segments, groups.values(), strict=True):
             self._texts |= {(segment, row): text for row, (text, _) in enumerate(members)}
@@ -153,9 +151,12 @@ class RunningTexts:
             if not is_out_of_memory(error):
                 raise
             ended = search.give_up(error)
-        return [self._told((segment, row), _tokens(ending), ending) for segment, row, ending in ended]
+        return [
+            self._step((segment, row), () if isinstance(ending, Exception) else ending, ending)
+            for segment, row, ending in ended
+        ]
 
-    def _told(self, key: _Key, tokens: Tokens, ending: Tokens | Exception | None) -> Step:
+    def _step(self, key: _Key, tokens: Tokens, ending: Tokens | Exception | None) -> Step:
         if ending is None:
             return self._texts[key], tokens, None
         text = self._texts.pop(key)
@@ -164,7 +165,3 @@ class RunningTexts:
         except Exception as error:  # a tokenizer that cannot decode
             answer = error
         return text, tokens, answer
-
-
-def _tokens(ending: Tokens | Exception) -> Tokens:
-    return () if isinstance(ending, Exception) else ending

@@ -1,6 +1,6 @@
-"""Texts for rows of different side networks together: one backbone decoder step for all of them.
+"""Texts of rows of different side networks, all at once: one backbone decoder step for all of them.
 
-Cached; equal to decoding each row alone without a cache, and to Hugging Face's generate on the same logits.
+Equal to decoding each row alone without a cache, and to Hugging Face's generate on the same logits.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def generate(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
     """
     decoded: dict[Segment, Decoded] = {segment: [()] * len(segment) for segment in segments}
     for group, loop in ((False, _one_by_one), (True, _beams)):
-        chosen = [segment for segment in segments if (segment.generation.num_beams > 1) is group]
+        chosen = [segment for segment in segments if (segment.decoding.num_beams > 1) is group]
         if chosen:
             loop(backbone, chosen, decoded)
     return [decoded[segment] for segment in segments]
@@ -34,29 +34,34 @@ def generate(backbone: Backbone, segments: Sequence[Segment]) -> list[Decoded]:
 
 def _one_by_one(backbone: Backbone, segments: Sequence[Segment], decoded: dict[Segment, Decoded]) -> None:
     running = RunningRows(backbone)
-    places: dict[RunningRow, tuple[Segment, int]] = {}
+    indices: dict[RunningRow, tuple[Segment, int]] = {}
     for segment in segments:
         rows = _rows(segment)
-        places |= {row: (segment, place) for place, row in enumerate(rows)}
+        indices |= {row: (segment, index) for index, row in enumerate(rows)}
         running.join(rows, BackbonePass(backbone, segment.taps), range(len(rows)))
     while not running.is_idle:
-        for said in running.step():
-            if said.ending is not None:
-                segment, place = places[said.row]
-                decoded[segment][place] = said.ending
+        for result in running.step():
+            if result.ending is not None:
+                segment, index = indices[result.row]
+                decoded[segment][index] = result.ending
 
 
 def _rows(segment: Segment) -> list[RunningRow]:
-    how, device = segment.generation, segment.taps.mask.device
-    seeds = segment.seeds or [how.seed] * len(segment)
+    decoding = segment.decoding
+    device = segment.taps.mask.device
     return [
-        RunningRow(side=segment.side, limit=segment.limit, generation=how, random=random_numbers(how, seed, device))
-        for seed in seeds
+        RunningRow(
+            side=segment.side,
+            limit=segment.limit,
+            decoding=decoding,
+            random=random_numbers(decoding, seed, device),
+        )
+        for seed in segment.seeds or [decoding.seed] * len(segment)
     ]
 
 
 def _beams(backbone: Backbone, segments: Sequence[Segment], decoded: dict[Segment, Decoded]) -> None:
     search = BeamSearch(backbone, segments)
     while not search.is_idle:
-        for segment, place, ending in search.step():
-            decoded[segment][place] = ending
+        for segment, index, ending in search.step():
+            decoded[segment][index] = ending

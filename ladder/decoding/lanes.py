@@ -1,4 +1,4 @@
-"""Rows of one side network, or of several that are computed as one, while their texts are made."""
+"""Lanes: running rows of one side network, or of several that are computed as one, and their side decoders' caches."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -23,23 +23,23 @@ class RunningRow:
     side: Side
     limit: int
     """Most new tokens."""
-    generation: Generation = field(default_factory=Generation)
+    decoding: Generation = field(default_factory=Generation)
     random: torch.Generator | None = None
-    """Of sampling: the row's own."""
+    """Of sampling; None: no sampling."""
     tokens: list[int] = field(init=False, default_factory=list)
-    """Said so far, without start and end tokens."""
+    """Tokens so far, without start and end tokens."""
 
     @property
     def is_too_short(self) -> bool:
         """It must not end yet."""
-        return len(self.tokens) < self.generation.min_new_tokens
+        return len(self.tokens) < self.decoding.min_new_tokens
 
 
 Failures = list[tuple[RunningRow, Exception]]
 
 
 class Lane:
-    """Rows whose side decoders run as one. They stand in its cache in the order of `rows`."""
+    """Rows whose side decoders run as one. Its cache has them in the order of `rows`."""
 
     def __init__(self) -> None:
         self.rows: list[RunningRow] = []
@@ -48,20 +48,20 @@ class Lane:
 
     @property
     def bytes(self) -> int:
-        """Of keys and values."""
+        """Bytes of its keys and values."""
         return 0 if self._cache is None else self._cache.bytes
 
     def admit(self, rows: Sequence[RunningRow], taps: Taps, inputs: Sequence[int]) -> Failures:
-        """Rows join behind the others.
+        """Add rows behind the others.
 
         Args:
             taps: the backbone encoder's.
-            inputs: of each row, the row of `taps` that it reads.
+            inputs: for each row, the row of `taps` that it reads.
         Returns:
-            Those that do not, because their side encoders raised.
+            The rows whose side encoders raised; they do not join.
         """
         try:
-            network = together([row.side for row in rows])
+            network = joint_network([row.side for row in rows])
             cross_kv, blocks = network.cross_kv(_encode(network, taps, inputs)), network.decoder_cache().blocks
         except Exception as error:
             if is_out_of_memory(error):
@@ -78,26 +78,29 @@ class Lane:
     ) -> Failures:
         if len(rows) == 1:
             return [(rows[0], error)]
-        tried = [self.admit([row], taps, [place]) for row, place in zip(rows, inputs, strict=True)]
-        return [failure for failures in tried for failure in failures]
+        return [
+            failure for row, index in zip(rows, inputs, strict=True) for failure in self.admit([row], taps, [index])
+        ]
 
     def drop(self, gone: Collection[RunningRow]) -> list[int]:
-        """Rows leave; others may move into their places. Returns which row each one was."""
-        places = {place for place, row in enumerate(self.rows) if row in gone}
-        if self._cache is None or not places:
+        """Remove rows; others may move to their indices. Returns each remaining row's index before."""
+        indices = {index for index, row in enumerate(self.rows) if row in gone}
+        if self._cache is None or not indices:
             return list(range(len(self.rows)))
-        order = self._cache.drop(places)
-        self.rows, self._network = [self.rows[row] for row in order], None
+        order = self._cache.drop(indices)
+        self.rows = [self.rows[index] for index in order]
+        self._network = None
         return order
 
     def decode(self, taps: Taps, failures: Failures) -> list[Tensor]:
-        """One token on.
+        """Decode one token of each row.
 
         Args:
             taps: the backbone decoder's, of its rows and their newest tokens.
-            failures: rows that fail are put here, also where the others then find no memory; they are no longer in it.
+            failures: rows that fail leave the lane and are added here, even where the call then raises for want of
+                memory.
         Returns:
-            (B, D) upsampled states of the rows that are left, in a list that is empty where none is.
+            (B, D) upsampled states of the remaining rows, in a list that is empty where none remains.
         """
         try:
             return [self._decode(taps)]
@@ -106,54 +109,51 @@ class Lane:
                 raise
             failed = self._failures(taps, error)
         failures += failed
-        left = self.drop({row for row, _ in failed})
-        return self.decode(taps.select(torch.tensor(left, device=taps.mask.device)), failures) if left else []
+        remaining = self.drop({row for row, _ in failed})
+        if not remaining:
+            return []
+        return self.decode(taps.select(torch.tensor(remaining, device=taps.mask.device)), failures)
 
     def close(self) -> None:
-        """The step is over: `rewind` goes back to here."""
+        """Make the decoded token part of the texts; without it, the next `decode` writes over it."""
         if self._cache is not None:
             self._cache.close()
-
-    def rewind(self) -> None:
-        """Forget the token that was decoded since `close`."""
-        if self._cache is not None:
-            self._cache.rewind()
 
     def _decode(self, taps: Taps) -> Tensor:
         assert self._cache is not None
         self._cache.open()
         if self._network is None:
-            self._network = together([row.side for row in self.rows])
-        return self._network.decode(taps, _nothing(taps), self._cache.memory_mask, self._cache)[:, -1]
+            self._network = joint_network([row.side for row in self.rows])
+        return self._network.decode(taps, _no_memory(taps), self._cache.memory_mask, self._cache)[:, -1]
 
     def _failures(self, taps: Taps, error: Exception) -> Failures:
-        """The rows that fail alone too; all of them where none does."""
+        """The rows that fail alone too; all rows where none does."""
         assert self._cache is not None
-        self._cache.rewind()
+        self._cache.open()  # what failed may have counted its token already
         failures = []
-        for place, row in enumerate(self.rows):
+        for index, row in enumerate(self.rows):
             try:
-                self._decode_alone(place, rows_of(taps, slice(place, place + 1)))
-            except Exception as own:
-                if is_out_of_memory(own):
+                self._decode_alone(index, rows_of(taps, slice(index, index + 1)))
+            except Exception as fault:
+                if is_out_of_memory(fault):
                     raise
-                failures.append((row, own))
+                failures.append((row, fault))
         return failures or [(row, error) for row in self.rows]
 
-    def _decode_alone(self, place: int, taps: Taps) -> None:
+    def _decode_alone(self, index: int, taps: Taps) -> None:
         assert self._cache is not None
-        mask = self._cache.memory_mask[place : place + 1]
-        together([self.rows[place].side]).decode(taps, _nothing(taps), mask, self._cache.alone(place))
+        mask = self._cache.memory_mask[index : index + 1]
+        joint_network([self.rows[index].side]).decode(taps, _no_memory(taps), mask, self._cache.alone(index))
 
 
-def together(sides: Sequence[Side]) -> SideNetwork | StackedBatch:
-    """What computes rows of these side networks: all of one shape, or one and the same."""
+def joint_network(sides: Sequence[Side]) -> SideNetwork | StackedBatch:
+    """Make the network that computes rows of these side networks: stacked ones of one shape, or one module."""
     stacked = [side for side in sides if isinstance(side, StackedSide)]
     return StackedBatch(stacked) if stacked else cast(SideNetwork, sides[0])
 
 
 def _encode(network: SideNetwork | StackedBatch, taps: Taps, inputs: Sequence[int]) -> Tensor:
-    """The side encoders' (B, S, d) of rows that read the rows `inputs` of `taps`."""
+    """The side encoders' states (B, S, d) of rows that read the rows `inputs` of `taps`."""
     if isinstance(network, StackedBatch):
         return network.encode(taps, inputs)
     if list(inputs) != list(range(len(taps.mask))):
@@ -162,10 +162,10 @@ def _encode(network: SideNetwork | StackedBatch, taps: Taps, inputs: Sequence[in
 
 
 def lane_key(side: Side) -> object:
-    """Equal for side networks that can be computed together."""
+    """Make a key that is equal for side networks that can be computed as one."""
     return id(side) if isinstance(side, SideNetwork) else side.shape
 
 
-def _nothing(taps: Taps) -> Tensor:
-    """In the place of a memory that nobody looks at: the caches hold what is read of it."""
+def _no_memory(taps: Taps) -> Tensor:
+    """Empty placeholder for the encoder memory; its keys and values come from the cache."""
     return taps.embeddings[:0]

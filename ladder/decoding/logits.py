@@ -1,8 +1,8 @@
-"""What a `Generation` does to scores before a token is chosen. Pure functions over (B, V) scores.
+"""Logits processors: what decoding settings change before a token is chosen. Pure functions over (B, V) scores.
 
 Meanings and order are those of Hugging Face's generate, transformers 5.23 (generation/logits_process.py): repetition
-penalty, no repeated n-gram, fewest new tokens; then, for sampling, temperature, top-k, top-p. Scores are logits, or in
-a beam search log-probabilities. A token with score -inf is never chosen while another has a finite one.
+penalty, no repeated n-gram, least number of new tokens; then, for sampling, temperature, top-k, top-p. Scores are
+logits, or in a beam search log-probabilities. A token with score -inf is never chosen while another has a finite one.
 """
 
 import torch
@@ -13,33 +13,33 @@ from ladder.decoding.settings import Generation
 NEVER = float("-inf")
 
 
-def adjust(scores: Tensor, earlier: Tensor, how: Generation, end: int) -> Tensor:
-    """Scores after all of the settings.
+def adjust(scores: Tensor, earlier: Tensor, decoding: Generation, end: int) -> Tensor:
+    """Apply all of the settings.
 
     Args:
         scores: (B, V) float32.
         earlier: (B, T) tokens so far, the start token first.
         end: the end token.
     """
-    if how.repetition_penalty != 1:
-        scores = penalise_repeated(scores, earlier, how.repetition_penalty)
-    if how.no_repeat_ngram_size:
-        scores = forbid_repeated_ngrams(scores, earlier, how.no_repeat_ngram_size)
-    if earlier.shape[1] - 1 < how.min_new_tokens:
+    if decoding.repetition_penalty != 1:
+        scores = penalise_repeated(scores, earlier, decoding.repetition_penalty)
+    if decoding.no_repeat_ngram_size:
+        scores = forbid_repeated_ngrams(scores, earlier, decoding.no_repeat_ngram_size)
+    if earlier.shape[1] - 1 < decoding.min_new_tokens:
         scores = scores.index_fill(1, torch.tensor([end], device=scores.device), NEVER)
-    if not how.do_sample:
+    if not decoding.do_sample:
         return scores
-    if how.temperature != 1:
-        scores = scores / how.temperature
-    if how.top_k:
-        scores = keep_top_k(scores, how.top_k)
-    return scores if how.top_p == 1 else keep_top_p(scores, how.top_p)
+    if decoding.temperature != 1:
+        scores = scores / decoding.temperature
+    if decoding.top_k:
+        scores = keep_top_k(scores, decoding.top_k)
+    return scores if decoding.top_p == 1 else keep_top_p(scores, decoding.top_p)
 
 
 def penalise_repeated(scores: Tensor, earlier: Tensor, penalty: float) -> Tensor:
     """Divide positive scores of tokens in `earlier` by `penalty`, multiply negative ones."""
-    said = scores.gather(1, earlier)
-    return scores.scatter(1, earlier, torch.where(said < 0, said * penalty, said / penalty))
+    repeated = scores.gather(1, earlier)
+    return scores.scatter(1, earlier, torch.where(repeated < 0, repeated * penalty, repeated / penalty))
 
 
 def forbid_repeated_ngrams(scores: Tensor, earlier: Tensor, size: int) -> Tensor:
@@ -57,13 +57,13 @@ def forbid_repeated_ngrams(scores: Tensor, earlier: Tensor, size: int) -> Tensor
 
 
 def keep_top_k(scores: Tensor, count: int) -> Tensor:
-    """Forbid what is below the `count`-th best; equals of it stay."""
+    """Forbid tokens with a score below the `count`-th best; those with an equal score stay."""
     least = scores.topk(min(count, scores.shape[1])).values[:, -1:]
     return scores.masked_fill(scores < least, NEVER)
 
 
 def keep_top_p(scores: Tensor, share: float) -> Tensor:
-    """Forbid the unlikeliest tokens that have at most 1 - `share` of the probability together; the best stays."""
+    """Forbid the unlikeliest tokens whose probabilities sum up to at most 1 - `share`; the best one stays."""
     ascending, tokens = scores.sort(-1)
     unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - share
     unlikely[:, -1] = False
@@ -71,7 +71,7 @@ def keep_top_p(scores: Tensor, share: float) -> Tensor:
 
 
 def draw(scores: Tensor, rows: list[int], generators: list[torch.Generator], end: int) -> Tensor:
-    """(B,) a token for each of `rows`, drawn with its generator; the end token for other rows.
+    """Draw a token for each of `rows` with its generator, (B,); the end token for other rows.
 
     A row without a finite score gets the end token too: torch would raise, or on a GPU end the process.
     """

@@ -1,10 +1,14 @@
-"""The loop that makes texts, greedily or by drawing: one backbone decoder step for the rows of all tasks at a time.
+"""The loop that makes texts, greedily or by sampling: one backbone decoder step for the rows of all tasks at a time.
 
 Rows join and leave between two steps; a row's text does not depend on its neighbours. Equal to decoding each row alone
 without a cache, and to Hugging Face's generate on the same logits.
+
+A step first computes and then commits. Computing may find no memory at any point; until the commit (`_close`), keys and
+values of the new token are written past the end of the caches and random numbers are drawn from copies, so the next
+step simply does it again.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +25,7 @@ from ladder.decoding.settings import Generation
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step has brought a row."""
+    """One row's result of a step."""
 
     row: RunningRow
     token: int | None
@@ -39,8 +43,9 @@ class _Group:
     inputs: list[int] = field(default_factory=list)
 
     def drop(self, gone: Collection[RunningRow]) -> None:
-        left = [(row, place) for row, place in zip(self.rows, self.inputs, strict=True) if row not in gone]
-        self.rows, self.inputs = [row for row, _ in left], [place for _, place in left]
+        left = [(row, index) for row, index in zip(self.rows, self.inputs, strict=True) if row not in gone]
+        self.rows = [row for row, _ in left]
+        self.inputs = [index for _, index in left]
 
 
 class RunningRows:
@@ -52,71 +57,77 @@ class RunningRows:
         self._rows: list[RunningRow] = []  # in the cache's order
         self._lanes: dict[object, Lane] = {}
         self._waiting: list[_Group] = []
-        self._ended: list[StepResult] = []  # known already, told by the next step
-        self._drawn: list[
-            tuple[torch.Generator, Tensor]
-        ] = []  # of this step, and where each one's numbers stood before
-        self._places: dict[Lane, Tensor | None] = {}  # of a lane's rows among all; None: it has all, in their order
+        self._results: list[StepResult] = []  # known, not yet returned by a step
+        self._indices: dict[Lane, Tensor | None] = {}  # of a lane's rows in `_rows`; None: it has all, in their order
 
     def __len__(self) -> int:
         return len(self._rows) + sum(len(group.rows) for group in self._waiting)
 
     @property
     def bytes(self) -> int:
-        """Of keys and values, the backbone's and the side networks'."""
+        """Bytes of the backbone's and the side networks' keys and values."""
         return self._cache.bytes + sum(lane.bytes for lane in self._lanes.values())
 
     @property
     def is_idle(self) -> bool:
-        """The next step has nothing to do and nothing to tell."""
-        return not (self._rows or self._waiting or self._ended)
+        """True where the next step has nothing to do and nothing to return."""
+        return not (self._rows or self._waiting or self._results)
 
-    def join(self, rows: Sequence[RunningRow], given: BackbonePass, inputs: Sequence[int]) -> None:
-        """Rows begin with the next step; row i reads input `inputs[i]` of `given`, which ran the whole encoder."""
+    def join(self, rows: Sequence[RunningRow], backbone_pass: BackbonePass, inputs: Sequence[int]) -> None:
+        """Add rows, which begin with the next step.
+
+        Args:
+            backbone_pass: of the whole encoder.
+            inputs: for each row, the index of the input in `backbone_pass` that it reads.
+        """
         groups: dict[object, _Group] = {}
-        for row, place in zip(rows, inputs, strict=True):
+        for row, index in zip(rows, inputs, strict=True):
             if row.limit < 1:
-                self._ended.append(StepResult(row, None, ()))
+                self._results.append(StepResult(row, None, ()))
                 continue
-            group = groups.setdefault(lane_key(row.side), _Group(given.taps))
+            group = groups.setdefault(lane_key(row.side), _Group(backbone_pass.taps))
             group.rows.append(row)
-            group.inputs.append(place)
+            group.inputs.append(index)
         self._waiting += groups.values()
 
     @torch.inference_mode()
     def leave(self, rows: Collection[RunningRow]) -> None:
-        """Rows go, at whatever token they are. Nothing is told of them any more."""
-        self._ended = [said for said in self._ended if said.row not in rows]
+        """Remove rows, at any token. No step returns them any more.
+
+        Raises:
+            torch.OutOfMemoryError, or on a CPU RuntimeError: no memory to move the others. Call it again then.
+        """
+        self._results = [result for result in self._results if result.row not in rows]
         for group in self._waiting:
             group.drop(rows)
         self._waiting = [group for group in self._waiting if group.rows]
         self._drop(rows)
+        self._settle()
 
     @torch.inference_mode()
     def step(self) -> list[StepResult]:
-        """One token on: what each row that is running has said, and those that ended.
+        """Decode one token for each running row: its token, or its ending.
 
         Raises:
-            torch.OutOfMemoryError, or on a CPU RuntimeError: the device has no room. Nothing has been said; fewer rows
-                may get further.
+            torch.OutOfMemoryError, or on a CPU RuntimeError: the device has no memory. No result is lost, and the next
+                step does again what this one has not finished. Fewer rows may need less.
         """
+        self._settle()
         self._admit()
         if self._rows:
-            try:
-                self._advance()
-            except BaseException:
-                self._cache.rewind()
-                for lane in self._lanes.values():
-                    lane.rewind()
-                for numbers, state in self._drawn:
-                    numbers.set_state(state)
-                self._drop({said.row for said in self._ended if said.ending is not None})
-                raise
-            finally:
-                self._drawn.clear()
-        said, self._ended = self._ended, []
-        self._drop({each.row for each in said if each.ending is not None})
-        return said
+            self._advance()
+        self._settle()
+        results, self._results = self._results, []
+        return results
+
+    def _settle(self) -> None:
+        """Drop rows that ended, and from lanes those that did not join: an earlier step may have found no memory."""
+        self._drop({result.row for result in self._results if result.ending is not None})
+        if sum(len(lane.rows) for lane in self._lanes.values()) > len(self._rows):
+            joined = set(self._rows)
+            for lane in self._lanes.values():
+                lane.drop([row for row in lane.rows if row not in joined])
+            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
 
     def _admit(self) -> None:
         while self._waiting:
@@ -124,34 +135,29 @@ class RunningRows:
             del self._waiting[0]
 
     def _admit_group(self, group: _Group) -> None:
-        """All of them or, if there is no room, none."""
+        """Have all of them join or, without memory, none: `_settle` takes them out of the lane then."""
         key = lane_key(group.rows[0].side)
         lane = self._lanes.get(key) or Lane()
-        try:
-            failures = dict(lane.admit(group.rows, group.taps, group.inputs))
-            begun = [place for place, row in enumerate(group.rows) if row not in failures]
-            if begun:
-                inputs = [group.inputs[place] for place in begun]
-                self._cache.admit(self._crossings(group.taps, inputs), group.taps.mask[inputs])
-        except BaseException:
-            lane.drop(set(group.rows))
-            raise
-        self._ended += [StepResult(row, None, error) for row, error in failures.items()]
-        self._rows += [group.rows[place] for place in begun]
-        if begun:
+        failures = dict(lane.admit(group.rows, group.taps, group.inputs))
+        joining = [(row, index) for row, index in zip(group.rows, group.inputs, strict=True) if row not in failures]
+        if joining:
+            inputs = [index for _, index in joining]
+            self._cache.admit(self._cross_kv(group.taps, inputs), group.taps.mask[inputs])
             self._lanes[key] = lane
-        self._places.clear()
+        self._results += [StepResult(row, None, error) for row, error in failures.items()]
+        self._rows += [row for row, _ in joining]
+        self._indices.clear()
 
-    def _crossings(self, taps: Taps, inputs: Sequence[int]) -> CrossKV:
-        """What the backbone's decoder reads of each row's input, computed once for each."""
+    def _cross_kv(self, taps: Taps, inputs: Sequence[int]) -> CrossKV:
+        """The backbone decoder's keys and values of each row's input, computed once for each distinct input."""
         assert taps.final is not None
         distinct = sorted(set(inputs))
         final = taps.final if distinct == list(range(len(taps.mask))) else taps.final[distinct]
         cross_kv = self._backbone.cross_kv(final)
         if distinct == list(inputs):
             return cross_kv
-        where = {place: row for row, place in enumerate(distinct)}
-        rows = torch.tensor([where[place] for place in inputs], device=taps.mask.device)
+        row_of = {index: row for row, index in enumerate(distinct)}
+        rows = torch.tensor([row_of[index] for index in inputs], device=taps.mask.device)
         return [(keys[rows], values[rows]) for keys, values in cross_kv]
 
     def _advance(self) -> None:
@@ -165,50 +171,64 @@ class RunningRows:
             try:
                 states += lane.decode(self._taps_of(lane, taps), failures)
             finally:
-                self._ended += [StepResult(row, None, error) for row, error in failures]
+                self._results += [StepResult(row, None, error) for row, error in failures]
                 if failures:
-                    self._places.clear()
+                    self._indices.clear()
             rows += lane.rows
-        tokens = self._choose(torch.cat(states), rows) if states else []
+        random = {row: row.random.clone_state() for row in rows if row.random is not None}
+        tokens = self._choose(torch.cat(states), rows, random) if states else []
+        self._close(rows, tokens, random)
+
+    def _close(
+        self, rows: Sequence[RunningRow], tokens: Sequence[int], random: Mapping[RunningRow, torch.Generator]
+    ) -> None:
+        """Make the tokens part of the texts. Takes no memory on the device, so that a step does this whole or not."""
         self._cache.close()
         for lane in self._lanes.values():
             lane.close()
-        self._ended += [self._say(row, token) for row, token in zip(rows, tokens, strict=True)]
+        for row, generator in random.items():
+            row.random = generator
+        self._results += [self._result(row, token) for row, token in zip(rows, tokens, strict=True)]
 
     def _taps_of(self, lane: Lane, taps: Taps) -> Taps:
-        if lane not in self._places:
-            where = {row: place for place, row in enumerate(self._rows)}
-            places = [where[row] for row in lane.rows]
-            all_of_them = places == list(range(len(self._rows)))
-            self._places[lane] = None if all_of_them else torch.tensor(places, device=taps.mask.device)
-        places = self._places[lane]
-        return taps if places is None else taps.select(places)
+        if lane not in self._indices:
+            index_of = {row: index for index, row in enumerate(self._rows)}
+            indices = [index_of[row] for row in lane.rows]
+            all_of_them = indices == list(range(len(self._rows)))
+            self._indices[lane] = None if all_of_them else torch.tensor(indices, device=taps.mask.device)
+        chosen = self._indices[lane]
+        return taps if chosen is None else taps.select(chosen)
 
-    def _choose(self, states: Tensor, rows: Sequence[RunningRow]) -> list[int]:
-        """The next token of each row; -1 where its logits are not finite."""
+    def _choose(
+        self, states: Tensor, rows: Sequence[RunningRow], random: Mapping[RunningRow, torch.Generator]
+    ) -> list[int]:
+        """The next token of each row; -1 where its logits are not finite.
+
+        Args:
+            random: copies of the generators of rows that are sampled; drawing changes them.
+        """
         logits = self._backbone.logits(states)
         tokens = logits.argmax(-1)
-        for place, row in enumerate(rows):
-            if row.generation.changes_scores:
-                tokens[place] = self._adjusted(logits[place : place + 1].float(), row)
-        finite = logits.sum(-1, dtype=torch.float32).isfinite()  # one number that is not makes the sum so
-        found = tokens.masked_fill(~finite, -1).tolist()
-        for place, row in enumerate(rows):
-            ends = found[place] == self._backbone.config.eos_token_id
-            if ends and row.is_too_short and not row.generation.changes_scores:
-                found[place] = int(self._adjusted(logits[place : place + 1].float(), row))
-        return found
+        for index, row in enumerate(rows):
+            if row.decoding.changes_scores:
+                tokens[index] = self._adjusted(logits[index : index + 1].float(), row, random.get(row))
+        finite = logits.sum(-1, dtype=torch.float32).isfinite()  # a sum with one number that is not finite is not
+        chosen = tokens.masked_fill(~finite, -1).tolist()
+        for index, row in enumerate(rows):
+            ends = chosen[index] == self._backbone.config.eos_token_id
+            if ends and row.is_too_short and not row.decoding.changes_scores:
+                chosen[index] = int(self._adjusted(logits[index : index + 1].float(), row, None))
+        return chosen
 
-    def _adjusted(self, scores: Tensor, row: RunningRow) -> Tensor:
+    def _adjusted(self, scores: Tensor, row: RunningRow, random: torch.Generator | None) -> Tensor:
         config = self._backbone.config
         earlier = torch.tensor([[config.decoder_start_token_id, *row.tokens]], device=scores.device)
-        scores = adjust(scores, earlier, row.generation, config.eos_token_id)
-        if row.random is None:
+        scores = adjust(scores, earlier, row.decoding, config.eos_token_id)
+        if random is None:
             return scores[0].argmax()
-        self._drawn.append((row.random, row.random.get_state()))
-        return draw(scores, [0], [row.random], config.eos_token_id)[0]
+        return draw(scores, [0], [random], config.eos_token_id)[0]
 
-    def _say(self, row: RunningRow, token: int) -> StepResult:
+    def _result(self, row: RunningRow, token: int) -> StepResult:
         if token < 0:
             return StepResult(row, None, not_finite())
         if token == self._backbone.config.eos_token_id:
@@ -217,20 +237,20 @@ class RunningRows:
         return StepResult(row, token, tuple(row.tokens) if len(row.tokens) >= row.limit else None)
 
     def _drop(self, gone: Collection[RunningRow]) -> None:
-        places = {place for place, row in enumerate(self._rows) if row in gone}
-        if not places:
+        indices = {index for index, row in enumerate(self._rows) if row in gone}
+        if not indices:
             return
-        self._places.clear()
-        for lane in self._lanes.values():  # before the rows are forgotten here: what finds no room is done again
+        self._indices.clear()
+        for lane in self._lanes.values():  # `_rows` changes last: a call that finds no memory is done again
             lane.drop(gone)
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
-        order = self._cache.drop(places)
+        order = self._cache.drop(indices)
         self._rows = [self._rows[row] for row in order]
 
 
-def random_numbers(generation: Generation, seed: int | None, device: torch.device) -> torch.Generator | None:
-    """A row's own, so that its text does not depend on its neighbours; None where nothing is drawn."""
-    if not generation.do_sample:
+def random_numbers(decoding: Generation, seed: int | None, device: torch.device) -> torch.Generator | None:
+    """A generator for one row, so that its text does not depend on its neighbours; None without sampling."""
+    if not decoding.do_sample:
         return None
     generator = torch.Generator(device)
     if seed is None:

@@ -1,4 +1,4 @@
-"""Rows of one side network while their texts are made, and how its faults are kept from its neighbours."""
+"""Segments: adjacent rows of one side network that are decoded alike, with its faults kept from its neighbours."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from ladder.stacked.network import Side
 
 Tokens = tuple[int, ...]
 Decoded = list[Tokens | Exception]
-"""Of a segment's rows, without start and end tokens; an exception in place of a row that failed."""
+"""The tokens of a segment's rows, without start and end tokens; an exception in place of a row that failed."""
 Result = TypeVar("Result")
 
 
@@ -28,9 +28,9 @@ class Segment:
     """Encoder taps of its rows, padded as the other segments' are."""
     limit: int
     """Most new tokens."""
-    generation: Generation = field(default_factory=Generation)
+    decoding: Generation = field(default_factory=Generation)
     seeds: Sequence[int | None] = ()
-    """Of sampling, a row each; empty: all have the generation's."""
+    """Seeds of sampling, one for each row; empty: all have that of `decoding`."""
     memory: Tensor = field(init=False)
     memory_mask: Tensor = field(init=False)
     cache: DecoderCache = field(init=False)
@@ -52,35 +52,40 @@ class Segment:
         return self.broken | (self.failure is not None)
 
     def begin(self) -> None:
-        self.memory, self.cache = self.side.encode(self.taps), self.side.decoder_cache()
+        """Run the side encoder."""
+        self.memory = self.side.encode(self.taps)
+        self.cache = self.side.decoder_cache()
 
-    def keep(self, rows: Tensor, asked: Tensor) -> None:
-        """Go on with some rows alone.
+    def keep(self, rows: Tensor, beams: Tensor) -> None:
+        """Keep some rows alone.
 
         Args:
-            rows: (N,) of those in `broken`.
-            asked: (M,) of those in `memory` and the cache, where each row may be several.
+            rows: (N,) indices into `broken`.
+            beams: (M,) indices into `memory` and the cache, where each row may be several beams.
         """
-        self.broken, self.memory, self.memory_mask = self.broken[rows], self.memory[asked], self.memory_mask[asked]
-        self.cache.reorder(asked)
+        self.broken = self.broken[rows]
+        self.memory = self.memory[beams]
+        self.memory_mask = self.memory_mask[beams]
+        self.cache.reorder(beams)
 
     def isolated(self, step: Callable[..., Result], *args: object) -> Result | None:
-        """Run a step; what it raises is this segment's alone. None where it failed, now or before."""
+        """Run a step, and keep what it raises as this segment's failure. None where it failed, now or before."""
         if self.failure is not None:
             return None
         try:
             return step(*args)
-        except Exception as error:  # a side network's fault must not reach its neighbours
+        except Exception as error:
             if is_out_of_memory(error):
                 raise  # the device's fault, not this side network's
             self.failure = error
             return None
 
     def ending(self, tokens: Sequence[int], *, broken: bool, end: int) -> Tokens | Exception:
-        """Of one row: its tokens (those after the start token) up to the end token or the limit, or its fault.
+        """The ending of one row: its tokens up to the end token or the limit, or why it failed.
 
         Args:
-            broken: its `broken`.
+            tokens: those after the start token.
+            broken: the row's flag in `broken`.
         """
         if self.failure is not None:
             return self.failure
@@ -90,13 +95,13 @@ class Segment:
 
 
 def joined(segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-    """The backbone encoder's final state (B, S, D) and mask (B, S) of all segments' rows."""
-    finals = [segment.taps.final for segment in segments]
-    return torch.cat([each for each in finals if each is not None]), torch.cat([s.taps.mask for s in segments])
+    """Join the backbone encoder's final states (B, S, D) and masks (B, S) of all segments' rows."""
+    finals = [segment.taps.final for segment in segments if segment.taps.final is not None]
+    return torch.cat(finals), torch.cat([segment.taps.mask for segment in segments])
 
 
 def rows_of(taps: Taps, rows: slice) -> Taps:
-    """A view of some rows."""
+    """Take some rows, as views."""
     return Taps(
         embeddings=taps.embeddings[rows],
         blocks=tuple(block[rows] for block in taps.blocks),
@@ -106,4 +111,5 @@ def rows_of(taps: Taps, rows: slice) -> Taps:
 
 
 def not_finite() -> NotFiniteError:
+    """Make the error of a row whose logits are NaN or infinite."""
     return NotFiniteError("the side network's logits are not finite numbers")

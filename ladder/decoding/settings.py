@@ -1,7 +1,7 @@
-"""How a text is chosen from a side network's scores: greedily, by sampling, or as the best of several beams.
+"""Decoding settings: how a text is chosen from a side network's logits, greedily, by sampling, or by beam search.
 
-Fields are named, and mean, what they do in Hugging Face's GenerationConfig. One default differs: `top_k` is off here,
-where theirs keeps the 50 likeliest tokens. The most new tokens are no part of it: they are the task's.
+Fields have the names and meanings of Hugging Face's GenerationConfig. One default differs: `top_k` is off here, where
+theirs keeps the 50 likeliest tokens. The limit of new tokens is not part of it; it belongs to the task.
 """
 
 import math
@@ -15,34 +15,34 @@ EarlyStopping = bool | Literal["never"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Greedy unless told otherwise. Fields of sampling matter only with `do_sample`, those of beams only with beams."""
+    """Decoding settings; greedy by default. Fields of sampling need `do_sample`, those of beams `num_beams` > 1."""
 
     num_beams: int = 1
-    """Texts that are followed at a time; the best is the answer. 1: no beam search."""
+    """Texts that a beam search follows at a time; the best is the answer. 1: no beam search."""
     do_sample: bool = False
     """Draw each token by its probability."""
     temperature: float = 1.0
-    """Sampling: scores are divided by it; below 1 the likely become likelier."""
+    """Sampling: logits are divided by it; below 1, likely tokens become likelier."""
     top_k: int = 0
-    """Sampling: only so many of the likeliest tokens; 0: all."""
+    """Sampling: only this many of the likeliest tokens; 0: all."""
     top_p: float = 1.0
-    """Sampling: only the likeliest tokens that have this probability together."""
+    """Sampling: only the likeliest tokens that have this probability in sum."""
     seed: int | None = None
-    """Sampling: of each row's own random numbers, so that neighbours do not matter; None: new ones every time."""
+    """Sampling: seed of each row's random numbers, so that neighbours do not matter; None: new ones every time."""
     repetition_penalty: float = 1.0
-    """Above 1: tokens that were said already, the start token among them, become less likely."""
+    """Above 1: tokens that are in the text already, or the start token, become less likely."""
     no_repeat_ngram_size: int = 0
-    """So many tokens in a row are never said twice; 0: they may be."""
+    """No sequence of this many tokens occurs twice; 0: it may."""
     min_new_tokens: int = 0
-    """The end token is not said before."""
+    """The text does not end before it has this many tokens."""
     length_penalty: float = 1.0
     """Beams: a text's score is divided by its length to this power; above 0 favours long texts."""
     early_stopping: EarlyStopping = False
-    """Beams: stop at as many finished texts as beams (True), when none is likely to get better (False), or only when
-    none can ("never")."""
+    """Beams: stop when as many texts are finished as there are beams (True), when a better one is unlikely (False), or
+    when a better one is impossible ("never")."""
     legacy_beams: bool = False
-    """Beams: end and score texts as transformers 4.6 did, with which the method's authors measured. There a text that
-    the limit cuts off counts the start token in its length, and a search may stop for a text that just finished."""
+    """Beams: end and score texts as transformers 4.6 did, which the method's authors used. There a text that the limit
+    cuts off counts the start token in its length, and a search may stop for a text that just finished."""
 
     def __post_init__(self) -> None:
         _whole("num_beams", self.num_beams, 1, 16)
@@ -67,17 +67,17 @@ class Generation:
 
     @property
     def changes_scores(self) -> bool:
-        """The next token is not simply the likeliest of the side network's, or of all but the end."""
+        """The next token is not always the one with the highest logit, or the highest but for the end token."""
         return self.do_sample or self.reads_earlier
 
     @property
     def is_random(self) -> bool:
-        """The same input has another answer every time."""
+        """The same input may have another answer every time."""
         return self.do_sample and self.seed is None
 
     @property
     def reads_earlier(self) -> bool:
-        """What was said decides what may be said."""
+        """The logits are changed depending on the tokens so far."""
         return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
 

@@ -134,7 +134,7 @@ def trace(
     if beams is not None:
         ways[f"gen.beam{beams}"] = Generation(num_beams=beams, legacy_beams=legacy_beams)
     for name, generation in ways.items() if max_new_tokens else ():
-        segment = Segment(side=side, taps=taps, limit=max_new_tokens, generation=generation)
+        segment = Segment(side=side, taps=taps, limit=max_new_tokens, decoding=generation)
         [rows] = generate(backbone, [segment])
         seen[name] = _padded(rows, max_new_tokens, backbone.config)
     return _stored(seen)

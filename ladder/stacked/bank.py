@@ -1,7 +1,7 @@
-"""Where side networks live on the device: one row of numbers each, side by side with those of their shape.
+"""Packed weight storage: each side network is one row of a tensor that all networks of its shape share.
 
-Publishing copies a row into a free slot: nothing is restacked, whatever else is resident. A slot is free again when the
-last `StackedSide` that holds it is gone, so a batch in flight keeps its side networks.
+Publishing copies one row into a free slot; no other resident moves. A slot is free again when the last `StackedSide`
+that holds it is gone, so a batch in flight keeps its side networks.
 """
 
 import ctypes
@@ -20,18 +20,21 @@ from ladder.backbone.model import Backbone
 from ladder.side.network import SideNetwork
 from ladder.stacked.heads import head_of
 from ladder.stacked.layout import StackShape, fold, layout_of, shape_of
-from ladder.stacked.network import Chunk, Side, StackedSide
-from ladder.stacked.products import Buckets
+from ladder.stacked.network import Side, StackedSide
+from ladder.stacked.products import Buckets, Chunk
 
 FEWEST_SLOTS = 16
-"""Of a chunk. A new one has as many as its shape has already, so that there are few."""
+"""Least slots of a chunk. A new chunk has as many as its shape has already, so that there are few chunks."""
 MOST_BYTES = 2**30
-"""Of a chunk, or the fewest slots. On a CPU, a slot takes no memory before it is filled; see `SideBank.trim`."""
+"""Most bytes of a chunk of more than the least slots. On a CPU, a slot takes no memory before it is filled."""
 
 
 @dataclass(slots=True, eq=False)
 class ShapePool:
-    """The chunks of one shape, and their free slots, the first ones first: side networks in a row need no gathering."""
+    """Slab allocator: the chunks of one shape, and their free slots.
+
+    The lowest free slot is taken first, because side networks in adjacent slots are computed in one product.
+    """
 
     shape: StackShape
     dtype: torch.dtype
@@ -41,18 +44,22 @@ class ShapePool:
     used: dict[int, int] = field(default_factory=dict)
     free: list[tuple[int, int]] = field(default_factory=list)
     stale: set[tuple[int, int]] = field(default_factory=set)
-    """Free ones that still take the memory of what was in them."""
+    """Free slots that still take the memory of what was in them."""
     made: int = 0
+    """Chunks so far, which number them."""
 
     @property
     def slots(self) -> int:
+        """All slots, taken or free."""
         return sum(len(chunk.rows) for chunk in self.chunks.values())
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one side network."""
         return layout_of(self.shape).size * self.dtype.itemsize
 
     def take(self) -> tuple[Chunk, int]:
+        """Take the lowest free slot."""
         if not self.free:
             self._grow()
         number, slot = heapq.heappop(self.free)
@@ -61,51 +68,56 @@ class ShapePool:
         return self.chunks[number], slot
 
     def give(self, number: int, slot: int) -> None:
+        """Free a slot of the chunk `number`, and the chunk with its last one."""
         self.used[number] -= 1
         heapq.heappush(self.free, (number, slot))
         self.stale.add((number, slot))
         if not self.used[number]:
             del self.chunks[number], self.used[number]
-            self.free = sorted(each for each in self.free if each[0] != number)
-            self.stale = {each for each in self.stale if each[0] != number}
+            self.free = sorted(free for free in self.free if free[0] != number)
+            self.stale = {stale for stale in self.stale if stale[0] != number}
 
     def trim(self) -> int:
-        given = sum(give_back(self.chunks[number].rows[slot]) for number, slot in self.stale)
+        """Give the memory of free slots back to the system; returns its bytes."""
+        trimmed = sum(give_back(self.chunks[number].rows[slot]) for number, slot in self.stale)
         self.stale.clear()
-        return given
+        return trimmed
 
     def _grow(self) -> None:
         most = max(FEWEST_SLOTS, MOST_BYTES // self.row_bytes)
         count = min(max(FEWEST_SLOTS, self.slots), most)
         rows = torch.empty(count, layout_of(self.shape).size, dtype=self.dtype, device=self.device)
-        self.chunks[self.made], self.used[self.made] = Chunk(self.made, self.shape, rows, self.buckets), 0
+        self.chunks[self.made] = Chunk(self.made, self.shape, rows, self.buckets)
+        self.used[self.made] = 0
         for slot in range(count):
             heapq.heappush(self.free, (self.made, slot))
         self.made += 1
 
 
 class SideBank:
-    """All stackable side networks of one backbone, on its device. One a server.
+    """The weights of all stackable side networks of one backbone, on its device. A server has one.
 
     Thread-safe: a loader adds while the device thread reads.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._shelves: dict[StackShape, ShapePool] = {}
+        self._pools: dict[StackShape, ShapePool] = {}
         self._buckets = Buckets()
         self._lock = threading.Lock()
-        self._gone: deque[tuple[StackShape, int, int]] = deque()  # filled by the garbage collector, who takes no lock
+        self._gone: deque[tuple[StackShape, int, int]] = deque()  # filled by finalizers, which take no lock
 
     def add(self, side: SideNetwork) -> Side:
-        """A handle that holds `side`'s weights in a slot; `side` itself where it cannot be stacked (see `shape_of`).
+        """Copy a side network's weights into a slot and return the handle that holds it.
 
-        It is folded in float32, so give it in that where it is at hand; the slot has the backbone's dtype.
+        Returns `side` itself where it cannot be stacked (see `shape_of`). Weights are folded in float32, so pass them
+        in float32 if you have them; the slot has the backbone's dtype.
         """
         shape = shape_of(side, self._backbone.config)
         if shape is None:
             return side
-        row, head = fold(side, shape), head_of(side)
+        row = fold(side, shape)
+        head = head_of(side)
         head = head.to(self._backbone.device) if head else None
         with self._lock, torch.inference_mode(False), torch.no_grad():
             chunk, slot = self._take(shape)
@@ -120,57 +132,52 @@ class SideBank:
 
     @property
     def slots(self) -> int:
-        """Taken ones."""
+        """Taken slots."""
         with self._lock:
             self._settle()
-            return sum(sum(shelf.used.values()) for shelf in self._shelves.values())
+            return sum(sum(pool.used.values()) for pool in self._pools.values())
 
     @property
     def bytes(self) -> int:
-        """Of the taken slots."""
+        """Bytes of the taken slots."""
         with self._lock:
             self._settle()
-            return sum(sum(shelf.used.values()) * shelf.row_bytes for shelf in self._shelves.values())
-
-    @property
-    def reserved_bytes(self) -> int:
-        """Of all slots. On a CPU, free ones hold no memory once trimmed."""
-        with self._lock:
-            self._settle()
-            return sum(shelf.slots * shelf.row_bytes for shelf in self._shelves.values())
+            return sum(sum(pool.used.values()) * pool.row_bytes for pool in self._pools.values())
 
     def trim(self) -> int:
-        """On a CPU, give the system the memory of what free slots held, in bytes: a millisecond for 5 MB."""
+        """On a CPU, give the memory of free slots back to the system; returns its bytes. Takes 1 ms for 5 MB."""
+        # Without it, a server of flan-t5-small grew from 844 to 876 MB in 300 loads; with it, from 833 to 836.
         with self._lock:
             self._settle()
-            return sum(shelf.trim() for shelf in self._shelves.values())
+            return sum(pool.trim() for pool in self._pools.values())
 
     def _take(self, shape: StackShape) -> tuple[Chunk, int]:
         self._settle()
-        if shape not in self._shelves:
-            self._shelves[shape] = ShapePool(shape, self._backbone.dtype, self._backbone.device, self._buckets)
-        return self._shelves[shape].take()
+        if shape not in self._pools:
+            self._pools[shape] = ShapePool(shape, self._backbone.dtype, self._backbone.device, self._buckets)
+        return self._pools[shape].take()
 
     def _settle(self) -> None:
-        """Free the slots of the handles that are gone."""
+        """Free the slots whose handles are gone."""
         while self._gone:
             shape, number, slot = self._gone.popleft()
-            shelf = self._shelves[shape]
-            shelf.give(number, slot)
-            if not shelf.chunks:
-                del self._shelves[shape]
+            pool = self._pools[shape]
+            pool.give(number, slot)
+            if not pool.chunks:
+                del self._pools[shape]
 
     def _write(self, slot: Tensor, row: Tensor) -> None:
         if slot.is_cuda:
-            torch.cuda.synchronize(slot.device)  # a batch that let go of this slot may not be through with it
+            torch.cuda.synchronize(slot.device)  # a batch that used this slot may still be running
         slot.copy_(row)
         if slot.is_cuda:
             torch.cuda.synchronize(slot.device)  # weights must land before readers see them
 
 
 def give_back(tensor: Tensor) -> int:
-    """Give the whole pages under a contiguous tensor back to the system: its values are lost, and it takes memory again
-    where it is written to. Bytes; 0 on a GPU, and where the system is not Linux.
+    """Give the whole pages of a contiguous tensor back to the system; returns their bytes.
+
+    Its values are lost, and pages take memory again once they are written. 0 on a GPU and on systems but Linux.
     """
     if tensor.device.type != "cpu" or sys.platform != "linux":
         return 0

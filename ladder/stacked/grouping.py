@@ -1,56 +1,73 @@
-"""In which order rows of different side networks are computed: those of one, and equal numbers of rows, together.
+"""The order in which rows of different side networks are computed, so that few matrix products compute them all.
 
-A run is several side networks with as many rows each, whose slots are evenly spaced in one chunk. Then their weights
-are one strided view, and a batched matrix product reads them where they lie: nothing is copied.
+Rows of one side network are adjacent. Side networks with equally many rows whose slots are evenly spaced in one chunk
+make a run: their weights are one strided view, which a batched matrix product reads without a copy.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+ChunkT = TypeVar("ChunkT", bound=Hashable)
+
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Run(Generic[ChunkT]):
     """Side networks of a chunk, `step` slots apart, with `rows` rows each."""
 
-    chunk: int
+    chunk: ChunkT
     first: int
+    """Slot of the first side network."""
     step: int
     count: int
+    """Side networks."""
     rows: int
     start: int
     """Its first row in the order of computation."""
 
     @property
     def stop(self) -> int:
+        """One past its last row in the order of computation."""
         return self.start + self.count * self.rows
 
     @property
     def slots(self) -> slice:
+        """Its side networks' slots in the chunk."""
         return slice(self.first, self.first + (self.count - 1) * self.step + 1, self.step)
 
 
-def group_rows(places: Sequence[tuple[int, int]]) -> tuple[list[int], list[Run]]:
-    """The order in which rows are computed, and their runs, of each row's (chunk, slot)."""
-    rows: dict[tuple[int, int], list[int]] = {}
-    for row, place in enumerate(places):
-        rows.setdefault(place, []).append(row)
-    alike: dict[tuple[int, int], list[int]] = {}
+@dataclass(frozen=True, slots=True)
+class Grouping(Generic[ChunkT]):
+    """How rows are computed."""
+
+    order: Sequence[int]
+    """Indices of the rows, in the order of computation."""
+    runs: Sequence[Run[ChunkT]]
+
+
+def group_rows(slots: Sequence[tuple[ChunkT, int]]) -> Grouping[ChunkT]:
+    """Group rows by each one's chunk and slot."""
+    rows: dict[tuple[ChunkT, int], list[int]] = {}
+    for row, slot in enumerate(slots):
+        rows.setdefault(slot, []).append(row)
+    alike: dict[tuple[int, ChunkT], list[int]] = {}
     for (chunk, slot), members in rows.items():
         alike.setdefault((len(members), chunk), []).append(slot)
-    order, runs = [], []
-    for (count, chunk), slots in sorted(alike.items()):
-        for first, step, length in progressions(sorted(slots)):
+    order: list[int] = []
+    runs: list[Run[ChunkT]] = []
+    for (count, chunk), members in sorted(alike.items(), key=lambda item: item[0][0]):
+        for first, step, length in progressions(sorted(members)):
             runs.append(Run(chunk, first, step, length, count, len(order)))
             order.extend(row for n in range(length) for row in rows[chunk, first + n * step])
-    return order, runs
+    return Grouping(order, runs)
 
 
 def progressions(slots: Sequence[int]) -> Iterable[tuple[int, int, int]]:
-    """Ascending numbers as evenly spaced stretches: first, step, length. Any two are one."""
+    """Split ascending numbers into evenly spaced stretches: first, step, length of each. Any two numbers are one."""
     start = 0
     while start < len(slots):
         stop = start + 1
@@ -62,19 +79,22 @@ def progressions(slots: Sequence[int]) -> Iterable[tuple[int, int, int]]:
 
 
 class Gather:
-    """Of a lineup's rows, in the order of computation."""
+    """Reads taps in the order of computation, without a copy where rows read adjacent or shared inputs.
 
-    def __init__(self, runs: Sequence[Run], inputs: Sequence[int], device: torch.device) -> None:
-        """
-        Args:
-            inputs: the row of the taps that each row reads.
-        """
-        self._runs, self._inputs, self._device = runs, inputs, device
+    Args:
+        inputs: the row of the taps that each row reads.
+    """
+
+    def __init__(self, runs: Sequence[Run[ChunkT]], inputs: Sequence[int], device: torch.device) -> None:
+        self._runs = runs
+        self._inputs = inputs
+        self._device = device
         self._shared = [_shared(inputs[run.start : run.stop], run.rows) for run in runs]
-        self._all_shared, self._first = all(self._shared), adjacent(inputs)
+        self._all_shared = all(self._shared)
+        self._first = adjacent(inputs)
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """(B, ...) of the inputs' (N, ...); a view where the rows read adjacent inputs in their order."""
+        """Take each row's input, (B, ...) of (N, ...); a view where rows read adjacent inputs in their order."""
         if self._first == 0 and len(tensor) == len(self._inputs):
             return tensor
         if self._first is not None:
@@ -82,14 +102,14 @@ class Gather:
         return tensor.index_select(0, self._index)
 
     def of_runs(self, tap: Tensor) -> list[Tensor]:
-        """A tap (N, T, D) for each run, as `parts_of` gives what is not shared."""
+        """Split a tap (N, T, D) by runs, as `parts_of`; inputs that a run's side networks share are not repeated."""
         if not self._all_shared:
             return parts_of(self._runs, self.rows(tap))
-        width, said = tap.shape[-1], []
+        parts = []
         for run, shared in zip(self._runs, self._shared, strict=True):
-            own = take(tap, shared).reshape(-1, width)
-            said.append(own if run.count == 1 else own.expand(run.count, -1, -1))
-        return said
+            part = take(tap, shared).reshape(-1, tap.shape[-1])
+            parts.append(part if run.count == 1 else part.expand(run.count, -1, -1))
+        return parts
 
     @cached_property
     def _index(self) -> Tensor:
@@ -97,28 +117,31 @@ class Gather:
 
 
 def _shared(inputs: Sequence[int], rows: int) -> Sequence[int]:
-    """The inputs of a run's side networks, where all of them read the same ones; else nothing."""
+    """The inputs of one of a run's side networks where all of them read the same ones; else nothing."""
     first = inputs[:rows]
     return first if list(first) * (len(inputs) // rows) == list(inputs) else ()
 
 
 def adjacent(rows: Sequence[int]) -> int | None:
-    """The first of rows that stand one after the other; None where they do not."""
+    """The first of rows that are consecutive numbers; None where they are not."""
     first = rows[0]
     return first if list(rows) == list(range(first, first + len(rows))) else None
 
 
 def take(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows, at least one; a view where they are adjacent."""
+    """Take some rows, at least one; a view where they are adjacent."""
     first = adjacent(rows)
     if first is not None:
         return tensor[first : first + len(rows)]
     return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
 
 
-def parts_of(runs: Sequence[Run], hidden: Tensor) -> list[Tensor]:
-    """(B, T, width) in the order of computation, for each run (side networks, rows * T, width), or (rows * T, width)
-    of one side network alone."""
+def parts_of(runs: Sequence[Run[ChunkT]], hidden: Tensor) -> list[Tensor]:
+    """Split (B, T, width) in the order of computation by runs.
+
+    Returns:
+        For each run (side networks, rows * T, width), or (rows * T, width) where it is one side network.
+    """
     width = hidden.shape[-1]
     if len(runs) == 1:
         return [hidden.reshape(-1, width) if runs[0].count == 1 else hidden.reshape(runs[0].count, -1, width)]

@@ -1,4 +1,4 @@
-"""Heads of a stacked side network's own, with the side encoder's final norm folded in. In float32: they say answers."""
+"""Linear and mlp heads of stacked side networks, with the side encoder's final norm folded in. In float32."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +13,7 @@ from ladder.stacked.layout import norm_of
 
 @dataclass(frozen=True, slots=True)
 class StackedLinear:
-    """On the mean of the side encoder's real tokens and, with `words`, on the mean of the backbone's embeddings."""
+    """A linear head on the mean of the side encoder's real tokens and, with `words`, of the backbone's embeddings."""
 
     weight: Tensor
     """(outputs, d)."""
@@ -22,29 +22,31 @@ class StackedLinear:
     """(outputs, D)."""
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """(B, outputs) of a memory (B, S, d) without its norm's weight."""
+        """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight."""
         return self.of_mean(mean_of_real(memory, mask))
 
     def of_mean(self, mean: Tensor) -> Tensor:
-        """(B, outputs) of the mean (B, d) in float32."""
+        """Compute the outputs (B, outputs) for the mean (B, d) in float32."""
         return F.linear(mean, self.weight, self.bias)
 
     def of_words(self, mean: Tensor) -> Tensor | int:
-        """What is added for the mean embeddings (B, D) in float32."""
+        """Compute what is added for the mean embeddings (B, D) in float32."""
         return 0 if self.words is None else F.linear(mean, self.words)
 
     def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
         words = None if self.words is None else self.words.to(device)
         return type(self)(self.weight.to(device), self.bias.to(device), words)
 
     @property
     def bytes(self) -> int:
-        return sum(each.nbytes for each in (self.weight, self.bias, self.words) if each is not None)
+        """Bytes of its weights."""
+        return sum(weight.nbytes for weight in (self.weight, self.bias, self.words) if weight is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class StackedMlp:
-    """On the last real token of the side encoder, upsampled."""
+    """An mlp head on the last real token of the side encoder, upsampled."""
 
     upsample: Tensor
     """(D, d)."""
@@ -52,15 +54,17 @@ class StackedMlp:
     head: MlpHead
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """(B, outputs) of a memory (B, S, d) without its norm's weight."""
+        """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight."""
         return self.head(F.linear(last_of_real(memory, mask).float(), self.upsample, self.bias))
 
     def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
         return type(self)(self.upsample.to(device), self.bias.to(device), self.head.to(device))
 
     @property
     def bytes(self) -> int:
-        return sum(each.nbytes for each in (self.upsample, self.bias, *self.head.parameters()))
+        """Bytes of its weights."""
+        return sum(weight.nbytes for weight in (self.upsample, self.bias, *self.head.parameters()))
 
 
 Head = StackedLinear | StackedMlp
@@ -68,10 +72,11 @@ Head = StackedLinear | StackedMlp
 
 @torch.no_grad()
 def head_of(side: SideNetwork) -> Head | None:
-    """A copy of `side`'s head; None where it speaks through the backbone's."""
+    """Copy `side`'s head; None for a text head, which is the backbone's."""
     if side.config.has_decoder:
         return None
-    norm, head = norm_of(side.encoder.final_norm), side.head
+    norm = norm_of(side.encoder.final_norm)
+    head = side.head
     if isinstance(head, MlpHead):
         copy = MlpHead(head.dense.in_features, head.out.out_features, 0.0)
         copy.load_state_dict(head.state_dict())
@@ -82,5 +87,5 @@ def head_of(side: SideNetwork) -> Head | None:
 
 
 def _bias(linear: nn.Linear) -> Tensor:
-    found = linear.bias
-    return linear.weight.new_zeros(linear.out_features).float() if found is None else found.detach().float().clone()
+    bias = linear.bias
+    return linear.weight.new_zeros(linear.out_features).float() if bias is None else bias.detach().float().clone()

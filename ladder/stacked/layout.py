@@ -1,9 +1,8 @@
 """How a side network becomes one row of numbers, so that many of one shape can be computed as one.
 
-What differs between side networks without changing the arithmetic is folded away: gate, temperature and missing gates
-into a `keep` for each channel and into the downsample; norms' weights into what follows them; q, k, v into one matrix,
-as the two halves of a gated feed-forward, and all rungs' keys and values of the memory. Equal to the module but for
-rounding. Knows tensors only.
+Differences that do not change the arithmetic are folded away. Gates of every kind become a `keep` for each channel and
+a scaled downsample. Norms' weights go into the matrix that follows. q, k and v become one matrix, as do both halves of
+a gated feed-forward, and all rungs' keys and values of the memory. Equal to the module but for rounding.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ ALIGNED = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackShape:
-    """What side networks must share to be computed as one. Letters as everywhere: D, d, H."""
+    """What side networks must have in common to be computed as one."""
 
     tap_width: int
     width: int
@@ -39,27 +38,30 @@ class StackShape:
     """None: no side decoder."""
     mix_after: bool
     own_biases: bool
-    """Every rung has a relative bias, instead of each stack."""
+    """Each rung has a relative bias, instead of each stack."""
     buckets: int
     max_distance: int
 
     @property
     def inner(self) -> int:
+        """Width of all attention heads."""
         return self.heads * self.head_width
 
     def layers(self, stack: str) -> tuple[int, ...]:
+        """The backbone layers of a stack's rungs; `stack`: encoder or decoder."""
         return self.encoder_layers if stack == "encoder" else self.decoder_layers or ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a parameter stands in a row of numbers."""
+    """The position of a parameter in a row of numbers."""
 
     start: int
     shape: tuple[int, ...]
 
     @property
     def stop(self) -> int:
+        """One past its last number."""
         return self.start + prod(self.shape)
 
 
@@ -69,14 +71,15 @@ class Layout:
 
     parts: dict[str, Part]
     vectors: int
-    """Numbers that the vectors take, at the row's beginning."""
+    """Numbers that the vectors take, at the beginning of the row."""
     size: int
     """Numbers in all."""
 
 
 def shape_of(side: SideNetwork, backbone: BackboneConfig) -> StackShape | None:
-    """None where `side` cannot be computed together with others: another family's blocks, merge_last."""
-    shape, config = side_shape(side.config, backbone), side.config
+    """Find a side network's shape; None where it cannot be stacked: other blocks than T5's, or merge_last."""
+    config = side.config
+    shape = side_shape(config, backbone)
     assert isinstance(config.encoder_layers, tuple)
     assert isinstance(config.decoder_layers, tuple)
     stacks = [side.encoder, *([side.decoder] if config.has_decoder else [])]
@@ -104,15 +107,14 @@ def shape_of(side: SideNetwork, backbone: BackboneConfig) -> StackShape | None:
 
 @lru_cache(maxsize=256)
 def layout_of(shape: StackShape) -> Layout:
-    """Where each of its parameters stands."""
-    named = list(_parts(shape))
-    ordered = [each for each in named if len(each[1]) == 1] + [each for each in named if len(each[1]) > 1]
-    parts, place, vectors = {}, 0, 0
-    for name, size in ordered:
-        parts[name] = Part(place, size)
-        place += -(-prod(size) // ALIGNED) * ALIGNED
-        vectors = place if len(size) == 1 else vectors
-    return Layout(parts, vectors, place)
+    """Lay out the parameters of a shape."""
+    parts = {}
+    start = vectors = 0
+    for name, size in sorted(_parts(shape), key=lambda part: len(part[1]) > 1):  # vectors first
+        parts[name] = Part(start, size)
+        start += -(-prod(size) // ALIGNED) * ALIGNED
+        vectors = start if len(size) == 1 else vectors
+    return Layout(parts, vectors, start)
 
 
 def _parts(shape: StackShape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -145,11 +147,12 @@ def _parts(shape: StackShape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 @torch.no_grad()
 def fold(side: SideNetwork, shape: StackShape) -> Tensor:
-    """`side`'s weights as `layout_of(shape)` has them, (numbers,) in float32, on its device."""
-    layout, found = layout_of(shape), dict(_folded(side))
+    """Fold `side`'s weights into a row as `layout_of(shape)` says, (numbers,) in float32, on its device."""
+    layout = layout_of(shape)
+    folded = dict(_folded(side))
     row = next(side.parameters()).new_zeros(layout.size, dtype=torch.float32)
     for name, part in layout.parts.items():
-        row[part.start : part.stop].view(part.shape).copy_(found[name])
+        row[part.start : part.stop].view(part.shape).copy_(folded[name])
     return row
 
 
@@ -158,11 +161,11 @@ def _folded(side: SideNetwork) -> Iterator[tuple[str, Tensor]]:
     if not side.config.has_decoder:
         return
     yield from _stack("decoder", side.decoder)
-    memory, said = norm_of(side.encoder.final_norm), norm_of(side.decoder.final_norm)
-    crossing = [_block(rung).cross_attention for rung in _rungs(side.decoder)]
-    projections = [_matrix(linear, memory) for each in crossing for linear in (each.k, each.v)]
-    yield "decoder.memory", torch.cat(projections, 1) if projections else memory.new_zeros(len(memory), 0)
-    yield "upsample", _matrix(side.upsample, said)
+    memory_norm = norm_of(side.encoder.final_norm)
+    attentions = [_block(rung).cross_attention for rung in _rungs(side.decoder)]
+    projections = [_matrix(linear, memory_norm) for attention in attentions for linear in (attention.k, attention.v)]
+    yield "decoder.memory", torch.cat(projections, 1) if projections else memory_norm.new_zeros(len(memory_norm), 0)
+    yield "upsample", _matrix(side.upsample, norm_of(side.decoder.final_norm))
     yield "upsample.bias", _bias(side.upsample)
 
 
@@ -177,14 +180,16 @@ def _stack(name: str, stack: SideStack) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rung(rung: Rung) -> Iterator[tuple[str, Tensor]]:
-    block, (keep, take) = _block(rung), gate_of(rung)
+    block = _block(rung)
+    keep, take = gate_of(rung)
     yield "keep", keep
     yield "down", _matrix(rung.downsample) * take
     yield "bias", _bias(rung.downsample) * take
     norm = norm_of(block.attention_norm)
-    own, feed = block.attention, block.feed_forward
-    yield "qkv", torch.cat([_matrix(linear, norm) for linear in (own.q, own.k, own.v)], 1)
-    yield "o", _matrix(own.o)
+    attention = block.attention
+    feed = block.feed_forward
+    yield "qkv", torch.cat([_matrix(linear, norm) for linear in (attention.q, attention.k, attention.v)], 1)
+    yield "o", _matrix(attention.o)
     if hasattr(block, "cross_attention"):
         yield "cross.q", _matrix(block.cross_attention.q, norm_of(block.cross_norm))
         yield "cross.o", _matrix(block.cross_attention.o)
@@ -196,7 +201,7 @@ def _rung(rung: Rung) -> Iterator[tuple[str, Tensor]]:
 
 
 def gate_of(rung: Rung) -> tuple[Tensor, Tensor]:
-    """What the side state and the downsampled tap are multiplied by, (d,) each, in float32."""
+    """The factors of the side state and of the downsampled tap, (d,) each, in float32."""
     ones = torch.ones(rung.downsample.out_features, device=rung.downsample.weight.device)
     if rung.kind == "none":
         return ones, ones
@@ -217,7 +222,7 @@ def _bias(linear: nn.Linear) -> Tensor:
 
 
 def norm_of(norm: nn.Module) -> Tensor:
-    """What a state divided by its length is to be multiplied by."""
+    """The factor, for each channel, of a state that is divided by its length."""
     assert isinstance(norm, RMSNorm)
     return norm.weight.float() * len(norm.weight) ** 0.5
 

@@ -1,7 +1,7 @@
-"""Side networks of one shape as one computation: rows of any of them, in any order, at the price of one's.
+"""Side networks of one shape as one computation: rows of any of them, in any order, at the cost of one network's.
 
-The weights lie in chunks, a row of numbers for each side network (see `ladder.stacked.layout`); rows of equal numbers
-are computed by batched matrix products on views of them. Equal to the modules but for rounding. Never trained.
+The weights are in chunks, a row of numbers for each side network (see `ladder.stacked.layout`), and batched matrix
+products read them as views. Equal to the modules but for rounding. Never trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,35 +17,25 @@ from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
 from ladder.backbone.model import Taps
 from ladder.config import SideConfig
 from ladder.side.network import SideNetwork, mean_of_real
-from ladder.stacked.grouping import Gather, adjacent, group_rows
+from ladder.stacked.grouping import Gather, Grouping, adjacent, group_rows
 from ladder.stacked.heads import Head, StackedLinear
 from ladder.stacked.layout import StackShape, layout_of
-from ladder.stacked.products import Buckets, Products
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Slots for side networks of one shape."""
-
-    number: int
-    shape: StackShape
-    rows: Tensor
-    """(slots, numbers)."""
-    buckets: Buckets
+from ladder.stacked.products import Chunk, Products
 
 
 @dataclass(frozen=True, eq=False)
 class StackedSide:
-    """A side network in a slot, which is free again when this is gone. Answers as a `SideNetwork` does."""
+    """A side network in a slot, which is free again when this object is gone. Used like a `SideNetwork`."""
 
     config: SideConfig
     chunk: Chunk
     slot: int
     head: Head | None
-    """None: it speaks through the backbone's."""
+    """None: a text head, which is the backbone's."""
 
     @property
     def shape(self) -> StackShape:
+        """What it has in common with the side networks of its chunk."""
         return self.chunk.shape
 
     @property
@@ -56,16 +46,11 @@ class StackedSide:
 
     @property
     def bytes(self) -> int:
-        """Of its weights on the device."""
+        """Bytes of its weights on the device."""
         return self.chunk.rows[self.slot].nbytes + (self.head.bytes if self.head else 0)
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """Chunk and slot."""
-        return self.chunk.number, self.slot
-
     def encode(self, taps: Taps) -> Tensor:
-        """As `SideNetwork.encode`, but for the final norm's weight, which is folded into what reads it."""
+        """As `SideNetwork.encode`, but without the final norm's weight, which is folded into what follows."""
         return StackedBatch([self] * len(taps.mask)).encode(taps)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
@@ -79,12 +64,13 @@ class StackedSide:
 
     def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
         """As `SideNetwork.read_all`, of a memory from `encode`."""
-        said = self.read(memory, taps.mask)
+        outputs = self.read(memory, taps.mask)
         if isinstance(self.head, StackedLinear) and self.head.words is not None:
-            said = said + self.head.of_words(mean_of_real(taps.embeddings, taps.mask))
-        return said
+            outputs = outputs + self.head.of_words(mean_of_real(taps.embeddings, taps.mask))
+        return outputs
 
     def decoder_cache(self) -> DecoderCache:
+        """Make an empty cache for `decode`."""
         return DecoderCache(len(self.shape.decoder_layers or ()))
 
 
@@ -92,32 +78,34 @@ Side = SideNetwork | StackedSide
 
 
 class StackedBatch:
-    """Rows of side networks of one shape: which row is whose. Made for a batch; holds its side networks.
+    """Rows of side networks of one shape, and which row is whose. Made for one batch; holds its side networks.
 
-    Computes in an order of its own (`ladder.stacked.grouping`); whoever gives rows in that order saves two copies.
+    Computes in the order of `grouping`; rows that are given in that order save two copies.
+
+    Args:
+        sides: of each row, in any order, at least one.
+        grouping: of these rows, where it is known already.
+
+    Raises:
+        ValueError: side networks of several shapes.
     """
 
-    def __init__(self, sides: Sequence[StackedSide]) -> None:
-        """
-        Args:
-            sides: of each row, in any order, at least one.
-
-        Raises:
-            ValueError: side networks of several shapes.
-        """
-        self.shape, self._sides = sides[0].shape, sides
+    def __init__(self, sides: Sequence[StackedSide], grouping: Grouping[Chunk] | None = None) -> None:
+        self.shape = sides[0].shape
+        self._sides = sides
         if any(side.shape is not self.shape and side.shape != self.shape for side in sides):
-            raise ValueError("side networks of different shapes cannot be computed together: make a lineup of each")
-        self._layout, self._device = layout_of(self.shape), sides[0].chunk.rows.device
+            raise ValueError("side networks of different shapes cannot be computed together: make a batch of each")
+        self._layout = layout_of(self.shape)
+        self._device = sides[0].chunk.rows.device
         self._buckets = sides[0].chunk.buckets
-        chunks = sorted({id(side.chunk): side.chunk for side in sides}.values(), key=lambda chunk: chunk.number)
-        numbers = {id(chunk): number for number, chunk in enumerate(chunks)}  # their own are unique in one bank alone
-        self._order, self._runs = group_rows([(numbers[id(side.chunk)], side.slot) for side in sides])
-        self._products = Products(self._layout, self._runs, [chunk.rows for chunk in chunks])
-        self._inside = self._outside = None
+        grouping = grouping or group_rows([(side.chunk, side.slot) for side in sides])
+        self._order = grouping.order
+        self._runs = grouping.runs
+        self._products = Products(self._layout, self._runs)
+        self._computed_index = self._row_index = None
         if adjacent(self._order) is None:
-            self._inside = torch.tensor(self._order, device=self._device)
-            self._outside = self._inside.argsort()
+            self._computed_index = torch.tensor(self._order, device=self._device)
+            self._row_index = self._computed_index.argsort()
         self._vectors = self._of_rows(self._products.vectors)[:, None]
         least = (self.shape.width * self.shape.epsilon) ** 0.5
         self._least = torch.full((), least, device=self._device)
@@ -128,28 +116,29 @@ class StackedBatch:
         return len(self.shape.decoder_layers or ())
 
     def encode(self, taps: Taps, inputs: Sequence[int] | None = None) -> Tensor:
-        """The side encoders: (B, S, d), for `decode` or a head. Without the final norm's weight, which is in those.
+        """Run the side encoders: (B, S, d), for `decode` or a head, which have the final norm's weight in theirs.
 
         Args:
-            inputs: the row of `taps` that each row reads; None: its own.
+            inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
         """
         reads = self._reads(inputs)
         state = self._start("encoder", taps, reads)
-        tokens, bias = state.shape[1], None
+        tokens = state.shape[1]
+        bias = None
         padding = padding_bias(reads.rows(taps.mask), state.dtype)
         for index, layer in enumerate(self.shape.encoder_layers):
             name = f"encoder.{index}"
             if bias is None or self.shape.own_biases:
                 bias = self._relative(name, tokens, tokens) + padding
-            self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._look_around, name, bias))
-        return self._to_given(self._norm(state))
+            self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._encoder_attend, name, bias))
+        return self._to_row_order(self._norm(state))
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
-        """The keys and values that each side decoder's rung reads of `memory` (B, S, d), from `encode`."""
+        """Compute each side decoder rung's keys and values of a `memory` (B, S, d) from `encode`."""
         if not self.layers:
             return []
-        said = self._to_given(self._products.fresh("decoder.memory", self._to_computed(memory)))
-        pairs = said.unflatten(2, (self.layers, 2, self.shape.heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        projected = self._to_row_order(self._products.matmul("decoder.memory", self._to_computed_order(memory)))
+        pairs = projected.unflatten(2, (self.layers, 2, self.shape.heads, -1)).permute(2, 3, 0, 4, 1, 5)
         return [(keys, values) for keys, values in pairs]
 
     def decode(
@@ -160,45 +149,50 @@ class StackedBatch:
         cache: DecoderCache | None = None,
         inputs: Sequence[int] | None = None,
     ) -> Tensor:
-        """The side decoders, upsampled: (B, T, D), ready for `Backbone.logits`.
+        """Run the side decoders and upsample: (B, T, D), ready for `Backbone.logits`.
 
         Args:
             taps: the backbone decoder's, for the new tokens.
-            memory: (B, S, d), from `encode`. Not looked at where the cache has its keys and values.
+            memory: (B, S, d), from `encode`. Not read where the cache has its keys and values.
             memory_mask: (B, S) bool.
-            cache: extended in place; from `decoder_cache`. Its rows are in the given order.
-            inputs: the row of `taps` that each row reads; None: its own.
+            cache: extended in place; from `decoder_cache`. Its rows are in the order of `sides`.
+            inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
         """
         reads = self._reads(inputs)
         state = self._start("decoder", taps, reads)
-        queries, bias = state.shape[1], None
+        queries = state.shape[1]
+        bias = None
         keys = (cache.length if cache else 0) + queries
         visible = self._visible(queries, keys, state.dtype, cache)
-        cross_kv, memory_bias = self._cached_crossings(memory, cache), padding_bias(memory_mask, state.dtype)
+        cross_kv = self._cached_cross_kv(memory, cache)
+        memory_bias = padding_bias(memory_mask, state.dtype)
         for index, layer in enumerate(self.shape.decoder_layers or ()):
             name = f"decoder.{index}"
             if visible is not None and (bias is None or self.shape.own_biases):
-                bias = self._to_given(self._relative(name, queries, keys)) + visible
-            back = partial(self._look_back, name, bias, cache.own[index] if cache else None)
-            across = partial(self._look_across, name, memory_bias, *cross_kv[index])
-            self._rung(name, state, reads.of_runs(taps.blocks[layer]), back, across)
+                bias = self._to_row_order(self._relative(name, queries, keys)) + visible
+            self_attention = partial(self._decoder_attend, name, bias, cache.own[index] if cache else None)
+            cross_attention = partial(self._cross_attend, name, memory_bias, *cross_kv[index])
+            self._rung(name, state, reads.of_runs(taps.blocks[layer]), self_attention, cross_attention)
         if cache:
             cache.length = keys
-        said = self._products.fresh("upsample", self._norm(state))
-        return self._to_given(said.add_(self._vector("upsample.bias")))
+        upsampled = self._products.matmul("upsample", self._norm(state))
+        return self._to_row_order(upsampled.add_(self._vector("upsample.bias")))
 
     def decoder_cache(self) -> DecoderCache:
+        """Make an empty cache for `decode`."""
         return DecoderCache(self.layers)
 
     def _visible(self, queries: int, keys: int, dtype: torch.dtype, cache: DecoderCache | None) -> Tensor | None:
-        """What hides later tokens and other rows' columns, (B or 1, 1, queries, keys); None where a first token sees
-        itself alone, so that its attention is its value."""
+        """The mask of later tokens and of columns before a row joined, (B or 1, 1, queries, keys).
+
+        None for a first token: it sees only itself, so its attention is its value.
+        """
         if keys == 1 and cache is None:
             return None
         bias = causal_bias(queries, keys, dtype, self._device)
         return bias if cache is None or cache.valid is None else bias + padding_bias(cache.valid, dtype)
 
-    def _cached_crossings(self, memory: Tensor, cache: DecoderCache | None) -> CrossKV:
+    def _cached_cross_kv(self, memory: Tensor, cache: DecoderCache | None) -> CrossKV:
         if cache is None:
             return self.cross_kv(memory)
         known = [(entry.keys, entry.values) for entry in cache.cross]
@@ -207,15 +201,17 @@ class StackedBatch:
         return [(keys, values) for keys, values in known if keys is not None and values is not None]
 
     def _start(self, stack: str, taps: Taps, reads: Gather) -> Tensor:
-        name, tokens = f"{stack}.start", taps.embeddings.shape[1]
-        return self._products.fresh_of(name, reads.of_runs(taps.embeddings), tokens).add_(self._vector(f"{name}.bias"))
+        name = f"{stack}.start"
+        tokens = taps.embeddings.shape[1]
+        state = self._products.matmul_runs(name, reads.of_runs(taps.embeddings), tokens)
+        return state.add_(self._vector(f"{name}.bias"))
 
-    def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *looks: Callable[[Tensor], None]) -> None:
-        """In place: one rung, with the attentions `looks`, each of which adds to the state."""
+    def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *attentions: Callable[[Tensor], None]) -> None:
+        """Compute one rung in place; each of the `attentions` adds to the state."""
         if not self.shape.mix_after:
             self._mix(name, state, down)
-        for look in looks:
-            look(state)
+        for attend in attentions:
+            attend(state)
         self._feed(name, state)
         if self.shape.mix_after:
             self._mix(name, state, down)
@@ -224,28 +220,28 @@ class StackedBatch:
         torch.addcmul(self._vector(f"{name}.bias"), state, self._vector(f"{name}.keep"), out=state)
         self._products.add_of(state, f"{name}.down", down)
 
-    def _look_around(self, name: str, bias: Tensor, state: Tensor) -> None:
+    def _encoder_attend(self, name: str, bias: Tensor, state: Tensor) -> None:
         """The side encoder's self-attention."""
-        said = self._products.into_room(f"{name}.qkv", self._norm(state), 3 * self.shape.inner, "qkv")
-        query, keys, values = map(self._split, said.chunk(3, -1))
+        projected = self._products.matmul_into(f"{name}.qkv", self._norm(state), 3 * self.shape.inner, "qkv")
+        query, keys, values = map(self._split, projected.chunk(3, -1))
         self._products.add(state, f"{name}.o", self._attend(query, keys, values, bias))
 
-    def _look_back(self, name: str, bias: Tensor | None, own: KeyValues | None, state: Tensor) -> None:
+    def _decoder_attend(self, name: str, bias: Tensor | None, cached: KeyValues | None, state: Tensor) -> None:
         """The side decoder's self-attention."""
-        said = self._products.fresh(f"{name}.qkv", self._norm(state))  # a cache may keep it
-        query, keys, values = self._to_given(said).chunk(3, -1)
+        projected = self._products.matmul(f"{name}.qkv", self._norm(state))  # no buffer: a cache may keep it
+        query, keys, values = self._to_row_order(projected).chunk(3, -1)
         mixed = values
         if bias is not None:
             pair = self._split(keys), self._split(values)
-            pair = own.extend(*pair) if own is not None else pair
+            pair = cached.extend(*pair) if cached is not None else pair
             mixed = self._attend(self._split(query), *pair, bias)
-        self._products.add(state, f"{name}.o", self._to_computed(mixed))
+        self._products.add(state, f"{name}.o", self._to_computed_order(mixed))
 
-    def _look_across(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
+    def _cross_attend(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
         """The side decoder's attention to the memory."""
-        query = self._products.into_room(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
-        mixed = self._attend(self._split(self._to_given(query)), keys, values, bias)
-        self._products.add(state, f"{name}.cross.o", self._to_computed(mixed))
+        query = self._products.matmul_into(f"{name}.cross.q", self._norm(state), self.shape.inner, "query")
+        mixed = self._attend(self._split(self._to_row_order(query)), keys, values, bias)
+        self._products.add(state, f"{name}.cross.o", self._to_computed_order(mixed))
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """(B, T, H * head_width) of (B, H, T, head_width)."""
@@ -253,8 +249,8 @@ class StackedBatch:
         return mixed.transpose(1, 2).flatten(2)
 
     def _feed(self, name: str, state: Tensor) -> None:
-        hidden = self.shape.hidden
-        inner = self._products.into_room(f"{name}.wi", self._norm(state), hidden * (2 if self.shape.gated else 1), "wi")
+        width = self.shape.hidden * (2 if self.shape.gated else 1)
+        inner = self._products.matmul_into(f"{name}.wi", self._norm(state), width, "wi")
         if self.shape.gated:
             gate, value = inner.chunk(2, -1)
             inner = gelu_tanh(gate).mul_(value)
@@ -267,13 +263,14 @@ class StackedBatch:
         return projected.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2)
 
     def _norm(self, state: Tensor) -> Tensor:
-        """The RMS norm but for its weight and the square root of d: both are in the matrices that follow."""
+        """RMS norm without its weight and the square root of d, which are in the matrices that follow."""
         length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=torch.float32)
         return torch.div(state, torch.hypot(length, self._least)).to(state.dtype)
 
     def _relative(self, name: str, queries: int, keys: int) -> Tensor:
         """(B, H, queries, keys) of a rung, in the order of computation."""
-        shape, both_ways = self.shape, name.startswith("encoder")
+        shape = self.shape
+        both_ways = name.startswith("encoder")
         weights = self._products.all(f"{name if shape.own_biases else name.split('.')[0]}.relative")
         table = self._buckets.table(queries, keys, shape.buckets, shape.max_distance, both_ways, self._device)
         biases = weights.reshape(-1, shape.buckets).index_select(1, table)
@@ -284,21 +281,21 @@ class StackedBatch:
         part = self._layout.parts[name]
         return self._vectors.narrow(2, part.start, part.stop - part.start)
 
-    def _of_rows(self, each: Tensor) -> Tensor:
-        """Of something for each side network, the same for each row, in the order of computation; (1, ...) for one."""
+    def _of_rows(self, per_side: Tensor) -> Tensor:
+        """Repeat (side networks, ...) for the rows of each, in the order of computation; (1, ...) stays as it is."""
         counts = [run.rows for run in self._runs for _ in range(run.count)]
-        if len(each) == 1 or counts == [1] * len(each):
-            return each
-        return each.repeat_interleave(torch.tensor(counts, device=self._device), 0, output_size=len(self._order))
+        if len(per_side) == 1 or counts == [1] * len(per_side):
+            return per_side
+        return per_side.repeat_interleave(torch.tensor(counts, device=self._device), 0, output_size=len(self._order))
 
     def _reads(self, inputs: Sequence[int] | None) -> Gather:
         reads = self._order if inputs is None else [inputs[row] for row in self._order]
         return Gather(self._runs, reads, self._device)
 
-    def _to_given(self, computed: Tensor) -> Tensor:
-        if self._outside is None or len(computed) == 1:
+    def _to_row_order(self, computed: Tensor) -> Tensor:
+        if self._row_index is None or len(computed) == 1:
             return computed
-        return computed.index_select(0, self._outside)
+        return computed.index_select(0, self._row_index)
 
-    def _to_computed(self, given: Tensor) -> Tensor:
-        return given if self._inside is None else given.index_select(0, self._inside)
+    def _to_computed_order(self, rows: Tensor) -> Tensor:
+        return rows if self._computed_index is None else rows.index_select(0, self._computed_index)

@@ -1,11 +1,11 @@
 """The activation cache: a tenant's token ids -> the backbone's activations, bounded in bytes. Device thread only.
 
-It pays where an input comes again for another task or version: a swap changes no activation, so none makes it forget.
-It belongs to one engine and so to one backbone; a cache shared by several would need its fingerprint in the key.
+It helps where an input comes again for another task or version. A swap changes no activation, so it evicts nothing.
+The cache belongs to one engine, so to one backbone; if several shared it, the key would need their fingerprint.
 
-Most inputs never come again, so keeping them must cost next to nothing. A pass is kept as it is, without a copy; such
-passes leave in the order they came. An input that is asked again moves, copied and without its padding, to the entries
-that leave by least recent use. These may fill at most `KEPT_SHARE`: the rest is always there for what is new.
+Most inputs never come again, so keeping them must cost next to nothing. A pass is kept as it is, without a copy, and
+passes are evicted in the order in which they came. An input that comes again is copied, without its padding, to the
+entries that are evicted by least recent use. These may fill at most `KEPT_SHARE`, which leaves room for new inputs.
 """
 
 from collections import OrderedDict
@@ -19,20 +19,20 @@ from ladder.backbone import Taps
 from serving.metrics import Metrics
 
 KEPT_SHARE = 0.8
-"""Of the bytes, at most, for inputs that were asked again."""
+"""At most this share of the bytes is for inputs that came again."""
 
 Key = tuple[str, tuple[int, ...]]
 """(salt, token ids)."""
 
 
 def layers_of(taps: Taps) -> tuple[Tensor, ...]:
-    """(B, S, D) each: embeddings, blocks and, where the pass ran to its end, the final state."""
+    """List the tensors (B, S, D) of a pass: embeddings, blocks and, where it ran to its end, the final state."""
     return (taps.embeddings, *taps.blocks, *(() if taps.final is None else (taps.final,)))
 
 
 @dataclass(slots=True, eq=False)
 class Known:
-    """What is known of one input."""
+    """What the cache has of one input."""
 
     layers: Tensor
     """(N, S, D), without padding: embeddings, blocks and, where `whole`, the final state."""
@@ -42,12 +42,13 @@ class Known:
 
     @property
     def bytes(self) -> int:
+        """Bytes of its tensors."""
         return _bytes([self.layers, *(() if self.first is None else (self.first,))])
 
 
 @dataclass(slots=True, eq=False)
 class _Pass:
-    """One backbone pass as it was; its inputs have not been asked again."""
+    """One backbone pass as it was, of inputs that have not come again."""
 
     layers: tuple[Tensor, ...]
     whole: bool
@@ -56,27 +57,29 @@ class _Pass:
     firsts: Mapping[Key, int] = field(default_factory=dict)
     """The rows of `first` by input."""
     rows: dict[Key, int] = field(default_factory=dict)
-    """The rows of `layers` by input; those that moved or were replaced are gone from it."""
+    """The rows of `layers` by input, without those that moved or were replaced."""
 
     def blocks(self) -> int:
         return _blocks(len(self.layers), self.whole)
 
     def copy(self, key: Key) -> Known:
-        row, spoken = self.rows[key], self.firsts.get(key)
+        row = self.rows[key]
+        first_row = self.firsts.get(key)
         layers = torch.stack([layer[row, : len(key[1])] for layer in self.layers])
-        first = None if spoken is None else torch.stack([layer[spoken] for layer in self.first])
+        first = None if first_row is None else torch.stack([layer[first_row] for layer in self.first])
         return Known(layers, self.whole, first)
 
 
 class ActivationCache:
-    """See the module.
+    """Activations by input, in at most `limit` bytes; the module says which are evicted.
 
     Args:
-        limit: bytes of activations, counted as what their tensors hold on to. 0 keeps nothing.
+        limit: bytes of activations, counted by the memory that their tensors keep allocated. 0 keeps nothing.
     """
 
     def __init__(self, limit: int, metrics: Metrics | None = None) -> None:
-        self.limit, self._metrics = limit, metrics or Metrics()
+        self.limit = limit
+        self._metrics = metrics or Metrics()
         self._passes: OrderedDict[_Pass, None] = OrderedDict()
         self._fresh: dict[Key, _Pass] = {}
         self._kept: OrderedDict[Key, Known] = OrderedDict()
@@ -87,40 +90,43 @@ class ActivationCache:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all that it keeps."""
         return self._fresh_bytes + self._kept_bytes
 
     @property
     def kept_bytes(self) -> int:
-        """Of inputs that were asked again."""
+        """Bytes of the inputs that came again."""
         return self._kept_bytes
 
     def find(self, keys: Sequence[Key], depth: int | None) -> list[Known | None]:
-        """What is known of each input, down to `depth` blocks at least (None: all, and the final state)."""
-        found = [self._find(key, depth) for key in keys]
-        self._fit()  # not before: what one input moves must not drive out the next one
-        hits = sum(each is not None for each in found)
-        self._metrics.cache_looked_up(hits, len(found) - hits)
+        """Look inputs up; None for one that is not known down to `depth` blocks (None: all, and the final state)."""
+        entries = [self._find(key, depth) for key in keys]
+        self._fit()  # after all look-ups: an input that is moved must not evict the next one
+        hits = sum(entry is not None for entry in entries)
+        self._metrics.cache_looked_up(hits, len(entries) - hits)
         self._gauge()
-        return found
+        return entries
 
-    def keep(self, keys: Sequence[Key], taps: Taps, first: Taps | None = None, speaking: Sequence[Key] = ()) -> None:
-        """Keep a pass over `keys`, in that order; of one too large for what room there is, its first inputs.
+    def keep(self, keys: Sequence[Key], taps: Taps, first: Taps | None = None, first_keys: Sequence[Key] = ()) -> None:
+        """Keep a pass over `keys`, in that order; only its first inputs where there is no room for all.
 
         Args:
-            first: the decoder's first step of the inputs `speaking`, in that order.
+            first: the decoder's first step of the inputs `first_keys`, in that order.
         """
-        layers, room = layers_of(taps), self.limit - self._kept_bytes
-        spoken = () if first is None else layers_of(first)
-        if (size := _bytes((*layers, *spoken))) > room:
+        layers = layers_of(taps)
+        room = self.limit - self._kept_bytes
+        first_layers = () if first is None else layers_of(first)
+        if (size := _bytes((*layers, *first_layers))) > room:
             count = len(keys) * room // size
-            keys, layers = keys[:count], tuple(layer[:count].clone() for layer in layers)
-            if _bytes((*layers, *spoken)) > room:
-                spoken = ()
-            size = _bytes((*layers, *spoken))
+            keys = keys[:count]
+            layers = tuple(layer[:count].clone() for layer in layers)
+            if _bytes((*layers, *first_layers)) > room:
+                first_layers = ()
+            size = _bytes((*layers, *first_layers))
         if not keys or size > room:
             return
-        firsts = {key: row for row, key in enumerate(speaking)} if spoken else {}
-        fresh = _Pass(layers, taps.final is not None, size, spoken, firsts)
+        firsts = {key: row for row, key in enumerate(first_keys)} if first_layers else {}
+        fresh = _Pass(layers, taps.final is not None, size, first_layers, firsts)
         for row, key in enumerate(keys):
             self._replace(key)
             fresh.rows[key], self._fresh[key] = row, fresh
@@ -130,7 +136,7 @@ class ActivationCache:
         self._gauge()
 
     def add_first(self, key: Key, first: Tensor) -> None:
-        """Keep the decoder's first step (M, 1, D) with an input that `find` found. The tensor should be its own."""
+        """Keep the decoder's first step (M, 1, D) of an input that `find` found; the tensor must be no view."""
         known = self._kept.get(key)
         if known is not None and known.first is None:
             known.first = first
@@ -138,7 +144,7 @@ class ActivationCache:
             self._fit()
 
     def clear(self, cause: str = "memory") -> None:
-        """Forget everything."""
+        """Evict everything."""
         self._metrics.cache_evicted(cause, len(self))
         self._passes.clear()
         self._fresh.clear()
@@ -162,7 +168,7 @@ class ActivationCache:
         return known
 
     def _replace(self, key: Key) -> None:
-        """A deeper pass over the same input takes its place."""
+        """Evict what is known of an input, for a deeper pass over it."""
         known = self._kept.pop(key, None)
         if known is not None:
             self._kept_bytes -= known.bytes
@@ -205,6 +211,6 @@ def _enough(blocks: int, whole: bool, depth: int | None) -> bool:
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
-    """What they hold on to: of a view, all of what it looks at."""
-    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
-    return sum(held.values())
+    """The memory that tensors keep allocated: for a view, all of its storage."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

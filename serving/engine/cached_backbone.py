@@ -11,7 +11,7 @@ from serving.engine.activation_cache import ActivationCache, Key, Known, layers_
 from serving.metrics import Metrics
 
 LEFT_OUT_COST = 0.15
-"""Of padding that the encoder leaves out, beside a real token: side networks and decoders still compute it."""
+"""Cost of a token of padding that the encoder leaves out (a real token: 1). Side networks and decoders compute it."""
 
 Encode = Callable[[Tensor, Tensor, int | None], Taps]
 """`Backbone.encode`, or a compiled one: (B, S) ids, mask, depth."""
@@ -19,91 +19,94 @@ Encode = Callable[[Tensor, Tensor, int | None], Taps]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Some inputs of a batch, to be read together."""
+    """Some inputs of a batch that are read together."""
 
-    places: tuple[int, ...]
-    """Which, in the order of the pass."""
-    given: BackbonePass
+    inputs: tuple[int, ...]
+    """Their indices in the batch, in the order of the pass."""
+    backbone_pass: BackbonePass
 
 
 class CachedBackbone:
     """One backbone behind its cache.
 
     Args:
-        encode: runs the encoder in the backbone's stead.
+        encode: runs the encoder instead of the backbone, such as a compiled one.
     """
 
     def __init__(
         self, backbone: Backbone, cache: ActivationCache, metrics: Metrics, encode: Encode | None = None
     ) -> None:
-        self.backbone, self.cache, self._metrics = backbone, cache, metrics
+        self.backbone = backbone
+        self.cache = cache
+        self._metrics = metrics
         self._encode_whole = encode or backbone.encode
         self._divides = encode is None and backbone.device.type == "cpu"  # a GPU's launches cost more than padding
 
     @property
     def padding_cost(self) -> float:
-        """What a token of padding costs beside a real one."""
+        """Cost of a token of padding; a real token costs 1."""
         return LEFT_OUT_COST if self._divides else 1.0
 
-    def read(self, keys: Sequence[Key], depth: int | None, speaking: Sequence[int]) -> "list[Reading]":
-        """What there is to read of distinct inputs; several readings where their lengths differ too much.
+    def read(self, keys: Sequence[Key], depth: int | None, needs_first_step: Sequence[int]) -> list[Reading]:
+        """Get the activations of distinct inputs; as several readings where their lengths differ too much.
 
         Args:
             depth: blocks that are needed (None: all, and the final state).
-            speaking: places of the inputs whose first decoder step is needed; the readings have it.
+            needs_first_step: indices of the inputs whose first decoder step must be included.
         """
-        known, everything = self._find(keys, depth), tuple(range(len(keys)))
-        missing = [place for place in everything if place not in known]
-        division = self._division([len(keys[place][1]) for place in missing], whole=bool(known))
-        fresh = self._run([keys[place] for place in missing], depth, division) if missing else []
+        known = self._find(keys, depth)
+        everything = tuple(range(len(keys)))
+        missing = [index for index in everything if index not in known]
+        division = self._division([len(keys[index][1]) for index in missing], whole=bool(known))
+        fresh = self._run([keys[index] for index in missing], depth, division) if missing else []
         if known:
-            return [Reading(everything, self._given(keys, known, fresh[0] if fresh else None, depth, speaking))]
-        readings, spoken = [], set(speaking)
+            taps = fresh[0] if fresh else None
+            return [Reading(everything, self._backbone_pass(keys, known, taps, depth, needs_first_step))]
+        readings = []
+        chosen = set(needs_first_step)
         for group, taps in zip(division.groups, fresh, strict=True):
-            speaks = [row for row, place in enumerate(group.rows) if place in spoken]
-            own = [keys[place] for place in group.rows]
-            readings.append(Reading(group.rows, self._given(own, {}, taps, depth, speaks)))
+            rows = [row for row, index in enumerate(group.rows) if index in chosen]
+            group_keys = [keys[index] for index in group.rows]
+            readings.append(Reading(group.rows, self._backbone_pass(group_keys, {}, taps, depth, rows)))
         return readings
 
-    def _given(
+    def _backbone_pass(
         self,
         keys: Sequence[Key],
         known: Mapping[int, Known],
         fresh: Taps | None,
         depth: int | None,
-        speaking: Sequence[int],
+        needs_first_step: Sequence[int],
     ) -> BackbonePass:
         """A pass over all of `keys`, in their order; `fresh` are the taps of those that are not known."""
-        missing = [place for place in range(len(keys)) if place not in known]
-        given = BackbonePass(self.backbone, fresh if fresh and not known else self._join(keys, known, fresh, depth))
-        firsts = {place: known[place].first for place in speaking if place in known}
-        silent = [place for place in speaking if firsts.get(place) is None]
-        said = self._decode(given, silent) if silent else None
-        if said and len(silent) == given.rows:
-            given.preset(said)
-        elif speaking:
-            given.preset(_first_step(given.rows, firsts, said, silent))
-        self._remember(keys, missing, fresh, silent, said)
-        return given
+        missing = [index for index in range(len(keys)) if index not in known]
+        taps = fresh if fresh and not known else self._join(keys, known, fresh, depth)
+        backbone_pass = BackbonePass(self.backbone, taps)
+        known_first = {index: known[index].first for index in needs_first_step if index in known}
+        missing_first_step = [index for index in needs_first_step if known_first.get(index) is None]
+        first = self._decode(backbone_pass, missing_first_step) if missing_first_step else None
+        if first and len(missing_first_step) == backbone_pass.rows:
+            backbone_pass.preset(first)
+        elif needs_first_step:
+            backbone_pass.preset(_first_step(backbone_pass.rows, known_first, first, missing_first_step))
+        self._remember(keys, missing, fresh, missing_first_step, first)
+        return backbone_pass
 
     def _find(self, keys: Sequence[Key], depth: int | None) -> dict[int, Known]:
-        """By place."""
-        found = self.cache.find(keys, depth) if self.cache.limit else []
-        return {place: known for place, known in enumerate(found) if known is not None}
+        """What the cache has, by index."""
+        entries = self.cache.find(keys, depth) if self.cache.limit else []
+        return {index: entry for index, entry in enumerate(entries) if entry is not None}
 
     def _division(self, lengths: Sequence[int], whole: bool) -> Division:
-        """
-        Args:
-            whole: in one group.
-        """
+        """Divide inputs of these lengths; `whole`: in one group."""
         everything = [Part(tuple(range(len(lengths))), max(lengths, default=0))]
         if not (self._divides and lengths):
             return Division(everything, everything)
-        found = Division.of(lengths)
-        return replace(found, groups=everything) if whole else found
+        division = Division.of(lengths)
+        return replace(division, groups=everything) if whole else division
 
     def _run(self, keys: Sequence[Key], depth: int | None, division: Division) -> list[Taps]:
-        """Of each group."""
+        """Encode inputs; the taps of each group."""
         ids, mask = padded(self.backbone, [ids for _, ids in keys])
         self._metrics.batch(len(keys), division.tokens, division.tokens - sum(len(ids) for _, ids in keys))
         return self._encode(ids, mask, depth, division)
@@ -116,65 +119,80 @@ class CachedBackbone:
     def _join(self, keys: Sequence[Key], known: Mapping[int, Known], fresh: Taps | None, depth: int | None) -> Taps:
         """Taps of all inputs; their padding is zeros."""
         lengths = [len(ids) for _, ids in keys]
-        missing = [place for place in range(len(keys)) if place not in known]
-        own = {place: each.layers for place, each in known.items()}
+        missing = [index for index in range(len(keys)) if index not in known]
+        cached = {index: entry.layers for index, entry in known.items()}
         count = len(self.backbone.encoder.blocks) + 2 if depth is None else depth + 1
-        layers = _joined((count, len(keys), max(lengths)), own, layers_of(fresh) if fresh else (), missing)
+        layers = _joined((count, len(keys), max(lengths)), cached, layers_of(fresh) if fresh else (), missing)
         columns = torch.arange(max(lengths), device=layers.device)
         return _taps(layers, columns < torch.tensor(lengths, device=layers.device)[:, None], whole=depth is None)
 
-    def _decode(self, given: BackbonePass, places: Sequence[int]) -> Taps:
-        """The first decoder step of some inputs."""
-        taps = given.select(places).taps
+    def _decode(self, backbone_pass: BackbonePass, indices: Sequence[int]) -> Taps:
+        """Run the first decoder step of some inputs."""
+        taps = backbone_pass.select(indices).taps
         assert taps.final is not None, "the encoder stopped early; a decoder needs all of it"
-        start = taps.mask.new_full((len(places), 1), self.backbone.config.decoder_start_token_id, dtype=torch.long)
+        start = taps.mask.new_full((len(indices), 1), self.backbone.config.decoder_start_token_id, dtype=torch.long)
         return self.backbone.decode(start, taps.final, taps.mask)
 
     def _remember(
-        self, keys: Sequence[Key], missing: Sequence[int], fresh: Taps | None, silent: Sequence[int], said: Taps | None
+        self,
+        keys: Sequence[Key],
+        missing: Sequence[int],
+        fresh: Taps | None,
+        missing_first_step: Sequence[int],
+        first: Taps | None,
     ) -> None:
+        """Keep what was computed.
+
+        Args:
+            fresh: taps of the inputs `missing`.
+            first: the first decoder step of the inputs `missing_first_step`.
+        """
         if not self.cache.limit:
             return
         new = set(missing)
-        rows = [row for row, place in enumerate(silent) if place in new]
+        rows = [row for row, index in enumerate(missing_first_step) if index in new]
         if fresh:
-            first = said if said and rows else None
-            if first and len(rows) < len(silent):
-                first = first.select(torch.tensor(rows, device=first.mask.device))
-            self.cache.keep([keys[place] for place in missing], fresh, first, [keys[silent[row]] for row in rows])
-        for row, place in enumerate(silent):
-            if said and place not in new:
-                self.cache.add_first(keys[place], torch.stack([layer[row] for layer in layers_of(said)]))
+            kept = first if first and rows else None
+            if kept and len(rows) < len(missing_first_step):
+                kept = kept.select(torch.tensor(rows, device=kept.mask.device))
+            first_keys = [keys[missing_first_step[row]] for row in rows]
+            self.cache.keep([keys[index] for index in missing], fresh, kept, first_keys)
+        for row, index in enumerate(missing_first_step):
+            if first and index not in new:
+                self.cache.add_first(keys[index], torch.stack([layer[row] for layer in layers_of(first)]))
 
 
-def _first_step(rows: int, known: Mapping[int, Tensor | None], said: Taps | None, silent: Sequence[int]) -> Taps:
-    """Taps of every input's first decoder step, from the cache and from `said`; zeros where none is needed."""
-    own = {place: first for place, first in known.items() if first is not None}
-    layers = layers_of(said) if said else ()
-    joined = _joined((len(layers) or len(next(iter(own.values()))), rows, 1), own, layers, silent)
+def _first_step(rows: int, known: Mapping[int, Tensor | None], computed: Taps | None, indices: Sequence[int]) -> Taps:
+    """Taps of all inputs' first decoder step: known ones, `computed` ones of `indices`, zeros where none is needed."""
+    cached = {index: first for index, first in known.items() if first is not None}
+    layers = layers_of(computed) if computed else ()
+    joined = _joined((len(layers) or len(next(iter(cached.values()))), rows, 1), cached, layers, indices)
     return _taps(joined, torch.ones(rows, 1, dtype=torch.bool, device=joined.device), whole=True)
 
 
 def _joined(
-    shape: tuple[int, int, int], own: Mapping[int, Tensor], others: Sequence[Tensor], places: Sequence[int]
+    shape: tuple[int, int, int], cached: Mapping[int, Tensor], others: Sequence[Tensor], indices: Sequence[int]
 ) -> Tensor:
-    """(N, B, S, D) of `shape` (N, B, S): layers (N', s, D) of some places, and rows of `others` for other `places`.
+    """Join layers (N', s, D) of some rows with `others`, the layers of the rows `indices`; zeros elsewhere.
 
-    Zeros elsewhere.
+    Args:
+        shape: (N, B, S).
+    Returns:
+        (N, B, S, D).
     """
-    if shape[1] == 1 and own:
-        return own[0][: shape[0], None]  # one input that is known: nothing to copy
-    sample = others[0] if others else next(iter(own.values()))
+    if shape[1] == 1 and cached:
+        return cached[0][: shape[0], None]  # one input that is known: nothing to copy
+    sample = others[0] if others else next(iter(cached.values()))
     joined = sample.new_empty(*shape, sample.shape[-1])
-    rows = torch.tensor(places, dtype=torch.long, device=joined.device)
-    for layer, other in zip(joined, others, strict=False):  # the pass may be deeper than what is asked
+    rows = torch.tensor(indices, dtype=torch.long, device=joined.device)
+    for layer, other in zip(joined, others, strict=False):  # the pass may be deeper than what is needed
         layer[rows, : other.shape[1]] = other
         layer[rows, other.shape[1] :] = 0
-    for place, layers in own.items():
-        joined[:, place, : layers.shape[1]] = layers[: shape[0]]
-        joined[:, place, layers.shape[1] :] = 0
-    if unasked := [place for place in range(shape[1]) if place not in own and place not in places]:
-        joined[:, unasked] = 0
+    for index, layers in cached.items():
+        joined[:, index, : layers.shape[1]] = layers[: shape[0]]
+        joined[:, index, layers.shape[1] :] = 0
+    if rest := [index for index in range(shape[1]) if index not in cached and index not in indices]:
+        joined[:, rest] = 0
     return joined
 
 

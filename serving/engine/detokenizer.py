@@ -1,7 +1,7 @@
-"""Incremental detokenization: the pieces of a text while it is made.
+"""Incremental detokenization: the pieces of a text while it is decoded.
 
-Tokens are not characters: a character may take several, and what a vocabulary makes of a token may depend on those
-before it. So all tokens so far are decoded each time, and a piece is what the text grew by, once that cannot change.
+A character may take several tokens, and the text of a token may depend on those before it. So all tokens so far are
+decoded each time, and a piece is what the text grew by, without bytes that are no whole character yet.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ from typing import Literal
 from ladder.answers import TextAnswer
 
 HALF = "\ufffd"
-"""What decoders write for bytes that are no character, or not one yet."""
+"""What tokenizers decode bytes to that are no character, or not one yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more tokens of a text that is being made."""
+    """Some more tokens of a text that is being decoded."""
 
     tokens: tuple[int, ...]
     text: str
-    """What they add to the text so far: "" where a character is not complete yet."""
+    """What they add to the text so far; "" where a character is not complete yet."""
 
 
 class IncrementalDetokenizer:
-    """One row's text. The pieces' texts, put together, are the whole text.
+    """Makes the pieces of one row's text. Their texts, joined, are the whole text.
 
     Args:
         decode: the tokenizer's: ids to text.
@@ -33,53 +33,58 @@ class IncrementalDetokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._tokens: list[int] = []
-        self._told = ""
+        self._sent = ""
 
     def more(self, tokens: Sequence[int]) -> Piece | None:
-        """The piece of some more tokens; None without any."""
+        """Make the piece of some more tokens; None without any."""
         if not tokens:
             return None
         self._tokens += tokens
         return Piece(tuple(tokens), self._grow(self._decode(self._tokens).rstrip(HALF)))
 
     def rest(self, tokens: Sequence[int], text: str) -> Piece | None:
-        """What is missing to the whole text and all its tokens; None where nothing is."""
+        """Make the last piece: what is missing from the whole text and its tokens; None where nothing is missing."""
         missing = tuple(tokens[len(self._tokens) :])
         self._tokens += missing
         grown = self._grow(text)
         return Piece(missing, grown) if missing or grown else None
 
     def _grow(self, text: str) -> str:
-        if not text.startswith(self._told):  # it is about to change: wait for what it becomes
+        if not text.startswith(self._sent):  # the tokenizer changed earlier text: wait for the next tokens
             return ""
-        grown, self._told = text[len(self._told) :], text
+        grown = text[len(self._sent) :]
+        self._sent = text
         return grown
 
 
 FinishReason = Literal["end", "length"]
-"""Whether the task ended the text, or its limit did."""
+"""Whether the end token ended the text, or the limit of tokens did."""
 
 
 class TextProgress:
-    """
+    """Progress of one streamed text: what was sent, and what is missing from the whole.
+
     Args:
-        limit: tokens that the text may have.
+        limit: most tokens of the text.
     """
 
     def __init__(self, limit: int) -> None:
-        self.text, self.tokens, self._limit = "", 0, limit
+        self.text = ""
+        self.tokens = 0
+        self._limit = limit
 
     @property
     def finish_reason(self) -> FinishReason:
-        """Once all is told."""
+        """Why the text ended; valid once everything was sent."""
         return "length" if self.tokens >= self._limit else "end"
 
     def add(self, piece: Piece) -> None:
+        """Note a piece that was sent."""
         self.text += piece.text
         self.tokens += len(piece.tokens)
 
     def rest(self, answer: TextAnswer) -> Piece | None:
-        """What the pieces lack of the whole: everything, where it was not made token by token."""
+        """Make the last piece: what is missing from the whole, or all of it after a beam search. None: nothing."""
         tokens = answer.tokens[self.tokens :]
         text = answer.text[len(self.text) :] if answer.text.startswith(self.text) else ""
         return Piece(tokens, text) if tokens or text else None

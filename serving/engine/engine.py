@@ -1,20 +1,19 @@
-"""The engine: a batch of rows of many tasks in, an answer or that row's own failure out. Runs on the device thread.
+"""The engine: answers rows of many tasks, or says why a row has no answer. Runs on the device thread.
 
-It works in turns. A turn answers the new rows that need no text, lets the others join the texts that are being made,
-and takes every such text one token on. Holds the backbone. The side networks come with the rows, so a swap in the pool
-never reaches a batch in flight.
+It works in turns. A turn answers the new rows that need no text, adds the others to the running texts, and decodes one
+token of every running text. It holds the backbone. The side networks come with the rows, so a swap in the pool does not
+affect a batch in flight.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
-from ladder.answering import Classify, Generate, Row, plan, score
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answering import Generate, Group, plan, score
+from ladder.answers import Answer, TextAnswer
 from ladder.backbone import Backbone, BackbonePass
 from ladder.decoding import RunningTexts, Text
 from ladder.errors import is_out_of_memory
@@ -24,7 +23,8 @@ from serving.engine.activation_cache import ActivationCache
 from serving.engine.cached_backbone import CachedBackbone, Encode
 from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import IncrementalDetokenizer, Piece
-from serving.engine.rows import Deliver, EngineRow, Event, Key, Resident
+from serving.engine.outcomes import checked, log_failures
+from serving.engine.rows import Deliver, EngineRow, Event, Resident
 from serving.errors import OutOfMemory, SideFailed
 from serving.metrics import Metrics, Stage
 
@@ -35,8 +35,8 @@ class Engine:
     """One backbone on one device.
 
     Args:
-        encode: runs the backbone's encoder in its stead, such as a compiled one.
-        clock: seconds, by which side networks are too slow.
+        encode: runs the encoder instead of the backbone, such as a compiled one.
+        clock: returns seconds; slow side networks are found by it.
     """
 
     def __init__(
@@ -48,24 +48,25 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         config = config or EngineConfig()
-        self.backbone, self._metrics = backbone, metrics or Metrics()
+        self.backbone = backbone
+        self._metrics = metrics or Metrics()
         self.cache = ActivationCache(config.cache_bytes, self._metrics)
-        self._recall = CachedBackbone(backbone, self.cache, self._metrics, encode)
+        self._cached_backbone = CachedBackbone(backbone, self.cache, self._metrics, encode)
         self._clock = clock
         self._breaker = CircuitBreaker(config.side_timeout_s, "side_timeout_s", config.side_bench_s, clock=clock)
         self._texts = RunningTexts(backbone)
         self._running: dict[EngineRow, Text] = {}
-        """The rows whose texts are being made, oldest first."""
-        self._tellings: dict[EngineRow, IncrementalDetokenizer] = {}
+        """Rows with running texts, oldest first."""
+        self._detokenizers: dict[EngineRow, IncrementalDetokenizer] = {}
 
     @property
     def padding_cost(self) -> float:
-        """What a token of padding costs beside a real one."""
-        return self._recall.padding_cost
+        """Cost of a token of padding; a real token costs 1."""
+        return self._cached_backbone.padding_cost
 
     @property
     def running(self) -> int:
-        """Rows whose texts are being made."""
+        """Rows with running texts."""
         return len(self._running)
 
     @torch.inference_mode()
@@ -85,31 +86,35 @@ class Engine:
             self._answer([row for row in rows if row not in cancelled] if cancelled else rows, deliver)
             self._step(deliver)
         except BaseException:
-            self._texts = RunningTexts(self.backbone)  # whatever state it is in
-            self._running, self._tellings = {}, {}
+            self._texts = RunningTexts(self.backbone)  # the state of the old one is unknown
+            self._running = {}
+            self._detokenizers = {}
             raise
         return bool(self._running)
 
     def predict(self, rows: Sequence[EngineRow]) -> list[Answer | Exception]:
-        """Take turns until all are answered. Answers in the rows' order; SideFailed where a side network failed.
+        """Answer all rows, for a caller who has the engine to itself: events of other running rows are lost.
 
-        For callers that have the engine to themselves: the events of other rows that are running would be lost.
+        Returns:
+            Answers in the rows' order; SideFailed in place of a row whose side network failed.
+
+        Raises:
+            ValueError: a row is given twice.
         """
-        places = {row: place for place, row in enumerate(rows)}
-        if len(places) < len(rows):
+        if len(set(rows)) < len(rows):
             raise ValueError("a row is there twice; make one for each answer")
-        found: dict[int, Answer | Exception] = {}
+        outcomes: dict[EngineRow, Answer | Exception] = {}
 
         def keep(events: Sequence[tuple[EngineRow, Event]]) -> None:
-            found.update({places[row]: event for row, event in events if not isinstance(event, Piece)})
+            outcomes.update({row: event for row, event in events if not isinstance(event, Piece)})
 
         running = self.step(rows, (), keep)
         while running:
             running = self.step((), (), keep)
-        return [found[place] for place in range(len(rows))]
+        return [outcomes[row] for row in rows]
 
     def _answer(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
-        """Where memory does not suffice, each half has one more try."""
+        """Answer, or begin, new rows. Without memory, each half of them has one more try."""
         rows = self._reject_open(rows, deliver)
         left = self._try(rows, deliver)
         middle = (len(left) + 1) // 2
@@ -134,7 +139,7 @@ class Engine:
         return SideFailed(resident.task, resident.version, f"it {reason}") if reason else None
 
     def _try(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
-        """Answer, or begin, these rows; returns those for which memory did not suffice."""
+        """Answer, or begin, these rows; returns those for which there was no memory."""
         left = dict.fromkeys(rows)
 
         def deliver_and_note(events: Sequence[tuple[EngineRow, Event]]) -> None:
@@ -150,107 +155,100 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             log.warning("out of memory with a batch of %d rows: %s", len(rows), error)
-        self._leave(left)  # out here the failed attempt's tensors are gone
-        self._make_room()
+        self._leave(left)  # after the except block: only then the failed attempt's tensors are free
+        self._free_memory()
         return list(left)
 
     def _begin(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
-        """One pass for all; answers of those that need no text, group by group; the others join the running texts."""
-        asked = [row.asked for row in rows]
-        planned = plan(asked)
-        speaking = {place for row, place in zip(rows, planned.places, strict=True) if _needs_first_step(row)}
+        """Run the backbone once for all rows; answer those that need no text, and let the others join the texts."""
+        planned = plan([row.model_row for row in rows])
         with self._timed("backbone"):
-            readings = self._recall.read(planned.inputs, planned.depth, sorted(speaking))
+            readings = self._cached_backbone.read(planned.inputs, planned.depth, planned.first_step_inputs)
         for reading in readings:
-            where = {place: own for own, place in enumerate(reading.places)}
-            chosen = [row for row, place in enumerate(planned.places) if place in where]
-            inputs = [where[planned.places[row]] for row in chosen]
-            self._read(reading.given, [rows[row] for row in chosen], [asked[row] for row in chosen], inputs, deliver)
-
-    def _read(
-        self,
-        given: BackbonePass,
-        rows: Sequence[EngineRow],
-        asked: Sequence[Row],
-        inputs: Sequence[int],
-        deliver: Deliver,
-    ) -> None:
-        """Rows that read `inputs` of one pass."""
-        if not all(row.generates for row in rows):
-            with self._timed("side"):
-                self._score(given, rows, asked, inputs, deliver)
-        making = [(row, place) for row, place in zip(rows, inputs, strict=True) if row.generates]
-        if making:
-            self._join(given, [row for row, _ in making], [place for _, place in making])
+            groups = planned.select(reading.inputs)
+            self._score(rows, [group for group in groups if not group.makes_texts], reading.backbone_pass, deliver)
+            self._join(rows, [group for group in groups if group.makes_texts], reading.backbone_pass)
 
     def _score(
-        self,
-        given: BackbonePass,
-        rows: Sequence[EngineRow],
-        asked: Sequence[Row],
-        inputs: Sequence[int],
-        deliver: Deliver,
+        self, rows: Sequence[EngineRow], groups: Sequence[Group], backbone_pass: BackbonePass, deliver: Deliver
     ) -> None:
-        alone, since = _computed_alone(rows), self._clock()
+        if not groups:
+            return
+        alone = {rows[index].resident.key for group in groups if group.has_one_side for index in group.indices}
+        since = self._clock()
 
-        def known(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
+        def deliver_outcomes(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
             nonlocal since
-            resident, slow = rows[outcomes[0][0]].resident, None
+            resident = rows[outcomes[0][0]].resident  # all of them are of one side network
+            slow = None
             if resident.key in alone:
                 slow = self._check_time(resident, self._clock() - since)
-            events = [(rows[place], slow or _checked(rows[place].resident, outcome)) for place, outcome in outcomes]
-            _report(events)
+            events = [(rows[index], slow or checked(resident, outcome)) for index, outcome in outcomes]
+            log_failures(events)
             deliver(events)
             since = self._clock()
 
-        score(given, asked, inputs, known)
+        with self._timed("side"):
+            score(backbone_pass, groups, deliver_outcomes)
 
-    def _join(self, given: BackbonePass, rows: Sequence[EngineRow], inputs: Sequence[int]) -> None:
-        texts = []
-        for row in rows:
-            assert isinstance(row.how, Generate)
-            settings = row.how.generation
-            texts.append(
-                Text(
-                    side=row.resident.side,
-                    settings=settings,
-                    limit=row.how.max_new_tokens,
-                    finish=row.how.finish,
-                    seed=settings.seed,
-                    handle=row,
-                )
-            )
-            self._running[row] = texts[-1]
-            if row.streams:
-                self._tellings[row] = IncrementalDetokenizer(row.how.decode)
-        self._texts.join(texts, given, inputs)
+    def _join(self, rows: Sequence[EngineRow], groups: Sequence[Group], backbone_pass: BackbonePass) -> None:
+        texts: list[Text] = []
+        inputs: list[int] = []
+        for group in groups:
+            for index, read in zip(group.indices, group.inputs, strict=True):
+                texts.append(self._text(rows[index]))
+                inputs.append(read)
+        self._texts.join(texts, backbone_pass, inputs)
+
+    def _text(self, row: EngineRow) -> Text:
+        answerer = row.how
+        assert isinstance(answerer, Generate)
+        decoding = answerer.generation
+        if row.streams:
+            self._detokenizers[row] = IncrementalDetokenizer(answerer.decode)
+        self._running[row] = Text(
+            side=row.resident.side,
+            decoding=decoding,
+            limit=answerer.max_new_tokens,
+            finish=answerer.finish,
+            seed=decoding.seed,
+            handle=row,
+        )
+        return self._running[row]
 
     def _step(self, deliver: Deliver) -> None:
-        """One token more for every text."""
+        """Decode one token of every text. Without memory, the youngest half of the texts fail instead."""
         if not self._running:
             return
-        for _ in range(2):
-            began = self._clock()
-            try:
-                with self._timed("decode"):
-                    steps = self._texts.step()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                log.warning("out of memory with %d running texts: %s", len(self._running), error)
-            else:
-                self._tell(steps, deliver)
-                self._watch_step(self._clock() - began, deliver)
-                return
-            self._make_room()
-        self._give_up_youngest(deliver)
+        began = self._clock()
+        try:
+            with self._timed("decode"):
+                steps = self._texts.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory with %d running texts: %s", len(self._running), error)
+            steps = None
+        if steps is None:  # after the except block: only then the failed step's tensors are free
+            self._fail_youngest(deliver)
+            return
+        self._tell(steps, deliver)
+        self._watch_step(self._clock() - began, deliver)
+
+    def _fail_youngest(self, deliver: Deliver) -> None:
+        """End half of the running texts, so that the next step finds memory for the others."""
+        self._free_memory()
+        running = list(self._running)
+        youngest = running[len(running) // 2 :]
+        self._leave(youngest)
+        deliver([(row, OutOfMemory(len(running))) for row in youngest])
 
     def _watch_step(self, seconds: float, deliver: Deliver) -> None:
-        """A step of one side network alone, or of one that is not stacked beside those that are, tells who is slow."""
+        """Blame a slow step on the only side network, or on the only one that is not stacked; else on none."""
         if seconds <= self._breaker.limit_s:
             return
         residents = {row.resident.key: row.resident for row in self._running}
-        lone = {key: each for key, each in residents.items() if not isinstance(each.side, StackedSide)}
+        lone = {key: resident for key, resident in residents.items() if not isinstance(resident.side, StackedSide)}
         suspects = lone or residents
         if len(suspects) != 1:
             log.warning("a decoder step of %d side networks took %.1f s", len(residents), seconds)
@@ -260,7 +258,7 @@ class Engine:
         if fault := self._check_time(slow, seconds):
             self._leave(rows)
             events: list[tuple[EngineRow, Event]] = [(row, fault) for row in rows]
-            _report(events)
+            log_failures(events)
             deliver(events)
 
     def _tell(self, steps: Sequence[tuple[Text, Sequence[int], Answer | Exception | None]], deliver: Deliver) -> None:
@@ -275,34 +273,26 @@ class Engine:
                     self._leave([row])
                 ending = error
             if ending is not None:
-                events.append((row, _checked(row.resident, ending)))
+                events.append((row, checked(row.resident, ending)))
                 self._forget(row)
-        _report(events)
+        log_failures(events)
         if events:
             deliver(events)
         if any(isinstance(event, OutOfMemory) for _, event in events):
-            log.warning("out of memory with %d rows of beams", sum(isinstance(e, OutOfMemory) for _, e in events))
-            self._make_room()
+            log.warning("out of memory in a beam search")
+            self._free_memory()
 
     def _pieces(self, row: EngineRow, tokens: Sequence[int], ending: Answer | Exception | None) -> Iterator[Piece]:
-        telling = self._tellings.get(row)
-        if telling is None:
+        detokenizer = self._detokenizers.get(row)
+        if detokenizer is None:
             return
-        if ending is None and (piece := telling.more(tokens)):
+        if ending is None and (piece := detokenizer.more(tokens)):
             yield piece
-        if isinstance(ending, TextAnswer) and (piece := telling.rest(ending.tokens, ending.text)):
+        if isinstance(ending, TextAnswer) and (piece := detokenizer.rest(ending.tokens, ending.text)):
             yield piece
-
-    def _give_up_youngest(self, deliver: Deliver) -> None:
-        """Half of the running texts end, so that the others can go on."""
-        running = list(self._running)
-        youngest = running[len(running) // 2 :]
-        self._leave(youngest)
-        self._make_room()
-        deliver([(row, OutOfMemory(len(running))) for row in youngest])
 
     def _leave(self, rows: Collection[EngineRow]) -> None:
-        """Rows that are not running are no matter."""
+        """Remove the rows that are running; the others are ignored."""
         leaving = [self._running[row] for row in rows if row in self._running]
         for row in rows:
             self._forget(row)
@@ -315,65 +305,22 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             log.warning("out of memory where %d texts leave: %s", len(leaving), error)
-        self._make_room()
+        self._free_memory()
         self._texts.leave(leaving)
 
     def _forget(self, row: EngineRow) -> None:
         self._running.pop(row, None)
-        self._tellings.pop(row, None)
+        self._detokenizers.pop(row, None)
 
-    def _make_room(self) -> None:
+    def _free_memory(self) -> None:
         self.cache.clear()
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
-        """On a GPU, until the work is done, not until it is launched."""
+        """Time a stage; on a GPU until the work is done, not until it is launched."""
         with self._metrics.timed(stage):
             yield
             if self.backbone.device.type == "cuda":
                 torch.cuda.synchronize(self.backbone.device)
-
-
-def _needs_first_step(row: EngineRow) -> bool:
-    """Its answer is read off the decoder's first step, the same for all."""
-    return isinstance(row.how, Classify) and () in row.how.prefixes
-
-
-def _computed_alone(rows: Sequence[EngineRow]) -> set[Key]:
-    """Residents whose side network is computed with no other: what it takes is its own doing."""
-    together: dict[object, set[Key]] = {}
-    for row in rows:
-        if row.generates:
-            continue
-        side = row.resident.side
-        together.setdefault(side.shape if isinstance(side, StackedSide) else id(side), set()).add(row.resident.key)
-    return {key for keys in together.values() if len(keys) == 1 for key in keys}
-
-
-def _checked(resident: Resident, outcome: Answer | Exception) -> Answer | Exception:
-    if isinstance(outcome, Exception) and is_out_of_memory(outcome):
-        return OutOfMemory(1)
-    if isinstance(outcome, Exception):
-        failure = SideFailed(resident.task, resident.version, str(outcome) or type(outcome).__name__)
-        failure.__cause__ = outcome
-        return failure
-    if not _is_finite(outcome):
-        return SideFailed(resident.task, resident.version, "its answer is not a finite number")
-    return outcome
-
-
-def _is_finite(outcome: Answer) -> bool:
-    if isinstance(outcome, ClassAnswer):
-        return all(map(math.isfinite, outcome.scores))
-    if isinstance(outcome, VectorAnswer):
-        return all(map(math.isfinite, outcome.values))
-    return not isinstance(outcome, ValueAnswer) or math.isfinite(outcome.value)
-
-
-def _report(events: Sequence[tuple[EngineRow, Event]]) -> None:
-    """One log line for each side network that failed, however many rows it had."""
-    failed = {(each.task, each.version): each for _, each in events if isinstance(each, SideFailed)}
-    for failure in failed.values():
-        log.error("%s", failure, exc_info=failure.__cause__)

@@ -1,4 +1,4 @@
-"""What the engine is given: rows, each for one resident side network."""
+"""Rows for the engine, each for one resident side network, and the events of rows."""
 
 from __future__ import annotations
 
@@ -22,71 +22,75 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """One version on the device, verified, ready to answer."""
+    """One version on the device, verified and ready to answer."""
 
     task: str
     version: int
     spec: TaskSpec
     side: Side
-    """In a slot of the server's bank, which is free again when nothing holds this any more."""
+    """In a slot of the server's bank, which is free again when nothing references this any more."""
     answerer: Answerer
     manifest: Manifest
     bytes: int
-    """Of its weights on the device."""
+    """Bytes of its weights on the device."""
 
     @property
     def key(self) -> Key:
+        """Task and version."""
         return self.task, self.version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EngineRow:
-    """One tokenized input for one resident side network. Told apart by identity; the same one is never asked twice."""
+    """One tokenized input for one resident side network. Compared by identity; make a new one for each answer."""
 
     ids: tuple[int, ...]
     resident: Resident
     answerer: Answerer | None = None
     """None: the resident's."""
     salt: str = ""
-    """The tenant's: rows of different tenants share no activations."""
+    """The tenant's salt: rows of different tenants share no activations."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
 
     @property
     def how(self) -> Answerer:
+        """Its answerer."""
         return self.answerer or self.resident.answerer
 
     @property
     def weight(self) -> int:
-        """The rows of a batch it counts as: every beam is one."""
+        """How many rows of a batch it counts as: each beam is one."""
         return self.how.generation.num_beams if isinstance(self.how, Generate) else 1
 
     @property
     def alone(self) -> bool:
-        """Rows of the same tokens are not answered as one: their texts are drawn anew."""
+        """Rows of the same tokens do not share one answer, because each text is sampled anew."""
         return isinstance(self.how, Generate) and self.how.generation.is_random
 
     @property
     def generates(self) -> bool:
-        """Its answer is a text, made over several turns."""
+        """Its answer is a text, which takes several turns."""
         return isinstance(self.how, Generate)
 
     @property
     def task(self) -> str:
+        """The resident's task."""
         return self.resident.task
 
     @property
     def tokens(self) -> int:
+        """How many token ids it has."""
         return len(self.ids)
 
     @property
-    def asked(self) -> Row:
-        """As the model takes it."""
+    def model_row(self) -> Row:
+        """The row as `ladder.answering` takes it."""
         return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt)
 
 
 Event = Piece | Answer | Exception
-"""What happened to a row. An Answer or an Exception ends it."""
+"""What happened to a row; an Answer or an Exception ends it."""
 
 Deliver = Callable[[Sequence[tuple[EngineRow, Event]]], None]
-"""Called on the device thread, several times a turn, as soon as something is known."""
+"""Called on the device thread, several times a turn, as soon as there are events."""

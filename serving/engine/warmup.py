@@ -1,9 +1,8 @@
-"""Warm-up: what torch and the device set up at first use is set up before the server is ready.
+"""Warm-up: torch and the device do their first-use work before the server is ready.
 
-Batches of made-up tokens, a row and a few or, on a GPU, of several lengths and up to a full batch, for a resident of
-every kind, and one decoder step of their texts. They go through an engine of their own: they are no traffic, so neither
-metrics nor the activation cache know of them. Runs on the device thread. Versions that come later are warm by their
-golden examples.
+It answers batches of made-up tokens for a resident of each kind, with one decoder step of their texts: one row and a
+few rows; on a GPU several lengths too, up to a full batch. They run in a separate engine, so neither metrics nor the
+activation cache see them. Runs on the device thread. Golden examples warm the versions that are loaded later.
 """
 
 import logging
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 TOKENS = (8, 32, 128)
 """Lengths of the inputs."""
 FEW = 8
-"""Rows of a batch that is neither one nor full."""
+"""Rows of a small batch."""
 
 
 def warm_up(
@@ -36,14 +35,17 @@ def warm_up(
     config: EngineConfig,
     encode: Encode | None = None,
 ) -> int:
-    """Answer ever larger batches; returns how many.
+    """Answer larger and larger batches; returns how many.
 
-    It ends after `warmup_s`, and before a batch that would take longer than what is left of it, by the pace so far.
-    Never raises: a server that fails here may fail its first requests, and is to say why there.
+    Ends after `warmup_s`, or before a batch that would take longer than what is left, judged by the one before. Never
+    raises: it logs the error, and the first requests will show it.
     """
-    began, pace, done = time.monotonic(), 0.0, 0
-    kinds, shapes = one_of_each(residents), shapes_of(batch, backbone)
-    for rows, tokens in (shapes[0], *shapes):  # the first one twice: its first time tells no pace
+    began = time.monotonic()
+    pace = 0.0
+    done = 0
+    kinds = one_of_each(residents)
+    shapes = shapes_of(batch, backbone)
+    for rows, tokens in (shapes[0], *shapes):  # the first shape twice: its first time says nothing about the next
         started = time.monotonic()
         if began + config.warmup_s <= started + pace * rows * tokens:
             break
@@ -52,30 +54,32 @@ def warm_up(
         except Exception:
             log.exception("warming up with %d rows of %d tokens failed; serving all the same", rows, tokens)
             break
-        pace, done = (time.monotonic() - started) / (rows * tokens) if done else 0.0, done + 1
+        pace = (time.monotonic() - started) / (rows * tokens) if done else 0.0
+        done += 1
     if done:
         log.info("warmed up with %d batches in %.1f s", done, time.monotonic() - began)
     return done
 
 
 def one_of_each(residents: Iterable[Resident]) -> list[Resident]:
-    """A resident of every kind of answer, head and width."""
-    found: dict[object, Resident] = {}
+    """Choose one resident of each kind of answer, head and width."""
+    chosen: dict[object, Resident] = {}
     for resident in residents:
         config = resident.side.config
-        found.setdefault((type(resident.answerer), config.head, config.reduction), resident)
-    return list(found.values())
+        chosen.setdefault((type(resident.answerer), config.head, config.reduction), resident)
+    return list(chosen.values())
 
 
 def shapes_of(batch: BatchConfig, backbone: Backbone, *, full: bool | None = None) -> list[tuple[int, int]]:
-    """(rows, tokens) each, smallest first: a row and a few; with `full` longer ones too, and as many as may be.
+    """List (rows, tokens) of the batches, smallest first: one row and a few.
 
     Args:
-        full: None: on a GPU, whose allocator then has seen the most. A CPU gains nothing by it: there only the very
-            first pass takes longer than the next one, whatever their shapes.
+        full: longer inputs and full batches too. None: on a GPU, whose allocator has then seen the largest batch. On a
+            CPU only the very first pass takes longer than the next one, whatever their shapes.
     """
     full = backbone.device.type == "cuda" if full is None else full
-    shapes, lengths = set(), TOKENS if full else TOKENS[:1]
+    lengths = TOKENS if full else TOKENS[:1]
+    shapes = set()
     for tokens in {min(length, backbone.config.max_positions or length) for length in lengths}:
         most = min(batch.max_batch_rows, max(batch.max_batch_tokens // tokens, 1))
         shapes |= {(1, tokens), (min(FEW, most), tokens), *([(most, tokens)] if full else [])}
@@ -83,7 +87,7 @@ def shapes_of(batch: BatchConfig, backbone: Backbone, *, full: bool | None = Non
 
 
 def _inputs(rows: int, tokens: int, vocabulary: int) -> Iterator[tuple[int, ...]]:
-    """Distinct ones."""
+    """Make distinct inputs."""
     for row in range(rows):
         yield tuple((row + 7 * column) % vocabulary for column in range(tokens))
 
@@ -97,15 +101,15 @@ def _run(
 ) -> None:
     if kinds:
         engine = Engine(backbone, Metrics(), replace(config, cache_bytes=0), encode)
-        rows = [EngineRow(ids, kinds[place % len(kinds)]) for place, ids in enumerate(inputs)]
+        rows = [EngineRow(ids, kinds[index % len(kinds)]) for index, ids in enumerate(inputs)]
         rows += [EngineRow(inputs[0], kind) for kind in kinds[len(inputs) :]]
         engine.step(rows, (), _ignore)
         engine.step((), rows, _ignore)
         return
     with torch.inference_mode():
-        speaking = range(len(inputs)) if backbone.has_decoder else ()
-        recall = CachedBackbone(backbone, ActivationCache(0), Metrics(), encode)
-        recall.read([("", ids) for ids in inputs], None, list(speaking))
+        first_step = range(len(inputs)) if backbone.has_decoder else ()
+        cached_backbone = CachedBackbone(backbone, ActivationCache(0), Metrics(), encode)
+        cached_backbone.read([("", ids) for ids in inputs], None, list(first_step))
 
 
 def _ignore(events: Collection[object]) -> None:

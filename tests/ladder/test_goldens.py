@@ -122,7 +122,7 @@ def test_beam_output(case):
     mask = inputs["attention_mask"].bool()
     taps = backbone.encode(inputs["input_ids"], mask)
     ways = [Generation(num_beams=4, legacy_beams=legacy) for legacy in (True, False)]
-    segments = [Segment(side=stored.side, taps=taps, limit=13, generation=way) for way in ways]
+    segments = [Segment(side=stored.side, taps=taps, limit=13, decoding=way) for way in ways]
     legacy, current = generate(backbone, segments)
     for ours, theirs in zip(legacy, stored.tensors["gen.beam4"].tolist(), strict=True):
         assert list(ours) == theirs[1 : 1 + len(ours)]

@@ -28,7 +28,8 @@ from ladder import (
     run_backbone,
 )
 from ladder.answering.answerers import Scoring
-from ladder.answering.mixed_batch import plan, score
+from ladder.answering.batch_plan import Plan, plan
+from ladder.answering.mixed_batch import score
 from ladder.stacked.bank import SideBank
 from ladder.stacked.network import StackedBatch, StackedSide
 from tests.ladder.stacks import make_sides, stacked
@@ -85,23 +86,31 @@ def rows_of(asked, picks: Sequence[tuple[int, int]], which: int) -> list[Row]:
     ]
 
 
+ALL = [(kind, read) for read in range(4) for kind in range(8)]
+ALONE: dict[tuple[int, int], Answer | Exception] = {}
+
+
+def alone_answers(backbone: Backbone, asked) -> dict[tuple[int, int], Answer | Exception]:
+    """Each task's answer to each input, by its module alone."""
+    if not ALONE:
+        ALONE.update({pick: answer(backbone, rows_of(asked, [pick], 1))[0] for pick in ALL})
+    return ALONE
+
+
 @settings(max_examples=12, deadline=None)
 @given(picks=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=14))
 def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbone, asked, picks) -> None:
-    alone = [answer(backbone, [row])[0] for row in rows_of(asked, picks, 1)]
+    alone = [alone_answers(backbone, asked)[pick] for pick in picks]
     for which in (0, 2):
         together = answer(backbone, rows_of(asked, picks, which))
         assert all(close(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
-
-
-ALL = [(kind, read) for read in range(4) for kind in range(8)]
 
 
 def test_every_row_is_delivered_once_modules_last(backbone: Backbone, asked) -> None:
     rows, told = rows_of(asked, ALL, 2), []
     planned = plan(rows)
     with torch.inference_mode():
-        score(run_backbone(backbone, [ids for _, ids in planned.inputs]), rows, planned.places, told.extend)
+        score(run_backbone(backbone, [ids for _, ids in planned.inputs]), planned.groups, told.extend)
     places = [place for place, _ in told]
     assert sorted(places) == list(range(len(rows)))
     kinds = [isinstance(rows[place].side, StackedSide) for place in places]
@@ -112,7 +121,7 @@ def test_a_plan_has_each_input_once_and_each_salts_own(asked) -> None:
     rows = rows_of(asked, [(0, 0), (3, 0), (3, 1)], 0)
     planned = plan([*rows, replace(rows[0], salt="tenant")])
     assert sorted(planned.inputs) == sorted([("", IDS[0]), ("", IDS[1]), ("tenant", IDS[0])])
-    assert [planned.inputs[place][1] for place in planned.places] == [IDS[0], IDS[0], IDS[1], IDS[0]]
+    assert [planned.inputs[read][1] for read in reads(planned)] == [IDS[0], IDS[0], IDS[1], IDS[0]]
     assert planned.depth is None
     assert plan(rows[1:]).depth == 3
     assert plan(rows_of(asked, [(7, 0)], 0)).depth == 2
@@ -122,22 +131,44 @@ def test_a_plans_inputs_stand_as_side_networks_are_computed(backbone: Backbone) 
     """Then none of the taps is copied."""
     held, how = stacked(SideBank(backbone), make_sides(backbone, 3, head="linear")), Regress()
     rows = [Row(ids=(30 + place, 1), side=held[pick], answerer=how) for place, pick in enumerate([2, 0, 1, 0, 2, 1])]
-    assert plan(rows).places == [4, 0, 2, 1, 5, 3]
+    assert reads(plan(rows)) == [4, 0, 2, 1, 5, 3]
+
+
+def reads(planned: Plan) -> list[int]:
+    """Each row's input, in the rows' order."""
+    pairs = [pair for group in planned.groups for pair in zip(group.indices, group.inputs, strict=True)]
+    return [read for _, read in sorted(pairs)]
+
+
+def test_rows_of_some_inputs_are_grouped_anew_and_answered_the_same(backbone: Backbone, asked) -> None:
+    """A pass over some of a plan's inputs, in any order, as where the engine divides a batch by lengths."""
+    rows = rows_of(asked, [*ALL, (0, 0), (3, 1), (3, 1)], 2)
+    expected, planned = answer(backbone, rows), plan(rows)
+    found: dict[int, Answer | Exception] = {}
+    for some in ([2, 0], [3, 1]):
+        backbone_pass = run_backbone(backbone, [planned.inputs[index][1] for index in some])
+        groups = planned.select(some)
+        for group in groups:
+            assert [planned.inputs[some[read]][1] for read in group.inputs] == [row.ids for row in group.rows]
+        with torch.inference_mode():
+            score(backbone_pass, groups, found.update)
+    assert all(close(found[index], outcome) for index, outcome in enumerate(expected))
+    assert planned.select(range(len(planned.inputs))) is planned.groups
 
 
 def test_the_decoder_runs_for_the_inputs_and_prefixes_that_need_it(backbone: Backbone, asked, monkeypatch) -> None:
-    heard, decode = [], backbone.decode
+    decoded, decode = [], backbone.decode
 
     def watched(ids: torch.Tensor, *rest: Any) -> Any:
-        heard.append((len(ids), tuple(ids[0, 1:].tolist())))
+        decoded.append((len(ids), tuple(ids[0, 1:].tolist())))
         return decode(ids, *rest)
 
     monkeypatch.setattr(backbone, "decode", watched)
     answer(backbone, rows_of(asked, [(0, 0), (2, 1), (1, 2), (3, 3)], 0))
-    assert sorted(heard) == [(2, ()), (3, (9,))]
-    heard.clear()
+    assert sorted(decoded) == [(2, ()), (3, (9,))]
+    decoded.clear()
     answer(backbone, rows_of(asked, [(3, 0), (4, 1)], 0))
-    assert heard == []
+    assert decoded == []
 
 
 def broken(held: StackedSide, value: float) -> Callable[[], None]:
@@ -191,7 +222,7 @@ def test_what_raises_fails_alone(backbone: Backbone, asked, monkeypatch, method:
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 @pytest.mark.parametrize("method", ["encode", "decode"])
-def test_out_of_memory_is_nobodys_fault(backbone: Backbone, asked, monkeypatch, error, method: str) -> None:
+def test_out_of_memory_is_no_side_networks_fault(backbone: Backbone, asked, monkeypatch, error, method: str) -> None:
     monkeypatch.setattr(StackedBatch, method, raising(error, asked[0][0], method))
     with pytest.raises(type(error)):
         answer(backbone, rows_of(asked, ALL, 0))

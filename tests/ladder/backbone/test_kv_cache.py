@@ -111,7 +111,7 @@ def test_columns_of_rows_that_left_are_used_again():
     assert watched.cache.length <= 10
 
 
-def test_a_step_can_be_taken_back():
+def test_a_step_that_was_not_closed_is_written_over():
     watched = Watched()
     watched.admit([2])
     watched.step()
@@ -120,8 +120,8 @@ def test_a_step_can_be_taken_back():
     for entry in watched.cache.own:
         entry.extend(*torch.full((2, 2, HEADS, 1, WIDTH), 9.0))
     watched.cache.length += 1
-    watched.cache.rewind()
     watched.drop({0})
+    watched.admit([3])
     watched.step()
 
 

@@ -12,7 +12,7 @@ from ladder import Generation, NotFiniteError, SideNetwork
 from ladder.decoding.generate import generate
 from ladder.side.network import forward
 from tests.exact import float64
-from tests.ladder import spoken
+from tests.ladder import decoding_kit
 from tests.ladder.oracle import Oracle
 from tests.marks import slow
 from tests.reference.beam import beam_search as slow_beam_search
@@ -20,7 +20,7 @@ from tests.reference.beam import beam_search as slow_beam_search
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return spoken.make_backbone(tmp_path_factory.mktemp("spoken") / "t5")
+    return decoding_kit.make_backbone(tmp_path_factory.mktemp("decoding") / "t5")
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -37,17 +37,17 @@ SETTINGS = st.fixed_dictionaries(
 
 def check_against_hugging_face(backbone, how: dict[str, Any], seed: int, limit: int) -> None:
     """In float64: where two beams are as good but for rounding, a cache and none would choose differently."""
-    backbone, side = copy.deepcopy(backbone).double(), spoken.make_side(backbone, seed).double()
+    backbone, side = copy.deepcopy(backbone).double(), decoding_kit.make_side(backbone, seed).double()
     with float64():
-        [ours] = generate(backbone, [spoken.segment(backbone, side, limit=limit, generation=Generation(**how))])
-        assert ours == Oracle(backbone, side).tokens(spoken.padded(), limit, do_sample=False, **how)
+        [ours] = generate(backbone, [decoding_kit.segment(backbone, side, limit=limit, decoding=Generation(**how))])
+        assert ours == Oracle(backbone, side).tokens(decoding_kit.padded(), limit, do_sample=False, **how)
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("length_penalty", [-1.0, slow(0.0), slow(1.0), 2.0])
 def test_equals_hugging_face(backbone, early_stopping, length_penalty):
     how = {"num_beams": 3, "early_stopping": early_stopping, "length_penalty": length_penalty}
-    check_against_hugging_face(backbone, how, 2, spoken.LIMIT)
+    check_against_hugging_face(backbone, how, 2, decoding_kit.LIMIT)
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
@@ -72,10 +72,13 @@ def test_equals_hugging_face_with_many_settings(backbone, how, seed, limit):
     early_stopping=st.booleans(),
 )
 def test_legacy_beams_equal_the_slow_search_of_4_6(backbone, beams, seed, limit, length_penalty, early_stopping):
-    side, how = spoken.make_side(backbone, seed), {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    side, how = (
+        decoding_kit.make_side(backbone, seed),
+        {"length_penalty": length_penalty, "early_stopping": early_stopping},
+    )
     generation = Generation(num_beams=beams, legacy_beams=True, **how)
-    [ours] = generate(backbone, [spoken.segment(backbone, side, limit=limit, generation=generation)])
-    for row, tokens in zip(spoken.INPUTS, ours, strict=True):
+    [ours] = generate(backbone, [decoding_kit.segment(backbone, side, limit=limit, decoding=generation)])
+    for row, tokens in zip(decoding_kit.INPUTS, ours, strict=True):
         ids = torch.tensor([row])
 
         def logits(texts: torch.Tensor, ids: torch.Tensor = ids) -> torch.Tensor:
@@ -90,14 +93,14 @@ def mixed(backbone, sides: list[SideNetwork]) -> list[Any]:
     ways = [{"num_beams": 2}, {"num_beams": 4, "early_stopping": True}, {}, {"num_beams": 3}]
     limits = [4, 9, 6, 2]
     return [
-        spoken.segment(backbone, side, limit=limit, generation=Generation(**how))
+        decoding_kit.segment(backbone, side, limit=limit, decoding=Generation(**how))
         for side, how, limit in zip(sides, ways, limits, strict=True)
     ]
 
 
 def test_segments_of_different_widths_and_limits_equal_each_alone(backbone):
     shapes = [{}, {"reduction": 2, "decoder_layers": (0, 2)}, {"merge_last": True}, {"decoder_layers": ()}]
-    sides = [spoken.make_side(backbone, seed, **shape) for seed, shape in enumerate(shapes)]
+    sides = [decoding_kit.make_side(backbone, seed, **shape) for seed, shape in enumerate(shapes)]
     together = generate(backbone, mixed(backbone, sides))
     alone = [generate(backbone, [each])[0] for each in mixed(backbone, sides)]
     assert together == alone
@@ -107,7 +110,7 @@ def test_segments_of_different_widths_and_limits_equal_each_alone(backbone):
 @pytest.mark.parametrize("broken", [0, slow(1), slow(2), 3])
 @pytest.mark.parametrize("how", ["nan", "raises", "raises later"])
 def test_a_broken_side_network_fails_alone(backbone, broken, how, monkeypatch):
-    sides = [spoken.make_side(backbone, seed) for seed in range(4)]
+    sides = [decoding_kit.make_side(backbone, seed) for seed in range(4)]
     healthy = generate(backbone, mixed(backbone, sides))
     side = sides[broken]
     if how == "nan":
@@ -133,9 +136,9 @@ def test_a_broken_side_network_fails_alone(backbone, broken, how, monkeypatch):
 
 
 def test_one_row_that_is_not_finite_fails_alone(backbone):
-    side, how = spoken.make_side(backbone, 0), Generation(num_beams=3)
-    [healthy] = generate(backbone, [spoken.segment(backbone, side, generation=how)])
-    segment = spoken.segment(backbone, side, generation=how)
+    side, how = decoding_kit.make_side(backbone, 0), Generation(num_beams=3)
+    [healthy] = generate(backbone, [decoding_kit.segment(backbone, side, decoding=how)])
+    segment = decoding_kit.segment(backbone, side, decoding=how)
     segment.taps.blocks[0][1] = float("nan")
     [broken] = generate(backbone, [segment])
     assert isinstance(broken[1], NotFiniteError)
@@ -143,12 +146,12 @@ def test_one_row_that_is_not_finite_fails_alone(backbone):
 
 
 def test_no_new_tokens_no_text(backbone):
-    side = spoken.make_side(backbone, 0)
-    none = spoken.segment(backbone, side, limit=0, generation=Generation(num_beams=2))
-    some = spoken.segment(backbone, side, limit=3, generation=Generation(num_beams=2))
+    side = decoding_kit.make_side(backbone, 0)
+    none = decoding_kit.segment(backbone, side, limit=0, decoding=Generation(num_beams=2))
+    some = decoding_kit.segment(backbone, side, limit=3, decoding=Generation(num_beams=2))
     assert generate(backbone, [none]) == [[(), (), ()]]
     first, second = generate(
-        backbone, [spoken.segment(backbone, side, limit=0, generation=Generation(num_beams=2)), some]
+        backbone, [decoding_kit.segment(backbone, side, limit=0, decoding=Generation(num_beams=2)), some]
     )
     assert first == [(), (), ()]
     assert any(second)
@@ -160,6 +163,6 @@ def test_the_source_is_read_once_a_row_and_not_once_a_beam(backbone, monkeypatch
     monkeypatch.setattr(
         type(backbone), "decode", lambda self, ids, *rest: rows.append(len(ids)) or decode(self, ids, *rest)
     )
-    side = spoken.make_side(backbone, 0)
-    generate(backbone, [spoken.segment(backbone, side, generation=Generation(num_beams=4))])
+    side = decoding_kit.make_side(backbone, 0)
+    generate(backbone, [decoding_kit.segment(backbone, side, decoding=Generation(num_beams=4))])
     assert rows[:3] == [3, 12, 12]

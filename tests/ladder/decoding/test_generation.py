@@ -20,7 +20,7 @@ from transformers import (
 from ladder import Generate, Generation, GenerationError, NotFiniteError, Row, answer
 from ladder.decoding.generate import generate
 from ladder.decoding.logits import adjust, draw
-from tests.ladder import spoken
+from tests.ladder import decoding_kit
 from tests.ladder.oracle import Oracle
 from tests.marks import slow
 
@@ -29,7 +29,7 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return spoken.make_backbone(tmp_path_factory.mktemp("spoken") / "t5")
+    return decoding_kit.make_backbone(tmp_path_factory.mktemp("decoding") / "t5")
 
 
 # settings
@@ -127,42 +127,42 @@ CONTROLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in ("all", "min", "greedy") else slow(name) for name in CONTROLS])
 def test_texts_equal_hugging_faces_of_each_row_alone(backbone, name):
-    how, side = CONTROLS[name], spoken.make_side(backbone, len(name))
-    [ours] = generate(backbone, [spoken.segment(backbone, side, generation=Generation(**how, seed=SEED))])
+    how, side = CONTROLS[name], decoding_kit.make_side(backbone, len(name))
+    [ours] = generate(backbone, [decoding_kit.segment(backbone, side, decoding=Generation(**how, seed=SEED))])
     oracle = Oracle(backbone, side)
     theirs = {"do_sample": False} | ({"top_k": 0} | how if "do_sample" in how else how)
-    for row, tokens in zip(spoken.INPUTS, ours, strict=True):
+    for row, tokens in zip(decoding_kit.INPUTS, ours, strict=True):
         torch.manual_seed(SEED)
-        assert [tokens] == oracle.tokens(torch.tensor([row]), spoken.LIMIT, **theirs)
+        assert [tokens] == oracle.tokens(torch.tensor([row]), decoding_kit.LIMIT, **theirs)
 
 
 def rows_with(backbone, side, hows: list[Generation]) -> list[Row]:
     return [
-        Row(ids=ids, side=side, answerer=Generate(max_new_tokens=spoken.LIMIT, decode=str, generation=how))
+        Row(ids=ids, side=side, answerer=Generate(max_new_tokens=decoding_kit.LIMIT, decode=str, generation=how))
         for how in hows
-        for ids in spoken.INPUTS
+        for ids in decoding_kit.INPUTS
     ]
 
 
 def test_a_rows_text_depends_on_its_own_seed_and_settings_alone(backbone):
     sampled = Generation(do_sample=True, temperature=1.5)
     hows = [replace(sampled, seed=1), replace(sampled, seed=2), Generation(num_beams=3), Generation()]
-    rows = rows_with(backbone, spoken.make_side(backbone, 0), hows)
+    rows = rows_with(backbone, decoding_kit.make_side(backbone, 0), hows)
     together = answer(backbone, rows)
     assert together == [answer(backbone, [row])[0] for row in rows[::-1]][::-1]
     assert together[:3] != together[3:6]
 
 
 def test_rows_that_differ_in_their_seeds_alone_are_decoded_together(backbone, monkeypatch):
-    side, sampled, steps = spoken.make_side(backbone, 0), Generation(do_sample=True, min_new_tokens=9), []
+    side, sampled, steps = decoding_kit.make_side(backbone, 0), Generation(do_sample=True, min_new_tokens=9), []
     decode = type(side).decode
     monkeypatch.setattr(type(side), "decode", lambda self, *given: steps.append(1) or decode(self, *given))
     answer(backbone, rows_with(backbone, side, [replace(sampled, seed=seed) for seed in (1, 2, None)]))
-    assert len(steps) == spoken.LIMIT
+    assert len(steps) == decoding_kit.LIMIT
 
 
 def test_without_a_seed_every_row_is_new(backbone):
-    side, how = spoken.make_side(backbone, 0), Generation(do_sample=True, temperature=5.0, min_new_tokens=9)
+    side, how = decoding_kit.make_side(backbone, 0), Generation(do_sample=True, temperature=5.0, min_new_tokens=9)
     rows = rows_with(backbone, side, [how] * 4)
     torch.manual_seed(0)
     first = answer(backbone, rows)
@@ -173,9 +173,9 @@ def test_without_a_seed_every_row_is_new(backbone):
 
 @pytest.mark.parametrize("how", [{"do_sample": True}, {"repetition_penalty": 2.0}, {"num_beams": 3}])
 def test_a_row_that_is_not_finite_fails_alone(backbone, how):
-    side, generation = spoken.make_side(backbone, 0), Generation(**how, seed=SEED)
-    [healthy] = generate(backbone, [spoken.segment(backbone, side, generation=generation)])
-    segment = spoken.segment(backbone, side, generation=generation)
+    side, generation = decoding_kit.make_side(backbone, 0), Generation(**how, seed=SEED)
+    [healthy] = generate(backbone, [decoding_kit.segment(backbone, side, decoding=generation)])
+    segment = decoding_kit.segment(backbone, side, decoding=generation)
     segment.taps.blocks[0][1] = float("nan")
     [broken] = generate(backbone, [segment])
     assert isinstance(broken[1], NotFiniteError)

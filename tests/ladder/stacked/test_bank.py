@@ -30,10 +30,10 @@ def bank(backbone: Backbone) -> SideBank:
 def test_slots_are_taken_lowest_first_and_again_once_free(backbone: Backbone, bank: SideBank) -> None:
     sides = make_sides(backbone, 5)
     held = stacked(bank, sides)
-    assert [each.place for each in held] == [(0, slot) for slot in range(5)]
+    assert [(each.chunk.number, each.slot) for each in held] == [(0, slot) for slot in range(5)]
     del held[3], held[1]
     assert bank.slots == 3
-    assert [each.place for each in stacked(bank, sides[:3])] == [(0, 1), (0, 3), (0, 5)]
+    assert [(each.chunk.number, each.slot) for each in stacked(bank, sides[:3])] == [(0, 1), (0, 3), (0, 5)]
 
 
 def test_a_full_chunk_is_followed_by_another_and_nothing_moves(backbone: Backbone, bank: SideBank) -> None:
@@ -41,21 +41,23 @@ def test_a_full_chunk_is_followed_by_another_and_nothing_moves(backbone: Backbon
     held = stacked(bank, [side] * FEWEST_SLOTS)
     before = held[0].chunk.rows.data_ptr()
     more = stacked(bank, [side] * (FEWEST_SLOTS + 1))
-    assert {each.place[0] for each in held} == {0}
-    assert [each.place[0] for each in more] == [1] * FEWEST_SLOTS + [2]
+    assert {each.chunk.number for each in held} == {0}
+    assert [each.chunk.number for each in more] == [1] * FEWEST_SLOTS + [2]
     assert held[0].chunk.rows.data_ptr() == before
     assert len(more[-1].chunk.rows) == 2 * FEWEST_SLOTS  # as many as there were
 
 
-def test_a_thousand_versions_come_and_go_without_growth(backbone: Backbone, bank: SideBank) -> None:
+def test_versions_come_and_go_without_growth(backbone: Backbone, bank: SideBank) -> None:
     [side] = make_sides(backbone, 1, head="linear", encoder_layers=(0,))
     current = bank.add(side)
-    reserved = bank.reserved_bytes
-    for _ in range(1000):
+    slots = set()
+    for _ in range(100):
         current = bank.add(side)
-    assert (bank.slots, bank.reserved_bytes) == (1, reserved)
+        slots.add((current.chunk.number, current.slot))
+    assert bank.slots == 1
+    assert slots == {(0, 0), (0, 1)}
     del current
-    assert (bank.slots, bank.bytes, bank.reserved_bytes) == (0, 0, 0)
+    assert (bank.slots, bank.bytes) == (0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux alone")
@@ -82,13 +84,13 @@ def test_free_slots_give_back_their_memory_and_the_others_keep_theirs(backbone: 
     assert bank.trim() == 0
 
 
-def test_a_lineup_in_flight_keeps_its_slots(backbone: Backbone, bank: SideBank) -> None:
+def test_a_batch_in_flight_keeps_its_slots(backbone: Backbone, bank: SideBank) -> None:
     [old] = stacked(bank, make_sides(backbone, 1, seed=1))
     line, taps = StackedBatch([old]), backbone.encode(*make_inputs(1))
     expected = line.encode(taps)
     del old
     newer = stacked(bank, make_sides(backbone, 3, seed=2))
-    assert (0, 0) not in [each.place for each in newer]
+    assert (0, 0) not in [(each.chunk.number, each.slot) for each in newer]
     assert torch.equal(line.encode(taps), expected)
     del line
     assert bank.slots == 3
@@ -139,7 +141,7 @@ def test_many_threads_never_share_a_slot(backbone: Backbone, bank: SideBank) -> 
     for thread in threads:
         thread.join()
     gc.collect()
-    assert len({each.place for each in kept}) == len(kept) == 80 == bank.slots
+    assert len({(each.chunk.number, each.slot) for each in kept}) == len(kept) == 80 == bank.slots
 
 
 @pytest.mark.parametrize("part", ["head", "weights"])
@@ -158,4 +160,4 @@ def test_what_could_not_be_added_leaves_no_slot_taken(
             with pytest.raises(torch.OutOfMemoryError):
                 bank.add(side)
     assert bank.slots == 0
-    assert [each.place for each in stacked(bank, [side, side])] == [(0, 0), (0, 1)]
+    assert [(each.chunk.number, each.slot) for each in stacked(bank, [side, side])] == [(0, 0), (0, 1)]

@@ -13,7 +13,7 @@ from ladder import Backbone, load_backbone
 from ladder.backbone.layers import relative_bucket
 from ladder.side.checkpoint import as_served
 from ladder.stacked.bank import SideBank
-from ladder.stacked.grouping import Gather, Run, group_rows, progressions
+from ladder.stacked.grouping import Gather, Grouping, Run, group_rows, progressions
 from ladder.stacked.network import Side, StackedBatch, StackedSide
 from ladder.stacked.products import Buckets
 from tests import families, tiny
@@ -119,16 +119,18 @@ def t5_linears(t5: Backbone):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=20))
 def test_an_arrangement_computes_every_row_once_by_its_own_weights(places: list[tuple[int, int]]) -> None:
-    order, runs = group_rows(places)
-    assert sorted(order) == list(range(len(places)))
-    slots = [(run.chunk, slot) for run in runs for slot in range(40)[run.slots] for _ in range(run.rows)]
-    assert slots == [places[row] for row in order]
-    assert [run.start for run in runs] == [0, *(run.stop for run in runs)][:-1]
+    grouping = group_rows(places)
+    assert sorted(grouping.order) == list(range(len(places)))
+    slots = [(run.chunk, slot) for run in grouping.runs for slot in range(40)[run.slots] for _ in range(run.rows)]
+    assert slots == [places[row] for row in grouping.order]
+    assert [run.start for run in grouping.runs] == [0, *(run.stop for run in grouping.runs)][:-1]
 
 
 def test_evenly_spaced_slots_are_one_run() -> None:
     assert list(progressions([0, 1, 2, 7, 9, 11, 30])) == [(0, 1, 3), (7, 2, 3), (30, 1, 1)]
-    assert group_rows([(0, 4), (0, 2), (0, 0), (0, 2), (0, 4), (0, 0)]) == ([2, 5, 1, 3, 0, 4], [Run(0, 0, 2, 3, 2, 0)])
+    assert group_rows([(0, 4), (0, 2), (0, 0), (0, 2), (0, 4), (0, 0)]) == Grouping(
+        [2, 5, 1, 3, 0, 4], [Run(0, 0, 2, 3, 2, 0)]
+    )
 
 
 def test_shared_and_adjacent_inputs_are_not_copied() -> None:
@@ -152,10 +154,10 @@ def test_what_changes_no_arithmetic_is_one_shape(t5: Backbone) -> None:
     assert len({stacked(bank, make_sides(t5, 1, **each))[0].shape for each in other} | shapes | heads) == 5
 
 
-def test_different_shapes_make_no_lineup(t5: Backbone) -> None:
+def test_different_shapes_make_no_batch(t5: Backbone) -> None:
     bank = SideBank(t5)
     [one], [other] = (stacked(bank, make_sides(t5, 1, reduction=reduction)) for reduction in (4, 8))
-    with pytest.raises(ValueError, match="lineup of each"):
+    with pytest.raises(ValueError, match="batch of each"):
         StackedBatch([one, other])
 
 
@@ -163,7 +165,7 @@ def test_side_networks_of_two_banks_answer_as_each_alone(t5: Backbone) -> None:
     """Their chunks have the same numbers."""
     sides, first, second = make_sides(t5, 4), SideBank(t5), SideBank(t5)
     held = [first.add(sides[0]), second.add(sides[1]), second.add(sides[2]), first.add(sides[3])]
-    assert [each.place for each in stacked_only(held)] == [(0, 0), (0, 0), (0, 1), (0, 1)]
+    assert [(each.chunk.number, each.slot) for each in stacked_only(held)] == [(0, 0), (0, 0), (0, 1), (0, 1)]
     taps = t5.encode(*make_inputs(4))
     together = StackedBatch(stacked_only(held)).encode(taps)
     for row, side in enumerate(stacked_only(held)):

@@ -37,7 +37,7 @@ def passed(keys: Sequence[Key], depth: int | None = None) -> Taps:
     return Taps(embeddings=layer(0), blocks=blocks, mask=mask, final=final)
 
 
-def spoken(keys: Sequence[Key]) -> Taps:
+def first_step_of(keys: Sequence[Key]) -> Taps:
     """A first decoder step."""
     layers = [torch.tensor([[[value_of(key, number)] * WIDTH] for key in keys]) for number in (100, 101, 102)]
     return Taps(
@@ -128,7 +128,7 @@ def test_of_what_comes_again_the_least_recently_asked_leaves() -> None:
 def test_of_a_pass_too_large_the_first_inputs_are_kept() -> None:
     cache = ActivationCache(size_of(2) * 3)
     keys = keys_of(*range(8))
-    cache.keep(keys, passed(keys), spoken(keys[2:4]), keys[2:4])
+    cache.keep(keys, passed(keys), first_step_of(keys[2:4]), keys[2:4])
     found = [known is not None for known in cache.find(keys, None)]
     assert found == [True] * 2 + [False] * 6
     assert cache.bytes <= cache.limit
@@ -142,19 +142,19 @@ def test_a_cache_of_nothing_keeps_nothing() -> None:
 
 def test_the_first_decoder_step_is_kept_with_its_input(cache: ActivationCache) -> None:
     keys = keys_of(1, 2, 3)
-    cache.keep(keys, passed(keys), spoken(keys[1:]), keys[1:])
-    silent, *speaking = cache.find(keys, None)
-    assert silent
-    assert silent.first is None
-    for key, known in zip(keys[1:], speaking, strict=True):
+    cache.keep(keys, passed(keys), first_step_of(keys[1:]), keys[1:])
+    without, *with_first_step = cache.find(keys, None)
+    assert without
+    assert without.first is None
+    for key, known in zip(keys[1:], with_first_step, strict=True):
         assert known
         assert known.first is not None
         assert known.first[:, 0, 0].tolist() == [value_of(key, number) for number in (100, 101, 102)]
     before = cache.bytes
     cache.add_first(keys[0], torch.ones(3, 1, WIDTH))
-    [silent] = cache.find(keys[:1], None)
-    assert silent
-    assert silent.first is not None
+    [without] = cache.find(keys[:1], None)
+    assert without
+    assert without.first is not None
     assert cache.bytes == before + 3 * ROW_BYTES
 
 
@@ -194,14 +194,14 @@ class CacheMachine(RuleBasedStateMachine):
         super().__init__()
         self.cache = ActivationCache(size_of(2) * 12)
         self.deepest: dict[Key, int] = {}
-        self.told: set[Key] = set()
+        self.with_first_step: set[Key] = set()
 
     @rule(
         numbers=st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True),
         depth=st.sampled_from([1, 2, None]),
-        speak=st.booleans(),
+        first_step=st.booleans(),
     )
-    def ask(self, numbers: list[int], depth: int | None, speak: bool) -> None:
+    def ask(self, numbers: list[int], depth: int | None, first_step: bool) -> None:
         """As the engine does: what is not there comes from a pass and is kept."""
         keys: list[Key] = [("", (*range(number % 4 + 1), number)) for number in numbers]
         known = self.cache.find(keys, depth)
@@ -209,12 +209,12 @@ class CacheMachine(RuleBasedStateMachine):
             if each is not None:
                 self.check(key, each, depth)
         missing = [key for key, each in zip(keys, known, strict=True) if each is None]
-        speaking = missing[::2] if speak and depth is None else []
+        first_keys = missing[::2] if first_step and depth is None else []
         if missing:
-            first = spoken(speaking) if speaking else None
-            self.cache.keep(missing, passed(missing, depth), first, speaking)
+            first = first_step_of(first_keys) if first_keys else None
+            self.cache.keep(missing, passed(missing, depth), first, first_keys)
             self.deepest |= dict.fromkeys(missing, BLOCKS if depth is None else depth)
-            self.told |= set(speaking)
+            self.with_first_step |= set(first_keys)
 
     def check(self, key: Key, known: object, depth: int | None) -> None:
         assert self.deepest[key] >= (BLOCKS if depth is None else depth)
@@ -224,7 +224,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert layers[1].unique().tolist() == [value_of(key, 1)]
         first = known.first  # type: ignore[attr-defined]
         if first is not None:
-            assert key in self.told
+            assert key in self.with_first_step
             assert first[0].unique().tolist() == [value_of(key, 100)]
 
     @rule()

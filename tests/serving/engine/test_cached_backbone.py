@@ -237,22 +237,23 @@ async def test_the_same_input_asked_at_once_by_many_costs_one_row(
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_is_known_a_pass_is_that_of_the_backbone(backbone: Backbone, seed: int, limit: int) -> None:
     dice = random.Random(seed)
-    recall = CachedBackbone(backbone, ActivationCache(limit), Metrics())
+    cached = CachedBackbone(backbone, ActivationCache(limit), Metrics())
     inputs = [tuple(range(start, start + dice.randint(1, 9))) for start in range(3, 15)]
     with torch.inference_mode():
         for _ in range(40):
             keys = [(dice.choice(["", "other"]), ids) for ids in dice.sample(inputs, dice.randint(1, 6))]
             depth = dice.choice([1, 2, None])
-            speaking = [place for place in range(len(keys)) if depth is None and dice.random() < 0.5]
-            readings = recall.read(keys, depth, speaking)
-            assert sorted(place for reading in readings for place in reading.places) == list(range(len(keys)))
-            for places, given in ((reading.places, reading.given) for reading in readings):
-                expected = run_backbone(backbone, [keys[place][1] for place in places], depth)
-                assert torch.equal(given.taps.mask, expected.taps.mask)
-                assert_same_taps(given.taps, expected.taps, depth)
-                rows = torch.tensor([row for row, place in enumerate(places) if place in speaking])
+            needs_first_step = [index for index in range(len(keys)) if depth is None and dice.random() < 0.5]
+            readings = cached.read(keys, depth, needs_first_step)
+            assert sorted(index for reading in readings for index in reading.inputs) == list(range(len(keys)))
+            for reading in readings:
+                found = reading.backbone_pass
+                expected = run_backbone(backbone, [keys[index][1] for index in reading.inputs], depth)
+                assert torch.equal(found.taps.mask, expected.taps.mask)
+                assert_same_taps(found.taps, expected.taps, depth)
+                rows = torch.tensor([row for row, index in enumerate(reading.inputs) if index in needs_first_step])
                 if len(rows):
-                    assert_same_taps(given.decoder_taps().select(rows), expected.decoder_taps().select(rows), None)
+                    assert_same_taps(found.decoder_taps().select(rows), expected.decoder_taps().select(rows), None)
 
 
 def assert_same_taps(ours: Taps, theirs: Taps, depth: int | None) -> None:

@@ -1,12 +1,25 @@
-"""Which device serves, and whether a backbone fits it."""
+"""Which device serves, whether a backbone fits it, and work on other threads."""
 
+import gc
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from serving.config import ServeConfig
-from serving.engine import device as fitting
-from serving.engine.device import BackboneTooLarge, NoDevice, check_fits, free_bytes, pick_device
+from serving.engine import device
+from serving.engine.device import (
+    BackboneTooLarge,
+    NoDevice,
+    check_fits,
+    free_bytes,
+    pick_device,
+    run_apart,
+    run_aside,
+    trim_heaps,
+)
 
 
 def config(backbone: Path, **settings: str) -> ServeConfig:
@@ -14,7 +27,7 @@ def config(backbone: Path, **settings: str) -> ServeConfig:
 
 
 def test_a_backbone_that_is_larger_than_what_is_free_is_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(device, "free_bytes", lambda name: 10_000)
     with pytest.raises(BackboneTooLarge, match=r"needs .* GiB on cpu, .* 0.0 GiB free; .*--quantize int8") as caught:
         check_fits(config(tiny_t5, dtype="float32"), "cpu")
     whole = caught.value.needed
@@ -22,12 +35,12 @@ def test_a_backbone_that_is_larger_than_what_is_free_is_refused(tiny_t5: Path, m
         with pytest.raises(BackboneTooLarge) as caught:
             check_fits(config(tiny_t5, **settings), "cpu")
         assert caught.value.needed == whole // share
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: whole)
+    monkeypatch.setattr(device, "free_bytes", lambda name: whole)
     check_fits(config(tiny_t5, dtype="float32"), "cpu")
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "CGROUP", tmp_path)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
     whole = free_bytes("cpu")
     assert whole > 10_000
     (tmp_path / "memory.current").write_text("1000\n")
@@ -38,7 +51,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_files_that_idle_in_memory_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "CGROUP", tmp_path)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4500\n")
     (tmp_path / "memory.stat").write_text("anon 500\nfile 4000\ninactive_file 3000\nactive_file 1000\n")
@@ -54,3 +67,48 @@ def test_a_device_that_is_not_there_is_named() -> None:
     for name in ("cuda:99", "abacus"):
         with pytest.raises(NoDevice, match=f"device {name} cannot be used here: .*; choose cpu"):
             pick_device(name)
+
+
+class Load:
+    """Something large."""
+
+
+def fail(held: "list[weakref.ref[Load]]") -> None:
+    load = Load()
+    held.append(weakref.ref(load))
+    raise KeyError("boom")
+
+
+def test_it_ends_with_its_thread_which_no_process_waits_for() -> None:
+    thread = run_apart(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+    assert not thread.is_alive()
+    assert run_apart(max, 1, 2) == 2
+
+
+def test_what_it_raises_is_raised_and_holds_nothing_afterwards() -> None:
+    held: list[weakref.ref[Load]] = []
+    gc.disable()
+    try:
+        with pytest.raises(KeyError, match="boom"):
+            run_apart(fail, held)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_what_runs_aside_takes_one_core_and_leaves_the_others_as_they_were() -> None:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert run_aside(torch.get_num_threads) == 1
+        with pytest.raises(KeyError):
+            run_aside(fail, [])
+        assert (torch.get_num_threads(), run_apart(torch.get_num_threads)) == (3, 3)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def test_heaps_are_trimmed_wherever_that_is_known() -> None:
+    trim_heaps()

@@ -127,7 +127,7 @@ def test_a_broken_side_network_fails_alone_and_its_neighbours_are_bit_identical(
     both = [*rows[:3], EngineRow(ids_of(tokenizer, "dull"), sound), *rows[3:]]
     expected = engine.predict(both)
     broken = FAULTS[fault](sound)
-    with caplog.at_level(logging.ERROR, "serving.engine.engine"):
+    with caplog.at_level(logging.ERROR, "serving.engine.outcomes"):
         found = engine.predict([replace(row, resident=broken) if row.resident is sound else row for row in both])
     assert isinstance(found[3], SideFailed)
     assert (found[3].task, found[3].version) == ("bad", 3)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ladder import Answer, Backbone, TextAnswer, Tokenizer
+from ladder import Answer, Backbone, Tokenizer
+from ladder.decoding import loop
 from ladder.decoding.beam_search import BeamSearch
 from ladder.decoding.settings import Generation
 from ladder.errors import is_out_of_memory
@@ -97,7 +98,9 @@ def test_a_batch_too_large_for_memory_is_split_and_tried_again(
 ) -> None:
     expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
     monkeypatch.setattr(
-        engine._recall, "_encode", raising_where(engine._recall._encode, error, lambda ids, *_: len(ids) > 4)
+        engine._cached_backbone,
+        "_encode",
+        raising_where(engine._cached_backbone._encode, error, lambda ids, *_: len(ids) > 4),
     )
     assert same(engine.predict(make_rows(residents, tokenizer)), expected)
 
@@ -108,8 +111,8 @@ def test_what_fails_again_says_so_and_its_other_half_is_answered(
     rows = make_rows(residents, tokenizer)
     expected = Engine(engine.backbone).predict(make_rows(residents, tokenizer))
     longest = max(row.tokens for row in rows)
-    broken = raising_where(engine._recall._encode, ON_GPU, lambda ids, *_: ids.shape[1] >= longest)
-    monkeypatch.setattr(engine._recall, "_encode", broken)
+    broken = raising_where(engine._cached_backbone._encode, ON_GPU, lambda ids, *_: ids.shape[1] >= longest)
+    monkeypatch.setattr(engine._cached_backbone, "_encode", broken)
     found = engine.predict(rows)
     assert same(found[:4], expected[:4])
     assert all(isinstance(each, OutOfMemory) for each in found[4:])
@@ -121,8 +124,8 @@ def test_a_row_alone_is_tried_again_after_the_cache_made_room(
 ) -> None:
     engine.predict(make_rows(residents, tokenizer))
     assert len(engine.cache) > 0
-    full = raising_where(engine._recall._encode, ON_GPU, lambda *_: len(engine.cache) > 0)
-    monkeypatch.setattr(engine._recall, "_encode", full)
+    full = raising_where(engine._cached_backbone._encode, ON_GPU, lambda *_: len(engine.cache) > 0)
+    monkeypatch.setattr(engine._cached_backbone, "_encode", full)
     found = engine.predict([EngineRow(ids_of(tokenizer, "new"), residents[0])])
     assert not isinstance(found[0], Exception)
 
@@ -151,53 +154,37 @@ def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
     assert len(failed) == 2
 
 
-def test_a_decoder_step_is_tried_again_after_the_cache_made_room(
+def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go_on(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = make_rows(residents[2:3], tokenizer, 4)
-    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 4))
-    step = raising_where(engine._texts.step, ON_GPU, lambda: len(engine.cache) > 0)
-    monkeypatch.setattr(engine._texts, "step", step)
-    assert engine.predict(rows) == expected
+    """The step had decoded, and some rows had drawn, before it found no memory."""
+    hows = [Generation(min_new_tokens=4), Generation(do_sample=True, seed=7, min_new_tokens=4)]
+    answerers = [replace(residents[2].answerer, generation=how) for how in hows]
+    rows = [EngineRow(ids_of(tokenizer, "x" * place), residents[2], answerers[place % 2]) for place in range(6)]
+    expected = Engine(engine.backbone).predict([replace(row) for row in rows])
+    delivered: dict[EngineRow, Event] = {}
+    drawn: list[object] = []
 
+    def in_the_second_step(*args: object) -> bool:
+        drawn.append(args)
+        return len(drawn) == 5
 
-def test_where_a_step_finds_no_memory_the_youngest_texts_end_and_the_others_go_on(
-    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = make_rows(residents[2:3], tokenizer, 6)
-    expected = Engine(engine.backbone).predict(make_rows(residents[2:3], tokenizer, 6))
-    step = raising_where(engine._texts.step, ON_GPU, lambda: engine.running > 3)
-    monkeypatch.setattr(engine._texts, "step", step)
-    found = engine.predict(rows)
-    assert found[:3] == expected[:3]
-    assert all(isinstance(each, OutOfMemory) for each in found[3:])
-    monkeypatch.undo()
-    assert isinstance(engine.predict(make_rows(residents[2:3], tokenizer, 1))[0], TextAnswer)
+    monkeypatch.setattr(loop, "draw", raising_where(loop.draw, ON_GPU, in_the_second_step))
+    engine.step(rows, (), delivered.update)
+    assert not delivered
+    assert len(engine.cache) > 0
+    engine.step((), (), delivered.update)
+    assert list(delivered) == rows[3:]
+    assert all(isinstance(event, OutOfMemory) for event in delivered.values())
+    assert len(engine.cache) == 0
+    assert len(drawn) == 5, "the step is not tried again in this turn"
+    while engine.running:
+        engine.step((), (), delivered.update)
+    assert [delivered[row] for row in rows[:3]] == expected[:3]
 
 
 def in_beams(resident: Resident) -> Resident:
     return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
-
-
-def test_who_leaves_a_beam_search_while_memory_is_short_ends_nobody(
-    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    beams, plain = make_rows([in_beams(residents[2])], tokenizer, 2), make_rows(residents[2:3], tokenizer, 1)
-    expected = Engine(engine.backbone).predict([replace(plain[0])])
-    heard: dict[EngineRow, Event] = {}
-    assert engine.step([*beams, *plain], (), heard.update)
-
-    def cramped(self: BeamSearch) -> None:
-        raise ON_GPU
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BeamSearch, "_finish", cramped)
-        engine.step((), beams[:1], heard.update)
-    while engine.running:
-        engine.step((), (), heard.update)
-    assert beams[0] not in heard
-    assert isinstance(heard[beams[1]], OutOfMemory)
-    assert heard[plain[0]] == expected[0]
 
 
 def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
@@ -205,14 +192,14 @@ def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
 ) -> None:
     rows = make_rows(residents[2:3], tokenizer, 2)
     expected = Engine(engine.backbone).predict([replace(row) for row in rows])
-    heard: dict[EngineRow, Event] = {}
-    assert engine.step(rows, (), heard.update)
+    delivered: dict[EngineRow, Event] = {}
+    assert engine.step(rows, (), delivered.update)
     full = raising_where(engine._texts.leave, ON_GPU, lambda *_: len(engine.cache) > 0)
     monkeypatch.setattr(engine._texts, "leave", full)
-    engine.step((), rows[:1], heard.update)
+    engine.step((), rows[:1], delivered.update)
     while engine.running:
-        engine.step((), (), heard.update)
-    assert heard == {rows[1]: expected[1]}
+        engine.step((), (), delivered.update)
+    assert delivered == {rows[1]: expected[1]}
 
 
 def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
@@ -220,14 +207,14 @@ def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
 ) -> None:
     beams = make_rows([in_beams(residents[2])], tokenizer, 3)
     expected = Engine(engine.backbone).predict([replace(row) for row in beams])
-    heard: dict[EngineRow, Event] = {}
-    engine.step(beams, (), heard.update)
-    engine.step((), beams[1:2], heard.update)
+    delivered: dict[EngineRow, Event] = {}
+    engine.step(beams, (), delivered.update)
+    engine.step((), beams[1:2], delivered.update)
     while engine.running:
-        engine.step((), (), heard.update)
-    assert heard == {beams[0]: expected[0], beams[2]: expected[2]}
-    engine.step(gone := [replace(row) for row in beams], (), heard.update)
-    assert not engine.step((), gone, heard.update)
+        engine.step((), (), delivered.update)
+    assert delivered == {beams[0]: expected[0], beams[2]: expected[2]}
+    engine.step(gone := [replace(row) for row in beams], (), delivered.update)
+    assert not engine.step((), gone, delivered.update)
     assert len(engine._texts) == 0
 
 
@@ -241,13 +228,13 @@ def test_a_beam_search_without_memory_says_so_and_empties_the_cache(
         raise ON_CPU
 
     monkeypatch.setattr(BeamSearch, "_advance", cramped)
-    heard: dict[EngineRow, Event] = {}
-    assert engine.step(rows, (), heard.update)
-    assert isinstance(heard[rows[0]], OutOfMemory)
+    delivered: dict[EngineRow, Event] = {}
+    assert engine.step(rows, (), delivered.update)
+    assert isinstance(delivered[rows[0]], OutOfMemory)
     assert len(engine.cache) == 0
     while engine.running:
-        engine.step((), (), heard.update)
-    assert heard[rows[1]] == expected[0]
+        engine.step((), (), delivered.update)
+    assert delivered[rows[1]] == expected[0]
 
 
 # --- texts that cannot be read ----------------------------------------------------------------------------------------
@@ -266,15 +253,15 @@ def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
     how = replace(residents[2].answerer, decode=decode, generation=Generation(min_new_tokens=5))
     broken = EngineRow(sound.ids, residents[2], how, streams=True)
     expected = Engine(engine.backbone).predict([replace(sound)])
-    heard: dict[EngineRow, list[Event]] = {broken: [], sound: []}
-    engine.step([broken, sound], (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
+    delivered: dict[EngineRow, list[Event]] = {broken: [], sound: []}
+    engine.step([broken, sound], (), lambda events: [delivered[row].append(event) for row, event in events])  # type: ignore
     while engine.running:
-        engine.step((), (), lambda events: [heard[row].append(event) for row, event in events])  # type: ignore
-    *pieces, ending = heard[broken]
+        engine.step((), (), lambda events: [delivered[row].append(event) for row, event in events])  # type: ignore
+    *pieces, ending = delivered[broken]
     assert isinstance(ending, SideFailed)
     assert "out of range" in str(ending)
     assert len(pieces) <= tokens
-    assert heard[sound] == expected
+    assert delivered[sound] == expected
     assert len(engine._texts) == 0
 
 
@@ -293,7 +280,7 @@ def slowed(resident: Resident, clock: Clock, seconds: float) -> Resident:
     return resident
 
 
-class DecoderTaps:
+class Delivered:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.events: list[tuple[EngineRow, Event, float]] = []
@@ -310,9 +297,9 @@ def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
     rows = [EngineRow(ids_of(tokenizer, "dull"), sound), *make_rows(scoring, tokenizer, 6)]
     expected = engine.predict([replace(row) for row in rows])
     slow = slowed(sound, clock, 6.0)
-    heard = DecoderTaps(clock)
-    engine.step([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), heard)
-    *others, (row, fault, told_at) = heard.events
+    delivered = Delivered(clock)
+    engine.step([replace(row, resident=slow) if row.resident is sound else row for row in rows], (), delivered)
+    *others, (row, fault, told_at) = delivered.events
     assert row.resident is slow
     assert isinstance(fault, SideFailed)
     assert "6.0 s" in str(fault)

@@ -11,14 +11,14 @@ from ladder import Backbone, ClassAnswer, TextAnswer, Tokenizer
 from ladder.decoding.settings import Generation
 from ladder.stacked.bank import SideBank
 from serving.config import EngineConfig
-from serving.engine.detokenizer import IncrementalDetokenizer, Piece
+from serving.engine.detokenizer import Piece
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow, Event, Resident
 from tests.marks import slow
 from tests.serving.kit import ids_of, make_resident, make_spec
 
 
-class DecoderTaps:
+class Delivered:
     """What was delivered, turn by turn."""
 
     def __init__(self) -> None:
@@ -53,50 +53,32 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
     return made
 
 
-def run(engine: Engine, rows: Sequence[EngineRow], most: int = 60) -> DecoderTaps:
+def run(engine: Engine, rows: Sequence[EngineRow], most: int = 60) -> Delivered:
     """Turns until nothing runs."""
-    heard = DecoderTaps()
-    running = engine.step(rows, (), heard)
+    delivered = Delivered()
+    running = engine.step(rows, (), delivered)
     for _ in range(most):
         if not running:
-            return heard
-        running = engine.step((), (), heard)
+            return delivered
+        running = engine.step((), (), delivered)
     raise AssertionError("it never ends")
 
 
 def test_scores_are_told_in_their_turn_and_texts_when_they_end(engine: Engine, residents, tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "a gripping film")
     scored, text = EngineRow(ids, residents[0]), EngineRow(ids, residents[2])
-    heard = DecoderTaps()
-    running = engine.step([text, scored], (), heard)
-    assert [type(event) for event in heard.of(scored)] == [ClassAnswer]
+    delivered = Delivered()
+    running = engine.step([text, scored], (), delivered)
+    assert [type(event) for event in delivered.of(scored)] == [ClassAnswer]
     turns = 1
     while running:
-        assert heard.of(text) == []
-        running = engine.step((), (), heard)
+        assert delivered.of(text) == []
+        running = engine.step((), (), delivered)
         turns += 1
-    [answer] = heard.of(text)
+    [answer] = delivered.of(text)
     assert isinstance(answer, TextAnswer)
     assert turns >= len(answer.tokens)
-    assert engine.step((), (), heard) is False
-
-
-def test_rows_join_texts_that_are_being_made_and_no_answer_changes(
-    engine: Engine, residents, tokenizer: Tokenizer
-) -> None:
-    texts = ["a", "a gripping film", "x" * 30]
-    alone = [run(engine, [row := EngineRow(ids_of(tokenizer, t), r)]).of(row) for t in texts for r in residents]
-    rows = [EngineRow(ids_of(tokenizer, t), r) for t in texts for r in residents]
-    heard = DecoderTaps()
-    for row in rows:  # one more each turn
-        running = engine.step([row], (), heard)
-    while running:
-        running = engine.step((), (), heard)
-    for row, [expected] in zip(rows, alone, strict=True):
-        [found] = heard.of(row)
-        assert type(found) is type(expected)
-        if isinstance(found, TextAnswer):
-            assert found == expected
+    assert engine.step((), (), delivered) is False
 
 
 @pytest.mark.parametrize("how", [{}, {"do_sample": True, "temperature": 3.0, "seed": 1}, {"num_beams": 2}])
@@ -108,18 +90,13 @@ def test_pieces_make_the_whole_text_and_end_with_it(
         settings = how | ({"seed": seed} if "seed" in how else {})
         answerer = replace(resident.answerer, generation=Generation(**settings), max_new_tokens=12)
         rows.append(EngineRow(ids_of(tokenizer, "x" * seed), resident, answerer, streams=True))
-    heard = run(engine, rows)
+    delivered = run(engine, rows)
     for row in rows:
-        *pieces, answer = heard.of(row)
+        *pieces, answer = delivered.of(row)
         assert isinstance(answer, TextAnswer)
         assert all(isinstance(piece, Piece) for piece in pieces)
         assert "".join(piece.text for piece in pieces) == answer.text  # type: ignore[union-attr]
         assert sum((piece.tokens for piece in pieces), ()) == answer.tokens  # type: ignore[union-attr]
-
-
-def test_who_does_not_stream_hears_the_end_alone(engine: Engine, residents, tokenizer: Tokenizer) -> None:
-    row = EngineRow(ids_of(tokenizer, "a gripping film"), residents[2])
-    assert [type(event) for event in run(engine, [row]).of(row)] == [TextAnswer]
 
 
 def test_a_row_that_is_gone_is_told_nothing_more_and_holds_nothing(
@@ -128,42 +105,42 @@ def test_a_row_that_is_gone_is_told_nothing_more_and_holds_nothing(
     ids = ids_of(tokenizer, "a gripping film")
     answerer = replace(residents[3].answerer, generation=Generation(min_new_tokens=8))
     leaving, staying = EngineRow(ids, residents[3], answerer, streams=True), EngineRow(ids, residents[3], answerer)
-    heard = DecoderTaps()
-    assert engine.step([leaving, staying], (), heard)
-    told = len(heard.of(leaving))
-    running = engine.step((), [leaving], heard)
+    delivered = Delivered()
+    assert engine.step([leaving, staying], (), delivered)
+    told = len(delivered.of(leaving))
+    running = engine.step((), [leaving], delivered)
     while running:
-        running = engine.step((), (), heard)
-    assert len(heard.of(leaving)) == told
-    assert isinstance(heard.of(staying)[-1], TextAnswer)
-    assert engine.step((), [leaving, staying], heard) is False
+        running = engine.step((), (), delivered)
+    assert len(delivered.of(leaving)) == told
+    assert isinstance(delivered.of(staying)[-1], TextAnswer)
+    assert engine.step((), [leaving, staying], delivered) is False
     assert not engine.running
 
 
 def test_a_row_may_be_gone_before_it_begins(engine: Engine, residents, tokenizer: Tokenizer) -> None:
     rows = [EngineRow(ids_of(tokenizer, "a"), resident) for resident in residents]
-    heard = DecoderTaps()
-    assert engine.step(rows, rows, heard) is False
-    assert heard.events == []
+    delivered = Delivered()
+    assert engine.step(rows, rows, delivered) is False
+    assert delivered.events == []
 
 
 def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, heard = ids_of(tokenizer, "a gripping film"), DecoderTaps()
-    assert engine.step([EngineRow(ids, residents[3])], (), heard)
+    ids, delivered = ids_of(tokenizer, "a gripping film"), Delivered()
+    assert engine.step([EngineRow(ids, residents[3])], (), delivered)
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.backbone, "encode", broken)
-        patched.setattr(engine._recall, "_encode", broken)
+        patched.setattr(engine._cached_backbone, "_encode", broken)
         with pytest.raises(ZeroDivisionError):
-            engine.step([EngineRow(ids_of(tokenizer, "new"), residents[0])], (), heard)
+            engine.step([EngineRow(ids_of(tokenizer, "new"), residents[0])], (), delivered)
     assert not engine.running
-    assert heard.events == []
-    assert engine.step((), (), heard) is False
+    assert delivered.events == []
+    assert engine.step((), (), delivered) is False
     assert isinstance(engine.predict([EngineRow(ids, residents[3])])[0], TextAnswer)
 
 
@@ -171,7 +148,11 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
 def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
     engine: Engine, residents, tokenizer: Tokenizer, seed: int
 ) -> None:
-    dice, heard, alone = random.Random(seed), DecoderTaps(), Engine(engine.backbone, config=EngineConfig(cache_bytes=0))
+    dice, delivered, alone = (
+        random.Random(seed),
+        Delivered(),
+        Engine(engine.backbone, config=EngineConfig(cache_bytes=0)),
+    )
     asked: list[EngineRow] = []
     gone: set[EngineRow] = set()
     for _ in range(15):
@@ -181,18 +162,18 @@ def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
             for _ in range(dice.randint(0, 3))
         ]
         leaving = [row for row in asked if dice.random() < 0.05]
-        before = {row: len(heard.of(row)) for row in gone}
-        running = engine.step(new, leaving, heard)
-        assert before == {row: len(heard.of(row)) for row in gone}
+        before = {row: len(delivered.of(row)) for row in gone}
+        running = engine.step(new, leaving, delivered)
+        assert before == {row: len(delivered.of(row)) for row in gone}
         asked += new
         gone |= set(leaving)
     while running:
-        running = engine.step((), (), heard)
+        running = engine.step((), (), delivered)
     for row in asked:
-        endings = [event for event in heard.of(row) if not isinstance(event, Piece)]
+        endings = [event for event in delivered.of(row) if not isinstance(event, Piece)]
         assert len(endings) == 1 or (row in gone and not endings)
         if endings and isinstance(endings[0], TextAnswer):
-            assert heard.of(row)[-1] is endings[0]
+            assert delivered.of(row)[-1] is endings[0]
             assert endings == alone.predict([replace(row)])
 
 
@@ -200,48 +181,3 @@ def test_a_row_is_asked_once(engine: Engine, residents, tokenizer: Tokenizer) ->
     row = EngineRow(ids_of(tokenizer, "a"), residents[0])
     with pytest.raises(ValueError, match="twice"):
         engine.predict([row, row])
-
-
-# --- pieces of texts -----------------------------------------------------------------------------------------------
-
-
-def told(telling: IncrementalDetokenizer, *steps: Sequence[int]) -> list[str]:
-    return ["" if (piece := telling.more(step)) is None else piece.text for step in steps]
-
-
-def test_half_a_character_is_never_told(tokenizer: Tokenizer) -> None:
-    text = "né €5 🎬!"
-    tokens = tokenizer.encode(text)[:-1]
-    telling = IncrementalDetokenizer(tokenizer.decode)
-    pieces = told(telling, *([token] for token in tokens))
-    assert "".join(pieces) == text
-    assert all("\ufffd" not in piece for piece in pieces)
-    assert telling.rest(tokens, text) is None
-
-
-def test_bytes_that_never_become_a_character_are_told_at_the_end(tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.encode("a€")[:-2]
-    telling = IncrementalDetokenizer(tokenizer.decode)
-    pieces = told(telling, *([token] for token in tokens))
-    whole = tokenizer.decode(tokens)
-    rest = telling.rest(tokens, whole)
-    assert rest
-    assert "".join(pieces) + rest.text == whole
-
-
-def test_a_leading_space_that_only_whole_texts_lose_is_no_part_of_pieces() -> None:
-    words = {1: "▁a", 2: "▁film", 3: "s", 4: "▁"}
-
-    def decode(ids: Sequence[int]) -> str:
-        """As SentencePiece: a space before each word but the first."""
-        return "".join(words[each] for each in ids).replace("▁", " ").removeprefix(" ")
-
-    telling = IncrementalDetokenizer(decode)
-    assert told(telling, [1], [2, 3], [], [4], [2]) == ["a", " films", "", " ", " film"]
-
-
-def test_a_text_that_changes_its_past_waits_until_it_is_settled() -> None:
-    said = {1: "do", 2: "do n", 3: "don't"}
-    telling = IncrementalDetokenizer(lambda ids: said[len(ids)])
-    assert told(telling, [1], [1]) == ["do", " n"]
-    assert told(telling, [1]) == [""]

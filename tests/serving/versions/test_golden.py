@@ -171,7 +171,7 @@ def test_a_device_without_memory_for_golden_examples_is_worth_another_try(publis
 def test_a_version_that_raises_or_says_what_is_no_number_is_refused(publish, loader: Loader, monkeypatch) -> None:
     publish(change=lambda side: side.upsample.weight.mul_(1e38))
     assert "golden example 0: " in str(refusal(loader, GoldenMismatch))
-    monkeypatch.setattr("ladder.answering.mixed_batch.read_together", lambda *_: 1 / 0)
+    monkeypatch.setattr("ladder.answering.mixed_batch.StackedBatch", lambda *_: 1 / 0)
     error = str(refusal(loader, GoldenMismatch))
     assert "golden example 0: " in error
     assert "division by zero" in error

@@ -35,5 +35,5 @@ def padded(inputs: tuple[tuple[int, ...], ...] = INPUTS) -> Tensor:
 
 
 def segment(backbone: Backbone, side: SideNetwork, **settings: object) -> Segment:
-    """Of INPUTS."""
+    """A segment of INPUTS."""
     return Segment(side=side, taps=run_backbone(backbone, INPUTS).taps, **{"limit": LIMIT} | settings)
