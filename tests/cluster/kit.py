@@ -1,4 +1,4 @@
-"""An application with a tiny model on its own cluster, ways to disturb it, and callers that record what they see."""
+"""An application with a tiny model on a cluster of its own, ways to disturb it, and callers that record results."""
 
 import json
 import signal
@@ -197,7 +197,7 @@ def _taken(request: Request) -> bool:
 
 @contextmanager
 def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = 0.0) -> Iterator[Seen]:
-    """Call without a pause until the block ends, each caller on its own connection. Enters at the first answers."""
+    """Calls until the block ends, each caller over a connection of its own. The block begins at the first answers."""
     seen, stop = Seen(), Event()
     threads = [Thread(target=_call, args=(fleet, seen, stop, retry, pause_s), daemon=True) for _ in range(callers)]
     for thread in threads:
