@@ -73,8 +73,8 @@ def test_predict_answers_what_the_model_does(target: Target, world: World, task:
 
 def test_one_call_answers_many_tasks_and_an_unknown_one_fails_alone(target: Target, world: World) -> None:
     refs = [pb.TaskRef(task=task) for task in (*KINDS, "nope")]
-    *found, failed = target.native.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=ROWS)).results
-    for result in found:
+    *answered, failed = target.native.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=ROWS)).results
+    for result in answered:
         for answer, expected in zip(result.prediction.answers, world.expected(result.task.task), strict=True):
             check(answer, expected)
     assert failed.error.code == grpc.StatusCode.NOT_FOUND.value[0]
@@ -161,8 +161,8 @@ def test_health_is_told_overall_by_service_and_by_task(target: Target, service: 
 
 def test_health_of_an_unknown_service(target: Target) -> None:
     request = health_pb2.HealthCheckRequest(service="nope")
-    found = outcome(lambda: target.health.Check(request))
-    assert (found.code, found.details) == ("NOT_FOUND", "there is no service or task 'nope'")
+    ended = outcome(lambda: target.health.Check(request))
+    assert (ended.code, ended.details) == ("NOT_FOUND", "there is no service or task 'nope'")
     watching = target.health.Watch(request)
     assert next(watching).status == UNKNOWN
     watching.cancel()
@@ -183,14 +183,14 @@ def test_reflection_lists_our_services_and_describes_them(target: Target) -> Non
 def test_a_tenant_is_read_from_the_callers_metadata(target: Target) -> None:
     request = pb.PredictRequest(task="sst2", rows=ROWS)
     target.native.Predict(request, metadata=[(TENANT, "someone")])
-    found = outcome(lambda: target.native.Predict(request, metadata=[(TENANT, "x" * 300)]))
-    assert (found.code, found.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
+    ended = outcome(lambda: target.native.Predict(request, metadata=[(TENANT, "x" * 300)]))
+    assert (ended.code, ended.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
 
 
 def test_metrics_count_requests_by_their_end_and_tell_what_is_served(target: Target) -> None:
     unknown = {"task": "unknown", "code": "NOT_FOUND"}
     before = sum(target.counted("sidecast_requests_total", **unknown))
-    ended = outcome(lambda: target.native.Predict(pb.PredictRequest(task="nobody", rows=ROWS)))
+    ended = outcome(lambda: target.native.Predict(pb.PredictRequest(task="nope", rows=ROWS)))
     assert ended.code == "NOT_FOUND"
     assert sum(target.counted("sidecast_requests_total", **unknown)) == before + 1
 
@@ -212,7 +212,7 @@ async def test_many_calls_at_once_are_all_answered_and_every_server_takes_part(t
         stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
         request = pb.PredictRequest(task="sst2", rows=ROWS)
         answered = await asyncio.gather(*(stub.Predict(request) for _ in range(64)))
-    assert len({each.SerializeToString() for each in map(_rounded, answered)}) == 1
+    assert len({response.SerializeToString() for response in map(_rounded, answered)}) == 1
     after = target.counted("sidecast_requests_total", task="sst2", code="OK")
     grown = [late - early for early, late in zip(before, after, strict=True)]
     assert sum(grown) == 64
@@ -233,11 +233,11 @@ def test_a_deadline_ends_a_call_and_is_counted_as_one(target: Target, how: str) 
     counts = lambda: sum(target.counted("sidecast_requests_total", task="story", code="DEADLINE_EXCEEDED"))  # noqa: E731
     before = counts()
     if how == "gRPC's":
-        found = outcome(lambda: target.native.Generate(long_story(), timeout=0.5))
+        ended = outcome(lambda: target.native.Generate(long_story(), timeout=0.5))
     else:
-        found = outcome(lambda: target.native.Generate(long_story(timeout=Duration(nanos=500_000_000))))
-        assert found.reason == "DEADLINE_EXPIRED"
-    assert found.code == "DEADLINE_EXCEEDED"
+        ended = outcome(lambda: target.native.Generate(long_story(timeout=Duration(nanos=500_000_000))))
+        assert ended.reason == "DEADLINE_EXPIRED"
+    assert ended.code == "DEADLINE_EXCEEDED"
     wait_until(lambda: counts() == before + 1, WAIT_S)
     wait_until(lambda: sum(target.counted("sidecast_running_rows")) == 0, WAIT_S)
 
@@ -269,7 +269,7 @@ def test_a_task_at_its_limit_sheds_with_a_hint_when_to_try_again(target: Target)
     shed = [outcome(call.result) for call in calls if call.done()]
     for call in calls:
         call.cancel()
-    for each in shed:
-        assert each.code == "RESOURCE_EXHAUSTED"
-        assert each.reason == "TASK_OVERLOADED"
-        assert [detail for detail in each.status["details"] if "retryDelay" in detail]
+    for rejected in shed:
+        assert rejected.code == "RESOURCE_EXHAUSTED"
+        assert rejected.reason == "TASK_OVERLOADED"
+        assert [detail for detail in rejected.status["details"] if "retryDelay" in detail]

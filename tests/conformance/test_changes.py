@@ -70,7 +70,7 @@ def test_the_life_of_a_task(target: Target, world: World) -> None:
     assert verbs.count("publish") == 2
     assert {"rollback", "retire"} <= set(verbs)
     assert client.task(spec.name).task == spec.name
-    assert spec.name in [each.task for each in client.tasks()]
+    assert spec.name in [task.task for task in client.tasks()]
 
 
 def test_shares_split_traffic_and_are_compared(target: Target, world: World) -> None:
@@ -83,7 +83,7 @@ def test_shares_split_traffic_and_are_compared(target: Target, world: World) -> 
     assert versions(target, spec.name, calls=64) == {1, 2}
     assert len(versions(target, spec.name, route_key="somebody")) == 1
     compared = client.comparison(spec.name)
-    assert [each.version for each in compared.versions] == [2, 1]
+    assert [version.version for version in compared.versions] == [2, 1]
     ended = client.rollback(spec.name)
     assert ended.canary_ended
     acknowledged(target, ended.generation)
@@ -92,25 +92,25 @@ def test_shares_split_traffic_and_are_compared(target: Target, world: World) -> 
         client.rollback(spec.name)
 
 
-def test_a_watcher_is_told_of_a_change(target: Target, world: World) -> None:
+def test_a_watcher_sees_a_change(target: Target, world: World) -> None:
     client, spec = target.client, target.own("watched")
     watching = target.admin.Watch(pb.WatchRequest(), timeout=ACKNOWLEDGED_S)
     first = next(watching)
-    assert "sst2" in {each.task for each in first.changed}
+    assert "sst2" in {task.task for task in first.changed}
     client.publish(world.run(spec))
-    served = [dict(each.serving) for event in _until(watching, spec.name) for each in event.changed]
+    served = [dict(task.serving) for event in _until(watching, spec.name) for task in event.changed]
     assert {"production": 1} in served
     watching.cancel()
 
 
 def _until(events: Any, task: str) -> list[pb.WatchEvent]:
-    """The events up to one that tells of the task."""
-    found: list[pb.WatchEvent] = []
+    """The events up to the first one in which the task is served."""
+    seen: list[pb.WatchEvent] = []
     for event in events:
-        found.append(event)
-        if any(each.task == task and each.serving for each in event.changed):
+        seen.append(event)
+        if any(changed.task == task and changed.serving for changed in event.changed):
             break
-    return found
+    return seen
 
 
 def test_during_swaps_every_answer_is_of_the_version_that_it_names(target: Target, world: World) -> None:
@@ -195,8 +195,8 @@ def test_a_shadow_sees_the_rows_of_every_service_and_answers_none(target: Target
 
     def compared() -> bool:
         """Whether the server that answers has compared rows of both services."""
-        found = client.comparison(spec.name, disagreements=40).disagreements
-        prompts = {disagreement.prompt.split()[0] for disagreement in found}
+        disagreements = client.comparison(spec.name, disagreements=40).disagreements
+        prompts = {disagreement.prompt.split()[0] for disagreement in disagreements}
         return prompts == {"native", "tensor"}
 
     wait_until(compared, ACKNOWLEDGED_S)
