@@ -5,6 +5,7 @@
 The tests on Ray clusters run last and alone: they kill processes and wait for others to start.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,16 @@ class Result:
 
 
 def run(name: str, arguments: list[str]) -> Result:
-    """Run pytest in its own process, which prints as usual."""
+    """Run pytest in its own process, which prints as usual.
+
+    The process keeps compiled bytecode, even where the caller's environment says not to: the tests start many processes
+    that import the same modules.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", *arguments, f"--junit-xml={report}"]
-        exit_code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        exit_code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         return read_report(name, exit_code, report)
 
 
