@@ -16,7 +16,7 @@ from side_registry import MANIFEST, SIDE_NETWORK
 from tests.conformance.targets import Target, World, outcome
 from tests.conformance.test_calls import infer
 from tests.serving.kit import TEXTS
-from tests.sidecast.cli_kit import callers, wait_until
+from tests.sidecast.cli_kit import callers, done, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -150,6 +150,9 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving(target: Target,
     assert bad.failure
     with pytest.raises(SidecastError, match="not finite"):
         client.predict(f"{spec.name}:2", TEXTS)
+    lines = done("tasks", "--server", target.address).out.splitlines()
+    [row] = [line for line in lines if line.split()[:1] == [spec.name]]
+    assert "production is still served by version 1" in row
     for failures in target.counted("sidecast_load_failures_total", task=spec.name, reason="CORRUPT_SIDE"):
         assert failures >= 1
     acknowledged(target, client.publish(world.run(spec, 3), alias="production").generation)
