@@ -10,7 +10,7 @@ PEERS := $(VENV)/.installed-peers
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
-	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine (a quarter of an hour)"
+	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
