@@ -192,17 +192,18 @@ def test_a_shadow_sees_the_rows_of_every_service_and_answers_none(target: Target
     client.publish(world.run(spec, 1))
     client.publish(world.run(spec, 2), alias="other")
     acknowledged(target, client.set_route(spec.name, shadows=[2]).generation)
-    answered = {client.predict(spec.name, [f"native {number}"]).version for number in range(20)}
-    answered |= {int(target.oip.ModelInfer(infer(spec.name, (f"tensor {n}",))).model_version) for n in range(20)}
-    assert answered == {1}
+    number = count()
+    answered: set[int] = set()
 
     def compared() -> bool:
-        """Whether the server that answers has compared rows of both services."""
-        disagreements = client.comparison(spec.name, disagreements=40).disagreements
-        prompts = {disagreement.prompt.split()[0] for disagreement in disagreements}
-        return prompts == {"native", "tensor"}
+        """Whether the server that answers has seen disagreements over rows of both services. Sends more rows."""
+        answered.add(client.predict(spec.name, [f"native {next(number)}"]).version)
+        answered.add(int(target.oip.ModelInfer(infer(spec.name, (f"tensor {next(number)}",))).model_version))
+        disagreements = client.comparison(spec.name, disagreements=200).disagreements
+        return {disagreement.prompt.split()[0] for disagreement in disagreements} == {"native", "tensor"}
 
     wait_until(compared, ACKNOWLEDGED_S)
+    assert answered == {1}
     comparison = client.comparison(spec.name)
     assert [(version.version, version.answers) for version in comparison.versions] == [(1, True), (2, False)]
     assert comparison.keeps_inputs
