@@ -10,7 +10,7 @@ PEERS := $(VENV)/.installed-peers
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
-	@echo "make test   the fast and the slow test suite, and those on Ray clusters of this machine"
+	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, proto freshness"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
@@ -30,7 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python -m demo
 
-test: test-fast test-slow test-cluster
+# Runs all suites, even where one fails, and ends with a line for each.
+test: $(INSTALLED)
+	$(BIN)/python -m tests.run_suites
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist worksteal
@@ -38,9 +40,8 @@ test-fast: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not cluster" -n 2 --dist worksteal
 
-# They kill processes and wait for others, so the machine has a say: what failed must pass when it is run once more.
 test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest -m cluster || $(BIN)/python -m pytest -m cluster --last-failed
+	$(BIN)/python -m pytest -m cluster
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

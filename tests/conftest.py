@@ -1,11 +1,13 @@
-"""Shared fixtures: one torch thread, tiny random T5s, a tiny tokenizer.
+"""Shared fixtures: one torch thread, a tiny random T5 with its tokenizer, the demo's backbone.
 
-Imports torch where it is needed, not at the top: `-n 2` reads this file in a third process that runs no test.
+Imports torch inside the fixtures: with `-n 2` a third process, which runs no test, imports this file too.
 """
 
 import gc
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,9 +16,16 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: the collector need not look at it again and again."""
+    """Exclude what is imported and collected from garbage collection: it stays until the end."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line for each reason to skip. pytest's own `-rs` has a line for each place."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +37,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def real_backbone() -> Path:
-    """The demo's backbone, from its cache or made once from its package."""
+    """The demo's backbone, from its cache, or made from its package."""
     from demo.backbone import get_backbone
     from demo.downloads import cache_folder
     from tests.paths import demo_packages

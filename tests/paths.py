@@ -1,4 +1,4 @@
-"""Where the tests' data stand: numbers of their own, the demo's packages, GLUE beside the project."""
+"""Paths of the tests' data: golden numbers, the demo's packages, GLUE. A test without its data is skipped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-"""What data/README.md describes."""
+"""Golden numbers, described in data/README.md."""
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
 
 
 def glue_file(task: str, split: str) -> Path:
-    """GLUE's rows of a task as JSON lines; skips where they are absent, for one reason, so that pytest says it once."""
+    """A file of GLUE's rows as JSON lines; skips the test if it is absent."""
     path = GLUE / task / f"{split}.jsonl"
     if not path.is_file():
         pytest.skip("needs GLUE's files in ../shared/data/glue, beside the project")
@@ -21,7 +21,7 @@ def glue_file(task: str, split: str) -> Path:
 
 @contextmanager
 def demo_packages() -> Iterator[None]:
-    """Skip what needs the demo's downloads where they cannot be had; one reason, so that pytest says it once."""
+    """Skip the test if the demo's packages cannot be downloaded inside the block."""
     from demo.folders import DemoError
 
     try:

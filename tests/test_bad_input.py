@@ -1,6 +1,7 @@
-"""What a careless or hostile publisher hands in, at every entrance: one clear error, little memory, nothing written.
+"""Bad run folders: every way to publish refuses them with one clear error, little memory and nothing written.
 
-And what somebody wrote into a registry past us: a server refuses it, says why, and keeps the version that it has.
+Then bad versions that were written into a registry without these checks: a server refuses to load them, says why, and
+keeps the old version.
 """
 
 import hashlib
@@ -41,15 +42,15 @@ from tests.side_registry import runs
 from tests.sidecast.cli_kit import sidecast
 
 MOST_BYTES = 200 << 20
-"""Python may take this much over a bad run: its largest file is five times that."""
+"""The most memory that Python may use for a bad run, whose largest file is five times that."""
 MOST_LETTERS = 1500
-"""Of an error."""
+"""The longest error message."""
 
 Publisher = Callable[[Path], str]
 """Publishes a run that must be refused, and returns the refusal."""
 
 
-# --- entrances -----------------------------------------------------------------------------------------------------
+# --- ways to publish
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def parlour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parlour]:
 
 @pytest.fixture(params=["command", "registry", "server"])
 def refused(request: pytest.FixtureRequest, parlour: Parlour) -> Publisher:
-    """Publishes at one entrance and makes sure that nothing is written."""
+    """Publishes in one way and checks that nothing is written."""
     by = {"command": by_command, "registry": by_registry, "server": by_server}[request.param]
 
     def publish(run: Path) -> str:
@@ -91,7 +92,7 @@ def by_registry(parlour: Parlour, run: Path) -> str:
 
 
 def by_server(parlour: Parlour, run: Path) -> str:
-    """As it comes over the wire: a client of ours would see some of it itself."""
+    """Send the raw messages, because our client would refuse some of them itself."""
     with (run / MANIFEST).open("rb") as file:
         requests = [pb.PublishRequest(header=pb.PublishRequest.Header(manifest=file.read(MAX_MANIFEST_BYTES + 1)))]
     with (run / SIDE_NETWORK).open("rb") as file:
@@ -108,7 +109,7 @@ def written(parlour: Parlour) -> set[str]:
 
 
 def edit(run: Path, **changes: Any) -> Path:
-    """Change fields of the manifest's JSON, by their dotted names (`spec__name`); ... takes one out."""
+    """Change fields of the manifest's JSON by path (`spec__name`); `...` removes a field."""
     document = json.loads((run / MANIFEST).read_bytes())
     for name, value in changes.items():
         *parents, last = name.split("__")
@@ -124,7 +125,7 @@ def edit(run: Path, **changes: Any) -> Path:
 
 
 def with_side(run: Path, data: bytes, size: int | None = None) -> Path:
-    """Another side network, truthfully described; `size` makes the file longer with a hole."""
+    """Replace the side network and describe it correctly in the manifest; `size` makes the file longer with a hole."""
     path = run / SIDE_NETWORK
     with path.open("wb") as file:
         file.write(data)
@@ -136,11 +137,11 @@ def with_side(run: Path, data: bytes, size: int | None = None) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Sound but for what a test changes."""
+    """A good run, which a test then changes."""
     return runs.make_run(tmp_path / "run", payload=tmp_path.name.encode())
 
 
-# --- manifests -----------------------------------------------------------------------------------------------------
+# --- manifests
 
 NAMES = {
     "slash": "a/b",
@@ -204,7 +205,7 @@ def test_a_task_is_not_named_so(run: Path, refused: Publisher, name: str) -> Non
         ({"spec__labels": ["a", "b" * 10_000]}, "labels must have at most 1000 characters"),
         ({"examples": [{"fields": {}, "expected": {}}] * 2_000}, "at most 1024 items"),
     ],
-    ids=lambda given: str(given)[:50],
+    ids=lambda value: str(value)[:50],
 )
 def test_a_manifest_is_refused_by_its_field(run: Path, refused: Publisher, changes: dict[str, Any], says: str) -> None:
     assert says in refused(edit(run, **changes))
@@ -274,7 +275,7 @@ def test_a_registry_is_not_made_among_other_files(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-# --- side networks whose header lies ---------------------------------------------------------------------------------
+# --- side networks whose header lies
 
 WEIGHT = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
@@ -318,7 +319,7 @@ LIES = {
     "three offsets": (framed({"a": WEIGHT | {"data_offsets": [0, 8, 16]}}), "no lists of whole numbers"),
     "overlap": (framed({"a": WEIGHT, "b": WEIGHT}), "'b' begins at byte 0, the one before it ends at 16"),
     "a gap": (framed({"a": WEIGHT | {"data_offsets": [4, 20]}}, bytes(20)), "begins at byte 4"),
-    "bytes that nobody has": (framed({"a": WEIGHT}, bytes(17)), "end at byte 16 of 17"),
+    "bytes of no tensor": (framed({"a": WEIGHT}, bytes(17)), "end at byte 16 of 17"),
     "cut off": (framed({"a": WEIGHT}, bytes(15)), "end at byte 16 of 15"),
 }
 
@@ -337,11 +338,11 @@ def test_a_header_of_many_megabytes_is_not_read(run: Path, refused: Publisher) -
     assert "at most 4194304 are read" in message or "this server takes 100000" in message
 
 
-# --- written into the registry past us -------------------------------------------------------------------------------
+# --- written into the registry without checks
 
 
 class Writer:
-    """A registry into which anything is written, digests and all, and a server's loader that reads it."""
+    """Writes any run into a registry, with correct digests, and follows it as a server does."""
 
     def __init__(self, folder: Path, backbone: Backbone, tokenizer: Tokenizer, most_bytes: int) -> None:
         self.registry = Registry.open(folder / "registry", create=True)
@@ -354,17 +355,17 @@ class Writer:
         self.follow()
 
     def follow(self) -> PoolState:
-        """Until the server has seen all that the registry says."""
+        """Step until the server has followed the whole log."""
         while self.reconciler.step():
             pass
         return self.pool.snapshot()
 
     def run(self, folder: Path) -> Path:
-        """A sound second version, to be changed."""
+        """A good second version, which a test then changes."""
         return Path(shutil.copytree(self.runs[1], folder / "run"))
 
     def force(self, run: Path) -> int:
-        """Commit a run as the production version, unchecked."""
+        """Commit a run as the production version without any check."""
         blobs = Blobs(self.registry.store)
         manifest = (run / MANIFEST).read_bytes()
         blobs.add((run / SIDE_NETWORK).read_bytes())
@@ -378,7 +379,7 @@ class Writer:
         return version
 
     def refusal(self, run: Path) -> LoadError:
-        """What the server says of the newest version; that the one before answers on, is counted, and is seen."""
+        """Commit a bad version; the server's error. Checks that it is counted and that version 1 still answers."""
         version = self.force(run)
         before = self.failures()
         state = self.follow()
@@ -396,10 +397,10 @@ class Writer:
         return caught.value
 
     def failures(self) -> Counter[str]:
-        """By their reason."""
-        [metric] = [each for each in self.metrics.registry.collect() if each.name == "sidecast_load_failures"]
-        totals = [each for each in metric.samples if each.name.endswith("_total") and each.labels["task"] == "sst2"]
-        return Counter({each.labels["reason"]: int(each.value) for each in totals})
+        """Failures so far, by reason."""
+        [metric] = [family for family in self.metrics.registry.collect() if family.name == "sidecast_load_failures"]
+        totals = [one for one in metric.samples if one.name.endswith("_total") and one.labels["task"] == "sst2"]
+        return Counter({total.labels["reason"]: int(total.value) for total in totals})
 
 
 @pytest.fixture(scope="module")
@@ -414,7 +415,7 @@ def tokenizer(tiny_t5: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone, tokenizer: Tokenizer) -> Writer:
-    """Version 1 is served, before each test and after it."""
+    """A server that serves version 1 before and after each test."""
     return Writer(tmp_path_factory.mktemp("writer"), backbone, tokenizer, most_bytes=1 << 20)
 
 
@@ -432,10 +433,10 @@ def rewritten(run: Path, change: Callable[[dict[str, torch.Tensor]], None], head
     """Change a side network's tensors; the file stays whole."""
     path = run / SIDE_NETWORK
     data = path.read_bytes()
-    told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][HEADER]
+    settings = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][HEADER]
     tensors = load_file(path)
     change(tensors)
-    save_file(tensors, path, metadata={HEADER: told if header is None else header})
+    save_file(tensors, path, metadata={HEADER: settings if header is None else header})
     return with_side(run, path.read_bytes())
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of one test's own: ports, files and processes that no other cluster on the machine shares."""
+"""A Ray cluster for tests. Its ports, files and processes are its own: several may run on one machine."""
 
 import json
 import os
@@ -19,22 +19,22 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 MARK = "SIDECAST_TEST_CLUSTER"
-"""In the environment of all that a cluster starts: by it are found the processes that outlive their parents."""
+"""Variable in the environment of every process of a cluster. It finds those that outlive their parents."""
 START_S, STOP_S, DEPLOY_S, ASK_S, PAUSE_S = 150.0, 15.0, 120.0, 10.0, 0.1
 RANGE = 200
-"""Ports of the replicas: half for gRPC, half for HTTP. Below those that the system and Ray's workers take."""
+"""Number of ports for the replicas: half for gRPC, half for HTTP. They lie below those that the system assigns."""
 
 
 class Cluster:
-    """One node with Ray Serve's settings for our application, for the length of a with block.
+    """One node with Ray Serve's settings for our application; it runs while its with block does.
 
     Args:
-        cpus: what Ray counts with; the machine may have fewer.
-        environment: what Ray's processes get besides.
+        cpus: number of CPUs that Ray schedules on; the machine may have fewer.
+        environment: further variables for Ray's processes.
     """
 
     def __init__(self, cpus: int = 4, environment: Mapping[str, str] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))  # sockets lie in it: no long name
+        self.folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))  # a socket's path must be short
         ports, self._guard = take_range(RANGE)
         self.grpc_port, self.http_port, self.metrics_port = ports[:3]
         self._gcs, self._board, self._agent, self._client, *others = free_ports(9)
@@ -44,12 +44,12 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """Of the application: HAProxy's gRPC port."""
+        """The application's address: HAProxy's gRPC port."""
         return f"{LOOPBACK}:{self.grpc_port}"
 
     @property
     def gcs(self) -> str:
-        """For drivers: `ray.init(address=...)`, RAY_ADDRESS."""
+        """Ray's address for drivers: `ray.init(address=...)`, RAY_ADDRESS."""
         return f"{LOOPBACK}:{self._gcs}"
 
     @property
@@ -58,7 +58,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a process that speaks with this cluster: `serve`, `ray`, `sidecast`."""
+        """Environment for a process that uses this cluster: `serve`, `ray`, `sidecast`."""
         board = {"RAY_DASHBOARD_ADDRESS": self.dashboard, "RAY_AGENT_ADDRESS": self.dashboard}
         return self._environment | board | {"RAY_ADDRESS": self.gcs, "RAY_TMPDIR": str(self.folder)}
 
@@ -78,23 +78,23 @@ class Cluster:
         self.stop()
 
     def stop(self) -> None:
-        """End all of its processes at once, as when the machine goes, and remove its files."""
+        """Kill all of its processes, as a machine that fails would, and remove its files."""
         wait_until(self._killed, STOP_S)
         self._process.wait(STOP_S)
         self._guard.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
-        """All that run: Ray's, the replicas, HAProxy."""
+        """All running processes: Ray's, the replicas, HAProxy."""
         mark = f"{MARK}={self.folder}".encode()
-        roots = [each for each in psutil.process_iter() if mark in _environ(each)]
-        return list({each.pid: each for root in roots for each in (root, *_children(root))}.values())
+        roots = [process for process in psutil.process_iter() if mark in _environ(process)]
+        return list({process.pid: process for root in roots for process in (root, *_children(root))}.values())
 
     def apply(self, settings: Mapping[str, Any], **args: Any) -> None:
-        """Have the application deployed, with these settings of `sidecast serve`. Does not wait.
+        """Deploy the application with these settings of `sidecast serve`, without waiting for it.
 
         Args:
-            args: others of `serving.cluster.app.AppArgs`.
+            args: further fields of `serving.cluster.app.AppArgs`.
         """
         app = {"name": "sidecast", "import_path": "serving.cluster.app:build", "route_prefix": "/"}
         settings = {"metrics_port": self.metrics_port} | dict(settings)
@@ -113,37 +113,41 @@ class Cluster:
         )
 
     def deploy(self, settings: Mapping[str, Any], **args: Any) -> None:
-        """`apply`, and wait until it runs."""
+        """Deploy the application and wait until it runs."""
         self.apply(settings, **args)
         wait_until(self.running, DEPLOY_S)
 
     def running(self) -> bool:
-        """Whether the application is as it was last applied, and reachable. Raises AssertionError: it cannot be."""
+        """Whether the application runs as last applied and is reachable.
+
+        Raises:
+            AssertionError: its deployment failed.
+        """
         app = self.application()
         assert app.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"), app
         return app.get("status") == "RUNNING" and _listens(self.grpc_port)
 
     def application(self) -> dict[str, Any]:
-        """What Ray says of it: `status`, `message`, `deployments`; nothing while there is none."""
+        """Ray's description of it: `status`, `message`, `deployments`; empty if there is none."""
         return self.serve_state().get("applications", {}).get("sidecast", {})
 
     def replicas(self) -> list[dict[str, Any]]:
-        """What Ray says of each: `pid`, `actor_id`, `replica_id`, `state` and more."""
+        """Ray's description of each replica: `pid`, `actor_id`, `replica_id`, `state` and more."""
         servers = self.application().get("deployments", {}).get("Server", {})
         return servers.get("replicas", [])
 
     def serve_state(self) -> dict[str, Any]:
-        """All that the dashboard says of Serve."""
+        """The dashboard's description of Ray Serve."""
         with urllib.request.urlopen(f"{self.dashboard}/api/serve/applications/", timeout=ASK_S) as response:
             return json.load(response)
 
     def statuses(self) -> list[dict[str, Any]]:
-        """What each replica says of itself: its `status()`."""
-        asked = subprocess.run(
+        """Each replica's `status()`."""
+        ran = subprocess.run(
             [sys.executable, "-c", _STATUSES], env=self.environment, capture_output=True, text=True, timeout=DEPLOY_S
         )
-        assert asked.returncode == 0, asked.stderr
-        return json.loads(asked.stdout.splitlines()[-1])
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout.splitlines()[-1])
 
     def _words(self) -> list[str]:
         options = {
@@ -171,13 +175,13 @@ class Cluster:
         return True
 
     def _killed(self) -> bool:
-        """Whether none is left. One that was just being started is found the next time."""
-        found = self.processes()
-        for each in found:
+        """Kill what runs; True if nothing did. A process that is just being started is found the next time."""
+        running = self.processes()
+        for process in running:
             with suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(found, STOP_S)
-        return not found
+                process.kill()
+        psutil.wait_procs(running, STOP_S)
+        return not running
 
     def _put(self, config: Mapping[str, Any]) -> None:
         request = urllib.request.Request(
@@ -190,26 +194,26 @@ class Cluster:
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> float:
-    """Seconds until it held."""
+    """Wait for a condition; the seconds that it took."""
     started = time.monotonic()
     while not holds():
-        assert time.monotonic() - started < timeout_s, f"it did not come in {timeout_s:g} s"
+        assert time.monotonic() - started < timeout_s, f"not within {timeout_s:g} s"
         time.sleep(PAUSE_S)
     return time.monotonic() - started
 
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 
 def take_range(count: int) -> tuple[range, socket.socket]:
-    """So many ports in a row, where neither the system nor Ray takes any by itself.
+    """Reserve `count` ports in a row, below those that the system and Ray's workers take.
 
-    Returns them with a socket: while it is open, nobody else gets any of them here.
+    Returns the ports and a socket. While the socket is open, this function gives them to no other caller.
     """
     starts = list(range(20_000, 32_000 - count - 1, count + 1))
     random.shuffle(starts)
@@ -235,7 +239,7 @@ def _plain() -> dict[str, str]:
 def _isolated(
     folder: Path, first_port: int, metrics_port: int, stats_port: int, log_port: int, *fallback: int
 ) -> dict[str, str]:
-    """What our application needs of Ray Serve, and what clusters of one machine would share."""
+    """Ray Serve's settings for our application, and all that clusters of one machine would share otherwise."""
     proxy, half = folder / "h", RANGE // 2 - 10
     values = {
         MARK: folder,

@@ -1,5 +1,6 @@
-"""One registry and what serves it: started when first asked for, once for all tests of conformance."""
+"""One registry and the servers that follow it: each is started when a test first needs it, once for all tests."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from tests.conformance.cluster import LOOPBACK, Cluster
 from tests.conformance.targets import Target, World
 from tests.sidecast.cli_kit import Serving
 
-TARGETS = ("one_process", "ray_serve")
+TARGETS = (
+    pytest.param("one_process", marks=pytest.mark.slow),
+    pytest.param("ray_serve", marks=pytest.mark.cluster),
+)
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +29,11 @@ def one_process(world: World) -> Iterator[Target]:
     """`sidecast serve`."""
     file = world.folder / "serve.toml"
     file.write_text(_toml(world.settings), encoding="utf-8")
-    with Serving(world.folder, "--config", file) as served:
-        target = Target("one process", served.address, 1, lambda: [served.ready["metrics"]])
+    with Serving(world.folder, "--config", file) as server:
+        target = Target("one process", server.address, 1, lambda: [server.ready["metrics"]])
         yield target
         target.close()
-        assert served.stop() == 0
+        assert server.stop() == 0
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +50,14 @@ def ray_serve(world: World) -> Iterator[Target]:
 
 @pytest.fixture(params=TARGETS, scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
-    """Each of them in turn."""
+    """Every target in turn."""
     return request.getfixturevalue(request.param)
 
 
 def _toml(settings: dict[str, Any]) -> str:
-    """Of flat settings, and the limits of tasks."""
+    """Write flat settings and the limits of tasks as a settings file."""
     plain = {name: value for name, value in settings.items() if name != "task_limits"}
-    lines = [f"{name} = {value!r}" for name, value in plain.items()]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
     for task, limits in settings.get("task_limits", {}).items():
-        lines += [f"[limits.{task}]", *(f"{name} = {value!r}" for name, value in limits.items())]
+        lines += [f"[limits.{task}]", *(f"{name} = {json.dumps(value)}" for name, value in limits.items())]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What the tests of conformance call: one registry with a tiny model's tasks, and the servers that follow it."""
+"""What the conformance tests call: one registry with a tiny model's tasks, and the servers that follow it."""
 
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -14,12 +14,13 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from ladder import Backbone, Tokenizer
+from ladder import Backbone, Row, Tokenizer, answer
+from ladder.answers import Answer
 from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from serving.api.status import DETAILS_KEY
 from serving.client.client import Client
 from side_registry import GoldenExample, Manifest, Registry, TaskSpec
-from tests.serving.kit import make_run, make_spec
+from tests.serving.kit import ids_of, make_resident, make_run, make_spec
 
 assert _DETAILS.pool.FindMessageTypeByName("google.rpc.ErrorInfo")  # so that details can be printed
 
@@ -27,16 +28,17 @@ LONG = 3000
 """Tokens of the longest text: seconds of work."""
 MAX_MESSAGE_BYTES = 2**20
 TENANT = "x-tenant"
+TITLES = make_spec("titles", kind="text", max_new_tokens=8)
 SPECS = (
     make_spec("sst2", max_rows=100),
     make_spec("stars", kind="regression", low=0.0, high=5.0),
     make_spec("meaning", kind="embedding", dimensions=8),
-    make_spec("titles", kind="text", max_new_tokens=8),
+    TITLES,
     make_spec("story", kind="text", max_new_tokens=1),
     make_spec("busy", kind="text", max_new_tokens=1),
 )
 TALES = ("story", "busy")
-"""Those of them whose texts get LONG, once their golden examples are made."""
+"""Tasks of SPECS that may make LONG texts. Their golden examples are short, so that they load at once."""
 SETTINGS = {
     "dtype": "float32",
     "warmup_s": 0,
@@ -44,35 +46,48 @@ SETTINGS = {
     "tenant_header": TENANT,
     "max_message_bytes": MAX_MESSAGE_BYTES,
     "log_level": "WARNING",
+    "keep_inputs": True,
     "task_limits": {"busy": {"max_task_requests": 1}},
 }
-"""Of every server, besides its backbone, registry and ports."""
+"""Settings of every server, without backbone, registry and ports."""
 
 
 class World:
-    """A registry, with all SPECS published once, and the runs that tests publish."""
+    """A registry with one version of each of SPECS, and the run folders that tests publish."""
 
     def __init__(self, folder: Path, backbone_folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
-        self.folder, self._backbone, self._tokenizer = folder, backbone, tokenizer
+        self.folder = folder
+        self.backbone_folder = backbone_folder
+        self._backbone = backbone
+        self._tokenizer = tokenizer
         self.registry = Registry.open(folder / "registry", create=True)
         self.settings = SETTINGS | {"backbone": str(backbone_folder), "registry": str(folder / "registry")}
         for spec in SPECS:
             self.publish(spec, edit=_longer if spec.name in TALES else None)
 
     def run(self, spec: TaskSpec, seed: int = 1, **how: Any) -> Path:
-        """A publishable folder; `how` as of `make_run`."""
-        torch.manual_seed(seed)  # the side network's own start draws from torch's
+        """Make a run folder to publish; `how` are arguments of `make_run`."""
+        torch.manual_seed(seed)  # the side network's initial weights come from torch's generator
         return make_run(self.folder / f"{spec.name}-{seed}", self._backbone, self._tokenizer, spec, seed, **how)
 
     def publish(self, spec: TaskSpec, seed: int = 1, **how: Any) -> int:
+        """Publish such a run; its version."""
         return self.registry.publish(self.run(spec, seed, **how)).version
 
     def expected(self, task: str, version: int = 1) -> tuple[GoldenExample, ...]:
-        """What the model answers to each of kit.TEXTS, asked alone and without a server."""
+        """The model's answers to each of kit.TEXTS, one at a time and without a server."""
         return self.registry.manifest(task, version).examples
 
+    def model_answer(self, spec: TaskSpec, text: str, seed: int = 1) -> Answer | Exception:
+        """The answer of the model of `run(spec, seed)` to one text, without a server or a cache."""
+        torch.manual_seed(seed)
+        resident = make_resident(self._backbone, self._tokenizer, spec, seed=seed)
+        ids = ids_of(self._tokenizer, spec.render({"sentence": text}))
+        [found] = answer(self._backbone, [Row(ids=ids, side=resident.side, answerer=resident.answerer)])
+        return found
+
     def broken(self, spec: TaskSpec, seed: int = 9) -> int:
-        """Publish a version that no server loads: it was trained on another backbone."""
+        """Publish a version that no server loads, because it was trained on another backbone."""
         return self.publish(spec, seed, edit=_of_another_backbone)
 
 
@@ -88,30 +103,32 @@ def _of_another_backbone(manifest: Manifest) -> Manifest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended: what came back of it, or how it failed."""
+    """How a call ended: its responses, or its error."""
 
     code: str
     details: str
     status: Any
-    """google.rpc.Status as a document; None where it carries none."""
+    """google.rpc.Status as a document, or None."""
     responses: tuple[Any, ...] = ()
 
     @property
     def reason(self) -> str:
-        """Of the ErrorInfo."""
-        return next((each["reason"] for each in (self.status or {}).get("details", []) if "reason" in each), "")
+        """The reason in the error's ErrorInfo, or an empty string."""
+        return next((detail["reason"] for detail in (self.status or {}).get("details", []) if "reason" in detail), "")
 
 
 class Target:
-    """Something to call.
+    """A deployment to call: channel, client and stubs.
 
     Args:
-        followers: how many servers of it follow the registry.
-        metrics: tells where each of its servers has its metrics.
+        followers: number of its servers that follow the registry.
+        metrics: returns the URL of each server's metrics.
     """
 
     def __init__(self, name: str, address: str, followers: int, metrics: Callable[[], Iterable[str]]) -> None:
-        self.name, self.address, self.followers = name, address, followers
+        self.name = name
+        self.address = address
+        self.followers = followers
         self._metrics = metrics
         self.channel = grpc.insecure_channel(address, [("grpc.enable_retries", 0)])
         self.client = Client(address)
@@ -121,11 +138,11 @@ class Target:
         self.health: Any = health_pb2_grpc.HealthStub(self.channel)
 
     def own(self, name: str, **how: Any) -> TaskSpec:
-        """A task that no other target's tests touch."""
+        """The spec of a task that only this target's tests change."""
         return make_spec(f"{name}-{self.name.replace(' ', '-').lower()}", **how)
 
     def counted(self, name: str, **labels: str) -> list[float]:
-        """A metric's sum over the label sets that have these labels, at each server."""
+        """Sum of a metric over all series with these labels, for each server."""
         return [_sum(_read(url), name, labels) for url in self._metrics()]
 
     def close(self) -> None:
@@ -134,7 +151,7 @@ class Target:
 
 
 def outcome(call: Callable[[], Any]) -> Outcome:
-    """Make a call, and read its stream to the end where it is one."""
+    """Make a call; if it returns a stream, read it to the end."""
     try:
         answered: Any = call()
         responses = tuple(answered) if hasattr(answered, "__next__") else (answered,)

@@ -1,9 +1,11 @@
-"""Both doors and what is beside them answer alike at one process and on Ray Serve."""
+"""Every gRPC service answers with the model's answers, in one process and on Ray Serve.
+
+Covers the native service, the Open Inference Protocol, health, reflection, tenants, metrics, deadlines, cancelled calls
+and limits.
+"""
 
 import asyncio
 import json
-import subprocess
-import sys
 from typing import Any
 
 import grpc
@@ -18,15 +20,16 @@ from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.services import OURS
 from tests.conformance.cluster import wait_until
-from tests.conformance.targets import LONG, TENANT, Target, World, outcome
+from tests.conformance.targets import LONG, SPECS, TENANT, Target, World, outcome
 from tests.serving.kit import TEXTS
-from tests.sidecast.cli_kit import ROOT, plain_environment
+from tests.sidecast.cli_kit import ROOT, python
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 WAIT_S = 30.0
+STAGES = ("queue", "tokenize", "backbone", "side")
 KINDS = ("sst2", "stars", "meaning", "titles")
 ROWS = [pb.Row(text=text) for text in TEXTS]
 
@@ -43,7 +46,7 @@ def long_story(**how: Any) -> pb.GenerateRequest:
 
 
 def check(answer: pb.Answer, expected: Any) -> None:
-    """Against what the model answers alone."""
+    """Compare an answer with the model's."""
     match answer.WhichOneof("answer"):
         case "classification":
             assert answer.classification.label == expected.expected["label"]
@@ -70,8 +73,8 @@ def test_predict_answers_what_the_model_does(target: Target, world: World, task:
 
 def test_one_call_answers_many_tasks_and_an_unknown_one_fails_alone(target: Target, world: World) -> None:
     refs = [pb.TaskRef(task=task) for task in (*KINDS, "nope")]
-    *found, failed = target.native.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=ROWS)).results
-    for result in found:
+    *answered, failed = target.native.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=ROWS)).results
+    for result in answered:
         for answer, expected in zip(result.prediction.answers, world.expected(result.task.task), strict=True):
             check(answer, expected)
     assert failed.error.code == grpc.StatusCode.NOT_FOUND.value[0]
@@ -87,51 +90,64 @@ def test_a_stream_tells_the_text_that_predict_makes(target: Target, world: World
     assert last.generated.version == 1
 
 
-def test_the_open_inference_door_answers(target: Target, world: World) -> None:
-    door = target.oip
-    assert door.ServerLive(oip.ServerLiveRequest()).live
-    assert door.ServerReady(oip.ServerReadyRequest()).ready
-    assert door.ServerMetadata(oip.ServerMetadataRequest()).name == "sidecast"
-    assert [door.ModelReady(oip.ModelReadyRequest(name=name)).ready for name in ("sst2", "nope")] == [True, False]
-    described = door.ModelMetadata(oip.ModelMetadataRequest(name="sst2"))
-    assert [each.name for each in described.outputs] == ["label", "score", "scores"]
-    assert door.ModelConfig(oip.ModelConfigRequest(name="sst2")).config.platform == "sidecast"
-    answered = door.ModelInfer(infer("sst2", id="7", model_version="1"))
-    assert (answered.id, answered.model_version) == ("7", "1")
-    labels = [label.decode() for label in answered.outputs[0].contents.bytes_contents]
-    assert labels == [example.expected["label"] for example in world.expected("sst2")]
-    index = door.RepositoryIndex(oip.RepositoryIndexRequest()).models
-    assert {(each.name, each.version, each.state) for each in index} >= {(task, "1", "READY") for task in KINDS}
-    door.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="sst2"))
+def test_open_inference_describes_the_server_and_its_tasks(target: Target) -> None:
+    stub = target.oip
+    assert stub.ServerLive(oip.ServerLiveRequest()).live
+    assert stub.ServerReady(oip.ServerReadyRequest()).ready
+    assert stub.ServerMetadata(oip.ServerMetadataRequest()).name == "sidecast"
+    assert [stub.ModelReady(oip.ModelReadyRequest(name=name)).ready for name in ("sst2", "nope")] == [True, False]
+    described = stub.ModelMetadata(oip.ModelMetadataRequest(name="sst2"))
+    assert [output.name for output in described.outputs] == ["label", "score", "scores"]
+    assert stub.ModelConfig(oip.ModelConfigRequest(name="sst2")).config.platform == "sidecast"
+    index = stub.RepositoryIndex(oip.RepositoryIndexRequest()).models
+    assert {(model.name, model.version, model.state) for model in index} >= {(task, "1", "READY") for task in KINDS}
+    stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="sst2"))
+
+
+@pytest.mark.parametrize(
+    ("task", "output"), [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text")]
+)
+def test_open_inference_answers_what_the_model_does(target: Target, world: World, task: str, output: str) -> None:
+    response = target.oip.ModelInfer(infer(task, id="7", model_version="1"))
+    assert (response.id, response.model_version) == ("7", "1")
+    outputs = {tensor.name: tensor.contents for tensor in response.outputs}
+    expected = [example.expected for example in world.expected(task)]
+    if task == "sst2":
+        labels = [label.decode() for label in outputs["label"].bytes_contents]
+        assert labels == [answer["label"] for answer in expected]
+    if task == "titles":
+        assert [text.decode() for text in outputs["text"].bytes_contents] == [answer["text"] for answer in expected]
+    else:
+        numbers = [number for answer in expected for number in _numbers(answer[output])]
+        assert list(outputs[output].fp32_contents) == pytest.approx(numbers, abs=1e-5)
+
+
+def _numbers(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def test_an_inference_stream_answers_each_request_by_its_id(target: Target, world: World) -> None:
-    asked = [infer("titles", TEXTS[:1], id="text"), infer("nope", id="lost"), infer("sst2", id="labels")]
-    said: dict[str, list[oip.ModelStreamInferResponse]] = {}
-    for response in target.oip.ModelStreamInfer(iter(asked)):
-        said.setdefault(response.infer_response.id, []).append(response)
-    pieces = [each.infer_response.outputs[0].contents.bytes_contents[0].decode() for each in said["text"]]
+    requests = [infer("titles", TEXTS[:1], id="text"), infer("nope", id="lost"), infer("sst2", id="labels")]
+    by_id: dict[str, list[oip.ModelStreamInferResponse]] = {}
+    for response in target.oip.ModelStreamInfer(iter(requests)):
+        by_id.setdefault(response.infer_response.id, []).append(response)
+    pieces = [part.infer_response.outputs[0].contents.bytes_contents[0].decode() for part in by_id["text"]]
     assert "".join(pieces) == world.expected("titles")[0].expected["text"]
-    assert "no task 'nope'" in said["lost"][0].error_message
-    assert len(said["labels"]) == 1
-    assert said["labels"][0].infer_response.outputs[0].name == "label"
+    assert "no task 'nope'" in by_id["lost"][0].error_message
+    assert len(by_id["labels"]) == 1
+    assert by_id["labels"][0].infer_response.outputs[0].name == "label"
 
 
 def test_an_unchanged_triton_client_works(target: Target, world: World) -> None:
-    asked = {"address": target.address, "task": "sst2", "texts": TEXTS}
-    program = ROOT / "tests" / "triton_rows.py"
-    ran = subprocess.run(
-        [sys.executable, program],
-        input=json.dumps(asked),
-        env=plain_environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    answered = json.loads(ran.stdout)
-    assert answered["version"] == "1"
-    assert answered["outputs"]["label"] == [example.expected["label"] for example in world.expected("sst2")]
+    request = {"address": target.address, "task": "sst2", "texts": TEXTS}
+    ran = python(ROOT / "tests" / "triton_rows.py", given=json.dumps(request))
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    expected = [example.expected for example in world.expected("sst2")]
+    assert document["version"] == "1"
+    assert document["outputs"]["label"] == [answer["label"] for answer in expected]
+    for row, answer in zip(document["outputs"]["scores"], expected, strict=True):
+        assert row == pytest.approx(answer["scores"], abs=1e-5)
 
 
 @pytest.mark.parametrize("service", ["", *OURS, "sst2"])
@@ -143,10 +159,10 @@ def test_health_is_told_overall_by_service_and_by_task(target: Target, service: 
     watching.cancel()
 
 
-def test_health_of_what_nobody_knows(target: Target) -> None:
+def test_health_of_an_unknown_service(target: Target) -> None:
     request = health_pb2.HealthCheckRequest(service="nope")
-    found = outcome(lambda: target.health.Check(request))
-    assert (found.code, found.details) == ("NOT_FOUND", "there is no service or task 'nope'")
+    ended = outcome(lambda: target.health.Check(request))
+    assert (ended.code, ended.details) == ("NOT_FOUND", "there is no service or task 'nope'")
     watching = target.health.Watch(request)
     assert next(watching).status == UNKNOWN
     watching.cancel()
@@ -167,8 +183,27 @@ def test_reflection_lists_our_services_and_describes_them(target: Target) -> Non
 def test_a_tenant_is_read_from_the_callers_metadata(target: Target) -> None:
     request = pb.PredictRequest(task="sst2", rows=ROWS)
     target.native.Predict(request, metadata=[(TENANT, "someone")])
-    found = outcome(lambda: target.native.Predict(request, metadata=[(TENANT, "x" * 300)]))
-    assert (found.code, found.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
+    ended = outcome(lambda: target.native.Predict(request, metadata=[(TENANT, "x" * 300)]))
+    assert (ended.code, ended.reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
+
+
+def test_metrics_count_requests_by_their_end_and_tell_what_is_served(target: Target) -> None:
+    unknown = {"task": "unknown", "code": "NOT_FOUND"}
+    before = sum(target.counted("sidecast_requests_total", **unknown))
+    ended = outcome(lambda: target.native.Predict(pb.PredictRequest(task="nope", rows=ROWS)))
+    assert ended.code == "NOT_FOUND"
+    assert sum(target.counted("sidecast_requests_total", **unknown)) == before + 1
+
+    answered = sum(target.counted("sidecast_requests_total", task="stars", version="1", code="OK"))
+    stages = {stage: sum(target.counted("sidecast_stage_seconds_count", stage=stage)) for stage in STAGES}
+    target.native.Predict(pb.PredictRequest(task="stars", rows=[pb.Row(text="a text that no other test sends")]))
+    assert sum(target.counted("sidecast_requests_total", task="stars", version="1", code="OK")) == answered + 1
+    for stage, count in stages.items():
+        assert sum(target.counted("sidecast_stage_seconds_count", stage=stage)) > count, stage
+    for resident in target.counted("sidecast_resident_side_networks"):
+        assert resident >= len(SPECS)
+    for generation in target.counted("sidecast_generation_served"):
+        assert generation >= len(SPECS)
 
 
 async def test_many_calls_at_once_are_all_answered_and_every_server_takes_part(target: Target) -> None:
@@ -177,7 +212,7 @@ async def test_many_calls_at_once_are_all_answered_and_every_server_takes_part(t
         stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
         request = pb.PredictRequest(task="sst2", rows=ROWS)
         answered = await asyncio.gather(*(stub.Predict(request) for _ in range(64)))
-    assert len({each.SerializeToString() for each in map(_rounded, answered)}) == 1
+    assert len({response.SerializeToString() for response in map(_rounded, answered)}) == 1
     after = target.counted("sidecast_requests_total", task="sst2", code="OK")
     grown = [late - early for early, late in zip(before, after, strict=True)]
     assert sum(grown) == 64
@@ -185,7 +220,7 @@ async def test_many_calls_at_once_are_all_answered_and_every_server_takes_part(t
 
 
 def _rounded(response: pb.PredictResponse) -> pb.PredictResponse:
-    """Rows may be answered in other company, so the last digits differ. All labels stay."""
+    """Round scores: their last digits depend on the other rows of the batch. Labels stay."""
     response.ClearField("generation")
     for answer in response.answers:
         answer.classification.score = round(answer.classification.score, 4)
@@ -198,26 +233,26 @@ def test_a_deadline_ends_a_call_and_is_counted_as_one(target: Target, how: str) 
     counts = lambda: sum(target.counted("sidecast_requests_total", task="story", code="DEADLINE_EXCEEDED"))  # noqa: E731
     before = counts()
     if how == "gRPC's":
-        found = outcome(lambda: target.native.Generate(long_story(), timeout=0.5))
+        ended = outcome(lambda: target.native.Generate(long_story(), timeout=0.5))
     else:
-        found = outcome(lambda: target.native.Generate(long_story(timeout=Duration(nanos=500_000_000))))
-        assert found.reason == "DEADLINE_EXPIRED"
-    assert found.code == "DEADLINE_EXCEEDED"
+        ended = outcome(lambda: target.native.Generate(long_story(timeout=Duration(nanos=500_000_000))))
+        assert ended.reason == "DEADLINE_EXPIRED"
+    assert ended.code == "DEADLINE_EXCEEDED"
     wait_until(lambda: counts() == before + 1, WAIT_S)
-    assert sum(target.counted("sidecast_running_rows")) == 0
+    wait_until(lambda: sum(target.counted("sidecast_running_rows")) == 0, WAIT_S)
 
 
-def test_a_caller_who_goes_frees_its_rows(target: Target) -> None:
+def test_a_caller_who_leaves_a_stream_frees_its_rows(target: Target) -> None:
     counts = lambda: sum(target.counted("sidecast_requests_total", task="story", code="CANCELLED"))  # noqa: E731
     before, call = counts(), target.native.Generate(long_story())
     next(call)
-    assert sum(target.counted("sidecast_running_rows")) == 1
+    wait_until(lambda: sum(target.counted("sidecast_running_rows")) == 1, WAIT_S)
     call.cancel()
     wait_until(lambda: counts() == before + 1, WAIT_S)
-    assert sum(target.counted("sidecast_running_rows")) == 0
+    wait_until(lambda: sum(target.counted("sidecast_running_rows")) == 0, WAIT_S)
 
 
-def test_a_caller_who_goes_before_the_first_answer_frees_its_rows(target: Target) -> None:
+def test_a_caller_who_leaves_before_the_first_answer_frees_its_rows(target: Target) -> None:
     counts = lambda: sum(target.counted("sidecast_requests_total", task="story", code="CANCELLED"))  # noqa: E731
     request = pb.PredictRequest(task="story", rows=ROWS, generation=pb.Generation(min_new_tokens=LONG))
     before, call = counts(), target.native.Predict.future(request)
@@ -234,7 +269,7 @@ def test_a_task_at_its_limit_sheds_with_a_hint_when_to_try_again(target: Target)
     shed = [outcome(call.result) for call in calls if call.done()]
     for call in calls:
         call.cancel()
-    for each in shed:
-        assert each.code == "RESOURCE_EXHAUSTED"
-        assert each.reason == "TASK_OVERLOADED"
-        assert [detail for detail in each.status["details"] if "retryDelay" in detail]
+    for rejected in shed:
+        assert rejected.code == "RESOURCE_EXHAUSTED"
+        assert rejected.reason == "TASK_OVERLOADED"
+        assert [detail for detail in rejected.status["details"] if "retryDelay" in detail]

@@ -21,6 +21,6 @@ def tokenizer(tiny_t5: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def parlour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parlour]:
-    """A server that answers by rule. Shared by a module's tests, which leave it as they found it."""
+    """A server that answers by a rule, without a model. A module's tests share it and leave it unchanged."""
     with Parlour(tmp_path_factory.mktemp("parlour")).open() as opened:
         yield opened

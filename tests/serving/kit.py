@@ -1,4 +1,4 @@
-"""Random side networks as run folders and as residents, and residents with nothing in them."""
+"""Makes task specs, random side networks, run folders to publish, and residents for serving's tests."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +14,7 @@ from ladder import (
     Row,
     SideConfig,
     SideNetwork,
+    TextAnswer,
     Tokenizer,
     ValueAnswer,
     VectorAnswer,
@@ -29,6 +30,7 @@ TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too lon
 
 
 def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) -> TaskSpec:
+    """A task of one field, `sentence`; `changes` are further fields of the spec."""
     values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
     if kind == "classification":
         values["labels"] = ("negative", "positive")
@@ -36,19 +38,20 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
 
 
 def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text", **shape: Any) -> SideNetwork:
-    """Random, and far enough from zero that answers differ."""
-    needed = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
-    outputs = needed[spec.kind] if head != "text" else 0
+    """A random side network, far enough from zero that two of them answer differently."""
+    outputs_of_kind = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
+    outputs = outputs_of_kind[spec.kind] if head != "text" else 0
     config = SideConfig(reduction=4, head=head, outputs=outputs, **shape)  # type: ignore[arg-type]
     side = SideNetwork(config, backbone.config)
-    random = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in side.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.2)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return side.eval().requires_grad_(False)
 
 
 def head_of(spec: TaskSpec) -> str:
+    """The simplest head that can answer the task."""
     return "linear" if spec.kind in ("regression", "embedding") else "text"
 
 
@@ -62,7 +65,7 @@ def make_resident(
     bank: SideBank | None = None,
     **shape: Any,
 ) -> Resident:
-    """With a module of its own; in a slot of `bank` where one is given."""
+    """A loaded version of a task. Its side network is a module, or a slot of `bank` if there is one."""
     side = make_side(backbone, spec, seed, head or head_of(spec), **shape)
     answerer = build_answerer(
         kind=spec.kind,
@@ -75,9 +78,14 @@ def make_resident(
         generation=Generation(**spec.generation.settings),
     )
     manifest = make_manifest(backbone, tokenizer, spec, side)
-    held = bank.add(side) if bank else side
     return Resident(
-        task=spec.name, version=version, spec=spec, side=held, answerer=answerer, manifest=manifest, bytes=1
+        task=spec.name,
+        version=version,
+        spec=spec,
+        side=bank.add(side) if bank else side,
+        answerer=answerer,
+        manifest=manifest,
+        bytes=1,
     )
 
 
@@ -102,11 +110,11 @@ def make_run(
     edit: Callable[[Manifest], Manifest] | None = None,
     **shape: Any,
 ) -> Path:
-    """A publishable run folder with golden examples.
+    """Write a run folder with golden examples, ready to publish.
 
     Args:
-        change: edits the weights after the golden examples were answered.
-        edit: edits the manifest before it is written.
+        change: edits the weights after the golden examples are answered, which makes the run a wrong one.
+        edit: returns the manifest to write.
         shape: settings of the side network.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,27 +131,42 @@ def make_run(
 
 
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
-    [found] = answer(backbone, [Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)])
-    assert not isinstance(found, Exception)
-    if isinstance(found, ClassAnswer):
-        expected: dict[str, Any] = {"label": found.label, "scores": list(found.scores)}
-    elif isinstance(found, VectorAnswer):
-        expected = {"embedding": list(found.values)}
-    else:
-        expected = {"value": found.value} if isinstance(found, ValueAnswer) else {"text": found.text}
+    """The resident's answer to one text, as a golden example."""
+    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)
+    [answered] = answer(backbone, [row])
+    match answered:
+        case ClassAnswer():
+            expected: dict[str, Any] = {"label": answered.label, "scores": list(answered.scores)}
+        case VectorAnswer():
+            expected = {"embedding": list(answered.values)}
+        case ValueAnswer():
+            expected = {"value": answered.value}
+        case TextAnswer():
+            expected = {"text": answered.text}
+        case Exception():
+            raise answered
     return GoldenExample(fields={"sentence": text}, expected=expected)
 
 
 def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]:
+    """Token ids of a prompt, at most `limit`."""
     return tuple(tokenizer.encode(text, limit))
 
 
 def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) -> Resident:
-    """For tests that never compute."""
+    """A resident without weights, for tests that never compute."""
     nothing = cast(Any, None)
-    spec = spec or make_spec(task)
-    return Resident(task=task, version=version, spec=spec, side=nothing, answerer=nothing, manifest=nothing, bytes=10)
+    return Resident(
+        task=task,
+        version=version,
+        spec=spec or make_spec(task),
+        side=nothing,
+        answerer=nothing,
+        manifest=nothing,
+        bytes=10,
+    )
 
 
 def with_spec(resident: Resident, **changes: Any) -> Resident:
+    """The same resident with other fields in its spec."""
     return replace(resident, spec=resident.spec.model_copy(update=changes))

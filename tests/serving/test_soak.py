@@ -1,4 +1,7 @@
-"""A server while its registry changes: nobody is told anything wrong, and what left the registry leaves the server."""
+"""The soak benchmark: a server whose registry changes gives right answers and keeps nothing that left the registry.
+
+The judge of the soak, which compares answers with the registry's history, is tested without a server.
+"""
 
 import dataclasses
 import logging
@@ -34,12 +37,12 @@ from side_registry import Registry
 
 
 @pytest.mark.slow
-def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
+def test_every_answer_is_right_and_nothing_is_left_behind(
     tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = tmp_path / "temporary"
     folders.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folders))  # the server's: this process has its own already
+    monkeypatch.setenv("TMPDIR", str(folders))  # for the server; this process has read its own already
     plan = Plan(rounds=2, changes=20, pause_s=0.05, texts=8, fewest=200)  # enough for each kind of request
     loaded = load(str(tiny_t5), device="cpu", dtype="float32")
     soak = Soak(loaded, tmp_path / "soak", plan, threads=1)
@@ -47,7 +50,7 @@ def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
     assert outcome.faults == []
     assert len(outcome.changes) == (KEPT + 1) * plan.tasks + 3 * plan.changes
     assert {"publish", "promote", "roll back", "retire", "share", "canary"} <= soak.churn.counts.keys()
-    assert all(span.began < span.ended for each in outcome.rounds for span in each.swaps)
+    assert all(span.began < span.ended for one in outcome.rounds for span in one.swaps)
     answered = [told for told in outcome.told if told.answers]
     assert {(bool(told.pinned), told.alias, bool(told.key)) for told in answered} == {
         (False, "production", False),
@@ -75,7 +78,9 @@ def test_nobody_is_told_anything_wrong_and_nothing_is_left_behind(
 def test_what_left_the_registry_leaves_the_server(
     tmp_path: Path, backbone: Backbone, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged: the errors, by their tracebacks what had failed
+    caplog.set_level(
+        logging.CRITICAL
+    )  # pytest keeps records, and their tracebacks keep side networks that failed to load
     loaded, made = Loaded(folder="", backbone=backbone, tokenizer=tokenizer), iter(range(1000))
 
     def make(number: int, broken: bool) -> Path:
@@ -109,9 +114,9 @@ def test_what_left_the_registry_leaves_the_server(
 
 
 def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
-    """Those that its series name."""
-    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    return {(each.labels["task"], each.labels["version"]) for each in samples if "version" in each.labels}
+    """The tasks and versions that the labels of its series name."""
+    labels = [sample.labels for family in metrics.registry.collect() for sample in family.samples]
+    return {(one["task"], one["version"]) for one in labels if "version" in one}
 
 
 # --- the script
@@ -129,7 +134,7 @@ def test_a_fault_fails_the_script() -> None:
 def test_versions_that_are_too_alike_fail_the_script() -> None:
     for apart in (0.98, 0.0):
         assert "nothing is proved" in verdict(outcome(apart=apart))
-    assert "nothing is proved" in verdict(Outcome([RIGHT], [], Watch(), [], Span(0, 0)))  # no task was answered by two
+    assert "nothing is proved" in verdict(Outcome([RIGHT], [], Watch(), [], Span(0, 0)))  # no task had two versions
 
 
 def test_the_script_exits_with_1_after_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +157,7 @@ def test_the_script_exits_with_1_after_its_report(monkeypatch: pytest.MonkeyPatc
 
 
 class Mute:
-    """A client that is told nothing until it is closed."""
+    """A client whose watch yields nothing until it is closed."""
 
     def __init__(self, *how: Any, **more: Any) -> None:
         self._closed = threading.Event()
@@ -168,7 +173,7 @@ class Mute:
         return iter(())
 
 
-def test_a_server_that_could_not_be_looked_at_fails_the_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_whose_metrics_cannot_be_read_fails_the_soak(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = threading.Event()
 
     def look(*_: object) -> None:
@@ -259,17 +264,17 @@ def test_an_answer_of_another_version_is_found(far: float) -> None:
     assert faults(RIGHT, far=far) == ["mismatch"]
 
 
-def test_before_the_first_change_there_is_no_generation() -> None:
+def test_an_answer_before_the_first_change_is_a_fault() -> None:
     assert faults(changed(started=0.1, ended=0.2)) == ["generation"]
 
 
-def test_an_answer_may_not_be_older_than_one_that_came_before() -> None:
+def test_an_answer_of_an_older_generation_than_one_before_is_a_fault() -> None:
     newer = changed(started=2.1, ended=2.2, version=2, generation=2)
     assert faults(newer, changed(started=2.15, ended=2.3)) == []
     assert faults(newer, changed(started=2.25, ended=2.3)) == ["generation"]
 
 
-def test_a_key_that_leads_elsewhere_while_its_route_stands_is_found() -> None:
+def test_a_route_key_that_changes_its_version_under_one_route_is_a_fault() -> None:
     first = changed(started=3.1, ended=3.2, generation=3, key="ann")
     later = dataclasses.replace(first, started=4.5, ended=4.6, generation=4, version=3)  # a retirement moves no alias
     other = dataclasses.replace(later, key="bob")
@@ -297,11 +302,11 @@ def test_the_oracle_tells_every_version_from_every_other(
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
-def test_what_is_no_number_is_as_far_as_can_be(odd: float) -> None:
+def test_a_vector_with_nan_or_infinity_is_infinitely_far(odd: float) -> None:
     assert distance([0.5, odd], [0.5, 0.5]) == float("inf")
     assert distance([0.5, odd], [0.5, odd]) == float("inf")
 
 
-def test_a_text_is_the_same_or_another() -> None:
+def test_texts_are_equal_or_infinitely_far() -> None:
     assert distance("a b", "a b") == 0
     assert distance("a", "a b") == float("inf")
