@@ -49,19 +49,24 @@ class TaskData:
 
     @property
     def train(self) -> Path:
+        """File of the training rows."""
         return self.files["train"]
 
     @property
     def validation(self) -> Path:
+        """File of the validation rows."""
         return self.files["validation"]
 
     @property
     def test(self) -> Path:
+        """File of the test rows."""
         return self.files["test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoData:
+    """All tasks' files."""
+
     folder: Path
     tasks: Mapping[str, TaskData]
     sha256: str

@@ -36,6 +36,7 @@ class Package:
 
     @property
     def is_source(self) -> bool:
+        """Whether the file is a source distribution."""
         return self.file.endswith(".tar.gz")
 
 

@@ -24,6 +24,8 @@ CONTRIVED = ((1424, 1486), (1818, 1876), (2215, 2226), (2849, 2855), (3201, 3212
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
+    """One rated text."""
+
     id: str
     rating: float
     text: str

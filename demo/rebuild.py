@@ -101,6 +101,7 @@ def write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document, with sorted keys."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

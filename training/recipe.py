@@ -211,6 +211,7 @@ class Recipe:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
+        """Names of all settings."""
         return tuple(field.name for field in fields(cls))
 
 

@@ -58,6 +58,11 @@ class ClientAsker:
         )
 
     async def __call__(self, request: Request, call: Call, timeout: float) -> Failure | None:  # noqa: ASYNC109
+        """Send one request.
+
+        Returns:
+            Why it was not answered; None if it was.
+        """
         try:
             await self._way(request, call, timeout=timeout, **self._how)
         except SidecastError as error:
@@ -83,5 +88,6 @@ class ClientAsker:
 
 
 def as_failure(error: SidecastError) -> Failure:
+    """Convert a client's error to a failure with the name of its gRPC code."""
     code = next((code.name for code, kind in BY_CODE.items() if isinstance(error, kind)), "UNKNOWN")
     return Failure(code, error.reason, str(error))

@@ -40,6 +40,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """One call: its tasks and rows."""
+
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
 

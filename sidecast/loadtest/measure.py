@@ -44,11 +44,14 @@ class Call:
 
     @property
     def latency(self) -> float:
+        """Seconds from the time the call was due to its end."""
         return self.ended - self.due
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
+    """The span of time in which calls count, in seconds of one clock."""
+
     begins: float
     ends: float
 
@@ -57,6 +60,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """Length of the window."""
         return self.ends - self.begins
 
 

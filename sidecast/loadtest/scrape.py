@@ -28,6 +28,8 @@ class ScrapeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Look:
+    """A server's counts at one time."""
+
     counts: Counts
     at: float
     """Seconds of the runner's clock."""

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ladder import Backbone, load_backbone, run_backbone
 from ladder.backbone.kv_cache import KeyValues
-from ladder.backbone.layers import Attention, BlockShape, absorbs_projection, gelu_tanh, padding_bias, together
+from ladder.backbone.layers import Attention, BlockShape, absorbs_projection, fused_linear, gelu_tanh, padding_bias
 from ladder.backbone.quantize import W8A8Linear, count_weights, full_precision, held_bytes, quantize_backbone
 from tests import families, tiny
 
@@ -100,7 +100,7 @@ def test_a_bias_is_added_and_layers_share_the_rounding():
     other = make(64, 24, seed=1)[1]
     hidden = torch.randn(2, 3, 64)
     assert_close(layer(hidden) - linear.bias, exact(layer, hidden), atol=1e-5, rtol=1e-5)
-    first, second = together(hidden, layer, other)
+    first, second = fused_linear(hidden, layer, other)
     assert torch.equal(first, layer(hidden))
     assert torch.equal(second, other(hidden))
 
