@@ -13,13 +13,13 @@ PRODUCTION = "production"
 
 
 async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -> list[Target]:
-    """The named tasks as the server serves them; without names, all that it serves in production.
+    """Return the named tasks as the server serves them; without names, all tasks that it serves in production.
 
-    Streams and settings of how texts are made are for text tasks: only those are found then.
+    With streams or decoding settings only text tasks are returned.
 
     Raises:
-        SidecastError: a task that is not there, or no server.
-        LoadError: a task that is not loaded, none at all, or one of another kind than text where texts are wanted.
+        SidecastError: an unknown task, or no server.
+        LoadError: a task that is not loaded, no task, or a task of another kind where a text task is needed.
     """
     texts_only = plan.stream or bool(plan.generation)
     if refs:
@@ -32,14 +32,14 @@ async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -
         if refs and texts_only and info.spec.kind != TEXT:
             option = "--stream" if plan.stream else "--" + next(iter(plan.generation)).replace("_", "-")
             raise LoadError(f"{option} is for text tasks, and {ref} is a task of kind {info.spec.kind}")
-    found = [
+    targets = [
         Target(ref, info.spec.kind, info.spec.fields, _version(ref, info.serving))
         for ref, info in infos
         if info.spec is not None and (info.spec.kind == TEXT or not texts_only)
     ]
-    if not found:
+    if not targets:
         raise LoadError(f"the server serves no {'text ' * texts_only}task in production; name one, or publish one")
-    return found
+    return targets
 
 
 def _version(ref: str, serving: dict[str, int]) -> int | None:
@@ -48,7 +48,7 @@ def _version(ref: str, serving: dict[str, int]) -> int | None:
 
 
 class ClientAsker:
-    """Asks through a client, which shall not retry: what fails is to be counted."""
+    """Sends requests through a client. The client must not retry: failures are counted."""
 
     def __init__(self, client: AsyncClient, plan: Plan) -> None:
         self._client = client
@@ -73,7 +73,7 @@ class ClientAsker:
         await self._client.predict(request.tasks[0], request.rows, **how)
 
     async def _predict_tasks(self, request: Request, call: Call, **how: Any) -> None:
-        """Fails where one of its tasks does."""
+        """Raise if one of the tasks fails."""
         outcomes = await self._client.predict_tasks(request.tasks, request.rows, **how)
         for outcome in outcomes.values():
             if isinstance(outcome, SidecastError):

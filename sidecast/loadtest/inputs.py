@@ -35,7 +35,7 @@ class Target:
     kind: str
     fields: Fields
     version: int | None = None
-    """That answered when the load began."""
+    """The version that the server served when the load began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Request:
 
 
 class Inputs:
-    """Requests by turns of `next`."""
+    """Makes the next request of a load."""
 
     def __init__(
         self,

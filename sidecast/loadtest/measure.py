@@ -1,8 +1,8 @@
-"""Figures out of the calls that a level made. Pure: times are seconds of one clock, wherever it began.
+"""Computes the figures of one level of load from its calls. Pure: times are seconds of any one clock.
 
-A call counts where it was **due** within the window (closed loop: sent), and its latency runs from then, so that a
-server that stalls is seen by everything that should have been asked meanwhile. Throughput counts what **ended**
-within the window, whenever it was due: under overload the two differ.
+A call counts if it was **due** within the window (closed loop: sent), and its latency starts then, so that a stalled
+server delays every call that was due in the meantime. Throughput counts calls that **ended** within the window,
+whenever they were due: under overload the two differ.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 PERCENTILES = (50, 90, 95, 99)
 BINS_PER_DECADE = 20
-"""Of the latency histogram: 12 % wide."""
+"""Bins of the latency histogram, each 12 % wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Call:
     ended: float = math.nan
     failure: Failure | None = None
     pieces: list[tuple[float, int]] = field(default_factory=list)
-    """Of a streamed text: when each piece came, and its tokens."""
+    """For a streamed text: by piece, its time and number of tokens."""
 
     @property
     def latency(self) -> float:
@@ -65,12 +65,12 @@ class Window:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest of the sorted values that so many per cent are not above: a value that was seen."""
+    """Return the smallest of the sorted values that at least `percent` % of them do not exceed."""
     return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
 
 
 def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
-    """Percentiles, maximum and mean in milliseconds; None of nothing."""
+    """Return percentiles, maximum and mean in milliseconds; None without values."""
     ordered = sorted(1e3 * value for value in seconds)
     if not ordered:
         return None
@@ -79,19 +79,19 @@ def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
 
 
 def histogram(seconds: Sequence[float]) -> dict[str, list[float]] | None:
-    """Counts in bins of equal width on a logarithmic scale; `edges_ms` has one number more than `counts`."""
+    """Count values in bins of equal width on a logarithmic scale; `edges_ms` is one longer than `counts`."""
     bins = [math.floor(BINS_PER_DECADE * math.log10(max(value, 1e-6) * 1e3)) for value in seconds]
     if not bins:
         return None
     counts = [0.0] * (max(bins) - min(bins) + 1)
-    for place in bins:
-        counts[place - min(bins)] += 1
-    edges = [10 ** (place / BINS_PER_DECADE) for place in range(min(bins), max(bins) + 2)]
+    for number in bins:
+        counts[number - min(bins)] += 1
+    edges = [10 ** (number / BINS_PER_DECADE) for number in range(min(bins), max(bins) + 2)]
     return {"edges_ms": edges, "counts": counts}
 
 
 def summarise(calls: Sequence[Call], window: Window, timeout_s: float) -> dict[str, Any]:
-    """A level's figures: the document's fields of that name."""
+    """Return a level's figures, named as the document's fields."""
     counted = [call for call in calls if call.due in window]
     answered = [call for call in counted if call.failure is None]
     ended = [call for call in calls if call.failure is None and call.ended in window]
@@ -112,7 +112,7 @@ def summarise(calls: Sequence[Call], window: Window, timeout_s: float) -> dict[s
 
 
 def group_failures(calls: Iterable[Call]) -> list[dict[str, Any]]:
-    """Failures by code and reason, commonest first, each with one message of its kind."""
+    """Group failures by code and reason, commonest first, with one message per group."""
     kinds: dict[tuple[str, str], dict[str, Any]] = {}
     for call in calls:
         if (failure := call.failure) is not None:
@@ -125,21 +125,24 @@ def _by_task(answered: Iterable[Call]) -> dict[str, Any]:
     tasks: dict[str, list[float]] = {}
     for call in answered:
         tasks.setdefault(call.task, []).append(call.latency)
-    return {task: {"answered": len(given), "latency_ms": spread_ms(given)} for task, given in sorted(tasks.items())}
+    return {
+        task: {"answered": len(latencies), "latency_ms": spread_ms(latencies)}
+        for task, latencies in sorted(tasks.items())
+    }
 
 
 def summarise_stream(calls: Sequence[Call], window: Window) -> dict[str, Any]:
-    """Of streamed texts: time to the first piece, from when the request was due; pauses between pieces; tokens.
+    """Return figures of streamed texts: seconds from due to the first piece, pauses between pieces, tokens.
 
-    Tokens a second are those that came within the window, of texts that began before it too.
+    Tokens per second count all tokens within the window, also of texts that began before it.
     """
     counted = [call for call in calls if call.due in window and call.failure is None and call.pieces]
     times = [[moment for moment, _ in call.pieces] for call in counted]
     tokens = sum(count for call in calls for moment, count in call.pieces if moment in window)
-    mine = [sum(count for _, count in call.pieces) for call in counted]
+    lengths = [sum(count for _, count in call.pieces) for call in counted]
     return {
         "first_ms": spread_ms(call.pieces[0][0] - call.due for call in counted),
-        "between_ms": spread_ms(later - sooner for each in times for sooner, later in pairwise(each)),
+        "between_ms": spread_ms(later - sooner for moments in times for sooner, later in pairwise(moments)),
         "tokens_per_s": tokens / window.seconds,
-        "tokens_per_text": sum(mine) / len(mine) if mine else None,
+        "tokens_per_text": sum(lengths) / len(lengths) if lengths else None,
     }

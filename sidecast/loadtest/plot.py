@@ -109,8 +109,8 @@ def _draw_trade(axes: Any, document: Document) -> None:
     for name, colour in PERCENTILES.items():
         axes.plot(rates, [level["latency_ms"][name] for level in levels], "o-", color=colour, label=name, markersize=4)
     for level in levels:
-        place = (level["requests_per_s"], level["latency_ms"]["p99"])
-        axes.annotate(level["name"], place, xytext=(0, 6), textcoords="offset points", ha="center", color="#6b7280")
+        point = (level["requests_per_s"], level["latency_ms"]["p99"])
+        axes.annotate(level["name"], point, xytext=(0, 6), textcoords="offset points", ha="center", color="#6b7280")
     axes.margins(0.12)
     axes.set(title="Latency over throughput", xlabel="answers per second", ylabel="ms", xlim=(0, None))
     if levels:
@@ -138,8 +138,8 @@ def _draw_rates(axes: Any, document: Document) -> None:
         "answers in time": [level["goodput_per_s"] for level in levels],
         "failures": failed,
     }
-    for place, (name, rates) in enumerate(bars.items()):
-        where = [number + 0.27 * (place - 1) for number in range(len(levels))]
+    for index, (name, rates) in enumerate(bars.items()):
+        where = [number + 0.27 * (index - 1) for number in range(len(levels))]
         axes.bar(where, rates, width=0.25, color=RATE_COLOURS[name], label=name)
     offered = [(number, level["due_per_s"]) for number, level in enumerate(levels) if level["mode"] == "open"]
     if offered:
@@ -199,7 +199,7 @@ def _scale(axis: Any, set_scale: Callable[[str], None]) -> None:
 def _svg(figure: Any) -> str:
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return "<svg" + drawn.getvalue().partition("<svg")[2]  # without what makes it a file of its own
+    return "<svg" + drawn.getvalue().partition("<svg")[2]  # without the XML header of a separate file
 
 
 def _page(document: Document, picture: str) -> str:

@@ -1,4 +1,4 @@
-"""What a server counted while a load ran: the difference between two looks at its Prometheus metrics."""
+"""What a server counted during a load: the difference between two readings of its Prometheus metrics."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ FAMILIES = (
     "sidecast_shed_requests",
     "sidecast_cache_",
 )
-"""Of no other lines is anything made: a server with ten thousand tasks has very many."""
+"""Only these metrics are parsed: a server with ten thousand tasks has very many."""
 
 
 class ScrapeError(Exception):
-    """The metrics cannot be had; says why."""
+    """The metrics cannot be read; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Look:
 
 
 def read_metrics(url: str) -> Counts:
-    """Every counted value now. Blocks.
+    """Read every counter now. Blocks.
 
     Raises:
-        ScrapeError: nothing there answers, or not with metrics of a server of ours.
+        ScrapeError: nothing answers, or not with the metrics of a Sidecast server.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -54,7 +54,11 @@ def read_metrics(url: str) -> Counts:
 
 
 def parse_metrics(text: str) -> Counts:
-    """Prometheus's text, of FAMILIES."""
+    """Parse Prometheus's text; only FAMILIES.
+
+    Raises:
+        ScrapeError: the text is not in Prometheus's format.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     lines = "\n".join(line for line in text.splitlines() if line.startswith(FAMILIES))
@@ -66,7 +70,7 @@ def parse_metrics(text: str) -> Counts:
 
 
 def compare(before: Look, after: Look) -> dict[str, Any] | None:
-    """What grew between two looks: the document's `server` of a level. None where the server began anew meanwhile."""
+    """Return the growth between two readings: the document's `server` of a level. None if the server restarted."""
     grown = {name: value - before.counts.get(name, 0.0) for name, value in after.counts.items()}
     if any(value < 0 for name, value in grown.items() if name.endswith(("_total", "_count", "_sum"))):
         return None
@@ -100,6 +104,6 @@ def _ratio(grown: Counts, over: str, under: str) -> float | None:
 
 
 def _hit_rate(grown: Counts) -> float | None:
-    """Of the activation cache; None where the server has none, or nothing was looked up."""
+    """Hit rate of the activation cache; None without a cache or lookups."""
     hits, misses = (grown.get(f"sidecast_cache_{name}_total", 0.0) for name in ("hits", "misses"))
     return hits / (hits + misses) if hits + misses else None
