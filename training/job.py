@@ -76,6 +76,6 @@ class Job:
             "data": [self.training.sha256, self.validation.sha256],
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "teacher"},
         }
-        if self.backbone.quantization != "none":  # left out otherwise: runs of before it existed go on
+        if self.backbone.quantization != "none":  # left out otherwise: so that runs from before this setting continue
             settings["quantize"] = self.backbone.quantization
         return settings

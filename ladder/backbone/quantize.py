@@ -245,9 +245,15 @@ def quantize_backbone(backbone: Backbone, method: str, device: str | torch.devic
     if backbone.quantization != "none":
         raise BackboneError(f"{backbone.name} is quantised already; load it again")
     linears = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
-    _check_widths(linears, method)
+    for name, linear in linears.items():
+        if method == "int4" and linear.in_features % BLOCK:
+            why = f"int4 needs input widths that {BLOCK} divides, and {name} has {linear.in_features}"
+            raise BackboneError(f"{why}; use int8 for this backbone")
     if method == "w8a8" and backbone.has_decoder:
-        backbone.vocabulary = _quantized(_plain_head(backbone).to(device), method)
+        with torch.device("meta"):
+            head = nn.Linear(*reversed(backbone.head.shape), bias=False)
+        head.weight = backbone.head
+        backbone.vocabulary = _quantized(head.to(device), method)
     for name in list(linears):
         _replace(backbone, name, _quantized(linears.pop(name).to(device), method))
     _return_freed_memory()
@@ -300,13 +306,6 @@ def full_precision(backbone: Backbone) -> Backbone:
     return copy
 
 
-def _check_widths(linears: dict[str, nn.Linear], method: str) -> None:
-    for name, linear in linears.items():
-        if method == "int4" and linear.in_features % BLOCK:
-            why = f"int4 needs input widths that {BLOCK} divides, and {name} has {linear.in_features}"
-            raise BackboneError(f"{why}; use int8 for this backbone")
-
-
 def _quantized(linear: nn.Linear, method: str) -> QuantizedLinear:
     try:
         return LINEARS[method](linear)
@@ -327,13 +326,6 @@ def _plain(module: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
-    return linear
-
-
-def _plain_head(backbone: Backbone) -> nn.Linear:
-    words, width = backbone.head.shape
-    linear = nn.Linear(width, words, bias=False, device="meta")
-    linear.weight = backbone.head
     return linear
 
 
