@@ -42,6 +42,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
+    """Sizes of the run."""
+
     replicas: int
     tasks: int
     heads: str
@@ -63,6 +65,7 @@ class Settings:
 
     @property
     def of_cluster(self) -> ClusterSettings:
+        """The same sizes, as `bench_cluster` takes them."""
         shared = {name: getattr(self, name) for name in ("tasks", "heads", "seconds", "rounds", "seed")}
         return ClusterSettings(callers=(self.callers,), batched=(), batched_callers=1, publishes=0, **shared)
 
@@ -111,6 +114,7 @@ class Way:
 
 
 def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
+    """Start one cluster per way of routing and measure them in turns."""
     texts = [f"{number}. {SENTENCES[number % len(SENTENCES)]}" for number in range(settings.inputs)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-bench-")))
@@ -135,6 +139,7 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
 
 
 def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
+    """Measure and build the report."""
     machine = look(loaded.device, loaded.dtype)
     samples = measure(settings, loaded, quiet)
     first, second = WAYS

@@ -123,10 +123,12 @@ class Bench:
 
     @property
     def serving(self) -> dict[str, Any]:
+        """Settings of the server."""
         return {"registry": self.folder / "registry", **self.loaded.settings(threads=1), **self.own}
 
     @property
     def tasks(self) -> list[str]:
+        """Names of the published tasks, sorted."""
         return sorted(self.registry.state().tasks)
 
     def deploy(self, replicas: int) -> Served:
@@ -173,6 +175,7 @@ class Bench:
         return {name: (one[name] + other[name]) / 2 for name in one} | summed
 
     def variants(self, name: str, load: Callable[[int, int, float], Figures], levels: Sequence[str]) -> list[Variant]:
+        """Return one variant for each level of load."""
         long, short = self.settings.seconds, min(self.settings.seconds, 1.0)
         return [
             Variant(
@@ -184,6 +187,7 @@ class Bench:
         ]
 
     def turns(self, variants: Sequence[Variant], quiet: bool) -> Samples:
+        """Measure the variants in turns."""
         with steps(len(variants) * (self.settings.rounds + 1), quiet) as step:
             return take_turns(variants, self.settings.rounds, self.settings.seed, step)
 
@@ -337,6 +341,7 @@ def _watching(bench: Bench, task: str, callers: int = 4) -> Iterator[list[tuple[
 
 
 def measure(settings: Settings, loaded: Loaded, quiet: bool = False) -> Samples:
+    """Start the cluster and measure everything."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-bench-")))
         registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
@@ -368,6 +373,7 @@ def ratios(settings: Settings, samples: Samples) -> dict[str, Spread]:
 
 
 def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
+    """Measure and build the report."""
     machine = look(loaded.device, loaded.dtype)
     samples = measure(settings, loaded, quiet)
     backbone = loaded.backbone

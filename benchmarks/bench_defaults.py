@@ -83,6 +83,7 @@ class Remembering:
         backbone.encode = self.encode
 
     def encode(self, ids: Tensor, mask: Tensor, depth: int | None = None) -> Taps:
+        """As `Backbone.encode`; remembers the taps of each input."""
         key = (ids.cpu().numpy().tobytes(), tuple(ids.shape))
         if key not in self._seen:
             self._seen[key] = self._encode(ids, mask, None)
@@ -92,6 +93,7 @@ class Remembering:
         return Taps(embeddings=whole.embeddings, blocks=whole.blocks[:depth], mask=whole.mask)
 
     def forget(self) -> None:
+        """Drop all remembered taps."""
         self._seen.clear()
 
 
@@ -167,6 +169,7 @@ def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: 
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of settings and their scores."""
     table = Table("", box=None, pad_edge=False)
     tasks = list(rows[0]["tasks"])
     for heading in (*tasks, "mean", "difference", "error"):
@@ -221,6 +224,7 @@ def main(
     threads: int,
     output: Path | None,
 ) -> None:
+    """Compare settings of training, one difference at a time."""
     torch.set_num_threads(threads)
     settings = {BASE: {}} | {name: each for question in questions for name, each in QUESTIONS[question].items()}
     plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, scored=scored, base=base)

@@ -51,6 +51,7 @@ class Calls:
         self.head, self.names, self._client, self._how, self._numbers = head, names, client, how, numbers
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         timed, many = self._how.timed, len(self.names)
         return [
             timed(f"{self.head} PredictTasks, 1 task", lambda text: self._ask(1, text), self._text, 1, unit="answers"),
@@ -66,6 +67,7 @@ class Calls:
         ]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
+        """Return the ratios of the report."""
         many = f"{self.head} PredictTasks, {len(self.names)} tasks"
         return {
             f"{many} / 1": samples.ratio("ms", many, f"{self.head} PredictTasks, 1 task"),
@@ -107,6 +109,7 @@ class Streams:
         self._served, self._names, self._how, self._numbers = served, names, how, numbers
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         levels = STREAMS[: self._how.size(len(STREAMS), 1)]
         return [
             Variant(name=f"{callers} streams", measure=lambda callers=callers: asyncio.run(self._listen(callers)))
@@ -159,6 +162,7 @@ def publish(folder: Path, loaded: Loaded, how: How) -> dict[str, list[str]]:
 
 
 def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         names = publish(Path(folder), loaded, how)
         numbers = count(10_000_000)

@@ -73,6 +73,7 @@ class Wave:
         ]
 
     def by_task(self, rows: Sequence[Wanted]) -> list[list[Wanted]]:
+        """Group rows by task."""
         return [[row for row in rows if row.task == task] for task in range(self.tasks)]
 
 
@@ -85,6 +86,7 @@ class Ours:
         self.engine = loaded.engine()
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         wave, timed = self.wave, partial(self.how.timed, device=self.device, unit="tokens", lead_s=0.0)
         waves = self.how.size(WAVES, 2)
         return [
@@ -134,6 +136,7 @@ class HuggingFace:
         self.how, self.wave, self.loaded, self.model = how, wave, loaded, hugging_face(loaded)
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         wave, device = self.wave, self.loaded.device
         timed = partial(self.how.timed, prepare=wave.draw, count=wave.tokens, device=device, unit="tokens", lead_s=0.0)
         return [
@@ -163,6 +166,7 @@ class CTranslate2:
 
     @property
     def names(self) -> list[str]:
+        """Names of the variants."""
         return [f"CTranslate2 {self.kind}, {each}" for each in ("batch a task", "one batch", "one batch, whole")]
 
     def variants(self) -> list[Variant]:
@@ -200,6 +204,7 @@ class CTranslate2:
 
 
 def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     wave = Wave(loaded, how)
     settings: dict[str, Any] = {"tasks": wave.tasks, "rows": wave.rows, "new_tokens": wave.tokens}
     beside: list[Ours | HuggingFace | CTranslate2] = [

@@ -96,6 +96,7 @@ class Crowd:
         }
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         draw, ask = self.inputs.draw, self.inputs.ask
         one = self.everyone[len(self.everyone) // 2]
         return [
@@ -105,6 +106,7 @@ class Crowd:
         ]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
+        """Return the ratios of the report."""
         return {
             f"{self.kind.name}, {what} / 1 resident": samples.ratio(
                 "rows_per_s", f"{self.kind.name}, {what}", f"{self.kind.name}, 1 resident"
@@ -132,6 +134,7 @@ class Server:
         self._client = stack.enter_context(Client(self.served.address))
 
     def settings(self) -> dict[str, Any]:
+        """Return figures about the server's start, for the report."""
         return {
             "tasks": self.count,
             "start_s": round(self.served.start_s, 1),
@@ -140,6 +143,7 @@ class Server:
         }
 
     def variant(self) -> Variant:
+        """Return what is measured: the time from publish to the first answer."""
         return Variant(name=f"publish to answer, {self.count} tasks", measure=self._publish)
 
     def _publish(self) -> Figures:
@@ -169,6 +173,7 @@ def servers(loaded: Loaded, how: How, counts: Sequence[int]) -> Iterator[list[Se
 def ask(
     loaded: Loaded, how: How, full: bool = False, gigabytes: float = 8.0
 ) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     settings: dict[str, Any] = {"rows": ROWS, "tokens": TOKENS, "reduction": 8}
     parts: list[Samples] = []
     found: dict[str, Spread] = {}

@@ -52,9 +52,11 @@ class BesidePeft:
         self.loras = Loras(loaded, len(self.residents), first_words(self.residents[0]))
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         return [variant for rows in MIXED for variant in self._of(rows)]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
+        """Return the ratios of the report."""
         found = {}
         for rows in MIXED:
             ours, theirs, one = (f"{name}, {rows} rows" for name in ("engine", "PEFT", "PEFT one LoRA"))
@@ -97,9 +99,11 @@ class BesideConverted:
         self.agreement = {kind: agreement(loaded, each) for kind, each in self.converted.items()}
 
     def variants(self) -> list[Variant]:
+        """Return what is measured."""
         return [variant for rows, tokens in SHAPES for variant in self._of(rows, tokens)]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
+        """Return the ratios of the report."""
         shapes = [f"{rows}x{tokens}" for rows, tokens in SHAPES]
         theirs = [f"CTranslate2 {kind}" for kind in self.converted]
         return {
@@ -164,6 +168,7 @@ def agreement(loaded: Loaded, converted: Converted) -> float:
 
 
 def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         settings: dict[str, Any] = {"tasks": how.size(TASKS, 2), "rank": 8, "reduction": 8, "rungs": "all"}
         beside: list[BesidePeft | BesideConverted] = []

@@ -124,6 +124,7 @@ def read_texts(data: Path, seed: int) -> list[str] | None:
 def ask(
     loaded: Loaded, how: How, data: Path, deadlines_s: Sequence[float]
 ) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     texts = read_texts(data, how.seed)
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_tasks(Path(folder), loaded, how.size(TASKS, 2), HEADS["mixed"], how.seed)

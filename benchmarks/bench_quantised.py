@@ -67,7 +67,7 @@ LOADS = """
 import json, resource, sys
 import psutil, torch
 from ladder import load_backbone
-from ladder.quantise import held_bytes
+from ladder.backbone import held_bytes
 source, dtype, quantize = sys.argv[1:]
 before = psutil.Process().memory_info().rss
 backbone = load_backbone(source, dtype=dtype, quantize=quantize)
@@ -95,12 +95,14 @@ class Kinds:
         return plain | {method: (widened, method) for method in ("int8", "int4", "w8a8")}
 
     def load(self, name: str) -> Backbone:
+        """Return the backbone of this kind; loaded once."""
         if name not in self._loaded:
             dtype, quantize = self.names[name]
             self._loaded[name] = load_backbone(self.source, device=self.device, dtype=dtype, quantize=quantize)
         return self._loaded[name]
 
     def variants(self, measure: Callable[[str], Figures], warm_up: Callable[[], object] | None = None) -> list[Variant]:
+        """Return one variant for each kind of backbone."""
         return [Variant(name=name, measure=partial(measure, name), warm_up=warm_up) for name in self.names]
 
 
@@ -112,6 +114,7 @@ class Speed:
         self._random = torch.Generator().manual_seed(seed)
 
     def measure(self, name: str) -> Figures:
+        """Return the figures of one kind of backbone."""
         backbone = self.kinds.load(name)
         figures = {}
         with torch.inference_mode():
@@ -154,6 +157,7 @@ class Accuracy:
         self._bare: dict[str, list[bool]] = {}
 
     def measure(self, name: str) -> Figures:
+        """Return the figures of one kind of backbone."""
         memory, scores = Remembering(self.kinds.load(name)), []
         for seed in range(self._seeds):
             with tempfile.TemporaryDirectory(prefix="sidecast-quantised-") as folder:
@@ -219,6 +223,7 @@ def _share_equal(found: Sequence[bool], expected: Sequence[bool]) -> float:
 
 
 def report(question: str, kinds: Kinds, samples: Samples, settings: Mapping[str, Any], machine: Any) -> Report:
+    """Build the report of one question."""
     figures = COLUMNS[question]
     ratios = {
         f"{name} / float32, {figure.removesuffix('_ms').removesuffix('_mb')}": samples.ratio(figure, name, "float32")

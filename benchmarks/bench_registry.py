@@ -63,6 +63,7 @@ def fill(url: str, tasks: int, per_commit: int) -> Registry:
 
 
 def variants(place: Place, folder: Path, how: How) -> list[Variant]:
+    """Return what is measured on one store."""
     large = fill(f"{place.url}/large", how.size(TASKS, 20), place.per_commit)
     small = fill(f"{place.url}/small", 1, 1)
     runs = (_run(folder / place.name / str(number)) for number in count())
@@ -154,6 +155,7 @@ def _run(folder: Path) -> Path:
 
 
 def ask(how: How, s3: bool) -> Any:
+    """Measure; return samples, ratios and settings."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as name:
         folder = Path(name)
         asked = variants(Place(name="folder", url=str(folder / "registries"), per_commit=1), folder, how)

@@ -101,6 +101,7 @@ class Subject:
         return [Variant(name=n, measure=partial(m, long), warm_up=partial(m, short)) for n, m in measures]
 
     def measure_server(self, level: str, seconds: float) -> Figures:
+        """Put one level of load on the server; return its figures."""
         callers, rows = self.settings.levels[level]
         seen = measure_load(
             self.served, list(self.residents), concurrency=callers, seconds=seconds, seed=self._next_seed(), rows=rows
@@ -112,6 +113,7 @@ class Subject:
         return figures
 
     def measure_engine(self, level: str, seconds: float) -> Figures:
+        """Run the engine alone on batches like the server's; return its figures."""
         count = max(1, round(Spread(tuple(self.batch_rows[level])).median))
         callers, rows = self.settings.levels[level]
         batches = by_length(self._rows(), callers * rows, count)
@@ -177,6 +179,7 @@ def measure(settings: Settings, loaded: Loaded, threads: int, quiet: bool = Fals
 
 
 def report(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False) -> Report:
+    """Measure and build the report."""
     machine = look(loaded.device, loaded.dtype)
     samples = measure(settings, loaded, threads, quiet)
     levels = settings.levels

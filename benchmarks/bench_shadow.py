@@ -122,6 +122,7 @@ def _total(grown: Mapping[str, float], name: str) -> float:
 
 
 def ratios(samples: Samples) -> Mapping[str, Spread]:
+    """Return the ratios of the report."""
     found = {}
     for figure, name in (("p99_ms", "p99"), ("mean_ms", "mean"), ("p50_ms", "p50"), ("device_busy", "device busy")):
         found[f"{name}, {SHADOWED} / {ALONE}"] = samples.ratio(figure, SHADOWED, ALONE)
@@ -143,6 +144,7 @@ def publish_both(folder: Path, loaded: Loaded, tasks: int, heads: str, seed: int
 def ask(
     loaded: Loaded, how: How, tasks: int, heads: str, share: float, settings: Mapping[str, Any]
 ) -> tuple[Samples, Mapping[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_both(Path(folder), loaded, tasks, heads, how.seed)
         with serve(registry=Path(folder) / "registry", **loaded.settings(how.threads), **settings) as served:

@@ -88,6 +88,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def samples(outcome: Outcome) -> Samples:
+    """Return the figures of each round."""
     return Samples([_round(outcome, each) for each in outcome.rounds])
 
 

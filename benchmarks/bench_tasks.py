@@ -123,6 +123,7 @@ def predict(engine: Engine, rows: Sequence[EngineRow]) -> None:
 
 
 def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure; return samples, ratios and settings."""
     tasks, rows = how.size(TASKS, 3), how.size(ROWS, 6)
     asked = [Asked(head, loaded, how, tasks, rows) for head in ("text", "linear")]
     samples = how.turns([variant for each in asked for variant in each.variants()])

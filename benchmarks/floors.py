@@ -62,6 +62,7 @@ class Part:
     """Weights and taps that it must read or write once."""
 
     def seconds(self, rates: Rates) -> float:
+        """Return the shortest possible time at these rates, in seconds."""
         return max(self.flops / rates.flops, self.numbers * rates.itemsize / rates.bytes)
 
 

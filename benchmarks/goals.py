@@ -28,6 +28,7 @@ class Goal:
 
     @property
     def rule(self) -> str:
+        """The goal as text, such as `≥ 0.8`."""
         if self.least is not None:
             return f"≥ {self.least:g}"
         return f"≤ {self.most:g}" if self.most is not None else ""

@@ -59,10 +59,12 @@ class Spread:
 
     @property
     def median(self) -> float:
+        """Median of the values."""
         return statistics.median(self.values)
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the values."""
         return quantile(self.values, 0.25), quantile(self.values, 0.75)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Samples:
         return [name for name in self.rounds[0][variant] if all(name in each[variant] for each in self.rounds)]
 
     def spread(self, variant: str, figure: str) -> Spread:
+        """Return a variant's figure over all rounds."""
         return Spread(tuple(each[variant][figure] for each in self.rounds))
 
     def ratio(self, figure: str, over: str, under: str) -> Spread:
@@ -210,6 +213,7 @@ class Report:
 
     @property
     def file_name(self) -> str:
+        """Name of the report's file."""
         return f"{self.date}-{self.machine.slug}-{self.name}.json"
 
     def save(self, folder: Path = RESULTS) -> Path:

@@ -22,6 +22,7 @@ class Inputs:
         return (*self._random.choices(range(FIRST, self._vocabulary), k=tokens - 1), END)
 
     def rows(self, count: int, tokens: int) -> list[tuple[int, ...]]:
+        """Return `count` different rows of `tokens` token ids."""
         return [self.row(tokens) for _ in range(count)]
 
     def draw(self, residents: Sequence[Resident], count: int) -> list[Resident]:

@@ -122,10 +122,12 @@ class Arrivals:
 
     @property
     def offered_per_s(self) -> float:
+        """Requests per second, failed ones included."""
         return (len(self.latencies_us) + sum(self.errors.values())) / self.window_s
 
     @property
     def good_per_s(self) -> float:
+        """Answered requests per second."""
         return len(self.latencies_us) / self.window_s
 
 

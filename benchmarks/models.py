@@ -54,6 +54,7 @@ class Loaded:
 
     @property
     def compiles(self) -> bool:
+        """Whether the encoder is compiled."""
         return self.encoder is not None
 
     def engine(self) -> Engine:
@@ -89,10 +90,12 @@ class Loaded:
 
     @property
     def dtype(self) -> str:
+        """Name of the backbone's dtype."""
         return str(self.backbone.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> str:
+        """Name of the backbone's device."""
         return str(self.backbone.device)
 
 

@@ -48,6 +48,7 @@ class Question:
     seed: int
 
     def rng(self) -> np.random.Generator:
+        """A generator of random numbers with the run's seed."""
         return np.random.default_rng(self.seed)
 
 
@@ -180,6 +181,7 @@ MORE = click.FloatRange(0, min_open=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON line alone.")
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON to this file.")
 def main(check: Path | None, source: Path | None, **given: Any) -> None:
+    """Simulate a fleet of replicas, or check the simulation against a measurement."""
     with plain_errors():
         path = check or source or service.newest()
         lines = service.read_lines(path)

@@ -34,6 +34,7 @@ def newest(folder: Path = RESULTS) -> list[Document]:
 
 
 def machine_name(document: Document) -> str:
+    """Name of the GPU, or of the CPU without a GPU."""
     return document["machine"]["gpu"] or document["machine"]["cpu"]
 
 

@@ -1,1 +1,2 @@
-"""The demo: a real backbone and real labelled text, fetched once into a cache, and the whole story told on them."""
+"""The demo: a real backbone and real labelled text, fetched once into a cache, and a story that trains, serves and
+swaps on them."""

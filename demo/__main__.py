@@ -7,19 +7,24 @@ from pathlib import Path
 import click
 
 from demo.folders import DemoError
-from demo.story import tell
+from demo.story import first_rows, get_inputs, tell
 
 
 @click.command()
 @click.option("--folder", default="demo-run", show_default=True, help="Where runs and registry are kept.")
-@click.option("--rows", type=click.IntRange(min=64), help="Use the first ROWS rows of each file alone: a quick look.")
+@click.option("--rows", type=click.IntRange(min=64), help="Use only the first ROWS rows of each file: a quick look.")
 def main(folder: str, rows: int | None) -> None:
-    """Run the whole story; run again after an interruption, it goes on where it stopped."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop, it stops its server too
+    """Run the whole story. Run it again after an interruption: it continues where it stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the demo's server too
+    target = Path(folder)
     try:
-        tell(Path(folder), rows)
+        backbone, data = get_inputs()
+        if rows is not None:
+            target /= f"first-{rows}-rows"
+            data = first_rows(data, target / "data", rows)
+        tell(target, backbone, data)
     except KeyboardInterrupt:
-        click.echo("interrupted; make demo goes on where this stopped", err=True)
+        click.echo("interrupted; make demo continues where it stopped", err=True)
         sys.exit(130)
     except DemoError as error:
         click.echo(f"Error: {error}", err=True)

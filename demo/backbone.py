@@ -1,6 +1,6 @@
 """The demo's backbone: flan-t5-small from the hub, or a close relative rebuilt from a package when there is no hub.
 
-Which one it is stays so: an intact folder in the cache is taken before the hub is asked, because side networks fit only
+The choice stays the same: an intact folder in the cache is used before the hub is asked, because side networks fit only
 the backbone they were trained on. SIDECAST_DEMO_BACKBONE=hub | rebuild | <a T5 folder> chooses instead.
 """
 
@@ -36,18 +36,18 @@ REBUILD_RECIPE = f"{TITLES.name} {TITLES.version} {TITLES.sha256} in bfloat16, 1
 
 
 class HubUnavailable(DemoError):
-    """The hub did not answer, or did not give the files."""
+    """The hub did not answer, or does not have the files."""
 
     reason = "HUB_UNAVAILABLE"
 
 
 def get_backbone(cache: Path, progress: Progress | None = None) -> Path:
-    """The folder of a real T5, made on the first call and taken from `cache` on later ones.
+    """Return the folder of a real T5, made on the first call and read from `cache` on later ones.
 
     Returns:
         A Hugging Face folder: config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json.
     Raises:
-        DemoError: no backbone could be had; says why and what to do.
+        DemoError: no backbone is available; says why and what to do.
     """
     choice = os.environ.get(CHOICE) or "auto"
     if choice == "hub":
@@ -55,7 +55,7 @@ def get_backbone(cache: Path, progress: Progress | None = None) -> Path:
     if choice == "rebuild":
         return rebuilt(cache, progress)
     if choice != "auto":
-        return _given(Path(choice).expanduser())
+        return _checked(Path(choice).expanduser())
     for folder, recipe in ((_hub_folder(cache), HUB_RECIPE), (_rebuilt_folder(cache), REBUILD_RECIPE)):
         if intact(folder, recipe):
             return folder
@@ -67,7 +67,8 @@ def get_backbone(cache: Path, progress: Progress | None = None) -> Path:
 
 
 def from_hub(cache: Path, progress: Progress | None = None) -> Path:
-    """flan-t5-small as published, in bfloat16. An interrupted download goes on where it stopped."""
+    """Return the folder of flan-t5-small as published, in bfloat16. An interrupted download continues where it
+    stopped."""
     folder = _hub_folder(cache)
     if intact(folder, HUB_RECIPE):
         return folder
@@ -84,7 +85,7 @@ def from_hub(cache: Path, progress: Progress | None = None) -> Path:
 
 
 def rebuilt(cache: Path, progress: Progress | None = None) -> Path:
-    """flan-t5-small distilled for titles, dequantised from its int8 ONNX export."""
+    """Return the folder of a flan-t5-small distilled for titles, dequantized from its int8 ONNX export."""
     folder = _rebuilt_folder(cache)
     if not intact(folder, REBUILD_RECIPE):
         wheel = fetch(TITLES, cache, progress)
@@ -101,7 +102,7 @@ def _rebuilt_folder(cache: Path) -> Path:
     return cache / "backbones" / "flan-t5-small-titles"
 
 
-def _given(folder: Path) -> Path:
+def _checked(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         advice = f"set {CHOICE} to a Hugging Face T5 folder, to hub, or to rebuild"
         raise DemoError(f"{CHOICE} names {folder}, which has no config.json", advice)
@@ -109,22 +110,22 @@ def _given(folder: Path) -> Path:
 
 
 def _ask_hub() -> dict[str, tuple[int, str | None]]:
-    """Size and (for large files) sha256 of each published file; fails within seconds where there is no hub."""
+    """Size and (for large files) sha256 of each published file; fails within seconds if the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().model_info(HUB_ID, revision=HUB_REVISION, files_metadata=True, timeout=HUB_TIMEOUT_S)
+        info = HfApi().model_info(HUB_ID, revision=HUB_REVISION, files_metadata=True, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # the errors of the hub's HTTP client change with its version
         raise _unavailable(error) from error
-    files = [each for each in found.siblings or [] if each.rfilename in HUB_FILES]
-    return {each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else None) for each in files}
+    files = [file for file in info.siblings or [] if file.rfilename in HUB_FILES]
+    return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in files}
 
 
 def _download_from_hub(partial: Path, published: dict[str, tuple[int, str | None]]) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()  # ours is drawn already
+    disable_progress_bars()  # `watched` draws one
     try:
         snapshot_download(
             HUB_ID,
@@ -149,7 +150,7 @@ def _to_bfloat16(source: Path, target: Path) -> None:
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     write_json(target / "config.json", config | {"dtype": "bfloat16"})
-    weights = {name: each.to(torch.bfloat16) for name, each in load_file(source / "model.safetensors").items()}
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(source / "model.safetensors").items()}
     write_weights(target, weights)
 
 

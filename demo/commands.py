@@ -1,4 +1,4 @@
-"""Run Sidecast's commands as a user would: shown, in a process of their own, stopped by their id."""
+"""Runs Sidecast's commands as a user would: each is printed, then runs in its own process."""
 
 import json
 import shlex
@@ -12,49 +12,64 @@ from typing import Any, Self
 from demo.folders import DemoError
 
 START_S = 180
+"""Longest start of a server, in seconds."""
+INTERRUPTED = 130
+CLI = "sidecast.cli"
 
 
-def _arguments(*words: object) -> list[str]:
-    return [sys.executable, "-m", "sidecast.cli", *map(str, words)]
+class Commands:
+    """Runs commands and the demo's own modules. `execute` is the one method that starts a process."""
 
+    def run(self, *words: object) -> None:
+        """Print a `sidecast` command and run it; its output goes to this process's output.
 
-def _shown(*words: object) -> str:
-    return "$ sidecast " + " ".join(shlex.quote(str(word)) for word in words)
+        Raises:
+            DemoError: the command failed; it has printed why.
+        """
+        print(_shown(*words), flush=True)
+        self._checked(f"sidecast {words[0]}", CLI, *words, capture=False)
 
+    def run_json(self, *words: object) -> Any:
+        """Print a `sidecast` command, run it with --json, and return the document that it printed.
 
-def run_command(*words: object) -> None:
-    """Show a command and run it, its output in ours.
+        Raises:
+            DemoError: the command failed; it has printed why.
+        """
+        print(_shown(*words, "--json"), flush=True)
+        output = self._checked(f"sidecast {words[0]}", CLI, *words, "--json", capture=True)
+        print(f"  {output.strip()}", flush=True)
+        return json.loads(output)
 
-    Raises:
-        DemoError: it failed; it has said why.
-    """
-    print(_shown(*words), flush=True)
-    code = subprocess.run(_arguments(*words), check=False).returncode
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise DemoError(f"sidecast {words[0]} failed", "read what it said above, mend it, and run make demo again")
+    def run_python(self, module: str, *words: object) -> None:
+        """Print and run one of the demo's own modules.
 
+        Raises:
+            DemoError: the module failed; it has printed why.
+        """
+        print(f"$ python -m {module} " + " ".join(shlex.quote(str(word)) for word in words), flush=True)
+        self._checked(module, module, *words, capture=False)
 
-def run_json(*words: object) -> Any:
-    """Show a command, run it with --json, and give what it printed."""
-    print(_shown(*words, "--json"), flush=True)
-    done = subprocess.run(_arguments(*words, "--json"), check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise DemoError(f"sidecast {words[0]} failed", "read what it said above, mend it, and run make demo again")
-    print(f"  {done.stdout.strip()}", flush=True)
-    return json.loads(done.stdout)
+    def execute(self, module: str, words: list[str], *, capture: bool) -> tuple[int, str]:
+        """Run `python -m module words` to its end.
 
+        Returns:
+            The exit status, and the standard output if `capture`, else "".
+        """
+        command = [sys.executable, "-m", module, *words]
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE if capture else None, text=True)
+        return done.returncode, done.stdout or ""
 
-def run_python(module: str, *words: object) -> None:
-    """Show and run one of the demo's own modules."""
-    print(f"$ python -m {module} " + " ".join(shlex.quote(str(word)) for word in words), flush=True)
-    if subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False).returncode:
-        raise DemoError(f"{module} failed", "read what it said above, mend it, and run make demo again")
+    def _checked(self, label: str, module: str, *words: object, capture: bool) -> str:
+        code, output = self.execute(module, [str(word) for word in words], capture=capture)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise DemoError(f"{label} failed", "read its message above, correct the cause, and run make demo again")
+        return output
 
 
 class Server:
-    """`sidecast serve` on free ports, for the length of a with block."""
+    """`sidecast serve` on free ports, in its own process, for the length of a with block."""
 
     def __init__(self, backbone: Path, registry: Path) -> None:
         self._words = ("serve", "--backbone", backbone, "--registry", registry, "--port", 0, "--metrics-port", 0)
@@ -62,16 +77,19 @@ class Server:
 
     def __enter__(self) -> Self:
         print(_shown(*self._words), flush=True)
-        self._process = subprocess.Popen(
-            _arguments(*self._words, "--json", "--log-level", "WARNING"), stdout=subprocess.PIPE, text=True
-        )
+        options = ("--json", "--log-level", "WARNING")
+        command = [sys.executable, "-m", CLI, *map(str, self._words), *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         stopper = threading.Timer(START_S, self._process.kill)
         stopper.start()
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         stopper.cancel()
         if not line:
-            raise DemoError("the server did not start", "read what it said above, mend it, and run make demo again")
+            self._process.wait()
+            self._process.stdout.close()
+            advice = "read its message above, correct the cause, and run make demo again"
+            raise DemoError("the server did not start", advice)
         ready = json.loads(line)
         self.address = ready["address"]
         print(f"  ready on {ready['address']}: {ready['tasks']} tasks, metrics on {ready['metrics']}", flush=True)
@@ -83,3 +101,10 @@ class Server:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def _shown(*words: object) -> str:
+    return "$ sidecast " + " ".join(shlex.quote(str(word)) for word in words)

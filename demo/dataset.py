@@ -1,11 +1,11 @@
 """The demo's labelled text: three tasks made of rated snippets, split for training, as JSONL files.
 
-- movie-sentiment, product-sentiment: positive above 0, negative below. Ratings nearer to 0 than 0.5 are left out: the
-  standard error of a snippet's mean rating is about 0.2, so their sign is chance, and in product reviews they are plain
+- movie-sentiment, product-sentiment: positive above 0, negative below. Ratings between -0.5 and 0.5 are left out: the
+  standard error of a snippet's mean rating is about 0.2, so their sign is chance, and in product reviews they are
   statements of fact.
-- tweet-sentiment: the mean rating as it is, -4 to 4.
-- Splits: about 10 % test and 10 % validation, drawn by a hash of the seed, so the same everywhere. Snippets of the same
-  product review stay together (the other ids show no review), and no text stands twice in a task.
+- tweet-sentiment: the mean rating, -4 to 4.
+- Splits: about 10 % test and 10 % validation, selected by a hash with the seed, so the same on every machine. Snippets
+  of one product review stay together (the other ids show no review), and no text is twice in a task.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ VADER = Package(
 )
 SEED = 0
 SHARE = 0.1
-"""Of a task's rows, in each of validation and test."""
+"""Share of a task's rows in validation, and in test."""
 NEUTRAL = 0.5
 RECIPE = f"{VADER.name} {VADER.version} {VADER.sha256}, seed {SEED}, 1"
 SPLITS = ("train", "validation", "test")
@@ -39,40 +39,45 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """One task's files and, by split, how many rows and how many of each label they hold."""
+    """One task's files and, by split, the number of rows and the number of rows of each label."""
 
     task: str
     files: Mapping[str, Path]
     rows: Mapping[str, int]
     labels: Mapping[str, Mapping[str, int]]
-    """No labels for a regression."""
+    """Empty for a regression."""
 
     @property
     def train(self) -> Path:
+        """File of the training rows."""
         return self.files["train"]
 
     @property
     def validation(self) -> Path:
+        """File of the validation rows."""
         return self.files["validation"]
 
     @property
     def test(self) -> Path:
+        """File of the test rows."""
         return self.files["test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoData:
+    """All tasks' files."""
+
     folder: Path
     tasks: Mapping[str, TaskData]
     sha256: str
-    """Of the source distribution that the data comes from."""
+    """Digest of the source distribution that the data comes from."""
 
 
 def get_dataset(cache: Path, progress: Progress | None = None) -> DemoData:
-    """The JSONL files of the three tasks, made on the first call and taken from `cache` on later ones.
+    """Return the JSONL files of the three tasks, made on the first call and read from `cache` on later ones.
 
     Raises:
-        DemoError: the package could not be downloaded, or does not hold what it should.
+        DemoError: the package could not be downloaded, or does not hold the expected files.
     """
     folder = cache / "datasets" / "sentiment"
     if not intact(folder, RECIPE):
@@ -84,14 +89,14 @@ def get_dataset(cache: Path, progress: Progress | None = None) -> DemoData:
 
 
 def labelled(snippet: Snippet) -> dict[str, Any] | None:
-    """A row of a classification; None where the rating is too near to 0 to have a sign."""
+    """Return a row of a classification; None if the rating is too near to 0."""
     if abs(snippet.rating) < NEUTRAL:
         return None
     return {"sentence": snippet.text, "label": "positive" if snippet.rating > 0 else "negative"}
 
 
 def scored(snippet: Snippet) -> dict[str, Any]:
-    """A row of a regression."""
+    """Return a row of a regression."""
     return {"sentence": snippet.text, "score": snippet.rating}
 
 
@@ -102,22 +107,23 @@ TASKS: Mapping[str, tuple[str, Callable[[Snippet], dict[str, Any] | None]]] = {
 }
 
 
-def write_tasks(folder: Path, found: Mapping[str, Sequence[Snippet]]) -> None:
+def write_tasks(folder: Path, ratings: Mapping[str, Sequence[Snippet]]) -> None:
     """Write `folder`/<task>/<split>.jsonl for every task."""
     for task, (source, row_of) in TASKS.items():
-        snippets = without_contrived(found[source]) if source == "tweets" else found[source]
-        usable = distinct(each for each in snippets if row_of(each))
+        snippets = without_contrived(ratings[source]) if source == "tweets" else ratings[source]
+        usable = distinct(snippet for snippet in snippets if row_of(snippet))
         (folder / task).mkdir()
         for name, part in split(usable, task).items():
-            lines = (json.dumps(row_of(each), ensure_ascii=False) + "\n" for each in part)
+            lines = (json.dumps(row_of(snippet), ensure_ascii=False) + "\n" for snippet in part)
             (folder / task / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def split(snippets: Iterable[Snippet], task: str) -> dict[str, list[Snippet]]:
-    """Whole reviews, in the order of a hash, to test and validation until each has its share; the rest to train."""
+    """Assign whole reviews, in the order of a hash, to test and validation until both have their share; then to
+    train."""
     reviews: dict[str, list[Snippet]] = defaultdict(list)
-    for each in snippets:
-        reviews[each.review].append(each)
+    for snippet in snippets:
+        reviews[snippet.review].append(snippet)
     enough = SHARE * sum(map(len, reviews.values()))
     parts: dict[str, list[Snippet]] = {name: [] for name in SPLITS}
     for review in sorted(reviews, key=lambda review: hashlib.sha256(f"{SEED}/{task}/{review}".encode()).digest()):

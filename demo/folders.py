@@ -1,7 +1,7 @@
-"""Folders that are either whole or not there: built under another name, sealed with digests, then renamed.
+"""Folders that are either complete or absent: built under a temporary name, sealed with digests, then renamed.
 
-What was made of a download is used again only while every file still has the digest its seal records, and while the
-recipe it was made by is the one in the code; otherwise it is made again.
+A folder is used again only if every file still has the digest in its seal, and its recipe is the one in the code;
+otherwise it is made again.
 """
 
 import hashlib
@@ -15,30 +15,31 @@ from uuid import uuid4
 
 SEAL = "sealed.json"
 STALE_S = 24 * 3600
-"""A temporary name this old belongs to a run that was killed."""
+"""A temporary folder this old, in seconds, belongs to a run that was killed."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; says what happened and what to do about it, in one sentence."""
+    """The demo cannot continue; says what happened and what to do, in one sentence."""
 
     reason = "DEMO_FAILED"
 
     def __init__(self, what: str, advice: str) -> None:
         super().__init__(what, advice)
-        self.what, self.advice = what, advice
+        self.what = what
+        self.advice = advice
 
     def __str__(self) -> str:
         return f"{self.what}; {self.advice}"
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def intact(folder: Path, recipe: str) -> bool:
-    """Whether `folder` was built whole by this recipe and has not changed since."""
+    """Return whether `folder` was built completely by this recipe and has not changed since."""
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         return seal["recipe"] == recipe and all(sha256_of(folder / name) == at for name, at in seal["files"].items())
@@ -48,7 +49,7 @@ def intact(folder: Path, recipe: str) -> bool:
 
 @contextmanager
 def building(folder: Path, recipe: str) -> Iterator[Path]:
-    """A temporary folder to fill; it becomes `folder` when the block ends well, and leaves no trace when it does not.
+    """Provide a temporary folder to fill. It becomes `folder` if the block succeeds, and is removed if it fails.
 
     Raises:
         DemoError: the disk cannot be written.
@@ -61,7 +62,7 @@ def building(folder: Path, recipe: str) -> Iterator[Path]:
         (staging / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             if intact(folder, recipe):
-                return  # another run was quicker
+                return  # another run finished first
             with temporary_sibling(folder) as old:
                 folder.replace(old)
         staging.replace(folder)
@@ -69,7 +70,7 @@ def building(folder: Path, recipe: str) -> Iterator[Path]:
 
 @contextmanager
 def temporary_sibling(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other run uses; whatever stands there at the end is removed."""
+    """Provide a unique path in the same folder as `path`; what exists there at the end is removed."""
     for stale in path.parent.glob(".partial-*"):
         if time.time() - stale.stat().st_mtime > STALE_S:
             shutil.rmtree(stale, ignore_errors=True)
@@ -82,7 +83,7 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Say an error of the disk in the demo's words."""
+    """Convert an OSError to a DemoError."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Human ratings of text snippets, as Hutto & Gilbert published them (VADER, ICWSM 2014).
 
 Source: an archive in vaderSentiment's source distribution (MIT). Each ground truth file is UTF-8, one snippet a line
-(CRLF between lines), tab-separated: id, mean rating of about 20 people from -4 to 4, text. Knows nothing of tasks.
+(CRLF between lines), tab-separated: id, mean rating of about 20 people from -4 to 4, text. Does not know tasks.
 """
 
 import gzip
@@ -17,42 +17,44 @@ from demo.folders import DemoError
 ARCHIVE = "hutto_ICWSM_2014.tar.gz"
 SUFFIX = "_GroundTruth.txt"
 ROWS = {"movieReviewSnippets": 10_605, "amazonReviewSnippets": 3_708, "tweets": 4_200, "nytEditorialSnippets": 5_190}
-"""Ground truth files of the archive, and how many snippets each holds."""
+"""Ground truth files of the archive, and their numbers of snippets."""
 CONTRIVED = ((1424, 1486), (1818, 1876), (2215, 2226), (2849, 2855), (3201, 3212), (3550, 3554), (3855, 3866))
-"""First and last id of each run of contrived tweets; the tweets they are variants of come earlier in the file."""
+"""First and last ids of the contrived tweets; the tweets that they vary come earlier in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
+    """One rated text."""
+
     id: str
     rating: float
     text: str
 
     @property
     def review(self) -> str:
-        """What the id shows of the text it was cut from: 12_3 is of review 12; other ids stand alone."""
+        """The review that the snippet comes from: 12_3 is from review 12; other ids are their own review."""
         return self.id.partition("_")[0]
 
 
 def read_archive(source: Path) -> dict[str, list[Snippet]]:
-    """The ground truth files in the source distribution, by name without suffix, their row counts checked.
+    """Read the ground truth files in the source distribution, by name without suffix, and check their row counts.
 
     Raises:
-        DemoError: the archive does not hold what it should.
+        DemoError: the archive does not hold the expected files.
     """
     try:
-        found = {name: parse(content, name) for name, content in _members(source)}
+        ratings = {name: parse(content, name) for name, content in _members(source)}
     except (StopIteration, tarfile.TarError, gzip.BadGzipFile, EOFError) as error:
         raise _unexpected(source.name, f"no readable {ARCHIVE} in it") from error
-    counts = {name: len(rows) for name, rows in found.items()}
+    counts = {name: len(rows) for name, rows in ratings.items()}
     if counts != ROWS:
         raise _unexpected(source.name, f"expected rows {ROWS}, found {counts}")
-    return found
+    return ratings
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(source) as outer:
-        inner = [each for each in outer if each.name.endswith(f"/{ARCHIVE}")]
+        inner = [member for member in outer if member.name.endswith(f"/{ARCHIVE}")]
         if not inner:
             raise tarfile.ReadError(f"no {ARCHIVE}")
         with tarfile.open(fileobj=outer.extractfile(inner[0])) as archive:
@@ -64,7 +66,11 @@ def _members(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def parse(content: bytes, name: str) -> list[Snippet]:
-    """Snippets of one ground truth file, text cleaned."""
+    """Parse one ground truth file; the text is cleaned.
+
+    Raises:
+        DemoError: a line is not id, rating and text.
+    """
     snippets = []
     for number, line in enumerate(content.removesuffix(b"\r\n").split(b"\r\n"), start=1):
         try:
@@ -76,26 +82,26 @@ def parse(content: bytes, name: str) -> list[Snippet]:
 
 
 def clean(text: str) -> str:
-    """HTML entities resolved (some were escaped twice), runs of white space made one space."""
+    """Resolve HTML entities (some are escaped twice) and replace white space by single spaces."""
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def without_contrived(tweets: Sequence[Snippet]) -> list[Snippet]:
-    """The 4,000 tweets, without the 200 texts added to test syntax.
+    """Remove the 200 texts that were added to test syntax from the 4,000 tweets.
 
-    Those are 30 families of one text and its variants (capitals, exclamation marks, intensifiers): near copies, which
-    would stand on both sides of a split.
+    They are 30 families of a text and its variants (capitals, exclamation marks, intensifiers): near copies, which
+    would be on both sides of a split.
     """
     variants = {str(id_) for first, last in CONTRIVED for id_ in range(first, last + 1)}
-    families = {_loose(each.text) for each in tweets if each.id in variants}
-    return [each for each in tweets if each.id not in variants and _loose(each.text) not in families]
+    families = {_loose(tweet.text) for tweet in tweets if tweet.id in variants}
+    return [tweet for tweet in tweets if tweet.id not in variants and _loose(tweet.text) not in families]
 
 
 def distinct(snippets: Iterable[Snippet]) -> list[Snippet]:
-    """The first of snippets whose texts differ at most in case."""
+    """Keep the first of snippets whose texts differ only in case."""
     first: dict[str, Snippet] = {}
-    for each in snippets:
-        first.setdefault(each.text.casefold(), each)
+    for snippet in snippets:
+        first.setdefault(snippet.text.casefold(), snippet)
     return list(first.values())
 
 

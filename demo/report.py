@@ -26,6 +26,7 @@ class TaskResult:
 
 
 def show_tasks(console: Console, results: Sequence[TaskResult]) -> None:
+    """Print each task's scores on held-out rows."""
     table = Table(title="Held-out scores, answered by the server", title_justify="left", box=SIMPLE)
     for heading in ("task", "version", "rows", "measure", "side network", "majority", "zero-shot"):
         table.add_column(heading, justify="left" if heading in ("task", "measure") else "right", no_wrap=True)
@@ -41,6 +42,7 @@ def show_tasks(console: Console, results: Sequence[TaskResult]) -> None:
 
 
 def show_swap(console: Console, log: SwapLog) -> None:
+    """Print what clients saw during the swap."""
     title = "The swap, as clients that never paused saw it"
     table = Table(title=title, title_justify="left", box=SIMPLE, show_header=False)
     for version, count in sorted(log.answers.items()):

@@ -1,17 +1,18 @@
-"""The demo's story, step by step. Everything a user would type is run as they would type it, through the commands."""
+"""The demo's story, step by step. Every step is a command that a user would type, and runs as one."""
 
 import json
 import shutil
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from demo.backbone import get_backbone
-from demo.commands import Server, run_command, run_json
+from demo.commands import Commands, Server
 from demo.dataset import DemoData, get_dataset
 from demo.downloads import cache_folder
 from demo.folders import DemoError
@@ -19,80 +20,99 @@ from demo.report import TaskResult, show_swap, show_tasks
 from demo.swap import swap_under_load
 from demo.zero_shot import majority, zero_shot
 
-MOVIE, PRODUCT, TWEET = "movie-sentiment", "product-sentiment", "tweet-sentiment"
-QUICK_ROWS = 800
-"""Rows that version 1 of the movie task learns from; version 2 learns from all."""
-EPOCHS = {PRODUCT: 3, TWEET: 3, MOVIE: 2}
-
+MOVIE = "movie-sentiment"
+PRODUCT = "product-sentiment"
+TWEET = "tweet-sentiment"
 SENTENCES = ("a warm, funny and deeply moving film", "the plot is thin and the jokes fall flat")
 
 
-def tell(folder: Path, rows: int | None = None) -> None:
-    """Run the demo in `folder`; finished trainings there are used again.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much work the story does."""
 
-    Args:
-        rows: use the first so many rows of each file alone; None: all.
+    quick_rows: int = 800
+    """Rows that version 1 of the movie task is trained on; version 2 is trained on all."""
+    epochs: Mapping[str, int] = field(default_factory=lambda: {PRODUCT: 3, TWEET: 3, MOVIE: 2})
+    stay_s: float = 3.0
+    """How long each version serves during the swap, in seconds."""
+
+
+def get_inputs() -> tuple[Path, DemoData]:
+    """The real backbone's folder and the real, human-rated text, from the cache or fetched into it.
+
+    Raises:
+        DemoError: one of them cannot be had; says why and what to do.
+    """
+    with Progress(console=_console()) as bars:
+        return get_backbone(cache_folder(), bars), get_dataset(cache_folder(), bars)
+
+
+def tell(
+    folder: Path, backbone: Path, data: DemoData, sizes: Sizes | None = None, commands: Commands | None = None
+) -> None:
+    """Run the demo in `folder`; finished trainings there are used again.
 
     Raises:
         DemoError: a step failed; says what to do.
     """
-    started, console = time.monotonic(), Console(width=None if sys.stdout.isatty() else 110)
+    sizes = sizes or Sizes()
+    commands = commands or Commands()
+    started = time.monotonic()
+    console = _console()
     say = Narrator(console)
-    say.step("a real backbone and real, human-rated text")
-    with Progress(console=console) as bars:
-        backbone = get_backbone(cache_folder(), bars)
-        data = get_dataset(cache_folder(), bars)
-    if rows is not None:
-        folder = folder / f"first-{rows}-rows"
-        data = first_rows(data, folder / "data", rows)
     folder.mkdir(parents=True, exist_ok=True)
     say.step("train side networks: the backbone stays frozen, each is under 1 % of it")
-    runs = train_all(folder, backbone, data)
+    runs = train_all(folder, backbone, data, sizes, commands)
     say.step("publish version 1 of each task")
     registry = folder / "registry"
-    shutil.rmtree(registry, ignore_errors=True)  # each telling has its own history; the runs are kept
+    shutil.rmtree(registry, ignore_errors=True)  # each telling has a new history; the runs are kept
     for run in (runs["quick"], runs[PRODUCT], runs[TWEET]):
-        run_command("publish", run, "--registry", registry)
+        commands.run("publish", run, "--registry", registry)
     say.step("serve: one process, one backbone, every task of the registry")
     with Server(backbone, registry) as server:
         say.step("ask: command line, Python, and Triton's own client")
-        ask_three_ways(server)
+        ask_three_ways(server.address, commands)
         say.step("publish a better version while clients keep calling, then roll back")
-        log = swap_under_load(server.address, MOVIE, runs[MOVIE], registry, SENTENCES)
-        run_command("history", MOVIE, "--server", server.address)
+        log = swap_under_load(server.address, MOVIE, runs[MOVIE], registry, SENTENCES, sizes.stay_s, commands)
+        commands.run("history", MOVIE, "--server", server.address)
         say.step("score every task on held-out rows")
-        run_command("promote", MOVIE, "2", "--server", server.address)
-        results = score_all(server, folder, backbone, data)
+        commands.run("promote", MOVIE, "2", "--server", server.address)
+        results = score_all(server.address, folder, backbone, data, commands)
     show_tasks(console, results)
     show_swap(console, log)
     if log.failures:
-        raise DemoError(
-            f"{len(log.failures)} requests failed during the swap", "this must not happen; please report it"
-        )
+        what = f"{len(log.failures)} requests failed during the swap"
+        raise DemoError(what, "this must not happen; please report it")
     console.print(f"\nThe demo took {time.monotonic() - started:.0f} s. Its runs and registry are in {folder}/.")
 
 
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
 class Narrator:
-    """Numbers the steps."""
+    """Numbers the steps and prints their titles."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._count = console, 0
+        self._console = console
+        self._count = 0
 
     def step(self, text: str) -> None:
+        """Print the next step's number and title."""
         self._count += 1
         self._console.rule(f"[bold]{self._count}. {text}", align="left")
 
 
-def train_all(folder: Path, backbone: Path, data: DemoData) -> dict[str, Path]:
-    """The runs of every task, and the quick one of the movie task."""
-    quick = _first_rows(data.tasks[MOVIE].train, folder / "data" / "quick", QUICK_ROWS)
+def train_all(folder: Path, backbone: Path, data: DemoData, sizes: Sizes, commands: Commands) -> dict[str, Path]:
+    """Train every task, and the movie task on few rows; the folder of each run, by task, and as `quick`."""
+    quick = _first_rows(data.tasks[MOVIE].train, folder / "data" / "quick", sizes.quick_rows)
     trainings = {"quick": (MOVIE, quick, 1)}
-    trainings |= {task: (task, data.tasks[task].train, epochs) for task, epochs in EPOCHS.items()}
+    trainings |= {task: (task, data.tasks[task].train, epochs) for task, epochs in sizes.epochs.items()}
     runs = {}
     for name, (task, train, epochs) in trainings.items():
         runs[name] = folder / "runs" / name
         files = ("--train", train, "--validation", data.tasks[task].validation, "--output", runs[name])
-        run_command("train", task, "--backbone", backbone, *files, "--epochs", epochs)
+        commands.run("train", task, "--backbone", backbone, *files, "--epochs", epochs)
     return runs
 
 
@@ -115,27 +135,26 @@ def _first_rows(source: Path, folder: Path, count: int) -> Path:
     return target
 
 
-def ask_three_ways(server: Server) -> None:
-    """The same question through the command line, the Python client and tritonclient."""
-    from demo.commands import run_python
+def ask_three_ways(address: str, commands: Commands) -> None:
+    """Ask the same question through the command line, the Python client and tritonclient."""
     from sidecast import Client
 
-    run_command("tasks", "--server", server.address)
-    run_command("predict", MOVIE, *SENTENCES, "--server", server.address)
-    with Client(server.address) as client:
+    commands.run("tasks", "--server", address)
+    commands.run("predict", MOVIE, *SENTENCES, "--server", address)
+    with Client(address) as client:
         tasks = [MOVIE, PRODUCT, TWEET]
-        print(f'>>> Client("{server.address}").predict_tasks({tasks}, ["{SENTENCES[0]}"])   # one backbone pass')
+        print(f'>>> Client("{address}").predict_tasks({tasks}, ["{SENTENCES[0]}"])   # one backbone pass')
         for task, outcome in client.predict_tasks(tasks, [SENTENCES[0]]).items():
             print(f"    {task}: {outcome if isinstance(outcome, Exception) else outcome[0]}")
-    run_python("demo.ask_triton", server.address, MOVIE, *SENTENCES)
+    commands.run_python("demo.ask_triton", address, MOVIE, *SENTENCES)
 
 
-def score_all(server: Server, folder: Path, backbone: Path, data: DemoData) -> list[TaskResult]:
-    """Each task's score on its test rows: as served, by the majority class, by the bare backbone."""
+def score_all(address: str, folder: Path, backbone: Path, data: DemoData, commands: Commands) -> list[TaskResult]:
+    """Score each task on its test rows: as served, by the majority class, by the bare backbone."""
     results = []
     for task in (MOVIE, PRODUCT, TWEET):
         test = data.tasks[task].test
-        served = run_json("evaluate", task, "--data", test, "--server", server.address)
+        served = commands.run_json("evaluate", task, "--data", test, "--server", address)
         kept = folder / "zero-shot" / f"{task}-{data.sha256[:12]}.json"
         results.append(
             TaskResult(

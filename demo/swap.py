@@ -1,4 +1,4 @@
-"""Clients that keep calling one task while its versions change, and what they saw."""
+"""Clients that call one task without a pause while its versions change, and a log of their answers."""
 
 import threading
 import time
@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo.commands import run_command
+from demo.commands import Commands
 from demo.folders import DemoError
 from sidecast import Client, SidecastError
 
 CALLERS = 3
-STAY_S = 3.0
-"""How long each version serves."""
 
 
 @dataclass
@@ -24,14 +22,24 @@ class SwapLog:
     """Answers by the version that gave them."""
     failures: list[str] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
-    """Versions as one caller saw them, repeats left out."""
+    """Versions in the order that one caller saw them, without repeats."""
     lags: dict[str, float] = field(default_factory=dict)
     """Seconds from the end of a command to the first answer by the version it asked for."""
 
 
-def swap_under_load(address: str, task: str, better: Path, registry: Path, rows: Sequence[str]) -> SwapLog:
-    """Publish `better` as production, then roll back, while clients call `task` without a pause."""
-    log, lock, stop = SwapLog(), threading.Lock(), threading.Event()
+def swap_under_load(
+    address: str, task: str, better: Path, registry: Path, rows: Sequence[str], stay_s: float, commands: Commands
+) -> SwapLog:
+    """Publish `better` as production, then roll back, while clients call `task` without a pause.
+
+    Args:
+        stay_s: how long each version serves, in seconds.
+    Raises:
+        DemoError: a command failed, or the version that it asked for did not answer.
+    """
+    log = SwapLog()
+    lock = threading.Lock()
+    stop = threading.Event()
     callers = [
         threading.Thread(target=_call, args=(address, task, rows, log, lock, stop, number == 0))
         for number in range(CALLERS)
@@ -39,13 +47,13 @@ def swap_under_load(address: str, task: str, better: Path, registry: Path, rows:
     for caller in callers:
         caller.start()
     try:
-        time.sleep(STAY_S)
-        run_command("publish", better, "--registry", registry, "--alias", "production", "-m", "trained on all rows")
+        time.sleep(stay_s)
+        commands.run("publish", better, "--registry", registry, "--alias", "production", "-m", "trained on all rows")
         log.lags["publish"] = _seconds_until(log, 2)
-        time.sleep(STAY_S)
-        run_command("rollback", task, "--registry", registry, "-m", "showing how")
+        time.sleep(stay_s)
+        commands.run("rollback", task, "--registry", registry, "-m", "showing how")
         log.lags["rollback"] = _seconds_until(log, 1)
-        time.sleep(STAY_S)
+        time.sleep(stay_s)
     finally:
         stop.set()
         for caller in callers:
@@ -77,10 +85,12 @@ def _call(
 
 
 def _seconds_until(log: SwapLog, version: int, limit: float = 30.0) -> float:
-    """Raises DemoError where the version does not answer."""
+    """Wait until `version` answers; DemoError after `limit` seconds."""
     started = time.monotonic()
     while not log.order or log.order[-1] != version:
         if time.monotonic() - started > limit:
-            raise DemoError(f"version {version} did not answer within {limit:.0f} s", "see what the server said above")
+            raise DemoError(
+                f"version {version} did not answer within {limit:.0f} s", "read the server's messages above"
+            )
         time.sleep(0.01)
     return time.monotonic() - started

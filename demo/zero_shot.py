@@ -1,4 +1,4 @@
-"""What one knows without training: the majority class, and the bare backbone's own answer to a flan-style question."""
+"""Baselines without training: the majority class, and the bare backbone's answer to a flan-style question."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ WORDS = ("negative", "positive")
 
 
 def majority(task: str, train: Path, test: Path) -> float:
-    """The test score of always answering the training rows' commonest label, or their mean value."""
+    """Return the test score of always answering the training rows' commonest label, or their mean value."""
     spec = load_task(task)
     known = [example.target for example in read_examples(train, spec)]
     targets = [example.target for example in read_examples(test, spec)]
@@ -33,7 +33,10 @@ def majority(task: str, train: Path, test: Path) -> float:
 
 
 def zero_shot(backbone: Path, task: str, test: Path) -> float:
-    """The test score of the bare backbone: its likelier word of positive and negative, or how much likelier."""
+    """Return the test score of the bare backbone.
+
+    A label is the likelier word of positive and negative; a value is the probability of positive.
+    """
     spec = load_task(task)
     examples = read_examples(test, spec)
     shares = positive_shares(backbone, task, spec, [example.fields for example in examples])
@@ -46,19 +49,19 @@ def zero_shot(backbone: Path, task: str, test: Path) -> float:
 
 @torch.inference_mode()
 def positive_shares(folder: Path, task: str, spec: TaskSpec, rows: list[dict[str, str]]) -> list[float]:
-    """P(positive) of every row, from the backbone's own LM head."""
+    """Return P(positive) of every row, from the backbone's LM head."""
     backbone, tokenizer = load_backbone(folder), load_tokenizer(folder)
     trie = LabelTrie(tuple(tuple(tokenizer.encode(word)) for word in WORDS))
     inputs = tokenizer.encode_batch([QUESTIONS[task].format(**row) for row in rows], spec.max_source_tokens)
     shares: dict[int, float] = {}
-    for places in length_batches([len(ids) for ids in inputs], 2048):
-        given = run_backbone(backbone, [inputs[place] for place in places])
+    for indices in length_batches([len(ids) for ids in inputs], 2048):
+        backbone_pass = run_backbone(backbone, [inputs[index] for index in indices])
 
-        def logits_after(prefix: tuple[int, ...], tokens: tuple[int, ...], given=given) -> torch.Tensor:
-            final = given.decoder_taps(prefix).final
+        def logits_after(prefix: tuple[int, ...], tokens: tuple[int, ...], backbone_pass=backbone_pass) -> torch.Tensor:
+            final = backbone_pass.decoder_taps(prefix).final
             assert final is not None
             return backbone.logits(final[:, -1], torch.tensor(tokens))
 
         probabilities = trie.log_probabilities(logits_after).exp()[:, 1].tolist()
-        shares |= dict(zip(places, probabilities, strict=True))
-    return [shares[place] for place in range(len(rows))]
+        shares |= dict(zip(indices, probabilities, strict=True))
+    return [shares[index] for index in range(len(rows))]

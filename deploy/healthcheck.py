@@ -18,6 +18,7 @@ COMMAND_LINE = Path("/proc/1/cmdline")
 
 
 def is_serving(target: str) -> bool:
+    """Return whether the server at `target` reports that it serves."""
     with grpc.insecure_channel(target) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What a side network says about one row: a class, a value, a text or a vector. Plain data, no tensors."""
+"""The answer of a side network for one row: a class, a value, a text or a vector. Plain data, no tensors."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class ClassAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueAnswer:
-    """A number in the task's own unit."""
+    """A number in the task's unit."""
 
     value: float
 
@@ -29,7 +29,7 @@ class TextAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorAnswer:
-    """An embedding of length 1, in float32's numbers."""
+    """An embedding of Euclidean length 1, in float32 precision."""
 
     values: tuple[float, ...]
 

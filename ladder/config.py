@@ -1,4 +1,4 @@
-"""Shapes: what a backbone looks like, and what a side network makes of it."""
+"""Shapes of backbones and of the side networks on them."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ Gate = Literal["learnable", "none", "one", "fixed"]
 GateForm = Literal["scalar", "channel"]
 Head = Literal["text", "linear", "mlp"]
 LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
-"""Fields of BackboneConfig that came after the first fingerprints."""
+"""Fields of BackboneConfig that were added after the first fingerprints were made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """A backbone's shape, in the words of Hugging Face's T5."""
+    """A backbone's shape; fields are named as in Hugging Face's T5."""
 
     d_model: int
     d_kv: int
@@ -24,7 +24,7 @@ class BackboneConfig:
     num_heads: int
     num_layers: int
     num_decoder_layers: int
-    """0: no decoder here, so no text head."""
+    """0: no decoder, so no text head."""
     vocab_size: int
     feed_forward_proj: Literal["relu", "gelu", "gated-gelu"] = "relu"
     relative_attention_num_buckets: int = 32
@@ -36,18 +36,20 @@ class BackboneConfig:
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
     model_type: str = "t5"
-    """Which family it is of; see `ladder.backbone.families`."""
+    """The family's name; see `ladder.backbone.families`."""
     max_positions: int | None = None
-    """Most tokens that it reads; None: any number."""
+    """Most tokens in an input; None: any number."""
     embedding_scale: float = 1.0
-    """Token embeddings are multiplied by it."""
+    """Factor of the token embeddings."""
 
     def identity(self) -> str:
-        """The shape as text, for fingerprints. A field of `LATER` counts where it is not at its default, so that the
-        fingerprints from before it stay."""
+        """Return the shape as text, for fingerprints.
+
+        A field of `LATER` is left out at its default, so that earlier fingerprints stay the same.
+        """
         values = {field: getattr(self, field.name) for field in fields(self)}
-        told = {f.name: value for f, value in values.items() if f.name not in LATER or value != f.default}
-        return f"BackboneConfig({', '.join(f'{name}={value!r}' for name, value in told.items())})"
+        counted = {f.name: value for f, value in values.items() if f.name not in LATER or value != f.default}
+        return f"BackboneConfig({', '.join(f'{name}={value!r}' for name, value in counted.items())})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +59,16 @@ class SideConfig:
     reduction: int = 8
     """r: side widths are the backbone's divided by r, rounded down; the number of heads stays."""
     encoder_layers: tuple[int, ...] | Literal["half"] | None = None
-    """Backbone blocks that have a rung, ascending, from 0. None: all; half: every second, the last among them."""
+    """Backbone blocks with a rung, ascending, numbered from 0. None: all; half: every second, including the last."""
     decoder_layers: tuple[int, ...] | None = None
-    """As encoder_layers. Unused but for the text head: other side networks have no decoder."""
+    """As encoder_layers, for the decoder. Only for the text head: other side networks have no decoder."""
     gate: Gate = "learnable"
     """g in g * side + (1 - g) * tap: learnable, fixed at its start, one (ignore the taps); or none: side + tap."""
     gate_temperature: float = 0.1
     gate_start: float = 0.0
     """Initial gate logit; 0 mixes half and half."""
     gate_form: GateForm = "scalar"
-    """One gate a rung, or one for each of its channels."""
+    """One gate per rung (scalar), or one per channel (channel)."""
     mix_after: bool = False
     """Mix the tap in after the side block, not before it (the authors' add_residual_after)."""
     merge_last: bool = False
@@ -74,8 +76,8 @@ class SideConfig:
     merge_start: float = 0.0
     """Initial logit of that gate; far below 0 starts at the backbone's own answers."""
     words: bool = False
-    """The linear head also reads the mean of the backbone's token embeddings, at its full width: which words a text has
-    is more than a narrow side state can hold, and most of what an embedding needs."""
+    """The linear head also reads the mean of the backbone's token embeddings, at its full width: the words of a text
+    are more than a narrow side state can hold, and most of what an embedding needs."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     head: Head = "text"
@@ -84,7 +86,7 @@ class SideConfig:
     outputs: int = 0
     """Outputs of a linear or mlp head: the number of labels, 1 for regression, an embedding's dimensions."""
     dropout: float = 0.1
-    """Inside the side network, while training."""
+    """Dropout inside the side network in training."""
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
@@ -120,7 +122,7 @@ class SideConfig:
                 raise SideConfigError(f"{name} must be ascending without repeats, got {list(layers)}")
 
     def resolve(self, backbone: BackboneConfig) -> "SideConfig":
-        """The same shape with every layer named, checked against `backbone`.
+        """Return the same shape with every layer listed, checked against `backbone`.
 
         Raises:
             SideConfigError: a width less than r, or a layer or a decoder that the backbone lacks.
@@ -140,6 +142,7 @@ class SideConfig:
 
     @property
     def has_decoder(self) -> bool:
+        """Whether the side network has a decoder: only with a text head."""
         return self.head == "text"
 
     @property
@@ -147,7 +150,7 @@ class SideConfig:
         return "0" if self.head == "text" else ">= 1"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
+        """Return a JSON-ready dictionary; `from_dict` reads it."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -166,7 +169,8 @@ class SideConfig:
             if isinstance(read.get(name), list):
                 read[name] = tuple(read[name])
         for field in fields(cls):  # Python takes 8.0 and True for numbers that equal them
-            value, kind = read.get(field.name, field.default), type(field.default)
+            value = read.get(field.name, field.default)
+            kind = type(field.default)
             if field.default is not None and type(value) not in ((int, float) if kind is float else (kind,)):
                 raise SideConfigError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         try:
@@ -176,7 +180,7 @@ class SideConfig:
 
 
 def every_second(count: int) -> tuple[int, ...]:
-    """Every second of that many blocks, the last among them."""
+    """Return every second of `count` blocks, including the last."""
     return tuple(range((count + 1) % 2, count, 2))
 
 

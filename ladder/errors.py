@@ -1,4 +1,4 @@
-"""What can be wrong with a model's files and shapes. Each message says what to do about it."""
+"""Errors in a model's files and shapes. Each message says what to do about it."""
 
 import torch
 
@@ -6,8 +6,10 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALL
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no room: no model's fault, and another try with less may succeed. On a CPU, and in some
-    libraries of a GPU, torch raises a RuntimeError that only its words tell apart."""
+    """Return whether the device ran out of memory; a smaller batch may succeed.
+
+    On a CPU, and in some GPU libraries, torch raises a RuntimeError that only its message identifies.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
@@ -26,35 +28,35 @@ class BackboneError(LadderError):
 
 
 class NoTokenizerError(BackboneError):
-    """A backbone's folder without a tokenizer: it runs on token ids, not on text."""
+    """A backbone's folder has no tokenizer: the backbone takes token ids, not text."""
 
 
 class SideConfigError(LadderError):
-    """Side network settings that make no side network."""
+    """Invalid settings of a side network."""
 
     reason = "SIDE_CONFIG"
 
 
 class CheckpointError(LadderError):
-    """A side network file that does not fit, or is damaged."""
+    """A side network's file is damaged, or does not fit the backbone or its own settings."""
 
     reason = "CHECKPOINT"
 
 
 class LabelError(LadderError):
-    """Labels that no decoder can tell apart."""
+    """Labels that a decoder cannot distinguish."""
 
     reason = "LABELS"
 
 
 class NotFiniteError(LadderError):
-    """A side network answered with NaN or infinity."""
+    """A side network's output is NaN or infinity."""
 
     reason = "NOT_FINITE"
 
 
 class GenerationError(LadderError):
-    """Settings of decoding that mean nothing, or contradict each other."""
+    """Decoding settings that are invalid or contradict each other."""
 
     reason = "GENERATION"
 

@@ -1,6 +1,6 @@
 """The artifact of a run folder: its manifest, with provenance and answers for a server to replay.
 
-Of a trained run (its best epoch), or of a side network that was not trained here: imported, or only initialised. Both
+Of a trained run (its best epoch), or of a side network that was not trained here: imported, or only initialized. Both
 are complete run folders, so that `sidecast publish`, `evaluate --run` and `trace` take them; the second has no scores
 and no golden examples, which need rows.
 """

@@ -55,7 +55,7 @@ def least_rows(spec: TaskSpec) -> int:
 
 
 def count_batches(rows: int, size: int, least: int = 1) -> int:
-    """How many batches `shuffled_batches` makes of this many rows."""
+    """Return the number of batches that `shuffled_batches` makes of `rows` rows."""
     full, rest = divmod(rows, size)
     return full + (rest >= least if full else 1)
 
@@ -83,16 +83,16 @@ def shuffled_batches(rows: Sequence[TokenizedRow], size: int, seed: str, least: 
 
 
 def all_inputs(rows: Sequence[TokenizedRow]) -> list[tuple[int, ...]]:
-    """Every row's inputs, one row after another."""
+    """Return all inputs, row after row."""
     return [ids for row in rows for ids in row.inputs]
 
 
 def input_indices(rows: Sequence[int], inputs: int) -> list[int]:
-    """Indices of a batch's inputs in `all_inputs`: the rows' first inputs, then their second ones, where they have two.
+    """Return the indices of a batch's inputs in `all_inputs`: all first inputs, then all second ones if rows have two.
 
     Args:
         rows: indices of the batch's rows.
-        inputs: how many each row has.
+        inputs: number of inputs of a row.
     """
     return [row * inputs + part for part in range(inputs) for row in rows]
 

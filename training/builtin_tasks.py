@@ -1,4 +1,4 @@
-"""Where task specs come from: the built-in ones in the folder tasks/ next to this file, and a user's own TOML files.
+"""Loads task specs: the built-in ones in the folder tasks/ next to this file, and a user's TOML files.
 
 Single-sentence tasks all have the template `{sentence}`, and pair tasks one form that names their fields: equal inputs
 are then equal prompts, and the backbone's activations of one serve every task.

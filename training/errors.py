@@ -1,4 +1,4 @@
-"""What can go wrong offline, each with a stable `reason` and a text that says what to do.
+"""Errors of training and evaluation, each with a stable `reason` and a text that says what to do.
 
     TrainingError
     ├── UnknownBuiltinTask   no such built-in task

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.backbone import full_precision
-from ladder.side import MlpHead, Order, check_order, initialise, magnitude
+from ladder.side import MlpHead, Order, check_order, initialize, magnitude
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example
@@ -45,7 +45,7 @@ def start_side(
         init: random leaves it so. magnitude: the backbone's weights with the largest sums of absolute values. fisher:
             those that matter most to the task's rows; needs `spec`, `tokenizer` and `examples`.
         order: consistent (ours) or reference (the authors' code's).
-        align: see `ladder.side.structural_init.initialise`.
+        align: see `ladder.side.structural_init.initialize`.
         samples: how many of `examples`, drawn by `seed`; all where there are fewer.
         progress: called with samples done and samples in all, now and then; only Fisher takes long enough.
 
@@ -57,13 +57,13 @@ def start_side(
         return
     backbone = full_precision(backbone)
     if init == "magnitude":
-        initialise(side, backbone, magnitude(backbone), order=order, align=align)
+        initialize(side, backbone, magnitude(backbone), order=order, align=align)
         return
     if spec is None or tokenizer is None or not examples:
         raise RecipeError("init", init, "random or magnitude where there are no training rows")
     drawn = draw_samples(spec, tokenizer, examples, samples, seed)
     importance = fisher(backbone, drawn, encoder_only=not side.config.has_decoder, progress=progress)
-    initialise(side, backbone, importance, order=order, align=align)
+    initialize(side, backbone, importance, order=order, align=align)
 
 
 def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | None = None) -> None:

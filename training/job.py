@@ -35,12 +35,23 @@ class Progress(Protocol):
 class Silent:
     """Reports nothing: base of a Progress that needs some of the callbacks."""
 
-    def ranking(self, rows: int, total: int) -> None: ...
-    def reading(self, rows: int, total: int) -> None: ...
-    def teaching(self, rows: int, total: int) -> None: ...
-    def start(self, epochs: int, steps: int) -> None: ...
-    def step(self, epoch: int, step: int, loss: float) -> None: ...
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None: ...
+    def ranking(self, rows: int, total: int) -> None:
+        """Ignore the call."""
+
+    def reading(self, rows: int, total: int) -> None:
+        """Ignore the call."""
+
+    def teaching(self, rows: int, total: int) -> None:
+        """Ignore the call."""
+
+    def start(self, epochs: int, steps: int) -> None:
+        """Ignore the call."""
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """Ignore the call."""
+
+    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
+        """Ignore the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +76,6 @@ class Job:
             "data": [self.training.sha256, self.validation.sha256],
             "recipe": {name: value for name, value in self.recipe.to_dict().items() if name != "teacher"},
         }
-        if self.backbone.quantization != "none":  # left out otherwise: runs of before it existed go on
+        if self.backbone.quantization != "none":  # left out otherwise: so that runs from before this setting continue
             settings["quantize"] = self.backbone.quantization
         return settings

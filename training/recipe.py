@@ -20,13 +20,13 @@ Order = Literal["consistent", "reference"]
 OptimizerName = Literal["adamw", "reference"]
 
 SAMPLES = 128
-"""Rows that Fisher importances are summed over, unless told."""
+"""Default number of rows that Fisher importances are summed over."""
 
 MERGE_LOGIT = -2.0
 """Of the merge gate over its temperature where the start is pretrained: the backbone's own logits times 0.88, which
-moves no probability of two labels by 0.03. Nearer to 1, a backbone that is wrong is unlearnt slowly."""
+moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
 SOFTER = 2.0
-"""Temperature of distillation, unless told."""
+"""Default temperature of distillation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ class Recipe:
 
     @property
     def cache_bytes(self) -> int:
-        """0 for a single epoch, which would use nothing twice."""
+        """Size of the activation cache; 0 for a single epoch, which would use no entry twice."""
         return int(self.cache_gb * 1e9) if self.epochs > 1 else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,6 +206,7 @@ class Recipe:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
+        """Names of all settings."""
         return tuple(field.name for field in fields(cls))
 
 

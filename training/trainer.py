@@ -1,7 +1,8 @@
 """The trainer: one side network, one task, on a frozen backbone. No gradient enters the backbone.
 
-Steps over batches of like lengths, validates after each epoch through the server's own code, keeps the best, and can be
-interrupted anywhere: run again with the same settings, it goes on after the last whole epoch, to the same weights.
+Trains on batches of rows of similar length, validates after every epoch with the server's code and keeps the best
+epoch. A run can be interrupted at any time: started again with the same settings it continues after the last whole
+epoch, and ends with the same weights.
 """
 
 import hashlib
@@ -42,11 +43,11 @@ DIVERGED = "training diverged, try a smaller --lr"
 
 
 def train(job: Job, output: str | Path, progress: Progress | None = None) -> Artifact:
-    """Train, or go on training, into a run folder; a complete one is returned as it is.
+    """Train into a run folder, or continue there; a complete run is returned unchanged.
 
     Raises:
         RunError: the folder holds something else, too few rows, or training diverged.
-        RecipeError, SideConfigError: settings that make no side network.
+        RecipeError, SideConfigError: invalid settings of the side network.
     """
     run = RunFolder(output)
     settings = job.settings()
@@ -54,7 +55,7 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     side_config = recipe.side_config(job.spec).resolve(job.backbone.config)
     teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer) if recipe.distill else None
     if teacher is not None:
-        settings["teacher"] = teacher.identity  # not its path: a folder may move, or be another one tomorrow
+        settings["teacher"] = teacher.identity  # not its path: a folder may move or change
     if len(job.training.examples) < least_rows(job.spec):
         raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
     check_start(recipe.init, recipe.init_order, job.backbone, job.spec)

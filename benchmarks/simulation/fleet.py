@@ -79,6 +79,7 @@ class Course:
 
     @property
     def replica_hours(self) -> float:
+        """Hours of replicas that were paid for."""
         return float(self.paid.sum()) * self.step_s / 3600
 
     def quantile(self, share: float) -> float:

@@ -52,14 +52,17 @@ class Replica:
 
     @property
     def ongoing(self) -> int:
+        """Number of requests queued or in a batch."""
         return len(self.queue) + len(self.batch)
 
     @property
     def is_full(self) -> bool:
+        """Whether a whole batch is queued."""
         return len(self.queue) >= self._config.batch_rows
 
     @property
     def queued_tokens(self) -> int:
+        """Number of tokens queued."""
         return len(self.queue) * self._config.row_tokens
 
     def begin(self, now: float) -> float:

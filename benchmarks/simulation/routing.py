@@ -15,13 +15,18 @@ VIRTUAL = 64
 class Router(Protocol):
     """Picks, and is told what became of it. Never asked while there is no replica."""
 
-    def add(self, replica: int) -> None: ...
-    def remove(self, replica: int) -> None: ...
+    def add(self, replica: int) -> None:
+        """Send requests to this replica too."""
+
+    def remove(self, replica: int) -> None:
+        """Send no more requests to this replica."""
+
     def pick(self, key: int) -> int:
         """A replica for a request with this input; it counts as in flight there."""
         ...
 
-    def done(self, replica: int) -> None: ...
+    def done(self, replica: int) -> None:
+        """Count one request fewer in flight."""
 
 
 class LeastConnections:
@@ -33,13 +38,16 @@ class LeastConnections:
         self._least = 0
 
     def add(self, replica: int) -> None:
+        """Send requests to this replica too."""
         self._put(replica, 0)
 
     def remove(self, replica: int) -> None:
+        """Send no more requests to this replica."""
         if (load := self._load.pop(replica, None)) is not None:
             del self._by_load[load][replica]
 
     def pick(self, key: int) -> int:
+        """Return a replica for a request; it counts as in flight there."""
         while not self._by_load.get(self._least):
             self._least += 1
         replica = next(iter(self._by_load[self._least]))
@@ -47,6 +55,7 @@ class LeastConnections:
         return replica
 
     def done(self, replica: int) -> None:
+        """Count one request fewer in flight."""
         if replica in self._load:
             self._move(replica, -1)
 
@@ -68,16 +77,20 @@ class Random:
         self._rng, self._replicas = rng, list[int]()
 
     def add(self, replica: int) -> None:
+        """Send requests to this replica too."""
         self._replicas.append(replica)
 
     def remove(self, replica: int) -> None:
+        """Send no more requests to this replica."""
         self._replicas.remove(replica)
 
     def pick(self, key: int) -> int:
+        """Return a replica for a request; it counts as in flight there."""
         return self._replicas[int(self._rng.random() * len(self._replicas))]
 
     def done(self, replica: int) -> None:
-        return None
+        """Count one request fewer in flight."""
+        return
 
 
 class BoundedHash:
@@ -89,14 +102,17 @@ class BoundedHash:
         self._load: dict[int, int] = {}
 
     def add(self, replica: int) -> None:
+        """Send requests to this replica too."""
         self._load[replica] = 0
         self._ring = sorted(self._ring + [(_hash(replica, place), replica) for place in range(1, VIRTUAL + 1)])
 
     def remove(self, replica: int) -> None:
+        """Send no more requests to this replica."""
         self._total -= self._load.pop(replica)
         self._ring = [each for each in self._ring if each[1] != replica]
 
     def pick(self, key: int) -> int:
+        """Return a replica for a request; it counts as in flight there."""
         most, at = ceil(self._bound * (self._total + 1) / len(self._load)), bisect_left(self._ring, (_hash(key, 0), -1))
         while True:
             replica = self._ring[at % len(self._ring)][1]
@@ -107,6 +123,7 @@ class BoundedHash:
             at += 1
 
     def done(self, replica: int) -> None:
+        """Count one request fewer in flight."""
         if replica in self._load:
             self._load[replica] -= 1
             self._total -= 1

@@ -9,6 +9,8 @@ SAMPLE_S, PUSH_S, LOOK_BACK_S = 3.0, 10.0, 15.0
 
 
 class Sample(NamedTuple):
+    """One value of a metric, and when it was measured."""
+
     timestamp: float
     value: float
 
@@ -29,4 +31,5 @@ class Context:
 
     @property
     def current_num_replicas(self) -> int:
+        """Number of running replicas."""
         return len(self.running_replicas)

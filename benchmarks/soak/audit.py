@@ -118,5 +118,6 @@ class Known:
         self._newest = list(accumulate((generation for _, generation in seen), max))
 
     def before(self, at: float) -> int:
+        """Return the newest version that was set before this time; 0 if none."""
         place = bisect_left(self._at, at)
         return self._newest[place - 1] if place else 0

@@ -71,6 +71,7 @@ class Churn:
 
     @property
     def counts(self) -> Counter[str]:
+        """Number of changes, by verb."""
         return Counter(change.verb for change in self.changes)
 
     def start(self) -> None:

@@ -105,6 +105,7 @@ def calling(
 
 
 def read_told(path: Path) -> list[Told]:
+    """Read the recorded answers of a load."""
     with path.open(encoding="utf-8") as lines:
         return [Told(**json.loads(line)) for line in lines]
 

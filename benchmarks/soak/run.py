@@ -53,14 +53,18 @@ class Span:
     ended: float
 
     def holds(self, told: Told) -> bool:
+        """Whether an answer began and ended within the span."""
         return self.began <= told.started and told.ended <= self.ended
 
     def touches(self, told: Told) -> bool:
+        """Whether an answer overlaps the span."""
         return told.started <= self.ended and self.began <= told.ended
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
+    """The spans of one round."""
+
     steady: Span
     changing: Span
     swaps: Sequence[Span]

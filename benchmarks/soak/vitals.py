@@ -58,6 +58,7 @@ class Watch:
 
 
 def look(served: Served, changes: int) -> Vitals:
+    """Read the server's metrics and its process's memory and CPU time."""
     counts, process = counted(served.metrics_url), psutil.Process(served.pid)
     with process.oneshot():
         return Vitals(

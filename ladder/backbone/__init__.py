@@ -1,4 +1,4 @@
-"""The frozen network with taps: what never learns."""
+"""The frozen network with taps; it never learns."""
 
 from ladder.backbone.compiled import CompiledEncoder, Limits
 from ladder.backbone.loading import pick_dtype, read_json, resolve_folder

@@ -1,8 +1,8 @@
-"""The backbone's encoder compiled by torch, so that no request ever pays for it.
+"""The backbone's encoder compiled by torch. No request waits for the compiler.
 
-All is compiled and tried before the first request (`warm_up`). Afterwards nothing is compiled any more: what the
-compiled code does not cover runs eagerly. On a CPU one piece of code serves all shapes. On a GPU each shape of a
-bounded set has a CUDA graph of its own, and inputs are padded to the next one; larger ones run eagerly.
+`warm_up` compiles and tries everything before the first request. Nothing is compiled afterwards: shapes without
+compiled code run eagerly. On a CPU the same code serves all shapes. On a GPU each shape of a bounded set has its own
+CUDA graph, and inputs are padded to the next shape; larger inputs run eagerly.
 """
 
 import logging
@@ -21,25 +21,25 @@ Shape = tuple[int, int]
 """(rows, tokens)."""
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOKENS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""What a GPU's shapes are made of: little enough padding, and few enough graphs."""
+"""The shapes of a GPU are pairs of these: a compromise between padding and the number of graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The batches that are worth compiling for."""
+    """The largest batches to compile for."""
 
     rows: int
     tokens: int
     """Of all rows together, with their padding."""
 
     def shapes(self) -> list[Shape]:
-        """Largest first, so that a GPU's memory is asked for once."""
+        """Return all shapes within the limits, largest first, so that a GPU's memory is allocated once."""
         rows = [count for count in ROWS if count <= self.rows]
         return [(count, tokens) for tokens in TOKENS[::-1] for count in rows[::-1] if count * tokens <= self.tokens]
 
 
 class CompiledEncoder:
-    """`Backbone.encode`, compiled. Called before `warm_up`, or for what that did not cover, it runs eagerly.
+    """`Backbone.encode`, compiled. It runs eagerly before `warm_up`, and for shapes that were not compiled.
 
     Args:
         backend: of torch.compile.
@@ -67,12 +67,12 @@ class CompiledEncoder:
 
     @torch.no_grad()
     def warm_up(self, examples: Sequence[Shape] = ((4, 32), (1, 32))) -> bool:
-        """Compile all there is; minutes. False, with a warning in the log, where this machine cannot.
+        """Compile every shape. Takes minutes. Returns False, and logs a warning, if this machine cannot compile.
 
-        Call it on the thread, and in the mode of gradients, that will call the encoder.
+        Call it on the thread that will call the encoder, and in the same gradient mode.
 
         Args:
-            examples: shapes to compile with where shapes share their code. A single row has code of its own.
+            examples: shapes to compile with on a CPU, where shapes share their code. A single row has separate code.
         """
         try:
             for rows, tokens in self._shapes or examples:
@@ -88,7 +88,7 @@ class CompiledEncoder:
         return True
 
     def _padded_shape(self, rows: int, tokens: int) -> Shape | None:
-        """The smallest compiled shape that it fits in; None where none does."""
+        """The smallest compiled shape that is large enough; None if there is none."""
         if not self._graphs:
             return rows, tokens
         fits = [shape for shape in self._shapes if shape[0] >= rows and shape[1] >= tokens]

@@ -1,7 +1,6 @@
-"""Parts of backbones and, narrower, of side networks: norm, attention, feed-forward, T5's block and relative bias.
+"""Layers of backbones and, narrower, of side networks: norm, attention, feed-forward, T5's block and relative bias.
 
-A cache is an argument, never an attribute. As in T5, attention is unscaled and no projection has a bias; a shape may
-say otherwise.
+A cache is an argument, never an attribute. By default, as in T5, attention is unscaled and no projection has a bias.
 """
 
 import math
@@ -29,11 +28,11 @@ class BlockShape:
     epsilon: float = 1e-6
     dropout: float = 0.0
     bias: bool = False
-    """In every projection."""
+    """Whether every projection has a bias."""
     scale: float = 1.0
-    """Of attention's scores."""
+    """Factor of the attention scores."""
     activation: str = "relu"
-    """relu or gelu, of a feed-forward that is not gated."""
+    """relu or gelu; a gated feed-forward always uses gelu."""
 
 
 class RMSNorm(nn.Module):
@@ -45,23 +44,26 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) in and out."""
         scale = torch.rsqrt(hidden.float().pow(2).mean(-1, keepdim=True) + self.epsilon)
         return self.weight * (hidden * scale).to(self.weight.dtype)
 
 
 def fused_linear(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each linear layer makes of `hidden`. Layers that round it to whole numbers first
-    (`ladder.backbone.quantize`) share that work."""
+    """Apply several linear layers to the same `hidden` (..., in); one result (..., out) each.
+
+    Layers that quantize activations (`ladder.backbone.quantize`) do so once for all.
+    """
     prepare: Any = getattr(layers[0], "prepare", None)
     if prepare is None or (hidden.requires_grad and torch.is_grad_enabled()):
         return [layer(hidden) for layer in layers]
-    given, rounding = prepare(hidden), cast("Sequence[Any]", layers)
-    return [layer.multiply(*given, hidden.dtype) for layer in rounding]
+    prepared = prepare(hidden)
+    return [layer.multiply(*prepared, hidden.dtype) for layer in cast("Sequence[Any]", layers)]
 
 
 def gelu_tanh(hidden: Tensor) -> Tensor:
-    """GELU in tanh's approximation, as a sigmoid: 0.5 * (1 + tanh(u)) is sigmoid(2 u), for which torch's float32 code
-    on CPUs takes half the time. With gradients, and elsewhere, torch's own."""
+    """GELU with the tanh approximation. In float32 on a CPU without gradients it is computed as a sigmoid, in half the
+    time: 0.5 * (1 + tanh(u)) equals sigmoid(2 u). Otherwise torch computes it."""
     if torch.is_grad_enabled() or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return F.gelu(hidden, approximate="tanh")
     twice = 2 * math.sqrt(2 / math.pi)
@@ -69,20 +71,25 @@ def gelu_tanh(hidden: Tensor) -> Tensor:
 
 
 def _matrix(layer: Any) -> Tensor:
-    """(out, in): a linear layer's weight, widened where it is quantised."""
+    """A linear layer's weight (out, in), dequantized if it is quantized."""
     return layer.weight if isinstance(layer, nn.Linear) else layer.full_weight()
 
 
 def absorbs_projection(queries: int, tokens: int, head_width: int) -> bool:
-    """Whether so few queries read so many tokens that making keys and values of them costs more than it saves."""
+    """Whether absorbing the K and V projections into queries and outputs is cheaper than projecting every token: few
+    queries that read many tokens."""
     return queries * (head_width + tokens) < tokens * head_width
 
 
 class Attention(nn.Module):
+    """Multi-head self- or cross-attention."""
+
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         inner = shape.heads * shape.head_width
-        self.heads, self.dropout, self.scale = shape.heads, shape.dropout, shape.scale
+        self.heads = shape.heads
+        self.dropout = shape.dropout
+        self.scale = shape.scale
         self.head_width = shape.head_width
         self.q = nn.Linear(shape.width, inner, bias=shape.bias)
         self.k = nn.Linear(shape.width, inner, bias=shape.bias)
@@ -93,9 +100,11 @@ class Attention(nn.Module):
         """Self-attention.
 
         Args:
-            hidden: (B, T, width), the new tokens; with `Spans` (1, N, width), those of all parts.
+            hidden: (B, T, width), the new tokens; with `Spans`, (1, N, width), the packed tokens of all parts.
             bias: added to the scores, broadcast to (B, H, T, all tokens).
-            cache: earlier tokens' keys and values, extended in place.
+            cache: keys and values of earlier tokens, extended in place.
+        Returns:
+            As `hidden`.
         """
         projected = fused_linear(hidden, self.q, self.k, self.v)
         if isinstance(bias, Spans):
@@ -106,9 +115,9 @@ class Attention(nn.Module):
         return self._attend(query, keys, values, bias)
 
     def cross(self, hidden: Tensor, memory: Tensor, bias: Tensor, cache: KeyValues | None) -> Tensor:
-        """Attention to `memory` (B, S, width), whose keys and values are computed once a cache."""
+        """Attention of `hidden` (B, T, width) to `memory` (B, S, width), projected once per cache; as `hidden`."""
         query = self._split(self.q(hidden))
-        if cache is None and self._is_brief(query.shape[2], memory.shape[1]):
+        if cache is None and self._absorbs(query.shape[2], memory.shape[1]):
             return self._attend_absorbed(query, memory, bias)
         if cache is None:
             return self._attend(query, *self.read(memory), bias)
@@ -119,45 +128,49 @@ class Attention(nn.Module):
         return self._attend(query, cache.keys, cache.values, bias)
 
     def as_read(self, memory: Tensor) -> Tensor:
-        """`memory` (B, S, width) as the keys' and values' products see it, the same for all blocks of a kind: rounded,
-        where they round. Rounded again it stays what it is."""
+        """Return `memory` (B, S, width) as the K and V projections read it: rounded if they quantize activations.
+
+        Rounding it twice changes nothing. The result is the same for all blocks of one kind.
+        """
         rounded: Any = getattr(self.k, "rounded", None)
         return memory if rounded is None or (memory.requires_grad and torch.is_grad_enabled()) else rounded(memory)
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of `memory` (B, S, width), each (B, H, S, head_width)."""
+        """Project `memory` (B, S, width) to keys and values, both (B, H, S, head_width)."""
         keys, values = fused_linear(memory, self.k, self.v)
         return self._split(keys), self._split(values)
 
-    def _is_brief(self, queries: int, tokens: int) -> bool:
-        # With gradients keys and values are always made: what is learned must not hang on a batch's longest target.
+    def _absorbs(self, queries: int, tokens: int) -> bool:
+        # Never with gradients: what is learned must not depend on the longest target of a batch.
         plain = self.k.bias is None and not torch.is_grad_enabled() and not (self.training and self.dropout)
         return plain and absorbs_projection(queries, tokens, self.head_width)
 
     def _attend_absorbed(self, query: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """As `_attend` to the keys and values of `memory` (B, S, width), without them: queries go through the keys'
-        matrix instead, and what is mixed of the memory through the values'. q (K m) is (q K) m. Memory is taken as it
-        is: see `as_read`."""
+        """As `_attend`, without projecting `memory` (B, S, width) to keys and values.
+
+        The K matrix is applied to the queries, since q (K m) equals (q K) m, and the V matrix to the mixed memory. The
+        memory is not rounded here: see `as_read`.
+        """
         rows, heads, queries, width = query.shape
-        asked = self._by_head(query, _matrix(self.k).unflatten(0, (heads, width)).to(query.dtype))
-        scores = torch.matmul(asked, memory.transpose(1, 2)).view(rows, heads, queries, -1)
+        absorbed = self._by_head(query, _matrix(self.k).unflatten(0, (heads, width)).to(query.dtype))
+        scores = torch.matmul(absorbed, memory.transpose(1, 2)).view(rows, heads, queries, -1)
         shares = torch.softmax((scores * self.scale + bias).float(), -1).to(memory.dtype).flatten(1, 2)
         mixed = torch.matmul(shares, memory).view(rows, heads, queries, -1)
         values = _matrix(self.v).unflatten(0, (heads, width)).to(query.dtype)
-        said = self._by_head(mixed, values.transpose(1, 2)).view(rows, heads, queries, width)
-        return self.o(said.transpose(1, 2).flatten(2))
+        out = self._by_head(mixed, values.transpose(1, 2)).view(rows, heads, queries, width)
+        return self.o(out.transpose(1, 2).flatten(2))
 
-    def _by_head(self, given: Tensor, matrices: Tensor) -> Tensor:
-        """(B, H, T, in) by each head's own (H, in, out): (B, H * T, out)."""
-        rows, heads, queries, _ = given.shape
-        found = torch.bmm(given.transpose(0, 1).flatten(1, 2), matrices)
-        return found.view(heads, rows, queries, -1).transpose(0, 1).flatten(1, 2)
+    def _by_head(self, states: Tensor, matrices: Tensor) -> Tensor:
+        """Multiply states (B, H, T, in) by one matrix per head (H, in, out): (B, H * T, out)."""
+        rows, heads, queries, _ = states.shape
+        product = torch.bmm(states.transpose(0, 1).flatten(1, 2), matrices)
+        return product.view(heads, rows, queries, -1).transpose(0, 1).flatten(1, 2)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return self.o(self._mix(query, keys, values, bias))
 
     def _mix(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """(B, H, T, head_width) each to (B, T, H * head_width)."""
+        """Mix values by the scores of queries and keys, all (B, H, T, head_width): (B, T, H * head_width)."""
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
@@ -175,7 +188,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.gated, self.dropout = shape.gated, shape.dropout
+        self.gated = shape.gated
+        self.dropout = shape.dropout
         self.activation = F.gelu if shape.activation == "gelu" else F.relu
         if shape.gated:
             self.wi_0 = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
@@ -185,6 +199,7 @@ class FeedForward(nn.Module):
         self.wo = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) in and out."""
         if self.gated:
             gate, inner = fused_linear(hidden, self.wi_0, self.wi_1)
             inner = gelu_tanh(gate) * inner
@@ -213,14 +228,14 @@ class Block(nn.Module):
         bias: Tensor | Spans,
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
-        own: KeyValues | None = None,
-        cross: KeyValues | None = None,
+        self_cache: KeyValues | None = None,
+        cross_cache: KeyValues | None = None,
     ) -> Tensor:
-        """(B, T, width) in and out. `memory` (B, S, width) and its bias are a decoder's."""
-        hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), bias, own))
+        """(B, T, width) in and out. `memory` (B, S, width) and its bias are only for a decoder."""
+        hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), bias, self_cache))
         if memory is not None and memory_bias is not None:
             hidden = hidden + self._drop(
-                self.cross_attention.cross(self.cross_norm(hidden), memory, memory_bias, cross)
+                self.cross_attention.cross(self.cross_norm(hidden), memory, memory_bias, cross_cache)
             )
         return hidden + self._drop(self.feed_forward(self.feed_norm(hidden)))
 
@@ -229,12 +244,12 @@ class Block(nn.Module):
 
 
 def cross_kv(blocks: Iterable[nn.Module], memory: Tensor) -> CrossKV:
-    """What decoder blocks (`Block`s) read of `memory` (B, S, width)."""
+    """Return the cross-attention keys and values of `memory` (B, S, width), for each decoder block (`Block`)."""
     return [block.cross_attention.read(memory) for block in blocks if isinstance(block, Block)]
 
 
 def as_read(blocks: Iterable[nn.Module], memory: Tensor) -> Tensor:
-    """`Attention.as_read` of what all decoder blocks (`Block`s) read: done once for them."""
+    """Apply `Attention.as_read` to `memory` (B, S, width) once for all decoder blocks (`Block`s)."""
     return next((block.cross_attention.as_read(memory) for block in blocks if isinstance(block, Block)), memory)
 
 
@@ -259,9 +274,10 @@ class PostNormBlock(nn.Module):
 
 
 class NoBias(nn.Module):
-    """In the place of a `RelativeBias`, for a stack that has none."""
+    """Stands in for `RelativeBias` in a stack without one."""
 
     def forward(self, queries: int, keys: int) -> int:
+        """Return 0."""
         return 0
 
 
@@ -270,7 +286,9 @@ class RelativeBias(nn.Module):
 
     def __init__(self, buckets: int, max_distance: int, heads: int, *, bidirectional: bool) -> None:
         super().__init__()
-        self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
+        self.buckets = buckets
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
         self.weight = nn.Parameter(torch.zeros(buckets, heads))
 
     def forward(self, queries: int, keys: int) -> Tensor:
@@ -282,7 +300,7 @@ class RelativeBias(nn.Module):
 
 
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
-    """Bucket of key position minus query position: exact when near, logarithmic up to `max_distance`."""
+    """Return the bucket of key position minus query position: exact if near, logarithmic up to `max_distance`."""
     offset = torch.zeros_like(distance)
     if bidirectional:
         buckets //= 2
@@ -304,6 +322,6 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def causal_bias(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1, 1, queries, keys): each of the last `queries` positions sees itself and what is before it."""
+    """(1, 1, queries, keys): each of the last `queries` positions sees itself and earlier positions."""
     ahead = torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries + 1)
     return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill(ahead, torch.finfo(dtype).min)[None, None]

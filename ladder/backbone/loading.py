@@ -22,9 +22,9 @@ TAPS_LAYOUT = "embeddings, then each block's raw output"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """No float16: T5 is known to overflow it."""
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability from which a GPU computes in bfloat16 itself (Ampere)."""
+"""Lowest compute capability of a GPU with bfloat16 arithmetic (Ampere)."""
 COPY = "copy of shared"
-"""Stands for a stack's own embeddings, while weights are read."""
+"""Name of a stack's copy of the embeddings while weights are read."""
 _FILES = ["*.json", "*.safetensors", "*.model", "merges.txt"]
 _TORCH_FILES = "pytorch_model*.bin"
 
@@ -34,14 +34,14 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone of any of the `ladder.backbone.families`, frozen, in evaluation mode.
 
-    On a CPU, weights that the file has in the dtype that is computed in are not copied: they are the file itself,
-    mapped into memory, which all processes of a machine share. Replace such a file, do not write into it.
+    On a CPU, weights that the file stores in the dtype of computation are not copied: the file is mapped into memory,
+    and all processes of a machine share it. To change such a file, replace it; do not write into it.
 
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
         device: "cpu", "cuda", "cuda:1", ...
-        dtype: float32 or bfloat16; auto: bfloat16 on a GPU that has it, else float32.
-        quantize: int8, int4 or w8a8, of the blocks' matrices; none. See `ladder.backbone.quantize`.
+        dtype: float32 or bfloat16; auto: bfloat16 on a GPU that supports it, else float32.
+        quantize: int8, int4 or w8a8 for the blocks' matrices, or none. See `ladder.backbone.quantize`.
 
     Raises:
         BackboneError: no such folder or id, a kind of model that is not here, or weights that are missing, of the wrong
@@ -55,7 +55,7 @@ def load_backbone(
         backbone = Backbone(config, name=str(source) if not Path(source).exists() else folder.name)
     backbone.fingerprint = fingerprint(config, weights)
     computed = pick_dtype(dtype, torch.device(device))
-    # matrices are quantised as the file has them, the same for every dtype
+    # quantized from the file's values, so that the codes are the same for every dtype
     read_as = computed if quantize == "none" else torch.float32
     backbone.load_state_dict({name: tensor.to(read_as).contiguous() for name, tensor in weights.items()}, assign=True)
     quantize_backbone(backbone, quantize, device)
@@ -63,10 +63,13 @@ def load_backbone(
 
 
 def resolve_folder(source: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a backbone, downloaded from the hub where `source` is an id; of it config.json alone, if so wanted.
+    """Return a backbone's folder, downloaded from the hub if `source` is a hub id.
+
+    Args:
+        weights: False downloads only config.json.
 
     Raises:
-        BackboneError: neither a folder with a config.json nor an id that the hub or its cache has.
+        BackboneError: neither a folder with a config.json, nor an id in the hub or its cache.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -89,7 +92,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=_FILES if weights else ["config.json"]))
         if weights and not any(
             folder.glob("*.safetensors")
-        ):  # where there are such, the others are the same weights again
+        ):  # where these exist, the .bin files repeat the same weights
             folder = Path(snapshot_download(name, allow_patterns=[*_FILES, _TORCH_FILES]))
         return folder
     except LocalEntryNotFoundError:
@@ -101,17 +104,21 @@ def _from_hub(name: str, weights: bool) -> Path:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The torch dtype for a `--dtype` and a device."""
+    """Return the torch dtype for a `--dtype` and a device.
+
+    Raises:
+        BackboneError: an unknown dtype.
+    """
     if dtype == "auto":
-        has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
-        return torch.bfloat16 if has else torch.float32
+        supported = device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+        return torch.bfloat16 if supported else torch.float32
     if dtype not in DTYPES:
         raise BackboneError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]
 
 
 def fingerprint(config: BackboneConfig, weights: dict[str, Tensor]) -> str:
-    """Identify weights, shape and taps layout, whatever the dtype computed in: "sha256:" and 64 hex digits."""
+    """Identify weights, shape and taps layout, independent of the dtype of computation: "sha256:" and 64 hex digits."""
     digest = hashlib.sha256(f"{config.identity()}|{TAPS_LAYOUT}".encode())
     for name in sorted(weights):
         tensor = weights[name].contiguous()
@@ -121,7 +128,11 @@ def fingerprint(config: BackboneConfig, weights: dict[str, Tensor]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the backbone's folder."""
+    """Read a JSON object from a file of the backbone's folder.
+
+    Raises:
+        BackboneError: the file does not read, or holds no object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
-    """Every parameter of ours by name, in the dtype of the file, checked against `config`."""
+    """Read every parameter by our name, in the dtype of the file, and check its shape against `config`."""
     weights: dict[str, Tensor] = {}
     for ours, tensor in _tensors(folder, _names(config)):
         weights[ours] = tensor
@@ -148,28 +159,28 @@ def _read_weights(folder: Path, config: BackboneConfig) -> dict[str, Tensor]:
             f"{folder} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first"
         )
     for name, shape in expected.items():
-        found = tuple(weights[name].shape)
-        if found[1:] != shape[1:] or (found[0] != shape[0] and name not in ("shared", "head")):
-            raise BackboneError(f"{folder}: {name} has shape {found}, and config.json asks for {shape}")
-        if found[0] < shape[0]:
-            raise BackboneError(f"{folder}: {name} has {found[0]} rows, and config.json asks for {shape[0]}")
+        actual = tuple(weights[name].shape)
+        if actual[1:] != shape[1:] or (actual[0] != shape[0] and name not in ("shared", "head")):
+            raise BackboneError(f"{folder}: {name} has shape {actual}, and config.json asks for {shape}")
+        if actual[0] < shape[0]:
+            raise BackboneError(f"{folder}: {name} has {actual[0]} rows, and config.json asks for {shape[0]}")
         weights[name] = weights[name][: shape[0]]
     return {name: weights[name] for name in expected}
 
 
 def _names(config: BackboneConfig) -> Callable[[str], str | None]:
-    """Our name for a parameter of theirs; None: not needed."""
+    """Return a function from a parameter's name in the file to ours; None for one that is not needed."""
     family = family_of(config)
 
     def name(theirs: str) -> str | None:
-        # a stack's own embeddings are the shared ones again; some files have them in place of the shared
+        # a stack's embed_tokens is a copy of the shared embeddings; some files have only the copy
         return family.weight_name(theirs) or (COPY if theirs.endswith("embed_tokens.weight") else None)
 
     return name
 
 
 def _tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that have a name with us, under it."""
+    """Yield every needed tensor with our name."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         yield from _torch_tensors(folder, names)
@@ -191,8 +202,8 @@ def _torch_tensors(folder: Path, names: Callable[[str], str | None]) -> Iterator
         raise BackboneError(f"{folder} has no model.safetensors (nor pytorch_model.bin)")
     for path in files:
         try:
-            mapped = is_zipfile(path)  # what torch wrote before 1.6 is none, and cannot be
+            mapped = is_zipfile(path)  # files from before torch 1.6 are not zip files and cannot be mapped
             loaded = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
-        except Exception as error:  # torch.load raises whatever its parsers do
+        except Exception as error:  # torch.load raises errors of many kinds
             raise BackboneError(f"{path} does not load: {error}") from None
         yield from ((ours, tensor) for theirs, tensor in loaded.items() if (ours := names(theirs)))

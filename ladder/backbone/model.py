@@ -1,6 +1,6 @@
-"""The frozen backbone that emits its activations. It never learns, never drops out, and knows no task.
+"""The frozen backbone that returns its activations. It never learns, has no dropout, and knows no task.
 
-Its parts are its family's; see `ladder.backbone.families`.
+Its parts come from its family; see `ladder.backbone.families`.
 
 Taps are raw block outputs, before any final norm: Hugging Face's `hidden_states` put the normed state last instead.
 """
@@ -16,23 +16,23 @@ from torch.nn import functional as F
 from ladder.backbone.families import family_of
 from ladder.backbone.kv_cache import CrossKV, DecoderCache
 from ladder.backbone.layers import as_read, causal_bias, cross_kv, padding_bias
-from ladder.backbone.packing import Division, Spans, cut, pack, places
+from ladder.backbone.packing import Division, Spans, cut, pack, token_indices
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taps:
-    """All of one stack's activations for one pass."""
+    """All activations of one stack in one pass."""
 
     embeddings: Tensor
     """(B, S, D), before the first block."""
     blocks: tuple[Tensor, ...]
-    """Each block's raw output, (B, S, D); fewer than the stack's blocks where the pass stopped early."""
+    """Each block's raw output, (B, S, D); fewer than the stack's blocks if the pass stopped early."""
     mask: Tensor
     """(B, S) bool, True at real tokens."""
     final: Tensor | None = None
-    """(B, S, D), the last block's output after the final norm; None where the pass stopped early."""
+    """(B, S, D), the last block's output after the final norm; None if the pass stopped early."""
 
     def select(self, rows: Tensor) -> "Taps":
         """The taps of `rows` (B',), in that order."""
@@ -45,7 +45,7 @@ class Taps:
 
 
 class Stack(nn.Module):
-    """An encoder's or a decoder's blocks and, where the family has them, relative bias and final norm."""
+    """An encoder's or a decoder's blocks, with relative bias and final norm if the family has them."""
 
     def __init__(self, config: BackboneConfig, *, decoder: bool) -> None:
         super().__init__()
@@ -58,15 +58,17 @@ class Stack(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A backbone with taps, frozen for good. Made by `load_backbone`.
+    """A frozen backbone with taps. `load_backbone` makes one.
 
-    One without a decoder (`config.num_decoder_layers` 0) has no `decoder` and no `head` either.
+    Without a decoder (`config.num_decoder_layers` 0) it has neither `decoder` nor `head`.
     """
 
     def __init__(self, config: BackboneConfig, *, name: str = "backbone", fingerprint: str = "") -> None:
         super().__init__()
-        self.config, self.name, self.fingerprint = config, name, fingerprint
-        self.quantization = "none"  # or what `ladder.backbone.quantize` made of the matrices
+        self.config = config
+        self.name = name
+        self.fingerprint = fingerprint
+        self.quantization = "none"  # set by `quantize_backbone`
         self.shared = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
         self.embedding = family_of(config).embedding(config)
         self.encoder = Stack(config, decoder=False)
@@ -74,24 +76,30 @@ class Backbone(nn.Module):
             self.decoder = Stack(config, decoder=True)
             self.head = nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
         self.vocabulary: nn.Module | None = None
-        """The quantized LM head, used where all of its rows are needed; None: `head` is used."""
+        """The quantized LM head, used if the whole vocabulary is scored; None: `head` is used."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever `mode` says."""
         return super().train(False)  # a parent's .train() must not wake anything in here
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.shared.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the weights that are not quantized."""
         return self.shared.dtype
 
     def forward(self, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
-        """Teacher-forced logits (B, T, V) of the backbone alone. The one path that a gradient can take through it: what
-        its weights matter to a task (Fisher) is asked with copies of them; training never comes here."""
+        """Teacher-forced logits (B, T, V) of the backbone alone.
+
+        The only method through which gradients flow: Fisher importances differentiate copies of the weights. Training
+        never calls it.
+        """
         final = self._encode(ids, mask, None).final
         assert final is not None
         state = self._decode(decoder_ids, final, mask, None).final
@@ -100,10 +108,11 @@ class Backbone(nn.Module):
 
     @property
     def has_decoder(self) -> bool:
+        """Whether a text head can use this backbone."""
         return self.config.num_decoder_layers > 0
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, S) token ids, or one row's (S,), from the first token on, to what the first block reads, (B, S, D).
+        """Map token ids (B, S), or one row's (S,), to the first block's input (B, S, D). Ids start at the first token.
 
         Raises:
             BackboneError: more tokens than it has positions for.
@@ -136,22 +145,23 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def encode_divided(self, ids: Tensor, mask: Tensor, depth: int | None, division: Division) -> list[Taps]:
-        """As `encode`, without most of the padding: the taps of each of the division's groups, of its rows alone.
+        """As `encode`, without most of the padding. Returns the taps of each group of `division`.
 
         Args:
-            mask: all rows begin with their tokens.
+            mask: (B, S) bool; real tokens come first in every row.
         """
-        stack, parts = self.encoder, division.parts
+        stack = self.encoder
+        parts = division.parts
         bias = stack.relative_bias
-        spans = Spans.of(parts, mask, lambda own: bias(own.shape[1], own.shape[1]) + padding_bias(own, self.dtype))
+        spans = Spans.of(parts, mask, lambda part: bias(part.shape[1], part.shape[1]) + padding_bias(part, self.dtype))
         layers = [pack(parts, self.embed, ids)]
         for block in stack.blocks[:depth]:
             layers.append(block(layers[-1], spans))
         whole = len(layers) == len(stack.blocks) + 1
         if whole:
             layers.append(stack.final_norm(layers[-1]))
-        where = places(parts, *ids.shape).to(ids.device)
-        return [_taken(layers, cut(where, group), cut(mask, group), whole) for group in division.groups]
+        indices = token_indices(parts, *ids.shape).to(ids.device)
+        return [_unpacked(layers, cut(indices, group), cut(mask, group), whole) for group in division.groups]
 
     @torch.no_grad()
     def decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Taps:
@@ -164,14 +174,15 @@ class Backbone(nn.Module):
             cache: extended in place.
 
         Raises:
-            BackboneError: it has no decoder.
+            BackboneError: the backbone has no decoder.
         """
         return self._decode(ids, memory, memory_mask, cache)
 
     def _decode(self, ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Taps:
         self._need_decoder()
         before = cache.length if cache else 0
-        queries, keys = ids.shape[1], before + ids.shape[1]
+        queries = ids.shape[1]
+        keys = before + queries
         hidden = embeddings = self.embed(ids)
         bias = self.decoder.relative_bias(queries, keys) + causal_bias(queries, keys, self.dtype, ids.device)
         if cache and cache.valid is not None:
@@ -181,8 +192,8 @@ class Backbone(nn.Module):
             memory = as_read(self.decoder.blocks, memory)
         blocks = []
         for index, block in enumerate(self.decoder.blocks):
-            own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
-            hidden = block(hidden, bias, memory, memory_bias, own, cross)
+            self_cache, cross_cache = (cache.own[index], cache.cross[index]) if cache else (None, None)
+            hidden = block(hidden, bias, memory, memory_bias, self_cache, cross_cache)
             blocks.append(hidden)
         if cache:
             cache.length = keys
@@ -194,17 +205,26 @@ class Backbone(nn.Module):
             raise BackboneError(f"{self.name} has no decoder here: use side networks with a linear or an mlp head")
 
     def decoder_cache(self) -> DecoderCache:
+        """Return an empty cache for `decode`.
+
+        Raises:
+            BackboneError: the backbone has no decoder.
+        """
         self._need_decoder()
         return DecoderCache(len(self.decoder.blocks))
 
     @torch.no_grad()
     def cross_kv(self, memory: Tensor) -> CrossKV:
-        """The keys and values that the decoder's blocks read of `memory` (B, S, D), the encoder's `Taps.final`."""
+        """Return the cross-attention keys and values of `memory` (B, S, D), the encoder's `Taps.final`.
+
+        Raises:
+            BackboneError: the backbone has no decoder.
+        """
         self._need_decoder()
         return cross_kv(self.decoder.blocks, memory)
 
     def logits(self, state: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """The LM head. Gradients flow through to `state`, never into the head.
+        """Apply the LM head. Gradients flow to `state`, never into the head.
 
         Args:
             state: (..., D), a decoder's output after its final norm, or a side network's upsampled one.
@@ -212,7 +232,7 @@ class Backbone(nn.Module):
         Returns:
             (..., N) or (..., V).
         Raises:
-            BackboneError: it has no decoder, and so no LM head.
+            BackboneError: the backbone has no decoder, and so no LM head.
         """
         self._need_decoder()
         if self.config.scale_output:
@@ -222,12 +242,12 @@ class Backbone(nn.Module):
         return F.linear(state.to(self.dtype), self.head if tokens is None else self.head[tokens])
 
 
-def _taken(layers: Sequence[Tensor], where: Tensor, mask: Tensor, whole: bool) -> Taps:
-    """Taps (B, S, D) out of layers (1, N, D), the last one after the final norm where `whole`.
+def _unpacked(layers: Sequence[Tensor], indices: Tensor, mask: Tensor, whole: bool) -> Taps:
+    """Taps (B, S, D) from packed layers (1, N, D); the last layer is the final norm's output if `whole`.
 
     Args:
-        where: (B, S), each token's place among the N.
+        indices: (B, S), each token's index among the N.
     """
-    taken = [layer[0].index_select(0, where.flatten()).unflatten(0, where.shape) for layer in layers]
-    final = taken.pop() if whole else None
-    return Taps(embeddings=taken[0], blocks=tuple(taken[1:]), mask=mask, final=final)
+    unpacked = [layer[0].index_select(0, indices.flatten()).unflatten(0, indices.shape) for layer in layers]
+    final = unpacked.pop() if whole else None
+    return Taps(embeddings=unpacked[0], blocks=tuple(unpacked[1:]), mask=mask, final=final)

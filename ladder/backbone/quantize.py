@@ -1,11 +1,11 @@
-"""A frozen backbone's matrices in eight or four bits: int8 by rows, or NF4 by blocks; or products of int8 by int8.
+"""Quantize a frozen backbone: int8 weights by row, NF4 weights by block, or products of int8 weights and activations.
 
-int8 and int4 are of weights alone: each matrix is widened again as it is multiplied, and activations keep their
-precision. Large activations (T5 has them) lose nothing, and what is gained is memory. w8a8 gains time: each token's
-activations are rounded to 8 bits with a scale of its own, and whole numbers are multiplied, LM head included. With all
-of them an answer cannot depend on the rows beside it, and CPU and GPU compute the same scheme. Embeddings, norms and
-biases stay. int8 and w8a8 are torch alone; NF4 (QLoRA, arXiv:2305.14314, as in QST, arXiv:2401.07159) is bitsandbytes'.
-Side networks are never quantised.
+int8 and int4 quantize only weights, to save memory: each matrix is dequantized when it is multiplied, and activations
+keep their precision, so large activations (T5 has them) lose nothing. w8a8 saves time: activations are rounded to 8
+bits with a scale per token, and integers are multiplied, in the LM head too. With every method an answer is independent
+of other rows in the batch, and CPU and GPU compute the same scheme. Embeddings, norms and biases are not quantized.
+int8 and w8a8 need only torch; NF4 (QLoRA, arXiv:2305.14314, as in QST, arXiv:2401.07159) needs bitsandbytes. Side
+networks are never quantized.
 """
 
 import ctypes
@@ -27,18 +27,18 @@ from ladder.errors import BackboneError
 Quantization = Literal["none", "int8", "int4", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Quantization)
 BLOCK = 64
-"""Consecutive weights of a row that share an NF4 scale."""
+"""Number of consecutive weights of a row that share an NF4 scale."""
 SCHEMES = {
     "int8": "int8 weights, symmetric, a float32 scale a row",
     "int4": f"nf4 weights, a float32 scale for {BLOCK} of a row",
     "w8a8": "int8 weights up to 63, a float32 scale a row, times int8 activations, a float32 scale a token",
 }
-"""What a side network reads depends on these words: they are part of a quantised backbone's fingerprint."""
+"""The taps depend on these schemes, so their text is part of a quantized backbone's fingerprint."""
 LIBRARY = "bitsandbytes"
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer that cannot learn; its scales stay float32 whatever dtype the backbone is moved to."""
+    """A linear layer that cannot learn. Its scales stay float32 when the backbone is moved to another dtype."""
 
     scales: Tensor
     shape: torch.Size
@@ -51,13 +51,13 @@ class QuantizedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(scales.device), requires_grad=False)
 
     def full_weight(self) -> Tensor:
-        """(out, in) float32."""
+        """Return the dequantized weight, (out, in) float32."""
         raise NotImplementedError
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         before = self.scales
         super()._apply(fn, recurse)
-        if self.scales.dtype != before.dtype:  # bfloat16 scales would move every weight of their row
+        if self.scales.dtype != before.dtype:  # scales rounded to bfloat16 would change every weight of their row
             self.scales = before.to(self.scales.device)
         return self
 
@@ -75,16 +75,18 @@ class Int8Linear(QuantizedLinear):
         self.register_buffer("codes", (weight / scales[:, None]).round().to(torch.int8))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
         # codes are whole numbers up to 127, which bfloat16 holds exactly
         out = F.linear(hidden, self.codes.to(hidden.dtype)).mul_(self.scales)
         return out if self.bias is None else out + self.bias
 
     def full_weight(self) -> Tensor:
+        """Return the dequantized weight, (out, in) float32."""
         return self.codes * self.scales[:, None]
 
 
 class Nf4Linear(QuantizedLinear):
-    """Sixteen levels at the quantiles of a normal distribution, times the largest absolute value of a block."""
+    """NF4: 16 levels at the quantiles of a normal distribution, times the largest absolute value of a block."""
 
     codes: Tensor
     """Two levels a byte, in bitsandbytes' order."""
@@ -96,10 +98,12 @@ class Nf4Linear(QuantizedLinear):
         self.register_buffer("codes", codes)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         return _library().matmul_4bit(hidden, self.codes, self._state(hidden.dtype), bias=bias)
 
     def full_weight(self) -> Tensor:
+        """Return the dequantized weight, (out, in) float32."""
         return _library().functional.dequantize_4bit(self.codes, self._state(torch.float32))
 
     def _state(self, dtype: torch.dtype) -> Any:
@@ -109,16 +113,17 @@ class Nf4Linear(QuantizedLinear):
 
 
 class W8A8Linear(QuantizedLinear):
-    """y = (codes of x) (codes of weights)^T * scale of the token * scale of the row + bias, in whole numbers.
+    """y = (codes of x) (codes of weights)^T * scale of the token * scale of the row + bias, in integers.
 
-    Weights use 7 of their 8 bits: kernels for CPUs without VNNI add two products of 8 bits in 16, which must not
-    overflow. Sums over up to 2,096 inputs stay below 2^24, so that float32, the fallback where there is no such kernel,
-    is as exact; over more, nearly so.
+    Weights use 7 of their 8 bits: kernels for CPUs without VNNI add two 8-bit products in 16 bits, which must not
+    overflow. Sums over up to 2,096 inputs stay below 2^24, so the float32 fallback, for devices without an integer
+    kernel, is exact too; over more inputs it is nearly exact.
     """
 
     codes: Tensor
     """(out, in) int8, within -63..63."""
-    MOST_WEIGHT, MOST_ACTIVATION = 63, 127
+    MOST_WEIGHT = 63
+    MOST_ACTIVATION = 127
 
     def __init__(self, linear: nn.Linear) -> None:
         weight = linear.weight.detach().float()
@@ -128,13 +133,16 @@ class W8A8Linear(QuantizedLinear):
         self._packed = _pack(self.codes)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if hidden.requires_grad and torch.is_grad_enabled():  # rounding has none: as if there were no rounding
+        """(..., in) to (..., out)."""
+        if hidden.requires_grad and torch.is_grad_enabled():  # rounding has no gradient: compute as if there were none
             return F.linear(hidden, self.full_weight().to(hidden.dtype), self.bias)
         return self.multiply(*self.prepare(hidden), hidden.dtype)
 
     def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations (..., in) as uint8 codes around 128 and a float32 scale a token, (..., 1). Other layers of this
-        kind that read the same activations can share them."""
+        """Quantize activations (..., in) to uint8 codes around 128 and a float32 scale per token, (..., 1).
+
+        Layers that read the same activations can share the result.
+        """
         full = hidden.float()
         largest = full.abs().amax(-1, keepdim=True)
         steps = self.MOST_ACTIVATION / largest.clamp(min=torch.finfo(torch.float32).tiny)
@@ -142,12 +150,12 @@ class W8A8Linear(QuantizedLinear):
         return codes.bitwise_xor(128), largest / self.MOST_ACTIVATION  # two's complement: +128
 
     def rounded(self, hidden: Tensor) -> Tensor:
-        """What `forward` multiplies with instead of `hidden`."""
+        """Return the values that `forward` multiplies with in place of `hidden`: quantized and dequantized."""
         codes, scales = self.prepare(hidden)
         return ((codes.float() - 128) * scales).to(hidden.dtype)
 
     def multiply(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """(..., out) of what `prepare` made of (..., in)."""
+        """Multiply by the weights what `prepare` returned for (..., in): (..., out)."""
         flat = codes.flatten(0, -2)
         if self._packed is not None:
             weights, zeros = self._packed
@@ -161,10 +169,11 @@ class W8A8Linear(QuantizedLinear):
 
     @property
     def is_packed(self) -> bool:
-        """The codes are held twice, once as oneDNN wants them."""
+        """Whether the codes are stored twice, once in oneDNN's layout."""
         return self._packed is not None
 
     def full_weight(self) -> Tensor:
+        """Return the dequantized weight, (out, in) float32."""
         return self.codes * self.scales[:, None]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -177,7 +186,7 @@ class W8A8Linear(QuantizedLinear):
         self._packed = _pack(self.codes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}  # opaque to copies: they pack anew
+        return self.__dict__ | {"_packed": None}  # cannot be copied: a copy packs again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -185,17 +194,17 @@ class W8A8Linear(QuantizedLinear):
 
 
 def _pack(codes: Tensor) -> tuple[Tensor, Tensor] | None:
-    """As oneDNN wants weights, and their zero points; None where it does not compute."""
+    """Return the weights in oneDNN's layout and their zero points; None if oneDNN is not used on this device."""
     if codes.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     return torch.ops.onednn.qlinear_prepack(codes, None), torch.zeros(len(codes), dtype=torch.int32)
 
 
 def _whole_product(activations: Tensor, weights: Tensor) -> Tensor:
-    """(M, out) float32, exact: of codes (M, in) around 128, and (out, in)."""
+    """Exact product (M, out), float32, of activation codes (M, in) around 128 and weight codes (out, in)."""
     if activations.device.type == "cuda" and not any(width % 8 for width in weights.shape):
         rows = (activations.to(torch.int16) - 128).to(torch.int8)
-        padded = F.pad(rows, (0, 0, 0, max(0, 32 - len(rows))))  # its kernels want more than 16 rows
+        padded = F.pad(rows, (0, 0, 0, max(0, 32 - len(rows))))  # the kernel needs more than 16 rows
         return torch._int_mm(padded, weights.t())[: len(rows)].float()  # pyright: ignore[reportPrivateImportUsage]
     return F.linear(activations.float() - 128, weights.float())
 
@@ -208,7 +217,7 @@ LINEARS: dict[str, Callable[[nn.Linear], QuantizedLinear]] = {
 
 
 def check_method(method: str) -> None:
-    """Tell what is wrong with a `--quantize` before anything is loaded.
+    """Check the value of `--quantize` before anything is loaded.
 
     Raises:
         BackboneError: no such method, or its library is missing or does not work here.
@@ -219,16 +228,16 @@ def check_method(method: str) -> None:
         _library()
 
 
-@torch.inference_mode(False)  # or nothing could be trained on it
+@torch.inference_mode(False)  # inference tensors could not be trained on
 @torch.no_grad()
 def quantize_backbone(backbone: Backbone, method: str, device: str | torch.device = "cpu") -> None:
-    """Replace every linear layer of a loaded backbone, in place; its fingerprint and name say so. "none" does nothing.
+    """Quantize every linear layer of a loaded backbone, in place, and its name and fingerprint. "none" does nothing.
 
     Args:
-        device: where the matrices go, one after the other: of their full precision only one at a time is there.
+        device: where the matrices go, one at a time: only one is there in full precision.
 
     Raises:
-        BackboneError: as `check_method`, the widths do not fit, or it is quantised already.
+        BackboneError: as `check_method`; the widths do not fit; or the backbone is quantized already.
     """
     check_method(method)
     if method == "none":
@@ -236,9 +245,15 @@ def quantize_backbone(backbone: Backbone, method: str, device: str | torch.devic
     if backbone.quantization != "none":
         raise BackboneError(f"{backbone.name} is quantised already; load it again")
     linears = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
-    _check_widths(linears, method)
+    for name, linear in linears.items():
+        if method == "int4" and linear.in_features % BLOCK:
+            why = f"int4 needs input widths that {BLOCK} divides, and {name} has {linear.in_features}"
+            raise BackboneError(f"{why}; use int8 for this backbone")
     if method == "w8a8" and backbone.has_decoder:
-        backbone.vocabulary = _quantized(_plain_head(backbone).to(device), method)
+        with torch.device("meta"):
+            head = nn.Linear(*reversed(backbone.head.shape), bias=False)
+        head.weight = backbone.head
+        backbone.vocabulary = _quantized(head.to(device), method)
     for name in list(linears):
         _replace(backbone, name, _quantized(linears.pop(name).to(device), method))
     _return_freed_memory()
@@ -248,36 +263,37 @@ def quantize_backbone(backbone: Backbone, method: str, device: str | torch.devic
 
 
 def quantized_fingerprint(fingerprint: str, method: str) -> str:
-    """Of a backbone that was quantised: says method, bits and blocks, and no library's version."""
+    """Return a quantized backbone's fingerprint: of method, bits and blocks, and no library's version."""
     return f"sha256:{hashlib.sha256(f'{fingerprint}|{SCHEMES[method]}'.encode()).hexdigest()}"
 
 
 def full_weight(linear: nn.Linear | QuantizedLinear) -> Tensor:
-    """(out, in) float32: the matrix that a linear layer, quantised or not, multiplies with."""
+    """Return the matrix (out, in), float32, that a linear layer, quantized or not, multiplies with."""
     return linear.full_weight() if isinstance(linear, QuantizedLinear) else linear.weight.detach().float()
 
 
 def count_weights(backbone: Backbone) -> int:
-    """How many weights the backbone has, whatever each is stored in."""
+    """Return the number of the backbone's weights, independent of how they are stored."""
     matrices = [
         module
         for module in backbone.modules()
-        if isinstance(module, QuantizedLinear) and module is not backbone.vocabulary  # the LM head's once more
+        if isinstance(module, QuantizedLinear) and module is not backbone.vocabulary  # a copy of the LM head
     ]
     return sum(tensor.numel() for tensor in backbone.parameters()) + sum(module.shape.numel() for module in matrices)
 
 
 def held_bytes(backbone: Backbone) -> int:
-    """Bytes that the backbone's weights take on its device, once each where two parameters are one matrix."""
+    """Return the bytes of the backbone's weights on its device. A matrix that two parameters share counts once."""
     packed = [module.codes for module in backbone.modules() if isinstance(module, W8A8Linear) and module.is_packed]
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers())}
     return sum(held.values()) + sum(tensor.nbytes for tensor in packed)
 
 
 def full_precision(backbone: Backbone) -> Backbone:
-    """A backbone of plain linear layers that says what the quantised one says; itself where it has such already.
+    """Return a copy with plain linear layers that computes what the quantized backbone computes.
 
-    For what needs weights as parameters: structural initialisation, gradients to weights. A copy of all matrices.
+    For code that needs weights as parameters: structural initialization, gradients of weights. Copies all matrices; an
+    unquantized backbone is returned unchanged.
     """
     if backbone.quantization == "none":
         return backbone
@@ -288,13 +304,6 @@ def full_precision(backbone: Backbone) -> Backbone:
             _replace(copy, name, _plain(module, backbone.dtype))
     copy.quantization = "none"
     return copy
-
-
-def _check_widths(linears: dict[str, nn.Linear], method: str) -> None:
-    for name, linear in linears.items():
-        if method == "int4" and linear.in_features % BLOCK:
-            why = f"int4 needs input widths that {BLOCK} divides, and {name} has {linear.in_features}"
-            raise BackboneError(f"{why}; use int8 for this backbone")
 
 
 def _quantized(linear: nn.Linear, method: str) -> QuantizedLinear:
@@ -320,15 +329,8 @@ def _plain(module: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _plain_head(backbone: Backbone) -> nn.Linear:
-    words, width = backbone.head.shape
-    linear = nn.Linear(width, words, bias=False, device="meta")
-    linear.weight = backbone.head
-    return linear
-
-
 def _return_freed_memory() -> None:
-    """Have glibc give the system what the whole matrices took: it keeps pieces of their size for itself."""
+    """Make glibc return the memory of the freed matrices to the system; by default it keeps blocks of that size."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
@@ -336,12 +338,12 @@ def _return_freed_memory() -> None:
 
 
 def _library() -> Any:
-    """bitsandbytes, imported when it is first needed: that takes seconds."""
+    """Return bitsandbytes, imported at first use: the import takes seconds."""
     if (loaded := sys.modules.get(LIBRARY)) is not None:
         return loaded
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it imports parts of torch that are deprecated
+            warnings.simplefilter("ignore")  # it imports deprecated parts of torch
             return importlib.import_module(LIBRARY)
     except ImportError:
         raise BackboneError(f"int4 needs {LIBRARY}: pip install 'sidecast[quantized]', or use int8") from None

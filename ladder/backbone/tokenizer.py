@@ -1,4 +1,4 @@
-"""A tokenizer: from text to ids and back, and the vocabularies that it may have."""
+"""A tokenizer maps text to ids and back; it uses one of several kinds of vocabulary."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,55 +12,66 @@ from ladder.errors import BackboneError, NoTokenizerError
 
 
 class Vocabulary(Protocol):
-    """Text to ids and back. No start and end tokens are added; in ids, special ones say nothing."""
+    """Maps text to ids and back. `encode` adds no start or end token; `decode` ignores special tokens."""
 
     bos_token_id: int | None
     eos_token_id: int | None
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        ...
 
 
 class HuggingFace:
-    """tokenizer.json, or vocab.json with merges.txt, by transformers."""
+    """Reads tokenizer.json, or vocab.json with merges.txt, with transformers."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its warnings on sequence length and legacy modes do not concern us
+        logging.set_verbosity_error()  # its warnings on sequence length and legacy modes do not apply
         try:
             self._inner: Any = AutoTokenizer.from_pretrained(folder)
         finally:
             logging.set_verbosity(verbosity)
-        self._inner.model_max_length = 10**9  # no warning per long text: cutting is ours
-        self.bos_token_id, self.eos_token_id = self._inner.bos_token_id, self._inner.eos_token_id
+        self._inner.model_max_length = 10**9  # no warning per long text: `Tokenizer` truncates
+        self.bos_token_id = self._inner.bos_token_id
+        self.eos_token_id = self._inner.eos_token_id
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # truncation stays ours: the fast tokenizer keeps it as shared state, which threads would fight over
+        """Return the ids of each text."""
+        # `Tokenizer` truncates: in the fast tokenizer truncation is state that threads share
         return self._inner(list(texts), add_special_tokens=False, truncation=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
         return self._inner.decode(list(ids), skip_special_tokens=True)
 
 
 class SentencePiece:
-    """spiece.model. Sentinels (<extra_id_0>) are not read out of texts."""
+    """Reads spiece.model. Sentinels (<extra_id_0>) in a text are not recognised as tokens."""
 
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
         self._inner: Any = SentencePieceProcessor(model_file=str(path))
-        self.bos_token_id, self.eos_token_id = _token(self._inner.bos_id()), _token(self._inner.eos_id())
+        self.bos_token_id = _token(self._inner.bos_id())
+        self.eos_token_id = _token(self._inner.eos_id())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
         return self._inner.encode(list(texts), num_threads=1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        known = self._inner.vocab_size()  # sentinels stand behind it
-        said = [id for id in ids if id < known and not (self._inner.is_control(id) or self._inner.is_unknown(id))]
-        return self._inner.decode(said)
+        """Return the text of the ids."""
+        known = self._inner.vocab_size()  # sentinels have higher ids
+        plain = [id for id in ids if id < known and not (self._inner.is_control(id) or self._inner.is_unknown(id))]
+        return self._inner.decode(plain)
 
 
 def _token(id: int) -> int | None:
@@ -68,16 +79,18 @@ def _token(id: int) -> int | None:
 
 
 class Bytes:
-    """ByT5's: a token for each byte of UTF-8, after three special ones. No file."""
+    """ByT5's vocabulary: one token per byte of UTF-8, after three special tokens. Needs no file."""
 
     FIRST = 3
     bos_token_id: int | None = None
     eos_token_id: int | None = 1
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
         return [[byte + self.FIRST for byte in text.encode()] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
         return bytes(id - self.FIRST for id in ids if 0 <= id - self.FIRST < 256).decode(errors="ignore")
 
 
@@ -86,17 +99,17 @@ SENTENCE_PIECES = ("spiece.model", "sentencepiece.bpe.model")
 
 
 def read_vocabulary(folder: Path, files: Sequence[str]) -> tuple[Vocabulary, str]:
-    """The vocabulary that stands in `files` of `folder`, or ByT5's where there are none; and its fingerprint.
+    """Read the vocabulary in `files` of `folder` (ByT5's if there are none); return it and its fingerprint.
 
     Raises:
-        BackboneError: it does not load.
+        BackboneError: the vocabulary does not load.
     """
     if not files:
         return Bytes(), _digest(b"ByT5Tokenizer: bytes from 3")
-    kept = _read(folder, lambda: [(folder / name).read_bytes() for name in files])
+    contents = _read(folder, lambda: [(folder / name).read_bytes() for name in files])
     if files[0] in SENTENCE_PIECES:
-        return _read(folder, lambda: SentencePiece(folder / files[0])), _digest(*kept)
-    return _read(folder, lambda: HuggingFace(folder)), _digest(*kept)
+        return _read(folder, lambda: SentencePiece(folder / files[0])), _digest(*contents)
+    return _read(folder, lambda: HuggingFace(folder)), _digest(*contents)
 
 
 def _digest(*parts: bytes) -> str:
@@ -106,17 +119,17 @@ def _digest(*parts: bytes) -> str:
 def _read(folder: Path, read: Callable[[], Result]) -> Result:
     try:
         return read()
-    except Exception as error:  # the libraries raise whatever they meet
+    except Exception as error:  # the libraries raise errors of many kinds
         why = str(error).splitlines() or [type(error).__name__]
         raise BackboneError(f"the tokenizer in {folder} does not load: {why[0]}") from None
 
 
 BYTES = "ByT5Tokenizer"
-"""What Hugging Face calls the tokenizer that needs no file."""
+"""Hugging Face's name of the tokenizer that needs no file."""
 
 
 class Tokenizer:
-    """A vocabulary, so used that every text ends in one end token and nothing is padded."""
+    """Encodes with a vocabulary: every text ends in one end token, and nothing is padded."""
 
     def __init__(
         self,
@@ -127,25 +140,32 @@ class Tokenizer:
         bos_token_id: int | None = None,
         limit: int | None = None,
     ) -> None:
-        """`bos_token_id`, if any, begins every prompt. `limit` is the most tokens that the backbone reads."""
-        self._vocabulary, self.fingerprint, self.eos_token_id = vocabulary, fingerprint, eos_token_id
+        """Make a tokenizer.
+
+        Args:
+            bos_token_id: begins every prompt; None: prompts have no start token.
+            limit: most tokens that the backbone reads; None: any number.
+        """
+        self._vocabulary = vocabulary
+        self.fingerprint = fingerprint
+        self.eos_token_id = eos_token_id
         self._start = [] if bos_token_id is None else [bos_token_id]
         self._limit = limit
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        """Ids of each prompt, at most `max_tokens` with start and end tokens: a longer text is cut."""
+        """Return the ids of each prompt, at most `max_tokens` with start and end tokens: a longer text is cut."""
         return self._encode(texts, max_tokens, self._start)
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
-        """As `encode_batch`, of one prompt."""
+        """As `encode_batch`, for one prompt."""
         return self.encode_batch([text], max_tokens)[0]
 
     def encode_targets(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        """Ids of what a decoder is to say: no start token; at most `max_tokens` with the end token."""
+        """Return the ids of target texts: no start token, and at most `max_tokens` with the end token."""
         return self._encode(texts, max_tokens, [])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text, without special tokens."""
+        """Return the text of the ids, without special tokens."""
         return self._vocabulary.decode(ids)
 
     def _encode(self, texts: Sequence[str], max_tokens: int | None, start: list[int]) -> list[list[int]]:
@@ -157,34 +177,34 @@ class Tokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer in a backbone's folder: tokenizer.json, or the files that its family has instead.
+    """Load the tokenizer in a backbone's folder: tokenizer.json, or the other files of its family.
 
     Raises:
-        NoTokenizerError: the folder has none.
-        BackboneError: it does not load, or the folder's config.json does not.
+        NoTokenizerError: the folder has no tokenizer.
+        BackboneError: the tokenizer or the folder's config.json does not load.
     """
     folder = resolve_folder(source)
-    given = read_json(folder / "config.json")
-    config = read_config(given)
-    vocabulary, fingerprint = read_vocabulary(folder, _files(folder, config, given))
+    values = read_json(folder / "config.json")
+    config = read_config(values)
+    vocabulary, fingerprint = read_vocabulary(folder, _files(folder, config, values))
     eos = config.eos_token_id if vocabulary.eos_token_id is None else vocabulary.eos_token_id
     bos = None
     if family_of(config).starts_prompts:
-        bos = given.get("bos_token_id") if vocabulary.bos_token_id is None else vocabulary.bos_token_id
+        bos = values.get("bos_token_id") if vocabulary.bos_token_id is None else vocabulary.bos_token_id
         if bos is None:
             raise BackboneError(f"{folder}: neither its tokenizer nor its config.json names the start token (bos)")
     return Tokenizer(vocabulary, fingerprint, eos, bos_token_id=bos, limit=config.max_positions)
 
 
-def _files(folder: Path, config: BackboneConfig, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The files of the vocabulary; none for bytes. `given` is config.json, which may name the tokenizer too."""
+def _files(folder: Path, config: BackboneConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files of the vocabulary; none for bytes. `values` is config.json, which may name the tokenizer too."""
     choices = family_of(config).vocabularies
     for names in choices:
         if all((folder / name).is_file() for name in names):
             return names
     settings = folder / "tokenizer_config.json"
-    told = read_json(settings) if settings.is_file() else {}
-    if BYTES in (told.get("tokenizer_class"), given.get("tokenizer_class")):
+    tokenizer_values = read_json(settings) if settings.is_file() else {}
+    if BYTES in (tokenizer_values.get("tokenizer_class"), values.get("tokenizer_class")):
         return ()
     first, *others = (" with ".join(names) for names in choices)
     raise NoTokenizerError(

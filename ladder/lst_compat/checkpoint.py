@@ -1,6 +1,6 @@
 """Import a side network that the LST authors' code trained: its file, the backbone's part in it, its weights.
 
-Its settings are `ladder.lst_compat.settings`' to find, its names `ladder.lst_compat.names`' to know.
+`ladder.lst_compat.settings` infers its settings; `ladder.lst_compat.names` maps its names.
 """
 
 import math
@@ -24,31 +24,32 @@ from ladder.lst_compat.settings import STACKS, Claims, infer_settings
 from ladder.side.network import SideNetwork
 
 WRAPPERS = ("state_dict", "model")
-"""Where training loops put a state dict beside their optimizer's."""
+"""Keys under which training loops store the model's state dict next to the optimizer's."""
 PREFIXES = ("module.", "w.")
-"""DataParallel's, and that of files which hold more than weights."""
-OPEN, SHUT = 120.0, -120.0
-"""Logits over temperature whose sigmoid is 1 and 0 in float32, to the last bit."""
+"""Prefixes of names: DataParallel's, and that of files which hold more than weights."""
+OPEN = 120.0
+SHUT = -120.0
+"""Logits over temperature whose sigmoid in float32 is exactly 1 and 0."""
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-"""In old T5 checkpoints; no code reads it."""
+"""Present in old T5 checkpoints; no code reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A side network out of the authors' checkpoint."""
+    """A side network from the authors' checkpoint."""
 
     side: SideNetwork
     compared: int
-    """Backbone tensors in the checkpoint: all equal to the given backbone's."""
+    """Number of backbone tensors in the checkpoint; all equal to the backbone's."""
     notes: tuple[str, ...] = ()
-    """What a reader should know, a sentence each."""
+    """Remarks for the user, a sentence each."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Every tensor of a .safetensors or torch file, under the authors' names.
 
     Torch files load without running code (weights_only); {"state_dict": ...} and {"model": ...} are opened, "module."
-    and "w." in front of names dropped. Where names begin with "w.", others (stored activations) are left alone.
+    and "w." in front of names dropped. Where names begin with "w.", others (stored activations) are ignored.
 
     Raises:
         CheckpointError: no such file, damaged, or more than tensors.
@@ -70,7 +71,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def import_side(tensors: Mapping[str, Tensor], backbone: Backbone, claims: Claims | None = None) -> Imported:
-    """Make our side network of the authors' tensors, in evaluation mode, in float32.
+    """Make a side network from the authors' tensors, in evaluation mode, in float32.
 
     Raises:
         CheckpointError: the file contradicts the claims, belongs to another backbone, lacks or has too many tensors, or
@@ -110,7 +111,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         why = "it is no torch file of tensors alone, and what else is in it is not run; save the state dict"
         raise CheckpointError(f"{path} does not load: {why}") from None
-    except Exception as error:  # torch.load raises whatever its parsers do
+    except Exception as error:  # torch.load raises errors of many kinds
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is not a whole torch file: {why}") from None
     while isinstance(loaded, Mapping) and (wrapper := _wrapper(loaded)):
@@ -127,7 +128,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Dense, and every value is in the file: a few bytes could claim any shape."""
+    """Whether the tensor is dense and all its values are in the file: a few bytes could declare any shape."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
@@ -169,7 +170,7 @@ def _split(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
 
 
 def _compare(rest: Mapping[str, Tensor], backbone: Backbone) -> int:
-    """How many of the backbone's tensors the checkpoint holds, all of them equal to the backbone's."""
+    """Check that the checkpoint's backbone tensors equal the backbone's; return their number."""
     weights = dict(backbone.named_parameters())
     for name, tensor in rest.items():
         ours = weights[name.split(" ")[0]].detach().cpu()
@@ -189,8 +190,9 @@ def _compare(rest: Mapping[str, Tensor], backbone: Backbone) -> int:
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal, or one is the other in a coarser dtype."""
-    ours, theirs = ours.float(), theirs.float()
+    """Whether two tensors are equal, or one is the other in a coarser dtype."""
+    ours = ours.float()
+    theirs = theirs.float()
     if torch.equal(ours, theirs):
         return True
     return any(
@@ -201,7 +203,7 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _rename(theirs: Mapping[str, Tensor], config: SideConfig, backbone: BackboneConfig) -> dict[str, Tensor]:
-    """Our names, every shape and value checked; a fixed gate's number as a logit."""
+    """Rename to our names and check every shape and value; convert a fixed gate's number to a logit."""
     owners = {stack: next(iter(bias_owners(theirs, stack)), None) for stack in STACKS}
     with torch.device("meta"):
         needed = {name: tuple(tensor.shape) for name, tensor in SideNetwork(config, backbone).state_dict().items()}
@@ -226,7 +228,7 @@ def _gate_names(theirs: Mapping[str, Tensor], what: str) -> set[str]:
 
 
 def _unread_gates(theirs: Mapping[str, Tensor], config: SideConfig, backbone: BackboneConfig) -> set[str]:
-    """Gates that stand in the file for nothing: a dropped layer's, and those that are always one."""
+    """Gates in the file that have no effect: those of dropped layers, and those that are always one."""
     counts = {"encoder": backbone.num_layers, "decoder": backbone.num_decoder_layers}
     kept = {"encoder": config.encoder_layers or (), "decoder": config.decoder_layers or ()}
     return {
@@ -247,7 +249,7 @@ def _checked(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _logit(name: str, gate: Tensor, temperature: float) -> Tensor:
-    """What the sigmoid makes `gate` (1,) of, after division by the temperature."""
+    """The logit whose sigmoid, after division by the temperature, is `gate` (1,)."""
     value = float(gate)
     if not 0 <= value <= 1:
         raise CheckpointError(f"the checkpoint's {name} is {value:g}, and a gate is within 0 and 1")
@@ -256,14 +258,15 @@ def _logit(name: str, gate: Tensor, temperature: float) -> Tensor:
 
 
 def _drop_unread_biases(theirs: Mapping[str, Tensor], config: SideConfig, ours: dict[str, Tensor]) -> list[str]:
-    """Zero the relative biases that the authors' code never came to read; a sentence about each.
+    """Zero the relative biases that the authors' code never read; return a sentence about each.
 
-    Its first layer to run makes the bias and hands it on, and only the first layer listed has a table: where layers
-    were listed in another order than they run, the one that runs first has none, and every layer gets zeros.
+    In their code the layer that runs first computes the bias for all, and only the layer listed first has a table. If
+    layers are listed in another order than they run, the first to run has no table, and every layer gets zeros.
     """
     notes: list[str] = []
     for stack, layers in zip(STACKS, (config.encoder_layers, config.decoder_layers), strict=True):
-        owner, first = next(iter(bias_owners(theirs, stack)), None), min(layers or (), default=None)
+        owner = next(iter(bias_owners(theirs, stack)), None)
+        first = min(layers or (), default=None)
         if owner != first:
             name = f"{stack}.relative_bias.weight"
             ours[name] = torch.zeros_like(ours[name])

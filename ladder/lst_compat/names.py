@@ -1,6 +1,6 @@
-"""Parameter names of other code for our parts: Hugging Face's T5, and the LST authors' side networks.
+"""The LST authors' parameter names of a side network, and ours.
 
-Pure renaming; see LST's published code at ylsung/Ladder-Side-Tuning for what each of theirs is.
+Only renaming; for the meaning of their names see their code, ylsung/Ladder-Side-Tuning.
 """
 
 import re
@@ -15,26 +15,27 @@ _LADDER = re.compile(
 
 
 def kept_layers(names: Iterable[str], stack: str) -> tuple[int, ...]:
-    """The layers of "encoder" or "decoder" that have a side block in the authors' checkpoint, ascending."""
+    """Return the layers of "encoder" or "decoder" that have a side block in the authors' checkpoint, ascending."""
     matches = (_BLOCK.fullmatch(name) for name in names)
     return tuple(sorted({int(m["index"]) for m in matches if m and m["side"] and m["stack"] == stack}))
 
 
 def bias_owners(names: Iterable[str], stack: str) -> tuple[int, ...]:
-    """The layers of a stack whose side block holds a relative bias, ascending; the authors' code gives it to one."""
+    """Return the layers of a stack whose side block holds a relative bias, ascending; the authors' code gives it to
+    one."""
     matches = (_BLOCK.fullmatch(name) for name in names)
-    found = (m for m in matches if m and m["side"] and m["stack"] == stack)
-    return tuple(sorted(int(m["index"]) for m in found if m["rest"] == _RELATIVE_BIAS))
+    side_blocks = (m for m in matches if m and m["side"] and m["stack"] == stack)
+    return tuple(sorted(int(m["index"]) for m in side_blocks if m["rest"] == _RELATIVE_BIAS))
 
 
 def gate_layers(names: Iterable[str], stack: str, what: str) -> dict[int, str]:
-    """The name of each layer's gate: `what` is "gate_params" (learnable) or "gate" (a number, not a logit)."""
+    """Return the name of each layer's gate: `what` is "gate_params" (learnable) or "gate" (a number, not a logit)."""
     matches = ((name, _LADDER.fullmatch(name)) for name in names)
     return {int(m["index"]): name for name, m in matches if m and m["stack"] == stack and m["what"] == what}
 
 
 def authors_name(ours: str, config: SideConfig, owner: int | None = None) -> str:
-    """The authors' name for a parameter of our side network, with a text head and a resolved `config`.
+    """Return the authors' name for a parameter of our side network, with a text head and a resolved `config`.
 
     Args:
         owner: the layer that holds its stack's relative bias; the lowest kept one when not given.
@@ -60,7 +61,7 @@ def _rung_part(part: str, layer: int, config: SideConfig, *, decoder: bool) -> s
     if part.startswith("downsample."):
         return f"side_downsamples.{layer}.{part.removeprefix('downsample.')}"
     _, module, tail = part.split(".", 2)
-    places = {"attention": 0, "cross": 1, "feed": 2 if decoder else 1}
-    place = places[module.split("_")[0]]
+    positions = {"attention": 0, "cross": 1, "feed": 2 if decoder else 1}
+    position = positions[module.split("_")[0]]
     theirs = "layer_norm" if module.endswith("_norm") else next(t for t, o in _PARTS.items() if o == module)
-    return f"side_block.{layer}.layer.{place}.{theirs}.{tail}"
+    return f"side_block.{layer}.layer.{position}.{theirs}.{tail}"

@@ -1,7 +1,7 @@
-"""The settings of a side network that the LST authors' code trained, read off its checkpoint's own tensors.
+"""The settings of a side network that the LST authors' code trained, inferred from its checkpoint's tensors.
 
-What no tensor tells (temperature, where the tap is mixed in, which of two gates without weights) is claimed by the
-user; a claim that the file contradicts is an error.
+Settings that no tensor shows (temperature, where the tap is mixed in, which of two gates without weights) are claims of
+the user; a claim that the file contradicts is an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,12 +28,12 @@ WORDS = frozenset(
         "add_bias_sampling",
     }
 )
-"""The authors' names of what `Claims` holds."""
+"""The authors' names of the settings in `Claims`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What is said of a checkpoint besides its tensors; None says nothing."""
+    """Settings that the user claims about a checkpoint; None: not claimed."""
 
     reduction: int | None = None
     encoder_layers: tuple[int, ...] | None = None
@@ -42,17 +42,17 @@ class Claims:
     gate: Gate | None = None
     gate_temperature: float | None = None
     gate_start: float | None = None
-    """The logit of a gate "fixed" that the file does not hold; else only where training began."""
+    """The logit of a "fixed" gate that the file does not hold; for other gates the start of training."""
     mix_after: bool | None = None
     merge_last: bool | None = None
     bias: bool | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], backbone: BackboneConfig) -> Self:
-        """Read the authors' own words: use_gate, gate_T, encoder_side_layers ..., as their config.json has them.
+        """Read the authors' settings: use_gate, gate_T, encoder_side_layers and so on, as in their config.json.
 
         Raises:
-            CheckpointError: a value of the wrong type, a method that is not LST, or none of their words at all.
+            CheckpointError: a value of the wrong type, a method that is not LST, or none of their settings.
         """
         for name in ("train_task_adapters", "prefix_tuning"):
             if settings.get(name) not in (None, False):
@@ -73,14 +73,15 @@ class Claims:
         )
 
     def join(self, other: Self) -> Self:
-        """Both together.
+        """Combine two sets of claims.
 
         Raises:
             CheckpointError: they disagree.
         """
         values: dict[str, Any] = {}
         for name in (field.name for field in fields(self)):
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine = getattr(self, name)
+            theirs = getattr(other, name)
             if mine is not None and theirs is not None and mine != theirs:
                 raise CheckpointError(f"{name} is given twice, as {_shown(mine)} and as {_shown(theirs)}; give one")
             values[name] = theirs if mine is None else mine
@@ -91,7 +92,7 @@ def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claim
     """The resolved settings of the side network whose tensors, under the authors' names, are `theirs`.
 
     Raises:
-        CheckpointError: the tensors contradict each other or the claims, or neither tells a setting.
+        CheckpointError: the tensors contradict each other or the claims, or neither shows a setting.
         SideConfigError: layers or widths that this backbone does not have.
     """
     layers = {stack: kept_layers(theirs, stack) for stack in STACKS}
@@ -103,7 +104,7 @@ def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claim
     _agree("bias", claims.bias, bias, "add_bias_sampling: biases of its projections")
     _agree("merge_last", claims.merge_last, merge_last, "side_gate_params_merge_last")
     gate, form = _gate(theirs, layers, claims)
-    given = {
+    claimed = {
         "gate_temperature": claims.gate_temperature,
         "gate_start": claims.gate_start,
         "mix_after": claims.mix_after,
@@ -117,12 +118,12 @@ def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claim
         merge_last=merge_last,
         bias=bias,
         head="text",
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in claimed.items() if value is not None},
     ).resolve(backbone)
 
 
 def _check_layers(
-    theirs: Mapping[str, Tensor], stack: str, kept: tuple[int, ...], said: tuple[int, ...] | None
+    theirs: Mapping[str, Tensor], stack: str, kept: tuple[int, ...], claimed: tuple[int, ...] | None
 ) -> None:
     owners = bias_owners(theirs, stack)
     if kept and len(owners) != 1:
@@ -130,18 +131,18 @@ def _check_layers(
             f"one {stack}.side_block must hold a relative_attention_bias, and {_numbers(owners) or 'none'} does: the "
             "checkpoint is not whole, or not of the authors' code after July 2022"
         )
-    if said is None:
+    if claimed is None:
         return
-    if tuple(sorted(said)) != kept:
-        raise CheckpointError(f"{stack} layers {_shown(said)} are claimed, and the checkpoint has {_shown(kept)}")
-    if said and said[0] != owners[0]:
+    if tuple(sorted(claimed)) != kept:
+        raise CheckpointError(f"{stack} layers {_shown(claimed)} are claimed, and the checkpoint has {_shown(kept)}")
+    if claimed and claimed[0] != owners[0]:
         raise CheckpointError(
-            f"{stack} layer {said[0]} is listed first, and the checkpoint's relative bias is layer {owners[0]}'s: list "
-            "that one first, as in training"
+            f"{stack} layer {claimed[0]} is listed first, and the checkpoint's relative bias is layer {owners[0]}'s: "
+            "list that one first, as in training"
         )
 
 
-def _reduction(theirs: Mapping[str, Tensor], backbone: BackboneConfig, said: int | None) -> int:
+def _reduction(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claimed: int | None) -> int:
     name = "encoder.side_first_downsample.weight"
     if name not in theirs:
         raise CheckpointError(f"the checkpoint lacks {name}")
@@ -153,9 +154,10 @@ def _reduction(theirs: Mapping[str, Tensor], backbone: BackboneConfig, said: int
     fitting = [r for r in range(1, shape[1] + 1) if shape[1] // r == shape[0] and _fits(theirs, backbone, r)]
     if not fitting:
         raise CheckpointError("the side network's widths are not this backbone's (d_model, d_kv, d_ff) over any one r")
-    if said is not None and said not in fitting:
-        raise CheckpointError(f"r {said} is claimed, and the checkpoint's widths are those of r {fitting[-1]}")
-    return fitting[-1] if said is None else said  # several, rounded down, make one shape; the exact one is the largest
+    if claimed is not None and claimed not in fitting:
+        raise CheckpointError(f"r {claimed} is claimed, and the checkpoint's widths are those of r {fitting[-1]}")
+    # several r, rounded down, make one shape; the exact one is the largest
+    return fitting[-1] if claimed is None else claimed
 
 
 def _fits(theirs: Mapping[str, Tensor], backbone: BackboneConfig, reduction: int) -> bool:
@@ -202,9 +204,9 @@ def _claimed_gate(claims: Claims) -> Gate:
     return claims.gate
 
 
-def _agree(name: str, said: object, found: object, where: str) -> None:
-    if said is not None and said != found:
-        raise CheckpointError(f"{name} {_shown(said)} is claimed, and the checkpoint says {_shown(found)} ({where})")
+def _agree(name: str, claimed: object, found: object, where: str) -> None:
+    if claimed is not None and claimed != found:
+        raise CheckpointError(f"{name} {_shown(claimed)} is claimed, and the checkpoint says {_shown(found)} ({where})")
 
 
 def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:

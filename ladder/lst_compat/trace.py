@@ -1,7 +1,7 @@
-"""Everything that flows through a backbone and one side network for one batch of token ids, by name: to compare with.
+"""Records every activation of a backbone and one side network for one batch, by name, to compare implementations.
 
-Names are those of the LST authors' modules (act.encoder.side_block.3.out), so that two implementations can be laid side
-by side; 3 is the backbone block's number. `docs/tracing.md` lists them. Needs no tokenizer.
+The names are those of the LST authors' modules (act.encoder.side_block.3.out; 3 is the backbone block's number).
+`docs/tracing.md` lists them. Needs no tokenizer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,10 +39,10 @@ class Inputs:
 
 
 def read_inputs(path: str | Path, config: BackboneConfig, prefix: str = "") -> Inputs:
-    """Read input_ids, attention_mask and labels from a safetensors file; other tensors in it are left alone.
+    """Read input_ids, attention_mask and labels from a safetensors file; other tensors in it are ignored.
 
     Args:
-        prefix: where the file has input_ids with it in front, all three names are read so.
+        prefix: if the file has input_ids with this prefix, all three names are read with it.
 
     Raises:
         InputsError: unreadable, input_ids missing, a wrong shape or type, ids outside the vocabulary, a row of padding.
@@ -50,44 +50,44 @@ def read_inputs(path: str | Path, config: BackboneConfig, prefix: str = "") -> I
     path = Path(path).expanduser()
     try:
         with safe_open(path, framework="pt") as opened:
-            there = set(opened.keys())
-            prefix = prefix if f"{prefix}input_ids" in there else ""
+            names = set(opened.keys())
+            prefix = prefix if f"{prefix}input_ids" in names else ""
             wanted = ("input_ids", "attention_mask", "labels")
-            found = {name: opened.get_tensor(prefix + name) for name in wanted if prefix + name in there}
+            tensors = {name: opened.get_tensor(prefix + name) for name in wanted if prefix + name in names}
     except (SafetensorError, OSError) as error:
         raise InputsError(f"{path} is no whole safetensors file: {error}") from None
     try:
-        return make_inputs(found, config)
+        return make_inputs(tensors, config)
     except InputsError as error:
         raise InputsError(f"{path}: {error}") from None
 
 
-def make_inputs(found: Mapping[str, Tensor], config: BackboneConfig) -> Inputs:
+def make_inputs(tensors: Mapping[str, Tensor], config: BackboneConfig) -> Inputs:
     """Check tensors by name; without attention_mask every token is real.
 
     Raises:
         InputsError: as `read_inputs`.
     """
-    if "input_ids" not in found:
+    if "input_ids" not in tensors:
         raise InputsError("input_ids is missing: token ids, (rows, tokens)")
-    ids = _ids("input_ids", found["input_ids"], config.vocab_size)
+    ids = _ids("input_ids", tensors["input_ids"], config.vocab_size)
     if config.max_positions is not None and ids.shape[1] > config.max_positions:
         raise InputsError(f"input_ids has {ids.shape[1]} tokens a row, and this backbone reads {config.max_positions}")
     mask = torch.ones_like(ids, dtype=torch.bool)
-    if "attention_mask" in found:
-        given = found["attention_mask"]
-        if given.shape != ids.shape or given.is_floating_point() or not ((given == 0) | (given == 1)).all():
+    if "attention_mask" in tensors:
+        ones = tensors["attention_mask"]
+        if ones.shape != ids.shape or ones.is_floating_point() or not ((ones == 0) | (ones == 1)).all():
             raise InputsError(
                 f"attention_mask must be ones and zeros (whole numbers) of shape {tuple(ids.shape)}, as input_ids; got "
-                f"{given.dtype} {tuple(given.shape)}"
+                f"{ones.dtype} {tuple(ones.shape)}"
             )
-        mask = given.bool()
+        mask = ones.bool()
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
             raise InputsError(f"attention_mask leaves no token in row {empty[0]}")
     labels = None
-    if "labels" in found:
-        labels = _ids("labels", found["labels"], config.vocab_size, ignored=True)
+    if "labels" in tensors:
+        labels = _ids("labels", tensors["labels"], config.vocab_size, ignored=True)
         if len(labels) != len(ids):
             raise InputsError(f"labels has {len(labels)} rows, and input_ids {len(ids)}")
         if not (labels != IGNORED).any():
@@ -105,7 +105,7 @@ def trace(
     beams: int | None = None,
     legacy_beams: bool = True,
 ) -> Named:
-    """All activations and outputs of one pass, on the CPU, each its own memory.
+    """Return all activations and outputs of one pass by name, on the CPU; no two share memory.
 
     Args:
         side: in evaluation mode, on the backbone's device.
@@ -114,7 +114,8 @@ def trace(
         legacy_beams: as transformers 4.6 did, with which the authors measured; see `Generation`.
     """
     device = backbone.device
-    ids, mask = inputs.ids.to(device), inputs.mask.to(device)
+    ids = inputs.ids.to(device)
+    mask = inputs.mask.to(device)
     seen: Named = {}
     with _watched(side, seen):
         taps = backbone.encode(ids, mask)
@@ -140,12 +141,12 @@ def trace(
     return _stored(seen)
 
 
-def _ids(name: str, given: Tensor, vocabulary: int, *, ignored: bool = False) -> Tensor:
-    if given.ndim != 2 or given.is_floating_point() or given.dtype == torch.bool or given.numel() == 0:
+def _ids(name: str, tensor: Tensor, vocabulary: int, *, ignored: bool = False) -> Tensor:
+    if tensor.ndim != 2 or tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
         raise InputsError(
-            f"{name} must be whole numbers of shape (rows, tokens), got {given.dtype} {tuple(given.shape)}"
+            f"{name} must be whole numbers of shape (rows, tokens), got {tensor.dtype} {tuple(tensor.shape)}"
         )
-    ids = given.long()
+    ids = tensor.long()
     wrong = (ids < 0) | (ids >= vocabulary)
     if ignored:
         wrong &= ids != IGNORED
@@ -157,7 +158,7 @@ def _ids(name: str, given: Tensor, vocabulary: int, *, ignored: bool = False) ->
 
 
 def _decoder_ids(rows: int, labels: Tensor | None, backbone: Backbone) -> Tensor:
-    """(B, T) what the decoder reads to say `labels`; without them the start token alone."""
+    """(B, T): the decoder's input for `labels`, shifted by the start token; without labels only the start token."""
     config = backbone.config
     start = torch.full((rows, 1), config.decoder_start_token_id, device=backbone.device)
     if labels is None:
@@ -168,7 +169,7 @@ def _decoder_ids(rows: int, labels: Tensor | None, backbone: Backbone) -> Tensor
 
 @contextmanager
 def _watched(side: SideNetwork, seen: Named) -> Iterator[None]:
-    """While it is open, what flows through `side` is kept in `seen`."""
+    """Store the activations of `side` in `seen` while the context is open."""
     stacks = [(name, stack) for name, stack in side.named_children() if isinstance(stack, SideStack)]
     handles = [handle for name, stack in stacks for handle in _watch_stack(name, stack, seen)]
     if hasattr(side, "upsample"):
@@ -196,10 +197,10 @@ def _watch_stack(name: str, stack: SideStack, seen: Named) -> Iterator[torch.uti
 
 
 def _keep(name: str, seen: Named, before: str | None = None):
-    def hook(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         seen[name] = out
         if before is not None:
-            seen[before] = given[0]
+            seen[before] = inputs[0]
 
     return hook
 
@@ -213,7 +214,8 @@ def _named_taps(stack: str, taps: Taps) -> Named:
 
 
 def _padded(rows: list[tuple[int, ...] | Exception], limit: int, config: BackboneConfig) -> Tensor:
-    """(B, N) with the start token first and the end token where a row ended, as Hugging Face's generate returns it."""
+    """(B, N) with the start token first and the end token after a row that ended, as Hugging Face's generate
+    returns."""
     texts = []
     for row in rows:
         if isinstance(row, Exception):
@@ -224,5 +226,5 @@ def _padded(rows: list[tuple[int, ...] | Exception], limit: int, config: Backbon
 
 
 def _stored(seen: Named) -> Named:
-    """safetensors takes no two names for one memory."""
+    """Copies on the CPU: safetensors does not accept two names for the same memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in seen.items()}

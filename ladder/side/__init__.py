@@ -4,7 +4,7 @@ from ladder.side.checkpoint import as_served, load_side
 from ladder.side.cost import CostModel, Load, backbone_flops, count_parameters, kept_patterns, side_flops
 from ladder.side.known_backbones import NAMED, backbone_shape
 from ladder.side.network import MlpHead, SideNetwork
-from ladder.side.structural_init import Order, check_order, initialise, magnitude, matrices
+from ladder.side.structural_init import Order, check_order, initialize, magnitude, matrices
 
 __all__ = [
     "NAMED",
@@ -18,7 +18,7 @@ __all__ = [
     "backbone_shape",
     "check_order",
     "count_parameters",
-    "initialise",
+    "initialize",
     "kept_patterns",
     "load_side",
     "magnitude",

@@ -21,28 +21,29 @@ from ladder.side.network import SideNetwork
 M = TypeVar("M", bound=nn.Module)
 
 HEADER = "sidecast.side_network"
-"""The one entry of the file's metadata, as JSON: safetensors writes several in any order, and equal networks shall be
-equal bytes."""
+"""The one entry of the file's metadata, as JSON: safetensors writes several entries in any order, and equal networks
+must be equal bytes."""
 SCHEMA = 1
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""What weights may be stored in."""
+"""Dtypes that a file may store weights in."""
 
 
 def save_side(path: str | Path, side: SideNetwork) -> None:
-    """Write `side` in float32."""
+    """Write the weights of `side` in float32, and its settings."""
     header = json.dumps({"schema": SCHEMA, "config": side.config.to_dict()}, sort_keys=True)
     tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in side.state_dict().items()}
     save_file(tensors, str(path), metadata={HEADER: header})
 
 
 def as_served(side: SideNetwork, dtype: torch.dtype) -> SideNetwork:
-    """A frozen copy in evaluation mode and `dtype`; a head of its own stays as it is, float32: it says answers."""
-    weights = {name: tensor.to(_kept(name, dtype), copy=True) for name, tensor in side.state_dict().items()}
+    """Return a frozen copy in evaluation mode and `dtype`. A trained head stays in float32, since it computes
+    answers."""
+    weights = {name: tensor.to(_dtype_of(name, dtype), copy=True) for name, tensor in side.state_dict().items()}
     return _filled(side, weights)
 
 
-def _kept(name: str, dtype: torch.dtype) -> torch.dtype:
-    """What a weight of that name is kept in, in a side network of `dtype`."""
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a weight with this name in a side network of `dtype`."""
     return torch.float32 if name.startswith(("head.", "words.")) else dtype
 
 
@@ -53,29 +54,31 @@ def load_side(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SideNetwork:
-    """Read a side network for a backbone of that shape, in evaluation mode.
+    """Read a side network for a backbone of shape `backbone`, in evaluation mode.
 
     Raises:
-        CheckpointError: not ours, a newer schema, damaged, weights missing or unknown, a wrong shape, or not finite.
+        CheckpointError: not a file of `save_side`, a newer schema, damaged, weights missing or unknown, a wrong shape,
+            or not finite.
     """
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as opened:
             config = _read_config(path, opened.metadata() or {})
-            found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-            blueprint = _checked(path, found, config, backbone)
-            tensors = _finite(path, {name: opened.get_tensor(name) for name in found})
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            blueprint = _checked(path, shapes, config, backbone)
+            tensors = _finite(path, {name: opened.get_tensor(name) for name in shapes})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole safetensors file: {error}") from None
-    weights = {name: tensor.to(device=device, dtype=_kept(name, dtype)) for name, tensor in tensors.items()}
+    weights = {name: tensor.to(device=device, dtype=_dtype_of(name, dtype)) for name, tensor in tensors.items()}
     return _filled(blueprint, weights)
 
 
 def _finite(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In float32, where what was large but finite may be finite no longer."""
+    """Convert to float32 and check that every value is finite; a large float64 may not be after conversion."""
     weights = {name: tensor.float() for name, tensor in tensors.items() if tensor.dtype in DTYPES}
     wrong = tensors.keys() - weights.keys()
-    if not wrong and not math.isfinite(get_total_norm(weights.values(), math.inf)):  # the largest of all, in one call
+    largest = get_total_norm(weights.values(), math.inf)  # the largest absolute value, in one call
+    if not wrong and not math.isfinite(largest):
         wrong = {name for name, tensor in weights.items() if not torch.isfinite(tensor).all()}
     if wrong:
         raise CheckpointError(f"{path.name}: {min(wrong)} holds values that are not finite numbers")
@@ -99,7 +102,7 @@ def _read_config(path: Path, metadata: dict[str, str]) -> SideConfig:
 
 
 class _Undrawn(TorchFunctionMode):
-    """No random starts of linear layers: what is loaded replaces them, and they are slow even without memory."""
+    """Skips the random start of linear layers: loaded weights replace it, and it is slow even on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -108,46 +111,49 @@ class _Undrawn(TorchFunctionMode):
 
 @lru_cache(maxsize=16)
 def _blueprint(config: SideConfig, backbone: BackboneConfig) -> tuple[SideNetwork, dict[str, tuple[int, ...]]]:
-    """A side network of that shape, without memory, and its weights' shapes. Kept, since many of one shape are loaded,
-    and making one takes longer than reading its weights."""
+    """A side network of this shape on the meta device, and its weights' shapes. Cached: many networks of one shape are
+    loaded, and constructing one takes longer than reading its weights."""
     with torch.device("meta"), _Undrawn():
         side = SideNetwork(config, backbone)
     return side, {name: tuple(tensor.shape) for name, tensor in side.state_dict().items()}
 
 
 def _filled(module: M, weights: Mapping[str, Tensor], prefix: str = "") -> M:
-    """A module like `module` with these weights, by name, instead of its own: frozen, in evaluation mode.
+    """Return a copy of `module` with these weights, by name; frozen, in evaluation mode.
 
-    It is what `deepcopy`, `load_state_dict` and `requires_grad_` make together, in a twentieth of the time, for modules
-    that stand in one place each and whose buffers are all saved.
+    Does what `deepcopy`, `load_state_dict` and `requires_grad_` do together, in a twentieth of the time. Works for
+    modules that appear only once and whose buffers are all saved.
     """
-    filled, was = type(module).__new__(type(module)), vars(module)
-    now = vars(filled)
-    now.update({name: value.copy() if isinstance(value, dict) else value for name, value in was.items()})
-    for name, old in was["_parameters"].items():
-        now["_parameters"][name] = None if old is None else nn.Parameter(weights[prefix + name], requires_grad=False)
-    for name in was["_buffers"]:
-        now["_buffers"][name] = weights[prefix + name]
+    filled = type(module).__new__(type(module))
+    old = vars(module)
+    new = vars(filled)
+    new.update({name: value.copy() if isinstance(value, dict) else value for name, value in old.items()})
+    for name, parameter in old["_parameters"].items():
+        new["_parameters"][name] = (
+            None if parameter is None else nn.Parameter(weights[prefix + name], requires_grad=False)
+        )
+    for name in old["_buffers"]:
+        new["_buffers"][name] = weights[prefix + name]
     for name, child in module.named_children():
-        now["_modules"][name] = _filled(child, weights, f"{prefix}{name}.")
-    now["training"] = False
+        new["_modules"][name] = _filled(child, weights, f"{prefix}{name}.")
+    new["training"] = False
     return filled
 
 
 def _checked(
-    path: Path, found: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig
+    path: Path, shapes: dict[str, tuple[int, ...]], config: SideConfig, backbone: BackboneConfig
 ) -> SideNetwork:
-    """What the file's settings call for, without memory, once its header was compared with that."""
+    """Return the network of the file's settings, on the meta device, after checking the file's names and shapes."""
     try:
         side, needed = _blueprint(config, backbone)
     except (SideConfigError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path.name} does not fit this backbone: {error}") from None
-    missing, extra = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
+    missing, extra = sorted(needed.keys() - shapes.keys()), sorted(shapes.keys() - needed.keys())
     if missing or extra:
         raise CheckpointError(
             f"{path.name} does not fit its own settings: lacks {missing[:3]}, has unknown {extra[:3]}"
         )
-    for name, shape in found.items():
+    for name, shape in shapes.items():
         if shape != needed[name]:
             raise CheckpointError(f"{path.name}: {name} has shape {shape}, this backbone needs {needed[name]}")
     return side

@@ -1,7 +1,7 @@
-"""What a side network of some shape will cost before anything is trained: weights, arithmetic, memory.
+"""Estimates the cost of a side network of some shape before training: weights, arithmetic, memory.
 
-Needs no weights: parameters are counted, and what training keeps is measured, on tensors without memory behind them
-(torch's meta device); arithmetic is a formula, equal to torch's flop counter.
+Needs no weights: parameters, and the memory that training keeps, are counted on torch's meta device; arithmetic is a
+formula that equals torch's flop counter.
 """
 
 from collections.abc import Sequence
@@ -20,58 +20,58 @@ from ladder.side.known_backbones import BackboneShape
 from ladder.side.network import SideNetwork, side_shape
 
 NUMBERS_OF_A_WEIGHT = 4
-"""In float32, while it trains: itself, its gradient, AdamW's two moments."""
+"""Float32 numbers per weight in training: the weight, its gradient, and AdamW's two moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much is asked at a time."""
+    """The size of one batch."""
 
     tokens: int = 128
-    """Of each row."""
+    """Tokens in each row."""
     rows: int = 32
-    """Of a batch."""
+    """Rows in the batch."""
     new_tokens: int = 1
-    """That the decoder reads, for a text head."""
+    """Tokens that the decoder reads, for a text head."""
     dtype: torch.dtype = torch.bfloat16
-    """The backbone's. A side network trains in float32 and serves in this."""
+    """Dtype of the backbone, and of a served side network, which trains in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideCost:
-    """What one side network costs on one backbone."""
+    """The cost of one side network on one backbone."""
 
     side: SideConfig
     """Resolved."""
     parameters: int
     """Trainable weights."""
     reference_parameters: int
-    """The same as the LST authors count them: the layers they drop keep a learnable gate, which nothing trains."""
+    """The count by the LST authors: in their code dropped layers keep a learnable gate, which is never trained."""
     backbone_parameters: int
     side_flops: int
-    """Of one row; a multiplication and an addition are two. The LM head is the backbone's."""
+    """For one row; a multiplication and an addition count as two. The LM head counts for the backbone."""
     backbone_flops: int
-    """Of one row, of what this side network needs: blocks up to its deepest rung; all, decoder and LM head for a text
-    head."""
+    """For one row, of the blocks that this side network needs: up to its deepest rung; for a text head all blocks, the
+    decoder and the LM head."""
     training_bytes: int
-    """An estimate: backbone; weights, gradients and moments in float32; taps; what is kept for the backward pass, with
-    plain attention (fused attention keeps less). No gradient and no optimizer of the backbone's."""
+    """An estimate: backbone; weights, gradients and moments in float32; taps; tensors kept for the backward pass, with
+    plain attention (fused attention keeps less). The backbone has no gradients and no optimizer state."""
     serving_bytes: int
     """An estimate: backbone, this side network, and a batch's taps."""
 
     @property
     def share(self) -> float:
-        """Of the backbone's parameters, 0 to 1."""
+        """Share of the backbone's parameters, 0 to 1."""
         return self.parameters / self.backbone_parameters
 
     @property
     def flops_share(self) -> float:
-        """Of the backbone's arithmetic."""
+        """Share of the backbone's arithmetic; 0 if the backbone needs none."""
         return self.side_flops / self.backbone_flops if self.backbone_flops else 0.0
 
 
 def kept_patterns(blocks: int) -> dict[str, tuple[int, ...]]:
-    """Usual choices of rungs, by name."""
+    """Return common choices of rungs, by name."""
     return {
         "all": tuple(range(blocks)),
         "every 2nd": every_second(blocks),
@@ -80,10 +80,12 @@ def kept_patterns(blocks: int) -> dict[str, tuple[int, ...]]:
 
 
 class CostModel:
-    """Weighs side networks on one backbone; measures of one serve the next."""
+    """Estimates costs of side networks on one backbone; measurements are cached across estimates."""
 
     def __init__(self, backbone: BackboneShape, load: Load | None = None) -> None:
-        self.backbone, self.config, self.load = backbone, backbone.config, load or Load()
+        self.backbone = backbone
+        self.config = backbone.config
+        self.load = load or Load()
         self._kept: dict[tuple[SideConfig, int, int], int] = {}
 
     @cached_property
@@ -93,18 +95,22 @@ class CostModel:
 
     @property
     def backbone_parameters(self) -> int:
-        """Each weight once, though a tied head has two names."""
+        """Number of weights; a tied head counts once."""
         named = self._backbone_weights.items()
         return sum(count for name, count in named if not (self.backbone.tied and name == "head"))
 
     def estimate(self, config: SideConfig) -> SideCost:
-        """Raises SideConfigError where the shape does not fit the backbone."""
+        """Estimate the cost of a side network of shape `config`.
+
+        Raises:
+            SideConfigError: the shape does not fit the backbone.
+        """
         with torch.device("meta"):
             side = SideNetwork(config, self.config)
         parameters = count_parameters(side)
         itemsize = self.load.dtype.itemsize
-        held = sum(self._backbone_weights.values())  # ours keeps a head of its own
-        passing = held * itemsize + self._taps_bytes(side)
+        held = sum(self._backbone_weights.values())  # `Backbone` stores a tied head twice
+        forward_bytes = held * itemsize + self._taps_bytes(side)
         return SideCost(
             side=side.config,
             parameters=parameters,
@@ -112,13 +118,14 @@ class CostModel:
             backbone_parameters=self.backbone_parameters,
             side_flops=side_flops(side.config, self.config, self.load),
             backbone_flops=backbone_flops(side.encoder_depth, self.config, self.load),
-            training_bytes=passing + parameters * NUMBERS_OF_A_WEIGHT * 4 + self._kept_bytes(side.config),
-            serving_bytes=passing + parameters * itemsize,
+            training_bytes=forward_bytes + parameters * NUMBERS_OF_A_WEIGHT * 4 + self._kept_bytes(side.config),
+            serving_bytes=forward_bytes + parameters * itemsize,
         )
 
     def _taps_bytes(self, side: SideNetwork) -> int:
-        """Embeddings, the blocks' outputs and, where a stack runs to its end, its final state."""
-        load, config = self.load, self.config
+        """Embeddings, the blocks' outputs and, if a stack runs to its end, its final state."""
+        load = self.load
+        config = self.config
         depth = config.num_layers if side.encoder_depth is None else side.encoder_depth
         tokens = load.tokens * (depth + 1 + (depth == config.num_layers))
         if side.config.has_decoder:
@@ -126,8 +133,8 @@ class CostModel:
         return load.rows * tokens * config.d_model * load.dtype.itemsize
 
     def _kept_bytes(self, config: SideConfig) -> int:
-        """What a step keeps for its backward pass besides weights and taps: all rungs of a stack keep alike, the first
-        one the relative bias too."""
+        """Memory that a step keeps for its backward pass, without weights and taps. All rungs of a stack keep the same;
+        the first also keeps the relative bias."""
         bare = replace(config, encoder_layers=(), decoder_layers=())
         total = empty = self._measured(bare, 0, 0)
         if config.encoder_layers:
@@ -139,7 +146,7 @@ class CostModel:
         return total
 
     def _measured(self, bare: SideConfig, encoder: int, decoder: int) -> int:
-        """`kept_bytes` of so many rungs."""
+        """`kept_bytes` of this number of rungs."""
         key = (bare, encoder, decoder)
         if key not in self._kept:
             config = replace(bare, encoder_layers=tuple(range(encoder)), decoder_layers=tuple(range(decoder)))
@@ -149,13 +156,16 @@ class CostModel:
 
 
 def count_parameters(side: SideNetwork) -> int:
-    """Trainable weights; of a network on the meta device too."""
+    """Return the number of trainable weights; works on the meta device too."""
     return sum(parameter.numel() for parameter in side.parameters() if parameter.requires_grad)
 
 
 def dropped_gates(side: SideConfig, backbone: BackboneConfig) -> int:
-    """Gates of dropped layers, for a resolved `side`. The LST authors count them: their code makes one for every layer,
-    and those of dropped layers get no gradient. We make none."""
+    """Return the number of gates of dropped layers, for a resolved `side`.
+
+    The LST authors count them: their code makes a gate for every layer, and those of dropped layers get no gradient.
+    Ours makes none.
+    """
     if side.gate != "learnable":
         return 0
     dropped = backbone.num_layers - len(side.encoder_layers or ())
@@ -165,14 +175,14 @@ def dropped_gates(side: SideConfig, backbone: BackboneConfig) -> int:
 
 
 def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
-    """Bytes that autograd keeps in one step of the side network, weights and taps not counted."""
+    """Return the bytes that autograd keeps in one step of the side network, without weights and taps."""
     with torch.device("meta"):
         side, frozen = SideNetwork(config, backbone).train(), Backbone(backbone).to(load.dtype)
         taps, decoder_taps = _empty_taps(backbone, load, side.config.has_decoder)
         ours = (*side.parameters(), *frozen.parameters(), *_tensors(taps), *_tensors(decoder_taps))
         known = {_storage(tensor) for tensor in ours}
         kept: dict[int, int] = {}
-        alive: list[Tensor] = []  # a freed storage's name would be given to the next
+        alive: list[Tensor] = []  # the id of a freed storage would be used again
 
         def keep(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in known:
@@ -191,20 +201,22 @@ def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
 
 
 def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
-    """Of one row, for a resolved `config`."""
-    shape, tokens, said = side_shape(config, backbone), load.tokens, load.new_tokens
+    """Return the arithmetic for one row, for a resolved `config`."""
+    shape = side_shape(config, backbone)
+    tokens = load.tokens
+    new = load.new_tokens
     down = 2 * backbone.d_model * shape.width
     total = tokens * down + len(config.encoder_layers or ()) * (tokens * down + _block(shape, tokens))
     if config.has_decoder:
-        rung = said * down + _block(shape, said, memory=tokens)
-        return total + 2 * said * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
+        rung = new * down + _block(shape, new, memory=tokens)
+        return total + 2 * new * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
     if config.head == "linear":
         return total + 2 * (shape.width + config.words * backbone.d_model) * config.outputs
     return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
 
 
 def backbone_flops(depth: int | None, backbone: BackboneConfig, load: Load) -> int:
-    """Of one row: `depth` encoder blocks; None for all, the decoder and the LM head."""
+    """Return the arithmetic for one row of `depth` encoder blocks; None: all, the decoder and the LM head."""
     shape = BlockShape(
         width=backbone.d_model,
         heads=backbone.num_heads,
@@ -220,7 +232,7 @@ def backbone_flops(depth: int | None, backbone: BackboneConfig, load: Load) -> i
 
 
 def _block(shape: BlockShape, tokens: int, memory: int = 0) -> int:
-    """Of one block over `tokens` new tokens, with cross-attention to `memory` tokens; no cache."""
+    """Arithmetic of one block over `tokens` new tokens, with cross-attention to `memory` tokens; no cache."""
     inner = shape.heads * shape.head_width
     feed_forward = 2 * tokens * shape.width * shape.hidden * (3 if shape.gated else 2)
     total = feed_forward + _attention(shape.width, inner, tokens, tokens)
@@ -240,7 +252,7 @@ def _attention(width: int, inner: int, queries: int, keys: int) -> int:
 
 
 def _empty_taps(backbone: BackboneConfig, load: Load, has_decoder: bool) -> tuple[Taps, Taps]:
-    """Taps without values, on the current device; the decoder's stay unread without a decoder."""
+    """Encoder and decoder taps without values, on the current device; without a decoder the second is not read."""
 
     def make(tokens: int, blocks: int) -> Taps:
         tensors = [torch.empty(load.rows, tokens, backbone.d_model, dtype=load.dtype) for _ in range(blocks + 2)]
@@ -251,7 +263,7 @@ def _empty_taps(backbone: BackboneConfig, load: Load, has_decoder: bool) -> tupl
 
 
 def _tensors(taps: Taps) -> Sequence[Tensor]:
-    return [each for each in (taps.embeddings, *taps.blocks, taps.final) if each is not None]
+    return [tensor for tensor in (taps.embeddings, *taps.blocks, taps.final) if tensor is not None]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Shapes of published backbones by name, so that what a side network will cost can be told without a download."""
+"""Shapes of published backbones by name, to compute a side network's cost without a download."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from ladder.config import BackboneConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneShape:
-    """A backbone's shape, of which there are no weights."""
+    """The name and shape of a backbone, without weights."""
 
     name: str
     config: BackboneConfig
 
     @property
     def tied(self) -> bool:
-        """Its head is its embedding. Transformers 5 writes tie_word_embeddings true for all, so that does not tell."""
+        """Whether the head is the embedding. Transformers 5 always writes tie_word_embeddings true, so it cannot be
+        used."""
         return self.config.scale_output
 
 
 def backbone_shape(source: str) -> BackboneShape:
-    """The shape of a Hugging Face folder or hub id, from its config.json alone; names in NAMED need no file at all.
+    """Return the shape of a Hugging Face folder or hub id, from its config.json; names in NAMED need no file.
 
     Raises:
-        BackboneError: no such folder, name or id, or a kind of model that is not here.
+        BackboneError: no such folder, name or id, or an unsupported model_type.
     """
     name = source.rsplit("/", 1)[-1]
     if name in NAMED and not Path(source).expanduser().is_dir():
@@ -73,4 +74,4 @@ NAMED: Mapping[str, BackboneShape] = {
         *_t5_1_1("mt5", vocabulary=250112, model_type="mt5"),
     )
 }
-"""By the last part of their hub id: d_model, d_kv, d_ff, heads and blocks of each stack, as in their config.json."""
+"""Shapes by the last part of the hub id; widths are d_model, d_kv, d_ff, heads, and blocks of each stack."""

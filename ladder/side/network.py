@@ -1,4 +1,4 @@
-"""A side network: rungs that read a frozen backbone's taps and mix them into a narrow state of their own.
+"""A side network: rungs that read a frozen backbone's taps and mix them into a narrow state.
 
 LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side state, the tap is a block's output, and
 each stack owns its relative bias. Knows tensors only: no tasks, versions or files.
@@ -20,7 +20,9 @@ class Rung(nn.Module):
 
     def __init__(self, config: SideConfig, backbone: BackboneConfig, shape: BlockShape, *, decoder: bool) -> None:
         super().__init__()
-        self.kind, self.temperature, self.mix_after = config.gate, config.gate_temperature, config.mix_after
+        self.kind = config.gate
+        self.temperature = config.gate_temperature
+        self.mix_after = config.mix_after
         self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.block = family_of(backbone).block(shape, backbone, decoder=decoder)
         start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
@@ -39,7 +41,7 @@ class Rung(nn.Module):
         return keep * side + (1 - keep) * down
 
     def forward(self, side: Tensor, tap: Tensor, bias: Tensor, *decoder_inputs: object) -> Tensor:
-        """(B, S, d) out of the state `side` (B, S, d) and its block's `tap` (B, S, D)."""
+        """Return the new state (B, S, d) from the state `side` (B, S, d) and its block's `tap` (B, S, D)."""
         down = self.downsample(tap.to(side.dtype))
         if self.mix_after:
             return self.mix(self.block(side, bias, *decoder_inputs), down)
@@ -53,8 +55,10 @@ class SideStack(nn.Module):
         super().__init__()
         layers = config.decoder_layers if decoder else config.encoder_layers
         assert isinstance(layers, tuple)
-        family, shape = family_of(backbone), side_shape(config, backbone)
-        self.layers, self.dropout = layers, config.dropout
+        family = family_of(backbone)
+        shape = side_shape(config, backbone)
+        self.layers = layers
+        self.dropout = config.dropout
         self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.rungs = nn.ModuleList(Rung(config, backbone, shape, decoder=decoder) for _ in layers)
         if layers:
@@ -62,7 +66,7 @@ class SideStack(nn.Module):
         self.final_norm = family.final_norm(shape)
 
     def encode(self, taps: Taps) -> Tensor:
-        """(B, S, d) after the final norm."""
+        """Return the side encoder's state (B, S, d) after the final norm."""
         side = self._start(taps)
         if not self.layers:
             return self._finish(side)
@@ -73,7 +77,7 @@ class SideStack(nn.Module):
         return self._finish(side)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
-        """(B, T, d) after the final norm, reading the side encoder's `memory` (B, S, d)."""
+        """Return the side decoder's state (B, T, d) after the final norm. `memory` (B, S, d) is the side encoder's."""
         side = self._start(taps)
         queries = taps.mask.shape[1]
         keys = (cache.length if cache else 0) + queries
@@ -83,8 +87,8 @@ class SideStack(nn.Module):
                 bias = bias + padding_bias(cache.valid, side.dtype)
             memory_bias = padding_bias(memory_mask, side.dtype)
             for index, (layer, rung) in enumerate(zip(self.layers, self.rungs, strict=True)):
-                own, cross = (cache.own[index], cache.cross[index]) if cache else (None, None)
-                side = rung(side, taps.blocks[layer], bias, memory, memory_bias, own, cross)
+                self_cache, cross_cache = (cache.own[index], cache.cross[index]) if cache else (None, None)
+                side = rung(side, taps.blocks[layer], bias, memory, memory_bias, self_cache, cross_cache)
         if cache:
             cache.length = keys
         return self._finish(side)
@@ -95,7 +99,7 @@ class SideStack(nn.Module):
 
     def _finish(self, side: Tensor) -> Tensor:
         if isinstance(self.final_norm, nn.Identity):
-            return side  # the last block has normed it and dropped out
+            return side  # the last block applied norm and dropout
         return F.dropout(self.final_norm(side), self.dropout, self.training)
 
 
@@ -105,7 +109,8 @@ class MlpHead(nn.Module):
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
+        self.dense = nn.Linear(width, width)
+        self.out = nn.Linear(width, outputs)
 
     def forward(self, state: Tensor) -> Tensor:
         """(B, D) to (B, outputs)."""
@@ -114,10 +119,10 @@ class MlpHead(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """All rungs, and a head: upsample into the backbone's LM head, or one of its own on the side encoder."""
+    """All rungs and a head: an upsample into the backbone's LM head, or a trained head on the side encoder."""
 
     def __init__(self, config: SideConfig, backbone: BackboneConfig) -> None:
-        """Weights are at their random start; see `reset`.
+        """Start with random weights; see `reset`.
 
         Raises:
             SideConfigError: the shape does not fit the backbone.
@@ -143,16 +148,16 @@ class SideNetwork(nn.Module):
 
     @property
     def encoder_depth(self) -> int | None:
-        """Backbone encoder blocks that it needs; None: all, and the decoder (text head)."""
+        """Number of backbone encoder blocks that the network reads; None: all, and the decoder (text head)."""
         layers = self.encoder.layers
         return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
 
     def encode(self, taps: Taps) -> Tensor:
-        """The side encoder: (B, S, d), what the side decoder or a linear head reads."""
+        """Run the side encoder: (B, S, d), which the side decoder or the head reads."""
         return self.encoder.encode(taps)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
-        """The side decoder, upsampled: (B, T, D), ready for `Backbone.logits`.
+        """Run the side decoder and the upsample: (B, T, D), for `Backbone.logits`.
 
         Args:
             taps: the backbone decoder's, for the new tokens.
@@ -168,33 +173,36 @@ class SideNetwork(nn.Module):
         return keep * state + (1 - keep) * taps.final
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
-        """The keys and values that the side decoder's rungs read of `memory` (B, S, d), from `encode`."""
+        """Return the side decoder's cross-attention keys and values of `memory` (B, S, d), from `encode`."""
         return cross_kv((rung.block for rung in self.decoder.rungs if isinstance(rung, Rung)), memory)
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """What a head of its own says, (B, outputs) in float32: linear of the mean of real tokens, mlp of the last."""
+        """Apply a linear head to the mean of real tokens, or an mlp head to the last one: (B, outputs), float32."""
         if self.config.head == "mlp":
             return self.head(self.upsample(last_of_real(memory, mask)).float())
         return self.head(mean_of_real(memory, mask))
 
     def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
-        """As `read`; with `config.words` plus what a linear layer says to the mean of the tokens' embeddings."""
-        said = self.read(memory, taps.mask)
-        return said + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else said
+        """As `read`; with `config.words`, add a linear layer on the mean of the token embeddings."""
+        outputs = self.read(memory, taps.mask)
+        return outputs + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else outputs
 
     def decoder_cache(self) -> DecoderCache:
+        """Return an empty cache for `decode`."""
         return DecoderCache(len(self.decoder.layers))
 
     @torch.no_grad()
     def silence(self) -> None:
-        """Add nothing to the state that `merge_last` mixes with: the answer is the backbone's own (its logits times one
-        minus the gate) until training moves the upsample."""
+        """Zero the upsample, for a network with `merge_last`.
+
+        The answer is then the backbone's (its logits times one minus the gate) until training changes the upsample.
+        """
         for parameter in self.upsample.parameters():
             parameter.zero_()
 
     @torch.no_grad()
     def reset(self, backbone: BackboneConfig, generator: torch.Generator | None = None) -> None:
-        """Random start as the authors': normal, with the family's deviations; norms 1, biases 0."""
+        """Draw random weights as the LST authors do: normal, with the family's deviations; norms 1, biases 0."""
         family = family_of(backbone)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | RelativeBias):
@@ -209,24 +217,30 @@ class SideNetwork(nn.Module):
 
 
 def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, D) in float32: the mean of (B, S, D) where `mask` (B, S) is True."""
+    """Return the mean of (B, S, D) where `mask` (B, S) is True: (B, D) in float32."""
     weights = mask[:, :, None].float()
     return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def last_of_real(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, D): the last of (B, S, D) where `mask` (B, S) is True, wherever the padding stands."""
+    """Return the last of (B, S, D) where `mask` (B, S) is True: (B, D). Padding may be on either side."""
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
     return states[torch.arange(len(states), device=states.device), last]
 
 
 def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:
-    """The backbone's block divided by r; the number of heads stays."""
+    """Return the backbone's block shape, its widths divided by r; the number of heads stays."""
     return family_of(backbone).shape(backbone, config.reduction, config.dropout)
 
 
 def forward(backbone: Backbone, side: SideNetwork, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
-    """Teacher-forced logits (B, T, V) of one side network: the plain path, as the method's authors run it."""
+    """Teacher-forced logits (B, T, V) of one side network, computed as the LST authors do, without cache or batching.
+
+    Args:
+        ids: (B, S) token ids.
+        mask: (B, S) bool, True at real tokens.
+        decoder_ids: (B, T) token ids; the first is the start token.
+    """
     taps = backbone.encode(ids, mask)
     assert taps.final is not None
     decoder_taps = backbone.decode(decoder_ids, taps.final, mask)

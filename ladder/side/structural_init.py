@@ -1,13 +1,13 @@
-"""Structural initialisation: a side network starts as its backbone with most of every layer cut away.
+"""Structural initialization: a side network starts with the most important part of every backbone layer.
 
-An importance for every weight of the backbone says what to keep; LST's code calls this network pruning. Two orders:
+The importance of each backbone weight decides what is kept; LST's code calls this network pruning. Two orders:
 
-- `reference`: what the authors' code does (ylsung/Ladder-Side-Tuning, pruning v2), index for index. One set of residual
-  dimensions is carried from layer to layer, and every matrix that writes the residual stream picks a new one.
-- `consistent`: ours. One set of residual dimensions for the whole network, as its skip connections ask for; every head
-  keeps its best channels, with queries still meeting their keys and values their outputs.
+- `reference`: keeps the same indices as the authors' code (ylsung/Ladder-Side-Tuning, pruning v2). A set of residual
+  dimensions is carried from layer to layer, and every matrix that writes the residual stream selects a new set.
+- `consistent`: our order. One set of residual dimensions for the whole network, as its skip connections require; every
+  head keeps its best channels, the same for queries and keys, and the same for values and outputs.
 
-Knows weights only; where importances come from is the caller's business.
+Knows weights only; the caller computes the importances.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ from ladder.side.network import SideNetwork, SideStack, side_shape
 Order = Literal["reference", "consistent"]
 
 Importance = Mapping[str, Tensor]
-"""How much each weight matters, by its name in the backbone and in its shape; but `shared` and `head` have (D,), their
-absolute values summed over the vocabulary."""
+"""Importance of each weight, by its name in the backbone, in the weight's shape. `shared` and `head` are (D,): absolute
+values summed over the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +41,12 @@ class Part:
     reads: tuple[str, ...]
     writes: str
     pairs: tuple[tuple[str, ...], ...]
-    """Matrices whose inner channels must stay matched: one set of channels for each pair."""
+    """Groups of matrices that must keep the same inner channels."""
     has_heads: bool
 
     @property
     def matrices(self) -> tuple[str, ...]:
+        """Names of all matrices."""
         return (*self.reads, self.writes)
 
 
@@ -65,12 +66,12 @@ PARTS = (
     _feed_forward("wi"),
     _feed_forward("wi_0", "wi_1"),
 )
-"""What a block may consist of, in the order of its forward pass. Biases follow their matrices."""
+"""The parts that a block may have, in the order of its forward pass. Biases are cut as their matrices are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What one part keeps, as indices into the backbone's."""
+    """What one part keeps, as indices into the backbone's part."""
 
     before: Tensor
     """(d,) residual dimensions that it reads."""
@@ -87,25 +88,27 @@ class Plan:
     first: Tensor
     """(d,) dimensions of the embeddings."""
     cuts: Mapping[str, Cut]
-    """By the part's name in the backbone: "encoder.blocks.0.attention"."""
+    """By the part's name in the backbone, for example "encoder.blocks.0.attention"."""
     last: Mapping[str, Tensor]
-    """(d,) dimensions of each stack's final norm, by the stack's name; none where it stays as it is."""
+    """(d,) dimensions of each stack's final norm, by the stack's name; absent for a norm that keeps its start."""
 
 
-def initialise(
+def initialize(
     side: SideNetwork, backbone: Backbone, importance: Importance, *, order: Order, align: bool | None = None
 ) -> None:
     """Copy the backbone's most important weights into a side network's blocks, norms and relative biases, in place.
 
-    The whole backbone is ranked, and the kept layers get theirs. Gates and heads of its own stay, and so does, in the
-    consistent order, the final norm before such a head: the backbone's is small (0.15 in flan-t5-small) and starves it.
+    The whole backbone is ranked; each kept layer gets its part. Gates and trained heads keep their start. In the
+    consistent order so does the final norm before a trained head: the backbone's norm is small (0.15 in flan-t5-small),
+    and the head would get too little signal.
 
     Args:
-        align: start projections down as a choice of the kept residual dimensions and the one up as its reverse; else
-            they stay. Consistent order only; None: for a text head, which learns faster so, while others do not.
+        align: start downsample projections as a selection of the kept residual dimensions and the upsample as its
+            reverse; False keeps their start. Consistent order only. None: True for a text head, which learns faster
+            with it; other heads do not.
 
     Raises:
-        SideConfigError: an unknown order, projections that it cannot align, or a backbone with unknown parts.
+        SideConfigError: an unknown order, `align` in the reference order, or a backbone with unknown parts.
     """
     aligned = order == "consistent" and side.config.has_decoder if align is None else align
     if aligned and order == "reference":
@@ -119,10 +122,13 @@ def initialise(
 
 
 def make_plan(backbone: Backbone, importance: Importance, config: SideConfig, *, order: Order) -> Plan:
-    """Decide what a side network of that shape keeps.
+    """Decide what a side network of shape `config` keeps.
 
     Args:
-        importance: of the encoder's matrices and of `shared`; for a text head, of the decoder's and of `head` too.
+        importance: for the encoder's matrices and `shared`; for a text head, for the decoder's and `head` too.
+
+    Raises:
+        SideConfigError: as `check_order`.
     """
     check_order(backbone, order)
     plan = _reference_plan if order == "reference" else _consistent_plan
@@ -131,7 +137,11 @@ def make_plan(backbone: Backbone, importance: Importance, config: SideConfig, *,
 
 
 def check_order(backbone: Backbone, order: Order) -> None:
-    """Raises SideConfigError where a backbone cannot be cut in that order."""
+    """Check that a backbone can be cut in this order.
+
+    Raises:
+        SideConfigError: an unknown order, or blocks that it cannot cut.
+    """
     if order not in get_args(Order):
         raise SideConfigError(f"order must be {' or '.join(get_args(Order))}, got {order!r}")
     for stack in _stacks(backbone):
@@ -142,7 +152,7 @@ def check_order(backbone: Backbone, order: Order) -> None:
 
 
 def magnitude(backbone: Backbone) -> dict[str, Tensor]:
-    """The weights themselves as importances: large ones matter."""
+    """Return importances by magnitude: the weights themselves, float32."""
     scores = {name: full_weight(module) for name, module in matrices(backbone)}
     tables = ("shared", "head") if backbone.has_decoder else ("shared",)
     return scores | {name: getattr(backbone, name).detach().float().abs().sum(0) for name in tables}
@@ -151,10 +161,10 @@ def magnitude(backbone: Backbone) -> dict[str, Tensor]:
 def matrices(
     backbone: Backbone, stacks: Sequence[str] | None = None
 ) -> Iterator[tuple[str, nn.Linear | QuantizedLinear]]:
-    """Every matrix that pruning ranks, with its weight's name, in the order of the forward pass.
+    """Yield every matrix that pruning ranks, with its weight's name, in the order of the forward pass.
 
     Raises:
-        SideConfigError: a block with something that `PARTS` does not tell how to cut.
+        SideConfigError: a block has a parameter that no entry of `PARTS` covers.
     """
     for path, part, module in _parts(backbone, stacks or _stacks(backbone)):
         for name in part.matrices:
@@ -179,7 +189,7 @@ def _block_parts(block: nn.Module) -> list[Part]:
     unknown = [name for name, _ in block.named_parameters() if name.rpartition(".")[0] not in known]
     if unknown or not parts:
         raise SideConfigError(
-            f"structural initialisation does not know {unknown[0] if unknown else 'a block without parts'}: "
+            f"structural initialization does not know {unknown[0] if unknown else 'a block without parts'}: "
             "start side networks on this backbone at random"
         )
     return parts
@@ -191,10 +201,10 @@ def _has(block: nn.Module, part: Part) -> bool:
 
 
 def _reference_plan(backbone: Backbone, importance: Importance, shape: BlockShape, stacks: Sequence[str]) -> Plan:
-    """Cut layer after layer; what the encoder's last one kept is what the decoder's first one reads.
+    """Cut layer after layer. The decoder's first layer reads the dimensions that the encoder's last one kept.
 
-    Where the authors' code stops, at gated feed-forwards: two matrices that read are ranked as queries, keys and values
-    are, by the product of their importances.
+    The authors' code does not handle gated feed-forwards: here their two input matrices are ranked as queries, keys and
+    values are, by the product of their importances.
     """
     first = carried = _kept_as_theirs(importance["shared"][:, None], shape.width)
     cuts: dict[str, Cut] = {}
@@ -209,7 +219,7 @@ def _reference_plan(backbone: Backbone, importance: Importance, shape: BlockShap
 
 
 def _kept_as_theirs(importance: Tensor, count: int) -> Tensor:
-    """`count` rows of (n, columns), in the order in which CPython (3.8 to 3.13 alike) walks a set of them."""
+    """Select `count` rows of (n, columns), in the order in which CPython (3.8 to 3.13) iterates over a set of them."""
     scores = importance.norm(p=1, dim=1)
     pruned = scores.argsort()[: len(scores) - count].tolist()
     return torch.tensor(list(set(range(len(scores))) - set(pruned)), device=scores.device)
@@ -220,7 +230,7 @@ def _inner_width(part: Part, shape: BlockShape) -> int:
 
 
 def _consistent_plan(backbone: Backbone, importance: Importance, shape: BlockShape, stacks: Sequence[str]) -> Plan:
-    """One set of residual dimensions, and in each part the channels that matter most to them; all ascending."""
+    """Keep one set of residual dimensions, and in each part the most important channels for them; all ascending."""
     kept = _best(_residual_scores(backbone, importance, stacks), shape.width)
     cuts = {
         path: Cut(before=kept, inner=_inner(importance, path, part, kept, shape), after=kept)
@@ -230,7 +240,7 @@ def _consistent_plan(backbone: Backbone, importance: Importance, shape: BlockSha
 
 
 def _residual_scores(backbone: Backbone, importance: Importance, stacks: Sequence[str]) -> Tensor:
-    """(D,): the share that each residual dimension has in every matrix that reads or writes it, summed."""
+    """(D,): the sum of each residual dimension's shares in all matrices that read or write it."""
     scores = [importance["shared"]] + ([importance["head"]] if "decoder" in stacks else [])
     for path, part, _ in _parts(backbone, stacks):
         for name in part.matrices:
@@ -239,7 +249,7 @@ def _residual_scores(backbone: Backbone, importance: Importance, stacks: Sequenc
 
 
 def _inner(importance: Importance, path: str, part: Part, kept: Tensor, shape: BlockShape) -> dict[str, Tensor]:
-    """Each matrix's channels, ranked by what they do with the `kept` residual dimensions."""
+    """The channels that each matrix keeps, ranked by importance for the `kept` residual dimensions."""
     inner: dict[str, Tensor] = {}
     for pair in part.pairs:
         shares = [_channel_shares(importance[f"{path}.{name}.weight"], name == part.writes, kept) for name in pair]
@@ -261,7 +271,7 @@ def _share(scores: Tensor) -> Tensor:
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    """The `count` highest, ascending; of equals the first."""
+    """Indices of the `count` highest scores, ascending; of equal scores the first."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -289,7 +299,7 @@ def _fill_part(target: nn.Module, source: nn.Module, part: Part, cut: Cut) -> No
 
 
 def _copy_rows(target: nn.Module, source: nn.Module, rows: Tensor, columns: Tensor | None = None) -> None:
-    """Weight and bias of a norm or a matrix, where it has them; `columns` are the matrix's."""
+    """Copy rows of the weight and bias of a norm or a matrix; `columns` apply to a matrix's weight."""
     for name, parameter in target.named_parameters():
         values = _read(source, name)[rows]
         parameter.copy_(values if columns is None or values.dim() == 1 else values[:, columns])
@@ -302,7 +312,7 @@ def _copy_all(target: nn.Module, source: nn.Module, name: str) -> None:
 
 
 def _read(module: nn.Module, name: str) -> Tensor:
-    """A parameter in float32, whatever it is stored in."""
+    """A parameter in float32, dequantized if it is quantized."""
     if name == "weight" and isinstance(module, nn.Linear | QuantizedLinear):
         return full_weight(module)
     return getattr(module, name).detach().float()
@@ -310,10 +320,10 @@ def _read(module: nn.Module, name: str) -> Tensor:
 
 @torch.no_grad()
 def _align(side: SideNetwork, kept: Tensor) -> None:
-    """Projections down pick the `kept` dimensions, the one up puts them back into their places."""
-    places = torch.arange(len(kept), device=kept.device)
+    """Make downsamples select the `kept` dimensions, and the upsample write them back to the same dimensions."""
+    narrow = torch.arange(len(kept), device=kept.device)
     for name, module in side.named_modules():
         if isinstance(module, nn.Linear) and name.endswith("downsample"):
-            module.weight.zero_()[places, kept] = 1
+            module.weight.zero_()[narrow, kept] = 1
         elif isinstance(module, nn.Linear) and name == "upsample":
-            module.weight.zero_()[kept, places] = 1
+            module.weight.zero_()[kept, narrow] = 1

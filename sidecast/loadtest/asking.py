@@ -14,7 +14,7 @@ PRODUCTION = "production"
 
 
 async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -> list[Target]:
-    """The named tasks as the server serves them; without names, all that it serves in production.
+    """Return the named tasks as the server serves them; without names, all tasks that it serves in production.
 
     With streams or decoding settings, only text tasks.
 

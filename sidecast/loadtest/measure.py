@@ -13,7 +13,7 @@ from typing import Any
 
 PERCENTILES = (50, 90, 95, 99)
 BINS_PER_DECADE = 20
-"""Of the latency histogram: 12 % wide."""
+"""Bins of the latency histogram, each 12 % wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Call:
     ended: float = math.nan
     failure: Failure | None = None
     pieces: list[tuple[float, int]] = field(default_factory=list)
-    """Of a streamed text: when each piece came, and its tokens."""
+    """For a streamed text: by piece, its time and number of tokens."""
 
     @property
     def latency(self) -> float:
@@ -70,7 +70,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
-    """Percentiles, maximum and mean in milliseconds; None of nothing."""
+    """Return percentiles, maximum and mean in milliseconds; None without values."""
     ordered = sorted(1e3 * value for value in seconds)
     if not ordered:
         return None
@@ -79,7 +79,7 @@ def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
 
 
 def histogram(seconds: Sequence[float]) -> dict[str, list[float]] | None:
-    """Counts in bins of equal width on a logarithmic scale; `edges_ms` has one number more than `counts`."""
+    """Count values in bins of equal width on a logarithmic scale; `edges_ms` is one longer than `counts`."""
     bins = [math.floor(BINS_PER_DECADE * math.log10(max(value, 1e-6) * 1e3)) for value in seconds]
     if not bins:
         return None
@@ -91,7 +91,7 @@ def histogram(seconds: Sequence[float]) -> dict[str, list[float]] | None:
 
 
 def summarise(calls: Sequence[Call], window: Window, timeout_s: float) -> dict[str, Any]:
-    """A level's figures: the document's fields of that name."""
+    """Return a level's figures, named as the document's fields."""
     counted = [call for call in calls if call.due in window]
     answered = [call for call in counted if call.failure is None]
     ended = [call for call in calls if call.failure is None and call.ended in window]
@@ -112,7 +112,7 @@ def summarise(calls: Sequence[Call], window: Window, timeout_s: float) -> dict[s
 
 
 def group_failures(calls: Iterable[Call]) -> list[dict[str, Any]]:
-    """Failures by code and reason, commonest first, each with one message of its kind."""
+    """Group failures by code and reason, commonest first, with one message per group."""
     kinds: dict[tuple[str, str], dict[str, Any]] = {}
     for call in calls:
         if (failure := call.failure) is not None:
@@ -132,17 +132,17 @@ def _by_task(answered: Iterable[Call]) -> dict[str, Any]:
 
 
 def summarise_stream(calls: Sequence[Call], window: Window) -> dict[str, Any]:
-    """Of streamed texts: time to the first piece, from when the request was due; pauses between pieces; tokens.
+    """Return figures of streamed texts: seconds from due to the first piece, pauses between pieces, tokens.
 
-    Tokens a second are those that came within the window, of texts that began before it too.
+    Tokens per second count all tokens within the window, also of texts that began before it.
     """
     counted = [call for call in calls if call.due in window and call.failure is None and call.pieces]
     times = [[moment for moment, _ in call.pieces] for call in counted]
     tokens = sum(count for call in calls for moment, count in call.pieces if moment in window)
-    mine = [sum(count for _, count in call.pieces) for call in counted]
+    lengths = [sum(count for _, count in call.pieces) for call in counted]
     return {
         "first_ms": spread_ms(call.pieces[0][0] - call.due for call in counted),
         "between_ms": spread_ms(later - sooner for arrivals in times for sooner, later in pairwise(arrivals)),
         "tokens_per_s": tokens / window.seconds,
-        "tokens_per_text": sum(mine) / len(mine) if mine else None,
+        "tokens_per_text": sum(lengths) / len(lengths) if lengths else None,
     }

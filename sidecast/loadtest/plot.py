@@ -199,7 +199,7 @@ def _scale(axis: Any, set_scale: Callable[[str], None]) -> None:
 def _svg(figure: Any) -> str:
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return "<svg" + drawn.getvalue().partition("<svg")[2]  # without what makes it a file of its own
+    return "<svg" + drawn.getvalue().partition("<svg")[2]  # without the XML header of a separate file
 
 
 def _page(document: Document, picture: str) -> str:

@@ -1,4 +1,4 @@
-"""What a server counted while a load ran: the difference between two looks at its Prometheus metrics."""
+"""What a server counted during a load: the difference between two readings of its Prometheus metrics."""
 
 import urllib.request
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Look:
 
 
 def read_metrics(url: str) -> Counts:
-    """Every counted value now. Blocks.
+    """Read every counter now. Blocks.
 
     Raises:
         ScrapeError: nothing answers there, or not with the metrics of a Sidecast server.
@@ -54,7 +54,11 @@ def read_metrics(url: str) -> Counts:
 
 
 def parse_metrics(text: str) -> Counts:
-    """Prometheus's text, of FAMILIES."""
+    """Parse Prometheus's text; only FAMILIES.
+
+    Raises:
+        ScrapeError: the text is not in Prometheus's format.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     lines = "\n".join(line for line in text.splitlines() if line.startswith(FAMILIES))
@@ -101,6 +105,6 @@ def _ratio(grown: Counts, over: str, under: str) -> float | None:
 
 
 def _hit_rate(grown: Counts) -> float | None:
-    """Of the activation cache; None where the server has none, or nothing was looked up."""
+    """Hit rate of the activation cache; None without a cache or lookups."""
     hits, misses = (grown.get(f"sidecast_cache_{name}_total", 0.0) for name in ("hits", "misses"))
     return hits / (hits + misses) if hits + misses else None

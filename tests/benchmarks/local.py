@@ -22,8 +22,6 @@ from benchmarks.served import Served
 from serving.config import ServeConfig
 from serving.server import Server
 
-DTYPES = ("float32", "bfloat16")
-
 
 @contextmanager
 def serve(**settings: Any) -> Iterator[Served]:

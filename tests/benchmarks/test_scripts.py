@@ -1,4 +1,8 @@
-"""Every script on a tiny backbone, in both dtypes: that it runs, and what its figures are called. Never how fast."""
+"""Every script on a tiny backbone: that it runs, and the names of its figures. Never its speed.
+
+In bfloat16, which NumPy lacks and so is the harder dtype. `bench_tasks` here and
+`bench_server` in `test_harness` run in float32 too.
+"""
 
 import importlib.util
 import json
@@ -35,7 +39,7 @@ from benchmarks.inputs import END, FIRST, Inputs
 from benchmarks.models import Loaded, load, make_spec
 from ladder import load_backbone
 from ladder.side.known_backbones import NAMED
-from tests.benchmarks.local import DTYPES, run
+from tests.benchmarks.local import run
 
 PEERS = all(importlib.util.find_spec(name) for name in ("peft", "ctranslate2"))
 needs_peers = pytest.mark.skipif(not PEERS, reason="needs PEFT and CTranslate2: pip install 'sidecast[bench]'")
@@ -173,8 +177,15 @@ def test_a_precision_that_ctranslate2_lacks_is_one_line_here(loaded, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_doors, bench_pressure])
+@pytest.mark.parametrize(
+    ("script", "dtype"),
+    [
+        (bench_tasks, "float32"),
+        (bench_many, "bfloat16"),
+        (bench_doors, "bfloat16"),
+        (bench_pressure, "bfloat16"),
+    ],
+)
 def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
     document = run(script, tiny_t5, dtype, monkeypatch)
     name = document["name"]
@@ -185,11 +196,10 @@ def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, m
 
 @pytest.mark.slow
 @needs_peers
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("script", [bench_peers, bench_generation])
-def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch, convert):
+def test_a_script_beside_peers_runs_and_has_the_ratios_of_its_goals(script, tiny_t5, monkeypatch, convert):
     monkeypatch.setattr(script, "Converted", convert)
-    document = run(script, tiny_t5, dtype, monkeypatch)
+    document = run(script, tiny_t5, "bfloat16", monkeypatch)
     assert missing(document["name"], document) == []
 
 

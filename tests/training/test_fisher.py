@@ -8,7 +8,7 @@ from transformers import T5ForConditionalGeneration
 
 from ladder import SideNetwork, load_backbone
 from ladder.backbone.families.t5 import backbone_name
-from ladder.side.structural_init import initialise
+from ladder.side.structural_init import initialize
 from tests import tiny
 from tests.exact import float64
 from tests.ladder import golden
@@ -140,7 +140,7 @@ def test_keeps_what_the_authors_keep(stored):
     _, backbone, samples = stored
     expected = golden.load("d").side
     side = SideNetwork(expected.config, backbone.config)
-    initialise(side, backbone, fisher(backbone, samples), order="reference")
+    initialize(side, backbone, fisher(backbone, samples), order="reference")
     for name, tensor in side.state_dict().items():
         if ".block." in name:
             assert torch.equal(tensor, expected.state_dict()[name]), name

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ladder import Embed, SideConfigError, SideNetwork, load_backbone, load_side, load_tokenizer, run_backbone
-from ladder.side.structural_init import initialise
+from ladder.side.structural_init import initialize
 from tests.training import toy
 from training.errors import RecipeError
 from training.fisher import fisher
@@ -72,7 +72,7 @@ def test_fisher_is_that_of_the_drawn_rows(tmp_path, backbone, tokenizer, spec, o
         side, backbone, init="fisher", order=order, spec=spec, tokenizer=tokenizer, examples=examples, samples=9, seed=3
     )
     drawn = draw_samples(spec, tokenizer, examples, 9, 3)
-    initialise(expected, backbone, fisher(backbone, drawn), order=order)
+    initialize(expected, backbone, fisher(backbone, drawn), order=order)
     for name, tensor in side.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
 

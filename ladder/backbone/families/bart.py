@@ -17,9 +17,9 @@ from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
 
 OFFSET = 2
-"""Rows of the table of positions before that of the first token."""
+"""Unused rows at the start of the table of positions."""
 EPSILON = 1e-5
-"""Of its layer norms; no field of config.json says it."""
+"""Epsilon of the layer norms; config.json has no field for it."""
 _LAYER = re.compile(r"(?:model\.)?encoder\.layers\.(?P<index>\d+)\.(?P<part>\w+(?:\.\w+_proj)?)\.(?P<what>weight|bias)")
 _PARTS = {
     "self_attn.q_proj": "attention.q",
@@ -46,6 +46,11 @@ class Bart(Family):
     vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
     def read_config(self, config: Mapping[str, Any]) -> BackboneConfig:
+        """Read a Hugging Face config.json of a BART. `num_decoder_layers` is 0: only the encoder is used.
+
+        Raises:
+            BackboneError: a field is missing, or an unknown activation.
+        """
         activation = config.get("activation_function", "gelu")
         if activation not in ("relu", "gelu"):
             raise BackboneError(f"activation_function must be relu or gelu, got {activation!r}")
@@ -73,22 +78,27 @@ class Bart(Family):
             raise BackboneError(f"config.json is incomplete: it lacks {error}") from None
 
     def weight_name(self, theirs: str) -> str | None:
+        """Return our name for a Hugging Face parameter; None for one that is not used (the decoder's)."""
         if match := _LAYER.fullmatch(theirs):
             part = _PARTS.get(match["part"])
             return part and f"encoder.blocks.{match['index']}.{part}.{match['what']}"
         return _FIXED.get(theirs.removeprefix("model."))
 
     def shape(self, config: BackboneConfig, reduction: int = 1, dropout: float = 0.0) -> BlockShape:
+        """Return a block's shape with biases and scaled attention."""
         plain = super().shape(config, reduction, dropout)
         return replace(plain, bias=True, scale=plain.head_width**-0.5, activation=config.feed_forward_proj)
 
     def block(self, shape: BlockShape, config: BackboneConfig, *, decoder: bool) -> nn.Module:
+        """Return a post-norm block; `decoder` is ignored, since there is none."""
         return PostNormBlock(shape)
 
     def embedding(self, config: BackboneConfig) -> nn.Module:
+        """Return the module that adds positions and norms."""
         return Embedding(config)
 
     def start_std(self, part: str | None, config: BackboneConfig) -> float:
+        """Return 0.02 for every part."""
         return 0.02  # init_std in the config.json of every published BART
 
 
@@ -103,5 +113,5 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., S, D) looked-up embeddings to as many."""
+        """Map looked-up embeddings (..., S, D) to the first block's input (..., S, D)."""
         return self.norm(tokens * self.scale + self.positions[OFFSET : OFFSET + tokens.shape[-2]])

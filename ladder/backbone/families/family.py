@@ -1,4 +1,4 @@
-"""What a kind of backbone must give, and nothing more: its config, its weights' names, and the parts that are stacked.
+"""The interface of an architecture: how to read its config, its weights' names, and the parts that are stacked.
 
 `Backbone` stacks the parts into the frozen network with taps; `SideNetwork` stacks the same parts, narrower. Neither
 knows a family by name.
@@ -24,7 +24,7 @@ class Family(ABC):
 
     @abstractmethod
     def read_config(self, config: Mapping[str, Any]) -> BackboneConfig:
-        """A Hugging Face config.json, read. `num_decoder_layers` 0: no decoder, and no text head.
+        """Read a Hugging Face config.json. `num_decoder_layers` 0: no decoder, and no text head.
 
         Raises:
             BackboneError: a field is missing or of an unknown kind.
@@ -32,7 +32,7 @@ class Family(ABC):
 
     @abstractmethod
     def weight_name(self, theirs: str) -> str | None:
-        """Our name for a Hugging Face parameter; None for one that is not used.
+        """Return our name for a Hugging Face parameter; None for one that is not used.
 
         Ours are `shared` (V, D), `embedding.*`, `encoder.blocks.I.*`, `encoder.relative_bias.weight` and
         `encoder.final_norm.*` where there are such, the same for `decoder`, and `head` (V, D; `shared` where absent).
@@ -40,10 +40,10 @@ class Family(ABC):
 
     @abstractmethod
     def block(self, shape: BlockShape, config: BackboneConfig, *, decoder: bool) -> nn.Module:
-        """One block with the call of `ladder.backbone.layers.Block`: the backbone's or, smaller, a rung's."""
+        """Return one block with the call signature of `ladder.backbone.layers.Block`: the backbone's or a rung's."""
 
     def shape(self, config: BackboneConfig, reduction: int = 1, dropout: float = 0.0) -> BlockShape:
-        """The backbone's block with its widths divided by `reduction`; the number of heads stays."""
+        """Return the backbone's block shape, its widths divided by `reduction`; the number of heads stays."""
         return BlockShape(
             width=config.d_model // reduction,
             heads=config.num_heads,
@@ -55,20 +55,21 @@ class Family(ABC):
         )
 
     def embedding(self, config: BackboneConfig) -> nn.Module:
-        """What makes the first block's input, (..., S, D), of looked-up token embeddings. By default they are it."""
+        """Return the module from looked-up token embeddings (..., S, D) to the first block's input; by default
+        identity."""
         return nn.Identity()
 
     def relative_bias(self, config: BackboneConfig, *, decoder: bool) -> nn.Module:
-        """The bias of scores that the blocks of a stack share, and those of a side stack too. None by default."""
+        """Return the attention bias that all blocks of a stack, or of a side stack, share. None by default."""
         return NoBias()
 
     def final_norm(self, shape: BlockShape) -> nn.Module:
-        """The norm after a stack's last block, and a side stack's. None (`nn.Identity`) by default."""
+        """Return the norm after the last block of a stack or a side stack. None (`nn.Identity`) by default."""
         return nn.Identity()
 
     @abstractmethod
     def start_std(self, part: str | None, config: BackboneConfig) -> float:
-        """Standard deviation of a side network's random weights, as the LST authors start them.
+        """Return the standard deviation of a side network's random weights, as the LST authors start them.
 
         Args:
             part: a module's name within its block (q, k, v, o, wi, wo, ..., relative_bias); None: a down- or upsample

@@ -24,9 +24,14 @@ class T5(Family):
 
     vocabularies = (("tokenizer.json",), ("spiece.model",), ("sentencepiece.bpe.model",))
     feed_forward = "relu"
-    """Where config.json does not say."""
+    """The feed-forward when config.json does not name one."""
 
     def read_config(self, config: Mapping[str, Any]) -> BackboneConfig:
+        """Read a Hugging Face config.json of this family.
+
+        Raises:
+            BackboneError: a field is missing, or an unknown feed-forward.
+        """
         known = {field.name for field in fields(BackboneConfig)}
         values = {name: config[name] for name in known if config.get(name) is not None}
         values.setdefault("num_decoder_layers", config.get("num_layers"))
@@ -40,19 +45,24 @@ class T5(Family):
             raise BackboneError(f"config.json is incomplete: {error}") from None
 
     def scales_output(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the decoder's output is scaled by d_model ** -0.5 before the head."""
         # Transformers 5 writes scale_decoder_outputs; before, a tied head meant a scaled output.
         return bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True)))
 
     def weight_name(self, theirs: str) -> str | None:
+        """Return our name for a Hugging Face parameter; None for one that is not used."""
         return backbone_name(theirs)
 
     def block(self, shape: BlockShape, config: BackboneConfig, *, decoder: bool) -> nn.Module:
+        """Return a pre-norm block, with cross-attention in a decoder."""
         return Block(shape, decoder=decoder)
 
     def relative_bias(self, config: BackboneConfig, *, decoder: bool) -> nn.Module:
+        """Return the relative bias that all blocks of a stack share."""
         return _bias(config, decoder=decoder)
 
     def final_norm(self, shape: BlockShape) -> nn.Module:
+        """Return the RMS norm after the last block."""
         return RMSNorm(shape.width, shape.epsilon)
 
     def start_std(self, part: str | None, config: BackboneConfig) -> float:
@@ -70,6 +80,7 @@ class MT5(T5):
     feed_forward = "gated-gelu"
 
     def scales_output(self, config: Mapping[str, Any]) -> bool:
+        """Return False: the output is never scaled."""
         return False
 
 
@@ -79,19 +90,22 @@ class UMT5(T5):
     feed_forward = "gated-gelu"
 
     def weight_name(self, theirs: str) -> str | None:
+        """Return our name for a Hugging Face parameter; every block has its relative bias."""
         if match := _OWN_BIAS.fullmatch(theirs):
             return f"{match['stack']}.blocks.{match['index']}.relative_bias.weight"
         return backbone_name(theirs)
 
     def block(self, shape: BlockShape, config: BackboneConfig, *, decoder: bool) -> nn.Module:
+        """Return a block that holds its own relative bias."""
         return BiasedBlock(shape, _bias(config, decoder=decoder), decoder=decoder)
 
     def relative_bias(self, config: BackboneConfig, *, decoder: bool) -> nn.Module:
+        """Return no shared bias: each block has its own."""
         return NoBias()
 
 
 class BiasedBlock(Block):
-    """T5's block with a relative bias of its own."""
+    """T5's block with its own relative bias."""
 
     def __init__(self, shape: BlockShape, relative_bias: RelativeBias, *, decoder: bool) -> None:
         super().__init__(shape, decoder=decoder)
@@ -103,15 +117,15 @@ class BiasedBlock(Block):
         bias: Tensor | Spans,
         memory: Tensor | None = None,
         memory_bias: Tensor | None = None,
-        own: KeyValues | None = None,
-        cross: KeyValues | None = None,
+        self_cache: KeyValues | None = None,
+        cross_cache: KeyValues | None = None,
     ) -> Tensor:
-        """As `Block`; `bias`, the mask's, (..., all tokens), tells how many keys there are."""
+        """As `Block`; `bias`, the mask's, is (..., all tokens): its last size is the number of keys."""
         if isinstance(bias, Spans):
             bias = bias.plus(self.relative_bias)
         else:
             bias = self.relative_bias(hidden.shape[1], bias.shape[-1]) + bias
-        return super().forward(hidden, bias, memory, memory_bias, own, cross)
+        return super().forward(hidden, bias, memory, memory_bias, self_cache, cross_cache)
 
 
 def _bias(config: BackboneConfig, *, decoder: bool) -> RelativeBias:
@@ -135,7 +149,7 @@ _BLOCK = re.compile(
 
 
 def backbone_name(theirs: str) -> str | None:
-    """Our name for a Hugging Face T5 parameter; None for one that stands elsewhere too (a stack's embed_tokens)."""
+    """Return our name for a Hugging Face T5 parameter; None for a copy of another one (a stack's embed_tokens)."""
     if match := _BLOCK.fullmatch(theirs):
         return f"{match['stack']}.{_block_part(match, 'blocks.' + match['index'])}"
     if theirs.endswith("embed_tokens.weight"):

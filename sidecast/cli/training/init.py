@@ -191,7 +191,7 @@ def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step)
     """As `_start`, by Fisher information on all rows of token ids in a file."""
     from ladder.answering import IGNORED
     from ladder.lst_compat import read_inputs
-    from ladder.side import initialise
+    from ladder.side import initialize
     from training.fisher import Sample, fisher
 
     inputs = read_inputs(path, backbone.config, prefix="fisher_")
@@ -202,7 +202,7 @@ def _start_from_ids(side: Any, backbone: Any, path: str, order: str, step: Step)
         for ids, mask, labels in zip(inputs.ids, inputs.mask, inputs.labels, strict=True)
     ]
     importance = fisher(backbone, samples, encoder_only=not side.config.has_decoder, progress=step)
-    initialise(side, backbone, importance, order=order)  # type: ignore[arg-type]
+    initialize(side, backbone, importance, order=order)  # type: ignore[arg-type]
     return len(samples)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ladder import Backbone, load_backbone
 from ladder.backbone.compiled import CompiledEncoder, Limits
 from ladder.backbone.model import Taps
+from tests import tiny
 from tests.ladder.counting import Counting
 
 LIMITS = Limits(rows=4, tokens=128)
@@ -124,7 +125,9 @@ def test_where_nothing_can_be_compiled_it_runs_eagerly_and_says_so(
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_with_inductor_it_says_what_the_eager_one_does(backbone: Backbone) -> None:
+def test_with_inductor_it_says_what_the_eager_one_does(tmp_path: Path) -> None:
+    """One block: the compiler's time grows with the number of blocks."""
+    backbone = load_backbone(tiny.make_t5(tmp_path / "t5", num_layers=1, num_decoder_layers=1), dtype="float32")
     compiled = CompiledEncoder(backbone, LIMITS)
     with torch.inference_mode():
         assert compiled.warm_up()

@@ -42,7 +42,7 @@ from ladder import (
 from ladder.backbone.families import FAMILIES, read_config
 from ladder.backbone.loading import fingerprint
 from ladder.side.network import forward
-from ladder.side.structural_init import initialise, magnitude
+from ladder.side.structural_init import initialize, magnitude
 from tests import families, tiny
 from tests.exact import CLOSE, float64
 from tests.ladder.side.test_network import random_side
@@ -242,7 +242,7 @@ def test_a_side_network_starts_as_its_backbone_cut_down(folder):
         SideConfig(head="text", reduction=4) if backbone.has_decoder else SideConfig(head="mlp", outputs=2, reduction=4)
     )
     side = SideNetwork(head, backbone.config)
-    initialise(side, backbone, magnitude(backbone), order="consistent")
+    initialize(side, backbone, magnitude(backbone), order="consistent")
     for ours, theirs in zip(side.encoder.rungs, backbone.encoder.blocks, strict=True):
         cut, whole = dict(ours.block.named_parameters()), dict(theirs.named_parameters())
         assert all(torch.isin(cut[name], whole[name]).all() for name in whole)

@@ -9,7 +9,7 @@ from ladder import Backbone, BackboneConfig, SideConfig, SideConfigError, SideNe
 from ladder.backbone.families.t5 import backbone_name
 from ladder.backbone.layers import RMSNorm
 from ladder.side.network import side_shape
-from ladder.side.structural_init import Plan, initialise, magnitude, make_plan
+from ladder.side.structural_init import Plan, initialize, magnitude, make_plan
 from tests.ladder import golden
 
 PART = {
@@ -46,7 +46,7 @@ def test_reference_order_equals_the_authors(variant):
         assert kept(plan, name).tolist() == indices.tolist(), name
     assert len(names) == 1 + 4 * 4 + 4 * 6
     side = SideNetwork(stored.side.config, backbone.config)
-    initialise(side, backbone, importance, order="reference")
+    initialize(side, backbone, importance, order="reference")
     expected = stored.side.state_dict()
     pruned = [name for name in expected if ".block." in name or "norm" in name or "relative_bias" in name]
     assert len(pruned) == 4 * 8 + 4 * 13 + 4
@@ -126,7 +126,7 @@ def cut_as_theirs(backbone: Backbone, reduction: int) -> dict[str, torch.Tensor]
 def test_reference_order_by_a_plain_walk(backbone, layers):
     side = make_side(backbone, SideConfig(head="text", reduction=4, **layers))
     expected = cut_as_theirs(backbone, 4)
-    initialise(side, backbone, magnitude(backbone), order="reference")
+    initialize(side, backbone, magnitude(backbone), order="reference")
     checked = 0
     for stack in (side.encoder, side.decoder):
         name = "encoder" if stack is side.encoder else "decoder"
@@ -147,7 +147,7 @@ def test_what_is_not_cut_out_stays(backbone, order, config):
     side = make_side(backbone, config)
     before = {name: tensor.clone() for name, tensor in side.state_dict().items()}
     frozen = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    initialise(side, backbone, magnitude(backbone), order=order)
+    initialize(side, backbone, magnitude(backbone), order=order)
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in backbone.state_dict().items())
     kept = {name for name, tensor in side.state_dict().items() if torch.equal(tensor, before[name])}
     assert {name for name in before if "gate" in name or name.startswith("head.")} <= kept
@@ -226,7 +226,7 @@ def test_a_backbone_with_room_to_spare_is_its_own_side_network(backbone):
     says what the backbone says, once its norms know that the dimensions that they miss were nothing."""
     residual = silence_all_but(backbone, 4, torch.Generator().manual_seed(1))
     side = make_side(backbone, SideConfig(head="text", reduction=4, gate="one"))
-    initialise(side, backbone, magnitude(backbone), order="consistent")
+    initialize(side, backbone, magnitude(backbone), order="consistent")
     for module in side.modules():
         if isinstance(module, RMSNorm):
             module.weight.data.mul_(4**0.5)  # a mean over a quarter of the dimensions is four times the mean over all
@@ -244,7 +244,7 @@ def test_consistent_order_works_on_norms_after_parts_and_biases():
     bart = make_backbone(model_type="bart", num_decoder_layers=0, feed_forward_proj="gelu", max_positions=20)
     config = SideConfig(head="mlp", outputs=2, reduction=4, encoder_layers=(0, 2))
     side, plan = make_side(bart, config), make_plan(bart, magnitude(bart), config, order="consistent")
-    initialise(side, bart, magnitude(bart), order="consistent")
+    initialize(side, bart, magnitude(bart), order="consistent")
     ours, theirs = side.encoder.rungs[1].block, bart.encoder.blocks[2]
     rows = plan.cuts["encoder.blocks.2.attention"].inner["q"]
     assert torch.equal(ours.attention.q.weight, theirs.attention.q.weight[rows][:, plan.first])
@@ -253,7 +253,7 @@ def test_consistent_order_works_on_norms_after_parts_and_biases():
     assert torch.equal(ours.feed_norm.weight, theirs.feed_norm.weight[plan.first])
     assert torch.equal(ours.feed_norm.bias, theirs.feed_norm.bias[plan.first])
     with pytest.raises(SideConfigError, match="use the consistent order"):
-        initialise(side, bart, magnitude(bart), order="reference")
+        initialize(side, bart, magnitude(bart), order="reference")
 
 
 def test_a_block_that_nobody_described_is_refused(backbone):
@@ -267,9 +267,9 @@ def test_bfloat16_weights_are_copied_as_they_are(backbone):
     backbone.load_state_dict(rounded)
     expected, side = make_side(backbone, TEXT), make_side(backbone, TEXT)
     torch.manual_seed(0)
-    initialise(expected, backbone, magnitude(backbone), order="consistent")
+    initialize(expected, backbone, magnitude(backbone), order="consistent")
     coarse = backbone.to(torch.bfloat16)
-    initialise(side, coarse, magnitude(coarse), order="consistent")
+    initialize(side, coarse, magnitude(coarse), order="consistent")
     for name, tensor in side.state_dict().items():
         if ".block." in name:
             assert tensor.dtype == torch.float32
@@ -292,11 +292,11 @@ def test_the_least_of_the_backbone_is_what_goes(backbone):
 def test_aligned_projections_pick_and_put_back_the_kept_dimensions(backbone):
     kept = make_plan(backbone, magnitude(backbone), TEXT, order="consistent").first
     side, state = make_side(backbone, TEXT), torch.randn(5, 32)
-    initialise(side, backbone, magnitude(backbone), order="consistent", align=True)
+    initialize(side, backbone, magnitude(backbone), order="consistent", align=True)
     for module in (side.encoder.first_downsample, side.decoder.first_downsample, side.decoder.rungs[1].downsample):
         assert torch.equal(module(state), state[:, kept])
     up = side.upsample(state[:, kept])
     assert torch.equal(up[:, kept], state[:, kept])
     assert up.count_nonzero() == 5 * len(kept)
     with pytest.raises(SideConfigError, match="use the consistent order"):
-        initialise(side, backbone, magnitude(backbone), order="reference", align=True)
+        initialize(side, backbone, magnitude(backbone), order="reference", align=True)
