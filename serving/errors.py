@@ -8,7 +8,7 @@ and a stable `reason`. Unknown tasks, versions and aliases are the registry's er
         InvalidInput, TooManyRows
       NotServed           the server cannot answer now
         NotLoaded (VersionRefused), Overloaded, OutOfMemory, Draining
-      DeadlineExpired, Cancelled
+      DeadlineExpired
       SideFailed          one side network raised or answered NaN
       LoadError           a version that this server refuses to load
         IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, LoadFailed
@@ -162,16 +162,6 @@ class DeadlineExpired(ServingError):
 
     def __str__(self) -> str:
         return "the deadline passed before the answer was ready"
-
-
-class Cancelled(ServingError):
-    reason = "CANCELLED"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __str__(self) -> str:
-        return "the caller cancelled the request"
 
 
 class SideFailed(ServingError):

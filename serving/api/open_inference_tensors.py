@@ -52,10 +52,12 @@ CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYP
 
 
 def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    """The input tensors of a task: one for each field of its template."""
     return [pb.ModelMetadataResponse.TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in spec.fields]
 
 
 def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    """The output tensors of a task, by its kind."""
     return [
         pb.ModelMetadataResponse.TensorMetadata(name=name, datatype=output.datatype, shape=_shape(output, -1, spec))
         for name, output in OUTPUTS[spec.kind].items()
@@ -77,6 +79,7 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
 
 
 def takes_whole_prompt(spec: TaskSpec) -> bool:
+    """Whether the tensor `text` is a whole prompt: the template has no field of that name."""
     return WHOLE_PROMPT not in spec.fields
 
 

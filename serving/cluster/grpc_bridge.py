@@ -15,9 +15,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServicerContext
 
-from serving.api import ADMIN, HEALTH, LASTING, NATIVE, OPEN_INFERENCE, Drain, answering, streaming, tolerant
+from serving.api import HEALTH, LASTING, SERVICES, Drain, answering, streaming, tolerant
 
-OFFERED = (OPEN_INFERENCE, NATIVE, ADMIN, HEALTH)
+OFFERED = SERVICES
 
 Metadata = list[tuple[str, str | bytes]]
 

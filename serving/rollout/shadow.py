@@ -70,16 +70,16 @@ class ShadowRunner:
         window = self._comparisons.window(seen.resident.task, seen.alias)
         if window is None or window.routed.since != seen.since or seen.resident.version not in window:
             return  # the route has changed since
-        if seen.left:
+        if seen.is_abandoned:
             window.left(seen.resident.version, len(seen.rows), seen.seconds)
             return
-        if seen.refused:
-            window.refused(seen.resident.version, seen.refused)
+        if seen.unrendered:
+            window.refused(seen.resident.version, seen.unrendered)
             return
         failed = sum(isinstance(outcome, Exception) for outcome in seen.outcomes)
         window.answered(seen.resident.version, len(seen.rows), failed, seen.seconds)
         case = _Case(seen, window, self._metrics)
-        for resident in seen.beside if case.compares else ():
+        for resident in seen.shadows if case.compares else ():
             if resident.version in window:
                 self._ask(case, resident)
 
@@ -141,7 +141,7 @@ class _Case:
     _own: Resident | None = None
 
     def __post_init__(self) -> None:
-        versions = (self.seen.resident, *self.seen.beside)
+        versions = (self.seen.resident, *self.seen.shadows)
         self._own = next((each for each in versions if each.version == self.window.routed.version), None)
         self._take(self.seen.resident, list(self.seen.outcomes))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.server import Server, run_server
-from tests.serving.doors_kit import SST2, Parlour
+from tests.serving.api_kit import SST2, Parlour
 
 
 def ready(server: Server) -> None:

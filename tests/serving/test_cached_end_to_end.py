@@ -21,7 +21,7 @@ from serving.server import Server
 from side_registry import Registry
 from tests.ladder.counting import Counting
 from tests.marks import slow
-from tests.serving.doors_kit import serving
+from tests.serving.api_kit import serving
 from tests.serving.kit import TEXTS, make_run, make_spec
 
 TASKS = {

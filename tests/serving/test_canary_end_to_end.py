@@ -17,7 +17,7 @@ from serving.client.errors import SidecastError
 from serving.client.results import Event
 from serving.components import assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig, ShadowConfig
-from tests.serving.doors_kit import serving
+from tests.serving.api_kit import serving
 from tests.serving.test_end_to_end import SPECS, House
 from tests.sidecast.cli_kit import callers, done, wait_until
 

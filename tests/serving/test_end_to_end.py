@@ -18,7 +18,7 @@ from serving.components import assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig
 from serving.server import Server
 from side_registry import SIDE_NETWORK, GenerationSpec, Registry, TaskSpec
-from tests.serving.doors_kit import serving
+from tests.serving.api_kit import serving
 from tests.serving.kit import TEXTS, ids_of, make_resident, make_run, make_spec
 from tests.sidecast.cli_kit import wait_until
 

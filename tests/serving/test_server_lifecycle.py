@@ -27,7 +27,7 @@ from serving.config import ServeConfig
 from serving.errors import CannotListen, PortInUse
 from serving.server import Server
 from side_registry import RegistryNotFound
-from tests.serving.doors_kit import SST2, TITLES, Parlour
+from tests.serving.api_kit import SST2, TITLES, Parlour
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

@@ -18,7 +18,7 @@ from serving.config import EngineConfig, LoadConfig, ServeConfig
 from serving.server import Server
 from side_registry import Manifest, Registry
 from tests.marks import slow
-from tests.serving.doors_kit import serving
+from tests.serving.api_kit import serving
 from tests.serving.kit import TEXTS, make_run, make_spec
 
 TITLES = make_spec("titles", kind="text", max_new_tokens=24)

@@ -21,7 +21,7 @@ from serving.client.client import Client
 from serving.client.results import Event
 from serving.versions.pool import PoolState
 from side_registry import MANIFEST, SIDE_NETWORK
-from tests.serving.doors_kit import RTE, SST2, TITLES, Parlour
+from tests.serving.api_kit import RTE, SST2, TITLES, Parlour
 
 Request = pb.PublishRequest
 

@@ -23,7 +23,7 @@ from serving.rollout import comparison as comparing
 from serving.server import Server
 from side_registry import Registry, StoreFailed
 from side_registry.servers import Announced
-from tests.serving.doors_kit import SST2, TITLES, Parlour, rule
+from tests.serving.api_kit import SST2, TITLES, Parlour, rule
 from tests.sidecast.cli_kit import wait_until
 
 KEYS = [f"caller {number}" for number in range(60)]

@@ -19,7 +19,7 @@ from serving.api.native import NativeServicer
 from serving.client.errors import from_status
 from serving.errors import Overloaded, SideFailed
 from serving.metrics import Metrics
-from tests.serving.doors_kit import RTE, SST2, TWEETS, Parlour, rule
+from tests.serving.api_kit import RTE, SST2, TWEETS, Parlour, rule
 
 
 @pytest.fixture(scope="module")

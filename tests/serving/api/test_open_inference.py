@@ -19,7 +19,7 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.client.errors import from_status
 from side_registry.task import TaskSpec
-from tests.serving.doors_kit import SST2, Parlour, rule
+from tests.serving.api_kit import SST2, Parlour, rule
 
 TEXTS = ["a gripping film", "dull ünicode 🙂", "x" * 90]
 

@@ -28,7 +28,7 @@ from serving.client.results import GeneratedText, Piece
 from serving.config import RequestConfig
 from serving.errors import SideFailed
 from side_registry.task import PRODUCTION
-from tests.serving.doors_kit import TITLES, Parlour
+from tests.serving.api_kit import TITLES, Parlour
 
 WORDS = ["TITLE:", " ONE", " TWO", " THREE"]
 

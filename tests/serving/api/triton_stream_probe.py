@@ -1,6 +1,6 @@
 """Streams from a server with tritonclient, sync and async, and prints what it saw, as JSON. Not a test: run by one.
 
-The server has the tasks of doors_kit.
+The server has the tasks of api_kit.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from ladder import Backbone, Tokenizer
-from serving.components import Components, _judging, assemble
+from serving.components import Components, _auto_rollback, assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig, ShadowConfig
 from serving.metrics import Metrics
 from serving.rollout.comparison import Comparisons
@@ -87,5 +87,5 @@ async def test_a_shadow_that_disagrees_is_told_and_stays(parts: Components) -> N
 
 def test_whoever_rolls_back_is_named_by_the_address_that_the_server_announces() -> None:
     config = ServeConfig(backbone="none", registry="none", host="0.0.0.0", port=8443)
-    judging = _judging(cast(Registry, None), Comparisons(), SidePool(), config, lambda: None, Metrics())
+    judging = _auto_rollback(cast(Registry, None), Comparisons(), SidePool(), config, lambda: None, Metrics())
     assert judging._author == f"sidecast serve@{socket.gethostname()}:8443"
