@@ -167,28 +167,6 @@ def test_without_a_key_both_versions_answer_and_a_pinned_one_answers_alone(opene
     assert (found.alias, found[0].label) == ("production", cast(Any, rule(SST2, "a")).label)
 
 
-def test_a_tensor_request_is_answered_by_whom_its_door_found(opened: Parlour, client: Client) -> None:
-    seen: list[tuple[Any, ...]] = []
-    predict = opened.service.predict
-
-    async def spy(*arguments: Any, **named: Any) -> Any:
-        target = named["target"]
-        seen.append((target.resident.version, target.alias, named["route_key"]))
-        return await predict(*arguments, **named)
-
-    opened.service.predict = spy  # type: ignore[method-assign]
-    with grpc.insecure_channel(opened.address) as channel:
-        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for version in ("", "production", "1"):
-            request = infer("k")
-            request.model_version = version
-            tensors.ModelInfer(request)
-        request.parameters["route_key"].int64_param = 7
-        with pytest.raises(grpc.RpcError, match="route_key: must be a string_param"):
-            tensors.ModelInfer(request)
-    assert seen == [(1, "production", "k"), (1, "production", "k"), (1, None, "k")]
-
-
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": {9: 100}}, errors.UnknownVersionError, "has no version 9"),
     ({"shares": {1: 100}}, errors.InvalidRouteError, "version 1 is its own"),

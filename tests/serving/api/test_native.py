@@ -301,7 +301,10 @@ def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
 
 async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
     class Slow:
-        async def predict_tasks(self, *_: Any, **__: Any) -> None:
+        def resolve_tasks(self, refs: Any, options: Any) -> Any:
+            return refs
+
+        async def predict_tasks(self, request: Any) -> None:
             await asyncio.Event().wait()
 
     class Context:
@@ -310,8 +313,10 @@ async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
 
     metrics, refs = Metrics(), [pb.TaskRef(task=task) for task in ("sst2", "tweets")]
     metrics.know(["sst2", "tweets"])
-    door: Any = NativeServicer(Slow(), metrics)  # type: ignore[arg-type]
-    call = asyncio.create_task(door.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context()))
+    servicer: Any = NativeServicer(Slow(), metrics)  # type: ignore[arg-type]
+    call = asyncio.create_task(
+        servicer.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context())
+    )
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

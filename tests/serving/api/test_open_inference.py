@@ -197,6 +197,16 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
         "parameters.priority",
     ),
     (
+        "route key",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"route_key": pb.InferParameter(int64_param=7)}),
+        "parameters.route_key: must be a string_param",
+    ),
+    (
+        "long route key",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"route_key": pb.InferParameter(string_param="k" * 1001)}),
+        "parameters.route_key: has 1001 characters, at most 1000",
+    ),
+    (
         "beams",
         infer("titles", inputs=[typed("body", ["a"])], parameters={"num_beams": pb.InferParameter(int64_param=0)}),
         "parameters.num_beams: Input should be greater than or equal to 1",

@@ -16,7 +16,7 @@ from serving.rollout.comparison import Comparisons
 from serving.versions.pool import SidePool
 from side_registry import Registry
 from side_registry.route import Bounds, Route
-from tests.serving.kit import TEXTS, make_run, make_spec
+from tests.serving.kit import TEXTS, make_run, make_spec, predict
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_a_canary_that_disagrees_is_rolled_back(parts: Components) -> None
     answered = {1: 0, 2: 0}
     async with asyncio.timeout(20):
         while parts.pool.snapshot().routes:
-            found = await parts.service.predict("sst2", TEXTS)
+            found = await predict(parts.service, "sst2", TEXTS)
             answered[found.version] += 1
             compared = parts.comparisons.read("sst2", "production")
     assert answered[2] >= 2
@@ -63,7 +63,7 @@ async def test_a_canary_that_disagrees_is_rolled_back(parts: Components) -> None
     assert rollback.message.startswith("automatic rollback: version 2: disagreement 1 > 0.2 after ")
     assert rollback.author == "sidecast serve@127.0.0.1:8001"
     for _ in range(5):
-        assert (await parts.service.predict("sst2", TEXTS)).version == 1
+        assert (await predict(parts.service, "sst2", TEXTS)).version == 1
     assert parts.comparisons.read("sst2", "production") is None
 
 
@@ -71,7 +71,7 @@ async def test_a_shadow_that_disagrees_is_told_and_stays(parts: Components) -> N
     parts.registry.set_route("sst2", "production", Route(shadows=(2,)))
     await until_routed(parts, True)
     for _ in range(5):
-        assert (await parts.service.predict("sst2", TEXTS)).version == 1
+        assert (await predict(parts.service, "sst2", TEXTS)).version == 1
     async with asyncio.timeout(20):
         while True:
             compared = parts.comparisons.read("sst2", "production")

@@ -19,7 +19,7 @@ from serving.versions.loader import Loader
 from serving.versions.pool import SidePool
 from serving.versions.reconciler import Reconciler
 from side_registry import SIDE_NETWORK, Registry, TaskRef
-from tests.serving.kit import ids_of, make_run, make_spec
+from tests.serving.kit import ids_of, make_run, make_spec, predict, predict_tasks
 
 TEXTS = ["dull", "a gripping film", "it is neither good nor bad, but far too long"]
 
@@ -72,7 +72,7 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
 
     async def client(place: int) -> None:
         while not stop.is_set():
-            found = await house.service.predict("sst2", [TEXTS[place]])
+            found = await predict(house.service, "sst2", [TEXTS[place]])
             answered.append((found.version, place, found.answers[0]))
 
     clients = [asyncio.create_task(client(n % len(TEXTS))) for n in range(4)]
@@ -97,7 +97,7 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
 async def test_versions_side_by_side_in_one_request_each_answer_as_themselves(house: House) -> None:
     await house.serving(house.publish(2))
     refs = [TaskRef("sst2", version=1), TaskRef("sst2"), TaskRef("sst2", version=2)]
-    one, production, two = await house.service.predict_tasks(refs, TEXTS)
+    one, production, two = await predict_tasks(house.service, refs, TEXTS)
     assert production.answers == two.answers  # type: ignore[union-attr]
     assert one.answers != two.answers  # type: ignore[union-attr]
 
@@ -117,7 +117,7 @@ async def test_a_corrupt_artifact_keeps_the_old_version_and_publishing_again_men
     assert house.pool.resolve("sst2").version == 1
     with pytest.raises(NotLoaded, match=r"does not match|damaged"):
         house.pool.resolve("sst2", version=2)
-    assert house.service.task("sst2").failed.keys() == {2}
+    assert house.pool.snapshot().failed.keys() == {("sst2", 2)}
     assert house.registry.publish(tmp_path / "sst2-2").already
     await asyncio.sleep(0.2)
     house.reconciler.step()
@@ -152,8 +152,8 @@ async def test_a_version_that_is_not_fit_to_serve_keeps_the_old_one(
 ) -> None:
     house.publish(2, **how)
     await house.until(lambda: ("sst2", 2) in house.pool.snapshot().failed)
-    await house.until(lambda: house.service.generation_served == 2)
-    assert (await house.service.predict("sst2", ["dull"])).version == 1
+    await house.until(lambda: house.pool.snapshot().generation == 2)
+    assert (await predict(house.service, "sst2", ["dull"])).version == 1
     assert house.pool.snapshot().failed["sst2", 2].reason == reason
     failures = house.metrics.registry.get_sample_value(
         "sidecast_load_failures_total", {"task": "sst2", "reason": reason}
@@ -169,4 +169,4 @@ async def test_a_version_dropped_while_its_batch_runs_still_answers_it(house: Ho
     await house.until(lambda: "sst2" not in house.pool.snapshot().tasks)
     assert house.engine.predict([EngineRow(ids_of(house.tokenizer, "dull"), held)]) == [expected]
 
-    assert house.service.tasks() == []
+    assert house.pool.snapshot().tasks == {}
