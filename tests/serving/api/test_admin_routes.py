@@ -23,7 +23,7 @@ from serving.rollout import comparison as comparing
 from serving.server import Server
 from side_registry import Registry, StoreFailed
 from side_registry.servers import Announced
-from tests.serving.api_kit import SST2, TITLES, Parlour, rule
+from tests.serving.api_kit import SST2, TITLES, Parlour
 from tests.sidecast.cli_kit import wait_until
 
 KEYS = [f"caller {number}" for number in range(60)]
@@ -90,19 +90,6 @@ def test_a_server_tells_at_once_what_was_changed_through_it(client: Client) -> N
     assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 2}, {})
 
 
-def test_an_empty_route_ends_what_was_there_and_a_version_moves_the_alias_with_it(client: Client) -> None:
-    first = split(client, shares=HALF, shadows=[3])
-    assert client.set_route("sst2", shares=HALF, shadows=[3]).generation == first  # as it is
-    split(client)
-    assert client.task("sst2").routes == {}
-    assert {client.predict("sst2", ["a"], route_key=key).version for key in KEYS} == {1}
-    moved = client.set_route("sst2", version=2, shares={3: 100})
-    assert (moved.version, moved.route.shares) == (2, {3: 100})
-    assert client.promote("sst2", 3).version == 3
-    client.wait_served(moved.generation + 1, timeout=5)
-    assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 3}, {})
-
-
 def test_a_rollback_ends_a_canary_first(client: Client) -> None:
     client.promote("sst2", 2)
     client.set_route("sst2", shares={3: 100, 1: 50})
@@ -159,14 +146,6 @@ def test_streams_follow_a_key_too(tmp_path: Path) -> None:
         assert [client.stream("titles", "a", route_key=key).result().version for key in KEYS[:12]] == expected
 
 
-def test_without_a_key_both_versions_answer_and_a_pinned_one_answers_alone(opened: Parlour, client: Client) -> None:
-    split(client, shares=HALF)
-    assert {client.predict("sst2", ["a"]).version for _ in range(60)} == {1, 2}  # else 1 in 10**17
-    assert {client.predict("sst2:1", ["a"], route_key=key).version for key in KEYS} == {1}
-    found = client.predict("sst2", ["a"], route_key=KEYS[0])
-    assert (found.alias, found[0].label) == ("production", cast(Any, rule(SST2, "a")).label)
-
-
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": {9: 100}}, errors.UnknownVersionError, "has no version 9"),
     ({"shares": {1: 100}}, errors.InvalidRouteError, "version 1 is its own"),
@@ -207,13 +186,6 @@ def test_messages_that_no_client_sends_are_refused(stub: Any) -> None:
     ):
         with pytest.raises(grpc.RpcError, match=says):
             stub.SetRoute(request)
-
-
-def test_a_version_that_a_route_names_is_not_retired(client: Client) -> None:
-    split(client, shares={2: 1}, shadows=[3])
-    for version in (2, 3):
-        with pytest.raises(errors.VersionInUseError, match="has a share or is a shadow of production"):
-            client.retire("sst2", version)
 
 
 # --- comparisons

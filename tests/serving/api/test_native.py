@@ -252,34 +252,6 @@ def test_an_unforeseen_error_tells_no_secrets(stub: Any, parlour: Parlour) -> No
     assert "secret" not in message
 
 
-async def test_a_cancelled_call_is_cancelled_in_the_service_too(parlour: Parlour) -> None:
-    parlour.service.slow = 30.0
-    parlour.service.cancelled.clear()
-    try:
-        async with grpc.aio.insecure_channel(parlour.address) as channel:
-            stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
-            call = asyncio.ensure_future(stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
-            while not parlour.server.drain.in_flight:  # noqa: ASYNC110 - the server's thread makes it true
-                await asyncio.sleep(0.01)
-            call.cancel()
-            assert await asyncio.to_thread(parlour.service.cancelled.wait, 60)
-    finally:
-        parlour.service.slow = 0.0
-
-
-def test_a_deadline_that_passes_ends_the_work(stub: Any, parlour: Parlour) -> None:
-    parlour.service.slow = 30.0
-    parlour.service.cancelled.clear()
-    try:
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a")), timeout=0.1)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert parlour.service.cancelled.wait(60)
-    finally:
-        parlour.service.slow = 0.0
-    assert parlour.server.drain.in_flight == 0
-
-
 @pytest.mark.parametrize(("deadline", "code"), [(None, "CANCELLED"), (1e9, "CANCELLED"), (-1.0, "DEADLINE_EXCEEDED")])
 @pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
 def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(

@@ -433,3 +433,15 @@ def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
             "model_name: cannot be unloaded here: what is served follows the registry; retire its versions there",
         ],
     }
+
+
+def test_tritonclient_streams(triton: dict[str, Any]) -> None:
+    words = ["TITLE:", " ONE", " TWO", " THREE"]
+    seen = triton["streams"]
+    for way in ("sync", "async"):
+        assert seen[way]["a"] == [[word, "1", False] for word in words] + [["", "1", True]]
+        assert seen[way]["b"][:-1] == [["TITLE:", "1", False], [" FOUR", "1", False]]
+        assert seen[way]["b"][-1] == [None if way == "sync" else "", "1", True]
+        assert seen[way]["labels"] == [["negative", "positive"]]
+        assert seen[way]["errors"] == ["there is no task 'nope'; there are 4: rte, sst2, titles, tweets"]
+    assert seen["cancelled"] == "StatusCode.CANCELLED"

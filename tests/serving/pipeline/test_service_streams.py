@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from ladder.answers import TextAnswer
 from serving.config import BatchConfig
 from serving.engine.detokenizer import Piece
 from serving.engine.rows import EngineRow
-from serving.errors import DeadlineExpired, InvalidInput, SideFailed
+from serving.errors import InvalidInput, SideFailed
 from serving.metrics import Metrics
 from serving.pipeline.request import DecodingOverrides, Generated
 from serving.pipeline.service import PredictService
@@ -164,14 +163,6 @@ async def test_to_leave_a_stream_frees_its_slot(house: House) -> None:
     await house.until(lambda: house.worker.gone)
     assert house.worker.gone == house.worker.rows
     assert house.batcher.running_rows == 0
-
-
-async def test_a_deadline_ends_a_stream_and_frees_its_slot(house: House) -> None:
-    house.worker.step.clear()
-    with pytest.raises(DeadlineExpired):
-        await house.stream(deadline=time.monotonic() + 0.05)
-    house.worker.step.set()
-    await house.until(lambda: not house.batcher.running_rows)
 
 
 async def test_priority_and_tenant_reach_the_batcher_and_the_engine(
