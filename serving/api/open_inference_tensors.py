@@ -113,6 +113,7 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
 def write_outputs(
     response: pb.ModelInferResponse, names: Sequence[str], answers: Sequence[Answer], spec: TaskSpec, *, raw: bool
 ) -> None:
+    """Add the tensors of `names` to the response, their elements raw or typed as those of the request."""
     for name in names:
         output = OUTPUTS[spec.kind][name]
         tensor = response.outputs.add(name=name, datatype=output.datatype, shape=_shape(output, len(answers), spec))
@@ -159,7 +160,7 @@ def _rows_of(tensor: Tensor) -> int:
 
 
 def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]:
-    """Each input's elements, from wherever they are."""
+    """The elements of each input tensor, raw or typed."""
     raw = request.raw_input_contents
     if not raw:
         return [_typed(tensor, rows) for tensor in request.inputs]
@@ -186,7 +187,7 @@ def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:
 
 
 def split_raw(name: str, data: bytes, rows: int) -> list[bytes]:
-    """Cut a raw BYTES tensor into its elements: each its length in 4 bytes, little-endian, then its bytes."""
+    """Cut a raw BYTES tensor into its elements. Each is its length in 4 bytes, little-endian, and then its bytes."""
     where, elements, at = f"inputs.{name}", [], 0
     for row in range(rows):
         if len(data) - at < 4:

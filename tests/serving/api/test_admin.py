@@ -1,4 +1,4 @@
-"""The Admin door against a real registry and reconciler, with the client where it can say what is to be tested."""
+"""The Admin service with a real registry and reconciler; through the client wherever it can send the request."""
 
 import asyncio
 import json

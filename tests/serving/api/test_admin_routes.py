@@ -1,4 +1,4 @@
-"""Routes over gRPC: who sets them, who hears of them, and that both doors follow them."""
+"""Routes over gRPC: setting, describing and comparing them, and that both services follow them."""
 
 import threading
 import time
@@ -114,7 +114,7 @@ def test_a_route_made_of_another_one_than_there_is_is_refused(client: Client) ->
     assert client.task("sst2").routes == {"production": grown.route}
 
 
-def test_requests_of_one_key_get_one_version_at_both_doors(opened: Parlour, client: Client) -> None:
+def test_requests_of_one_key_get_one_version_from_both_services(opened: Parlour, client: Client) -> None:
     split(client, shares=HALF)
     expected = [opened.pool.resolve("sst2", key=key).version for key in KEYS]
     assert set(expected) == {1, 2}
@@ -240,7 +240,7 @@ def test_an_alias_without_a_route_has_nothing_to_compare(client: Client) -> None
         client.comparison("sst2", disagreements=-1)
 
 
-# --- waiting
+# --- waiting for servers
 
 
 def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path
 
 
 def test_what_was_committed_while_a_server_loaded_is_served_by_its_first_answer(tmp_path: Path) -> None:
-    """Nobody waited for the server then: it was not announced yet."""
+    """No writer waited for the server then: it was not announced yet."""
     parlour = Parlour(tmp_path, [SST2])
     parlour.config = replace(parlour.config, load=replace(parlour.config.load, poll_s=60.0))
     assemble = parlour.assemble

@@ -1,4 +1,4 @@
-"""Our own door, spoken to with messages, and with bytes that are none."""
+"""The servicer of `sidecast.v1.Sidecast`, called with messages, and with bytes that are none."""
 
 import asyncio
 import time
@@ -70,7 +70,7 @@ def test_a_row_is_fields_or_a_text_or_a_whole_prompt(stub: Any) -> None:
     assert [answer.text.text for answer in response.answers] == ["TITLE: SAME"] * 3 + ["SAME"]
 
 
-def test_both_doors_answer_the_same(stub: Any, parlour: Parlour) -> None:
+def test_both_services_answer_the_same(stub: Any, parlour: Parlour) -> None:
     native = stub.Predict(
         pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a", "sentence2": "b" * 50})])
     )

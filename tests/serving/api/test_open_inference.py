@@ -1,4 +1,4 @@
-"""The Open Inference door: with tritonclient unmodified, and with messages no client would make."""
+"""The Open Inference service: with tritonclient unmodified, and with messages no client would make."""
 
 import json
 import struct

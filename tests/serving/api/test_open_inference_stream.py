@@ -1,4 +1,4 @@
-"""Streams at both doors and in both clients, priorities, tenants, and what becomes of streams in a drain."""
+"""Streams of both services and both clients, priorities and tenants."""
 
 import asyncio
 import threading
@@ -83,7 +83,7 @@ def is_final(response: Any) -> bool:
     return response.infer_response.parameters[FINAL].bool_param
 
 
-# --- the native door
+# --- the native service
 
 
 def test_a_text_comes_in_pieces_and_last_as_a_whole(native: Any) -> None:
@@ -158,7 +158,7 @@ def test_streams_are_counted(native: Any, parlour: Parlour, failing: Parlour) ->
     assert (count("unknown", "INTERNAL"), count("1", "OK")) == (failed + 1, fine + 1)
 
 
-# --- the Open Inference door
+# --- the Open Inference service
 
 
 def test_tensors_of_a_text_come_in_pieces(tensors: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which version of a route a request gets, and who is told of its answers: on a device that names who answered."""
+"""Which version of a route answers a request, and what is observed: on a device that names the version."""
 
 import asyncio
 import random
@@ -90,7 +90,7 @@ def test_who_describes_a_task_sees_the_aliass_own_version() -> None:
     assert {state.resolve("sst2").version for _ in range(20)} == {1}
 
 
-def test_a_withheld_route_gives_no_shares_until_the_registry_has_another() -> None:
+def test_a_suspended_route_gives_no_shares_until_the_registry_has_another() -> None:
     pool, state = SidePool(), pool_state(Route(shares={2: 5000}, shadows=(3,)))
     pool.replace(state)
     pool.suspend("sst2", "production", 5)
@@ -103,7 +103,7 @@ def test_a_withheld_route_gives_no_shares_until_the_registry_has_another() -> No
     assert set(chosen(pool.snapshot()).values()) == {1, 2}
 
 
-def test_routes_that_are_over_are_withheld_no_longer() -> None:
+def test_routes_that_are_over_are_suspended_no_longer() -> None:
     pool = SidePool()
     pool.replace(pool_state(Route(shares={2: 5000})))
     pool.suspend("sst2", "gone", 1)
@@ -112,7 +112,7 @@ def test_routes_that_are_over_are_withheld_no_longer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "chosen", "beside"),
+    ("route", "chosen", "shadows"),
     [
         (Route(shadows=(3, 2)), 1, [3, 2]),
         (Route(shares={2: 500}), 2, []),
@@ -122,9 +122,9 @@ def test_routes_that_are_over_are_withheld_no_longer() -> None:
         (Route(shares={2: 500}, shadows=(4,), bounds=Bounds(disagreement=0.1)), 2, [1, 4]),
     ],
 )
-def test_who_answers_beside_the_chosen_one(route: Route, chosen: int, beside: list[int]) -> None:
+def test_which_versions_shadow_the_chosen_one(route: Route, chosen: int, shadows: list[int]) -> None:
     state = pool_state(route)
-    assert [resident.version for resident in state.beside("sst2", "production", chosen)] == beside
+    assert [resident.version for resident in state.beside("sst2", "production", chosen)] == shadows
     assert state.beside("sst2", "steady", chosen) == ()
     assert state.routed_since("sst2", "production", chosen) == 5
 

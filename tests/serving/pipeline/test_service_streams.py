@@ -240,7 +240,7 @@ async def test_a_prompt_that_fails_the_tokenizer_fails_its_request_alone(house: 
 
 
 class Tasks(dict[str, Any]):
-    """Tells when nobody has it any more."""
+    """A dict that a weak reference can watch."""
 
 
 async def test_a_stream_keeps_nothing_of_the_pool_but_its_own_version(house: House) -> None:
