@@ -25,6 +25,7 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             raise _refusal(error, host, port, "metrics_port") from None
+        self._host = host
         self.port = self._server.server_port
 
     def close(self) -> None:
@@ -32,7 +33,7 @@ class MetricsServer:
         stopping = threading.Thread(target=self._server.shutdown)
         stopping.start()
         with contextlib.suppress(OSError):  # a connection wakes the thread, which else looks twice a second
-            socket.create_connection(self._server.server_address[:2], timeout=1).close()
+            socket.create_connection((self._host, self.port), timeout=1).close()
         stopping.join()
         self._server.server_close()
         self._thread.join()

@@ -231,7 +231,7 @@ def test_an_idle_upload_does_not_hold_the_drain(tmp_path: Path, begun: bool) -> 
         manifest = (parlour.run(TITLES, seed=7) / "manifest.json").read_bytes()
         header = pb.PublishRequest(header=pb.PublishRequest.Header(manifest=manifest))
         upload = sidecast_pb2_grpc.AdminStub(channel).Publish.future(endless(*[header] * begun))
-        wait_until(lambda: parlour.server.drain.in_flight)
+        wait_until(lambda: parlour.server.drain.in_flight > 0)
         assert parlour.stop(grace_s=20).result(10) is True
         assert upload.code() is grpc.StatusCode.UNAVAILABLE
         assert "shutting down" in upload.details()

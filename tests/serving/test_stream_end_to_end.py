@@ -120,5 +120,5 @@ def test_a_stream_that_is_left_frees_its_slot(client: Client, server: Server) ->
 
 def running(server: Server) -> int:
     """Texts on the device."""
-    parts: Any = server._parts
+    parts: Any = server._components
     return parts.service._batcher.running_rows
