@@ -12,6 +12,7 @@ from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, R
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
 from side_registry.task import PRODUCTION, TaskRef, TaskSpec
+from side_registry.task_kinds import KINDS
 
 
 def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
@@ -102,7 +103,7 @@ def resolve(state: PoolState, ref: TaskRef, options: RequestOptions, *, many: bo
         InvalidInput: decoding settings that are out of bounds, or for a task that makes no texts.
     """
     resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=options.route_key)
-    overrides = DecodingOverrides() if many and resident.spec.kind != "text" else options.decoding
+    overrides = DecodingOverrides() if many and not KINDS[resident.spec.kind].makes_text else options.decoding
     answerer = overrides.answerer(resident)
     target = Target(resident, None, answerer, overrides=overrides, generation=state.generation)
     if ref.version is not None:

@@ -14,6 +14,7 @@ from serving.scheduler import PRIORITIES, Outcome
 from side_registry.decoding_spec import GenerationSpec
 from side_registry.errors import RegistryError
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 
 if TYPE_CHECKING:
     from ladder.answering import Answerer
@@ -65,7 +66,7 @@ class DecodingOverrides:
         if not self:
             return resident.answerer
         spec = resident.spec
-        if spec.kind != "text":
+        if not KINDS[spec.kind].makes_text:
             raise self._fault(next(iter(self.settings)), f"is for text; task {spec.name!r} is {spec.kind}")
         changed: dict[str, Any] = {"generation": Generation(**self._merged(spec).settings)}
         return replace(resident.answerer, **changed, max_new_tokens=self._limit(spec))  # type: ignore[call-arg]
