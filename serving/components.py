@@ -15,20 +15,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from ladder import Backbone, load_backbone, load_tokenizer
 from ladder.backbone import CompiledEncoder, Limits
-from serving.api import (
-    ADMIN,
-    HEALTH,
-    NATIVE,
-    OPEN_INFERENCE,
-    OURS,
-    AdminServicer,
-    Drain,
-    HealthServicer,
-    NativeServicer,
-    OpenInferenceServicer,
-    Service,
-    Tenants,
-)
+from serving.api import Drain, make_servicers
 from serving.config import ServeConfig, ShadowConfig
 from serving.engine import Engine, check_fits, pick_device, run_apart, run_aside, warm_up
 from serving.metrics import Metrics
@@ -44,29 +31,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """What the doors need, and what has to be stopped at the end."""
+    """What the gRPC services need, and what has to be stopped at the end."""
 
-    service: Service
+    service: PredictService
     pool: SidePool
     registry: Registry
     wake: Callable[[], None]
-    """Have the registry looked at now."""
+    """Makes the reconciler look at the registry now."""
     stop: Callable[[], None]
-    """End the threads that follow the registry. Blocks until a load in progress ends."""
+    """Ends the threads that follow the registry. Blocks until a load in progress ends."""
     comparisons: Comparisons = field(default_factory=Comparisons)
-    """How the versions of routes compare."""
+    """The comparisons of the routes' versions."""
     batcher: Batcher | None = None
-    """Behind the service; None where that is a stand-in."""
+    """The batcher of the service; None where the service has none."""
     fault: Callable[[], str] = lambda: ""
     """Why this process should be replaced by another; empty where it should not."""
     device: str = "cpu"
 
+    def servicers(
+        self, config: ServeConfig, metrics: Metrics, drain: Drain, presence: Presence
+    ) -> Mapping[ServiceDescriptor, Any]:
+        """The servicer of each gRPC service, with these components behind it."""
+        return make_servicers(
+            service=self.service,
+            pool=self.pool,
+            registry=self.registry,
+            comparisons=self.comparisons,
+            presence=presence,
+            wake=self.wake,
+            drain=drain,
+            metrics=metrics,
+            config=config,
+        )
+
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Components:
-    """Open the registry, or make one where nothing is; load the backbone and all that is published.
+    """Open the registry, or make one where there is none; load the backbone and all that is published.
 
     Args:
-        config: its port is the one that was taken.
+        config: its port is the port that was taken.
 
     Raises:
         RegistryError, BackboneError, StartError.
@@ -74,7 +77,8 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     registry = Registry.open(config.registry, create=True)
     backbone = run_apart(_load_backbone, config)
     tokenizer = load_tokenizer(config.backbone)
-    pool, encoder = SidePool(), _compiled(backbone, config)
+    pool = SidePool()
+    encoder = _compiled(backbone, config)
     engine = Engine(backbone, metrics, config.engine, encoder)
     loader = Loader(registry, backbone, tokenizer, config.load)
     reconciler = Reconciler(registry, pool, partial(run_aside, loader.load), config.load, metrics, tidy=loader.tidy)
@@ -84,14 +88,14 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     batch = replace(config.batch, padding_cost=min(config.batch.padding_cost, engine.padding_cost))
     batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
     comparisons = _comparisons(pool, config.shadow)
-    shadowing = ShadowRunner(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
-    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadowing)
-    judging = _judging(registry, comparisons, pool, config, reconciler.wake, metrics)
-    judging.start()
+    shadows = ShadowRunner(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
+    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadows)
+    rollback = _auto_rollback(registry, comparisons, pool, config, reconciler.wake, metrics)
+    rollback.start()
 
     def stop() -> None:
-        shadowing.close()
-        judging.stop()
+        shadows.close()
+        rollback.stop()
         reconciler.stop()
 
     return Components(
@@ -118,7 +122,7 @@ def _comparisons(pool: SidePool, config: ShadowConfig) -> Comparisons:
     return Comparisons(lambda task, alias: routed_of(pool.snapshot(), task, alias), kept)
 
 
-def _judging(
+def _auto_rollback(
     registry: Registry,
     comparisons: Comparisons,
     pool: SidePool,
@@ -143,13 +147,13 @@ def _load_backbone(config: ServeConfig) -> Backbone:
 
 
 def _compiled(backbone: Backbone, config: ServeConfig) -> CompiledEncoder | None:
-    """Not compiled yet."""
+    """Where the configuration asks for it; it compiles when it warms up."""
     limits = Limits(rows=config.batch.max_batch_rows, tokens=config.batch.max_batch_tokens)
     return CompiledEncoder(backbone, limits) if config.engine.compile else None
 
 
 def _warm_up(backbone: Backbone, pool: SidePool, encoder: CompiledEncoder | None, config: ServeConfig) -> None:
-    """On the device thread, some of what torch sets up is a thread's own."""
+    """Run on the device thread: torch keeps some of its state by thread."""
     if encoder:
         with torch.inference_mode():
             encoder.warm_up()
@@ -162,39 +166,16 @@ CATCH_UP_S = 10.0
 CATCH_UP_POLL_S = 0.02
 
 
-async def join(parts: Components, presence: Presence, drain: Drain) -> None:
-    """Have writers wait for this server from now on, then serve what they wrote before, so that none is missed.
+async def join(components: Components, presence: Presence, drain: Drain) -> None:
+    """Announce this server, so that writers wait for it; then wait until it serves what was committed before.
 
     Raises:
-        Draining: told to stop meanwhile.
+        Draining: the server was told to stop meanwhile.
     """
     await asyncio.to_thread(presence.start)
-    with contextlib.suppress(RegistryError):  # it may be away; what was loaded is served
-        newest = (await asyncio.to_thread(parts.registry.state)).generation
+    with contextlib.suppress(RegistryError):  # out of reach; what was loaded is served
+        newest = (await asyncio.to_thread(components.registry.state)).generation
         deadline = time.monotonic() + CATCH_UP_S
-        parts.wake()
-        while parts.pool.snapshot().generation < newest and time.monotonic() < deadline:
+        components.wake()
+        while components.pool.snapshot().generation < newest and time.monotonic() < deadline:
             await drain.pause(CATCH_UP_POLL_S)
-
-
-def make_servicers(
-    parts: Components, config: ServeConfig, metrics: Metrics, drain: Drain, presence: Presence
-) -> Mapping[ServiceDescriptor, Any]:
-    """The servicer of each of our services, and of health."""
-    service, pool = parts.service, parts.pool
-    tenants = Tenants(config.request.tenant_header)
-    admin = AdminServicer(
-        pool,
-        parts.registry,
-        drain,
-        parts.wake,
-        max_upload_bytes=config.load.max_side_bytes,
-        comparisons=parts.comparisons,
-        presence=presence,
-    )
-    return {
-        OPEN_INFERENCE: OpenInferenceServicer(service, pool, metrics, drain, tenants),
-        NATIVE: NativeServicer(service, metrics, tenants),
-        ADMIN: admin,
-        HEALTH: HealthServicer(service, pool, drain, OURS),
-    }

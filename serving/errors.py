@@ -10,7 +10,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
         NotLoaded (VersionRefused), OutOfMemory, Draining
         Shed              too much load
           Overloaded, TooSlow, TaskOverloaded
-      DeadlineExpired, Cancelled
+      DeadlineExpired
       SideFailed          one side network raised or answered NaN
       LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, LoadFailed
@@ -142,16 +142,6 @@ class DeadlineExpired(ServingError):
 
     reason = "DEADLINE_EXPIRED"
     message = "the deadline passed before the answer was ready"
-
-
-class Cancelled(ServingError):
-    reason = "CANCELLED"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def __str__(self) -> str:
-        return "the caller cancelled the request"
 
 
 class SideFailed(ServingError):

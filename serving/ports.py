@@ -1,47 +1,40 @@
-"""Takes the server's ports, before anything heavy is loaded. Says plainly why one cannot be had."""
+"""Takes the server's ports, before anything heavy is loaded. Says plainly why a port cannot be had."""
 
+import contextlib
 import errno
 import socket
-import socketserver
 import threading
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc.aio
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, start_http_server
 
 from serving.errors import CannotListen, PortInUse, StartError
 
-STOP_POLL_S = 0.05
-"""How soon the metrics' thread sees that it shall end."""
-
-
-class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 class MetricsServer:
-    """Prometheus's text over HTTP, in threads of its own."""
+    """Prometheus's text over HTTP, in threads of its own.
+
+    Raises:
+        PortInUse, CannotListen.
+    """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        """Raises PortInUse, CannotListen."""
-        family = _probe(host, port, "metrics_port")
-        kind = type("_OfFamily", (_HttpServer,), {"address_family": family})
+        _probe(host, port, "metrics_port")
         try:
-            self._server = make_server(host, port, make_wsgi_app(registry), kind, _Silent)
+            self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             raise _refusal(error, host, port, "metrics_port") from None
+        self._host = host
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(STOP_POLL_S,), daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
-        self._server.shutdown()
+        """Give the port back. Blocks until the thread has ended."""
+        stopping = threading.Thread(target=self._server.shutdown)
+        stopping.start()
+        with contextlib.suppress(OSError):  # a connection wakes the thread, which else looks twice a second
+            socket.create_connection((self._host, self.port), timeout=1).close()
+        stopping.join()
         self._server.server_close()
         self._thread.join()
 
@@ -55,14 +48,15 @@ def take_port(server: grpc.aio.Server, host: str, port: int) -> int:
     _probe(host, port, "port")
     try:
         return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except RuntimeError as error:  # somebody was faster since the probe, or the address is none
+    except RuntimeError as error:  # another process took the port since the probe, or the address is none
         raise CannotListen(host, port, str(error).splitlines()[0]) from None
 
 
-def _probe(host: str, port: int, setting: str) -> int:
-    """Ask the system for the port, and give it back: gRPC would tell no cause, and print to standard error.
+def _probe(host: str, port: int, setting: str) -> None:
+    """Bind the port and give it back: gRPC would give no cause, and print to standard error.
 
-    Returns the address family. Raises PortInUse, CannotListen.
+    Raises:
+        PortInUse, CannotListen.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -70,7 +64,6 @@ def _probe(host: str, port: int, setting: str) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-            return family
     except OSError as error:
         raise _refusal(error, host, port, setting) from None
 
@@ -82,6 +75,7 @@ def _refusal(error: OSError, host: str, port: int, setting: str) -> StartError:
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    """Options of a gRPC server: limits of a message, keep-alive, and a port that no other server can share."""
     return [
         ("grpc.so_reuseport", 0),  # else a second server would share the port, and answer half of its calls
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -1,6 +1,6 @@
-"""A serving process from its first port to its last answer.
+"""One serving process: takes its ports, loads, answers, drains.
 
-Takes the ports, then loads, then answers. Told to stop, it answers what it has begun, refuses what is new, and ends.
+When it is told to stop, it refuses new calls, answers those in flight, and ends.
 """
 
 import asyncio
@@ -8,18 +8,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import grpc.aio
-from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
-from serving.api import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, OURS, Drain, Interceptor
-from serving.components import Components, assemble, join, make_servicers
+from serving.api import Drain, Interceptor, add_services
+from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
 from serving.errors import Draining
@@ -29,15 +24,8 @@ from serving.versions import Presence, Progress, address_of
 
 log = logging.getLogger(__name__)
 
-ADD: Mapping[ServiceDescriptor, Callable[[Any, grpc.aio.Server], None]] = {
-    OPEN_INFERENCE: open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-    NATIVE: sidecast_pb2_grpc.add_SidecastServicer_to_server,
-    ADMIN: sidecast_pb2_grpc.add_AdminServicer_to_server,
-    HEALTH: health_pb2_grpc.add_HealthServicer_to_server,
-}
-
 CLOSING_S = 0.5
-"""What health watchers have to read the last word."""
+"""How long health watchers have to read the last status."""
 
 Assemble = Callable[[ServeConfig, Metrics, Progress | None], Components]
 
@@ -46,14 +34,17 @@ class Server:
     """One server on the running event loop.
 
     Args:
-        assemble: makes the parts behind the doors; called on a thread.
+        assemble: makes the components behind the gRPC services; called on a thread.
     """
 
     def __init__(self, config: ServeConfig, assemble: Assemble = assemble, progress: Progress | None = None) -> None:
-        self.config, self.metrics, self.drain = config, Metrics(), Drain()
+        self.config = config
+        self.metrics = Metrics()
+        self.drain = Drain()
         self.port = self.metrics_port = 0
-        self._assemble, self._progress = assemble, progress
-        self._parts: Components | None = None
+        self._assemble = assemble
+        self._progress = progress
+        self._components: Components | None = None
         self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
         self._answering = False
@@ -62,41 +53,42 @@ class Server:
     @property
     def task_count(self) -> int:
         """Tasks that can be called now."""
-        return len({task for task, _ in self._parts.pool.snapshot().residents}) if self._parts else 0
+        return len({task for task, _ in self._components.pool.snapshot().residents}) if self._components else 0
 
     @property
     def address(self) -> str:
-        """Where others may find its doors."""
+        """Where other machines reach its gRPC port."""
         return address_of(self.config.host, self.port)
 
     @property
     def generation(self) -> int:
-        """The registry's generation that is served; -1 before there is one."""
-        return self._parts.pool.snapshot().generation if self._parts else -1
+        """The registry generation that is served; -1 before the first load."""
+        return self._components.pool.snapshot().generation if self._components else -1
 
     async def start(self) -> None:
-        """Take the ports, load, answer. Ports that were taken are given back when it fails.
+        """Take the ports, load, answer. When that fails, the ports are given back.
 
         Raises:
             PortInUse, CannotListen: before anything is loaded.
             RegistryError, BackboneError.
-            Draining: told to stop while it loads.
+            Draining: the server was told to stop while it loads.
         """
         try:
             self._take_ports()
             config = replace(self.config, port=self.port)
-            self._parts = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
-            self._presence = Presence(self._parts.registry, self.address, lambda: self.generation)
-            await join(self._parts, self._presence, self.drain)
-            self._add_servicers(self._parts, self._presence)
-            await self._require_grpc().start()
+            self._components = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
+            self._presence = Presence(self._components.registry, self.address, lambda: self.generation)
+            await join(self._components, self._presence, self.drain)
+            server = self._require_grpc()
+            add_services(self._components.servicers(self.config, self.metrics, self.drain, self._presence), server)
+            await server.start()
             self._answering = True
         except BaseException:
             await self._close(0)
             raise
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """Refuse new calls, let those in flight finish, end. False when some had to be cut off after `grace_s`."""
+        """Refuse new calls, let those in flight finish, end. False when some were cut off after `grace_s`."""
         grace_s = self.config.grace_s if grace_s is None else grace_s
         log.info("draining: %d calls in flight, %.1f s for them", self.drain.in_flight, grace_s)
         self.drain.begin()
@@ -107,7 +99,7 @@ class Server:
         return finished
 
     async def _leave(self) -> None:
-        """Have no writer wait for this server any more."""
+        """Withdraw this server's presence, so that no writer waits for it."""
         if self._presence:
             await asyncio.to_thread(self._presence.stop)
             self._presence = None
@@ -127,24 +119,18 @@ class Server:
         self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
         self.metrics_port = self._http.port
 
-    def _add_servicers(self, parts: Components, presence: Presence) -> None:
-        server = self._require_grpc()
-        for service, servicer in make_servicers(parts, self.config, self.metrics, self.drain, presence).items():
-            ADD[service](servicer, server)
-        reflection.enable_server_reflection((*OURS, HEALTH.full_name, reflection.SERVICE_NAME), server)
-
     async def _close(self, grace_s: float) -> None:
         await self._leave()
         if self._grpc:
             if not self._answering:
                 await self._grpc.start()  # one that never started does not give its port back
             await self._grpc.stop(grace_s)
-        if self._parts:
-            await self._parts.service.close()
-            await asyncio.to_thread(self._parts.stop)
+        if self._components:
+            await self._components.service.close()
+            await asyncio.to_thread(self._components.stop)
         if self._http:
             await asyncio.to_thread(self._http.close)
-        self._grpc, self._parts, self._http = None, None, None
+        self._grpc = self._components = self._http = None
 
     def _require_grpc(self) -> grpc.aio.Server:
         if self._grpc is None:

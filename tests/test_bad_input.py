@@ -36,7 +36,7 @@ from side_registry import MANIFEST, SIDE_NETWORK, Registry, RegistryError, TaskR
 from side_registry.blobs import Blobs
 from side_registry.log import Publish, SetAlias
 from side_registry.manifest import MAX_MANIFEST_BYTES
-from tests.serving.doors_kit import Parlour
+from tests.serving.api_kit import Parlour
 from tests.serving.kit import make_run, make_spec
 from tests.side_registry import runs
 from tests.sidecast.cli_kit import sidecast

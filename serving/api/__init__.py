@@ -1,30 +1,19 @@
-"""gRPC: what a caller sends and is told. The only wing but the client that knows grpc and protos."""
+"""gRPC: the services, their messages and their errors. Only this wing and the client know grpc and protos."""
 
-from serving.api.admin import AdminServicer
-from serving.api.call import Service, Tenants
 from serving.api.drain import Drain, end_tasks
 from serving.api.interceptor import LASTING, Interceptor, answering, streaming, tolerant
-from serving.api.native import NativeServicer
-from serving.api.open_inference import OpenInferenceServicer
-from serving.api.services import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, OURS, HealthServicer
+from serving.api.services import HEALTH, SERVICES, add_services, make_servicers
 
 __all__ = [
-    "ADMIN",
     "HEALTH",
     "LASTING",
-    "NATIVE",
-    "OPEN_INFERENCE",
-    "OURS",
-    "AdminServicer",
+    "SERVICES",
     "Drain",
-    "HealthServicer",
     "Interceptor",
-    "NativeServicer",
-    "OpenInferenceServicer",
-    "Service",
-    "Tenants",
+    "add_services",
     "answering",
     "end_tasks",
+    "make_servicers",
     "streaming",
     "tolerant",
 ]

@@ -1,11 +1,11 @@
-"""`sidecast.v1.Admin`: publish, promote, route, roll back, retire, list, watch."""
+"""The servicer of `sidecast.v1.Admin`: publish, promote, route, roll back, retire, list, watch."""
 
 import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from grpc.aio import ServicerContext
 
@@ -29,16 +29,24 @@ UPLOADED = "the uploaded run"
 
 
 class Upload:
+    """A run that is being uploaded into a folder.
+
+    Args:
+        max_bytes: of its files together.
+    """
+
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.header: pb.PublishRequest.Header | None = None
-        self._folder, self._max_bytes = folder, max_bytes
-        self._left: dict[str, int] = {}
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._missing: dict[str, int] = {}
+        """Bytes that are still to come, by file."""
 
     def take(self, request: pb.PublishRequest) -> None:
-        """Blocks on the disk.
+        """Write one piece of the upload. Blocks on the disk.
 
         Raises:
-            InvalidInput, ArtifactError: the pieces are no artifact.
+            InvalidInput, ArtifactError: the pieces so far cannot become an artifact.
         """
         if request.WhichOneof("part") == "header":
             self._begin(request.header)
@@ -46,12 +54,12 @@ class Upload:
             self._append(request.chunk)
 
     def finish(self) -> pb.PublishRequest.Header:
-        """The header, once all bytes are there."""
+        """The header, once all bytes are there. Raises InvalidInput, ArtifactError: some are missing."""
         if self.header is None:
             raise InvalidInput("header", "is missing; send it first")
-        for name, left in self._left.items():
-            if left:
-                raise ArtifactError(UPLOADED, f"the upload ended {left} bytes before the end of {name}")
+        for name, missing in self._missing.items():
+            if missing:
+                raise ArtifactError(UPLOADED, f"the upload ended {missing} bytes before the end of {name}")
         return self.header
 
     def _begin(self, header: pb.PublishRequest.Header) -> None:
@@ -62,8 +70,8 @@ class Upload:
         manifest = parse_manifest(header.manifest, UPLOADED)
         self._check_size(manifest)
         need_side_network(manifest, UPLOADED)
-        self._left = {name: blob.size for name, blob in manifest.files.items()}
-        for name in self._left:
+        self._missing = {name: blob.size for name, blob in manifest.files.items()}
+        for name in self._missing:
             (self._folder / name).touch()
         (self._folder / MANIFEST).write_bytes(header.manifest)
         self.header = header
@@ -76,22 +84,23 @@ class Upload:
     def _append(self, chunk: pb.PublishRequest.Chunk) -> None:
         if self.header is None:
             raise InvalidInput("header", "must come before the files' bytes")
-        if chunk.file not in self._left:
-            raise InvalidInput("chunk.file", f"is none of the manifest's files ({', '.join(self._left)})")
-        if len(chunk.data) > self._left[chunk.file]:
+        if chunk.file not in self._missing:
+            raise InvalidInput("chunk.file", f"is none of the manifest's files ({', '.join(self._missing)})")
+        if len(chunk.data) > self._missing[chunk.file]:
             raise ArtifactError(UPLOADED, f"{chunk.file} has more bytes than its manifest says")
         with (self._folder / chunk.file).open("ab") as file:
             file.write(chunk.data)
-        self._left[chunk.file] -= len(chunk.data)
+        self._missing[chunk.file] -= len(chunk.data)
 
 
 WATCH_POLL_S = 0.05
-SEEN_POLL_S, SEEN_S = 0.005, 1.0
-"""How often it is looked whether this server has seen a change, and for how long: a load may hold it up."""
+SEEN_POLL_S = 0.005
+SEEN_S = 1.0
+"""How often, and for how long, a change waits until this server has seen it: a load may hold the server up."""
 AWAIT_POLL_S = 0.1
 LONGEST_WAIT_S = 300.0
 LEAVING_S = 0.05
-"""A caller that leaves may look as if its upload had ended, until its cancellation comes, soon after."""
+"""When a caller leaves, its upload seems to have ended until its cancellation arrives, which is soon after."""
 PATIENCE_S = 0.5
 """Longest that an upload may pause while the server shuts down."""
 
@@ -99,9 +108,10 @@ Result = TypeVar("Result")
 
 
 class AdminServicer(sidecast_pb2_grpc.AdminServicer):
-    """
+    """Answers calls of `sidecast.v1.Admin`: changes the registry, and reports its state as this server sees it.
+
     Args:
-        wake: called after each change of the registry, so that the server need not find it out.
+        wake: called after each change of the registry, so that the server looks at it at once.
         max_upload_bytes: of one published run's files together.
         comparisons: of the routes' versions.
         presence: this server's own.
@@ -118,12 +128,20 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         comparisons: Comparisons,
         presence: Presence,
     ) -> None:
-        self._pool, self._registry, self._drain, self._wake = pool, registry, drain, wake
+        self._pool = pool
+        self._registry = registry
+        self._drain = drain
+        self._wake = wake
         self._max_upload_bytes = max_upload_bytes
-        self._comparisons, self._presence = comparisons, presence
-        self._looked_at, self._look = 0.0, cast("asyncio.Task[list[Announced]] | None", None)
+        self._comparisons = comparisons
+        self._presence = presence
+        self._servers: asyncio.Task[list[Announced]] | None = None
+        """The newest read of the servers that the registry knows."""
+        self._servers_read_at = 0.0
+        """Its end, in time.monotonic() seconds."""
 
     async def Publish(self, requests: AsyncIterator[pb.PublishRequest], context: ServicerContext) -> pb.PublishResponse:
+        """Publish an uploaded run as the next version of its task."""
         with tempfile.TemporaryDirectory(prefix="sidecast-publish-") as folder:
             upload = Upload(Path(folder), self._max_upload_bytes)
             async for request in self._drain.arriving(requests, PATIENCE_S):
@@ -133,16 +151,18 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         return messages.write_published(published)
 
     async def SetRoute(self, request: pb.SetRouteRequest, context: ServicerContext) -> pb.SetRouteResponse:
+        """Set an alias's version and how its traffic is split."""
         if not request.HasField("route"):
             raise InvalidInput("route", "is missing; give a version, shares or shadows, or an empty one to end them")
         task, alias = request.task, request.alias or PRODUCTION
         route = checked_route(task, alias, read_route(request.route))
         seen = checked_route(task, alias, read_route(request.seen)) if request.HasField("seen") else None
         how = messages.read_change(request.change) | {"version": _version(request.route), "seen": seen}
-        generation, own = await self._change(self._set_route, task, alias, route, how)
-        return pb.SetRouteResponse(task=task, alias=alias, route=write_route(route, own), generation=generation)
+        generation, version = await self._change(self._set_route, task, alias, route, how)
+        return pb.SetRouteResponse(task=task, alias=alias, route=write_route(route, version), generation=generation)
 
     async def Rollback(self, request: pb.RollbackRequest, context: ServicerContext) -> pb.RollbackResponse:
+        """Return an alias to an earlier version, or end its canary."""
         change = messages.read_change(request.change)
         alias, to = request.alias or PRODUCTION, request.to or None
         rolled = await self._change(self._registry.rollback, request.task, alias, to, **change)
@@ -156,24 +176,28 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         )
 
     async def Retire(self, request: pb.RetireRequest, context: ServicerContext) -> pb.RetireResponse:
+        """Retire a version that no alias or route names."""
         change = messages.read_change(request.change)
         generation = await self._change(self._registry.retire, request.task, request.version, **change)
         return pb.RetireResponse(task=request.task, version=request.version, generation=generation)
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: ServicerContext) -> pb.ListTasksResponse:
+        """Describe every task of the registry."""
         state = self._pool.snapshot()
         tasks = [messages.write_task(state, name) for name in sorted(state.tasks)]
         return pb.ListTasksResponse(tasks=tasks, generations=messages.write_generations(state))
 
     async def GetTask(self, request: pb.GetTaskRequest, context: ServicerContext) -> pb.GetTaskResponse:
+        """Describe one task."""
         state = self._pool.snapshot()
         task = messages.write_task(state, request.task)
         if which := request.WhichOneof("which"):
-            found = state.resolve(request.task, **{which: getattr(request, which)})
-            task.spec.CopyFrom(messages.write_spec(found.spec))
+            resident = state.resolve(request.task, **{which: getattr(request, which)})
+            task.spec.CopyFrom(messages.write_spec(resident.spec))
         return pb.GetTaskResponse(task=task, generations=messages.write_generations(state))
 
     async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:
+        """List the registry's commits, oldest first."""
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
         commits = await asyncio.to_thread(self._registry.history, request.task or None, request.limit)
@@ -182,48 +206,53 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
     async def GetComparison(
         self, request: pb.GetComparisonRequest, context: ServicerContext
     ) -> pb.GetComparisonResponse:
+        """Answer how the versions of an alias's route compare on this server."""
         if request.disagreements < 0:
             raise InvalidInput("disagreements", f"must be at least 0, got {request.disagreements}")
         alias = request.alias or PRODUCTION
-        own = self._pool.snapshot().task_state(request.task).at(alias)
+        version = self._pool.snapshot().task_state(request.task).at(alias)
         compared = self._comparisons.read(request.task, alias) or Compared(
-            task=request.task, alias=alias, version=own, comparisons=()
+            task=request.task, alias=alias, version=version, comparisons=()
         )
         return write_comparisons(compared, request.disagreements)
 
     async def AwaitGeneration(
         self, request: pb.AwaitGenerationRequest, context: ServicerContext
     ) -> pb.AwaitGenerationResponse:
+        """Wait until every server that follows the registry serves a generation."""
         timeout_s = request.timeout.ToNanoseconds() / 1e9
         if not 0 <= timeout_s <= LONGEST_WAIT_S:
             raise InvalidInput("timeout", f"must be within 0..{LONGEST_WAIT_S:g} s, got {timeout_s:g} s")
         if request.generation < 0:
             raise InvalidInput("generation", f"must be at least 0, got {request.generation}")
         generation = request.generation or (await asyncio.to_thread(self._registry.state)).generation
-        deadline, since = time.monotonic() + timeout_s, self._drain.left
+        deadline = time.monotonic() + timeout_s
+        since = self._drain.left
         self._wake()
         while True:
             response = write_awaited(generation, await self._followers())
-            left = deadline - time.monotonic()
-            if response.served or left <= 0:
+            remaining_s = deadline - time.monotonic()
+            if response.served or remaining_s <= 0:
                 return response
-            await self._drain.pause(min(AWAIT_POLL_S, left), since)
+            await self._drain.pause(min(AWAIT_POLL_S, remaining_s), since)
 
     async def _followers(self) -> list[Announced]:
-        """The servers that follow the registry; this one too, whether or not the registry takes its presence.
+        """The servers that follow the registry, and this one, even where the registry does not take its presence.
 
-        All who wait share a look at the registry, and the next one is AWAIT_POLL_S after its end.
+        All calls that wait share one read of the registry; the next read begins AWAIT_POLL_S after its end.
         """
-        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at >= AWAIT_POLL_S):
-            self._look = asyncio.create_task(asyncio.to_thread(self._registry.servers))
-            self._look.add_done_callback(self._note_look)
-        others = await asyncio.shield(self._look)
+        is_old = time.monotonic() - self._servers_read_at >= AWAIT_POLL_S
+        if self._servers is None or (self._servers.done() and is_old):
+            self._servers = asyncio.create_task(asyncio.to_thread(self._registry.servers))
+            self._servers.add_done_callback(self._note_read)
+        others = await asyncio.shield(self._servers)
         return [self._presence.now, *(server for server in others if server.id != self._presence.id)]
 
-    def _note_look(self, _: object) -> None:
-        self._looked_at = time.monotonic()
+    def _note_read(self, _: object) -> None:
+        self._servers_read_at = time.monotonic()
 
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
+        """Answer the state, and then every change of it, until the caller or the server leaves."""
         before: messages.Watched | None = None
         since = self._drain.left
         while True:
@@ -235,25 +264,25 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
             await self._drain.pause(WATCH_POLL_S, since)
 
     async def _change(self, verb: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Returns when the registry has the change, and this server has seen it: what is asked next knows of it."""
+        """Change the registry, and wait until this server has seen it, so that the next call knows of it."""
         try:
             result = await asyncio.to_thread(verb, *arguments, **named)
         except RouteChanged:
-            await self._see()  # the caller looks again
+            await self._see()  # the caller reads the route again
             raise
         await self._see()
         return result
 
     async def _see(self) -> None:
-        """Wait a little until this server has seen what the registry has just read or written."""
+        """Wait, SEEN_S at most, until this server has seen what was just read from the registry or written to it."""
         generation = (await asyncio.to_thread(self._registry.state, refresh=False)).generation
         deadline = time.monotonic() + SEEN_S
         self._wake()
-        while self._pool.snapshot().wanted < generation and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread's
+        while self._pool.snapshot().wanted < generation and time.monotonic() < deadline:  # noqa: ASYNC110 - another thread's doing
             await asyncio.sleep(SEEN_POLL_S)
 
     def _set_route(self, task: str, alias: str, route: Route, how: Mapping[str, Any]) -> tuple[int, int]:
-        """The generation, and the alias's own version."""
+        """Set the route. Returns the generation, and the alias's own version."""
         generation = self._registry.set_route(task, alias, route, **how)
         return generation, how["version"] or self._registry.state(refresh=False).task(task).at(alias)
 
@@ -265,5 +294,5 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
 
 
 def _version(route: pb.Route) -> int | None:
-    """The alias's own that a request asks for; None: as it is."""
+    """The alias's own version that a request asks for; None: it stays."""
     return route.version if route.WhichOneof("target") == "version" else None

@@ -1,93 +1,37 @@
-"""What both doors share: the seam to the service behind them, deadlines, and counting answers per task.
+"""What the servicers share about one call: its deadline, its tenant, and its count in the metrics.
 
-Knows gRPC's context and nothing of messages.
+Knows gRPC's context, and no messages.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 import grpc
 from grpc.aio import ServicerContext
 
 from serving.api.status import code_of
-from serving.engine import Piece
-from serving.errors import InvalidInput, ServingError
+from serving.errors import InvalidInput
 from serving.metrics import Metrics
-from serving.pipeline import DecodingOverrides, Generated, InputRow, Prediction, Target
-from side_registry.errors import RegistryError
-from side_registry.task import TaskRef
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""
-CLOCKS_APART_S = 0.02
-"""gRPC's clock and that of the caller who gives up may be so much ahead of ours at a deadline."""
-
-
-class Service(Protocol):
-    """What a door needs of `serving.pipeline.service.PredictService`; tests have a small one."""
-
-    @property
-    def ready(self) -> bool: ...
-
-    async def predict(
-        self,
-        task: str,
-        rows: Sequence[InputRow],
-        *,
-        version: int | None = None,
-        alias: str | None = None,
-        target: Target | None = None,
-        deadline: float | None = None,
-        generation: DecodingOverrides | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        route_key: str = "",
-    ) -> Prediction: ...
-
-    async def predict_tasks(
-        self,
-        refs: Sequence[TaskRef],
-        rows: Sequence[InputRow],
-        *,
-        deadline: float | None = None,
-        generation: DecodingOverrides | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        route_key: str = "",
-    ) -> list[Prediction | ServingError | RegistryError]: ...
-
-    def stream(
-        self,
-        task: str,
-        row: InputRow,
-        *,
-        version: int | None = None,
-        alias: str | None = None,
-        target: Target | None = None,
-        deadline: float | None = None,
-        generation: DecodingOverrides | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        route_key: str = "",
-    ) -> AsyncGenerator[Piece | Generated, None]: ...
-
-    async def close(self) -> None: ...
+CLOCK_SKEW_S = 0.02
+"""A cancellation this close to the deadline counts as the deadline: the clocks of gRPC and of the caller differ."""
 
 
 def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> float | None:
-    """The nearer of gRPC's deadline and the request's own timeout, in time.monotonic() seconds."""
-    left = [each for each in (context.time_remaining(), timeout_s) if each is not None]
-    return time.monotonic() + min(left) if left else None
+    """The earlier of gRPC's deadline and the request's timeout, in time.monotonic() seconds; None without either."""
+    limits = [seconds for seconds in (context.time_remaining(), timeout_s) if seconds is not None]
+    return time.monotonic() + min(limits) if limits else None
 
 
 class Tenants:
-    """Tells a call's tenant by its metadata.
+    """Reads a call's tenant from its metadata.
 
     Args:
-        header: the key that names it; empty where there are no tenants.
+        header: the metadata key that names the tenant; empty where there are no tenants.
     """
 
     def __init__(self, header: str = "") -> None:
@@ -97,7 +41,7 @@ class Tenants:
         """The tenant; "" where the call names none.
 
         Raises:
-            InvalidInput: too long a name.
+            InvalidInput: the name is too long.
         """
         if not self._header:
             return ""
@@ -107,8 +51,8 @@ class Tenants:
         return tenant if isinstance(tenant, str) else tenant.decode(errors="replace")
 
 
-class Counted:
-    """What a call turned out to be; filled in while it runs."""
+class CountedCall:
+    """What is known of one call; its servicer fills it in while the call runs."""
 
     version: int | None = None
     deadline: float | None = None
@@ -116,17 +60,19 @@ class Counted:
 
 
 def code_name(error: BaseException, deadline: float | None) -> str:
-    """The code that a call is counted with. gRPC cancels a call at its deadline too: then it is the deadline's."""
+    """The code that a call is counted with. gRPC also cancels a call at its deadline: that is DEADLINE_EXCEEDED."""
     if not isinstance(error, asyncio.CancelledError | GeneratorExit):
         return code_of(error).name
-    is_late = deadline is not None and time.monotonic() >= deadline - CLOCKS_APART_S
+    is_late = deadline is not None and time.monotonic() >= deadline - CLOCK_SKEW_S
     return (grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED).name
 
 
 @contextlib.contextmanager
-def counting(metrics: Metrics, task: str) -> Iterator[Counted]:
-    """Count the block as one request of the task, with the code its outcome has."""
-    start, counted, code = time.perf_counter(), Counted(), "OK"
+def counting(metrics: Metrics, task: str) -> Iterator[CountedCall]:
+    """Count the block as one request of the task, with the status code of its outcome."""
+    start = time.perf_counter()
+    counted = CountedCall()
+    code = "OK"
     try:
         yield counted
     except (Exception, asyncio.CancelledError, GeneratorExit) as error:

@@ -1,4 +1,4 @@
-"""Counts calls in flight and refuses new ones once the server shuts down. Lives on one event loop."""
+"""The one count of calls in flight. New calls are refused once the server shuts down."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,33 @@ Request = TypeVar("Request")
 
 
 class Drain:
-    """Counts calls in flight, and refuses new ones once the server shuts down. Lives on one event loop.
+    """Counts calls in flight, and refuses new ones once the server shuts down. Use it on one event loop.
 
-    Before that a server may `leave`, again and again: what lasts and was begun before ends, so that it holds up
-    nothing. What is begun after it is served as ever.
+    Before it shuts down, a server may `leave` any number of times: streams that last and began earlier then end, so
+    that a client opens them again elsewhere. Calls that begin later are served as before.
     """
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self._draining, self._idle, self._ending = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._idle.set()
         self.left = 0
-        """How often it was left: what lasts remembers the number of its beginning."""
+        """How many times the server left: a stream that lasts remembers the number at its beginning."""
+        self._draining = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def draining(self) -> bool:
+        """Whether the server shuts down."""
         return self._draining.is_set()
 
     def begin(self) -> None:
+        """Refuse new calls, and end streams that last."""
         self._draining.set()
         self._ending.set()
 
     def leave(self) -> None:
-        """Have end what lasts now."""
+        """End the streams that last and have begun by now."""
         self.left += 1
         self._ending.set()
         if not self.draining:
@@ -44,10 +48,10 @@ class Drain:
         await self._draining.wait()
 
     async def pause(self, seconds: float, since: int | None = None) -> None:
-        """Wait that long, or shorter where the server leaves.
+        """Wait for `seconds`, or until the server leaves or shuts down.
 
         Args:
-            since: `left` when what pauses began.
+            since: `left` at the beginning of the call that pauses.
 
         Raises:
             Draining: the server shuts down, or has left since then.
@@ -60,17 +64,19 @@ class Drain:
 
     async def arriving(self, requests: AsyncIterator[Request], patience_s: float) -> AsyncGenerator[Request, None]:
         """A stream's requests. Raises Draining when the server leaves or shuts down and none comes for `patience_s`."""
-        ending, nothing = asyncio.create_task(self._ending.wait()), object()
+        ending = asyncio.create_task(self._ending.wait())
+        end = object()
         tasks: set[asyncio.Task[Any]] = {ending}
         try:
             while True:
-                tasks = {ending, coming := asyncio.create_task(_next(requests, nothing))}
+                coming = asyncio.create_task(_next(requests, end))
+                tasks = {ending, coming}
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     await asyncio.wait({coming}, timeout=patience_s)
                 if not coming.done():
                     raise Draining()
-                if (request := coming.result()) is nothing:
+                if (request := coming.result()) is end:
                     return
                 yield request
         finally:
@@ -86,7 +92,7 @@ class Drain:
 
     @contextlib.contextmanager
     def call(self, *, lasting: bool = False) -> Iterator[None]:
-        """Let a call in; one that is `lasting` is not counted. Raises Draining."""
+        """Let a call in. A `lasting` one is not counted, so that nothing waits for it. Raises Draining."""
         if self.draining:
             raise Draining()
         if lasting:
@@ -103,11 +109,12 @@ class Drain:
 
 
 async def end_tasks(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel them, and wait until they are over."""
+    """Cancel the tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _next(requests: AsyncIterator[Any], otherwise: Any) -> Any:
-    return await anext(requests, otherwise)
+async def _next(requests: AsyncIterator[Any], end: Any) -> Any:
+    """`anext` as the coroutine that a task needs."""
+    return await anext(requests, end)

@@ -1,6 +1,6 @@
-"""What every call of our services passes: refusal while draining, requests that are not Protobuf, errors to statuses.
+"""Wraps every call of our services: refuses it while draining, or when it is not Protobuf, and makes errors statuses.
 
-The servicers behind it just raise. Health and reflection do not pass here: they answer until the end.
+The servicers behind it only raise. Health and reflection are not wrapped: they answer until the end.
 """
 
 import asyncio
@@ -17,35 +17,39 @@ from serving.api.drain import Drain
 from serving.api.status import code_of, status_of, trailers
 from serving.errors import InvalidInput
 
-OURS = ("/inference.", "/sidecast.v1.")
+PREFIXES = ("/inference.", "/sidecast.v1.")
+"""Of the methods that are wrapped."""
 
 LASTING = ("/inference.GRPCInferenceService/ModelStreamInfer", "/sidecast.v1.Admin/Watch")
-"""Streams that may last for ever, so they are not waited for: they end themselves when the server drains."""
+"""Streams that may last for ever. A drain does not wait for them: they end themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Stands for a request whose bytes are not the message they should be."""
+    """A request whose bytes are not the message that the method takes."""
 
     why: str
 
 
 class Interceptor(ServerInterceptor):
+    """Wraps the handlers of our services, each once."""
+
     def __init__(self, drain: Drain) -> None:
         self._drain = drain
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
-        """By method: wrapped once."""
+        """By method."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
+        """The handler of a call's method, wrapped where it is one of ours."""
         method = handler_call_details.method
         if method in self._handlers:
             return self._handlers[method]
         handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(OURS):
+        if handler is None or not method.startswith(PREFIXES):
             return handler
         return self._handlers.setdefault(method, self._guarded(handler, method in LASTING))
 
@@ -64,7 +68,7 @@ class Interceptor(ServerInterceptor):
 
 
 def answering(drain: Drain, behavior: Callable[..., Awaitable[Any]], *, many: bool) -> Callable[..., Awaitable[Any]]:
-    """`behavior`, a servicer's method with one response, behind the gate. `many`: its request is a stream."""
+    """Wrap `behavior`, a servicer's method with one response. `many`: its request is a stream."""
 
     async def answer(request: Any, context: ServicerContext) -> Any:
         try:
@@ -79,7 +83,12 @@ def answering(drain: Drain, behavior: Callable[..., Awaitable[Any]], *, many: bo
 def streaming(
     drain: Drain, behavior: Callable[..., AsyncGenerator[Any, None]], *, many: bool, lasting: bool
 ) -> Callable[..., AsyncGenerator[Any, None]]:
-    """`behavior`, a servicer's method with a stream of responses, behind the gate."""
+    """Wrap `behavior`, a servicer's method with a stream of responses.
+
+    Args:
+        many: its request is a stream.
+        lasting: it may last for ever, so a drain does not wait for it.
+    """
 
     async def stream(request: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
         try:
@@ -101,13 +110,13 @@ async def abort(context: ServicerContext, error: Exception) -> NoReturn:
     status = status_of(error)
     try:
         await context.abort(code_of(error), status.message, trailers(status))
-    except InternalError as gone:  # the caller went in this very moment: there is nobody to be told
+    except InternalError as gone:  # the caller left at this moment, so no status can be sent
         raise asyncio.CancelledError() from gone
     raise AssertionError("abort returned")
 
 
 def tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Gives an `Undecodable` where it would raise: the gate answers it."""
+    """Make `deserialize` return an `Undecodable` where it would raise, so that the call gets a status with details."""
 
     def parse(data: bytes) -> Any:
         try:

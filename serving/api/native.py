@@ -1,7 +1,7 @@
-"""Our own door, `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate. Turns messages into calls of the service,
-and back.
+"""The servicer of `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate.
 
-Raises what is wrong; the gate makes statuses of it.
+Turns messages into requests of the service, and its answers into messages. Errors are raised: the interceptor makes
+statuses of them.
 """
 
 import asyncio
@@ -14,50 +14,54 @@ from grpc.aio import ServicerContext
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.api.call import Service, Tenants, code_name, counting, deadline_of
+from serving.api.call import Tenants, code_name, counting, deadline_of
 from serving.api.status import status_of
 from serving.engine import Piece
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
-from serving.pipeline import DecodingOverrides, Generated, InputRow, Prediction, Prompt
+from serving.pipeline import (
+    DecodingOverrides,
+    Generated,
+    InputRow,
+    Prediction,
+    PredictRequest,
+    PredictService,
+    Prompt,
+    RequestOptions,
+)
 from side_registry.task import TaskRef
 
 
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
-    def __init__(self, service: Service, metrics: Metrics, tenants: Tenants | None = None) -> None:
-        self._service, self._metrics, self._tenants = service, metrics, tenants or Tenants()
+    """Answers calls of `sidecast.v1.Sidecast`, and counts each of their tasks as one request."""
+
+    def __init__(self, service: PredictService, metrics: Metrics, tenants: Tenants | None = None) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._tenants = tenants or Tenants()
 
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
+        """Answer rows of one task."""
         with counting(self._metrics, request.task) as counted:
-            ref = read_ref(request)
-            counted.deadline = deadline_of(context, _timeout(request))
-            prediction = await self._service.predict(
-                ref.task,
-                read_rows(request.rows),
-                version=ref.version,
-                alias=ref.alias,
-                deadline=counted.deadline,
-                generation=read_generation(request.generation),
-                priority=request.priority,
-                tenant=self._tenants.of(context),
-                route_key=request.route_key,
-            )
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            target = self._service.resolve(read_ref(request), options)
+            asked = PredictRequest(targets=(target,), rows=read_rows(request.rows), options=options)
+            prediction = await self._service.predict(asked)
             counted.version = prediction.version
             return write_prediction(prediction)
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
-        start, refs, deadline = time.perf_counter(), [read_ref(task) for task in request.tasks], None
+        """Answer the same rows for many tasks; the fault of a task stands in its place."""
+        start = time.perf_counter()
+        refs = [read_ref(task) for task in request.tasks]
+        deadline = None
         try:
-            deadline = deadline_of(context, _timeout(request))
-            outcomes = await self._service.predict_tasks(
-                refs,
-                read_rows(request.rows),
-                deadline=deadline,
-                generation=read_generation(request.generation),
-                priority=request.priority,
-                tenant=self._tenants.of(context),
-                route_key=request.route_key,
-            )
+            options = self._options(request, context)
+            deadline = options.deadline
+            targets = self._service.resolve_tasks(refs, options)
+            asked = PredictRequest(targets=targets, rows=read_rows(request.rows), options=options)
+            outcomes = await self._service.predict_tasks(asked)
         except (Exception, asyncio.CancelledError) as error:
             self._count(refs, [error] * len(refs), start, deadline)
             raise
@@ -67,25 +71,28 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Answer one row of a text task piece by piece, and last with the whole text."""
         with counting(self._metrics, request.task) as counted:
-            ref = read_ref(request)
-            counted.deadline = deadline_of(context, _timeout(request))
-            events = self._service.stream(
-                ref.task,
-                _read_row(request.row, "row"),
-                version=ref.version,
-                alias=ref.alias,
-                deadline=counted.deadline,
-                generation=read_generation(request.generation),
-                priority=request.priority,
-                tenant=self._tenants.of(context),
-                route_key=request.route_key,
-            )
-            async with aclosing(events):
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            target = self._service.resolve(read_ref(request), options)
+            asked = PredictRequest(targets=(target,), rows=[_read_row(request.row, "row")], options=options)
+            async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
                     yield _write_event(event)
+
+    def _options(
+        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: ServicerContext
+    ) -> RequestOptions:
+        return RequestOptions(
+            deadline=deadline_of(context, _timeout(request)),
+            decoding=read_generation(request.generation),
+            priority=request.priority,
+            tenant=self._tenants.of(context),
+            route_key=request.route_key,
+        )
 
     def _count(
         self,
@@ -103,15 +110,15 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
 
 
 def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
-    """An empty alias is none."""
+    """The task that a message names. An empty alias is none."""
     if message.HasField("version"):
         return TaskRef(message.task, version=message.version)
     return TaskRef(message.task, alias=message.alias or None)
 
 
 def read_rows(rows: Iterable[pb.Row]) -> list[InputRow]:
-    """Raises InvalidInput."""
-    return [_read_row(row, f"rows[{number}]") for number, row in enumerate(rows)]
+    """The rows of a message. Raises InvalidInput: a row is empty, or ambiguous."""
+    return [_read_row(row, f"rows[{index}]") for index, row in enumerate(rows)]
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
@@ -125,6 +132,7 @@ def _read_row(row: pb.Row, where: str) -> InputRow:
 
 
 def read_generation(message: pb.Generation) -> DecodingOverrides:
+    """The decoding settings that a message sets."""
     return DecodingOverrides({field.name: value for field, value in message.ListFields()})
 
 
@@ -145,6 +153,7 @@ def _write_result(task: pb.TaskRef, outcome: Prediction | Exception) -> pb.Predi
 
 
 def write_prediction(prediction: Prediction) -> pb.PredictResponse:
+    """The message of one task's answers."""
     response = pb.PredictResponse(
         task=prediction.task,
         version=prediction.version,
@@ -160,7 +169,8 @@ def write_prediction(prediction: Prediction) -> pb.PredictResponse:
 def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
     if isinstance(event, Piece):
         return pb.GenerateResponse(text=event.text, tokens=event.tokens)
-    prediction, [answer] = event.prediction, event.prediction.answers
+    prediction = event.prediction
+    [answer] = prediction.answers
     assert isinstance(answer, TextAnswer)
     generated = pb.Generated(
         task=prediction.task,
@@ -175,11 +185,12 @@ def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
 
 
 def _write_answer(message: pb.Answer, answer: Answer) -> None:
-    """In place: to copy messages into messages takes longer than to fill them."""
+    """Fill `message` in place: copying messages into messages takes longer."""
     match answer:
         case ClassAnswer():
             classification = message.classification
-            classification.label, classification.score = answer.label, answer.score
+            classification.label = answer.label
+            classification.score = answer.score
             classification.scores.extend(answer.scores)
         case ValueAnswer():
             message.regression.SetInParent()

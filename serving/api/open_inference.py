@@ -1,7 +1,7 @@
-"""The Open Inference Protocol's door, for `tritonclient.grpc` and its like: a model is a task.
+"""The servicer of the Open Inference Protocol, for `tritonclient.grpc` and other clients of it: a model is a task.
 
-Turns messages into calls of the service, and back; what tensors hold is in `open_inference_tensors`. Raises what
-is wrong; the interceptor makes statuses of it.
+Turns messages into requests of the service, and its answers into messages; `open_inference_tensors` reads and writes
+the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
 import json
@@ -10,14 +10,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
 
 from grpc.aio import ServicerContext
 
 from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.api.call import Service, Tenants, counting, deadline_of
+from serving.api.call import Tenants, counting, deadline_of
 from serving.api.drain import Drain
 from serving.api.open_inference_stream import FINAL, InferStream
 from serving.api.open_inference_tensors import (
@@ -33,7 +32,15 @@ from serving.api.open_inference_tensors import (
 from serving.engine import Piece, Resident
 from serving.errors import InvalidInput, NotServed
 from serving.metrics import Metrics
-from serving.pipeline import FIELDS, DecodingOverrides, Generated, InputRow, Prediction, check_priority, resolve
+from serving.pipeline import (
+    DecodingOverrides,
+    Generated,
+    Prediction,
+    PredictRequest,
+    PredictService,
+    RequestOptions,
+    Target,
+)
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
 from side_registry.task import VERSION, TaskRef, TaskSpec
@@ -45,34 +52,28 @@ READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
-class Which(NamedTuple):
-    version: int | None
-    alias: str | None
-
-
-class RequestOptions(NamedTuple):
-    """A request, read."""
-
-    rows: list[InputRow]
-    spec: TaskSpec
-    how: dict[str, Any]
-    """The service's named arguments."""
-
-
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers calls of `inference.GRPCInferenceService`, with Triton's repository and configuration extensions."""
+
     def __init__(
-        self, service: Service, pool: SidePool, metrics: Metrics, drain: Drain, tenants: Tenants | None = None
+        self, service: PredictService, pool: SidePool, metrics: Metrics, drain: Drain, tenants: Tenants | None = None
     ) -> None:
-        self._service, self._pool, self._metrics, self._drain = service, pool, metrics, drain
+        self._service = service
+        self._pool = pool
+        self._metrics = metrics
+        self._drain = drain
         self._tenants = tenants or Tenants()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: ServicerContext) -> pb.ServerLiveResponse:
+        """Say that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
+        """Say whether the first load is done, and the server is not draining."""
         return pb.ServerReadyResponse(ready=self._ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+        """Say whether this server can answer for a task, or for one version or alias of it."""
         try:
             self._find(request.name, request.version)
         except (RegistryError, NotServed):
@@ -82,92 +83,94 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: ServicerContext
     ) -> pb.ServerMetadataResponse:
+        """Describe the server."""
         return pb.ServerMetadataResponse(name=NAME, version=_own_version(), extensions=EXTENSIONS)
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: ServicerContext
     ) -> pb.ModelMetadataResponse:
-        found = self._find(request.name, request.version)
+        """Describe a task's tensors, versions and settings."""
+        resident = self._find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[model.version for model in _index(self._pool.snapshot(), request.name) if model.state == READY],
             platform=NAME,
-            inputs=describe_inputs(found.spec),
-            outputs=describe_outputs(found.spec),
-            parameters=_describe(found.spec, found.version),
+            inputs=describe_inputs(resident.spec),
+            outputs=describe_outputs(resident.spec),
+            parameters=_describe(resident.spec, resident.version),
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
+        """Describe a task as Triton's tools ask for it."""
         config = describe_config(self._find(request.name, request.version).spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+        """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
-            wish = self._read(request, context)
-            counted.deadline = wish.how["deadline"]
-            prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
+            _, asked = self._read(request, context)
+            counted.deadline = asked.options.deadline
+            prediction = await self._service.predict(asked)
             counted.version = prediction.version
             return _respond(request, prediction)
 
     def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: ServicerContext
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        return InferStream(partial(self._tell, context=context), self._drain).answer(requests)
+        """Answer each of a stream of requests as soon as it is ready."""
+        return InferStream(partial(self._answer, context=context), self._drain).answer(requests)
 
-    async def _tell(
+    async def _answer(
         self, request: pb.ModelInferRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
-            wish = self._read(request, context)
-            counted.deadline = wish.how["deadline"]
-            if not KINDS[wish.spec.kind].makes_text or len(wish.rows) > 1:
-                prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
+            target, asked = self._read(request, context)
+            counted.deadline = asked.options.deadline
+            if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
+                prediction = await self._service.predict(asked)
                 counted.version = prediction.version
                 yield _final(_respond(request, prediction))
                 return
-            async with aclosing(self._service.stream(request.model_name, wish.rows[0], **wish.how)) as events:
+            async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
                         yield _end(request, event)
                     elif event.text:
-                        yield _piece(request, event, wish)
+                        yield _piece(request, event, target.resident)
 
-    def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> RequestOptions:
-        priority = _whole_number(request, "priority")
-        check_priority(priority, "parameters.priority")
-        which, key = parse_version(request.model_version), _text(request, "route_key")
-        ref, generation = TaskRef(request.model_name, which.alias, which.version), _generation(request)
-        target = resolve(self._pool.snapshot(), ref, generation, key=key)
-        if isinstance(target, Exception):
-            raise target
+    def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+        """The version that answers, and the request to it: its rows are read by that version's spec."""
+        options = RequestOptions(
+            deadline=deadline_of(context, _timeout(request)),
+            decoding=_decoding(request),
+            priority=_whole_number(request, "priority"),
+            tenant=self._tenants.of(context),
+            route_key=_text(request, "route_key"),
+            where="parameters.",
+        )
+        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
-        requested_outputs(request, spec)
-        how = {
-            "version": which.version,
-            "alias": which.alias,
-            "target": target,  # the rows are read by its spec, so it answers them, whatever is swapped
-            "deadline": deadline_of(context, _timeout(request)),
-            "generation": generation,
-            "priority": priority,
-            "tenant": self._tenants.of(context),
-            "route_key": key,
-        }
-        return RequestOptions(read_rows(request, spec), spec, how)
+        requested_outputs(request, spec)  # raises before the rows are computed
+        return target, PredictRequest(targets=(target,), rows=read_rows(request, spec), options=options)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
     ) -> pb.RepositoryIndexResponse:
+        """List the versions of every task, and their state."""
         _check_repository(request.repository_name)
         state = self._pool.snapshot()
         models = [model for name in sorted(state.tasks) for model in _index(state, name)]
-        return pb.RepositoryIndexResponse(models=[each for each in models if each.state == READY or not request.ready])
+        return pb.RepositoryIndexResponse(
+            models=[model for model in models if model.state == READY or not request.ready]
+        )
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: ServicerContext
     ) -> pb.RepositoryModelLoadResponse:
+        """Check that the task is loaded. What is loaded follows the registry."""
         _check_repository(request.repository_name)
         if request.parameters:
             fault = "are not supported: what is loaded is what was published"
@@ -178,6 +181,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: ServicerContext
     ) -> pb.RepositoryModelUnloadResponse:
+        """Refuse. What is loaded follows the registry."""
         _check_repository(request.repository_name)
         self._pool.snapshot().task_state(request.model_name)
         fault = "cannot be unloaded here: what is served follows the registry; retire its versions there"
@@ -189,31 +193,32 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     def _find(self, name: str, version: str) -> Resident:
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""
-        which = parse_version(version)
-        return self._pool.resolve(name, version=which.version, alias=which.alias)
+        ref = read_ref(name, version)
+        return self._pool.resolve(ref.task, version=ref.version, alias=ref.alias)
 
 
-def parse_version(text: str) -> Which:
-    """`model_version`: a number is a version, anything else an alias, nothing is production."""
-    if VERSION.fullmatch(text):
-        return Which(int(text), None)
-    return Which(None, text or None)
+def read_ref(model: str, version: str) -> TaskRef:
+    """The task that a request names. As its version, a number is a version, other text an alias, "" is production."""
+    if VERSION.fullmatch(version):
+        return TaskRef(model, version=int(version))
+    return TaskRef(model, alias=version or None)
 
 
-def _piece(request: pb.ModelInferRequest, piece: Piece, wish: RequestOptions) -> pb.ModelInferResponse:
+def _piece(request: pb.ModelInferRequest, piece: Piece, resident: Resident) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(
         model_name=request.model_name,
-        model_version=str(wish.how["target"].resident.version),
+        model_version=str(resident.version),
         id=request.id,
         parameters={FINAL: pb.InferParameter(bool_param=False)},
     )
-    answer, raw = TextAnswer(text=piece.text, tokens=piece.tokens), bool(request.raw_input_contents)
-    write_outputs(response, requested_outputs(request, wish.spec), [answer], wish.spec, raw=raw)
+    answer = TextAnswer(text=piece.text, tokens=piece.tokens)
+    raw = bool(request.raw_input_contents)
+    write_outputs(response, requested_outputs(request, resident.spec), [answer], resident.spec, raw=raw)
     return response
 
 
 def _end(request: pb.ModelInferRequest, generated: Generated) -> pb.ModelInferResponse:
-    """The last response of a text: the pieces have told it all, so it adds "", or has no outputs if that was asked."""
+    """The last response of a text. The pieces were the whole text, so it adds "", or has no outputs if asked so."""
     prediction = replace(generated.prediction, answers=(TextAnswer(text="", tokens=()),))
     response = _final(_respond(request, prediction))
     response.parameters["finish_reason"].string_param = generated.finish_reason
@@ -246,15 +251,18 @@ def _timeout(request: pb.ModelInferRequest) -> float | None:
     return microseconds / 1e6 if microseconds else None
 
 
-def _generation(request: pb.ModelInferRequest) -> DecodingOverrides:
-    """Out of the request's parameters."""
-    given = {name: request.parameters[name] for name in FIELDS if name in request.parameters}
-    settings = {name: getattr(each, each.WhichOneof("parameter_choice") or "", None) for name, each in given.items()}
+def _decoding(request: pb.ModelInferRequest) -> DecodingOverrides:
+    """The decoding settings among the request's parameters. One without a value is None, which no setting allows."""
+    settings = {}
+    for name in DecodingOverrides.NAMES:
+        if name in request.parameters:
+            parameter = request.parameters[name]
+            settings[name] = getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
     return DecodingOverrides(settings, "parameters")
 
 
 def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
-    """Of a parameter; 0 where it is missing."""
+    """The value of a parameter; 0 where it is missing."""
     if name not in request.parameters:
         return 0
     parameter = request.parameters[name]
@@ -265,7 +273,7 @@ def _whole_number(request: pb.ModelInferRequest, name: str) -> int:
 
 
 def _text(request: pb.ModelInferRequest, name: str) -> str:
-    """Of a parameter; "" where it is missing."""
+    """The value of a parameter; "" where it is missing."""
     if name not in request.parameters:
         return ""
     parameter = request.parameters[name]

@@ -1,6 +1,6 @@
-"""ModelStreamInfer: many requests over one stream of the Open Inference Protocol, each answered as it gets ready.
+"""ModelStreamInfer: many requests over one stream of the Open Inference Protocol, each answered as soon as it is ready.
 
-A request that fails is told so, by its id, and the stream goes on, as Triton does it. Knows nothing of tasks.
+A request that fails gets an error under its id, and the stream goes on, as in Triton. Knows nothing of tasks.
 """
 
 import asyncio
@@ -13,27 +13,28 @@ from serving.api.status import status_of
 from serving.errors import Draining
 
 FINAL = "triton_final_response"
-"""Parameter of a response: whether its request has no more of them."""
+"""Parameter of a response: true on the last response of its request."""
 
 MAX_REQUESTS = 1024
-"""In work at a time on one stream; the next ones are not read before."""
+"""Requests of one stream that run at a time; further ones are not read until one of these ends."""
 MAX_UNREAD = 64
-"""Responses that wait for a caller who reads slowly; then its requests wait."""
+"""Responses that wait for a caller who reads slowly; above that, the stream's requests wait."""
 PATIENCE_S = 0.05
-"""Longest that a stream may have nothing to say while the server shuts down."""
+"""Longest that a stream may send no request while the server shuts down."""
 
 Answer = Callable[[pb.ModelInferRequest], AsyncGenerator[pb.ModelInferResponse, None]]
 
 
 class InferStream:
-    """One stream.
+    """One stream of requests, and the queue of its responses.
 
     Args:
-        answer: tells one request's responses, or raises.
+        answer: yields one request's responses, or raises.
     """
 
     def __init__(self, answer: Answer, drain: Drain) -> None:
-        self._answer, self._drain = answer, drain
+        self._answer = answer
+        self._drain = drain
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
         self._unread: asyncio.Queue[pb.ModelStreamInferResponse | Exception | None] = asyncio.Queue(MAX_UNREAD)
         self._running: set[asyncio.Task[None]] = set()
@@ -44,20 +45,20 @@ class InferStream:
         """The responses, until the requests end and all are answered.
 
         Raises:
-            Draining: the server shuts down, and what it had begun is answered.
-            InvalidInput: something that is no request.
+            Draining: the server shuts down, and the requests that had begun are answered.
+            InvalidInput: the caller sent something that is no request.
         """
         reading = asyncio.create_task(self._read(requests))
         try:
-            while (told := await self._unread.get()) is not None:
-                if isinstance(told, Exception):
-                    raise told
-                yield told
+            while (response := await self._unread.get()) is not None:
+                if isinstance(response, Exception):
+                    raise response
+                yield response
         finally:
             await end_tasks({reading, *self._running})
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
-        """Begin every request; last, say how the stream ends."""
+        """Begin every request, and last queue how the stream ends."""
         end: Exception | None = None
         try:
             async with aclosing(self._drain.arriving(requests, PATIENCE_S)) as arriving:

@@ -31,10 +31,12 @@ CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYP
 
 
 def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    """The input tensors of a task: one for each field of its template."""
     return [pb.ModelMetadataResponse.TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in spec.fields]
 
 
 def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    """The output tensors of a task, by its kind."""
     return [
         pb.ModelMetadataResponse.TensorMetadata(
             name=column.name, datatype=DATATYPES[column.dtype], shape=_shape(column, -1, spec)
@@ -62,6 +64,7 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
 
 
 def takes_whole_prompt(spec: TaskSpec) -> bool:
+    """Whether the tensor `text` is a whole prompt: the template has no field of that name."""
     return WHOLE_PROMPT not in spec.fields
 
 
@@ -95,6 +98,7 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
 def write_outputs(
     response: pb.ModelInferResponse, names: Sequence[str], answers: Sequence[Answer], spec: TaskSpec, *, raw: bool
 ) -> None:
+    """Add the tensors of `names` to the response, their elements raw or typed as those of the request."""
     columns = {column.name: column for column in KINDS[spec.kind].columns}
     for name in names:
         column = columns[name]
@@ -145,7 +149,7 @@ def _rows_of(tensor: Tensor) -> int:
 
 
 def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]:
-    """Each input's elements, from wherever they are."""
+    """The elements of each input tensor, raw or typed."""
     raw = request.raw_input_contents
     if not raw:
         return [_typed(tensor, rows) for tensor in request.inputs]
@@ -172,7 +176,7 @@ def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:
 
 
 def split_raw(name: str, data: bytes, rows: int) -> list[bytes]:
-    """Cut a raw BYTES tensor into its elements: each its length in 4 bytes, little-endian, then its bytes."""
+    """Cut a raw BYTES tensor into its elements. Each is its length in 4 bytes, little-endian, and then its bytes."""
     where, elements, at = f"inputs.{name}", [], 0
     for row in range(rows):
         if len(data) - at < 4:

@@ -1,7 +1,7 @@
-"""The one table from what can go wrong to what a gRPC caller is told: a code and google.rpc details.
+"""The table from errors to gRPC statuses: a code, a message and google.rpc details.
 
-The table is closed: what it does not list is INTERNAL, logged here under an id that the caller is told, and bland. Both
-doors use it, for failed calls and for the tasks that fail inside a PredictTasks.
+The table is closed. Any other error is INTERNAL: it is logged here under an id, and the caller gets that id and no
+details. The servicers use it for failed calls, and for the tasks that fail inside a PredictTasks.
 """
 
 import logging
@@ -50,21 +50,21 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.RegistryNotFound: StatusCode.UNAVAILABLE,
     registry.StoreFailed: StatusCode.UNAVAILABLE,
     serving.DeadlineExpired: StatusCode.DEADLINE_EXCEEDED,
-    serving.Cancelled: StatusCode.CANCELLED,
     serving.SideFailed: StatusCode.INTERNAL,
 }
-"""A class stands for its subclasses too."""
+"""A class is listed for its subclasses too."""
 
 MAX_MESSAGE_BYTES, MAX_VALUE_BYTES, MAX_FIELDS = 1000, 200, 8
-"""A status travels as metadata, of which clients accept 8 KiB; there a byte of a message can take up to five."""
+"""A status is sent as metadata. Clients accept 8 KiB of it, and one byte of a message can take up to five there."""
 
 
 def code_of(error: BaseException) -> StatusCode:
+    """The code of an error's class, or of the nearest listed class above it; INTERNAL where none is listed."""
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), StatusCode.INTERNAL)
 
 
 def status_of(error: BaseException) -> Status:
-    """What the caller is told. Logs what is INTERNAL."""
+    """The status that the caller gets. Logs errors that are INTERNAL."""
     code = code_of(error)
     if code is StatusCode.INTERNAL:
         return _internal(error)
@@ -78,7 +78,9 @@ def trailers(status: Status) -> tuple[tuple[str, bytes], ...]:
 
 def _internal(error: BaseException) -> Status:
     request_id = secrets.token_hex(8)
-    traceback = None if isinstance(error, serving.ServingError) else error  # what raised it has logged that one's
+    traceback = (
+        None if isinstance(error, serving.ServingError) else error
+    )  # where it was raised, its traceback is logged
     log.error("internal error %s: %s", request_id, error, exc_info=traceback)
     known = any(kind in CODES for kind in type(error).__mro__)
     message = str(error) if known else f"internal error, see {request_id} in the server's log"
@@ -123,12 +125,12 @@ def _bad_request(field: str, why: str) -> BadRequest:
 
 def _text(value: object) -> str:
     if isinstance(value, (tuple, list, set, frozenset)):
-        return _cut(", ".join(str(each) for each in value), MAX_VALUE_BYTES)
+        return _cut(", ".join(map(str, value)), MAX_VALUE_BYTES)
     return _cut(str(value), MAX_VALUE_BYTES)
 
 
 def _cut(text: str, limit: int) -> str:
-    """At most `limit` bytes of UTF-8, and nothing that has no UTF-8."""
+    """The text cut to at most `limit` bytes of UTF-8; characters that have no UTF-8 are replaced."""
     data = text.encode(errors="replace")
     return data.decode() if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "..."
 

@@ -15,9 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServicerContext
 
-from serving.api import ADMIN, HEALTH, LASTING, NATIVE, OPEN_INFERENCE, Drain, answering, streaming, tolerant
-
-SERVICES = (OPEN_INFERENCE, NATIVE, ADMIN, HEALTH)
+from serving.api import HEALTH, LASTING, SERVICES, Drain, answering, streaming, tolerant
 
 Metadata = list[tuple[str, str | bytes]]
 

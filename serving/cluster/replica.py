@@ -62,7 +62,7 @@ class Server:
             raise
 
     async def _start(self, config: ServeConfig) -> None:
-        from serving.components import assemble, join, make_servicers
+        from serving.components import assemble, join
         from serving.engine import share_heaps
         from serving.versions import Presence
 
@@ -82,7 +82,7 @@ class Server:
         presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
-        self._calls = Calls(make_servicers(parts, config, self.metrics, self.drain, presence), self.drain)
+        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})

@@ -1,12 +1,21 @@
 """One request: resolve, render, tokenize, schedule, answer. Knows no batches, no torch and no gRPC."""
 
 from serving.pipeline.observation import Observation, tells
-from serving.pipeline.preprocessing import Encoded, Encoder, InputRow, Prompt, encode, resolve
-from serving.pipeline.request import FIELDS, DecodingOverrides, Generated, Ids, Prediction, Target, check_priority
+from serving.pipeline.preprocessing import Encoded, Encoder, encode
+from serving.pipeline.request import (
+    DecodingOverrides,
+    Generated,
+    Ids,
+    InputRow,
+    Prediction,
+    PredictRequest,
+    Prompt,
+    RequestOptions,
+    Target,
+)
 from serving.pipeline.service import PredictService
 
 __all__ = [
-    "FIELDS",
     "DecodingOverrides",
     "Encoded",
     "Encoder",
@@ -14,12 +23,12 @@ __all__ = [
     "Ids",
     "InputRow",
     "Observation",
+    "PredictRequest",
     "PredictService",
     "Prediction",
     "Prompt",
+    "RequestOptions",
     "Target",
-    "check_priority",
     "encode",
-    "resolve",
     "tells",
 ]

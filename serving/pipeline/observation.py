@@ -1,4 +1,4 @@
-"""What the service tells of answered requests whose alias has a route, so that its versions can be compared.
+"""What the service reports about requests whose alias has a route, so that the versions can be compared.
 
 Knows no torch and no gRPC, and decides nothing.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.errors import ServingError, SideFailed
 from serving.pipeline.preprocessing import render_rows
@@ -15,134 +15,128 @@ from serving.pipeline.request import DecodingOverrides
 
 if TYPE_CHECKING:
     from serving.engine import EngineRow, Resident
-    from serving.pipeline.preprocessing import Encoded, InputRow
-    from serving.pipeline.request import Target
+    from serving.pipeline.preprocessing import Encoded
+    from serving.pipeline.request import InputRow, Target
     from serving.scheduler import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One task of one request, answered."""
+    """How one version did with one task of one request: answered, abandoned by the caller, or without a prompt."""
 
     resident: Resident
-    """Who answered."""
+    """The version that was asked."""
     alias: str
-    """The alias that led there."""
-    beside: tuple[Resident, ...]
-    """Who is to answer the same rows, for nobody but the comparison."""
-    rows: tuple[EngineRow, ...]
-    """As submitted, the distinct ones, in order."""
-    prompts: tuple[str, ...]
-    """Of those rows."""
-    outcomes: tuple[Outcome, ...]
-    """Of those rows: an answer or an exception each."""
-    seconds: float
-    """From submitting the request's rows until all of them had outcomes."""
+    """The alias that led to the version."""
     since: int
-    """The generation that set the alias's route; 0 unknown."""
+    """The registry generation that set the alias's route; 0 unknown."""
+    shadows: tuple[Resident, ...] = ()
+    """Versions that are to run the same rows. Their answers are compared, never returned."""
+    rows: tuple[EngineRow, ...] = ()
+    """The distinct rows, as submitted, in order."""
+    prompts: tuple[str, ...] = ()
+    """The prompt of each row."""
+    outcomes: tuple[Outcome, ...] = ()
+    """The answer or the exception of each row."""
+    seconds: float = 0.0
+    """From submitting the request's rows until all of them had outcomes."""
     inputs: tuple[InputRow, ...] = ()
-    """Of those rows, as the caller sent them: a version with another template makes another prompt of them."""
+    """Each row as the caller sent it: a version with another template makes another prompt of it."""
     overrides: DecodingOverrides = field(default_factory=DecodingOverrides)
-    """What the request set."""
-    refused: int = 0
-    """Inputs that this version makes no prompt of, though the alias's own version does. There are no rows then."""
-    left: bool = False
-    """The caller's time was up, or it left, when these rows were on the device: there are no outcomes, and an answer
-    would have taken `seconds` or longer."""
+    """The request's decoding settings."""
+    unrendered: int = 0
+    """Inputs of which this version makes no prompt, though the alias's own version does. There are no rows then."""
+    is_abandoned: bool = False
+    """The caller's time was up, or the caller left, while these rows were on the device. There are no outcomes; an
+    answer would have taken `seconds` or longer."""
+
+    @classmethod
+    def of(
+        cls,
+        encoded: Encoded,
+        inputs: Sequence[InputRow],
+        rows: Sequence[EngineRow],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+    ) -> Observation | None:
+        """One answered task; None where its alias has no route, or where no outcome tells of the version.
+
+        Args:
+            inputs, rows, outcomes: in the caller's order, a repeated row as the same object each time.
+        """
+        indices = _distinct(rows, outcomes)
+        if not indices:
+            return None
+        return cls._routed(
+            encoded.target,
+            shadows=encoded.target.shadows,
+            rows=tuple(rows[index] for index in indices),
+            prompts=tuple(encoded.prompts[index] for index in indices),
+            outcomes=tuple(outcomes[index] for index in indices),
+            seconds=seconds,
+            inputs=tuple(inputs[index] for index in indices),
+            overrides=encoded.target.overrides,
+        )
+
+    @classmethod
+    def abandoned(cls, target: Target, rows: Sequence[EngineRow], seconds: float) -> Observation | None:
+        """One task that its caller no longer waits for; None where its alias has no route.
+
+        Args:
+            rows: those that had reached the device. None of them: there is nothing to observe.
+        """
+        if not rows:
+            return None
+        return cls._routed(target, rows=tuple(dict.fromkeys(rows)), seconds=seconds, is_abandoned=True)
+
+    @classmethod
+    def unrenderable(cls, target: Target, own: Resident | None, inputs: Sequence[InputRow]) -> Observation | None:
+        """One task whose version makes no prompts of the inputs.
+
+        None where that is the inputs' fault: the alias's own version (`own`) makes no prompts of them either, or it
+        is the one that was asked.
+        """
+        if own is None or own is target.resident:
+            return None
+        try:
+            render_rows(own.spec, inputs)
+        except ServingError:
+            return None
+        return cls._routed(target, unrendered=len(inputs))
+
+    @classmethod
+    def _routed(cls, target: Target, **values: Any) -> Observation | None:
+        if target.alias is None or target.since is None:
+            return None
+        return cls(resident=target.resident, alias=target.alias, since=target.since, **values)
 
 
 class Observer(Protocol):
-    def observe(self, seen: Observation) -> None:
+    """What the service needs of the wing that compares versions."""
+
+    def observe(self, observation: Observation, /) -> None:
         """Called on the event loop for each. Must not block or raise."""
         ...
 
 
-class Nothing:
+class NoObserver:
     """An observer that does nothing."""
 
-    def observe(self, seen: Observation) -> None:
-        pass
-
-
-def seen(
-    encoded: Encoded,
-    inputs: Sequence[InputRow],
-    rows: Sequence[EngineRow],
-    outcomes: Sequence[Outcome],
-    seconds: float,
-) -> Observation | None:
-    """One task of a request; None where its alias has no route, or none of its outcomes is the version's doing.
-
-    Args:
-        inputs, rows, outcomes: in the caller's order, a repeated row as the same object each time.
-    """
-    target, places = encoded.target, _distinct(rows, outcomes)
-    if target.alias is None or target.since is None or not places:
-        return None
-    return Observation(
-        resident=target.resident,
-        alias=target.alias,
-        beside=target.beside,
-        rows=tuple(rows[place] for place in places),
-        prompts=tuple(encoded.prompts[place] for place in places),
-        outcomes=tuple(outcomes[place] for place in places),
-        seconds=seconds,
-        since=target.since,
-        inputs=tuple(inputs[place] for place in places),
-        overrides=target.overrides,
-    )
-
-
-def left(encoded: Encoded, rows: Sequence[EngineRow], seconds: float) -> Observation | None:
-    """One task of a request that its caller has left, with the rows that had begun; None where none had."""
-    target, rows = encoded.target, tuple(dict.fromkeys(rows))
-    if target.alias is None or target.since is None or not rows:
-        return None
-    return Observation(
-        resident=target.resident,
-        alias=target.alias,
-        beside=(),
-        rows=rows,
-        prompts=(),
-        outcomes=(),
-        seconds=seconds,
-        since=target.since,
-        left=True,
-    )
-
-
-def refused(target: Target, own: Resident | None, inputs: Sequence[InputRow]) -> Observation | None:
-    """A request of whose inputs a version with a share makes no prompts.
-
-    None where that is no version's doing: the alias's own one (`own`) makes none of them either, or it is that one.
-    """
-    if target.alias is None or target.since is None or own is None or own is target.resident:
-        return None
-    try:
-        render_rows(own.spec, inputs)
-    except ServingError:
-        return None
-    return Observation(
-        resident=target.resident,
-        alias=target.alias,
-        beside=(),
-        rows=(),
-        prompts=(),
-        outcomes=(),
-        seconds=0.0,
-        since=target.since,
-        refused=len(inputs),
-    )
+    def observe(self, observation: Observation, /) -> None:
+        """Do nothing."""
 
 
 def tells(outcome: Outcome) -> bool:
-    """Of the version that was to answer: an answer, or its own failure. Load and failed turns may be anybody's."""
+    """Whether an outcome says something of the version: an answer, or its own failure.
+
+    A full queue or a failed turn of the device may have any cause.
+    """
     return not isinstance(outcome, Exception) or isinstance(outcome, SideFailed)
 
 
 def _distinct(rows: Sequence[EngineRow], outcomes: Sequence[Outcome]) -> list[int]:
-    """The first place of each row whose outcome tells of the version."""
+    """The first index of each row whose outcome tells of the version."""
     first: dict[EngineRow, int] = {}
-    for place, row in enumerate(rows):
-        first.setdefault(row, place)
-    return [place for place in first.values() if tells(outcomes[place])]
+    for index, row in enumerate(rows):
+        first.setdefault(row, index)
+    return [index for index in first.values() if tells(outcomes[index])]

@@ -1,33 +1,18 @@
-"""Turns the rows of a request into tokens: resolves each task, renders its prompts, tokenizes them.
+"""Turns the rows of a request into tokens: finds each task's version, renders its prompts, tokenizes them.
 
 A fault of one task stands in that task's place, so that the others go on. Knows no queue and no torch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from serving.errors import InvalidInput, ServingError, TooManyRows
-from serving.pipeline.request import DecodingOverrides
+from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
-from side_registry.errors import InvalidRow, RegistryError
+from side_registry.errors import InvalidRow
 from side_registry.task import PRODUCTION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
-
-if TYPE_CHECKING:
-    pass
-from serving.pipeline.request import Ids, Refused, Target
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A whole prompt: the template is not applied."""
-
-    text: str
-
-
-InputRow = Mapping[str, str] | str | Prompt
-"""Fields of the template; or the value of its only field; or a whole prompt."""
 
 
 def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
@@ -39,7 +24,7 @@ def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
     """
     if len(rows) > spec.max_rows:
         raise TooManyRows(len(rows), spec.max_rows)
-    return [_render(spec, row, f"rows[{place}]") for place, row in enumerate(rows)]
+    return [_render(spec, row, f"rows[{index}]") for index, row in enumerate(rows)]
 
 
 def _render(spec: TaskSpec, row: InputRow, where: str) -> str:
@@ -67,21 +52,15 @@ def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
         raise InvalidInput(where, "is empty; give it some text")
     if "\0" in text:
         raise InvalidInput(where, "holds a NUL character; remove it")
-    if not _is_encodable(text):
-        raise InvalidInput(where, "holds half a surrogate pair; remove it")
-    return text
-
-
-def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise InvalidInput(where, "holds half a surrogate pair; remove it") from None
+    return text
 
 
 def _shown(field: object) -> str:
-    """A caller's own field name may be anything; an error message may not."""
+    """A caller's field name as an error message may show it: short, and printable ASCII."""
     name = str(field)
     return name if name.isidentifier() and name.isascii() and len(name) <= 64 else ascii(name[:64])
 
@@ -89,7 +68,9 @@ def _shown(field: object) -> str:
 class Encoder(Protocol):
     """What the service needs of a tokenizer; called from several threads."""
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """The tokens of each text, at most `max_tokens` of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +92,34 @@ class _Rendered:
         return self.target.resident.spec.max_source_tokens
 
 
-def resolve(
-    state: PoolState,
-    ref: TaskRef,
-    generation: DecodingOverrides,
-    *,
-    key: str = "",
-    among: bool = False,
-) -> Target | Refused:
-    """The task of a request.
+def resolve(state: PoolState, ref: TaskRef, options: RequestOptions, *, many: bool = False) -> Target:
+    """Find the version that answers one task of a request.
 
     Args:
-        key: the request's, by which the alias's route leads it to a version; "": at random.
-        among: others. One that makes no texts is not touched by `generation` then.
+        many: the request may name several tasks. Its decoding settings then touch only those that make texts.
+
+    Raises:
+        UnknownTask, UnknownVersion, UnknownAlias, NotLoaded.
+        InvalidInput: decoding settings that are out of bounds, or for a task that makes no texts.
     """
-    try:
-        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
-        overrides = DecodingOverrides() if among and not KINDS[resident.spec.kind].makes_text else generation
-        answerer = overrides.answerer(resident)
-    except (ServingError, RegistryError) as error:
-        return error
-    found = Target(resident, None, answerer, overrides=overrides, generation=state.generation)
+    resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=options.route_key)
+    overrides = DecodingOverrides() if many and not KINDS[resident.spec.kind].makes_text else options.decoding
+    answerer = overrides.answerer(resident)
+    target = Target(resident, None, answerer, overrides=overrides, generation=state.generation)
     if ref.version is not None:
-        return found
+        return target
     alias = ref.alias or PRODUCTION
     since = state.routed_since(ref.task, alias, resident.version)
-    beside = () if since is None else state.beside(ref.task, alias, resident.version)
-    return replace(found, alias=alias, since=since, beside=beside)
+    shadows = () if since is None else state.beside(ref.task, alias, resident.version)
+    return replace(target, alias=alias, since=since, shadows=shadows)
 
 
 def encode(
     tokenizer: Encoder, requests: Sequence[tuple[Sequence[Target | Refused], Sequence[InputRow]]]
 ) -> list[list[Encoded | Refused] | Exception]:
-    """Render each request's rows for its targets, and tokenize with one call. For a tokenizer thread.
+    """Render each request's rows for its targets, and tokenize all prompts with one call. For a tokenizer thread.
 
-    A request that cannot be done is its exception, and the others are done without it.
+    A request that fails as a whole is its exception in the result; the others are then tokenized without it.
     """
     try:
         return [*_tokenized(tokenizer, [_rendered(targets, rows) for targets, rows in requests])]
@@ -167,20 +141,20 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
 
 
 def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]") -> list[list[Encoded | Refused]]:
-    """Each distinct prompt of all the requests is tokenized once."""
+    """Tokenize each distinct prompt of all the requests once."""
     prompts: dict[int, dict[str, None]] = {}
     for request in requests:
-        for each in request:
-            if isinstance(each, _Rendered):
-                prompts.setdefault(each.limit, {}).update(dict.fromkeys(each.prompts))
+        for task in request:
+            if isinstance(task, _Rendered):
+                prompts.setdefault(task.limit, {}).update(dict.fromkeys(task.prompts))
     ids = {limit: _tokenize(tokenizer, list(texts), limit) for limit, texts in prompts.items()}
 
-    def encoded(each: _Rendered | Refused) -> Encoded | Refused:
-        if isinstance(each, Exception):
-            return each
-        return Encoded(each.target, each.prompts, [ids[each.limit][prompt] for prompt in each.prompts])
+    def encoded(task: _Rendered | Refused) -> Encoded | Refused:
+        if isinstance(task, Exception):
+            return task
+        return Encoded(task.target, task.prompts, [ids[task.limit][prompt] for prompt in task.prompts])
 
-    return [[encoded(each) for each in request] for request in requests]
+    return [[encoded(task) for task in request] for request in requests]
 
 
 def _tokenize(tokenizer: Encoder, texts: list[str], limit: int) -> Mapping[str, Ids]:

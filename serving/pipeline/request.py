@@ -1,27 +1,23 @@
-"""One request: what it asks for, whom it leads to, and what it comes to. Pure values."""
+"""One request: which rows, which versions answer them and how, and what the answers are. Pure values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
-
-from serving.engine import Resident
-from serving.errors import ServingError
-from side_registry.errors import RegistryError
-from side_registry.task_kinds import KINDS
-
-if TYPE_CHECKING:
-    from ladder.answering import Answerer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
 from ladder.answers import Answer
 from ladder.decoding import Generation
-from serving.engine import FinishReason
-from serving.errors import InvalidInput
+from serving.engine import FinishReason, Resident
+from serving.errors import InvalidInput, ServingError
 from serving.scheduler import PRIORITIES, Outcome
 from side_registry.decoding_spec import GenerationSpec
+from side_registry.errors import RegistryError
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
+
+if TYPE_CHECKING:
+    from ladder.answering import Answerer
 
 Ids = tuple[int, ...]
 """Tokens of one row."""
@@ -29,20 +25,34 @@ Refused = ServingError | RegistryError
 """Why a task of a request is not answered."""
 
 LIMIT = "max_new_tokens"
-FIELDS = (*GenerationSpec.model_fields, LIMIT)
-
+MAX_ROUTE_KEY = 1_000
+"""Characters."""
 FOR_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 FOR_BEAMS = ("length_penalty", "early_stopping")
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A whole prompt: the template is not applied."""
+
+    text: str
+
+
+InputRow = Mapping[str, str] | str | Prompt
+"""Fields of the template; or the value of its only field; or a whole prompt."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodingOverrides:
-    """None where there are no settings."""
+    """What one request sets for making texts, over its task's settings. False where it sets nothing."""
+
+    NAMES: ClassVar[tuple[str, ...]] = (*GenerationSpec.model_fields, LIMIT)
+    """Of all settings."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """By their names, those of FIELDS."""
+    """By name, one of NAMES."""
     where: str = "generation"
-    """What the request calls the place of the settings."""
+    """The part of the request that holds the settings, as error messages name it."""
 
     def __bool__(self) -> bool:
         return bool(self.settings)
@@ -58,18 +68,18 @@ class DecodingOverrides:
         spec = resident.spec
         if not KINDS[spec.kind].makes_text:
             raise self._fault(next(iter(self.settings)), f"is for text; task {spec.name!r} is {spec.kind}")
-        given = {name: value for name, value in self.settings.items() if name != LIMIT}
-        changed: dict[str, Any] = {"generation": Generation(**self._merged(spec, given).settings)}
+        changed: dict[str, Any] = {"generation": Generation(**self._merged(spec).settings)}
         return replace(resident.answerer, **changed, max_new_tokens=self._limit(spec))  # type: ignore[call-arg]
 
-    def _merged(self, spec: TaskSpec, given: Mapping[str, Any]) -> GenerationSpec:
+    def _merged(self, spec: TaskSpec) -> GenerationSpec:
+        changes = {name: value for name, value in self.settings.items() if name != LIMIT}
         try:
-            merged = GenerationSpec.model_validate(spec.generation.settings | dict(given))
+            merged = GenerationSpec.model_validate(spec.generation.settings | changes)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
             name = str(fault["loc"][0]) if fault["loc"] else "num_beams"  # the one rule about two fields names it
             raise self._fault(name, fault["msg"].removeprefix("Value error, ").removeprefix("num_beams ")) from None
-        for name in given:
+        for name in changes:
             if name in FOR_SAMPLING and not merged.do_sample:
                 raise self._fault(name, "is for sampling; set do_sample too")
             if name in FOR_BEAMS and merged.num_beams == 1:
@@ -88,59 +98,64 @@ class DecodingOverrides:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One task of a request, found in the pool."""
+    """The version that answers one task of a request. Found once, so a swap meanwhile does not change it."""
 
     resident: Resident
     alias: str | None
-    """The alias that led to it; None where the version was pinned."""
+    """The alias that led to the version; None where the version was pinned."""
     answerer: "Answerer"
-    """The resident's, with what the request sets."""
+    """The resident's, with the request's decoding settings."""
     since: int | None = None
-    """The generation that set the alias's route; None where it has none."""
-    beside: tuple[Resident, ...] = ()
-    """Who answers the same for the comparison of the route's versions."""
+    """The registry generation that set the alias's route; None where the alias has no route."""
+    shadows: tuple[Resident, ...] = ()
+    """Versions that run the same rows. Their answers are compared, never returned."""
     overrides: DecodingOverrides = field(default_factory=DecodingOverrides)
-    """What the request sets."""
+    """The request's decoding settings."""
     generation: int = -1
-    """The registry's that was served when it was found."""
-
-
-MAX_ROUTE_KEY = 1_000
-"""Characters."""
+    """The registry generation that was served when the version was found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
+    """What a request asks for besides its tasks and rows."""
+
     deadline: float | None = None
     """time.monotonic() seconds."""
-    generation: DecodingOverrides = field(default_factory=DecodingOverrides)
+    decoding: DecodingOverrides = field(default_factory=DecodingOverrides)
     """Settings for making texts, over the spec's."""
     priority: int = 0
     """1, the highest, to 4; 0 for the server's default."""
     tenant: str = ""
-    """Requests of different ones share no cached activations."""
+    """Requests of different tenants share no cached activations."""
     route_key: str = ""
     """Where an alias's traffic is split, requests of one key get one version; "": at random."""
-    target: Target | None = None
-    """Who is to answer, where whoever asks has found it already."""
+    where: str = ""
+    """Goes before a field's name in error messages, such as "parameters."."""
 
     def check(self) -> None:
-        """Raises InvalidInput."""
-        check_priority(self.priority)
+        """Raises InvalidInput: a priority that does not exist, or a route key that is too long."""
+        if self.priority and self.priority not in PRIORITIES:
+            rule = f"must be 1 (the highest) to {max(PRIORITIES)}, or 0 for the server's default"
+            raise InvalidInput(f"{self.where}priority", f"{rule}; got {self.priority}")
         if (count := len(self.route_key)) > MAX_ROUTE_KEY:
-            raise InvalidInput("route_key", f"has {count} characters, at most {MAX_ROUTE_KEY} are allowed; shorten it")
+            fault = f"has {count} characters, at most {MAX_ROUTE_KEY} are allowed; shorten it"
+            raise InvalidInput(f"{self.where}route_key", fault)
 
 
-def check_priority(priority: int, where: str = "priority") -> None:
-    """Raises InvalidInput, naming the field `where`."""
-    if priority and priority not in PRIORITIES:
-        rule = f"must be 1 (the highest) to {max(PRIORITIES)}, or 0 for the server's default"
-        raise InvalidInput(where, f"{rule}; got {priority}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRequest:
+    """Rows, and the version of each task that answers them. `PredictService.resolve` finds the versions."""
+
+    targets: Sequence[Target | Refused]
+    """One for each task, in the caller's order; the fault of a task that cannot be answered stands in its place."""
+    rows: Sequence[InputRow]
+    """Answered by every target."""
+    options: RequestOptions = field(default_factory=RequestOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One task's answers, in the rows' order, and which version gave them: one gave all."""
+    """One task's answers, in the rows' order, and the version that gave all of them."""
 
     task: str
     version: int
@@ -150,6 +165,19 @@ class Prediction:
     """The registry's generation that was fully applied here when the request was admitted."""
     spec: TaskSpec
     answers: tuple[Answer, ...]
+
+    @classmethod
+    def of(cls, target: Target, answers: Sequence[Answer]) -> "Prediction":
+        """The prediction of `target`, with an answer for each row."""
+        resident = target.resident
+        return cls(
+            task=resident.task,
+            version=resident.version,
+            alias=target.alias,
+            generation=target.generation,
+            spec=resident.spec,
+            answers=tuple(answers),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +190,10 @@ class Generated:
 
 
 def prediction_or_fault(target: Target, outcomes: Sequence[Outcome]) -> Prediction | Refused:
-    """The task's answers, or the first fault among them. A fault that is nobody's in particular is raised."""
+    """The task's answers, or the first fault of this task among them. Any other exception is raised."""
     for outcome in outcomes:
         if isinstance(outcome, ServingError):
             return outcome
         if isinstance(outcome, Exception):
             raise outcome
-    return predicted(target, outcomes)
-
-
-def predicted(target: Target, answers: Sequence[Answer]) -> Prediction:
-    resident = target.resident
-    return Prediction(
-        task=resident.task,
-        version=resident.version,
-        alias=target.alias,
-        generation=target.generation,
-        spec=resident.spec,
-        answers=tuple(answers),
-    )
+    return Prediction.of(target, outcomes)

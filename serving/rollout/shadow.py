@@ -93,18 +93,18 @@ class ShadowRunner:
         window = self._comparisons.window(seen.resident.task, seen.alias)
         if window is None or window.routed.since != seen.since or seen.resident.version not in window:
             return  # the route has changed since
-        if seen.left:
+        if seen.is_abandoned:
             window.abandoned(seen.resident.version, len(seen.rows), seen.seconds)
             return
-        if seen.refused:
-            window.unrenderable(seen.resident.version, seen.refused)
+        if seen.unrendered:
+            window.unrenderable(seen.resident.version, seen.unrendered)
             return
         failed = sum(isinstance(outcome, Exception) for outcome in seen.outcomes)
         window.answered(seen.resident.version, len(seen.rows), failed, seen.seconds)
         case = ComparisonCase(seen, window, self._metrics)
         if not case.compares:
             return
-        for resident in seen.beside:
+        for resident in seen.shadows:
             if resident.version in window:
                 self._ask(case, resident)
 
@@ -173,7 +173,7 @@ class ComparisonCase:
     """The alias's own version, if it answers these rows."""
 
     def __post_init__(self) -> None:
-        versions = (self.seen.resident, *self.seen.beside)
+        versions = (self.seen.resident, *self.seen.shadows)
         main = self.window.routed.version
         self._main = next((resident for resident in versions if resident.version == main), None)
         self._outcomes[self.seen.resident.key] = list(self.seen.outcomes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ladder import Backbone, Tokenizer, load_backbone, load_tokenizer
-from tests.serving.doors_kit import Parlour
+from tests.serving.api_kit import Parlour
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Makes task specs, random side networks, run folders to publish, and residents for serving's tests."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,8 +24,9 @@ from ladder import (
 )
 from ladder.side.checkpoint import save_side
 from ladder.stacked.bank import SideBank
-from serving.engine.rows import Resident
-from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
+from serving.engine import Piece, Resident
+from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, PredictService, RequestOptions
+from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
 
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
@@ -165,6 +167,41 @@ def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) ->
         manifest=nothing,
         bytes=10,
     )
+
+
+async def predict(
+    service: PredictService,
+    task: str,
+    rows: Sequence[InputRow],
+    *,
+    version: int | None = None,
+    alias: str | None = None,
+    **options: Any,
+) -> Prediction:
+    """Resolve one task, and answer rows of it. `options` as of RequestOptions."""
+    asked = RequestOptions(**options)
+    target = service.resolve(TaskRef(task, alias, version), asked)
+    return await service.predict(PredictRequest(targets=(target,), rows=rows, options=asked))
+
+
+async def predict_tasks(
+    service: PredictService, refs: Sequence[TaskRef], rows: Sequence[InputRow], **options: Any
+) -> list[Any]:
+    """Resolve many tasks, and answer the same rows for each: a prediction, or the task's fault."""
+    asked = RequestOptions(**options)
+    request = PredictRequest(targets=service.resolve_tasks(refs, asked), rows=rows, options=asked)
+    return await service.predict_tasks(request)
+
+
+async def stream(
+    service: PredictService, task: str, row: InputRow, **options: Any
+) -> AsyncGenerator[Piece | Generated, None]:
+    """Resolve a text task, and stream the text of one row."""
+    asked = RequestOptions(**options)
+    request = PredictRequest(targets=(service.resolve(TaskRef(task), asked),), rows=[row], options=asked)
+    async with aclosing(service.stream(request)) as events:
+        async for event in events:
+            yield event
 
 
 def with_spec(resident: Resident, **changes: Any) -> Resident:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.server import Server, run_server
-from tests.serving.doors_kit import SST2, Parlour
+from tests.serving.api_kit import SST2, Parlour
 
 
 def ready(server: Server) -> None:
@@ -29,14 +29,14 @@ def main(folder: Path) -> int:
         time.sleep(float(os.environ.get("LOADING", "0")))
         return load(task, version)
 
-    take_time = parlour.service._take_time
+    take_time = parlour.service.batcher.take_time
 
     async def told() -> None:
         print("asked", flush=True)
         await take_time()
 
     parlour._load = slow_load  # type: ignore[method-assign]
-    parlour.service._take_time = told  # type: ignore[method-assign]
+    parlour.service.batcher.take_time = told  # type: ignore[method-assign]
     return run_server(parlour.config, ready, assemble=parlour.assemble)
 
 

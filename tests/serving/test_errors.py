@@ -17,7 +17,6 @@ EXAMPLES = [
     errors.OutOfMemory(32),
     errors.Draining(),
     errors.DeadlineExpired(),
-    errors.Cancelled(),
     errors.SideFailed("sst2", 3, "NaN"),
     errors.IncompatibleSide("sst2", "t5-small", "t5-base"),
     errors.CorruptSide("sst2", 3, "bits flipped", transient=True),

@@ -20,14 +20,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from protos import open_inference_pb2 as oip
-from protos import open_inference_pb2_grpc
+from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
+from protos import sidecast_pb2 as pb
 from serving.client import errors as errors
 from serving.client.client import Client
 from serving.config import ServeConfig
 from serving.errors import CannotListen, PortInUse
 from serving.server import Server
 from side_registry import RegistryNotFound
-from tests.serving.doors_kit import SST2, TITLES, Parlour
+from tests.serving.api_kit import SST2, TITLES, Parlour
+from tests.sidecast.cli_kit import wait_until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -170,6 +172,69 @@ def test_draining_finishes_what_is_begun_and_refuses_what_is_new(tmp_path: Path)
         assert stopped.result(60) is True
         with pytest.raises(errors.UnreachableError):
             client.predict("sst2", ["after"])
+
+
+WORDS = ["TITLE:", " ONE", " TWO", " THREE"]
+
+
+def tensor_request() -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name="titles")
+    tensor = request.inputs.add(name="body", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"one two three")
+    return request
+
+
+def texts(responses: list[Any]) -> list[str]:
+    return [response.infer_response.outputs[0].contents.bytes_contents[0].decode() for response in responses]
+
+
+def endless(*requests: Any) -> Iterator[Any]:
+    """The requests, and then nothing, for as long as the test takes."""
+    yield from requests
+    threading.Event().wait(15)
+
+
+def read_into(rest: list[Any], stream: Any) -> list[Any]:
+    for response in stream:
+        rest.append(response)
+    return []
+
+
+def test_draining_finishes_running_streams_and_refuses_new_ones(tmp_path: Path) -> None:
+    with Parlour(tmp_path).open() as parlour, grpc.insecure_channel(parlour.address) as channel:
+        parlour.service.slow = 0.15
+        native = sidecast_pb2_grpc.SidecastStub(channel)
+        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        title = pb.GenerateRequest(task="titles", row=pb.Row(text="one two three"))
+        ours, theirs = native.Generate(title), tensors.ModelStreamInfer(endless(tensor_request()))
+        idle = tensors.ModelStreamInfer(endless())
+        begun = [next(ours).text, texts([next(theirs)])[0]]
+        stopped = parlour.stop(grace_s=10)
+        wait_until(lambda: parlour.server.drain.draining)
+        with pytest.raises(grpc.RpcError, match="shutting down") as caught:
+            list(native.Generate(title))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.RpcError, match="shutting down"):
+            list(idle)
+        assert begun == WORDS[:1] * 2
+        assert [each.text for each in ours][:3] == WORDS[1:]
+        rest = []
+        with pytest.raises(grpc.RpcError, match="shutting down"):
+            rest.extend(read_into(rest, theirs))
+        assert texts(rest) == [*WORDS[1:], ""]
+        assert stopped.result(5) is True
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_idle_upload_does_not_hold_the_drain(tmp_path: Path, begun: bool) -> None:
+    with Parlour(tmp_path, [TITLES]).open() as parlour, grpc.insecure_channel(parlour.address) as channel:
+        manifest = (parlour.run(TITLES, seed=7) / "manifest.json").read_bytes()
+        header = pb.PublishRequest(header=pb.PublishRequest.Header(manifest=manifest))
+        upload = sidecast_pb2_grpc.AdminStub(channel).Publish.future(endless(*[header] * begun))
+        wait_until(lambda: parlour.server.drain.in_flight > 0)
+        assert parlour.stop(grace_s=20).result(10) is True
+        assert upload.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in upload.details()
 
 
 def test_what_does_not_finish_in_time_is_cut_off(tmp_path: Path) -> None:

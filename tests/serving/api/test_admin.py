@@ -1,4 +1,4 @@
-"""The Admin door against a real registry and reconciler, with the client where it can say what is to be tested."""
+"""The Admin service with a real registry and reconciler; through the client wherever it can send the request."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from serving.client.client import Client
 from serving.client.results import Event
 from serving.versions.pool import PoolState
 from side_registry import MANIFEST, SIDE_NETWORK
-from tests.serving.doors_kit import RTE, SST2, TITLES, Parlour
+from tests.serving.api_kit import RTE, SST2, TITLES, Parlour
 
 Request = pb.PublishRequest
 

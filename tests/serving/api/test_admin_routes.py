@@ -1,4 +1,4 @@
-"""Routes over gRPC: who sets them, who hears of them, and that both doors follow them."""
+"""Routes over gRPC: setting, describing and comparing them, and that both services follow them."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ from serving.rollout import comparison as comparing
 from serving.server import Server
 from side_registry import Registry, StoreFailed
 from side_registry.servers import Announced
-from tests.serving.doors_kit import SST2, TITLES, Parlour, rule
+from tests.serving.api_kit import SST2, TITLES, Parlour
 from tests.sidecast.cli_kit import wait_until
 
 KEYS = [f"caller {number}" for number in range(60)]
@@ -90,19 +90,6 @@ def test_a_server_tells_at_once_what_was_changed_through_it(client: Client) -> N
     assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 2}, {})
 
 
-def test_an_empty_route_ends_what_was_there_and_a_version_moves_the_alias_with_it(client: Client) -> None:
-    first = split(client, shares=HALF, shadows=[3])
-    assert client.set_route("sst2", shares=HALF, shadows=[3]).generation == first  # as it is
-    split(client)
-    assert client.task("sst2").routes == {}
-    assert {client.predict("sst2", ["a"], route_key=key).version for key in KEYS} == {1}
-    moved = client.set_route("sst2", version=2, shares={3: 100})
-    assert (moved.version, moved.route.shares) == (2, {3: 100})
-    assert client.promote("sst2", 3).version == 3
-    client.wait_served(moved.generation + 1, timeout=5)
-    assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 3}, {})
-
-
 def test_a_rollback_ends_a_canary_first(client: Client) -> None:
     client.promote("sst2", 2)
     client.set_route("sst2", shares={3: 100, 1: 50})
@@ -127,7 +114,7 @@ def test_a_route_made_of_another_one_than_there_is_is_refused(client: Client) ->
     assert client.task("sst2").routes == {"production": grown.route}
 
 
-def test_requests_of_one_key_get_one_version_at_both_doors(opened: Parlour, client: Client) -> None:
+def test_requests_of_one_key_get_one_version_from_both_services(opened: Parlour, client: Client) -> None:
     split(client, shares=HALF)
     expected = [opened.pool.resolve("sst2", key=key).version for key in KEYS]
     assert set(expected) == {1, 2}
@@ -157,36 +144,6 @@ def test_streams_follow_a_key_too(tmp_path: Path) -> None:
         expected = [parlour.pool.resolve("titles", key=key).version for key in KEYS[:12]]
         assert set(expected) == {1, 2}
         assert [client.stream("titles", "a", route_key=key).result().version for key in KEYS[:12]] == expected
-
-
-def test_without_a_key_both_versions_answer_and_a_pinned_one_answers_alone(opened: Parlour, client: Client) -> None:
-    split(client, shares=HALF)
-    assert {client.predict("sst2", ["a"]).version for _ in range(60)} == {1, 2}  # else 1 in 10**17
-    assert {client.predict("sst2:1", ["a"], route_key=key).version for key in KEYS} == {1}
-    found = client.predict("sst2", ["a"], route_key=KEYS[0])
-    assert (found.alias, found[0].label) == ("production", cast(Any, rule(SST2, "a")).label)
-
-
-def test_a_tensor_request_is_answered_by_whom_its_door_found(opened: Parlour, client: Client) -> None:
-    seen: list[tuple[Any, ...]] = []
-    predict = opened.service.predict
-
-    async def spy(*arguments: Any, **named: Any) -> Any:
-        target = named["target"]
-        seen.append((target.resident.version, target.alias, named["route_key"]))
-        return await predict(*arguments, **named)
-
-    opened.service.predict = spy  # type: ignore[method-assign]
-    with grpc.insecure_channel(opened.address) as channel:
-        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for version in ("", "production", "1"):
-            request = infer("k")
-            request.model_version = version
-            tensors.ModelInfer(request)
-        request.parameters["route_key"].int64_param = 7
-        with pytest.raises(grpc.RpcError, match="route_key: must be a string_param"):
-            tensors.ModelInfer(request)
-    assert seen == [(1, "production", "k"), (1, "production", "k"), (1, None, "k")]
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -229,13 +186,6 @@ def test_messages_that_no_client_sends_are_refused(stub: Any) -> None:
     ):
         with pytest.raises(grpc.RpcError, match=says):
             stub.SetRoute(request)
-
-
-def test_a_version_that_a_route_names_is_not_retired(client: Client) -> None:
-    split(client, shares={2: 1}, shadows=[3])
-    for version in (2, 3):
-        with pytest.raises(errors.VersionInUseError, match="has a share or is a shadow of production"):
-            client.retire("sst2", version)
 
 
 # --- comparisons
@@ -290,7 +240,7 @@ def test_an_alias_without_a_route_has_nothing_to_compare(client: Client) -> None
         client.comparison("sst2", disagreements=-1)
 
 
-# --- waiting
+# --- waiting for servers
 
 
 def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path: Path) -> None:
@@ -309,7 +259,7 @@ def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path
 
 
 def test_what_was_committed_while_a_server_loaded_is_served_by_its_first_answer(tmp_path: Path) -> None:
-    """Nobody waited for the server then: it was not announced yet."""
+    """No writer waited for the server then: it was not announced yet."""
     parlour = Parlour(tmp_path, [SST2])
     parlour.config = replace(parlour.config, load=replace(parlour.config.load, poll_s=60.0))
     assemble = parlour.assemble

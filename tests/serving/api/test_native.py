@@ -1,4 +1,4 @@
-"""Our own door, spoken to with messages, and with bytes that are none."""
+"""The servicer of `sidecast.v1.Sidecast`, called with messages, and with bytes that are none."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from serving.api.native import NativeServicer
 from serving.client.errors import from_status
 from serving.errors import Overloaded, SideFailed
 from serving.metrics import Metrics
-from tests.serving.doors_kit import RTE, SST2, TWEETS, Parlour, rule
+from tests.serving.api_kit import RTE, SST2, TWEETS, Parlour, rule
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_row_is_fields_or_a_text_or_a_whole_prompt(stub: Any) -> None:
     assert [answer.text.text for answer in response.answers] == ["TITLE: SAME"] * 3 + ["SAME"]
 
 
-def test_both_doors_answer_the_same(stub: Any, parlour: Parlour) -> None:
+def test_both_services_answer_the_same(stub: Any, parlour: Parlour) -> None:
     native = stub.Predict(
         pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a", "sentence2": "b" * 50})])
     )
@@ -252,34 +252,6 @@ def test_an_unforeseen_error_tells_no_secrets(stub: Any, parlour: Parlour) -> No
     assert "secret" not in message
 
 
-async def test_a_cancelled_call_is_cancelled_in_the_service_too(parlour: Parlour) -> None:
-    parlour.service.slow = 30.0
-    parlour.service.cancelled.clear()
-    try:
-        async with grpc.aio.insecure_channel(parlour.address) as channel:
-            stub: Any = sidecast_pb2_grpc.SidecastStub(channel)
-            call = asyncio.ensure_future(stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
-            while not parlour.server.drain.in_flight:  # noqa: ASYNC110 - the server's thread makes it true
-                await asyncio.sleep(0.01)
-            call.cancel()
-            assert await asyncio.to_thread(parlour.service.cancelled.wait, 60)
-    finally:
-        parlour.service.slow = 0.0
-
-
-def test_a_deadline_that_passes_ends_the_work(stub: Any, parlour: Parlour) -> None:
-    parlour.service.slow = 30.0
-    parlour.service.cancelled.clear()
-    try:
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a")), timeout=0.1)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert parlour.service.cancelled.wait(60)
-    finally:
-        parlour.service.slow = 0.0
-    assert parlour.server.drain.in_flight == 0
-
-
 @pytest.mark.parametrize(("deadline", "code"), [(None, "CANCELLED"), (1e9, "CANCELLED"), (-1.0, "DEADLINE_EXCEEDED")])
 @pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
 def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
@@ -301,7 +273,10 @@ def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
 
 async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
     class Slow:
-        async def predict_tasks(self, *_: Any, **__: Any) -> None:
+        def resolve_tasks(self, refs: Any, options: Any) -> Any:
+            return refs
+
+        async def predict_tasks(self, request: Any) -> None:
             await asyncio.Event().wait()
 
     class Context:
@@ -310,8 +285,10 @@ async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
 
     metrics, refs = Metrics(), [pb.TaskRef(task=task) for task in ("sst2", "tweets")]
     metrics.know(["sst2", "tweets"])
-    door: Any = NativeServicer(Slow(), metrics)  # type: ignore[arg-type]
-    call = asyncio.create_task(door.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context()))
+    servicer: Any = NativeServicer(Slow(), metrics)  # type: ignore[arg-type]
+    call = asyncio.create_task(
+        servicer.PredictTasks(pb.PredictTasksRequest(tasks=refs, rows=text_rows("a")), Context())
+    )
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

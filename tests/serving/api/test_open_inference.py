@@ -1,4 +1,4 @@
-"""The Open Inference door: with tritonclient unmodified, and with messages no client would make."""
+"""The Open Inference service: with tritonclient unmodified, and with messages no client would make."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.client.errors import from_status
 from side_registry.task import TaskSpec
-from tests.serving.doors_kit import SST2, Parlour, rule
+from tests.serving.api_kit import SST2, Parlour, rule
 
 TEXTS = ["a gripping film", "dull ünicode 🙂", "x" * 90]
 
@@ -195,6 +195,16 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
         "priority",
         infer(inputs=[typed("sentence", ["a"])], parameters={"priority": pb.InferParameter(int64_param=-1)}),
         "parameters.priority",
+    ),
+    (
+        "route key",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"route_key": pb.InferParameter(int64_param=7)}),
+        "parameters.route_key: must be a string_param",
+    ),
+    (
+        "long route key",
+        infer(inputs=[typed("sentence", ["a"])], parameters={"route_key": pb.InferParameter(string_param="k" * 1001)}),
+        "parameters.route_key: has 1001 characters, at most 1000",
     ),
     (
         "beams",
@@ -423,3 +433,15 @@ def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
             "model_name: cannot be unloaded here: what is served follows the registry; retire its versions there",
         ],
     }
+
+
+def test_tritonclient_streams(triton: dict[str, Any]) -> None:
+    words = ["TITLE:", " ONE", " TWO", " THREE"]
+    seen = triton["streams"]
+    for way in ("sync", "async"):
+        assert seen[way]["a"] == [[word, "1", False] for word in words] + [["", "1", True]]
+        assert seen[way]["b"][:-1] == [["TITLE:", "1", False], [" FOUR", "1", False]]
+        assert seen[way]["b"][-1] == [None if way == "sync" else "", "1", True]
+        assert seen[way]["labels"] == [["negative", "positive"]]
+        assert seen[way]["errors"] == ["there is no task 'nope'; there are 4: rte, sst2, titles, tweets"]
+    assert seen["cancelled"] == "StatusCode.CANCELLED"

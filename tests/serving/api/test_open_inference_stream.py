@@ -1,9 +1,6 @@
-"""Streams at both doors and in both clients, priorities, tenants, and what becomes of streams in a drain."""
+"""Streams of both services and both clients, priorities and tenants."""
 
 import asyncio
-import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +25,7 @@ from serving.client.results import GeneratedText, Piece
 from serving.config import RequestConfig
 from serving.errors import SideFailed
 from side_registry.task import PRODUCTION
-from tests.serving.doors_kit import TITLES, Parlour
+from tests.serving.api_kit import TITLES, Parlour
 
 WORDS = ["TITLE:", " ONE", " TWO", " THREE"]
 
@@ -86,7 +83,7 @@ def is_final(response: Any) -> bool:
     return response.infer_response.parameters[FINAL].bool_param
 
 
-# --- the native door
+# --- the native service
 
 
 def test_a_text_comes_in_pieces_and_last_as_a_whole(native: Any) -> None:
@@ -148,22 +145,6 @@ def test_a_text_that_fails_ends_the_stream_with_its_details(native: Any, failing
     assert failing.server.drain.in_flight == 0
 
 
-def test_a_caller_that_goes_away_cancels_the_text(native: Any, slow: Parlour) -> None:
-    stream = native.Generate(ask())
-    wait_until(lambda: slow.server.drain.in_flight)
-    stream.cancel()
-    assert slow.service.cancelled.wait(60)
-    wait_until(lambda: not slow.server.drain.in_flight)
-
-
-def test_a_deadline_ends_a_stream(native: Any, slow: Parlour) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        list(native.Generate(ask(), timeout=0.1))
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert slow.service.cancelled.wait(60)
-    wait_until(lambda: not slow.server.drain.in_flight)
-
-
 def test_streams_are_counted(native: Any, parlour: Parlour, failing: Parlour) -> None:
     def count(version: str, code: str) -> float:
         labels = {"task": "titles", "version": version, "code": code}
@@ -177,7 +158,7 @@ def test_streams_are_counted(native: Any, parlour: Parlour, failing: Parlour) ->
     assert (count("unknown", "INTERNAL"), count("1", "OK")) == (failed + 1, fine + 1)
 
 
-# --- the Open Inference door
+# --- the Open Inference service
 
 
 def test_tensors_of_a_text_come_in_pieces(tensors: Any) -> None:
@@ -244,26 +225,6 @@ def test_something_that_is_no_request_ends_the_stream(parlour: Parlour) -> None:
         method: Any = channel.stream_stream
         with pytest.raises(grpc.RpcError, match="not the message"):
             list(method("/inference.GRPCInferenceService/ModelStreamInfer")(iter([b"\xff\xff"])))
-
-
-def test_both_doors_stream_the_same(native: Any, tensors: Any) -> None:
-    ours = [each.text for each in native.Generate(ask("a b c")) if each.text]
-    assert ours == texts([each for each in tensors.ModelStreamInfer(iter([infer(text="a b c")])) if not is_final(each)])
-
-
-def test_tritonclient_streams_unmodified(parlour: Parlour) -> None:
-    probe = Path(__file__).with_name("triton_stream_probe.py")
-    command = [sys.executable, str(probe), parlour.address]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout)
-    for way in ("sync", "async"):
-        assert seen[way]["a"] == [[word, "1", False] for word in WORDS] + [["", "1", True]]
-        assert seen[way]["b"][:-1] == [["TITLE:", "1", False], [" FOUR", "1", False]]
-        assert seen[way]["b"][-1] == [None if way == "sync" else "", "1", True]
-        assert seen[way]["labels"] == [["negative", "positive"]]
-        assert seen[way]["errors"] == ["there is no task 'nope'; there are 4: rte, sst2, titles, tweets"]
-    assert seen["cancelled"] == "StatusCode.CANCELLED"
 
 
 # --- the clients
@@ -380,51 +341,6 @@ def test_a_tenant_is_known_by_the_configured_header(tmp_path: Path) -> None:
 def test_without_that_setting_there_are_no_tenants(tensors: Any, parlour: Parlour) -> None:
     tensors.ModelInfer(infer(), metadata=(("x-tenant", "me"),))
     assert parlour.service.tenants[-1] == ""
-
-
-# --- draining
-
-
-def test_draining_finishes_running_streams_and_refuses_new_ones(tmp_path: Path) -> None:
-    with Parlour(tmp_path).open() as parlour, grpc.insecure_channel(parlour.address) as channel:
-        parlour.service.slow = 0.15
-        native = sidecast_pb2_grpc.SidecastStub(channel)
-        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        ours, theirs = native.Generate(ask()), tensors.ModelStreamInfer(endless(infer()))
-        idle = tensors.ModelStreamInfer(endless())
-        begun = [next(ours).text, texts([next(theirs)])[0]]
-        stopped = parlour.stop(grace_s=10)
-        wait_until(lambda: parlour.server.drain.draining)
-        with pytest.raises(grpc.RpcError, match="shutting down") as caught:
-            list(native.Generate(ask()))
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(grpc.RpcError, match="shutting down"):
-            list(idle)
-        assert begun == WORDS[:1] * 2
-        assert [each.text for each in ours][:3] == WORDS[1:]
-        rest = []
-        with pytest.raises(grpc.RpcError, match="shutting down"):
-            rest.extend(read_into(rest, theirs))
-        assert texts(rest) == [*WORDS[1:], ""]
-        assert stopped.result(5) is True
-
-
-@pytest.mark.parametrize("begun", [False, True])
-def test_an_idle_upload_does_not_hold_the_drain(tmp_path: Path, begun: bool) -> None:
-    with Parlour(tmp_path, [TITLES]).open() as parlour, grpc.insecure_channel(parlour.address) as channel:
-        manifest = (parlour.run(TITLES, seed=7) / "manifest.json").read_bytes()
-        header = pb.PublishRequest(header=pb.PublishRequest.Header(manifest=manifest))
-        upload = sidecast_pb2_grpc.AdminStub(channel).Publish.future(endless(*[header] * begun))
-        wait_until(lambda: parlour.server.drain.in_flight)
-        assert parlour.stop(grace_s=20).result(10) is True
-        assert upload.code() is grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in upload.details()
-
-
-def read_into(rest: list[Any], stream: Any) -> list[Any]:
-    for response in stream:
-        rest.append(response)
-    return []
 
 
 def endless(*requests: Any) -> Iterator[Any]:

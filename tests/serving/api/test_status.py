@@ -44,7 +44,6 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.OutOfMemory(32), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
     (serving.Draining(), grpc.StatusCode.UNAVAILABLE, "DrainingError"),
     (serving.DeadlineExpired(), grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceededError"),
-    (serving.Cancelled(), grpc.StatusCode.CANCELLED, "CallCancelledError"),
     (serving.SideFailed("sst2", 2, "NaN"), grpc.StatusCode.INTERNAL, "SideFailedError"),
     (serving.IncompatibleSide("sst2", "a", "b"), grpc.StatusCode.FAILED_PRECONDITION, "IncompatibleSideError"),
     (serving.CorruptSide("sst2", 2, "cut"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),

@@ -26,7 +26,7 @@ from serving.client.errors import SidecastError
 from serving.client.results import Classification, Predictions, Prompt, Regression, Row, Text
 from serving.config import RequestConfig
 from serving.errors import Overloaded
-from tests.serving.doors_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
+from tests.serving.api_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
 
 Ask = Callable[..., Any]
 

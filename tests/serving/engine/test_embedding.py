@@ -15,7 +15,7 @@ from serving.client.aio import AsyncClient
 from serving.client.client import Client
 from serving.client.results import Classification, Embedding, Predictions
 from sidecast import Embedding as PublicEmbedding
-from tests.serving.doors_kit import MEANING, SST2, Parlour, rule
+from tests.serving.api_kit import MEANING, SST2, Parlour, rule
 from tests.sidecast.cli_kit import ROOT, done, python
 from tests.training import toy
 

@@ -1,4 +1,4 @@
-"""Which version of a route a request gets, and who is told of its answers: on a device that names who answered."""
+"""Which version of a route answers a request, and what is observed: on a device that names the version."""
 
 import asyncio
 import random
@@ -21,15 +21,14 @@ from serving.engine.rows import EngineRow, Resident
 from serving.errors import DeadlineExpired, InvalidInput, SideFailed, TaskOverloaded
 from serving.metrics import Metrics
 from serving.pipeline.observation import Observation
-from serving.pipeline.preprocessing import Prompt, resolve
-from serving.pipeline.request import DecodingOverrides, Generated, Prediction, Target
+from serving.pipeline.request import Generated, Prediction, PredictRequest, Prompt, RequestOptions
 from serving.pipeline.service import PredictService
 from serving.scheduler.batcher import Batcher
 from serving.versions.placement import add
 from serving.versions.pool import PoolState, SidePool
 from side_registry import TaskRef
 from side_registry.route import WHOLE, Bounds, Route
-from tests.serving.kit import empty_resident, make_spec
+from tests.serving.kit import empty_resident, make_spec, predict, predict_tasks, stream
 from tests.serving.versions.test_pool import task_state
 
 KEYS = [f"caller {number}" for number in range(4000)]
@@ -91,7 +90,7 @@ def test_who_describes_a_task_sees_the_aliass_own_version() -> None:
     assert {state.resolve("sst2").version for _ in range(20)} == {1}
 
 
-def test_a_withheld_route_gives_no_shares_until_the_registry_has_another() -> None:
+def test_a_suspended_route_gives_no_shares_until_the_registry_has_another() -> None:
     pool, state = SidePool(), pool_state(Route(shares={2: 5000}, shadows=(3,)))
     pool.replace(state)
     pool.suspend("sst2", "production", 5)
@@ -104,7 +103,7 @@ def test_a_withheld_route_gives_no_shares_until_the_registry_has_another() -> No
     assert set(chosen(pool.snapshot()).values()) == {1, 2}
 
 
-def test_routes_that_are_over_are_withheld_no_longer() -> None:
+def test_routes_that_are_over_are_suspended_no_longer() -> None:
     pool = SidePool()
     pool.replace(pool_state(Route(shares={2: 5000})))
     pool.suspend("sst2", "gone", 1)
@@ -113,7 +112,7 @@ def test_routes_that_are_over_are_withheld_no_longer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "chosen", "beside"),
+    ("route", "chosen", "shadows"),
     [
         (Route(shadows=(3, 2)), 1, [3, 2]),
         (Route(shares={2: 500}), 2, []),
@@ -123,9 +122,9 @@ def test_routes_that_are_over_are_withheld_no_longer() -> None:
         (Route(shares={2: 500}, shadows=(4,), bounds=Bounds(disagreement=0.1)), 2, [1, 4]),
     ],
 )
-def test_who_answers_beside_the_chosen_one(route: Route, chosen: int, beside: list[int]) -> None:
+def test_which_versions_shadow_the_chosen_one(route: Route, chosen: int, shadows: list[int]) -> None:
     state = pool_state(route)
-    assert [resident.version for resident in state.beside("sst2", "production", chosen)] == beside
+    assert [resident.version for resident in state.beside("sst2", "production", chosen)] == shadows
     assert state.beside("sst2", "steady", chosen) == ()
     assert state.routed_since("sst2", "production", chosen) == 5
 
@@ -170,7 +169,9 @@ class Bytes:
         return [list(text.encode())[:max_tokens] for text in texts]
 
 
-class Ear:
+class Recorder:
+    """An observer that keeps what it is given."""
+
     def __init__(self) -> None:
         self.seen: list[Observation] = []
         self.raises = False
@@ -178,16 +179,16 @@ class Ear:
     def observe(self, seen: Observation) -> None:
         self.seen.append(seen)
         if self.raises:
-            raise KeyError("deaf")
+            raise KeyError("broken")
 
 
 class House:
     """`sst2` and the text task `titles`, versions 1 to 3 of each, on a service with an observer."""
 
     def __init__(self, limits: LimitConfig | None = None) -> None:
-        self.pool, self.ear, metrics = SidePool(), Ear(), Metrics()
+        self.pool, self.recorder, metrics = SidePool(), Recorder(), Metrics()
         self.batcher = Batcher(Device(), BatchConfig(max_wait_s=0), metrics, limits)
-        self.service = PredictService(self.pool, self.batcher, Bytes(), metrics=metrics, observer=self.ear)
+        self.service = PredictService(self.pool, self.batcher, Bytes(), metrics=metrics, observer=self.recorder)
 
     def route(self, route: Route, own: int = 1, generation: int = 9) -> None:
         """Of both tasks' production."""
@@ -202,7 +203,7 @@ class House:
         self.pool.replace(state)
 
     async def ask(self, *texts: Any, **how: Any) -> Prediction:
-        return await self.service.predict("sst2", texts, **how)
+        return await predict(self.service, "sst2", texts, **how)
 
 
 def resident(name: str, version: int) -> Resident:
@@ -271,10 +272,10 @@ async def test_while_routes_change_no_answer_is_a_mixture(house: House) -> None:
 
 async def test_a_task_named_twice_in_one_request_gets_one_version(house: House) -> None:
     refs = [TaskRef("sst2"), TaskRef("sst2", alias="production")]
-    pairs = [await house.service.predict_tasks(refs, ["a"]) for _ in range(40)]
+    pairs = [await predict_tasks(house.service, refs, ["a"]) for _ in range(40)]
     assert {tuple(each.version for each in pair) for pair in pairs} == {(1, 1), (2, 2)}  # type: ignore[union-attr]
     key = key_of(house, 2)
-    kept = [await house.service.predict_tasks(refs, ["a"], route_key=key) for _ in range(5)]
+    kept = [await predict_tasks(house.service, refs, ["a"], route_key=key) for _ in range(5)]
     assert {each.version for pair in kept for each in pair} == {2}  # type: ignore[union-attr]
 
 
@@ -282,8 +283,8 @@ async def test_a_key_is_bounded(house: House) -> None:
     assert (await house.ask("a", route_key="k" * 1000)).version in (1, 2)
     for call in (
         house.ask("a", route_key="k" * 1001),
-        house.service.predict_tasks([TaskRef("sst2")], ["a"], route_key="k" * 1001),
-        anext(house.service.stream("titles", "a", route_key="k" * 1001)),
+        predict_tasks(house.service, [TaskRef("sst2")], ["a"], route_key="k" * 1001),
+        anext(stream(house.service, "titles", "a", route_key="k" * 1001)),
     ):
         with pytest.raises(InvalidInput, match="route_key: has 1001 characters, at most 1000"):
             await call
@@ -297,9 +298,9 @@ async def test_the_observer_sees_each_distinct_row_and_who_else_is_to_answer(hou
     house.route(Route(shares={2: 5000}, shadows=(3,), bounds=Bounds(disagreement=0.1)))
     rows = ["a", Prompt("b"), {"sentence": "a"}]
     await house.ask(*rows, route_key=key_of(house, 2))
-    [seen] = house.ear.seen
+    [seen] = house.recorder.seen
     assert (seen.resident.version, seen.alias, seen.since) == (2, "production", 4)
-    assert [each.version for each in seen.beside] == [1, 3]
+    assert [each.version for each in seen.shadows] == [1, 3]
     assert seen.prompts == ("a", "b")
     assert seen.inputs == ("a", Prompt("b"))
     assert [bytes(row.ids).decode() for row in seen.rows] == ["a", "b"]
@@ -309,37 +310,37 @@ async def test_the_observer_sees_each_distinct_row_and_who_else_is_to_answer(hou
 
 async def test_the_own_version_is_observed_too(house: House) -> None:
     await house.ask("a", route_key=key_of(house, 1))
-    [seen] = house.ear.seen
-    assert (seen.resident.version, seen.beside) == (1, ())
+    [seen] = house.recorder.seen
+    assert (seen.resident.version, seen.shadows) == (1, ())
 
 
 async def test_each_task_of_a_request_is_observed(house: House) -> None:
     refs = [TaskRef("sst2"), TaskRef("titles"), TaskRef("sst2", version=1), TaskRef("nope")]
-    await house.service.predict_tasks(refs, ["a"])
-    assert [seen.resident.task for seen in house.ear.seen] == ["sst2", "titles"]
+    await predict_tasks(house.service, refs, ["a"])
+    assert [seen.resident.task for seen in house.recorder.seen] == ["sst2", "titles"]
 
 
 async def test_what_no_route_led_to_is_not_observed(house: House) -> None:
     await house.ask("a", version=2)
     house.route(Route())
     await house.ask("a")
-    assert house.ear.seen == []
+    assert house.recorder.seen == []
 
 
-async def test_whom_a_door_has_found_answers_whatever_is_swapped_meanwhile(house: House) -> None:
-    target = resolve(house.pool.snapshot(), TaskRef("sst2"), DecodingOverrides(), key=key_of(house, 2))
-    assert isinstance(target, Target)
+async def test_the_resolved_version_answers_whatever_is_swapped_meanwhile(house: House) -> None:
+    options = RequestOptions(route_key=key_of(house, 2))
+    target = house.service.resolve(TaskRef("sst2"), options)
     house.pool.replace(PoolState(generation=10))  # the task is deleted
-    found = await house.ask("a", target=target)
+    found = await house.service.predict(PredictRequest(targets=(target,), rows=["a"], options=options))
     assert (found.version, found.alias, found.generation, labels(found)) == (2, "production", 9, ["a|2"])
-    [seen] = house.ear.seen
+    [seen] = house.recorder.seen
     assert (seen.resident.version, seen.since) == (2, 4)
 
 
 async def test_a_row_that_its_version_fails_is_observed(house: House) -> None:
     with pytest.raises(SideFailed):
         await house.ask("fine", "poison", route_key=key_of(house, 2))
-    [seen] = house.ear.seen
+    [seen] = house.recorder.seen
     assert [type(outcome) for outcome in seen.outcomes] == [ClassAnswer, SideFailed]
 
 
@@ -349,16 +350,16 @@ async def test_a_canary_that_makes_no_prompt_of_what_its_alias_takes_is_observed
     other = replace(own, spec=own.spec.model_validate(own.spec.model_dump() | {"template": "{other}"}))
     house.pool.replace(replace(state, residents={**state.residents, ("sst2", 2): other}))
     for rows, told in (([{"sentence": "a"}, {"sentence": "b"}], [(2, 2)]), ([{"nothing": "a"}], [])):
-        house.ear.seen.clear()
+        house.recorder.seen.clear()
         with pytest.raises(InvalidInput):
-            await house.service.predict("sst2", rows, route_key=key_of(house, 2))
-        assert [(seen.resident.version, seen.refused) for seen in house.ear.seen] == told
-    house.ear.seen.clear()
+            await predict(house.service, "sst2", rows, route_key=key_of(house, 2))
+        assert [(seen.resident.version, seen.unrendered) for seen in house.recorder.seen] == told
+    house.recorder.seen.clear()
     with pytest.raises(InvalidInput):  # the caller's own doing
-        await house.service.predict("sst2", [{"sentence": "a"}], version=2)
+        await predict(house.service, "sst2", [{"sentence": "a"}], version=2)
     with pytest.raises(InvalidInput):
-        await house.service.predict("sst2", [{"other": "a"}], route_key=key_of(house, 1))
-    assert house.ear.seen == []
+        await predict(house.service, "sst2", [{"other": "a"}], route_key=key_of(house, 1))
+    assert house.recorder.seen == []
 
 
 async def test_what_load_decided_is_not_observed() -> None:
@@ -369,7 +370,7 @@ async def test_what_load_decided_is_not_observed() -> None:
         await house.ask("a", deadline=0.0)
     assert isinstance(first, Prediction)
     assert [type(each) for each in others] == [TaskOverloaded, TaskOverloaded]
-    assert len(house.ear.seen) == 1
+    assert len(house.recorder.seen) == 1
     await house.service.close()
 
 
@@ -377,8 +378,8 @@ async def test_a_turn_that_fails_is_no_fault_of_the_version(house: House) -> Non
     with pytest.raises(RuntimeError, match="the turn failed"):
         await house.ask("broken")
     with pytest.raises(RuntimeError, match="the turn failed"):
-        [event async for event in house.service.stream("titles", "broken")]
-    assert house.ear.seen == []
+        [event async for event in stream(house.service, "titles", "broken")]
+    assert house.recorder.seen == []
 
 
 async def begun(house: House) -> None:
@@ -391,7 +392,7 @@ async def begun(house: House) -> None:
 async def test_how_long_a_version_kept_a_caller_waiting_who_left_is_observed(house: House, streamed: bool) -> None:
     async def ask(**how: Any) -> None:
         if streamed:
-            async for _ in house.service.stream("titles", "slow", route_key=key_of(house, 2, "titles"), **how):
+            async for _ in stream(house.service, "titles", "slow", route_key=key_of(house, 2, "titles"), **how):
                 pass
         else:
             await house.ask("slow", "slow", "fine", route_key=key_of(house, 2), **how)
@@ -405,10 +406,10 @@ async def test_how_long_a_version_kept_a_caller_waiting_who_left_is_observed(hou
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    for seen in house.ear.seen:
-        assert (seen.left, seen.resident.version, seen.alias, seen.outcomes) == (True, 2, "production", ())
+    for seen in house.recorder.seen:
+        assert (seen.is_abandoned, seen.resident.version, seen.alias, seen.outcomes) == (True, 2, "production", ())
         assert len(seen.rows) == (1 if streamed else 2)
-    late, _ = house.ear.seen
+    late, _ = house.recorder.seen
     assert late.seconds > 0
 
 
@@ -420,36 +421,36 @@ async def test_a_caller_who_leaves_the_queue_tells_nothing_of_a_version(house: H
     await begun(house)
     with pytest.raises(DeadlineExpired):
         await house.ask("a", deadline=asyncio.get_running_loop().time() + 0.05)
-    assert house.ear.seen == []
+    assert house.recorder.seen == []
     held.set()
     first.cancel()
 
 
 async def test_an_observer_that_raises_takes_no_answer_away(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.ear.raises = True
+    house.recorder.raises = True
     assert (await house.ask("a")).version in (1, 2)
     assert "the observer of sst2 failed" in caplog.text
 
 
 async def test_a_stream_follows_the_route_and_is_observed_with_its_whole_text(house: House) -> None:
     key = key_of(house, 2, "titles")
-    *pieces, end = [event async for event in house.service.stream("titles", "abc", route_key=key)]
+    *pieces, end = [event async for event in stream(house.service, "titles", "abc", route_key=key)]
     assert isinstance(end, Generated)
     assert (end.prediction.version, "".join(piece.text for piece in pieces)) == (2, "abc")  # type: ignore[union-attr]
-    [seen] = house.ear.seen
+    [seen] = house.recorder.seen
     assert (seen.resident.version, seen.prompts) == (2, ("abc",))
     assert seen.outcomes == end.prediction.answers
 
 
 async def test_a_stream_that_its_version_fails_is_observed_and_one_that_is_left_is_not(house: House) -> None:
     with pytest.raises(SideFailed):
-        [event async for event in house.service.stream("titles", "poison")]
-    [seen] = house.ear.seen
+        [event async for event in stream(house.service, "titles", "poison")]
+    [seen] = house.recorder.seen
     assert isinstance(seen.outcomes[0], SideFailed)
-    left = house.service.stream("titles", "abc")
+    left = stream(house.service, "titles", "abc")
     await anext(left)
     await left.aclose()
-    assert len(house.ear.seen) == 1
+    assert len(house.recorder.seen) == 1
 
 
 async def test_the_time_that_a_streams_caller_takes_is_not_the_versions(
@@ -457,6 +458,6 @@ async def test_the_time_that_a_streams_caller_takes_is_not_the_versions(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("serving.pipeline.service.perf_counter", lambda: clock[0])
-    async for _ in house.service.stream("titles", "abc"):
+    async for _ in stream(house.service, "titles", "abc"):
         clock[0] += 60
-    assert [seen.seconds for seen in house.ear.seen] == [0]
+    assert [seen.seconds for seen in house.recorder.seen] == [0]

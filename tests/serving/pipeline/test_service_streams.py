@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from ladder.answers import TextAnswer
 from serving.config import BatchConfig
 from serving.engine.detokenizer import Piece
 from serving.engine.rows import EngineRow
-from serving.errors import DeadlineExpired, Draining, InvalidInput, SideFailed
+from serving.errors import InvalidInput, SideFailed
 from serving.metrics import Metrics
 from serving.pipeline.request import DecodingOverrides, Generated
 from serving.pipeline.service import PredictService
@@ -25,7 +24,7 @@ from serving.scheduler.batcher import Batcher
 from serving.versions.placement import add
 from serving.versions.pool import SidePool
 from side_registry import TaskRef, UnknownTask
-from tests.serving.kit import empty_resident, make_spec
+from tests.serving.kit import empty_resident, make_spec, predict, predict_tasks, stream
 from tests.serving.versions.test_pool import task_state
 
 TEXT = "löng enough"
@@ -97,7 +96,7 @@ class House:
         self.pool.replace(state)
 
     async def stream(self, row: Any = TEXT, **how: Any) -> tuple[list[Piece], Generated]:
-        *pieces, end = [event async for event in self.service.stream("titles", row, **how)]
+        *pieces, end = [event async for event in stream(self.service, "titles", row, **how)]
         return pieces, end  # type: ignore[return-value]
 
     async def until(self, condition: Any) -> None:
@@ -116,7 +115,7 @@ async def house():
 
 async def test_the_pieces_joined_are_the_text_that_predict_gives(house: House) -> None:
     pieces, end = await house.stream()
-    [answer] = (await house.service.predict("titles", [TEXT])).answers
+    [answer] = (await predict(house.service, "titles", [TEXT])).answers
     assert "".join(piece.text for piece in pieces) == answer.text == TEXT.upper()  # type: ignore[union-attr]
     assert end.prediction.answers == (answer,)
     assert [token for piece in pieces for token in piece.tokens] == list(answer.tokens)  # type: ignore[union-attr]
@@ -125,7 +124,7 @@ async def test_the_pieces_joined_are_the_text_that_predict_gives(house: House) -
 
 
 async def test_a_text_that_its_limit_ends_says_so(house: House) -> None:
-    pieces, end = await house.stream(generation=DecodingOverrides({"max_new_tokens": 4}))
+    pieces, end = await house.stream(decoding=DecodingOverrides({"max_new_tokens": 4}))
     assert ("".join(piece.text for piece in pieces), end.finish_reason) == ("LÖNG", "length")
 
 
@@ -138,11 +137,11 @@ async def test_a_text_that_was_made_as_a_whole_is_one_piece(house: House) -> Non
 async def test_what_cannot_be_streamed_is_refused(house: House) -> None:
     for task, row, says in (("sst2", "a", "'sst2' is classification"), ("titles", "", "row.sentence: is empty")):
         with pytest.raises(InvalidInput, match=says):
-            await anext(house.service.stream(task, row))
+            await anext(stream(house.service, task, row))
     with pytest.raises(UnknownTask):
-        await anext(house.service.stream("nope", "a"))
+        await anext(stream(house.service, "nope", "a"))
     with pytest.raises(InvalidInput, match="priority: must be 1"):
-        await anext(house.service.stream("titles", "a", priority=5))
+        await anext(stream(house.service, "titles", "a", priority=5))
     assert house.worker.rows == []
 
 
@@ -150,7 +149,7 @@ async def test_a_text_that_fails_raises_after_its_pieces(house: House) -> None:
     told = []
 
     async def listen() -> None:
-        async for event in house.service.stream("titles", "poison"):
+        async for event in stream(house.service, "titles", "poison"):
             told.append(event)
 
     with pytest.raises(SideFailed):
@@ -159,39 +158,17 @@ async def test_a_text_that_fails_raises_after_its_pieces(house: House) -> None:
 
 
 async def test_to_leave_a_stream_frees_its_slot(house: House) -> None:
-    async with aclosing(house.service.stream("titles", TEXT * 5)) as events:
+    async with aclosing(stream(house.service, "titles", TEXT * 5)) as events:
         await anext(events)
     await house.until(lambda: house.worker.gone)
     assert house.worker.gone == house.worker.rows
     assert house.batcher.running_rows == 0
-    await house.service.drain()
-
-
-async def test_a_deadline_ends_a_stream_and_frees_its_slot(house: House) -> None:
-    house.worker.may_step.clear()
-    with pytest.raises(DeadlineExpired):
-        await house.stream(deadline=time.monotonic() + 0.05)
-    house.worker.may_step.set()
-    await house.until(lambda: not house.batcher.running_rows)
-
-
-async def test_drain_finishes_running_streams_and_refuses_new_ones(house: House) -> None:
-    async with aclosing(house.service.stream("titles", TEXT)) as events:
-        await anext(events)
-        draining = asyncio.create_task(house.service.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(Draining):
-            await house.stream()
-        *_, end = [event async for event in events]
-    assert isinstance(end, Generated)
-    await draining
 
 
 async def test_priority_and_tenant_reach_the_batcher_and_the_engine(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    submit, stream = house.batcher.submit, house.batcher.stream
 
     def remember(original: Any) -> Any:
         def call(row: Any, *, priority: int, **how: Any) -> Any:
@@ -200,10 +177,10 @@ async def test_priority_and_tenant_reach_the_batcher_and_the_engine(
 
         return call
 
-    monkeypatch.setattr(house.batcher, "submit", remember(submit))
-    monkeypatch.setattr(house.batcher, "stream", remember(stream))
-    await house.service.predict("titles", ["a"], priority=1, tenant="t")
-    await house.service.predict_tasks([TaskRef("titles")], ["b"], priority=4)
+    monkeypatch.setattr(house.batcher, "submit", remember(house.batcher.submit))
+    monkeypatch.setattr(house.batcher, "stream", remember(house.batcher.stream))
+    await predict(house.service, "titles", ["a"], priority=1, tenant="t")
+    await predict_tasks(house.service, [TaskRef("titles")], ["b"], priority=4)
     await house.stream("c", priority=2, tenant="u")
     assert seen == [1, 4, 2]
     assert [(row.salt, row.streams) for row in house.worker.rows] == [("t", False), ("", False), ("u", True)]
@@ -215,10 +192,10 @@ async def test_settings_touch_only_the_tasks_that_make_texts(house: House, monke
 
     monkeypatch.setattr(house.batcher, "submit", submit)
     refs, settings = [TaskRef("titles"), TaskRef("sst2")], DecodingOverrides({"max_new_tokens": 3})
-    titles, sst2 = await house.service.predict_tasks(refs, ["a"], generation=settings)
+    titles, sst2 = await predict_tasks(house.service, refs, ["a"], decoding=settings)
     assert titles.answers[0].max_new_tokens == 3  # type: ignore[union-attr]
     assert sst2.answers == (house.pool.resolve("sst2").answerer,)  # type: ignore[union-attr]
-    [wrong, _] = await house.service.predict_tasks(refs, ["a"], generation=DecodingOverrides({"max_new_tokens": 65}))
+    [wrong, _] = await predict_tasks(house.service, refs, ["a"], decoding=DecodingOverrides({"max_new_tokens": 65}))
     assert isinstance(wrong, InvalidInput)
 
 
@@ -227,18 +204,18 @@ async def test_settings_touch_only_the_tasks_that_make_texts(house: House, monke
 
 async def test_requests_that_arrive_together_share_a_call_of_the_tokenizer(house: House) -> None:
     texts = [f"text {number}" for number in range(8)]
-    found = await asyncio.gather(*[house.service.predict("titles", [text]) for text in texts])
+    found = await asyncio.gather(*[predict(house.service, "titles", [text]) for text in texts])
     assert house.tokenizer.calls == [texts]
     assert [each.answers[0].text for each in found] == [text.upper() for text in texts]  # type: ignore[union-attr]
 
 
 async def test_what_arrives_while_the_tokenizer_works_waits_for_it_together(house: House) -> None:
     house.tokenizer.open.clear()
-    first = [asyncio.create_task(house.service.predict("titles", [text])) for text in ("a", "b")]
+    first = [asyncio.create_task(predict(house.service, "titles", [text])) for text in ("a", "b")]
     await house.until(lambda: len(house.tokenizer.calls) == 1)
-    second = [asyncio.create_task(house.service.predict("titles", [text])) for text in ("c", "d")]
+    second = [asyncio.create_task(predict(house.service, "titles", [text])) for text in ("c", "d")]
     await house.until(lambda: len(house.tokenizer.calls) == 2)
-    third = [asyncio.create_task(house.service.predict("titles", [text])) for text in ("e", "f", "g")]
+    third = [asyncio.create_task(predict(house.service, "titles", [text])) for text in ("e", "f", "g")]
     third[0].cancel()
     await asyncio.sleep(0.01)
     house.tokenizer.open.set()
@@ -248,14 +225,14 @@ async def test_what_arrives_while_the_tokenizer_works_waits_for_it_together(hous
 
 async def test_many_rows_do_not_hold_small_requests_back(house: House) -> None:
     large, small = [f"row {number}" for number in range(300)], ["small"]
-    await asyncio.gather(house.service.predict("titles", large), house.service.predict("titles", small))
+    await asyncio.gather(predict(house.service, "titles", large), predict(house.service, "titles", small))
     assert sorted(map(len, house.tokenizer.calls)) == [1, 300]
 
 
 async def test_a_prompt_that_fails_the_tokenizer_fails_its_request_alone(house: House) -> None:
     bad, good = await asyncio.gather(
-        house.service.predict("titles", ["untokenizable"]),
-        house.service.predict("titles", ["fine"]),
+        predict(house.service, "titles", ["untokenizable"]),
+        predict(house.service, "titles", ["fine"]),
         return_exceptions=True,
     )
     assert isinstance(bad, RuntimeError)
@@ -263,7 +240,7 @@ async def test_a_prompt_that_fails_the_tokenizer_fails_its_request_alone(house: 
 
 
 class Tasks(dict[str, Any]):
-    """Tells when nobody has it any more."""
+    """A dict that a weak reference can watch."""
 
 
 async def test_a_stream_keeps_nothing_of_the_pool_but_its_own_version(house: House) -> None:
@@ -271,7 +248,7 @@ async def test_a_stream_keeps_nothing_of_the_pool_but_its_own_version(house: Hou
     tasks = Tasks(state.tasks)
     house.pool.replace(replace(state, tasks=tasks, generation=7))
     held = weakref.ref(tasks)
-    async with aclosing(house.service.stream("titles", TEXT)) as events:
+    async with aclosing(stream(house.service, "titles", TEXT)) as events:
         await anext(events)
         house.pool.replace(state)
         del tasks

@@ -22,7 +22,7 @@ from serving.versions.placement import add
 from serving.versions.pool import SidePool
 from side_registry.route import Route
 from side_registry.task import TaskSpec
-from tests.serving.kit import make_resident, make_spec
+from tests.serving.kit import make_resident, make_spec, predict
 from tests.serving.versions.test_pool import task_state
 
 TEXTS = [f"film number {n} is {'a gripping one' if n % 3 else 'dull'}" for n in range(8)]
@@ -64,7 +64,7 @@ class House:
         self.pool.replace(state)
 
     async def ask(self, texts: Sequence[str] = TEXTS, **how: Any) -> tuple[int, tuple[Answer, ...]]:
-        found = await self.service.predict(self.spec.name, texts, **how)
+        found = await predict(self.service, self.spec.name, texts, **how)
         return found.version, found.answers
 
     async def ask_all(self, times: int = 1, **how: Any) -> list[Answer]:
@@ -124,7 +124,7 @@ def seen_of(house: House, **changes: Any) -> Observation:
     values: dict[str, Any] = {
         "resident": resident,
         "alias": "production",
-        "beside": (house.residents[OTHER],),
+        "shadows": (house.residents[OTHER],),
         "rows": (EngineRow((3, 4, 1), resident, salt="tenant"),),
         "prompts": ("p",),
         "outcomes": tuple(house.alone(OWN, TEXTS[:1])),

@@ -12,7 +12,7 @@ from serving.rollout.comparison import Comparison, Comparisons, Routed, Window
 from side_registry import Registry
 from side_registry.errors import StoreFailed
 from side_registry.route import Bounds, Route
-from tests.serving.doors_kit import make_run
+from tests.serving.api_kit import make_run
 from tests.serving.rollout.test_comparison import SST2, classed
 
 OWN = Comparison(version=6, rows=1000, failed=10, answered=1000, latency_seconds=0.020)

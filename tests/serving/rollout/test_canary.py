@@ -9,14 +9,14 @@ from typing import cast
 import pytest
 
 from ladder import Backbone, Tokenizer
-from serving.components import Components, _judging, assemble
+from serving.components import Components, _auto_rollback, assemble
 from serving.config import EngineConfig, LoadConfig, ServeConfig, ShadowConfig
 from serving.metrics import Metrics
 from serving.rollout.comparison import Comparisons
 from serving.versions.pool import SidePool
 from side_registry import Registry
 from side_registry.route import Bounds, Route
-from tests.serving.kit import TEXTS, make_run, make_spec
+from tests.serving.kit import TEXTS, make_run, make_spec, predict
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_a_canary_that_disagrees_is_rolled_back(parts: Components) -> None
     answered = {1: 0, 2: 0}
     async with asyncio.timeout(20):
         while parts.pool.snapshot().routes:
-            found = await parts.service.predict("sst2", TEXTS)
+            found = await predict(parts.service, "sst2", TEXTS)
             answered[found.version] += 1
             compared = parts.comparisons.read("sst2", "production")
     assert answered[2] >= 2
@@ -63,7 +63,7 @@ async def test_a_canary_that_disagrees_is_rolled_back(parts: Components) -> None
     assert rollback.message.startswith("automatic rollback: version 2: disagreement 1 > 0.2 after ")
     assert rollback.author == "sidecast serve@127.0.0.1:8001"
     for _ in range(5):
-        assert (await parts.service.predict("sst2", TEXTS)).version == 1
+        assert (await predict(parts.service, "sst2", TEXTS)).version == 1
     assert parts.comparisons.read("sst2", "production") is None
 
 
@@ -71,7 +71,7 @@ async def test_a_shadow_that_disagrees_is_told_and_stays(parts: Components) -> N
     parts.registry.set_route("sst2", "production", Route(shadows=(2,)))
     await until_routed(parts, True)
     for _ in range(5):
-        assert (await parts.service.predict("sst2", TEXTS)).version == 1
+        assert (await predict(parts.service, "sst2", TEXTS)).version == 1
     async with asyncio.timeout(20):
         while True:
             compared = parts.comparisons.read("sst2", "production")
@@ -87,5 +87,5 @@ async def test_a_shadow_that_disagrees_is_told_and_stays(parts: Components) -> N
 
 def test_whoever_rolls_back_is_named_by_the_address_that_the_server_announces() -> None:
     config = ServeConfig(backbone="none", registry="none", host="0.0.0.0", port=8443)
-    judging = _judging(cast(Registry, None), Comparisons(), SidePool(), config, lambda: None, Metrics())
+    judging = _auto_rollback(cast(Registry, None), Comparisons(), SidePool(), config, lambda: None, Metrics())
     assert judging._author == f"sidecast serve@{socket.gethostname()}:8443"

@@ -148,7 +148,7 @@ async def test_texts_are_made_as_their_caller_wanted_them(backbone: Backbone, to
     house = House(backbone, tokenizer, make_spec("titles", kind="text", max_new_tokens=6))
     house.route(Route(shadows=(OTHER,)))
     few = DecodingOverrides({"max_new_tokens": 2})
-    _, found = await house.ask(TEXTS[:3], generation=few)
+    _, found = await house.ask(TEXTS[:3], decoding=few)
     await house.settle()
     owns, others = [house.alone(version, TEXTS[:3]) for version in (OWN, OTHER)]
     assert [answer.tokens for answer in found if isinstance(answer, TextAnswer)] == [own.tokens[:2] for own in owns]
@@ -156,7 +156,7 @@ async def test_texts_are_made_as_their_caller_wanted_them(backbone: Backbone, to
     assert (house.of(OTHER).compared, house.of(OTHER).agreed) == (3, agreed)
     assert all(len(each.found) <= 8 for each in house.compared().disagreements)
     await house.ask(
-        TEXTS[:3], generation=DecodingOverrides({"do_sample": True})
+        TEXTS[:3], decoding=DecodingOverrides({"do_sample": True})
     )  # drawn anew each time: nothing to compare
     await house.settle()
     assert (house.of(OTHER).rows, house.of(OWN).rows) == (3, 6)
@@ -167,7 +167,7 @@ async def test_texts_are_made_as_their_caller_wanted_them(backbone: Backbone, to
     others = house.alone(OTHER, TEXTS[:3])
     agreed = sum(own.text == other.text for own, other in zip(owns, others, strict=True))
     assert (house.of(OTHER).compared, house.of(OTHER).agreed) == (3, agreed)
-    streamed = [event async for event in house.service.stream("titles", TEXTS[0])]
+    streamed = [event async for event in stream(house.service, "titles", TEXTS[0])]
     assert streamed
     await house.settle()
     assert house.of(OTHER).compared == 4
@@ -243,7 +243,7 @@ async def test_a_failed_turn_is_no_failure_of_the_version_but_it_rests_when_ther
 async def test_a_caller_who_left_counts_for_latency_alone(house: House) -> None:
     house.route(Route(shares={OTHER: 5000}, shadows=(THIRD,)))
     kept = Kept()
-    left = seen_of(house, outcomes=(), prompts=(), inputs=(), seconds=0.7, left=True)
+    left = seen_of(house, outcomes=(), prompts=(), inputs=(), seconds=0.7, is_abandoned=True)
     ShadowRunner(kept, house.comparisons, house.tokenizer).observe(left)
     await asyncio.sleep(0)
     assert (house.of(OWN).latency_seconds, house.of(OWN).answered, house.of(OWN).rows) == (0.7, 1, 0)
@@ -253,7 +253,7 @@ async def test_a_caller_who_left_counts_for_latency_alone(house: House) -> None:
 async def test_inputs_that_a_canary_makes_no_prompt_of_count_as_failed_and_take_no_time(house: House) -> None:
     house.route(Route(shares={OTHER: 5000}))
     nothing = {"rows": (), "outcomes": (), "prompts": (), "inputs": (), "seconds": 0.0}
-    house.shadowing.observe(seen_of(house, resident=house.residents[OTHER], refused=3, **nothing))
+    house.shadowing.observe(seen_of(house, resident=house.residents[OTHER], unrendered=3, **nothing))
     await asyncio.sleep(0)
     found = house.of(OTHER)
     assert (found.rows, found.failed, found.error_rate, found.latency_seconds) == (3, 3, 1.0, 0.0)

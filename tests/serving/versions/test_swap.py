@@ -18,7 +18,7 @@ from serving.versions.loader import Loader
 from serving.versions.pool import SidePool
 from serving.versions.reconciler import Reconciler
 from side_registry import SIDE_NETWORK, Registry, TaskRef
-from tests.serving.kit import ids_of, make_run, make_spec
+from tests.serving.kit import ids_of, make_run, make_spec, predict, predict_tasks
 
 TEXTS = ["dull", "a gripping film", "it is neither good nor bad, but far too long"]
 
@@ -74,7 +74,7 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
 
     async def client(place: int) -> None:
         while not stop.is_set():
-            found = await house.service.predict("sst2", [TEXTS[place]])
+            found = await predict(house.service, "sst2", [TEXTS[place]])
             answered.append((found.version, place, found.answers[0]))
 
     clients = [asyncio.create_task(client(n % len(TEXTS))) for n in range(4)]
@@ -99,7 +99,7 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
 async def test_versions_side_by_side_in_one_request_each_answer_as_themselves(house: House) -> None:
     await house.serving(house.publish(2))
     refs = [TaskRef("sst2", version=1), TaskRef("sst2"), TaskRef("sst2", version=2)]
-    one, production, two = await house.service.predict_tasks(refs, TEXTS)
+    one, production, two = await predict_tasks(house.service, refs, TEXTS)
     assert production.answers == two.answers  # type: ignore[union-attr]
     assert one.answers != two.answers  # type: ignore[union-attr]
 

@@ -18,7 +18,7 @@ from serving.errors import Overloaded
 from serving.server import Server
 from side_registry import Registry
 from sidecast.cli.serving.bench import guess_metrics_url
-from tests.serving.doors_kit import Parlour, serving
+from tests.serving.api_kit import Parlour, serving
 from tests.serving.kit import make_run, make_spec
 from tests.sidecast.cli_kit import ROOT, Ran, done, plain_environment, sidecast, wait_until
 

@@ -18,7 +18,7 @@ from serving.client.channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS, app
 from tests import tiny
-from tests.serving.doors_kit import RTE, SST2, Parlour
+from tests.serving.api_kit import RTE, SST2, Parlour
 from tests.sidecast.cli_kit import Ran, done, python, sidecast, wait_until
 from tests.training import toy
 

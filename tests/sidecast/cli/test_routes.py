@@ -22,7 +22,7 @@ from sidecast.cli.app import main
 from sidecast.cli.percent import Rate, Share, share_text
 from sidecast.cli.registry import views
 from sidecast.cli.registry.changes import WAIT_S
-from tests.serving.doors_kit import SST2, Parlour, make_run
+from tests.serving.api_kit import SST2, Parlour, make_run
 from tests.sidecast.cli_kit import done, sidecast
 
 Words = list[Any]

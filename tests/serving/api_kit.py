@@ -1,4 +1,4 @@
-"""A server without a model: the real doors, pool, registry and reconciler, before a service that answers by rule.
+"""A server without a model: all of it is real but the batcher, which answers by rule.
 
 The rule: the longer a text, the surer it is positive. `slow` holds answers back (of a stream, each piece), `trouble`
 fails a task (of a stream, after its first piece).
@@ -20,27 +20,23 @@ from ladder.answering.answerers import Generate
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.decoding.settings import Generation
 from serving.components import Components
-from serving.config import LoadConfig, ServeConfig
-from serving.engine.detokenizer import Piece
-from serving.engine.rows import Resident
-from serving.errors import IncompatibleSide, InvalidInput, ServingError
+from serving.config import LoadConfig, RequestConfig, ServeConfig
+from serving.engine import EngineRow, Piece, Resident
+from serving.errors import IncompatibleSide
 from serving.metrics import Metrics
-from serving.pipeline.preprocessing import InputRow, render_rows
-from serving.pipeline.request import DecodingOverrides, Generated, Prediction, Target
+from serving.pipeline import PredictService, RequestOptions, Target
 from serving.server import Assemble, Server
-from serving.versions.pool import PoolState, SidePool
+from serving.versions.pool import SidePool
 from serving.versions.reconciler import Progress, Reconciler
 from side_registry import (
     SIDE_NETWORK,
     BackboneRef,
     Manifest,
     Registry,
-    RegistryError,
     TaskRef,
     TaskSpec,
     write_manifest,
 )
-from side_registry.task import PRODUCTION
 from tests.side_registry.runs import weights
 
 SST2 = TaskSpec(name="sst2", kind="classification", template="{sentence}", labels=("negative", "positive"))
@@ -66,126 +62,42 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
     return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
 
 
-class RuleService:
-    """The seam of `PredictService`, without tokens and torch."""
+class Bytes:
+    """A tokenizer whose tokens are the bytes of the text."""
 
-    def __init__(self, pool: SidePool) -> None:
-        self.pool = pool
+    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+
+class RuleBatcher:
+    """What the service needs of a batcher; answers each row by the rule."""
+
+    def __init__(self) -> None:
         self.slow = 0.0
-        self.answerers: list[Any] = []
-        """What each request would be answered by."""
         self.trouble: dict[str, Exception] = {}
-        self.deadlines: list[float | None] = []
-        self.priorities: list[int] = []
-        self.tenants: list[str] = []
-        self.route_keys: list[str] = []
         self.cancelled = threading.Event()
 
-    @property
-    def ready(self) -> bool:
-        return self.pool.snapshot().generation >= 0
+    def admit(self, rows: int, deadline: float | None, coming: int) -> None:
+        pass
 
-    async def predict(
-        self,
-        task: str,
-        rows: Sequence[InputRow],
-        *,
-        version: int | None = None,
-        alias: str | None = None,
-        target: Target | None = None,
-        deadline: float | None = None,
-        generation: DecodingOverrides | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        route_key: str = "",
-    ) -> Prediction:
-        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
-        resident = target.resident if target else resident
-        if not rows:
-            raise InvalidInput("rows", "there are none")
-        prompts = render_rows(resident.spec, rows)
-        await self._take_time()
-        if task in self.trouble:
-            raise self.trouble[task]
-        return Prediction(
-            task=task,
-            version=resident.version,
-            alias=None if version else alias or PRODUCTION,
-            generation=state.generation,
-            spec=resident.spec,
-            answers=tuple(rule(resident.spec, prompt) for prompt in prompts),
-        )
+    async def submit(self, rows: Sequence[EngineRow], **_: Any) -> list[Answer | Exception]:
+        await self.take_time()
+        return [self.trouble.get(row.task) or self._answer(row) for row in rows]
 
-    async def predict_tasks(
-        self, refs: Sequence[TaskRef], rows: Sequence[InputRow], **how: Any
-    ) -> list[Prediction | ServingError | RegistryError]:
-        outcomes: list[Any] = []
-        for ref in refs:
-            try:
-                found = await self.predict(ref.task, rows, version=ref.version, alias=ref.alias, **how)
-            except (ServingError, RegistryError) as error:
-                found = error
-            outcomes.append(found)
-        return outcomes
-
-    async def stream(
-        self,
-        task: str,
-        row: InputRow,
-        *,
-        version: int | None = None,
-        alias: str | None = None,
-        target: Target | None = None,
-        deadline: float | None = None,
-        generation: DecodingOverrides | None = None,
-        priority: int = 0,
-        tenant: str = "",
-        route_key: str = "",
-    ) -> AsyncGenerator[Piece | Generated, None]:
-        state, resident = self._find(TaskRef(task, alias, version), deadline, generation, priority, tenant, route_key)
-        resident = target.resident if target else resident
-        if resident.spec.kind != "text":
-            raise InvalidInput("task", f"{task!r} is {resident.spec.kind}")
-        answer = rule(resident.spec, render_rows(resident.spec, [row])[0])
+    async def stream(self, row: EngineRow, **_: Any) -> AsyncGenerator[Piece | Answer, None]:
+        answer = self._answer(row)
         assert isinstance(answer, TextAnswer)
         for number, word in enumerate(re.findall(r"\s*\S+", answer.text)):
-            await self._take_time()
+            await self.take_time()
             yield Piece((number,), word)
-            if task in self.trouble:
-                raise self.trouble[task]
-        found = Prediction(
-            task=task,
-            version=resident.version,
-            alias=None if version else alias or PRODUCTION,
-            generation=state.generation,
-            spec=resident.spec,
-            answers=(answer,),
-        )
-        yield Generated(found, "end")
+            if row.task in self.trouble:
+                raise self.trouble[row.task]
+        yield answer
 
     async def close(self) -> None:
         pass
 
-    def _find(
-        self,
-        ref: TaskRef,
-        deadline: float | None,
-        generation: DecodingOverrides | None,
-        priority: int,
-        tenant: str,
-        key: str,
-    ) -> tuple[PoolState, Resident]:
-        """Remembers how the request wants to be answered."""
-        self.deadlines.append(deadline)
-        self.priorities.append(priority)
-        self.tenants.append(tenant)
-        self.route_keys.append(key)
-        state = self.pool.snapshot()
-        resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
-        self.answerers.append((generation or DecodingOverrides()).answerer(resident))
-        return state, resident
-
-    async def _take_time(self) -> None:
+    async def take_time(self) -> None:
         end = time.monotonic() + self.slow
         try:
             while time.monotonic() < end and self.slow:  # noqa: ASYNC110 - a test sets it to 0 from its own thread
@@ -193,6 +105,60 @@ class RuleService:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    def _answer(self, row: EngineRow) -> Answer:
+        return rule(row.resident.spec, bytes(row.ids).decode())
+
+
+class RuleService(PredictService):
+    """The real service over a batcher that answers by rule. Remembers what each task of each request asked for."""
+
+    def __init__(self, pool: SidePool, config: RequestConfig | None = None) -> None:
+        self.batcher = RuleBatcher()
+        super().__init__(pool, cast(Any, self.batcher), Bytes(), config)
+        self.answerers: list[Any] = []
+        """What would have answered it."""
+        self.deadlines: list[float | None] = []
+        self.priorities: list[int] = []
+        self.tenants: list[str] = []
+        self.route_keys: list[str] = []
+
+    @property
+    def slow(self) -> float:
+        """Seconds that each request takes; of a stream, each piece."""
+        return self.batcher.slow
+
+    @slow.setter
+    def slow(self, seconds: float) -> None:
+        self.batcher.slow = seconds
+
+    @property
+    def trouble(self) -> dict[str, Exception]:
+        """What a task fails with; a stream fails after its first piece."""
+        return self.batcher.trouble
+
+    @property
+    def cancelled(self) -> threading.Event:
+        return self.batcher.cancelled
+
+    def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
+        self._remember(options)
+        target = super().resolve(ref, options)
+        self.answerers.append(target.answerer)
+        return target
+
+    def resolve_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Any]:
+        for _ in refs:
+            self._remember(options)
+        targets = super().resolve_tasks(refs, options)
+        self.answerers += [target.answerer for target in targets if isinstance(target, Target)]
+        return targets
+
+    def _remember(self, options: RequestOptions) -> None:
+        self.deadlines.append(options.deadline)
+        self.priorities.append(options.priority)
+        self.tenants.append(options.tenant)
+        self.route_keys.append(options.route_key)
 
 
 def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny") -> Path:
