@@ -18,7 +18,7 @@ from serving.config import BatchConfig, EngineConfig, ServeConfig
 from serving.metrics import Metrics
 from side_registry import Registry, UnknownTask
 from tests.ladder.counting import Counting
-from tests.serving.kit import TEXTS, make_run, make_spec
+from tests.serving.kit import TEXTS, make_run, make_spec, predict
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def test_a_registry_that_is_not_there_yet_is_made_and_served(tmp_path: Pat
         assert parts.service.ready
         assert (parts.pool.snapshot().generation, parts.pool.snapshot().residents) == (0, {})
         with pytest.raises(UnknownTask, match="nothing is published yet"):
-            await parts.service.predict("sst2", ["a"])
+            await predict(parts.service, "sst2", ["a"])
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ async def test_a_compiled_encoder_answers_as_the_eager_one_and_compiles_no_more_
         compiled = backend.compiled
         calls = backend.calls
         assert compiled > 0
-        found = await parts.service.predict("sst2", TEXTS)
+        found = await predict(parts.service, "sst2", TEXTS)
         assert backend.calls > calls, "the device thread runs the compiled code"
         assert backend.compiled == compiled
     torch.compiler.reset()

@@ -15,7 +15,7 @@ from serving.pipeline.request import DecodingOverrides
 from serving.rollout.shadow import SHADOW_FAILURES, ShadowRunner
 from side_registry import GenerationSpec
 from side_registry.route import Bounds, Route
-from tests.serving.kit import make_spec
+from tests.serving.kit import make_spec, stream
 from tests.serving.rollout.shadow_kit import OTHER, OWN, TEXTS, THIRD, House, Kept, breaks, seen_of
 
 
