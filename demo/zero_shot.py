@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ladder import LabelTrie, load_backbone, load_tokenizer, run_backbone
-from side_registry import TaskSpec
+from side_registry import KINDS, TaskSpec
 from training.builtin_tasks import load_task
 from training.data import read_examples
 from training.evaluation import length_batches
@@ -25,7 +25,7 @@ def majority(task: str, train: Path, test: Path) -> float:
     spec = load_task(task)
     known = [example.target for example in read_examples(train, spec)]
     targets = [example.target for example in read_examples(test, spec)]
-    if spec.kind == "regression":
+    if KINDS[spec.kind].has_range:
         guess = sum(float(value) for value in known) / len(known)
     else:
         guess = Counter(known).most_common(1)[0][0]
@@ -37,7 +37,7 @@ def zero_shot(backbone: Path, task: str, test: Path) -> float:
     spec = load_task(task)
     examples = read_examples(test, spec)
     shares = positive_shares(backbone, task, spec, [example.fields for example in examples])
-    if spec.kind == "regression":
+    if KINDS[spec.kind].has_range:
         predictions: list[str | float] = list(shares)
     else:
         predictions = [WORDS[share > 0.5] for share in shares]

@@ -44,11 +44,12 @@ from side_registry.route import PLAIN, WHOLE, Bounds, Route
 from side_registry.servers import Announced, Awaited
 from side_registry.state import State, TaskState, VersionState, fold
 from side_registry.store import Store
-from side_registry.task import METRICS, PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
+from side_registry.task import PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
+from side_registry.task_kinds import KINDS, TaskKind
 
 __all__ = [
+    "KINDS",
     "MANIFEST",
-    "METRICS",
     "PLAIN",
     "PRODUCTION",
     "SCHEMA_VERSION",
@@ -94,6 +95,7 @@ __all__ = [
     "Store",
     "StoreFailed",
     "StoredArtifact",
+    "TaskKind",
     "TaskRef",
     "TaskSpec",
     "TaskState",

@@ -11,35 +11,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import Document, explain
 from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
-
-Kind = Literal["classification", "regression", "text", "embedding"]
+from side_registry.task_kinds import KINDS, Kind, kinds_with
 
 PRODUCTION = "production"
 """The alias of a reference that names none."""
 
 MAX_TOML_BYTES = 1 << 20
-
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "matthews", "accuracy_f1"),
-    "regression": ("pearson_spearman",),
-    "text": ("exact_match",),
-    "embedding": ("recall_at_1", "mrr"),
-}
-"""Metrics of each kind; the first is the default."""
-
-TARGETS: Mapping[str, str] = {
-    "classification": "label",
-    "regression": "score",
-    "text": "target",
-    "embedding": "positive",
-}
 
 DIMENSIONS = 256
 """Numbers in an embedding, by default."""
@@ -82,7 +66,7 @@ class TaskSpec(Document):
     target: str = ""
     """Name of the expected answer in data files; `label`, `score`, `target` or `positive` when not given."""
     metric: str = ""
-    """What evaluation reports and training selects by; the kind's first of METRICS when not given."""
+    """What evaluation reports and training selects by; the first of its kind's metrics when not given."""
     description: str = Field(default="", max_length=10_000)
 
     @classmethod
@@ -117,7 +101,12 @@ class TaskSpec(Document):
     @property
     def outputs(self) -> int:
         """Width of a linear head for this task; 0 for text, which a linear head cannot answer."""
-        return {"classification": len(self.labels), "regression": 1, "embedding": self.dimensions}.get(self.kind, 0)
+        kind = KINDS[self.kind]
+        if kind.makes_text:
+            return 0
+        if kind.has_labels:
+            return len(self.labels)
+        return self.dimensions if kind.has_dimensions else 1
 
     def render(self, row: Mapping[str, str]) -> str:
         """The prompt of one row.
@@ -149,10 +138,12 @@ class TaskSpec(Document):
     def _default_by_kind(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        kind = str(data.get("kind"))
-        metric = data.get("metric") or METRICS.get(kind, ("",))[0]
-        filled = {**data, "target": data.get("target") or TARGETS.get(kind, ""), "metric": metric}
-        return {"dimensions": DIMENSIONS, **filled} if kind == "embedding" else filled
+        kind = KINDS.get(str(data.get("kind")))
+        if kind is None:
+            return data
+        metric = data.get("metric") or kind.metrics[0]
+        filled = {**data, "target": data.get("target") or kind.target, "metric": metric}
+        return {"dimensions": DIMENSIONS, **filled} if kind.has_dimensions else filled
 
     @field_validator("name")
     @classmethod
@@ -174,10 +165,11 @@ class TaskSpec(Document):
         _check_labels(self.kind, self.labels)
         _check_range(self.kind, self.low, self.high)
         _check_embedding(self.kind, self.dimensions, self.fields)
-        if self.kind != "text" and not self.generation.is_default:
-            raise ValueError(f"generation is for text, this task is {self.kind}")
-        if self.metric not in METRICS[self.kind]:
-            raise ValueError(f"metric must be {' or '.join(METRICS[self.kind])} for {self.kind}, got {self.metric!r}")
+        kind = KINDS[self.kind]
+        if not kind.makes_text and not self.generation.is_default:
+            raise ValueError(f"generation is for {kinds_with('makes_text')}, this task is {self.kind}")
+        if self.metric not in kind.metrics:
+            raise ValueError(f"metric must be {' or '.join(kind.metrics)} for {self.kind}, got {self.metric!r}")
         if not FIELD_NAME.fullmatch(self.target) or self.target in self.fields:
             raise ValueError(f"target must be a name that is not a field of the template, got {self.target!r}")
         return self
@@ -237,12 +229,12 @@ def _template_fields(template: str) -> tuple[str, ...]:
 
 
 def _check_labels(kind: str, labels: tuple[str, ...]) -> None:
-    if kind != "classification":
+    if not KINDS[kind].has_labels:
         if labels:
-            raise ValueError(f"labels are for classification, this task is {kind}")
+            raise ValueError(f"labels are for {kinds_with('has_labels')}, this task is {kind}")
         return
     if len(labels) < 2:
-        raise ValueError(f"labels must be at least two for classification, got {len(labels)}")
+        raise ValueError(f"labels must be at least two for {kind}, got {len(labels)}")
     for label in labels:
         if not label or label != label.strip() or _text_fault(label):
             raise ValueError(f"labels must be words without spaces around them, got {label[:80]!r}")
@@ -253,22 +245,20 @@ def _check_labels(kind: str, labels: tuple[str, ...]) -> None:
 
 
 def _check_range(kind: str, low: float | None, high: float | None) -> None:
-    if kind != "regression" and (low is not None or high is not None):
-        raise ValueError(f"low and high are for regression, this task is {kind}")
+    if not KINDS[kind].has_range and (low is not None or high is not None):
+        raise ValueError(f"low and high are for {kinds_with('has_range')}, this task is {kind}")
     if low is not None and high is not None and low >= high:
         raise ValueError(f"low must be below high, got {low} and {high}")
 
 
 def _check_embedding(kind: str, dimensions: int, fields: tuple[str, ...]) -> None:
-    if kind != "embedding":
-        if dimensions:
-            raise ValueError(f"dimensions are for embedding, this task is {kind}")
-        return
-    if not dimensions:
-        raise ValueError(f"dimensions must be 1 to {MAX_DIMENSIONS} for embedding, got 0")
-    if len(fields) != 1:
+    if dimensions and not KINDS[kind].has_dimensions:
+        raise ValueError(f"dimensions are for {kinds_with('has_dimensions')}, this task is {kind}")
+    if KINDS[kind].has_dimensions and not dimensions:
+        raise ValueError(f"dimensions must be 1 to {MAX_DIMENSIONS} for {kind}, got 0")
+    if KINDS[kind].target_is_input and len(fields) != 1:
         raise ValueError(
-            f"template must have one field for embedding, the text that becomes a vector; got {', '.join(fields)}"
+            f"template must have one field for {kind}, the text that becomes a vector; got {', '.join(fields)}"
         )
 
 

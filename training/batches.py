@@ -1,7 +1,7 @@
 """Rows ready for the model: token ids and targets, in batches of like lengths, in an order that the seed fixes."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,15 @@ from torch import Tensor
 from ladder import Tokenizer
 from ladder.answering import IGNORED
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields
 
 BUCKET = 32
 """Batches whose rows are sorted by length together: a larger bucket wastes less padding and shuffles less."""
+
+
+Target = int | float | tuple[int, ...] | None
+"""A label's index, a value, or a text's token ids, by the task's kind; None where the target is an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,7 @@ class TokenizedRow:
 
     inputs: tuple[tuple[int, ...], ...]
     """Token ids of what the backbone reads: the prompt, and for an embedding its target. As many in every row."""
-    target: int | float | tuple[int, ...] | None
-    """A label's index, a value, or a text's token ids, by the task's kind; None for an embedding."""
+    target: Target
 
     @property
     def length(self) -> int:
@@ -34,9 +38,9 @@ class TokenizedRow:
 def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[TokenizedRow]:
     """Token ids of every example, cut at the spec's length as a server cuts them."""
     inputs = [_encode(spec, tokenizer, [example.fields for example in examples])]
-    if spec.kind == "embedding":
+    if KINDS[spec.kind].target_is_input:
         inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
-    targets = _targets(spec, tokenizer, examples)
+    targets = TARGETS[spec.kind].encode(spec, tokenizer, [example.target for example in examples])
     return [TokenizedRow(row, target) for row, target in zip(zip(*inputs, strict=True), targets, strict=True)]
 
 
@@ -45,23 +49,9 @@ def _encode(spec: TaskSpec, tokenizer: Tokenizer, rows: Sequence[dict[str, str]]
     return [tuple(ids) for ids in tokenizer.encode_batch(prompts, spec.max_source_tokens)]
 
 
-def _targets(
-    spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]
-) -> list[int] | list[float] | list[tuple[int, ...]] | list[None]:
-    if spec.kind == "classification":
-        index = {label: number for number, label in enumerate(spec.labels)}
-        return [index[str(example.target)] for example in examples]
-    if spec.kind == "regression":
-        return [float(example.target) for example in examples]
-    if spec.kind == "embedding":
-        return [None] * len(examples)
-    texts = [str(example.target) for example in examples]
-    return [tuple(ids) for ids in tokenizer.encode_targets(texts, spec.max_new_tokens)]
-
-
 def least_rows(spec: TaskSpec) -> int:
-    """The fewest rows that a batch may have: 2 for an embedding, which is taught by comparing rows, else 1."""
-    return 2 if spec.kind == "embedding" else 1
+    """The fewest rows that a batch may have: 2 where training compares rows, else 1."""
+    return 2 if KINDS[spec.kind].target_is_input else 1
 
 
 def count_batches(rows: int, size: int, least: int = 1) -> int:
@@ -114,14 +104,59 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
         Classification: (B,) label indices. Regression: (B,) float32. Text: (B, T) token ids, padded with IGNORED.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
     """
-    if spec.kind == "embedding":
-        inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
-        distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}
-        return torch.tensor([distinct[ids] for ids in inputs], device=device)
-    targets = [row.target for row in rows]
-    if spec.kind == "classification":
-        return torch.tensor(targets, dtype=torch.long, device=device)
-    if spec.kind == "regression":
-        return torch.tensor(targets, dtype=torch.float32, device=device)
-    tokens = [torch.tensor(target) for target in targets]
+    return TARGETS[spec.kind].stack(rows, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetKind:
+    """What becomes of the targets of a kind of task."""
+
+    encode: Callable[[TaskSpec, Tokenizer, Sequence[str | float]], Sequence[Target]]
+    """Examples' targets to those of TokenizedRow, in the same order."""
+    stack: Callable[[Sequence[TokenizedRow], torch.device], Tensor]
+    """A batch's rows to the tensor that `target_tensor` describes."""
+
+
+def _encode_labels(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[int]:
+    index = {label: number for number, label in enumerate(spec.labels)}
+    return [index[str(target)] for target in targets]
+
+
+def _encode_values(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[float]:
+    return [float(target) for target in targets]
+
+
+def _encode_texts(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in tokenizer.encode_targets([str(target) for target in targets], spec.max_new_tokens)]
+
+
+def _encode_none(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[None]:
+    return [None] * len(targets)
+
+
+def _stack_labels(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+    return torch.tensor([row.target for row in rows], dtype=torch.long, device=device)
+
+
+def _stack_values(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+    return torch.tensor([row.target for row in rows], dtype=torch.float32, device=device)
+
+
+def _stack_texts(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+    tokens = [torch.tensor(row.target) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED).to(device)
+
+
+def _stack_pairs(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+    inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
+    distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}
+    return torch.tensor([distinct[ids] for ids in inputs], device=device)
+
+
+TARGETS: Mapping[str, TargetKind] = {
+    "classification": TargetKind(encode=_encode_labels, stack=_stack_labels),
+    "regression": TargetKind(encode=_encode_values, stack=_stack_values),
+    "text": TargetKind(encode=_encode_texts, stack=_stack_texts),
+    "embedding": TargetKind(encode=_encode_none, stack=_stack_pairs),
+}
+"""By kind of task."""

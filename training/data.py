@@ -15,7 +15,7 @@ Knows no formats (table_files), tokens or tensors.
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def read_examples(path: str | Path, spec: TaskSpec) -> list[Example]:
 
 def iter_examples(path: str | Path, spec: TaskSpec) -> Iterator[Example]:
     """As `read_examples`, one at a time; an empty file is no error."""
-    read_target = _target_reader(spec)
+    read_target = READERS[spec.kind](spec)
     for line, row in iter_columns(path, (*spec.fields, spec.target)):
         try:
             example = Example(fields=_read_fields(spec, row), target=read_target(row[spec.target]), line=line)
@@ -133,14 +133,6 @@ def _as_text(what: str, value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise _Misfit(f"{what} is {value}; give a text")
     return str(value)
-
-
-def _target_reader(spec: TaskSpec) -> Callable[[Any], str | float]:
-    if spec.kind == "classification":
-        return _LabelReader(spec)
-    if spec.kind == "regression":
-        return _ValueReader(spec)
-    return _PositiveReader(spec) if spec.kind == "embedding" else _TextReader(spec)
 
 
 class _LabelReader:
@@ -225,6 +217,15 @@ class _PositiveReader:
         except InvalidRow as error:
             raise _Misfit(f"{self._what} {error.why}") from None
         return text
+
+
+READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float]]] = {
+    "classification": _LabelReader,
+    "regression": _ValueReader,
+    "text": _TextReader,
+    "embedding": _PositiveReader,
+}
+"""By kind of task: makes the function that checks one value of the target's column."""
 
 
 def _shown(text: str) -> str:

@@ -33,6 +33,7 @@ from ladder import (
 from ladder.answering import IGNORED, forced_taps
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from training.errors import RecipeError, RunError
 from training.evaluation import BATCH_TOKENS, Model, length_batches, load_model
 from training.recipe import Recipe
@@ -109,7 +110,7 @@ def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tok
         return _from_run(folder, spec, backbone, tokenizer)
     if source != "backbone" and (folder / SETTINGS).is_file():
         raise RunError(folder, "is not finished, so it cannot teach; run it again to its end")
-    if spec.kind not in ("classification", "text"):
+    if not KINDS[spec.kind].lm_head_teaches:
         raise RecipeError("teacher", source, f"a finished run's folder for {spec.kind}: an LM head says words alone")
     model = backbone
     identity = "backbone"

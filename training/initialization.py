@@ -17,6 +17,7 @@ from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.backbone import full_precision
 from ladder.side import MlpHead, Order, check_order, initialise, magnitude
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from training.data import Example
 from training.errors import RecipeError
 from training.fisher import Sample, check_has_loss, fisher
@@ -72,8 +73,9 @@ def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | N
     check_order(backbone, order)
     if init == "fisher":
         check_has_loss(backbone)
-        if spec is not None and spec.kind == "embedding":
-            raise RecipeError("init", init, "random or magnitude for embedding, whose targets the backbone cannot say")
+        if spec is not None and KINDS[spec.kind].target_is_input:
+            rule = f"random or magnitude for {spec.kind}, whose targets the backbone cannot say"
+            raise RecipeError("init", init, rule)
 
 
 def draw_samples(

@@ -17,6 +17,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields
 from training.errors import MetricError
 
@@ -27,7 +28,7 @@ CHUNK = 1024
 def rows_to_answer(spec: TaskSpec, examples: Sequence[Example]) -> list[dict[str, str]]:
     """The rows that a model has to answer: the examples' own; for an embedding, their distinct targets after them."""
     rows = [example.fields for example in examples]
-    if spec.kind == "embedding":
+    if KINDS[spec.kind].target_is_input:
         rows += [as_fields(spec, text) for text in dict.fromkeys(str(example.target) for example in examples)]
     return rows
 
@@ -41,7 +42,7 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
         MetricError: as `score`.
     """
     targets = [example.target for example in examples]
-    if spec.kind == "embedding":
+    if KINDS[spec.kind].target_is_input:
         [field] = spec.fields
         values = ranks([(example.fields[field], str(example.target)) for example in examples], values)
     return score(spec.metric, values, targets, labels=spec.labels)

@@ -12,6 +12,7 @@ from training.errors import RecipeError
 if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` needs the settings alone
     from ladder import SideConfig
     from side_registry.task import TaskSpec
+    from side_registry.task_kinds import TaskKind
 
 Start = Literal["fresh", "pretrained"]
 Init = Literal["random", "magnitude", "fisher"]
@@ -26,14 +27,6 @@ MERGE_LOGIT = -2.0
 moves no probability of two labels by 0.03. Nearer to 1, a backbone that is wrong is unlearnt slowly."""
 SOFTER = 2.0
 """Temperature of distillation, unless told."""
-
-HEADS = {
-    "classification": ("linear", "text", "mlp"),
-    "regression": ("linear", "mlp"),
-    "text": ("text",),
-    "embedding": ("linear", "mlp"),
-}
-"""What can answer a kind of task; the first is `auto`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +136,11 @@ class Recipe:
             SideConfigError: settings that make no side network.
         """
         from ladder import SideConfig
+        from side_registry.task_kinds import KINDS
         from training.batches import least_rows
 
-        allowed = HEADS[spec.kind]
+        kind = KINDS[spec.kind]
+        allowed = kind.heads
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
             raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
@@ -154,7 +149,7 @@ class Recipe:
         if self.decoder_layers and head != "text":
             rule = f"left out for a {head} head, which has no decoder"
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
-        self._check_teacher(spec)
+        self._check_teacher(kind)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":
             raise RecipeError("start", self.start, f"fresh for a {head} head, which the backbone has no answer for")
@@ -168,7 +163,7 @@ class Recipe:
             gate_form=self.gate_form,
             gate_temperature=self.gate_temperature,
             gate_start=self.gate_start,
-            words=spec.kind == "embedding" and head == "linear",
+            words=kind.has_dimensions and head == "linear",
             mix_after=self.mix_after,
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
@@ -193,11 +188,11 @@ class Recipe:
         counts = self.init == "fisher" or self.init_samples == SAMPLES
         _check("init", self.init, counts, f"fisher where init_samples is {self.init_samples}")
 
-    def _check_teacher(self, spec: "TaskSpec") -> None:
-        if spec.kind == "embedding" and self.distill:
-            raise RecipeError("distill", self.distill, "0 for embedding, which no teacher answers")
-        if spec.kind == "regression" and self.distill and self.teacher == "backbone":
-            rule = "a finished run's folder for regression: the backbone itself says words, not values"
+    def _check_teacher(self, kind: "TaskKind") -> None:
+        if self.distill and not kind.can_distill:
+            raise RecipeError("distill", self.distill, f"0 for {kind.name}, which no teacher answers")
+        if self.distill and self.teacher == "backbone" and not kind.lm_head_teaches:
+            rule = f"a finished run's folder for {kind.name}: the backbone itself says words, not values"
             raise RecipeError("teacher", self.teacher, rule)
 
     @property

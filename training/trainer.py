@@ -16,6 +16,7 @@ import torch
 from ladder import NotFiniteError, SideNetwork
 from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
+from side_registry.task_kinds import KINDS
 from training.artifact import complete
 from training.batches import (
     TokenizedRow,
@@ -87,7 +88,7 @@ class Trainer:
         self.progress = progress
         self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
         inputs = all_inputs(self.rows)
-        unit = start_at_targets(side, job.training.examples) if job.spec.kind == "regression" else 1.0
+        unit = start_at_targets(side, job.training.examples) if KINDS[job.spec.kind].has_range else 1.0
         if side.config.words:
             start_at_words(side, job.backbone, inputs)
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
@@ -111,7 +112,7 @@ class Trainer:
         if len(self.scores) < recipe.epochs:
             if recipe.cache_bytes:
                 self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
-            if self.distillation and self.job.spec.kind != "text":
+            if self.distillation and not KINDS[self.job.spec.kind].makes_text:
                 self.distillation.prepare(self.progress.teaching)
         self.progress.start(recipe.epochs, self.steps)
         for epoch in range(len(self.scores), recipe.epochs):

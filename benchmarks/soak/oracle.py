@@ -19,7 +19,7 @@ from benchmarks.soak.versions import make_spec
 from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
 from ladder.answering import score
 from ladder.backbone import run_backbone
-from side_registry import Registry
+from side_registry import KINDS, Registry
 from training.evaluation import load_model
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.1}
@@ -47,7 +47,7 @@ class Oracle:
             artifact = self._registry.download(task, version, Path(folder))
             model = load_model(artifact, self._loaded.backbone, self._loaded.tokenizer)
         rows = [Row(ids=ids, side=model.side, answerer=model.answerer) for ids in self._ids]
-        if model.spec.kind == "text":
+        if KINDS[model.spec.kind].makes_text:
             return [_said(each) for each in answer(self._loaded.backbone, rows)]
         found: dict[int, Answer | Exception] = {}
         with torch.inference_mode():

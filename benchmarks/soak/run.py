@@ -16,7 +16,7 @@ from benchmarks.soak.oracle import Oracle, distance
 from benchmarks.soak.versions import make_spec, make_version
 from benchmarks.soak.vitals import Watch, look, watching
 from serving.client import Client
-from side_registry import Registry
+from side_registry import KINDS, Registry
 from sidecast.loadtest.sentences import SENTENCES
 
 SETTLE_S = 30.0
@@ -108,7 +108,7 @@ class Soak:
         self.churn.start()
         self._prepare()
         specs, told = [make_spec(number) for number in range(self._plan.tasks)], self._folder / "told.jsonl"
-        tasks, speaking = [spec.name for spec in specs], [spec.name for spec in specs if spec.kind == "text"]
+        tasks, speaking = [spec.name for spec in specs], [spec.name for spec in specs if KINDS[spec.kind].makes_text]
         with serve(registry=self._folder / "registry", **self._loaded.settings(self._threads)) as served:
             self._warm(served, tasks)
             with (

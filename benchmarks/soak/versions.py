@@ -8,7 +8,7 @@ import torch
 from benchmarks.models import Loaded
 from ladder import SideNetwork, save_side
 from ladder.side import as_served
-from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
+from side_registry import KINDS, SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
 from training.recipe import Recipe
@@ -22,13 +22,13 @@ LABELS = ("negative", "positive", "neutral")
 DIMENSIONS = 8
 LONGEST = 4
 """Tokens of a text."""
-KINDS = 5
+VARIANTS = 5
 
 
 def make_spec(number: int) -> TaskSpec:
     """Of the task of that number: classification by a head or by words, regression, embedding and text in turn."""
     name, template = f"task-{number:02d}", "{sentence}"
-    match number % KINDS:
+    match number % VARIANTS:
         case 0 | 1:
             return TaskSpec(name=name, kind="classification", template=template, labels=LABELS)
         case 2:
@@ -43,7 +43,7 @@ def make_version(folder: Path, loaded: Loaded, number: int, seed: int, *, broken
     """A run folder of the task of that number. Servers refuse a broken one: its golden examples are not its own; of a
     text task, whose texts are not compared in every precision, it says that it is of another tokenizer."""
     spec = make_spec(number)
-    head, speaks = ("text" if number % KINDS in (1, 4) else "linear"), spec.kind == "text"
+    head, speaks = ("text" if number % VARIANTS in (1, 4) else "linear"), KINDS[spec.kind].makes_text
     model = _random(loaded, spec, head, seed)
     folder.mkdir(parents=True)
     save_side(folder / SIDE_NETWORK, model.side)

@@ -3,7 +3,7 @@
 An answerer holds what the task's spec fixes (labels, range, length) and no weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorA
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
 from ladder.backbone.tokenizer import Tokenizer
+from ladder.config import Head
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.decoding.settings import Generation
@@ -182,6 +183,16 @@ Scoring = Classify | Regress | Embed
 Answerer = Scoring | Generate
 
 
+HEADS: Mapping[str, tuple[Head, ...]] = {
+    "classification": ("linear", "text", "mlp"),
+    "regression": ("linear", "mlp"),
+    "text": ("text",),
+    "embedding": ("linear", "mlp"),
+}
+"""By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
+which this package does not import."""
+
+
 def build_answerer(
     *,
     kind: str,
@@ -197,16 +208,21 @@ def build_answerer(
     """The answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
 
     Raises:
-        LabelError: labels that tokenize alike, or a kind that this head cannot answer.
+        LabelError: labels that tokenize alike, an unknown kind, or a kind that this head cannot answer.
     """
-    if kind == "classification":
-        words = tuple(map(tuple, tokenizer.encode_targets(labels))) if head == "text" else None
-        return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
-    if kind == "regression" and head != "text":
-        return Regress(low=low, high=high, unit=unit)
-    if kind == "embedding" and head != "text":
-        return Embed()
-    if kind == "text" and head == "text":
-        how = generation or Generation()
-        return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
-    raise LabelError(f"a {kind} task cannot be answered by a {head} head; use {'text' if kind == 'text' else 'linear'}")
+    heads = HEADS.get(kind)
+    if heads and head not in heads:
+        raise LabelError(f"a {kind} task cannot be answered by a {head} head; use {heads[0]}")
+    match kind:
+        case "classification":
+            words = tuple(map(tuple, tokenizer.encode_targets(labels))) if head == "text" else None
+            return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
+        case "regression":
+            return Regress(low=low, high=high, unit=unit)
+        case "text":
+            how = generation or Generation()
+            return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
+        case "embedding":
+            return Embed()
+        case _:
+            raise LabelError(f"{kind!r} is not a kind of task; use {', '.join(HEADS)}")

@@ -29,7 +29,7 @@ class Text:
     settings: Generation
     limit: int
     """Tokens that it may have."""
-    finish: Callable[[Sequence[Tokens]], Sequence[Answer | Exception]]
+    finish: Callable[[Sequence[Tokens | Exception]], Sequence[Answer | Exception]]
     """From the tokens of texts to their answers."""
     seed: int | None
     """Of sampling; None: new numbers every time."""

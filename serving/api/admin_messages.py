@@ -16,6 +16,7 @@ from side_registry.route import Bounds, Route
 from side_registry.servers import Announced
 from side_registry.state import TaskState, VersionState
 from side_registry.task import PRODUCTION, TaskSpec
+from side_registry.task_kinds import KINDS
 
 Served = tuple[int, Route | None]
 """The version that serves an alias, and the alias's route as far as it is followed."""
@@ -97,7 +98,7 @@ def write_spec(spec: TaskSpec) -> pb.TaskSpec:
 
 
 def _write_generation(spec: TaskSpec) -> pb.Generation | None:
-    if spec.kind != "text":
+    if not KINDS[spec.kind].makes_text:
         return None
     settings = spec.generation.settings
     settings["early_stopping"] = str(settings["early_stopping"]).lower()

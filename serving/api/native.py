@@ -20,7 +20,7 @@ from serving.engine import Piece
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.pipeline import DecodingOverrides, Generated, InputRow, Prediction, Prompt
-from side_registry.task import TaskRef, TaskSpec
+from side_registry.task import TaskRef
 
 
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
@@ -150,7 +150,7 @@ def write_prediction(prediction: Prediction) -> pb.PredictResponse:
         version=prediction.version,
         generation=prediction.generation,
         alias=prediction.alias or "",
-        labels=_labels(prediction.spec),
+        labels=prediction.spec.labels,
     )
     for answer in prediction.answers:
         _write_answer(response.answers.add(), answer)
@@ -172,10 +172,6 @@ def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
         token_count=len(answer.tokens),
     )
     return pb.GenerateResponse(generated=generated)
-
-
-def _labels(spec: TaskSpec) -> Sequence[str]:
-    return spec.labels if spec.kind == "classification" else ()
 
 
 def _write_answer(message: pb.Answer, answer: Answer) -> None:

@@ -37,6 +37,7 @@ from serving.pipeline import FIELDS, DecodingOverrides, Generated, InputRow, Pre
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
 from side_registry.task import VERSION, TaskRef, TaskSpec
+from side_registry.task_kinds import KINDS
 
 NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
@@ -121,7 +122,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         with counting(self._metrics, request.model_name) as counted:
             wish = self._read(request, context)
             counted.deadline = wish.how["deadline"]
-            if wish.spec.kind != "text" or len(wish.rows) > 1:
+            if not KINDS[wish.spec.kind].makes_text or len(wish.rows) > 1:
                 prediction = await self._service.predict(request.model_name, wish.rows, **wish.how)
                 counted.version = prediction.version
                 yield _final(_respond(request, prediction))
@@ -275,11 +276,11 @@ def _text(request: pb.ModelInferRequest, name: str) -> str:
 
 def _describe(spec: TaskSpec, version: int) -> dict[str, pb.InferParameter]:
     texts = {"kind": spec.kind, "template": spec.template, "description": spec.description}
-    if spec.kind == "classification":
+    if spec.labels:
         texts["labels"] = json.dumps(spec.labels, ensure_ascii=False)
     if takes_whole_prompt(spec):
         texts["whole_prompt_input"] = WHOLE_PROMPT
-    dimensions = {"dimensions": spec.dimensions} if spec.kind == "embedding" else {}
+    dimensions = {"dimensions": spec.dimensions} if spec.dimensions else {}
     numbers = dimensions | {"max_rows": spec.max_rows, "max_chars": spec.max_chars, "version": version}
     described = {name: pb.InferParameter(string_param=text) for name, text in texts.items()}
     return described | {name: pb.InferParameter(int64_param=number) for name, number in numbers.items()}

@@ -5,8 +5,7 @@ template has a field of that name). Its elements come raw or typed, never both. 
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from protos import open_inference_pb2 as pb
 from serving.errors import InvalidInput, TooManyRows
 from serving.pipeline import InputRow, Prompt
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS, AnswerColumn
 
 WHOLE_PROMPT = "text"
 TYPED = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)
@@ -24,29 +24,8 @@ SHARED_MEMORY = "shared_memory_region"
 Tensor = pb.ModelInferRequest.InferInputTensor
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One output tensor of a kind of task."""
-
-    datatype: str
-    shape: tuple[int, ...]
-    """Past the rows; -1 is the number of labels, or of an embedding's dimensions."""
-    values: Callable[[Sequence[Any]], list[Any]]
-    """Of answers, one per row."""
-
-
-OUTPUTS: Mapping[str, Mapping[str, Output]] = {
-    "classification": {
-        "label": Output("BYTES", (), lambda answers: [answer.label for answer in answers]),
-        "score": Output("FP32", (), lambda answers: [answer.score for answer in answers]),
-        "scores": Output("FP32", (-1,), lambda answers: [score for answer in answers for score in answer.scores]),
-    },
-    "regression": {"value": Output("FP32", (), lambda answers: [answer.value for answer in answers])},
-    "text": {"text": Output("BYTES", (), lambda answers: [answer.text for answer in answers])},
-    "embedding": {
-        "embedding": Output("FP32", (-1,), lambda answers: [value for answer in answers for value in answer.values])
-    },
-}
+DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32"}
+"""By the type of an answer's column."""
 
 CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 
@@ -57,8 +36,10 @@ def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetad
 
 def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
     return [
-        pb.ModelMetadataResponse.TensorMetadata(name=name, datatype=output.datatype, shape=_shape(output, -1, spec))
-        for name, output in OUTPUTS[spec.kind].items()
+        pb.ModelMetadataResponse.TensorMetadata(
+            name=column.name, datatype=DATATYPES[column.dtype], shape=_shape(column, -1, spec)
+        )
+        for column in KINDS[spec.kind].columns
     ]
 
 
@@ -69,10 +50,14 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
         max_batch_size=spec.max_rows,
         input=[pb.ModelInput(name=field, data_type="TYPE_STRING", dims=[1]) for field in spec.fields],
         output=[
-            pb.ModelOutput(name=name, data_type=CONFIG_TYPES[output.datatype], dims=_shape(output, 1, spec)[1:] or [1])
-            for name, output in OUTPUTS[spec.kind].items()
+            pb.ModelOutput(
+                name=column.name,
+                data_type=CONFIG_TYPES[DATATYPES[column.dtype]],
+                dims=_shape(column, 1, spec)[1:] or [1],
+            )
+            for column in KINDS[spec.kind].columns
         ],
-        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=spec.kind == "text"),
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=KINDS[spec.kind].makes_text),
     )
 
 
@@ -98,25 +83,29 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
     Raises:
         InvalidInput: one that tasks of this kind do not have.
     """
-    known = OUTPUTS[spec.kind]
+    known = [column.name for column in KINDS[spec.kind].columns]
     for output in request.outputs:
         if output.name not in known:
             raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of task {spec.name!r}; use {_listed(known)}")
         if "classification" in output.parameters or SHARED_MEMORY in output.parameters:
             raise InvalidInput(f"outputs.{output.name}", "classification and shared memory are not supported")
-    return list(dict.fromkeys(output.name for output in request.outputs)) or list(known)
+    return list(dict.fromkeys(output.name for output in request.outputs)) or known
 
 
 def write_outputs(
     response: pb.ModelInferResponse, names: Sequence[str], answers: Sequence[Answer], spec: TaskSpec, *, raw: bool
 ) -> None:
+    columns = {column.name: column for column in KINDS[spec.kind].columns}
     for name in names:
-        output = OUTPUTS[spec.kind][name]
-        tensor = response.outputs.add(name=name, datatype=output.datatype, shape=_shape(output, len(answers), spec))
-        values = output.values(answers)
+        column = columns[name]
+        datatype = DATATYPES[column.dtype]
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=_shape(column, len(answers), spec))
+        values = [getattr(answer, column.attribute) for answer in answers]
+        if column.is_list:
+            values = [value for numbers in values for value in numbers]
         if raw:
-            response.raw_output_contents.append(_pack(output.datatype, values))
-        elif output.datatype == "BYTES":
+            response.raw_output_contents.append(_pack(datatype, values))
+        elif datatype == "BYTES":
             tensor.contents.bytes_contents.extend(value.encode() for value in values)
         else:
             tensor.contents.fp32_contents.extend(values)
@@ -219,8 +208,8 @@ def _pack(datatype: str, values: Sequence[Any]) -> bytes:
     return b"".join(part for element in encoded for part in (struct.pack("<I", len(element)), element))
 
 
-def _shape(output: Output, rows: int, spec: TaskSpec) -> list[int]:
-    return [rows, *((spec.dimensions or len(spec.labels)) if size == -1 else size for size in output.shape)]
+def _shape(column: AnswerColumn, rows: int, spec: TaskSpec) -> list[int]:
+    return [rows, spec.outputs] if column.is_list else [rows]
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

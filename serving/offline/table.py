@@ -12,28 +12,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
 from serving.offline.errors import OutOfRoom
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 
 Ids = tuple[int, ...]
 Outcome = Answer | Exception
 
-KINDS: Mapping[str, tuple[pa.Field, ...]] = {
-    "classification": (
-        pa.field("label", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("scores", pa.list_(pa.float32())),
-    ),
-    "regression": (pa.field("value", pa.float32()),),
-    "text": (pa.field("text", pa.string()),),
-    "embedding": (pa.field("embedding", pa.list_(pa.float32())),),
-}
-"""What a task of each kind adds to a table."""
+TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32()}
+"""By the type of an answer's column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +78,12 @@ class Counts:
 
 def fields_of(name: str, kind: str) -> list[pa.Field]:
     """The columns that a task of that kind adds."""
-    added = (*KINDS[kind], pa.field("version", pa.int64()), pa.field("error", pa.string()))
-    return [each.with_name(f"{name}.{each.name}") for each in added]
+    types = {
+        column.name: pa.list_(TYPES[column.dtype]) if column.is_list else TYPES[column.dtype]
+        for column in KINDS[kind].columns
+    }
+    types |= {"version": pa.int64(), "error": pa.string()}
+    return [pa.field(f"{name}.{column}", type_) for column, type_ in types.items()]
 
 
 @dataclass(frozen=True)
@@ -287,19 +283,11 @@ def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, 
 
 
 def _columns(resident: Resident, outcomes: Sequence[Outcome]) -> list[list[Any]]:
-    names = [each.name for each in KINDS[resident.spec.kind]]
-    values = [dict.fromkeys(names) if isinstance(each, Exception) else _values(each) for each in outcomes]
+    attributes = [column.attribute for column in KINDS[resident.spec.kind].columns]
+    values = [
+        [None if isinstance(each, Exception) else getattr(each, attribute) for each in outcomes]
+        for attribute in attributes
+    ]
     versions = [resident.version] * len(outcomes)
     errors = [(str(each) or type(each).__name__) if isinstance(each, Exception) else None for each in outcomes]
-    return [*([each[name] for each in values] for name in names), versions, errors]
-
-
-def _values(answer: Answer) -> dict[str, Any]:
-    if isinstance(answer, ClassAnswer):
-        return {"label": answer.label, "score": answer.score, "scores": answer.scores}
-    if isinstance(answer, ValueAnswer):
-        return {"value": answer.value}
-    if isinstance(answer, TextAnswer):
-        return {"text": answer.text}
-    assert isinstance(answer, VectorAnswer)
-    return {"embedding": answer.values}
+    return [*values, versions, errors]

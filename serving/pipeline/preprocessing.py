@@ -12,6 +12,7 @@ from serving.pipeline.request import DecodingOverrides
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow, RegistryError
 from side_registry.task import PRODUCTION, TaskRef, TaskSpec
+from side_registry.task_kinds import KINDS
 
 if TYPE_CHECKING:
     pass
@@ -126,7 +127,7 @@ def resolve(
     """
     try:
         resident = state.resolve(ref.task, version=ref.version, alias=ref.alias, key=key)
-        overrides = DecodingOverrides() if among and resident.spec.kind != "text" else generation
+        overrides = DecodingOverrides() if among and not KINDS[resident.spec.kind].makes_text else generation
         answerer = overrides.answerer(resident)
     except (ServingError, RegistryError) as error:
         return error

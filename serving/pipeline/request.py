@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from serving.engine import Resident
 from serving.errors import ServingError
 from side_registry.errors import RegistryError
+from side_registry.task_kinds import KINDS
 
 if TYPE_CHECKING:
     from ladder.answering import Answerer
@@ -55,7 +56,7 @@ class DecodingOverrides:
         if not self:
             return resident.answerer
         spec = resident.spec
-        if spec.kind != "text":
+        if not KINDS[spec.kind].makes_text:
             raise self._fault(next(iter(self.settings)), f"is for text; task {spec.name!r} is {spec.kind}")
         given = {name: value for name, value in self.settings.items() if name != LIMIT}
         changed: dict[str, Any] = {"generation": Generation(**self._merged(spec, given).settings)}

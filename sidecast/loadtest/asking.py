@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 from serving.client import BY_CODE, AsyncClient, SidecastError
+from side_registry import KINDS
 from sidecast.loadtest.inputs import Request, Target
 from sidecast.loadtest.measure import Call, Failure
 from sidecast.loadtest.plan import LoadError, Plan
 
-TEXT = "text"
+TEXT_KINDS = frozenset(kind.name for kind in KINDS.values() if kind.makes_text)
 PRODUCTION = "production"
 
 
@@ -29,13 +30,13 @@ async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -
     for ref, info in infos:
         if info.spec is None:
             raise LoadError(f"the server has no version of {ref} loaded")
-        if refs and texts_only and info.spec.kind != TEXT:
+        if refs and texts_only and info.spec.kind not in TEXT_KINDS:
             option = "--stream" if plan.stream else "--" + next(iter(plan.generation)).replace("_", "-")
             raise LoadError(f"{option} is for text tasks, and {ref} is a task of kind {info.spec.kind}")
     found = [
         Target(ref, info.spec.kind, info.spec.fields, _version(ref, info.serving))
         for ref, info in infos
-        if info.spec is not None and (info.spec.kind == TEXT or not texts_only)
+        if info.spec is not None and (info.spec.kind in TEXT_KINDS or not texts_only)
     ]
     if not found:
         raise LoadError(f"the server serves no {'text ' * texts_only}task in production; name one, or publish one")

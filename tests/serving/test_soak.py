@@ -23,7 +23,7 @@ from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Told
 from benchmarks.soak.oracle import Oracle, distance
 from benchmarks.soak.run import Outcome, Plan, Soak, Span
-from benchmarks.soak.versions import KINDS, make_version
+from benchmarks.soak.versions import VARIANTS, make_version
 from benchmarks.soak.vitals import Sighting, Watch, watching
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
@@ -88,7 +88,7 @@ def test_what_left_the_registry_leaves_the_server(
         return make_version(tmp_path / "runs" / str(seed), loaded, number, seed, broken=broken)
 
     registry = Registry.open(tmp_path / "registry", create=True)
-    churn = Churn(registry, KINDS, make)
+    churn = Churn(registry, VARIANTS, make)
     churn.start()
     pool, metrics, config = SidePool(), Metrics(), LoadConfig(poll_s=1e-9)
     loader = Loader(registry, backbone, tokenizer, config)
@@ -288,7 +288,7 @@ def test_the_oracle_tells_every_version_from_every_other(
 ) -> None:
     loaded, texts = Loaded(folder="", backbone=backbone, tokenizer=tokenizer), ["dull", "a gripping film"]
     registry = Registry.open(tmp_path / "registry", create=True)
-    for number in range(KINDS):
+    for number in range(VARIANTS):
         for seed in range(3):
             folder = tmp_path / f"{number}-{seed}"
             registry.publish(make_version(folder, loaded, number, seed))

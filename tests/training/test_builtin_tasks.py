@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from side_registry.errors import InvalidSpec
-from side_registry.task import METRICS as KNOWN_METRICS
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from tests.paths import glue_file
 from training.builtin_tasks import FOLDER, builtin_tasks, load_task
 from training.errors import DataError, MetricError, TrainingError, UnknownBuiltinTask
@@ -61,7 +61,7 @@ def test_the_positive_class_of_f1_is_the_second_label():
 
 
 def test_every_metric_that_a_spec_may_name_can_be_computed():
-    assert {metric for metrics in KNOWN_METRICS.values() for metric in metrics} == set(METRICS)
+    assert {metric for kind in KINDS.values() for metric in kind.metrics} == set(METRICS)
 
 
 def test_an_unknown_task_lists_the_builtin_ones_and_the_nearest():

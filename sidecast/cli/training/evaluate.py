@@ -9,13 +9,10 @@ from typing import IO, Any
 
 import click
 
-from side_registry import Registry, TaskRef, TaskSpec, read_artifact
+from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
-
-VALUE_NAMES = {"classification": "label", "regression": "value", "text": "text", "embedding": "embedding"}
-"""The name of an answer's value, by the task's kind."""
 
 SERVER_ROWS = 64
 """Rows in one request to a server."""
@@ -87,7 +84,8 @@ def evaluate(
         answers = [_plain(each) for each in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))]
     if predictions is not None:
         _write(predictions, answers[: len(examples)])
-    values = [answer[VALUE_NAMES[candidate.spec.kind]] for answer in answers]
+    scored = KINDS[candidate.spec.kind].columns[0].name
+    values = [answer[scored] for answer in answers]
     metrics = score_values(candidate.spec, values, examples)
     document = {
         "task": candidate.spec.name,
