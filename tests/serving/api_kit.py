@@ -24,7 +24,7 @@ from serving.config import LoadConfig, RequestConfig, ServeConfig
 from serving.engine import EngineRow, Piece, Resident
 from serving.errors import IncompatibleSide
 from serving.metrics import Metrics
-from serving.pipeline import PredictService, RequestOptions, Target
+from serving.pipeline import Generated, PredictRequest, PredictService, RequestOptions, Target
 from serving.server import Assemble, Server
 from serving.versions.pool import SidePool
 from serving.versions.reconciler import Progress, Reconciler
@@ -75,7 +75,6 @@ class RuleBatcher:
     def __init__(self) -> None:
         self.slow = 0.0
         self.trouble: dict[str, Exception] = {}
-        self.cancelled = threading.Event()
 
     def admit(self, rows: int, deadline: float | None, coming: int) -> None:
         pass
@@ -99,12 +98,8 @@ class RuleBatcher:
 
     async def take_time(self) -> None:
         end = time.monotonic() + self.slow
-        try:
-            while time.monotonic() < end and self.slow:  # noqa: ASYNC110 - a test sets it to 0 from its own thread
-                await asyncio.sleep(0.01)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
+        while time.monotonic() < end and self.slow:  # noqa: ASYNC110 - a test sets it to 0 from its own thread
+            await asyncio.sleep(0.01)
 
     def _answer(self, row: EngineRow) -> Answer:
         return rule(row.resident.spec, bytes(row.ids).decode())
@@ -116,6 +111,8 @@ class RuleService(PredictService):
     def __init__(self, pool: SidePool, config: RequestConfig | None = None) -> None:
         self.batcher = RuleBatcher()
         super().__init__(pool, cast(Any, self.batcher), Bytes(), config)
+        self.cancelled = threading.Event()
+        """Set when a request was cancelled."""
         self.answerers: list[Any] = []
         """What would have answered it."""
         self.deadlines: list[float | None] = []
@@ -137,9 +134,21 @@ class RuleService(PredictService):
         """What a task fails with; a stream fails after its first piece."""
         return self.batcher.trouble
 
-    @property
-    def cancelled(self) -> threading.Event:
-        return self.batcher.cancelled
+    async def predict_tasks(self, request: PredictRequest) -> list[Any]:
+        try:
+            return await super().predict_tasks(request)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def stream(self, request: PredictRequest) -> AsyncGenerator[Piece | Generated, None]:
+        try:
+            async with contextlib.aclosing(super().stream(request)) as events:
+                async for event in events:
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
 
     def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
         self._remember(options)
