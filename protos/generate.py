@@ -47,6 +47,7 @@ def _google_rpc_includes() -> Path:
 
 
 def main(arguments: list[str]) -> int:
+    """Write the generated code, or with --check compare it; return the exit code."""
     if arguments not in ([], ["--check"]):
         print("usage: python protos/generate.py [--check]", file=sys.stderr)
         return 2

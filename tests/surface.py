@@ -266,7 +266,8 @@ def _reasons_of(node: ast.ClassDef) -> Iterator[str]:
                     target=ast.Name(id="reason" | "default_reason"), value=ast.Constant(value=str() as reason)
                 )
             ):
-                yield reason
+                if reason:  # without one it is a field of some record
+                    yield reason
 
 
 def _members(thing: Any) -> Any:

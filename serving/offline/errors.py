@@ -20,7 +20,7 @@ GOES_ON = "the same command, without --overwrite, goes on from here"
 class OfflineError(DataclassError):
     """Root of these errors."""
 
-    reason: ClassVar[str]
+    reason: ClassVar[str] = "BATCH"
     """Stable name of the error, for programs."""
 
 
