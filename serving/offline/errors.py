@@ -114,9 +114,9 @@ class ShardFailed(OfflineError):
     """A replica gave up on a shard. `reason` is that of its error."""
 
     message = f"{{why}} (part {{shard}}; {GOES_ON})"
-    reason: str  # type: ignore[misc]  # a field here, a constant in the other classes
     shard: int
     why: str
+    reason: str = OfflineError.reason  # type: ignore[misc]  # a field here, a constant in the other classes
 
 
 class ReplicasLost(OfflineError):

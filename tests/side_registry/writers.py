@@ -39,9 +39,10 @@ class Writers:
         return self._hear("started")["started"]
 
     def kill(self, pid: int) -> None:
-        """kill -9, whether it still runs or not; its pid is nobody else's until then."""
+        """kill -9, whether it still runs or not, and forget what any writer said before: it may have ended first."""
         self._tell(kill=pid)
         self._hear("killed")
+        self._done.clear()
 
     def finish(self, count: int) -> list[dict[str, Any]]:
         """What `count` writers did: `versions` that they published, or `failure`."""

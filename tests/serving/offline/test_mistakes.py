@@ -150,7 +150,7 @@ def test_every_error_pickles():
         OutputTaken("a", "b"),
         ClusterTooSmall(2, 1, 0.5, 1),
         ClusterBusy(2, 1, 0, 3.0),
-        ShardFailed("a", 1, "b"),
+        ShardFailed(1, "b", "A"),
         ReplicasLost("a"),
         OutOfRoom(1, 2),
     ):

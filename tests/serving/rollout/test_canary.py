@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 
 from ladder import Backbone, Tokenizer
 from serving.components import Components, _auto_rollback, assemble
@@ -25,6 +26,7 @@ async def parts(tmp_path: Path, tiny_t5: Path, backbone: Backbone, tokenizer: To
     labels = {1: ("negative", "positive"), 2: ("positive", "negative")}  # version 2 turns every answer around
     for seed in (1, 2):
         spec = make_spec("sst2", labels=labels[seed])
+        torch.manual_seed(0)  # equal weights: the side network's own start draws from torch's
         run = make_run(tmp_path / f"run-{seed}", backbone, tokenizer, spec, head="linear", change=None)
         registry.publish(run, alias="production" if seed == 1 else None)
     config = ServeConfig(
