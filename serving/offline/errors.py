@@ -10,6 +10,7 @@ OfflineError
 """
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import ClassVar
 
 from side_registry.errors import DataclassError
@@ -114,9 +115,9 @@ class ShardFailed(OfflineError):
     """A replica gave up on a shard. `reason` is that of its error."""
 
     message = f"{{why}} (part {{shard}}; {GOES_ON})"
+    reason: str = field()  # type: ignore[misc]  # a field here, a constant in the other classes
     shard: int
     why: str
-    reason: str = OfflineError.reason  # type: ignore[misc]  # a field here, a constant in the other classes
 
 
 class ReplicasLost(OfflineError):

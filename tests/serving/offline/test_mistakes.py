@@ -150,7 +150,7 @@ def test_every_error_pickles():
         OutputTaken("a", "b"),
         ClusterTooSmall(2, 1, 0.5, 1),
         ClusterBusy(2, 1, 0, 3.0),
-        ShardFailed(1, "b", "A"),
+        ShardFailed(reason="A", shard=1, why="b"),
         ReplicasLost("a"),
         OutOfRoom(1, 2),
     ):
