@@ -71,7 +71,7 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("one known input / a new one", "tasks", "text one input, kept / cold", 10, floor="F7 text, one input"),
         Goal("the same, over gRPC", "doors", "text Predict, new / kept", 10, floor="F7 text, one input"),
     ),
-    "Beside peers": (
+    "Compared with peers": (
         Goal("32 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 32 rows", 3),
         Goal("16 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 16 rows", 3),
         Goal("(PEFT's 16 LoRAs / its one, 32 rows)", "peers", "PEFT mixed / *, 32 rows"),

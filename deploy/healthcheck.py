@@ -1,6 +1,7 @@
-"""Whether the server of this container answers, by grpc.health.v1: exit code 0 or 1. For the image's HEALTHCHECK.
+"""The image's HEALTHCHECK: exit code 0 if the server of this container reports SERVING by grpc.health.v1, else 1.
 
-Its port is where the server has it from: the command line of the container's first process, SIDECAST_PORT, or the file.
+The port is read from where the server reads it: the command line of the container's first process, SIDECAST_PORT, or
+the settings file.
 """
 
 import os
@@ -28,21 +29,21 @@ def is_serving(target: str) -> bool:
 
 
 def port_of(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Where a server of this command line and environment listens."""
+    """The port of a server with this command line and environment."""
     file = _option(words, "--config") or environ.get("SIDECAST_CONFIG")
-    own = _option(words, "--port") or environ.get("SIDECAST_PORT")
-    return int(own or (tomllib.loads(Path(file).read_text("utf-8")) if file else {}).get("port", DEFAULT_PORT))
+    port = _option(words, "--port") or environ.get("SIDECAST_PORT")
+    return int(port or (tomllib.loads(Path(file).read_text("utf-8")) if file else {}).get("port", DEFAULT_PORT))
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
-    """The last one counts; `--name value` or `--name=value`."""
-    found = None
+    """The option's last value, as `--name value` or `--name=value`; None if it is absent."""
+    value = None
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == name:
-            found = after
+            value = after
         elif word.startswith(f"{name}="):
-            found = word.removeprefix(f"{name}=")
-    return found
+            value = word.removeprefix(f"{name}=")
+    return value
 
 
 if __name__ == "__main__":

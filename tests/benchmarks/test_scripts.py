@@ -80,7 +80,7 @@ def test_a_goal_beside_ctranslate2_is_of_one_kind_of_head():
     ours = [f"engine {kind}{head}" for kind in ("float32", "w8a8") for head in (" linear head", "")]
     theirs = [f"CTranslate2 {kind}, {shape}" for kind in ("int8", "float32") for shape in ("8x32", "16x64")]
     names = [f"{our} / {their}" for our in ours for their in theirs]
-    goals = [goal for goal in GOALS["Beside peers"] if "int8" in goal.ratio]
+    goals = [goal for goal in GOALS["Compared with peers"] if "int8" in goal.ratio]
     found = [[name for name in names if fnmatchcase(name, goal.ratio)] for goal in goals]
     assert all(len(each) == 1 for each in found)
     assert [goal.least is None for goal in goals] == ["linear head" in name for [name] in found]
