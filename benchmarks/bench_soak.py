@@ -184,7 +184,7 @@ def _latency(records: list[Record]) -> dict[str, float]:
 @click.option("--rate", type=click.FloatRange(0.1), default=12.0, show_default=True, help="Requests a second.")
 @click.option("--rush/--no-rush", "rushes", default=False, show_default=True, help="Change while it still loads.")
 @measuring(rounds=10, seconds=25.0)
-def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> None:
+def main(tasks: int, changes: int, rate: float, rushes: bool, **arguments: Any) -> None:
     """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
     wrong: list[str] = []
     answer(
@@ -192,7 +192,7 @@ def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> N
         name="soak",
         title="A server while its registry changes",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
     if wrong:
         raise click.ClickException(wrong[0])

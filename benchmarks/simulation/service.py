@@ -86,7 +86,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def fit(lines: Sequence[Line], kept: float = 0.1) -> Service:
-    """Return the service times of the lines of one replica. A time that falls with more rows is noise: it stays level."""
+    """Return the service times of the lines of one replica. Time that falls with more rows is noise: it stays level."""
     ones = sorted((line for line in lines if line.replicas == 1), key=lambda line: line.batch_rows)
     points, level = [], 0.0
     for line in ones:
