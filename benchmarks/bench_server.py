@@ -3,8 +3,8 @@
     python -m benchmarks.bench_server
 
 A real `sidecast serve` answers requests of one row, and some of eight, for all tasks in turn, from callers in a third
-process that wait for each answer. For each concurrency, the engine alone is measured too: rows of the same kind, in token
-ids, called in this process, in batches of the size that the server reached, with rows of similar lengths out of
+process that wait for each answer. For each concurrency, the engine alone is measured too: rows of the same kind, as
+token ids, called in this process, in batches of the size that the server reached, with rows of similar lengths out of
 as many as the server had waiting. Server and callers share the cores; the engine has them for itself. While one is
 measured, the others are idle.
 """

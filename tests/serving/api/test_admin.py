@@ -154,7 +154,7 @@ def test_a_task_without_a_resident_version_is_listed_without_a_spec(opened: Parl
         (lambda client: client.history(limit=-1), errors.InvalidInputError),
     ],
 )
-def test_verbs_refuse_what_is_not_there(client: Client, call: Any, error: type[Exception]) -> None:
+def test_verbs_refuse_missing_tasks_versions_and_aliases(client: Client, call: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         call(client)
 
@@ -234,7 +234,7 @@ async def test_a_watcher_sees_the_state_and_then_every_change(opened: Parlour) -
             await watching
 
 
-def test_a_watcher_holds_nothing_resident_and_hardly_looks_where_nothing_changed() -> None:
+def test_a_watcher_keeps_no_resident_alive_and_rarely_polls_without_changes() -> None:
     class Unread(dict[Any, Any]):
         def __iter__(self) -> Any:
             raise AssertionError("read through")

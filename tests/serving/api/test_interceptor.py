@@ -19,7 +19,7 @@ class Gone:
         raise InternalError('Failed "execute_batch"')
 
 
-async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
+async def test_a_caller_that_disconnected_is_no_internal_error() -> None:
     context: Any = Gone()
     with pytest.raises(asyncio.CancelledError):  # an abort in place of gRPC's own is logged as a fault
         await abort(context, DeadlineExpired())
@@ -27,7 +27,7 @@ async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
         await abort(context, AbortError("told already"))
 
 
-async def test_what_lasts_ends_where_the_server_leaves_and_calls_do_not() -> None:
+async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> None:
     drain = Drain()
     waiting = asyncio.create_task(drain.pause(60, drain.left))
     reading = asyncio.create_task(_read(drain))

@@ -185,7 +185,7 @@ def test_bad_input_is_refused(stub: Any, request_: pb.PredictRequest, code: str,
     ],
     ids=["not UTF-8", "no message"],
 )
-def test_bytes_that_are_no_request_are_the_callers_fault(parlour: Parlour, data: bytes) -> None:
+def test_bytes_that_are_no_request_are_invalid_argument(parlour: Parlour, data: bytes) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         code, reason, message = refusal(lambda: channel.unary_unary("/sidecast.v1.Sidecast/Predict")(data))
     assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
@@ -233,7 +233,7 @@ def test_many_tasks_answer_at_once_and_fail_alone(stub: Any, parlour: Parlour) -
     assert len(response.results[4].prediction.answers) == 2
 
 
-def test_a_shed_call_says_when_to_come_back(stub: Any, parlour: Parlour) -> None:
+def test_a_rejected_call_has_a_retry_delay(stub: Any, parlour: Parlour) -> None:
     parlour.service.trouble["sst2"] = Overloaded(9, 8, 0.5)
     try:
         found = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
@@ -242,7 +242,7 @@ def test_a_shed_call_says_when_to_come_back(stub: Any, parlour: Parlour) -> None
     assert found[:2] == ("RESOURCE_EXHAUSTED", "OVERLOADED")
 
 
-def test_an_unforeseen_error_tells_no_secrets(stub: Any, parlour: Parlour) -> None:
+def test_an_unexpected_error_hides_its_details(stub: Any, parlour: Parlour) -> None:
     parlour.service.trouble["sst2"] = RuntimeError("secret")
     try:
         code, reason, message = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))

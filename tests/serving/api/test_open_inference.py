@@ -256,7 +256,7 @@ def test_bad_input_is_refused_with_what_was_expected(stub: Any, request_: pb.Mod
     ],
 )
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata"])
-def test_what_is_not_there_is_not_found(stub: Any, method: str, task: str, version: str, reason: str) -> None:
+def test_missing_tasks_and_versions_are_not_found(stub: Any, method: str, task: str, version: str, reason: str) -> None:
     request: Any = pb.ModelMetadataRequest(name=task, version=version)
     if method == "ModelInfer":
         request = infer(task, model_version=version, inputs=[typed("sentence", ["a"])])
@@ -281,7 +281,7 @@ def test_the_timeout_parameter_is_a_deadline(stub: Any, parlour: Parlour) -> Non
     assert 300 < of_parameter - of_grpc < 500  # 400 s less the time between both calls
 
 
-def test_metadata_tells_all(stub: Any) -> None:
+def test_metadata_is_complete(stub: Any) -> None:
     metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="rte"))
     assert (metadata.name, list(metadata.versions), metadata.platform) == ("rte", ["1"], "sidecast")
     inputs = [(each.name, each.datatype, list(each.shape)) for each in metadata.inputs]
@@ -315,7 +315,7 @@ def test_readiness_is_per_task_and_version(stub: Any, name: str, version: str, r
     assert stub.ServerReady(pb.ServerReadyRequest()).ready
 
 
-def test_the_repository_tells_versions_states_and_reasons(tmp_path: Path) -> None:
+def test_the_repository_index_has_versions_states_and_reasons(tmp_path: Path) -> None:
     parlour = Parlour(tmp_path, [SST2])
     parlour.publish(SST2, 1)
     parlour.publish(SST2, 2, backbone="other")
@@ -354,7 +354,7 @@ def test_the_repository_follows_the_registry(stub: Any, method: str, request_: A
     assert call.code().name == (code or "OK")
 
 
-def test_methods_that_are_not_there_are_unimplemented(parlour: Parlour) -> None:
+def test_missing_methods_are_unimplemented(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         for method in ("ModelStatistics", "TraceSetting"):
             with pytest.raises(grpc.RpcError) as caught:
@@ -419,7 +419,7 @@ def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
     assert not config["model_transaction_policy"].get("decoupled")
 
 
-def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
+def test_tritonclient_gets_the_error(triton: dict[str, Any]) -> None:
     assert triton["errors"] == {
         "config": ["StatusCode.NOT_FOUND", "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)"],
         "statistics": ["StatusCode.UNIMPLEMENTED", "Method not found!"],

@@ -126,7 +126,7 @@ def test_a_stream_is_asked_for_like_a_prediction(native: Any, parlour: Parlour) 
         (ask(generation=pb.Generation(top_k=2)), "INVALID_ARGUMENT", "INVALID_INPUT", "generation.top_k"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_details(
+def test_errors_before_a_stream_have_their_details(
     native: Any, request_: pb.GenerateRequest, code: str, reason: str, says: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -178,7 +178,7 @@ def test_an_empty_final_response_has_no_outputs(tensors: Any) -> None:
     assert (texts(pieces), is_final(last), len(last.infer_response.outputs)) == (WORDS, True, 0)
 
 
-def test_what_is_no_text_of_one_row_is_answered_at_once(tensors: Any) -> None:
+def test_requests_that_do_not_stream_are_answered_at_once(tensors: Any) -> None:
     requests = [infer("a", task="sst2", field="sentence"), infer("b", rows=2)]
     found = {each.infer_response.id: each for each in tensors.ModelStreamInfer(iter(requests))}
     assert all(is_final(each) for each in found.values())
@@ -220,7 +220,7 @@ def test_a_stream_that_is_closed_cancels_its_requests(tensors: Any, slow: Parlou
     wait_until(lambda: not slow.server.drain.in_flight)
 
 
-def test_something_that_is_no_request_ends_the_stream(parlour: Parlour) -> None:
+def test_an_invalid_message_ends_the_stream(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         method: Any = channel.stream_stream
         with pytest.raises(grpc.RpcError, match="not the message"):
@@ -239,7 +239,7 @@ def test_a_client_iterates_and_has_the_result(client: Client) -> None:
     assert client.stream("titles:1", {"body": "one two three"}).result().text == "".join(WORDS)
 
 
-async def test_an_async_client_does_too(parlour: Parlour) -> None:
+async def test_an_async_client_iterates_and_has_the_result(parlour: Parlour) -> None:
     async with AsyncClient(parlour.address) as client, client.stream("titles", "one two three") as stream:
         assert [piece.text async for piece in stream] == WORDS
         assert (await stream.result()).text == "".join(WORDS)
@@ -257,7 +257,7 @@ def test_errors_of_a_stream_are_the_clients(client: Client, failing: Parlour) ->
         client.predict("sst2", ["a"], priority="high")  # type: ignore[arg-type]
 
 
-async def test_errors_of_an_async_stream_are_too(parlour: Parlour) -> None:
+async def test_errors_of_an_async_stream_are_the_clients(parlour: Parlour) -> None:
     async with AsyncClient(parlour.address) as client:
         with pytest.raises(errors.UnknownTaskError):
             await client.stream("titels", "a").result()

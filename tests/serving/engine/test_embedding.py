@@ -39,7 +39,7 @@ def infer(parlour: Parlour, request: open_inference_pb2.ModelInferRequest) -> op
         return open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
 
 
-def test_our_own_door_answers_with_the_vector(parlour: Parlour) -> None:
+def test_the_native_service_answers_with_the_vector(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         stub = sidecast_pb2_grpc.SidecastStub(channel)
         response = stub.Predict(pb.PredictRequest(task="meaning", rows=[pb.Row(text=text) for text in TEXTS]))
@@ -48,7 +48,7 @@ def test_our_own_door_answers_with_the_vector(parlour: Parlour) -> None:
     assert not response.labels
 
 
-def test_clients_give_embeddings_and_the_spec_says_how_long(parlour: Parlour) -> None:
+def test_clients_return_embeddings_of_the_specs_length(parlour: Parlour) -> None:
     with Client(parlour.address) as client:
         found = client.predict("meaning", TEXTS)
         both = client.predict_tasks(["sst2", "meaning"], TEXTS)
@@ -68,7 +68,7 @@ def test_clients_give_embeddings_and_the_spec_says_how_long(parlour: Parlour) ->
     assert asyncio.run(ask()) == found
 
 
-def test_the_open_door_answers_with_one_tensor_raw_or_typed(parlour: Parlour) -> None:
+def test_open_inference_answers_with_one_tensor_raw_or_typed(parlour: Parlour) -> None:
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="sentence", datatype="BYTES", shape=[3])
     tensor.contents.bytes_contents.extend(text.encode() for text in TEXTS)
     [output] = infer(parlour, open_inference_pb2.ModelInferRequest(model_name="meaning", inputs=[tensor])).outputs
@@ -84,7 +84,7 @@ def test_triton_reads_it_as_a_matrix(parlour: Parlour) -> None:
     np.testing.assert_array_equal(found, np.array([vector(text) for text in TEXTS], np.float32))
 
 
-def test_metadata_tells_the_dimensions(parlour: Parlour) -> None:
+def test_metadata_has_the_dimensions(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         metadata = stub.ModelMetadata(open_inference_pb2.ModelMetadataRequest(name="meaning"))

@@ -156,7 +156,9 @@ def test_stages_are_timed(backbone: Backbone, residents, tokenizer: Tokenizer) -
     assert 1 <= counts["decode"] <= 5  # type: ignore[operator]
 
 
-def test_predicting_leaves_the_backbone_and_no_gradients(backbone: Backbone, residents, tokenizer: Tokenizer) -> None:
+def test_predicting_does_not_change_the_backbone_or_make_gradients(
+    backbone: Backbone, residents, tokenizer: Tokenizer
+) -> None:
     before = {name: parameter.clone() for name, parameter in backbone.named_parameters()}
     Engine(backbone).predict(make_rows("uniform", residents, tokenizer))
     for name, parameter in backbone.named_parameters():

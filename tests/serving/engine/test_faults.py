@@ -105,7 +105,7 @@ def test_a_batch_too_large_for_memory_is_split_and_tried_again(
     assert same(engine.predict(make_rows(residents, tokenizer)), expected)
 
 
-def test_what_fails_again_says_so_and_its_other_half_is_answered(
+def test_a_half_that_fails_again_gets_an_error_and_the_other_half_is_answered(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows(residents, tokenizer)
@@ -154,7 +154,7 @@ def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
     assert len(failed) == 2
 
 
-def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go_on(
+def test_a_step_without_memory_fails_the_newest_half_of_texts_and_continues_the_others(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step had decoded, and some rows had drawn, before it found no memory."""
@@ -187,7 +187,7 @@ def in_beams(resident: Resident) -> Resident:
     return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
 
 
-def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
+def test_a_cancellation_while_memory_is_short_happens_after_the_cache_is_emptied(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows(residents[2:3], tokenizer, 2)
@@ -202,7 +202,7 @@ def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
     assert delivered == {rows[1]: expected[1]}
 
 
-def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
+def test_cancelling_a_beam_search_leaves_the_other_texts_unchanged(
     engine: Engine, residents, tokenizer: Tokenizer
 ) -> None:
     beams = make_rows([in_beams(residents[2])], tokenizer, 3)
@@ -289,7 +289,7 @@ class Delivered:
         self.events += [(row, event, self._clock.now) for row, event in events]
 
 
-def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
+def test_a_slow_side_network_fails_alone_after_the_other_rows_are_answered(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     scoring = [residents[0], residents[1], residents[3]]
@@ -310,7 +310,7 @@ def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
     assert [found[id(row)] for row in rows[1:]] == expected[1:]
 
 
-def test_a_slow_side_network_sits_out_and_is_asked_again_later(
+def test_a_slow_side_network_is_paused_and_tried_again_later(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     slow = slowed(make_resident(backbone, tokenizer, make_spec("slow"), seed=5), clock, 6.0)
@@ -333,7 +333,7 @@ def test_a_slow_side_network_sits_out_and_is_asked_again_later(
     assert clock.now > at + 31
 
 
-def test_a_stack_that_is_slow_together_is_nobody_s_fault_and_alone_it_is(
+def test_a_slow_stack_is_no_single_networks_fault_but_a_slow_network_alone_is(
     engine: Engine, residents, tokenizer: Tokenizer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = StackedBatch.encode
@@ -349,7 +349,7 @@ def test_a_stack_that_is_slow_together_is_nobody_s_fault_and_alone_it_is(
     assert isinstance(alone, SideFailed)
 
 
-def test_a_slow_side_network_s_text_ends_and_the_others_go_on(
+def test_the_text_of_a_slow_side_network_ends_and_the_others_continue(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     lone = make_resident(backbone, tokenizer, make_spec("slow", "text", max_new_tokens=9), seed=5)

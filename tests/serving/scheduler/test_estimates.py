@@ -5,7 +5,7 @@ import pytest
 from serving.scheduler.estimates import FAILED_STEPS, STALL, WINDOW_S, DeviceLoad, SlotHoldTime, Throughput, Utilization
 
 
-def test_the_pace_is_unknown_until_a_turn_leaves_rows_waiting() -> None:
+def test_throughput_is_unknown_until_a_step_leaves_rows_waiting() -> None:
     pace = Throughput()
     pace.learn(100, 1.0, crowded=False)
     pace.learn(0, 1.0)
@@ -14,7 +14,7 @@ def test_the_pace_is_unknown_until_a_turn_leaves_rows_waiting() -> None:
     assert (pace.is_known, pace.seconds(50), pace.step_seconds(1000)) == (True, 0.5, 1.0)
 
 
-def test_a_turn_that_took_all_there_was_counts_only_where_it_was_faster() -> None:
+def test_a_step_that_emptied_the_queue_counts_only_if_it_was_faster() -> None:
     pace = Throughput()
     pace.learn(100, 1.0)
     pace.learn(10, 0.5, crowded=False)
@@ -24,7 +24,7 @@ def test_a_turn_that_took_all_there_was_counts_only_where_it_was_faster() -> Non
     assert pace.seconds(100) == pytest.approx(0.1, rel=0.1)
 
 
-def test_a_turn_that_stalled_counts_as_a_few() -> None:
+def test_a_stalled_step_counts_as_a_few_steps() -> None:
     stalled, slow = Throughput(), Throughput()
     for pace in (stalled, slow):
         pace.learn(100, 1.0)
@@ -36,7 +36,7 @@ def test_a_turn_that_stalled_counts_as_a_few() -> None:
     assert stalled.seconds(100) == pytest.approx(1000, rel=0.1)
 
 
-def test_the_wait_for_a_place_goes_by_how_long_texts_held_theirs() -> None:
+def test_the_wait_for_a_slot_depends_on_how_long_texts_held_slots() -> None:
     places = SlotHoldTime(4)
     places.learn(1.0, whole=False)
     assert (places.is_known, places.hold_s, places.wait_s(100, 4)) == (False, 0.0, 0.0)
@@ -44,7 +44,7 @@ def test_the_wait_for_a_place_goes_by_how_long_texts_held_theirs() -> None:
     assert (places.hold_s, places.wait_s(1, 3), places.wait_s(1, 4), places.wait_s(8, 4)) == (2.0, 0.0, 0.5, 4.0)
 
 
-def test_texts_that_were_given_up_tell_only_that_others_take_longer() -> None:
+def test_cancelled_texts_can_only_raise_the_estimated_hold_time() -> None:
     places = SlotHoldTime(4)
     places.learn(2.0)
     places.learn(1.0, whole=False)
@@ -64,7 +64,7 @@ def test_texts_of_all_lengths_are_allowed_more_than_the_mean() -> None:
     assert places.wait_s(4, 4) < 3.0
 
 
-def test_a_share_is_of_the_last_seconds() -> None:
+def test_utilization_is_of_the_last_seconds() -> None:
     now, total = [100.0], [7.0]
     share = Utilization(lambda: total[0], lambda: now[0])
     assert share.now == 0.0
@@ -80,7 +80,7 @@ def test_a_share_is_of_the_last_seconds() -> None:
     assert share.now < 1.0
 
 
-def test_what_a_turn_costs_is_what_its_tokens_take_in_full_batches() -> None:
+def test_the_load_of_a_step_is_the_time_of_its_tokens_in_full_batches() -> None:
     pace = Throughput()
     assert pace.least_seconds(10, 0.5) == 0.5  # nothing is known
     pace.learn(1000, 1.0)
@@ -88,7 +88,7 @@ def test_what_a_turn_costs_is_what_its_tokens_take_in_full_batches() -> None:
     assert pace.least_seconds(1000, 0.4) == 0.4
 
 
-def test_texts_use_the_places_that_they_take() -> None:
+def test_running_texts_load_the_device_by_their_share_of_the_slots() -> None:
     pace = Throughput()
     work = DeviceLoad(pace, slots=10)
     work.add_step(0.5, 100, running=0)
@@ -103,7 +103,7 @@ def test_texts_use_the_places_that_they_take() -> None:
     assert work.seconds == pytest.approx(0.2 + 0.5)
 
 
-def test_a_device_on_which_nothing_comes_off_fails() -> None:
+def test_a_device_that_delivers_nothing_counts_as_failing() -> None:
     work = DeviceLoad(Throughput(), slots=1)
     for _ in range(FAILED_STEPS - 1):
         work.add_failed_step(0.1)

@@ -80,7 +80,7 @@ def test_without_pressure_nothing_is_shed() -> None:
     virtually(main())
 
 
-def test_company_is_waited_for_only_where_it_comes() -> None:
+def test_the_device_waits_for_more_rows_only_if_they_usually_come() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s), max_wait_s=0.01)
@@ -103,7 +103,7 @@ def test_company_is_waited_for_only_where_it_comes() -> None:
     virtually(main())
 
 
-def test_a_row_that_would_expire_during_its_batch_does_not_take_its_place() -> None:
+def test_a_row_that_would_expire_during_its_batch_is_not_batched() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s), max_batch_rows=2)
@@ -207,7 +207,7 @@ def test_priorities_are_strict() -> None:
     virtually(main())
 
 
-def test_lower_priorities_fill_what_higher_ones_leave_of_a_batch() -> None:
+def test_lower_priorities_fill_the_rest_of_a_batch() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s))
@@ -229,7 +229,7 @@ def test_lower_priorities_fill_what_higher_ones_leave_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("stalled", [1, 2])
-def test_one_turn_that_stalls_does_not_make_it_shed_for_ever(stalled: int) -> None:
+def test_one_stalled_step_does_not_cause_rejections_for_ever(stalled: int) -> None:
     async def main() -> None:
         turns = iter(range(1, 10**6))
         device = TimedDevice(lambda rows: 6.0 if next(turns) == stalled else step_s(rows))
@@ -245,7 +245,7 @@ def test_one_turn_that_stalls_does_not_make_it_shed_for_ever(stalled: int) -> No
     virtually(main())
 
 
-def test_turns_that_fail_teach_no_pace() -> None:
+def test_failed_steps_do_not_count_for_throughput() -> None:
     async def main() -> None:
         writer = Writer()
 

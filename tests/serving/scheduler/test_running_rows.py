@@ -51,7 +51,7 @@ async def test_pieces_come_in_order_and_last_the_answer() -> None:
     await house.batcher.close()
 
 
-async def test_a_piece_is_told_in_the_turn_that_made_it() -> None:
+async def test_a_piece_is_delivered_in_the_step_that_made_it() -> None:
     house = House()
     async with aclosing(house.batcher.stream(text(9))) as events:
         for n in range(1, 4):
@@ -116,7 +116,7 @@ async def test_rows_answered_early_in_a_turn_do_not_wait_for_its_end() -> None:
     await batcher.close()
 
 
-async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> None:
+async def test_running_texts_are_limited_and_other_rows_overtake_waiting_texts() -> None:
     metrics = Metrics()
     house = House(metrics, max_running_rows=4)
     texts = [house.start(text(3, n, weight=2)) for n in range(3)]
@@ -135,7 +135,7 @@ async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> N
     await house.batcher.close()
 
 
-async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_ever() -> None:
+async def test_a_text_heavier_than_the_limit_runs_alone_and_is_not_starved() -> None:
     house = House(max_running_rows=4)
     before = house.start(text(3, 1))
     await house.step()
@@ -151,7 +151,7 @@ async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_
     await house.batcher.close()
 
 
-async def test_texts_of_a_lower_priority_do_not_overtake_one_that_waits_for_room() -> None:
+async def test_texts_of_a_lower_priority_do_not_overtake_a_waiting_text() -> None:
     house = House(max_running_rows=2)
     first = house.start(text(3, 1))
     await house.step()
@@ -186,7 +186,7 @@ async def test_closing_the_iterator_cancels_the_row_and_frees_its_slot() -> None
     await house.batcher.close()
 
 
-async def test_a_cancelled_request_takes_its_running_text_along() -> None:
+async def test_cancelling_a_request_ends_its_running_text() -> None:
     house = House()
     task = house.start(text(50))
     await house.step()
@@ -198,7 +198,7 @@ async def test_a_cancelled_request_takes_its_running_text_along() -> None:
     await house.batcher.close()
 
 
-async def test_a_text_that_ends_in_the_turn_in_which_it_is_left_is_nobodys() -> None:
+async def test_a_text_that_ends_in_the_step_of_its_cancellation_is_dropped() -> None:
     house = House()
     task = house.start(text(1))
     await settled()
@@ -209,7 +209,7 @@ async def test_a_text_that_ends_in_the_turn_in_which_it_is_left_is_nobodys() -> 
     await house.batcher.close()
 
 
-def test_a_text_that_runs_at_its_deadline_leaves() -> None:
+def test_a_running_text_is_cancelled_at_its_deadline() -> None:
     async def main() -> None:
         metrics, writer = Metrics(), Writer()
         batcher = make(writer, metrics, device=TimedDevice(lambda rows: 0.1))
@@ -224,7 +224,7 @@ def test_a_text_that_runs_at_its_deadline_leaves() -> None:
     virtually(main())
 
 
-def test_the_time_that_a_consumer_takes_between_pieces_is_its_own() -> None:
+def test_a_slow_consumer_of_pieces_does_not_slow_the_device() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(lambda rows: 0.1))
         async with aclosing(batcher.stream(text(3), deadline=1.0)) as events:
@@ -236,7 +236,7 @@ def test_the_time_that_a_consumer_takes_between_pieces_is_its_own() -> None:
     virtually(main())
 
 
-async def test_a_turn_that_raises_ends_every_row_that_the_device_had_and_no_other() -> None:
+async def test_a_step_that_raises_ends_all_rows_on_the_device_and_no_others() -> None:
     class Fails(Writer):
         def step(self, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
             if any(each.task == "bad" for each in rows):

@@ -19,7 +19,7 @@ async def elapsed(since: float) -> float:
     return asyncio.get_running_loop().time() - since
 
 
-def test_rows_in_shadow_are_answered_when_nobody_asks() -> None:
+def test_shadow_rows_are_answered_while_no_live_rows_wait() -> None:
     async def main() -> None:
         batcher, asked = batcher_of(Writer(), {"shadow_wait_s": 0.5}), Asked([shadow_row(5, n) for n in range(3)])
         batcher.shadow(asked)
@@ -35,7 +35,7 @@ def test_rows_in_shadow_are_answered_when_nobody_asks() -> None:
     virtually(main())
 
 
-def test_a_full_batch_need_not_wait_for_company() -> None:
+def test_a_full_shadow_batch_starts_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 60.0})
         asked = Asked([shadow_row(LEAST_TOKENS // 4, n) for n in range(4)])
@@ -47,7 +47,7 @@ def test_a_full_batch_need_not_wait_for_company() -> None:
     virtually(main())
 
 
-def test_what_waits_together_goes_together_in_turns_that_are_learned() -> None:
+def test_waiting_shadow_rows_share_steps_whose_size_is_learned() -> None:
     async def main(turn_s: float) -> list[int]:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_turn_s": turn_s}, max_batch_rows=64, max_batch_tokens=8192)
@@ -75,14 +75,14 @@ plans = st.lists(
 
 @given(plans)
 @settings(max_examples=20, deadline=None)
-def test_no_row_in_shadow_goes_while_a_callers_waits(plan: Plan) -> None:
+def test_no_shadow_row_starts_while_a_live_row_waits(plan: Plan) -> None:
     check_order(plan)
 
 
 @pytest.mark.slow
 @given(plans)
 @settings(max_examples=200, deadline=None)
-def test_no_row_in_shadow_goes_while_a_callers_waits_many(plan: Plan) -> None:
+def test_no_shadow_row_starts_while_many_live_rows_wait(plan: Plan) -> None:
     check_order(plan)
 
 
@@ -129,7 +129,7 @@ def check_order(plan: Plan) -> None:
     virtually(main())
 
 
-def test_callers_wait_for_one_small_batch_at_most() -> None:
+def test_live_rows_wait_for_at_most_one_small_shadow_batch() -> None:
     """However much waits in shadow, a caller who finds the device busy with it waits for the turn in progress."""
 
     async def main() -> float:
@@ -149,7 +149,7 @@ def test_callers_wait_for_one_small_batch_at_most() -> None:
     assert virtually(main()) <= one_batch + step_s([row(32)]) + 1e-9
 
 
-def test_a_backlog_drops_the_newest() -> None:
+def test_a_full_shadow_queue_drops_the_newest_rows() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"max_shadow_rows": 10, "shadow_wait_s": 1.0})
         first, second, third = (Asked([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
@@ -163,7 +163,7 @@ def test_a_backlog_drops_the_newest() -> None:
     virtually(main())
 
 
-def test_a_bound_of_no_rows_asks_none() -> None:
+def test_a_shadow_queue_of_zero_rows_runs_none() -> None:
     async def main() -> None:
         worker = Writer()
         batcher, asked = batcher_of(worker, {"max_shadow_rows": 0}), Asked([shadow_row(2)])
@@ -175,7 +175,7 @@ def test_a_bound_of_no_rows_asks_none() -> None:
     virtually(main())
 
 
-def test_closing_drops_them_at_once() -> None:
+def test_closing_drops_shadow_rows_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 5.0, "shadow_turn_s": 0.01})
         waiting, texts = Asked([shadow_row(30, n) for n in range(5)]), Asked([shadow_row(9, 99, steps=10_000)])
@@ -193,7 +193,7 @@ def test_closing_drops_them_at_once() -> None:
     virtually(main())
 
 
-def test_what_holds_for_callers_knows_nothing_of_them() -> None:
+def test_shadow_rows_do_not_count_for_limits_and_estimates_of_live_rows() -> None:
     async def main() -> None:
         metrics = Metrics()
         value = metrics.registry.get_sample_value
@@ -218,7 +218,7 @@ def test_what_holds_for_callers_knows_nothing_of_them() -> None:
     virtually(main())
 
 
-def test_texts_in_shadow_are_few_and_end_where_rows_without_texts_come() -> None:
+def test_shadow_texts_are_limited_and_aborted_when_live_rows_come() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"max_running_shadows": 2, "shadow_wait_s": 0.0})
@@ -237,7 +237,7 @@ def test_texts_in_shadow_are_few_and_end_where_rows_without_texts_come() -> None
     virtually(main())
 
 
-def test_texts_in_shadow_are_not_begun_while_callers_texts_are_made_and_end_when_they_come() -> None:
+def test_shadow_texts_do_not_start_during_live_texts_and_are_aborted_when_these_come() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.0})
@@ -257,7 +257,7 @@ def test_texts_in_shadow_are_not_begun_while_callers_texts_are_made_and_end_when
     virtually(main())
 
 
-def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
+def test_live_texts_survive_failing_shadow_rows() -> None:
     class Fragile(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
             if any(map(in_shadow, rows)):
@@ -279,7 +279,7 @@ def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
     virtually(main())
 
 
-def test_rows_that_wait_for_too_long_are_dropped() -> None:
+def test_shadow_rows_that_wait_too_long_are_dropped() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.5})
@@ -300,7 +300,7 @@ def test_rows_that_wait_for_too_long_are_dropped() -> None:
     virtually(main())
 
 
-def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
+def test_shadow_rows_that_are_no_longer_compared_do_not_run() -> None:
     class Unwanted(Asked):
         @property
         def is_wanted(self) -> bool:
@@ -320,7 +320,7 @@ def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
     virtually(main())
 
 
-def test_a_turn_in_shadow_that_raises_ends_its_own_rows_alone() -> None:
+def test_a_shadow_step_that_raises_ends_only_its_rows() -> None:
     class Fragile(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
             if any(map(in_shadow, rows)):

@@ -32,7 +32,7 @@ HALF = Route(shares={2: 2500, 3: 2500}, shadows=(4,), bounds=Bounds(error_rate=0
         ({1}, None),
     ],
 )
-def test_a_route_is_followed_with_what_is_loaded(loaded: set[int], followed: Route | None) -> None:
+def test_a_route_uses_the_loaded_versions(loaded: set[int], followed: Route | None) -> None:
     task = task_state(4, {"production": (1,)}, routes={"production": HALF})
     assert follow(task, "production", 1, loaded) == followed
 
@@ -53,7 +53,7 @@ def test_versions_that_routes_name_load_as_urgently_as_those_of_aliases() -> Non
     assert urgencies == [(0, 5), (0, 2), (0, 1), (1, 3), (2, 6), (2, 4)]
 
 
-def test_what_does_not_change_a_route_does_not_copy_the_routes() -> None:
+def test_changes_outside_a_route_do_not_copy_the_routes() -> None:
     task = task_state(4, {"production": (1,)}, routes={"production": HALF})
     state = _placed(task, 1, 2, 3, 4)
     assert place(state, "sst2", task, task).routes is state.routes

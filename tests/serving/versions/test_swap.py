@@ -104,7 +104,7 @@ async def test_versions_side_by_side_in_one_request_each_answer_as_themselves(ho
     assert one.answers != two.answers  # type: ignore[union-attr]
 
 
-async def test_a_corrupt_artifact_keeps_the_old_version_and_publishing_again_mends_it(
+async def test_a_corrupt_artifact_keeps_the_old_version_and_a_new_publish_repairs_it(
     house: House, tmp_path: Path
 ) -> None:
     house.reconciler.stop()
