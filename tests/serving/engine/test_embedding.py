@@ -78,7 +78,7 @@ def test_open_inference_answers_with_one_tensor_raw_or_typed(parlour: Parlour) -
 
 def test_triton_reads_it_as_a_matrix(parlour: Parlour) -> None:
     asked = {"address": parlour.address, "task": "meaning", "texts": TEXTS}
-    ran = python(ROOT / "tests" / "triton_rows.py", given=json.dumps(asked))
+    ran = python(ROOT / "tests" / "triton_rows.py", text_input=json.dumps(asked))
     assert ran.returncode == 0, ran.stderr
     found = np.array(json.loads(ran.stdout)["outputs"]["embedding"], np.float32)
     np.testing.assert_array_equal(found, np.array([vector(text) for text in TEXTS], np.float32))

@@ -12,7 +12,15 @@ from serving.config import LimitConfig
 from serving.metrics import Metrics
 from serving.scheduler.shadow_queue import AGE_S, LEAST_TOKENS
 from tests.serving.scheduler.batch_kit import FakeRow, Writer, row, virtually
-from tests.serving.scheduler.shadow_kit import STEP_S, TOKEN_S, Asked, batcher_of, in_shadow, shadow_row, step_s
+from tests.serving.scheduler.shadow_kit import (
+    STEP_S,
+    TOKEN_S,
+    RecordedShadowRequest,
+    batcher_of,
+    in_shadow,
+    shadow_row,
+    step_s,
+)
 
 
 async def elapsed(since: float) -> float:
@@ -21,7 +29,10 @@ async def elapsed(since: float) -> float:
 
 def test_shadow_rows_are_answered_while_no_live_rows_wait() -> None:
     async def main() -> None:
-        batcher, asked = batcher_of(Writer(), {"shadow_wait_s": 0.5}), Asked([shadow_row(5, n) for n in range(3)])
+        batcher, asked = (
+            batcher_of(Writer(), {"shadow_wait_s": 0.5}),
+            RecordedShadowRequest([shadow_row(5, n) for n in range(3)]),
+        )
         batcher.shadow(asked)
         await asyncio.sleep(0.49)
         assert not asked.outcomes  # they wait for company
@@ -38,7 +49,7 @@ def test_shadow_rows_are_answered_while_no_live_rows_wait() -> None:
 def test_a_full_shadow_batch_starts_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 60.0})
-        asked = Asked([shadow_row(LEAST_TOKENS // 4, n) for n in range(4)])
+        asked = RecordedShadowRequest([shadow_row(LEAST_TOKENS // 4, n) for n in range(4)])
         batcher.shadow(asked)
         await asyncio.sleep(0.1)
         assert len(asked.outcomes) == 4
@@ -52,7 +63,7 @@ def test_waiting_shadow_rows_share_steps_whose_size_is_learned() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_turn_s": turn_s}, max_batch_rows=64, max_batch_tokens=8192)
         for n in range(400):
-            batcher.shadow(Asked([shadow_row(32, n)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(32, n)]))
         await asyncio.sleep(60)
         await batcher.close()
         return [len(rows) for rows in worker.batches]
@@ -110,13 +121,15 @@ def check_order(plan: Plan) -> None:
             return begin(batch, now)
 
         batcher._on_device.begin = watched  # type: ignore[method-assign]
-        shadows: list[Asked] = []
+        shadows: list[RecordedShadowRequest] = []
         async with asyncio.TaskGroup() as group:
             for number, (gap_s, length, count, steps) in enumerate(plan):
                 await asyncio.sleep(gap_s)
                 rows = [row(length, 100 * number + n, steps=steps) for n in range(count)]
                 group.create_task(batcher.submit(rows))
-                shadows.append(Asked([shadow_row(length, 100 * number + n, steps=steps) for n in range(count)]))
+                shadows.append(
+                    RecordedShadowRequest([shadow_row(length, 100 * number + n, steps=steps) for n in range(count)])
+                )
                 batcher.shadow(shadows[-1])
         await asyncio.sleep(100)
         for each in shadows:
@@ -135,7 +148,7 @@ def test_live_rows_wait_for_at_most_one_small_shadow_batch() -> None:
     async def main() -> float:
         batcher = batcher_of(Writer(), {"shadow_turn_s": 0.02})
         for n in range(300):
-            batcher.shadow(Asked([shadow_row(32, n)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(32, n)]))
         worst = 0.0
         for n in range(50):
             await asyncio.sleep(0.0137)
@@ -152,7 +165,7 @@ def test_live_rows_wait_for_at_most_one_small_shadow_batch() -> None:
 def test_a_full_shadow_queue_drops_the_newest_rows() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"max_shadow_rows": 10, "shadow_wait_s": 1.0})
-        first, second, third = (Asked([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
+        first, second, third = (RecordedShadowRequest([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
         for each in (first, second, third):
             batcher.shadow(each)
         assert [each.dropped for each in (first, second, third)] == [0, 2, 6]
@@ -166,7 +179,7 @@ def test_a_full_shadow_queue_drops_the_newest_rows() -> None:
 def test_a_shadow_queue_of_zero_rows_runs_none() -> None:
     async def main() -> None:
         worker = Writer()
-        batcher, asked = batcher_of(worker, {"max_shadow_rows": 0}), Asked([shadow_row(2)])
+        batcher, asked = batcher_of(worker, {"max_shadow_rows": 0}), RecordedShadowRequest([shadow_row(2)])
         batcher.shadow(asked)
         await asyncio.sleep(1)
         assert (asked.dropped, worker.steps) == (1, [])
@@ -178,7 +191,10 @@ def test_a_shadow_queue_of_zero_rows_runs_none() -> None:
 def test_closing_drops_shadow_rows_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 5.0, "shadow_turn_s": 0.01})
-        waiting, texts = Asked([shadow_row(30, n) for n in range(5)]), Asked([shadow_row(9, 99, steps=10_000)])
+        waiting, texts = (
+            RecordedShadowRequest([shadow_row(30, n) for n in range(5)]),
+            RecordedShadowRequest([shadow_row(9, 99, steps=10_000)]),
+        )
         batcher.shadow(texts)
         await asyncio.sleep(6)
         batcher.shadow(waiting)
@@ -186,7 +202,7 @@ def test_closing_drops_shadow_rows_at_once() -> None:
         await batcher.close()
         assert await elapsed(began) < 5 * STEP_S + 1
         assert (waiting.dropped, texts.dropped, waiting.outcomes, texts.outcomes) == (5, 1, {}, {})
-        late = Asked([shadow_row(1)])
+        late = RecordedShadowRequest([shadow_row(1)])
         batcher.shadow(late)
         assert late.dropped == 1
 
@@ -203,7 +219,7 @@ def test_shadow_rows_do_not_count_for_limits_and_estimates_of_live_rows() -> Non
             Writer(), {"shadow_wait_s": 0.0}, metrics, limits=limits, max_queued_rows=4, max_running_rows=2
         )
         for n in range(50):
-            batcher.shadow(Asked([shadow_row(20, n, steps=200 if n % 5 == 0 else 0)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(20, n, steps=200 if n % 5 == 0 else 0)]))
         assert batcher.queued_rows == 0
         await asyncio.sleep(0.05)
         assert batcher.running_rows == 0
@@ -222,7 +238,10 @@ def test_shadow_texts_are_limited_and_aborted_when_live_rows_come() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"max_running_shadows": 2, "shadow_wait_s": 0.0})
-        asked = [Asked([shadow_row(5, 3 * n + k, steps=50) for k in range(count)]) for n, count in enumerate((1, 3, 1))]
+        asked = [
+            RecordedShadowRequest([shadow_row(5, 3 * n + k, steps=50) for k in range(count)])
+            for n, count in enumerate((1, 3, 1))
+        ]
         for each in asked:
             batcher.shadow(each)
         await asyncio.sleep(STEP_S * 10)
@@ -243,7 +262,7 @@ def test_shadow_texts_do_not_start_during_live_texts_and_are_aborted_when_these_
         batcher = batcher_of(worker, {"shadow_wait_s": 0.0})
         caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
         await asyncio.sleep(STEP_S * 3)
-        waiting = Asked([shadow_row(5, n, steps=20 * n) for n in range(2)])
+        waiting = RecordedShadowRequest([shadow_row(5, n, steps=20 * n) for n in range(2)])
         batcher.shadow(waiting)
         await asyncio.sleep(STEP_S * 10)
         assert not any(in_shadow(each) for rows in worker.batches for each in rows)
@@ -269,7 +288,7 @@ def test_live_texts_survive_failing_shadow_rows() -> None:
         batcher = batcher_of(Fragile(), {"shadow_wait_s": 0.0})
         caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
         await asyncio.sleep(STEP_S * 3)
-        asked = Asked([shadow_row(5)])
+        asked = RecordedShadowRequest([shadow_row(5)])
         batcher.shadow(asked)
         assert [each.ids for each in await caller] == [row(5).ids]
         await asyncio.sleep(1)
@@ -284,7 +303,10 @@ def test_shadow_rows_that_wait_too_long_are_dropped() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.5})
         caller = asyncio.create_task(batcher.submit([row(5, steps=1500)]))  # at least 6 s
-        old, young = Asked([shadow_row(5, n) for n in range(2)]), Asked([shadow_row(5, 9)])
+        old, young = (
+            RecordedShadowRequest([shadow_row(5, n) for n in range(2)]),
+            RecordedShadowRequest([shadow_row(5, 9)]),
+        )
         batcher.shadow(old)
         await asyncio.sleep(AGE_S)
         batcher.shadow(young)
@@ -301,7 +323,7 @@ def test_shadow_rows_that_wait_too_long_are_dropped() -> None:
 
 
 def test_shadow_rows_that_are_no_longer_compared_do_not_run() -> None:
-    class Unwanted(Asked):
+    class Unwanted(RecordedShadowRequest):
         @property
         def is_wanted(self) -> bool:
             return False
@@ -309,7 +331,7 @@ def test_shadow_rows_that_are_no_longer_compared_do_not_run() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.1})
-        over, asked = Unwanted([shadow_row(5), shadow_row(6)]), Asked([shadow_row(5, 9)])
+        over, asked = Unwanted([shadow_row(5), shadow_row(6)]), RecordedShadowRequest([shadow_row(5, 9)])
         batcher.shadow(over)
         batcher.shadow(asked)
         await asyncio.sleep(1)
@@ -328,7 +350,7 @@ def test_a_shadow_step_that_raises_ends_only_its_rows() -> None:
             return super().step(rows, cancelled, deliver)
 
     async def main() -> None:
-        batcher, asked = batcher_of(Fragile()), Asked([shadow_row(5), shadow_row(6, 1)])
+        batcher, asked = batcher_of(Fragile()), RecordedShadowRequest([shadow_row(5), shadow_row(6, 1)])
         batcher.shadow(asked)
         await asyncio.sleep(0.2)
         assert [str(asked.outcomes[place]) for place in range(2)] == ["boom", "boom"]
