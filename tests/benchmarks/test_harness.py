@@ -213,7 +213,7 @@ def test_the_machines_facts_are_json_and_name_no_host_and_no_path(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (
             "model name\t: Chip\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni amx_tile\n",

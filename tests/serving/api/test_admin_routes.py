@@ -71,7 +71,7 @@ def test_every_call_that_returns_aliases_returns_their_routes(client: Client) ->
     assert (event.changed, event.routes) == ({"sst2": {"production": 1}}, {"sst2": {"production": route}})
     newest = client.history("sst2")[-1]
     assert (newest.message, newest.generation) == ("try it", done.generation)
-    assert [(each.verb, each.alias, each.version, each.route) for each in newest.actions] == [
+    assert [(action.verb, action.alias, action.version, action.route) for action in newest.actions] == [
         ("set_route", "production", None, route)
     ]
 
@@ -124,8 +124,8 @@ def test_requests_of_one_key_get_one_version_from_both_services(opened: Parlour,
         tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         found = [tensors.ModelInfer(infer(key)) for key in KEYS]
         streamed = list(tensors.ModelStreamInfer(map(infer, KEYS)))
-    assert [int(each.model_version) for each in found] == expected
-    by_id = {each.infer_response.id: int(each.infer_response.model_version) for each in streamed}
+    assert [int(item.model_version) for item in found] == expected
+    by_id = {response.infer_response.id: int(response.infer_response.model_version) for response in streamed}
     assert [by_id[key] for key in KEYS] == expected
 
 
@@ -192,7 +192,7 @@ def test_messages_that_no_client_sends_are_refused(stub: Any) -> None:
 
 
 def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
-    own = comparing.Comparison(version=1, rows=4, latency_seconds=0.25)
+    main = comparing.Comparison(version=1, rows=4, latency_seconds=0.25)
     numbers: dict[str, Any] = {"rows": 9, "failed": 1, "compared": 8, "agreed": 6, "drift": 0.125, "dropped": 7}
     numbers |= {"latency_seconds": 0.5, "cost_seconds": 0.0625}
     shadow = comparing.Comparison(version=3, answers=False, **numbers)
@@ -204,7 +204,7 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
         task="sst2",
         alias="production",
         version=1,
-        comparisons=(own, shadow),
+        comparisons=(main, shadow),
         disagreements=tuple(differing),
         since=4,
         keeps_inputs=True,
@@ -216,8 +216,8 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
     with parlour.open(), Client(parlour.address) as client:
         found = client.comparison("sst2", disagreements=1)
         assert (found.task, found.alias, found.version, found.since) == ("sst2", "production", 1, 4)
-        for told, known in zip(found.versions, (own, shadow), strict=True):
-            assert asdict(told) == {name: getattr(known, name) for name in asdict(told)}
+        for comparison, known in zip(found.versions, (main, shadow), strict=True):
+            assert asdict(comparison) == {name: getattr(known, name) for name in asdict(comparison)}
         [newest] = found.disagreements
         assert (newest.prompt, newest.expected, newest.found, found.keeps_inputs) == (
             differing[0].prompt,

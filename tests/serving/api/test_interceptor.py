@@ -1,4 +1,4 @@
-"""How a call ends whose caller went in the moment it is told its error."""
+"""How a call ends whose caller disconnects at the moment of its error."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,9 +34,9 @@ async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> No
     between = drain.left
     await asyncio.sleep(0)
     drain.leave()
-    for each in (waiting, reading):
+    for task in (waiting, reading):
         with pytest.raises(Draining):
-            await each
+            await task
     with pytest.raises(Draining):  # it did not wait when the server left
         await drain.pause(60, between)
     with drain.call():
@@ -53,7 +53,7 @@ async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> No
 
 
 async def _read(drain: Drain) -> None:
-    _ = [each async for each in drain.arriving(_silent(), patience_s=0)]
+    _ = [request async for request in drain.arriving(_silent(), patience_s=0)]
 
 
 async def _silent() -> AsyncIterator[object]:

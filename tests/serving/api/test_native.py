@@ -80,10 +80,12 @@ def test_both_services_answer_the_same(stub: Any, parlour: Parlour) -> None:
         tensor.contents.bytes_contents.append(text)
     with grpc.insecure_channel(parlour.address) as channel:
         tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
-    given = native.answers[0].classification
-    assert tensors.outputs[0].contents.bytes_contents[0].decode() == given.label
-    np.testing.assert_array_equal(np.float32(given.scores), np.float32(tensors.outputs[2].contents.fp32_contents))
-    assert given.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
+    native_answer = native.answers[0].classification
+    assert tensors.outputs[0].contents.bytes_contents[0].decode() == native_answer.label
+    np.testing.assert_array_equal(
+        np.float32(native_answer.scores), np.float32(tensors.outputs[2].contents.fp32_contents)
+    )
+    assert native_answer.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
 
 
 WRONG_GENERATION: list[tuple[dict[str, Any], str]] = [
@@ -193,8 +195,10 @@ def test_bytes_that_are_no_request_are_invalid_argument(parlour: Parlour, data: 
 
 
 def test_the_nearer_of_both_deadlines_holds(stub: Any, parlour: Parlour) -> None:
-    def left(timeout: float | None, own: int | None) -> float | None:
-        request = pb.PredictRequest(task="sst2", rows=text_rows("a"), timeout=Duration(seconds=own) if own else None)
+    def left(timeout: float | None, field_timeout: int | None) -> float | None:
+        request = pb.PredictRequest(
+            task="sst2", rows=text_rows("a"), timeout=Duration(seconds=field_timeout) if field_timeout else None
+        )
         stub.Predict(request, timeout=timeout)
         deadline = parlour.service.deadlines[-1]
         return None if deadline is None else deadline - time.monotonic()

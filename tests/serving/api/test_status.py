@@ -65,7 +65,7 @@ def of_package(kinds: set[type], package: str) -> set[type]:
 
 
 def details(status: Status, kind):
-    return next((kind for each in status.details if each.Unpack(kind)), None)
+    return next((kind for detail in status.details if detail.Unpack(kind)), None)
 
 
 def test_every_error_has_an_example_here() -> None:

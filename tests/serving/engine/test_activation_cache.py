@@ -205,10 +205,10 @@ class CacheMachine(RuleBasedStateMachine):
         """As the engine does: what is not there comes from a pass and is kept."""
         keys: list[Key] = [("", (*range(number % 4 + 1), number)) for number in numbers]
         known = self.cache.find(keys, depth)
-        for key, each in zip(keys, known, strict=True):
-            if each is not None:
-                self.check(key, each, depth)
-        missing = [key for key, each in zip(keys, known, strict=True) if each is None]
+        for key, entry in zip(keys, known, strict=True):
+            if entry is not None:
+                self.check(key, entry, depth)
+        missing = [key for key, entry in zip(keys, known, strict=True) if entry is None]
         first_keys = missing[::2] if first_step and depth is None else []
         if missing:
             first = first_step_of(first_keys) if first_keys else None

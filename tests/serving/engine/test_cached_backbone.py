@@ -79,7 +79,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
     made.append(shallow(make_resident(backbone, tokenizer, make_spec("shallow", "regression")), backbone))
     if request.param == "stacked":
         bank = SideBank(backbone)
-        made = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+        made = [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
     return made
 
 
@@ -138,11 +138,11 @@ def test_cached_answers_are_the_uncached_ones_and_cost_no_encoder(
 def test_a_batch_of_known_and_new_inputs_runs_the_new_ones(
     engine: Engine, fresh: Engine, residents, tokenizer: Tokenizer, counted: Counted, known: list[int]
 ) -> None:
-    for place in known:
-        engine.predict([row(tokenizer, TEXTS[place], residents[place % len(residents)])])
+    for index in known:
+        engine.predict([row(tokenizer, TEXTS[index], residents[index % len(residents)])])
     for text in (TEXTS, TEXTS[::-1]):
-        rows = [row(tokenizer, each, resident) for each in text for resident in residents]
-        expected = fresh.predict([row(tokenizer, each, resident) for each in text for resident in residents])
+        rows = [row(tokenizer, line, resident) for line in text for resident in residents]
+        expected = fresh.predict([row(tokenizer, line, resident) for line in text for resident in residents])
         counted.take()
         assert same(engine.predict(rows), expected)
         assert counted.take()[0] == len(TEXTS) - len(known)
@@ -179,9 +179,9 @@ def test_a_cached_input_that_needs_the_first_step_in_a_batch_with_a_new_one_that
     sst2, stars = residents[0], residents[2]
     engine.predict([row(tokenizer, "dull", stars)])
     asked = [("dull", sst2), ("a gripping film", stars)]
-    expected = fresh.predict([row(tokenizer, *each) for each in asked])
+    expected = fresh.predict([row(tokenizer, *pair) for pair in asked])
     counted.take()
-    assert same(engine.predict([row(tokenizer, *each) for each in asked]), expected)
+    assert same(engine.predict([row(tokenizer, *pair) for pair in asked]), expected)
     assert counted.take() == (1, 1)
 
 

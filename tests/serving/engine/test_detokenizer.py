@@ -35,7 +35,7 @@ def test_pieces_have_no_leading_space_that_the_whole_text_loses() -> None:
 
     def decode(ids: Sequence[int]) -> str:
         """As SentencePiece: a space before each word but the first."""
-        return "".join(words[each] for each in ids).replace("▁", " ").removeprefix(" ")
+        return "".join(words[token] for token in ids).replace("▁", " ").removeprefix(" ")
 
     detokenizer = IncrementalDetokenizer(decode)
     assert pieces_of(detokenizer, [1], [2, 3], [], [4], [2]) == ["a", " films", "", " ", " film"]

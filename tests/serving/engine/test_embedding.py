@@ -43,8 +43,8 @@ def test_the_native_service_answers_with_the_vector(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         stub = sidecast_pb2_grpc.SidecastStub(channel)
         response = stub.Predict(pb.PredictRequest(task="meaning", rows=[pb.Row(text=text) for text in TEXTS]))
-    assert [each.WhichOneof("answer") for each in response.answers] == ["embedding"] * 3
-    assert [tuple(each.embedding.values) for each in response.answers] == [vector(text) for text in TEXTS]
+    assert [answer.WhichOneof("answer") for answer in response.answers] == ["embedding"] * 3
+    assert [tuple(answer.embedding.values) for answer in response.answers] == [vector(text) for text in TEXTS]
     assert not response.labels
 
 
@@ -111,8 +111,8 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
     document = done(*words, "--json").document
     assert document["metrics"] == {"recall_at_1": 0.5, "mrr": (1 + 1 + 1 / 2 + 1 / 3) / 4}
     assert (document["rows"], document["score"]) == (4, 0.5)
-    told = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert told == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert lines == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
     assert done(*words).out == "meaning version 1: recall_at_1 0.5000, mrr 0.7083 on 4 rows\n"
 
 

@@ -1,4 +1,4 @@
-"""The engine on a tiny random T5: a row's answer is its own, whatever batch it is in and whatever its neighbours do."""
+"""The engine on a tiny random T5: a row's answer does not depend on the other rows of its batch."""
 
 import logging
 import random
@@ -140,7 +140,7 @@ def test_several_rows_of_a_broken_side_network_are_logged_once(
 ) -> None:
     broken = raising(make_resident(backbone, tokenizer, make_spec("bad")))
     found = engine.predict([EngineRow(ids_of(tokenizer, text), broken) for text in ("one", "two", "three")])
-    assert all(isinstance(each, SideFailed) for each in found)
+    assert all(isinstance(item, SideFailed) for item in found)
     assert "a rung is missing" in str(found[0])
     assert len(caplog.records) == 1
 

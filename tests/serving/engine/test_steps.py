@@ -1,4 +1,4 @@
-"""The engine's turns: scores at once, texts over several and piece by piece, rows that leave, its own faults."""
+"""The engine's steps: scores in one step, texts over several in pieces, cancelled rows, errors of the engine."""
 
 import random
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
     made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
     if request.param == "stacked":
         bank = SideBank(backbone)
-        made = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+        made = [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
     return made
 
 
@@ -109,11 +109,11 @@ def test_a_cancelled_row_gets_no_more_events_and_holds_no_memory(
     leaving, staying = EngineRow(ids, residents[3], answerer, streams=True), EngineRow(ids, residents[3], answerer)
     delivered = Delivered()
     assert engine.step([leaving, staying], (), delivered)
-    told = len(delivered.of(leaving))
+    count = len(delivered.of(leaving))
     running = engine.step((), [leaving], delivered)
     while running:
         running = engine.step((), (), delivered)
-    assert len(delivered.of(leaving)) == told
+    assert len(delivered.of(leaving)) == count
     assert isinstance(delivered.of(staying)[-1], TextAnswer)
     assert engine.step((), [leaving, staying], delivered) is False
     assert not engine.running

@@ -99,7 +99,7 @@ def test_a_burst_is_admitted_while_throughput_is_unknown() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(step_s))
         load = Load(batcher)
-        await asyncio.gather(*(load.one(each, 5.0) for each in stream_of(50)))
+        await asyncio.gather(*(load.one(asked, 5.0) for asked in stream_of(50)))
         assert load.outcomes == {"OK": 50}
         await batcher.close()
 

@@ -145,13 +145,13 @@ def test_texts_wait_in_a_separate_queue() -> None:
 
 
 def test_a_window_equals_taking_bundles_one_at_a_time() -> None:
-    queue, again = RowQueue(), RowQueue()
-    for each in (queue, again):
+    queue, same = RowQueue(), RowQueue()
+    for filled in (queue, same):
         draw = random.Random(3)
         for n in range(60):
-            add(each, f"task{draw.randrange(5)}", 1, length=draw.randrange(1, 30), salt=str(n))
+            add(filled, f"task{draw.randrange(5)}", 1, length=draw.randrange(1, 30), salt=str(n))
     window = [bundle.owner for _, _, bundle in queue.orders[2].window(SCORES, 60)]
-    assert window == served(again, 60)
+    assert window == served(same, 60)
 
 
 def test_the_rows_ahead_of_a_new_request_are_counted() -> None:
@@ -196,7 +196,7 @@ def test_counts_are_right_after_whatever_happened_and_tags_never_fall(steps: lis
                 batch = [bundle for line in (SCORES, TEXTS) for _, _, bundle in order.window(line, how[0])]
                 if batch:
                     queue.serve(batch)
-                    waiting = [each for each in waiting if each not in batch]
+                    waiting = [waiter for waiter in waiting if waiter not in batch]
         assert len(queue) == len(waiting)
         assert (queue.rows, queue.tokens) == (sum(b.weight for b in waiting), sum(b.tokens for b in waiting))
         for order in queue.orders.values():

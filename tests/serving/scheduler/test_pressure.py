@@ -1,4 +1,4 @@
-"""The batcher under more than it can answer, on a device and a clock of its own: who is answered, and in time.
+"""The batcher under overload, on a virtual clock: which requests are answered, and in time.
 
 No test waits: time passes at once, and no figure depends on this machine.
 """
@@ -115,7 +115,7 @@ def test_a_row_that_would_expire_during_its_batch_is_not_batched() -> None:
             await asyncio.sleep(0.001)
             group.create_task(load.one(row(10, 99, "tight"), 0.065))  # a turn of two takes 0.040
         assert load.outcomes == {"OK": 9, "TOO_SLOW": 1}
-        assert not any(each.task == "tight" for batch in writer.batches for each in batch)
+        assert not any(row.task == "tight" for batch in writer.batches for row in batch)
         await batcher.close()
 
     virtually(main())
@@ -194,7 +194,7 @@ def test_priorities_are_strict() -> None:
             batcher.submit([row(2, 0, "first")]),
             *(batcher.submit(stream_of(20, f"level {level}"), priority=level) for level in (4, 1, 3, 0, 2)),
         )
-        order = [each.task for batch in writer.batches for each in batch if each.task != "first"]
+        order = [row.task for batch in writer.batches for row in batch if row.task != "first"]
         firsts = list(dict.fromkeys(order))
         assert firsts[0] == "level 1"
         assert firsts[-2:] == ["level 3", "level 4"]
@@ -216,7 +216,7 @@ def test_lower_priorities_fill_the_rest_of_a_batch() -> None:
             batcher.submit(stream_of(5, "high"), priority=1),
             batcher.submit(stream_of(9, "low"), priority=4),
         )
-        assert [Counter(each.task for each in batch) for batch in writer.batches] == [
+        assert [Counter(row.task for row in batch) for batch in writer.batches] == [
             {"high": 5, "first": 1, "low": 2},
             {"low": 7},
         ]
@@ -255,7 +255,7 @@ def test_failed_steps_do_not_count_for_throughput() -> None:
         batcher = make(writer, device=TimedDevice(step_s), max_batch_rows=2)
         writer.step = fail  # type: ignore[method-assign]
         outcomes = await batcher.submit(stream_of(8))
-        assert all(isinstance(each, MemoryError) for each in outcomes)
+        assert all(isinstance(outcome, MemoryError) for outcome in outcomes)
         assert not batcher._estimates.throughput.is_known
         await batcher.close()
 

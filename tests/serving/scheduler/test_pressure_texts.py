@@ -1,4 +1,4 @@
-"""Texts on a device that has more to do than it can, on a clock of the tests' own: who is answered, and in time."""
+"""Texts on an overloaded device, on a virtual clock: which requests are answered, and in time."""
 
 import asyncio
 import random
@@ -81,7 +81,7 @@ def test_a_text_too_heavy_to_ever_fit_starts_beside_others_rows(priority: int) -
         light = asyncio.create_task(batcher.submit([row(6, 2, "light", steps=5)]))
         await asyncio.gather(heavy, light)
         assert not hot.done()
-        assert any({each.task for each in batch} > {"hot"} for batch in writer.batches)
+        assert any({row.task for row in batch} > {"hot"} for batch in writer.batches)
         await hot
         await batcher.close()
 
@@ -140,7 +140,7 @@ def test_a_waiting_text_that_cannot_end_in_time_is_rejected_for_one_that_can() -
             await asyncio.sleep(0.001)
             group.create_task(load.one(row(5, 4, "patient", steps=10), None))
         assert load.outcomes == {"OK": 2, "TOO_SLOW": 1}
-        assert not any(each.task == "tight" for batch in writer.batches for each in batch)
+        assert not any(row.task == "tight" for batch in writer.batches for row in batch)
         await batcher.close()
 
     virtually(main())

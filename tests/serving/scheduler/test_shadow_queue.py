@@ -37,7 +37,7 @@ def test_shadow_rows_are_answered_while_no_live_rows_wait() -> None:
         await asyncio.sleep(0.49)
         assert not asked.outcomes  # they wait for company
         await asyncio.sleep(0.05)
-        assert asked.outcomes == {place: asked.rows[place] for place in range(3)}
+        assert asked.outcomes == {index: asked.rows[index] for index in range(3)}
         assert (asked.dropped, asked.left) == (0, 0)
         assert asked.seconds == pytest.approx(step_s(asked.rows))
         assert asked.steps == [pytest.approx(step_s(asked.rows))]
@@ -103,11 +103,11 @@ def check_order(plan: Plan) -> None:
 
     class Watched(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
-            left = {id(each) for each in cancelled}
-            turn = [*rows, *(each for each in self.running.values() if id(each) not in left)]
-            assert len({in_shadow(each) for each in turn}) <= 1, "callers' rows share a turn with others"
+            left = {id(text) for text in cancelled}
+            turn = [*rows, *(text for text in self.running.values() if id(text) not in left)]
+            assert len({in_shadow(asked) for asked in turn}) <= 1, "callers' rows share a turn with others"
             if any(map(in_shadow, rows)):
-                assert len(rows) * max(len(each.ids) for each in rows) <= max(LEAST_TOKENS, 1000)
+                assert len(rows) * max(len(row.ids) for row in rows) <= max(LEAST_TOKENS, 1000)
             return super().step(rows, cancelled, deliver)
 
     async def main() -> None:
@@ -132,9 +132,9 @@ def check_order(plan: Plan) -> None:
                 )
                 batcher.shadow(shadows[-1])
         await asyncio.sleep(100)
-        for each in shadows:
-            assert len(each.outcomes) + each.dropped == len(each.rows)
-            assert not each.left
+        for shadow in shadows:
+            assert len(shadow.outcomes) + shadow.dropped == len(shadow.rows)
+            assert not shadow.left
         assert not any(waiting)
         assert not batcher._shadows.rows
         await batcher.close()
@@ -166,11 +166,11 @@ def test_a_full_shadow_queue_drops_the_newest_rows() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"max_shadow_rows": 10, "shadow_wait_s": 1.0})
         first, second, third = (RecordedShadowRequest([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
-        for each in (first, second, third):
-            batcher.shadow(each)
-        assert [each.dropped for each in (first, second, third)] == [0, 2, 6]
+        for asked in (first, second, third):
+            batcher.shadow(asked)
+        assert [asked.dropped for asked in (first, second, third)] == [0, 2, 6]
         await asyncio.sleep(2)
-        assert [sorted(each.outcomes) for each in (first, second, third)] == [[*range(6)], [*range(4)], []]
+        assert [sorted(asked.outcomes) for asked in (first, second, third)] == [[*range(6)], [*range(4)], []]
         await batcher.close()
 
     virtually(main())
@@ -242,15 +242,15 @@ def test_shadow_texts_are_limited_and_aborted_when_live_rows_come() -> None:
             RecordedShadowRequest([shadow_row(5, 3 * n + k, steps=50) for k in range(count)])
             for n, count in enumerate((1, 3, 1))
         ]
-        for each in asked:
-            batcher.shadow(each)
+        for request in asked:
+            batcher.shadow(request)
         await asyncio.sleep(STEP_S * 10)
         assert worker.most_running == 2
         await batcher.submit([row(3)])
-        assert [(each.dropped, each.left) for each in asked] == [(1, 0), (1, 2), (0, 1)]
-        assert [[in_shadow(each) for each in cancelled] for _, cancelled in worker.steps if cancelled] == [[True, True]]
+        assert [(request.dropped, request.left) for request in asked] == [(1, 0), (1, 2), (0, 1)]
+        assert [[in_shadow(text) for text in cancelled] for _, cancelled in worker.steps if cancelled] == [[True, True]]
         await asyncio.sleep(10)
-        assert [(each.dropped, sorted(each.outcomes)) for each in asked] == [(1, []), (1, [1, 2]), (0, [0])]
+        assert [(request.dropped, sorted(request.outcomes)) for request in asked] == [(1, []), (1, [1, 2]), (0, [0])]
         await batcher.close()
 
     virtually(main())
@@ -265,7 +265,7 @@ def test_shadow_texts_do_not_start_during_live_texts_and_are_aborted_when_these_
         waiting = RecordedShadowRequest([shadow_row(5, n, steps=20 * n) for n in range(2)])
         batcher.shadow(waiting)
         await asyncio.sleep(STEP_S * 10)
-        assert not any(in_shadow(each) for rows in worker.batches for each in rows)
+        assert not any(in_shadow(row) for rows in worker.batches for row in rows)
         await caller
         await asyncio.sleep(STEP_S * 5)
         assert sorted(waiting.outcomes) == [0]
@@ -290,7 +290,7 @@ def test_live_texts_survive_failing_shadow_rows() -> None:
         await asyncio.sleep(STEP_S * 3)
         asked = RecordedShadowRequest([shadow_row(5)])
         batcher.shadow(asked)
-        assert [each.ids for each in await caller] == [row(5).ids]
+        assert [answer.ids for answer in await caller] == [row(5).ids]
         await asyncio.sleep(1)
         assert str(asked.outcomes[0]) == "boom"
         await batcher.close()
@@ -353,7 +353,7 @@ def test_a_shadow_step_that_raises_ends_only_its_rows() -> None:
         batcher, asked = batcher_of(Fragile()), RecordedShadowRequest([shadow_row(5), shadow_row(6, 1)])
         batcher.shadow(asked)
         await asyncio.sleep(0.2)
-        assert [str(asked.outcomes[place]) for place in range(2)] == ["boom", "boom"]
+        assert [str(asked.outcomes[index]) for index in range(2)] == ["boom", "boom"]
         [answer] = await batcher.submit([row(3)])
         assert answer.ids == row(3).ids
         await batcher.close()

@@ -127,9 +127,9 @@ class Placing(RuleBasedStateMachine):
         if not live or alias not in self.registry.task("t").aliases:
             return
         named = {live[pick % len(live)]: share for pick, share in shares.items()}
-        beside = dict.fromkeys(live[pick % len(live)] for pick in shadows)
+        shadows = dict.fromkeys(live[pick % len(live)] for pick in shadows)
         route = Route(
-            shares=named, shadows=tuple(v for v in beside if v not in named), bounds=bounds if named else None
+            shares=named, shadows=tuple(v for v in shadows if v not in named), bounds=bounds if named else None
         )
         self.decide(lambda: decisions.set_route(self.registry, "t", alias, route, None))
 
@@ -185,16 +185,16 @@ class Placing(RuleBasedStateMachine):
 
     @invariant()
     def every_request_is_led_to_one_resident_version(self) -> None:
-        for (task, alias), own in self.pool.aliases.items():
+        for (task, alias), main in self.pool.aliases.items():
             route = self.pool.routes.get((task, alias), Route())
-            assert self.pool.resolve(task, alias=alias).version == own
+            assert self.pool.resolve(task, alias=alias).version == main
             for key in KEYS:
                 chosen = self.pool.resolve(task, alias=alias, key=key).version
-                assert chosen in {own, *route.shares}
+                assert chosen in {main, *route.shares}
                 assert self.pool.resolve(task, alias=alias, key=key).version == chosen
-                beside = {resident.version for resident in self.pool.beside(task, alias, chosen)}
-                assert chosen not in beside
-                assert beside - {own} == set(route.shadows)
+                shadows = {resident.version for resident in self.pool.shadows(task, alias, chosen)}
+                assert chosen not in shadows
+                assert shadows - {main} == set(route.shadows)
                 assert (self.pool.routed_since(task, alias, chosen) is None) == (route == Route())
 
     @invariant()

@@ -15,10 +15,10 @@ from tests.sidecast.cli_kit import wait_until
 
 
 class Store:
-    """Keeps what was announced; refuses, or takes its time, when told to."""
+    """Records announcements; fails or blocks on demand."""
 
     def __init__(self) -> None:
-        self.told: list[Announced] = []
+        self.announced: list[Announced] = []
         self.there: dict[str, Announced] = {}
         self.refuses = False
         self.open = threading.Event()
@@ -26,7 +26,7 @@ class Store:
 
     def announce(self, server: Announced) -> None:
         self._take()
-        self.told.append(server)
+        self.announced.append(server)
         self.there[server.id] = server
 
     def withdraw(self, id: str) -> None:
@@ -52,21 +52,23 @@ def present(store: Store, served: list[int], beat_s: float = 60.0) -> Iterator[P
 def test_a_server_announces_itself_at_start_and_at_every_change_and_withdraws_at_the_end() -> None:
     store, served = Store(), [4]
     with present(store, served) as presence:
-        assert [server.generation for server in store.told] == [4]
+        assert [server.generation for server in store.announced] == [4]
         served.append(5)
-        wait_until(lambda: len(store.told) == 2)
-        assert [(each.id, each.address) for each in store.told] == [(presence.id, "127.0.0.1:8001")] * 2
-        assert [(each.generation, each.counter) for each in store.told] == [(4, 0), (5, 1)]
-        assert store.told[0].started == store.told[1].started != ""
+        wait_until(lambda: len(store.announced) == 2)
+        assert [(announced.id, announced.address) for announced in store.announced] == [
+            (presence.id, "127.0.0.1:8001")
+        ] * 2
+        assert [(announced.generation, announced.counter) for announced in store.announced] == [(4, 0), (5, 1)]
+        assert store.announced[0].started == store.announced[1].started != ""
     assert store.there == {}
 
 
 def test_a_server_announces_itself_periodically() -> None:
     store = Store()
     with present(store, [4], beat_s=0.01):
-        wait_until(lambda: len(store.told) >= 3)
-    assert [each.counter for each in store.told[:3]] == [0, 1, 2]
-    assert {each.generation for each in store.told} == {4}
+        wait_until(lambda: len(store.announced) >= 3)
+    assert [announced.counter for announced in store.announced[:3]] == [0, 1, 2]
+    assert {announced.generation for announced in store.announced} == {4}
 
 
 def test_two_servers_with_one_address_are_distinct() -> None:
@@ -79,8 +81,8 @@ def test_two_servers_with_one_address_are_distinct() -> None:
 def test_before_the_first_load_generation_0_is_announced() -> None:
     store = Store()
     with present(store, [-1], beat_s=60):
-        assert [server.generation for server in store.told] == [0]
-    assert len(store.told) == 1
+        assert [server.generation for server in store.announced] == [0]
+    assert len(store.announced) == 1
 
 
 def test_a_failing_store_is_logged_once_and_so_is_its_recovery(

@@ -43,12 +43,12 @@ def test_an_empty_registry_is_served_at_once(house: House) -> None:
 def test_start_loads_everything_before_it_returns_and_reports_progress(house: House) -> None:
     for task in ("sst2", "cola", "stsb"):
         house.publish(task)
-    told: list[tuple[int, int, str]] = []
-    house.reconciler.start(lambda *progress: told.append(progress))
+    reports: list[tuple[int, int, str]] = []
+    house.reconciler.start(lambda *progress: reports.append(progress))
     house.reconciler.stop()
-    assert [done for done, _, _ in told] == [0, 1, 2, 3]
-    assert {total for _, total, _ in told} == {3}
-    assert {what for _, _, what in told} == {"sst2:1", "cola:1", "stsb:1", ""}
+    assert [done for done, _, _ in reports] == [0, 1, 2, 3]
+    assert {total for _, total, _ in reports} == {3}
+    assert {what for _, _, what in reports} == {"sst2:1", "cola:1", "stsb:1", ""}
     assert house.pool.snapshot().generation == 3
     assert house.value("sidecast_resident_side_networks") == 3
     assert house.value("sidecast_resident_bytes") == 30
