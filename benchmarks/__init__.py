@@ -1,1 +1,1 @@
-"""One harness, one file per question; each ends in one JSON line. `python -m benchmarks.bench_server`."""
+"""Benchmarks: one script per question, whose last output line is JSON. `python -m benchmarks.bench_server`."""

@@ -1,9 +1,9 @@
-"""Does it pay to send equal inputs to the same replica, so that it finds their activations in its cache?
+"""Is it faster to send equal inputs to the same replica, which then has their activations in its cache?
 
     python -m benchmarks.bench_affinity
 
-Two clusters of this machine take turns: one sends calls to the replica with the fewest in flight, the other by the
-hash of the input, to replicas of bounded load. Callers ask for texts by Zipf's law.
+Two clusters on this machine are measured in turns: one sends a call to the replica with the fewest in flight, the other
+by the hash of the input, with bounded load of a replica. Inputs are distributed by Zipf's law.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ import click
 
 from benchmarks.bench_cluster import Bench
 from benchmarks.bench_cluster import Settings as ClusterSettings
-from benchmarks.cli import backbone_options, load_given
+from benchmarks.cli import backbone_options, load_from
 from benchmarks.harness import Column, Figures, Report, Variant, options, plain_errors, quantile, steps, take_turns
 from benchmarks.load import measure_load
 from benchmarks.machine import look
@@ -52,7 +52,7 @@ class Settings:
     skew: float
     """Exponent of Zipf's law."""
     cache_bytes: int
-    """Of a replica."""
+    """Size of a replica's cache."""
     warm_up_s: float
     seconds: float
     rounds: int
@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def quick(self) -> "Settings":
-        """Enough to see that it works, for figures that mean nothing."""
+        """Small sizes for a test run; its figures mean nothing."""
         return replace(self, replicas=2, tasks=2, callers=4, inputs=50, warm_up_s=1.0, seconds=1.0, rounds=1)
 
     @property
@@ -83,7 +83,7 @@ class Way:
     seed: int
 
     def measure(self, seconds: float) -> Figures:
-        """What callers saw, and how many of the inputs were recalled on all replicas together."""
+        """Return the callers' figures, and the share of inputs that the caches of all replicas had."""
         self.seed += 1
         before = self._counts()
         load = measure_load(
@@ -96,8 +96,8 @@ class Way:
             skew=self.settings.skew,
         )
         both = zip(self._counts(), before, strict=True)
-        grown = [[now - then for now, then in zip(*each, strict=True)] for each in both]
-        hits, misses = (sum(each) for each in zip(*grown, strict=True))
+        grown = [[now - then for now, then in zip(*counts, strict=True)] for counts in both]
+        hits, misses = (sum(counts) for counts in zip(*grown, strict=True))
         return {
             "rows_per_s": load.rows_per_s,
             "p50_ms": quantile(load.latencies_us, 0.5) / 1e3,
@@ -109,8 +109,8 @@ class Way:
 
     def _counts(self) -> list[tuple[float, float]]:
         """Hits and misses of each replica's cache."""
-        seen = [counted(url) for url in self.metrics]
-        return [(each["sidecast_cache_hits_total"], each["sidecast_cache_misses_total"]) for each in seen]
+        replicas = [counted(url) for url in self.metrics]
+        return [(counts["sidecast_cache_hits_total"], counts["sidecast_cache_misses_total"]) for counts in replicas]
 
 
 def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
@@ -122,10 +122,10 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
         variants = []
         for name, more in WAYS.items():
             cluster = stack.enter_context(Cluster(cpus=settings.replicas, environment=environment() | more))
-            own = {"cache_bytes": settings.cache_bytes}
-            bench = Bench(settings.of_cluster, loaded, registry, folder, cluster, settings.seed, own=own)
+            extra = {"cache_bytes": settings.cache_bytes}
+            bench = Bench(settings.of_cluster, loaded, registry, folder, cluster, settings.seed, extra=extra)
             served = bench.deploy(settings.replicas)
-            metrics = [f"http://{each['metrics']}/metrics" for each in cluster.statuses()]
+            metrics = [f"http://{status['metrics']}/metrics" for status in cluster.statuses()]
             way = Way(settings, served, bench.tasks, texts, metrics, settings.seed)
             variants.append(
                 Variant(
@@ -144,14 +144,14 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
     samples = measure(settings, loaded, quiet)
     first, second = WAYS
     names = ("rows_per_s", "p99_ms")
-    found = {f"{name}: {second} / {first}": samples.ratio(name, second, first) for name in names}
+    ratios = {f"{name}: {second} / {first}": samples.ratio(name, second, first) for name in names}
     return Report(
         name="affinity",
         title=f"{settings.replicas} replicas on {loaded.backbone.name}, inputs by Zipf's law, one thread each",
         machine=machine,
         settings={**asdict(settings), "backbone": loaded.backbone.name, "fingerprint": loaded.backbone.fingerprint},
         samples=samples,
-        ratios=found,
+        ratios=ratios,
     )
 
 
@@ -168,11 +168,11 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 @click.option("--quick", is_flag=True, help="See in a minute or two whether it works; the figures mean nothing.")
 @backbone_options
 @options
-def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
+def main(quick: bool, save: bool, as_json: bool, **arguments: Any) -> None:
     """Calls spread by load and by input."""
-    settings = Settings(**{each.name: given[each.name] for each in fields(Settings)})
+    settings = Settings(**{field.name: arguments[field.name] for field in fields(Settings)})
     with plain_errors():
-        outcome = report(settings.quick if quick else settings, load_given(given), quiet=as_json)
+        outcome = report(settings.quick if quick else settings, load_from(arguments), quiet=as_json)
         if save:
             click.echo(f"saved {outcome.save().name}", err=True)
         outcome.show(COLUMNS, as_json)

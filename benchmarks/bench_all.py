@@ -1,10 +1,10 @@
-"""Everything, one script after the other, each in a process of its own; one file of results.
+"""Runs all scripts one after the other, each in a process of its own, and writes one file of results.
 
     python -m benchmarks.bench_all --save      # what `make bench` does
     python -m benchmarks.bench_all --save --only tasks --only peers
 
 `--save` writes benchmarks/results/<date>-<machine>.json. With `--only` the other scripts' results of the same day and
-machine stay in it. A script that fails is told, the others go on, and the exit code is 1.
+machine stay in it. If a script fails, its error is printed, the others still run, and the exit code is 1.
 """
 
 import json
@@ -17,22 +17,22 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import backbone_options, load_given
-from benchmarks.goals import found
+from benchmarks.cli import backbone_options, load_from
+from benchmarks.goals import with_spreads
 from benchmarks.harness import RESULTS, BenchmarkError, plain_errors, write_document
 from benchmarks.machine import ROOT, look
 
 SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "pressure", "shadow", "server")
-"""Those that answer one question of the engine or the server each; the first are the shortest."""
+"""Scripts that measure the engine or the server; the shortest first. doors: calls over gRPC."""
 LIMIT_S = 3600.0
-"""Of one script."""
+"""Longest run of one script."""
 
 
 def run(script: str, words: Sequence[str]) -> dict[str, Any]:
-    """What a script's last line says.
+    """Run a script; return the document of its last line.
 
     Raises:
-        BenchmarkError: it failed; it has said why on standard error.
+        BenchmarkError: it failed; its error is on standard error.
     """
     module = "benchmarks.floors" if script == "floors" else f"benchmarks.bench_{script}"
     command = [sys.executable, "-m", module, "--json", *words]
@@ -41,12 +41,12 @@ def run(script: str, words: Sequence[str]) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise BenchmarkError(f"{script} did not end within {LIMIT_S:.0f} s") from None
     if done.returncode:
-        raise BenchmarkError(f"{script} failed; read what it said above")
+        raise BenchmarkError(f"{script} failed; read its error above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_all(scripts: Sequence[str], common: Sequence[str], quick: bool, full: bool) -> tuple[dict[str, Any], list[str]]:
-    """The reports by script, the floors among them, and the scripts that failed."""
+    """Run the floors and all scripts; return their reports by name, and the names of those that failed."""
     reports: dict[str, Any] = {}
     failed = []
     for script in ("floors", *scripts):
@@ -63,15 +63,15 @@ def run_all(scripts: Sequence[str], common: Sequence[str], quick: bool, full: bo
 
 
 def document_of(reports: dict[str, Any], machine: dict[str, Any], date: str, before: dict[str, Any]) -> dict[str, Any]:
-    """One results file; what was measured now goes before what was there."""
-    kept = {**before.get("reports", {}), **{name: each for name, each in reports.items() if name != "floors"}}
+    """Return the results file: the new reports replace those of the same scripts in `before`."""
+    kept = {**before.get("reports", {}), **{name: report for name, report in reports.items() if name != "floors"}}
     floors = reports.get("floors", before.get("floors", {}))
     return {"name": "all", "date": date, "machine": machine, "floors": floors, "reports": kept}
 
 
-def say(document: dict[str, Any]) -> None:
-    """A line for each goal that was measured."""
-    for heading, goal, spread in found(document):
+def print_goals(document: dict[str, Any]) -> None:
+    """Print a line for each goal that was measured."""
+    for heading, goal, spread in with_spreads(document):
         if spread is not None:
             reached = {True: "reached", False: "NOT REACHED", None: ""}[goal.reached(spread["median"])]
             value = f"{spread['median']:.3f} ({spread['q1']:.3f}-{spread['q3']:.3f})"
@@ -84,29 +84,29 @@ def say(document: dict[str, Any]) -> None:
 @click.option("--quick", is_flag=True, help="See in minutes whether all work; the figures mean nothing.")
 @click.option("--full", is_flag=True, help="Also start a server of 10,000 tasks: many minutes more.")
 @click.option("--save", is_flag=True, help="Also write benchmarks/results/<date>-<machine>.json.")
-def main(only: tuple[str, ...], quick: bool, full: bool, save: bool, **given: Any) -> None:
-    """Run all benchmarks and gather what they say."""
+def main(only: tuple[str, ...], quick: bool, full: bool, save: bool, **arguments: Any) -> None:
+    """Run all benchmarks and collect their reports."""
     with plain_errors():
-        loaded = load_given({**given, "compiles": False})
+        loaded = load_from({**arguments, "compiles": False})
         machine = look(loaded.device, loaded.dtype)
         date = time.strftime("%Y-%m-%d", time.gmtime())
         path = RESULTS / f"{date}-{machine.slug}.json"
         del loaded
-        reports, failed = run_all(only or SCRIPTS, words_of(given), quick, full)
+        reports, failed = run_all(only or SCRIPTS, words_of(arguments), quick, full)
         document = document_of(reports, machine.to_dict(), date, _read(path) if save else {})
         if save:
             write_document(document, path)
             click.echo(f"saved {path.name}", err=True)
-    say(document)
+    print_goals(document)
     click.echo(json.dumps(document))
     click.get_current_context().exit(1 if failed else 0)
 
 
-def words_of(given: Mapping[str, Any]) -> list[str]:
-    """`backbone_options` as they were given."""
-    words = ["--compile" if given["compiles"] else "--no-compile"]
+def words_of(arguments: Mapping[str, Any]) -> list[str]:
+    """Return `backbone_options` as words of a command line."""
+    words = ["--compile" if arguments["compiles"] else "--no-compile"]
     for name in ("backbone", "device", "dtype", "quantize", "threads"):
-        words += [f"--{name}", str(given[name])] if given[name] is not None else []
+        words += [f"--{name}", str(arguments[name])] if arguments[name] is not None else []
     return words
 
 

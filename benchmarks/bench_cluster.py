@@ -1,14 +1,15 @@
-"""What does Ray Serve cost beside a single process, what do more replicas give, and how long do changes take?
+"""What does Ray Serve cost compared with a single process, what do more replicas gain, and how long do changes take?
 
     python -m benchmarks.bench_cluster
 
-One process of `sidecast serve` and the application on a Ray cluster of this machine, with the same tasks and one torch
-thread for each server, take turns: callers in a process of their own that each wait for their answer. First one replica
-beside the process: rows a second at saturation by the rows of a call, the latency of a single caller, and calls that do
-nothing (ServerLive), which is the way alone: HAProxy and Ray's replica against gRPC's server. Then two replicas beside
-two processes that are loaded together, which is what the machine allows. Then starts, and publishes to four replicas.
+A process of `sidecast serve` and the application on a Ray cluster of this machine are measured in turns, with the same
+tasks and one torch thread for each server. Callers in a process of their own wait for each answer. First, one replica
+and one process: rows a second at saturation by the rows of a call, the latency of a single caller, and calls that do
+nothing (ServerLive), which measure the transport: HAProxy and Ray's replica against gRPC's server. Then two replicas
+against two processes under load at the same time: the most that the machine allows. Then starts, and publishes to four
+replicas.
 
-With fewer cores than servers, HAProxy and callers need, the ratios are of a full machine: read them beside `cores`.
+If servers, HAProxy and callers need more cores than there are, the ratios are those of a full machine: see `cores`.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ import click
 import grpc.aio
 
 from benchmarks.bench_server import server_figures
-from benchmarks.cli import backbone_options, load_given
+from benchmarks.cli import backbone_options, load_from
 from benchmarks.cold_start import measure_start
 from benchmarks.harness import (
     BenchmarkError,
@@ -78,38 +79,38 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is measured, and how long."""
+    """Sizes of the run."""
 
     tasks: int
     heads: str
     callers: tuple[int, ...]
-    """That ask for a row at a time; the most of them saturate a replica."""
+    """Numbers of callers with one row in a call; the largest saturates a replica."""
     batched: tuple[int, ...]
-    """Rows of a call."""
+    """Numbers of rows in a call."""
     batched_callers: int
     publishes: int
-    """Of a round."""
+    """Publishes in a round."""
     seconds: float
     rounds: int
     seed: int
 
     @property
     def quick(self) -> "Settings":
-        """Enough to see that it works, for figures that mean nothing."""
+        """Small sizes for a test run; its figures mean nothing."""
         return replace(
             self, tasks=2, callers=(1, 4), batched=(4,), batched_callers=2, publishes=2, seconds=0.5, rounds=1
         )
 
     @property
     def levels(self) -> dict[str, tuple[int, int]]:
-        """Callers, and rows of a call, by name."""
+        """(callers, rows of a call) by name."""
         single = {f"{callers} callers": (callers, 1) for callers in self.callers}
         return single | {f"{self.batched_callers}x{rows} rows": (self.batched_callers, rows) for rows in self.batched}
 
 
 @dataclass(slots=True)
 class Bench:
-    """The registry, what serves it, and texts that were never asked."""
+    """A registry and the cluster that serves it."""
 
     settings: Settings
     loaded: Loaded
@@ -118,13 +119,13 @@ class Bench:
     cluster: Cluster
     seed: int
     published: int = 0
-    own: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the servers besides."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More settings of the servers."""
 
     @property
     def serving(self) -> dict[str, Any]:
         """Settings of the server."""
-        return {"registry": self.folder / "registry", **self.loaded.settings(threads=1), **self.own}
+        return {"registry": self.folder / "registry", **self.loaded.settings(threads=1), **self.extra}
 
     @property
     def tasks(self) -> list[str]:
@@ -132,7 +133,7 @@ class Bench:
         return sorted(self.registry.state().tasks)
 
     def deploy(self, replicas: int) -> Served:
-        """So many of them; the counts are those of one, which is like the others."""
+        """Deploy `replicas` replicas; the metrics are those of one of them."""
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in self.serving.items()}
         started = time.perf_counter()
         self.cluster.apply(settings, replicas=replicas)
@@ -146,11 +147,11 @@ class Bench:
         )
 
     def until_they_serve(self, replicas: int) -> list[dict[str, Any]]:
-        """What each says of itself then."""
+        """Wait until all replicas serve; return their statuses."""
         deadline = time.monotonic() + STARTED_S
         while time.monotonic() < deadline:
             app = self.cluster.application()
-            states = [each["state"] for each in self.cluster.replicas()]
+            states = [replica["state"] for replica in self.cluster.replicas()]
             if app.get("status") == "DEPLOY_FAILED":
                 raise BenchmarkError(f"the application did not start: {app.get('message')}")
             if app.get("status") == "RUNNING" and states == ["RUNNING"] * replicas:
@@ -161,13 +162,13 @@ class Bench:
         raise BenchmarkError(f"{replicas} replicas did not start within {STARTED_S:.0f} s")
 
     def load(self, served: Served, callers: int, rows: int, seconds: float) -> Figures:
-        """One measurement of callers, as they saw it and as the server counted."""
+        """Measure one server under load; return the callers' figures and the server's."""
         self.seed += 1
         seen = measure_load(served, self.tasks, concurrency=callers, seconds=seconds, seed=self.seed, rows=rows)
         return server_figures(seen)
 
     def load_both(self, pair: Sequence[Served], callers: int, rows: int, seconds: float) -> Figures:
-        """Two servers at once, each with half of the callers."""
+        """Measure two servers at once, with half of the callers each."""
         half = max(callers // 2, 1)
         with ThreadPoolExecutor(2) as pool:
             one, other = pool.map(lambda served: self.load(served, half, rows, seconds), pair)
@@ -193,7 +194,7 @@ class Bench:
 
 
 def measure_nothing(address: str, callers: int, seconds: float) -> Figures:
-    """Calls of ServerLive, from this process, by callers that share a connection."""
+    """Measure calls of ServerLive, from this process, by callers that share a connection."""
     return asyncio.run(_call_nothing(address, callers, seconds))
 
 
@@ -218,14 +219,14 @@ async def _call_nothing(address: str, callers: int, seconds: float) -> Figures:
     }
 
 
-def beside_a_process(bench: Bench, quiet: bool) -> Samples:
-    """One replica and one process: rows, and calls that do nothing."""
+def compare_with_one_process(bench: Bench, quiet: bool) -> Samples:
+    """Measure one replica and one process: rows, and calls that do nothing."""
     with serve(**bench.serving) as process:
         replica, levels = bench.deploy(1), list(bench.settings.levels)
         variants = [
-            each
+            variant
             for name, served in ((PROCESS, process), (ONE, replica))
-            for each in (
+            for variant in (
                 *bench.variants(name, partial(bench.load, served), levels),
                 *(
                     Variant(
@@ -239,8 +240,8 @@ def beside_a_process(bench: Bench, quiet: bool) -> Samples:
         return bench.turns(variants, quiet)
 
 
-def beside_two_processes(bench: Bench, quiet: bool) -> Samples:
-    """Two replicas and two processes."""
+def compare_with_two_processes(bench: Bench, quiet: bool) -> Samples:
+    """Measure two replicas and two processes."""
     with serve(**bench.serving) as one, serve(**bench.serving) as other:
         replicas, levels = bench.deploy(2), list(bench.settings.levels)
         variants = bench.variants(PROCESSES, partial(bench.load_both, (one, other)), levels)
@@ -248,22 +249,22 @@ def beside_two_processes(bench: Bench, quiet: bool) -> Samples:
 
 
 def starts(bench: Bench) -> list[dict[str, Figures]]:
-    """By round: a process's stages, and a replica in the place of one that was killed."""
+    """Measure, in each round, the stages of a process's start, and the replacement of a killed replica."""
     rounds = []
     bench.deploy(1)
     for _ in range(bench.settings.rounds):
         stages = measure_start(bench.loaded.folder, str(bench.folder / "registry"))
-        found = {f"start, {stage}": figures for stage, figures in stages.items()}
-        found["start, replica, to an answer"] = {"s": _replace_replica(bench)}
+        figures_by_name = {f"start, {stage}": figures for stage, figures in stages.items()}
+        figures_by_name["start, replica, to an answer"] = {"s": _replace_replica(bench)}
         [status] = bench.until_they_serve(1)
-        found["start, replica, of it its own"] = {"s": float(status["start_s"])}
-        rounds.append(found)
+        figures_by_name["start, replica, of it its own"] = {"s": float(status["start_s"])}
+        rounds.append(figures_by_name)
     return rounds
 
 
 def _replace_replica(bench: Bench) -> float:
-    """Kill the only one; seconds until another answers."""
-    [pid] = [each["pid"] for each in bench.cluster.replicas() if each["state"] == "RUNNING"]
+    """Kill the only replica; return the seconds until another one answers."""
+    [pid] = [replica["pid"] for replica in bench.cluster.replicas() if replica["state"] == "RUNNING"]
     os.kill(pid, signal.SIGKILL)
     killed = time.perf_counter()
     with Client(bench.cluster.address, retry=False) as client:
@@ -278,14 +279,14 @@ def _replace_replica(bench: Bench) -> float:
 
 
 def publishes(bench: Bench) -> list[dict[str, Figures]]:
-    """By round: from a commit to all four replicas' word, and for how long callers got both versions."""
+    """Measure, per round, the time until all four replicas serve a commit, and how long callers get both versions."""
     bench.deploy(4)
     task = bench.tasks[0]
     rounds = []
     for _ in range(bench.settings.rounds):
         with Client(bench.cluster.address) as client, _watching(bench, task) as answers:
             seen = [_publish(bench, client, task, answers) for _ in range(bench.settings.publishes)]
-        rounds.append({name: _slowest([each[name] for each in seen]) for name in seen[0]})
+        rounds.append({name: _figures([times[name] for times in seen]) for name in seen[0]})
     return rounds
 
 
@@ -301,14 +302,14 @@ def _publish(bench: Bench, client: Client, task: str, answers: list[tuple[float,
     if not waited.served or len(waited.servers) < 4:
         raise BenchmarkError(f"not all of 4 replicas served generation {done.generation}: {waited}")
     time.sleep(0.3)
-    since = [each for each in list(answers) if each[0] > committed]
+    since = [answer for answer in list(answers) if answer[0] > committed]
     new = [moment for moment, version in since if version == done.version]
     old = [moment for moment, version in since if version < done.version]
     both = max(old, default=committed) - min(new, default=committed)
     return {"publish, all of 4 replicas": acknowledged, "publish, callers get both": max(both, 0.0)}
 
 
-def _slowest(seconds: list[float]) -> Figures:
+def _figures(seconds: list[float]) -> Figures:
     return {
         "s": quantile(seconds, 0.5),
         "p50_ms": 1e3 * quantile(seconds, 0.5),
@@ -319,17 +320,17 @@ def _slowest(seconds: list[float]) -> Figures:
 
 @contextmanager
 def _watching(bench: Bench, task: str, callers: int = 4) -> Iterator[list[tuple[float, int]]]:
-    """Callers without a break; the moment that each call began, and the version that answered."""
+    """Run callers without a pause; yields (start of a call, version that answered), which grows."""
     answers: list[tuple[float, int]] = []
     over = threading.Event()
 
-    def call(place: int) -> None:
+    def call(number: int) -> None:
         with Client(bench.cluster.address) as client:
             while not over.is_set():
                 began = time.monotonic()
-                answers.append((began, client.predict(task, [f"{place} {began}"]).version))
+                answers.append((began, client.predict(task, [f"{number} {began}"]).version))
 
-    threads = [threading.Thread(target=call, args=(place,), daemon=True) for place in range(callers)]
+    threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(callers)]
     for thread in threads:
         thread.start()
     try:
@@ -347,29 +348,33 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool = False) -> Samples:
         registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
         cluster = stack.enter_context(Cluster(cpus=8, environment=environment()))
         bench = Bench(settings, loaded, registry, folder, cluster, settings.seed)
-        parts = [beside_a_process(bench, quiet).rounds, beside_two_processes(bench, quiet).rounds]
+        parts = [compare_with_one_process(bench, quiet).rounds, compare_with_two_processes(bench, quiet).rounds]
         parts += [starts(bench), publishes(bench)]
-    return Samples([{name: each for part in of for name, each in part.items()} for of in zip(*parts, strict=True)])
+    return Samples(
+        [{name: figures for part in turn for name, figures in part.items()} for turn in zip(*parts, strict=True)]
+    )
 
 
 def ratios(settings: Settings, samples: Samples) -> dict[str, Spread]:
-    """Of rows a second, except where the name says otherwise."""
-    found = {}
+    """Return ratios of rows a second, unless the name says otherwise."""
+    spreads = {}
     for level in settings.levels:
-        found[f"{ONE} / {PROCESS}, {level}"] = samples.ratio("rows_per_s", f"{ONE}, {level}", f"{PROCESS}, {level}")
-        found[f"{TWO} / {PROCESSES}, {level}"] = samples.ratio("rows_per_s", f"{TWO}, {level}", f"{PROCESSES}, {level}")
-        found[f"{TWO} / {ONE}, {level}"] = samples.ratio("rows_per_s", f"{TWO}, {level}", f"{ONE}, {level}")
-        found[f"{PROCESSES} / {PROCESS}, {level}"] = samples.ratio(
+        spreads[f"{ONE} / {PROCESS}, {level}"] = samples.ratio("rows_per_s", f"{ONE}, {level}", f"{PROCESS}, {level}")
+        spreads[f"{TWO} / {PROCESSES}, {level}"] = samples.ratio(
+            "rows_per_s", f"{TWO}, {level}", f"{PROCESSES}, {level}"
+        )
+        spreads[f"{TWO} / {ONE}, {level}"] = samples.ratio("rows_per_s", f"{TWO}, {level}", f"{ONE}, {level}")
+        spreads[f"{PROCESSES} / {PROCESS}, {level}"] = samples.ratio(
             "rows_per_s", f"{PROCESSES}, {level}", f"{PROCESS}, {level}"
         )
     for callers in CALLERS_OF_NOTHING:
         level = f"nothing, {callers} callers"
-        found[f"{ONE} / {PROCESS}, {level}: calls/s"] = samples.ratio(
+        spreads[f"{ONE} / {PROCESS}, {level}: calls/s"] = samples.ratio(
             "calls_per_s", f"{ONE}, {level}", f"{PROCESS}, {level}"
         )
     few = f"{min(settings.callers)} callers"
-    found[f"{ONE} / {PROCESS}, {few}: p50"] = samples.ratio("p50_ms", f"{ONE}, {few}", f"{PROCESS}, {few}")
-    return found
+    spreads[f"{ONE} / {PROCESS}, {few}: p50"] = samples.ratio("p50_ms", f"{ONE}, {few}", f"{PROCESS}, {few}")
+    return spreads
 
 
 def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
@@ -398,11 +403,11 @@ def report(settings: Settings, loaded: Loaded, quiet: bool = False) -> Report:
 @click.option("--quick", is_flag=True, help="See in a minute or two whether it works; the figures mean nothing.")
 @backbone_options
 @options
-def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
-    """Throughput, latency, starts and publishes on Ray Serve, single processes beside them."""
-    settings = Settings(**{each.name: given[each.name] for each in fields(Settings)})
+def main(quick: bool, save: bool, as_json: bool, **arguments: Any) -> None:
+    """Compare throughput, latency, starts and publishes on Ray Serve with single processes."""
+    settings = Settings(**{setting.name: arguments[setting.name] for setting in fields(Settings)})
     with plain_errors():
-        outcome = report(settings.quick if quick else settings, load_given(given), quiet=as_json)
+        outcome = report(settings.quick if quick else settings, load_from(arguments), quiet=as_json)
         if save:
             click.echo(f"saved {outcome.save().name}", err=True)
         outcome.show(COLUMNS, as_json)

@@ -1,12 +1,11 @@
-"""Which settings make the best side networks? Settings of one question beside each other, on the same rows and seeds.
+"""Which settings train the best side networks? Compares the settings of a question on the same rows and seeds.
 
     python -m benchmarks.bench_defaults --backbone B --data DIR --question gate --question init
 
-`DIR/<task>/train.jsonl` holds the labelled rows of built-in tasks. Of each task's rows, in an order that is always the
-same, the first ones are trained on and the next ones scored. Every setting is trained by `sidecast train`'s own code,
-for every task and seed; what counts is the difference to the question's first setting on the same task and seed. The
-backbone runs once for all of a task's settings: it says the same every time. A question's first setting is the base of
-all, trained once. Scores, not speed, so nothing is timed.
+`DIR/<task>/train.jsonl` has the labelled rows of built-in tasks. The rows of a task are shuffled with a fixed seed; the
+first ones are for training and the next ones for scoring. The code of `sidecast train` trains every setting for every
+task and seed. The result is the difference to the base setting on the same task and seed; the base is trained once for
+all questions. The backbone runs once for all settings of a task: its activations do not change. Nothing is timed.
 """
 
 import json
@@ -63,7 +62,7 @@ QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is trained."""
+    """What to train."""
 
     tasks: tuple[str, ...]
     settings: Mapping[str, Setting]
@@ -75,7 +74,7 @@ class Plan:
 
 
 class Remembering:
-    """Makes a backbone keep the encoder activations of every batch that it has seen, until `forget`."""
+    """Replaces a backbone's `encode`: it keeps the activations of every batch until `forget`."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._encode: Callable[..., Taps] = backbone.encode
@@ -100,7 +99,7 @@ class Remembering:
 def run(
     plan: Plan, backbone: Backbone, tokenizer: Tokenizer, data: Path, done: Callable[[dict[str, Any]], None]
 ) -> Iterator[dict[str, Any]]:
-    """Train and score everything; `done` is told each score as it comes."""
+    """Train and score every setting; call `done` with each score, and yield it."""
     memory = Remembering(backbone)
     for task in plan.tasks:
         with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as folder:
@@ -112,7 +111,7 @@ def run(
                     done(line)
                     yield line
                 if "template" in setting:
-                    memory.forget()  # the next template's inputs are others
+                    memory.forget()  # the next template makes other inputs
         memory.forget()
 
 
@@ -128,7 +127,7 @@ def split(source: Path, folder: Path, plan: Plan) -> None:
 
 
 def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> float:
-    """The headline score, times 100."""
+    """Train one setting; return its headline score, times 100."""
     spec = load_task(task)
     template = setting.pop("template", None)
     if template is not None:
@@ -149,7 +148,7 @@ def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer:
 
 
 def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each setting: its mean on each task, over all tasks, and the mean difference to the first with its error."""
+    """Return, for each setting, its mean by task and over all tasks, and the mean difference to the first."""
     score = {(line["task"], line["seed"], line["setting"]): line["score"] for line in lines}
     rows = []
     for name in settings:
@@ -187,7 +186,7 @@ def _read_base(ctx: click.Context, param: click.Parameter, value: Sequence[str])
         read = {name: json.loads(text) for name, text in pairs}
     except ValueError:
         raise click.BadParameter("give NAME=JSON, such as learning_rate=3e-3") from None
-    return {name: tuple(each) if isinstance(each, list) else each for name, each in read.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
 
 
 def _read_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -224,9 +223,9 @@ def main(
     threads: int,
     output: Path | None,
 ) -> None:
-    """Compare settings of training, one difference at a time."""
+    """Compare training settings that differ in one field."""
     torch.set_num_threads(threads)
-    settings = {BASE: {}} | {name: each for question in questions for name, each in QUESTIONS[question].items()}
+    settings = {BASE: {}} | {name: setting for question in questions for name, setting in QUESTIONS[question].items()}
     plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, scored=scored, base=base)
     with plain_errors(), progress_bar() as bars:
         bar = bars.add_task("training", total=len(tasks) * len(seeds) * len(settings), note="")
@@ -249,7 +248,7 @@ def main(
         "rows": rows,
         "scored": scored,
         "seeds": list(seeds),
-        "base": {name: list(each) if isinstance(each, tuple) else each for name, each in base.items()},
+        "base": {name: list(value) if isinstance(value, tuple) else value for name, value in base.items()},
         "settings": table,
     }
     click.echo(json.dumps(document))

@@ -1,12 +1,11 @@
-"""What does a caller wait for over gRPC: many tasks on one input, an input that is known, the first token of a text?
+"""Measures the gRPC services: many tasks on one input, an input whose activations are cached, streams of texts.
 
     python -m benchmarks.bench_doors
 
-A real `sidecast serve` in a process of its own, with its defaults; this process asks and does nothing else. One call at
-a time: PredictTasks of 16 tasks on one text and of one, and Predict of one task on a text that another was just asked
-about, beside a new one, of about 32 tokens. Then streams, as many at a time as --streams says, each of another length:
-seconds from the call to the first piece of its text, and all of the server's tokens a second. Texts never come twice,
-unless a variant says "kept".
+A real `sidecast serve` in a process of its own, with its defaults; this process is the caller. One call at a time:
+PredictTasks of 16 tasks and of one task on a new text; Predict of one task on a new text, and on a text that another
+task has just answered ("kept"). A text has about 32 tokens. Then 4 and 16 streams at a time, of different lengths:
+the time from the call to the first piece, and tokens a second of all streams. No text is sent twice, except for "kept".
 """
 
 import asyncio
@@ -28,11 +27,11 @@ from serving.client import AsyncClient, Client, SidecastError
 from sidecast.loadtest.loops import closed_loop
 from sidecast.loadtest.sentences import SENTENCES
 
-TASKS, SPEAKING = 16, 8
-"""Tasks that classify, and tasks that make texts."""
+TASKS, TEXT_TASKS = 16, 8
+"""Number of classification tasks of each kind of head, and of text tasks."""
 STREAMS = (4, 16)
 LENGTHS = tuple(range(8, 57, 3))
-"""Tokens of the streamed texts, one after the other."""
+"""Lengths of the streamed texts in tokens, in turn."""
 WORDS = (
     "the film that my daughter and I saw on Sunday was neither good nor bad, and far too long for what it has to say"
 )
@@ -45,7 +44,7 @@ COLUMNS = (
 
 
 class Calls:
-    """One call at a time, of classifying tasks with heads of one kind."""
+    """Variants with one call at a time, for classification tasks with one kind of head."""
 
     def __init__(self, head: str, names: list[str], client: Client, how: How, numbers: Iterator[int]) -> None:
         self.head, self.names, self._client, self._how, self._numbers = head, names, client, how, numbers
@@ -63,7 +62,7 @@ class Calls:
                 unit="answers",
             ),
             timed(f"{self.head} Predict, new", self._one, self._text, 1, unit="answers"),
-            timed(f"{self.head} Predict, kept", self._one, self._known, 1, unit="answers"),
+            timed(f"{self.head} Predict, kept", self._one, self._kept_text, 1, unit="answers"),
         ]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
@@ -79,8 +78,8 @@ class Calls:
     def _text(self) -> str:
         return f"{next(self._numbers)} {WORDS}"
 
-    def _known(self) -> str:
-        """One that another task was just asked about."""
+    def _kept_text(self) -> str:
+        """Return a text that another task has just answered."""
         text = self._text()
         self._client.predict(self.names[0], [text])
         return text
@@ -95,15 +94,15 @@ class Calls:
 
 
 @dataclass(slots=True)
-class Heard:
-    """What the callers of streams saw."""
+class StreamFigures:
+    """What the callers of streams measured."""
 
     first_s: list[float] = field(default_factory=list)
     tokens: int = 0
 
 
 class Streams:
-    """Streams of text tasks, some at a time: callers that each start the next where one ends."""
+    """Variants with several streams of text tasks at a time: a caller starts the next when one ends."""
 
     def __init__(self, served: Served, names: list[str], how: How, numbers: Iterator[int]) -> None:
         self._served, self._names, self._how, self._numbers = served, names, how, numbers
@@ -112,32 +111,32 @@ class Streams:
         """Return what is measured."""
         levels = STREAMS[: self._how.size(len(STREAMS), 1)]
         return [
-            Variant(name=f"{callers} streams", measure=lambda callers=callers: asyncio.run(self._listen(callers)))
+            Variant(name=f"{callers} streams", measure=lambda callers=callers: asyncio.run(self._run_streams(callers)))
             for callers in levels
         ]
 
-    async def _listen(self, callers: int) -> Figures:
-        """So many callers; each ends its last stream after the time is up, and at least one."""
-        heard, seconds = Heard(), max(self._how.seconds * 8, 0.1)
+    async def _run_streams(self, callers: int) -> Figures:
+        """Run `callers` callers until the time is up; every caller completes its last stream."""
+        figures, seconds = StreamFigures(), max(self._how.seconds * 8, 0.1)
         async with AsyncClient(self._served.address, retry=False) as client:
             if not await client.ready(10.0):
                 raise BenchmarkError("the server does not answer any more")
             started = time.perf_counter()
 
             async def stream(began: float) -> bool:
-                await self._stream(client, heard, began)
+                await self._stream(client, figures, began)
                 return True
 
             await closed_loop(stream, callers, time.perf_counter, lambda: time.perf_counter() < started + seconds)
             spent = time.perf_counter() - started
-        first = [1e3 * each for each in heard.first_s]
+        first = [1e3 * seconds for seconds in figures.first_s]
         return {
             "first_p50_ms": quantile(first, 0.5),
             "first_p99_ms": quantile(first, 0.99),
-            "tokens_per_s": heard.tokens / spent,
+            "tokens_per_s": figures.tokens / spent,
         }
 
-    async def _stream(self, client: AsyncClient, heard: Heard, began: float) -> None:
+    async def _stream(self, client: AsyncClient, figures: StreamFigures, began: float) -> None:
         number = next(self._numbers)
         task, text = self._names[number % len(self._names)], f"{number} {SENTENCES[number % len(SENTENCES)]}"
         length = LENGTHS[number % len(LENGTHS)]
@@ -145,15 +144,15 @@ class Streams:
         stream = client.stream(task, text, generation={"min_new_tokens": length, "max_new_tokens": length})
         async for piece in stream:
             first = first or time.perf_counter() - began
-            heard.tokens += len(piece.tokens)
-        heard.first_s.append(first or time.perf_counter() - began)
+            figures.tokens += len(piece.tokens)
+        figures.first_s.append(first or time.perf_counter() - began)
 
 
 def publish(folder: Path, loaded: Loaded, how: How) -> dict[str, list[str]]:
-    """The names of tasks by their head, all in one registry."""
+    """Publish all tasks in one registry; return their names by head."""
     pair: list[Head] = ["text", "linear"]
-    speaking: list[Head] = ["generate"]
-    heads = pair * how.size(TASKS, 3) + speaking * how.size(SPEAKING, 2)
+    text_heads: list[Head] = ["generate"]
+    heads = pair * how.size(TASKS, 3) + text_heads * how.size(TEXT_TASKS, 2)
     registry = publish_tasks(folder, loaded, len(heads), heads, how.seed)
     names: dict[str, list[str]] = {}
     for name, head in zip(sorted(registry.state().tasks), heads, strict=True):
@@ -172,17 +171,17 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
         ):
             calls = [Calls(head, names[head], client, how, numbers) for head in ("text", "linear")]
             streams = Streams(served, names["generate"], how, numbers)
-            variants = [variant for each in calls for variant in each.variants()]
+            variants = [variant for call in calls for variant in call.variants()]
             samples = how.turns([*variants, *streams.variants()])
     settings = {"tasks": len(names["text"]), "speaking_tasks": len(names["generate"]), "rungs": "all"}
-    return samples, {name: spread for each in calls for name, spread in each.ratios(samples).items()}, settings
+    return samples, {name: spread for call in calls for name, spread in call.ratios(samples).items()}, settings
 
 
 @click.command()
 @measuring(rounds=5, seconds=0.6)
-def main(**given: Any) -> None:
+def main(**arguments: Any) -> None:
     """What callers wait for over gRPC: many tasks on one input, a known input, a first token."""
-    answer(ask, name="doors", title="Calls over gRPC, and streams", columns=COLUMNS, given=given)
+    answer(ask, name="doors", title="Calls over gRPC, and streams", columns=COLUMNS, arguments=arguments)
 
 
 if __name__ == "__main__":

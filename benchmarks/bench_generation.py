@@ -1,14 +1,14 @@
-"""How many tokens a second when texts of many tasks and lengths are made at a time, here and elsewhere?
+"""How many tokens a second do the engine and its peers generate, for texts of several tasks and lengths?
 
     python -m benchmarks.bench_generation
 
-16 rows of 8 tasks, two each, whose texts are of unequal lengths: from 4 to 49 tokens, the end never said before, alike
-everywhere. Only tokens that were asked for count. Ours make a text for every row with its task's side network, r 8, all
-rungs: a wave of 16 rows from an idle engine until the last has ended, and a stream that keeps 16 rows in flight, a new
-one joining wherever one ends. The peers make them with the bare backbone, as a server of one merged model a task would:
-Hugging Face's `generate` and CTranslate2's greedy search, a batch a task one after the other; and, what no server of
-many tasks can do with them, all 16 rows as one batch. A CTranslate2 row leaves its batch at its own length; beside its
-int8 stand ours with the backbone quantised too (w8a8), on a CPU.
+16 rows of 8 tasks, two of each, whose texts have different lengths: from 4 to 49 tokens, with the end token suppressed
+before, the same for all. Only requested tokens count. The engine generates with the side network of a row's task, r 8,
+all rungs. Wave: 16 rows start together on an idle engine, until the last has ended. Stream: 16 rows are always in
+flight, a new one starts when one ends. The peers generate with the bare backbone, as a server with one merged model for
+each task would: Hugging Face's `generate` and CTranslate2's greedy search, one batch for each task in turn; and all 16
+rows as one batch, which they could not do for different tasks. A row of CTranslate2 leaves its batch at its length. On
+a CPU, the engine with a quantised backbone (w8a8) is compared with CTranslate2's int8.
 """
 
 import random
@@ -36,16 +36,16 @@ from serving.engine import EngineRow, Event, Piece
 
 TASKS, ROWS = 8, 16
 SHORTEST, STEP = 4, 3
-"""Tokens of the shortest text, and how many more the next longer one has."""
+"""Tokens of the shortest text, and the step to the next longer one."""
 WAVES = 3
-"""Waves' worth of rows in a stream."""
+"""Rows of a stream, in waves."""
 PEERS = ("huggingface", "ctranslate2")
 COLUMNS = (Column(figure="tokens_per_s", heading="tokens/s"), Column(figure="ms", heading="ms a call", digits=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A row: of a task, so many source tokens, so many new ones."""
+    """One row: its task, its source tokens, and how many tokens to generate."""
 
     task: int
     ids: tuple[int, ...]
@@ -53,7 +53,7 @@ class Wanted:
 
 
 class Wave:
-    """16 rows for 8 tasks, made anew each time: lengths stay, tokens do not."""
+    """16 rows for 8 tasks: always the same lengths, each time new tokens."""
 
     def __init__(self, loaded: Loaded, how: How) -> None:
         self.tasks, self.rows = how.size(TASKS, 2), how.size(ROWS, 4)
@@ -63,11 +63,11 @@ class Wave:
 
     @property
     def tokens(self) -> int:
-        """That all its texts have together."""
+        """Number of tokens of all texts."""
         return sum(self._lengths)
 
     def draw(self) -> list[Wanted]:
-        """Source texts of 12 tokens and more, each of another length."""
+        """Draw rows with sources of different lengths, 12 tokens or more."""
         return [
             Wanted(row % self.tasks, self._inputs.row(12 + 2 * row), length) for row, length in enumerate(self._lengths)
         ]
@@ -78,7 +78,7 @@ class Wave:
 
 
 class Ours:
-    """The engine, turn by turn."""
+    """The engine, step by step."""
 
     def __init__(self, name: str, loaded: Loaded, how: How, wave: Wave) -> None:
         self.name, self.how, self.wave, self.device = name, how, wave, loaded.device
@@ -105,32 +105,32 @@ class Ours:
         return EngineRow(wanted.ids, resident, replace(how, max_new_tokens=wanted.tokens, generation=exactly))
 
     def _run(self, rows: Sequence[EngineRow]) -> None:
-        """As many in flight as a wave has rows, until all have ended."""
+        """Answer all rows; as many are in flight as a wave has."""
         waiting, ended = deque(rows), dict[EngineRow, Event]()
 
         def keep(events: Sequence[tuple[EngineRow, Event]]) -> None:
             ended.update({row: event for row, event in events if not isinstance(event, Piece)})
 
-        asked = 0
+        started = 0
         while len(ended) < len(rows):
-            joining = [waiting.popleft() for _ in range(min(len(waiting), self.wave.rows - (asked - len(ended))))]
-            asked += len(joining)
+            joining = [waiting.popleft() for _ in range(min(len(waiting), self.wave.rows - (started - len(ended))))]
+            started += len(joining)
             self.engine.step(joining, (), keep)
         for row, outcome in ended.items():
             check(row, outcome)
 
 
 def check(row: EngineRow, outcome: object) -> None:
-    """Raise BenchmarkError unless its text is as long as was asked."""
+    """Raise BenchmarkError unless the text has the requested length."""
     if isinstance(outcome, Exception):
         raise BenchmarkError(f"the engine failed a row: {outcome}")
     assert isinstance(row.how, Generate)
     if not isinstance(outcome, TextAnswer) or len(outcome.tokens) != row.how.max_new_tokens:
-        raise BenchmarkError("a text has another length than was asked")
+        raise BenchmarkError("a text has another length than requested")
 
 
 class HuggingFace:
-    """`generate` on the bare backbone. A batch goes on until its longest text is done."""
+    """`generate` on the bare backbone. A batch runs until its longest text ends."""
 
     def __init__(self, loaded: Loaded, how: How, wave: Wave) -> None:
         self.how, self.wave, self.loaded, self.model = how, wave, loaded, hugging_face(loaded)
@@ -140,19 +140,19 @@ class HuggingFace:
         wave, device = self.wave, self.loaded.device
         timed = partial(self.how.timed, prepare=wave.draw, count=wave.tokens, device=device, unit="tokens", lead_s=0.0)
         return [
-            timed("Hugging Face, batch a task", lambda rows: [self._generate(each) for each in wave.by_task(rows)]),
+            timed("Hugging Face, batch a task", lambda rows: [self._generate(batch) for batch in wave.by_task(rows)]),
             timed("Hugging Face, one batch", self._generate),
         ]
 
     @torch.inference_mode()
     def _generate(self, rows: Sequence[Wanted]) -> None:
         longest = max(row.tokens for row in rows)
-        given = pad([row.ids for row in rows], self.loaded.backbone.device)
-        said = self.model.generate(
-            **given, do_sample=False, num_beams=1, max_new_tokens=longest, min_new_tokens=longest
+        inputs = pad([row.ids for row in rows], self.loaded.backbone.device)
+        generated = self.model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=longest, min_new_tokens=longest
         )
-        if said.shape[1] != longest + 1:  # the start token
-            raise BenchmarkError(f"Hugging Face made {said.shape[1] - 1} tokens of {longest}")
+        if generated.shape[1] != longest + 1:  # the start token
+            raise BenchmarkError(f"Hugging Face made {generated.shape[1] - 1} tokens of {longest}")
 
 
 class CTranslate2:
@@ -167,10 +167,10 @@ class CTranslate2:
     @property
     def names(self) -> list[str]:
         """Names of the variants."""
-        return [f"CTranslate2 {self.kind}, {each}" for each in ("batch a task", "one batch", "one batch, whole")]
+        return [f"CTranslate2 {self.kind}, {mode}" for mode in ("batch a task", "one batch", "one batch, whole")]
 
     def variants(self) -> list[Variant]:
-        """The last lets no row leave early, and so has no Python called for each token."""
+        """Return what is measured. In the last, no row leaves early, so no Python runs for each token."""
         wave, (apart, leaving, whole) = self.wave, self.names
         timed = partial(
             self.how.timed,
@@ -192,8 +192,8 @@ class CTranslate2:
 
     def _apart(self, drawn: tuple[list[Wanted], list[list[str]]]) -> None:
         for rows in self.wave.by_task(drawn[0]):
-            places = [drawn[0].index(row) for row in rows]
-            self._texts((rows, [drawn[1][place] for place in places]))
+            indices = [drawn[0].index(row) for row in rows]
+            self._texts((rows, [drawn[1][index] for index in indices]))
 
     def _texts(self, drawn: tuple[list[Wanted], list[list[str]]]) -> None:
         rows, words = drawn
@@ -207,30 +207,32 @@ def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples
     """Measure; return samples, ratios and settings."""
     wave = Wave(loaded, how)
     settings: dict[str, Any] = {"tasks": wave.tasks, "rows": wave.rows, "new_tokens": wave.tokens}
-    beside: list[Ours | HuggingFace | CTranslate2] = [
-        Ours(name, each, how, wave) for name, each in kinds_of(loaded).items()
+    systems: list[Ours | HuggingFace | CTranslate2] = [
+        Ours(name, kind, how, wave) for name, kind in kinds_of(loaded).items()
     ]
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         if "huggingface" in peers:
-            beside.append(HuggingFace(loaded, how, wave))
+            systems.append(HuggingFace(loaded, how, wave))
         if "ctranslate2" in peers:
             theirs = CTranslate2(loaded, how, wave, Path(folder))
-            beside.append(theirs)
+            systems.append(theirs)
             settings["first_words_as_ours"] = {theirs.kind: theirs.agreement}
-        samples = how.turns([variant for each in beside for variant in each.variants()])
+        samples = how.turns([variant for system in systems for variant in system.variants()])
     return samples, ratios(samples), settings | {"reduction": 8, "rungs": "all"}
 
 
 def ratios(samples: Samples) -> dict[str, Spread]:
-    """Ours over each of the peers' ways, and over the fastest of CTranslate2's in each round."""
-    mine = [name for name in samples.variants if name.startswith("engine")]
-    theirs = [name for name in samples.variants if name not in mine]
-    found = {f"{our} / {their}": samples.ratio("tokens_per_s", our, their) for our in mine for their in theirs}
-    for our in mine:
-        beside = [spread.values for name, spread in found.items() if name.startswith(f"{our} / CTranslate2")]
-        if beside:
-            found[f"{our} / CTranslate2 at its best"] = Spread(tuple(map(min, zip(*beside, strict=True))))
-    return found
+    """Return the engine's tokens a second over those of every peer's modes, and over CTranslate2's best in a round."""
+    ours = [name for name in samples.variants if name.startswith("engine")]
+    theirs = [name for name in samples.variants if name not in ours]
+    spreads = {f"{our} / {their}": samples.ratio("tokens_per_s", our, their) for our in ours for their in theirs}
+    for our in ours:
+        with_ctranslate2 = [
+            spread.values for name, spread in spreads.items() if name.startswith(f"{our} / CTranslate2")
+        ]
+        if with_ctranslate2:
+            spreads[f"{our} / CTranslate2 at its best"] = Spread(tuple(map(min, zip(*with_ctranslate2, strict=True))))
+    return spreads
 
 
 @click.command()
@@ -238,14 +240,14 @@ def ratios(samples: Samples) -> dict[str, Spread]:
     "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True, help="Of both."
 )
 @measuring(rounds=3, seconds=0.2)
-def main(peers: tuple[str, ...], **given: Any) -> None:
-    """Tokens a second of texts of many tasks and lengths, here and elsewhere."""
+def main(peers: tuple[str, ...], **arguments: Any) -> None:
+    """Compare tokens a second of texts of several tasks and lengths with the peers'."""
     answer(
         lambda loaded, how: ask(loaded, how, peers),
         name="generation",
         title="Texts of unequal lengths for several tasks",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
 
 

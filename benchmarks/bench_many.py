@@ -1,14 +1,14 @@
-"""What do thousands of tasks cost: a batch, the memory, the start, a publish?
+"""What do thousands of tasks cost: time of a batch, memory, time of a start and of a publish?
 
     python -m benchmarks.bench_many            # a server of 1,000 tasks; 10,000 in the engine
     python -m benchmarks.bench_many --full     # a server of 10,000
 
 The engine, in this process: 10,000 side networks of the usual size (a linear head, a rung on every second block), all
-with weights of their own on the device, asked by batches of 32 rows for tasks drawn from all of them, and for one of
-them; beside it the same batches where one side network is resident alone. Then the same with a text head and a rung on
-every block, as many as --gigabytes hold. The server: its start until it answers, with each task downloaded, verified
-and its golden examples replayed, its memory, and the time from a publish over gRPC to the new version's first answer,
-beside a server of one task. Inputs are random tokens that never come twice.
+with different weights on the device. Batches of 32 rows are for tasks drawn from all of them, or for one of them; they
+are compared with batches of an engine that has one side network. Then the same with a text head and a rung on every
+block, as many as fit into --gigabytes. The server: the time of its start, which downloads and verifies each task and
+replays its golden examples; its memory; and the time from a publish over gRPC to the first answer of the new version,
+compared with a server of one task. Inputs are random tokens, and none is used twice.
 """
 
 import tempfile
@@ -54,12 +54,12 @@ class Kind:
     rungs: Rungs
 
     def make(self, loaded: Loaded) -> Resident:
-        """One of them, resident."""
+        """Make one resident side network of this kind."""
         [resident] = make_residents(loaded, 1, HEADS[self.head], rungs=self.rungs)
         return resident
 
     def copies(self, loaded: Loaded, bank: SideBank, first: Resident, count: int) -> Iterator[Resident]:
-        """Residents in `bank`, no two of the same weights."""
+        """Yield `count` residents in `bank`, all with different weights."""
         side = SideNetwork(first.side.config, loaded.backbone.config).eval()
         for number in range(count):
             with torch.no_grad():
@@ -73,7 +73,7 @@ LARGE = Kind("large", "text", "all")
 
 
 class Crowd:
-    """Residents of one kind on one device: one alone, and a crowd beside it."""
+    """Residents of one kind on one device: one alone, and many."""
 
     def __init__(self, kind: Kind, loaded: Loaded, how: How, count: int) -> None:
         self.kind, self.loaded, self.how = kind, loaded, how
@@ -85,7 +85,7 @@ class Crowd:
         self._grown = psutil.Process().memory_info().rss - self._before
 
     def settings(self) -> dict[str, Any]:
-        """What each resident takes: by its weights, and by what the process has grown."""
+        """Return the memory of the residents: by their weights, and by the growth of the process."""
         count = len(self.everyone)
         weights = self._bank.bytes
         return {
@@ -120,7 +120,7 @@ class Crowd:
 
 
 class Server:
-    """A server of many copies, and new versions of one of its tasks."""
+    """A server with many copies of a task; publishes new versions of one of them."""
 
     def __init__(self, loaded: Loaded, how: How, folder: Path, count: int, stack: ExitStack) -> None:
         self.loaded, self.count, self._folder, self._made = loaded, count, folder, 0
@@ -147,7 +147,7 @@ class Server:
         return Variant(name=f"publish to answer, {self.count} tasks", measure=self._publish)
 
     def _publish(self) -> Figures:
-        """A new version as `production`, asked until it answers."""
+        """Publish a new version as `production`; measure until it answers."""
         self._made += 1
         run = make_run(
             self._folder / f"new-{self._made}", self.loaded, make_spec(0, "linear"), "linear", 1000 + self._made, "auto"
@@ -161,7 +161,7 @@ class Server:
 
 @contextmanager
 def servers(loaded: Loaded, how: How, counts: Sequence[int]) -> Iterator[list[Server]]:
-    """Servers of so many tasks each. They run at a time, and are asked one after the other."""
+    """Start servers with these numbers of tasks. All run at once; they are measured in turns."""
     with ExitStack() as stack:
         made = []
         for count in counts:
@@ -176,35 +176,35 @@ def ask(
     """Measure; return samples, ratios and settings."""
     settings: dict[str, Any] = {"rows": ROWS, "tokens": TOKENS, "reduction": 8}
     parts: list[Samples] = []
-    found: dict[str, Spread] = {}
+    spreads: dict[str, Spread] = {}
     for kind, most in ((USUAL, how.size(ALL, 20)), (LARGE, how.size(ALL, 20))):
-        crowd = Crowd(kind, loaded, how, room_for(kind, loaded, most, gigabytes if kind is LARGE else None))
+        crowd = Crowd(kind, loaded, how, count_that_fits(kind, loaded, most, gigabytes if kind is LARGE else None))
         parts.append(how.turns(crowd.variants()))
-        found |= crowd.ratios(parts[-1])
+        spreads |= crowd.ratios(parts[-1])
         settings[kind.name] = crowd.settings()
-        del crowd  # its memory is the next one's
+        del crowd  # frees its memory for the next
     many = how.size(ALL if full else SERVED, 3)
     with servers(loaded, how, (1, many)) as [one, several]:
         samples = how.turns([one.variant(), several.variant()])
         settings["served"] = [one.settings(), several.settings()]
     name = f"publish to answer, {many} tasks / 1"
-    found[name] = samples.ratio("ms", several.variant().name, one.variant().name)
-    return together([*parts, samples]), found, settings
+    spreads[name] = samples.ratio("ms", several.variant().name, one.variant().name)
+    return merge([*parts, samples]), spreads, settings
 
 
-def room_for(kind: Kind, loaded: Loaded, most: int, gigabytes: float | None) -> int:
-    """How many of a kind to make: those that fit, in what was asked and in three quarters of what memory is free."""
-    each = kind.make(loaded).bytes
+def count_that_fits(kind: Kind, loaded: Loaded, most: int, gigabytes: float | None) -> int:
+    """Return how many residents fit into `gigabytes` and into three quarters of the free memory, at most `most`."""
+    resident_bytes = kind.make(loaded).bytes
     free = torch.cuda.mem_get_info()[0] if loaded.hardware == "cuda" else psutil.virtual_memory().available
     room = 0.75 * free if gigabytes is None else min(gigabytes * 2**30, 0.75 * free)
-    return max(1, min(most, int(room // each)))
+    return max(1, min(most, int(room // resident_bytes)))
 
 
-def together(parts: Sequence[Samples]) -> Samples:
-    """Rounds of variants that were measured apart, as one."""
+def merge(parts: Sequence[Samples]) -> Samples:
+    """Merge the rounds of variants that were measured separately."""
     return Samples(
         [
-            {name: each for turn in turns for name, each in turn.items()}
+            {name: figures for turn in turns for name, figures in turn.items()}
             for turns in zip(*(part.rounds for part in parts), strict=True)
         ]
     )
@@ -214,14 +214,14 @@ def together(parts: Sequence[Samples]) -> Samples:
 @click.option("--full", is_flag=True, help="A server of 10,000 tasks rather than 1,000: many minutes.")
 @click.option("--gigabytes", type=click.FloatRange(0.001), default=8.0, show_default=True, help="For the large ones.")
 @measuring(rounds=5, seconds=0.6)
-def main(full: bool, gigabytes: float, **given: Any) -> None:
-    """What thousands of resident tasks cost a batch, the memory, the start and a publish."""
+def main(full: bool, gigabytes: float, **arguments: Any) -> None:
+    """Measure batches, memory, start and publishes with thousands of tasks."""
     answer(
         lambda loaded, how: ask(loaded, how, full, gigabytes),
         name="many",
         title="Many resident side networks",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
 
 

@@ -1,12 +1,12 @@
-"""How fast are the same rows elsewhere: LoRAs in PEFT's mixed batches, the bare T5 in CTranslate2?
+"""How fast are the same rows with peers: LoRAs in PEFT's mixed batches, the bare T5 in CTranslate2?
 
     python -m benchmarks.bench_peers
 
-Same backbone, rows, threads and, with PEFT, dtype; each answers the decoder's first step over rows of random tokens
-that never come twice. Ours: side networks with a text head, r 8, all rungs, through the engine. PEFT: LoRAs of rank 8
-on queries and values, unmerged as a mixed batch needs them (`adapter_names`), on Hugging Face's T5 in inference mode;
-one LoRA for all rows beside it. CTranslate2, in a process of its own: the bare T5, no side network and no LoRA, one
-greedy step. Beside it stand ours with the backbone quantised too (w8a8), on a CPU, as its int8 is, and with a linear
+Same backbone, rows, threads and, with PEFT, dtype. All compute the decoder's first step over rows of random tokens,
+none of which is used twice. The engine: side networks with a text head, r 8, all rungs. PEFT: LoRAs of rank 8 on
+queries and values, unmerged as a mixed batch needs them (`adapter_names`), on Hugging Face's T5 in inference mode; also
+one LoRA for all rows. CTranslate2, in a process of its own: the bare T5 without side network or LoRA, one greedy step.
+It is also compared with the engine on a quantised backbone (w8a8; CTranslate2 has int8), on a CPU, and with a linear
 head, which needs no decoder step.
 """
 
@@ -31,19 +31,19 @@ from sidecast.loadtest.sentences import SENTENCES
 
 TASKS, TOKENS = 16, 32
 MIXED = (16, 32)
-"""Rows of a batch beside PEFT's."""
+"""Rows of a batch in the comparison with PEFT."""
 SHAPES = ((8, 32), (16, 64))
-"""Rows and tokens beside CTranslate2's."""
+"""Rows and tokens in the comparison with CTranslate2."""
 KINDS = {"cpu": ("int8", "float32"), "cuda": ("int8_bfloat16", "bfloat16")}
-"""CTranslate2's, its fastest first."""
+"""Precisions of CTranslate2 by hardware, the fastest first."""
 WHOLE = "w8a8"
 QUESTION = "Is this review positive or negative? {}"
 PEERS = ("peft", "ctranslate2")
 COLUMNS = (Column(figure="rows_per_s", heading="rows/s"), Column(figure="ms", heading="ms a call", digits=2))
 
 
-class BesidePeft:
-    """Batches of 16 tasks here and of 16 LoRAs there, and of one there."""
+class PeftComparison:
+    """Batches of 16 tasks on the engine; of 16 LoRAs, and of one, on PEFT."""
 
     def __init__(self, loaded: Loaded, how: How) -> None:
         self.loaded, self.how, self.inputs = loaded, how, Inputs(loaded, how.seed)
@@ -53,18 +53,18 @@ class BesidePeft:
 
     def variants(self) -> list[Variant]:
         """Return what is measured."""
-        return [variant for rows in MIXED for variant in self._of(rows)]
+        return [variant for rows in MIXED for variant in self._variants_of(rows)]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
         """Return the ratios of the report."""
-        found = {}
+        spreads = {}
         for rows in MIXED:
             ours, theirs, one = (f"{name}, {rows} rows" for name in ("engine", "PEFT", "PEFT one LoRA"))
-            found[f"engine / PEFT mixed, {rows} rows"] = samples.ratio("rows_per_s", ours, theirs)
-            found[f"PEFT mixed / PEFT one LoRA, {rows} rows"] = samples.ratio("rows_per_s", theirs, one)
-        return found
+            spreads[f"engine / PEFT mixed, {rows} rows"] = samples.ratio("rows_per_s", ours, theirs)
+            spreads[f"PEFT mixed / PEFT one LoRA, {rows} rows"] = samples.ratio("rows_per_s", theirs, one)
+        return spreads
 
-    def _of(self, rows: int) -> list[Variant]:
+    def _variants_of(self, rows: int) -> list[Variant]:
         everyone, names = self.residents, self.loras.names
         mixed = [everyone[row % len(everyone)] for row in range(rows)]
         named = [names[row % len(names)] for row in range(rows)]
@@ -75,7 +75,7 @@ class BesidePeft:
 
         ours = self.how.timed(
             f"engine, {rows} rows",
-            lambda asked: predict(self.engine, asked),
+            lambda engine_rows: predict(self.engine, engine_rows),
             lambda: self.inputs.ask(mixed, TOKENS),
             rows,
             device,
@@ -85,22 +85,22 @@ class BesidePeft:
         return [ours, theirs, one]
 
 
-class BesideConverted:
-    """One task here, with a head of either kind, the bare T5 there."""
+class CTranslate2Comparison:
+    """One task on the engine, with a head of either kind; the bare T5 on CTranslate2."""
 
     def __init__(self, loaded: Loaded, how: How, folder: Path) -> None:
         self.loaded, self.how, self.inputs = loaded, how, Inputs(loaded, how.seed)
         self.ours = {
-            f"{name}{head}": _alone(each, how, heads)
-            for name, each in kinds_of(loaded).items()
+            f"{name}{head}": _alone(kind, how, heads)
+            for name, kind in kinds_of(loaded).items()
             for head, heads in (("", HEADS["text"]), (" linear head", HEADS["linear"]))
         }
         self.converted = {kind: Converted(loaded, folder, kind) for kind in KINDS[loaded.hardware]}
-        self.agreement = {kind: agreement(loaded, each) for kind, each in self.converted.items()}
+        self.agreement = {kind: agreement(loaded, converted) for kind, converted in self.converted.items()}
 
     def variants(self) -> list[Variant]:
         """Return what is measured."""
-        return [variant for rows, tokens in SHAPES for variant in self._of(rows, tokens)]
+        return [variant for rows, tokens in SHAPES for variant in self._variants_of(rows, tokens)]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
         """Return the ratios of the report."""
@@ -113,15 +113,15 @@ class BesideConverted:
             for their in theirs
         }
 
-    def _of(self, rows: int, tokens: int) -> list[Variant]:
+    def _variants_of(self, rows: int, tokens: int) -> list[Variant]:
         ours = [self._predict(name, rows, tokens) for name in self.ours]
-        return [*ours, *(self._step(kind, each, rows, tokens) for kind, each in self.converted.items())]
+        return [*ours, *(self._step(kind, converted, rows, tokens) for kind, converted in self.converted.items())]
 
     def _predict(self, name: str, rows: int, tokens: int) -> Variant:
         engine, resident = self.ours[name]
         return self.how.timed(
             f"{name}, {rows}x{tokens}",
-            lambda asked: predict(engine, asked),
+            lambda engine_rows: predict(engine, engine_rows),
             lambda: self.inputs.ask([resident] * rows, tokens),
             rows,
             self.loaded.device,
@@ -136,7 +136,7 @@ class BesideConverted:
 
 
 def kinds_of(loaded: Loaded) -> dict[str, Loaded]:
-    """The backbone as it was asked for and, on a CPU, in the whole numbers that CTranslate2's int8 is too."""
+    """Return the backbone as loaded and, on a CPU, quantised to int8 as CTranslate2's, by name."""
     kinds = {f"engine {loaded.kind}": loaded}
     if loaded.hardware == "cpu":
         whole = loaded.quantised(WHOLE)
@@ -151,10 +151,10 @@ def _alone(loaded: Loaded, how: How, heads: Sequence[Head]) -> tuple[Engine, Res
 
 @torch.inference_mode()
 def agreement(loaded: Loaded, converted: Converted) -> float:
-    """The share of real sentences whose first word CTranslate2 says as our backbone does.
+    """Return the share of real sentences with the same first word from CTranslate2 and from our backbone.
 
     Raises:
-        BenchmarkError: less than half, unquantised: the conversion is broken, and its speed means nothing.
+        BenchmarkError: less than half, unquantised: the conversion is broken.
     """
     rows = [loaded.tokenizer.encode(QUESTION.format(sentence), TOKENS * 2) for sentence in SENTENCES]
     final = run_backbone(loaded.backbone, rows).decoder_taps().final
@@ -163,7 +163,7 @@ def agreement(loaded: Loaded, converted: Converted) -> float:
     ours = [word for [word] in converted.words([[token] for token in best])]
     share = sum(map(str.__eq__, ours, converted.step(converted.words(rows)))) / len(rows)
     if share < 0.5 and "float" in converted.kind and "int8" not in converted.kind:
-        raise BenchmarkError(f"CTranslate2 says another first word than the backbone on {1 - share:.0%} of sentences")
+        raise BenchmarkError(f"CTranslate2 has another first word than the backbone on {1 - share:.0%} of sentences")
     return round(share, 3)
 
 
@@ -171,15 +171,19 @@ def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples
     """Measure; return samples, ratios and settings."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         settings: dict[str, Any] = {"tasks": how.size(TASKS, 2), "rank": 8, "reduction": 8, "rungs": "all"}
-        beside: list[BesidePeft | BesideConverted] = []
+        comparisons: list[PeftComparison | CTranslate2Comparison] = []
         if "peft" in peers:
-            beside.append(BesidePeft(loaded, how))
+            comparisons.append(PeftComparison(loaded, how))
         if "ctranslate2" in peers:
-            converted = BesideConverted(loaded, how, Path(folder))
-            beside.append(converted)
+            converted = CTranslate2Comparison(loaded, how, Path(folder))
+            comparisons.append(converted)
             settings["first_words_as_ours"] = converted.agreement
-        samples = how.turns([variant for each in beside for variant in each.variants()])
-    return samples, {name: spread for each in beside for name, spread in each.ratios(samples).items()}, settings
+        samples = how.turns([variant for comparison in comparisons for variant in comparison.variants()])
+    return (
+        samples,
+        {name: spread for comparison in comparisons for name, spread in comparison.ratios(samples).items()},
+        settings,
+    )
 
 
 @click.command()
@@ -187,14 +191,14 @@ def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples
     "--peer", "peers", type=click.Choice(PEERS), multiple=True, default=PEERS, show_default=True, help="Of both."
 )
 @measuring(rounds=5, seconds=0.6)
-def main(peers: tuple[str, ...], **given: Any) -> None:
-    """The engine beside PEFT's mixed batches and CTranslate2's bare T5."""
+def main(peers: tuple[str, ...], **arguments: Any) -> None:
+    """Compare the engine with PEFT's mixed batches and CTranslate2's bare T5."""
     answer(
         lambda loaded, how: ask(loaded, how, peers),
         name="peers",
         title="The decoder's first step, here and elsewhere",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
 
 

@@ -1,14 +1,13 @@
-"""What does a server keep under pressure: how little padding at saturation, how many answers in time at twice the load?
+"""How much padding has a saturated server, and how many answers come in time at twice its capacity?
 
     python -m benchmarks.bench_pressure
 
-A real `sidecast serve`, with its defaults, and callers in a process of their own. First callers that each wait for
-their answer, more of them than the server answers at a time: its capacity, and the share of padding among the tokens of
-its backbone passes, by its own counts. Then requests that arrive at random, twice as many a second as the capacity
-measured so far, each given up after --deadline seconds (a batch takes about one): those answered in time, over the
-capacity of the same round.
-Texts are GLUE's, of all its eight tasks alike, as the prompts of the built-in templates, where --data holds them, or
-else the sentences of `sidecast bench`. None comes twice in a measurement.
+A real `sidecast serve`, with its defaults, and callers in a process of their own. First, callers that wait for each
+answer, more than fit into a batch: the capacity, and the share of padding among the tokens of backbone passes, by the
+server's metrics. Then requests that arrive at random, at twice the capacity measured so far, each with a deadline of
+--deadline seconds (a batch takes about one): those answered in time, over the capacity of the same round.
+Texts are those of GLUE's eight tasks, equally many of each, as prompts of the built-in templates, if --data has them;
+else the sentences of `sidecast bench`. No text is sent twice in a measurement.
 """
 
 import json
@@ -35,7 +34,7 @@ CALLERS = (64, 256)
 OVERLOAD, OVERLOADED = 2.0, "twice the capacity, deadline {:g} s"
 DEADLINES_S = (2.0, 5.0)
 QUICK_S = 1.0
-EACH = 2000
+ROWS_PER_TASK = 2000
 """Rows of each of GLUE's tasks."""
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 DATA = ROOT.parent / "shared" / "data" / "glue"
@@ -49,7 +48,7 @@ COLUMNS = (
 
 
 class Pressure:
-    """One server, and the loads on it."""
+    """The loads on one server."""
 
     def __init__(
         self, served: Served, names: Sequence[str], texts: Sequence[str] | None, how: How, deadlines_s: Sequence[float]
@@ -60,13 +59,14 @@ class Pressure:
         self._capacities: list[float] = []
 
     def variants(self) -> list[Variant]:
-        """The overload's warm-up comes last: then the capacity is known."""
+        """Return what is measured. The overloads come last: their rate is a multiple of the measured capacity."""
         levels = (4,) if self._how.quick else CALLERS
         saturating = [
             Variant(name=f"{callers} callers", measure=partial(self._saturate, callers)) for callers in levels
         ]
         overloading = [
-            Variant(name=OVERLOADED.format(each), measure=partial(self._overload, each)) for each in self._deadlines_s
+            Variant(name=OVERLOADED.format(deadline_s), measure=partial(self._overload, deadline_s))
+            for deadline_s in self._deadlines_s
         ]
         return [*saturating, *overloading]
 
@@ -101,7 +101,7 @@ class Pressure:
 
 
 def batches(grown: dict[str, float]) -> dict[str, float]:
-    """Rows of a batch, and the share of padding among its tokens."""
+    """Return the mean rows of a batch, and the share of padding among the tokens."""
     tokens = max(grown["sidecast_batch_tokens_sum"], 1.0)
     return {
         "padding": grown["sidecast_padding_tokens_total"] / tokens,
@@ -110,13 +110,13 @@ def batches(grown: dict[str, float]) -> dict[str, float]:
 
 
 def read_texts(data: Path, seed: int) -> list[str] | None:
-    """Prompts of GLUE's tasks, as many of each; None where there are no such files."""
+    """Return prompts of GLUE's tasks, equally many of each; None if there are no such files."""
     draw, texts = random.Random(seed), list[str]()
     for name in GLUE:
         source = data / name / "train.jsonl"
         if source.is_file():
             spec, lines = load_task(name), source.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in draw.sample(lines, min(EACH, len(lines)))]
+            rows = [json.loads(line) for line in draw.sample(lines, min(ROWS_PER_TASK, len(lines)))]
             texts += [spec.render({field: row[field] for field in spec.fields}) for row in rows]
     return texts or None
 
@@ -132,10 +132,10 @@ def ask(
         with serve(registry=Path(folder) / "registry", **loaded.settings(how.threads)) as served:
             variants = Pressure(served, names, texts, how, deadlines_s).variants()
             samples = how.turns(variants)
-    found = ratios(samples)
+    spreads = ratios(samples)
     return (
         samples,
-        found,
+        spreads,
         {
             "tasks": len(names),
             "texts": "glue" if texts else "sentences",
@@ -146,14 +146,14 @@ def ask(
 
 
 def ratios(samples: Samples) -> dict[str, Spread]:
-    """Padding is a share already, of each round. The capacity is the most that any number of callers came to."""
+    """Return the padding, and answers in time over the capacity: the highest rate of any number of callers."""
     saturating = [name for name in samples.variants if name.endswith("callers")]
-    found = {f"padding, {name}": samples.spread(name, "padding") for name in saturating}
+    spreads = {f"padding, {name}": samples.spread(name, "padding") for name in saturating}
     for overloaded in samples.variants:
         if overloaded not in saturating:
-            beside = [samples.ratio("rows_per_s", overloaded, name).values for name in saturating]
-            found[f"in time at {overloaded} / capacity"] = Spread(tuple(map(min, zip(*beside, strict=True))))
-    return found
+            over_capacities = [samples.ratio("rows_per_s", overloaded, name).values for name in saturating]
+            spreads[f"in time at {overloaded} / capacity"] = Spread(tuple(map(min, zip(*over_capacities, strict=True))))
+    return spreads
 
 
 @click.command()
@@ -173,14 +173,14 @@ def ratios(samples: Samples) -> dict[str, Spread]:
     help="Seconds.",
 )
 @measuring(rounds=3, seconds=6.0)
-def main(data: Path, deadlines_s: tuple[float, ...], **given: Any) -> None:
-    """Padding at saturation, and answers in time at twice the load."""
+def main(data: Path, deadlines_s: tuple[float, ...], **arguments: Any) -> None:
+    """Measure padding at saturation, and answers in time at twice the capacity."""
     answer(
         lambda loaded, how: ask(loaded, how, data, deadlines_s),
         name="pressure",
         title="A server under pressure",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
 
 

@@ -1,4 +1,4 @@
-"""What do int8, int4 and w8a8 backbones cost and save: speed, memory, and the accuracy of what is trained on them?
+"""How do int8, int4 and w8a8 change a backbone's speed and memory, and the accuracy of side networks trained on it?
 
     python -m benchmarks.bench_quantised --backbone B speed
     python -m benchmarks.bench_quantised --backbone B memory
@@ -6,8 +6,8 @@
 
 `speed`: whole encoder passes, the decoder's first step after one, and a step with a full cache. `memory`: a process of
 its own for each measurement. `accuracy`: `DIR/train.jsonl` and `DIR/validation.jsonl` are of the built-in task sst2; on
-each backbone `sidecast train`'s own code trains as many side networks as there are rounds, with seeds 0, 1 and so on,
-and the bare backbone is asked for its own answer. int8, int4, w8a8: in float32 on a CPU, in bfloat16 on a GPU.
+each backbone the code of `sidecast train` trains one side network for each round, with the seeds 0, 1 and so on, and
+the answers of the bare backbone are scored too. int8, int4, w8a8: in float32 on a CPU, in bfloat16 on a GPU.
 """
 
 import json
@@ -54,7 +54,7 @@ from training.trainer import train
 
 SHAPES = {"encode_8x32": (8, 32), "encode_32x32": (32, 32)}
 STEPPED = (32, 32)
-"""Rows and source tokens of what the decoder's steps follow."""
+"""Rows and source tokens of the timed decoder steps."""
 EARLIER = 7
 """Tokens decoded before the cached step."""
 QUESTION = "Is this review positive or negative? {sentence}"
@@ -81,7 +81,7 @@ print(json.dumps({"weights_mb": held_bytes(backbone) / 1e6, "grown_mb": grown / 
 
 @dataclass(frozen=True)
 class Kinds:
-    """The backbone in every precision, each loaded when it is first asked for."""
+    """The backbone in every precision, each loaded at its first use."""
 
     source: str
     device: str
@@ -89,7 +89,7 @@ class Kinds:
 
     @property
     def names(self) -> Mapping[str, tuple[str, str]]:
-        """--dtype and --quantize by name."""
+        """(dtype, quantize) by name."""
         widened = "float32" if self.device == "cpu" else "bfloat16"
         plain = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none")}
         return plain | {method: (widened, method) for method in ("int8", "int4", "w8a8")}
@@ -107,7 +107,7 @@ class Kinds:
 
 
 class Speed:
-    """Times passes over random tokens, no padding among them: values of weights do not matter, nor do the tokens'."""
+    """Times passes over random tokens without padding: speed does not depend on their values."""
 
     def __init__(self, kinds: Kinds, seconds: float, seed: int, clock: Callable[[], float]) -> None:
         self.kinds, self.seconds, self.clock = kinds, seconds, clock
@@ -132,7 +132,7 @@ class Speed:
         return figures
 
     def _time(self, call: Callable[[Any], object], prepare: Callable[[], Any] = lambda: None) -> float:
-        """Median milliseconds of a call."""
+        """Return the median milliseconds of a call."""
         finish = torch.cuda.synchronize if self.kinds.device != "cpu" else lambda: None
         how = {"seconds": self.seconds, "lead_s": min(0.3, self.seconds), "prepare": prepare, "finish": finish}
         return 1e3 * quantile(time_calls(call, clock=self.clock, **how), 0.5)
@@ -148,7 +148,7 @@ class Speed:
 
 
 class Accuracy:
-    """Trains and scores; the whole backbone in float32 is what the others' own answers are compared with."""
+    """Trains and scores side networks; compares the bare backbones' answers with those of the float32 one."""
 
     def __init__(self, kinds: Kinds, data: Path, rows: int, seeds: int, recipe: Mapping[str, Any]) -> None:
         self.kinds, self.recipe = kinds, dict(recipe)
@@ -166,7 +166,7 @@ class Accuracy:
         memory.forget()
         examples = read_examples(self._data / "validation.jsonl", self.spec)
         positive = [example.target == "positive" for example in examples]
-        bare, whole = (self._answers(each, examples) for each in (name, "float32"))
+        bare, whole = (self._answers(kind, examples) for kind in (name, "float32"))
         return {
             "accuracy": statistics.fmean(scores),
             "lowest": min(scores),
@@ -192,24 +192,24 @@ class Accuracy:
         )
 
     def _answers(self, name: str, examples: Sequence[Example]) -> list[bool]:
-        """Whether the bare backbone says positive rather than negative, by the words' first tokens."""
+        """Return whether the bare backbone prefers positive to negative, by the words' first tokens."""
         if name not in self._bare:
             backbone = self.kinds.load(name)
             words = torch.tensor([self.tokenizer.encode(word)[0] for word in ("negative", "positive")])
-            inputs = self.tokenizer.encode_batch([QUESTION.format(**each.fields) for each in examples], 128)
-            says: dict[int, bool] = {}
+            inputs = self.tokenizer.encode_batch([QUESTION.format(**example.fields) for example in examples], 128)
+            prefers_positive: dict[int, bool] = {}
             with torch.inference_mode():
-                for places in length_batches([len(ids) for ids in inputs], 2048):
-                    final = run_backbone(backbone, [inputs[place] for place in places]).decoder_taps().final
+                for indices in length_batches([len(ids) for ids in inputs], 2048):
+                    final = run_backbone(backbone, [inputs[index] for index in indices]).decoder_taps().final
                     assert final is not None
                     logits = backbone.logits(final[:, -1], words.to(backbone.device))
-                    says |= dict(zip(places, (logits[:, 1] > logits[:, 0]).tolist(), strict=True))
-            self._bare[name] = [says[place] for place in range(len(examples))]
+                    prefers_positive |= dict(zip(indices, (logits[:, 1] > logits[:, 0]).tolist(), strict=True))
+            self._bare[name] = [prefers_positive[index] for index in range(len(examples))]
         return self._bare[name]
 
 
 def measure_memory(kinds: Kinds, name: str) -> Figures:
-    """Bytes on a CPU: of the weights, what loading and one pass added to the process, and the most it ever had."""
+    """Return megabytes on a CPU: of the weights, added by loading and one pass, and the peak of the process."""
     command = [sys.executable, "-W", "ignore", "-c", LOADS, kinds.source, *kinds.names[name]]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     if ran.returncode:
@@ -218,8 +218,8 @@ def measure_memory(kinds: Kinds, name: str) -> Figures:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def _share_equal(found: Sequence[bool], expected: Sequence[bool]) -> float:
-    return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
+def _share_equal(answers: Sequence[bool], expected: Sequence[bool]) -> float:
+    return sum(a == b for a, b in zip(answers, expected, strict=True)) / len(expected)
 
 
 def report(question: str, kinds: Kinds, samples: Samples, settings: Mapping[str, Any], machine: Any) -> Report:
@@ -250,7 +250,7 @@ def report(question: str, kinds: Kinds, samples: Samples, settings: Mapping[str,
 @click.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="sst2's train.jsonl and validation.jsonl.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Torch's; 0: its own choice.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of torch; 0: torch chooses.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of one timing.")
 @click.option("--cpu-time", is_flag=True, help="Time the process's CPU seconds; with --threads 1.")
 @click.option("--rows", type=click.IntRange(1), default=2000, show_default=True, help="To train on.")
@@ -299,7 +299,7 @@ def main(
         outcome = report(question, kinds, samples, settings, machine)
         if save:
             click.echo(f"saved {outcome.save().name}", err=True)
-        outcome.show([Column(figure=each, heading=each.replace("_", " ")) for each in COLUMNS[question]], as_json)
+        outcome.show([Column(figure=figure, heading=figure.replace("_", " ")) for figure in COLUMNS[question]], as_json)
 
 
 if __name__ == "__main__":

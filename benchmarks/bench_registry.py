@@ -2,11 +2,11 @@
 
     python -m benchmarks.bench_registry
 
-On a local folder, and on a server on this machine that speaks S3's API (moto, in a process of its own): what a real
-bucket adds is its distance, so beside milliseconds the settings say how many requests each takes. `open` is a new
-reader's first state, by the newest checkpoint, or by the whole log; `poll` asks whether there is something new, when
-there is nothing; `publish` is the call with a new side network of 1 MiB. The folder's log has one commit a version,
-the bucket's a thousand versions a commit, to be made in bearable time. Torch is at hand only to say its version.
+On a local folder, and on a server on this machine with S3's API (moto, in a process of its own). A real bucket adds
+network latency, so the settings also have the number of requests of each operation. `open` is a new reader's first
+state, from the newest checkpoint or from the whole log; `poll` looks for new commits when there are none; `publish` is
+the call with a new side network of 1 MiB. The folder's log has one commit for each version; the bucket's has one for a
+thousand versions, which is faster to prepare. Torch is needed only for its version.
 """
 
 import os
@@ -41,18 +41,18 @@ COLUMNS = (Column(figure="ms", heading="ms", digits=2),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where registries lie, and how."""
+class Location:
+    """A store of registries."""
 
     name: str
     url: str
-    """Of a folder of registries."""
+    """URL of a folder of registries."""
     per_commit: int
-    """Versions in a commit of the large registry."""
+    """Versions in one commit of the large registry."""
 
 
 def fill(url: str, tasks: int, per_commit: int) -> Registry:
-    """A registry of so many tasks, with their log and a checkpoint, and no files: nothing here reads old ones."""
+    """Make a registry with a log and a checkpoint of `tasks` tasks, without artifact files, which are not read."""
     registry = Registry.open(url, create=True)
     store = Store.open(url)
     log, actions = Log(store), [action for number in range(tasks) for action in _task(number)]
@@ -62,12 +62,12 @@ def fill(url: str, tasks: int, per_commit: int) -> Registry:
     return registry
 
 
-def variants(place: Place, folder: Path, how: How) -> list[Variant]:
+def variants(location: Location, folder: Path, how: How) -> list[Variant]:
     """Return what is measured on one store."""
-    large = fill(f"{place.url}/large", how.size(TASKS, 20), place.per_commit)
-    small = fill(f"{place.url}/small", 1, 1)
-    runs = (_run(folder / place.name / str(number)) for number in count())
-    name, nothing = place.name, lambda: None
+    large = fill(f"{location.url}/large", how.size(TASKS, 20), location.per_commit)
+    small = fill(f"{location.url}/small", 1, 1)
+    runs = (_run(folder / location.name / str(number)) for number in count())
+    name, nothing = location.name, lambda: None
 
     def opened(_: None) -> None:
         Registry.open(large.url).state()
@@ -86,7 +86,7 @@ def variants(place: Place, folder: Path, how: How) -> list[Variant]:
 
 @contextmanager
 def bucket(folder: Path) -> Iterator[str]:
-    """The address of an empty bucket at a server that speaks S3's API."""
+    """Start a server with S3's API; yield the URL of an empty bucket."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -139,7 +139,7 @@ def _commit(generation: int, actions: list[Publish | SetAlias]) -> Commit:
 
 
 def _run(folder: Path) -> Path:
-    """A run that was never published."""
+    """Write a run folder for a publish."""
     folder.mkdir(parents=True)
     save_file({"w": np.frombuffer(os.urandom(SIDE_BYTES), np.uint8)}, folder / SIDE_NETWORK)
     spec = TaskSpec(name="published", kind="classification", template="{text}", labels=("no", "yes"))
@@ -155,14 +155,14 @@ def _run(folder: Path) -> Path:
 
 
 def ask(how: How, s3: bool) -> Any:
-    """Measure; return samples, ratios and settings."""
+    """Measure all variants."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as name:
         folder = Path(name)
-        asked = variants(Place(name="folder", url=str(folder / "registries"), per_commit=1), folder, how)
+        folder_variants = variants(Location(name="folder", url=str(folder / "registries"), per_commit=1), folder, how)
         if not s3:
-            return how.turns(asked)
+            return how.turns(folder_variants)
         with bucket(folder) as url:
-            return how.turns(asked + variants(Place(name="S3", url=url, per_commit=1000), folder, how))
+            return how.turns(folder_variants + variants(Location(name="S3", url=url, per_commit=1000), folder, how))
 
 
 @click.command()
@@ -171,16 +171,16 @@ def ask(how: How, s3: bool) -> Any:
 @click.option("--seconds", type=click.FloatRange(0.001, 600), default=0.5, show_default=True, help="Of a measurement.")
 @options
 def main(s3: bool, quick: bool, seconds: float, rounds: int, seed: int, as_json: bool, save: bool) -> None:
-    """How long a registry takes to open, to poll and to publish to."""
+    """Measure how long a registry takes to open, to poll and to publish to."""
     with plain_errors():
         rounds, seconds = (1, QUICK_S) if quick else (rounds, seconds)
         how = How(rounds=rounds, seconds=seconds, seed=seed, threads=0, quick=quick, quiet=as_json)
         machine, samples = look(), ask(how, s3)
         ratios: dict[str, Spread] = {
-            f"{place}: publish, many tasks / 1": samples.ratio(
-                "ms", f"{place}: publish, many tasks", f"{place}: publish, 1 task"
+            f"{name}: publish, many tasks / 1": samples.ratio(
+                "ms", f"{name}: publish, many tasks", f"{name}: publish, 1 task"
             )
-            for place in (["folder", "S3"] if s3 else ["folder"])
+            for name in (["folder", "S3"] if s3 else ["folder"])
         }
         settings = {"tasks": how.size(TASKS, 20), "versions": VERSIONS, "side_bytes": SIDE_BYTES}
         settings |= {"requests": {"open": 5, "poll": 1}, "rounds": rounds, "seconds": seconds, "quick": quick}

@@ -139,9 +139,9 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
 
 @click.command()
 @measuring(rounds=5, seconds=1.0)
-def main(**given: Any) -> None:
+def main(**arguments: Any) -> None:
     """What the search for the best batch gains over filling one with shorter rows."""
-    answer(ask, name="selection", title="Selecting a batch", columns=COLUMNS, given=given)
+    answer(ask, name="selection", title="Selecting a batch", columns=COLUMNS, arguments=arguments)
 
 
 if __name__ == "__main__":

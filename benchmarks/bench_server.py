@@ -1,12 +1,12 @@
-"""How much of the engine's speed does the server keep, and how long do callers wait?
+"""How fast is the server compared with the engine alone, and how long do callers wait?
 
     python -m benchmarks.bench_server
 
-A real `sidecast serve` answers requests of a row, and some of eight, of all tasks mixed, from callers in a third
-process that each wait for their answer. Beside it, at each concurrency, the engine alone: rows of the same kind,
-tokenized before, called in this process in batches of the size that the server reached there, of like lengths out of
-as many as it had to choose from. Server and callers share this machine's cores; the engine alone has them for itself.
-While one is measured the others are idle.
+A real `sidecast serve` answers requests of one row, and some of eight, for all tasks in turn, from callers in a third
+process that wait for each answer. For each concurrency, the engine alone is measured too: rows of the same kind, as
+token ids, called in this process, in batches of the size that the server reached, with rows of similar lengths out of
+as many as the server had waiting. Server and callers share the cores; the engine has them for itself. While one is
+measured, the others are idle.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import backbone_options, load_given
+from benchmarks.cli import backbone_options, load_from
 from benchmarks.harness import (
     BenchmarkError,
     Column,
@@ -56,32 +56,32 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is measured, and how long."""
+    """Sizes of the run."""
 
     tasks: int
     heads: str
     concurrency: tuple[int, ...]
-    """Callers that ask for a row at a time."""
+    """Numbers of callers with one row in a request."""
     together: tuple[int, ...]
-    """Callers that ask for TOGETHER rows of a task at a time."""
+    """Numbers of callers with TOGETHER rows of one task in a request."""
     seconds: float
     rounds: int
     seed: int
 
     @property
     def quick(self) -> "Settings":
-        """Enough to see that it works, for figures that mean nothing."""
+        """Small sizes for a test run; its figures mean nothing."""
         return replace(self, tasks=2, concurrency=(1, 4), together=(2,), seconds=0.5, rounds=1)
 
     @property
     def levels(self) -> dict[str, tuple[int, int]]:
-        """Callers, and rows of a request, by name."""
+        """(callers, rows of a request) by name."""
         single = {str(callers): (callers, 1) for callers in self.concurrency}
         return single | {f"{callers}x{TOGETHER}": (callers, TOGETHER) for callers in self.together}
 
 
 class Subject:
-    """The server and the engine, with the same tasks, and the batch sizes that each concurrency came to."""
+    """The server and the engine with the same tasks, and the server's batch sizes by concurrency."""
 
     def __init__(self, settings: Settings, served: Served, engine: Engine, loaded: Loaded, residents: list[Resident]):
         self.settings, self.served, self.engine, self.loaded = settings, served, engine, loaded
@@ -90,7 +90,7 @@ class Subject:
         self._seed = settings.seed
 
     def variants(self) -> list[Variant]:
-        """The server's first: its warm-up tells the engine the size of batches."""
+        """Return what is measured; the server first, because its warm-up determines the engine's batch size."""
         short = min(self.settings.seconds, 2.0)
         measures = [
             (f"{name} {level}", partial(measure, level))
@@ -101,7 +101,7 @@ class Subject:
         return [Variant(name=n, measure=partial(m, long), warm_up=partial(m, short)) for n, m in measures]
 
     def measure_server(self, level: str, seconds: float) -> Figures:
-        """Put one level of load on the server; return its figures."""
+        """Measure the server under one level of load."""
         callers, rows = self.settings.levels[level]
         seen = measure_load(
             self.served, list(self.residents), concurrency=callers, seconds=seconds, seed=self._next_seed(), rows=rows
@@ -113,14 +113,14 @@ class Subject:
         return figures
 
     def measure_engine(self, level: str, seconds: float) -> Figures:
-        """Run the engine alone on batches like the server's; return its figures."""
+        """Measure the engine alone on batches like the server's."""
         count = max(1, round(Spread(tuple(self.batch_rows[level])).median))
         callers, rows = self.settings.levels[level]
         batches = by_length(self._rows(), callers * rows, count)
         durations = time_calls(
             self._predict,
             seconds=seconds,
-            lead_s=min(LEAD_S, seconds),  # the server is given as much
+            lead_s=min(LEAD_S, seconds),  # as long as for the server
             prepare=lambda: next(batches),
         )
         return {**speed(durations, count), "batch_rows": float(count)}
@@ -138,20 +138,20 @@ class Subject:
             yield EngineRow(tuple(ids), resident)
 
     def _next_seed(self) -> int:
-        """A new one for each measurement, so that nothing is ever asked twice."""
+        """Return a new seed for each measurement, so that no input is asked twice."""
         self._seed += 1
         return self._seed
 
 
 def by_length(rows: Iterator[EngineRow], waiting: int, count: int) -> Iterator[list[EngineRow]]:
-    """Batches of `count` rows of like lengths, out of as many as a server has waiting: it would choose so too."""
+    """Yield batches of `count` rows of similar lengths, chosen as a server does from the rows that are waiting."""
     while True:
         pool = sorted((next(rows) for _ in range(max(waiting, count))), key=lambda row: len(row.ids))
         yield from (pool[at : at + count] for at in range(0, len(pool) - count + 1, count))
 
 
 def server_figures(seen: Load) -> dict[str, float]:
-    """One measurement of the server, from what its callers saw and from its own counts."""
+    """Return the figures of one measurement, from its callers and from the server's metrics."""
     grown = seen.grown
     busy = sum(grown.get(f"sidecast_stage_seconds_sum {stage}", 0.0) for stage in DEVICE_STAGES)
     return {
@@ -165,7 +165,7 @@ def server_figures(seen: Load) -> dict[str, float]:
 
 
 def measure(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False) -> Samples:
-    """Publish, serve, and let server and engine take turns."""
+    """Publish the tasks, start the server, and measure server and engine in turns."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_tasks(Path(folder), loaded, settings.tasks, HEADS[settings.heads], settings.seed)
         residents = load_residents(registry, loaded)
@@ -207,18 +207,18 @@ def report(settings: Settings, loaded: Loaded, threads: int, quiet: bool = False
     multiple=True,
     default=(16,),
     show_default=True,
-    help=f"Callers that ask for {TOGETHER} rows at a time.",
+    help=f"Callers with {TOGETHER} rows in a request.",
 )
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Of a measurement.")
 @click.option("--quick", is_flag=True, help="See in seconds whether it works; the figures mean nothing.")
 @backbone_options
 @options
-def main(quick: bool, save: bool, as_json: bool, **given: Any) -> None:
-    """Throughput and latency of a server against requests in flight, the engine alone beside it."""
-    settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
+def main(quick: bool, save: bool, as_json: bool, **arguments: Any) -> None:
+    """Measure throughput and latency of a server by requests in flight, and of the engine alone."""
+    settings = Settings(**{field.name: arguments[field.name] for field in fields(Settings)})
     with plain_errors():
-        loaded = load_given(given)
-        outcome = report(settings.quick if quick else settings, loaded, given["threads"], quiet=as_json)
+        loaded = load_from(arguments)
+        outcome = report(settings.quick if quick else settings, loaded, arguments["threads"], quiet=as_json)
         if save:
             click.echo(f"saved {outcome.save().name}", err=True)
         outcome.show(COLUMNS, as_json)

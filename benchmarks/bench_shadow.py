@@ -1,11 +1,11 @@
-"""How much longer do callers wait where another version of every task answers all of their rows in shadow?
+"""How much longer do callers wait if another version of every task answers all of their rows in shadow?
 
     python -m benchmarks.bench_shadow
 
-One real `sidecast serve` with its defaults, whose tasks have two versions each. First callers that each wait for their
-answer: the capacity. Then requests of a row that arrive at random at --share of it, by turns with and without a shadow
-on all tasks: the registry's routes are changed between the turns, and nothing else is. Without a shadow is measured
-twice, so that its two ratios tell what of the third is chance.
+One real `sidecast serve` with its defaults; each task has two versions. First, callers that wait for each answer: the
+capacity. Then requests of one row that arrive at random, at --share of the capacity, in turns with and without a shadow
+on all tasks; only the registry's routes change between the turns. "No shadow" is measured twice: the ratio of these two
+shows how much of the other ratio is noise.
 """
 
 import tempfile
@@ -29,9 +29,9 @@ from side_registry.task import PRODUCTION
 CALLERS = 64
 QUICK_S = 1.0
 SWITCH_S = 30.0
-"""Longest until the server follows a route."""
+"""Longest time until the server follows a route."""
 OLD, NEW = 1, 2
-"""Each task's versions."""
+"""Versions of each task."""
 ALONE, AGAIN, SHADOWED = "no shadow", "no shadow, again", "shadow on all"
 DEVICE_STAGES = ("backbone", "side", "decode")
 
@@ -57,7 +57,7 @@ class Shadows:
         self._rate = 0.0
 
     def variants(self) -> list[Variant]:
-        """Each warms up; the first by measuring the capacity."""
+        """Return what is measured; the warm-up of the first measures the capacity."""
         measures = ((ALONE, PLAIN), (AGAIN, PLAIN), (SHADOWED, Route(shadows=(NEW,))))
         return [
             Variant(name=name, measure=partial(self._measure, route), warm_up=partial(self._warm_up, route))
@@ -81,7 +81,7 @@ class Shadows:
         return figures(seen)
 
     def _set(self, route: Route) -> None:
-        """Every task's route, and wait until the server follows."""
+        """Set the route of every task, and wait until the server follows."""
         for task in self._names:
             self._registry.set_route(task, PRODUCTION, route, author="benchmark")
         generation, until = self._registry.state().generation, time.monotonic() + SWITCH_S
@@ -96,7 +96,7 @@ class Shadows:
 
 
 def figures(seen: Arrivals) -> Figures:
-    """What callers saw; of the shadows, the share of the rows that were compared, and the device's time for each."""
+    """Return the callers' figures; and of the shadows, the share of rows compared and the device's time for each."""
     grown, rows = seen.grown, len(seen.latencies_us)
     compared = _total(grown, "sidecast_shadow_rows_total agreed") + _total(
         grown, "sidecast_shadow_rows_total disagreed"
@@ -117,21 +117,21 @@ def figures(seen: Arrivals) -> Figures:
 
 
 def _total(grown: Mapping[str, float], name: str) -> float:
-    """Over all series whose name and first labels these are."""
-    return sum((value for each, value in grown.items() if each.startswith(f"{name} ")), 0.0)
+    """Return the sum of all series that begin with this name and these labels."""
+    return sum((value for series, value in grown.items() if series.startswith(f"{name} ")), 0.0)
 
 
 def ratios(samples: Samples) -> Mapping[str, Spread]:
     """Return the ratios of the report."""
-    found = {}
+    spreads = {}
     for figure, name in (("p99_ms", "p99"), ("mean_ms", "mean"), ("p50_ms", "p50"), ("device_busy", "device busy")):
-        found[f"{name}, {SHADOWED} / {ALONE}"] = samples.ratio(figure, SHADOWED, ALONE)
-        found[f"{name}, {AGAIN} / {ALONE}"] = samples.ratio(figure, AGAIN, ALONE)
-    return found
+        spreads[f"{name}, {SHADOWED} / {ALONE}"] = samples.ratio(figure, SHADOWED, ALONE)
+        spreads[f"{name}, {AGAIN} / {ALONE}"] = samples.ratio(figure, AGAIN, ALONE)
+    return spreads
 
 
 def publish_both(folder: Path, loaded: Loaded, tasks: int, heads: str, seed: int) -> Registry:
-    """Tasks of two versions each, the first of which is in production."""
+    """Publish tasks with two versions; the first is in production."""
     registry = publish_tasks(folder, loaded, tasks, HEADS[heads], seed)
     for number in range(tasks):
         head = HEADS[heads][number % len(HEADS[heads])]
@@ -162,9 +162,9 @@ def ask(
 @click.option("--shadow-wait-s", type=click.FloatRange(0), help="As in a configuration file.")
 @measuring(rounds=7, seconds=15.0)
 def main(
-    tasks: int, heads: str, share: float, shadow_turn_s: float | None, shadow_wait_s: float | None, **given: Any
+    tasks: int, heads: str, share: float, shadow_turn_s: float | None, shadow_wait_s: float | None, **arguments: Any
 ) -> None:
-    """Latency at a steady load, with and without a shadow on all traffic."""
+    """Measure latency at a steady load, with and without a shadow on all traffic."""
     both = {"shadow_turn_s": shadow_turn_s, "shadow_wait_s": shadow_wait_s}
     settings = {name: value for name, value in both.items() if value is not None}
     answer(
@@ -172,7 +172,7 @@ def main(
         name="shadow",
         title=f"A shadow on all traffic, at {share:g} of the capacity",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
 
 

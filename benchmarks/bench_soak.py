@@ -3,15 +3,15 @@
     python -m benchmarks.bench_soak          # `make soak`: a quarter of an hour
 
 A real `sidecast serve`, callers in a process of their own that ask at a steady rate, and a writer that publishes,
-promotes, rolls back, retires, splits and shadows versions, and now and then publishes one that no server can take; each
-change once the last one is served, or with --rush whatever the server does.
+promotes, rolls back, retires, splits and shadows versions, and sometimes publishes one that no server can load; each
+change once the last one is served, or with --rush without waiting for the server.
 Afterwards every answer is computed again from the artifact of the version that it names (`benchmarks.soak.oracle`), and
-held against what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
+compared with what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
 changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and
 the server having served it, "moves" those of them that met no change for which a version was loaded: moved aliases,
 weights, shadows, retirements.
 
-Exits with 1, after its report, where anybody was told anything wrong, or where the versions are too alike to tell.
+Exits with 1, after its report, if an answer was wrong, or if the versions are too alike to detect a wrong one.
 """
 
 import tempfile
@@ -27,15 +27,15 @@ from benchmarks.cli import How, answer, measuring
 from benchmarks.harness import Column, Figures, Samples, Spread, quantile, steps
 from benchmarks.models import Loaded
 from benchmarks.soak.audit import GONE
-from benchmarks.soak.load import Told
+from benchmarks.soak.load import Record
 from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span
 from benchmarks.soak.vitals import Vitals, growth
 
 QUICK_S = 1.0
-TOLD = 5
-"""Faults that are told in words."""
+PRINTED_FAULTS = 5
+"""Faults that are printed; the report counts all."""
 APART = 0.99
-"""The least share of pairs of versions that the oracle must tell apart: else another one's answer passes for right."""
+"""Smallest share of pairs of versions that the oracle must distinguish: else a wrong answer may look right."""
 ROUNDING = "bfloat16 rounds nearly as far as versions lie apart: give --dtype float32"
 TAILS = {"swaps": "swaps", "moves": "swaps that load nothing"}
 COLUMNS = (
@@ -51,9 +51,10 @@ COLUMNS = (
 def ask(
     loaded: Loaded, how: How, tasks: int, changes: int, rate: float, rushes: bool, blame: Callable[[str], None]
 ) -> tuple[Samples, dict[str, Spread], dict]:
-    """
+    """Run the soak; return samples, ratios and settings.
+
     Args:
-        blame: told what is wrong, once for all of it.
+        blame: called once, with a sentence, if something is wrong.
     """
     changes, seconds = how.size(changes, 6), QUICK_S if how.quick else how.seconds
     plan = Plan(
@@ -71,7 +72,7 @@ def ask(
     ):
         soak = Soak(loaded, Path(folder), plan, how.threads)
         outcome = soak.run(step)
-    for fault in outcome.faults[:TOLD]:
+    for fault in outcome.faults[:PRINTED_FAULTS]:
         click.echo(f"{fault.kind}: {fault}", err=True)
     if wrong := verdict(outcome):
         blame(f"{wrong}; {ROUNDING}" if outcome.apart < APART and loaded.dtype == "bfloat16" else wrong)
@@ -79,9 +80,9 @@ def ask(
 
 
 def verdict(outcome: Outcome) -> str:
-    """What is wrong; empty where nothing is."""
+    """Return what is wrong; empty if nothing is."""
     if outcome.faults:
-        return f"{len(outcome.faults)} of {len(outcome.told)} were told something wrong"
+        return f"{len(outcome.faults)} of {len(outcome.records)} were told something wrong"
     if outcome.apart < APART:
         return f"nothing is proved: only {outcome.apart:.3f} of a task's versions can be told apart, {APART} must be"
     return ""
@@ -89,11 +90,11 @@ def verdict(outcome: Outcome) -> str:
 
 def samples(outcome: Outcome) -> Samples:
     """Return the figures of each round."""
-    return Samples([_round(outcome, each) for each in outcome.rounds])
+    return Samples([_round(outcome, part) for part in outcome.rounds])
 
 
 def ratios(outcome: Outcome) -> dict[str, Spread]:
-    """The ratio of the tails, and what should be nothing at all."""
+    """Return the ratios of the tails, and figures that should be zero."""
     vitals = outcome.watch.vitals
     first, last = vitals[0], vitals[-1]
     kinds = [fault.kind for fault in outcome.faults]
@@ -105,56 +106,58 @@ def ratios(outcome: Outcome) -> dict[str, Spread]:
         "inputs computed again": last.misses - first.misses,
         "MB that memory grew by": grown(outcome)["memory_mb"],
     }
-    found = samples(outcome)
-    seen = [each for each in TAILS if {"p99_ms"} <= {*found.figures(each)} & {*found.figures("steady")}]
-    tails = {f"p99 in {TAILS[variant]} / steady": found.ratio("p99_ms", variant, "steady") for variant in seen}
+    figures = samples(outcome)
+    seen = [variant for variant in TAILS if {"p99_ms"} <= {*figures.figures(variant)} & {*figures.figures("steady")}]
+    tails = {f"p99 in {TAILS[variant]} / steady": figures.ratio("p99_ms", variant, "steady") for variant in seen}
     return tails | {name: Spread((float(value),)) for name, value in plain.items()}
 
 
 def counts(outcome: Outcome) -> dict[str, Any]:
-    """For the record: what was done and asked, how sharp the oracle is, and the server over time."""
+    """Return details for the report: the changes, the answers, the oracle's reliability, and the server over time."""
     vitals, verbs = outcome.watch.vitals, [change.verb for change in outcome.changes]
     return {
         "changes_made": {verb: verbs.count(verb) for verb in dict.fromkeys(verbs)},
-        "answers": sum(not told.reason for told in outcome.told),
-        "refused_as_retired": sum(told.reason == GONE for told in outcome.told),
-        "versions_that_answered": len({(told.task, told.version) for told in outcome.told}),
+        "answers": sum(not record.reason for record in outcome.records),
+        "refused_as_retired": sum(record.reason == GONE for record in outcome.records),
+        "versions_that_answered": len({(record.task, record.version) for record in outcome.records}),
         "told_apart": outcome.apart,
         "grown": grown(outcome),
-        "series": {name: [round(getattr(each, name), 1) for each in vitals] for name in asdict(vitals[0])},
+        "series": {name: [round(getattr(sample, name), 1) for sample in vitals] for name in asdict(vitals[0])},
     }
 
 
 def grown(outcome: Outcome) -> dict[str, float]:
-    """From before the first round's changes until after the last round's, by the second halves of both rests: changes
-    take memory themselves, and a server gives back what they leave some seconds later."""
+    """Return the growth from before the first round's changes until after the last round's.
+
+    It compares the second halves of both rests: changes need memory, which a server returns only seconds later.
+    """
     before, after = outcome.rounds[0].steady, outcome.after
     first, last = (_second_half(span, outcome.watch.vitals) for span in (before, after))
-    changes = sum(before.ended <= each.began and each.ended <= after.began for each in outcome.changes)
+    changes = sum(before.ended <= change.began and change.ended <= after.began for change in outcome.changes)
     return {**growth(first, last), "changes": float(changes)}
 
 
 def _second_half(span: Span, vitals: Sequence[Vitals]) -> list[Vitals]:
-    """One at least, the next after it, if need be."""
+    """Return the samples in the second half of the span; if there are none, the next one after it."""
     begins = (span.began + span.ended) / 2
-    later = [each for each in vitals if each.at >= begins]
-    return [each for each in later if each.at <= span.ended] or later[:1]
+    later = [sample for sample in vitals if sample.at >= begins]
+    return [sample for sample in later if sample.at <= span.ended] or later[:1]
 
 
 def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
-    steady = [told for told in outcome.told if of.steady.holds(told)]
-    changing = [told for told in outcome.told if of.changing.holds(told)]
-    swapping = [told for told in changing if any(swap.touches(told) for swap in of.swaps)]
-    moves = [told for told in swapping if not any(load.touches(told) for load in of.loads)]
-    last = [each.memory_mb for each in outcome.watch.vitals if each.at <= of.changing.ended]
+    steady = [record for record in outcome.records if of.steady.holds(record)]
+    changing = [record for record in outcome.records if of.changing.holds(record)]
+    swapping = [record for record in changing if any(swap.touches(record) for swap in of.swaps)]
+    moves = [record for record in swapping if not any(load.touches(record) for load in of.loads)]
+    last = [sample.memory_mb for sample in outcome.watch.vitals if sample.at <= of.changing.ended]
     swaps = {
         "requests_per_s": _requests(changing) / (of.changing.ended - of.changing.began),
         "swap_ms": 1e3 * median(swap.ended - swap.began for swap in of.swaps),
         "memory_mb": last[-1],
-        "faults": float(sum(of.changing.holds(fault.told) for fault in outcome.faults)),
+        "faults": float(sum(of.changing.holds(fault.record) for fault in outcome.faults)),
     }
     rate = _requests(steady) / (of.steady.ended - of.steady.began)
-    faults = float(sum(of.steady.holds(fault.told) for fault in outcome.faults))
+    faults = float(sum(of.steady.holds(fault.record) for fault in outcome.faults))
     return {
         "steady": {"requests_per_s": rate, "faults": faults, **_latency(steady)},
         "swaps": {**swaps, **_latency(swapping)},
@@ -162,16 +165,16 @@ def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     }
 
 
-def _requests(told: list[Told]) -> int:
-    """A request for many tasks is told once for each."""
-    return len({each.started for each in told})
+def _requests(records: list[Record]) -> int:
+    """Return the number of requests: one for many tasks has a record for each."""
+    return len({record.started for record in records})
 
 
-def _latency(told: list[Told]) -> dict[str, float]:
-    """Of whole requests; nothing where there were none."""
-    if not told:
+def _latency(records: list[Record]) -> dict[str, float]:
+    """Return the latency of whole requests; empty if there were none."""
+    if not records:
         return {}
-    seconds = list({each.started: each.ended - each.started for each in told}.values())
+    seconds = list({record.started: record.ended - record.started for record in records}.values())
     return {"p50_ms": 1e3 * quantile(seconds, 0.5), "p99_ms": 1e3 * quantile(seconds, 0.99)}
 
 
@@ -181,7 +184,7 @@ def _latency(told: list[Told]) -> dict[str, float]:
 @click.option("--rate", type=click.FloatRange(0.1), default=12.0, show_default=True, help="Requests a second.")
 @click.option("--rush/--no-rush", "rushes", default=False, show_default=True, help="Change while it still loads.")
 @measuring(rounds=10, seconds=25.0)
-def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> None:
+def main(tasks: int, changes: int, rate: float, rushes: bool, **arguments: Any) -> None:
     """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
     wrong: list[str] = []
     answer(
@@ -189,7 +192,7 @@ def main(tasks: int, changes: int, rate: float, rushes: bool, **given: Any) -> N
         name="soak",
         title="A server while its registry changes",
         columns=COLUMNS,
-        given=given,
+        arguments=arguments,
     )
     if wrong:
         raise click.ClickException(wrong[0])

@@ -1,12 +1,12 @@
-"""What do many tasks cost the engine: in one batch, on one input, and on inputs that it knows already?
+"""What do many tasks cost the engine: in one batch, on one input, and on inputs with cached activations?
 
     python -m benchmarks.bench_tasks
 
-The engine is called in this process, with its defaults, on rows of random tokens that never come twice, so that its
-cache of activations helps nobody, unless a variant says "kept". Each kind of head is measured: text (labels as words of
-the LM head, on the decoder's first step) and linear (a head on the side encoder, no decoder). Beside each stands the
-backbone alone, which does the same but has no side network: encoder, and for text the decoder's first step and the
-same two rows of the LM head.
+The engine is called in this process, with its defaults, on rows of random tokens. No row is used twice, so its
+activation cache has no hits, except in variants named "kept". Both kinds of heads are measured: text (labels as words
+of the LM head, on the decoder's first step) and linear (a head on the side encoder, no decoder). Each is compared with
+the backbone alone, which does the same without side network: encoder, and for text the decoder's first step and the two
+rows of the LM head.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ TASKS, ROWS, TOKENS = 16, 32, 32
 COLUMNS = (Column(figure="rows_per_s", heading="rows/s"), Column(figure="ms", heading="ms a call", digits=2))
 
 
-class Asked:
+class HeadVariants:
     """The variants of one kind of head. A row is one input for one task."""
 
     def __init__(self, head: str, loaded: Loaded, how: How, tasks: int, rows: int) -> None:
@@ -35,23 +35,23 @@ class Asked:
         self.engine, self.inputs = loaded.engine(), Inputs(loaded, how.seed)
 
     def variants(self) -> list[Variant]:
-        """Batches of many inputs first, one input for many tasks then."""
-        ask, everyone, one = self.inputs, self.residents, self.residents[:1]
+        """Return what is measured: batches of many inputs, then one input for many tasks."""
+        inputs, everyone, one = self.inputs, self.residents, self.residents[:1]
         mixed = [everyone[row % len(everyone)] for row in range(self.rows)]
         many = len(everyone)
         return [
-            self._batch("1 task", lambda: ask.ask(one * self.rows, TOKENS)),
-            self._batch(f"{many} tasks", lambda: ask.ask(mixed, TOKENS)),
-            self._batch("tasks drawn", lambda: ask.ask(ask.draw(everyone, self.rows), TOKENS)),
+            self._batch("1 task", lambda: inputs.ask(one * self.rows, TOKENS)),
+            self._batch(f"{many} tasks", lambda: inputs.ask(mixed, TOKENS)),
+            self._batch("tasks drawn", lambda: inputs.ask(inputs.draw(everyone, self.rows), TOKENS)),
             self._backbone_alone(),
-            self._batch("kept", lambda: self._known(self.rows)),
-            self._one("1 task", 1, lambda: ask.ask_one(one, TOKENS)),
-            self._one(f"{many} tasks", many, lambda: ask.ask_one(everyone, TOKENS)),
-            self._one("kept", 1, lambda: self._known(1)),
+            self._batch("kept", lambda: self._kept_rows(self.rows)),
+            self._one("1 task", 1, lambda: inputs.ask_one(one, TOKENS)),
+            self._one(f"{many} tasks", many, lambda: inputs.ask_one(everyone, TOKENS)),
+            self._one("kept", 1, lambda: self._kept_rows(1)),
         ]
 
     def ratios(self, samples: Samples) -> dict[str, Spread]:
-        """What the goals are about, and what stands beside them."""
+        """Return the ratios of the report."""
         many = len(self.residents)
         batch, one = self._name("batch"), self._name("one input")
         return {
@@ -74,8 +74,8 @@ class Asked:
         label = f"{self._name('one input')}, {name}"
         return self.how.timed(label, self._predict, prepare, rows, self.loaded.device)
 
-    def _known(self, count: int) -> list[EngineRow]:
-        """Rows for one task whose inputs another has just asked about."""
+    def _kept_rows(self, count: int) -> list[EngineRow]:
+        """Return rows for one task whose inputs another task has just answered."""
         first, another = self.residents[0], self.residents[-1]
         rows = self.inputs.ask([first] * count, TOKENS)
         self._predict(rows)
@@ -95,16 +95,15 @@ class Asked:
 
     @torch.inference_mode()
     def _label_words(self, rows: Sequence[Sequence[int]]) -> None:
-        """The backbone's own probabilities of the labels' first words."""
-        given = self.loaded.run(rows)
-        final = given.decoder_taps().final
+        """Compute the backbone's probabilities of the labels' first words."""
+        final = self.loaded.run(rows).decoder_taps().final
         assert final is not None
         words = torch.tensor(first_words(self.residents[0]), device=final.device)
         torch.softmax(self.loaded.backbone.logits(final[:, -1], words).float(), -1).tolist()
 
 
 def first_words(resident: Resident) -> list[int]:
-    """The tokens that the labels of a text head part at."""
+    """Return the first tokens in which the labels of a text head differ."""
     how = resident.answerer
     assert isinstance(how, Classify)
     assert how.trie is not None
@@ -125,17 +124,17 @@ def predict(engine: Engine, rows: Sequence[EngineRow]) -> None:
 def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
     """Measure; return samples, ratios and settings."""
     tasks, rows = how.size(TASKS, 3), how.size(ROWS, 6)
-    asked = [Asked(head, loaded, how, tasks, rows) for head in ("text", "linear")]
-    samples = how.turns([variant for each in asked for variant in each.variants()])
-    ratios = {name: spread for each in asked for name, spread in each.ratios(samples).items()}
+    heads = [HeadVariants(head, loaded, how, tasks, rows) for head in ("text", "linear")]
+    samples = how.turns([variant for head in heads for variant in head.variants()])
+    ratios = {name: spread for head in heads for name, spread in head.ratios(samples).items()}
     return samples, ratios, {"tasks": tasks, "rows": rows, "tokens": TOKENS, "reduction": 8, "rungs": "all"}
 
 
 @click.command()
 @measuring(rounds=5, seconds=0.6)
-def main(**given: Any) -> None:
-    """What many tasks cost the engine: in one batch, on one input, on inputs that it knows already."""
-    answer(ask, name="tasks", title="The engine, by tasks and inputs", columns=COLUMNS, given=given)
+def main(**arguments: Any) -> None:
+    """Measure many tasks on the engine: in one batch, on one input, on inputs with cached activations."""
+    answer(ask, name="tasks", title="The engine, by tasks and inputs", columns=COLUMNS, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts have in common on the command line: which backbone, how long, and the way to a report."""
+"""Command line of the scripts: options for the backbone and the length of a run, and the way to a report."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,27 +27,27 @@ from benchmarks.models import Loaded, load
 from serving.config import EngineConfig
 
 QUICK_S = 0.01
-"""Seconds of a measurement that only shows that it works."""
+"""Seconds of a measurement with --quick."""
 LEAD_S = 0.25
 BACKBONE = ("device", "dtype", "threads", "quantize", "compiles")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """How thoroughly a question is asked."""
+    """How often and how long to measure."""
 
     rounds: int
     seconds: float
-    """Of one measurement."""
+    """Length of one measurement."""
     seed: int
     threads: int
-    """As on the command line; 0: torch's own choice."""
+    """Threads of torch; 0: torch chooses."""
     quick: bool
     quiet: bool
     """No progress bar."""
 
     def size(self, usual: int, quick: int) -> int:
-        """A number that `--quick` makes small."""
+        """Return `quick` with --quick, else `usual`."""
         return quick if self.quick else usual
 
     def timed(
@@ -61,11 +61,14 @@ class How:
         clock: Callable[[], float] = time.perf_counter,
         lead_s: float = LEAD_S,
     ) -> Variant:
-        """A variant that repeats `call`, each time on what `prepare` makes outside the time: `count` units a call.
+        """Return a variant that repeats `call`, which processes `count` units.
 
-        Calls of another variant leave the processor's caches and threads in another state, so some come before that are
-        not counted: `lead_s` of them, none where a call lasts seconds. `clock` is another process's where the call is
-        done there.
+        Args:
+            prepare: makes the argument of a call; not timed.
+            device: is synchronized before the end of a call is timed.
+            clock: another process's, if that computes the call.
+            lead_s: seconds of calls before the timed ones. A previous variant leaves the processor's caches and threads
+                in another state. 0 if a call takes seconds.
         """
 
         def measure() -> Figures:
@@ -82,11 +85,11 @@ class How:
 
 
 Ask = Callable[[Loaded, How], tuple[Samples, Mapping[str, Spread], Mapping[str, Any]]]
-"""Measures: the samples, the ratios, and settings for the record."""
+"""Measures; returns the samples, the ratios, and settings for the report."""
 
 
 def synchronize(device: str) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until the device, if it is a GPU, has finished its work."""
     if device.startswith("cuda"):
         import torch
 
@@ -94,27 +97,27 @@ def synchronize(device: str) -> None:
 
 
 def backbone_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which backbone, and how it runs: what `models.load` takes, with `source` as `backbone`."""
+    """Add the options of `models.load` to a command; `source` is `--backbone`."""
     compiles = EngineConfig().compile
-    for each in (
-        click.option("--threads", type=click.IntRange(0), default=0, help="Torch's and the peers'; 0: own choice."),
+    for decorate in (
+        click.option("--threads", type=click.IntRange(0), default=0, help="Of torch and the peers; 0: they choose."),
         click.option("--compile/--no-compile", "compiles", default=compiles, show_default=True, help="The encoder."),
         click.option("--quantize", default="none", show_default=True, help="none, int8, int4 or w8a8."),
         click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ..."),
         click.option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id.  [default: the demo's]"),
     ):
-        command = each(command)
+        command = decorate(command)
     return command
 
 
-def load_given(given: Mapping[str, Any]) -> Loaded:
-    """The backbone of `backbone_options`."""
-    return load(given["backbone"], **{name: given[name] for name in BACKBONE})
+def load_from(arguments: Mapping[str, Any]) -> Loaded:
+    """Load the backbone that the arguments of `backbone_options` name."""
+    return load(arguments["backbone"], **{name: arguments[name] for name in BACKBONE})
 
 
 def measuring(rounds: int, seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of a script: `backbone_options`, seconds, quick, and `harness.options`."""
+    """Add the options of a script: `backbone_options`, seconds, quick, and `harness.options`."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         long = click.FloatRange(0.001, 600)
@@ -127,32 +130,32 @@ def measuring(rounds: int, seconds: float) -> Callable[[Callable[..., Any]], Cal
     return decorate
 
 
-def answer(ask: Ask, *, name: str, title: str, columns: Sequence[Column], given: Mapping[str, Any]) -> None:
-    """Load the backbone, ask, and report: what every script's `main` does with its options."""
+def answer(ask: Ask, *, name: str, title: str, columns: Sequence[Column], arguments: Mapping[str, Any]) -> None:
+    """Load the backbone, measure, and print the report; with --save also write it to a file."""
     with plain_errors():
-        loaded = load_given(given)
-        quick = given["quick"]
+        loaded = load_from(arguments)
+        quick = arguments["quick"]
         how = How(
-            rounds=1 if quick else given["rounds"],
-            seconds=QUICK_S if quick else given["seconds"],
-            seed=given["seed"],
-            threads=given["threads"],
+            rounds=1 if quick else arguments["rounds"],
+            seconds=QUICK_S if quick else arguments["seconds"],
+            seed=arguments["seed"],
+            threads=arguments["threads"],
             quick=quick,
-            quiet=given["as_json"],
+            quiet=arguments["as_json"],
         )
         machine = look(loaded.device, loaded.dtype)
         samples, ratios, settings = ask(loaded, how)
-        asked = {"backbone": loaded.backbone.name, "fingerprint": loaded.backbone.fingerprint}
-        asked |= {"quantize": loaded.backbone.quantization, "compiled": loaded.compiles}
-        asked |= {"rounds": how.rounds, "seconds": how.seconds, "seed": how.seed, "quick": quick}
+        common = {"backbone": loaded.backbone.name, "fingerprint": loaded.backbone.fingerprint}
+        common |= {"quantize": loaded.backbone.quantization, "compiled": loaded.compiles}
+        common |= {"rounds": how.rounds, "seconds": how.seconds, "seed": how.seed, "quick": quick}
         report = Report(
             name=name,
             title=f"{title} ({loaded.backbone.name})",
             machine=machine,
-            settings={**asked, **settings},
+            settings={**common, **settings},
             samples=samples,
             ratios=ratios,
         )
-        if given["save"]:
+        if arguments["save"]:
             click.echo(f"saved {report.save().name}", err=True)
-        report.show(columns, given["as_json"])
+        report.show(columns, arguments["as_json"])

@@ -1,9 +1,9 @@
-"""How long each stage of a serving process's start takes, and how much of a core: prints both as one JSON line.
+"""Measures each stage of a serving process's start, in wall and CPU seconds; prints one JSON line.
 
     python -m benchmarks.cold_start BACKBONE REGISTRY STARTED
 
-STARTED is the time.time() at which this process was begun. The stages are those of `serving.components.assemble`, with
-one thread of torch: the process itself, imports, backbone, tokenizer, side networks, warm-up, joining the servers.
+STARTED is the time.time() at which the process was started. The stages are those of `serving.components.assemble`, with
+one thread of torch: the process, imports, backbone, tokenizer, side networks, warm-up, joining the servers.
 """
 
 import json
@@ -19,20 +19,20 @@ LIMIT_S = 300.0
 
 
 def measure_start(backbone: str, registry: str) -> dict[str, Figures]:
-    """Seconds (`s`) and those of a core (`cpu_s`) by stage, in a process of its own.
+    """Start a process; return its wall seconds (`s`) and CPU seconds (`cpu_s`) by stage.
 
     Raises:
-        BenchmarkError: it failed; it has said why on standard error.
+        BenchmarkError: it failed; its error is on standard error.
     """
     command = [sys.executable, "-m", "benchmarks.cold_start", backbone, registry, repr(time.time())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False)
     if done.returncode:
-        raise BenchmarkError("the start that was to be timed failed; read what it said above")
+        raise BenchmarkError("the start that was to be timed failed; read its error above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _stages(folder: str, place: str, started: float) -> dict[str, Figures]:
-    """Of this very process."""
+def _stages(folder: str, registry_url: str, started: float) -> dict[str, Figures]:
+    """Run and measure the stages in this process."""
     ends = [(started, 0.0), _now()]
     import torch
 
@@ -48,7 +48,7 @@ def _stages(folder: str, place: str, started: float) -> dict[str, Figures]:
     ends.append(_now())
     tokenizer = load_tokenizer(folder)
     ends.append(_now())
-    registry, pool = Registry.open(place), SidePool()
+    registry, pool = Registry.open(registry_url), SidePool()
     reconciler = Reconciler(registry, pool, Loader(registry, backbone, tokenizer, LoadConfig()).load)
     reconciler.start()
     ends.append(_now())

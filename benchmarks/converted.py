@@ -1,9 +1,8 @@
 """CTranslate2's conversion of a backbone, in a process of its own.
 
-Its OpenMP pool and torch's in one process outnumber the cores together, and then neither spins at its barriers: beside
-it our engine took twice its time (see `serving.engine.device`), and it may have lost as much. So this process never
-loads CTranslate2, and its process computes nothing else: it sleeps on its pipe while others are measured. It takes the
-time of a call itself, so that neither pipe nor pickle counts against it.
+In one process, its OpenMP pool and torch's have more threads than there are cores; then barriers are slow, and our
+engine took twice its time (see `serving.engine.device`). So only the other process loads CTranslate2, and it waits on a
+pipe while others are measured. It times its calls itself, so that the pipe and pickle do not count.
 """
 
 import multiprocessing
@@ -24,7 +23,7 @@ from benchmarks.peers import hush, peer
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What is converted, into what, and where to."""
+    """What to convert, to which precision, and where to write it."""
 
     source: str
     folder: str
@@ -35,8 +34,8 @@ class Conversion:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A batch of texts that all go on to `longest` tokens, or each to its own of `limits`."""
+class Batch:
+    """A batch of texts of `longest` tokens; with `limits`, a row ends at its own length."""
 
     rows: list[list[str]]
     longest: int
@@ -49,40 +48,42 @@ class Converted:
     Its process ends with this one, or at `close`.
 
     Raises:
-        BenchmarkError: it is not installed, or cannot do that here; of all methods too: the process has ended.
+        BenchmarkError: it is not installed, or does not support this precision here; all methods: the process ended.
     """
 
     def __init__(self, loaded: Loaded, folder: Path, kind: str) -> None:
         self.kind, self.spent_s = kind, 0.0
-        given = Conversion(loaded.folder, str(folder / kind), kind, loaded.hardware, torch.get_num_threads())
+        conversion = Conversion(loaded.folder, str(folder / kind), kind, loaded.hardware, torch.get_num_threads())
         self._words = _vocabulary(loaded)
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_live, args=(theirs, given), name=f"CTranslate2 {kind}", daemon=True)
+        self.process = spawn.Process(
+            target=_run_process, args=(theirs, conversion), name=f"CTranslate2 {kind}", daemon=True
+        )
         self.process.start()
         theirs.close()
         self._receive()
 
     def clock(self) -> float:
-        """Seconds inside CTranslate2's calls so far, by its own process: what `time_calls` may take for the time."""
+        """Return the seconds of CTranslate2's calls so far, measured by its process; a clock for `time_calls`."""
         return self.spent_s
 
     def words(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-        """Token ids as the words that CTranslate2 takes: made before what is timed."""
+        """Return token ids as the words that CTranslate2 takes; not to be timed."""
         return [[self._words[token] for token in row] for row in rows]
 
     def step(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        """Encode, take one greedy decoder step: its word for each row."""
+        """Encode and take one greedy decoder step; return the word of each row."""
         return [words[0] if words else "" for words in self.texts(rows, 1)]
 
     def texts(self, rows: Sequence[Sequence[str]], longest: int, limits: Sequence[int] = ()) -> list[list[str]]:
-        """Greedy words of exactly `longest` tokens: the end is not said before.
+        """Generate exactly `longest` tokens greedily for each row; the end token is suppressed.
 
         Args:
-            limits: each row's own number of tokens, at which it leaves the batch.
+            limits: number of tokens of each row, after which it leaves the batch.
         """
         try:
-            self._pipe.send(Asked([list(row) for row in rows], longest, tuple(limits)))
+            self._pipe.send(Batch([list(row) for row in rows], longest, tuple(limits)))
         except OSError:
             raise self._ended() from None
         seconds, texts = self._receive()
@@ -90,18 +91,18 @@ class Converted:
         return texts
 
     def close(self) -> None:
-        """Have the process end, and wait until it has."""
+        """End the process and wait for it."""
         self._pipe.close()
         self.process.join()
 
     def _receive(self) -> Any:
         try:
-            said = self._pipe.recv()
+            reply = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
-        if isinstance(said, BenchmarkError):
-            raise said
-        return said
+        if isinstance(reply, BenchmarkError):
+            raise reply
+        return reply
 
     def _ended(self) -> BenchmarkError:
         self.process.join(1.0)
@@ -117,11 +118,11 @@ def _vocabulary(loaded: Loaded) -> list[str]:
     return [*known, *[tokenizer.unk_token] * missing]
 
 
-def _live(pipe: Connection, given: Conversion) -> None:
-    """The life of the process: convert, then answer until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; this one then ends too
+def _run_process(pipe: Connection, conversion: Conversion) -> None:
+    """Main function of the process: convert, then answer until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the other process, and then the pipe closes
     try:
-        translator = _translator(given)
+        translator = _translator(conversion)
         pipe.send(None)
         while True:
             pipe.send(_timed(translator, pipe.recv()))
@@ -131,45 +132,45 @@ def _live(pipe: Connection, given: Conversion) -> None:
         pipe.send(_plain(error))
 
 
-def _translator(given: Conversion) -> Any:
+def _translator(conversion: Conversion) -> Any:
     ctranslate2 = peer("ctranslate2")
     hush()
-    torch.set_num_threads(1)  # the conversion is torch's work, and is to leave no pool behind
-    if given.kind not in ctranslate2.get_supported_compute_types(given.hardware):
-        raise BenchmarkError(f"CTranslate2 has no {given.kind} here")
-    ctranslate2.converters.TransformersConverter(given.source).convert(
-        given.folder, quantization=given.kind, force=True
+    torch.set_num_threads(1)  # torch does the conversion, and must leave no thread pool behind
+    if conversion.kind not in ctranslate2.get_supported_compute_types(conversion.hardware):
+        raise BenchmarkError(f"CTranslate2 has no {conversion.kind} here")
+    ctranslate2.converters.TransformersConverter(conversion.source).convert(
+        conversion.folder, quantization=conversion.kind, force=True
     )
     return ctranslate2.Translator(
-        given.folder,
-        device=given.hardware,
-        compute_type=given.kind,
+        conversion.folder,
+        device=conversion.hardware,
+        compute_type=conversion.kind,
         inter_threads=1,
-        intra_threads=given.threads,
+        intra_threads=conversion.threads,
     )
 
 
-def _timed(translator: Any, asked: Asked) -> tuple[float, list[list[str]]]:
-    """The seconds of a call, and its texts."""
-    more = {"callback": _leaving(asked.limits)} if asked.limits else {}
-    exactly = {"max_decoding_length": asked.longest, "min_decoding_length": asked.longest}
+def _timed(translator: Any, batch: Batch) -> tuple[float, list[list[str]]]:
+    """Run one batch; return its seconds and texts."""
+    more = {"callback": _leaving(batch.limits)} if batch.limits else {}
+    exactly = {"max_decoding_length": batch.longest, "min_decoding_length": batch.longest}
     started = time.perf_counter()
-    results = translator.translate_batch(asked.rows, beam_size=1, **exactly, **more)
+    results = translator.translate_batch(batch.rows, beam_size=1, **exactly, **more)
     seconds = time.perf_counter() - started
     return seconds, [result.hypotheses[0] for result in results]
 
 
 def _leaving(limits: Sequence[int]) -> Callable[[Any], bool]:
-    """Told each new token of each row, says whether that row ends."""
+    """Return a callback for every new token, which returns whether its row ends."""
 
-    def stop(said: Any) -> bool:
-        return said.step + 1 >= limits[said.batch_id]
+    def stop(step: Any) -> bool:
+        return step.step + 1 >= limits[step.batch_id]
 
     return stop
 
 
 def _plain(error: Exception) -> BenchmarkError:
-    """In one line."""
+    """Return the error as a BenchmarkError of one line."""
     if isinstance(error, BenchmarkError):
         return error
     return BenchmarkError(f"CTranslate2 cannot do this: {' '.join(str(error).split()) or type(error).__name__}")

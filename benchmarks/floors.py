@@ -1,12 +1,12 @@
-"""How fast could it be? The least time of a call by its arithmetic and the bytes it must move, and so the best ratio.
+"""Computes lower bounds: the shortest time of a call by its arithmetic and memory traffic, and so the best ratios.
 
     python -m benchmarks.floors
 
-Each part of a call (encoder, the decoder's first step, side networks) takes at least as long as its multiplications at
-the machine's measured rate, and as its weights and taps at the measured bandwidth; parts run one after the other. Left
-out: everything that a perfect program would not notice (launches, softmax, norms, Python, gRPC). So a ratio between
-two of our own calls may come near its floor and never passes it. A peer's floor is its own backbone's: what a peer
-loses beyond is its own, and ours to win, which is why there are no such ratios here.
+A part of a call (encoder, the decoder's first step, side networks) takes at least as long as its multiplications at the
+machine's measured rate, and at least as long as reading its weights and taps at the measured bandwidth. Parts run one
+after the other. Costs that a perfect program avoids are left out (launches, softmax, norms, Python, gRPC). So a ratio
+of two of our calls can approach its bound, but not exceed it. Ratios to peers have no bound here: it depends on how
+much time a peer wastes.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.cli import backbone_options, load_given, synchronize
+from benchmarks.cli import backbone_options, load_from, synchronize
 from benchmarks.harness import plain_errors
 from benchmarks.models import REDUCTION, Loaded
 from ladder import Backbone, SideNetwork
@@ -32,9 +32,9 @@ from ladder.side import Load, backbone_flops, count_parameters, side_flops
 
 WHOLE = "w8a8"
 PROBE_S = 0.3
-"""Seconds that a rate is measured for."""
+"""Seconds of the measurement of a rate."""
 PROBE = (1024, 512, 1024)
-"""Rows, inputs and outputs of the product that is measured: of a size with a small T5's."""
+"""Rows, inputs and outputs of the measured product: sizes as in a small T5."""
 PROBE_BYTES = 256 * 2**20
 ROWS, TOKENS, TASKS = 32, 32, 16
 WORDS = 2
@@ -43,23 +43,23 @@ WORDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a machine can do."""
+    """Measured rates of a machine."""
 
     flops: float
-    """Of matrix products, a second; a multiplication and an addition are two."""
+    """Operations of matrix products a second; a multiplication and an addition are two."""
     bytes: float
-    """Read or written, a second."""
+    """Bytes read or written a second."""
     itemsize: int = 4
     """Bytes of a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that runs on its own."""
+    """Part of a call that runs before or after the others."""
 
     flops: float
     numbers: float
-    """Weights and taps that it must read or write once."""
+    """Number of weights and taps that it must read or write once."""
 
     def seconds(self, rates: Rates) -> float:
         """Return the shortest possible time at these rates, in seconds."""
@@ -67,28 +67,28 @@ class Part:
 
 
 def least(parts: tuple[Part, ...], rates: Rates) -> float:
-    """Seconds of all, one after the other."""
+    """Return the shortest seconds of all parts, one after the other."""
     return sum(part.seconds(rates) for part in parts)
 
 
 @cache
 def weights(config: BackboneConfig) -> Mapping[str, int]:
-    """Numbers in the encoder and in the decoder."""
+    """Return the number of parameters of the encoder and of the decoder."""
     with torch.device("meta"):
         backbone = Backbone(config)
     stacks = {"encoder": backbone.encoder, "decoder": backbone.decoder}
-    return {name: sum(each.numel() for each in stack.parameters()) for name, stack in stacks.items()}
+    return {name: sum(parameter.numel() for parameter in stack.parameters()) for name, stack in stacks.items()}
 
 
 def encoder(config: BackboneConfig, rows: int, tokens: int) -> Part:
-    """All blocks; every block's output is written for the side networks."""
+    """Return the encoder: all blocks; the output of every block is written for the side networks."""
     load = Load(tokens=tokens, rows=rows)
     taps = rows * tokens * config.d_model * (config.num_layers + 1)
     return Part(rows * backbone_flops(config.num_layers, config, load), weights(config)["encoder"] + taps)
 
 
 def first_step(config: BackboneConfig, rows: int, tokens: int, words: int = WORDS) -> Part:
-    """The decoder over the start token, cross-attention's keys and values among it, and some rows of the LM head."""
+    """Return the decoder on the start token, cross-attention's keys and values, and `words` rows of the LM head."""
     load, head = Load(tokens=tokens, rows=rows), 2 * config.d_model
     whole = backbone_flops(None, config, load) - head * config.vocab_size
     flops = whole - backbone_flops(config.num_layers, config, load) + head * words
@@ -96,7 +96,7 @@ def first_step(config: BackboneConfig, rows: int, tokens: int, words: int = WORD
 
 
 def side(shape: SideConfig, config: BackboneConfig, rows: int, tokens: int, networks: int) -> Part:
-    """`rows` rows of so many side networks: each network's weights, and each row's taps once."""
+    """Return `rows` rows of `networks` side networks: every network's weights and every row's taps are read once."""
     load = Load(tokens=tokens, rows=rows)
     taps = rows * tokens * config.d_model * (len(shape.encoder_layers or ()) + 1)
     return Part(rows * side_flops(shape, config, load), networks * _numbers(shape, config) + taps)
@@ -109,14 +109,14 @@ def _numbers(shape: SideConfig, config: BackboneConfig) -> int:
 
 
 def shape_of(head: str, config: BackboneConfig) -> SideConfig:
-    """As the benchmarks have it: r 8, all rungs, two classes."""
+    """Return the side network of the benchmarks: r 8, all rungs, two classes."""
     outputs = 0 if head == "text" else WORDS
     return SideConfig(reduction=REDUCTION, head=head, outputs=outputs).resolve(config)  # type: ignore[arg-type]
 
 
 def best_ratios(config: BackboneConfig, rates: Rates) -> dict[str, float]:
-    """Of our own calls, at best; by the keys of `benchmarks.goals`."""
-    found = {}
+    """Return the best possible ratios of our calls, by the names in `benchmarks.goals`."""
+    ratios = {}
     for head in ("text", "linear"):
         shape = shape_of(head, config)
 
@@ -128,25 +128,26 @@ def best_ratios(config: BackboneConfig, rates: Rates) -> dict[str, float]:
             return (side(shape, config, rows, TOKENS, networks),)
 
         one, alone = least((*backbone(ROWS), *sides(ROWS, 1)), rates), least(backbone(ROWS), rates)
-        found[f"F1 {head}"] = one / least((*backbone(ROWS), *sides(ROWS, TASKS)), rates)
-        found[f"F2 {head}"] = alone / one
-        found[f"F3 {head}"] = one / least((*backbone(ROWS), *sides(ROWS, ROWS)), rates)
+        ratios[f"F1 {head}"] = one / least((*backbone(ROWS), *sides(ROWS, TASKS)), rates)
+        ratios[f"F2 {head}"] = alone / one
+        ratios[f"F3 {head}"] = one / least((*backbone(ROWS), *sides(ROWS, ROWS)), rates)
         single = least((*backbone(1), *sides(1, 1)), rates)
-        found[f"F4 {head}"] = least((*backbone(1), *sides(TASKS, TASKS)), rates) / single
-        found[f"F7 {head}"] = one / least(sides(ROWS, 1), rates)
-        found[f"F7 {head}, one input"] = single / least(sides(1, 1), rates)
-    return found
+        ratios[f"F4 {head}"] = least((*backbone(1), *sides(TASKS, TASKS)), rates) / single
+        ratios[f"F7 {head}"] = one / least(sides(ROWS, 1), rates)
+        ratios[f"F7 {head}, one input"] = single / least(sides(1, 1), rates)
+    return ratios
 
 
 def measure_rates(loaded: Loaded, quantize: str = "none", seconds: float = PROBE_S) -> Rates:
-    """Of products in the backbone's dtype, or of quantised ones, and of copies too big for a cache."""
+    """Measure products in the backbone's dtype, or quantised, and copies too large for a cache."""
     rows, inputs, outputs = PROBE
     where = {"device": loaded.backbone.device, "dtype": loaded.backbone.dtype}
-    given, layer = torch.randn(rows, inputs, **where), nn.Linear(inputs, outputs, bias=False, **where)
+    batch = torch.randn(rows, inputs, **where)
+    layer = nn.Linear(inputs, outputs, bias=False, **where)
     itemsize = loaded.backbone.dtype.itemsize
     source, target = (torch.zeros(PROBE_BYTES // itemsize, **where) for _ in range(2))
     multiply = layer if quantize == "none" else LINEARS[quantize](layer).to(loaded.backbone.device)
-    product = _fastest(lambda: multiply(given), loaded.device, seconds)
+    product = _fastest(lambda: multiply(batch), loaded.device, seconds)
     copy = _fastest(lambda: target.copy_(source), loaded.device, seconds)
     return Rates(
         flops=2 * rows * inputs * outputs / product,
@@ -157,7 +158,7 @@ def measure_rates(loaded: Loaded, quantize: str = "none", seconds: float = PROBE
 
 @torch.inference_mode()
 def _fastest(call: Callable[[], object], device: str, seconds: float) -> float:
-    """The shortest of as many calls as fit: a bound is a bound, whatever else the machine does."""
+    """Return the shortest of the calls within `seconds`: other load of the machine must not change a bound."""
     best, until = float("inf"), time.perf_counter() + seconds
     while True:
         started = time.perf_counter()
@@ -170,13 +171,13 @@ def _fastest(call: Callable[[], object], device: str, seconds: float) -> float:
 
 
 def calls(config: BackboneConfig, rates: Rates, backbone: Rates | None = None) -> dict[str, float]:
-    """Least milliseconds of the calls that peers are compared on.
+    """Return the shortest milliseconds of the calls in the comparison with peers.
 
     Args:
-        backbone: where it is quantised, which side networks never are.
+        backbone: rates of the backbone, if it is quantised; side networks are not. None: `rates`.
     """
     text, backbone = shape_of("text", config), backbone or rates
-    found = {}
+    least_ms = {}
     for rows, tokens in ((8, 32), (16, 64), (16, 32), (32, 32)):
         parts = {
             "encoder": encoder(config, rows, tokens).seconds(backbone),
@@ -184,12 +185,12 @@ def calls(config: BackboneConfig, rates: Rates, backbone: Rates | None = None) -
             "one side network": side(text, config, rows, tokens, 1).seconds(rates),
         }
         parts["all"] = sum(parts.values())
-        found |= {f"{rows}x{tokens}, {name}": 1e3 * seconds for name, seconds in parts.items()}
-    return found
+        least_ms |= {f"{rows}x{tokens}, {name}": 1e3 * seconds for name, seconds in parts.items()}
+    return least_ms
 
 
 def document(loaded: Loaded) -> dict[str, Any]:
-    """JSON-ready: rates, least times, best ratios. On a CPU also of a backbone in whole numbers."""
+    """Return rates, shortest times and best ratios as JSON; on a CPU also for a quantised backbone."""
     config = loaded.backbone.config
     rates = {loaded.kind: measure_rates(loaded)}
     if loaded.hardware == "cpu":
@@ -197,12 +198,12 @@ def document(loaded: Loaded) -> dict[str, Any]:
     plain = rates[loaded.kind]
     return {
         "name": "floors",
-        "gflops": {kind: round(each.flops / 1e9, 1) for kind, each in rates.items()},
+        "gflops": {kind: round(rate.flops / 1e9, 1) for kind, rate in rates.items()},
         "gigabytes_per_s": round(plain.bytes / 1e9, 1),
         "least_ms": {
             f"{kind} {name}": round(value, 3)
-            for kind, each in rates.items()
-            for name, value in calls(config, plain, each).items()
+            for kind, rate in rates.items()
+            for name, value in calls(config, plain, rate).items()
         },
         "best_ratios": {name: round(value, 3) for name, value in best_ratios(config, plain).items()},
     }
@@ -211,20 +212,20 @@ def document(loaded: Loaded) -> dict[str, Any]:
 @click.command()
 @backbone_options
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON line alone.")
-def main(as_json: bool, **given: Any) -> None:
-    """The least time of calls on this machine, and the best ratios between them."""
+def main(as_json: bool, **arguments: Any) -> None:
+    """Print the shortest times of calls on this machine, and the best ratios between them."""
     with plain_errors():
-        found = document(load_given({**given, "compiles": False}))
+        bounds = document(load_from({**arguments, "compiles": False}))
     if not as_json:
         console = Console()
-        rates = ", ".join(f"{kind} {rate} GFLOP/s" for kind, rate in found["gflops"].items())
-        console.print(f"{rates}, {found['gigabytes_per_s']} GB/s", highlight=False)
+        rates = ", ".join(f"{kind} {rate} GFLOP/s" for kind, rate in bounds["gflops"].items())
+        console.print(f"{rates}, {bounds['gigabytes_per_s']} GB/s", highlight=False)
         for heading in ("least_ms", "best_ratios"):
             table = Table(heading, "", box=None)
-            for name, value in found[heading].items():
+            for name, value in bounds[heading].items():
                 table.add_row(name, f"{value:.3f}")
             console.print(table)
-    click.echo(json.dumps(found))
+    click.echo(json.dumps(bounds))
 
 
 if __name__ == "__main__":

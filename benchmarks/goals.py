@@ -1,7 +1,7 @@
-"""What is to be reached, and which ratio of which script tells whether it was.
+"""The goals, and which ratio of which script shows whether one is reached.
 
-A goal is held to the comparison at its hardest: the peer's best way beside the one that serves many tasks, and both
-kinds of our heads where they differ. All ratios that a script measured stand in the results file beside it.
+A goal uses the hardest comparison: the peer's fastest mode as well as the one that serves many tasks, and both kinds of
+heads if they differ. The results file has all ratios that a script measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,17 +14,17 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A ratio that should be at least, or at most, so much."""
+    """A ratio with a lower or an upper bound."""
 
     text: str
     report: str
-    """The script, without bench_."""
+    """Name of the report: the script's, without bench_."""
     ratio: str
-    """Its ratio's name; may hold wildcards, as numbers and dtypes differ."""
+    """Name of the ratio, with wildcards where numbers or dtypes differ."""
     least: float | None = None
     most: float | None = None
     floor: str | None = None
-    """Which of `floors.best_ratios` bounds it."""
+    """Name of the best possible ratio, of `floors.best_ratios`."""
 
     @property
     def rule(self) -> str:
@@ -34,18 +34,18 @@ class Goal:
         return f"≤ {self.most:g}" if self.most is not None else ""
 
     def find(self, document: Document) -> Mapping[str, Any] | None:
-        """The ratio's spread in a results file; None where it was not measured."""
+        """Return the ratio's spread in a results file; None if it was not measured."""
         ratios = document["reports"].get(self.report, {}).get("ratios", {})
-        return next((each for name, each in ratios.items() if fnmatchcase(name, self.ratio)), None)
+        return next((spread for name, spread in ratios.items() if fnmatchcase(name, self.ratio)), None)
 
     def reached(self, value: float) -> bool | None:
-        """None where nothing was asked for."""
+        """Whether the value reaches the goal; None if there is no bound."""
         if self.least is not None:
             return value >= self.least
         return None if self.most is None else value <= self.most
 
     def possible(self, document: Document) -> float | None:
-        """The best that arithmetic and memory allow on that machine, where it is known."""
+        """Return the best possible ratio on that machine, by arithmetic and memory bandwidth; None if unknown."""
         return document.get("floors", {}).get("best_ratios", {}).get(self.floor)
 
 
@@ -110,8 +110,8 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
 """By heading."""
 
 
-def found(document: Document) -> Iterator[tuple[str, Goal, Mapping[str, Any] | None]]:
-    """Every goal under its heading, with its spread."""
+def with_spreads(document: Document) -> Iterator[tuple[str, Goal, Mapping[str, Any] | None]]:
+    """Yield every goal with its heading and its spread; None if it was not measured."""
     for heading, goals in GOALS.items():
         for goal in goals:
             yield heading, goal, goal.find(document)

@@ -1,8 +1,8 @@
-"""Measures variants of one question beside each other, and reports them: table, JSON line, result file.
+"""Measures the variants of one question in turns, and reports them: table, JSON line, result file.
 
-Variants take turns, in a new random order each round, so that whatever else the machine does falls on all of them
-alike. Figures are medians and quartiles over the rounds; a ratio is taken within each round, and then its median.
-Milliseconds are one machine's, ratios travel. Nothing here asserts a figure.
+Each round measures every variant once, in a new random order, so that other load of the machine affects all alike.
+Figures are medians and quartiles over the rounds; a ratio is computed within each round, and then its median. Ratios
+can be compared between machines, milliseconds cannot. Nothing here checks a figure.
 """
 
 import json
@@ -27,28 +27,28 @@ from sidecast.cli.output import progress_bar
 
 RESULTS = Path(__file__).with_name("results")
 WIDTH = 120
-"""Columns of a table that goes to no terminal."""
+"""Width of a table that is not printed to a terminal."""
 
 Figures = Mapping[str, float]
-"""One measurement of one variant: figures by name, in the units that the names end in."""
+"""One measurement of one variant: figures by name; the end of a name is the unit."""
 Step = Callable[[str], None]
-"""Told which variant is measured next."""
+"""Called with the name of the variant that is measured next."""
 
 
 class BenchmarkError(Exception):
-    """A benchmark cannot go on; says why in one sentence."""
+    """A benchmark cannot continue; the message is one sentence."""
 
     reason = "BENCHMARK_FAILED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One of the things that are compared."""
+    """One of the things to compare."""
 
     name: str
     measure: Callable[[], Figures]
     warm_up: Callable[[], object] | None = None
-    """Done once before the first round; None: one measurement that is thrown away."""
+    """Called once before the first round; None: one measurement that is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Spread:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with each round's value."""
         low, high = self.quartiles
-        median, low, high = (_rounded(each) for each in (self.median, low, high))
-        return {"median": median, "q1": low, "q3": high, "rounds": [_rounded(each) for each in self.values]}
+        median, low, high = (_rounded(value) for value in (self.median, low, high))
+        return {"median": median, "q1": low, "q3": high, "rounds": [_rounded(value) for value in self.values]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +82,24 @@ class Samples:
 
     @property
     def variants(self) -> list[str]:
-        """In the order they were given, which is not the one they were measured in."""
+        """Names, in the order of the arguments of `take_turns`, not in the order of measurement."""
         return list(self.rounds[0]) if self.rounds else []
 
     def figures(self, variant: str) -> list[str]:
-        """The names of its figures that every round has."""
-        return [name for name in self.rounds[0][variant] if all(name in each[variant] for each in self.rounds)]
+        """Return the names of the variant's figures that all rounds have."""
+        return [name for name in self.rounds[0][variant] if all(name in figures[variant] for figures in self.rounds)]
 
     def spread(self, variant: str, figure: str) -> Spread:
         """Return a variant's figure over all rounds."""
-        return Spread(tuple(each[variant][figure] for each in self.rounds))
+        return Spread(tuple(figures[variant][figure] for figures in self.rounds))
 
     def ratio(self, figure: str, over: str, under: str) -> Spread:
-        """`over` divided by `under`, each round's by the same round's."""
-        return Spread(tuple(each[over][figure] / each[under][figure] for each in self.rounds))
+        """Return the ratio of two variants' figures, `over` / `under`, within each round."""
+        return Spread(tuple(figures[over][figure] / figures[under][figure] for figures in self.rounds))
 
 
 def take_turns(variants: Sequence[Variant], rounds: int, seed: int = 0, step: Step | None = None) -> Samples:
-    """Warm every variant up, in the given order; then measure all of them once a round, in a random order.
+    """Warm up all variants in order; then, in each round, measure all of them once in a random order.
 
     Raises:
         BenchmarkError: no rounds, or two variants of one name.
@@ -107,15 +107,16 @@ def take_turns(variants: Sequence[Variant], rounds: int, seed: int = 0, step: St
     names = [variant.name for variant in variants]
     if rounds < 1 or len(set(names)) < len(names):
         raise BenchmarkError(f"at least one round and different names are needed, got {rounds} and {names}")
-    tell, order = step or (lambda name: None), random.Random(seed)
+    report_step = step or (lambda name: None)
+    order = random.Random(seed)
     for variant in variants:
-        tell(variant.name)
+        report_step(variant.name)
         (variant.warm_up or variant.measure)()
     samples = Samples()
     for _ in range(rounds):
         measured = {}
         for variant in order.sample(variants, len(variants)):
-            tell(variant.name)
+            report_step(variant.name)
             measured[variant.name] = variant.measure()
         samples.rounds.append({name: measured[name] for name in names})
     return samples
@@ -130,27 +131,27 @@ def time_calls(
     finish: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Call until that many seconds were spent inside the calls, once at least; each call's seconds.
+    """Call repeatedly, at least once, until the calls took `seconds` together; return the seconds of each call.
 
     Args:
-        lead_s: calls before, for as long inside the calls, that are not counted: threads and caches come back to work.
-        prepare: makes a call's argument, outside the time.
-        finish: waits for the device, inside the time.
+        lead_s: seconds of calls before the timed ones: they warm up threads and caches.
+        prepare: makes the argument of a call; not timed.
+        finish: waits for the device; timed.
     """
     if lead_s:
         time_calls(call, seconds=lead_s, prepare=prepare, finish=finish, clock=clock)
     durations: list[float] = []
     while not durations or sum(durations) < seconds:
-        given = prepare()
+        argument = prepare()
         started = clock()
-        call(given)
+        call(argument)
         finish()
         durations.append(clock() - started)
     return durations
 
 
 def speed(durations: Sequence[float], rows_per_call: int) -> dict[str, float]:
-    """The usual figures of timed calls."""
+    """Return rows a second and latency quantiles of timed calls."""
     return {
         "rows_per_s": rows_per_call * len(durations) / sum(durations),
         "p50_ms": 1e3 * quantile(durations, 0.5),
@@ -159,18 +160,18 @@ def speed(durations: Sequence[float], rows_per_call: int) -> dict[str, float]:
 
 
 def pace(durations: Sequence[float], per_call: int, unit: str = "rows") -> dict[str, float]:
-    """Figures of calls that are all alike, by their median: one call that the machine held up does not count."""
+    """Return figures of equal calls by their median, which a single slow call does not change."""
     middle = statistics.median(durations)
     return {f"{unit}_per_s": per_call / middle, "ms": 1e3 * middle}
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the values lie below, between two of them by linear interpolation."""
+    """Return a quantile of the values, by linear interpolation."""
     ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
+    position = share * (len(ordered) - 1)
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +185,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One benchmark's outcome."""
+    """The result of one benchmark."""
 
     name: str
     """As in the module bench_<name>."""
@@ -248,14 +249,14 @@ class Report:
             table.add_column(column.heading, justify="right")
         for variant in samples.variants:
             has = samples.figures(variant)
-            spreads = [samples.spread(variant, each.figure) if each.figure in has else None for each in columns]
+            spreads = [samples.spread(variant, column.figure) if column.figure in has else None for column in columns]
             cells = [_with_quartiles(s, c.digits) if s else "" for s, c in zip(spreads, columns, strict=True)]
             table.add_row(Text(variant), *cells)
         return table
 
 
 def write_document(document: Mapping[str, Any], path: Path) -> Path:
-    """Write a results file, and its folder where that is missing.
+    """Write a results file, and its folder if that is missing.
 
     Raises:
         BenchmarkError: it cannot be written.
@@ -269,7 +270,7 @@ def write_document(document: Mapping[str, Any], path: Path) -> Path:
 
 
 def options(command: Callable[..., Any], rounds: int = 3) -> Callable[..., Any]:
-    """The command line options that every benchmark has: rounds, seed, json, save."""
+    """Add the options that every benchmark has: rounds, seed, json, save."""
     for decorate in (
         click.option("--save", is_flag=True, help="Also write benchmarks/results/<date>-<machine>-<name>.json."),
         click.option("--json", "as_json", is_flag=True, help="Print the JSON line alone."),
@@ -284,7 +285,7 @@ def options(command: Callable[..., Any], rounds: int = 3) -> Callable[..., Any]:
 
 @contextmanager
 def steps(total: int, quiet: bool = False) -> Iterator[Step]:
-    """A progress bar over that many measurements, warm-ups counted, on standard error."""
+    """Show a progress bar on standard error, over `total` measurements including warm-ups."""
     with progress_bar(quiet) as bar:
         task = bar.add_task("measuring", total=total, note="", completed=-1)
 
@@ -297,7 +298,7 @@ def steps(total: int, quiet: bool = False) -> Iterator[Step]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Say an error that has a stable reason, all of ours do, in one line, and exit with 2."""
+    """Print an error that has a `reason`, as all of this project do, in one line, and exit with 2."""
     try:
         yield
     except Exception as error:
@@ -314,5 +315,5 @@ def _with_quartiles(spread: Spread, digits: int) -> str:
 
 
 def _rounded(value: float) -> float:
-    """To six digits: more would be noise."""
+    """Round to six digits: more would be noise."""
     return float(f"{value:.6g}")

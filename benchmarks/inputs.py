@@ -1,4 +1,4 @@
-"""Token rows that never come twice: what is measured must not be an answer that was kept."""
+"""Random token rows, none of which comes twice: a cached activation would falsify the measurement."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,13 @@ END = 1
 
 
 class Inputs:
-    """Random ids of a backbone's vocabulary: what a pass costs does not depend on them, and their length is exact."""
+    """Random ids of a backbone's vocabulary, in rows of exact length. The cost of a pass does not depend on the ids."""
 
     def __init__(self, loaded: Loaded, seed: int = 0) -> None:
         self._vocabulary, self._random = loaded.backbone.config.vocab_size, random.Random(seed)
 
     def row(self, tokens: int) -> tuple[int, ...]:
-        """That many ids, the end token the last."""
+        """Return a row of `tokens` ids, the last of which is the end token."""
         return (*self._random.choices(range(FIRST, self._vocabulary), k=tokens - 1), END)
 
     def rows(self, count: int, tokens: int) -> list[tuple[int, ...]]:
@@ -26,14 +26,14 @@ class Inputs:
         return [self.row(tokens) for _ in range(count)]
 
     def draw(self, residents: Sequence[Resident], count: int) -> list[Resident]:
-        """A resident for each of `count` rows, drawn at random: unequal counts."""
+        """Draw a resident for each of `count` rows at random."""
         return self._random.choices(residents, k=count)
 
     def ask(self, residents: Iterable[Resident], tokens: int) -> list[EngineRow]:
-        """A row of its own input for each of `residents`."""
+        """Return a row with a new input for each of `residents`."""
         return [EngineRow(self.row(tokens), resident) for resident in residents]
 
     def ask_one(self, residents: Iterable[Resident], tokens: int) -> list[EngineRow]:
-        """The same input for all of `residents`."""
+        """Return a row with the same new input for each of `residents`."""
         ids = self.row(tokens)
         return [EngineRow(ids, resident) for resident in residents]

@@ -1,8 +1,8 @@
-"""Load on a server, by the generator of `sidecast bench`, from a process of its own. No torch in that process.
+"""Puts load on a server with the generator of `sidecast bench`, in a process of its own, without torch.
 
-`measure_load`: callers that each send a request, wait for its answer, and send the next. `measure_arrivals`: requests
-that arrive at a given rate, however the server fares. Both write a `Job` and start `python -m benchmarks.load`, which
-prints one JSON line. It is a process of its own because most callers of these functions compute too, and would hold the
+`measure_load`: callers that send a request, wait for its answer, and send the next. `measure_arrivals`: requests that
+arrive at a fixed rate, independent of the answers. Both write a `Job` and start `python -m benchmarks.load`, which
+prints one JSON line. It is a process of its own because most users of these functions compute too, and would hold the
 interpreter's lock while answers wait to be read.
 """
 
@@ -31,49 +31,49 @@ from sidecast.loadtest.plan import Closed, Open, Plan
 from sidecast.loadtest.runner import Ran, Runner, Steady
 
 LEAD_S = 1.0
-"""Load before the measured window: connections, full batches. Callers: as long as the window where that is shorter."""
+"""Seconds of load before the measured window, to open connections and fill batches; for callers at most its length."""
 CALL_S = 60.0
 """Timeout of a call."""
 STEADY = Steady(calls=3, longest_s=60.0)
 FIELDS = ("sentence",)
-"""Of the tasks of `models.make_spec`."""
+"""Fields of the tasks of `models.make_spec`."""
 ALL_IN_FLIGHT = 1_000_000
-"""Arrivals wait for no others."""
+"""So large that an arrival never waits for another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run of the generator: what to ask, of which server, how hard and how long."""
+    """One run of the generator."""
 
     address: str
     metrics_url: str
     tasks: Sequence[str]
-    """Asked alike often."""
+    """Tasks, with equal shares of the requests."""
     callers: int | None = None
-    """Requests in flight ..."""
+    """Number of requests in flight; or else `rate`."""
     rate: float | None = None
-    """... or requests a second, at random times."""
+    """Requests a second, at random times."""
     seconds: float
-    """Of the window."""
+    """Length of the window."""
     deadline_s: float | None = None
-    """After which an arrival is given up; None: CALL_S."""
+    """Deadline of an arrival; None: CALL_S."""
     rows: int = 1
-    """Of one task, in a request."""
+    """Rows of a request."""
     texts: Sequence[str] | None = None
-    """Rows to send; None: built-in sentences with numbers, of which none comes twice: equal rows would share a backbone
-    pass, and measure that instead."""
+    """Rows to send; None: numbered built-in sentences, none of which comes twice, because equal rows would share a
+    backbone pass."""
     skew: float = 0.0
-    """As of `Inputs`."""
+    """As in `Inputs`."""
     seed: int = 0
 
     @property
     def lead_s(self) -> float:
-        """Callers keep the server's queue as full as it gets at once; arrivals fill it until the first are given up."""
+        """Seconds until the load is steady. Callers fill the queue at once; arrivals until the first deadlines pass."""
         return min(LEAD_S, self.seconds) if self.callers else max(LEAD_S, self.deadline_s or 0.0)
 
     @property
     def plan(self) -> Plan:
-        """For the generator."""
+        """The plan of the generator."""
         return Plan(
             levels=(Closed(self.callers) if self.callers else Open(self.rate or 0.0),),
             duration_s=self.seconds,
@@ -87,35 +87,35 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the callers of one run saw."""
+    """Result of one run of callers."""
 
     callers: int
     cycles_s: float
-    """Sum over the requests that ended within the window: from the end of their caller's one before to their own."""
+    """Sum over the requests that ended within the window: seconds from the end of the caller's previous request."""
     latencies_us: list[int]
-    """Of those that were answered, in microseconds."""
+    """Microseconds of the answered requests."""
     errors: dict[str, int]
-    """Those that failed, by reason."""
+    """Number of failed requests, by reason."""
     window_s: float
     grown: dict[str, float]
-    """By how much the server's own counts have grown over `window_s`; names as in `counted`."""
+    """Growth of the server's metrics over `window_s`; names as in `counted`."""
     rows: int = 1
-    """Of each request."""
+    """Rows of each request."""
 
     @property
     def rows_per_s(self) -> float:
-        """Callers over the mean cycle. Answers by the window's length would hang on where a batch ends in it."""
+        """Rows a second: callers over the mean cycle. Answers over the window would depend on when a batch ends."""
         return self.rows * self.callers * len(self.latencies_us) / self.cycles_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """What became of the requests that were due within the window."""
+    """Result of the requests that were due within the window."""
 
     latencies_us: list[int]
-    """Of those that were answered in time, from when they were due, in microseconds."""
+    """Microseconds of the requests answered in time, from when they were due."""
     errors: dict[str, int]
-    """Those that failed or were given up, by reason."""
+    """Number of failed and late requests, by reason."""
     window_s: float
     grown: dict[str, float]
     """As in `Load`."""
@@ -132,7 +132,7 @@ class Arrivals:
 
 
 def requests(tasks: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """A task and a text, without end, as a `Job` of these tasks sends them: no text comes twice."""
+    """Yield endless (task, text) as a `Job` of these tasks sends them; no text comes twice."""
     plan = Plan(levels=(Closed(1),), seed=seed)
     for request in Inputs(_targets(tasks), plan):
         yield request.tasks[0], str(request.rows[0])
@@ -143,9 +143,9 @@ def _targets(tasks: Sequence[str]) -> list[Target]:
 
 
 async def run_job(job: Job) -> Load | Arrivals:
-    """Put the load on.
+    """Run the job.
 
-    Arrivals go on for `deadline_s` after the window, which keeps the load up until the last that counts has ended.
+    Arrivals continue for `deadline_s` after the window, so that the load is constant until the last counted one ends.
 
     Raises:
         BenchmarkError: no server answers, or its metrics cannot be read.
@@ -168,7 +168,7 @@ async def run_job(job: Job) -> Load | Arrivals:
 
 
 def seen_by_callers(ran: Ran, callers: int, rows: int = 1) -> Load:
-    """Of what ended within the window. A caller's cycle is its call, and the pause after it where it failed."""
+    """Return the load of the calls that ended within the window. A cycle includes the pause after a failed call."""
     ended = [call for call in ran.calls if call.ended in ran.window]
     errors = _errors(ended)
     return Load(
@@ -183,7 +183,7 @@ def seen_by_callers(ran: Ran, callers: int, rows: int = 1) -> Load:
 
 
 def seen_by_arrivals(ran: Ran) -> Arrivals:
-    """Of what was due within the window."""
+    """Return the result of the calls that were due within the window."""
     due = [call for call in ran.calls if call.due in ran.window]
     return Arrivals(
         latencies_us=_latencies_us(due), errors=_errors(due), window_s=ran.window.seconds, grown=_grown(ran)
@@ -218,7 +218,7 @@ def measure_load(
     """Keep `concurrency` requests in flight for `seconds`, and longer where calls are long: see `Steady`.
 
     Args:
-        texts, rows, skew: as of `Job`.
+        texts, rows, skew: as in `Job`.
 
     Raises:
         BenchmarkError: no request was answered, or the process failed.
@@ -234,7 +234,7 @@ def measure_load(
         skew=skew,
         seed=seed,
     )
-    load = Load(**_apart(job))
+    load = Load(**_run_process(job))
     if not load.latencies_us:
         raise BenchmarkError(f"no request was answered at concurrency {concurrency}: {_why(load.errors)}")
     return load
@@ -250,13 +250,13 @@ def measure_arrivals(
     seed: int = 0,
     texts: Sequence[str] | None = None,
 ) -> Arrivals:
-    """Send `rate` requests a second at random times, whatever becomes of them.
+    """Send `rate` requests a second at random times, without waiting for answers.
 
-    A request's time counts from when it was due, not from when it was sent: a server that stalls would else be asked
-    less while it does.
+    The time of a request counts from when it was due, not from when it was sent: else a stalled server would get fewer
+    requests while it stalls.
 
     Args:
-        deadline_s, texts: as of `Job`.
+        deadline_s, texts: as in `Job`.
 
     Raises:
         BenchmarkError: no request was answered in time, or the process failed.
@@ -271,7 +271,7 @@ def measure_arrivals(
         texts=texts,
         seed=seed,
     )
-    arrivals = Arrivals(**_apart(job))
+    arrivals = Arrivals(**_run_process(job))
     if not arrivals.latencies_us:
         raise BenchmarkError(f"no request was answered in time at {rate:.1f} a second: {_why(arrivals.errors)}")
     return arrivals
@@ -281,8 +281,8 @@ def _why(errors: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in errors.items()) or "none ended; try a longer --seconds"
 
 
-def _apart(job: Job) -> dict[str, Any]:
-    """What `main` prints in a process of its own."""
+def _run_process(job: Job) -> dict[str, Any]:
+    """Run the job in a process of its own; return what it prints."""
     with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(asdict(job)), encoding="utf-8")
@@ -293,17 +293,17 @@ def _apart(job: Job) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             raise BenchmarkError(f"the load process did not end within {limit:.0f} s") from None
     if done.returncode:
-        raise BenchmarkError("the load process failed; read what it said above")
+        raise BenchmarkError("the load process failed; read its error above")
     return json.loads(done.stdout)
 
 
 @click.command()
 @click.argument("job", type=click.Path(exists=True, path_type=Path))
 def main(job: Path) -> None:
-    """Put the load of the file JOB on its server, and print what its callers saw."""
+    """Run the job of the file JOB, and print its result."""
     with plain_errors():
-        what = Job(**json.loads(job.read_text(encoding="utf-8")))
-        click.echo(json.dumps(asdict(asyncio.run(run_job(what)))))
+        parsed = Job(**json.loads(job.read_text(encoding="utf-8")))
+        click.echo(json.dumps(asdict(asyncio.run(run_job(parsed)))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor and its instruction sets, torch, commit. Never a host's name or a path."""
+"""Describes the machine of a measurement: processor, instruction sets, torch, commit. No host name, no path."""
 
 import os
 import platform
@@ -23,40 +23,39 @@ INSTRUCTION_SETS = {
     "i8mm": "i8mm",
     "sve": "sve",
 }
-"""Those that change how fast matrices are multiplied (x86, then ARM), by name: the flag in CPU_FACTS."""
+"""Instruction sets that change the speed of matrix products (x86, then ARM): the flag in CPU_FACTS by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The facts that a figure is worth nothing without."""
+    """Facts that a figure needs to be understood."""
 
     cpu: str
     cores: int
-    """That this process may use."""
+    """Cores that this process may use."""
     instruction_sets: list[str] | None
-    """Of INSTRUCTION_SETS, those that the processor has; None where the system does not tell."""
+    """Those of INSTRUCTION_SETS that the processor has; None if the system does not say."""
     torch_cpu: str
-    """The instruction set that torch's own CPU kernels use, as AVX2. Its matrix library chooses for itself, and may use
-    more."""
+    """Instruction set of torch's CPU kernels, such as AVX2. Its matrix library may use newer ones."""
     gpu: str | None
-    """Where torch ran, unless on the CPU."""
+    """Name of the GPU, if torch ran on one."""
     device: str
     dtype: str
     torch: str
     threads: int
-    """Torch's, on the CPU."""
+    """Threads of torch on the CPU."""
     python: str
     system: str
     commit: str
-    """Of this project; "unknown" outside a git checkout."""
+    """Commit of this project; "unknown" outside a git checkout."""
     modified: bool
-    """The code differed from that commit."""
+    """Whether the code differed from that commit."""
     load: float
-    """Processes that wanted a core, mean of the minute before: above 1 or so, others were at work too."""
+    """Load average of the last minute: above about 1, other processes were running too."""
 
     @property
     def slug(self) -> str:
-        """The GPU's name, or else the CPU's, as a part of a file name."""
+        """Name of the GPU, or else of the CPU, for file names."""
         return slug(self.gpu or self.cpu)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +64,7 @@ class Machine:
 
 
 def look(device: str = "cpu", dtype: str = "float32") -> Machine:
-    """The facts of this machine now. Call it before measuring: it tells how busy others keep the machine."""
+    """Return the facts of this machine. Call it before measuring: the load average must not include the benchmark."""
     import torch
 
     on_gpu = torch.device(device).type == "cuda"
@@ -88,12 +87,12 @@ def look(device: str = "cpu", dtype: str = "float32") -> Machine:
 
 
 def cpu_name() -> str:
-    """The processor's model, as the system names it."""
+    """Return the processor's model, as the system names it."""
     return _cpu_fact("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def instruction_sets() -> list[str] | None:
-    """Those of INSTRUCTION_SETS that the processor has; None where the system does not tell, as on macOS."""
+    """Return those of INSTRUCTION_SETS that the processor has; None if the system does not say, as on macOS."""
     flags = _cpu_fact("flags") or _cpu_fact("Features")  # x86, ARM
     if flags is None:
         return None
@@ -102,7 +101,7 @@ def instruction_sets() -> list[str] | None:
 
 
 def _cpu_fact(name: str) -> str | None:
-    """The first value of that name in CPU_FACTS; None where there is none."""
+    """Return the first value of that name in CPU_FACTS; None if there is none."""
     try:
         lines = CPU_FACTS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -115,13 +114,13 @@ def _cpu_fact(name: str) -> str | None:
 
 
 def slug(name: str) -> str:
-    """`Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz` is intel-xeon-gold-6338."""
+    """Return a name for files: `Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz` is intel-xeon-gold-6338."""
     plain = re.sub(r"\((r|tm|c)\)|@.*|\b(cpu|processor|\d+-core)\b", " ", name.lower())
     return "-".join(re.findall(r"[a-z0-9]+", plain)) or "unknown"
 
 
 def _git(*words: str) -> str:
-    """What git prints, without the line's end; empty where there is no git or no checkout."""
+    """Return git's output, stripped; empty if there is no git or no checkout."""
     try:
         done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""What benchmarks measure: a real backbone, and side networks of random weights, published as real artifacts.
+"""Models for the benchmarks: a real backbone, and side networks of random weights, published as real artifacts.
 
-What an answer costs does not depend on the values of weights, so nothing is trained: r 8, all rungs, and heads of both
-kinds. Each has golden examples, which a server replays as it would a trained one's.
+The cost of an answer does not depend on the values of weights, so nothing is trained. Side networks have r 8, all rungs
+and both kinds of heads; and golden examples, which a server replays.
 """
 
 import tempfile
@@ -29,28 +29,28 @@ from training.recipe import Recipe
 
 Head = Literal["linear", "text", "generate"]
 HEADS: dict[str, tuple[Head, ...]] = {"linear": ("linear",), "text": ("text",), "mixed": ("linear", "text")}
-"""By the option --heads: taken in turns. linear: a head of its own on the side encoder. text: labels as words of the LM
-head, on the decoder's first step. generate, which no option names: a task that makes texts."""
+"""Heads of the tasks, in turn, by the option --heads. linear: a linear head on the side encoder. text: labels as words
+of the LM head, on the decoder's first step. generate, without an option: a text task."""
 
 Rungs = Literal["all", "auto"]
-"""A rung on every block; or what `sidecast train` chooses: every second one for a linear head."""
+"""all: a rung on every block. auto: as `sidecast train` chooses, on every second block for a linear head."""
 
 REDUCTION = 8
 LONGEST = 256
-"""Tokens of a text, by the spec of a task that makes them."""
+"""Most tokens of a text, in the spec of a text task."""
 GOLDEN = ("a gripping film", "it is neither good nor bad, and far too long for what it has to say")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A backbone as a server of the same options would have it."""
+    """A backbone, loaded as a server with the same options does it."""
 
     folder: str
-    """Or hub id."""
+    """Folder or hub id."""
     backbone: Backbone
     tokenizer: Tokenizer
     encoder: CompiledEncoder | None = None
-    """Where the encoder is compiled: ready to be used, by any number of engines."""
+    """The compiled encoder, if there is one; engines can share it."""
 
     @property
     def compiles(self) -> bool:
@@ -58,21 +58,21 @@ class Loaded:
         return self.encoder is not None
 
     def engine(self) -> Engine:
-        """A new one, with a server's defaults."""
+        """Return a new engine with a server's defaults."""
         return Engine(self.backbone, encode=self.encoder)
 
     def run(self, rows: Sequence[Sequence[int]]) -> BackbonePass:
-        """The backbone alone, as the engine runs it: all of the encoder; the decoder where it is asked."""
+        """Run the backbone alone, as the engine does: the whole encoder, and the decoder on demand."""
         encode = self.encoder or self.backbone.encode
         return BackbonePass(self.backbone, encode(*padded(self.backbone, rows), None))
 
     def settings(self, threads: int = 0) -> dict[str, Any]:
-        """Of a server of the same backbone: for `served.serve`."""
+        """Return a server's settings for the same backbone, for `served.serve`."""
         kind = {"device": self.device, "dtype": self.dtype, "quantize": self.backbone.quantization}
         return {"backbone": self.folder, "threads": threads, "compile": self.compiles, **kind}
 
     def quantised(self, quantize: str) -> "Loaded":
-        """The same backbone with other matrices."""
+        """Return the same backbone with quantised matrices."""
         if self.backbone.quantization == quantize:
             return self
         backbone = load_backbone(self.folder, device=self.device, dtype=self.dtype, quantize=quantize)
@@ -85,7 +85,7 @@ class Loaded:
 
     @property
     def kind(self) -> str:
-        """What its matrices are multiplied in: float32, bfloat16, w8a8 ..."""
+        """Number format of its matrix products: float32, bfloat16, w8a8 ..."""
         return self.dtype if self.backbone.quantization == "none" else self.backbone.quantization
 
     @property
@@ -108,15 +108,16 @@ def load(
     quantize: str = "none",
     compiles: bool = False,
 ) -> Loaded:
-    """The backbone of a folder or hub id; None: the demo's real one, which is fetched once and kept.
+    """Load the backbone of a folder or hub id; None: the demo's, which is downloaded once.
 
     Args:
-        threads: torch's in this process; 0 leaves its own choice.
+        threads: of torch in this process; 0: torch chooses.
         quantize: of the backbone's matrices, as `sidecast serve --quantize` takes it.
         compiles: have the engine compile the encoder.
 
     Raises:
-        BackboneError, DemoError: it cannot be had; UserError: the device cannot.
+        BackboneError, DemoError: the backbone cannot be loaded.
+        UserError: there is no such device.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -130,7 +131,7 @@ def load(
 
 
 def _compiled(backbone: Backbone) -> CompiledEncoder:
-    """As a server has it."""
+    """Compile the encoder as a server does."""
     batch = BatchConfig()
     encoder = CompiledEncoder(backbone, Limits(rows=batch.max_batch_rows, tokens=batch.max_batch_tokens))
     with torch.inference_mode():
@@ -139,7 +140,7 @@ def _compiled(backbone: Backbone) -> CompiledEncoder:
 
 
 def make_spec(number: int, head: Head) -> TaskSpec:
-    """The spec of the task of that number: texts, or sentence classification, every third linear head a regression."""
+    """Return the spec of a task: text, or sentence classification; every third linear head is a regression."""
     name = f"task-{number:05d}"
     if head == "generate":
         return TaskSpec(name=name, kind="text", template="{sentence}", max_new_tokens=LONGEST)
@@ -149,9 +150,9 @@ def make_spec(number: int, head: Head) -> TaskSpec:
 
 
 def make_run(folder: Path, loaded: Loaded, spec: TaskSpec, head: Head, seed: int, rungs: Rungs = "all") -> Path:
-    """A complete run folder, but for the training."""
-    how = "text" if head == "generate" else head
-    config = Recipe(head=how, reduction=REDUCTION, encoder_layers=rungs).side_config(spec)
+    """Write a complete run folder with an untrained side network."""
+    recipe_head = "text" if head == "generate" else head
+    config = Recipe(head=recipe_head, reduction=REDUCTION, encoder_layers=rungs).side_config(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         side = SideNetwork(config, loaded.backbone.config)
@@ -178,7 +179,7 @@ def publish_tasks(
     seed: int = 0,
     rungs: Rungs = "all",
 ) -> Registry:
-    """A registry in `folder` with that many tasks of one version each; see `Registry.state` for their names."""
+    """Make a registry in `folder` with `count` tasks of one version; `Registry.state` has their names."""
     registry = Registry.open(folder / "registry", create=True)
     for number in range(count):
         head = heads[number % len(heads)]
@@ -190,8 +191,11 @@ def publish_tasks(
 def publish_copies(
     folder: Path, loaded: Loaded, count: int, head: Head = "linear", rungs: Rungs = "auto", different: int = 16
 ) -> Registry:
-    """A registry with that many tasks, of which only so many have different weights: the store keeps the files of equal
-    ones once, which spares the disk. A server holds each task's own, and replays each task's golden examples."""
+    """Make a registry with `count` tasks, of which only `different` have different weights.
+
+    The store keeps equal files once, which saves disk space. A server loads the weights of each task, and replays its
+    golden examples.
+    """
     registry = Registry.open(folder / "registry", create=True)
     runs = []
     for number in range(min(count, different)):
@@ -208,19 +212,19 @@ def publish_copies(
 def make_residents(
     loaded: Loaded, count: int, heads: Sequence[Head], seed: int = 0, rungs: Rungs = "all"
 ) -> list[Resident]:
-    """That many tasks' side networks on the device, from a registry that is gone again."""
+    """Return the side networks of `count` tasks on the device, from a temporary registry."""
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         return load_residents(publish_tasks(Path(folder), loaded, count, heads, seed, rungs), loaded)
 
 
 def load_residents(registry: Registry, loaded: Loaded) -> list[Resident]:
-    """Every task's first version on the device, through the server's own loader."""
+    """Load every task's first version onto the device, with the server's loader."""
     loader = Loader(registry, loaded.backbone, loaded.tokenizer, LoadConfig())
     return [loader.load(task, 1) for task in sorted(registry.state().tasks)]
 
 
 def _examples(loaded: Loaded, spec: TaskSpec, side: SideNetwork) -> tuple[GoldenExample, ...]:
-    side = as_served(side, loaded.backbone.dtype).to(loaded.backbone.device)  # a head of its own stays float32
+    side = as_served(side, loaded.backbone.dtype).to(loaded.backbone.device)  # the linear head stays float32
     model = Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
     rows = [{"sentence": text} for text in GOLDEN]
     answers = predict(model, loaded.backbone, loaded.tokenizer, rows)

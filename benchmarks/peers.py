@@ -1,7 +1,7 @@
-"""The peers that run on torch as ours do, at their best: Hugging Face's T5, and PEFT's LoRAs on it.
+"""Peers that run on torch, in their fastest mode: Hugging Face's T5, and PEFT's LoRAs on it.
 
-They start from the same folder of weights, in the same process. CTranslate2 has one of its own: `benchmarks.converted`.
-PEFT and CTranslate2 are no dependencies of the project's but of its benchmarks alone: the extra `bench`.
+They load the same folder of weights, in the same process. CTranslate2 has its own process: `benchmarks.converted`.
+Only the benchmarks need PEFT and CTranslate2: the extra `bench` installs them.
 """
 
 import importlib
@@ -16,14 +16,14 @@ from benchmarks.harness import BenchmarkError
 from benchmarks.models import Loaded
 
 RANK = 8
-"""Of a LoRA."""
+"""Rank of a LoRA."""
 
 
 def peer(module: str) -> Any:
-    """A peer's module.
+    """Import a peer's module.
 
     Raises:
-        BenchmarkError: it is not installed; says how to.
+        BenchmarkError: it is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -32,7 +32,7 @@ def peer(module: str) -> Any:
 
 
 def hugging_face(loaded: Loaded) -> Any:
-    """Their T5 of the same weights, dtype and device, with the fastest attention that it has."""
+    """Return Hugging Face's T5 with the same weights, dtype and device, and its fastest attention."""
     from transformers import T5ForConditionalGeneration
 
     hush()
@@ -41,7 +41,7 @@ def hugging_face(loaded: Loaded) -> Any:
 
 
 def hush() -> None:
-    """Their progress bars and advice would stand between our lines."""
+    """Turn off Hugging Face's progress bars and warnings, which would mix with our output."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -49,7 +49,7 @@ def hush() -> None:
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0) -> dict[str, Tensor]:
-    """Their arguments for token rows: `input_ids` and `attention_mask`, (B, S)."""
+    """Return Hugging Face's arguments for token rows: `input_ids` and `attention_mask`, (B, S)."""
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
@@ -57,9 +57,9 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0) -
 
 
 class Loras:
-    """LoRAs of rank 8 on the queries and values, PEFT's own choice for T5, and a head of the label words alone.
+    """LoRAs of rank 8 on queries and values, PEFT's default for T5, and an LM head with the label words only.
 
-    The sliced head is to PEFT's favour: it would score the whole vocabulary.
+    The reduced head favours PEFT, which would otherwise score the whole vocabulary.
     """
 
     def __init__(self, loaded: Loaded, count: int, words: Sequence[int]) -> None:
@@ -80,11 +80,11 @@ class Loras:
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> list[list[float]]:
-        """Probabilities of the label words. `names`: each row's LoRA, for a mixed batch; None: all have the first."""
-        given = pad(rows, self._device)
+        """Return probabilities of the label words. `names`: the LoRA of each row, in a mixed batch; None: the first."""
+        inputs = pad(rows, self._device)
         start = torch.full((len(rows), 1), self._start, device=self._device)
         mixed = {} if names is None else {"adapter_names": list(names)}
-        logits = self._model(**given, decoder_input_ids=start, use_cache=False, **mixed).logits
+        logits = self._model(**inputs, decoder_input_ids=start, use_cache=False, **mixed).logits
         return torch.softmax(logits[:, -1].float(), -1).tolist()
 
 

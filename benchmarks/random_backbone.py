@@ -1,4 +1,4 @@
-"""A T5 of a known shape with random weights, where the real one cannot be had. A pass costs the same.
+"""Makes a T5 of a known shape with random weights, if the real one cannot be downloaded. A pass costs the same.
 
 python -m benchmarks.random_backbone flan-t5-base FOLDER
 python -m benchmarks.bench_all --backbone FOLDER
@@ -21,7 +21,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 
 def make_random(shape: str, folder: Path, tokenizer: Path, seed: int = 0) -> Path:
-    """A Hugging Face folder in bfloat16, with the tokenizer of another folder.
+    """Write a Hugging Face folder in bfloat16, with the tokenizer of another folder.
 
     Raises:
         BenchmarkError: no such shape.

@@ -1,4 +1,4 @@
-"""`sidecast serve` as a process of its own on free ports of this machine, and what it has counted."""
+"""Starts `sidecast serve` in a process of its own on free ports of this machine, and reads its metrics."""
 
 import json
 import os
@@ -27,13 +27,13 @@ ASK_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A server that answers."""
+    """A running server."""
 
     address: str
     metrics_url: str
     tasks: int
     start_s: float
-    """From starting its process until it answered."""
+    """Seconds from the start of its process until it was ready."""
     pid: int
 
     @property
@@ -43,7 +43,7 @@ class Served:
 
 
 def counted(metrics_url: str) -> dict[str, float]:
-    """Every metric's value now, by name and labels, as `sidecast_stage_seconds_sum backbone`.
+    """Return the value of every metric by name and labels, such as `sidecast_stage_seconds_sum backbone`.
 
     Raises:
         BenchmarkError: they cannot be read.
@@ -63,12 +63,12 @@ def counted(metrics_url: str) -> dict[str, float]:
 
 @contextmanager
 def serve(**settings: Any) -> Iterator[Served]:
-    """Serve until the block ends, with settings as in a configuration file: `max_batch_rows=64`.
+    """Run a server until the block ends, with settings as in a configuration file: `max_batch_rows=64`.
 
-    SIDECAST_* variables do not reach it.
+    It does not get SIDECAST_* variables.
 
     Raises:
-        BenchmarkError: it did not start; it has said why on standard error.
+        BenchmarkError: it did not start; its error is on standard error.
     """
     with tempfile.TemporaryDirectory(prefix="sidecast-serve-") as folder:
         config = Path(folder) / "serve.toml"
@@ -104,7 +104,7 @@ def _wait_ready(process: "subprocess.Popen[str]") -> Mapping[str, Any]:
     finally:
         stopper.cancel()
     if not line:
-        raise BenchmarkError(f"the server did not start within {START_S:.0f} s; read what it said above")
+        raise BenchmarkError(f"the server did not start within {START_S:.0f} s; read its error above")
     return json.loads(line)
 
 

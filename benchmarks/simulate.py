@@ -3,9 +3,9 @@
     python -m benchmarks.simulate
     python -m benchmarks.simulate --check measured.json
 
-Service times are measured ones, of `bench_server` by default; the scaling policy is the server's own. A day of each
-fleet runs as a fluid, a stretch of it request by request, and the store's requests are counted. What is assumed is said
-in docs/scaling.md. With --check nothing is predicted but what a file has measured, and both stand beside each other.
+Service times are measured, by `bench_server` by default; the scaling policy is the server's. A day of each fleet is
+simulated as a fluid, a shorter time request by request, and the store's requests are counted. docs/scaling.md lists the
+assumptions. With --check, only the measurements of a file are predicted, and printed next to the predictions.
 """
 
 import json
@@ -26,12 +26,12 @@ from serving.cluster.autoscaling import LoadPolicy
 
 Row = dict[str, Any]
 SHARES = 32
-"""At most so many replicas are simulated request by request; a larger pool is thinned to them, its rate too."""
+"""Most replicas that are simulated request by request; a larger pool and its rate are scaled down to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked of every fleet."""
+    """Settings of the simulation, for every fleet."""
 
     service: service.Service
     server: ServerConfig
@@ -39,12 +39,12 @@ class Question:
     traces: tuple[str, ...]
     signals: tuple[str, ...]
     peak: float
-    """Rows a second at the most, as a share of what the whole fleet can do."""
+    """Highest rows a second, as a share of the capacity of the whole fleet."""
     hours: float
     cold_start_s: float
     tasks: int
     events: int
-    """Requests that are simulated one by one, for each line."""
+    """Requests that are simulated one by one, for each row of the table."""
     seed: int
 
     def rng(self) -> np.random.Generator:
@@ -52,19 +52,19 @@ class Question:
         return np.random.default_rng(self.seed)
 
 
-def days(asked: Question) -> list[Row]:
-    """Every fleet on every trace, by each signal, and with no scaling at all."""
+def days(question: Question) -> list[Row]:
+    """Simulate every fleet on every trace, scaled by each signal, and not scaled."""
     rows = []
-    for most in asked.fleets:
-        for kind in asked.traces:
-            peak = asked.peak * most * asked.service.capacity(asked.server.batch_rows)
+    for most in question.fleets:
+        for kind in question.traces:
+            peak = question.peak * most * question.service.capacity(question.server.batch_rows)
             config = fleet.FleetConfig(
-                service=asked.service, server=asked.server, most=most, cold_start_s=asked.cold_start_s
+                service=question.service, server=question.server, most=most, cold_start_s=question.cold_start_s
             )
-            rate = traces.rates(kind, 3600 * asked.hours, peak, asked.rng(), config.step_s)
-            for signal in (*asked.signals, None):
+            rate = traces.rates(kind, 3600 * question.hours, peak, question.rng(), config.step_s)
+            for signal in (*question.signals, None):
                 policy = LoadPolicy() if signal else None
-                course = fleet.Fleet(config, policy, asked.rng(), signal or "").run(rate)
+                course = fleet.Fleet(config, policy, question.rng(), signal or "").run(rate)
                 rows.append(_day(most, kind, signal, course, rate))
     return rows
 
@@ -85,18 +85,18 @@ def _day(most: int, kind: str, signal: str | None, course: fleet.Course, rate: n
     }
 
 
-def stretches(asked: Question) -> list[Row]:
-    """The latency of a pool at the peak, request by request, by how requests are routed."""
+def stretches(question: Question) -> list[Row]:
+    """Simulate a pool at the peak request by request, with every router."""
     rows = []
-    for most in asked.fleets:
+    for most in question.fleets:
         for name in routing.ROUTERS:
             count = min(most, SHARES)
-            rate = asked.peak * count * asked.service.capacity(asked.server.batch_rows)
-            seconds = max(1.0, asked.events / rate)
-            config = pool.PoolConfig(service=asked.service, server=asked.server, replicas=count, routing=name)
-            step_s, rng = seconds / 100, asked.rng()
-            come = traces.arrivals(np.full(100, rate), rng, step_s=step_s, inputs=asked.tasks)
-            out = pool.simulate(config, come, seed=asked.seed)
+            rate = question.peak * count * question.service.capacity(question.server.batch_rows)
+            seconds = max(1.0, question.events / rate)
+            config = pool.PoolConfig(service=question.service, server=question.server, replicas=count, routing=name)
+            step_s, rng = seconds / 100, question.rng()
+            arrivals = traces.arrivals(np.full(100, rate), rng, step_s=step_s, inputs=question.tasks)
+            out = pool.simulate(config, arrivals, seed=question.seed)
             rows.append(
                 {
                     "fleet": most,
@@ -112,28 +112,29 @@ def stretches(asked: Question) -> list[Row]:
     return rows
 
 
-def publishes(asked: Question, store: registry.StoreConfig) -> list[Row]:
-    """The store under each fleet."""
-    found = [(most, registry.follow(most, store, asked.rng())) for most in asked.fleets]
-    return [{"fleet": most, **asdict(each)} for most, each in found]
+def publishes(question: Question, store: registry.StoreConfig) -> list[Row]:
+    """Simulate the store under each fleet."""
+    return [{"fleet": most, **asdict(registry.follow(most, store, question.rng()))} for most in question.fleets]
 
 
-def compare(lines: Sequence[service.Line], found: service.Service, seed: int, seconds: float = 60.0) -> list[Row]:
-    """What was measured beside what is predicted for it from the lines of one replica."""
+def compare(
+    lines: Sequence[service.Line], service_times: service.Service, seed: int, seconds: float = 60.0
+) -> list[Row]:
+    """Return every measurement with its prediction, made from the lines of one replica."""
     rows = []
     for line in lines:
-        config = pool.PoolConfig(service=found, replicas=line.replicas)
+        config = pool.PoolConfig(service=service_times, replicas=line.replicas)
         out = pool.simulate(config, callers=line.callers, seconds=seconds, seed=seed)
-        ours = {
+        predicted = {
             "rows_per_s": out.arrived / out.ended,
             "p50_ms": 1e3 * out.quantile(0.5, seconds / 12),
             "p99_ms": 1e3 * out.quantile(0.99, seconds / 12),
             "batch_rows": out.rows / out.batches,
         }
         row: Row = {"replicas": line.replicas, "callers": line.callers}
-        for name, value in ours.items():
+        for name, value in predicted.items():
             row |= {f"{name}_measured": getattr(line, name), name: value}
-        rows.append({**row, "rows_per_s_ratio": ours["rows_per_s"] / line.rows_per_s})
+        rows.append({**row, "rows_per_s_ratio": predicted["rows_per_s"] / line.rows_per_s})
     return rows
 
 
@@ -180,20 +181,24 @@ MORE = click.FloatRange(0, min_open=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON line alone.")
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON to this file.")
-def main(check: Path | None, source: Path | None, **given: Any) -> None:
+def main(check: Path | None, source: Path | None, **arguments: Any) -> None:
     """Simulate a fleet of replicas, or check the simulation against a measurement."""
     with plain_errors():
         path = check or source or service.newest()
         lines = service.read_lines(path)
-        found = service.fit(lines).faster(given["speed"])
-        document: dict[str, Any] = {"name": "simulate", "service": asdict(found), "settings": _settings(path, given)}
+        service_times = service.fit(lines).faster(arguments["speed"])
+        document: dict[str, Any] = {
+            "name": "simulate",
+            "service": asdict(service_times),
+            "settings": _settings(path, arguments),
+        }
         if check:
-            document["check"] = _rounded(compare(lines, found, given["seed"]))
+            document["check"] = _rounded(compare(lines, service_times, arguments["seed"]))
         else:
-            document |= _predictions(found, given)
-        if given["save"]:
-            write_document(document, given["save"])
-        if not given["as_json"]:
+            document |= _predictions(service_times, arguments)
+        if arguments["save"]:
+            write_document(document, arguments["save"])
+        if not arguments["as_json"]:
             for title, rows in document.items():
                 if isinstance(rows, list):
                     _show(TITLES[title], rows)
@@ -208,32 +213,32 @@ TITLES = {
 }
 
 
-def _predictions(found: service.Service, given: dict[str, Any]) -> dict[str, Any]:
-    asked = Question(
-        service=found,
+def _predictions(service_times: service.Service, arguments: dict[str, Any]) -> dict[str, Any]:
+    question = Question(
+        service=service_times,
         server=ServerConfig(),
-        fleets=given["fleets"],
-        traces=given["kinds"],
-        signals=given["signals"],
-        peak=given["peak"],
-        hours=given["hours"],
-        cold_start_s=given["cold_start"],
-        tasks=given["tasks"],
-        events=given["events"],
-        seed=given["seed"],
+        fleets=arguments["fleets"],
+        traces=arguments["kinds"],
+        signals=arguments["signals"],
+        peak=arguments["peak"],
+        hours=arguments["hours"],
+        cold_start_s=arguments["cold_start"],
+        tasks=arguments["tasks"],
+        events=arguments["events"],
+        seed=arguments["seed"],
     )
-    unknown = set(asked.signals) - {"busy", "load"}
+    unknown = set(question.signals) - {"busy", "load"}
     if unknown:
         raise BenchmarkError(f"--signal is busy or load, got {', '.join(sorted(unknown))}")
-    kept = replace(asked, server=ServerConfig(kept_inputs=given["kept_inputs"]))
-    store = registry.StoreConfig(requests_per_s=given["store_requests"])
-    tables = {"days": days(asked), "stretches": stretches(kept), "publishes": publishes(asked, store)}
+    kept = replace(question, server=ServerConfig(kept_inputs=arguments["kept_inputs"]))
+    store = registry.StoreConfig(requests_per_s=arguments["store_requests"])
+    tables = {"days": days(question), "stretches": stretches(kept), "publishes": publishes(question, store)}
     return {name: _rounded(rows) for name, rows in tables.items()}
 
 
-def _settings(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    left = {name: value for name, value in given.items() if name not in ("as_json", "save")}
-    return {**left, "service": path.name, "service_is": "measured" if given["speed"] == 1 else "assumed"}
+def _settings(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    left = {name: value for name, value in arguments.items() if name not in ("as_json", "save")}
+    return {**left, "service": path.name, "service_is": "measured" if arguments["speed"] == 1 else "assumed"}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The table of figures in docs/benchmarks.md, made of the newest results.
+"""Makes the table of figures in docs/benchmarks.md from the newest results.
 
 python -m benchmarks.table            # print it
 python -m benchmarks.table --write    # put it between the page's two marks
-python -m benchmarks.table --check    # exit with 2 where the page has another table
+python -m benchmarks.table --check    # exit with 2 if the page has another table
 """
 
 import json
@@ -24,7 +24,7 @@ Document = Mapping[str, Any]
 
 
 def newest(folder: Path = RESULTS) -> list[Document]:
-    """The newest results of `bench_all` of each machine; CPUs first."""
+    """Return the newest results of `bench_all` of each machine; CPUs first."""
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     last: dict[str, Document] = {}
     for document in documents:  # their names begin with the date
@@ -34,12 +34,12 @@ def newest(folder: Path = RESULTS) -> list[Document]:
 
 
 def machine_name(document: Document) -> str:
-    """Name of the GPU, or of the CPU without a GPU."""
+    """Return the name of the GPU, or else of the CPU."""
     return document["machine"]["gpu"] or document["machine"]["cpu"]
 
 
 def render(documents: Sequence[Document]) -> str:
-    """Markdown: a line for each machine, a table of all goals that were measured anywhere, and what was not."""
+    """Return Markdown: a line for each machine, a table of all goals that were measured, and a list of the others."""
     if not documents:
         return NOTHING
     lines = [*map(_where, documents), "", _line("", "goal", *_headings(documents))]
@@ -63,7 +63,7 @@ def _where(document: Document) -> str:
 
 
 def _instructions(machine: Mapping[str, Any]) -> str:
-    """The processor's instruction sets; empty for a GPU, and for results that do not record them."""
+    """Return the processor's instruction sets; empty for a GPU, and for results without them."""
     names = machine.get("instruction_sets")
     return f"{' '.join(names)}, " if names and machine["gpu"] is None else ""
 
@@ -74,7 +74,7 @@ def _headings(documents: Sequence[Document]) -> list[str]:
 
 
 def _row(goal: Goal, documents: Sequence[Document]) -> str:
-    """Empty where it was measured nowhere."""
+    """Return the row of a goal; empty if no machine measured it."""
     spreads = [goal.find(document) for document in documents]
     if not any(spreads):
         return ""
@@ -86,7 +86,7 @@ def _row(goal: Goal, documents: Sequence[Document]) -> str:
 
 
 def _spread(goal: Goal, spread: Mapping[str, Any] | None) -> str:
-    """In bold where the goal was reached."""
+    """Return median and quartiles, in bold if the goal was reached."""
     if spread is None:
         return ""
     middle = number(spread["median"])
@@ -95,7 +95,7 @@ def _spread(goal: Goal, spread: Mapping[str, Any] | None) -> str:
 
 
 def number(value: float) -> str:
-    """With as many digits as tell something."""
+    """Return the number with three significant digits or so."""
     if value < 0.1:
         return f"{value:.3f}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
@@ -106,7 +106,7 @@ def _line(*cells: str) -> str:
 
 
 def replaced(text: str, table: str) -> str:
-    """`text` with `table` between its marks.
+    """Return `text` with `table` between its marks.
 
     Raises:
         BenchmarkError: the marks are not there, once each and in order.
@@ -122,7 +122,7 @@ def replaced(text: str, table: str) -> str:
 @click.option("--write", is_flag=True, help="Put it into docs/benchmarks.md.")
 @click.option("--check", is_flag=True, help="Exit with 2 unless docs/benchmarks.md has it.")
 def main(write: bool, check: bool) -> None:
-    """The table of figures in docs/benchmarks.md."""
+    """Print, write or check the table of figures in docs/benchmarks.md."""
     with plain_errors():
         text = PAGE.read_text(encoding="utf-8")
         table = render(newest())

@@ -16,13 +16,13 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """Exclude what is imported and collected from garbage collection: it stays until the end."""
+    """Exclude imported modules and collected tests from garbage collection: they live until the end."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line for each reason to skip. pytest's own `-rs` has a line for each place."""
+    """Print one line for each reason to skip. pytest's `-rs` has a line for each test file."""
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"SKIPPED [{count}] {reason.removeprefix('Skipped: ')}")

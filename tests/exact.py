@@ -1,7 +1,7 @@
-"""Our code and transformers' in float64, where a difference is one of the formulas on every kind of CPU.
+"""Runs our code and transformers' in float64, where a difference means a different formula on every CPU.
 
-In float32 both round in an order that is the kernel's, and a deep random network makes much of the last bits: a bound
-that is tight on one CPU fails on another.
+In float32 the order of rounding depends on the kernel, and a deep random network amplifies the last bits: a tight bound
+that holds on one CPU fails on another.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 CLOSE = {"atol": 1e-8, "rtol": 1e-8}
-"""Far above what float64 rounds by (1e-16 of a number), far below what a wrong formula changes."""
+"""Far above the rounding of float64 (1e-16 of a number), far below the effect of a wrong formula."""
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """What takes a tensor to float32 for the sake of precision takes it to float64 instead.
+    """Make conversions of tensors to float32 convert to float64 instead.
 
     Weights and inputs must be float64 already.
     """
@@ -27,7 +27,7 @@ def float64() -> Iterator[None]:
 
 
 def _to(self: Tensor, *where: Any, **how: Any) -> Tensor:
-    wide = [torch.float64 if each is torch.float32 else each for each in where]
+    wide = [torch.float64 if argument is torch.float32 else argument for argument in where]
     if how.get("dtype") is torch.float32:
         how["dtype"] = torch.float64
     return super(Tensor, self).to(*wide, **how)

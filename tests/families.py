@@ -1,4 +1,4 @@
-"""Tiny random folders of every family, as Hugging Face's own code writes them, with tiny tokenizers of their kinds."""
+"""Makes tiny random backbone folders of every family with Hugging Face's code, and their tokenizers."""
 
 import io
 import json

@@ -1,1 +1,1 @@
-"""A fleet of replicas on paper: arrivals, routing, batches, scaling and the registry, with measured service times."""
+"""Simulates a fleet of replicas: arrivals, routing, batches, scaling and the registry, with measured service times."""

@@ -1,8 +1,8 @@
-"""A fleet over a day, second by second and as a fluid: what the scaling policy makes of a trace, and what that costs.
+"""Simulates a fleet over a day as a fluid, in steps of seconds: how the scaling policy follows a trace, and its cost.
 
-Requests have no names here: a replica gets its share of the rate, its batches are as large as that rate makes them, and
-what is beyond its capacity waits. So a day of a thousand replicas takes seconds; chance within a second is left out,
-and `pool` has it.
+There are no single requests: a replica gets its share of the rate, its batches are as large as that rate makes them,
+and rows beyond its capacity wait. So a day of a thousand replicas takes seconds. Random variation within a step is left
+out; `pool` simulates it.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from benchmarks.simulation.service import Service
 from serving.cluster.autoscaling import FleetLoad, LoadPolicy
 
 POINTS = 200
-"""Of the table of what a replica does at a rate."""
+"""Points of the table of a replica's figures by rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Steady:
 
     @classmethod
     def of(cls, service: Service, config: ServerConfig) -> "Steady":
-        """Batches are what came during the batch before, one row at least."""
+        """Build the table. A batch holds the rows that came during the batch before it, at least one."""
         capacity, most = service.capacity(config.batch_rows), config.batch_rows
         rates = np.linspace(0.0, capacity, POINTS)
         batch = np.array([_batch(service, rate, most) for rate in rates])
@@ -39,8 +39,8 @@ class Steady:
         return cls(capacity, rates, batch, turn, np.minimum(1.0, rates * turn / batch))
 
     def at(self, rate: float) -> tuple[float, float, float]:
-        """(rows of a batch, its seconds, busy) at this rate."""
-        return tuple(float(np.interp(rate, self.rates, each)) for each in (self.batch, self.turn_s, self.busy))  # type: ignore[return-value]
+        """Return (rows of a batch, its seconds, busy share) at this rate."""
+        return tuple(float(np.interp(rate, self.rates, column)) for column in (self.batch, self.turn_s, self.busy))  # type: ignore[return-value]
 
 
 def _batch(service: Service, rate: float, most: int) -> float:
@@ -60,7 +60,7 @@ class FleetConfig:
     most: int = 10
     cold_start_s: float = 30.0
     step_s: float = 10.0
-    """Also how often the policy decides: on Ray it has new figures as seldom."""
+    """Also the time between decisions of the policy: on Ray, its figures change as rarely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,18 @@ class Course:
     paid: np.ndarray
     """Replicas that run or start."""
     rows: np.ndarray
-    """That came."""
+    """Rows that arrived."""
     answered: np.ndarray
     wait_s: np.ndarray
-    """A row that comes in this step is answered after so long, in the mean."""
+    """Mean seconds until a row that arrives in this step is answered."""
 
     @property
     def replica_hours(self) -> float:
-        """Hours of replicas that were paid for."""
+        """Hours of replicas that are paid for."""
         return float(self.paid.sum()) * self.step_s / 3600
 
     def quantile(self, share: float) -> float:
-        """Of the rows' waits."""
+        """Return a quantile of the rows' waits, in seconds."""
         order = np.argsort(self.wait_s)
         whole = np.cumsum(self.rows[order])
         return float(self.wait_s[order][np.searchsorted(whole, share * whole[-1])])
@@ -108,12 +108,12 @@ class Fleet:
         self._backlog = 0.0
 
     def run(self, rate: np.ndarray) -> Course:
-        """`rate`: rows a second in each step."""
+        """Simulate; `rate` is rows a second in each step."""
         config = self._config
         target = config.most if self._policy is None else max(config.least, min(config.most, self._first(rate[0])))
         running, starting, columns = target, list[float](), []
-        for place, mean in enumerate(rate):
-            now = place * config.step_s
+        for step, mean in enumerate(rate):
+            now = step * config.step_s
             running += sum(ready <= now for ready in starting)
             starting = [ready for ready in starting if ready > now]
             rows = float(self._rng.poisson(mean * config.step_s))
@@ -128,11 +128,11 @@ class Fleet:
         return Course(config.step_s, *(np.array(column) for column in zip(*columns, strict=True)))
 
     def _first(self, rate: float) -> int:
-        """Enough for the first step: a trace begins with a fleet that has been there before."""
+        """Return enough replicas for the first step: the fleet is running when a trace begins."""
         return int(np.ceil(rate / self._steady.capacity / 0.8))
 
     def _serve(self, rows: float, running: int) -> tuple[float, float, dict[str, float]]:
-        """One step: rows answered, what one that comes now waits, and the figures of each replica."""
+        """Simulate one step; return the answered rows, the wait of a new row, and the figures of a replica."""
         step_s, waiting = self._config.step_s, self._backlog + rows
         able = running * self._steady.capacity * step_s
         answered = min(waiting, able)

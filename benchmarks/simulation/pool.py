@@ -1,27 +1,56 @@
-"""A pool of replicas, event by event: what callers see. Every request is one row and ends once.
+"""Simulates a pool of replicas event by event, as callers see it. Every request is one row and is answered once.
 
-Open arrivals come from a trace; callers of a closed loop ask again as soon as they are answered. Replicas stay as they
-are, or follow the scaling policy; one that is asked for answers after its cold start, one that is let go takes no more
-requests and ends those it has. What comes while there is none waits for the first, as behind Ray's fallback proxy.
+Open arrivals come from a trace; callers of a closed loop send the next request as soon as they are answered. The number
+of replicas is fixed, or follows the scaling policy: a new one answers after its cold start, a removed one takes no more
+requests and finishes those it has. Requests that come while there is no replica wait for the first, as behind Ray's
+fallback proxy.
 """
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.simulation import routing
 from benchmarks.simulation.replica import Replica, Request, ServerConfig
 from benchmarks.simulation.service import Service
-from benchmarks.simulation.told import LOOK_BACK_S, PUSH_S, SAMPLE_S, Context, Sample
 from benchmarks.simulation.traces import Arrivals
 
 Policy = Callable[[Any], tuple[int, dict[str, Any]]]
 TICK_S = 1.0
-"""Between decisions. Ray's are 0.1 s apart, on figures that change every 10."""
+"""Seconds between decisions. Ray decides every 0.1 s, on figures that change every 10 s."""
+SAMPLE_S, PUSH_S, LOOK_BACK_S = 3.0, 10.0, 15.0
+"""How often a replica samples and reports, and how long a sample counts: as the application configures Ray."""
+
+
+class Sample(NamedTuple):
+    """One value of a metric, and when it was measured."""
+
+    timestamp: float
+    value: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """The part of Ray's AutoscalingContext that the policy reads: samples of each replica, pushed every PUSH_S."""
+
+    current_time: float
+    target_num_replicas: int
+    running_replicas: Sequence[int]
+    raw_metrics: Mapping[str, Mapping[int, Sequence[Sample]]]
+    capacity_adjusted_min_replicas: int
+    capacity_adjusted_max_replicas: int
+    policy_state: dict[str, Any] = field(default_factory=dict)
+    total_queued_requests: float = 0.0
+    total_num_requests: float = 0.0
+
+    @property
+    def current_num_replicas(self) -> int:
+        """Number of running replicas."""
+        return len(self.running_replicas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,37 +60,37 @@ class PoolConfig:
     service: Service
     server: ServerConfig = field(default_factory=ServerConfig)
     replicas: int = 1
-    """At the start."""
+    """Number of replicas at the start."""
     least: int = 1
     most: int = 1
     cold_start_s: float = 30.0
     routing: str = "leastconn"
     proxies: int = 1
-    """Each knows its own requests alone."""
+    """Number of proxies. Each one knows only the requests that it sent itself."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it."""
+    """Result of a simulation."""
 
     arrived: int = 0
     times: list[float] = field(default_factory=list)
     """When each answered request arrived."""
     waits: list[float] = field(default_factory=list)
-    """How long it took."""
+    """Seconds until each of them was answered."""
     counts: list[tuple[float, int]] = field(default_factory=list)
     """(seconds, replicas that take traffic), at each change."""
     replica_s: float = 0.0
-    """Paid for: from being asked for to being gone."""
+    """Seconds of replicas that are paid for: from the request for one to its end."""
     hits: int = 0
     rows: int = 0
     batches: int = 0
     ended: float = 0.0
     replicas: int = 0
-    """At the end."""
+    """Number of replicas at the end."""
 
     def quantile(self, share: float, since: float = 0.0) -> float:
-        """Of the seconds of requests that arrived then or later; nan where none did."""
+        """Return a quantile of the waits of requests that arrived at `since` or later; nan if there were none."""
         waits = np.asarray(self.waits)[np.asarray(self.times) >= since]
         return float(np.quantile(waits, share)) if len(waits) else float("nan")
 
@@ -75,7 +104,7 @@ def simulate(
     policy: Policy | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """Run the arrivals of a trace through the pool, and `callers` for so many seconds, until all are answered."""
+    """Run the arrivals of a trace through the pool, and `callers` for `seconds`, until all are answered."""
     return _Run(config, policy, np.random.default_rng(seed)).run(arrivals, callers, seconds)
 
 
@@ -88,11 +117,11 @@ class _Run:
         self._replicas: dict[int, Replica] = {}
         self._leaving: dict[int, Replica] = {}
         self._asked: dict[int, float] = {}
-        """When each replica that starts or runs was asked for."""
+        """When each replica that starts or runs was requested."""
         self._starting: list[int] = []
         self._held: deque[Request] = deque()
         self._samples: dict[int, list[tuple[float, dict[str, float]]]] = {}
-        self._told: dict[str, dict[int, list[Sample]]] = {}
+        self._pushed: dict[str, dict[int, list[Sample]]] = {}
         self._state: dict[str, Any] = {}
         self._target, self._until, self._open = config.replicas, 0.0, 0
         self._outcome = Outcome()
@@ -125,14 +154,14 @@ class _Run:
         out.replicas = len(self._replicas)
         return out
 
-    def _at(self, time: float, call: Callable[..., None], *given: Any) -> None:
+    def _at(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
         self._order += 1
-        heapq.heappush(self._events, (time, self._order, call, given))
+        heapq.heappush(self._events, (time, self._order, call, arguments))
 
     def _events_before(self, time: float) -> None:
         while self._events and self._events[0][0] <= time:
-            now, _, call, given = heapq.heappop(self._events)
-            call(now, *given)
+            now, _, call, arguments = heapq.heappop(self._events)
+            call(now, *arguments)
 
     # --- requests
 
@@ -207,11 +236,11 @@ class _Run:
             self._send(now, self._held.popleft())
 
     def _let_go(self, now: float) -> None:
-        """One less: one that starts, or the one with the least to do."""
+        """Remove one replica: one that starts, or the one with the fewest requests."""
         if self._starting:
             self._paid(now, self._starting.pop())
             return
-        replica = min(self._replicas.values(), key=lambda each: (each.ongoing, -each.number))
+        replica = min(self._replicas.values(), key=lambda candidate: (candidate.ongoing, -candidate.number))
         del self._replicas[replica.number]
         for router in self._routers:
             router.remove(replica.number)
@@ -241,16 +270,16 @@ class _Run:
                 "running_requests": float(replica.ongoing),
                 "queued_tokens": float(replica.queued_tokens),
             }
-            kept = [each for each in self._samples.get(number, ()) if each[0] > now - LOOK_BACK_S]
+            kept = [(then, old) for then, old in self._samples.get(number, ()) if then > now - LOOK_BACK_S]
             self._samples[number] = [*kept, (now, figures)]
         self._next(now, SAMPLE_S, self._sample)
 
     def _push(self, now: float) -> None:
-        self._told = {}
+        self._pushed = {}
         for number, samples in self._samples.items():
             for name in samples[0][1]:
                 points = [Sample(then, figures[name]) for then, figures in samples]
-                self._told.setdefault(name, {})[number] = points
+                self._pushed.setdefault(name, {})[number] = points
         self._next(now, PUSH_S, self._push)
 
     def _decide(self, now: float) -> None:
@@ -259,7 +288,7 @@ class _Run:
             current_time=now,
             target_num_replicas=self._target,
             running_replicas=list(self._replicas),
-            raw_metrics=self._told,
+            raw_metrics=self._pushed,
             capacity_adjusted_min_replicas=self._config.least,
             capacity_adjusted_max_replicas=self._config.most,
             policy_state=self._state,
@@ -281,6 +310,6 @@ class _Run:
             self._let_go(now)
 
     def _next(self, now: float, seconds: float, call: Callable[[float], None]) -> None:
-        """Again, while there is or will be anything to do."""
+        """Schedule the next call, as long as there are or will be requests."""
         if now < self._until or self._open:
             self._at(now + seconds, call)

@@ -1,6 +1,6 @@
-"""The registry's store under a fleet: requests a second, and how long a publish takes to be served by all.
+"""Simulates the registry's store under a fleet: requests a second, and the time until all replicas serve a publish.
 
-A store answers so many requests a second and no more; what is beyond waits. Every replica polls in its own rhythm.
+A store answers a fixed number of requests a second; the others wait. Replicas poll at different times.
 """
 
 from dataclasses import dataclass
@@ -14,43 +14,42 @@ class StoreConfig:
 
     poll_s: float = 0.2
     beat_s: float = 10.0
-    """How often a replica tells that it is there."""
+    """Seconds between two announcements of a replica."""
     request_s: float = 0.02
-    """Of one request, when nothing waits."""
+    """Seconds of one request, if none waits."""
     requests_per_s: float = 5500.0
-    """The most that the store answers."""
+    """Most requests a second that the store answers."""
     fetches: int = 2
-    """Requests of a replica for a version, after the poll that found it: manifest, side network."""
+    """Requests of a replica to download a version: manifest, side network."""
     load_s: float = 0.29
-    """From the files to the answer."""
+    """Seconds from the downloaded files to the first answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """How a fleet follows."""
+    """How fast a fleet follows the registry, and the load on the store."""
 
     requests_per_s: float
-    """With nothing published."""
+    """While nothing is published."""
     store_share: float
-    """Of what the store can answer."""
+    """That load, as a share of what the store can answer."""
     first_s: float
     median_s: float
     all_s: float
-    """From the commit to the last replica."""
+    """Seconds from the commit until the last replica serves it; `first_s` and `median_s` likewise."""
 
 
 def follow(replicas: int, config: StoreConfig, rng: np.random.Generator) -> Following:
-    """One publish to so many replicas.
+    """Simulate one publish.
 
-    Each waits for its next poll; then its fetches queue at the store with everybody's, beside the polls of all.
+    Every replica waits for its next poll. Then its downloads queue at the store, which also answers all polls.
     """
     steady = replicas * (1 / config.poll_s + 1 / config.beat_s)
     share = steady / config.requests_per_s
     if share >= 1:
         return Following(steady, share, float("inf"), float("inf"), float("inf"))
-    gap = 1 / (config.requests_per_s - steady)  # what polls leave
-    found = np.sort(rng.random(replicas) * config.poll_s) + config.request_s
-    times = found
+    gap = 1 / (config.requests_per_s - steady)  # capacity that polls leave
+    times = np.sort(rng.random(replicas) * config.poll_s) + config.request_s
     for _ in range(config.fetches):
         times = np.sort(_queue(times, gap)) + config.request_s
     done = times + config.load_s
@@ -58,6 +57,6 @@ def follow(replicas: int, config: StoreConfig, rng: np.random.Generator) -> Foll
 
 
 def _queue(times: np.ndarray, gap: float) -> np.ndarray:
-    """When each leaves a queue that lets one through every `gap` seconds."""
+    """Return when each request leaves a queue that serves one every `gap` seconds."""
     turns = np.arange(len(times)) * gap
     return np.maximum.accumulate(times - turns) + turns + gap

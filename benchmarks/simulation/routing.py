@@ -1,4 +1,4 @@
-"""Which replica a request goes to. Each proxy knows the requests in flight that it sent itself."""
+"""Chooses the replica of a request. A proxy knows only the requests in flight that it sent itself."""
 
 from bisect import bisect_left
 from collections import OrderedDict
@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 VIRTUAL = 64
-"""Places of a replica on the ring."""
+"""Points of a replica on the hash ring."""
 
 
 class Router(Protocol):
-    """Picks, and is told what became of it. Never asked while there is no replica."""
+    """Picks replicas and counts their requests in flight. `pick` is never called without a replica."""
 
     def add(self, replica: int) -> None:
         """Send requests to this replica too."""
@@ -22,7 +22,7 @@ class Router(Protocol):
         """Send no more requests to this replica."""
 
     def pick(self, key: int) -> int:
-        """A replica for a request with this input; it counts as in flight there."""
+        """Return a replica for a request with this input; it counts as in flight there."""
         ...
 
     def done(self, replica: int) -> None:
@@ -71,7 +71,7 @@ class LeastConnections:
 
 
 class Random:
-    """Any of them."""
+    """A replica at random."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng, self._replicas = rng, list[int]()
@@ -94,7 +94,10 @@ class Random:
 
 
 class BoundedHash:
-    """Equal inputs to one replica, by consistent hashing, and on to the next where it has `bound` times its share."""
+    """Consistent hashing with bounded loads.
+
+    Equal inputs go to one replica, or to the next one on the ring if it has `bound` times its share.
+    """
 
     def __init__(self, bound: float = 1.25) -> None:
         self._bound, self._total = bound, 0
@@ -104,12 +107,12 @@ class BoundedHash:
     def add(self, replica: int) -> None:
         """Send requests to this replica too."""
         self._load[replica] = 0
-        self._ring = sorted(self._ring + [(_hash(replica, place), replica) for place in range(1, VIRTUAL + 1)])
+        self._ring = sorted(self._ring + [(_hash(replica, point), replica) for point in range(1, VIRTUAL + 1)])
 
     def remove(self, replica: int) -> None:
         """Send no more requests to this replica."""
         self._total -= self._load.pop(replica)
-        self._ring = [each for each in self._ring if each[1] != replica]
+        self._ring = [point for point in self._ring if point[1] != replica]
 
     def pick(self, key: int) -> int:
         """Return a replica for a request; it counts as in flight there."""
@@ -133,9 +136,9 @@ ROUTERS = ("leastconn", "random", "bounded-hash")
 
 
 def make(name: str, rng: np.random.Generator) -> Router:
-    """One of `ROUTERS`."""
+    """Make the router of that name, one of `ROUTERS`."""
     return {"leastconn": LeastConnections, "random": lambda: Random(rng), "bounded-hash": BoundedHash}[name]()
 
 
-def _hash(number: int, place: int) -> int:
-    return int.from_bytes(blake2b(b"%d %d" % (number, place), digest_size=8).digest())
+def _hash(number: int, point: int) -> int:
+    return int.from_bytes(blake2b(b"%d %d" % (number, point), digest_size=8).digest())

@@ -1,4 +1,4 @@
-"""How long a replica's device takes for a batch, by its rows: measured, with straight lines between measurements."""
+"""Seconds that a replica's device takes for a batch, by its rows: measured, and interpolated linearly."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MEASURED = re.compile(r"(?:server|(\d+) replicas?,) (\d+)(?: callers)?$")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A measurement: so many callers, each with one row at a time, on so many replicas."""
+    """A measurement: a number of callers, each with one row at a time, on a number of replicas."""
 
     replicas: int
     callers: int
@@ -28,7 +28,7 @@ class Line:
 
     @property
     def batch_s(self) -> float:
-        """What the device computes on a batch."""
+        """Seconds that the device computes a batch."""
         return self.device_busy * self.batch_rows * self.replicas / self.rows_per_s
 
 
@@ -37,9 +37,9 @@ class Service:
     """Seconds of a batch.
 
     Args:
-        points: (rows, seconds), more rows in more time. Beyond the last the slope of the last stretch goes on.
-            kept: what a row costs whose activations are kept, as a share of one that is not.
-        overhead_s: what a request spends beside the queue and the device.
+        points: (rows, seconds), both increasing. Beyond the last point, the slope of the last segment continues.
+        kept: cost of a row whose activations are cached, as a share of that of another row.
+        overhead_s: seconds that a request spends outside the queue and the device.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -52,41 +52,41 @@ class Service:
             raise BenchmarkError(f"service times need more rows in more time, all above zero, got {self.points}")
 
     def seconds(self, rows: float) -> float:
-        """Of a batch of so many rows. Fewer than were measured cost what the fewest did."""
+        """Return the seconds of a batch. Fewer rows than were measured cost as much as the fewest measured."""
         points = self.points
-        place = bisect_left(points, (rows,))
-        if place == 0 or len(points) == 1:
-            return points[0][1] * (1.0 if place == 0 else rows / points[0][0])
-        (r0, s0), (r1, s1) = points[min(place, len(points) - 1) - 1], points[min(place, len(points) - 1)]
+        index = bisect_left(points, (rows,))
+        if index == 0 or len(points) == 1:
+            return points[0][1] * (1.0 if index == 0 else rows / points[0][0])
+        (r0, s0), (r1, s1) = points[min(index, len(points) - 1) - 1], points[min(index, len(points) - 1)]
         return s0 + (rows - r0) * (s1 - s0) / (r1 - r0)
 
     def capacity(self, most: int) -> float:
-        """Rows a second of a replica whose batches are full."""
+        """Return the rows a second of a saturated replica."""
         return max(rows / self.seconds(rows) for rows in range(1, most + 1))
 
     def faster(self, times: float) -> "Service":
-        """As if the device were so many times as fast."""
+        """Return the service times of a device that is `times` as fast."""
         return replace(self, points=tuple((rows, seconds / times) for rows, seconds in self.points))
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The measurements in a result file, by replicas and callers.
+    """Read the measurements of a result file, sorted by replicas and callers.
 
     Raises:
         BenchmarkError: unreadable, or there are none.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        found = [line for name, figures in _variants(document).items() if (line := _line(name, figures))]
+        lines = [line for name, figures in _variants(document).items() if (line := _line(name, figures))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchmarkError(f"cannot read measurements from {path.name}: {error}") from None
-    if not found:
+    if not lines:
         raise BenchmarkError(f'{path.name} has no variants like "server 64" or "2 replicas, 64 callers"')
-    return sorted(found, key=lambda line: (line.replicas, line.callers))
+    return sorted(lines, key=lambda line: (line.replicas, line.callers))
 
 
 def fit(lines: Sequence[Line], kept: float = 0.1) -> Service:
-    """The service times of those lines of one replica. Time falls nowhere: noise that says so is levelled."""
+    """Return the service times of the lines of one replica. Time that falls with more rows is noise: it stays level."""
     ones = sorted((line for line in lines if line.replicas == 1), key=lambda line: line.batch_rows)
     points, level = [], 0.0
     for line in ones:
@@ -100,7 +100,7 @@ def fit(lines: Sequence[Line], kept: float = 0.1) -> Service:
 
 
 def newest(folder: Path = RESULTS) -> Path:
-    """The newest result file with lines of `bench_server`."""
+    """Return the newest result file of `bench_server`."""
     for path in sorted(folder.glob("*-server.json"), reverse=True):
         return path
     raise BenchmarkError("no results of bench_server to take service times from: name a file with --service")

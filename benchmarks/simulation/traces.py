@@ -1,4 +1,4 @@
-"""When requests come, and for what: rates over time, arrivals at random by them, tasks and inputs by Zipf's law."""
+"""Makes traces of requests: rates over time, random arrivals at these rates, and inputs by Zipf's law."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from benchmarks.harness import BenchmarkError
 KINDS = ("poisson", "diurnal", "bursts")
 DAY_S = 86_400.0
 NIGHT = 0.2
-"""The least rate of a day, by its greatest."""
+"""Lowest rate of a day, as a share of its highest."""
 BURST = 4.0
-"""The rate within a burst, by that between bursts."""
+"""Rate within a burst, as a multiple of that between bursts."""
 BURST_S, CALM_S = 120.0, 1080.0
-"""How long a burst and a calm last in the mean, exponentially distributed (a Markov-modulated Poisson process)."""
+"""Mean length of a burst and of a calm, exponentially distributed (a Markov-modulated Poisson process)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Arrivals:
     times: np.ndarray
     """Seconds."""
     inputs: np.ndarray
-    """Equal numbers, equal inputs: these share kept activations, whatever their tasks."""
+    """Equal numbers are equal inputs, which share cached activations even for different tasks."""
 
 
 def rates(kind: str, seconds: float, peak: float, rng: np.random.Generator, step_s: float = 1.0) -> np.ndarray:
-    """Requests a second in each step: steady at `peak`, a day that rises to it, or bursts up to it."""
+    """Return requests a second in each step: steady at `peak`, a day that rises to it, or bursts up to it."""
     count = max(1, round(seconds / step_s))
     if kind == "poisson":
         return np.full(count, peak)
@@ -51,7 +51,7 @@ def _in_burst(count: int, step_s: float, rng: np.random.Generator) -> np.ndarray
 def arrivals(
     rate: np.ndarray, rng: np.random.Generator, *, step_s: float = 1.0, inputs: int = 10_000, exponent: float = 1.0
 ) -> Arrivals:
-    """A Poisson process of these rates; each request's input is one of so many."""
+    """Draw a Poisson process of these rates; each request's input is one of `inputs`."""
     counts = rng.poisson(rate * step_s)
     starts = np.repeat(np.arange(len(rate)) * step_s, counts)
     times = np.sort(starts + step_s * rng.random(len(starts)))
@@ -59,6 +59,6 @@ def arrivals(
 
 
 def zipf(count: int, exponent: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers below `count`; the k-th most frequent comes as often as 1 / k^exponent says. 0: all alike."""
+    """Draw numbers below `count`; the k-th has the weight 1 / k^exponent. 0: all equally often."""
     weights = np.cumsum(1.0 / np.arange(1, count + 1) ** exponent)
     return np.searchsorted(weights, weights[-1] * rng.random(size), side="right")

@@ -1,6 +1,6 @@
-"""Changes of a registry, drawn at random, and what each allows a caller to be told from then on.
+"""Makes random changes to a registry, and records which versions may answer after each.
 
-The only writer of its registry. Versions stay few: what is published in the end retires.
+It must be the registry's only writer. Old versions are retired, so the number of live versions stays small.
 """
 
 import random
@@ -20,13 +20,13 @@ from side_registry.state import TaskState, rollback_target
 from side_registry.task import PRODUCTION
 
 KEPT = 4
-"""Live versions of a task; one more, and the oldest that nothing names retires."""
+"""Live versions of a task. If there are more, the oldest that no alias or route names is retired."""
 WEIGHTS = {"publish": 4, "promote": 3, "roll back": 2, "share": 2, "canary": 1, "shadow": 1, "break": 0.5}
-"""How often each change is drawn, where it can be made. "break" publishes what every server refuses, straight to
-production; the next change of that task rolls it back, and the one after that retires it."""
+"""Weight of each change in the draw, if it is possible. "break" publishes a version that every server refuses to load,
+with the alias production; the next change of that task rolls it back, and the one after that retires it."""
 
 Make = Callable[[int, bool], Path]
-"""Makes a new run folder of the task of that number, a broken one on demand. It is removed once it is published."""
+"""Makes a new run folder for the task of that number; the flag asks for a broken one. Removed after its publish."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +39,23 @@ class Change:
     began: float
     ended: float
     allowed: Mapping[str, frozenset[int]]
-    """By alias, the versions that may answer for it from then on."""
+    """Versions that may answer after the change, by alias."""
     live: frozenset[int]
-    """The task's versions that are not retired from then on."""
+    """Versions of the task that are not retired after the change."""
 
     @property
     def moved(self) -> str:
-        """The alias that it moved, or whose route it set; "" where it did neither."""
+        """The alias that it moved, or whose route it set; "" if neither."""
         return {"retire": "", "canary": CANARY}.get(self.verb, PRODUCTION)
 
 
 @dataclass
 class Churn:
-    """
+    """The writer: publishes, promotes, rolls back, retires and routes versions at random.
+
     Args:
-        tasks: how many.
-        make: called by `prepare`, so that no change waits for it.
+        tasks: number of tasks.
+        make: makes run folders. Called by `prepare` alone, so that no change waits for it.
     """
 
     registry: Registry
@@ -75,7 +76,7 @@ class Churn:
         return Counter(change.verb for change in self.changes)
 
     def start(self) -> None:
-        """As many versions of every task as it will have, the newest in production, the first in canary."""
+        """Publish KEPT versions of every task; the newest gets the alias production, the first canary."""
         self.prepare(KEPT)
         for number in range(self.tasks):
             for _ in range(KEPT):
@@ -83,15 +84,15 @@ class Churn:
             name = make_spec(number).name
             self._commit("canary", partial(self.registry.set_alias, name, CANARY, 1), number)
 
-    def prepare(self, each: int, broken: int = 1) -> None:
-        """Have at least so many versions of every task ready to be published, and so many broken ones."""
+    def prepare(self, count: int, broken: int = 1) -> None:
+        """Make run folders until every task has `count` valid and `broken` broken ones to publish."""
         for number in range(self.tasks):
             sound, unsound = self._sound.setdefault(number, deque()), self._unsound.setdefault(number, deque())
-            sound.extend(self.make(number, False) for _ in range(each - len(sound)))
+            sound.extend(self.make(number, False) for _ in range(count - len(sound)))
             unsound.extend(self.make(number, True) for _ in range(broken - len(unsound)))
 
     def step(self) -> Change:
-        """Make one change, of a task drawn at random. What turns out to change nothing is no change."""
+        """Make one change of a random task. A call that commits nothing does not count; another one is drawn."""
         while True:
             number, before = self._draw.randrange(self.tasks), len(self.changes)
             task = self._task(number)
@@ -100,9 +101,9 @@ class Churn:
                 return self.changes[-1]
 
     def _repair(self, task: TaskState) -> "tuple[str, Callable[[], object]] | None":
-        """What the last changes left to do."""
-        name, own = task.name, task.at(PRODUCTION)
-        if (name, own) in self.broken:
+        """Return the roll-back or retirement that earlier changes require; None if there is none."""
+        name, current = task.name, task.at(PRODUCTION)
+        if (name, current) in self.broken:
             return "roll back", partial(self.registry.rollback, name)
         idle = [version for version in task.live if version not in named(task)]
         gone = [version for version in idle if (name, version) in self.broken]
@@ -116,19 +117,19 @@ class Churn:
         return verb, possible[verb]
 
     def _possible(self, number: int, task: TaskState) -> dict[str, Callable[[], object]]:
-        name, own = task.name, task.at(PRODUCTION)
+        name, current = task.name, task.at(PRODUCTION)
         changes: dict[str, Callable[[], object]] = {}
         if self._sound[number]:
             changes["publish"] = partial(self._publish, number)
         if self._unsound[number]:
             changes["break"] = partial(self._break, number)
-        if others := [version for version in task.live if version != own]:
+        if others := [version for version in task.live if version != current]:
             other, third = self._draw.choice(others), self._draw.choice(others)
             share = {other: self._draw.choice((500, 2_500, 5_000))}
-            beside = (third,) if third != other else ()
+            shadows = (third,) if third != other else ()
             changes["promote"] = partial(self.registry.set_alias, name, PRODUCTION, other)
             changes["canary"] = partial(self.registry.set_alias, name, CANARY, third)
-            changes["share"] = partial(self._route, name, Route(shares=share, shadows=beside))
+            changes["share"] = partial(self._route, name, Route(shares=share, shadows=shadows))
             changes["shadow"] = partial(self._route, name, Route(shadows=(other,)))
         if (before := rollback_target(task, PRODUCTION)) is not None:
             to = before if PRODUCTION in task.ended else None  # else it could mean the shares that were taken away
@@ -173,13 +174,15 @@ class Churn:
 
 
 def named(task: TaskState) -> frozenset[int]:
-    """The versions that an alias of the task or its route names."""
+    """Return the versions that an alias of the task or a route names."""
     return frozenset(task.serving.values()).union(*(route.versions for route in task.routes.values()))
 
 
 def allowed(task: TaskState, alias: str, broken: Collection[int]) -> frozenset[int]:
-    """Who may answer for an alias: those with a share, and the newest version of its stack that loads."""
+    """Return the versions that may answer for an alias: those with a share, and the newest of its stack that loads."""
     stack = task.aliases[alias]
-    own = next(version for version in reversed(stack) if version not in broken and not task.versions[version].retired)
+    current = next(
+        version for version in reversed(stack) if version not in broken and not task.versions[version].retired
+    )
     shares = task.routes.get(alias, PLAIN).shares
-    return frozenset((own, *(version for version in shares if version not in broken)))
+    return frozenset((current, *(version for version in shares if version not in broken)))

@@ -1,7 +1,7 @@
-"""Callers in a process of their own: requests at random times, at a steady rate, and what each was told. No torch.
+"""Callers in a process of their own: requests at random times, at a steady rate. Records every answer. No torch.
 
-`calling` starts `python -m benchmarks.soak.load`, which asks until its standard input ends. The load generator of
-`sidecast bench` says when requests are sent; what they ask and the record of each answer are here.
+`calling` starts `python -m benchmarks.soak.load`, which sends requests until its standard input ends. The load
+generator of `sidecast bench` decides when a request is sent; this module decides its content and records the answer.
 """
 
 import asyncio
@@ -31,68 +31,65 @@ from sidecast.loadtest.plan import Open
 CALL_S = 30.0
 """Timeout of a call."""
 MOST_ROWS = 3
-"""Of a request for one task."""
+"""Most rows of a request for one task."""
 TOGETHER, PINNED, CANARIES, KEYED = 0.1, 0.1, 0.1, 0.3
-"""Shares of the requests: about one text of all tasks; of the others, for a version that answered lately, for the other
-alias, and with one of few keys. So have half of those for all tasks."""
+"""Shares of requests. TOGETHER: one text for all tasks, half of them with a route key. Of the others: for a version
+that answered recently, for the alias CANARY, and with a route key."""
 KEYS = ("ann", "bob", "cem", "dee")
-LATELY = 6
-"""Answers of a task that are remembered for who asks for a version."""
+RECENT = 6
+"""Number of the last answers of a task whose versions may be requested by number."""
 CANARY = "canary"
 """The other alias of every task."""
-
-
-Said = Sequence[float] | str
+AnswerValue = Sequence[float] | str
 """An answer: its numbers, or its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What became of one task's part of a request. Times are time.monotonic() seconds, the same in every process."""
+class Record:
+    """The outcome of one task's part of a request. Times are time.monotonic() seconds, the same in every process."""
 
     task: str
     inputs: Sequence[int]
-    """Which texts."""
+    """Indices of the texts."""
     started: float
     ended: float
     reason: str = ""
-    """Why it failed; empty where it was answered."""
+    """Reason of the error; empty if it was answered."""
     version: int = 0
     generation: int = 0
-    """The registry's, as the answer says."""
-    answers: Sequence[Said] = ()
-    """Of each input."""
+    """Generation of the registry that the answer names."""
+    answers: Sequence[AnswerValue] = ()
+    """One for each input."""
     alias: str = PRODUCTION
-    """That was asked for."""
+    """The requested alias."""
     pinned: int = 0
-    """The version that was asked for; 0: none."""
+    """The requested version; 0: none."""
     key: str = ""
-    """Of the route."""
+    """The route key; empty: none."""
 
 
 @contextmanager
 def calling(
     address: str,
     tasks: Sequence[str],
-    speaking: Sequence[str],
+    text_tasks: Sequence[str],
     texts: Sequence[str],
     rate: float,
     seed: int,
     out: Path,
     fewest: int = 0,
 ) -> Iterator[None]:
-    """Ask within the block, and at its end until `fewest` requests were sent. What was told is in the file `out` after
-    it, for `read_told`.
+    """Send requests while the block runs, and at least `fewest`. Afterwards, `read_records` reads the file `out`.
 
     Args:
-        speaking: those of `tasks` that make texts.
+        text_tasks: those of `tasks` whose answers are texts.
 
     Raises:
         BenchmarkError: the process failed.
     """
     asked = out.with_suffix(".asked.json")
     asked.write_text(
-        json.dumps({"address": address, "tasks": tasks, "speaking": speaking, "texts": texts}), encoding="utf-8"
+        json.dumps({"address": address, "tasks": tasks, "text_tasks": text_tasks, "texts": texts}), encoding="utf-8"
     )
     words = (str(asked), str(out), "--rate", str(rate), "--seed", str(seed), "--fewest", str(fewest))
     process = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.PIPE, cwd=ROOT)
@@ -101,36 +98,37 @@ def calling(
     finally:
         process.communicate(timeout=3 * CALL_S + 2 * fewest / rate)
     if process.returncode:
-        raise BenchmarkError("the load process failed; read what it said above")
+        raise BenchmarkError("the load process failed; read its error above")
 
 
-def read_told(path: Path) -> list[Told]:
+def read_records(path: Path) -> list[Record]:
     """Read the recorded answers of a load."""
     with path.open(encoding="utf-8") as lines:
-        return [Told(**json.loads(line)) for line in lines]
+        return [Record(**json.loads(line)) for line in lines]
 
 
 class Caller:
-    """
+    """Sends random requests and records their outcomes.
+
     Args:
-        out: gets a line of JSON for each `Told`.
+        out: gets a line of JSON for each `Record`.
     """
 
     def __init__(
         self,
         client: AsyncClient,
         tasks: Sequence[str],
-        speaking: Sequence[str],
+        text_tasks: Sequence[str],
         texts: Sequence[str],
         seed: int,
         out: TextIO,
     ) -> None:
-        self._client, self._tasks, self._speaking, self._texts, self._out = client, tasks, speaking, texts, out
+        self._client, self._tasks, self._text_tasks, self._texts, self._out = client, tasks, text_tasks, texts, out
         self._draw = random.Random(seed)
-        self._lately: dict[str, deque[int]] = {task: deque(maxlen=LATELY) for task in tasks}
+        self._recent: dict[str, deque[int]] = {task: deque(maxlen=RECENT) for task in tasks}
 
     async def ask(self, rate: float, seed: int, until: asyncio.Event, fewest: int = 0) -> None:
-        """Send about `rate` requests a second, whatever becomes of them, `fewest` at least, and wait for the last."""
+        """Send about `rate` requests a second, without waiting for answers, but at least `fewest`."""
         began, sent = time.monotonic(), itertools.count()
         times = (began + offset for offset in Open(rate).times(math.inf, seed))
         await open_loop(self._send, times, time.monotonic, going=lambda: next(sent) < fewest or not until.is_set())
@@ -140,10 +138,10 @@ class Caller:
 
     async def _ask_one(self) -> None:
         task = self._draw.choice(self._tasks)
-        how = self._how(self._lately[task])
-        streams = task in self._speaking and self._draw.random() < 0.5
+        how = self._how(self._recent[task])
+        streams = task in self._text_tasks and self._draw.random() < 0.5
         inputs = self._inputs(1 if streams else self._draw.randint(1, MOST_ROWS))
-        rows, started = [self._texts[place] for place in inputs], time.monotonic()
+        rows, started = [self._texts[index] for index in inputs], time.monotonic()
         try:
             if streams:
                 outcome = await self._stream(task, rows[0], how)
@@ -170,12 +168,12 @@ class Caller:
         for task, outcome in outcomes.items():
             self._note(task, inputs, started, how, _outcome(outcome))
 
-    def _how(self, lately: Sequence[int]) -> dict[str, Any]:
-        """What a request says besides its task."""
+    def _how(self, recent: Sequence[int]) -> dict[str, Any]:
+        """Draw the request's version, alias or route key; empty: none of them."""
         kinds = {"version": PINNED, "alias": CANARIES, "route_key": KEYED, "": 1 - PINNED - CANARIES - KEYED}
         [kind] = self._draw.choices(list(kinds), list(kinds.values()))
         values = {
-            "version": self._draw.choice(lately or (None,)),
+            "version": self._draw.choice(recent or (None,)),
             "alias": CANARY,
             "route_key": self._draw.choice(KEYS),
         }
@@ -187,7 +185,7 @@ class Caller:
     def _note(
         self, task: str, inputs: list[int], started: float, how: Mapping[str, Any], outcome: Mapping[str, Any]
     ) -> None:
-        told = Told(
+        record = Record(
             task=task,
             inputs=inputs,
             started=started,
@@ -197,19 +195,19 @@ class Caller:
             key=how.get("route_key", ""),
             **outcome,
         )
-        if told.version and not told.pinned:
-            self._lately[task].append(told.version)
-        self._out.write(json.dumps(asdict(told)) + "\n")
+        if record.version and not record.pinned:
+            self._recent[task].append(record.version)
+        self._out.write(json.dumps(asdict(record)) + "\n")
 
 
 def _outcome(outcome: Predictions | SidecastError) -> dict[str, Any]:
     if isinstance(outcome, SidecastError):
         return {"reason": outcome.reason}
-    answers = [_said(answer) for answer in outcome]
+    answers = [_value(answer) for answer in outcome]
     return {"version": outcome.version, "generation": outcome.generation, "answers": answers}
 
 
-def _said(answer: Answer) -> Said:
+def _value(answer: Answer) -> AnswerValue:
     match answer:
         case Classification():
             return list(answer.scores.values())
@@ -224,17 +222,17 @@ def _said(answer: Answer) -> Said:
 async def run(
     address: str,
     tasks: Sequence[str],
-    speaking: Sequence[str],
+    text_tasks: Sequence[str],
     texts: Sequence[str],
     rate: float,
     seed: int,
     out: TextIO,
     fewest: int = 0,
 ) -> None:
-    """Ask until standard input ends, `fewest` requests at least."""
+    """Send requests until standard input ends, `fewest` at least."""
     over = asyncio.Event()
     async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, speaking, texts, seed, out).ask(rate, seed, over, fewest))
+        asking = asyncio.create_task(Caller(client, tasks, text_tasks, texts, seed, out).ask(rate, seed, over, fewest))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()
@@ -248,7 +246,7 @@ async def run(
 @click.option("--seed", type=int, required=True)
 @click.option("--fewest", type=int, default=0)
 def main(asked: Path, out: Path, rate: float, seed: int, fewest: int) -> None:
-    """Ask what the file ASKED says, and write what was told to the file OUT."""
+    """Send the requests that the file ASKED describes, and write the records to the file OUT."""
     how = json.loads(asked.read_text(encoding="utf-8"))
     with plain_errors(), out.open("w", encoding="utf-8") as lines:
         asyncio.run(run(**how, rate=rate, seed=seed, out=lines, fewest=fewest))

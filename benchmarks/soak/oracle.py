@@ -1,6 +1,6 @@
-"""What every version answers: its artifact from the registry, as a module of its own, on one pass of a backbone.
+"""Computes the expected answers of every version: its artifact from the registry, on one pass of a backbone.
 
-Shares nothing with a server but the model's code: neither slots, nor batches, nor kept activations.
+It shares only the model's code with a server: no weight slots, batches or cached activations.
 """
 
 import math
@@ -14,7 +14,7 @@ from statistics import mean
 import torch
 
 from benchmarks.models import Loaded
-from benchmarks.soak.load import Said
+from benchmarks.soak.load import AnswerValue
 from benchmarks.soak.versions import make_spec
 from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
 from ladder.answering import plan, score
@@ -23,13 +23,14 @@ from side_registry import KINDS, Registry
 from training.evaluation import load_model
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.1}
-"""How far a number of an answer may be off, in parts of it where it is above 1: batches round differently."""
+"""Largest error of a number, relative to it if it is above 1: batches round differently."""
 
 
 class Oracle:
-    """
+    """Answers of every version to all texts.
+
     Args:
-        texts: all inputs, which the tasks' common template leaves as they are.
+        texts: all inputs. The tasks' template is the text alone.
     """
 
     def __init__(self, registry: Registry, loaded: Loaded, texts: Sequence[str]) -> None:
@@ -41,41 +42,43 @@ class Oracle:
         self.tolerance = TOLERANCE[loaded.dtype]
         self.answers = cache(self._answers)
 
-    def _answers(self, task: str, version: int) -> list[Said]:
-        """What a version says of each text."""
+    def _answers(self, task: str, version: int) -> list[AnswerValue]:
+        """Return a version's answer to each text."""
         with tempfile.TemporaryDirectory(prefix="sidecast-oracle-") as folder:
             artifact = self._registry.download(task, version, Path(folder))
             model = load_model(artifact, self._loaded.backbone, self._loaded.tokenizer)
         rows = [Row(ids=ids, side=model.side, answerer=model.answerer) for ids in self._ids]
         if KINDS[model.spec.kind].makes_text:
-            return [_said(each) for each in answer(self._loaded.backbone, rows)]
-        found: dict[int, Answer | Exception] = {}
+            return [_value(outcome) for outcome in answer(self._loaded.backbone, rows)]
+        outcomes: dict[int, Answer | Exception] = {}
         with torch.inference_mode():
-            score(self._pass, plan(rows).groups, found.update)  # one module reads the inputs in the rows' order
-        return [_said(found[place]) for place in range(len(rows))]
+            score(self._pass, plan(rows).groups, outcomes.update)  # one module reads the inputs in the rows' order
+        return [_value(outcomes[index]) for index in range(len(rows))]
 
     def apart(self, task: str, versions: Sequence[int]) -> float:
-        """The share of pairs of versions, over all texts, whose answers lie so far apart that none passes for the
-        other's: how sharp this oracle is."""
+        """Return the share of pairs of versions, over all texts, whose answers differ by more than two tolerances.
+
+        Such answers cannot be confused, so this is how reliably the oracle detects an answer of another version.
+        """
         pairs = combinations([self.answers(task, version) for version in versions], 2)
         return mean(distance(*both) > 2 * self.tolerance for pair in pairs for both in zip(*pair, strict=True))
 
 
-def distance(found: Said, expected: Said) -> float:
-    """The largest difference of two answers' numbers, in parts of them where they are above 1. Of texts 0 or inf.
+def distance(actual: AnswerValue, expected: AnswerValue) -> float:
+    """Return the largest error of an answer's numbers, relative to the expected ones if these are above 1.
 
-    Infinite too where one has another number of numbers, or says what is no number.
+    Infinite if the lengths differ or a number is not finite. Texts: 0 if equal, else infinite.
     """
-    if isinstance(found, str) or isinstance(expected, str):
-        return 0.0 if found == expected else float("inf")
-    if len(found) != len(expected):
+    if isinstance(actual, str) or isinstance(expected, str):
+        return 0.0 if actual == expected else float("inf")
+    if len(actual) != len(expected):
         return float("inf")
-    if not all(map(math.isfinite, (*found, *expected))):
+    if not all(map(math.isfinite, (*actual, *expected))):
         return float("inf")
-    return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in zip(found, expected, strict=True))
+    return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in zip(actual, expected, strict=True))
 
 
-def _said(answer: Answer | Exception) -> Said:
+def _value(answer: Answer | Exception) -> AnswerValue:
     match answer:
         case ClassAnswer():
             return answer.scores

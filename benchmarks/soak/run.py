@@ -1,4 +1,4 @@
-"""The soak itself: a server, its callers, its registry's changes, in rounds; and what is left of it to be judged."""
+"""Runs the soak: a server, its callers and the registry's changes, in rounds; then audits the recorded answers."""
 
 import random
 import time
@@ -11,7 +11,7 @@ from benchmarks.models import Loaded
 from benchmarks.served import Served, serve
 from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import Change, Churn
-from benchmarks.soak.load import Told, calling, read_told
+from benchmarks.soak.load import Record, calling, read_records
 from benchmarks.soak.oracle import Oracle, distance
 from benchmarks.soak.versions import make_spec, make_version
 from benchmarks.soak.vitals import Watch, look, watching
@@ -20,27 +20,27 @@ from side_registry import KINDS, Registry
 from sidecast.loadtest.sentences import SENTENCES
 
 SETTLE_S = 30.0
-"""Longest that the server may take to serve the last change of a round."""
+"""Longest time until the server must serve a change."""
 POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long, and how hard. A round is `changes` pauses without a change, and these."""
+    """Size of the soak. A round is a steady half, as long as `changes` pauses, and a half with `changes` changes."""
 
     tasks: int = 8
     rounds: int = 10
-    """Besides the first one, which warms up and counts for correctness alone."""
+    """Without the warm-up round, which is audited but not measured."""
     changes: int = 100
     """Of a round."""
     pause_s: float = 0.25
     """Before each change."""
     rushes: bool = False
-    """A change need not wait until the last one is served: the server loads all the time."""
+    """Do not wait until the last change is served: the server loads all the time."""
     rate: float = 12.0
     """Requests a second."""
     fewest: int = 0
-    """Requests that are sent in any case, however soon the changes are made."""
+    """Minimum number of requests."""
     texts: int = 32
     seed: int = 0
 
@@ -52,13 +52,13 @@ class Span:
     began: float
     ended: float
 
-    def holds(self, told: Told) -> bool:
+    def holds(self, record: Record) -> bool:
         """Whether an answer began and ended within the span."""
-        return self.began <= told.started and told.ended <= self.ended
+        return self.began <= record.started and record.ended <= self.ended
 
-    def touches(self, told: Told) -> bool:
+    def touches(self, record: Record) -> bool:
         """Whether an answer overlaps the span."""
-        return told.started <= self.ended and self.began <= told.ended
+        return record.started <= self.ended and self.began <= record.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +68,31 @@ class Round:
     steady: Span
     changing: Span
     swaps: Sequence[Span]
-    """From before each change's commit until the server served it."""
+    """From before the commit of each change until the server served it."""
     loads: Sequence[Span]
-    """Those of them for which it loaded a version, or tried to."""
+    """Those swaps for which the server loaded a version, or tried to."""
 
 
 @dataclass
 class Outcome:
-    """What a soak has seen, from after its warm-up on; `told`, `changes` and `faults` from its very start."""
+    """Result of a soak after its warm-up; `records`, `changes` and `faults` include the warm-up."""
 
-    told: list[Told]
+    records: list[Record]
     changes: list[Change]
     watch: Watch
     rounds: list[Round]
     after: Span
-    """After the last round, without changes, as long as a round's first half."""
+    """The time after the last round, without changes, as long as the steady half of a round."""
     faults: list[Fault] = field(default_factory=list)
     apart: float = 0.0
-    """As `Oracle.apart`, the least of all tasks; 0 where none was answered by two versions."""
+    """Smallest `Oracle.apart` of all tasks; 0 if no task was answered by two versions."""
 
 
 class Soak:
-    """
+    """A server, its callers and its registry's writer.
+
     Args:
-        folder: for the registry and what was told; hundreds of megabytes of a long one.
+        folder: for the registry and the records; a long soak needs hundreds of megabytes.
     """
 
     def __init__(self, loaded: Loaded, folder: Path, plan: Plan, threads: int = 0) -> None:
@@ -103,16 +104,19 @@ class Soak:
         self._texts = [f"{number}. {draw.choice(SENTENCES)}" for number in range(plan.texts)]
 
     def run(self, step: Step = lambda name: None) -> Outcome:
-        """
+        """Run all rounds and audit the answers.
+
         Raises:
             BenchmarkError: the server or the load process failed, or a change was not served.
-            whatever kept the server from being watched.
+            Exception: the error that ended the watching of the server.
         """
         step("start")
         self.churn.start()
         self._prepare()
-        specs, told = [make_spec(number) for number in range(self._plan.tasks)], self._folder / "told.jsonl"
-        tasks, speaking = [spec.name for spec in specs], [spec.name for spec in specs if KINDS[spec.kind].makes_text]
+        specs = [make_spec(number) for number in range(self._plan.tasks)]
+        records = self._folder / "records.jsonl"
+        tasks = [spec.name for spec in specs]
+        text_tasks = [spec.name for spec in specs if KINDS[spec.kind].makes_text]
         with serve(registry=self._folder / "registry", **self._loaded.settings(self._threads)) as served:
             self._warm(served, tasks)
             with (
@@ -120,11 +124,11 @@ class Soak:
                 calling(
                     served.address,
                     tasks,
-                    speaking,
+                    text_tasks,
                     self._texts,
                     self._plan.rate,
                     self._plan.seed,
-                    told,
+                    records,
                     self._plan.fewest,
                 ),
             ):
@@ -138,19 +142,19 @@ class Soak:
                 after = self._rest()
                 watch.vitals.append(look(served, len(self.churn.changes)))
         step("audit")
-        return self._judge(Outcome(read_told(told), self.churn.changes, watch, rounds, after))
+        return self._judge(Outcome(read_records(records), self.churn.changes, watch, rounds, after))
 
     def _make(self, number: int, broken: bool) -> Path:
         self._made += 1
         return make_version(self._folder / "runs" / str(self._made), self._loaded, number, self._made, broken=broken)
 
     def _prepare(self) -> None:
-        """What is going to be published, now: to make it beside the server takes the cores that it answers with."""
+        """Make all run folders before the server starts: making them later would take CPU time from the server."""
         changes = self._plan.changes * (self._plan.rounds + 1) // self._plan.tasks
         self.churn.prepare(changes // 3 + 4, changes // 30 + 2)
 
     def _warm(self, served: Served, tasks: Sequence[str]) -> None:
-        """All inputs are known before the first change: what the backbone does after it, a change has caused."""
+        """Ask all inputs once, so that all are cached: a later backbone pass is then caused by a change."""
         with Client(served.address) as client:
             for _ in range(2):
                 client.predict_tasks(tasks, self._texts)
@@ -165,12 +169,12 @@ class Soak:
             if not plan.rushes:
                 self._settle(watch, changes[-1].generation)
         self._settle(watch, changes[-1].generation)
-        swaps = [Span(each.began, watch.served(each.generation) or each.ended) for each in changes]
-        loads = [swap for swap, each in zip(swaps, changes, strict=True) if self._loads(each)]
+        swaps = [Span(change.began, watch.served(change.generation) or change.ended) for change in changes]
+        loads = [swap for swap, change in zip(swaps, changes, strict=True) if self._loads(change)]
         return Round(steady, Span(began, time.monotonic()), swaps, loads)
 
     def _loads(self, change: Change) -> bool:
-        """A server tries a version that it refused again whenever its task changes."""
+        """Whether the server loads a version. It retries a refused version whenever the task changes."""
         refused = {version for task, version in self.churn.broken if task == change.task}
         return change.verb == "publish" or not refused.isdisjoint(change.live)
 
@@ -189,18 +193,18 @@ class Soak:
     def _judge(self, outcome: Outcome) -> Outcome:
         oracle = Oracle(self.registry, self._loaded, self._texts)
 
-        def off(told: Told) -> float:
-            if len(told.answers) != len(told.inputs):
+        def off(record: Record) -> float:
+            if len(record.answers) != len(record.inputs):
                 return float("inf")
-            expected = oracle.answers(told.task, told.version)
-            pairs = zip(told.answers, told.inputs, strict=True)
-            return max(distance(answer, expected[place]) for answer, place in pairs) / oracle.tolerance
+            expected = oracle.answers(record.task, record.version)
+            pairs = zip(record.answers, record.inputs, strict=True)
+            return max(distance(answer, expected[index]) for answer, index in pairs) / oracle.tolerance
 
-        outcome.faults += audit(outcome.told, outcome.changes, outcome.watch.sightings, off)
+        outcome.faults += audit(outcome.records, outcome.changes, outcome.watch.sightings, off)
         versions: dict[str, set[int]] = {}
-        for each in outcome.told:
-            if not each.reason:
-                versions.setdefault(each.task, set()).add(each.version)
-        shares = [oracle.apart(task, sorted(found)) for task, found in versions.items() if len(found) > 1]
+        for record in outcome.records:
+            if not record.reason:
+                versions.setdefault(record.task, set()).add(record.version)
+        shares = [oracle.apart(task, sorted(numbers)) for task, numbers in versions.items() if len(numbers) > 1]
         outcome.apart = min(shares, default=0.0)
         return outcome

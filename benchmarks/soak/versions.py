@@ -1,4 +1,4 @@
-"""Versions of the soak's tasks: random weights, each its own, and so far apart that one does not pass for another."""
+"""Makes versions of the soak's tasks: random weights, so different that their answers cannot be confused."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from training.recipe import Recipe
 
 GOLDEN = ({"sentence": "a gripping film"}, {"sentence": "far too long for what it has to say"})
 REDUCTIONS = (4, 8, 16)
-"""The two largest that the backbone allows take turns, so that shapes of side networks come and go as well."""
+"""The two largest that the backbone allows are used in turn, so that the shapes of side networks change too."""
 NOISE = {"text": 0.01, "linear": 0.05}
-"""Added to the weights, by head: a fresh side network says next to nothing."""
+"""Standard deviation of the noise on the weights, by head: a new side network hardly changes the answer."""
 LABELS = ("negative", "positive", "neutral")
 DIMENSIONS = 8
 LONGEST = 4
@@ -26,7 +26,7 @@ VARIANTS = 5
 
 
 def make_spec(number: int) -> TaskSpec:
-    """Of the task of that number: classification by a head or by words, regression, embedding and text in turn."""
+    """Return the spec of a task: classification by a head or by words, regression, embedding and text in turn."""
     name, template = f"task-{number:02d}", "{sentence}"
     match number % VARIANTS:
         case 0 | 1:
@@ -40,10 +40,13 @@ def make_spec(number: int) -> TaskSpec:
 
 
 def make_version(folder: Path, loaded: Loaded, number: int, seed: int, *, broken: bool = False) -> Path:
-    """A run folder of the task of that number. Servers refuse a broken one: its golden examples are not its own; of a
-    text task, whose texts are not compared in every precision, it says that it is of another tokenizer."""
+    """Write a run folder for the task of that number.
+
+    Servers refuse a broken one: its golden examples are wrong. For a text task, whose texts are not compared in every
+    precision, it names another tokenizer.
+    """
     spec = make_spec(number)
-    head, speaks = ("text" if number % VARIANTS in (1, 4) else "linear"), KINDS[spec.kind].makes_text
+    head, makes_text = ("text" if number % VARIANTS in (1, 4) else "linear"), KINDS[spec.kind].makes_text
     model = _random(loaded, spec, head, seed)
     folder.mkdir(parents=True)
     save_side(folder / SIDE_NETWORK, model.side)
@@ -55,7 +58,7 @@ def make_version(folder: Path, loaded: Loaded, number: int, seed: int, *, broken
             fingerprint=loaded.backbone.fingerprint,
             quantization=loaded.backbone.quantization,
         ),
-        tokenizer_fingerprint="another" if broken and speaks else loaded.tokenizer.fingerprint,
+        tokenizer_fingerprint="another" if broken and makes_text else loaded.tokenizer.fingerprint,
         side=model.side.config.to_dict(),
         provenance={"run_id": f"random-{number}-{seed}-{broken}", "seed": seed, "dtype": loaded.dtype},
         examples=_examples(loaded, model, shift=1000.0 if broken else 0.0),
@@ -66,7 +69,7 @@ def make_version(folder: Path, loaded: Loaded, number: int, seed: int, *, broken
 
 def _random(loaded: Loaded, spec: TaskSpec, head: str, seed: int) -> Model:
     width = loaded.backbone.config.d_kv
-    fitting = [each for each in REDUCTIONS if width % each == 0][-2:]
+    fitting = [reduction for reduction in REDUCTIONS if width % reduction == 0][-2:]
     config = Recipe(head=head, reduction=fitting[seed % len(fitting)], encoder_layers="all").side_config(spec)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -78,14 +81,14 @@ def _random(loaded: Loaded, spec: TaskSpec, head: str, seed: int) -> Model:
 
 
 def _examples(loaded: Loaded, model: Model, shift: float) -> tuple[GoldenExample, ...]:
-    """Its answers, with `shift` added to every number."""
+    """Return the model's answers, with `shift` added to every number."""
     predicted = predict(model, loaded.backbone, loaded.tokenizer, list(GOLDEN))
     answers = [golden_expectation(answer) for answer in predicted]
-    shifted = [{name: _shifted(value, shift) for name, value in each.items()} for each in answers]
-    return tuple(GoldenExample(fields=row, expected=each) for row, each in zip(GOLDEN, shifted, strict=True))
+    shifted = [{name: _shifted(value, shift) for name, value in expected.items()} for expected in answers]
+    return tuple(GoldenExample(fields=row, expected=expected) for row, expected in zip(GOLDEN, shifted, strict=True))
 
 
 def _shifted(value: Any, shift: float) -> Any:
     if isinstance(value, list | tuple):
-        return [each + shift for each in value]
+        return [number + shift for number in value]
     return value if isinstance(value, str) else value + shift

@@ -1,4 +1,4 @@
-"""What a server's process holds over time, and which generation of the registry it says that it serves."""
+"""Watches a server: memory, threads and files of its process over time, and the registry generation it serves."""
 
 import threading
 import time
@@ -24,22 +24,22 @@ class Vitals:
     at: float
     """time.monotonic() seconds."""
     changes: int
-    """Of the registry when the look began."""
+    """Changes of the registry so far."""
     memory_mb: float
     threads: int
     files: int
     series: int
-    """Of its metrics."""
+    """Time series of its metrics."""
     residents: int
     resident_mb: float
     evictions: int
     misses: int
-    """Of the activation cache, since the start."""
+    """Misses of the activation cache since the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """The server said that it serves a generation."""
+    """The server reported that it serves a generation."""
 
     at: float
     served: int
@@ -47,14 +47,14 @@ class Sighting:
 
 @dataclass
 class Watch:
-    """What was seen of a server."""
+    """Everything observed of a server."""
 
     vitals: list[Vitals] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
 
     def served(self, generation: int) -> float | None:
-        """When it was first seen to serve that generation, or a later one."""
-        return next((each.at for each in self.sightings if each.served >= generation), None)
+        """Return when it first reported that generation or a later one; None: not yet."""
+        return next((sighting.at for sighting in self.sightings if sighting.served >= generation), None)
 
 
 def look(served: Served, changes: int) -> Vitals:
@@ -77,10 +77,10 @@ def look(served: Served, changes: int) -> Vitals:
 
 @contextmanager
 def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -> Iterator[Watch]:
-    """Look at the server every so often, and at once when its generation changes.
+    """Read the server's vitals every `every_s` seconds, and follow its generation.
 
     Raises:
-        whatever kept it from being looked at, after the block.
+        Exception: the error that ended the watching, after the block.
     """
     seen, over = Watch(), threading.Event()
 
@@ -98,23 +98,23 @@ def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -
 
     with ThreadPoolExecutor(2) as threads:
         with Client(served.address, timeout=None) as client:
-            watchers = [threads.submit(each) for each in (sample, follow)]
+            watchers = [threads.submit(watcher) for watcher in (sample, follow)]
             try:
                 yield seen
             finally:
                 over.set()
-        for each in watchers:
-            each.result()  # the client's end has ended its stream
+        for watcher in watchers:
+            watcher.result()  # closing the client has ended its stream
 
 
 def growth(first: Sequence[Vitals], last: Sequence[Vitals]) -> dict[str, float]:
-    """By how much memory, threads, files and series have grown: the median of the last samples over that of the first.
+    """Return the growth of memory, threads, files and series: the median of the last samples minus that of the first.
 
-    `memory_mb` is besides the weights of the resident side networks, whose number goes up and down.
+    `memory_mb` leaves out the weights of the resident side networks, whose number goes up and down.
     """
 
     def grown(figure: Callable[[Vitals], float]) -> float:
         return median(map(figure, last)) - median(map(figure, first))
 
     others = {name: grown(attrgetter(name)) for name in ("threads", "files", "series")}
-    return {"memory_mb": grown(lambda each: each.memory_mb - each.resident_mb), **others}
+    return {"memory_mb": grown(lambda vitals: vitals.memory_mb - vitals.resident_mb), **others}

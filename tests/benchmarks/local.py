@@ -65,7 +65,7 @@ def run(script: Any, backbone: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
     """The quick run of a script's module: the document of its last line."""
     if hasattr(script, "serve"):
         monkeypatch.setattr(script, "serve", serve)
-        monkeypatch.setattr(load, "_apart", put_load)
+        monkeypatch.setattr(load, "_run_process", put_load)
     options = ("--quick", "--json", "--backbone", str(backbone), "--threads", "1", "--dtype", dtype, "--device", "cpu")
     done = CliRunner().invoke(script.main, [*options, *words])
     assert done.exit_code == 0, done.output + repr(done.exception)

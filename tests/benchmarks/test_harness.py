@@ -134,7 +134,7 @@ def test_calls_are_timed_without_their_preparation_and_with_the_wait_for_the_dev
 
 def test_the_lead_is_not_counted():
     clock, work = FakeClock(), iter([5.0, 1.0, 1.0])
-    assert time_calls(lambda given: clock.work(next(work)), seconds=2, lead_s=1, clock=clock) == [1.0, 1.0]
+    assert time_calls(lambda _: clock.work(next(work)), seconds=2, lead_s=1, clock=clock) == [1.0, 1.0]
 
 
 def test_the_pace_is_that_of_the_median_call():
@@ -143,7 +143,7 @@ def test_the_pace_is_that_of_the_median_call():
 
 
 def test_even_no_time_at_all_is_one_call():
-    assert time_calls(lambda given: None, seconds=0, clock=FakeClock()) == [0.0]
+    assert time_calls(lambda _: None, seconds=0, clock=FakeClock()) == [0.0]
 
 
 def test_medians_and_quartiles_are_over_the_rounds():
@@ -213,7 +213,7 @@ def test_the_machines_facts_are_json_and_name_no_host_and_no_path(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (
             "model name\t: Chip\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni amx_tile\n",
@@ -225,13 +225,13 @@ def test_the_machines_facts_are_json_and_name_no_host_and_no_path(monkeypatch):
         (None, None),
     ],
 )
-def test_instruction_sets_are_read_where_the_system_tells_them(tmp_path, monkeypatch, text, found):
+def test_instruction_sets_are_read_where_the_system_tells_them(tmp_path, monkeypatch, text, expected):
     facts = tmp_path / "cpuinfo"
     if text is not None:
         facts.write_text(text)
     monkeypatch.setattr(machine, "CPU_FACTS", facts)
-    assert machine.instruction_sets() == found
-    assert look().to_dict()["instruction_sets"] == found
+    assert machine.instruction_sets() == expected
+    assert look().to_dict()["instruction_sets"] == expected
 
 
 def test_an_error_with_a_reason_becomes_one_line_and_exit_2():

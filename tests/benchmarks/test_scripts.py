@@ -31,7 +31,7 @@ from benchmarks import (
 )
 from benchmarks.bench_all import SCRIPTS
 from benchmarks.bench_generation import ratios
-from benchmarks.bench_many import together
+from benchmarks.bench_many import merge
 from benchmarks.converted import Converted
 from benchmarks.goals import GOALS
 from benchmarks.harness import BenchmarkError, Samples
@@ -114,7 +114,7 @@ def test_a_peer_that_is_missing_says_how_to_install_it():
 
 def test_rounds_that_were_measured_apart_are_put_together():
     parts = [Samples([{"a": {"x": 1.0}}, {"a": {"x": 2.0}}]), Samples([{"b": {"x": 3.0}}, {"b": {"x": 4.0}}])]
-    assert together(parts).ratio("x", "b", "a").values == (3.0, 2.0)
+    assert merge(parts).ratio("x", "b", "a").values == (3.0, 2.0)
 
 
 def test_the_peer_at_its_best_is_chosen_within_each_round():

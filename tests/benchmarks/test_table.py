@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import table
 from benchmarks.bench_all import document_of
-from benchmarks.goals import GOALS, Goal, found
+from benchmarks.goals import GOALS, Goal, with_spreads
 from benchmarks.harness import BenchmarkError
 
 CPU = {"gpu": None, "cpu": "Some Chip 9", "cores": 2, "threads": 2, "dtype": "float32", "torch": "2.0"}
@@ -118,7 +118,7 @@ def test_what_is_measured_again_replaces_its_part_of_the_same_days_file():
     document = document_of(new, CPU, "2026-01-02", before)
     assert set(document["reports"]) == {"tasks", "peers"}
     assert document["floors"]["best_ratios"]["F1 text"] == 0.9
-    assert [goal.text for _, goal, spread in found(document) if spread] == [
+    assert [goal.text for _, goal, spread in with_spreads(document) if spread] == [
         "32 rows of 16 tasks / of one task: rows/s",
         "16 tasks / one: time",
     ]

@@ -1,4 +1,4 @@
-"""One cluster for the tests of this folder: each has the application deployed as it needs it."""
+"""One cluster for the tests of this folder; every test deploys the application as it needs it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.conformance.cluster import Cluster
 
 @pytest.fixture(scope="package")
 def fleet_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """With a version published, and deployed what the test before left."""
+    """The shared fleet, with one published version. Its deployment is what the test before left."""
     with Cluster(cpus=4, environment=environment()) as cluster:
         fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
         fleet.publish()

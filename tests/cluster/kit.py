@@ -1,4 +1,4 @@
-"""An application with a tiny model on a cluster of its own, ways to disturb it, and callers that record results."""
+"""An application with a tiny model on its own cluster, ways to disturb it, and callers that record results."""
 
 import json
 import signal
@@ -35,6 +35,8 @@ CONTROLLER = "ray::ServeController"
 
 @dataclass(frozen=True)
 class Call:
+    """One call; times are time.monotonic() seconds."""
+
     began: float
     ended: float
     version: int | None
@@ -43,7 +45,7 @@ class Call:
 
 @dataclass
 class Seen:
-    """What callers saw, by time.monotonic()."""
+    """All calls of the callers."""
 
     calls: list[Call] = field(default_factory=list)
 
@@ -56,7 +58,7 @@ class Seen:
         return [call for call in self.calls if call.error is not None]
 
     def answered_since(self, moment: float, count: int = 20) -> bool:
-        """Whether so many calls that began after `moment` were answered."""
+        """Whether `count` calls that began after `moment` were answered."""
         return sum(call.began > moment for call in self.answered) >= count
 
 
@@ -74,7 +76,7 @@ class Fleet:
     """The application on its cluster.
 
     Args:
-        folder: of the registry and the runs.
+        folder: for the registry and the runs.
     """
 
     def __init__(self, cluster: Cluster, backbone: Path, folder: Path) -> None:
@@ -85,14 +87,14 @@ class Fleet:
         self._runs = 0
 
     def run(self, **how: Any) -> Path:
-        """A run folder of the task `sst2`, another one each time."""
+        """Write a new run folder of the task `sst2`."""
         self._runs += 1
         return make_run(
             self.folder / f"run-{self._runs}", self.backbone, self.tokenizer, make_spec(), self._runs, **how
         )
 
     def publish(self, **how: Any) -> int:
-        """The version."""
+        """Publish a new run as production; return its version."""
         return self.registry.publish(self.run(**how), alias="production").version
 
     def client(self, **how: Any) -> Client:
@@ -137,12 +139,12 @@ class Fleet:
         wait_until(lambda: _taken(request), SOON_S)
 
     def deploy(self, replicas: int = 2, settings: Mapping[str, Any] | None = None, **app: Any) -> None:
-        """`apply`, and wait until the application runs so."""
+        """`apply`, and wait until the application runs with these settings."""
         self.apply(replicas, settings, **app)
         wait_until(lambda: self.runs(replicas), SOON_S)
 
     def runs(self, replicas: int = 2) -> bool:
-        """Whether the application is as it was last applied. False also if Ray does not answer in time."""
+        """Whether the application runs as applied. False also if Ray does not answer in time."""
         with suppress(TimeoutError):
             return self.cluster.application().get("status") == "RUNNING" and self.whole(replicas) and self.reachable()
         return False
@@ -185,7 +187,7 @@ class Fleet:
 
 
 def _taken(request: Request) -> bool:
-    """Whether Ray took it; a dashboard whose Serve still starts says 500."""
+    """Whether Ray accepted the request; while Serve starts, the dashboard answers 500."""
     try:
         urlopen(request, timeout=SOON_S).close()
     except HTTPError as error:
@@ -197,7 +199,7 @@ def _taken(request: Request) -> bool:
 
 @contextmanager
 def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = 0.0) -> Iterator[Seen]:
-    """Calls until the block ends, each caller over a connection of its own. The block begins at the first answers."""
+    """Call until the block ends, each caller over its own connection. The block begins after the first answers."""
     seen, stop = Seen(), Event()
     threads = [Thread(target=_call, args=(fleet, seen, stop, retry, pause_s), daemon=True) for _ in range(callers)]
     for thread in threads:
@@ -227,6 +229,6 @@ def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool, pause_s: float) ->
 
 
 def assert_unavailable(seen: Seen) -> None:
-    """Every failed call failed with UNAVAILABLE, which a caller may try again."""
+    """Assert that all failed calls failed with UNAVAILABLE, which a caller may retry."""
     others = {repr(call.error) for call in seen.failed if not isinstance(call.error, UnavailableError)}
     assert not others, others

@@ -1,4 +1,4 @@
-"""One registry and the servers that follow it: each is started when a test first needs it, once for all tests."""
+"""One registry and the servers that follow it. A server starts when a test first needs it, once for all tests."""
 
 import json
 from collections.abc import Iterator

@@ -140,7 +140,7 @@ def test_an_inference_stream_answers_each_request_by_its_id(target: Target, worl
 
 def test_an_unchanged_triton_client_works(target: Target, world: World) -> None:
     request = {"address": target.address, "task": "sst2", "texts": TEXTS}
-    ran = python(ROOT / "tests" / "triton_rows.py", given=json.dumps(request))
+    ran = python(ROOT / "tests" / "triton_rows.py", text_input=json.dumps(request))
     assert ran.returncode == 0, ran.stderr
     document = json.loads(ran.stdout)
     expected = [example.expected for example in world.expected("sst2")]

@@ -1,4 +1,4 @@
-"""What deploy/ comes to: overlays as kubectl would apply them, without a cluster."""
+"""Builds the overlays of deploy/ as kubectl would apply them, without a cluster."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ Objects = list[dict[str, Any]]
 
 @functools.cache
 def build(folder: Path) -> Objects:
-    """The objects of a kustomization."""
+    """Return the objects of a kustomization."""
     if not shutil.which("kubectl"):
         pytest.skip("needs kubectl")
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
@@ -35,33 +35,33 @@ def overlay(name: str) -> Objects:
 
 
 def with_components(folder: Path, name: str, *components: str) -> Objects:
-    """An overlay with components that it does not list itself, from a kustomization in `folder`."""
+    """Return the objects of an overlay with more components, from a new kustomization in `folder`."""
     file = {
         "resources": [os.path.relpath(KUBERNETES / name, folder)],
-        "components": [os.path.relpath(KUBERNETES / each, folder) for each in components],
+        "components": [os.path.relpath(KUBERNETES / component, folder) for component in components],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(file))
     return build(folder)
 
 
 def only(kind: str, objects: Objects) -> dict[str, Any]:
-    """The one object of its kind."""
-    (found,) = [each for each in objects if each["kind"] == kind]
-    return found
+    """Return the only object of a kind."""
+    (only_object,) = [candidate for candidate in objects if candidate["kind"] == kind]
+    return only_object
 
 
 def pods(objects: Objects) -> Iterator[dict[str, Any]]:
-    """The pod templates in them."""
-    for each in objects:
-        if each["kind"] in ("Deployment", "StatefulSet"):
-            yield each["spec"]["template"]
-        if each["kind"] == "RayService":
-            cluster = each["spec"]["rayClusterConfig"]
+    """Yield the pod templates of the objects."""
+    for item in objects:
+        if item["kind"] in ("Deployment", "StatefulSet"):
+            yield item["spec"]["template"]
+        if item["kind"] == "RayService":
+            cluster = item["spec"]["rayClusterConfig"]
             yield cluster["headGroupSpec"]["template"]
             yield from (group["template"] for group in cluster["workerGroupSpecs"])
 
 
 def port(pod: dict[str, Any], name: str) -> int:
-    """The port of that name of a pod's one container."""
+    """Return a named port of a pod's only container."""
     (container,) = pod["spec"]["containers"]
-    return next(each["containerPort"] for each in container["ports"] if each["name"] == name)
+    return next(entry["containerPort"] for entry in container["ports"] if entry["name"] == name)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class Counting:
-    """A backend that computes as torch does, and counts."""
+    """A backend that runs the graph in torch and counts compilations and calls."""
 
     def __init__(self) -> None:
         self.compiled = self.calls = 0

@@ -1,4 +1,4 @@
-"""Side networks that end their texts now and then, for tests of decoding."""
+"""Side networks whose texts end at different lengths, for tests of decoding."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The stored numbers of the LST authors' code, as our objects."""
+"""Loads the golden files of the LST authors' code as our objects."""
 
 import json
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Golden:
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def weights(self, prefix: str) -> dict[str, Tensor]:
-        """A tensor for each of the side network's, under our names."""
+        """Return a tensor for every parameter of the side network, under our names."""
         return named(self.side.state_dict(), self.group(prefix), self.side.config)
 
 
@@ -89,11 +89,11 @@ def load(variant: str) -> Golden:
 
 
 def named(names: Iterable[str], theirs: dict[str, Tensor], config: SideConfig) -> dict[str, Tensor]:
-    """Their tensor for each of our `names`."""
+    """Return the authors' tensors under our `names`."""
     return {name: theirs[authors_name(name, config)] for name in names}
 
 
 def teacher_forcing(labels: Tensor) -> Tensor:
-    """Decoder ids for labels padded with -100."""
+    """Return decoder ids for labels padded with -100."""
     shifted = torch.cat([torch.zeros_like(labels[:, :1]), labels[:, :-1]], 1)
     return shifted.masked_fill(shifted == -100, 0)

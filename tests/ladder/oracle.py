@@ -1,4 +1,4 @@
-"""Hugging Face's generate over our side network's logits: what our decoding has to equal."""
+"""Hugging Face's generate on our side network's logits: the reference for our decoding."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ladder.side.network import forward
 
 
 class Oracle(T5ForConditionalGeneration):
-    """Its own weights are never used: the logits are `ladder.side.network.forward`'s, without a cache."""
+    """A model whose logits are those of `ladder.side.network.forward`, without a cache; its weights are not used."""
 
     def __init__(self, backbone: Backbone, side: SideNetwork) -> None:
         config = backbone.config
@@ -20,23 +20,23 @@ class Oracle(T5ForConditionalGeneration):
         tiny: dict[str, Any] = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
         tiny |= {"decoder_start_token_id": start, "pad_token_id": pad, "eos_token_id": end}
         super().__init__(T5Config(vocab_size=config.vocab_size, **tiny))
-        self.given = (backbone, side)
+        self.networks = (backbone, side)
         self.eval()
 
     def forward(self, decoder_input_ids: Tensor, encoder_outputs: Any = None, **_: Any) -> Seq2SeqLMOutput:
         ids = self.ids.repeat_interleave(len(decoder_input_ids) // len(self.ids), 0)
-        logits = forward(*self.given, ids, ids != self.config.pad_token_id, decoder_input_ids)
+        logits = forward(*self.networks, ids, ids != self.config.pad_token_id, decoder_input_ids)
         return Seq2SeqLMOutput(logits=logits)
 
     @torch.inference_mode()
     def tokens(self, ids: Tensor, limit: int, **settings: Any) -> list[tuple[int, ...]]:
-        """Each row's tokens, without start and end tokens. `ids` (B, S) are padded."""
+        """Return the tokens of every row without start and end tokens. `ids` (B, S) are padded."""
         self.ids = ids
         generate: Any = self.generate
         encoded = BaseModelOutput(last_hidden_state=torch.zeros(*ids.shape, 8))
-        said = generate(encoder_outputs=encoded, max_new_tokens=limit, use_cache=False, **settings)
-        return [self._cut(row[1:], limit) for row in said.tolist()]
+        generated = generate(encoder_outputs=encoded, max_new_tokens=limit, use_cache=False, **settings)
+        return [self._cut(row[1:], limit) for row in generated.tolist()]
 
     def _cut(self, row: list[int], limit: int) -> tuple[int, ...]:
-        end = self.given[0].config.eos_token_id
+        end = self.networks[0].config.eos_token_id
         return tuple(row[: min(row.index(end) if end in row else limit, limit)])

@@ -1,4 +1,4 @@
-"""Random side networks, and what modules say to compare stacked ones with: one row at a time."""
+"""Random side networks, and their outputs one row at a time, as the reference for stacked ones."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ OUTPUTS = {"text": 0, "linear": 3, "mlp": 2}
 
 
 def make_sides(backbone: Backbone, count: int, seed: int = 0, head: str = "text", **shape: object) -> list[SideNetwork]:
-    """Their weights all matter: each gate, norm and bias is away from its start."""
+    """Make side networks whose gates, norms and biases all differ from their initial values."""
     config = SideConfig(**{"reduction": 4, "head": head, "outputs": OUTPUTS[head]} | shape)  # type: ignore[arg-type]
     random, made = torch.Generator().manual_seed(seed), []
     for _ in range(count):
@@ -26,13 +26,13 @@ def make_sides(backbone: Backbone, count: int, seed: int = 0, head: str = "text"
 
 
 def stacked(bank: SideBank, sides: Sequence[SideNetwork]) -> list[StackedSide]:
-    found = [bank.add(side) for side in sides]
-    assert all(isinstance(each, StackedSide) for each in found)
-    return found  # type: ignore[return-value]
+    stacked_sides = [bank.add(side) for side in sides]
+    assert all(isinstance(side, StackedSide) for side in stacked_sides)
+    return stacked_sides  # type: ignore[return-value]
 
 
 def make_inputs(rows: int, tokens: int = 9, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Token ids and mask; the first row is whole, the others are shorter."""
+    """Return token ids and mask; the first row has all tokens, the others are shorter."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 90, (rows, tokens), generator=random)
     lengths = torch.randint(1, tokens + 1, (rows,), generator=random)
@@ -46,19 +46,19 @@ def row_of(taps: Taps, row: int) -> Taps:
 
 
 def tokens_of(taps: Taps, some: slice) -> Taps:
-    """A decoder's taps of some of its tokens."""
+    """Return a decoder's taps of some tokens."""
     blocks = tuple(block[:, some] for block in taps.blocks)
     return Taps(embeddings=taps.embeddings[:, some], blocks=blocks, mask=taps.mask[:, some])
 
 
 def one_by_one(sides: Sequence[SideNetwork], taps: Taps, decoded: Taps | None = None) -> Tensor:
-    """Each row's upsampled states (B, T, D), or what its head of its own says, (B, outputs)."""
-    said = []
+    """Each row's upsampled states (B, T, D), or the output of its head, (B, outputs)."""
+    outputs = []
     for row, side in enumerate(sides):
-        own = row_of(taps, row)
-        memory = side.encode(own)
+        row_taps = row_of(taps, row)
+        memory = side.encode(row_taps)
         if decoded is None:
-            said.append(side.read_all(memory, own))
+            outputs.append(side.read_all(memory, row_taps))
         else:
-            said.append(side.decode(row_of(decoded, row), memory, own.mask))
-    return torch.cat(said)
+            outputs.append(side.decode(row_of(decoded, row), memory, row_taps.mask))
+    return torch.cat(outputs)

@@ -1,7 +1,7 @@
-"""A server without a model: all of it is real but the batcher, which answers by rule.
+"""A server without a model: everything is real except the batcher, which answers by a rule.
 
-The rule: the longer a text, the surer it is positive. `slow` holds answers back (of a stream, each piece), `trouble`
-fails a task (of a stream, after its first piece).
+The rule: the longer a text, the higher the score of "positive". `slow` delays answers, and every piece of a stream;
+`trouble` makes a task fail, a stream after its first piece.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ SPECS = (SST2, RTE, TWEETS, TITLES)
 
 
 def rule(spec: TaskSpec, prompt: str) -> Answer:
+    """Return the answer to a prompt; it depends on its length alone."""
     score = min(len(prompt), 100) / 100
     if spec.kind == "regression":
         return ValueAnswer(value=score * 8 - 4)
@@ -70,7 +71,7 @@ class Bytes:
 
 
 class RuleBatcher:
-    """What the service needs of a batcher; answers each row by the rule."""
+    """A batcher, as far as the service uses it; answers every row by the rule."""
 
     def __init__(self) -> None:
         self.slow = 0.0
@@ -106,7 +107,7 @@ class RuleBatcher:
 
 
 class RuleService(PredictService):
-    """The real service over a batcher that answers by rule. Remembers what each task of each request asked for."""
+    """The real service with a batcher that answers by the rule. Records the options of every request, for each task."""
 
     def __init__(self, pool: SidePool, config: RequestConfig | None = None) -> None:
         self.batcher = RuleBatcher()
@@ -114,7 +115,7 @@ class RuleService(PredictService):
         self.cancelled = threading.Event()
         """Set when a request was cancelled."""
         self.answerers: list[Any] = []
-        """What would have answered it."""
+        """The answerer of every target that was resolved."""
         self.deadlines: list[float | None] = []
         self.priorities: list[int] = []
         self.tenants: list[str] = []
@@ -122,7 +123,7 @@ class RuleService(PredictService):
 
     @property
     def slow(self) -> float:
-        """Seconds that each request takes; of a stream, each piece."""
+        """Seconds of a request; of a stream, seconds of a piece."""
         return self.batcher.slow
 
     @slow.setter
@@ -131,7 +132,7 @@ class RuleService(PredictService):
 
     @property
     def trouble(self) -> dict[str, Exception]:
-        """What a task fails with; a stream fails after its first piece."""
+        """Errors by task; a stream fails after its first piece."""
         return self.batcher.trouble
 
     async def predict_tasks(self, request: PredictRequest) -> list[Any]:
@@ -171,7 +172,7 @@ class RuleService(PredictService):
 
 
 def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny") -> Path:
-    """A publishable run whose side network is a few bytes."""
+    """Write a run folder, ready to publish, whose side network is a few bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SIDE_NETWORK).write_bytes(weights(f"side network of {spec.name}, seed {seed}".encode() * 100))
     manifest = Manifest(
@@ -187,7 +188,7 @@ def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny"
 
 
 class Parlour:
-    """A registry with SPECS published, a rule for answers, and a server in a thread of its own."""
+    """A registry with the tasks of SPECS, and a server in a thread of its own that answers by the rule."""
 
     def __init__(self, folder: Path, specs: Sequence[TaskSpec] = SPECS, **config: Any) -> None:
         self.folder, self.pool = folder, SidePool()
@@ -227,7 +228,7 @@ class Parlour:
             yield self
 
     def stop(self, grace_s: float) -> "Future[bool]":
-        """Begin to drain."""
+        """Begin to drain; the future is the result of `Server.stop`."""
         return asyncio.run_coroutine_threadsafe(self.server.stop(grace_s), self._loop)
 
     def _load(self, task: str, version: int) -> Resident:
@@ -250,7 +251,7 @@ class Parlour:
 
 @contextlib.contextmanager
 def serving(config: ServeConfig, assemble: Assemble) -> Iterator[tuple[Server, asyncio.AbstractEventLoop]]:
-    """A server on an event loop and a thread of its own, until the block ends."""
+    """Run a server on an event loop in a thread of its own until the block ends."""
 
     async def start() -> Server:
         server = Server(config, assemble)

@@ -135,18 +135,18 @@ def make_run(
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
     """The resident's answer to one text, as a golden example."""
     row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)
-    [answered] = answer(backbone, [row])
-    match answered:
+    [outcome] = answer(backbone, [row])
+    match outcome:
         case ClassAnswer():
-            expected: dict[str, Any] = {"label": answered.label, "scores": list(answered.scores)}
+            expected: dict[str, Any] = {"label": outcome.label, "scores": list(outcome.scores)}
         case VectorAnswer():
-            expected = {"embedding": list(answered.values)}
+            expected = {"embedding": list(outcome.values)}
         case ValueAnswer():
-            expected = {"value": answered.value}
+            expected = {"value": outcome.value}
         case TextAnswer():
-            expected = {"text": answered.text}
+            expected = {"text": outcome.text}
         case Exception():
-            raise answered
+            raise outcome
     return GoldenExample(fields={"sentence": text}, expected=expected)
 
 
@@ -178,18 +178,18 @@ async def predict(
     alias: str | None = None,
     **options: Any,
 ) -> Prediction:
-    """Resolve one task, and answer rows of it. `options` as of RequestOptions."""
-    asked = RequestOptions(**options)
-    target = service.resolve(TaskRef(task, alias, version), asked)
-    return await service.predict(PredictRequest(targets=(target,), rows=rows, options=asked))
+    """Resolve one task and answer its rows. `options` are those of RequestOptions."""
+    request_options = RequestOptions(**options)
+    target = service.resolve(TaskRef(task, alias, version), request_options)
+    return await service.predict(PredictRequest(targets=(target,), rows=rows, options=request_options))
 
 
 async def predict_tasks(
     service: PredictService, refs: Sequence[TaskRef], rows: Sequence[InputRow], **options: Any
 ) -> list[Any]:
-    """Resolve many tasks, and answer the same rows for each: a prediction, or the task's fault."""
-    asked = RequestOptions(**options)
-    request = PredictRequest(targets=service.resolve_tasks(refs, asked), rows=rows, options=asked)
+    """Resolve many tasks and answer the same rows for each: a prediction, or the task's error."""
+    request_options = RequestOptions(**options)
+    request = PredictRequest(targets=service.resolve_tasks(refs, request_options), rows=rows, options=request_options)
     return await service.predict_tasks(request)
 
 
@@ -197,8 +197,10 @@ async def stream(
     service: PredictService, task: str, row: InputRow, **options: Any
 ) -> AsyncGenerator[Piece | Generated, None]:
     """Resolve a text task, and stream the text of one row."""
-    asked = RequestOptions(**options)
-    request = PredictRequest(targets=(service.resolve(TaskRef(task), asked),), rows=[row], options=asked)
+    request_options = RequestOptions(**options)
+    request = PredictRequest(
+        targets=(service.resolve(TaskRef(task), request_options),), rows=[row], options=request_options
+    )
     async with aclosing(service.stream(request)) as events:
         async for event in events:
             yield event

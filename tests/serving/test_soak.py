@@ -20,7 +20,7 @@ from benchmarks.models import Loaded, load
 from benchmarks.served import Served
 from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import KEPT, Change, Churn
-from benchmarks.soak.load import Told
+from benchmarks.soak.load import Record
 from benchmarks.soak.oracle import Oracle, distance
 from benchmarks.soak.run import Outcome, Plan, Soak, Span
 from benchmarks.soak.versions import VARIANTS, make_version
@@ -51,15 +51,15 @@ def test_every_answer_is_right_and_nothing_is_left_behind(
     assert len(outcome.changes) == (KEPT + 1) * plan.tasks + 3 * plan.changes
     assert {"publish", "promote", "roll back", "retire", "share", "canary"} <= soak.churn.counts.keys()
     assert all(span.began < span.ended for one in outcome.rounds for span in one.swaps)
-    answered = [told for told in outcome.told if told.answers]
-    assert {(bool(told.pinned), told.alias, bool(told.key)) for told in answered} == {
+    answered = [record for record in outcome.records if record.answers]
+    assert {(bool(record.pinned), record.alias, bool(record.key)) for record in answered} == {
         (False, "production", False),
         (True, "production", False),
         (False, "canary", False),
         (False, "production", True),
     }
-    assert {type(told.answers[0]) for told in answered} == {list, str}
-    assert len({(told.task, told.version) for told in answered}) > plan.tasks
+    assert {type(record.answers[0]) for record in answered} == {list, str}
+    assert len({(record.task, record.version) for record in answered}) > plan.tasks
     assert outcome.apart > APART
     first, *_, last = outcome.watch.vitals
     assert (last.evictions, last.misses) == (first.evictions, first.misses)
@@ -138,25 +138,25 @@ def test_versions_that_are_too_alike_fail_the_script() -> None:
 
 
 def test_the_script_exits_with_1_after_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    reported: list[str] = []
 
     def ask(*how: Any) -> None:
         how[-1]("3 of 40 were told something wrong")
 
     def answer(measure: Callable[..., None], **how: Any) -> None:
         measure(None, None)
-        said.append("report")
+        reported.append("report")
 
     monkeypatch.setattr(bench_soak, "ask", ask)
     monkeypatch.setattr(bench_soak, "answer", answer)
     done = CliRunner().invoke(bench_soak.main, [])
-    assert (done.exit_code, said) == (1, ["report"])
+    assert (done.exit_code, reported) == (1, ["report"])
     assert "3 of 40" in done.output
     monkeypatch.setattr(bench_soak, "ask", lambda *how: None)
     assert CliRunner().invoke(bench_soak.main, []).exit_code == 0
 
 
-class Mute:
+class SilentClient:
     """A client whose watch yields nothing until it is closed."""
 
     def __init__(self, *how: Any, **more: Any) -> None:
@@ -180,7 +180,7 @@ def test_a_server_whose_metrics_cannot_be_read_fails_the_soak(monkeypatch: pytes
         tried.set()
         raise BenchmarkError("the server's metrics cannot be read")
 
-    monkeypatch.setattr("benchmarks.soak.vitals.Client", Mute)
+    monkeypatch.setattr("benchmarks.soak.vitals.Client", SilentClient)
     monkeypatch.setattr("benchmarks.soak.vitals.look", look)
     served = Served(address="", metrics_url="", tasks=0, start_s=0.0, pid=0)
     with pytest.raises(BenchmarkError, match="cannot be read"), watching(served, lambda: 0, every_s=0.001):
@@ -196,10 +196,10 @@ CHANGES = tuple(
         generation=n,
         began=n - 0.1,
         ended=n,
-        allowed={"production": frozenset(own), "canary": frozenset({1})},
+        allowed={"production": frozenset(versions), "canary": frozenset({1})},
         live=frozenset(live),
     )
-    for n, verb, own, live in (
+    for n, verb, versions, live in (
         (1, "promote", {1}, {1, 2}),
         (2, "promote", {2}, {1, 2}),
         (3, "share", {1, 3}, {1, 2, 3}),
@@ -207,14 +207,14 @@ CHANGES = tuple(
     )
 )
 SIGHTINGS = (Sighting(1.5, 1), Sighting(2.5, 2))
-RIGHT = Told(task="a", inputs=[0], started=1.1, ended=1.2, version=1, generation=1, answers=[[0.5]])
+RIGHT = Record(task="a", inputs=[0], started=1.1, ended=1.2, version=1, generation=1, answers=[[0.5]])
 
 
-def faults(*told: Told, far: float = 0.0) -> list[str]:
-    return [fault.kind for fault in audit(told, CHANGES, SIGHTINGS, lambda each: far)]
+def faults(*records: Record, far: float = 0.0) -> list[str]:
+    return [fault.kind for fault in audit(records, CHANGES, SIGHTINGS, lambda record: far)]
 
 
-def changed(**changes: Any) -> Told:
+def changed(**changes: Any) -> Record:
     return dataclasses.replace(RIGHT, **changes)
 
 
@@ -233,7 +233,7 @@ def changed(**changes: Any) -> Told:
         changed(started=4.5, ended=4.6, reason="UNKNOWN_VERSION", pinned=2),
     ],
 )
-def test_a_right_answer_is_right(right: Told) -> None:
+def test_a_right_answer_is_right(right: Record) -> None:
     assert faults(right) == []
 
 
@@ -245,7 +245,7 @@ def test_a_right_answer_is_right(right: Told) -> None:
         (changed(started=2.92, ended=2.95, version=2, generation=3), "version"),  # not of that generation, nor later
         (changed(started=2.4, ended=2.45, version=2, generation=3), "generation"),  # nobody had begun to commit it
         (changed(started=4.5, ended=4.6, generation=9), "generation"),  # nor has ever
-        (changed(started=2.6, ended=2.7), "generation"),  # the server had said that it serves 2
+        (changed(started=2.6, ended=2.7), "generation"),  # the server had reported that it serves 2
         (changed(started=2.6, ended=2.7, generation=2), "version"),
         (changed(started=2.6, ended=2.7, generation=2, version=2, alias="canary"), "version"),
         (changed(version=1, pinned=2), "version"),
@@ -255,7 +255,7 @@ def test_a_right_answer_is_right(right: Told) -> None:
         (changed(started=4.5, ended=4.6, reason="UNKNOWN_VERSION"), "error"),  # nobody asked for one
     ],
 )
-def test_a_wrong_answer_is_found(wrong: Told, kind: str) -> None:
+def test_a_wrong_answer_is_found(wrong: Record, kind: str) -> None:
     assert faults(wrong) == [kind]
 
 

@@ -1,4 +1,4 @@
-"""A real S3 API on this machine, for as long as a test needs it."""
+"""A server with S3's API on this machine (moto)."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "secret", "A
 
 @contextmanager
 def s3_server(bucket: str = "bucket") -> Iterator[str]:
-    """Its endpoint, with one bucket. The environment points to it."""
+    """Start the server with one bucket and point the environment to it; yields its URL."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -40,7 +40,7 @@ def send(url: str, method: str = "POST", data: bytes = b"") -> bytes:
 
 
 def _one_by_one(app: Callable[..., Any]) -> Callable[..., Any]:
-    """moto looks whether an object exists and writes it in two steps, without a lock; S3 does it in one."""
+    """Serve one request at a time: moto's conditional write is not atomic, S3's is."""
     lock = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

@@ -65,7 +65,7 @@ class TestSetRoute:
         assert last.actions == (SetRoute(task="sst2", alias="production", route=CANARY),)
         assert routed.state().task("sst2").routed == {"production": generation}
 
-    def test_a_route_made_of_another_one_than_there_is_is_refused(self, routed: Registry):
+    def test_a_route_based_on_an_outdated_one_is_refused(self, routed: Registry):
         """Whose share grows has just been rolled back: it must not come back so."""
         routed.set_route("sst2", "production", CANARY)
         grown = CANARY.model_copy(update={"shares": {3: 2500}})

@@ -1,4 +1,4 @@
-"""Sidecast's commands as a user runs them: in this process (what they print, how they exit), or in their own."""
+"""Runs Sidecast's commands as a user does: in this process, or in a process of their own."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ended."""
+    """Result of a command: exit code and output."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Ran:
 
     @property
     def mistake(self) -> str:
-        """The one line that a user's mistake gets, on standard error, with nothing on standard output."""
+        """The message of a user's mistake: one line on standard error, exit code 2, no standard output."""
         assert (self.code, self.out) == (2, ""), self
         [line] = self.err.splitlines()
         assert line.startswith("Error: "), line
@@ -44,7 +44,7 @@ class Ran:
 
 
 def sidecast(*words: object) -> Ran:
-    """Run `sidecast WORDS...`. What is no user's mistake comes out as it was raised."""
+    """Run `sidecast WORDS...` in this process. An unexpected error is raised."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -63,14 +63,14 @@ def done(*words: object) -> Ran:
     return ran
 
 
-def python(*words: object, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, with nothing of ours in its environment."""
+def python(*words: object, text_input: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, without SIDECAST_* variables."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         check=False,
         cwd=ROOT,
         env=plain_environment(),
-        input=given,
+        input=text_input,
         capture_output=True,
         text=True,
         timeout=60,
@@ -126,13 +126,13 @@ class Serving:
         self.process.stdout.close()
 
     def stop(self) -> int:
-        """Have it drain; its exit code."""
+        """Send SIGTERM, wait for the end, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(40)
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> float:
-    """Seconds until it held."""
+    """Wait until `holds()`; return the seconds that it took."""
     started = time.monotonic()
     while not holds():
         assert time.monotonic() - started < timeout_s, "it never came"
@@ -142,22 +142,22 @@ def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> float:
 
 @contextlib.contextmanager
 def callers(count: int, call: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Keep calling from `count` threads; the list gathers what came back, errors too."""
-    seen: list[Any] = []
+    """Call repeatedly from `count` threads; yields the list of results and errors, which grows."""
+    results: list[Any] = []
     stop = threading.Event()
 
     def loop() -> None:
         while not stop.is_set():
             try:
-                seen.append(call())
+                results.append(call())
             except Exception as error:
-                seen.append(error)
+                results.append(error)
 
     threads = [threading.Thread(target=loop) for _ in range(count)]
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield results
     finally:
         stop.set()
         for thread in threads:

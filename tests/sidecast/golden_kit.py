@@ -1,4 +1,4 @@
-"""The stored numbers of the LST authors' code as files that commands take: a Hugging Face folder, checkpoints."""
+"""The golden files of the LST authors' code as files for commands: a Hugging Face folder, checkpoints."""
 
 import json
 from functools import cache

@@ -1,4 +1,4 @@
-"""Kit for tests of continuous batching: side networks of several shapes, and running texts with what each must be."""
+"""Side networks of several shapes, and running texts with their expected tokens, for tests of continuous batching."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,7 @@ from tests.ladder import decoding_kit
 
 LIMIT = 20
 SHAPES = [{}, {}, {}, {"merge_last": True}, {"mix_after": True}, {"decoder_layers": (0, 2)}, {"decoder_layers": ()}]
-HOWS = [
+SETTINGS = [
     Generation(),
     Generation(min_new_tokens=12),
     Generation(repetition_penalty=2.0),
@@ -53,17 +53,18 @@ class Decoders:
 
 @torch.inference_mode()
 def slow_text(backbone, side, how, limit, ids, seed) -> tuple[int, ...]:
-    config, said, random = backbone.config, [0], random_numbers(how, seed, torch.device("cpu"))
+    """Decode one text without batch or cache: the reference."""
+    config, tokens, random = backbone.config, [0], random_numbers(how, seed, torch.device("cpu"))
     source = torch.tensor([ids])
-    while len(said) <= limit:
-        earlier = torch.tensor([said])
+    while len(tokens) <= limit:
+        earlier = torch.tensor([tokens])
         logits = forward(backbone, side, source, torch.ones_like(source, dtype=torch.bool), earlier)[:, -1]
         scores = adjust(logits, earlier, how, config.eos_token_id)
         token = int(scores.argmax() if random is None else draw(scores, [0], [random], config.eos_token_id))
         if token == config.eos_token_id:
             break
-        said.append(token)
-    return tuple(said[1:])
+        tokens.append(token)
+    return tuple(tokens[1:])
 
 
 def slow_beams(backbone, side, how, limit, ids, seed) -> tuple[int, ...]:
@@ -72,12 +73,12 @@ def slow_beams(backbone, side, how, limit, ids, seed) -> tuple[int, ...]:
     return finish(running)[0].tokens
 
 
-def text_of(side, how=HOWS[0], limit: int = LIMIT, seed: int | None = 0, handle: object = None) -> Text:
+def text_of(side, how=SETTINGS[0], limit: int = LIMIT, seed: int | None = 0, handle: object = None) -> Text:
     return Text(side, how, limit, Generate(max_new_tokens=limit, decode=str, generation=how).finish, seed, handle)
 
 
 def finish(running: RunningTexts) -> list[TextAnswer]:
-    """The endings, in the order in which they came."""
+    """Step until all texts have ended; return their endings in order."""
     endings = []
     while not running.is_idle:
         endings += [ending for _, _, ending in running.step() if ending is not None]
@@ -97,7 +98,7 @@ def furnish(backbone, shapes) -> Decoders:
 
 
 class Play:
-    """Running texts, the tokens of each so far, and those that it must have in the end."""
+    """Running texts, their tokens so far, and the expected tokens of every text."""
 
     def __init__(self, decoders: Decoders) -> None:
         self.decoders, self.running = decoders, RunningTexts(decoders.backbone)
@@ -112,14 +113,14 @@ class Play:
 
     def join(self, wanted: list[tuple[int, int, int, int, int, bool]]) -> None:
         inputs = [INPUTS[index] for _, _, _, index, _, _ in wanted]
-        given = run_backbone(self.decoders.backbone, inputs)
+        backbone_pass = run_backbone(self.decoders.backbone, inputs)
         texts = []
         for side, how, limit, index, seed, is_stacked in wanted:
             network = (self.decoders.stacked if is_stacked else self.decoders.sides)[side]
-            texts.append(text_of(network, HOWS[how], limit, seed))
+            texts.append(text_of(network, SETTINGS[how], limit, seed))
             self.tokens[texts[-1]] = ()
-            self.expected[texts[-1]] = self.decoders.answer(side, HOWS[how], limit, INPUTS[index], seed)
-        self.running.join(texts, given, range(len(texts)))
+            self.expected[texts[-1]] = self.decoders.answer(side, SETTINGS[how], limit, INPUTS[index], seed)
+        self.running.join(texts, backbone_pass, range(len(texts)))
 
     def leave(self, indices: set[int]) -> None:
         here = list(self.tokens)
@@ -152,7 +153,7 @@ class Play:
 
 @dataclass
 class Fault:
-    """Makes a side network raise after some calls."""
+    """Makes a side network raise after `calls` calls."""
 
     side: Side
     calls: int
@@ -162,11 +163,11 @@ class Fault:
             monkeypatch.setattr(kind, "decode", self.around(kind.decode))
 
     def around(self, decode):
-        def decode_or_raise(network, *given):
+        def decode_or_raise(network, *arguments):
             if any(side is self.side for side in getattr(network, "_sides", [network])):
                 self.calls -= 1
                 if self.calls < 0:
                     raise ArithmeticError("broken")
-            return decode(network, *given)
+            return decode(network, *arguments)
 
         return decode_or_raise

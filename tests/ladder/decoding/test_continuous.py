@@ -14,9 +14,9 @@ from ladder.stacked.network import StackedBatch, StackedSide
 from tests import families, tiny
 from tests.ladder import decoding_kit
 from tests.ladder.decoding.continuous_kit import (
-    HOWS,
     INPUTS,
     LIMIT,
+    SETTINGS,
     SHAPES,
     Decoders,
     Fault,
@@ -35,7 +35,7 @@ def decoders(tmp_path_factory):
 
 WANTED = st.tuples(
     st.integers(0, len(SHAPES) - 1),
-    st.integers(0, len(HOWS) - 1),
+    st.integers(0, len(SETTINGS) - 1),
     st.sampled_from([0, 1, 5, LIMIT]),
     st.integers(0, len(INPUTS) - 1),
     st.integers(0, 2),
@@ -128,7 +128,7 @@ def test_a_stacked_batch_is_made_again_only_when_rows_come_or_go(decoders, monke
 
 def test_a_text_that_leaves_frees_its_row_and_is_returned_no_more(decoders):
     running = RunningTexts(decoders.backbone)
-    texts = [text_of(decoders.stacked[1]) for _ in range(3)] + [text_of(decoders.stacked[1], HOWS[6])]
+    texts = [text_of(decoders.stacked[1]) for _ in range(3)] + [text_of(decoders.stacked[1], SETTINGS[6])]
     backbone_pass = run_backbone(decoders.backbone, INPUTS)
     running.join(texts, backbone_pass, range(4))
     assert len(running) == 6
@@ -152,7 +152,7 @@ def test_rows_that_come_and_go_for_long_hold_little_memory(decoders):
     most = 0
     for turn in range(60):
         running.join(
-            [text_of(decoders.stacked[turn % 3], HOWS[1], 3 + turn % 7, 0)], backbone_pass, [turn % len(INPUTS)]
+            [text_of(decoders.stacked[turn % 3], SETTINGS[1], 3 + turn % 7, 0)], backbone_pass, [turn % len(INPUTS)]
         )
         running.step()
         most = most if turn != 20 else 0
@@ -179,7 +179,7 @@ def test_a_broken_side_network_fails_alone(decoders, monkeypatch, is_stacked, ho
     playing.join([(side, 1, LIMIT, side, 0, is_stacked) for side in range(3)])
     playing.step()
     backbone_pass = run_backbone(decoders.backbone, INPUTS)
-    texts = [text_of(bad, HOWS[1]), text_of(bad, HOWS[1]), text_of(bad, HOWS[6])]
+    texts = [text_of(bad, SETTINGS[1]), text_of(bad, SETTINGS[1]), text_of(bad, SETTINGS[6])]
     playing.running.join(texts, backbone_pass, range(3))
     failures = {}
     while not playing.running.is_idle:
@@ -200,7 +200,7 @@ def test_a_row_that_is_not_finite_fails_alone_and_leaves_its_slot_clean(decoders
     backbone_pass = run_backbone(decoders.backbone, INPUTS[:3])
     backbone_pass.taps.blocks[0][1] = float("nan")
     playing = Play(decoders)
-    broken = text_of(decoders.stacked[0], HOWS[1])
+    broken = text_of(decoders.stacked[0], SETTINGS[1])
     playing.join([(1, 1, LIMIT, 0, 0, True), (2, 1, LIMIT, 3, 0, True)])
     playing.step()
     playing.running.join([broken], backbone_pass, [1])

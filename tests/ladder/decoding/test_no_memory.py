@@ -14,7 +14,7 @@ from ladder.decoding.beam_search import BeamSearch, Search
 from ladder.decoding.continuous import RunningTexts
 from ladder.stacked.network import StackedBatch
 from tests.ladder import decoding_kit
-from tests.ladder.decoding.continuous_kit import HOWS, INPUTS, LIMIT, Fault, Play, make_decoders, text_of
+from tests.ladder.decoding.continuous_kit import INPUTS, LIMIT, SETTINGS, Fault, Play, make_decoders, text_of
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_what_finds_no_memory_at_any_operation_is_done_again_and_changes_no_text
         if turn % 6 == 0:
             sides = dice.choices([0, 1, 2, 4], k=4)
             playing.join([(sides[index], how, 12, index, index, index < 3) for index, how in enumerate((0, 1, 4, 5))])
-            playing.join_broken(text_of(bad, HOWS[1]), backbone_pass, turn % 3)
+            playing.join_broken(text_of(bad, SETTINGS[1]), backbone_pass, turn % 3)
         leaving = {dice.randrange(4)} if turn % 5 == 4 else set()
         for action in (partial(playing.leave, leaving), playing.step):
             try:
@@ -63,7 +63,7 @@ def test_what_finds_no_memory_at_any_operation_is_done_again_and_changes_no_text
 
 def test_a_row_that_fails_before_its_lane_finds_no_memory_is_reported_by_the_next_step(decoders, monkeypatch):
     playing, bad = Play(decoders), decoders.bank.add(decoding_kit.make_side(decoders.backbone, 1))
-    broken, whole, tried = text_of(bad, HOWS[1]), StackedBatch.decode, []
+    broken, whole, tried = text_of(bad, SETTINGS[1]), StackedBatch.decode, []
     playing.running.join([broken], run_backbone(decoders.backbone, INPUTS), [1])
     playing.join([(0, 1, LIMIT, 0, 0, True)])
     told = playing.running.step()
@@ -109,7 +109,7 @@ def test_a_seeded_text_is_the_same_after_a_step_that_found_no_memory(decoders, m
 def test_rows_that_found_no_memory_to_leave_leave_later(decoders, monkeypatch):
     playing, whole = Play(decoders), kv_cache._extent
     playing.join([(side, 1, LIMIT, side, 0, True) for side in (0, 1, 4)])
-    gone = [text_of(decoders.stacked[side], HOWS[1]) for side in (1, 4)]
+    gone = [text_of(decoders.stacked[side], SETTINGS[1]) for side in (1, 4)]
     playing.running.join(gone, run_backbone(decoders.backbone, INPUTS), [0, 1])
     for text, tokens, _ in playing.running.step():
         if text not in gone:
@@ -170,7 +170,11 @@ def test_a_row_that_found_no_memory_to_join_joins_later_or_leaves(decoders, monk
 
 def test_to_leave_a_beam_search_needs_no_memory(decoders, monkeypatch):
     running = RunningTexts(decoders.backbone)
-    texts = [text_of(decoders.sides[1], HOWS[7]), text_of(decoders.sides[1], HOWS[7]), text_of(decoders.sides[1])]
+    texts = [
+        text_of(decoders.sides[1], SETTINGS[7]),
+        text_of(decoders.sides[1], SETTINGS[7]),
+        text_of(decoders.sides[1]),
+    ]
     running.join(texts, run_backbone(decoders.backbone, INPUTS), [0, 1, 2])
     running.step()
     assert len(running) == 5
@@ -189,7 +193,7 @@ def test_to_leave_a_beam_search_needs_no_memory(decoders, monkeypatch):
 
 def test_beams_that_ended_before_there_was_no_memory_keep_their_texts(decoders, monkeypatch):
     running = RunningTexts(decoders.backbone)
-    texts = [text_of(decoders.sides[1], HOWS[7], limit) for limit in (2, 9)]
+    texts = [text_of(decoders.sides[1], SETTINGS[7], limit) for limit in (2, 9)]
     running.join(texts, run_backbone(decoders.backbone, INPUTS), [0, 0])
 
     def cramped(self: Search, indices: object) -> None:

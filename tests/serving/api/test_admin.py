@@ -86,7 +86,7 @@ def test_a_published_run_answers_at_once_and_its_history_says_who(
     newest = client.history("sst2")[-1]
     assert (newest.generation, newest.message) == (first.generation, "better")
     assert "@" in newest.author
-    assert [(each.verb, each.version) for each in newest.actions] == [("publish", 2)]
+    assert [(action.verb, action.version) for action in newest.actions] == [("publish", 2)]
 
 
 def test_a_new_task_is_production_and_an_alias_moves_when_named(opened: Parlour, client: Client) -> None:
@@ -125,7 +125,7 @@ def test_a_version_that_does_not_fit_leaves_the_old_one_serving_and_says_why(ope
     assert client.predict("sst2", ["a"]).version == 1
     info = client.task("sst2")
     assert (info.aliases, info.serving) == ({"production": 2}, {"production": 1})
-    assert [each.resident for each in info.versions] == [True, False]
+    assert [version.resident for version in info.versions] == [True, False]
     assert "trained on sha256:other" in info.versions[1].failure
 
 
@@ -154,7 +154,7 @@ def test_a_task_without_a_resident_version_is_listed_without_a_spec(opened: Parl
         (lambda client: client.history(limit=-1), errors.InvalidInputError),
     ],
 )
-def test_verbs_refuse_what_is_not_there(client: Client, call: Any, error: type[Exception]) -> None:
+def test_verbs_refuse_missing_tasks_versions_and_aliases(client: Client, call: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         call(client)
 
@@ -164,7 +164,10 @@ def test_history_is_oldest_first_and_can_be_cut(opened: Parlour, client: Client)
     commits = client.history()
     assert [commit.generation for commit in commits] == [1, 2]
     assert commits[0].time is not None
-    assert [(each.verb, each.alias) for each in commits[1].actions] == [("publish", None), ("set_alias", "production")]
+    assert [(action.verb, action.alias) for action in commits[1].actions] == [
+        ("publish", None),
+        ("set_alias", "production"),
+    ]
     assert client.history(limit=1) == commits[1:]
     assert [commit.generation for commit in client.history("sst2")] == [1]
 
@@ -234,7 +237,7 @@ async def test_a_watcher_sees_the_state_and_then_every_change(opened: Parlour) -
             await watching
 
 
-def test_a_watcher_holds_nothing_resident_and_hardly_looks_where_nothing_changed() -> None:
+def test_a_watcher_keeps_no_resident_alive_and_rarely_polls_without_changes() -> None:
     class Unread(dict[Any, Any]):
         def __iter__(self) -> Any:
             raise AssertionError("read through")

@@ -59,7 +59,7 @@ def split(client: Client, **route: Any) -> int:
     return generation
 
 
-def test_a_route_is_told_by_every_call_that_tells_of_aliases(client: Client) -> None:
+def test_every_call_that_returns_aliases_returns_their_routes(client: Client) -> None:
     bounds = {"error_rate": 0.01, "latency": 1.2, "disagreement": 0.05, "min_rows": 200}
     done = client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, message="try it")
     route = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(**bounds))
@@ -71,18 +71,18 @@ def test_a_route_is_told_by_every_call_that_tells_of_aliases(client: Client) -> 
     assert (event.changed, event.routes) == ({"sst2": {"production": 1}}, {"sst2": {"production": route}})
     newest = client.history("sst2")[-1]
     assert (newest.message, newest.generation) == ("try it", done.generation)
-    assert [(each.verb, each.alias, each.version, each.route) for each in newest.actions] == [
+    assert [(action.verb, action.alias, action.version, action.route) for action in newest.actions] == [
         ("set_route", "production", None, route)
     ]
 
 
-def test_what_a_route_leaves_out_is_what_the_registry_takes_it_for(client: Client) -> None:
+def test_fields_missing_in_a_route_have_the_registrys_defaults(client: Client) -> None:
     assert client.set_route("sst2", shares={2: 1}, bounds={"latency": 2}).route.bounds == Bounds(latency=2.0)
     assert client.set_route("sst2", shadows=[2, 3]).route == Route(shadows=(2, 3))
     assert client.set_route("sst2").route == Route()
 
 
-def test_a_server_tells_at_once_what_was_changed_through_it(client: Client) -> None:
+def test_a_server_returns_at_once_what_was_changed_through_it(client: Client) -> None:
     for share in range(100, 110):
         client.set_route("sst2", shares={2: share})
         assert client.task("sst2").routes["production"].shares == {2: share}
@@ -102,7 +102,7 @@ def test_a_rollback_ends_a_canary_first(client: Client) -> None:
     assert (again.version_from, again.version_to, again.canary_ended) == (2, 1, False)
 
 
-def test_a_route_made_of_another_one_than_there_is_is_refused(client: Client) -> None:
+def test_a_route_based_on_an_outdated_one_is_refused(client: Client) -> None:
     judged = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(disagreement=0.05))
     bounds = {"disagreement": 0.05, "min_rows": 100}
     assert client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, seen=Route()).route == judged
@@ -124,8 +124,8 @@ def test_requests_of_one_key_get_one_version_from_both_services(opened: Parlour,
         tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         found = [tensors.ModelInfer(infer(key)) for key in KEYS]
         streamed = list(tensors.ModelStreamInfer(map(infer, KEYS)))
-    assert [int(each.model_version) for each in found] == expected
-    by_id = {each.infer_response.id: int(each.infer_response.model_version) for each in streamed}
+    assert [int(item.model_version) for item in found] == expected
+    by_id = {response.infer_response.id: int(response.infer_response.model_version) for response in streamed}
     assert [by_id[key] for key in KEYS] == expected
 
 
@@ -168,7 +168,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-def test_a_route_that_cannot_be_is_refused(opened: Parlour, client: Client) -> None:
+def test_an_invalid_route_is_refused(opened: Parlour, client: Client) -> None:
     for route, error, says in REFUSED:
         with pytest.raises(error) as caught:
             client.set_route("sst2", **route)
@@ -191,8 +191,8 @@ def test_messages_that_no_client_sends_are_refused(stub: Any) -> None:
 # --- comparisons
 
 
-def test_how_versions_compare_is_told_with_the_newest_disagreements(tmp_path: Path) -> None:
-    own = comparing.Comparison(version=1, rows=4, latency_seconds=0.25)
+def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
+    main = comparing.Comparison(version=1, rows=4, latency_seconds=0.25)
     numbers: dict[str, Any] = {"rows": 9, "failed": 1, "compared": 8, "agreed": 6, "drift": 0.125, "dropped": 7}
     numbers |= {"latency_seconds": 0.5, "cost_seconds": 0.0625}
     shadow = comparing.Comparison(version=3, answers=False, **numbers)
@@ -204,7 +204,7 @@ def test_how_versions_compare_is_told_with_the_newest_disagreements(tmp_path: Pa
         task="sst2",
         alias="production",
         version=1,
-        comparisons=(own, shadow),
+        comparisons=(main, shadow),
         disagreements=tuple(differing),
         since=4,
         keeps_inputs=True,
@@ -216,8 +216,8 @@ def test_how_versions_compare_is_told_with_the_newest_disagreements(tmp_path: Pa
     with parlour.open(), Client(parlour.address) as client:
         found = client.comparison("sst2", disagreements=1)
         assert (found.task, found.alias, found.version, found.since) == ("sst2", "production", 1, 4)
-        for told, known in zip(found.versions, (own, shadow), strict=True):
-            assert asdict(told) == {name: getattr(known, name) for name in asdict(told)}
+        for comparison, known in zip(found.versions, (main, shadow), strict=True):
+            assert asdict(comparison) == {name: getattr(known, name) for name in asdict(comparison)}
         [newest] = found.disagreements
         assert (newest.prompt, newest.expected, newest.found, found.keeps_inputs) == (
             differing[0].prompt,
@@ -229,7 +229,7 @@ def test_how_versions_compare_is_told_with_the_newest_disagreements(tmp_path: Pa
         assert client.comparison("sst2").disagreements == ()
 
 
-def test_an_alias_without_a_route_has_nothing_to_compare(client: Client) -> None:
+def test_an_alias_without_a_route_has_no_comparisons(client: Client) -> None:
     found = client.comparison("sst2")
     assert (found.version, found.versions, found.since) == (1, (), 0)
     with pytest.raises(errors.UnknownTaskError):
@@ -243,7 +243,7 @@ def test_an_alias_without_a_route_has_nothing_to_compare(client: Client) -> None
 # --- waiting for servers
 
 
-def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path: Path) -> None:
+def test_a_change_is_visible_on_every_server_after_waiting_for_it(tmp_path: Path) -> None:
     with (
         Parlour(tmp_path, [SST2]).open() as one,
         Parlour(tmp_path, []).open() as other,
@@ -258,7 +258,7 @@ def test_what_is_written_is_read_on_every_server_once_it_was_waited_for(tmp_path
             assert [client.predict("sst2", ["a"]).version for client in (here, there)] == [done.version] * 2
 
 
-def test_what_was_committed_while_a_server_loaded_is_served_by_its_first_answer(tmp_path: Path) -> None:
+def test_the_first_answer_includes_commits_made_while_the_server_loaded(tmp_path: Path) -> None:
     """No writer waited for the server then: it was not announced yet."""
     parlour = Parlour(tmp_path, [SST2])
     parlour.config = replace(parlour.config, load=replace(parlour.config.load, poll_s=60.0))
@@ -276,7 +276,7 @@ def test_what_was_committed_while_a_server_loaded_is_served_by_its_first_answer(
         assert client.predict("sst2", ["a"]).version == 2
 
 
-def test_a_registry_that_takes_no_presence_is_served_all_the_same(
+def test_a_read_only_registry_without_presence_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -305,16 +305,14 @@ def test_a_server_that_does_not_follow_is_named(opened: Parlour, client: Client)
     waiting.join()
 
 
-def test_a_server_waits_for_itself_where_the_registry_does_not_take_its_presence(
-    opened: Parlour, client: Client
-) -> None:
+def test_without_presence_in_the_registry_a_server_waits_for_itself(opened: Parlour, client: Client) -> None:
     opened.registry.withdraw(cast(Any, opened.server)._presence.id)
     assert [server.address for server in client.await_generation(3, timeout=5).servers] == [opened.address]
     late = client.await_generation(9, timeout=0.2)
     assert (late.served, [server.address for server in late.late]) == (False, [opened.address])
 
 
-def test_all_who_wait_share_a_look_at_the_registry(opened: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_waiting_calls_share_one_poll_of_the_registry(opened: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
     looks, look = [], opened.registry.servers
 
     def counted() -> list[Announced]:
@@ -334,13 +332,13 @@ def test_all_who_wait_share_a_look_at_the_registry(opened: Parlour, monkeypatch:
     assert 1 <= len(looks) <= most
 
 
-def test_what_cannot_be_waited_for(client: Client) -> None:
+def test_a_generation_that_does_not_exist_cannot_be_waited_for(client: Client) -> None:
     for generation, timeout, says in ((-1, 1, "generation: must be"), (1, 301, "within 0..300 s"), (1, -1, "0..300 s")):
         with pytest.raises(errors.InvalidInputError, match=says):
             client.await_generation(generation, timeout=timeout)
 
 
-def test_a_server_that_drains_keeps_nobody_waiting(opened: Parlour) -> None:
+def test_a_draining_server_ends_waiting_calls(opened: Parlour) -> None:
     found: list[Exception] = []
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""How a call ends whose caller went in the moment it is told its error."""
+"""How a call ends whose caller disconnects at the moment of its error."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ class Gone:
         raise InternalError('Failed "execute_batch"')
 
 
-async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
+async def test_a_caller_that_disconnected_is_no_internal_error() -> None:
     context: Any = Gone()
     with pytest.raises(asyncio.CancelledError):  # an abort in place of gRPC's own is logged as a fault
         await abort(context, DeadlineExpired())
@@ -27,16 +27,16 @@ async def test_a_caller_that_went_meanwhile_is_no_fault_of_ours() -> None:
         await abort(context, AbortError("told already"))
 
 
-async def test_what_lasts_ends_where_the_server_leaves_and_calls_do_not() -> None:
+async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> None:
     drain = Drain()
     waiting = asyncio.create_task(drain.pause(60, drain.left))
     reading = asyncio.create_task(_read(drain))
     between = drain.left
     await asyncio.sleep(0)
     drain.leave()
-    for each in (waiting, reading):
+    for task in (waiting, reading):
         with pytest.raises(Draining):
-            await each
+            await task
     with pytest.raises(Draining):  # it did not wait when the server left
         await drain.pause(60, between)
     with drain.call():
@@ -53,7 +53,7 @@ async def test_what_lasts_ends_where_the_server_leaves_and_calls_do_not() -> Non
 
 
 async def _read(drain: Drain) -> None:
-    _ = [each async for each in drain.arriving(_silent(), patience_s=0)]
+    _ = [request async for request in drain.arriving(_silent(), patience_s=0)]
 
 
 async def _silent() -> AsyncIterator[object]:

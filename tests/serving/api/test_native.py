@@ -80,10 +80,12 @@ def test_both_services_answer_the_same(stub: Any, parlour: Parlour) -> None:
         tensor.contents.bytes_contents.append(text)
     with grpc.insecure_channel(parlour.address) as channel:
         tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
-    given = native.answers[0].classification
-    assert tensors.outputs[0].contents.bytes_contents[0].decode() == given.label
-    np.testing.assert_array_equal(np.float32(given.scores), np.float32(tensors.outputs[2].contents.fp32_contents))
-    assert given.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
+    native_answer = native.answers[0].classification
+    assert tensors.outputs[0].contents.bytes_contents[0].decode() == native_answer.label
+    np.testing.assert_array_equal(
+        np.float32(native_answer.scores), np.float32(tensors.outputs[2].contents.fp32_contents)
+    )
+    assert native_answer.label == rule(RTE, "a / " + "b" * 50).label  # type: ignore[union-attr]
 
 
 WRONG_GENERATION: list[tuple[dict[str, Any], str]] = [
@@ -185,7 +187,7 @@ def test_bad_input_is_refused(stub: Any, request_: pb.PredictRequest, code: str,
     ],
     ids=["not UTF-8", "no message"],
 )
-def test_bytes_that_are_no_request_are_the_callers_fault(parlour: Parlour, data: bytes) -> None:
+def test_bytes_that_are_no_request_are_invalid_argument(parlour: Parlour, data: bytes) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         code, reason, message = refusal(lambda: channel.unary_unary("/sidecast.v1.Sidecast/Predict")(data))
     assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_INPUT")
@@ -193,8 +195,10 @@ def test_bytes_that_are_no_request_are_the_callers_fault(parlour: Parlour, data:
 
 
 def test_the_nearer_of_both_deadlines_holds(stub: Any, parlour: Parlour) -> None:
-    def left(timeout: float | None, own: int | None) -> float | None:
-        request = pb.PredictRequest(task="sst2", rows=text_rows("a"), timeout=Duration(seconds=own) if own else None)
+    def left(timeout: float | None, field_timeout: int | None) -> float | None:
+        request = pb.PredictRequest(
+            task="sst2", rows=text_rows("a"), timeout=Duration(seconds=field_timeout) if field_timeout else None
+        )
         stub.Predict(request, timeout=timeout)
         deadline = parlour.service.deadlines[-1]
         return None if deadline is None else deadline - time.monotonic()
@@ -233,7 +237,7 @@ def test_many_tasks_answer_at_once_and_fail_alone(stub: Any, parlour: Parlour) -
     assert len(response.results[4].prediction.answers) == 2
 
 
-def test_a_shed_call_says_when_to_come_back(stub: Any, parlour: Parlour) -> None:
+def test_a_rejected_call_has_a_retry_delay(stub: Any, parlour: Parlour) -> None:
     parlour.service.trouble["sst2"] = Overloaded(9, 8, 0.5)
     try:
         found = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))
@@ -242,7 +246,7 @@ def test_a_shed_call_says_when_to_come_back(stub: Any, parlour: Parlour) -> None
     assert found[:2] == ("RESOURCE_EXHAUSTED", "OVERLOADED")
 
 
-def test_an_unforeseen_error_tells_no_secrets(stub: Any, parlour: Parlour) -> None:
+def test_an_unexpected_error_hides_its_details(stub: Any, parlour: Parlour) -> None:
     parlour.service.trouble["sst2"] = RuntimeError("secret")
     try:
         code, reason, message = refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=text_rows("a"))))

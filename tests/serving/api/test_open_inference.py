@@ -64,9 +64,11 @@ def test_typed_contents_are_answered_typed(stub: Any) -> None:
     assert [output.name for output in response.outputs] == ["label", "score", "scores"]
     assert [list(output.shape) for output in response.outputs] == [[3], [3], [3, 2]]
     assert [output.datatype for output in response.outputs] == ["BYTES", "FP32", "FP32"]
-    assert [value.decode() for value in label.contents.bytes_contents] == [each.label for each in answers]
-    np.testing.assert_allclose(score.contents.fp32_contents, [each.score for each in answers], rtol=1e-6)
-    np.testing.assert_allclose(scores.contents.fp32_contents, np.ravel([each.scores for each in answers]), rtol=1e-6)
+    assert [value.decode() for value in label.contents.bytes_contents] == [answer.label for answer in answers]
+    np.testing.assert_allclose(score.contents.fp32_contents, [answer.score for answer in answers], rtol=1e-6)
+    np.testing.assert_allclose(
+        scores.contents.fp32_contents, np.ravel([answer.scores for answer in answers]), rtol=1e-6
+    )
 
 
 def test_raw_contents_are_answered_raw_and_the_same(stub: Any) -> None:
@@ -234,7 +236,7 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "says"), [each[1:] for each in REFUSED], ids=[each[0] for each in REFUSED])
+@pytest.mark.parametrize(("request_", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_bad_input_is_refused_with_what_was_expected(stub: Any, request_: pb.ModelInferRequest, says: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request_)
@@ -256,7 +258,7 @@ def test_bad_input_is_refused_with_what_was_expected(stub: Any, request_: pb.Mod
     ],
 )
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata"])
-def test_what_is_not_there_is_not_found(stub: Any, method: str, task: str, version: str, reason: str) -> None:
+def test_missing_tasks_and_versions_are_not_found(stub: Any, method: str, task: str, version: str, reason: str) -> None:
     request: Any = pb.ModelMetadataRequest(name=task, version=version)
     if method == "ModelInfer":
         request = infer(task, model_version=version, inputs=[typed("sentence", ["a"])])
@@ -281,11 +283,11 @@ def test_the_timeout_parameter_is_a_deadline(stub: Any, parlour: Parlour) -> Non
     assert 300 < of_parameter - of_grpc < 500  # 400 s less the time between both calls
 
 
-def test_metadata_tells_all(stub: Any) -> None:
+def test_metadata_is_complete(stub: Any) -> None:
     metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="rte"))
     assert (metadata.name, list(metadata.versions), metadata.platform) == ("rte", ["1"], "sidecast")
-    inputs = [(each.name, each.datatype, list(each.shape)) for each in metadata.inputs]
-    outputs = [(each.name, each.datatype, list(each.shape)) for each in metadata.outputs]
+    inputs = [(input_.name, input_.datatype, list(input_.shape)) for input_ in metadata.inputs]
+    outputs = [(output.name, output.datatype, list(output.shape)) for output in metadata.outputs]
     assert inputs == [("sentence1", "BYTES", [-1]), ("sentence2", "BYTES", [-1])]
     assert outputs == [("label", "BYTES", [-1]), ("score", "FP32", [-1]), ("scores", "FP32", [-1, 3])]
     assert json.loads(metadata.parameters["labels"].string_param) == ["yes", "no", "maybe"]
@@ -315,7 +317,7 @@ def test_readiness_is_per_task_and_version(stub: Any, name: str, version: str, r
     assert stub.ServerReady(pb.ServerReadyRequest()).ready
 
 
-def test_the_repository_tells_versions_states_and_reasons(tmp_path: Path) -> None:
+def test_the_repository_index_has_versions_states_and_reasons(tmp_path: Path) -> None:
     parlour = Parlour(tmp_path, [SST2])
     parlour.publish(SST2, 1)
     parlour.publish(SST2, 2, backbone="other")
@@ -323,13 +325,13 @@ def test_the_repository_tells_versions_states_and_reasons(tmp_path: Path) -> Non
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         found = stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
         ready = stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models
-        assert [(each.name, each.version, each.state) for each in found] == [
+        assert [(item.name, item.version, item.state) for item in found] == [
             ("sst2", "1", "READY"),
             ("sst2", "2", "READY"),
             ("sst2", "3", "UNAVAILABLE"),
         ]
         assert "trained on sha256:other" in found[2].reason
-        assert [each.version for each in ready] == ["1", "2"]
+        assert [model.version for model in ready] == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +356,7 @@ def test_the_repository_follows_the_registry(stub: Any, method: str, request_: A
     assert call.code().name == (code or "OK")
 
 
-def test_methods_that_are_not_there_are_unimplemented(parlour: Parlour) -> None:
+def test_missing_methods_are_unimplemented(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         for method in ("ModelStatistics", "TraceSetting"):
             with pytest.raises(grpc.RpcError) as caught:
@@ -381,7 +383,7 @@ def test_requests_are_counted_by_task_version_and_code(stub: Any, parlour: Parlo
 
 @pytest.fixture(scope="module")
 def triton(parlour: Parlour) -> dict[str, Any]:
-    """What tritonclient saw: in a process of its own, as its protos and ours cannot live in one."""
+    """Results of tritonclient, in a process of its own: its protos and ours cannot be loaded together."""
     probe = Path(__file__).with_name("triton_probe.py")
     result = subprocess.run(
         [sys.executable, str(probe), parlour.address], capture_output=True, text=True, timeout=60, check=False
@@ -395,23 +397,23 @@ def test_tritonclient_infers(triton: dict[str, Any]) -> None:
     for way in ("sync", "async", "callback"):
         found = triton[way]
         assert (found["id"], found["version"]) == ("7", "1")
-        assert found["label"] == [each.label for each in answers]
-        np.testing.assert_allclose(found["scores"], [each.scores for each in answers], rtol=1e-6)
+        assert found["label"] == [answer.label for answer in answers]
+        np.testing.assert_allclose(found["scores"], [answer.scores for answer in answers], rtol=1e-6)
         assert np.shape(found["score"]) == (2,)
-    assert triton["score only"] == [["score"], pytest.approx([each.score for each in answers])]
+    assert triton["score only"] == [["score"], pytest.approx([answer.score for answer in answers])]
     assert triton["text"] == ["TITLE: ABOUT", "TITLE: ÜBER"]
 
 
 def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
     assert triton["live"] == triton["ready"] == [True, True, False]
     assert triton["metadata"]["versions"] == ["1"]
-    assert [each["name"] for each in triton["metadata"]["outputs"]] == ["label", "score", "scores"]
-    assert [each["name"] for each in triton["index"]["models"]] == ["rte", "sst2", "titles", "tweets"]
+    assert [output["name"] for output in triton["metadata"]["outputs"]] == ["label", "score", "scores"]
+    assert [entry["name"] for entry in triton["index"]["models"]] == ["rte", "sst2", "titles", "tweets"]
     assert triton["server"]["name"] == "sidecast"
     config = triton["config"]["config"]
     assert (config["name"], config["backend"], config["max_batch_size"]) == ("rte", "sidecast", 5)
-    assert [each["name"] for each in config["input"]] == ["sentence1", "sentence2"]
-    assert [(each["name"], each["data_type"], each["dims"]) for each in config["output"]] == [
+    assert [tensor["name"] for tensor in config["input"]] == ["sentence1", "sentence2"]
+    assert [(tensor["name"], tensor["data_type"], tensor["dims"]) for tensor in config["output"]] == [
         ("label", "TYPE_STRING", ["1"]),
         ("score", "TYPE_FP32", ["1"]),
         ("scores", "TYPE_FP32", ["3"]),
@@ -419,7 +421,7 @@ def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
     assert not config["model_transaction_policy"].get("decoupled")
 
 
-def test_tritonclient_is_told_what_is_wrong(triton: dict[str, Any]) -> None:
+def test_tritonclient_gets_the_error(triton: dict[str, Any]) -> None:
     assert triton["errors"] == {
         "config": ["StatusCode.NOT_FOUND", "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)"],
         "statistics": ["StatusCode.UNIMPLEMENTED", "Method not found!"],

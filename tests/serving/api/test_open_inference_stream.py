@@ -76,7 +76,7 @@ def infer(id: str = "", text: str = "one two three", task: str = "titles", field
 
 
 def texts(responses: list[Any]) -> list[str]:
-    return [each.infer_response.outputs[0].contents.bytes_contents[0].decode() for each in responses]
+    return [response.infer_response.outputs[0].contents.bytes_contents[0].decode() for response in responses]
 
 
 def is_final(response: Any) -> bool:
@@ -126,7 +126,7 @@ def test_a_stream_is_asked_for_like_a_prediction(native: Any, parlour: Parlour) 
         (ask(generation=pb.Generation(top_k=2)), "INVALID_ARGUMENT", "INVALID_INPUT", "generation.top_k"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_details(
+def test_errors_before_a_stream_have_their_details(
     native: Any, request_: pb.GenerateRequest, code: str, reason: str, says: str
 ) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -137,9 +137,9 @@ def test_what_is_wrong_is_told_with_its_details(
 
 
 def test_a_text_that_fails_ends_the_stream_with_its_details(native: Any, failing: Parlour) -> None:
-    stream, told = native.Generate(ask()), []
+    stream, messages = native.Generate(ask()), []
     with pytest.raises(grpc.RpcError) as caught:
-        told.extend(stream)
+        messages.extend(stream)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert from_status(rpc_status.from_call(stream)).reason == "SIDE_FAILED"
     assert failing.server.drain.in_flight == 0
@@ -164,8 +164,8 @@ def test_streams_are_counted(native: Any, parlour: Parlour, failing: Parlour) ->
 def test_tensors_of_a_text_come_in_pieces(tensors: Any) -> None:
     *pieces, last = tensors.ModelStreamInfer(iter([infer("mine")]))
     assert texts(pieces) == WORDS
-    assert [each.infer_response.id for each in [*pieces, last]] == ["mine"] * 5
-    assert [is_final(each) for each in [*pieces, last]] == [False] * 4 + [True]
+    assert [piece.infer_response.id for piece in [*pieces, last]] == ["mine"] * 5
+    assert [is_final(piece) for piece in [*pieces, last]] == [False] * 4 + [True]
     assert texts([last]) == [""]
     assert last.infer_response.model_version == "1"
     assert last.infer_response.parameters["finish_reason"].string_param == "end"
@@ -178,10 +178,10 @@ def test_an_empty_final_response_has_no_outputs(tensors: Any) -> None:
     assert (texts(pieces), is_final(last), len(last.infer_response.outputs)) == (WORDS, True, 0)
 
 
-def test_what_is_no_text_of_one_row_is_answered_at_once(tensors: Any) -> None:
+def test_requests_that_do_not_stream_are_answered_at_once(tensors: Any) -> None:
     requests = [infer("a", task="sst2", field="sentence"), infer("b", rows=2)]
-    found = {each.infer_response.id: each for each in tensors.ModelStreamInfer(iter(requests))}
-    assert all(is_final(each) for each in found.values())
+    found = {response.infer_response.id: response for response in tensors.ModelStreamInfer(iter(requests))}
+    assert all(is_final(response) for response in found.values())
     for request in requests:
         response = found[request.id].infer_response
         response.parameters.pop(FINAL)
@@ -193,11 +193,11 @@ def test_a_request_that_fails_does_not_end_the_stream(tensors: Any) -> None:
     wrong.parameters["priority"].int64_param = 9
     requests = [infer("no such task", task="nope"), wrong, infer("good")]
     found = list(tensors.ModelStreamInfer(iter(requests)))
-    failed = {each.infer_response.id: each.error_message for each in found if each.error_message}
+    failed = {item.infer_response.id: item.error_message for item in found if item.error_message}
     assert failed.keys() == {"no such task", "bad priority"}
     assert failed["no such task"].startswith("there is no task 'nope'")
     assert failed["bad priority"].startswith("parameters.priority: must be 1 (the highest) to 4")
-    assert "".join(texts([each for each in found if not each.error_message])) == "".join(WORDS)
+    assert "".join(texts([item for item in found if not item.error_message])) == "".join(WORDS)
 
 
 def test_requests_of_one_stream_are_answered_side_by_side(tensors: Any, parlour: Parlour) -> None:
@@ -206,10 +206,10 @@ def test_requests_of_one_stream_are_answered_side_by_side(tensors: Any, parlour:
         found = list(tensors.ModelStreamInfer(iter([infer("a"), infer("b", "four five six")])))
     finally:
         parlour.service.slow = 0.0
-    ids = [each.infer_response.id for each in found]
+    ids = [item.infer_response.id for item in found]
     assert ids != sorted(ids)
     for id, text in (("a", "TITLE: ONE TWO THREE"), ("b", "TITLE: FOUR FIVE SIX")):
-        assert "".join(texts([each for each in found if each.infer_response.id == id])) == text
+        assert "".join(texts([item for item in found if item.infer_response.id == id])) == text
 
 
 def test_a_stream_that_is_closed_cancels_its_requests(tensors: Any, slow: Parlour) -> None:
@@ -220,7 +220,7 @@ def test_a_stream_that_is_closed_cancels_its_requests(tensors: Any, slow: Parlou
     wait_until(lambda: not slow.server.drain.in_flight)
 
 
-def test_something_that_is_no_request_ends_the_stream(parlour: Parlour) -> None:
+def test_an_invalid_message_ends_the_stream(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         method: Any = channel.stream_stream
         with pytest.raises(grpc.RpcError, match="not the message"):
@@ -239,7 +239,7 @@ def test_a_client_iterates_and_has_the_result(client: Client) -> None:
     assert client.stream("titles:1", {"body": "one two three"}).result().text == "".join(WORDS)
 
 
-async def test_an_async_client_does_too(parlour: Parlour) -> None:
+async def test_an_async_client_iterates_and_has_the_result(parlour: Parlour) -> None:
     async with AsyncClient(parlour.address) as client, client.stream("titles", "one two three") as stream:
         assert [piece.text async for piece in stream] == WORDS
         assert (await stream.result()).text == "".join(WORDS)
@@ -257,7 +257,7 @@ def test_errors_of_a_stream_are_the_clients(client: Client, failing: Parlour) ->
         client.predict("sst2", ["a"], priority="high")  # type: ignore[arg-type]
 
 
-async def test_errors_of_an_async_stream_are_too(parlour: Parlour) -> None:
+async def test_errors_of_an_async_stream_are_the_clients(parlour: Parlour) -> None:
     async with AsyncClient(parlour.address) as client:
         with pytest.raises(errors.UnknownTaskError):
             await client.stream("titels", "a").result()

@@ -65,7 +65,7 @@ def of_package(kinds: set[type], package: str) -> set[type]:
 
 
 def details(status: Status, kind):
-    return next((kind for each in status.details if each.Unpack(kind)), None)
+    return next((kind for detail in status.details if detail.Unpack(kind)), None)
 
 
 def test_every_error_has_an_example_here() -> None:
@@ -112,13 +112,13 @@ def test_a_bad_field_is_named() -> None:
         serving.TaskOverloaded("sst2", "rows waiting", 9, 8, 0.25),
     ],
 )
-def test_a_shed_caller_is_told_when_to_come_back(error: serving.NotServed) -> None:
+def test_a_rejected_caller_gets_a_retry_delay(error: serving.NotServed) -> None:
     status = status_of(error)
     assert details(status, RetryInfo()).retry_delay.ToMilliseconds() == 250
     assert client_errors.from_status(status).retry_after_s == 0.25
 
 
-def test_an_unforeseen_error_is_bland_and_logged_under_an_id(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_generic_and_logged_with_an_id(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         status = status_of(RuntimeError("secret path /secret/x"))
     request_id = details(status, RequestInfo()).request_id
@@ -134,7 +134,7 @@ def test_an_unforeseen_error_is_bland_and_logged_under_an_id(caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("error", "has_traceback"), [(serving.SideFailed("sst2", 2, "it is slow"), False), (RuntimeError("boom"), True)]
 )
-def test_only_what_nobody_foresaw_is_logged_with_a_traceback(
+def test_only_unexpected_errors_are_logged_with_a_traceback(
     caplog: pytest.LogCaptureFixture, error: Exception, has_traceback: bool
 ) -> None:
     request_id = details(status_of(error), RequestInfo()).request_id

@@ -32,7 +32,7 @@ def read(result: Any) -> dict[str, Any]:
     return {
         "id": response.id,
         "version": response.model_version,
-        "label": [each.decode() for each in label],
+        "label": [text.decode() for text in label],
         "score": score.tolist(),
         "scores": scores.tolist(),
     }
@@ -155,8 +155,8 @@ def main(address: str) -> None:
         "sync": read(client.infer("sst2", [tensor("sentence", TEXTS)], model_version="production", **timed)),
         "async": asyncio.run(ask_async(address)),
         "callback": ask_by_callback(client),
-        "score only": [[each.name for each in only.get_response().outputs], only.as_numpy("score").tolist()],
-        "text": [each.decode() for each in squeezed.as_numpy("text")],
+        "score only": [[output.name for output in only.get_response().outputs], only.as_numpy("score").tolist()],
+        "text": [text.decode() for text in squeezed.as_numpy("text")],
         "live": [client.is_server_live(), client.is_model_ready("sst2"), client.is_model_ready("nope")],
         "ready": [client.is_server_ready(), client.is_model_ready("sst2", "1"), client.is_model_ready("sst2", "2")],
         "metadata": client.get_model_metadata("sst2", as_json=True),

@@ -250,7 +250,7 @@ def test_a_timeout_passes(ask: Ask, parlour: Parlour) -> None:
         parlour.service.slow = 0.0
 
 
-def test_a_shed_call_says_when_to_come_back(ask: Ask, parlour: Parlour) -> None:
+def test_a_rejected_call_has_a_retry_delay(ask: Ask, parlour: Parlour) -> None:
     parlour.service.trouble["sst2"] = Overloaded(9, 8, 0.5)
     try:
         with pytest.raises(errors.OverloadedError) as caught:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulation.told import Context, Sample
+from benchmarks.simulation.pool import Context, Sample
 from serving.cluster.autoscaling import MIN_GROWTH, FleetLoad, LoadPolicy
 
 NOW = 1000.0

@@ -58,7 +58,7 @@ def cache() -> ActivationCache:
     return ActivationCache(1_000_000)
 
 
-def test_what_was_kept_is_found_without_its_padding(cache: ActivationCache) -> None:
+def test_cached_activations_have_no_padding(cache: ActivationCache) -> None:
     keys: list[Key] = [("", (5, 1)), ("", (5, 6, 7, 1))]
     cache.keep(keys, passed(keys))
     for _ in range(2):  # from the pass, and then on its own
@@ -69,12 +69,12 @@ def test_what_was_kept_is_found_without_its_padding(cache: ActivationCache) -> N
             assert known.layers[-1].unique().tolist() == [value_of(key, 99)]
 
 
-def test_tenants_share_nothing(cache: ActivationCache) -> None:
+def test_tenants_share_no_cache_entries(cache: ActivationCache) -> None:
     cache.keep(keys_of(1, salt="one"), passed(keys_of(1, salt="one")))
     assert cache.find(keys_of(1, salt="two") + keys_of(1), None) == [None, None]
 
 
-def test_a_pass_that_stopped_early_serves_those_who_need_no_more(cache: ActivationCache) -> None:
+def test_a_pass_that_stopped_early_is_a_hit_for_requests_of_that_depth(cache: ActivationCache) -> None:
     cache.keep(keys_of(1), passed(keys_of(1), depth=2))
     assert cache.find(keys_of(1), 3) == [None]
     assert cache.find(keys_of(1), None) == [None]
@@ -89,7 +89,7 @@ def test_a_pass_that_stopped_early_serves_those_who_need_no_more(cache: Activati
     assert len(cache) == 1
 
 
-def test_a_fresh_pass_is_not_copied_and_a_copy_outlives_it(cache: ActivationCache) -> None:
+def test_a_new_pass_is_not_copied_and_a_cached_copy_outlives_it(cache: ActivationCache) -> None:
     keys = keys_of(1, 5)
     taps = passed(keys)
     cache.keep(keys, taps)
@@ -103,7 +103,7 @@ def test_a_fresh_pass_is_not_copied_and_a_copy_outlives_it(cache: ActivationCach
     assert known.layers[0].unique().tolist() == [42]
 
 
-def test_traffic_that_comes_once_does_not_drive_out_what_comes_again() -> None:
+def test_inputs_asked_once_do_not_evict_inputs_asked_again() -> None:
     cache = ActivationCache(size_of(2) * 10)
     cache.keep(keys_of(1), passed(keys_of(1)))
     cache.find(keys_of(1), None)
@@ -114,7 +114,7 @@ def test_traffic_that_comes_once_does_not_drive_out_what_comes_again() -> None:
     assert cache.find(keys_of(198), None) != [None]
 
 
-def test_of_what_comes_again_the_least_recently_asked_leaves() -> None:
+def test_of_inputs_asked_again_the_least_recently_used_is_evicted() -> None:
     cache = ActivationCache(size_of(2) * 5)  # four of them may be kept
     for number in range(4):
         cache.keep(keys_of(number), passed(keys_of(number)))
@@ -125,7 +125,7 @@ def test_of_what_comes_again_the_least_recently_asked_leaves() -> None:
     assert [known is not None for known in cache.find(keys_of(0, 1, 2, 3, 9), None)] == [True, False, True, True, True]
 
 
-def test_of_a_pass_too_large_the_first_inputs_are_kept() -> None:
+def test_of_a_pass_larger_than_the_cache_the_first_inputs_are_kept() -> None:
     cache = ActivationCache(size_of(2) * 3)
     keys = keys_of(*range(8))
     cache.keep(keys, passed(keys), first_step_of(keys[2:4]), keys[2:4])
@@ -134,7 +134,7 @@ def test_of_a_pass_too_large_the_first_inputs_are_kept() -> None:
     assert cache.bytes <= cache.limit
 
 
-def test_a_cache_of_nothing_keeps_nothing() -> None:
+def test_a_cache_of_zero_bytes_keeps_nothing() -> None:
     cache = ActivationCache(0)
     cache.keep(keys_of(1), passed(keys_of(1)))
     assert (len(cache), cache.bytes, cache.find(keys_of(1), None)) == (0, 0, [None])
@@ -158,7 +158,7 @@ def test_the_first_decoder_step_is_kept_with_its_input(cache: ActivationCache) -
     assert cache.bytes == before + 3 * ROW_BYTES
 
 
-def test_views_count_with_all_that_they_hold_on_to() -> None:
+def test_a_view_counts_with_its_whole_storage() -> None:
     wide = torch.zeros(BLOCKS + 2, 8, 2, WIDTH)
     embeddings, *blocks, final = (layer[:1] for layer in wide)
     taps = Taps(embeddings=embeddings, blocks=tuple(blocks), mask=torch.ones(1, 2, dtype=torch.bool), final=final)
@@ -205,10 +205,10 @@ class CacheMachine(RuleBasedStateMachine):
         """As the engine does: what is not there comes from a pass and is kept."""
         keys: list[Key] = [("", (*range(number % 4 + 1), number)) for number in numbers]
         known = self.cache.find(keys, depth)
-        for key, each in zip(keys, known, strict=True):
-            if each is not None:
-                self.check(key, each, depth)
-        missing = [key for key, each in zip(keys, known, strict=True) if each is None]
+        for key, entry in zip(keys, known, strict=True):
+            if entry is not None:
+                self.check(key, entry, depth)
+        missing = [key for key, entry in zip(keys, known, strict=True) if entry is None]
         first_keys = missing[::2] if first_step and depth is None else []
         if missing:
             first = first_step_of(first_keys) if first_keys else None

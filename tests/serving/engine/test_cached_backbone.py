@@ -79,7 +79,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
     made.append(shallow(make_resident(backbone, tokenizer, make_spec("shallow", "regression")), backbone))
     if request.param == "stacked":
         bank = SideBank(backbone)
-        made = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+        made = [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
     return made
 
 
@@ -138,18 +138,18 @@ def test_cached_answers_are_the_uncached_ones_and_cost_no_encoder(
 def test_a_batch_of_known_and_new_inputs_runs_the_new_ones(
     engine: Engine, fresh: Engine, residents, tokenizer: Tokenizer, counted: Counted, known: list[int]
 ) -> None:
-    for place in known:
-        engine.predict([row(tokenizer, TEXTS[place], residents[place % len(residents)])])
+    for index in known:
+        engine.predict([row(tokenizer, TEXTS[index], residents[index % len(residents)])])
     for text in (TEXTS, TEXTS[::-1]):
-        rows = [row(tokenizer, each, resident) for each in text for resident in residents]
-        expected = fresh.predict([row(tokenizer, each, resident) for each in text for resident in residents])
+        rows = [row(tokenizer, line, resident) for line in text for resident in residents]
+        expected = fresh.predict([row(tokenizer, line, resident) for line in text for resident in residents])
         counted.take()
         assert same(engine.predict(rows), expected)
         assert counted.take()[0] == len(TEXTS) - len(known)
         known = list(range(len(TEXTS)))
 
 
-def test_a_pass_that_stopped_early_is_run_again_where_more_is_needed(
+def test_a_pass_that_stopped_early_is_run_again_if_deeper_blocks_are_needed(
     engine: Engine, fresh: Engine, residents, tokenizer: Tokenizer, counted: Counted
 ) -> None:
     deep, text, low = residents[2], residents[3], residents[5]
@@ -173,19 +173,19 @@ def test_the_first_decoder_step_is_taken_once(
         assert counted.take() == cost
 
 
-def test_a_known_input_that_speaks_beside_a_new_one_that_does_not(
+def test_a_cached_input_that_needs_the_first_step_in_a_batch_with_a_new_one_that_does_not(
     engine: Engine, fresh: Engine, residents, tokenizer: Tokenizer, counted: Counted
 ) -> None:
     sst2, stars = residents[0], residents[2]
     engine.predict([row(tokenizer, "dull", stars)])
     asked = [("dull", sst2), ("a gripping film", stars)]
-    expected = fresh.predict([row(tokenizer, *each) for each in asked])
+    expected = fresh.predict([row(tokenizer, *pair) for pair in asked])
     counted.take()
-    assert same(engine.predict([row(tokenizer, *each) for each in asked]), expected)
+    assert same(engine.predict([row(tokenizer, *pair) for pair in asked]), expected)
     assert counted.take() == (1, 1)
 
 
-def test_a_swap_forgets_nothing(
+def test_a_swap_keeps_the_activation_cache(
     engine: Engine, fresh: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, counted: Counted
 ) -> None:
     engine.predict([row(tokenizer, "dull", residents[0])])
@@ -196,7 +196,7 @@ def test_a_swap_forgets_nothing(
     assert counted.take() == (0, 0)
 
 
-def test_tenants_share_no_pass(engine: Engine, residents, tokenizer: Tokenizer, counted: Counted) -> None:
+def test_tenants_share_no_cached_pass(engine: Engine, residents, tokenizer: Tokenizer, counted: Counted) -> None:
     engine.predict([row(tokenizer, "dull", residents[2], salt) for salt in ("one", "two", "one")])
     assert counted.take()[0] == 2
     engine.predict([row(tokenizer, "dull", residents[2], "three")])
@@ -219,7 +219,7 @@ def test_what_the_backbone_ran_is_counted_and_nothing_else(backbone: Backbone, r
     assert (read("cache_hits_total"), read("cache_misses_total")) == (2, 2)
 
 
-async def test_the_same_input_asked_at_once_by_many_costs_one_row(
+async def test_equal_inputs_in_one_batch_cost_one_backbone_row(
     backbone: Backbone, residents, tokenizer: Tokenizer, counted: Counted
 ) -> None:
     metrics = Metrics()
@@ -235,7 +235,7 @@ async def test_the_same_input_asked_at_once_by_many_costs_one_row(
 
 @pytest.mark.parametrize("limit", [1_000_000, 40_000, 0])
 @pytest.mark.parametrize("seed", range(2))
-def test_whatever_is_known_a_pass_is_that_of_the_backbone(backbone: Backbone, seed: int, limit: int) -> None:
+def test_a_pass_equals_the_backbones_whatever_is_cached(backbone: Backbone, seed: int, limit: int) -> None:
     dice = random.Random(seed)
     cached = CachedBackbone(backbone, ActivationCache(limit), Metrics())
     inputs = [tuple(range(start, start + dice.randint(1, 9))) for start in range(3, 15)]

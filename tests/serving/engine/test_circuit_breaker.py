@@ -33,7 +33,7 @@ def make(clock: Clock) -> Callable[..., CircuitBreaker]:
     return make_breaker
 
 
-def test_a_version_over_the_limit_is_not_asked_until_the_pause_is_over(
+def test_the_breaker_of_a_failing_version_is_open_until_the_pause_is_over(
     make: Callable[..., CircuitBreaker], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     breaker = make()
@@ -69,7 +69,7 @@ def test_pauses_double_up_to_a_limit_with_back_off(make: Callable[..., CircuitBr
     assert pauses == [min(PAUSE_S * 2**n, MAX_PAUSE_S) for n in range(9)]
 
 
-def test_an_answer_ends_a_row_of_failures(make: Callable[..., CircuitBreaker]) -> None:
+def test_a_success_resets_the_count_of_failures(make: Callable[..., CircuitBreaker]) -> None:
     breaker = make(max_failures=FAILURES)
     for _ in range(3):
         for _ in range(FAILURES - 1):
@@ -81,14 +81,14 @@ def test_an_answer_ends_a_row_of_failures(make: Callable[..., CircuitBreaker]) -
     assert (breaker.explain(BAD) or "").startswith("failed 4 times in a row: boom")
 
 
-def test_failures_do_not_count_where_no_limit_is_set(make: Callable[..., CircuitBreaker]) -> None:
+def test_without_a_limit_failures_open_no_breaker(make: Callable[..., CircuitBreaker]) -> None:
     breaker = make()
     for _ in range(1000):
         breaker.count_outcome(BAD, RuntimeError("boom"))
     assert not breaker.is_open(BAD)
 
 
-def test_versions_that_are_gone_are_forgotten(make: Callable[..., CircuitBreaker]) -> None:
+def test_breakers_of_removed_versions_are_deleted(make: Callable[..., CircuitBreaker]) -> None:
     resident = {BAD, GOOD}
     breaker = make(max_pause_s=MAX_PAUSE_S, is_resident=resident.__contains__)
     for key in (BAD, GOOD):
@@ -98,7 +98,9 @@ def test_versions_that_are_gone_are_forgotten(make: Callable[..., CircuitBreaker
     assert list(breaker._circuits) == [GOOD, ("sst2", 9)]
 
 
-def test_pauses_that_are_over_are_forgotten_without_back_off(make: Callable[..., CircuitBreaker], clock: Clock) -> None:
+def test_without_back_off_a_breaker_is_deleted_after_its_pause(
+    make: Callable[..., CircuitBreaker], clock: Clock
+) -> None:
     breaker = make()
     breaker.check_time(BAD, 2.0)
     clock.now = PAUSE_S

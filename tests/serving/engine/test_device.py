@@ -26,7 +26,7 @@ def config(backbone: Path, **settings: str) -> ServeConfig:
     return ServeConfig.from_values({"backbone": str(backbone), "registry": "memory://", **settings})
 
 
-def test_a_backbone_that_is_larger_than_what_is_free_is_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_larger_than_the_free_memory_is_refused(tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "free_bytes", lambda name: 10_000)
     with pytest.raises(BackboneTooLarge, match=r"needs .* GiB on cpu, .* 0.0 GiB free; .*--quantize int8") as caught:
         check_fits(config(tiny_t5, dtype="float32"), "cpu")
@@ -50,7 +50,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_bytes("cpu") == 4000
 
 
-def test_files_that_idle_in_memory_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_the_file_cache_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4500\n")
@@ -79,7 +79,7 @@ def fail(held: "list[weakref.ref[Load]]") -> None:
     raise KeyError("boom")
 
 
-def test_it_ends_with_its_thread_which_no_process_waits_for() -> None:
+def test_the_thread_is_a_daemon_and_ends_with_its_work() -> None:
     thread = run_apart(threading.current_thread)
     assert thread is not threading.current_thread()
     assert thread.daemon

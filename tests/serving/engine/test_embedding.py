@@ -39,16 +39,16 @@ def infer(parlour: Parlour, request: open_inference_pb2.ModelInferRequest) -> op
         return open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
 
 
-def test_our_own_door_answers_with_the_vector(parlour: Parlour) -> None:
+def test_the_native_service_answers_with_the_vector(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         stub = sidecast_pb2_grpc.SidecastStub(channel)
         response = stub.Predict(pb.PredictRequest(task="meaning", rows=[pb.Row(text=text) for text in TEXTS]))
-    assert [each.WhichOneof("answer") for each in response.answers] == ["embedding"] * 3
-    assert [tuple(each.embedding.values) for each in response.answers] == [vector(text) for text in TEXTS]
+    assert [answer.WhichOneof("answer") for answer in response.answers] == ["embedding"] * 3
+    assert [tuple(answer.embedding.values) for answer in response.answers] == [vector(text) for text in TEXTS]
     assert not response.labels
 
 
-def test_clients_give_embeddings_and_the_spec_says_how_long(parlour: Parlour) -> None:
+def test_clients_return_embeddings_of_the_specs_length(parlour: Parlour) -> None:
     with Client(parlour.address) as client:
         found = client.predict("meaning", TEXTS)
         both = client.predict_tasks(["sst2", "meaning"], TEXTS)
@@ -68,7 +68,7 @@ def test_clients_give_embeddings_and_the_spec_says_how_long(parlour: Parlour) ->
     assert asyncio.run(ask()) == found
 
 
-def test_the_open_door_answers_with_one_tensor_raw_or_typed(parlour: Parlour) -> None:
+def test_open_inference_answers_with_one_tensor_raw_or_typed(parlour: Parlour) -> None:
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="sentence", datatype="BYTES", shape=[3])
     tensor.contents.bytes_contents.extend(text.encode() for text in TEXTS)
     [output] = infer(parlour, open_inference_pb2.ModelInferRequest(model_name="meaning", inputs=[tensor])).outputs
@@ -78,13 +78,13 @@ def test_the_open_door_answers_with_one_tensor_raw_or_typed(parlour: Parlour) ->
 
 def test_triton_reads_it_as_a_matrix(parlour: Parlour) -> None:
     asked = {"address": parlour.address, "task": "meaning", "texts": TEXTS}
-    ran = python(ROOT / "tests" / "triton_rows.py", given=json.dumps(asked))
+    ran = python(ROOT / "tests" / "triton_rows.py", text_input=json.dumps(asked))
     assert ran.returncode == 0, ran.stderr
     found = np.array(json.loads(ran.stdout)["outputs"]["embedding"], np.float32)
     np.testing.assert_array_equal(found, np.array([vector(text) for text in TEXTS], np.float32))
 
 
-def test_metadata_tells_the_dimensions(parlour: Parlour) -> None:
+def test_metadata_has_the_dimensions(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         metadata = stub.ModelMetadata(open_inference_pb2.ModelMetadataRequest(name="meaning"))
@@ -111,8 +111,8 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
     document = done(*words, "--json").document
     assert document["metrics"] == {"recall_at_1": 0.5, "mrr": (1 + 1 + 1 / 2 + 1 / 3) / 4}
     assert (document["rows"], document["score"]) == (4, 0.5)
-    told = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert told == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert lines == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
     assert done(*words).out == "meaning version 1: recall_at_1 0.5000, mrr 0.7083 on 4 rows\n"
 
 

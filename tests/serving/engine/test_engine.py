@@ -1,4 +1,4 @@
-"""The engine on a tiny random T5: a row's answer is its own, whatever batch it is in and whatever its neighbours do."""
+"""The engine on a tiny random T5: a row's answer does not depend on the other rows of its batch."""
 
 import logging
 import random
@@ -140,7 +140,7 @@ def test_several_rows_of_a_broken_side_network_are_logged_once(
 ) -> None:
     broken = raising(make_resident(backbone, tokenizer, make_spec("bad")))
     found = engine.predict([EngineRow(ids_of(tokenizer, text), broken) for text in ("one", "two", "three")])
-    assert all(isinstance(each, SideFailed) for each in found)
+    assert all(isinstance(item, SideFailed) for item in found)
     assert "a rung is missing" in str(found[0])
     assert len(caplog.records) == 1
 
@@ -156,7 +156,9 @@ def test_stages_are_timed(backbone: Backbone, residents, tokenizer: Tokenizer) -
     assert 1 <= counts["decode"] <= 5  # type: ignore[operator]
 
 
-def test_predicting_leaves_the_backbone_and_no_gradients(backbone: Backbone, residents, tokenizer: Tokenizer) -> None:
+def test_predicting_does_not_change_the_backbone_or_make_gradients(
+    backbone: Backbone, residents, tokenizer: Tokenizer
+) -> None:
     before = {name: parameter.clone() for name, parameter in backbone.named_parameters()}
     Engine(backbone).predict(make_rows("uniform", residents, tokenizer))
     for name, parameter in backbone.named_parameters():

@@ -57,11 +57,11 @@ def residents(backbone: Backbone, tokenizer: Tokenizer) -> list[Resident]:
         make_spec("cola"),
     ]
     made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
-    return [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+    return [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
 
 
 def make_rows(residents: Sequence[Resident], tokenizer: Tokenizer, count: int = 8) -> list[EngineRow]:
-    return [EngineRow(ids_of(tokenizer, "x" * place), residents[place % len(residents)]) for place in range(count)]
+    return [EngineRow(ids_of(tokenizer, "x" * index), residents[index % len(residents)]) for index in range(count)]
 
 
 def raising_where(inner: Callable[..., Any], error: Exception, when: Callable[..., bool]) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ def raising_where(inner: Callable[..., Any], error: Exception, when: Callable[..
 
 def same(ours: Sequence[Answer | Exception], theirs: Sequence[Answer | Exception]) -> bool:
     """But for rounding: other batches."""
-    kinds = [type(each) for each in ours] == [type(each) for each in theirs]
+    kinds = [type(outcome) for outcome in ours] == [type(outcome) for outcome in theirs]
     return kinds and all(
         getattr(one, "scores", None) == pytest.approx(getattr(other, "scores", None), abs=1e-4)
         for one, other in zip(ours, theirs, strict=True)
@@ -105,7 +105,7 @@ def test_a_batch_too_large_for_memory_is_split_and_tried_again(
     assert same(engine.predict(make_rows(residents, tokenizer)), expected)
 
 
-def test_what_fails_again_says_so_and_its_other_half_is_answered(
+def test_a_half_that_fails_again_gets_an_error_and_the_other_half_is_answered(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows(residents, tokenizer)
@@ -115,7 +115,7 @@ def test_what_fails_again_says_so_and_its_other_half_is_answered(
     monkeypatch.setattr(engine._cached_backbone, "_encode", broken)
     found = engine.predict(rows)
     assert same(found[:4], expected[:4])
-    assert all(isinstance(each, OutOfMemory) for each in found[4:])
+    assert all(isinstance(item, OutOfMemory) for item in found[4:])
     assert not engine.running
 
 
@@ -154,13 +154,13 @@ def test_out_of_memory_within_a_side_network_is_no_fault_of_its_own(
     assert len(failed) == 2
 
 
-def test_a_step_without_memory_fails_the_youngest_half_at_once_and_the_others_go_on(
+def test_a_step_without_memory_fails_the_newest_half_of_texts_and_continues_the_others(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step had decoded, and some rows had drawn, before it found no memory."""
     hows = [Generation(min_new_tokens=4), Generation(do_sample=True, seed=7, min_new_tokens=4)]
     answerers = [replace(residents[2].answerer, generation=how) for how in hows]
-    rows = [EngineRow(ids_of(tokenizer, "x" * place), residents[2], answerers[place % 2]) for place in range(6)]
+    rows = [EngineRow(ids_of(tokenizer, "x" * index), residents[2], answerers[index % 2]) for index in range(6)]
     expected = Engine(engine.backbone).predict([replace(row) for row in rows])
     delivered: dict[EngineRow, Event] = {}
     drawn: list[object] = []
@@ -187,7 +187,7 @@ def in_beams(resident: Resident) -> Resident:
     return replace(resident, answerer=replace(resident.answerer, generation=Generation(num_beams=2)))  # type: ignore
 
 
-def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
+def test_a_cancellation_while_memory_is_short_happens_after_the_cache_is_emptied(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows(residents[2:3], tokenizer, 2)
@@ -202,7 +202,7 @@ def test_who_leaves_while_memory_is_short_leaves_after_the_cache_made_room(
     assert delivered == {rows[1]: expected[1]}
 
 
-def test_who_leaves_a_beam_search_leaves_the_others_their_texts(
+def test_cancelling_a_beam_search_leaves_the_other_texts_unchanged(
     engine: Engine, residents, tokenizer: Tokenizer
 ) -> None:
     beams = make_rows([in_beams(residents[2])], tokenizer, 3)
@@ -269,7 +269,7 @@ def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
 
 
 def slowed(resident: Resident, clock: Clock, seconds: float) -> Resident:
-    """A module of its own that takes so long."""
+    """A side network that takes this many seconds."""
     encode = resident.side.encode
 
     def slow(taps: Any) -> Any:
@@ -289,7 +289,7 @@ class Delivered:
         self.events += [(row, event, self._clock.now) for row, event in events]
 
 
-def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
+def test_a_slow_side_network_fails_alone_after_the_other_rows_are_answered(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     scoring = [residents[0], residents[1], residents[3]]
@@ -310,7 +310,7 @@ def test_a_slow_side_network_fails_alone_after_its_neighbours_were_told(
     assert [found[id(row)] for row in rows[1:]] == expected[1:]
 
 
-def test_a_slow_side_network_sits_out_and_is_asked_again_later(
+def test_a_slow_side_network_is_paused_and_tried_again_later(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     slow = slowed(make_resident(backbone, tokenizer, make_spec("slow"), seed=5), clock, 6.0)
@@ -318,7 +318,7 @@ def test_a_slow_side_network_sits_out_and_is_asked_again_later(
 
     def ask(resident: Resident) -> Answer | Exception:
         [outcome, neighbour] = engine.predict(
-            [EngineRow(ids_of(tokenizer, "dull"), each) for each in (resident, residents[0])]
+            [EngineRow(ids_of(tokenizer, "dull"), asked) for asked in (resident, residents[0])]
         )
         assert not isinstance(neighbour, Exception)
         return outcome
@@ -333,7 +333,7 @@ def test_a_slow_side_network_sits_out_and_is_asked_again_later(
     assert clock.now > at + 31
 
 
-def test_a_stack_that_is_slow_together_is_nobody_s_fault_and_alone_it_is(
+def test_a_slow_stack_is_no_single_networks_fault_but_a_slow_network_alone_is(
     engine: Engine, residents, tokenizer: Tokenizer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = StackedBatch.encode
@@ -343,13 +343,13 @@ def test_a_stack_that_is_slow_together_is_nobody_s_fault_and_alone_it_is(
         return encode(*args)
 
     monkeypatch.setattr(StackedBatch, "encode", slow)
-    pair = [EngineRow(ids_of(tokenizer, "dull"), residents[place]) for place in (0, 3)]
+    pair = [EngineRow(ids_of(tokenizer, "dull"), residents[index]) for index in (0, 3)]
     assert not any(isinstance(outcome, Exception) for outcome in engine.predict(pair))
     [alone] = engine.predict([EngineRow(ids_of(tokenizer, "dull"), residents[0])])
     assert isinstance(alone, SideFailed)
 
 
-def test_a_slow_side_network_s_text_ends_and_the_others_go_on(
+def test_the_text_of_a_slow_side_network_ends_and_the_others_continue(
     engine: Engine, backbone: Backbone, residents, tokenizer: Tokenizer, clock: Clock
 ) -> None:
     lone = make_resident(backbone, tokenizer, make_spec("slow", "text", max_new_tokens=9), seed=5)
@@ -357,7 +357,7 @@ def test_a_slow_side_network_s_text_ends_and_the_others_go_on(
     rows = [EngineRow(ids_of(tokenizer, "dull"), resident) for resident in (lone, residents[2])]
     expected = engine.predict([replace(row) for row in rows])
     found = engine.predict(
-        [EngineRow(ids_of(tokenizer, "dull"), each) for each in (slowed(lone, clock, 7), residents[2])]
+        [EngineRow(ids_of(tokenizer, "dull"), asked) for asked in (slowed(lone, clock, 7), residents[2])]
     )
     assert isinstance(found[0], SideFailed)
     assert found[1] == expected[1]
@@ -372,17 +372,17 @@ def test_a_stacked_side_network_that_is_broken_leaves_its_neighbours_bit_identic
     specs = [make_spec(name, kind) for name in "abc" for kind in ("classification", "regression", "text")]
     specs = [spec.model_copy(update={"name": f"{spec.name}-{spec.kind}"}) for spec in specs]
     made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
-    stacked = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+    stacked = [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
     rows = make_rows(stacked, tokenizer, 18)
     expected = engine.predict([replace(row) for row in rows])
-    for place in (4, 5, 6):  # of each kind one
-        side: Any = stacked[place].side
+    for index in (4, 5, 6):  # of each kind one
+        side: Any = stacked[index].side
         side.chunk.rows[side.slot].fill_(number)
         if side.head is not None:
             side.head.weight.fill_(number)
     found = engine.predict(rows)
-    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if place % 9 in (4, 5, 6):
-            assert isinstance(one, SideFailed), place
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if index % 9 in (4, 5, 6):
+            assert isinstance(one, SideFailed), index
         else:
             assert one == other

@@ -1,4 +1,4 @@
-"""The engine's turns: scores at once, texts over several and piece by piece, rows that leave, its own faults."""
+"""The engine's steps: scores in one step, texts over several in pieces, cancelled rows, errors of the engine."""
 
 import random
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer, request: pytest.FixtureR
     made = [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
     if request.param == "stacked":
         bank = SideBank(backbone)
-        made = [replace(each, side=bank.add(each.side)) for each in made]  # type: ignore[arg-type]
+        made = [replace(resident, side=bank.add(resident.side)) for resident in made]  # type: ignore[arg-type]
     return made
 
 
@@ -64,7 +64,9 @@ def run(engine: Engine, rows: Sequence[EngineRow], most: int = 60) -> Delivered:
     raise AssertionError("it never ends")
 
 
-def test_scores_are_told_in_their_turn_and_texts_when_they_end(engine: Engine, residents, tokenizer: Tokenizer) -> None:
+def test_scores_are_delivered_in_their_step_and_texts_at_their_end(
+    engine: Engine, residents, tokenizer: Tokenizer
+) -> None:
     ids = ids_of(tokenizer, "a gripping film")
     scored, text = EngineRow(ids, residents[0]), EngineRow(ids, residents[2])
     delivered = Delivered()
@@ -99,7 +101,7 @@ def test_pieces_make_the_whole_text_and_end_with_it(
         assert sum((piece.tokens for piece in pieces), ()) == answer.tokens  # type: ignore[union-attr]
 
 
-def test_a_row_that_is_gone_is_told_nothing_more_and_holds_nothing(
+def test_a_cancelled_row_gets_no_more_events_and_holds_no_memory(
     engine: Engine, residents, tokenizer: Tokenizer
 ) -> None:
     ids = ids_of(tokenizer, "a gripping film")
@@ -107,24 +109,24 @@ def test_a_row_that_is_gone_is_told_nothing_more_and_holds_nothing(
     leaving, staying = EngineRow(ids, residents[3], answerer, streams=True), EngineRow(ids, residents[3], answerer)
     delivered = Delivered()
     assert engine.step([leaving, staying], (), delivered)
-    told = len(delivered.of(leaving))
+    count = len(delivered.of(leaving))
     running = engine.step((), [leaving], delivered)
     while running:
         running = engine.step((), (), delivered)
-    assert len(delivered.of(leaving)) == told
+    assert len(delivered.of(leaving)) == count
     assert isinstance(delivered.of(staying)[-1], TextAnswer)
     assert engine.step((), [leaving, staying], delivered) is False
     assert not engine.running
 
 
-def test_a_row_may_be_gone_before_it_begins(engine: Engine, residents, tokenizer: Tokenizer) -> None:
+def test_a_row_may_be_cancelled_before_it_starts(engine: Engine, residents, tokenizer: Tokenizer) -> None:
     rows = [EngineRow(ids_of(tokenizer, "a"), resident) for resident in residents]
     delivered = Delivered()
     assert engine.step(rows, rows, delivered) is False
     assert delivered.events == []
 
 
-def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
+def test_an_error_of_the_engine_itself_is_raised_and_ends_all_rows(
     engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, delivered = ids_of(tokenizer, "a gripping film"), Delivered()
@@ -145,7 +147,7 @@ def test_a_fault_of_the_engine_s_own_is_raised_and_all_rows_are_forgotten(
 
 
 @pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
-def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
+def test_every_row_ends_once_and_as_if_alone_whatever_joins_and_leaves(
     engine: Engine, residents, tokenizer: Tokenizer, seed: int
 ) -> None:
     dice, delivered, alone = (
@@ -177,7 +179,7 @@ def test_whatever_joins_and_leaves_every_row_ends_once_and_as_if_alone(
             assert endings == alone.predict([replace(row)])
 
 
-def test_a_row_is_asked_once(engine: Engine, residents, tokenizer: Tokenizer) -> None:
+def test_the_same_row_cannot_be_submitted_twice(engine: Engine, residents, tokenizer: Tokenizer) -> None:
     row = EngineRow(ids_of(tokenizer, "a"), residents[0])
     with pytest.raises(ValueError, match="twice"):
         engine.predict([row, row])

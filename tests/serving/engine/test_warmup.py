@@ -46,7 +46,7 @@ def residents(backbone: Backbone, tokenizer: Tokenizer) -> list[Resident]:
     return [make_resident(backbone, tokenizer, spec, seed=seed) for seed, spec in enumerate(specs)]
 
 
-def test_it_runs_one_row_and_several(backbone: Backbone, residents: list[Resident]) -> None:
+def test_warm_up_runs_one_row_and_several(backbone: Backbone, residents: list[Resident]) -> None:
     encoder = Encoder(backbone)
     assert warm_up(backbone, residents, BATCH, LONG, encoder) == len(encoder.shapes)
     assert encoder.shapes == [(1, 8), *shapes_of(BATCH, backbone)]
@@ -60,7 +60,7 @@ def test_on_a_gpu_it_runs_full_batches_within_the_limits_too(backbone: Backbone)
     assert shapes_of(BatchConfig(max_batch_rows=4, max_batch_tokens=16), backbone, full=True)[-1] == (1, 128)
 
 
-def test_every_kind_of_resident_is_asked_in_every_batch(
+def test_every_warm_up_batch_has_every_kind_of_resident(
     backbone: Backbone, residents: list[Resident], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
@@ -76,7 +76,7 @@ def test_every_kind_of_resident_is_asked_in_every_batch(
     assert len(one_of_each(residents)) == 4
 
 
-def test_a_text_is_taken_one_step(
+def test_warm_up_runs_one_step_of_a_text(
     backbone: Backbone, residents: list[Resident], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
@@ -96,7 +96,7 @@ def test_without_residents_the_backbone_alone_is_warmed(backbone: Backbone) -> N
     assert warm_up(backbone, [], BATCH, LONG, encoder) == len(encoder.shapes) == 3
 
 
-def test_it_ends_when_its_time_is_over(
+def test_warm_up_ends_at_its_time_limit(
     backbone: Backbone, residents: list[Resident], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]

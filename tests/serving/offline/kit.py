@@ -1,4 +1,4 @@
-"""A stand-in for Ray, and what tests of whole runs do again and again."""
+"""A stand-in for Ray, and helpers for tests of whole runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from serving.offline.run import Placed, Replicas, Summary, run_batch
 from serving.offline.worker import Replica, ReplicaConfig, as_row
 
 ROWS = 23
-"""Of the dataset."""
+"""Rows of the dataset."""
 
 
 class Ray:
-    """Stands for Ray: the replica works in this process."""
+    """A stand-in for Ray: the replica runs in this process."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
@@ -45,6 +45,7 @@ def names(folder: str | Path) -> list[str]:
 
 
 def refused(wanted: Wanted, kind: type[Exception]) -> str:
+    """Run, expect an error of this kind, and return its one line."""
     with pytest.raises(kind) as caught:
         run(wanted)
     [line] = str(caught.value).splitlines()

@@ -30,7 +30,7 @@ OWN, OTHER, THIRD = 1, 2, 3
 
 
 class House:
-    """One task of three versions, the first of them production's own, on a real engine."""
+    """One task with three versions on a real engine; the alias production is on the first."""
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, spec: TaskSpec | None = None, **shadow: Any) -> None:
         self.backbone, self.tokenizer, self.spec = backbone, tokenizer, spec or make_spec("sst2")
@@ -47,13 +47,13 @@ class House:
         self.route(Route())
 
     def make(self, version: int, seed: int | None = None, **changes: Any) -> Resident:
-        """A version; equal seeds are equal weights."""
+        """Make a version; equal seeds give equal weights."""
         seed = version if seed is None else seed
-        torch.manual_seed(seed)  # the side network's own start draws from torch's
+        torch.manual_seed(seed)  # the initial weights of a side network are drawn from torch's generator
         return make_resident(self.backbone, self.tokenizer, self.spec.model_copy(update=changes), version, seed)
 
     def route(self, route: Route, **residents: Resident) -> None:
-        self.residents |= {each.version: each for each in residents.values()}
+        self.residents |= {resident.version: resident for resident in residents.values()}
         self.generation += 1
         routes = {} if route.is_plain else {"production": route}
         task = task_state(THIRD, {"production": (OWN,)}, name=self.spec.name, routes=routes)
@@ -64,31 +64,31 @@ class House:
         self.pool.replace(state)
 
     async def ask(self, texts: Sequence[str] = TEXTS, **how: Any) -> tuple[int, tuple[Answer, ...]]:
-        found = await predict(self.service, self.spec.name, texts, **how)
-        return found.version, found.answers
+        prediction = await predict(self.service, self.spec.name, texts, **how)
+        return prediction.version, prediction.answers
 
     async def ask_all(self, times: int = 1, **how: Any) -> list[Answer]:
-        """Each text in a request of its own."""
-        found = [await self.ask([text], **how) for _ in range(times) for text in TEXTS]
-        return [answers[0] for _, answers in found]
+        """Ask every text in a request of its own, `times` times."""
+        results = [await self.ask([text], **how) for _ in range(times) for text in TEXTS]
+        return [answers[0] for _, answers in results]
 
     async def settle(self) -> None:
-        """Until nothing is left in shadow."""
-        await asyncio.sleep(0)  # what was answered just now is observed
+        """Wait until no shadow row is left."""
+        await asyncio.sleep(0)  # lets the service pass on its last answers
         async with asyncio.timeout(20):
             while self.shadowing._tasks or self.batcher._shadows or self.batcher._on_device:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     def compared(self) -> Compared:
-        found = self.comparisons.read(self.spec.name, "production")
-        assert found is not None
-        return found
+        compared = self.comparisons.read(self.spec.name, "production")
+        assert compared is not None
+        return compared
 
     def of(self, version: int) -> Comparison:
-        return next(each for each in self.compared().comparisons if each.version == version)
+        return next(comparison for comparison in self.compared().comparisons if comparison.version == version)
 
     def alone(self, version: int, texts: Sequence[str] = TEXTS) -> list[Any]:
-        """What a version answers by itself."""
+        """Return the answers of a version, each row in its own batch."""
         resident = self.residents[version]
         prompts = [resident.spec.render({"sentence": text}) for text in texts]
         rows = [EngineRow(tuple(self.tokenizer.encode(prompt, 128)), resident) for prompt in prompts]
@@ -100,7 +100,7 @@ class House:
 
 
 def breaks(resident: Resident, value: float = float("nan")) -> Resident:
-    """With weights that make no number."""
+    """Fill the weights with `value`, and return the resident."""
     assert isinstance(resident.side, SideNetwork)
     with torch.no_grad():
         for parameter in resident.side.parameters():
@@ -109,7 +109,7 @@ def breaks(resident: Resident, value: float = float("nan")) -> Resident:
 
 
 class Kept:
-    """A batcher that keeps what it is to answer."""
+    """A batcher that only records shadow requests."""
 
     def __init__(self) -> None:
         self.requests: list[ShadowRequest] = []
@@ -119,7 +119,7 @@ class Kept:
 
 
 def seen_of(house: House, **changes: Any) -> Observation:
-    """One row that production's own version answered."""
+    """Return the observation of one row that production's version answered."""
     resident = house.residents[OWN]
     values: dict[str, Any] = {
         "resident": resident,

@@ -196,7 +196,7 @@ def test_a_route_that_changes_begins_a_new_window() -> None:
     assert [each.prompt for each in (comparisons.read("sst2", "production") or before).disagreements] == ["b"]
 
 
-def test_an_alias_without_a_route_has_nothing_to_compare() -> None:
+def test_an_alias_without_a_route_has_no_comparisons() -> None:
     routes = Routes(production=Routed(6, ROUTE, 41))
     comparisons = Comparisons(routes)
     assert comparisons.read("sst2", "canary") is None

@@ -1,4 +1,4 @@
-"""Rows, devices and a clock for tests of the batcher: nothing here computes, and virtual time costs none."""
+"""Rows, workers, devices and a virtual clock for tests of the batcher. Nothing here computes or waits."""
 
 import asyncio
 import random
@@ -22,13 +22,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class FakeRow:
+    """A row with the fields that the batcher reads."""
+
     ids: tuple[int, ...]
     task: str = "sst2"
     weight: int = 1
     alone: bool = False
     salt: str = ""
     steps: int = 0
-    """Steps that its text takes; 0: it generates none."""
+    """Number of steps of its text; 0: it makes no text."""
     streams: bool = False
 
     @property
@@ -47,14 +49,14 @@ def bundles_of(rows: Sequence[FakeRow], priority: int = 2) -> list[Bundle]:
 
 
 class Writer:
-    """A worker that answers a row with itself: at once, or at the end of its text, whose pieces are numbered.
+    """A worker that answers a row with itself, at once or at the end of its text. Pieces are numbers.
 
-    Records every step, and checks that the batcher keeps to the rules.
+    Records every step, and checks that no row comes twice and not too many texts run.
     """
 
     def __init__(self, most: int = 10**9) -> None:
         self.steps: list[tuple[list[FakeRow], list[FakeRow]]] = []
-        """New rows and cancelled ones."""
+        """(new rows, cancelled rows) of every step."""
         self.running: dict[int, FakeRow] = {}
         self.most_running = 0
         self._made: dict[int, int] = {}
@@ -96,7 +98,7 @@ class Writer:
 
 
 class AnswersAtOnce:
-    """A worker whose rows are all answered within their step, by a function of rows to outcomes."""
+    """A worker that answers all rows within their step, by a function from rows to outcomes."""
 
     def __init__(self, predict: Callable[[list[Any]], Sequence[Any]]) -> None:
         self._predict = predict
@@ -108,7 +110,7 @@ class AnswersAtOnce:
 
 
 class Device:
-    """Answers a row with itself. Closed, it keeps a batch until it is opened."""
+    """Answers a row with itself. After `busy`, it holds a batch until `open`."""
 
     def __init__(self) -> None:
         self.batches: list[list[FakeRow]] = []
@@ -137,7 +139,7 @@ class Device:
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Instead of waiting, it moves the clock on."""
+    """A selector that advances the clock instead of waiting."""
 
     now = 0.0
 
@@ -149,7 +151,7 @@ class _Jumping(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only in waiting, and then at once."""
+    """An event loop with virtual time: a wait takes no real time."""
 
     def __init__(self) -> None:
         self._clock = _Jumping()
@@ -160,12 +162,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtually(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine on a `VirtualLoop`."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
 
 
 class TimedDevice(Executor):
-    """Runs steps on a virtual loop: what a step finds out is known when its time has passed."""
+    """Runs steps on a virtual loop: a step returns after `seconds(rows)` of virtual time."""
 
     def __init__(self, seconds: Callable[[Sequence[FakeRow]], float]) -> None:
         self._seconds = seconds
@@ -181,13 +184,13 @@ class TimedDevice(Executor):
 
 
 class StepDevice(Executor):
-    """Keeps a step until it is told to take it."""
+    """Holds a step until `take` runs it."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
 
     def __bool__(self) -> bool:
-        """A step waits."""
+        """Whether a step is held."""
         return bool(self._waiting)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> "Future[Any]":
@@ -220,11 +223,12 @@ def make(
     device: Executor | None = None,
     **changes: Any,
 ) -> Batcher:
+    """Make a batcher with SETTINGS and `changes`."""
     return Batcher(worker, BatchConfig(**SETTINGS | changes), metrics, limits, device)
 
 
 async def settled() -> None:
-    """Let everything happen that can without time passing."""
+    """Run the event loop until nothing can happen without time passing."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -233,12 +237,12 @@ BATCH_S, TOKEN_S = 0.020, 0.001
 
 
 def step_s(rows: Sequence[FakeRow]) -> float:
-    """A device whose time goes by tokens with their padding, and a little for each step."""
-    return BATCH_S + TOKEN_S * len(rows) * max((len(each.ids) for each in rows), default=0)
+    """Seconds of a step: proportional to tokens with padding, plus a constant."""
+    return BATCH_S + TOKEN_S * len(rows) * max((len(row.ids) for row in rows), default=0)
 
 
 class Load:
-    """Requests of one row at a steady rate, and what became of them."""
+    """Sends requests of one row at a steady rate, and counts their outcomes."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
@@ -246,25 +250,26 @@ class Load:
         self.by_task: Counter[str] = Counter()
         self.waits: dict[str, list[float]] = {}
 
-    async def one(self, asked: FakeRow, within_s: float | None, **how: Any) -> None:
+    async def one(self, row: FakeRow, within_s: float | None, **how: Any) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            await self._batcher.submit([asked], deadline=within_s and begun + within_s, **how)
+            await self._batcher.submit([row], deadline=within_s and begun + within_s, **how)
         except (Shed, DeadlineExpired) as error:
             self.outcomes[error.reason] += 1
         else:
             self.outcomes["OK"] += 1
-            self.by_task[asked.task] += 1
-            self.waits.setdefault(asked.task, []).append(loop.time() - begun)
+            self.by_task[row.task] += 1
+            self.waits.setdefault(row.task, []).append(loop.time() - begun)
 
     async def run(self, rows: Iterable[FakeRow], gap_s: float, within_s: float | None = None, **how: Any) -> None:
         async with asyncio.TaskGroup() as group:
-            for asked in rows:
-                group.create_task(self.one(asked, within_s, **how))
+            for row in rows:
+                group.create_task(self.one(row, within_s, **how))
                 await asyncio.sleep(gap_s)
 
 
 def stream_of(count: int, task: str = "sst2", low: int = 10, high: int = 10, seed: int = 0) -> list[FakeRow]:
+    """Return `count` rows of one task with random lengths from `low` to `high`."""
     draw = random.Random(seed)
     return [row(draw.randint(low, high), n, task) for n in range(count)]

@@ -11,23 +11,23 @@ from tests.serving.scheduler.batch_kit import SETTINGS, FakeRow, TimedDevice, ro
 
 STEP_S, TOKEN_S = 0.004, 0.0001
 FIRST = 10**6
-"""First tokens from here on mark rows in shadow."""
+"""A row is a shadow row if its first token is at least this."""
 
 
 def step_s(rows: Sequence[Row]) -> float:
-    return STEP_S + TOKEN_S * sum(len(each.ids) for each in rows)
+    return STEP_S + TOKEN_S * sum(len(row.ids) for row in rows)
 
 
-def in_shadow(asked: FakeRow) -> bool:
-    return asked.ids[0] >= FIRST
+def in_shadow(row: FakeRow) -> bool:
+    return row.ids[0] >= FIRST
 
 
 def shadow_row(length: int, number: int = 0, **changes: Any) -> FakeRow:
     return row(length, FIRST + number, **changes)
 
 
-class Asked(ShadowRequest):
-    """Records what becomes of its rows."""
+class RecordedShadowRequest(ShadowRequest):
+    """A shadow request that records the events of its rows."""
 
     def __init__(self, rows: Sequence[FakeRow]) -> None:
         super().__init__(rows)

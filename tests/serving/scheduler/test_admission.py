@@ -31,7 +31,7 @@ def read(tmp_path: Path, text: str) -> LimitConfig:
     return read_config(NEEDED, environ={}, file=file).limits
 
 
-def test_a_tasks_table_goes_over_what_holds_for_every_task(tmp_path: Path) -> None:
+def test_limits_of_a_task_override_those_of_every_task(tmp_path: Path) -> None:
     limits = read(
         tmp_path,
         "[limits]\nmax_task_rows = 100\n[limits.sst2]\nmax_task_requests = 3\n[limits.cola]\nmax_task_rows = 0",
@@ -70,7 +70,7 @@ def test_the_default_priority_is_one_of_four(priority: int) -> None:
         BatchConfig(default_priority=priority)
 
 
-def test_a_cap_beside_texts_is_no_negative_number() -> None:
+def test_the_token_limit_beside_texts_cannot_be_negative() -> None:
     assert BatchConfig(max_tokens_beside_texts=0).max_tokens_beside_texts == 0
     with pytest.raises(ConfigError, match="max_tokens_beside_texts must be >= 0"):
         BatchConfig(max_tokens_beside_texts=-1)
@@ -95,18 +95,18 @@ def test_tasks_without_limits_are_never_refused() -> None:
     assert limiter.refused([row(10, n, "a") for n in range(1000)], 1.0) == {}
 
 
-def test_a_burst_on_a_server_whose_pace_is_unknown_is_let_in() -> None:
+def test_a_burst_is_admitted_while_throughput_is_unknown() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(step_s))
         load = Load(batcher)
-        await asyncio.gather(*(load.one(each, 5.0) for each in stream_of(50)))
+        await asyncio.gather(*(load.one(asked, 5.0) for asked in stream_of(50)))
         assert load.outcomes == {"OK": 50}
         await batcher.close()
 
     virtually(main())
 
 
-def test_one_that_finds_no_queue_is_tried_however_slow_the_device_was_of_late() -> None:
+def test_a_request_is_admitted_to_an_empty_queue_however_slow_the_device_was() -> None:
     async def main() -> None:
         speed = {"slow": 100.0}
         device = TimedDevice(lambda rows: step_s(rows) * speed.get("slow", 1.0))
@@ -121,7 +121,7 @@ def test_one_that_finds_no_queue_is_tried_however_slow_the_device_was_of_late() 
     virtually(main())
 
 
-def test_what_comes_too_late_says_how_long_it_takes_and_when_to_come_back() -> None:
+def test_a_request_rejected_as_late_gets_the_expected_time_and_a_retry_delay() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(step_s))
         waiting = asyncio.create_task(batcher.submit(stream_of(90)))

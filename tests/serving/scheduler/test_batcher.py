@@ -1,4 +1,4 @@
-"""The batcher on a fake device that records its batches and finishes them when told."""
+"""The batcher on a fake device that records its batches and finishes them on demand."""
 
 import asyncio
 import threading
@@ -63,11 +63,11 @@ async def test_requests_that_come_while_the_device_works_share_a_batch_across_ta
     await asyncio.sleep(0.01)
     device.open()
     await asyncio.gather(first, *waiting)
-    assert [[each.task for each in batch] for batch in device.batches] == [["sst2", "cola", "stsb"]]
+    assert [[row.task for row in batch] for batch in device.batches] == [["sst2", "cola", "stsb"]]
     await batcher.close()
 
 
-def test_an_idle_device_waits_for_company_but_not_long() -> None:
+def test_an_idle_device_waits_for_more_rows_but_not_long() -> None:
     device = Device()
 
     async def wait() -> None:
@@ -109,7 +109,7 @@ async def test_newer_rows_of_a_better_length_cannot_starve_an_old_one(device: De
     await asyncio.sleep(0.01)
     device.open()
     await asyncio.gather(first, *odd, *crowd)
-    assert any(len(each.ids) == 90 for each in device.batches[0])
+    assert any(len(row.ids) == 90 for row in device.batches[0])
     await batcher.close()
 
 
@@ -121,7 +121,7 @@ async def test_only_the_oldest_rows_are_looked_at(device: Device) -> None:
     await asyncio.sleep(0.01)
     device.open()
     await asyncio.gather(first, *waiting)
-    assert [len(each.ids) for each in device.batches[0]] == [49, 50]  # not the newest, which is a perfect match
+    assert [len(row.ids) for row in device.batches[0]] == [49, 50]  # not the newest, which is a perfect match
     assert device.batches[0][1].ids[0] == 0
     await batcher.close()
 
@@ -132,7 +132,7 @@ async def test_rows_of_one_request_with_the_same_tokens_are_one_backbone_row(dev
     rows = [FakeRow((7, 8, 9), f"task{n}") for n in range(6)] + [FakeRow((1, 2), f"task{n}") for n in range(6)]
     assert await batcher.submit(rows) == rows
     assert sizes(device) == [6, 6]
-    assert all(len({each.ids for each in batch}) == 1 for batch in device.batches)
+    assert all(len({row.ids for row in batch}) == 1 for batch in device.batches)
     await batcher.close()
 
 
@@ -148,11 +148,11 @@ async def test_a_cancelled_request_leaves_the_queue_and_frees_its_slots(device: 
     assert batcher.queued_rows == 1
     device.open()
     await asyncio.gather(first, *stay)
-    assert [each.ids[0] for batch in device.batches for each in batch] == [3]
+    assert [row.ids[0] for batch in device.batches for row in batch] == [3]
     await batcher.close()
 
 
-async def test_a_request_cancelled_on_the_device_disturbs_nobody(device: Device) -> None:
+async def test_a_request_cancelled_on_the_device_does_not_affect_others(device: Device) -> None:
     batcher = make(device)
     first = await device.busy(batcher)
     first.cancel()
@@ -163,7 +163,7 @@ async def test_a_request_cancelled_on_the_device_disturbs_nobody(device: Device)
     await batcher.close()
 
 
-async def test_an_expired_request_is_told_at_its_deadline_and_never_batched(device: Device) -> None:
+async def test_an_expired_request_fails_at_its_deadline_and_is_never_batched(device: Device) -> None:
     batcher = make(device)
     first = await device.busy(batcher)
     late = start(batcher, [row(3, 1)], deadline=time.monotonic() + 0.05)
@@ -173,7 +173,7 @@ async def test_an_expired_request_is_told_at_its_deadline_and_never_batched(devi
     assert batcher.queued_rows == 1
     device.open()
     await asyncio.gather(first, *stay)
-    assert [each.ids[0] for batch in device.batches for each in batch] == [2]
+    assert [row.ids[0] for batch in device.batches for row in batch] == [2]
     await batcher.close()
 
 
@@ -203,14 +203,14 @@ async def test_a_full_queue_sheds_with_a_retry_hint(device: Device) -> None:
     await batcher.close()
 
 
-async def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(device: Device) -> None:
+async def test_a_request_larger_than_the_queue_is_admitted_if_the_queue_is_empty(device: Device) -> None:
     batcher = make(device, max_queued_rows=3)
     rows = [row(2, n) for n in range(10)]
     assert await batcher.submit(rows) == rows
     await batcher.close()
 
 
-async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Device, monkeypatch) -> None:
+async def test_an_error_of_the_batcher_itself_ends_all_waiting_requests(device: Device, monkeypatch) -> None:
     batcher = make(device)
     with monkeypatch.context() as patch:
         patch.setattr("serving.scheduler.selection.choose", lambda *_: 1 / 0)
@@ -221,7 +221,7 @@ async def test_a_fault_of_the_batcher_itself_leaves_nobody_waiting(device: Devic
     await batcher.close()
 
 
-async def test_close_fails_what_waits(device: Device) -> None:
+async def test_close_fails_waiting_requests(device: Device) -> None:
     batcher = make(device)
     first = await device.busy(batcher)
     waiting = start(batcher, [row(3, 1)])
@@ -233,7 +233,7 @@ async def test_close_fails_what_waits(device: Device) -> None:
     device.open()
 
 
-async def test_within_leaves_other_timeouts_alone() -> None:
+async def test_within_does_not_change_other_timeouts() -> None:
     with pytest.raises(TimeoutError, match="mine"):
         async with within(time.monotonic() + 60):
             raise TimeoutError("mine")

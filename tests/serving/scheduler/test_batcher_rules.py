@@ -21,7 +21,7 @@ ROWS, TOKENS, RUNNING = 4, 60, 3
 
 
 class Watched(Writer):
-    """Also checks each batch against the budgets, that bundles are whole, and fails when told."""
+    """Also checks each batch against the budgets, that bundles are whole, and fails on demand."""
 
     def __init__(self) -> None:
         super().__init__(RUNNING)
@@ -33,12 +33,12 @@ class Watched(Writer):
         if self.fails:
             self.running.clear()
             raise MemoryError("told to fail")
-        inputs = {each.ids for each in rows}
-        weight = sum(each.weight for each in rows if each.weight <= RUNNING)  # a text too heavy to fit goes beside them
-        tokens = len(inputs) * max((len(each.ids) for each in rows), default=0)
+        inputs = {row.ids for row in rows}
+        weight = sum(row.weight for row in rows if row.weight <= RUNNING)  # a text too heavy to fit goes beside them
+        tokens = len(inputs) * max((len(row.ids) for row in rows), default=0)
         assert len(inputs) <= 1 or (weight <= ROWS and tokens <= TOKENS), "over the budget"
-        for each in rows:
-            bundle = [other for other in self.asked[id(each)] if other.ids == each.ids and not each.alone]
+        for asked in rows:
+            bundle = [other for other in self.asked[id(asked)] if other.ids == asked.ids and not asked.alone]
             assert not any(id(other) in self._known for other in bundle), "a bundle was split"
         return super().step(rows, cancelled, deliver)
 
@@ -70,8 +70,8 @@ class Rules(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def begin(self, rows: list[FakeRow], work: Coroutine[Any, Any, Any]) -> None:
-        for each in rows:
-            self.writer.asked[id(each)] = rows
+        for asked in rows:
+            self.writer.asked[id(asked)] = rows
         task = self.loop.create_task(work)
         self.tasks.append((task, rows))
         self.run(settled())
@@ -134,10 +134,10 @@ class Rules(RuleBasedStateMachine):
 
     @invariant()
     def what_ended_ended_well(self) -> None:
-        for task, _ in [each for each in self.tasks if each[0].done()]:
+        for task, _ in [entry for entry in self.tasks if entry[0].done()]:
             error = None if task.cancelled() else task.exception()
             assert error is None or isinstance(error, (Shed, DeadlineExpired, MemoryError)), repr(error)
-        self.tasks = [each for each in self.tasks if not each[0].done()]
+        self.tasks = [entry for entry in self.tasks if not entry[0].done()]
 
     @invariant()
     def counts_are_within_bounds(self) -> None:

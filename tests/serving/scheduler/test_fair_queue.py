@@ -54,7 +54,7 @@ def test_turns_are_weighted_by_tokens() -> None:
     assert Counter(served(queue, 80)) == {"long": 20, "short": 60}
 
 
-def test_a_task_gets_nothing_for_the_time_it_did_not_wait() -> None:
+def test_a_task_gains_no_credit_while_its_queue_is_empty() -> None:
     queue = RowQueue()
     add(queue, "busy", 200)
     served(queue, 100)
@@ -62,7 +62,7 @@ def test_a_task_gets_nothing_for_the_time_it_did_not_wait() -> None:
     assert Counter(served(queue, 60)) == {"busy": 30, "late": 30}
 
 
-def test_rows_that_leave_unserved_cost_nothing() -> None:
+def test_removed_rows_are_not_charged() -> None:
     queue = RowQueue()
     gone = add(queue, "unlucky", 50)
     add(queue, "other", 50)
@@ -71,7 +71,7 @@ def test_rows_that_leave_unserved_cost_nothing() -> None:
     assert Counter(served(queue, 40)) == {"unlucky": 20, "other": 20}
 
 
-def test_tasks_that_have_nothing_waiting_are_forgotten_once_they_owe_nothing() -> None:
+def test_tasks_with_an_empty_queue_are_deleted_once_their_tags_are_reached() -> None:
     queue = RowQueue()
     order = queue.orders[2]
     add(queue, "steady", 10**4)
@@ -116,7 +116,7 @@ def test_a_bundle_waits_with_the_busiest_of_its_tasks_and_each_pays_its_share() 
     assert "hot" in served(queue, 3)
 
 
-def test_what_a_text_costs_while_it_is_made_is_charged_too() -> None:
+def test_the_steps_of_a_running_text_are_charged_too() -> None:
     queue = RowQueue()
     add(queue, "writes", 100)
     add(queue, "other", 100)
@@ -125,7 +125,7 @@ def test_what_a_text_costs_while_it_is_made_is_charged_too() -> None:
     assert served(queue, 10) == ["other"] * 10
 
 
-def test_nobody_owes_anything_when_nothing_waits() -> None:
+def test_an_empty_queue_resets_all_tags() -> None:
     queue = RowQueue()
     queue.orders[2].charge("writes", 10**9)
     add(queue, "writes", 2)
@@ -135,7 +135,7 @@ def test_nobody_owes_anything_when_nothing_waits() -> None:
     assert Counter(served(queue, 40)) == {"writes": 20, "other": 20}
 
 
-def test_texts_wait_in_lines_of_their_own() -> None:
+def test_texts_wait_in_a_separate_queue() -> None:
     queue = RowQueue()
     add(queue, "titles", 3, steps=4)
     add(queue, "sst2", 2)
@@ -144,17 +144,17 @@ def test_texts_wait_in_lines_of_their_own() -> None:
     assert served(queue, 3, line=TEXTS) == ["titles"] * 3
 
 
-def test_a_window_is_what_one_at_a_time_would_be() -> None:
-    queue, again = RowQueue(), RowQueue()
-    for each in (queue, again):
+def test_a_window_equals_taking_bundles_one_at_a_time() -> None:
+    queue, same = RowQueue(), RowQueue()
+    for filled in (queue, same):
         draw = random.Random(3)
         for n in range(60):
-            add(each, f"task{draw.randrange(5)}", 1, length=draw.randrange(1, 30), salt=str(n))
+            add(filled, f"task{draw.randrange(5)}", 1, length=draw.randrange(1, 30), salt=str(n))
     window = [bundle.owner for _, _, bundle in queue.orders[2].window(SCORES, 60)]
-    assert window == served(again, 60)
+    assert window == served(same, 60)
 
 
-def test_how_much_is_ahead_of_a_newcomer() -> None:
+def test_the_rows_ahead_of_a_new_request_are_counted() -> None:
     queue = RowQueue()
     assert queue.ahead_of(2, "light", 10) == 0
     add(queue, "hot", 100)
@@ -196,7 +196,7 @@ def test_counts_are_right_after_whatever_happened_and_tags_never_fall(steps: lis
                 batch = [bundle for line in (SCORES, TEXTS) for _, _, bundle in order.window(line, how[0])]
                 if batch:
                     queue.serve(batch)
-                    waiting = [each for each in waiting if each not in batch]
+                    waiting = [waiter for waiter in waiting if waiter not in batch]
         assert len(queue) == len(waiting)
         assert (queue.rows, queue.tokens) == (sum(b.weight for b in waiting), sum(b.tokens for b in waiting))
         for order in queue.orders.values():

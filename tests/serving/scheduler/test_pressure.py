@@ -1,4 +1,4 @@
-"""The batcher under more than it can answer, on a device and a clock of its own: who is answered, and in time.
+"""The batcher under overload, on a virtual clock: which requests are answered, and in time.
 
 No test waits: time passes at once, and no figure depends on this machine.
 """
@@ -80,7 +80,7 @@ def test_without_pressure_nothing_is_shed() -> None:
     virtually(main())
 
 
-def test_company_is_waited_for_only_where_it_comes() -> None:
+def test_the_device_waits_for_more_rows_only_if_they_usually_come() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s), max_wait_s=0.01)
@@ -103,7 +103,7 @@ def test_company_is_waited_for_only_where_it_comes() -> None:
     virtually(main())
 
 
-def test_a_row_that_would_expire_during_its_batch_does_not_take_its_place() -> None:
+def test_a_row_that_would_expire_during_its_batch_is_not_batched() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s), max_batch_rows=2)
@@ -115,7 +115,7 @@ def test_a_row_that_would_expire_during_its_batch_does_not_take_its_place() -> N
             await asyncio.sleep(0.001)
             group.create_task(load.one(row(10, 99, "tight"), 0.065))  # a turn of two takes 0.040
         assert load.outcomes == {"OK": 9, "TOO_SLOW": 1}
-        assert not any(each.task == "tight" for batch in writer.batches for each in batch)
+        assert not any(row.task == "tight" for batch in writer.batches for row in batch)
         await batcher.close()
 
     virtually(main())
@@ -194,7 +194,7 @@ def test_priorities_are_strict() -> None:
             batcher.submit([row(2, 0, "first")]),
             *(batcher.submit(stream_of(20, f"level {level}"), priority=level) for level in (4, 1, 3, 0, 2)),
         )
-        order = [each.task for batch in writer.batches for each in batch if each.task != "first"]
+        order = [row.task for batch in writer.batches for row in batch if row.task != "first"]
         firsts = list(dict.fromkeys(order))
         assert firsts[0] == "level 1"
         assert firsts[-2:] == ["level 3", "level 4"]
@@ -207,7 +207,7 @@ def test_priorities_are_strict() -> None:
     virtually(main())
 
 
-def test_lower_priorities_fill_what_higher_ones_leave_of_a_batch() -> None:
+def test_lower_priorities_fill_the_rest_of_a_batch() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s))
@@ -216,7 +216,7 @@ def test_lower_priorities_fill_what_higher_ones_leave_of_a_batch() -> None:
             batcher.submit(stream_of(5, "high"), priority=1),
             batcher.submit(stream_of(9, "low"), priority=4),
         )
-        assert [Counter(each.task for each in batch) for batch in writer.batches] == [
+        assert [Counter(row.task for row in batch) for batch in writer.batches] == [
             {"high": 5, "first": 1, "low": 2},
             {"low": 7},
         ]
@@ -229,7 +229,7 @@ def test_lower_priorities_fill_what_higher_ones_leave_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("stalled", [1, 2])
-def test_one_turn_that_stalls_does_not_make_it_shed_for_ever(stalled: int) -> None:
+def test_one_stalled_step_does_not_cause_rejections_for_ever(stalled: int) -> None:
     async def main() -> None:
         turns = iter(range(1, 10**6))
         device = TimedDevice(lambda rows: 6.0 if next(turns) == stalled else step_s(rows))
@@ -245,7 +245,7 @@ def test_one_turn_that_stalls_does_not_make_it_shed_for_ever(stalled: int) -> No
     virtually(main())
 
 
-def test_turns_that_fail_teach_no_pace() -> None:
+def test_failed_steps_do_not_count_for_throughput() -> None:
     async def main() -> None:
         writer = Writer()
 
@@ -255,7 +255,7 @@ def test_turns_that_fail_teach_no_pace() -> None:
         batcher = make(writer, device=TimedDevice(step_s), max_batch_rows=2)
         writer.step = fail  # type: ignore[method-assign]
         outcomes = await batcher.submit(stream_of(8))
-        assert all(isinstance(each, MemoryError) for each in outcomes)
+        assert all(isinstance(outcome, MemoryError) for outcome in outcomes)
         assert not batcher._estimates.throughput.is_known
         await batcher.close()
 

@@ -1,4 +1,4 @@
-"""Texts on a device that has more to do than it can, on a clock of the tests' own: who is answered, and in time."""
+"""Texts on an overloaded device, on a virtual clock: which requests are answered, and in time."""
 
 import asyncio
 import random
@@ -21,7 +21,7 @@ from tests.serving.scheduler.batch_kit import (
 )
 
 
-def test_a_hot_task_of_scores_does_not_slow_texts_without_end() -> None:
+def test_a_hot_task_of_scores_cannot_slow_texts_for_ever() -> None:
     """While a text is made, a turn takes no more new tokens than `max_tokens_beside_texts`, or one input."""
 
     async def main() -> None:
@@ -46,7 +46,7 @@ def test_a_hot_task_of_scores_does_not_slow_texts_without_end() -> None:
     virtually(main())
 
 
-def test_no_cap_beside_texts_is_that_of_a_batch() -> None:
+def test_without_a_limit_beside_texts_that_of_a_batch_holds() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(step_s), max_queued_rows=10**6, max_tokens_beside_texts=0)
@@ -81,7 +81,7 @@ def test_a_text_too_heavy_to_ever_fit_starts_beside_others_rows(priority: int) -
         light = asyncio.create_task(batcher.submit([row(6, 2, "light", steps=5)]))
         await asyncio.gather(heavy, light)
         assert not hot.done()
-        assert any({each.task for each in batch} > {"hot"} for batch in writer.batches)
+        assert any({row.task for row in batch} > {"hot"} for batch in writer.batches)
         await hot
         await batcher.close()
 
@@ -113,7 +113,7 @@ def test_goodput_of_texts_under_too_much_load_stays_near_capacity(over: float, w
     virtually(main())
 
 
-def test_a_text_for_which_there_is_a_place_is_tried_however_long_others_took() -> None:
+def test_a_text_is_admitted_to_a_free_slot_however_long_others_took() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(lambda rows: 0.02), max_running_rows=4)
         await batcher.submit([row(5, 1, "titles", steps=100)])
@@ -127,7 +127,7 @@ def test_a_text_for_which_there_is_a_place_is_tried_however_long_others_took() -
     virtually(main())
 
 
-def test_a_waiting_text_that_cannot_end_in_time_gives_its_place_to_one_that_can() -> None:
+def test_a_waiting_text_that_cannot_end_in_time_is_rejected_for_one_that_can() -> None:
     async def main() -> None:
         writer = Writer()
         batcher = make(writer, device=TimedDevice(lambda rows: 0.02), max_running_rows=1)
@@ -140,13 +140,13 @@ def test_a_waiting_text_that_cannot_end_in_time_gives_its_place_to_one_that_can(
             await asyncio.sleep(0.001)
             group.create_task(load.one(row(5, 4, "patient", steps=10), None))
         assert load.outcomes == {"OK": 2, "TOO_SLOW": 1}
-        assert not any(each.task == "tight" for batch in writer.batches for each in batch)
+        assert not any(row.task == "tight" for batch in writer.batches for row in batch)
         await batcher.close()
 
     virtually(main())
 
 
-def test_a_light_tasks_text_is_not_refused_for_what_a_hot_one_has_waiting() -> None:
+def test_the_backlog_of_a_hot_task_does_not_reject_a_light_tasks_text() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(lambda rows: 0.02), max_running_rows=2, max_queued_rows=10**6)
         await batcher.submit([row(5, 1, "hot", steps=10)])

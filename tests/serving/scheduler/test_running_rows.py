@@ -36,14 +36,14 @@ class House:
         return asyncio.create_task(self.batcher.submit(rows, **how))
 
 
-async def told(batcher: Batcher, asked: FakeRow, **how: Any) -> list[Any]:
+async def collected(batcher: Batcher, asked: FakeRow, **how: Any) -> list[Any]:
     async with aclosing(batcher.stream(asked, **how)) as events:
         return [event.text if isinstance(event, Piece) else event async for event in events]
 
 
 async def test_pieces_come_in_order_and_last_the_answer() -> None:
     house, asked = House(), text(3)
-    stream = asyncio.create_task(told(house.batcher, asked))
+    stream = asyncio.create_task(collected(house.batcher, asked))
     await house.step(3)
     assert await stream == ["1 ", "2 ", "3 ", asked]
     await settled()
@@ -51,7 +51,7 @@ async def test_pieces_come_in_order_and_last_the_answer() -> None:
     await house.batcher.close()
 
 
-async def test_a_piece_is_told_in_the_turn_that_made_it() -> None:
+async def test_a_piece_is_delivered_in_the_step_that_made_it() -> None:
     house = House()
     async with aclosing(house.batcher.stream(text(9))) as events:
         for n in range(1, 4):
@@ -63,7 +63,7 @@ async def test_a_piece_is_told_in_the_turn_that_made_it() -> None:
 
 async def test_a_row_that_makes_no_text_can_be_streamed_too() -> None:
     house, asked = House(), row(4)
-    stream = asyncio.create_task(told(house.batcher, asked))
+    stream = asyncio.create_task(collected(house.batcher, asked))
     await house.step()
     assert await stream == [asked]
     await house.batcher.close()
@@ -97,14 +97,14 @@ async def test_scoring_rows_are_answered_while_texts_run() -> None:
 
 
 async def test_rows_answered_early_in_a_turn_do_not_wait_for_its_end() -> None:
-    """What is delivered is told at once, though the turn goes on."""
+    """A delivered answer reaches the caller at once, before the step ends."""
     answered, loop = asyncio.Event(), asyncio.get_running_loop()
 
     class Slow:
         def step(self, rows: list[FakeRow], cancelled: list[FakeRow], deliver: Deliver) -> bool:
             deliver([(rows[0], "early")])
             asyncio.run_coroutine_threadsafe(answered.wait(), loop).result(10)
-            deliver([(each, "late") for each in rows[1:]])
+            deliver([(row, "late") for row in rows[1:]])
             return False
 
     batcher = make(Slow())
@@ -116,7 +116,7 @@ async def test_rows_answered_early_in_a_turn_do_not_wait_for_its_end() -> None:
     await batcher.close()
 
 
-async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> None:
+async def test_running_texts_are_limited_and_other_rows_overtake_waiting_texts() -> None:
     metrics = Metrics()
     house = House(metrics, max_running_rows=4)
     texts = [house.start(text(3, n, weight=2)) for n in range(3)]
@@ -127,7 +127,7 @@ async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> N
     assert metrics.registry.get_sample_value("sidecast_running_rows") == 4
     assert house.batcher.queued_rows == 2
     await house.step(2)
-    assert [each.done() for each in texts] == [True, True, False]
+    assert [text.done() for text in texts] == [True, True, False]
     await house.step(3)
     assert texts[2].done()
     assert metrics.registry.get_sample_value("sidecast_running_rows") == 0
@@ -135,7 +135,7 @@ async def test_only_so_many_texts_run_and_others_overtake_those_that_wait() -> N
     await house.batcher.close()
 
 
-async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_ever() -> None:
+async def test_a_text_heavier_than_the_limit_runs_alone_and_is_not_starved() -> None:
     house = House(max_running_rows=4)
     before = house.start(text(3, 1))
     await house.step()
@@ -151,7 +151,7 @@ async def test_a_text_heavier_than_the_room_runs_alone_and_is_not_overtaken_for_
     await house.batcher.close()
 
 
-async def test_texts_of_a_lower_priority_do_not_overtake_one_that_waits_for_room() -> None:
+async def test_texts_of_a_lower_priority_do_not_overtake_a_waiting_text() -> None:
     house = House(max_running_rows=2)
     first = house.start(text(3, 1))
     await house.step()
@@ -180,13 +180,13 @@ async def test_closing_the_iterator_cancels_the_row_and_frees_its_slot() -> None
     assert house.batcher.running_rows == 1  # until a turn has let it go
     await house.step(2)
     assert other.done()
-    assert any(asked is each for _, cancelled in house.writer.steps for each in cancelled)
+    assert any(asked is cancelled_row for _, cancelled in house.writer.steps for cancelled_row in cancelled)
     await settled()
     assert (house.batcher.running_rows, house.batcher.queued_rows, bool(house.device)) == (0, 0, False)
     await house.batcher.close()
 
 
-async def test_a_cancelled_request_takes_its_running_text_along() -> None:
+async def test_cancelling_a_request_ends_its_running_text() -> None:
     house = House()
     task = house.start(text(50))
     await house.step()
@@ -198,7 +198,7 @@ async def test_a_cancelled_request_takes_its_running_text_along() -> None:
     await house.batcher.close()
 
 
-async def test_a_text_that_ends_in_the_turn_in_which_it_is_left_is_nobodys() -> None:
+async def test_a_text_that_ends_in_the_step_of_its_cancellation_is_dropped() -> None:
     house = House()
     task = house.start(text(1))
     await settled()
@@ -209,12 +209,12 @@ async def test_a_text_that_ends_in_the_turn_in_which_it_is_left_is_nobodys() -> 
     await house.batcher.close()
 
 
-def test_a_text_that_runs_at_its_deadline_leaves() -> None:
+def test_a_running_text_is_cancelled_at_its_deadline() -> None:
     async def main() -> None:
         metrics, writer = Metrics(), Writer()
         batcher = make(writer, metrics, device=TimedDevice(lambda rows: 0.1))
         with pytest.raises(DeadlineExpired):
-            await told(batcher, text(50), deadline=0.35)
+            await collected(batcher, text(50), deadline=0.35)
         assert asyncio.get_running_loop().time() == pytest.approx(0.35)
         await asyncio.sleep(0.2)
         assert writer.running == {}
@@ -224,7 +224,7 @@ def test_a_text_that_runs_at_its_deadline_leaves() -> None:
     virtually(main())
 
 
-def test_the_time_that_a_consumer_takes_between_pieces_is_its_own() -> None:
+def test_a_slow_consumer_of_pieces_does_not_slow_the_device() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(lambda rows: 0.1))
         async with aclosing(batcher.stream(text(3), deadline=1.0)) as events:
@@ -236,17 +236,17 @@ def test_the_time_that_a_consumer_takes_between_pieces_is_its_own() -> None:
     virtually(main())
 
 
-async def test_a_turn_that_raises_ends_every_row_that_the_device_had_and_no_other() -> None:
+async def test_a_step_that_raises_ends_all_rows_on_the_device_and_no_others() -> None:
     class Fails(Writer):
         def step(self, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
-            if any(each.task == "bad" for each in rows):
+            if any(row.task == "bad" for row in rows):
                 self.running.clear()
                 raise MemoryError("out of it")
             return super().step(rows, cancelled, deliver)
 
     device = StepDevice()
     batcher = make(Fails(), device=device, max_batch_rows=1)
-    running = asyncio.create_task(told(batcher, text(9)))
+    running = asyncio.create_task(collected(batcher, text(9)))
     await settled()
     device.take()
     bad = asyncio.create_task(batcher.submit([row(3, task="bad")]))
@@ -278,7 +278,7 @@ async def test_rows_that_a_worker_loses_end_with_an_error_not_a_hang() -> None:
 
 async def test_closing_fails_running_texts() -> None:
     house = House()
-    stream = asyncio.create_task(told(house.batcher, text(9)))
+    stream = asyncio.create_task(collected(house.batcher, text(9)))
     whole = house.start(text(9, 2))
     await house.step()
     await house.batcher.close()

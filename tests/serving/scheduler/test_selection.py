@@ -20,7 +20,9 @@ def waste(batch: list[Bundle]) -> tuple[int, int]:
 
 
 def fits(batch: list[Bundle], config: BatchConfig) -> bool:
-    return sum(each.weight for each in batch) <= config.max_batch_rows and waste(batch)[1] <= config.max_batch_tokens
+    return (
+        sum(bundle.weight for bundle in batch) <= config.max_batch_rows and waste(batch)[1] <= config.max_batch_tokens
+    )
 
 
 def test_rows_of_the_same_tokens_are_a_bundle_and_rows_that_stand_alone_are_not() -> None:
@@ -81,7 +83,7 @@ def test_a_batch_holds_the_first_and_keeps_to_its_budgets(
     rows: list[FakeRow], most_rows: int, most_tokens: int, cost: int
 ) -> None:
     config = BatchConfig(max_batch_rows=most_rows, max_batch_tokens=most_tokens, batch_cost_tokens=cost)
-    window = [bundle for each in rows for bundle in bundles_of([each])]
+    window = [bundle for row in rows for bundle in bundles_of([row])]
     batch = choose(window, config)
     assert window[0] in batch
     assert len(set(batch)) == len(batch)
@@ -100,13 +102,13 @@ def test_a_batch_holds_the_first_and_keeps_to_its_budgets(
 )
 def test_no_run_of_lengths_is_worth_more_than_the_one_chosen(rows: list[FakeRow], cost: int, padded: float) -> None:
     config = BatchConfig(max_batch_rows=6, max_batch_tokens=150, batch_cost_tokens=cost, padding_cost=padded)
-    window = [bundle for n, each in enumerate(rows) for bundle in bundles_of([replace(each, salt=str(n))])]
+    window = [bundle for n, asked in enumerate(rows) for bundle in bundles_of([replace(asked, salt=str(n))])]
 
     def worth(batch: list[Bundle]) -> float:
         padding, tokens = waste(batch)
         return (tokens - padding) / (tokens - padding + padded * padding + cost)
 
-    by_length = sorted(window, key=lambda each: each.tokens)
+    by_length = sorted(window, key=lambda bundle: bundle.tokens)
     runs = [by_length[a:b] for a in range(len(window)) for b in range(a + 1, len(window) + 1)]
     best = max(worth(run) for run in runs if window[0] in run and fits(run, config))
     assert worth(choose(window, config)) == pytest.approx(best)
@@ -133,5 +135,5 @@ def test_padding_is_under_five_per_cent_at_saturation(max_rows: int) -> None:
         more = waste(batch)
         padding, tokens = padding + more[0], tokens + more[1]
         taken = set(batch)
-        waiting = [each for each in waiting if each not in taken] + [fresh() for _ in batch]
+        waiting = [waiter for waiter in waiting if waiter not in taken] + [fresh() for _ in batch]
     assert padding / tokens < 0.05

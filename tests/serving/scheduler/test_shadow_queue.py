@@ -12,21 +12,32 @@ from serving.config import LimitConfig
 from serving.metrics import Metrics
 from serving.scheduler.shadow_queue import AGE_S, LEAST_TOKENS
 from tests.serving.scheduler.batch_kit import FakeRow, Writer, row, virtually
-from tests.serving.scheduler.shadow_kit import STEP_S, TOKEN_S, Asked, batcher_of, in_shadow, shadow_row, step_s
+from tests.serving.scheduler.shadow_kit import (
+    STEP_S,
+    TOKEN_S,
+    RecordedShadowRequest,
+    batcher_of,
+    in_shadow,
+    shadow_row,
+    step_s,
+)
 
 
 async def elapsed(since: float) -> float:
     return asyncio.get_running_loop().time() - since
 
 
-def test_rows_in_shadow_are_answered_when_nobody_asks() -> None:
+def test_shadow_rows_are_answered_while_no_live_rows_wait() -> None:
     async def main() -> None:
-        batcher, asked = batcher_of(Writer(), {"shadow_wait_s": 0.5}), Asked([shadow_row(5, n) for n in range(3)])
+        batcher, asked = (
+            batcher_of(Writer(), {"shadow_wait_s": 0.5}),
+            RecordedShadowRequest([shadow_row(5, n) for n in range(3)]),
+        )
         batcher.shadow(asked)
         await asyncio.sleep(0.49)
         assert not asked.outcomes  # they wait for company
         await asyncio.sleep(0.05)
-        assert asked.outcomes == {place: asked.rows[place] for place in range(3)}
+        assert asked.outcomes == {index: asked.rows[index] for index in range(3)}
         assert (asked.dropped, asked.left) == (0, 0)
         assert asked.seconds == pytest.approx(step_s(asked.rows))
         assert asked.steps == [pytest.approx(step_s(asked.rows))]
@@ -35,10 +46,10 @@ def test_rows_in_shadow_are_answered_when_nobody_asks() -> None:
     virtually(main())
 
 
-def test_a_full_batch_need_not_wait_for_company() -> None:
+def test_a_full_shadow_batch_starts_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 60.0})
-        asked = Asked([shadow_row(LEAST_TOKENS // 4, n) for n in range(4)])
+        asked = RecordedShadowRequest([shadow_row(LEAST_TOKENS // 4, n) for n in range(4)])
         batcher.shadow(asked)
         await asyncio.sleep(0.1)
         assert len(asked.outcomes) == 4
@@ -47,12 +58,12 @@ def test_a_full_batch_need_not_wait_for_company() -> None:
     virtually(main())
 
 
-def test_what_waits_together_goes_together_in_turns_that_are_learned() -> None:
+def test_waiting_shadow_rows_share_steps_whose_size_is_learned() -> None:
     async def main(turn_s: float) -> list[int]:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_turn_s": turn_s}, max_batch_rows=64, max_batch_tokens=8192)
         for n in range(400):
-            batcher.shadow(Asked([shadow_row(32, n)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(32, n)]))
         await asyncio.sleep(60)
         await batcher.close()
         return [len(rows) for rows in worker.batches]
@@ -75,14 +86,14 @@ plans = st.lists(
 
 @given(plans)
 @settings(max_examples=20, deadline=None)
-def test_no_row_in_shadow_goes_while_a_callers_waits(plan: Plan) -> None:
+def test_no_shadow_row_starts_while_a_live_row_waits(plan: Plan) -> None:
     check_order(plan)
 
 
 @pytest.mark.slow
 @given(plans)
 @settings(max_examples=200, deadline=None)
-def test_no_row_in_shadow_goes_while_a_callers_waits_many(plan: Plan) -> None:
+def test_no_shadow_row_starts_while_many_live_rows_wait(plan: Plan) -> None:
     check_order(plan)
 
 
@@ -92,11 +103,11 @@ def check_order(plan: Plan) -> None:
 
     class Watched(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
-            left = {id(each) for each in cancelled}
-            turn = [*rows, *(each for each in self.running.values() if id(each) not in left)]
-            assert len({in_shadow(each) for each in turn}) <= 1, "callers' rows share a turn with others"
+            left = {id(text) for text in cancelled}
+            turn = [*rows, *(text for text in self.running.values() if id(text) not in left)]
+            assert len({in_shadow(asked) for asked in turn}) <= 1, "callers' rows share a turn with others"
             if any(map(in_shadow, rows)):
-                assert len(rows) * max(len(each.ids) for each in rows) <= max(LEAST_TOKENS, 1000)
+                assert len(rows) * max(len(row.ids) for row in rows) <= max(LEAST_TOKENS, 1000)
             return super().step(rows, cancelled, deliver)
 
     async def main() -> None:
@@ -110,18 +121,20 @@ def check_order(plan: Plan) -> None:
             return begin(batch, now)
 
         batcher._on_device.begin = watched  # type: ignore[method-assign]
-        shadows: list[Asked] = []
+        shadows: list[RecordedShadowRequest] = []
         async with asyncio.TaskGroup() as group:
             for number, (gap_s, length, count, steps) in enumerate(plan):
                 await asyncio.sleep(gap_s)
                 rows = [row(length, 100 * number + n, steps=steps) for n in range(count)]
                 group.create_task(batcher.submit(rows))
-                shadows.append(Asked([shadow_row(length, 100 * number + n, steps=steps) for n in range(count)]))
+                shadows.append(
+                    RecordedShadowRequest([shadow_row(length, 100 * number + n, steps=steps) for n in range(count)])
+                )
                 batcher.shadow(shadows[-1])
         await asyncio.sleep(100)
-        for each in shadows:
-            assert len(each.outcomes) + each.dropped == len(each.rows)
-            assert not each.left
+        for shadow in shadows:
+            assert len(shadow.outcomes) + shadow.dropped == len(shadow.rows)
+            assert not shadow.left
         assert not any(waiting)
         assert not batcher._shadows.rows
         await batcher.close()
@@ -129,13 +142,13 @@ def check_order(plan: Plan) -> None:
     virtually(main())
 
 
-def test_callers_wait_for_one_small_batch_at_most() -> None:
+def test_live_rows_wait_for_at_most_one_small_shadow_batch() -> None:
     """However much waits in shadow, a caller who finds the device busy with it waits for the turn in progress."""
 
     async def main() -> float:
         batcher = batcher_of(Writer(), {"shadow_turn_s": 0.02})
         for n in range(300):
-            batcher.shadow(Asked([shadow_row(32, n)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(32, n)]))
         worst = 0.0
         for n in range(50):
             await asyncio.sleep(0.0137)
@@ -149,24 +162,24 @@ def test_callers_wait_for_one_small_batch_at_most() -> None:
     assert virtually(main()) <= one_batch + step_s([row(32)]) + 1e-9
 
 
-def test_a_backlog_drops_the_newest() -> None:
+def test_a_full_shadow_queue_drops_the_newest_rows() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"max_shadow_rows": 10, "shadow_wait_s": 1.0})
-        first, second, third = (Asked([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
-        for each in (first, second, third):
-            batcher.shadow(each)
-        assert [each.dropped for each in (first, second, third)] == [0, 2, 6]
+        first, second, third = (RecordedShadowRequest([shadow_row(2, 10 * n + k) for k in range(6)]) for n in range(3))
+        for asked in (first, second, third):
+            batcher.shadow(asked)
+        assert [asked.dropped for asked in (first, second, third)] == [0, 2, 6]
         await asyncio.sleep(2)
-        assert [sorted(each.outcomes) for each in (first, second, third)] == [[*range(6)], [*range(4)], []]
+        assert [sorted(asked.outcomes) for asked in (first, second, third)] == [[*range(6)], [*range(4)], []]
         await batcher.close()
 
     virtually(main())
 
 
-def test_a_bound_of_no_rows_asks_none() -> None:
+def test_a_shadow_queue_of_zero_rows_runs_none() -> None:
     async def main() -> None:
         worker = Writer()
-        batcher, asked = batcher_of(worker, {"max_shadow_rows": 0}), Asked([shadow_row(2)])
+        batcher, asked = batcher_of(worker, {"max_shadow_rows": 0}), RecordedShadowRequest([shadow_row(2)])
         batcher.shadow(asked)
         await asyncio.sleep(1)
         assert (asked.dropped, worker.steps) == (1, [])
@@ -175,10 +188,13 @@ def test_a_bound_of_no_rows_asks_none() -> None:
     virtually(main())
 
 
-def test_closing_drops_them_at_once() -> None:
+def test_closing_drops_shadow_rows_at_once() -> None:
     async def main() -> None:
         batcher = batcher_of(Writer(), {"shadow_wait_s": 5.0, "shadow_turn_s": 0.01})
-        waiting, texts = Asked([shadow_row(30, n) for n in range(5)]), Asked([shadow_row(9, 99, steps=10_000)])
+        waiting, texts = (
+            RecordedShadowRequest([shadow_row(30, n) for n in range(5)]),
+            RecordedShadowRequest([shadow_row(9, 99, steps=10_000)]),
+        )
         batcher.shadow(texts)
         await asyncio.sleep(6)
         batcher.shadow(waiting)
@@ -186,14 +202,14 @@ def test_closing_drops_them_at_once() -> None:
         await batcher.close()
         assert await elapsed(began) < 5 * STEP_S + 1
         assert (waiting.dropped, texts.dropped, waiting.outcomes, texts.outcomes) == (5, 1, {}, {})
-        late = Asked([shadow_row(1)])
+        late = RecordedShadowRequest([shadow_row(1)])
         batcher.shadow(late)
         assert late.dropped == 1
 
     virtually(main())
 
 
-def test_what_holds_for_callers_knows_nothing_of_them() -> None:
+def test_shadow_rows_do_not_count_for_limits_and_estimates_of_live_rows() -> None:
     async def main() -> None:
         metrics = Metrics()
         value = metrics.registry.get_sample_value
@@ -203,7 +219,7 @@ def test_what_holds_for_callers_knows_nothing_of_them() -> None:
             Writer(), {"shadow_wait_s": 0.0}, metrics, limits=limits, max_queued_rows=4, max_running_rows=2
         )
         for n in range(50):
-            batcher.shadow(Asked([shadow_row(20, n, steps=200 if n % 5 == 0 else 0)]))
+            batcher.shadow(RecordedShadowRequest([shadow_row(20, n, steps=200 if n % 5 == 0 else 0)]))
         assert batcher.queued_rows == 0
         await asyncio.sleep(0.05)
         assert batcher.running_rows == 0
@@ -218,35 +234,38 @@ def test_what_holds_for_callers_knows_nothing_of_them() -> None:
     virtually(main())
 
 
-def test_texts_in_shadow_are_few_and_end_where_rows_without_texts_come() -> None:
+def test_shadow_texts_are_limited_and_aborted_when_live_rows_come() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"max_running_shadows": 2, "shadow_wait_s": 0.0})
-        asked = [Asked([shadow_row(5, 3 * n + k, steps=50) for k in range(count)]) for n, count in enumerate((1, 3, 1))]
-        for each in asked:
-            batcher.shadow(each)
+        asked = [
+            RecordedShadowRequest([shadow_row(5, 3 * n + k, steps=50) for k in range(count)])
+            for n, count in enumerate((1, 3, 1))
+        ]
+        for request in asked:
+            batcher.shadow(request)
         await asyncio.sleep(STEP_S * 10)
         assert worker.most_running == 2
         await batcher.submit([row(3)])
-        assert [(each.dropped, each.left) for each in asked] == [(1, 0), (1, 2), (0, 1)]
-        assert [[in_shadow(each) for each in cancelled] for _, cancelled in worker.steps if cancelled] == [[True, True]]
+        assert [(request.dropped, request.left) for request in asked] == [(1, 0), (1, 2), (0, 1)]
+        assert [[in_shadow(text) for text in cancelled] for _, cancelled in worker.steps if cancelled] == [[True, True]]
         await asyncio.sleep(10)
-        assert [(each.dropped, sorted(each.outcomes)) for each in asked] == [(1, []), (1, [1, 2]), (0, [0])]
+        assert [(request.dropped, sorted(request.outcomes)) for request in asked] == [(1, []), (1, [1, 2]), (0, [0])]
         await batcher.close()
 
     virtually(main())
 
 
-def test_texts_in_shadow_are_not_begun_while_callers_texts_are_made_and_end_when_they_come() -> None:
+def test_shadow_texts_do_not_start_during_live_texts_and_are_aborted_when_these_come() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.0})
         caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
         await asyncio.sleep(STEP_S * 3)
-        waiting = Asked([shadow_row(5, n, steps=20 * n) for n in range(2)])
+        waiting = RecordedShadowRequest([shadow_row(5, n, steps=20 * n) for n in range(2)])
         batcher.shadow(waiting)
         await asyncio.sleep(STEP_S * 10)
-        assert not any(in_shadow(each) for rows in worker.batches for each in rows)
+        assert not any(in_shadow(row) for rows in worker.batches for row in rows)
         await caller
         await asyncio.sleep(STEP_S * 5)
         assert sorted(waiting.outcomes) == [0]
@@ -257,7 +276,7 @@ def test_texts_in_shadow_are_not_begun_while_callers_texts_are_made_and_end_when
     virtually(main())
 
 
-def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
+def test_live_texts_survive_failing_shadow_rows() -> None:
     class Fragile(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
             if any(map(in_shadow, rows)):
@@ -269,9 +288,9 @@ def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
         batcher = batcher_of(Fragile(), {"shadow_wait_s": 0.0})
         caller = asyncio.create_task(batcher.submit([row(5, steps=50)]))
         await asyncio.sleep(STEP_S * 3)
-        asked = Asked([shadow_row(5)])
+        asked = RecordedShadowRequest([shadow_row(5)])
         batcher.shadow(asked)
-        assert [each.ids for each in await caller] == [row(5).ids]
+        assert [answer.ids for answer in await caller] == [row(5).ids]
         await asyncio.sleep(1)
         assert str(asked.outcomes[0]) == "boom"
         await batcher.close()
@@ -279,12 +298,15 @@ def test_callers_texts_outlive_whatever_rows_in_shadow_do() -> None:
     virtually(main())
 
 
-def test_rows_that_wait_for_too_long_are_dropped() -> None:
+def test_shadow_rows_that_wait_too_long_are_dropped() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.5})
         caller = asyncio.create_task(batcher.submit([row(5, steps=1500)]))  # at least 6 s
-        old, young = Asked([shadow_row(5, n) for n in range(2)]), Asked([shadow_row(5, 9)])
+        old, young = (
+            RecordedShadowRequest([shadow_row(5, n) for n in range(2)]),
+            RecordedShadowRequest([shadow_row(5, 9)]),
+        )
         batcher.shadow(old)
         await asyncio.sleep(AGE_S)
         batcher.shadow(young)
@@ -300,8 +322,8 @@ def test_rows_that_wait_for_too_long_are_dropped() -> None:
     virtually(main())
 
 
-def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
-    class Unwanted(Asked):
+def test_shadow_rows_that_are_no_longer_compared_do_not_run() -> None:
+    class Unwanted(RecordedShadowRequest):
         @property
         def is_wanted(self) -> bool:
             return False
@@ -309,7 +331,7 @@ def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
     async def main() -> None:
         worker = Writer()
         batcher = batcher_of(worker, {"shadow_wait_s": 0.1})
-        over, asked = Unwanted([shadow_row(5), shadow_row(6)]), Asked([shadow_row(5, 9)])
+        over, asked = Unwanted([shadow_row(5), shadow_row(6)]), RecordedShadowRequest([shadow_row(5, 9)])
         batcher.shadow(over)
         batcher.shadow(asked)
         await asyncio.sleep(1)
@@ -320,7 +342,7 @@ def test_rows_that_nobody_compares_any_more_are_not_asked() -> None:
     virtually(main())
 
 
-def test_a_turn_in_shadow_that_raises_ends_its_own_rows_alone() -> None:
+def test_a_shadow_step_that_raises_ends_only_its_rows() -> None:
     class Fragile(Writer):
         def step(self, rows: Sequence[FakeRow], cancelled: Sequence[FakeRow], deliver: Any) -> bool:
             if any(map(in_shadow, rows)):
@@ -328,10 +350,10 @@ def test_a_turn_in_shadow_that_raises_ends_its_own_rows_alone() -> None:
             return super().step(rows, cancelled, deliver)
 
     async def main() -> None:
-        batcher, asked = batcher_of(Fragile()), Asked([shadow_row(5), shadow_row(6, 1)])
+        batcher, asked = batcher_of(Fragile()), RecordedShadowRequest([shadow_row(5), shadow_row(6, 1)])
         batcher.shadow(asked)
         await asyncio.sleep(0.2)
-        assert [str(asked.outcomes[place]) for place in range(2)] == ["boom", "boom"]
+        assert [str(asked.outcomes[index]) for index in range(2)] == ["boom", "boom"]
         [answer] = await batcher.submit([row(3)])
         assert answer.ids == row(3).ids
         await batcher.close()

@@ -21,7 +21,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def publish(registry: Registry, backbone: Backbone, tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., str]:
-    """Publishes a random side network; returns the digest of its weights."""
+    """A function that publishes a random side network and returns the digest of its weights."""
 
     def make(spec=None, **how: Any) -> str:
         run = make_run(tmp_path / "run", backbone, tokenizer, spec or make_spec(), **how)
@@ -35,7 +35,7 @@ def publish(registry: Registry, backbone: Backbone, tokenizer: Tokenizer, tmp_pa
 def loader(
     registry: Registry, backbone: Backbone, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Loader]:
-    """Its folder for temporary files must be empty after each test."""
+    """A loader whose folder for temporary files must be empty after the test."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

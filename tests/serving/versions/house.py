@@ -1,4 +1,4 @@
-"""A registry, a pool and a reconciler between them, with a loader that fails on demand."""
+"""A registry, a pool and their reconciler, with a loader that fails on demand."""
 
 import threading
 import time
@@ -24,10 +24,10 @@ class FakeLoader:
 
     def __init__(self) -> None:
         self.broken: dict[Key, bool] = {}
-        """Versions that fail, and whether that is transient."""
+        """Versions that fail to load, and whether the failure is transient."""
         self.loads: list[Key] = []
         self.times: list[float] = []
-        """When each load began, by time.monotonic()."""
+        """Start of every load, by time.monotonic()."""
         self.gates: dict[Key, threading.Event] = {}
 
     def load(self, task: str, version: int) -> Resident:
@@ -62,7 +62,7 @@ class FlakyRegistry:
 
 
 class House:
-    """A registry, a pool and the reconciler between them, stepped by hand unless `start`ed.
+    """A registry, a pool and their reconciler, whose steps the test makes unless it calls `start`.
 
     Args:
         on_change: called after each change of the pool; None records the changes.
@@ -102,6 +102,7 @@ class House:
         return self.registry.publish(run, alias=alias).version
 
     def settle(self) -> PoolState:
+        """Step until nothing is left to do; return the pool's state."""
         for _ in range(200):
             if not self.reconciler.step():
                 break

@@ -1,4 +1,4 @@
-"""Ways to spoil a side network, and the check of a refusal."""
+"""Makes a side network wrong, and checks that a load is refused."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from serving.versions.loader import Loader
 
 
 def refusal(loader: Loader, kind: type[LoadError]) -> LoadError:
-    """The error that sst2:1 is refused with."""
+    """Load sst2:1, which must be refused; return the error, which must pickle."""
     with pytest.raises(kind) as caught:
         loader.load("sst2", 1)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -63,13 +63,13 @@ def test_the_coarser_dtype_sets_the_tolerance() -> None:
     assert tolerance_for(known, ["float16"]) == 0.1
 
 
-def test_golden_examples_that_come_out_otherwise_are_refused(publish, loader: Loader) -> None:
+def test_golden_examples_with_other_answers_are_refused(publish, loader: Loader) -> None:
     publish(change=negate)
     error = refusal(loader, GoldenMismatch)
     assert "golden example 0" in str(error)
 
 
-def test_the_golden_example_that_comes_out_otherwise_is_named(publish, loader: Loader) -> None:
+def test_the_golden_example_with_another_answer_is_named(publish, loader: Loader) -> None:
     def edit(manifest: Manifest) -> Manifest:
         first, second, *others = manifest.examples
         wrong = second.model_copy(update={"expected": {"scores": [0.0, 0.0]}})
@@ -110,13 +110,13 @@ def test_golden_examples_are_one_pass_of_the_backbone_and_none_for_the_next_vers
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
-def test_a_pass_that_went_wrong_once_refuses_nothing(publish, loader: Loader, monkeypatch, value: float) -> None:
+def test_a_single_wrong_pass_refuses_no_version(publish, loader: Loader, monkeypatch, value: float) -> None:
     publish()
     spoil(monkeypatch, value, times=1)
     assert loader.load("sst2", 1).version == 1
 
 
-def test_a_wrong_pass_that_was_kept_refuses_no_later_version(publish, loader: Loader, monkeypatch) -> None:
+def test_a_cached_wrong_pass_refuses_no_later_version(publish, loader: Loader, monkeypatch) -> None:
     publish(edit=_expecting_nothing)
     publish(seed=1)
     publish(seed=2)
@@ -150,7 +150,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factor: float, times: int) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 20_000])
-def test_what_is_kept_of_golden_examples_is_bounded(
+def test_the_cache_of_golden_examples_is_bounded(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, limit: int
 ) -> None:
     loader, kept = Loader(registry, backbone, tokenizer, LoadConfig(replay_bytes=limit)), []
@@ -162,13 +162,13 @@ def test_what_is_kept_of_golden_examples_is_bounded(
     assert bool(max(kept)) == bool(limit)
 
 
-def test_a_device_without_memory_for_golden_examples_is_worth_another_try(publish, loader: Loader, monkeypatch) -> None:
+def test_no_memory_for_golden_examples_is_a_transient_failure(publish, loader: Loader, monkeypatch) -> None:
     publish()
     monkeypatch.setattr(loader.engine, "predict", lambda rows: [OutOfMemory(len(rows)) for _ in rows])
     assert refusal(loader, LoadFailed).transient
 
 
-def test_a_version_that_raises_or_says_what_is_no_number_is_refused(publish, loader: Loader, monkeypatch) -> None:
+def test_a_version_that_raises_or_answers_nan_is_refused(publish, loader: Loader, monkeypatch) -> None:
     publish(change=lambda side: side.upsample.weight.mul_(1e38))
     assert "golden example 0: " in str(refusal(loader, GoldenMismatch))
     monkeypatch.setattr("ladder.answering.mixed_batch.StackedBatch", lambda *_: 1 / 0)
@@ -203,7 +203,7 @@ def test_a_float32_embedding_holds_on_a_bfloat16_server(publish, registry: Regis
     assert Loader(registry, backbone, tokenizer, LoadConfig()).load("sst2", 1).version == 1
 
 
-def test_an_embedding_that_comes_out_otherwise_is_refused(publish, loader: Loader) -> None:
+def test_another_embedding_than_the_golden_one_is_refused(publish, loader: Loader) -> None:
     publish(make_spec(kind="embedding", dimensions=2000), change=_negate_head)
     assert "an embedding 2 away (tolerance 0.001)" in str(refusal(loader, GoldenMismatch))
 

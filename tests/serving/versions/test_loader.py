@@ -56,7 +56,7 @@ def test_a_load_reads_the_manifest_once(publish, loader: Loader, registry: Regis
     assert read == [digest]
 
 
-def test_tidying_gives_back_what_gone_versions_left_and_keeps_the_others(
+def test_tidying_frees_the_memory_of_removed_versions_and_keeps_the_others(
     publish, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed: list[str] = []
@@ -76,9 +76,7 @@ def test_tidying_gives_back_what_gone_versions_left_and_keeps_the_others(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "missing"])
-def test_damaged_bytes_are_refused_and_worth_another_try(
-    publish, loader: Loader, registry: Registry, damage: str
-) -> None:
+def test_damaged_bytes_are_a_transient_failure(publish, loader: Loader, registry: Registry, damage: str) -> None:
     blob = Path(registry.url) / "blobs" / "sha256" / publish()
     data = bytearray(blob.read_bytes())
     if damage == "flipped":
@@ -128,7 +126,9 @@ def test_weights_that_are_not_finite_are_refused(publish, loader: Loader, value:
     assert "finite" in str(refusal(loader, CorruptSide))
 
 
-def test_what_cannot_be_stacked_is_served_as_a_module(publish, registry: Registry, tokenizer: Tokenizer, tiny_t5):
+def test_a_network_that_cannot_be_stacked_is_served_as_a_module(
+    publish, registry: Registry, tokenizer: Tokenizer, tiny_t5
+):
     publish(merge_last=True)
     backbone = load_backbone(tiny_t5, dtype="bfloat16")
     loader = Loader(registry, backbone, tokenizer, LoadConfig())
@@ -157,7 +157,7 @@ def test_a_refused_version_leaves_no_slot_taken(publish, loader: Loader) -> None
     assert loader.bank.slots == 0
 
 
-def test_a_side_network_over_the_size_limit_is_not_even_fetched(
+def test_a_side_network_over_the_size_limit_is_not_downloaded(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish()
@@ -166,7 +166,7 @@ def test_a_side_network_over_the_size_limit_is_not_even_fetched(
     assert "1,000" in str(error)
 
 
-def test_a_store_that_is_away_is_a_transient_failure(publish, loader: Loader, monkeypatch) -> None:
+def test_an_unreachable_store_is_a_transient_failure(publish, loader: Loader, monkeypatch) -> None:
     publish()
 
     def away(*_: object) -> None:
@@ -178,7 +178,7 @@ def test_a_store_that_is_away_is_a_transient_failure(publish, loader: Loader, mo
     assert "connection refused" in str(error)
 
 
-def test_a_version_that_is_not_there_is_a_load_failure(loader: Loader) -> None:
+def test_a_missing_version_is_a_load_failure(loader: Loader) -> None:
     assert "sst2" in str(refusal(loader, LoadFailed))
 
 

@@ -32,7 +32,7 @@ HALF = Route(shares={2: 2500, 3: 2500}, shadows=(4,), bounds=Bounds(error_rate=0
         ({1}, None),
     ],
 )
-def test_a_route_is_followed_with_what_is_loaded(loaded: set[int], followed: Route | None) -> None:
+def test_a_route_uses_the_loaded_versions(loaded: set[int], followed: Route | None) -> None:
     task = task_state(4, {"production": (1,)}, routes={"production": HALF})
     assert follow(task, "production", 1, loaded) == followed
 
@@ -53,7 +53,7 @@ def test_versions_that_routes_name_load_as_urgently_as_those_of_aliases() -> Non
     assert urgencies == [(0, 5), (0, 2), (0, 1), (1, 3), (2, 6), (2, 4)]
 
 
-def test_what_does_not_change_a_route_does_not_copy_the_routes() -> None:
+def test_changes_outside_a_route_do_not_copy_the_routes() -> None:
     task = task_state(4, {"production": (1,)}, routes={"production": HALF})
     state = _placed(task, 1, 2, 3, 4)
     assert place(state, "sst2", task, task).routes is state.routes
@@ -127,9 +127,9 @@ class Placing(RuleBasedStateMachine):
         if not live or alias not in self.registry.task("t").aliases:
             return
         named = {live[pick % len(live)]: share for pick, share in shares.items()}
-        beside = dict.fromkeys(live[pick % len(live)] for pick in shadows)
+        shadows = dict.fromkeys(live[pick % len(live)] for pick in shadows)
         route = Route(
-            shares=named, shadows=tuple(v for v in beside if v not in named), bounds=bounds if named else None
+            shares=named, shadows=tuple(v for v in shadows if v not in named), bounds=bounds if named else None
         )
         self.decide(lambda: decisions.set_route(self.registry, "t", alias, route, None))
 
@@ -185,16 +185,16 @@ class Placing(RuleBasedStateMachine):
 
     @invariant()
     def every_request_is_led_to_one_resident_version(self) -> None:
-        for (task, alias), own in self.pool.aliases.items():
+        for (task, alias), main in self.pool.aliases.items():
             route = self.pool.routes.get((task, alias), Route())
-            assert self.pool.resolve(task, alias=alias).version == own
+            assert self.pool.resolve(task, alias=alias).version == main
             for key in KEYS:
                 chosen = self.pool.resolve(task, alias=alias, key=key).version
-                assert chosen in {own, *route.shares}
+                assert chosen in {main, *route.shares}
                 assert self.pool.resolve(task, alias=alias, key=key).version == chosen
-                beside = {resident.version for resident in self.pool.beside(task, alias, chosen)}
-                assert chosen not in beside
-                assert beside - {own} == set(route.shadows)
+                shadows = {resident.version for resident in self.pool.shadows(task, alias, chosen)}
+                assert chosen not in shadows
+                assert shadows - {main} == set(route.shadows)
                 assert (self.pool.routed_since(task, alias, chosen) is None) == (route == Route())
 
     @invariant()

@@ -53,14 +53,14 @@ def pool_state(task: TaskState, *loaded: int, failed: tuple[int, ...] = ()) -> P
     return state
 
 
-def test_an_alias_a_pin_and_nothing_at_all_resolve() -> None:
+def test_an_alias_a_version_and_the_default_resolve() -> None:
     state = pool_state(task_state(3, {"production": (1, 2), "canary": (3,)}), 1, 2, 3)
     assert state.resolve("sst2").version == 2
     assert state.resolve("sst2", alias="canary").version == 3
     assert state.resolve("sst2", version=1).version == 1
 
 
-def test_what_is_not_in_the_registry_is_unknown() -> None:
+def test_tasks_and_versions_not_in_the_registry_are_unknown() -> None:
     state = pool_state(task_state(2, {"production": (2,)}, retired=(1,)), 2)
     with pytest.raises(UnknownTask):
         state.resolve("sst3")
@@ -72,7 +72,7 @@ def test_what_is_not_in_the_registry_is_unknown() -> None:
         state.resolve("sst2", version=1)
 
 
-def test_what_did_not_load_says_why() -> None:
+def test_a_version_that_did_not_load_has_its_error() -> None:
     state = pool_state(task_state(2, {"production": (1,)}), failed=(1,))
     with pytest.raises(NotLoaded, match="a broken wheel"):
         state.resolve("sst2")
@@ -122,7 +122,7 @@ def test_an_alias_is_served_by_the_newest_loaded_version_of_its_stack(
     assert found == ({"production": served} if served else {})
 
 
-def test_a_retired_version_goes_once_nothing_is_served_by_it() -> None:
+def test_a_retired_version_is_removed_once_no_alias_uses_it() -> None:
     before = task_state(2, {"production": (1, 2)})
     state = pool_state(before, 1, 2)
     after = task_state(2, {"production": (1, 2)}, retired=(1,))
@@ -142,7 +142,7 @@ def test_a_retired_version_stays_while_it_is_the_last_good_one() -> None:
     assert set(swapped.residents) == {("sst2", 2)}
 
 
-def test_an_alias_visits_no_third_version_while_its_own_is_loaded() -> None:
+def test_an_alias_moves_directly_to_its_version_without_a_third_one() -> None:
     """Though what it comes from is retired meanwhile. One that fails to load leaves the choice to the stack."""
     before = task_state(3, {"production": (1, 2, 3)})
     after = task_state(3, {"production": (1, 2, 3)}, retired=(2,))
@@ -152,13 +152,13 @@ def test_an_alias_visits_no_third_version_while_its_own_is_loaded() -> None:
     assert place(failed, "sst2", after, before).aliases == {("sst2", "production"): 1}
 
 
-def test_a_deleted_task_leaves_nothing_behind() -> None:
+def test_a_deleted_task_is_removed_completely() -> None:
     task = task_state(3, {"production": (1,)})
     gone = place(pool_state(task, 1, 2, failed=(3,)), "sst2", None, task)
     assert (gone.aliases, gone.residents, gone.failed) == ({}, {}, {})
 
 
-def test_what_does_not_change_is_not_copied() -> None:
+def test_unchanged_parts_of_the_state_are_not_copied() -> None:
     task = task_state(1, {"production": (1,)})
     state = pool_state(task, 1)
     placed = place(state, "sst2", task, task)
@@ -166,6 +166,6 @@ def test_what_does_not_change_is_not_copied() -> None:
     assert placed.aliases is state.aliases
 
 
-def test_versions_load_where_the_aliases_are_first() -> None:
+def test_versions_with_an_alias_load_first() -> None:
     task = task_state(6, {"production": (2, 4), "canary": (5,)})
     assert [version for _, version in load_order(task, range(1, 7))] == [5, 4, 2, 6, 3, 1]

@@ -15,10 +15,10 @@ from tests.sidecast.cli_kit import wait_until
 
 
 class Store:
-    """Keeps what was announced; refuses, or takes its time, when told to."""
+    """Records announcements; fails or blocks on demand."""
 
     def __init__(self) -> None:
-        self.told: list[Announced] = []
+        self.announced: list[Announced] = []
         self.there: dict[str, Announced] = {}
         self.refuses = False
         self.open = threading.Event()
@@ -26,7 +26,7 @@ class Store:
 
     def announce(self, server: Announced) -> None:
         self._take()
-        self.told.append(server)
+        self.announced.append(server)
         self.there[server.id] = server
 
     def withdraw(self, id: str) -> None:
@@ -49,41 +49,43 @@ def present(store: Store, served: list[int], beat_s: float = 60.0) -> Iterator[P
         presence.stop()
 
 
-def test_it_is_announced_when_it_starts_and_at_every_change_and_withdrawn_at_the_end() -> None:
+def test_a_server_announces_itself_at_start_and_at_every_change_and_withdraws_at_the_end() -> None:
     store, served = Store(), [4]
     with present(store, served) as presence:
-        assert [server.generation for server in store.told] == [4]
+        assert [server.generation for server in store.announced] == [4]
         served.append(5)
-        wait_until(lambda: len(store.told) == 2)
-        assert [(each.id, each.address) for each in store.told] == [(presence.id, "127.0.0.1:8001")] * 2
-        assert [(each.generation, each.counter) for each in store.told] == [(4, 0), (5, 1)]
-        assert store.told[0].started == store.told[1].started != ""
+        wait_until(lambda: len(store.announced) == 2)
+        assert [(announced.id, announced.address) for announced in store.announced] == [
+            (presence.id, "127.0.0.1:8001")
+        ] * 2
+        assert [(announced.generation, announced.counter) for announced in store.announced] == [(4, 0), (5, 1)]
+        assert store.announced[0].started == store.announced[1].started != ""
     assert store.there == {}
 
 
-def test_it_is_announced_again_and_again_so_that_others_see_that_it_lives() -> None:
+def test_a_server_announces_itself_periodically() -> None:
     store = Store()
     with present(store, [4], beat_s=0.01):
-        wait_until(lambda: len(store.told) >= 3)
-    assert [each.counter for each in store.told[:3]] == [0, 1, 2]
-    assert {each.generation for each in store.told} == {4}
+        wait_until(lambda: len(store.announced) >= 3)
+    assert [announced.counter for announced in store.announced[:3]] == [0, 1, 2]
+    assert {announced.generation for announced in store.announced} == {4}
 
 
-def test_two_servers_of_one_address_are_two() -> None:
+def test_two_servers_with_one_address_are_distinct() -> None:
     store = Store()
     with present(store, [1]), present(store, [2]):
         assert sorted(server.generation for server in store.there.values()) == [1, 2]
     assert store.there == {}
 
 
-def test_before_anything_is_served_it_is_the_empty_registry() -> None:
+def test_before_the_first_load_generation_0_is_announced() -> None:
     store = Store()
     with present(store, [-1], beat_s=60):
-        assert [server.generation for server in store.told] == [0]
-    assert len(store.told) == 1
+        assert [server.generation for server in store.announced] == [0]
+    assert len(store.announced) == 1
 
 
-def test_a_store_that_refuses_is_told_once_and_once_more_when_it_takes_it_again(
+def test_a_failing_store_is_logged_once_and_so_is_its_recovery(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store, served = Store(), [1]
@@ -103,7 +105,7 @@ def test_a_store_that_refuses_is_told_once_and_once_more_when_it_takes_it_again(
     assert caplog.records[1].message == "the registry takes this server's presence again"
 
 
-def test_a_store_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_store_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.versions.presence.STOP_S", 0.05)
     store, served = Store(), [1]
     presence = Presence(store, "here:1", lambda: served[-1])
@@ -116,7 +118,7 @@ def test_a_store_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyP
     assert store.there == {}
 
 
-def test_one_that_never_started_need_not_stop() -> None:
+def test_stop_without_start_does_nothing() -> None:
     Presence(Store(), "here:1", lambda: 1).stop()
 
 

@@ -40,15 +40,15 @@ def test_an_empty_registry_is_served_at_once(house: House) -> None:
     assert (state.generation, state.wanted) == (0, 0)
 
 
-def test_start_loads_everything_before_it_returns_and_tells_how_far_it_is(house: House) -> None:
+def test_start_loads_everything_before_it_returns_and_reports_progress(house: House) -> None:
     for task in ("sst2", "cola", "stsb"):
         house.publish(task)
-    told: list[tuple[int, int, str]] = []
-    house.reconciler.start(lambda *progress: told.append(progress))
+    reports: list[tuple[int, int, str]] = []
+    house.reconciler.start(lambda *progress: reports.append(progress))
     house.reconciler.stop()
-    assert [done for done, _, _ in told] == [0, 1, 2, 3]
-    assert {total for _, total, _ in told} == {3}
-    assert {what for _, _, what in told} == {"sst2:1", "cola:1", "stsb:1", ""}
+    assert [done for done, _, _ in reports] == [0, 1, 2, 3]
+    assert {total for _, total, _ in reports} == {3}
+    assert {what for _, _, what in reports} == {"sst2:1", "cola:1", "stsb:1", ""}
     assert house.pool.snapshot().generation == 3
     assert house.value("sidecast_resident_side_networks") == 3
     assert house.value("sidecast_resident_bytes") == 30
@@ -67,7 +67,7 @@ def test_a_publish_and_a_rollback_are_followed_by_the_thread(tmp_path: Path) -> 
     house.reconciler.stop()
 
 
-def test_wake_makes_it_look_at_once(tmp_path: Path) -> None:
+def test_wake_polls_at_once(tmp_path: Path) -> None:
     house = House(tmp_path, LoadConfig(poll_s=30))
     house.reconciler.start()
     house.publish()
@@ -76,7 +76,7 @@ def test_wake_makes_it_look_at_once(tmp_path: Path) -> None:
     house.reconciler.stop()
 
 
-def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_on_record(patient: House) -> None:
+def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_recorded(patient: House) -> None:
     patient.publish()
     patient.settle()
     patient.loader.broken["sst2", 2] = False
@@ -175,7 +175,7 @@ def test_a_rollback_does_not_wait_for_a_queue_of_loads(house: House) -> None:
     assert len(house.loader.loads) < 7
 
 
-def test_what_is_retired_while_others_load_is_not_loaded(tmp_path: Path) -> None:
+def test_a_version_retired_while_others_load_is_not_loaded(tmp_path: Path) -> None:
     house = House(tmp_path, LoadConfig(poll_s=1000))
     for _ in range(5):
         house.publish()
@@ -220,7 +220,7 @@ def test_a_canary_gets_its_share_once_it_is_loaded_and_its_shadow_joins_it(house
     assert house.settle().resolve("sst2", key="a").version == 1
 
 
-def test_the_share_of_a_version_that_does_not_load_stays_with_the_aliass_own(patient: House) -> None:
+def test_the_share_of_a_version_that_does_not_load_goes_to_the_aliass_version(patient: House) -> None:
     patient.publish()
     patient.loader.broken["sst2", 2] = False
     patient.publish()
@@ -260,7 +260,7 @@ def test_a_deleted_task_leaves_and_so_do_its_metric_labels(patient: House) -> No
     assert patient.value("sidecast_load_failures_total", task="sst2", reason="LOAD_FAILED") is None
 
 
-def test_a_registry_that_is_away_is_logged_once_and_caught_up_with(house: House, caplog) -> None:
+def test_an_unreachable_registry_is_logged_once_and_followed_when_it_is_back(house: House, caplog) -> None:
     house.publish()
     house.settle()
     house.flaky.away = True
@@ -277,13 +277,13 @@ def test_a_registry_that_is_away_is_logged_once_and_caught_up_with(house: House,
     assert (house.value("sidecast_registry_read_timestamp_seconds") or 0) > (read or 0)
 
 
-def test_start_says_so_when_the_registry_is_away(house: House) -> None:
+def test_start_fails_with_an_error_if_the_registry_is_unreachable(house: House) -> None:
     house.flaky.away = True
     with pytest.raises(StoreFailed):
         house.reconciler.start()
 
 
-def test_a_damaged_commit_stops_nothing_that_was_valid_before(house: House, caplog) -> None:
+def test_a_damaged_commit_does_not_stop_versions_that_were_valid_before(house: House, caplog) -> None:
     house.publish()
     log_folder = house.folder / "registry" / "log"
     (log_folder / f"{2:020d}.json").write_text("{ not json")
@@ -298,7 +298,7 @@ def test_a_damaged_commit_stops_nothing_that_was_valid_before(house: House, capl
         house.registry.state()
 
 
-def test_a_listener_that_raises_stops_nothing(tmp_path: Path, caplog) -> None:
+def test_a_listener_that_raises_does_not_stop_the_reconciler(tmp_path: Path, caplog) -> None:
     house = House(tmp_path, on_change=lambda before, after: 1 / 0)  # type: ignore[arg-type, return-value]
     house.publish()
     assert house.settle().resolve("sst2").version == 1

@@ -72,10 +72,10 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
     answered: list[tuple[int, int, Answer]] = []
     stop = asyncio.Event()
 
-    async def client(place: int) -> None:
+    async def client(index: int) -> None:
         while not stop.is_set():
-            found = await predict(house.service, "sst2", [TEXTS[place]])
-            answered.append((found.version, place, found.answers[0]))
+            prediction = await predict(house.service, "sst2", [TEXTS[index]])
+            answered.append((prediction.version, index, prediction.answers[0]))
 
     clients = [asyncio.create_task(client(n % len(TEXTS))) for n in range(4)]
     for seed in (2, 3):
@@ -88,12 +88,12 @@ async def test_during_swaps_every_answer_is_that_of_the_version_it_names(house: 
     await asyncio.gather(*clients)
     assert {version for version, _, _ in answered} == {1, 2, 3}
     assert answered[-1][0] == 2
-    expected = {(v, place): house.expected(v, text) for v in (1, 2, 3) for place, text in enumerate(TEXTS)}
-    for version, place, given in answered:
-        alone = expected[version, place]
-        assert isinstance(given, ClassAnswer)
+    expected = {(v, index): house.expected(v, text) for v in (1, 2, 3) for index, text in enumerate(TEXTS)}
+    for version, index, answer in answered:
+        alone = expected[version, index]
+        assert isinstance(answer, ClassAnswer)
         assert isinstance(alone, ClassAnswer)
-        assert given.scores == pytest.approx(alone.scores, abs=1e-4)
+        assert answer.scores == pytest.approx(alone.scores, abs=1e-4)
 
 
 async def test_versions_side_by_side_in_one_request_each_answer_as_themselves(house: House) -> None:
@@ -104,7 +104,7 @@ async def test_versions_side_by_side_in_one_request_each_answer_as_themselves(ho
     assert one.answers != two.answers  # type: ignore[union-attr]
 
 
-async def test_a_corrupt_artifact_keeps_the_old_version_and_publishing_again_mends_it(
+async def test_a_corrupt_artifact_keeps_the_old_version_and_a_new_publish_repairs_it(
     house: House, tmp_path: Path
 ) -> None:
     house.reconciler.stop()
