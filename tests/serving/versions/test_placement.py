@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from serving.versions.placement import add, follow, load_order, place
+from serving.versions.placement import add, follow, load_order, place, serve
 from serving.versions.pool import Failure, PoolState
 from side_registry import NothingToRollBack, State, TaskState, VersionInUse, decisions
 from side_registry.errors import InvalidRoute, RollbackUnclear
@@ -44,6 +44,28 @@ def test_a_route_is_not_followed_while_another_version_stands_in() -> None:
     assert state.routes == {}
     assert {state.resolve("sst2", key=f"{number}").version for number in range(100)} == {4}
     assert add(state, empty_resident("sst2", 1)).routes[("sst2", "production")].shares == HALF.shares
+
+
+def test_while_the_version_of_an_alias_loads_the_current_one_goes_on_and_no_third_answers() -> None:
+    task = task_state(3, {"production": (1, 2, 3)})
+    assert serve(task, {1, 2}, {"production": 1}) == {"production": 1}
+    assert serve(task, {1, 2}, {"production": 1}, failed={3}) == {"production": 2}
+    assert serve(task, {1, 2, 3}, {"production": 1}) == {"production": 3}
+
+
+def test_a_retired_version_does_not_stand_in() -> None:
+    task = task_state(3, {"production": (1, 2, 3)}, retired=(2,))
+    assert serve(task, {1, 2}, {}, failed={3}) == {"production": 1}
+
+
+def test_a_version_that_is_retired_stays_resident_while_it_serves() -> None:
+    before = task_state(2, {"production": (1,)})
+    state = _placed(before, 1)
+    task = task_state(2, {"production": (1, 2)}, retired=(1,))
+    state = place(replace(state, tasks={"sst2": task}), "sst2", task, before)
+    assert (state.aliases, set(state.residents)) == ({("sst2", "production"): 1}, {("sst2", 1)})
+    state = add(state, empty_resident("sst2", 2))
+    assert (state.aliases, set(state.residents)) == ({("sst2", "production"): 2}, {("sst2", 2)})
 
 
 def test_versions_that_routes_name_load_as_urgently_as_those_of_aliases() -> None:
