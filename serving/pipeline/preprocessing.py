@@ -110,7 +110,7 @@ def resolve(state: PoolState, ref: TaskRef, options: RequestOptions, *, many: bo
         return target
     alias = ref.alias or PRODUCTION
     since = state.routed_since(ref.task, alias, resident.version)
-    shadows = () if since is None else state.beside(ref.task, alias, resident.version)
+    shadows = () if since is None else state.shadows(ref.task, alias, resident.version)
     return replace(target, alias=alias, since=since, shadows=shadows)
 
 

@@ -82,7 +82,7 @@ class PoolState:
         """The resident that serves the alias itself, whatever its route; None if there is none."""
         return self.residents.get((task, self.aliases.get((task, alias or ""), 0)))
 
-    def beside(self, task: str, alias: str, chosen: int) -> tuple[Resident, ...]:
+    def shadows(self, task: str, alias: str, chosen: int) -> tuple[Resident, ...]:
         """Residents that answer the same rows for the comparison, where `alias` led to version `chosen`.
 
         These are the shadows of the alias's route. For a version with a share it is also the version that serves the

@@ -95,7 +95,7 @@ def test_a_suspended_route_gives_no_shares_until_the_registry_has_another() -> N
     pool.replace(state)
     pool.suspend("sst2", "production", 5)
     assert set(chosen(pool.snapshot()).values()) == {1}
-    assert [resident.version for resident in pool.snapshot().beside("sst2", "production", 1)] == [3]
+    assert [resident.version for resident in pool.snapshot().shadows("sst2", "production", 1)] == [3]
     pool.replace(replace(state, generation=8))  # by the writer, who took it before
     assert set(chosen(pool.snapshot()).values()) == {1}
     task = replace(state.tasks["sst2"], routed={"production": 9})
@@ -124,8 +124,8 @@ def test_routes_that_are_over_are_suspended_no_longer() -> None:
 )
 def test_which_versions_shadow_the_chosen_one(route: Route, chosen: int, shadows: list[int]) -> None:
     state = pool_state(route)
-    assert [resident.version for resident in state.beside("sst2", "production", chosen)] == shadows
-    assert state.beside("sst2", "steady", chosen) == ()
+    assert [resident.version for resident in state.shadows("sst2", "production", chosen)] == shadows
+    assert state.shadows("sst2", "steady", chosen) == ()
     assert state.routed_since("sst2", "production", chosen) == 5
 
 

@@ -212,10 +212,10 @@ def test_a_canary_gets_its_share_once_it_is_loaded_and_its_shadow_joins_it(house
     state = next(after for _, after in house.changes if after.wanted == wanted)  # before the canary is loaded
     assert state.routes == {}
     assert {state.resolve("sst2", key=f"{number}").version for number in range(20)} == {1}
-    assert state.beside("sst2", "production", 1) == ()
+    assert state.shadows("sst2", "production", 1) == ()
     state = house.settle()
     assert state.resolve("sst2", key="a").version == 2
-    assert [resident.version for resident in state.beside("sst2", "production", 2)] == [3]
+    assert [resident.version for resident in state.shadows("sst2", "production", 2)] == [3]
     house.registry.set_route("sst2", "production", Route())
     assert house.settle().resolve("sst2", key="a").version == 1
 
