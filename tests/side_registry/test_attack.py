@@ -10,7 +10,7 @@ import pytest
 from side_registry import Registry, Store
 from side_registry.maintenance.verify import verify
 from tests.side_registry.runs import make_run
-from tests.side_registry.s3_kit import s3_server
+from tests.side_registry.store.s3_kit import s3_server
 from tests.side_registry.test_races import published_versions
 from tests.side_registry.writers import Writers
 

@@ -12,7 +12,7 @@ from side_registry.maintenance.gc import collect
 from side_registry.maintenance.verify import verify
 from side_registry.store import RETRY
 from tests.side_registry.runs import memory_store
-from tests.side_registry.s3_kit import s3_server, send
+from tests.side_registry.store.s3_kit import s3_server, send
 
 MakeRun = Callable[..., Path]
 CREATORS = 64
