@@ -83,8 +83,8 @@ class World:
         torch.manual_seed(seed)
         resident = make_resident(self._backbone, self._tokenizer, spec, seed=seed)
         ids = ids_of(self._tokenizer, spec.render({"sentence": text}))
-        [found] = answer(self._backbone, [Row(ids=ids, side=resident.side, answerer=resident.answerer)])
-        return found
+        [outcome] = answer(self._backbone, [Row(ids=ids, side=resident.side, answerer=resident.answerer)])
+        return outcome
 
     def broken(self, spec: TaskSpec, seed: int = 9) -> int:
         """Publish a version that no server loads, because it was trained on another backbone."""

@@ -26,22 +26,22 @@ def beam_search(
 
     def keep(text: Text, score: float) -> None:
         kept.append((score / len(text) ** length_penalty, text))
-        kept.sort(key=lambda each: -each[0])
+        kept.sort(key=lambda hypothesis: -hypothesis[0])
         del kept[beams:]
 
     for length in range(1, limit + 1):
         totals = logits(torch.tensor(texts)).log_softmax(-1) + torch.tensor(scores)[:, None]
-        best, places = totals.flatten().topk(2 * beams)
+        best, indices = totals.flatten().topk(2 * beams)
         going_on: list[tuple[Text, float]] = []
-        for rank, (score, place) in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
-            parent, token = divmod(place, totals.shape[1])
+        for rank, (score, index) in enumerate(zip(best.tolist(), indices.tolist(), strict=True)):
+            parent, token = divmod(index, totals.shape[1])
             if token != end:
                 going_on.append(([*texts[parent], token], score))
             elif rank < beams:
                 keep(texts[parent], score)
         if len(kept) == beams and (early_stopping or kept[-1][0] >= float(best[0]) / length**length_penalty):
             return kept[0][1][1:]
-        texts, scores = [list(each) for each in zip(*going_on[:beams], strict=True)]
+        texts, scores = [list(column) for column in zip(*going_on[:beams], strict=True)]
     for text, score in zip(texts, scores, strict=True):
         keep(text, score)
     return kept[0][1][1:]

@@ -31,12 +31,12 @@ def main(folder: Path) -> int:
 
     take_time = parlour.service.batcher.take_time
 
-    async def told() -> None:
+    async def report_and_wait() -> None:
         print("asked", flush=True)
         await take_time()
 
     parlour._load = slow_load  # type: ignore[method-assign]
-    parlour.service.batcher.take_time = told  # type: ignore[method-assign]
+    parlour.service.batcher.take_time = report_and_wait  # type: ignore[method-assign]
     return run_server(parlour.config, ready, assemble=parlour.assemble)
 
 

@@ -1,10 +1,10 @@
-"""A clock in place of the module `time`: it moves when somebody sleeps, at once."""
+"""A clock that replaces the module `time`: a sleep advances it and takes no real time."""
 
 from collections.abc import Callable
 
 
 class FakeClock:
-    """`slept` are the seconds of each sleep; `on_sleep` is called during each."""
+    """`slept` has the seconds of every sleep; `on_sleep` is called during a sleep."""
 
     def __init__(self) -> None:
         self.now = 1000.0

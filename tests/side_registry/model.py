@@ -1,6 +1,6 @@
-"""What the registry's verbs mean, slow and obvious: plain lists and dicts that are changed in place. Keeps no log.
+"""A simple model of the registry's verbs: plain lists and dicts that are changed in place. Keeps no log.
 
-Each verb returns what is to be told to the caller, or raises Refused and changes nothing.
+A verb returns its result, or raises Refused and changes nothing.
 """
 
 from dataclasses import dataclass, field
@@ -87,16 +87,16 @@ class Model:
         task = self._task(name)
         if version is not None:
             task.need(version)
-        own = version or self._at(task, alias)
+        current = version or self._at(task, alias)
         before = task.moves.get(alias, [])[-1:], task.routes.get(alias, PLAIN)
-        if seen not in (None, before[1]) and before != ([own], route):
+        if seen not in (None, before[1]) and before != ([current], route):
             raise Refused(RouteChanged)
         for named in sorted([*route.shares, *route.shadows]):
             task.need(named)
-            if named == own:
+            if named == current:
                 raise Refused(InvalidRoute)
-        if task.moves.get(alias, [])[-1:] != [own]:
-            task.move(alias, own)
+        if task.moves.get(alias, [])[-1:] != [current]:
+            task.move(alias, current)
         task.put_route(alias, route)
 
     def end_route(self, name: str, alias: str, seen: Route) -> bool:
@@ -109,15 +109,15 @@ class Model:
 
     def rollback(self, name: str, alias: str, to: int | None) -> tuple[int, int]:
         task = self._task(name)
-        own = self._at(task, alias)
+        current = self._at(task, alias)
         shares = task.routes.get(alias, PLAIN).shares
         if to is not None:
             task.need(to)
-        if shares and to in (None, own):
+        if shares and to in (None, current):
             task.put_route(alias, PLAIN)
-            return max(shares, key=lambda version: (shares[version], version)), own
+            return max(shares, key=lambda version: (shares[version], version)), current
         moves = task.moves[alias][:-1]
-        while moves and (moves[-1] in task.retired or moves[-1] == own or moves[-1] != (to or moves[-1])):
+        while moves and (moves[-1] in task.retired or moves[-1] == current or moves[-1] != (to or moves[-1])):
             moves.pop()
         if not moves:
             raise Refused(NothingToRollBack)
@@ -126,7 +126,7 @@ class Model:
         task.moves[alias] = moves
         task.routes.pop(alias, None)
         task.ended.discard(alias)
-        return own, moves[-1]
+        return current, moves[-1]
 
     def retire(self, name: str, version: int) -> None:
         task = self._task(name)

@@ -67,7 +67,7 @@ def upload(store: Store, folder: Path) -> str:
 
 
 def move_aliases(registry: Registry, count: int) -> None:
-    """`count` commits that each move an alias of sst2, which has two versions."""
+    """Make `count` commits that move an alias of sst2, which has two versions."""
     for number in range(count):
         registry.set_alias("sst2", "canary", 1 + number % 2)
 

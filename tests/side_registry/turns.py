@@ -99,12 +99,12 @@ class TurnStore(Store):
         self._turns, self._actor = turns, actor
 
     def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
+        attribute = super().__getattribute__(name)
         if name not in ("read", "stream", "find", "put_new", "overwrite", "move", "remove", "entries", "is_empty"):
-            return found
+            return attribute
 
-        def in_turn(*given: Any) -> Any:
+        def in_turn(*arguments: Any) -> Any:
             self._turns.take(self._actor)
-            return found(*given)
+            return attribute(*arguments)
 
         return in_turn

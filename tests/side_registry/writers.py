@@ -34,7 +34,7 @@ class Writers:
         self._process.communicate(timeout=30)
 
     def start(self, url: str, folders: list[Path], alias: str | None = None) -> int:
-        """A writer that publishes the folders one after the other; with `alias` it moves that to each. Its pid."""
+        """Start a writer that publishes the folders in order and moves `alias` to each version; return its pid."""
         self._tell(url=url, folders=[str(folder) for folder in folders], alias=alias)
         return self._hear("started")["started"]
 
@@ -97,9 +97,9 @@ def write(job: dict[str, Any]) -> None:
         say(failure=f"{type(error).__name__}: {error}")
 
 
-def say(**told: Any) -> None:
+def say(**message: Any) -> None:
     """A line of less than a page: writers share the pipe, and it arrives whole."""
-    os.write(1, json.dumps(told).encode() + b"\n")
+    os.write(1, json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":
