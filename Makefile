@@ -58,7 +58,7 @@ protos: $(INSTALLED)
 	$(BIN)/python protos/generate.py
 
 bench: $(PEERS)
-	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.table --write; exit $$failed
+	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.harness.table --write; exit $$failed
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_soak --save

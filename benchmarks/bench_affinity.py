@@ -18,12 +18,22 @@ import click
 
 from benchmarks.bench_cluster import Bench
 from benchmarks.bench_cluster import Settings as ClusterSettings
-from benchmarks.cli import backbone_options, load_from
-from benchmarks.harness import Column, Figures, Report, Variant, options, plain_errors, quantile, steps, take_turns
-from benchmarks.load import measure_load
-from benchmarks.machine import look
-from benchmarks.models import HEADS, Loaded, publish_tasks
-from benchmarks.served import Served, counted
+from benchmarks.harness.cli import backbone_options, load_from
+from benchmarks.harness.load import measure_load
+from benchmarks.harness.machine import look
+from benchmarks.harness.models import HEADS, Loaded, publish_tasks
+from benchmarks.harness.samples import (
+    Column,
+    Figures,
+    Report,
+    Variant,
+    options,
+    plain_errors,
+    quantile,
+    steps,
+    take_turns,
+)
+from benchmarks.harness.served import Served, counted
 from serving.cluster.local_cluster import AFFINITY
 from sidecast.loadtest.sentences import SENTENCES
 from tests.cluster.kit import environment

@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import backbone_options, load_from
-from benchmarks.goals import with_spreads
-from benchmarks.harness import RESULTS, BenchmarkError, plain_errors, write_document
-from benchmarks.machine import ROOT, look
+from benchmarks.harness.cli import backbone_options, load_from
+from benchmarks.harness.goals import with_spreads
+from benchmarks.harness.machine import ROOT, look
+from benchmarks.harness.samples import RESULTS, BenchmarkError, plain_errors, write_document
 
 SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "pressure", "shadow", "server")
 """Scripts that measure the engine or the server; the shortest first. doors: calls over gRPC."""

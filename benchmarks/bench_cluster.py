@@ -30,9 +30,12 @@ import click
 import grpc.aio
 
 from benchmarks.bench_server import server_figures
-from benchmarks.cli import backbone_options, load_from
-from benchmarks.cold_start import measure_start
-from benchmarks.harness import (
+from benchmarks.harness.cli import backbone_options, load_from
+from benchmarks.harness.cold_start import measure_start
+from benchmarks.harness.load import measure_load
+from benchmarks.harness.machine import look
+from benchmarks.harness.models import HEADS, Loaded, make_run, make_spec, publish_tasks
+from benchmarks.harness.samples import (
     BenchmarkError,
     Column,
     Figures,
@@ -46,10 +49,7 @@ from benchmarks.harness import (
     steps,
     take_turns,
 )
-from benchmarks.load import measure_load
-from benchmarks.machine import look
-from benchmarks.models import HEADS, Loaded, make_run, make_spec, publish_tasks
-from benchmarks.served import Served, serve
+from benchmarks.harness.served import Served, serve
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 from serving.client import Client, SidecastError

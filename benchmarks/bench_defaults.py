@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.harness import WIDTH, BenchmarkError, plain_errors
-from benchmarks.machine import look
+from benchmarks.harness.machine import look
+from benchmarks.harness.samples import WIDTH, BenchmarkError, plain_errors
 from ladder import Backbone, Taps, Tokenizer, load_backbone, load_tokenizer
 from sidecast.cli.output import progress_bar
 from training.builtin_tasks import load_task

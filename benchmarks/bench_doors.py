@@ -19,10 +19,10 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
-from benchmarks.models import Head, Loaded, publish_tasks
-from benchmarks.served import Served, serve
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.models import Head, Loaded, publish_tasks
+from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
+from benchmarks.harness.served import Served, serve
 from serving.client import AsyncClient, Client, SidecastError
 from sidecast.loadtest.loops import closed_loop
 from sidecast.loadtest.sentences import SENTENCES

@@ -24,12 +24,12 @@ import click
 import torch
 
 from benchmarks.bench_peers import KINDS, agreement, kinds_of
-from benchmarks.cli import How, answer, measuring
-from benchmarks.converted import Converted
-from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
-from benchmarks.inputs import Inputs
-from benchmarks.models import LONGEST, Loaded, make_residents
-from benchmarks.peers import hugging_face, pad
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.converted import Converted
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.models import LONGEST, Loaded, make_residents
+from benchmarks.harness.peers import hugging_face, pad
+from benchmarks.harness.samples import BenchmarkError, Column, Samples, Spread, Variant
 from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.engine import EngineRow, Event, Piece

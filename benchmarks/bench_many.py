@@ -25,11 +25,11 @@ import psutil
 import torch
 
 from benchmarks.bench_tasks import predict
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant
-from benchmarks.inputs import Inputs
-from benchmarks.models import HEADS, Head, Loaded, Rungs, make_residents, make_run, make_spec, publish_copies
-from benchmarks.served import serve
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.models import HEADS, Head, Loaded, Rungs, make_residents, make_run, make_spec, publish_copies
+from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples, Spread, Variant
+from benchmarks.harness.served import serve
 from ladder import SideNetwork
 from ladder.stacked import SideBank
 from serving.client import Client

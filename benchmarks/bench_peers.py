@@ -19,12 +19,12 @@ import click
 import torch
 
 from benchmarks.bench_tasks import first_words, predict
-from benchmarks.cli import How, answer, measuring
-from benchmarks.converted import Converted
-from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
-from benchmarks.inputs import Inputs
-from benchmarks.models import HEADS, Head, Loaded, make_residents
-from benchmarks.peers import Loras
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.converted import Converted
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.models import HEADS, Head, Loaded, make_residents
+from benchmarks.harness.peers import Loras
+from benchmarks.harness.samples import BenchmarkError, Column, Samples, Spread, Variant
 from ladder import run_backbone
 from serving.engine import Engine, Resident
 from sidecast.loadtest.sentences import SENTENCES

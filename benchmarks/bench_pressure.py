@@ -21,12 +21,12 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import Column, Figures, Samples, Spread, Variant
-from benchmarks.load import measure_arrivals, measure_load
-from benchmarks.machine import ROOT
-from benchmarks.models import HEADS, Loaded, publish_tasks
-from benchmarks.served import Served, serve
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.load import measure_arrivals, measure_load
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.models import HEADS, Loaded, publish_tasks
+from benchmarks.harness.samples import Column, Figures, Samples, Spread, Variant
+from benchmarks.harness.served import Served, serve
 from training.builtin_tasks import load_task
 
 TASKS = 8

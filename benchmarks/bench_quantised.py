@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench_defaults import Remembering
-from benchmarks.harness import (
+from benchmarks.harness.machine import ROOT, look
+from benchmarks.harness.samples import (
     BenchmarkError,
     Column,
     Figures,
@@ -41,7 +42,6 @@ from benchmarks.harness import (
     take_turns,
     time_calls,
 )
-from benchmarks.machine import ROOT, look
 from ladder import Backbone, load_backbone, load_tokenizer, run_backbone
 from ladder.backbone import held_bytes
 from sidecast.cli.options import pick_device

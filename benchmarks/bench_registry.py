@@ -28,9 +28,9 @@ import click
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.cli import QUICK_S, How
-from benchmarks.harness import BenchmarkError, Column, Report, Spread, Variant, options, plain_errors
-from benchmarks.machine import look
+from benchmarks.harness.cli import QUICK_S, How
+from benchmarks.harness.machine import look
+from benchmarks.harness.samples import BenchmarkError, Column, Report, Spread, Variant, options, plain_errors
 from side_registry import SIDE_NETWORK, BackboneRef, Manifest, Registry, Store, TaskSpec, fold, write_manifest
 from side_registry.checkpoints import save_checkpoint
 from side_registry.log import Commit, Log, Publish, SetAlias

@@ -18,10 +18,10 @@ from typing import Any
 import click
 
 from benchmarks.bench_tasks import predict
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import Column, Figures, Samples, Spread, Variant
-from benchmarks.inputs import Inputs
-from benchmarks.models import HEADS, Loaded, make_residents
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.models import HEADS, Loaded, make_residents
+from benchmarks.harness.samples import Column, Figures, Samples, Spread, Variant
 from serving.config import BatchConfig
 from serving.engine import Engine, EngineRow, Resident
 from serving.metrics import Metrics

@@ -18,8 +18,11 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import backbone_options, load_from
-from benchmarks.harness import (
+from benchmarks.harness.cli import backbone_options, load_from
+from benchmarks.harness.load import LEAD_S, Load, measure_load, requests
+from benchmarks.harness.machine import look
+from benchmarks.harness.models import HEADS, Loaded, load_residents, publish_tasks
+from benchmarks.harness.samples import (
     BenchmarkError,
     Column,
     Figures,
@@ -35,10 +38,7 @@ from benchmarks.harness import (
     take_turns,
     time_calls,
 )
-from benchmarks.load import LEAD_S, Load, measure_load, requests
-from benchmarks.machine import look
-from benchmarks.models import HEADS, Loaded, load_residents, publish_tasks
-from benchmarks.served import Served, serve
+from benchmarks.harness.served import Served, serve
 from serving.engine import Engine, EngineRow, Resident
 
 TOGETHER = 8

@@ -17,11 +17,11 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
-from benchmarks.load import Arrivals, measure_arrivals, measure_load
-from benchmarks.models import HEADS, Loaded, make_run, make_spec, publish_tasks
-from benchmarks.served import Served, counted, serve
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.load import Arrivals, measure_arrivals, measure_load
+from benchmarks.harness.models import HEADS, Loaded, make_run, make_spec, publish_tasks
+from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
+from benchmarks.harness.served import Served, counted, serve
 from side_registry import Registry
 from side_registry.route import PLAIN, Route
 from side_registry.task import PRODUCTION

@@ -23,9 +23,9 @@ from typing import Any
 
 import click
 
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import Column, Figures, Samples, Spread, quantile, steps
-from benchmarks.models import Loaded
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.models import Loaded
+from benchmarks.harness.samples import Column, Figures, Samples, Spread, quantile, steps
 from benchmarks.soak.audit import GONE
 from benchmarks.soak.load import Record
 from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span

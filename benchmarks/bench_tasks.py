@@ -15,10 +15,10 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.cli import How, answer, measuring
-from benchmarks.harness import BenchmarkError, Column, Samples, Spread, Variant
-from benchmarks.inputs import Inputs
-from benchmarks.models import HEADS, Loaded, make_residents
+from benchmarks.harness.cli import How, answer, measuring
+from benchmarks.harness.inputs import Inputs
+from benchmarks.harness.models import HEADS, Loaded, make_residents
+from benchmarks.harness.samples import BenchmarkError, Column, Samples, Spread, Variant
 from ladder.answering import Classify
 from serving.engine import Engine, EngineRow, Resident
 

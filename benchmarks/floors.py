@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.cli import backbone_options, load_from, synchronize
-from benchmarks.harness import plain_errors
-from benchmarks.models import REDUCTION, Loaded
+from benchmarks.harness.cli import backbone_options, load_from, synchronize
+from benchmarks.harness.models import REDUCTION, Loaded
+from benchmarks.harness.samples import plain_errors
 from ladder import Backbone, SideNetwork
 from ladder.backbone import LINEARS
 from ladder.config import BackboneConfig, SideConfig
@@ -115,7 +115,7 @@ def shape_of(head: str, config: BackboneConfig) -> SideConfig:
 
 
 def best_ratios(config: BackboneConfig, rates: Rates) -> dict[str, float]:
-    """Return the best possible ratios of our calls, by the names in `benchmarks.goals`."""
+    """Return the best possible ratios of our calls, by the names in `benchmarks.harness.goals`."""
     ratios = {}
     for head in ("text", "linear"):
         shape = shape_of(head, config)

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.harness import BenchmarkError, plain_errors
-from benchmarks.peers import hush
+from benchmarks.harness.peers import hush
+from benchmarks.harness.samples import BenchmarkError, plain_errors
 from demo.backbone import get_backbone
 from demo.downloads import cache_folder
 from ladder.side import NAMED

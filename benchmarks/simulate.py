@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import WIDTH, BenchmarkError, plain_errors, write_document
+from benchmarks.harness.samples import WIDTH, BenchmarkError, plain_errors, write_document
 from benchmarks.simulation import fleet, pool, registry, routing, service, traces
 from benchmarks.simulation.replica import ServerConfig
 from serving.cluster.autoscaling import LoadPolicy

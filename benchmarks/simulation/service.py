@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, BenchmarkError
+from benchmarks.harness.samples import RESULTS, BenchmarkError
 
 MEASURED = re.compile(r"(?:server|(\d+) replicas?,) (\d+)(?: callers)?$")
 """Variants of `bench_server`, "server 64", and of more replicas, "2 replicas, 64 callers": single rows, one each."""

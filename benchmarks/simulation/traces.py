@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.harness import BenchmarkError
+from benchmarks.harness.samples import BenchmarkError
 
 KINDS = ("poisson", "diurnal", "bursts")
 DAY_S = 86_400.0

@@ -21,8 +21,8 @@ from typing import Any, TextIO
 
 import click
 
-from benchmarks.harness import BenchmarkError, plain_errors
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.samples import BenchmarkError, plain_errors
 from serving.client import Answer, AsyncClient, Classification, Embedding, Predictions, Regression, SidecastError, Text
 from side_registry.task import PRODUCTION
 from sidecast.loadtest.loops import open_loop

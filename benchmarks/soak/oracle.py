@@ -13,7 +13,7 @@ from statistics import mean
 
 import torch
 
-from benchmarks.models import Loaded
+from benchmarks.harness.models import Loaded
 from benchmarks.soak.load import AnswerValue
 from benchmarks.soak.versions import make_spec
 from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer

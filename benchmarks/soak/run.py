@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.harness import BenchmarkError, Step
-from benchmarks.models import Loaded
-from benchmarks.served import Served, serve
+from benchmarks.harness.models import Loaded
+from benchmarks.harness.samples import BenchmarkError, Step
+from benchmarks.harness.served import Served, serve
 from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import Change, Churn
 from benchmarks.soak.load import Record, calling, read_records

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import Loaded
+from benchmarks.harness.models import Loaded
 from ladder import SideNetwork, save_side
 from ladder.side import as_served
 from side_registry import KINDS, SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest

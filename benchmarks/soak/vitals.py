@@ -11,7 +11,7 @@ from statistics import median
 
 import psutil
 
-from benchmarks.served import Served, counted
+from benchmarks.harness.served import Served, counted
 from serving.client import Client, SidecastError
 
 MB = 1e6

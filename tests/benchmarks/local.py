@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import load
-from benchmarks.served import Served
+from benchmarks.harness import load
+from benchmarks.harness.served import Served
 from serving.config import ServeConfig
 from serving.server import Server
 
 
 @contextmanager
 def serve(**settings: Any) -> Iterator[Served]:
-    """As `benchmarks.served.serve`."""
+    """As `benchmarks.harness.served.serve`."""
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     config = ServeConfig.from_values({"port": 0, "metrics_port": 0, **plain})
     loop = asyncio.new_event_loop()
@@ -56,7 +56,7 @@ def serve(**settings: Any) -> Iterator[Served]:
 
 
 def put_load(job: load.Job) -> dict[str, Any]:
-    """As `benchmarks.load.main` in its process: the job and what was seen go through JSON."""
+    """As `benchmarks.harness.load.main` in its process: the job and what was seen go through JSON."""
     job = load.Job(**json.loads(json.dumps(asdict(job))))
     return json.loads(json.dumps(asdict(asyncio.run(load.run_job(job)))))
 

@@ -14,7 +14,7 @@ from benchmarks.floors import (
     side,
     weights,
 )
-from benchmarks.goals import GOALS
+from benchmarks.harness.goals import GOALS
 from ladder.side.known_backbones import NAMED
 
 SMALL = NAMED["flan-t5-small"].config

@@ -15,9 +15,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bench_server, load, machine
+from benchmarks import bench_server
 from benchmarks.bench_server import by_length, server_figures
-from benchmarks.harness import (
+from benchmarks.harness import load, machine
+from benchmarks.harness.machine import ROOT, Machine, look, slug
+from benchmarks.harness.samples import (
     BenchmarkError,
     Column,
     Report,
@@ -31,7 +33,6 @@ from benchmarks.harness import (
     take_turns,
     time_calls,
 )
-from benchmarks.machine import ROOT, Machine, look, slug
 from sidecast.loadtest.measure import Call, Failure, Window
 from sidecast.loadtest.plan import Closed
 from sidecast.loadtest.runner import Ran

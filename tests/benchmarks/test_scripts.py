@@ -26,17 +26,17 @@ from benchmarks import (
     bench_pressure,
     bench_server,
     bench_tasks,
-    peers,
     random_backbone,
 )
 from benchmarks.bench_all import SCRIPTS
 from benchmarks.bench_generation import ratios
 from benchmarks.bench_many import merge
-from benchmarks.converted import Converted
-from benchmarks.goals import GOALS
-from benchmarks.harness import BenchmarkError, Samples
-from benchmarks.inputs import END, FIRST, Inputs
-from benchmarks.models import Loaded, load, make_spec
+from benchmarks.harness import peers
+from benchmarks.harness.converted import Converted
+from benchmarks.harness.goals import GOALS
+from benchmarks.harness.inputs import END, FIRST, Inputs
+from benchmarks.harness.models import Loaded, load, make_spec
+from benchmarks.harness.samples import BenchmarkError, Samples
 from ladder import load_backbone
 from ladder.side.known_backbones import NAMED
 from tests.benchmarks.local import run

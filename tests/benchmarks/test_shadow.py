@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import bench_shadow
 from benchmarks.bench_shadow import AGAIN, ALONE, SHADOWED, figures, ratios
-from benchmarks.harness import Samples
-from benchmarks.load import Arrivals
+from benchmarks.harness.load import Arrivals
+from benchmarks.harness.samples import Samples
 from tests.benchmarks.local import run
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness import BenchmarkError
+from benchmarks.harness.samples import BenchmarkError
 from benchmarks.simulate import compare, main
 from benchmarks.simulation import routing, traces
 from benchmarks.simulation.fleet import Fleet, FleetConfig, Steady

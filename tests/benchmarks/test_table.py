@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import table
 from benchmarks.bench_all import document_of
-from benchmarks.goals import GOALS, Goal, with_spreads
-from benchmarks.harness import BenchmarkError
+from benchmarks.harness import table
+from benchmarks.harness.goals import GOALS, Goal, with_spreads
+from benchmarks.harness.samples import BenchmarkError
 
 CPU = {"gpu": None, "cpu": "Some Chip 9", "cores": 2, "threads": 2, "dtype": "float32", "torch": "2.0"}
 GPU = {**CPU, "gpu": "Some GPU"}
@@ -32,7 +32,7 @@ def write(folder: Path, *documents: dict[str, Any]) -> None:
 
 def test_the_page_has_the_newest_results_table():
     text = table.PAGE.read_text(encoding="utf-8")
-    assert table.replaced(text, table.render(table.newest())) == text, "python -m benchmarks.table --write"
+    assert table.replaced(text, table.render(table.newest())) == text, "python -m benchmarks.harness.table --write"
 
 
 def test_each_machines_newest_results_count_and_other_benchmarks_files_do_not(tmp_path):

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from benchmarks import bench_soak
 from benchmarks.bench_soak import APART, verdict
-from benchmarks.harness import BenchmarkError
-from benchmarks.models import Loaded, load
-from benchmarks.served import Served
+from benchmarks.harness.models import Loaded, load
+from benchmarks.harness.samples import BenchmarkError
+from benchmarks.harness.served import Served
 from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Record

@@ -1,6 +1,7 @@
 """Peers that run on torch, in their fastest mode: Hugging Face's T5, and PEFT's LoRAs on it.
 
-They load the same folder of weights, in the same process. CTranslate2 has its own process: `benchmarks.converted`.
+They load the same folder of weights, in the same process. CTranslate2 has its own process: see
+`benchmarks.harness.converted`.
 Only the benchmarks need PEFT and CTranslate2: the extra `bench` installs them.
 """
 
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import BenchmarkError
-from benchmarks.models import Loaded
+from benchmarks.harness.models import Loaded
+from benchmarks.harness.samples import BenchmarkError
 
 RANK = 8
 """Rank of a LoRA."""

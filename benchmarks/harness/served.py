@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness import BenchmarkError
+from benchmarks.harness.samples import BenchmarkError
 
 START_S = 1800.0
 STOP_S = 60.0

@@ -1,6 +1,6 @@
 """Measures each stage of a serving process's start, in wall and CPU seconds; prints one JSON line.
 
-    python -m benchmarks.cold_start BACKBONE REGISTRY STARTED
+    python -m benchmarks.harness.cold_start BACKBONE REGISTRY STARTED
 
 STARTED is the time.time() at which the process was started. The stages are those of `serving.components.assemble`, with
 one thread of torch: the process, imports, backbone, tokenizer, side networks, warm-up, joining the servers.
@@ -12,7 +12,7 @@ import sys
 import time
 from itertools import pairwise
 
-from benchmarks.harness import BenchmarkError, Figures
+from benchmarks.harness.samples import BenchmarkError, Figures
 
 STAGES = ("process", "imports", "backbone", "tokenizer", "side networks", "warm-up", "join")
 LIMIT_S = 300.0
@@ -24,7 +24,7 @@ def measure_start(backbone: str, registry: str) -> dict[str, Figures]:
     Raises:
         BenchmarkError: it failed; its error is on standard error.
     """
-    command = [sys.executable, "-m", "benchmarks.cold_start", backbone, registry, repr(time.time())]
+    command = [sys.executable, "-m", "benchmarks.harness.cold_start", backbone, registry, repr(time.time())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False)
     if done.returncode:
         raise BenchmarkError("the start that was to be timed failed; read its error above")

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 
-from benchmarks.models import Loaded
+from benchmarks.harness.models import Loaded
 from serving.engine import EngineRow, Resident
 
 FIRST = 3

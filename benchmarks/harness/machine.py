@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CPU_FACTS = Path("/proc/cpuinfo")
 """Linux's description of the processor."""
 INSTRUCTION_SETS = {

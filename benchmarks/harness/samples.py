@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.machine import Machine
+from benchmarks.harness.machine import Machine
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).parents[1] / "results"
 WIDTH = 120
 """Width of a table that is not printed to a terminal."""
 

@@ -1,9 +1,9 @@
 """Puts load on a server with the generator of `sidecast bench`, in a process of its own, without torch.
 
 `measure_load`: callers that send a request, wait for its answer, and send the next. `measure_arrivals`: requests that
-arrive at a fixed rate, independent of the answers. Both write a `Job` and start `python -m benchmarks.load`, which
-prints one JSON line. It is a process of its own because most users of these functions compute too, and would hold the
-interpreter's lock while answers wait to be read.
+arrive at a fixed rate, independent of the answers. Both write a `Job` and start `python -m benchmarks.harness.load`,
+which prints one JSON line. It is a process of its own because most users of these functions compute too, and would
+hold the interpreter's lock while answers wait to be read.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 
-from benchmarks.harness import BenchmarkError, plain_errors
-from benchmarks.machine import ROOT
-from benchmarks.served import Served, counted
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.samples import BenchmarkError, plain_errors
+from benchmarks.harness.served import Served, counted
 from serving.client import AsyncClient
 from sidecast.loadtest.asking import ClientAsker
 from sidecast.loadtest.inputs import Inputs, Target
@@ -286,7 +286,7 @@ def _run_process(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(asdict(job)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.load", str(file)]
+        command = [sys.executable, "-m", "benchmarks.harness.load", str(file)]
         limit = job.lead_s + job.seconds + 2 * STEADY.longest_s + 3 * CALL_S
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False, cwd=ROOT)

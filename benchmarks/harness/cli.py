@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from benchmarks.harness import (
+from benchmarks.harness.machine import look
+from benchmarks.harness.models import Loaded, load
+from benchmarks.harness.samples import (
     Column,
     Figures,
     Report,
@@ -22,8 +24,6 @@ from benchmarks.harness import (
     take_turns,
     time_calls,
 )
-from benchmarks.machine import look
-from benchmarks.models import Loaded, load
 from serving.config import EngineConfig
 
 QUICK_S = 0.01

@@ -1,8 +1,8 @@
 """Makes the table of figures in docs/benchmarks.md from the newest results.
 
-python -m benchmarks.table            # print it
-python -m benchmarks.table --write    # put it between the page's two marks
-python -m benchmarks.table --check    # exit with 2 if the page has another table
+python -m benchmarks.harness.table            # print it
+python -m benchmarks.harness.table --write    # put it between the page's two marks
+python -m benchmarks.harness.table --check    # exit with 2 if the page has another table
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from benchmarks.goals import GOALS, Goal
-from benchmarks.harness import RESULTS, BenchmarkError, plain_errors
-from benchmarks.machine import ROOT, slug
+from benchmarks.harness.goals import GOALS, Goal
+from benchmarks.harness.machine import ROOT, slug
+from benchmarks.harness.samples import RESULTS, BenchmarkError, plain_errors
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin, by make bench -->", "<!-- figures: end -->"
@@ -129,7 +129,8 @@ def main(write: bool, check: bool) -> None:
         wanted = replaced(text, table)
         if check and wanted != text:
             raise BenchmarkError(
-                "docs/benchmarks.md has other figures than benchmarks/results: python -m benchmarks.table --write"
+                "docs/benchmarks.md has other figures than benchmarks/results: "
+                "python -m benchmarks.harness.table --write"
             )
         if write:
             PAGE.write_text(wanted, encoding="utf-8")

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import BenchmarkError
-from benchmarks.models import Loaded
-from benchmarks.peers import hush, peer
+from benchmarks.harness.models import Loaded
+from benchmarks.harness.peers import hush, peer
+from benchmarks.harness.samples import BenchmarkError
 
 
 @dataclass(frozen=True, slots=True)
