@@ -151,6 +151,18 @@ def test_other_priorities_are_refused(priority: int) -> None:
     virtually(main())
 
 
+def test_a_deadline_that_has_passed_is_refused_before_rows_are_made() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s))
+        now = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExpired):
+            batcher.admit(1, now)
+        batcher.admit(1, now + 0.1)
+        await batcher.close()
+
+    virtually(main())
+
+
 def test_the_queue_is_bounded_in_tokens_and_in_beams() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(step_s), max_queued_tokens=100, max_queued_rows=20)
