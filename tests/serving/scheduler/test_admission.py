@@ -163,6 +163,22 @@ def test_a_deadline_that_has_passed_is_refused_before_rows_are_made() -> None:
     virtually(main())
 
 
+def test_a_request_that_fills_the_queue_to_its_bound_is_taken_and_the_next_is_not() -> None:
+    async def main() -> None:
+        batcher = make(Writer(), device=TimedDevice(step_s), max_queued_tokens=100)
+        busy = asyncio.create_task(batcher.submit([row(10)]))
+        await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit([row(60, 1)])), asyncio.create_task(batcher.submit([row(40, 2)]))]
+        await settled()
+        assert batcher.queued_tokens == 100
+        with pytest.raises(Overloaded):
+            await batcher.submit([row(1, 3)])
+        await asyncio.gather(busy, *waiting)
+        await batcher.close()
+
+    virtually(main())
+
+
 def test_the_queue_is_bounded_in_tokens_and_in_beams() -> None:
     async def main() -> None:
         batcher = make(Writer(), device=TimedDevice(step_s), max_queued_tokens=100, max_queued_rows=20)
