@@ -116,8 +116,8 @@ class ShardFailed(OfflineError):
 
     message = f"{{why}} (part {{shard}}; {GOES_ON})"
     reason: str = field()  # type: ignore[misc]  # a field here, a constant in the other classes
-    shard: int
-    why: str
+    shard: int  # type: ignore[misc]
+    why: str  # type: ignore[misc]
 
 
 class ReplicasLost(OfflineError):
