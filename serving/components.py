@@ -15,7 +15,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from ladder import Backbone, load_backbone, load_tokenizer
 from ladder.backbone import CompiledEncoder, Limits
-from serving.api import Drain, make_servicers
+from serving.api import Drain
+from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
 from serving.engine import Engine, check_fits, pick_device, run_apart, run_aside, warm_up
 from serving.metrics import Metrics

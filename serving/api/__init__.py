@@ -2,7 +2,7 @@
 
 from serving.api.drain import Drain, end_tasks
 from serving.api.interceptor import LASTING, Interceptor, answering, streaming, tolerant
-from serving.api.services import HEALTH, SERVICES, add_services, make_servicers
+from serving.api.services import HEALTH, SERVICES, add_services
 
 __all__ = [
     "HEALTH",
@@ -13,7 +13,6 @@ __all__ = [
     "add_services",
     "answering",
     "end_tasks",
-    "make_servicers",
     "streaming",
     "tolerant",
 ]

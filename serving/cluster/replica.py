@@ -23,7 +23,6 @@ from serving.config import ServeConfig
 from serving.errors import PortInUse
 from serving.metrics import Metrics
 from serving.ports import MetricsServer
-from serving.scheduler import Utilization
 
 if TYPE_CHECKING:
     from serving.components import Components
@@ -64,6 +63,7 @@ class Server:
     async def _start(self, config: ServeConfig) -> None:
         from serving.components import assemble, join
         from serving.engine import share_heaps
+        from serving.scheduler import Utilization
         from serving.versions import Presence
 
         share_heaps()

@@ -37,6 +37,7 @@ class CircuitBreaker:
         limit_s: longest time that a version may take, in seconds.
         setting: name of the setting that holds `limit_s`, for messages.
         timed: what the limit holds for, for messages.
+        role: begins the log line, so that a pause in shadow does not read as one of callers' answers.
         pause_s: seconds that the breaker stays open.
         max_pause_s: each pause of a version is twice the one before it, up to this; None: all last `pause_s`.
         max_failures: rows in a row that may fail before it opens; None: failures do not count.
@@ -51,6 +52,7 @@ class CircuitBreaker:
         pause_s: float,
         *,
         timed: str = "its rows of a batch",
+        role: str = "",
         max_pause_s: float | None = None,
         max_failures: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -59,6 +61,7 @@ class CircuitBreaker:
         self.limit_s = limit_s
         self._setting = setting
         self._timed = timed
+        self._role = role
         self._pause_s = pause_s
         self._max_pause_s = max_pause_s
         self._max_failures = max_failures
@@ -107,7 +110,7 @@ class CircuitBreaker:
         circuit.openings = min(circuit.openings + 1, MAX_DOUBLINGS)
         circuit.until = self._clock() + pause_s
         circuit.reason = reason
-        log.warning("%s:%d %s; it is not asked again for %.0f s", *key, reason, pause_s)
+        log.warning("%s%s:%d %s; it is not asked again for %.0f s", self._role, *key, reason, pause_s)
 
     def _circuit(self, key: Key) -> _Circuit:
         """The version's state. Before a new one is added, states that are needed no more are dropped."""

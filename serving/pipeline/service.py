@@ -108,7 +108,7 @@ class PredictService:
         """Answer the rows of a request that has one target.
 
         Raises:
-            InvalidInput, TooManyRows, SideFailed, Overloaded, DeadlineExpired, Draining.
+            InvalidInput, TooManyRows, SideFailed, Shed, DeadlineExpired, Draining.
         """
         [outcome] = await self.predict_tasks(request)
         if isinstance(outcome, Exception):
@@ -121,7 +121,7 @@ class PredictService:
         Rows that come to the same tokens for several tasks cost one backbone pass.
 
         Raises:
-            InvalidInput, TooManyRows, Overloaded, DeadlineExpired, Draining: these concern the whole request.
+            InvalidInput, TooManyRows, Shed, DeadlineExpired, Draining: these concern the whole request.
         """
         encoded = await self._encode(request)
         return await self._answer(encoded, request)

@@ -70,6 +70,7 @@ class ShadowRunner:
             "shadow_timeout_s",
             FIRST_PAUSE_S,
             timed="a step of shadow rows",
+            role="in shadow, ",
             max_pause_s=MAX_PAUSE_S,
             max_failures=SHADOW_FAILURES,
             clock=lambda: asyncio.get_running_loop().time(),

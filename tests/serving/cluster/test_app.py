@@ -1,6 +1,9 @@
 """The application's arguments, and calls as Ray hands them on. No cluster."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +21,8 @@ from serving.cluster.grpc_bridge import SERVICES, CallContext, Calls, path
 from serving.errors import Overloaded
 
 SETTINGS = {"backbone": "b", "registry": "r"}
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +122,9 @@ async def test_bytes_that_are_no_message_are_a_mistake_of_the_callers(name: str)
 def test_every_method_has_the_path_that_grpc_calls_it_by() -> None:
     assert path(NATIVE.methods_by_name["Predict"]) == "/sidecast.v1.Sidecast/Predict"
     assert path(ADMIN.methods_by_name["Watch"]) != path(HEALTH.methods_by_name["Watch"])
+
+
+def test_rays_own_processes_need_no_torch() -> None:
+    code = "import sys, serving.cluster.app, serving.cluster.replica; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.split()[-1] == "False"

@@ -306,7 +306,7 @@ async def test_a_version_that_fails_over_and_over_is_left_alone(house: House, ca
         await house.ask()
         await house.settle()
     assert (house.of(OTHER).failed, house.of(OTHER).dropped) == (SHADOW_FAILURES, len(TEXTS))
-    assert f"sst2:2 failed {SHADOW_FAILURES} times in a row" in caplog.text
+    assert f"in shadow, sst2:2 failed {SHADOW_FAILURES} times in a row" in caplog.text
 
 
 async def test_all_versions_of_a_slow_step_are_left_alone(
