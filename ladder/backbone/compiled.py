@@ -82,7 +82,8 @@ class CompiledEncoder:
                     ids = torch.full((rows, tokens), self._backbone.config.eos_token_id, device=self._backbone.device)
                     self._compute(ids, torch.ones_like(ids, dtype=torch.bool), (rows, tokens))
         except Exception as error:  # no compiler, or a backbone that cannot be compiled
-            log.warning("the encoder runs eagerly, compiling it failed: %s", str(error).strip().split("\n")[0])
+            why = " ".join(str(error).strip().split("\n")[:2])  # torch names the backend first, then the fault
+            log.warning("the encoder runs eagerly, compiling it failed: %s", why)
             return False
         self.ready = True
         return True

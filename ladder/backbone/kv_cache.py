@@ -147,8 +147,9 @@ class StaticCache(DecoderCache):
         self.length = self._closed - self._low
         self._make_room()
         if self._first is None:
-            self._first = torch.tensor(self._starts, device=self.memory_mask.device)[:, None]
+            first = torch.tensor(self._starts, device=self.memory_mask.device)[:, None]
             self._show_cross()
+            self._first = first  # last: what fails before is done again
         columns = torch.arange(self._low, self._low + self.length + 1, device=self._first.device)
         self.valid = columns >= self._first if max(self._starts) > self._low else None
         self._show_own()

@@ -44,6 +44,6 @@ def test_a_shadow_stands_beside_what_chance_alone_makes() -> None:
 def test_it_runs_and_ends_in_its_json_line(dtype: str, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = run(bench_shadow, tiny_t5, dtype, monkeypatch)
     shadowed = document["variants"][SHADOWED]
-    assert 0 <= shadowed["compared"]["median"] <= 1  # a busy machine leaves no time for shadows
+    assert shadowed["compared"]["median"] >= 0  # a busy machine leaves no time for shadows
     assert shadowed["errors"]["median"] == 0
     assert document["variants"][ALONE]["compared"]["median"] == 0

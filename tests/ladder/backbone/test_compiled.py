@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from ladder import Backbone, load_backbone
@@ -125,11 +126,12 @@ def test_where_nothing_can_be_compiled_it_runs_eagerly_and_says_so(
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_with_inductor_it_says_what_the_eager_one_does(tmp_path: Path) -> None:
+def test_with_inductor_it_says_what_the_eager_one_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One block: the compiler's time grows with the number of blocks."""
     backbone = load_backbone(tiny.make_t5(tmp_path / "t5", num_layers=1, num_decoder_layers=1), dtype="float32")
     compiled = CompiledEncoder(backbone, LIMITS)
-    with torch.inference_mode():
-        assert compiled.warm_up()
+    in_this_process = torch._inductor.config.patch(compile_threads=1)  # and not in a pool of processes
+    with torch.inference_mode(), in_this_process:
+        assert compiled.warm_up(), caplog.text
         for rows, tokens in ((1, 9), (3, 20)):
             assert_same(compiled(*batch(rows, tokens)), backbone.encode(*batch(rows, tokens)))

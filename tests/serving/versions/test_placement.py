@@ -214,7 +214,7 @@ class Placing(RuleBasedStateMachine):
                 chosen = self.pool.resolve(task, alias=alias, key=key).version
                 assert chosen in {main, *route.shares}
                 assert self.pool.resolve(task, alias=alias, key=key).version == chosen
-                shadows = {resident.version for resident in self.pool.beside(task, alias, chosen)}
+                shadows = {resident.version for resident in self.pool.shadows(task, alias, chosen)}
                 assert chosen not in shadows
                 assert shadows - {main} == set(route.shadows)
                 assert (self.pool.routed_since(task, alias, chosen) is None) == (route == Route())
