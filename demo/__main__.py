@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from demo.folders import DemoError
-from demo.story import first_rows, get_inputs, tell
+from demo.story import Narrator, first_rows, get_inputs, tell
 
 
 @click.command()
@@ -18,11 +18,12 @@ def main(folder: str, rows: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the demo's server too
     target = Path(folder)
     try:
-        backbone, data = get_inputs()
+        narrator = Narrator()
+        backbone, data = get_inputs(narrator)
         if rows is not None:
             target /= f"first-{rows}-rows"
             data = first_rows(data, target / "data", rows)
-        tell(target, backbone, data)
+        tell(target, backbone, data, narrator=narrator)
     except KeyboardInterrupt:
         click.echo("interrupted; make demo continues where it stopped", err=True)
         sys.exit(130)

@@ -37,29 +37,37 @@ class Sizes:
     """How long each version serves during the swap, in seconds."""
 
 
-def get_inputs() -> tuple[Path, DemoData]:
+def get_inputs(narrator: "Narrator") -> tuple[Path, DemoData]:
     """The real backbone's folder and the real, human-rated text, from the cache or fetched into it.
 
     Raises:
         DemoError: one of them cannot be had; says why and what to do.
     """
-    with Progress(console=_console()) as bars:
+    narrator.step("a real backbone and real, human-rated text")
+    with Progress(console=narrator.console) as bars:
         return get_backbone(cache_folder(), bars), get_dataset(cache_folder(), bars)
 
 
 def tell(
-    folder: Path, backbone: Path, data: DemoData, sizes: Sizes | None = None, commands: Commands | None = None
+    folder: Path,
+    backbone: Path,
+    data: DemoData,
+    sizes: Sizes | None = None,
+    commands: Commands | None = None,
+    narrator: "Narrator | None" = None,
 ) -> None:
     """Run the demo in `folder`; finished trainings there are used again.
+
+    Args:
+        narrator: goes on with its numbers; None: a new one.
 
     Raises:
         DemoError: a step failed; says what to do.
     """
     sizes = sizes or Sizes()
     commands = commands or Commands()
-    started = time.monotonic()
-    console = _console()
-    say = Narrator(console)
+    say = narrator or Narrator()
+    console = say.console
     folder.mkdir(parents=True, exist_ok=True)
     say.step("train side networks: the backbone stays frozen, each is under 1 % of it")
     runs = train_all(folder, backbone, data, sizes, commands)
@@ -83,24 +91,26 @@ def tell(
     if log.failures:
         what = f"{len(log.failures)} requests failed during the swap"
         raise DemoError(what, "this must not happen; please report it")
-    console.print(f"\nThe demo took {time.monotonic() - started:.0f} s. Its runs and registry are in {folder}/.")
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 110)
+    console.print(f"\nThe demo took {say.seconds:.0f} s. Its runs and registry are in {folder}/.")
 
 
 class Narrator:
-    """Numbers the steps and prints their titles."""
+    """Numbers the steps, prints their titles, and knows when the story began."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
+        self.console = Console(width=None if sys.stdout.isatty() else 110)
+        self._began = time.monotonic()
         self._count = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the story began."""
+        return time.monotonic() - self._began
 
     def step(self, text: str) -> None:
         """Print the next step's number and title."""
         self._count += 1
-        self._console.rule(f"[bold]{self._count}. {text}", align="left")
+        self.console.rule(f"[bold]{self._count}. {text}", align="left")
 
 
 def train_all(folder: Path, backbone: Path, data: DemoData, sizes: Sizes, commands: Commands) -> dict[str, Path]:
