@@ -36,7 +36,6 @@ from benchmarks.harness.samples import (
 from benchmarks.harness.served import Served, counted
 from serving.cluster.local_cluster import AFFINITY
 from sidecast.loadtest.sentences import SENTENCES
-from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 
 WAYS = {"fewest in flight": {}, "affinity": AFFINITY}
@@ -131,7 +130,7 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool) -> Any:
         registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
         variants = []
         for name, more in WAYS.items():
-            cluster = stack.enter_context(Cluster(cpus=settings.replicas, environment=environment() | more))
+            cluster = stack.enter_context(Cluster(cpus=settings.replicas, environment=more))
             extra = {"cache_bytes": settings.cache_bytes}
             bench = Bench(settings.of_cluster, loaded, registry, folder, cluster, settings.seed, extra=extra)
             served = bench.deploy(settings.replicas)

@@ -55,7 +55,6 @@ from protos import open_inference_pb2_grpc as oip_grpc
 from serving.client import Client, SidecastError
 from side_registry import Registry
 from sidecast.loadtest.loops import PAUSE_S, closed_loop
-from tests.cluster.kit import environment
 from tests.conformance.cluster import Cluster
 
 ONE, TWO, FOUR = "1 replica", "2 replicas", "4 replicas"
@@ -346,7 +345,7 @@ def measure(settings: Settings, loaded: Loaded, quiet: bool = False) -> Samples:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecast-bench-")))
         registry = publish_tasks(folder, loaded, settings.tasks, HEADS[settings.heads], settings.seed)
-        cluster = stack.enter_context(Cluster(cpus=8, environment=environment()))
+        cluster = stack.enter_context(Cluster(cpus=8))
         bench = Bench(settings, loaded, registry, folder, cluster, settings.seed)
         parts = [compare_with_one_process(bench, quiet).rounds, compare_with_two_processes(bench, quiet).rounds]
         parts += [starts(bench), publishes(bench)]

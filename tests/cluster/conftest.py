@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kit import Fleet, environment
+from tests.cluster.kit import Fleet
 from tests.conformance.cluster import Cluster
 
 
 @pytest.fixture(scope="package")
 def fleet_of_all(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """The shared fleet, with one published version. Its deployment is what the test before left."""
-    with Cluster(cpus=4, environment=environment()) as cluster:
+    with Cluster() as cluster:
         fleet = Fleet(cluster, tiny_t5, tmp_path_factory.mktemp("fleet"))
         fleet.publish()
         yield fleet

@@ -19,15 +19,13 @@ from ladder import load_backbone, load_tokenizer
 from serving.client.client import Client
 from serving.client.errors import UnavailableError
 from side_registry import Registry
-from tests.conformance.cluster import LOOPBACK, Cluster, free_ports, wait_until
+from tests.conformance.cluster import LOOPBACK, Cluster, wait_until
 from tests.serving.kit import make_run, make_spec
 
 SOON_S = 100.0
 """Longest that a test waits for Ray to do something."""
-CHECK_S = 1
-"""Pause between two checks of a proxy. A lost proxy is replaced after three of them."""
-PAUSE_S = 0.01
-"""Pause after a failed call."""
+PAUSE_S = 0.02
+"""Pause of a caller after each call."""
 HAPROXY = "haproxy"
 PROXY = "ray::HAProxyManager"
 CONTROLLER = "ray::ServeController"
@@ -60,16 +58,6 @@ class Seen:
     def answered_since(self, moment: float, count: int = 20) -> bool:
         """Whether `count` calls that began after `moment` were answered."""
         return sum(call.began > moment for call in self.answered) >= count
-
-
-def environment() -> dict[str, str]:
-    """Settings of a cluster that replaces lost proxies soon, at normal priority, with a fallback proxy of its own.
-
-    HAProxy asks the fallback proxy while it believes all replicas to be down.
-    """
-    names = ("RAY_SERVE_FALLBACK_PROXY_GRPC_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
-    ports = dict(zip(names, map(str, free_ports(2)), strict=True))
-    return {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(CHECK_S), "RAY_worker_niceness": "0", **ports}
 
 
 class Fleet:
@@ -198,8 +186,12 @@ def _taken(request: Request) -> bool:
 
 
 @contextmanager
-def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = 0.0) -> Iterator[Seen]:
-    """Call until the block ends, each caller over its own connection. The block begins after the first answers."""
+def traffic(fleet: Fleet, callers: int = 4, *, retry: bool = True, pause_s: float = PAUSE_S) -> Iterator[Seen]:
+    """Call until the block ends, each caller over its own connection. The block begins after the first answers.
+
+    Args:
+        pause_s: after each call. Without one the callers take the cores that a new replica needs to start.
+    """
     seen, stop = Seen(), Event()
     threads = [Thread(target=_call, args=(fleet, seen, stop, retry, pause_s), daemon=True) for _ in range(callers)]
     for thread in threads:
@@ -224,8 +216,7 @@ def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool, pause_s: float) ->
             except Exception as raised:
                 error = raised
             seen.calls.append(Call(began, time.monotonic(), version, error))
-            if pause := PAUSE_S if error else pause_s:
-                stop.wait(pause)
+            stop.wait(pause_s)
 
 
 def assert_unavailable(seen: Seen) -> None:

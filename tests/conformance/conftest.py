@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ladder import Backbone, load_backbone, load_tokenizer
+from serving.cluster.local_cluster import AFFINITY
 from tests.conformance.cluster import LOOPBACK, Cluster
 from tests.conformance.targets import Target, World
 from tests.sidecast.cli_kit import Serving
@@ -38,8 +39,8 @@ def one_process(world: World) -> Iterator[Target]:
 
 @pytest.fixture(scope="session")
 def ray_serve(world: World) -> Iterator[Target]:
-    """Two replicas behind Ray's HAProxy, on a cluster of this machine."""
-    with Cluster() as cluster:
+    """Two replicas behind Ray's HAProxy, which sends equal inputs to the same one, on a cluster of this machine."""
+    with Cluster(environment=AFFINITY) as cluster:
         cluster.deploy(world.settings, replicas=2, cpus=1)
         ports = [cluster.metrics_port, cluster.metrics_port + 1]
         urls = [f"http://{LOOPBACK}:{port}/metrics" for port in ports]
