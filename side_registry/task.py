@@ -164,7 +164,7 @@ class TaskSpec(Document):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        check_rules(self)
+        check_rules(self, self.fields)
         return self
 
 

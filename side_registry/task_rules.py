@@ -38,11 +38,6 @@ class Spec(Protocol):
     target: str
     metric: str
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The template's."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -61,9 +56,9 @@ class SpecFaults(ValueError):
         self.faults = tuple(faults)
 
 
-def check_rules(spec: Spec) -> None:
-    """Raises SpecFaults."""
-    faults = [*_labels(spec), *_range(spec), *_embedding(spec), *_kind(spec)]
+def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
+    """Raises SpecFaults; `fields` are the template's."""
+    faults = [*_labels(spec), *_range(spec), *_embedding(spec, fields), *_kind(spec, fields)]
     if faults:
         raise SpecFaults(faults)
 
@@ -156,26 +151,25 @@ def _range(spec: Spec) -> Iterator[Fault]:
         yield Fault(("low", "high"), f"low must be below high, got {spec.low} and {spec.high}")
 
 
-def _embedding(spec: Spec) -> Iterator[Fault]:
+def _embedding(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
     kind = KINDS[spec.kind]
     if spec.dimensions and not kind.has_dimensions:
         yield Fault(("dimensions",), f"dimensions are for {kinds_with('has_dimensions')}, this task is {spec.kind}")
     if kind.has_dimensions and not spec.dimensions:
         yield Fault(("dimensions",), f"dimensions must be 1 to {MAX_DIMENSIONS} for {spec.kind}, got 0")
-    if kind.target_is_input and len(spec.fields) != 1:
-        fields = ", ".join(spec.fields)
-        why = f"template must have one field for {spec.kind}, the text that becomes a vector; got {fields}"
+    if kind.target_is_input and len(fields) != 1:
+        why = f"template must have one field for {spec.kind}, the text that becomes a vector; got {', '.join(fields)}"
         yield Fault(("template",), why)
 
 
-def _kind(spec: Spec) -> Iterator[Fault]:
+def _kind(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
     kind = KINDS[spec.kind]
     if not kind.makes_text and not spec.generation.is_default:
         yield Fault(("generation",), f"generation is for {kinds_with('makes_text')}, this task is {spec.kind}")
     if spec.metric not in kind.metrics:
         known = " or ".join(kind.metrics)
         yield Fault(("metric",), f"metric must be {known} for {spec.kind}, got {spec.metric!r}")
-    if not FIELD_NAME.fullmatch(spec.target) or spec.target in spec.fields:
+    if not FIELD_NAME.fullmatch(spec.target) or spec.target in fields:
         why = f"target must be a name that is not a field of the template, got {spec.target!r}"
         yield Fault(("target", "template"), why)
 
