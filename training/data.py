@@ -94,12 +94,18 @@ def split(whole: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]
     return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
 
 
-def check_renames(spec: TaskSpec, renames: Renames) -> None:
-    """Raises DataError: a rename of something that the task does not read."""
-    known = (*spec.fields, spec.target, ID)
+def known_names(spec: TaskSpec) -> tuple[str, ...]:
+    """What may be renamed: the task's fields, its target, and `id`."""
+    return (*spec.fields, spec.target, ID)
+
+
+def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
+    """Raises DataError: a rename of something that none of the tasks reads."""
+    known = dict.fromkeys(name for spec in specs for name in known_names(spec))
     for name in renames:
         if name not in known:
-            raise DataError("--rename", None, f"task {spec.name} has no field {name!r}; there are {', '.join(known)}")
+            tasks = ", ".join(spec.name for spec in specs)
+            raise DataError("--rename", None, f"{tasks} has no field {name!r}; there are {', '.join(known)}")
 
 
 def read_examples(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> list[Example]:

@@ -292,8 +292,8 @@ def test_a_renamed_column_is_read_instead_of_the_one_with_the_fields_name(tmp_pa
     assert plain(read_examples(path, SST2, renames)) == [({"sentence": "a"}, "positive")]
     with pytest.raises(DataError, match="no column 'text'; the task needs text, label"):
         read_examples(path, SST2, {"sentence": "text"})
-    with pytest.raises(DataError, match="task sst2 has no field 'review'; there are sentence, label, id"):
-        check_renames(SST2, {"review": "sentence"})
+    with pytest.raises(DataError, match="sst2 has no field 'review'; there are sentence, label, id"):
+        check_renames([SST2], {"review": "sentence"})
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

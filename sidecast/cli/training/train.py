@@ -1,15 +1,27 @@
-"""`sidecast train`: train a side network for a task, into a run folder."""
+"""`sidecast train`: train a side network for each of one or more tasks, into a run folder each."""
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import Progress
 
 from sidecast.cli import options
+from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.settings import GroupedCommand, setting_options
+from sidecast.cli.training.bars import Bars
+from sidecast.cli.training.verdict import baseline_document, baseline_text, show_warnings, warnings_of
 from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from side_registry import Artifact, TaskSpec
+    from training.data import Labelled
+    from training.job import Job
+
+PLACEHOLDER = "{task}"
+"""In a file's or folder's name: the task's."""
 
 SPECIAL = {
     "learning_rate": {"flag": "--lr"},
@@ -27,112 +39,160 @@ SPECIAL = {
 
 
 @click.command(cls=GroupedCommand, short_help="Train a side network for a task on labelled rows.")
-@click.argument("task")
+@click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
     "--train", "train_file", required=True, metavar="FILE", help="Training rows: .jsonl, .csv, .tsv, .parquet."
 )
-@click.option("--validation", "validation_file", required=True, metavar="FILE", help="Validation rows.")
+@click.option("--validation", "validation_file", metavar="FILE", help="Validation rows.")
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="S",
+    help="Instead of --validation: the share of the training rows that validates, such as 0.1, drawn by the seed.",
+)
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
+@options.rename
 @options.device
 @options.dtype
 @options.quantize
 @options.as_json
 @setting_options(Recipe, "Recipe", special=SPECIAL)
 def train(
-    task: str,
+    tasks: Sequence[str],
     backbone: str,
     train_file: str,
-    validation_file: str,
+    validation_file: str | None,
+    validation_share: float | None,
     output: str,
+    renames: dict[str, str],
     device: str,
     dtype: str,
     quantize: str,
     as_json: bool,
     **recipe: Any,
 ) -> None:
-    """Train a side network for TASK: a built-in task's name, or a task spec's TOML file.
+    """Train a side network for each TASK: a built-in task's name, or a task spec's TOML file.
 
-    Interrupted and run again with the same settings, it goes on after the last whole epoch. The run folder is what
-    `sidecast publish` takes.
+    For several tasks, {task} in FILE and RUN stands for each task's name: --train data/{task}.csv --output runs/{task}.
+
+    Interrupted and run again with the same settings, it goes on after the last whole epoch; a finished run goes on with
+    more --epochs. The run folder is what `sidecast publish` takes.
     """
     from training.builtin_tasks import load_task
-    from training.data import read_labelled
+    from training.data import check_renames
     from training.job import Job
     from training.trainer import train as run_training
 
-    spec = load_task(task)
+    specs = [load_task(task) for task in tasks]
+    _check(specs, output, validation_file, validation_share)
+    check_renames(specs, renames)
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
-    settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
-    started = time.monotonic()
-    training = read_labelled(train_file, spec)
-    validation = read_labelled(validation_file, spec)
+    for spec in specs:
+        settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
+    files = _Files(train_file, validation_file, validation_share, renames)
+    data = [files.read(spec, settings.seed) for spec in specs]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
-    job = Job(
-        spec=spec,
-        backbone=loaded,
-        backbone_source=options.backbone_source(backbone),
-        tokenizer=tokenizer,
-        training=training,
-        validation=validation,
-        recipe=settings,
-    )
-    with progress_bar(quiet=as_json) as bars:
-        artifact = run_training(job, output, _Bars(bars, spec.name))
+    documents: list[dict[str, Any]] = []
+    for spec, rows in zip(specs, data, strict=True):
+        started = time.monotonic()
+        job = Job(
+            spec=spec,
+            backbone=loaded,
+            backbone_source=options.backbone_source(backbone),
+            tokenizer=tokenizer,
+            training=rows.training,
+            validation=rows.validation,
+            recipe=settings,
+            reading=rows.reading,
+        )
+        run = _filled(output, spec)
+        with progress_bar(quiet=as_json) as bars:
+            artifact = run_training(job, run, Bars(bars, spec.name))
+        document, text = _report(job, run, artifact)
+        documents.append({**document, "seconds": round(time.monotonic() - started, 1)})
+        if not as_json:
+            click.echo(text)
+        show_warnings(document["warnings"], as_json=as_json)
+    if as_json:
+        say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One task's."""
+
+    training: "Labelled"
+    validation: "Labelled"
+    reading: dict[str, Any]
+    """As `Job.reading`."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where rows come from, and how."""
+
+    train: str
+    validation: str | None
+    share: float | None
+    renames: dict[str, str]
+
+    def read(self, spec: "TaskSpec", seed: int) -> _Rows:
+        """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
+        from training.data import known_names, read_labelled, split
+
+        renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
+        reading: dict[str, Any] = {"renames": renames} if renames else {}
+        training = read_labelled(_filled(self.train, spec), spec, renames)
+        if self.validation is not None:
+            return _Rows(training, read_labelled(_filled(self.validation, spec), spec, renames), reading)
+        assert self.share is not None
+        training, validation = split(training, self.share, seed)
+        return _Rows(training, validation, {**reading, "validation_share": self.share})
+
+
+def _filled(path: str, spec: "TaskSpec") -> str:
+    return path.replace(PLACEHOLDER, spec.name)
+
+
+def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, share: float | None) -> None:
+    if (validation is None) == (share is None):
+        raise UserError(
+            "give one of --validation FILE and --validation-share S, the share of the training rows that validates"
+        )
+    names = [spec.name for spec in specs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"task {twice[0]} is named twice; name it once")
+    if len(specs) > 1 and PLACEHOLDER not in output:
+        raise UserError(f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each")
+
+
+def _report(job: "Job", run: str, artifact: "Artifact") -> tuple[dict[str, Any], str]:
+    """The document and the text for a finished run."""
+    from training.baseline import baseline_of
+    from training.batches import count_truncated
+
+    spec = job.spec
     manifest = artifact.manifest
+    score = manifest.metrics[spec.metric]
+    epoch = manifest.provenance["epoch"]
+    baseline = baseline_of(spec, job.validation.examples)
+    truncated = {
+        name: count_truncated(spec, job.tokenizer, rows.examples) / len(rows.examples)
+        for name, rows in (("training", job.training), ("validation", job.validation))
+    }
+    shares = {f"{name} rows": share for name, share in truncated.items()}
     document = {
         "task": spec.name,
-        "run": output,
+        "run": run,
         "metric": spec.metric,
-        "score": manifest.metrics[spec.metric],
+        "score": score,
         "metrics": manifest.metrics,
-        "epoch": manifest.provenance["epoch"],
-        "seconds": round(time.monotonic() - started, 1),
+        **baseline_document(score, baseline),
+        "truncated": truncated,
+        "epoch": epoch,
+        "warnings": warnings_of(spec, shares, score, baseline),
     }
-    text = f"{spec.name}: {scores_text(manifest.metrics)} on the validation rows (epoch {manifest.provenance['epoch']})"
-    say(as_json, document, f"{text}\n{output} is ready: sidecast publish {output} --registry R")
-
-
-class _Bars:
-    """The trainer's progress as bars: one for each preparation, one per epoch."""
-
-    def __init__(self, bars: Progress, task: str) -> None:
-        self.bars = bars
-        self.task = task
-        self.epochs = 0
-        self.steps = 0
-        self.ranks: Any = None
-        self.reads: Any = None
-        self.asks: Any = None
-        self.current: Any = None
-
-    def ranking(self, rows: int, total: int) -> None:
-        if self.ranks is None:
-            self.ranks = self.bars.add_task(f"{self.task}: Fisher information", total=total, note="")
-        self.bars.update(self.ranks, completed=rows)
-
-    def reading(self, rows: int, total: int) -> None:
-        if self.reads is None:
-            self.reads = self.bars.add_task(f"{self.task}: backbone pass", total=total, note="")
-        self.bars.update(self.reads, completed=rows)
-
-    def teaching(self, rows: int, total: int) -> None:
-        if self.asks is None:
-            self.asks = self.bars.add_task(f"{self.task}: teacher's answers", total=total, note="")
-        self.bars.update(self.asks, completed=rows)
-
-    def start(self, epochs: int, steps: int) -> None:
-        self.epochs = epochs
-        self.steps = steps
-
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        if step == 0 or self.current is None:
-            name = f"{self.task}: epoch {epoch + 1}/{self.epochs}"
-            self.current = self.bars.add_task(name, total=self.steps, note="")
-        self.bars.update(self.current, completed=step + 1, note=f"loss {loss:.4f}")
-
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
-        headline = dict([next(iter(scores.items()))])
-        note = scores_text(headline) + (" (best)" if best else "")
-        if self.current is not None:
-            self.bars.update(self.current, note=note)
+    scores = {name: value for name, value in manifest.metrics.items() if name != "loss"}
+    known = f"{scores_text(scores)} on the validation rows (epoch {epoch}){baseline_text(baseline)}"
+    return document, f"{spec.name}: {known}\n{run} is ready: sidecast publish {run} --registry R"
