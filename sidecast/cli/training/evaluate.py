@@ -13,7 +13,13 @@ from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
-from sidecast.cli.training.verdict import baseline_document, baseline_text, show_warnings, warnings_of
+from sidecast.cli.training.verdict import (
+    baseline_document,
+    baseline_text,
+    length_warnings,
+    score_warnings,
+    show_warnings,
+)
 
 if TYPE_CHECKING:
     from training.data import Example
@@ -109,7 +115,7 @@ def evaluate(
         baseline = baseline_of(spec, examples)
     score = metrics.get(spec.metric)
     share = sum(truncated) / len(rows)
-    warnings = warnings_of(spec, {"rows": share}, score, baseline)
+    warnings = length_warnings(spec, {"rows": share}) + score_warnings(spec, score, baseline)
     document = {
         "task": spec.name,
         "source": source,

@@ -12,11 +12,17 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.settings import GroupedCommand, setting_options
 from sidecast.cli.training.bars import Bars
-from sidecast.cli.training.verdict import baseline_document, baseline_text, show_warnings, warnings_of
+from sidecast.cli.training.verdict import (
+    baseline_document,
+    baseline_text,
+    length_warnings,
+    score_warnings,
+    show_warnings,
+)
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from side_registry import Artifact, TaskSpec
+    from side_registry import TaskSpec
     from training.data import Labelled
     from training.job import Job
 
@@ -82,7 +88,6 @@ def train(
     from training.builtin_tasks import load_task
     from training.data import check_renames
     from training.job import Job
-    from training.trainer import train as run_training
 
     specs = [load_task(task) for task in tasks]
     _check(specs, output, validation_file, validation_share)
@@ -95,7 +100,6 @@ def train(
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     documents: list[dict[str, Any]] = []
     for spec, rows in zip(specs, data, strict=True):
-        started = time.monotonic()
         job = Job(
             spec=spec,
             backbone=loaded,
@@ -106,14 +110,7 @@ def train(
             recipe=settings,
             reading=rows.reading,
         )
-        run = _filled(output, spec)
-        with progress_bar(quiet=as_json) as bars:
-            artifact = run_training(job, run, Bars(bars, spec.name))
-        document, text = _report(job, run, artifact)
-        documents.append({**document, "seconds": round(time.monotonic() - started, 1)})
-        if not as_json:
-            click.echo(text)
-        show_warnings(document["warnings"], as_json=as_json)
+        documents.append(_run(job, _filled(output, spec), as_json=as_json))
     if as_json:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
@@ -167,32 +164,47 @@ def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, sha
         raise UserError(f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each")
 
 
-def _report(job: "Job", run: str, artifact: "Artifact") -> tuple[dict[str, Any], str]:
-    """The document and the text for a finished run."""
+def _run(job: "Job", output: str, *, as_json: bool) -> dict[str, Any]:
+    """Train one task; print the result, or with `as_json` nothing. Return the document."""
     from training.baseline import baseline_of
-    from training.batches import count_truncated
+    from training.trainer import train as run_training
 
     spec = job.spec
-    manifest = artifact.manifest
-    score = manifest.metrics[spec.metric]
-    epoch = manifest.provenance["epoch"]
+    started = time.monotonic()
+    truncated = _truncated(job)
+    cut = length_warnings(spec, {f"{name} rows": share for name, share in truncated.items()})
+    show_warnings(cut, as_json=as_json)
+    with progress_bar(quiet=as_json) as bars:
+        artifact = run_training(job, output, Bars(bars, spec.name))
+    metrics = artifact.manifest.metrics
+    epoch = artifact.manifest.provenance["epoch"]
+    score = metrics[spec.metric]
     baseline = baseline_of(spec, job.validation.examples)
-    truncated = {
-        name: count_truncated(spec, job.tokenizer, rows.examples) / len(rows.examples)
-        for name, rows in (("training", job.training), ("validation", job.validation))
-    }
-    shares = {f"{name} rows": share for name, share in truncated.items()}
-    document = {
+    unbeaten = score_warnings(spec, score, baseline)
+    if not as_json:
+        scores = scores_text({name: value for name, value in metrics.items() if name != "loss"})
+        click.echo(f"{spec.name}: {scores} on the validation rows (epoch {epoch}){baseline_text(baseline)}")
+        click.echo(f"{output} is ready: sidecast publish {output} --registry R")
+    show_warnings(unbeaten, as_json=as_json)
+    return {
         "task": spec.name,
-        "run": run,
+        "run": output,
         "metric": spec.metric,
         "score": score,
-        "metrics": manifest.metrics,
+        "metrics": metrics,
         **baseline_document(score, baseline),
         "truncated": truncated,
         "epoch": epoch,
-        "warnings": warnings_of(spec, shares, score, baseline),
+        "seconds": round(time.monotonic() - started, 1),
+        "warnings": cut + unbeaten,
     }
-    scores = {name: value for name, value in manifest.metrics.items() if name != "loss"}
-    known = f"{scores_text(scores)} on the validation rows (epoch {epoch}){baseline_text(baseline)}"
-    return document, f"{spec.name}: {known}\n{run} is ready: sidecast publish {run} --registry R"
+
+
+def _truncated(job: "Job") -> dict[str, float]:
+    """The share of the training and of the validation rows that are longer than the spec allows."""
+    from training.batches import count_truncated
+
+    parts = {"training": job.training.examples, "validation": job.validation.examples}
+    return {
+        name: count_truncated(job.spec, job.tokenizer, examples) / len(examples) for name, examples in parts.items()
+    }

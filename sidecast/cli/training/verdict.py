@@ -28,24 +28,26 @@ def baseline_text(baseline: "Baseline | None") -> str:
     return "" if baseline is None else f"; {baseline}"
 
 
-def warnings_of(
-    spec: "TaskSpec", shares: Mapping[str, float], score: float | None, baseline: "Baseline | None"
-) -> list[str]:
-    """Sentences about what a user should know before trusting a score.
+def length_warnings(spec: "TaskSpec", shares: Mapping[str, float]) -> list[str]:
+    """One sentence, or none, about texts that are cut.
 
     Args:
         shares: by the name of some rows: the share of them whose text is longer than `max_source_tokens`.
-        score: None where there was nothing to score.
     """
-    warnings = []
-    if cut := {name: share for name, share in shares.items() if share}:
-        parts = " and ".join(f"{share:.1%} of the {name}" for name, share in cut.items())
-        limit = f"max_source_tokens = {spec.max_source_tokens}"
-        warnings.append(f"{spec.name}: {parts} are longer than {limit}, and their ends are not read; {REMEDY}")
-    if score is not None and baseline is not None and score <= baseline.score:
-        known = f"{spec.metric} {score:.4f} does not beat the {baseline}"
-        warnings.append(f"{spec.name}: {known}: one answer for all rows is as good; try more rows, --epochs or --lr")
-    return warnings
+    cut = {name: share for name, share in shares.items() if share}
+    if not cut:
+        return []
+    parts = " and ".join(f"{share:.1%} of the {name}" for name, share in cut.items())
+    limit = f"max_source_tokens = {spec.max_source_tokens}"
+    return [f"{spec.name}: {parts} are longer than {limit}, and their ends are not read; {REMEDY}"]
+
+
+def score_warnings(spec: "TaskSpec", score: float | None, baseline: "Baseline | None") -> list[str]:
+    """One sentence, or none, about a score that does not beat its baseline."""
+    if score is None or baseline is None or score > baseline.score:
+        return []
+    known = f"{spec.metric} {score:.4f} does not beat the {baseline}"
+    return [f"{spec.name}: {known}: one answer for all rows is as good; try more rows, --epochs or --lr"]
 
 
 def show_warnings(warnings: list[str], *, as_json: bool) -> None:
