@@ -42,8 +42,7 @@ class Delimited:
         records = self._records(file)
         header = next(records, None)
         if header is None:
-            named = ", ".join(columns) or "none here"
-            raise TableFileError(None, f"empty; the first line names the columns: {named}")
+            raise TableFileError(None, f"empty; the first line names the columns: {', '.join(columns)}")
         names = pick(header.values, columns, optional)
         check_columns(header.line, header.values, names)
         positions = {name: header.values.index(name) for name in names}

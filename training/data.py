@@ -127,7 +127,7 @@ def read_to_evaluate(path: str | Path, spec: TaskSpec, renames: Renames = NO_REN
         DataError: as `read_examples`, or only some rows have a target.
     """
     target = renames.get(spec.target, spec.target)
-    first = next(iter_columns(path, (), (target,)), None)
+    first = next(iter_columns(path, _columns(spec, renames), (target,)), None)
     if first is not None and target in first[1]:
         return _some(path, iter_examples(path, spec, renames, with_ids=True))
     return _some(path, iter_unlabelled(path, spec, renames))

@@ -308,6 +308,9 @@ def test_rows_without_targets_are_read_with_their_ids(tmp_path, suffix):
     assert [(example.target, example.id) for example in read_to_evaluate(path, SST2)] == [("positive", None)]
     with pytest.raises(DataError, match="No such file"):
         read_to_evaluate(tmp_path / "none.csv", SST2)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match="empty; the first line names the columns: sentence"):
+        read_to_evaluate(tmp_path / "empty.csv", SST2)
 
 
 def test_targets_are_in_all_rows_or_in_none(tmp_path):
