@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
-from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
+from side_registry.manifest import (
+    MANIFEST,
+    Artifact,
+    BackboneRef,
+    GoldenExample,
+    Manifest,
+    read_artifact,
+    write_manifest,
+)
 from side_registry.task import TaskSpec
 from training.errors import RunError
 from training.evaluation import Model, answer_value, make_answerer, predict
@@ -24,6 +32,8 @@ from training.job import Job
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 
+NOT_SCORES = ("epoch", "baseline", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+"""What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
 
@@ -36,11 +46,13 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         epochs: one line of scores each, as `Trainer.scores`.
     """
     best = max(epochs, key=lambda line: line[job.spec.metric])
+    if run.extended:
+        settings = {**settings, "extended": run.extended}  # its weights are not those of a run given all epochs at once
     origin = {
         "data_sha256": settings["data"],
         "seed": job.recipe.seed,
         "recipe": settings["recipe"],
-        **({"teacher": settings["teacher"]} if "teacher" in settings else {}),
+        **{name: settings[name] for name in ("teacher", "reading", "extended") if name in settings},
         "epoch": best["epoch"],
     }
     manifest = Manifest(
@@ -49,12 +61,12 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         backbone=_backbone_ref(job.backbone),
         tokenizer_fingerprint=job.tokenizer.fingerprint,
         side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
-        metrics={name: float(value) for name, value in best.items() if name not in ("epoch", "seconds")},
+        metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
         examples=_golden_examples(job, run),
     )
-    write_manifest(run.path, manifest)
-    run.finish()
+    with run.writing(MANIFEST):
+        write_manifest(run.path, manifest)
     return read_artifact(run.path)
 
 
@@ -102,7 +114,8 @@ def write_run(
         side=side.config.to_dict(),
         provenance=_provenance(settings, provenance, dtype="float32"),
     )
-    write_manifest(run.path, manifest)
+    with run.writing(MANIFEST):
+        write_manifest(run.path, manifest)
     return read_artifact(run.path)
 
 

@@ -1,6 +1,6 @@
 """Options that several commands share, and the choice between those that exclude each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,22 @@ QUANTIZE = click.Choice(["none", "int8", "int4", "w8a8"])
 quantize = option(
     "--quantize", type=QUANTIZE, default="none", show_default=True, help="Bits of the backbone's matrices."
 )
+
+
+def _renames(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Callback of click: `sentence=review`, any number of times."""
+    pairs = [text.partition("=") for text in values]
+    if wrong := [text for text, (field, _, column) in zip(values, pairs, strict=True) if not (field and column)]:
+        raise click.BadParameter(f"give FIELD=COLUMN, got {wrong[0]!r}")
+    return {field: column for field, _, column in pairs}
+
+
+def rename_option(text: str) -> Callable[[Command], Command]:
+    """`--rename FIELD=COLUMN`, any number of times; `text` is its help."""
+    return click.option("--rename", "renames", multiple=True, callback=_renames, metavar="FIELD=COLUMN", help=text)
+
+
+rename = rename_option("The column that a field, or the target, is read from, where their names differ.")
 
 
 def choose(**values: str | None) -> tuple[str, str]:

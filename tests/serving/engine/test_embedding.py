@@ -112,7 +112,9 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
     assert document["metrics"] == {"recall_at_1": 0.5, "mrr": (1 + 1 + 1 / 2 + 1 / 3) / 4}
     assert (document["rows"], document["score"]) == (4, 0.5)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert lines == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
+    assert [line["embedding"] for line in lines] == [pytest.approx(vector(a)) for a, _ in pairs]
+    assert [(line["inputs"], line["target"]) for line in lines] == [({"sentence": a}, b) for a, b in pairs]
+    assert document["baseline"] is None
     assert done(*words).out == "meaning version 1: recall_at_1 0.5000, mrr 0.7083 on 4 rows\n"
 
 

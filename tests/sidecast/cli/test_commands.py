@@ -129,9 +129,9 @@ MISTAKES = [
     ("unknown", "No such command 'unknown'"),
     ("tasks --unknown", "No such option '--unknown'"),
     ("tasks @/registry", "unexpected extra argument"),
-    ("train", "Missing argument 'TASK'"),
+    ("train", "Missing argument 'TASK...'"),
     ("train letters", "Missing option '--backbone'"),
-    ("train letters --backbone @/t5 --train @/train.jsonl", "Missing option '--validation'"),
+    ("train letters --backbone @/t5 --train @/train.jsonl", "Missing option '--output'"),
     ("promote letters --registry @/registry", "Missing argument 'VERSION'"),
     ("predict letters", "Missing argument 'TEXT...'"),
     ("predict letters a", "Missing option '--server'"),
@@ -192,6 +192,13 @@ MISTAKES = [
     (f"{TRAIN} --output @/new --device nope", "--device nope cannot be used here"),
     (f"{TRAIN} --output @/new --device meta", "--device meta cannot be used here"),
     (f"{TRAIN} --output @/new --dtype int3", "dtype must be one of auto, float32"),
+    (f"{TRAIN} --output @/new --validation-share 0.1", "give one of --validation FILE and --validation-share S"),
+    ("train sst2 --backbone @/t5 --train @/train.jsonl --output @/new", "give one of --validation FILE and"),
+    (f"{TRAIN} --output @/new --rename text", "give FIELD=COLUMN, got 'text'"),
+    (f"{TRAIN} --output @/new --rename text=a", "letters has no field 'text'; there are sentence, label, id"),
+    (f"{TRAIN} --output @/new --rename sentence=a", "no column 'a'; the task needs a, label"),
+    (f"{TRAIN} @/letters.toml --output @/new/{{task}}", "task letters is named twice; name it once"),
+    (f"{TRAIN} sst2 --output @/new", "2 tasks need {task} in --output, such as runs/{task}: a run each"),
     # servers
     (f"tasks --server {NOBODY}", f"no answer from {NOBODY}"),
     (f"history --server {NOBODY}", f"no answer from {NOBODY}"),
@@ -259,7 +266,7 @@ def test_train_tells_the_score_and_what_to_do_next(house: House, tmp_path: Path)
     first, second = ran.out.splitlines()
     assert first.startswith("letters: ")
     assert "accuracy" in first
-    assert first.endswith(("on the validation rows (epoch 1)", "on the validation rows (epoch 2)"))
+    assert re.search(r'on the validation rows \(epoch [12]\); baseline 0\.\d{4} \(always "(aa|bb)"\)$', first)
     assert second == f"{tmp_path / 'run'} is ready: sidecast publish {tmp_path / 'run'} --registry R"
     assert "letters: epoch 2/2" in ran.err
     again = done(*words, "--json")
@@ -268,6 +275,67 @@ def test_train_tells_the_score_and_what_to_do_next(house: House, tmp_path: Path)
     assert (again.document["task"], again.document["metric"]) == ("letters", "accuracy")
     assert f"(epoch {again.document['epoch']})" in first
     assert read_artifact(again.document["run"]).manifest.metrics == again.document["metrics"]
+    assert again.document["beats_baseline"] == (again.document["score"] > again.document["baseline"])
+    assert again.document["truncated"] == {"training": 0, "validation": 0}
+
+
+def test_train_and_evaluate_warn_of_what_makes_a_score_doubtful(house: House, tmp_path: Path) -> None:
+    """No learning, one text of five longer than is read, and metrics that hide both."""
+    spec = tmp_path / "short.toml"
+    spec.write_text(TASK + 'max_source_tokens = 6\nmetric = "matthews"\n', encoding="utf-8")
+    rows = [{"sentence": text, "label": "aa"} for text in ("a", "aa", "aaa", "aaaa", "aaaaaaaaaa")]
+    data = toy.write(tmp_path / "rows.jsonl", [*rows, *[{"sentence": "b", "label": "bb"}] * 5])
+    files = ["--backbone", house / "t5", "--train", data, "--validation", data, "--output", tmp_path / "run"]
+    words = ["train", spec, *files, "--reduction", 4, "--epochs", 1, "--lr", "1e-9", "--seed", 1]
+    ran = done(*words)
+    cut = "letters: 10.0% of the training rows and 10.0% of the validation rows are longer than max_source_tokens = 6"
+    assert cut in ran.err
+    document = done(*words, "--json").document
+    assert document["truncated"] == {"training": 0.1, "validation": 0.1}
+    assert (document["score"], document["baseline"], document["beats_baseline"]) == (0.0, 0.0, False)
+    assert "matthews 0.0000 does not beat the baseline 0.0000" in ran.err
+    assert [warning in ran.err for warning in document["warnings"]] == [True, True]
+    scored = done("evaluate", "letters", "--data", data, "--run", tmp_path / "run", "--json")
+    assert scored.err == ""
+    assert (scored.document["truncated"], scored.document["beats_baseline"]) == (0.1, False)
+    assert len(scored.document["warnings"]) == 2
+    plain = done("evaluate", "letters", "--data", data, "--run", tmp_path / "run")
+    assert plain.out.endswith('on 10 rows; baseline 0.0000 (always "aa")\n')
+    assert plain.err.count("Warning: letters: ") == 2
+
+
+def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_path: Path) -> None:
+    """One command: files named by the task, its column by --rename, and a part of the rows that validates."""
+    for name in ("letters", "sst2"):
+        labels = {"letters": {"aa": "aa", "bb": "bb"}, "sst2": {"aa": "negative", "bb": "positive"}}[name]
+        rows = toy.rows(toy.CLASSES, 24)
+        toy.write(
+            tmp_path / f"{name}.jsonl", [{"text": row["sentence"], "stars": labels[str(row["label"])]} for row in rows]
+        )
+    words = [
+        *("train", house / "letters.toml", "sst2", "--backbone", house / "t5", "--train", tmp_path / "{task}.jsonl"),
+        *("--validation-share", 0.25, "--rename", "sentence=text", "--rename", "label=stars"),
+        *("--output", tmp_path / "runs" / "{task}", "--reduction", 4, "--epochs", 1),
+    ]
+    ran = done(*words)
+    assert [line.split(":")[0] for line in ran.out.splitlines()[::2]] == ["letters", "sst2"]
+    document = done(*words, "--json").document
+    assert [run["run"] for run in document["runs"]] == [str(tmp_path / "runs" / name) for name in ("letters", "sst2")]
+    for name in ("letters", "sst2"):
+        manifest = read_artifact(tmp_path / "runs" / name).manifest
+        renames = {"sentence": "text", "label": "stars"}
+        assert manifest.task == name
+        assert manifest.provenance["reading"] == {"renames": renames, "validation_share": 0.25}
+    told = sidecast(*[0.5 if word == 0.25 else word for word in words]).mistake
+    assert "holds a run with another reading" in told
+
+
+def test_train_goes_on_with_more_epochs(house: House, tmp_path: Path) -> None:
+    words = [*house.words(TRAIN), "--output", tmp_path / "run"]
+    for epochs in (1, 2):
+        done(*words, "--epochs", epochs)
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == epochs
+    assert "another recipe" in sidecast(*words, "--epochs", 1).mistake
 
 
 def test_train_a_built_in_task_with_every_setting(house: House, tmp_path: Path) -> None:
@@ -529,7 +597,9 @@ def test_evaluate_a_run_tells_scores_and_writes_every_answer(house: House, tmp_p
     words = [*house.words(EVALUATE), "--run", house / "run-1", "--predictions", answers]
     ran = done(*words)
     document = done(*words, "--json").document
-    assert ran.out == f"letters: accuracy {document['score']:.4f} on 30 rows\n"
+    assert ran.out.startswith(
+        f"letters: accuracy {document['score']:.4f} on 30 rows; baseline {document['baseline']:.4f}"
+    )
     metrics = read_artifact(house / "run-1").manifest.metrics
     assert document["score"] == pytest.approx(metrics["accuracy"])
     assert (document["source"], document["version"], document["rows"]) == ("run", None, 30)
@@ -537,7 +607,46 @@ def test_evaluate_a_run_tells_scores_and_writes_every_answer(house: House, tmp_p
     truth = [row["label"] for row in toy.rows(toy.CLASSES, 30, seed=1)]
     right = sum(row["label"] == label for row, label in zip(rows, truth, strict=True))
     assert right / 30 == pytest.approx(document["score"])
-    assert all(row["score"] == max(row["scores"]) for row in rows)
+    assert all(row["score"] == max(row["scores"].values()) for row in rows)
+    assert [list(row["scores"]) for row in rows] == [["aa", "bb"]] * 30
+    assert [row["target"] for row in rows] == truth
+    assert [row["id"] for row in rows] == list(range(1, 31))
+    assert rows[0]["inputs"] == {"sentence": toy.rows(toy.CLASSES, 1, seed=1)[0]["sentence"]}
+
+
+def test_evaluate_rows_without_targets_writes_their_answers(house: House, tmp_path: Path) -> None:
+    rows = toy.rows(toy.CLASSES, 30, seed=1)
+    data = toy.write(tmp_path / "rows.jsonl", [{"text": row["sentence"], "id": f"r{i}"} for i, row in enumerate(rows)])
+    words = ["evaluate", "letters", "--run", house / "run-1", "--data", data, "--rename", "sentence=text"]
+    told = sidecast(*words).mistake
+    assert (
+        f"{data} has no column 'label', so there is nothing to score; name the column with --rename label=COLUMN"
+        in told
+    )
+    ran = done(*words, "--predictions", tmp_path / "bare")
+    assert ran.out == f"letters: 30 rows without targets, so no score; answers in {tmp_path / 'bare'}\n"
+    document = done(*words, "--predictions", tmp_path / "bare", "--json").document
+    assert (document["score"], document["metrics"], document["baseline"]) == (None, {}, None)
+    done(*house.words(EVALUATE), "--run", house / "run-1", "--predictions", tmp_path / "whole")
+    bare, whole = (
+        [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("bare", "whole")
+    )
+    assert bare == [row | {"id": f"r{i}", "target": None} for i, row in enumerate(whole)]
+
+
+def test_evaluate_reads_positions_where_the_given_task_says_so(house: House, tmp_path: Path) -> None:
+    """The run's own spec does not: it was trained on texts."""
+    rows = [
+        {"sentence": row["sentence"], "label": int(row["label"] == "bb")} for row in toy.rows(toy.CLASSES, 30, seed=1)
+    ]
+    data = toy.write(tmp_path / "rows.jsonl", rows)
+    words = ["--data", data, "--run", house / "run-1"]
+    assert "only with label_index = true" in sidecast("evaluate", "letters", *words).mistake
+    spec = tmp_path / "positions.toml"
+    spec.write_text(TASK + "label_index = true\n", encoding="utf-8")
+    expected = done(*house.words(EVALUATE), "--run", house / "run-1", "--json").document
+    assert done("evaluate", spec, *words, "--json").document == expected
 
 
 def test_a_run_and_the_version_made_of_it_score_the_same(house: House) -> None:
@@ -717,10 +826,11 @@ def test_evaluate_on_a_server_takes_its_spec_and_its_limits(parlour: Parlour, tm
     document = done(*words, "--json").document
     assert document["metrics"] == {"accuracy": 7 / 8}
     assert (document["source"], document["version"], document["rows"]) == ("server", 1, 8)
-    assert done(*words).out == "rte version 1: accuracy 0.8750 on 8 rows\n"
+    assert done(*words).out == 'rte version 1: accuracy 0.8750 on 8 rows; baseline 0.8750 (always "no")\n'
     answers = [json.loads(line) for line in (tmp_path / "answers").read_text(encoding="utf-8").splitlines()]
     assert [each["label"] for each in answers] == ["no"] * 7 + ["yes"]
-    assert len(answers[0]["scores"]) == 3
+    asked = done("predict", "rte", "sentence1=a", "sentence2=b", "--server", parlour.address, "--json").document
+    assert answers[-1].items() >= asked["answers"][0].items()
 
 
 @pytest.mark.parametrize(
