@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema
+from side_registry.documents import MAX_NUMBER, SCHEMA_VERSION, Document, explain, newer_schema
 from side_registry.errors import RegistryError, StoreFailed, UnreadableCommit
 from side_registry.manifest import Digest
-from side_registry.route import Route
-from side_registry.store import Store, TooLarge
+from side_registry.route import Route, Version
+from side_registry.store import BadObject, Store
 from side_registry.task import ALIAS_NAME, TASK_NAME
 
 MAX_COMMIT_BYTES = 4 << 20
@@ -26,7 +26,6 @@ FAR_S = 0.005
 
 NAME = re.compile(r"log/(?P<generation>\d{20})\.json")
 
-Version = Annotated[int, Field(ge=1)]
 TaskName = Annotated[str, StringConstraints(pattern=rf"^{TASK_NAME.pattern}$")]
 AliasName = Annotated[str, StringConstraints(pattern=rf"^{ALIAS_NAME.pattern}$")]
 
@@ -94,7 +93,7 @@ class Commit(Document):
     """Actions that become true together."""
 
     schema_version: int = SCHEMA_VERSION
-    generation: int = Field(ge=1)
+    generation: int = Field(ge=1, le=MAX_NUMBER)
     id: str
     """Random. A writer recognizes its own commit by it, when the store repeated the put."""
     time: str
@@ -126,7 +125,7 @@ class Log:
         path = log_path(generation)
         try:
             data = self._store.read(path, MAX_COMMIT_BYTES)
-        except TooLarge as error:
+        except BadObject as error:
             raise UnreadableCommit(path, str(error)) from None
         return None if data is None else _parse(path, data, generation)
 
