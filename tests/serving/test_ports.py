@@ -10,13 +10,15 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from serving import ports
-from serving.ports import MAX_CONNECTIONS, MetricsServer, State
+from serving.ports import MAX_CONNECTIONS, MAX_SCRAPES, MetricsServer, State
 
 
 @contextmanager
-def listening(host: str = "127.0.0.1", sick: State = str, unready: State = str) -> Iterator[MetricsServer]:
+def listening(
+    host: str = "127.0.0.1", sick: State = str, unready: State = str, text: str = "Rows."
+) -> Iterator[MetricsServer]:
     registry = CollectorRegistry()
-    Gauge("rows", "Rows.", registry=registry).set(7)
+    Gauge("rows", text, registry=registry).set(7)
     server = MetricsServer(host, 0, registry, sick, unready)
     try:
         yield server
@@ -90,6 +92,21 @@ def test_half_sent_requests_take_no_threads_and_are_ended(monkeypatch: pytest.Mo
             for caller in callers:
                 caller.close()
         assert ask(server, "/healthz") == (200, "ok\n")
+
+
+def test_answers_that_nobody_reads_are_given_up_and_hold_up_no_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "ANSWER_S", 0.5)
+    with listening(text="x" * (16 << 20)) as server:
+        callers = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(MAX_SCRAPES)]
+        try:
+            for caller in callers:
+                caller.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert ask(server, "/healthz") == (200, "ok\n")
+            status, text = ask(server, "/metrics")
+            assert (status, "rows 7.0" in text) == (200, True)
+        finally:
+            for caller in callers:
+                caller.close()
 
 
 @pytest.mark.parametrize("data", [b"\r\n\r\n", b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"G" * 100_000])
