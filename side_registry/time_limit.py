@@ -93,18 +93,18 @@ class _Job:
 
     def run(self) -> bool:
         """Make the call. Returns whether its caller has waited for it."""
-        result, error = None, None
         try:
-            result = self._function()
-        except BaseException as raised:
-            error = raised
+            outcome: tuple[Any, BaseException | None] = self._function(), None
+        except BaseException as error:
+            outcome = None, error
         with self._lock:
             self._is_done = True
             at_end = self._at_end
         if at_end:
             at_end()
         else:
-            self.outcome.put((result, error))
+            self.outcome.put(outcome)
+        del outcome  # else an exception and this frame would hold each other
         return at_end is None
 
     def abandon(self, at_end: Callable[[], None]) -> bool:
