@@ -18,25 +18,31 @@ from side_registry.maintenance.verify import verify
 MakeRun = Callable[..., Path]
 
 
-@pytest.fixture
-def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.Event]]:
-    """`hang(prefix)`: from now on requests for paths that begin so hang, until the event is set."""
-    opened = threading.Event()
+class Hanging:
+    """Requests for paths that begin with `prefix` hang until `opened` is set; `asked` is set by the first of them."""
 
-    def begin(prefix: str) -> threading.Event:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prefix = "nothing"
+        self.asked = threading.Event()
+        self.opened = threading.Event()
         for verb in ("get", "put", "head", "list"):
-            request = getattr(obstore, verb)
+            monkeypatch.setattr(obstore, verb, self._late(getattr(obstore, verb)))
 
-            def late(objects: Any, path: str | None = None, *rest: Any, request: Any = request, **named: Any) -> Any:
-                if (path or "").startswith(prefix):
-                    opened.wait(60)
-                return request(objects, path, *rest, **named)
+    def _late(self, request: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(objects: Any, path: str | None = None, *rest: Any, **named: Any) -> Any:
+            if (path or "").startswith(self.prefix):
+                self.asked.set()
+                self.opened.wait(60)
+            return request(objects, path, *rest, **named)
 
-            monkeypatch.setattr(obstore, verb, late)
-        return opened
+        return ask
 
-    yield begin
-    opened.set()
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    made = Hanging(monkeypatch)
+    yield made
+    made.opened.set()
 
 
 @pytest.mark.parametrize(
@@ -50,35 +56,37 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.
         lambda store: store.list("log"),
     ],
 )
-def test_every_verb_ends(tmp_path: Path, hang: Callable[[str], threading.Event], call: Callable[[Store], object]):
+def test_every_verb_ends(tmp_path: Path, hanging: Hanging, call: Callable[[Store], object]):
     store = Store.open(tmp_path)
     store.overwrite("log/1", b"x")
-    opened = hang("log")
+    hanging.prefix = "log"
     store.answer_s = 0.01
     with pytest.raises(StoreFailed, match=r"did not answer within 0\.01 s"):
         call(store)
-    opened.set()
+    hanging.opened.set()
     store.answer_s = 60.0
     assert store.read("log/1", 9) is not None
 
 
 def test_what_was_read_can_be_had_while_the_store_hangs_and_all_goes_on_after(
-    local: Registry, run: MakeRun, hang: Callable[[str], threading.Event]
+    local: Registry, run: MakeRun, hanging: Hanging
 ):
     local.publish(run(1))
     Registry.open(local.url).publish(run(2))
-    opened = hang(log_path(3))
+    hanging.prefix = log_path(3)
+    local.store.answer_s = 60.0
     with ThreadPoolExecutor() as threads:
-        hanging = threads.submit(local.state)
-        while not local.store._limit.hanging and not hanging.done():
-            assert local.state(refresh=False).generation in (1, 2)
-            local.store.answer_s = 0.2
-            with pytest.raises(StoreFailed):
-                local.state()
+        first = threads.submit(local.state)
+        assert hanging.asked.wait(60)
+        assert local.state(refresh=False).generation == 1
+        local.store.answer_s = 0.05
+        with pytest.raises(StoreFailed):
+            local.state()
         assert local.state(refresh=False).generation == 2  # all that could be read
-        opened.set()
-        local.store.answer_s = 60.0
-        assert hanging.result(60).generation == 2
+        assert not first.done()
+        hanging.opened.set()
+        assert first.result(60).generation == 2
+    local.store.answer_s = 60.0
     assert local.publish(run(3)).generation == 3
 
 
