@@ -122,14 +122,41 @@ class Store:
             TooLarge: it has more than `limit` bytes.
             NotAFile: a local folder has something else at this place.
         """
-        with _failures(self.url, path):
-            result = self._ask(lambda: self._get(path))
+
+        def get() -> "tuple[obstore.GetResult, bytes | None] | None":
+            """The object, with its bytes where they are few: most objects are commits."""
+            result = self._get(path)
             if result is None:
                 return None
+            return result, bytes(result.bytes()) if result.meta["size"] <= min(limit, CHUNK_BYTES) else None
+
+        with _failures(self.url, path):
+            found = self._ask(get)
+            if found is None:
+                return None
+            result, data = found
             size = result.meta["size"]
             if size > limit:
                 raise TooLarge(f"it has {size} bytes, at most {limit} are expected")
-            return self._ask(lambda: bytes(result.bytes()), size)
+            return self._ask(lambda: bytes(result.bytes()), size) if data is None else data
+
+    def read_run(self, paths: Sequence[str], limit: int) -> "list[bytes]":
+        """The objects at these paths, up to the first that is not there or that `read` would refuse."""
+
+        def get() -> "list[bytes]":
+            run = []
+            for path in paths:
+                try:
+                    result = self._get(path)
+                except NotAFile:
+                    break
+                if result is None or result.meta["size"] > limit:
+                    break
+                run.append(bytes(result.bytes()))
+            return run
+
+        with _failures(self.url, paths[0]):
+            return self._ask(get)
 
     def stream(self, path: str) -> Iterator[bytes] | None:
         """An object in chunks of about CHUNK_BYTES; None when there is none.
