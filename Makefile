@@ -11,7 +11,7 @@ PEERS := $(VENV)/.installed-peers
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
-	@echo "make check  format, lint, types, layer contracts, proto freshness"
+	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
@@ -49,6 +49,7 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python docs/generate_metrics.py --check
 
 fmt: $(INSTALLED)
 	$(BIN)/ruff check --fix .

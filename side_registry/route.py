@@ -11,14 +11,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from side_registry.documents import Document
+from side_registry.documents import MAX_NUMBER, Document
 
 WHOLE = 10_000
 """All of an alias's traffic, in hundredths of a per cent."""
 MAX_VERSIONS = 8
 """Most versions with a share; also most shadows."""
 
-Version = Annotated[int, Field(ge=1)]
+Version = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
 Share = Annotated[int, Field(ge=1, lt=WHOLE)]
 
 

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 0.25
 """Seconds between two checks of all routes."""
+STOP_S = 3.0
+"""Longest wait for a commit in progress at the end, in seconds. The thread does not keep the process."""
 ROUNDING = 1e-9
 """A rate that exceeds its bound by no more than this does not break it."""
 FIRST_RETRY_S = 1.0
@@ -150,7 +152,7 @@ class AutoRollback:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float | None = 10.0) -> None:
+    def stop(self, timeout_s: float | None = STOP_S) -> None:
         """End the thread. Waits at most `timeout_s` seconds for a commit in progress."""
         self._stopping.set()
         if self._thread.is_alive():

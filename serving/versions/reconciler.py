@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 10.0
 """Shortest time between two calls of `tidy`, in seconds."""
+STOP_S = 3.0
+"""Longest wait for a load or a read of the registry in progress, in seconds. The thread does not keep the process."""
 RETRY_URGENCY = 10
 """Added to the urgency of versions that failed before: they come after all others."""
 
@@ -102,7 +104,7 @@ class Reconciler:
         self._settle()
         self._thread.start()
 
-    def stop(self, timeout_s: float | None = 10.0) -> None:
+    def stop(self, timeout_s: float | None = STOP_S) -> None:
         """End the thread. Waits for a load in progress, for `timeout_s` at most (None: without limit)."""
         self._stopping = True
         self._wake.set()
