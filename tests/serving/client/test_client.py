@@ -157,7 +157,7 @@ def test_errors_are_typed_exceptions(ask: Ask, arguments: Any, error: type[Sidec
 
 def test_a_call_chooses_how_texts_are_made(ask: Ask, parlour: Parlour) -> None:
     how = {"num_beams": 3, "early_stopping": True, "max_new_tokens": 5, "seed": None}
-    assert ask("predict", "titles", ["a"], generation=how)[0] == Text("TITLE: A")
+    assert ask("predict", "titles", ["a"], decoding=how)[0] == Text("TITLE: A")
     answerer = parlour.service.answerers[-1]
     assert answerer.max_new_tokens == 5
     assert answerer.generation == Generation(num_beams=3, early_stopping=True)
@@ -206,11 +206,11 @@ async def test_both_clients_set_routes_alike(tmp_path: Path) -> None:
     with Parlour(tmp_path, [SST2]).open() as parlour:
         parlour.publish(SST2, 1)
         async with AsyncClient(parlour.address) as client:
-            done = await client.set_route("sst2", shares={2: 100}, bounds={"latency": 2})
+            done = await client.set_route("sst2", shares={2: 0.01}, bounds={"latency": 2})
             event = await client.wait_served(done.generation)
         assert event.routes["sst2"]["production"] == done.route
         with Client(parlour.address) as other:
-            assert other.set_route("sst2", shares={2: 100}, bounds={"latency": 2}) == done
+            assert other.set_route("sst2", shares={2: 0.01}, bounds={"latency": 2}) == done
             assert other.task("sst2").routes == {"production": done.route}
             assert pickle.loads(pickle.dumps(done)) == done
 
@@ -226,7 +226,7 @@ async def test_both_clients_set_routes_alike(tmp_path: Path) -> None:
 )
 def test_wrong_settings_of_texts_are_named(ask: Ask, generation: dict[str, Any], says: str) -> None:
     with pytest.raises(errors.InvalidInputError) as caught:
-        ask("predict", "titles", ["a"], generation=generation)
+        ask("predict", "titles", ["a"], decoding=generation)
     assert says in str(caught.value)
 
 
@@ -345,7 +345,7 @@ def test_a_retirement_may_be_done_twice() -> None:
     ("method", "change"),
     [
         ("SetRoute", lambda client, run: client.promote("sst2", 2)),
-        ("SetRoute", lambda client, run: client.set_route("sst2", shares={2: 100})),
+        ("SetRoute", lambda client, run: client.set_route("sst2", shares={2: 0.01})),
         ("Rollback", lambda client, run: client.rollback("sst2")),
         ("Publish", lambda client, run: client.publish(run)),
     ],

@@ -29,9 +29,9 @@ ALL = Bounds(error_rate=0.05, latency=1.5, disagreement=0.1, min_rows=200)
 @pytest.mark.parametrize(
     ("seen", "bound", "why"),
     [
-        (canary(failed=24), "error_rate", "error rate 0.1 > 0.01 + 0.05 after 240 rows"),
+        (canary(failed=24), "error_rate", "error rate 10% > 1% + 5% after 240 rows"),
         (canary(latency_seconds=0.04), "latency", "latency 40 ms > 1.5 x 20 ms after 240 rows"),
-        (canary(agreed=165), "disagreement", "disagreement 0.3125 > 0.1 after 240 rows"),
+        (canary(agreed=165), "disagreement", "disagreement 31.25% > 10% after 240 rows"),
         (canary(failed=240, agreed=0, compared=0), "error_rate", "error rate 1 > 0.01 + 0.05 after 240 rows"),
     ],
 )
