@@ -8,7 +8,6 @@ from typing import Any
 import click
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -31,8 +30,7 @@ def show_table(
     """Print a table; to a pipe or a file each row is one line, for grep.
 
     Args:
-        below: columns that go to indented lines under their row, as many of them as a terminal needs to be wide enough for
-            the others; the last goes first.
+        below: columns that go to indented lines under their row, the last first, until the others fit the terminal.
     """
     texts = [[plain(str(cell)) for cell in row] for row in rows]
     console = Console()
@@ -68,9 +66,11 @@ def _show_stacked(
     for row in rows:
         console.print(_line([row[column] for column in kept], cut))
         notes = [f"{headings[column]}: {row[column]}" for column in moved if row[column]]
+        room = console.width - INDENT
         together = (" " * GAP).join(notes)
-        for note in [together] if cell_len(together) <= console.width - INDENT else notes:
-            console.print(Padding(Text(note, overflow="fold"), (0, 0, 0, INDENT)))
+        for note in [together] if together and cell_len(together) <= room else notes:
+            for line in Text(note).wrap(console, room, overflow="fold"):
+                console.print(Text(" " * INDENT + line.plain.rstrip(), no_wrap=True))
 
 
 def _widths(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
@@ -93,7 +93,7 @@ def _cut(widths: Sequence[int], width: int) -> list[int]:
 def _line(cells: Sequence[str], widths: Sequence[int], style: str = "") -> Text:
     """One line of a table, with an ellipsis where a cell is cut."""
     fitted = [
-        set_cell_size(cell, width) if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
+        set_cell_size(cell if cell_len(cell) <= width else set_cell_size(cell, width - 1).rstrip() + "…", width)
         for cell, width in zip(cells, widths, strict=True)
     ]
     return Text((" " * GAP).join(fitted).rstrip(), style=style, no_wrap=True, overflow="crop")

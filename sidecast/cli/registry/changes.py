@@ -118,10 +118,10 @@ def promote(
 ) -> None:
     """Point an alias of TASK at VERSION, with all of its traffic.
 
-    With --canary, VERSION gets only a share; --step changes the share later. Once it passes a bound (--max-...), the
-    servers themselves take the share away; a canary for which you give no bound gets bounds of errors and latency.
-    Shares and bounds are percentages with their sign, 5%, or fractions, 0.05. A version in shadow answers what callers ask, for nobody but the comparison:
-    see sidecast shadow.
+    With --canary, VERSION gets only a share, which --step changes later. Shares and bounds are percentages with their
+    sign, 5%, or fractions, 0.05. Once VERSION passes a bound (--max-...), the servers themselves take the share away; a
+    canary for which you give no bound gets bounds of errors and latency. A version in shadow answers what callers ask,
+    for nobody but the comparison: see sidecast shadow.
     """
     bounds = {name.removeprefix("max_"): value for name, value in bounds.items()}
     changes = canary is not None or step is not None or bool(shadow or no_shadow)

@@ -76,7 +76,7 @@ def test_each_task_takes_its_own_fields_of_a_row(stub: Any) -> None:
     *answered, refused = stub.PredictTasks(pb.PredictTasksRequest(tasks=tasks, rows=[row])).results
     sentence, pair, title = (result.prediction.answers[0] for result in answered)
     assert sentence.classification.score == pytest.approx(rule(SST2, "s").score)  # type: ignore[union-attr]
-    assert pair.classification.scores[0] == pytest.approx(len("a / " + "b" * 9) / 100)
+    assert pair.classification.scores[1] == pytest.approx(len("a / " + "b" * 9) / 100)
     assert title.text.text == "TITLE: T"
     assert "rows[0].text: is missing; task 'tweets' needs text, the row has" in refused.error.message
 
