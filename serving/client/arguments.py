@@ -1,7 +1,7 @@
 """Arguments of a client's methods, as messages. A value that no server would take is an error here."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Real
 from typing import Any, TypeVar
@@ -209,16 +209,20 @@ def set_field(message: Message, name: str, value: Any, prefix: str = "") -> None
 
 def _set_named(message: Message, name: str, value: Any, prefix: str, noun: str) -> None:
     """Set a field that a caller has named; None leaves it unset. `noun` says what the fields are."""
-    known = message.DESCRIPTOR.fields_by_name
+    known = [field.name for field in message.DESCRIPTOR.fields]  # protobuf's own mapping fails for a surrogate
     if name not in known:
-        raise _invalid(prefix + name, f"is no {noun}; use {', '.join(known)}")
+        raise _invalid(prefix + (name if _is_word(name) else _shown(name)), f"is no {noun}; use {', '.join(known)}")
     if value is not None:
         set_field(message, name, value, prefix)
 
 
 def _check_list(values: Sequence[Any], where: str) -> None:
-    if isinstance(values, (str, bytes, Mapping)):
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise _invalid(where, f"must be a list, got one {type(values).__name__}; put it in brackets")
+
+
+def _is_word(name: object) -> bool:
+    return isinstance(name, str) and name.isascii() and name.isidentifier()
 
 
 def _shown(value: object) -> str:

@@ -18,6 +18,8 @@ from serving.client.results import Predictions
 
 DEFAULT_PORT = 8001
 READY_POLL_S = 0.05
+LARGEST_MESSAGE_BYTES = 2**31 - 1
+"""The range of gRPC's settings."""
 CONNECT_S = 10.0
 """Seconds added to the timeout of a call that waits at the server, for the connection."""
 
@@ -77,6 +79,14 @@ class Settings:
         return self.target.startswith(("localhost", "127.", "[::1]"))
 
 
+def check_address(address: str) -> None:
+    """Raises InvalidInputError for what gRPC cannot take as an address."""
+    try:
+        address.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidInputError(f"address: must be HOST:PORT, got {ascii(address)[:100]}") from None
+
+
 def _is_ipv6(host: str) -> bool:
     try:
         ipaddress.IPv6Address(host)
@@ -116,12 +126,15 @@ class _Caller:
             address: HOST:PORT; without a port, 8001. An IPv6 address with a port has brackets: `[::1]:8001`.
             timeout: seconds that a call may take, unless the call has its own; None: no limit. `publish` and `watch` do
                 not use it.
-            max_message_bytes: largest answer.
+            max_message_bytes: largest answer; -1: no limit.
             retry: retry calls that end with UNAVAILABLE, as the docstring of `serving.client.client` describes.
         """
-        if not isinstance(address, str):
-            raise InvalidInputError(f"address: must be HOST:PORT, got {type(address).__name__}")
+        check_address(address)
         check_timeout(timeout)
+        if not isinstance(max_message_bytes, int) or not -1 <= max_message_bytes <= LARGEST_MESSAGE_BYTES:
+            raise InvalidInputError(
+                f"max_message_bytes: must be a whole number up to {LARGEST_MESSAGE_BYTES}, or -1 for no limit"
+            )
         self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
         self._connect()
 

@@ -66,7 +66,7 @@ def read_shares(shares: Mapping[int, float | str]) -> dict[int, int]:
             read[version] = share_of(share)
         except ValueError as error:
             raise InvalidInputError(
-                f"route.shares.{version}: {error}", fields={"field": "route.shares", "why": str(error)}
+                f"route.shares.{version!a}: {error}", fields={"field": "route.shares", "why": str(error)}
             ) from None
     return read
 

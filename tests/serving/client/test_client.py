@@ -20,7 +20,7 @@ from ladder.decoding.settings import Generation
 from serving.client import errors as errors
 from serving.client import requests as client_calls
 from serving.client.aio import AsyncClient
-from serving.client.arguments import parse_ref
+from serving.client.arguments import LONGEST_TIMEOUT_S, parse_ref
 from serving.client.client import Client
 from serving.client.errors import SidecastError
 from serving.client.results import Classification, Predictions, Prompt, Regression, Row, Text
@@ -260,6 +260,8 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("predict", ("\ud800", ["a"]), {}, "task: cannot be '\\ud800'"),
     ("predict", ("sst2@\ud800", ["a"]), {}, "alias: cannot be '\\ud800'"),
     ("predict", (7, ["a"]), {}, "task: must be a text"),
+    ("predict", ("sst2", None), {}, "rows: must be a list, got one NoneType"),
+    ("predict", ("titles", ["a"]), {"decoding": {"\ud800": 1}}, "generation.'\\ud800': is no setting"),
     ("predict", ("sst2", ["a"]), {"version": 2**70}, "version: cannot be 1180591620717411303424"),
     ("predict", ("sst2", ["a"]), {"route_key": "\ud800"}, "route_key: cannot be"),
     ("predict", ("sst2", [{"sentence": "\ud800"}]), {}, "rows[0]: cannot be sent as text"),
@@ -288,10 +290,22 @@ def test_what_no_server_would_take_is_the_clients_own_error(
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), 1e12, "60"])
-def test_a_clients_own_timeout_is_checked_when_it_is_made(timeout: Any) -> None:
-    with pytest.raises(errors.InvalidInputError, match="timeout: must be"):
-        Client("localhost", timeout=timeout)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout", value) for value in (float("inf"), float("nan"), 1e12, "60")),
+        *(("max_message_bytes", value) for value in (2**31, 1e6, -2)),
+        *(("address", value) for value in ("\ud800:8001", 8001, None)),
+    ],
+)
+def test_a_clients_own_settings_are_checked_when_it_is_made(name: str, value: Any) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(errors.InvalidInputError, match=f"{name}: must be"):
+            kind(**{"address": "localhost", name: value})
+
+
+def test_the_longest_timeout_is_one_that_works(ask: Ask) -> None:
+    assert ask("predict", "sst2", ["a"], timeout=LONGEST_TIMEOUT_S).version == 1
 
 
 @pytest.mark.parametrize("manifest", ['{"files": ' + "[" * 100_000, '{"files": {"\\ud800": {}}}', '{"files": 7}', "[]"])
