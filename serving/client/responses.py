@@ -12,6 +12,7 @@ from protos import sidecast_pb2 as pb
 from serving.client import results as results
 from serving.client import routes as routes
 from serving.client.errors import SidecastError, from_status
+from serving.client.shares import WHOLE
 
 Record = TypeVar("Record")
 
@@ -66,7 +67,7 @@ def read_commit(commit: pb.Commit) -> results.Commit:
 def read_route(route: pb.Route) -> routes.Route:
     """An alias's route, without the alias's own version."""
     return routes.Route(
-        shares={share.version: share.share for share in route.shares},
+        shares={share.version: share.share / WHOLE for share in route.shares},
         shadows=tuple(route.shadows),
         bounds=_read_bounds(route.bounds) if route.HasField("bounds") else None,
     )

@@ -61,7 +61,7 @@ def fault(canary: Comparison, main: Comparison, bounds: Bounds) -> Fault | None:
 def _too_many_errors(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
     if bound is None or canary.error_rate <= main.error_rate + bound + ROUNDING:
         return None
-    return f"error rate {canary.error_rate:.4g} > {main.error_rate:.4g} + {bound:.4g}"
+    return f"error rate {_percent(canary.error_rate)} > {_percent(main.error_rate)} + {_percent(bound)}"
 
 
 def _too_slow(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
@@ -73,7 +73,11 @@ def _too_slow(canary: Comparison, main: Comparison, bound: float | None) -> str 
 def _too_different(canary: Comparison, bound: float | None) -> str | None:
     if bound is None or canary.disagreement <= bound + ROUNDING:
         return None
-    return f"disagreement {canary.disagreement:.4g} > {bound:.4g}"
+    return f"disagreement {_percent(canary.disagreement)} > {_percent(bound)}"
+
+
+def _percent(part: float) -> str:
+    return f"{part * 100:.4g}%"
 
 
 def judge(window: Window) -> Fault | None:

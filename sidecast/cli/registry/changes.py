@@ -75,7 +75,7 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
             ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
         )
     ):
-        metavar = "PERCENT" if isinstance(kind, Rate) else "TIMES"
+        metavar = "SHARE" if isinstance(kind, Rate) else "TIMES"
         command = click.option(f"--max-{name}", type=kind, metavar=metavar, help=text)(command)
     return command
 
@@ -84,14 +84,17 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("task")
 @click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to move or split.")
-@click.option("--canary", type=Share(), metavar="PERCENT", help="Give VERSION this share of the alias's traffic alone.")
-@click.option("--step", type=Share(), metavar="PERCENT", help="Change the share of the version that has one.")
+@click.option(
+    "--canary", type=Share(), metavar="SHARE", help="Give VERSION this share of the alias's traffic: 5% or 0.05."
+)
+@click.option("--step", type=Share(), metavar="SHARE", help="Change the share of the version that has one.")
 @click.option(
     "--shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Have it answer unseen, to compare."
 )
 @click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="End that.")
 @_bounds
 @click.option("--min-rows", type=click.IntRange(1, 1_000_000), help="Rows before it is judged.  [default: 100]")
+@click.option("--no-bounds", is_flag=True, help="Give the share no bounds; only sidecast rollback ends it.")
 @options.registry
 @options.server
 @message
@@ -105,6 +108,7 @@ def promote(
     step: int | None,
     shadow: tuple[int, ...],
     no_shadow: tuple[int, ...],
+    no_bounds: bool,
     registry: str | None,
     server: str | None,
     message: str,
@@ -114,13 +118,14 @@ def promote(
 ) -> None:
     """Point an alias of TASK at VERSION, with all of its traffic.
 
-    With --canary, VERSION gets only a share; --step changes the share later. Once it passes a bound (--max-...), the
-    servers themselves take the share away. A version in shadow answers what callers ask, for nobody but the comparison:
-    see sidecast shadow.
+    With --canary, VERSION gets only a share, which --step changes later. Shares and bounds are percentages with their
+    sign, 5%, or fractions, 0.05. Once VERSION passes a bound (--max-...), the servers themselves take the share away; a
+    canary for which you give no bound gets bounds of errors and latency. A version in shadow answers what callers ask,
+    for nobody but the comparison: see sidecast shadow.
     """
     bounds = {name.removeprefix("max_"): value for name, value in bounds.items()}
     changes = canary is not None or step is not None or bool(shadow or no_shadow)
-    _check(version, canary, step, changes, bool(no_shadow), bounds)
+    _check(version, canary, step, changes, bool(no_shadow), bounds, no_bounds)
     view = open_view(registry, server)
     if version is not None and not changes:
         done = view.promote(task, version, alias, message)
@@ -130,16 +135,17 @@ def promote(
 
     def changed(route: Document) -> Document:
         if version is not None and canary is not None:
-            route = routes.with_canary(route, version, canary, bounds)
+            route = routes.with_canary(route, version, canary, bounds, not no_bounds)
         elif step is not None:
-            route = routes.with_step(route, step, bounds, name)
+            route = routes.with_step(route, step, bounds, not no_bounds, name)
         return routes.with_shadows(route, shadow, no_shadow, name)
 
     if version is not None and canary is None:
         done = view.set_route(task, alias, version, changed(routes.plain()), None, message)
     else:
         done = _change_route(view, task, alias, changed, message)
-    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{_judged(done)}", wait, as_json)
+    judged = _judged(done, by_default=canary is not None and routes.is_default(bounds))
+    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{judged}", wait, as_json)
 
 
 def _change_route(
@@ -161,7 +167,13 @@ def _change_route(
 
 
 def _check(
-    version: int | None, canary: int | None, step: int | None, changes: bool, no_shadow: bool, bounds: Document
+    version: int | None,
+    canary: int | None,
+    step: int | None,
+    changes: bool,
+    no_shadow: bool,
+    bounds: Document,
+    no_bounds: bool,
 ) -> None:
     """Raise UserError for options that exclude each other."""
     if version is None and canary is not None:
@@ -172,17 +184,23 @@ def _check(
         raise UserError("--step takes no VERSION, it changes the share of the version that has one; or use --canary")
     if version is not None and canary is None and no_shadow:
         raise UserError("to promote VERSION ends all shadows already; leave out --no-shadow")
-    if canary is None and step is None and any(value is not None for value in bounds.values()):
-        raise UserError("bounds (--max-..., --min-rows) are for a version with a share; give --canary or --step too")
+    has_bounds = any(value is not None for value in bounds.values())
+    if canary is None and step is None and (has_bounds or no_bounds):
+        raise UserError(
+            "bounds (--max-..., --min-rows, --no-bounds) are for a version with a share; give --canary or --step too"
+        )
+    if has_bounds and no_bounds:
+        raise UserError("--no-bounds excludes --max-... and --min-rows")
 
 
-def _judged(done: Document) -> str:
-    """Say what would end the canary."""
+def _judged(done: Document, by_default: bool) -> str:
+    """Say what would end the canary. `by_default`: the user gave it no bounds."""
     if not done["route"]["shares"]:
         return ""
     if not done["route"]["bounds"]:
         return f"; no bounds, so only sidecast rollback {done['task']} ends it"
-    return f"; {routes.bounds_in_words(done['route']['bounds'])}"
+    words = routes.bounds_in_words(done["route"]["bounds"])
+    return f"; bounds by default: {words} (--no-bounds for none)" if by_default else f"; {words}"
 
 
 @click.command(short_help="Point an alias back at the version before, or end its canary.")

@@ -27,6 +27,7 @@ def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
             (task["task"], task["kind"] or "?", _aliases(task), _versions(task), _notes(task))
             for task in document["tasks"]
         ],
+        below=("versions", "aliases", "notes"),
     )
 
 
@@ -70,6 +71,7 @@ def history(task: str | None, registry: str | None, server: str | None, limit: i
             (change["generation"], change["time"], change["author"], _actions(change), change["message"])
             for change in changes
         ],
+        below=("what", "why"),
     )
 
 

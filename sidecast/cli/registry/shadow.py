@@ -8,7 +8,7 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli.output import say, show_table
-from sidecast.cli.percent import percent, share_text
+from sidecast.cli.percent import percent
 from sidecast.cli.registry import routes
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _row(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -
 def _role(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -> str:
     if comparison.version == comparisons.version:
         return "own"
-    return share_text(route.shares[comparison.version]) if comparison.version in route.shares else "shadow"
+    return percent(route.shares[comparison.version]) if comparison.version in route.shares else "shadow"
 
 
 def _part(some: int, all_: int) -> str:

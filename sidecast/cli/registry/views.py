@@ -240,9 +240,9 @@ class ServerView:
         """As `View.set_route`."""
         from serving.client import Bounds, Route
 
-        changes = route | {"shares": _numbers(route["shares"])}
+        changes = route | {"shares": _fractions(route["shares"])}
         before = seen and Route(
-            shares=_numbers(seen["shares"]),
+            shares=_fractions(seen["shares"]),
             shadows=tuple(seen["shadows"]),
             bounds=Bounds(**seen["bounds"]) if seen["bounds"] else None,
         )
@@ -305,8 +305,9 @@ def _rolled(rolled: Any) -> Document:
     return {name: getattr(rolled, name) for name in names}
 
 
-def _numbers(shares: Document) -> dict[int, int]:
-    return {int(version): share for version, share in shares.items()}
+def _fractions(shares: Document) -> dict[int, float]:
+    """Shares as a client takes them."""
+    return {int(version): share / routes.WHOLE for version, share in shares.items()}
 
 
 def _awaited(generation: int, awaited: Any) -> Document:

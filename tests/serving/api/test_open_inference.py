@@ -91,6 +91,16 @@ def test_fields_may_come_in_any_order_and_the_outputs_as_asked(stub: Any) -> Non
     np.testing.assert_allclose(response.outputs[0].contents.fp32_contents, [0.56, 0.44, 0], rtol=1e-6)
 
 
+def test_tensors_that_are_no_field_are_ignored(stub: Any) -> None:
+    others = [typed("idx", ["7"] * 9, datatype="INT64", shape=[9, 3]), typed("text", ["a prompt"])]
+    inputs = [others[0], typed("sentence2", ["b"]), others[1], typed("sentence1", ["a" * 40])]
+    assert stub.ModelInfer(infer("rte", inputs=inputs)).outputs[2].contents.fp32_contents[0] == pytest.approx(0.56)
+    contents = [b"junk", packed(b"b"), b"", packed(b"a" * 40)]
+    bare = [raw(tensor.name, tensor.shape[0], datatype=tensor.datatype) for tensor in inputs]
+    response = stub.ModelInfer(infer("rte", inputs=bare, raw_input_contents=contents))
+    np.testing.assert_allclose(np.frombuffer(response.raw_output_contents[2], "<f4"), [0.56, 0.44, 0], rtol=1e-6)
+
+
 def test_a_single_text_is_the_whole_prompt_unless_the_template_has_that_field(stub: Any) -> None:
     title = stub.ModelInfer(infer("titles", inputs=[typed("text", ["as it is"])]))
     assert title.outputs[0].contents.bytes_contents[:] == [b"AS IT IS"]
@@ -117,7 +127,6 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
     ("wrong name", infer(inputs=[typed("sentense", ["a"])]), "template (sentence), or a single 'text'"),
     ("field missing", infer("rte", inputs=[typed("sentence1", ["a"])]), "(sentence1, sentence2)"),
     ("field twice", infer(inputs=[typed("sentence", ["a"])] * 2), "got sentence, sentence"),
-    ("field and text", infer(inputs=[typed("sentence", ["a"]), typed("text", ["a"])]), "got sentence, text"),
     ("datatype", infer(inputs=[typed("sentence", ["a"], datatype="FP32")]), "inputs.sentence: datatype must be BYTES"),
     ("no datatype", infer(inputs=[typed("sentence", ["a"], datatype="")]), "datatype must be BYTES, got none"),
     ("no shape", infer(inputs=[typed("sentence", ["a"], shape=[])]), "shape must be [rows] or [rows, 1]"),

@@ -17,6 +17,7 @@ from ladder.decoding.settings import Generation
 from serving.client.channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS, app
+from sidecast.cli.output import show_table
 from tests import tiny
 from tests.serving.api_kit import RTE, SST2, Parlour
 from tests.sidecast.cli_kit import Ran, done, python, sidecast, wait_until
@@ -582,6 +583,64 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     assert newest == document[2:]
 
 
+@pytest.fixture(params=[80, 100])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return request.param
+
+
+def shown(columns: int, *words: object) -> list[str]:
+    """The lines of a terminal, none of which is too long."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in done(*words).out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    return lines
+
+
+def test_history_fits_a_terminal(registry: Path, columns: int) -> None:
+    why = "better on the held-out rows of the second week, " * 3
+    Registry.open(registry).set_alias("letters", "production", 2, author="someone-with-a-name@a-long-host", message=why)
+    *_, head, what, why_1, why_2 = lines = shown(columns, "history", "letters", "--registry", registry)
+    assert lines[0].split() == ["generation", "time", "author"]
+    assert re.fullmatch(r"3 +\S+Z  someone-with-a-name@a-long-host", head)
+    assert what == "   what: set_alias letters@production 2"
+    assert why_1.startswith("   why: better on the held-out rows")
+    assert why_2.startswith("   ")
+    assert [line for line in lines if line.endswith(("second", "week,", "rows", "of", "the"))]  # cut between words
+
+
+def test_tasks_fit_a_terminal(registry: Path, columns: int) -> None:
+    where = ["--registry", registry]
+    for number in range(5):
+        Registry.open(registry).set_alias("letters", f"an-alias-with-a-long-name-{number}", 1)
+    heading, row, *below = shown(columns, "tasks", *where)
+    assert heading.split()[:2] == ["task", "kind"]
+    assert row.split()[:2] == ["letters", "classification"]
+    text = " ".join(" ".join(below).split())
+    assert text.startswith("aliases: production 1, an-alias-with-a-long-name-0 1, an-alias")
+    assert "an-alias-with-a-long-name-4 1" in text
+
+
+def test_a_wide_terminal_and_a_pipe_have_one_line_for_each_row(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = done("history", "--registry", registry).out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert done("history", "--registry", registry).out == piped
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert len(shown(300, "history", "--registry", registry)) == len(piped.splitlines())
+
+
+def test_cells_that_do_not_fit_are_cut_and_say_so(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("name", "size", "note"), [("n" * 200, 7, "a note"), ("短" * 60, 8, "")], below=("note",))
+    heading, row, note, wide = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert heading.split() == ["name", "size"]
+    assert row == "n" * (columns - 7) + "…  7"
+    assert note.rstrip() == "   note: a note"
+    assert wide.split() == ["短" * ((columns - 7) // 2) + "…", "8"]
+
+
 def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
     done("promote", "letters", 2, "--registry", registry, "--message", "a :bug: \x1b[31mred\x1b]0;title\x07")
     ran = done("history", "letters", "--registry", registry)
@@ -726,7 +785,7 @@ def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:
 
 @pytest.mark.parametrize("name", ["sentence=", ""])
 def test_predict_keeps_the_order_of_named_and_plain_texts(parlour: Parlour, name: str) -> None:
-    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a=b", "--json")
+    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a==b", "--json")
     assert [each["label"] for each in ran.document["answers"]] == ["positive", "negative"]
 
 
@@ -746,6 +805,26 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
     assert ask(parlour, "rte", *texts).out.splitlines()[2].endswith(" | ".join(texts))
 
 
+def test_predict_takes_a_text_with_an_equals_sign(parlour: Parlour) -> None:
+    def titles(*words: str) -> list[str]:
+        return [answer["text"] for answer in ask(parlour, "titles", *words, "--json").document["answers"]]
+
+    assert titles("1+1=2", "x = 3", "a == b", "a==b") == [
+        "TITLE: 1+1=2",
+        "TITLE: X = 3",
+        "TITLE: A == B",
+        "TITLE: A==B",
+    ]
+    assert titles("body=y=3", "--text", "z=4", "plain", "--text", "body=5") == [
+        "TITLE: Y=3",
+        "TITLE: PLAIN",
+        "TITLE: Z=4",
+        "TITLE: BODY=5",
+    ]
+    scores = ask(parlour, "rte", "--text", "b=2", "sentence1=a=1", "--json").document["answers"][0]["scores"]
+    assert scores["no"] == pytest.approx(len("a=1 / b=2") / 100)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -753,7 +832,15 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
         (["rte", "a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "sentence1=b"], "a field is given twice; give each of sentence1, sentence2 once"),
-        (["rte", "sentence3=a"], "got 1 texts"),
+        (
+            ["rte", "sentence1=a", "c=b"],
+            "this task has no field 'c'; its fields: sentence1, sentence2. If 'c=b' is a text",
+        ),
+        (["rte", "a=x", "c=y"], "this task has no field 'a'; its fields: sentence1, sentence2."),
+        (
+            ["sst2", "text=a"],
+            "this task has no field 'text'; its fields: sentence. If 'text=a' is a text, write --text",
+        ),
         (["sst3", "a"], "there is no task 'sst3'; did you mean 'sst2'?"),
         (["sst2@canary", "a"], "has no alias 'canary'; its aliases: production"),
         (["sst2:9", "a"], "has no version 9"),
