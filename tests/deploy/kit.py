@@ -19,6 +19,9 @@ CHART = DEPLOY / "helm/sidecast"
 SINGLE = ("single", "single-gpu")
 RAY = ("ray/cpu", "ray/one-gpu", "ray/many-gpus")
 
+EXTENSIONS = ("ray.io", "monitoring.coreos.com", "networking.istio.io", "gateway.envoyproxy.io", "serving.kserve.io")
+"""API groups that are not Kubernetes' own; it has no schemas of them."""
+
 Objects = list[dict[str, Any]]
 
 
@@ -84,3 +87,16 @@ def port(pod: dict[str, Any], name: str) -> int:
     """Return a named port of a pod's only container."""
     (container,) = pod["spec"]["containers"]
     return next(entry["containerPort"] for entry in container["ports"] if entry["name"] == name)
+
+
+def startup_s(probe: dict[str, Any]) -> float:
+    """How long a server may take to start, in seconds."""
+    return probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def check(thing: dict[str, Any], version: str) -> None:
+    """Compare an object with Kubernetes' schema of a version; unknown fields are refused."""
+    import kubernetes_validate
+
+    if not thing["apiVersion"].startswith(EXTENSIONS):
+        kubernetes_validate.validate(thing, version, strict=True)

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from serving.config import read_config
-from tests.deploy.kit import CHART, ROOT, Objects, chart, only, overlay, run, with_components
-from tests.deploy.test_manifests import check, startup_s
+from tests.deploy.kit import CHART, ROOT, Objects, chart, check, only, overlay, run, startup_s, with_components
 from tests.marks import slow
 
 Object = dict[str, Any]

@@ -1,6 +1,7 @@
 """The manifests are what Kubernetes takes, and what is said twice agrees."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,23 +19,15 @@ from tests.deploy.kit import (
     ROOT,
     SINGLE,
     build,
+    check,
     only,
     overlay,
     pods,
     port,
+    startup_s,
     with_components,
 )
 from tests.marks import slow
-
-OURS = ("ray.io", "monitoring.coreos.com", "networking.istio.io", "gateway.envoyproxy.io", "serving.kserve.io")
-"""API groups that are not Kubernetes' own; it has no schemas of them."""
-
-
-def check(thing: dict[str, Any], version: str) -> None:
-    import kubernetes_validate
-
-    if not thing["apiVersion"].startswith(OURS):
-        kubernetes_validate.validate(thing, version, strict=True)
 
 
 @pytest.mark.parametrize("version", ["1.37", slow("1.32")])
@@ -121,11 +114,6 @@ def test_a_single_server_is_probed_where_it_listens() -> None:
     assert str(config.threads) == container["resources"]["limits"]["cpu"]
 
 
-def startup_s(probe: dict[str, Any]) -> float:
-    """How long a server may take to start, in seconds."""
-    return probe["periodSeconds"] * probe["failureThreshold"]
-
-
 def mebibytes(memory: str) -> int:
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", memory).groups()  # pyright: ignore
     return int(number) * {"Mi": 1, "Gi": 1024}[unit]
@@ -194,7 +182,7 @@ def test_two_servers_in_one_namespace_are_apart(tmp_path: Path) -> None:
     page = (ROOT / "docs/deploying.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     file = yaml.safe_load(example)
-    file["resources"] = [str(Path("../" * 20, *(KUBERNETES / "single").parts[1:]))]
+    file["resources"] = [os.path.relpath(KUBERNETES / "single", tmp_path)]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(file))
     second = build(tmp_path)
     assert {labels[INSTANCE] for each in second for labels in selectors(each)} == {"summaries"}
