@@ -16,7 +16,7 @@ from serving.client.results import (
     Row,
     Text,
 )
-from serving.client.routes import Bounds, Comparison, Comparisons, Route
+from serving.client.routes import Bounds, Comparison, Comparisons, RolledBack, Route
 from serving.client.streams import AsyncTextStream, TextStream
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Predictions",
     "Prompt",
     "Regression",
+    "RolledBack",
     "Route",
     "Row",
     "SidecastError",
