@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 10.0
 """Shortest time between two calls of `tidy`, in seconds."""
+MAX_REPLAYS = 8
+"""Most replays that have begun and wait for their next turn: each holds the memory of a batch."""
 RETRY_URGENCY = 10
 """Added to the urgency of versions that failed before: they come after all others."""
 
@@ -233,8 +235,9 @@ class Reconciler:
             self._pending.setdefault(key, time.monotonic())
 
     def _next(self) -> Key:
-        """The most urgent version whose load has not begun; if all have, the next one to replay."""
-        return next((key for key in self._pending if key not in self._replays), None) or next(iter(self._replays))
+        """The most urgent version whose load has not begun; if all have, or many replays wait, the next replay."""
+        begins = self._pending if len(self._replays) < MAX_REPLAYS else ()
+        return next((key for key in begins if key not in self._replays), None) or next(iter(self._replays))
 
     def _load(self, task: str, version: int) -> None:
         """Load a version, or take its replay one turn further."""

@@ -11,7 +11,7 @@ from ladder.backbone.model import Taps
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedSide
 from serving.config import BatchConfig, LoadConfig
-from serving.engine import Engine
+from serving.engine import Engine, run_steps_aside
 from serving.engine.activation_cache import layers_of
 from serving.engine.rows import Deliver
 from serving.errors import GoldenMismatch, LoadFailed, OutOfMemory, ReplayTooLong
@@ -300,7 +300,7 @@ def test_a_long_replay_pauses_between_turns_and_others_may_go_first(
     publish(make_spec(kind="text", max_new_tokens=8), seed=1)
     ticks = iter(range(10**6))  # each step of the engine takes 1 s
     loader.replayer = Replayer(backbone, tokenizer, LoadConfig(), BatchConfig(), lambda: next(ticks))
-    slow = loader.replay(loader.fetch("sst2", 1))
+    slow = run_steps_aside(loader.replay(loader.fetch("sst2", 1)))  # each turn on another thread, as the server does
     next(slow)
     assert loader.load("sst2", 2).version == 2
     assert list(slow)

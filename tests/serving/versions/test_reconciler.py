@@ -12,6 +12,7 @@ import pytest
 from serving.config import LoadConfig
 from serving.engine.rows import Resident
 from serving.errors import CorruptSide, NotLoaded
+from serving.versions.reconciler import MAX_REPLAYS
 from side_registry import Registry, StoreFailed, UnreadableCommit
 from side_registry.route import Route
 from tests.serving.kit import empty_resident
@@ -201,6 +202,17 @@ def test_slow_replays_take_turns(house: House) -> None:
     assert {task for task, _ in state.residents} == {"one", "two"}
     first, second, *_ = house.loader.replays
     assert house.loader.replays == [first, second] * 2
+
+
+def test_few_replays_are_open_at_once(house: House) -> None:
+    for number in range(MAX_REPLAYS + 3):
+        house.loader.turns[f"task-{number}", 1] = 1
+        house.publish(f"task-{number}")
+    for _ in range(MAX_REPLAYS + 1):
+        house.reconciler.step()
+    assert len(house.loader.loads) == MAX_REPLAYS
+    assert len(house.pool.snapshot().residents) == 1
+    assert len(house.settle().residents) == MAX_REPLAYS + 3
 
 
 def test_a_version_whose_replay_fails_does_not_serve_and_holds_no_other_up(patient: House) -> None:
