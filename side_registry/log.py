@@ -41,6 +41,7 @@ class Publish(Document):
     backbone: str
     """Fingerprint."""
     run_id: str = ""
+    untrained: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class SetAlias(Document):

@@ -32,7 +32,7 @@ from side_registry.errors import (
     UnreadableCommit,
 )
 from side_registry.log import Action, Commit, Log
-from side_registry.manifest import NO_TOKENIZER, Artifact, Manifest, read_artifact
+from side_registry.manifest import Artifact, Manifest, check_publishable, read_artifact
 from side_registry.marker import find_marker, read_marker
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
@@ -161,7 +161,13 @@ class Registry:
         return self.artifact(task, version).download(folder)
 
     def publish(
-        self, folder: str | Path, *, alias: str | None = None, author: str | None = None, message: str = ""
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        allow_untrained: bool = False,
+        author: str | None = None,
+        message: str = "",
     ) -> Published:
         """Make a run folder the task's next version. Files first, then one commit: readers see all of it, or nothing.
 
@@ -169,17 +175,15 @@ class Registry:
         `alias`. A manifest that was published before is the same version again, unless that is retired.
 
         Raises:
-            ArtifactError: the folder is not a complete, sound run.
+            ArtifactError: the folder is not a complete, sound run; its golden examples are too many tokens; or it is
+                untrained, without `allow_untrained`.
             RegistryNotFound, LogReplaced: the registry was deleted meanwhile, or another one is in its place.
             InvalidName, Contended, StoreFailed.
         """
         if alias is not None:
             check_alias(alias)
         artifact = read_artifact(folder)
-        if artifact.manifest.tokenizer_fingerprint == NO_TOKENIZER:
-            raise ArtifactError(
-                folder, "it was made without a tokenizer; make it again from a backbone folder that has one"
-            )
+        check_publishable(artifact.manifest, folder, allow_untrained=allow_untrained)
         self._check_marker()
         digest = self._upload(artifact)
         generation, published = self.commit(

@@ -48,7 +48,7 @@ from serving.client.results import (
     Row,
     Text,
 )
-from serving.client.routes import Bounds, Comparison, Comparisons, Route
+from serving.client.routes import Bounds, Comparison, Comparisons, RolledBack, Route
 from serving.client.streams import AsyncTextStream, TextStream
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "RefusedError",
     "Regression",
     "RollbackUnclearError",
+    "RolledBack",
     "Route",
     "RouteChangedError",
     "Row",

@@ -136,10 +136,16 @@ class AsyncClient(_Caller):
         return await self._do(calls.retire(task, version, message), self._settings.timeout)
 
     async def publish(
-        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        message: str = "",
+        allow_untrained: bool = False,
+        timeout: float | None = None,
     ) -> Published:
         """As `Client.publish`."""
-        return await self._do(calls.publish(folder, alias, message), timeout)
+        return await self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
         """As `Client.watch`."""

@@ -201,18 +201,25 @@ class Client(_Caller):
         return self._do(calls.retire(task, version, message), self._settings.timeout)
 
     def publish(
-        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        message: str = "",
+        allow_untrained: bool = False,
+        timeout: float | None = None,
     ) -> Published:
         """Upload a finished run as its task's next version.
 
         Args:
             folder: the run's folder.
             alias: the alias to move to the version; None: `production` if the task is new, else none.
+            allow_untrained: publish a run that `sidecast init` made, whose weights no training has changed.
             timeout: seconds; None: no limit.
         Raises:
-            InvalidArtifactError: the folder is no complete run.
+            InvalidArtifactError: the folder is no complete run, or an untrained one.
         """
-        return self._do(calls.publish(folder, alias, message), timeout)
+        return self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
         """Yield what the server serves: at once, then at every change, until the loop or the server ends."""

@@ -199,7 +199,7 @@ def retire(task: str, version: int, message: str) -> Call[results.Retired]:
     return Call("admin", "Retire", request, read_retired)
 
 
-def publish(folder: str | Path, alias: str | None, message: str) -> Call[results.Published]:
+def publish(folder: str | Path, alias: str | None, message: str, allow_untrained: bool) -> Call[results.Published]:
     """Upload a finished run.
 
     Raises:
@@ -207,7 +207,13 @@ def publish(folder: str | Path, alias: str | None, message: str) -> Call[results
     """
     folder = Path(folder).expanduser()
     manifest = _read_manifest(folder)
-    header = build(pb.PublishRequest.Header, manifest=manifest, alias=alias or "", change=_change(message))
+    header = build(
+        pb.PublishRequest.Header,
+        manifest=manifest,
+        alias=alias or "",
+        change=_change(message),
+        allow_untrained=allow_untrained,
+    )
     return Call("admin", "Publish", _upload(header, folder, _file_names(folder, manifest)), read_published)
 
 

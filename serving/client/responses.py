@@ -103,9 +103,29 @@ def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
     return _read(
         routes.Comparisons,
         response,
-        versions=tuple(_read(routes.Comparison, comparison) for comparison in response.comparisons),
-        disagreements=tuple(_read(routes.Disagreement, disagreement) for disagreement in response.disagreements),
+        versions=_read_comparisons(response),
+        disagreements=_read_disagreements(response),
+        rolled_back=_read_rolled_back(response.rolled_back) if response.HasField("rolled_back") else None,
     )
+
+
+def _read_rolled_back(message: pb.RolledBack) -> routes.RolledBack:
+    return _read(
+        routes.RolledBack,
+        message,
+        version=message.route.version,
+        route=read_route(message.route),
+        versions=_read_comparisons(message),
+        disagreements=_read_disagreements(message),
+    )
+
+
+def _read_comparisons(message: pb.GetComparisonResponse | pb.RolledBack) -> tuple[routes.Comparison, ...]:
+    return tuple(_read(routes.Comparison, comparison) for comparison in message.comparisons)
+
+
+def _read_disagreements(message: pb.GetComparisonResponse | pb.RolledBack) -> tuple[routes.Disagreement, ...]:
+    return tuple(_read(routes.Disagreement, disagreement) for disagreement in message.disagreements)
 
 
 def read_awaited(response: pb.AwaitGenerationResponse) -> routes.Awaited:

@@ -129,6 +129,25 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """The comparison because of which a server ended all shares of an alias's traffic."""
+
+    why: str
+    """The bound that was broken, in words."""
+    generation: int
+    """Of the commit that ended the shares; 0: somebody else changed the route just before."""
+    time: datetime | None
+    version: int
+    """The alias's own."""
+    route: Route
+    """That was ended."""
+    versions: tuple[Comparison, ...]
+    """The alias's own first."""
+    disagreements: tuple[Disagreement, ...]
+    """Newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparisons:
     """How the versions of an alias's route compare with its own version."""
 
@@ -144,6 +163,8 @@ class Comparisons:
     """Newest first."""
     keeps_inputs: bool
     """Whether the server keeps the inputs of disagreements; if not, `disagreements` is empty."""
+    rolled_back: RolledBack | None = None
+    """Set after this server ended the alias's shares by itself, until the alias gets another route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from serving.metrics import Metrics
-from serving.rollout.comparison import Comparison, Comparisons, Routed, Window
+from serving.rollout.comparison import Comparison, Comparisons, Window
 from side_registry.errors import RegistryError
 from side_registry.route import Bounds, Route
 
@@ -111,7 +111,8 @@ class RouteRegistry(Protocol):
 class _Attempt:
     """To end a route."""
 
-    routed: Routed
+    window: Window
+    """What was counted under it."""
     failures: int = 0
     next_s: float = 0.0
     """When to try next, by the clock. Infinite: done, until the alias has another route."""
@@ -169,7 +170,7 @@ class AutoRollback:
         self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in bounded}
         due = [ending for key in bounded if (ending := self._due(*key))]
         for task, alias, attempt, _ in due:
-            self._suspend(task, alias, attempt.routed.since)
+            self._suspend(task, alias, attempt.window.routed.since)
         for task, alias, attempt, broken in due:
             self._end(task, alias, attempt, broken)
 
@@ -187,14 +188,17 @@ class AutoRollback:
         if not (window and broken):
             return None
         attempt = self._attempts.get((task, alias))
-        if attempt is None or attempt.routed != window.routed:
-            attempt = self._attempts[task, alias] = _Attempt(window.routed)
+        if attempt is None or attempt.window.routed != window.routed:
+            attempt = self._attempts[task, alias] = _Attempt(window)
+        attempt.window = window
         return (task, alias, attempt, broken) if self._clock() >= attempt.next_s else None
 
     def _end(self, task: str, alias: str, attempt: _Attempt, broken: Fault) -> None:
         """Commit the end of the route's shares."""
-        routed = attempt.routed
-        message = f"automatic rollback: version {broken.version}: {broken.why}"
+        routed = attempt.window.routed
+        window = attempt.window
+        seen = "; ".join(str(window.comparison(version)) for version in (broken.version, routed.version))
+        message = f"automatic rollback: version {broken.version}: {broken.why} ({seen})"
         try:
             generation = self._registry.end_route(
                 task, alias, routed.route, since=routed.since, author=self._author, message=message
@@ -205,6 +209,7 @@ class AutoRollback:
             log.error("%s of %s@%s is tried again: %s", message, task, alias, error, exc_info=unforeseen)
             return
         attempt.next_s = float("inf")
+        self._comparisons.keep(task, alias, window, f"version {broken.version}: {broken.why}", generation or 0)
         if generation is None:
             log.info("%s@%s: %s; its route has changed already", task, alias, broken.why)
         else:

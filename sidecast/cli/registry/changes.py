@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from side_registry import read_artifact
+from side_registry.manifest import check_publishable
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
@@ -35,7 +36,9 @@ wait = click.option(
 @click.argument("run")
 @options.registry
 @options.server
+@click.option("--promote", is_flag=True, help="Point production at the new version: short for --alias production.")
 @click.option("--alias", help="Alias to point at the new version, such as production or canary.")
+@click.option("--allow-untrained", is_flag=True, help="Publish a run that no training has changed (sidecast init).")
 @message
 @wait
 @options.as_json
@@ -43,27 +46,56 @@ def publish(
     run: str,
     registry: str | None,
     server: str | None,
+    promote: bool,
     alias: str | None,
+    allow_untrained: bool,
     message: str,
     wait: float | None,
     as_json: bool,
 ) -> None:
     """Publish the run folder RUN as its task's next version.
 
-    Without --alias, a new task's first version becomes production; a later one moves no alias.
+    A new task's first version becomes production. A later one moves no alias without --promote or --alias: callers go
+    on with the version that they had.
     """
+    if promote and alias is not None:
+        raise UserError("--promote is short for --alias production; give one of the two")
     options.choose(registry=registry, server=server)
-    read_artifact(run)  # before a registry is made for it
+    artifact = read_artifact(run)
+    check_publishable(artifact.manifest, run, allow_untrained=allow_untrained)  # before a registry is made for it
     view = open_view(registry, server, create=True)
-    done = view.publish(run, alias, message)
-    name = f"{done['task']} version {done['version']}"
-    text = f"{name} was published before from this very run" if done["already"] else f"published {name}"
-    moved = ", ".join(done["aliases"])
-    if moved:
-        text += f"; {moved} now points at it"
-    elif not done["already"]:
-        text += f"; no alias moved: sidecast promote {done['task']} {done['version']} makes it production"
-    _tell(view, done, text, wait, as_json)
+    before = view.aliases(artifact.manifest.task)
+    done = view.publish(run, PRODUCTION if promote else alias, message, allow_untrained)
+    production = done["aliases"].get(PRODUCTION, before.get(PRODUCTION))
+    _tell(view, done | {"production": production}, _published(done, before, production), wait, as_json)
+
+
+def _published(done: Document, before: dict[str, int], production: int | None) -> str:
+    """What a publish did, which version callers get now, and the command that changes that.
+
+    Args:
+        before: the version of each alias before.
+        production: the version that production points at now.
+    """
+    task, version = done["task"], done["version"]
+    name = f"{task} version {version}"
+    texts = [f"{name} was published before from this very run" if done["already"] else f"published {name}"]
+    texts += [_moved(task, f"{alias} now points at it", alias, before.get(alias)) for alias in done["aliases"]]
+    if production == version:
+        return "; ".join(texts if done["aliases"] else [*texts, f"{PRODUCTION} points at it"])
+    next_command = options.command_here("promote", task, version)
+    if production is None:
+        return "; ".join([*texts, f"{task} has no {PRODUCTION} version yet: {next_command}"])
+    return "; ".join(
+        [*texts, f"callers still get version {production}: {next_command} moves them to version {version}"]
+    )
+
+
+def _moved(task: str, text: str, alias: str, before: int | None) -> str:
+    """That an alias moved, from where, and how to undo it."""
+    if before is None:
+        return text
+    return f"{text}, was version {before}: {options.command_here('rollback', task, alias=alias)} undoes it"
 
 
 def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,8 +160,10 @@ def promote(
     _check(version, canary, step, changes, bool(no_shadow), bounds, no_bounds)
     view = open_view(registry, server)
     if version is not None and not changes:
+        before = view.aliases(task).get(alias)
         done = view.promote(task, version, alias, message)
-        _tell(view, done, f"{task}@{alias} is version {version}", wait, as_json)
+        text = f"{task}@{alias} is version {version}"
+        _tell(view, done, text if before == version else _moved(task, text, alias, before), wait, as_json)
         return
     name = f"{task}@{alias}"
 

@@ -47,6 +47,7 @@ def _versions(task: Document) -> str:
 
 def _notes(task: Document) -> str:
     notes = [f"version {e['version']} does not load: {e['failure']}" for e in task["versions"] if e.get("failure")]
+    notes += [f"version {e['version']} is untrained" for e in task["versions"] if e["untrained"] and not e["retired"]]
     for alias, version in task.get("serving", task["aliases"]).items():
         if version != task["aliases"].get(alias, version):
             notes.append(f"{alias} is still served by version {version}")

@@ -22,6 +22,7 @@ from serving.client.routes import Bounds, Route
 from serving.rollout import comparison as comparing
 from serving.server import Server
 from side_registry import Registry, StoreFailed
+from side_registry import route as stored
 from side_registry.servers import Announced
 from tests.serving.api_kit import SST2, TITLES, Parlour
 from tests.sidecast.cli_kit import wait_until
@@ -212,7 +213,23 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
         since=4,
         keeps_inputs=True,
     )
-    comparisons = cast(Any, SimpleNamespace(read=lambda *name: {("sst2", "production"): compared}[name]))
+    bounds = stored.Bounds(error_rate=0.5)
+    routed = comparing.Routed(1, stored.Route(shares={3: 500}, bounds=bounds), 2)
+    ended = comparing.RolledBack(
+        why="it differs",
+        generation=3,
+        time=1e9,
+        routed=routed,
+        comparisons=(main,),
+        disagreements=tuple(differing),
+    )
+    comparisons = cast(
+        Any,
+        SimpleNamespace(
+            read=lambda *name: {("sst2", "production"): compared}[name],
+            rolled_back=lambda *name: {("sst2", "production"): ended}[name],
+        ),
+    )
     parlour = Parlour(tmp_path, [SST2])
     assemble = parlour.assemble
     parlour.assemble = lambda *parts: replace(assemble(*parts), comparisons=comparisons)  # type: ignore[method-assign]
@@ -229,6 +246,12 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
             True,
         )
         assert newest.time == datetime.fromtimestamp(1e9 + 0.5, UTC)
+        before = found.rolled_back
+        assert before is not None
+        assert (before.why, before.generation, before.version) == ("it differs", 3, 1)
+        assert before.time == datetime.fromtimestamp(1e9, UTC)
+        assert before.route == Route(shares={3: 500}, bounds=Bounds(error_rate=0.5, min_rows=100))
+        assert ([each.rows for each in before.versions], len(before.disagreements)) == ([4], 1)
         assert client.comparison("sst2").disagreements == ()
 
 

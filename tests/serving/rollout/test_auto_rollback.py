@@ -151,7 +151,8 @@ def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest
     for _ in range(3):
         first.check()
         second.check()
-    message = "automatic rollback: version 2: disagreement 100% > 10% after 20 rows"
+    seen = "version 2: 0 rows, 0 failed, 0 of 20 agreed, drift 0.6; version 1: 0 rows, 0 failed"
+    message = f"automatic rollback: version 2: disagreement 100% > 10% after 20 rows ({seen})"
     assert house.rollbacks == [message]
     newest = next(commit for commit in house.registry.history() if commit.message == message)
     assert newest.author == "sidecast serve@here"
@@ -161,6 +162,19 @@ def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest
     assert [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR] == [
         f"{message} of sst2@production, generation {newest.generation}"
     ]
+
+
+def test_the_comparison_is_kept_on_each_server_that_found_the_fault(house: House) -> None:
+    servers = [house.server()[0] for _ in range(2)]
+    for rollback in servers:
+        rollback.check()
+    house.seen = None  # type: ignore[assignment] - the route is over
+    for rollback, generation in zip(servers, (house.registry.state().generation, 0), strict=True):
+        rollback.check()
+        kept = rollback._comparisons.rolled_back("sst2", "production")
+        assert kept is not None
+        assert (kept.why, kept.generation) == ("version 2: disagreement 1 > 0.1 after 20 rows", generation)
+        assert [each.version for each in kept.comparisons] == [1, 2]
 
 
 def test_shadows_of_the_route_stay(house: House) -> None:

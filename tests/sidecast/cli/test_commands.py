@@ -493,19 +493,47 @@ def test_diverged_training_says_what_to_do(house: House, tmp_path: Path) -> None
 # --- publish, promote, rollback, retire, tasks, history
 
 
-def test_publish_tells_what_moved(house: House, tmp_path: Path) -> None:
+def test_publish_tells_what_callers_get_and_the_next_command(house: House, tmp_path: Path) -> None:
     new = ["--registry", tmp_path / "new"]
     first = done("publish", house / "run-1", *new)
     assert first.out == "published letters version 1; production now points at it (generation 1)\n"
     second = done("publish", house / "run-2", *new, "--message", "better")
-    assert second.out == (
-        "published letters version 2; no alias moved: sidecast promote letters 2 makes it production (generation 2)\n"
-    )
+    promote = f"sidecast promote letters 2 --registry {tmp_path / 'new'}"
+    stays = f"callers still get version 1: {promote} moves them to version 2 (generation 2)\n"
+    assert second.out == f"published letters version 2; {stays}"
     again = done("publish", house / "run-2", *new)
-    assert again.out == "letters version 2 was published before from this very run (generation 2)\n"
+    assert again.out == f"letters version 2 was published before from this very run; {stays}"
     canary = done("publish", house / "run-2", *new, "--alias", "canary", "--json").document
     expected = {"task": "letters", "version": 2, "generation": 3, "already": True, "aliases": {"canary": 2}}
-    assert canary == expected
+    assert canary == expected | {"production": 1}
+    rollback = f"sidecast rollback letters --registry {tmp_path / 'new'}"
+    assert done("publish", house / "run-2", *new, "--promote").out == (
+        "letters version 2 was published before from this very run; production now points at it, was version 1: "
+        f"{rollback} undoes it (generation 4)\n"
+    )
+    assert done("publish", house / "run-2", *new).out == (
+        "letters version 2 was published before from this very run; production points at it (generation 4)\n"
+    )
+    assert done("publish", house / "run-1", *new, "--alias", "canary").out == (
+        "letters version 1 was published before from this very run; canary now points at it, was version 2: "
+        f"{rollback} --alias canary undoes it; callers still get version 2: "
+        f"sidecast promote letters 1 --registry {tmp_path / 'new'} moves them to version 1 (generation 5)\n"
+    )
+
+
+def test_a_task_without_production_is_told_how_to_get_one(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDECAST_REGISTRY", str(tmp_path / "new"))
+    assert done("publish", house / "run-1", "--alias", "canary").out == (
+        "published letters version 1; canary now points at it; "
+        "letters has no production version yet: sidecast promote letters 1 (generation 1)\n"
+    )
+
+
+def test_promote_and_alias_exclude_each_other(house: House, registry: Path) -> None:
+    told = sidecast("publish", house / "run-1", "--registry", registry, "--promote", "--alias", "canary").mistake
+    assert "--promote is short for --alias production; give one of the two" in told
 
 
 def test_a_mistaken_publish_leaves_no_registry_behind(house: House, tmp_path: Path) -> None:
@@ -525,7 +553,10 @@ def test_a_run_that_was_changed_is_not_published(house: House, registry: Path, t
 
 def test_promote_rollback_and_retire(registry: Path) -> None:
     where = ["--registry", registry]
-    assert done("promote", "letters", 2, *where).out == "letters@production is version 2 (generation 3)\n"
+    undo = f"sidecast rollback letters --registry {registry}"
+    assert done("promote", "letters", 2, *where).out == (
+        f"letters@production is version 2, was version 1: {undo} undoes it (generation 3)\n"
+    )
     told = done("promote", "letters", 1, *where, "--alias", "canary", "--json").document
     assert told == {"task": "letters", "alias": "canary", "version": 1, "generation": 4}
     assert done("rollback", "letters", *where).out == "letters@production is version 1 again, was 2 (generation 5)\n"
@@ -884,8 +915,10 @@ def test_changes_through_a_server(tmp_path: Path) -> None:
     with Parlour(tmp_path, [SST2]).open() as parlour:
         where = ["--server", parlour.address]
         second = done("publish", parlour.run(SST2, 1), *where)
-        assert second.out.startswith("published sst2 version 2; no alias moved: sidecast promote sst2 2")
-        assert done("promote", "sst2", 2, *where).out == "sst2@production is version 2 (generation 3)\n"
+        assert second.out.startswith("published sst2 version 2; callers still get version 1: sidecast promote sst2 2 ")
+        undo = f"sidecast rollback sst2 --server {parlour.address} undoes it"
+        told = f"sst2@production is version 2, was version 1: {undo} (generation 3)\n"
+        assert done("promote", "sst2", 2, *where).out == told
         told = done("rollback", "sst2", *where, "--json").document
         assert (told["version_from"], told["version_to"], told["generation"]) == (2, 1, 4)
         assert "is in use as production" in sidecast("retire", "sst2", 1, *where).mistake

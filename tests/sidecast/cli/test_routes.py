@@ -46,6 +46,12 @@ def where(request: pytest.FixtureRequest, registry: Path, tmp_path: Path) -> Ite
         yield ["--server", parlour.address]
 
 
+def moved(where: Words) -> str:
+    """What is told of a promotion from version 1 to 2."""
+    undo = " ".join(map(str, ("sidecast rollback sst2", *where)))
+    return f"sst2@production is version 2, was version 1: {undo} undoes it"
+
+
 # --- shares and bounds: serving/client/test_client.py has the spellings
 
 
@@ -81,7 +87,7 @@ def test_a_canary_from_its_first_share_to_all(where: Words) -> None:
         },
         "generation": 6,
     }
-    assert done("promote", "sst2", 2, *where).out == "sst2@production is version 2 (generation 7)\n"
+    assert done("promote", "sst2", 2, *where).out == f"{moved(where)} (generation 7)\n"
     assert done("tasks", *where, "--json").document["tasks"][0]["routes"] == {}
 
 
@@ -259,7 +265,7 @@ def test_step_must_know_whose_share_it_changes(registry: Path) -> None:
 def test_waiting_for_nobody_says_so(registry: Path, tmp_path: Path) -> None:
     told = done("promote", "sst2", 2, "--registry", registry, "--wait")
     end = "; no server is known to follow this registry\n"
-    assert told.out == f"sst2@production is version 2 (generation 4){end}"
+    assert told.out == f"{moved(['--registry', registry])} (generation 4){end}"
     waited = done("rollback", "sst2", "--registry", registry, "--wait", "1", "--json").document["wait"]
     assert waited == {"generation": 5, "served": True, "servers": [], "faults": []}
     new = make_run(tmp_path / "new", SST2, 7)
@@ -285,7 +291,7 @@ def test_once_a_publish_was_waited_for_every_server_answers_with_it(registry: Pa
 def test_who_does_not_follow_in_time_is_named_and_the_change_stays(where: Words, registry: Path) -> None:
     Registry.open(registry).announce(Announced(id="stuck", address="10.0.0.9:8001", generation=3, counter=0))
     ran = sidecast("promote", "sst2", 2, *where, "--wait", "0.3")
-    assert (ran.code, ran.out) == (1, "sst2@production is version 2 (generation 4)\n")
+    assert (ran.code, ran.out) == (1, f"{moved(where)} (generation 4)\n")
     assert ran.err == (
         "Error: it is committed, but after 0.3 s not served everywhere: 10.0.0.9:8001 serves generation 3, not 4\n"
     )
@@ -327,7 +333,7 @@ def test_a_wait_that_fails_does_not_hide_what_was_committed(
 
     monkeypatch.setattr(views.RegistryView, "wait", fail)
     ran = sidecast("promote", "sst2", 2, "--registry", registry, "--wait")
-    assert (ran.code, ran.out) == (1, "sst2@production is version 2 (generation 4)\n")
+    assert (ran.code, ran.out) == (1, f"{moved(['--registry', registry])} (generation 4)\n")
     assert ran.err.startswith(f"Error: it is committed, but whether it is served could not be seen: {why}")
     ran = sidecast("promote", "sst2", 3, "--registry", registry, "--wait", "--json")
     told = json.loads(ran.out)
@@ -344,7 +350,7 @@ def test_what_was_committed_is_told_before_the_wait(registry: Path, monkeypatch:
     monkeypatch.setattr(views.RegistryView, "wait", wait)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main(["promote", "sst2", "2", "--registry", str(registry), "--wait"])
-    assert told == ["sst2@production is version 2 (generation 4)"]
+    assert told == [f"{moved(['--registry', registry])} (generation 4)"]
 
 
 def test_a_wait_outlasts_the_lease_of_a_server_that_was_killed() -> None:
