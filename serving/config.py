@@ -133,6 +133,11 @@ class LoadConfig:
     replay_bytes: int = 32 * 2**20
     """Bytes of cached activations of golden examples, on the device; 0: no cache. Later versions with the same examples
     then load faster."""
+    replay_tokens: int = 65_536
+    """Most tokens of a version's golden examples, with those of texts to generate. A version with more is refused."""
+    replay_timeout_s: float = 30.0
+    """Longest time to answer a version's golden examples, in seconds. A version that takes longer is refused, and tried
+    again later."""
     poll_s: float = 0.2
     """Time between two looks at the registry for changes, in seconds."""
     retry_s: float = 1.0
@@ -143,9 +148,9 @@ class LoadConfig:
     are tried again at most this often."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_side_bytes")
+        _at_least(self, 1, "max_side_bytes", "replay_tokens")
         _at_least(self, 0, "replay_bytes")
-        _above_zero(self, "poll_s", "retry_s", "max_retry_s")
+        _above_zero(self, "poll_s", "retry_s", "max_retry_s", "replay_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

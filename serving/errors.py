@@ -13,7 +13,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       DeadlineExpired
       SideFailed          one side network raised or answered NaN
       LoadError           the server refuses to load a version
-        IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, LoadFailed
+        IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, ReplayTooLong, LoadFailed
       StartError          the server cannot start; no caller sees it
         PortInUse, CannotListen
 """
@@ -209,6 +209,17 @@ class GoldenMismatch(LoadError):
     version: int
     example: int
     why: str
+
+
+class ReplayTooLong(LoadError):
+    """The golden examples of the manifest are more work than this server's settings allow."""
+
+    reason = "REPLAY_TOO_LONG"
+    message = "the golden examples of {task}:{version} cannot be replayed: {why}; publish it with fewer or shorter ones"
+    task: str
+    version: int
+    why: str
+    transient: bool = False
 
 
 class LoadFailed(LoadError):

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 SCHEMA_VERSION = 1
 """Of the marker, commits, checkpoints and manifests. A reader refuses what is newer than itself."""
 
+MAX_NUMBER = 2**63 - 1
+"""Largest version or generation: what 64 bits hold, as in gRPC's messages."""
+
 SHOWN_FAULTS = 3
 
 

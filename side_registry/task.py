@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,11 @@ PRODUCTION = "production"
 """The alias of a reference that names none."""
 
 MAX_TOML_BYTES = 1 << 20
+
+SHOWN_NAME = 40
+"""Characters of a row's field name that an error shows."""
+SHOWN_NAMES = 5
+"""How many of a row's field names an error shows."""
 
 DIMENSIONS = 256
 """Numbers in an embedding, by default."""
@@ -104,19 +110,22 @@ class TaskSpec(Document):
         return self.dimensions if kind.has_dimensions else 1
 
     def render(self, row: Mapping[str, str]) -> str:
-        """The prompt of one row.
+        """The prompt of one row. Fields that the template does not name are ignored, so that tasks can share a row.
 
         Raises:
-            InvalidRow: a field is missing, unknown, not text, empty, too long or not encodable.
+            InvalidRow: a field is missing, not text, empty, too long or not encodable.
         """
-        for name in row:
-            if name not in self.fields:
-                raise InvalidRow(name, f"is not in the template of task {self.name!r}; use {', '.join(self.fields)}")
+        if missing := [name for name in self.fields if name not in row]:
+            raise InvalidRow(missing[0], self._lack(row, missing))
         for name in self.fields:
-            if name not in row:
-                raise InvalidRow(name, f"is missing; task {self.name!r} needs {', '.join(self.fields)}")
             self._check_value(name, row[name])
         return self.template.format_map(row)
+
+    def _lack(self, row: Mapping[str, str], missing: list[str]) -> str:
+        """Why a row cannot be rendered: what it lacks, and its own names, one of which may be misspelt."""
+        others = f", {', '.join(missing[1:])} too" if missing[1:] else ""
+        names = ", ".join(ascii(str(name)[:SHOWN_NAME])[:SHOWN_NAME] for name in islice(row, SHOWN_NAMES)) or "no field"
+        return f"is missing{others}; task {self.name!r} needs {', '.join(self.fields)}, the row has {names}"
 
     def _check_value(self, name: str, value: object) -> None:
         if not isinstance(value, str):

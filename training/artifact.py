@@ -16,15 +16,8 @@ from typing import Any
 import torch
 
 from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
-from side_registry.manifest import (
-    MANIFEST,
-    Artifact,
-    BackboneRef,
-    GoldenExample,
-    Manifest,
-    read_artifact,
-    write_manifest,
-)
+from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
+from side_registry.manifest import MANIFEST, Artifact, BackboneRef, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.errors import RunError
 from training.evaluation import Model, answer_value, make_answerer, predict
@@ -79,6 +72,7 @@ def write_run(
     backbone_source: str,
     tokenizer_fingerprint: str,
     provenance: Mapping[str, Any],
+    untrained: bool,
 ) -> Artifact:
     """Make a run folder of a side network that was not trained here; one that holds just this is returned as it is.
 
@@ -87,6 +81,7 @@ def write_run(
         backbone_source: the folder or hub id that the backbone was loaded from.
         tokenizer_fingerprint: NO_TOKENIZER where the backbone's folder has none: no server will take the run then.
         provenance: where the weights come from, JSON-ready, without times: it is part of what makes it this run.
+        untrained: no training has changed the weights.
 
     Raises:
         RunError: the folder holds something else, or the head's outputs are not the task's.
@@ -113,6 +108,7 @@ def write_run(
         tokenizer_fingerprint=tokenizer_fingerprint,
         side=side.config.to_dict(),
         provenance=_provenance(settings, provenance, dtype="float32"),
+        untrained=untrained,
     )
     with run.writing(MANIFEST):
         write_manifest(run.path, manifest)
@@ -165,12 +161,17 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
 
 
 def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
-    """The first few validation rows with the answers of the weights as they stand in the file."""
+    """The first few validation rows with the answers of the weights as they stand in the file.
+
+    Fewer where they are so long that together they would exceed what a server replays.
+    """
+    examples = [GoldenExample(fields=row.fields, expected={}) for row in job.validation.examples[:GOLDEN_EXAMPLES]]
+    while replay_tokens(job.spec, examples) > MAX_REPLAY_TOKENS:
+        examples.pop()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
     model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
-    rows = [example.fields for example in job.validation.examples[:GOLDEN_EXAMPLES]]
-    answers = predict(model, job.backbone, job.tokenizer, rows)
+    answers = predict(model, job.backbone, job.tokenizer, [example.fields for example in examples])
     return tuple(
-        GoldenExample(fields=fields, expected=golden_expectation(answer))
-        for fields, answer in zip(rows, answers, strict=True)
+        example.model_copy(update={"expected": golden_expectation(answer)})
+        for example, answer in zip(examples, answers, strict=True)
     )

@@ -49,6 +49,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             asked = PredictRequest(targets=(target,), rows=read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
+            counted.rows = len(prediction.answers)
             return write_prediction(prediction)
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
@@ -81,6 +82,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
+                        counted.rows = 1
                     yield _write_event(event)
 
     def _options(
@@ -106,7 +108,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             if isinstance(outcome, BaseException):
                 self._metrics.request(ref.task, None, code_name(outcome, deadline), seconds)
             else:
-                self._metrics.request(ref.task, outcome.version, "OK", seconds)
+                self._metrics.request(ref.task, outcome.version, "OK", seconds, len(outcome.answers))
 
 
 def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from grpc.aio import ServicerContext
 
@@ -31,7 +30,7 @@ from serving.api.open_inference_tensors import (
 )
 from serving.engine import Piece, Resident
 from serving.errors import InvalidInput, NotServed
-from serving.metrics import Metrics
+from serving.metrics import Answered, Metrics, installed_version
 from serving.pipeline import (
     DecodingOverrides,
     Generated,
@@ -47,7 +46,7 @@ from side_registry.task import VERSION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
 NAME = "sidecast"
-EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
+EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters", "statistics")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 EMPTY_FINAL = "triton_enable_empty_final_response"
 
@@ -84,7 +83,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ServerMetadataRequest, context: ServicerContext
     ) -> pb.ServerMetadataResponse:
         """Describe the server."""
-        return pb.ServerMetadataResponse(name=NAME, version=_own_version(), extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: ServicerContext
@@ -106,6 +105,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: ServicerContext
+    ) -> pb.ModelStatisticsResponse:
+        """Count what versions have answered here: of one task or of all, of one version or of all that are resident."""
+        state = self._pool.snapshot()
+        if request.name:
+            state.task_state(request.name)
+        if request.version:
+            keys = [self._find(request.name, request.version).key]
+        else:
+            keys = sorted(key for key in state.residents if request.name in ("", key[0]))
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
+
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
@@ -113,6 +125,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             counted.deadline = asked.options.deadline
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
+            counted.rows = len(prediction.answers)
             return _respond(request, prediction)
 
     def ModelStreamInfer(
@@ -131,12 +144,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
                 prediction = await self._service.predict(asked)
                 counted.version = prediction.version
+                counted.rows = len(prediction.answers)
                 yield _final(_respond(request, prediction))
                 return
             async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
+                        counted.rows = 1
                         yield _end(request, event)
                     elif event.text:
                         yield _piece(request, event, target.resident)
@@ -308,13 +323,17 @@ def _version_state(state: PoolState, name: str, number: int) -> pb.RepositoryInd
     return model
 
 
+def _statistics(task: str, version: int, answered: Answered) -> pb.ModelStatistics:
+    success = pb.StatisticDuration(count=answered.requests, ns=round(answered.seconds * 1e9))
+    return pb.ModelStatistics(
+        name=task,
+        version=str(version),
+        last_inference=round(answered.at * 1000),
+        inference_count=answered.rows,
+        inference_stats=pb.InferStatistics(success=success),
+    )
+
+
 def _check_repository(name: str) -> None:
     if name:
         raise InvalidInput("repository_name", "this server has one repository; leave the name empty")
-
-
-def _own_version() -> str:
-    try:
-        return version("sidecast")
-    except PackageNotFoundError:
-        return "0"

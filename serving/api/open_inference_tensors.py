@@ -1,7 +1,8 @@
 """Open Inference tensors to rows, and answers to tensors: pure functions of messages and a task's spec.
 
 A request has one BYTES tensor per field of the task's template, or a single `text` that is the whole prompt (unless the
-template has a field of that name). Its elements come raw or typed, never both. Faults name the tensor.
+template has a field of that name). Other tensors are ignored. Elements come raw or typed, never both. Faults name the
+tensor.
 """
 
 import struct
@@ -70,13 +71,16 @@ def takes_whole_prompt(spec: TaskSpec) -> bool:
 
 def read_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> list[InputRow]:
     """Raises InvalidInput, TooManyRows."""
-    names = _check_names(request.inputs, spec)
-    rows = _count_rows(request.inputs, spec.max_rows)
+    read = _read_names(request.inputs, spec)
+    used = [index for index, tensor in enumerate(request.inputs) if tensor.name in read]
+    rows = _count_rows([request.inputs[index] for index in used], spec.max_rows)
     columns = [
-        _texts(tensor, data, rows) for tensor, data in zip(request.inputs, _elements(request, rows), strict=True)
+        _texts(request.inputs[index], data, rows)
+        for index, data in zip(used, _elements(request, used, rows), strict=True)
     ]
-    if names == (WHOLE_PROMPT,) and takes_whole_prompt(spec):
+    if WHOLE_PROMPT in read and takes_whole_prompt(spec):
         return [Prompt(text) for text in columns[0]]
+    names = [request.inputs[index].name for index in used]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -115,13 +119,16 @@ def write_outputs(
             tensor.contents.fp32_contents.extend(values)
 
 
-def _check_names(inputs: Sequence[Tensor], spec: TaskSpec) -> tuple[str, ...]:
-    names = tuple(tensor.name for tensor in inputs)
-    if sorted(names) == sorted(spec.fields) or (names == (WHOLE_PROMPT,) and takes_whole_prompt(spec)):
-        return names
-    fields = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
+def _read_names(inputs: Sequence[Tensor], spec: TaskSpec) -> frozenset[str]:
+    """The names of the tensors that the task reads, each of which is there once. Others are ignored."""
+    names = [tensor.name for tensor in inputs]
+    fields = frozenset(spec.fields)
+    used = frozenset({WHOLE_PROMPT}) if names == [WHOLE_PROMPT] and takes_whole_prompt(spec) else fields
+    if sorted(name for name in names if name in used) == sorted(used):
+        return used
+    needed = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
     whole = f", or a single '{WHOLE_PROMPT}' with the whole prompt" if takes_whole_prompt(spec) else ""
-    raise InvalidInput("inputs", f"task {spec.name!r} takes {fields}{whole}; got {_listed(names) or 'none'}")
+    raise InvalidInput("inputs", f"task {spec.name!r} takes {needed}{whole}; got {_listed(names) or 'none'}")
 
 
 def _count_rows(inputs: Sequence[Tensor], limit: int) -> int:
@@ -148,11 +155,11 @@ def _rows_of(tensor: Tensor) -> int:
     return shape[0]
 
 
-def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]:
-    """The elements of each input tensor, raw or typed."""
+def _elements(request: pb.ModelInferRequest, used: Sequence[int], rows: int) -> list[Sequence[bytes]]:
+    """The elements of the input tensors with these indices, raw or typed."""
     raw = request.raw_input_contents
     if not raw:
-        return [_typed(tensor, rows) for tensor in request.inputs]
+        return [_typed(request.inputs[index], rows) for index in used]
     if len(raw) != len(request.inputs):
         fault = f"has {len(raw)} items for {len(request.inputs)} inputs; give one per input, in their order"
         raise InvalidInput("raw_input_contents", fault)
@@ -161,7 +168,7 @@ def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]
             raise InvalidInput(
                 f"inputs.{tensor.name}", "has contents beside raw_input_contents; use one of them for all"
             )
-    return [split_raw(tensor.name, data, rows) for tensor, data in zip(request.inputs, raw, strict=True)]
+    return [split_raw(request.inputs[index].name, raw[index], rows) for index in used]
 
 
 def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:

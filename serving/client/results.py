@@ -146,6 +146,8 @@ class VersionInfo:
     """Loaded on the server."""
     failure: str
     """Why the server could not load it; empty if it is loaded, or not tried yet."""
+    untrained: bool = False
+    """No training has changed its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,15 @@
 
 from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import FinishReason, Piece, TextProgress
-from serving.engine.device import check_fits, pick_device, run_apart, run_aside, share_heaps, trim_heaps
+from serving.engine.device import (
+    check_fits,
+    pick_device,
+    run_apart,
+    run_aside,
+    run_steps_aside,
+    share_heaps,
+    trim_heaps,
+)
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow, Event, Key, Resident
 from serving.engine.warmup import warm_up
@@ -21,6 +29,7 @@ __all__ = [
     "pick_device",
     "run_apart",
     "run_aside",
+    "run_steps_aside",
     "share_heaps",
     "trim_heaps",
     "warm_up",

@@ -37,6 +37,7 @@ class Engine:
     Args:
         encode: runs the encoder instead of the backbone, such as a compiled one.
         clock: returns seconds; slow side networks are found by it.
+        cache: keeps activations; None: a new one, of the configuration's bytes.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Engine:
         config: EngineConfig | None = None,
         encode: Encode | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cache: ActivationCache | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.backbone = backbone
         self._metrics = metrics or Metrics()
-        self.cache = ActivationCache(config.cache_bytes, self._metrics)
+        self.cache = ActivationCache(config.cache_bytes, self._metrics) if cache is None else cache
         self._cached_backbone = CachedBackbone(backbone, self.cache, self._metrics, encode)
         self._clock = clock
         self._breaker = CircuitBreaker(config.side_timeout_s, "side_timeout_s", config.side_bench_s, clock=clock)

@@ -39,7 +39,7 @@ def _render(spec: TaskSpec, row: InputRow, where: str) -> str:
     try:
         return spec.render(row)
     except InvalidRow as error:
-        raise InvalidInput(f"{where}.{_shown(error.field)}", error.why) from None
+        raise InvalidInput(f"{where}.{error.field}", error.why) from None
 
 
 def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
@@ -57,12 +57,6 @@ def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
     except UnicodeEncodeError:
         raise InvalidInput(where, "holds half a surrogate pair; remove it") from None
     return text
-
-
-def _shown(field: object) -> str:
-    """A caller's field name as an error message may show it: short, and printable ASCII."""
-    name = str(field)
-    return name if name.isidentifier() and name.isascii() and len(name) <= 64 else ascii(name[:64])
 
 
 class Encoder(Protocol):

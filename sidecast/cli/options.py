@@ -1,5 +1,6 @@
 """Options that several commands share, and the choice between those that exclude each other."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,20 @@ def choose(**values: str | None) -> tuple[str, str]:
         had = " and ".join(f"--{name}" for name in chosen) or "none"
         raise UserError(f"give one of {', '.join('--' + name for name in values)}; got {had}")
     return chosen[0], given[chosen[0]]
+
+
+def command_here(*words: object, alias: str = "production") -> str:
+    """A `sidecast` command line about the registry or server that this command's options name.
+
+    What the environment names needs no option.
+    """
+    context = click.get_current_context()
+    for name in ("registry", "server"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            words += (f"--{name}", context.params[name])
+    if alias != "production":
+        words += ("--alias", alias)
+    return shlex.join(["sidecast", *map(str, words)])
 
 
 def pick_device(name: str) -> str:

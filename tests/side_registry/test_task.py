@@ -28,6 +28,11 @@ def test_render_fills_the_template_and_interprets_no_value():
     assert PAIR.render({"sentence": "{question}", "question": "why?"}) == "question: why? sentence: {question}"
 
 
+def test_fields_of_other_tasks_are_ignored():
+    row = {"label": "yes", "sentence": "s", "question": "why?", "image": ""}
+    assert PAIR.render(row) == "question: why? sentence: s"
+
+
 @pytest.mark.parametrize(
     ("row", "field", "why"),
     [
@@ -38,7 +43,12 @@ def test_render_fills_the_template_and_interprets_no_value():
         ({"question": "why?", "sentence": "a\0b"}, "sentence", "NUL"),
         ({"question": "why?", "sentence": "\ud800"}, "sentence", "surrogate"),
         ({"question": "why?", "sentence": 7}, "sentence", "must be text, got int"),
-        ({"question": "why?", "sentence": "s", "label": "yes"}, "label", "use question, sentence"),
+        (
+            {"question": "why?", "sentense": "s"},
+            "sentence",
+            "is missing; task 'qnli' needs question, sentence, the row has 'question', 'sentense'",
+        ),
+        ({}, "question", "is missing, sentence too; task 'qnli' needs question, sentence, the row has no field"),
     ],
 )
 def test_a_bad_row_names_its_field(row: dict[str, str], field: str, why: str):

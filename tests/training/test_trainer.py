@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.backbone.loading import fingerprint
+from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
 from tests import tiny
 from tests.marks import slow
@@ -371,6 +372,14 @@ def test_golden_examples_of_an_embedding_are_its_vectors(tmp_path, backbone, tok
     assert [example.fields for example in examples] == [row.fields for row in job.validation.examples[:4]]
     assert all(list(example.expected) == ["embedding"] for example in examples)
     assert [len(example.expected["embedding"]) for example in examples] == [8] * 4
+
+
+def test_golden_examples_stay_within_what_is_replayed(tmp_path, backbone, tokenizer, monkeypatch):
+    job = toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=16, epochs=1)
+    rows = [GoldenExample(fields=row.fields, expected={}) for row in job.validation.examples[:3]]
+    monkeypatch.setattr("training.artifact.MAX_REPLAY_TOKENS", replay_tokens(job.spec, rows) - 1)
+    examples = train(job, tmp_path / "run").manifest.examples
+    assert [example.fields for example in examples] == [row.fields for row in job.validation.examples[:2]]
 
 
 def test_head_that_cannot_answer_the_kind():

@@ -70,6 +70,17 @@ def test_a_row_is_fields_or_a_text_or_a_whole_prompt(stub: Any) -> None:
     assert [answer.text.text for answer in response.answers] == ["TITLE: SAME"] * 3 + ["SAME"]
 
 
+def test_each_task_takes_its_own_fields_of_a_row(stub: Any) -> None:
+    row = pb.Row(fields={"sentence": "s", "sentence1": "a", "sentence2": "b" * 9, "body": "t", "id": "7"})
+    tasks = [pb.TaskRef(task=name) for name in ("sst2", "rte", "titles", "tweets")]
+    *answered, refused = stub.PredictTasks(pb.PredictTasksRequest(tasks=tasks, rows=[row])).results
+    sentence, pair, title = (result.prediction.answers[0] for result in answered)
+    assert sentence.classification.score == pytest.approx(rule(SST2, "s").score)  # type: ignore[union-attr]
+    assert pair.classification.scores[1] == pytest.approx(len("a / " + "b" * 9) / 100)
+    assert title.text.text == "TITLE: T"
+    assert "rows[0].text: is missing; task 'tweets' needs text, the row has" in refused.error.message
+
+
 def test_both_services_answer_the_same(stub: Any, parlour: Parlour) -> None:
     native = stub.Predict(
         pb.PredictRequest(task="rte", rows=[pb.Row(fields={"sentence1": "a", "sentence2": "b" * 50})])

@@ -49,6 +49,7 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.CorruptSide("sst2", 2, "cut"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.SideTooLarge("sst2", 2, 9, 8), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.GoldenMismatch("sst2", 2, 0, "0.1"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
+    (serving.ReplayTooLong("sst2", 2, "long"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.LoadFailed("sst2", 2, "away"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
 ]
 NAMES = [type(error).__name__ for error, _, _ in EXAMPLES]

@@ -17,6 +17,7 @@ from ladder.decoding.settings import Generation
 from serving.client.channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS, app
+from sidecast.cli.output import show_table
 from tests import tiny
 from tests.serving.api_kit import RTE, SST2, Parlour
 from tests.sidecast.cli_kit import Ran, done, python, sidecast, wait_until
@@ -492,19 +493,47 @@ def test_diverged_training_says_what_to_do(house: House, tmp_path: Path) -> None
 # --- publish, promote, rollback, retire, tasks, history
 
 
-def test_publish_tells_what_moved(house: House, tmp_path: Path) -> None:
+def test_publish_tells_what_callers_get_and_the_next_command(house: House, tmp_path: Path) -> None:
     new = ["--registry", tmp_path / "new"]
     first = done("publish", house / "run-1", *new)
     assert first.out == "published letters version 1; production now points at it (generation 1)\n"
     second = done("publish", house / "run-2", *new, "--message", "better")
-    assert second.out == (
-        "published letters version 2; no alias moved: sidecast promote letters 2 makes it production (generation 2)\n"
-    )
+    promote = f"sidecast promote letters 2 --registry {tmp_path / 'new'}"
+    stays = f"callers still get version 1: {promote} moves them to version 2 (generation 2)\n"
+    assert second.out == f"published letters version 2; {stays}"
     again = done("publish", house / "run-2", *new)
-    assert again.out == "letters version 2 was published before from this very run (generation 2)\n"
+    assert again.out == f"letters version 2 was published before from this very run; {stays}"
     canary = done("publish", house / "run-2", *new, "--alias", "canary", "--json").document
     expected = {"task": "letters", "version": 2, "generation": 3, "already": True, "aliases": {"canary": 2}}
-    assert canary == expected
+    assert canary == expected | {"production": 1}
+    rollback = f"sidecast rollback letters --registry {tmp_path / 'new'}"
+    assert done("publish", house / "run-2", *new, "--promote").out == (
+        "letters version 2 was published before from this very run; production now points at it, was version 1: "
+        f"{rollback} undoes it (generation 4)\n"
+    )
+    assert done("publish", house / "run-2", *new).out == (
+        "letters version 2 was published before from this very run; production points at it (generation 4)\n"
+    )
+    assert done("publish", house / "run-1", *new, "--alias", "canary").out == (
+        "letters version 1 was published before from this very run; canary now points at it, was version 2: "
+        f"{rollback} --alias canary undoes it; callers still get version 2: "
+        f"sidecast promote letters 1 --registry {tmp_path / 'new'} moves them to version 1 (generation 5)\n"
+    )
+
+
+def test_a_task_without_production_is_told_how_to_get_one(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDECAST_REGISTRY", str(tmp_path / "new"))
+    assert done("publish", house / "run-1", "--alias", "canary").out == (
+        "published letters version 1; canary now points at it; "
+        "letters has no production version yet: sidecast promote letters 1 (generation 1)\n"
+    )
+
+
+def test_promote_and_alias_exclude_each_other(house: House, registry: Path) -> None:
+    told = sidecast("publish", house / "run-1", "--registry", registry, "--promote", "--alias", "canary").mistake
+    assert "--promote is short for --alias production; give one of the two" in told
 
 
 def test_a_mistaken_publish_leaves_no_registry_behind(house: House, tmp_path: Path) -> None:
@@ -524,7 +553,10 @@ def test_a_run_that_was_changed_is_not_published(house: House, registry: Path, t
 
 def test_promote_rollback_and_retire(registry: Path) -> None:
     where = ["--registry", registry]
-    assert done("promote", "letters", 2, *where).out == "letters@production is version 2 (generation 3)\n"
+    undo = f"sidecast rollback letters --registry {registry}"
+    assert done("promote", "letters", 2, *where).out == (
+        f"letters@production is version 2, was version 1: {undo} undoes it (generation 3)\n"
+    )
     told = done("promote", "letters", 1, *where, "--alias", "canary", "--json").document
     assert told == {"task": "letters", "alias": "canary", "version": 1, "generation": 4}
     assert done("rollback", "letters", *where).out == "letters@production is version 1 again, was 2 (generation 5)\n"
@@ -580,6 +612,64 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     assert (document[2]["actions"], document[2]["message"]) == ([action], "[red]measured[/red] better")
     newest = done("history", "--registry", registry, "--limit", 1, "--json").document
     assert newest == document[2:]
+
+
+@pytest.fixture(params=[80, 100])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return request.param
+
+
+def shown(columns: int, *words: object) -> list[str]:
+    """The lines of a terminal, none of which is too long."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in done(*words).out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    return lines
+
+
+def test_history_fits_a_terminal(registry: Path, columns: int) -> None:
+    why = "better on the held-out rows of the second week, " * 3
+    Registry.open(registry).set_alias("letters", "production", 2, author="someone-with-a-name@a-long-host", message=why)
+    *_, head, what, why_1, why_2 = lines = shown(columns, "history", "letters", "--registry", registry)
+    assert lines[0].split() == ["generation", "time", "author"]
+    assert re.fullmatch(r"3 +\S+Z  someone-with-a-name@a-long-host", head)
+    assert what == "   what: set_alias letters@production 2"
+    assert why_1.startswith("   why: better on the held-out rows")
+    assert why_2.startswith("   ")
+    assert [line for line in lines if line.endswith(("second", "week,", "rows", "of", "the"))]  # cut between words
+
+
+def test_tasks_fit_a_terminal(registry: Path, columns: int) -> None:
+    where = ["--registry", registry]
+    for number in range(5):
+        Registry.open(registry).set_alias("letters", f"an-alias-with-a-long-name-{number}", 1)
+    heading, row, *below = shown(columns, "tasks", *where)
+    assert heading.split()[:2] == ["task", "kind"]
+    assert row.split()[:2] == ["letters", "classification"]
+    text = " ".join(" ".join(below).split())
+    assert text.startswith("aliases: production 1, an-alias-with-a-long-name-0 1, an-alias")
+    assert "an-alias-with-a-long-name-4 1" in text
+
+
+def test_a_wide_terminal_and_a_pipe_have_one_line_for_each_row(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = done("history", "--registry", registry).out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert done("history", "--registry", registry).out == piped
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert len(shown(300, "history", "--registry", registry)) == len(piped.splitlines())
+
+
+def test_cells_that_do_not_fit_are_cut_and_say_so(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("name", "size", "note"), [("n" * 200, 7, "a note"), ("短" * 60, 8, "")], below=("note",))
+    heading, row, note, wide = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert heading.split() == ["name", "size"]
+    assert row == "n" * (columns - 7) + "…  7"
+    assert note.rstrip() == "   note: a note"
+    assert wide.split() == ["短" * ((columns - 7) // 2) + "…", "8"]
 
 
 def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
@@ -726,7 +816,7 @@ def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:
 
 @pytest.mark.parametrize("name", ["sentence=", ""])
 def test_predict_keeps_the_order_of_named_and_plain_texts(parlour: Parlour, name: str) -> None:
-    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a=b", "--json")
+    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a==b", "--json")
     assert [each["label"] for each in ran.document["answers"]] == ["positive", "negative"]
 
 
@@ -746,6 +836,26 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
     assert ask(parlour, "rte", *texts).out.splitlines()[2].endswith(" | ".join(texts))
 
 
+def test_predict_takes_a_text_with_an_equals_sign(parlour: Parlour) -> None:
+    def titles(*words: str) -> list[str]:
+        return [answer["text"] for answer in ask(parlour, "titles", *words, "--json").document["answers"]]
+
+    assert titles("1+1=2", "x = 3", "a == b", "a==b") == [
+        "TITLE: 1+1=2",
+        "TITLE: X = 3",
+        "TITLE: A == B",
+        "TITLE: A==B",
+    ]
+    assert titles("body=y=3", "--text", "z=4", "plain", "--text", "body=5") == [
+        "TITLE: Y=3",
+        "TITLE: PLAIN",
+        "TITLE: Z=4",
+        "TITLE: BODY=5",
+    ]
+    scores = ask(parlour, "rte", "--text", "b=2", "sentence1=a=1", "--json").document["answers"][0]["scores"]
+    assert scores["no"] == pytest.approx(len("a=1 / b=2") / 100)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -753,7 +863,15 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
         (["rte", "a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "sentence1=b"], "a field is given twice; give each of sentence1, sentence2 once"),
-        (["rte", "sentence3=a"], "got 1 texts"),
+        (
+            ["rte", "sentence1=a", "c=b"],
+            "this task has no field 'c'; its fields: sentence1, sentence2. If 'c=b' is a text",
+        ),
+        (["rte", "a=x", "c=y"], "this task has no field 'a'; its fields: sentence1, sentence2."),
+        (
+            ["sst2", "text=a"],
+            "this task has no field 'text'; its fields: sentence. If 'text=a' is a text, write --text",
+        ),
         (["sst3", "a"], "there is no task 'sst3'; did you mean 'sst2'?"),
         (["sst2@canary", "a"], "has no alias 'canary'; its aliases: production"),
         (["sst2:9", "a"], "has no version 9"),
@@ -797,8 +915,10 @@ def test_changes_through_a_server(tmp_path: Path) -> None:
     with Parlour(tmp_path, [SST2]).open() as parlour:
         where = ["--server", parlour.address]
         second = done("publish", parlour.run(SST2, 1), *where)
-        assert second.out.startswith("published sst2 version 2; no alias moved: sidecast promote sst2 2")
-        assert done("promote", "sst2", 2, *where).out == "sst2@production is version 2 (generation 3)\n"
+        assert second.out.startswith("published sst2 version 2; callers still get version 1: sidecast promote sst2 2 ")
+        undo = f"sidecast rollback sst2 --server {parlour.address} undoes it"
+        told = f"sst2@production is version 2, was version 1: {undo} (generation 3)\n"
+        assert done("promote", "sst2", 2, *where).out == told
         told = done("rollback", "sst2", *where, "--json").document
         assert (told["version_from"], told["version_to"], told["generation"]) == (2, 1, 4)
         assert "is in use as production" in sidecast("retire", "sst2", 1, *where).mistake
