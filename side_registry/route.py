@@ -3,7 +3,7 @@
 Shares have the unit of the log and of the wire, whole hundredths of a per cent. Commands and clients take fractions and
 percentages.
 
-The alias's own version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
+The alias's main version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
 readers split alike.
 """
 
@@ -35,14 +35,14 @@ Share = Annotated[int, Field(ge=1, lt=WHOLE), BeforeValidator(_stored)]
 
 
 class Bounds(Document):
-    """Limits for a version with a share, compared with the alias's own version. None: not checked."""
+    """Limits for a version with a share, compared with the alias's main version. None: not checked."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
-    """How much its fraction of failed rows may exceed that of the own version."""
+    """How much its fraction of failed rows may exceed that of the main version."""
     latency: float | None = Field(default=None, ge=1, le=1000)
-    """Its mean time per request over that of the own version, at most."""
+    """Its mean time per request over that of the main version, at most."""
     disagreement: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of its answers that may differ from the own version's."""
+    """Fraction of its answers that may differ from the main version's."""
     min_rows: int = Field(default=100, ge=1, le=1_000_000)
     """Rows that it must have answered before it is judged."""
 
@@ -59,7 +59,7 @@ class Route(Document):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(self.shares.values()) >= WHOLE:
-            raise ValueError("the shares must leave something to the alias's own version; promote the other one")
+            raise ValueError("the shares must leave something to the alias's main version; promote the other one")
         if len(set(self.shadows)) < len(self.shadows) or set(self.shadows) & set(self.shares):
             raise ValueError("a shadow must be named once, and have no share")
         if self.bounds is not None and not self.shares:
@@ -68,7 +68,7 @@ class Route(Document):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the alias's own version gets all traffic, with no shadow."""
+        """Whether the alias's main version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
 
     @property

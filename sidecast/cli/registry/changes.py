@@ -102,9 +102,9 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of the bounds that a version with a share must keep."""
     for name, kind, text in reversed(
         (
-            ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's own version's."),
+            ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's main version's."),
             ("latency", click.FloatRange(1, 1000), "How many times as long its mean request may take."),
-            ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
+            ("disagreement", Rate(), "Part of its answers that may differ from the alias's main version's."),
         )
     ):
         metavar = "SHARE" if isinstance(kind, Rate) else "TIMES"

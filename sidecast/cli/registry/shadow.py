@@ -1,4 +1,4 @@
-"""`sidecast shadow`: how the versions of an alias's route compare with its own version, as a server saw them."""
+"""`sidecast shadow`: how the versions of an alias's route compare with its main version, as a server saw them."""
 
 from dataclasses import asdict
 from datetime import datetime
