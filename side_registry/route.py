@@ -1,4 +1,4 @@
-"""How one alias's traffic is split: shares for other versions than the alias's own, and shadows. Knows no log.
+"""How one alias's traffic is split: shares for versions other than its main version, and shadows. Knows no log.
 
 Shares have the unit of the log and of the wire, whole hundredths of a per cent. Commands and clients take fractions and
 percentages.
@@ -48,7 +48,7 @@ class Bounds(Document):
 
 
 class Route(Document):
-    """The versions besides an alias's own one that get its traffic."""
+    """The versions besides an alias's main version that get its traffic."""
 
     shares: Mapping[Version, Share] = Field(default_factory=dict, max_length=MAX_VERSIONS)
     """Version to its share in hundredths of a per cent."""
@@ -84,7 +84,7 @@ def pick(route: Route, own_version: int, key: str = "") -> int:
     """The version that answers a request.
 
     Args:
-        own_version: the alias's own one.
+        own_version: the alias's main version.
         key: requests with the same key get the same version, also when its share grows; without a key, random.
     """
     if not route.shares:

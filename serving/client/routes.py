@@ -87,7 +87,7 @@ class Routed:
     task: str
     alias: str
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     route: Route
     generation: int
 
@@ -138,11 +138,11 @@ class RolledBack:
     """Of the commit that ended the shares; 0: somebody else changed the route just before."""
     time: datetime | None
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     route: Route
     """That was ended."""
     versions: tuple[Comparison, ...]
-    """The alias's own first."""
+    """The alias's main version first."""
     disagreements: tuple[Disagreement, ...]
     """Newest first."""
 
@@ -154,11 +154,11 @@ class Comparisons:
     task: str
     alias: str
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     since: int
     """Generation of the route's last change, where counting began."""
     versions: tuple[Comparison, ...]
-    """The alias's own first."""
+    """The alias's main version first."""
     disagreements: tuple[Disagreement, ...]
     """Newest first."""
     keeps_inputs: bool

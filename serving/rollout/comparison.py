@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """One input on which a version differs from the alias's own."""
+    """One input on which a version differs from the alias's main version."""
 
     time: float
     """Seconds since 1970."""
@@ -247,7 +247,7 @@ class Window:
             )
 
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Of all versions of the route, the alias's own first."""
+        """Of all versions of the route, the alias's main version first."""
         return tuple(map(self.comparison, self._tallies))
 
     def disagreements(self) -> tuple[Disagreement, ...]:
