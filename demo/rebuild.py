@@ -110,6 +110,7 @@ def _bfloat16(array: np.ndarray) -> Tensor:
 
 
 def onnx_package() -> Any:
+    """Return the onnx package. Raises DemoError: it is not installed."""
     try:
         import onnx
         import onnx.numpy_helper

@@ -7,9 +7,9 @@ arXiv:1905.11946.
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STEM = 32
 HEAD = 1280
@@ -24,8 +24,8 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Blocks, kernel, stride of the first block, expansion and output channels of each stage, before scaling. The numbers of
-blocks of the first and last stage are not scaled."""
+"""Blocks, kernel, stride of the first block, expansion and output channels of each stage, before scaling. The first
+and last stage always have one block."""
 LAYERS = len(STAGES) + 1
 """The head's place among the hidden layers: 0 is the stem, 1 to 7 are the stages."""
 
@@ -62,6 +62,13 @@ class EfficientNetLite(nn.Module):
             grid = stage(grid)
         return grid if self.head is None else functional.relu6(self.head(grid))
 
+    def fold_norms(self) -> None:
+        """Fold each batch norm into its convolution, for inference: less to compute, the same grid up to rounding."""
+        for module in self.modules():
+            if isinstance(module, Convolution) and isinstance(module.norm, nn.BatchNorm2d):
+                module.conv = fuse_conv_bn_eval(module.conv.eval(), module.norm.eval())
+                module.norm = nn.Identity()
+
 
 class Block(nn.Module):
     """An inverted residual: expand, convolve each channel on its own, project."""
@@ -87,7 +94,7 @@ class Convolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=EPSILON)
+        self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=EPSILON)
 
     def forward(self, grid: Tensor) -> Tensor:
         """Map (rows, inputs, height, width) to (rows, outputs, height / stride, width / stride), rounded up."""

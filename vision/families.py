@@ -183,7 +183,9 @@ def load_tower(family: Family, folder: Path, layer: int | None, dtype: torch.dty
                 folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True, **options
             )
         except Exception as error:  # of many kinds, some with a report of many lines
-            raise EncoderError(f"{folder} does not load as {family.name}: {str(error).strip().splitlines()[0]}") from None
+            raise EncoderError(
+                f"{folder} does not load as {family.name}: {str(error).strip().splitlines()[0]}"
+            ) from None
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED))
     if missing:
         raise EncoderError(

@@ -1,7 +1,7 @@
 """Format, size and animation of an image file, read from its header, before any decoder sees the file.
 
-Also bounds what a decoder has to do for a file: the numbers of a PNG's chunks, a JPEG's segments and a progressive JPEG's
-scans. Each scan of a progressive JPEG passes over the whole image, and an empty one takes only a few bytes.
+Also bounds what a decoder has to do for a file: the number of a PNG's chunks, and of a JPEG's segments and scans. Each scan of
+a progressive JPEG passes over the whole image, and an empty one takes only a few bytes.
 """
 
 import re

@@ -14,7 +14,7 @@ from vision.efficientnet import LAYERS, EfficientNetLite
 from vision.encoder import VisionEncoder
 from vision.errors import EncoderError
 from vision.families import BICUBIC, FAMILIES, identity, load_tower, used_name
-from vision.preprocessing import Preprocessing, read_preprocessing
+from vision.preprocessing import read_preprocessing
 
 EFFICIENTNET_LITE = "efficientnet-lite"
 """`model_type` of the one family that is computed here, not by transformers."""
@@ -101,14 +101,14 @@ def _load_lite(path: Path, config: Mapping[str, Any], layer: int | None) -> tupl
         tower = EfficientNetLite(**shape, layer=last)
     names = {name for name in tower.state_dict() if not name.endswith("num_batches_tracked")}
     if missing := sorted(names - weights.keys()):
-        raise EncoderError(
-            f"{path} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first"
-        )
+        raise EncoderError(f"{path} lacks {len(missing)} weights that its config.json asks for, {missing[0]} the first")
     tower.to_empty(device="cpu")
     try:
         tower.load_state_dict({name: weights[name] for name in names}, strict=False)
     except RuntimeError as error:
         raise EncoderError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    tower.fold_norms()
+    tower.to(memory_format=torch.channels_last)  # depthwise convolutions are faster so on a CPU
     return tower, f"{EFFICIENTNET_LITE}({shape})|layer {last}", weights
 
 
