@@ -45,10 +45,11 @@ BATCH = 8
 ALPHAS = np.logspace(0, 5, 11)
 DAQUAR_ANSWERS = 20
 CAPTION_WORDS = 30
-NOT_WORDS = frozenset(
-    """a an and are as at by for from her his in into is it its of on one other out over that the their there
-    through to two three up while with wearing standing sitting looking""".split()
-)
+NOT_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "by", "for", "from", "her", "his", "in", "into", "is", "it", "its",
+    "of", "on", "one", "other", "out", "over", "that", "the", "their", "there", "through", "to", "two", "three",
+    "up", "while", "with", "wearing", "standing", "sitting", "looking",
+))  # fmt: skip
 SHAPES = ("circle", "rectangle", "triangle")
 
 
@@ -205,8 +206,8 @@ SETS = {"easy_vqa": read_easy_vqa, "daquar": read_daquar, "flickr8k": read_flick
 
 @click.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--train", "train_images", type=click.IntRange(10), default=600, show_default=True, help="Of each set.")
-@click.option("--test", "test_images", type=click.IntRange(10), default=300, show_default=True, help="Of each set.")
+@click.option("--train", "train_images", type=click.IntRange(10), default=240, show_default=True, help="Of each set.")
+@click.option("--test", "test_images", type=click.IntRange(10), default=160, show_default=True, help="Of each set.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def main(data: Path, train_images: int, test_images: int, threads: int, quiet: bool) -> None:

@@ -1,6 +1,6 @@
 """Format, size and animation of an image file, read from its header, before any decoder sees the file.
 
-Also bounds what a decoder has to do for a file: the number of a PNG's chunks, and of a JPEG's segments and scans. Each scan of
+It also bounds a decoder's work: the number of a PNG's chunks, and of a JPEG's segments and scans. Each scan of
 a progressive JPEG passes over the whole image, and an empty one takes only a few bytes.
 """
 

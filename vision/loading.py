@@ -108,7 +108,7 @@ def _load_lite(path: Path, config: Mapping[str, Any], layer: int | None) -> tupl
     except RuntimeError as error:
         raise EncoderError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
     tower.fold_norms()
-    tower.to(memory_format=torch.channels_last)  # depthwise convolutions are faster so on a CPU
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - depthwise convolutions on a CPU: faster
     return tower, f"{EFFICIENTNET_LITE}({shape})|layer {last}", weights
 
 
