@@ -7,7 +7,7 @@ from vision import VisionError, grid_boxes, pool_grid
 
 
 def slowly_pooled(features: torch.Tensor, grid: tuple[int, int], to: tuple[int, int], kind: str) -> torch.Tensor:
-    """Each token of the result is over the tokens from floor(i * n / m) to ceil((i + 1) * n / m), in both directions."""
+    """Each token of the result is over those from floor(i * n / m) to ceil((i + 1) * n / m), in both directions."""
     picture = features.reshape(features.shape[0], *grid, -1)
     cells = []
     for row in range(to[0]):
