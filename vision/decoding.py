@@ -15,17 +15,9 @@ from vision.errors import ImageError
 from vision.headers import SEND, Header, damaged, read_header
 
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF orientation; 1 is upright."""
 _SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
+STRIP = 256
+"""Rows of pixels that are converted at a time."""
 DRAFT_MARGIN = 2
 """A JPEG is decoded at a smaller scale only where both edges stay this many times longer than needed."""
 
@@ -35,8 +27,9 @@ class ImageLimits:
     """What an image file may have at most."""
 
     max_bytes: int = 20 * 2**20
-    max_pixels: int = 33_554_432
-    """Width times height. Decoding takes up to about 11 bytes a pixel for a moment (PNG with transparency)."""
+    max_pixels: int = 25_000_000
+    """Width times height: cameras of 24 megapixels pass. Decoding takes about 11 bytes a pixel for a moment, of a WebP
+    20."""
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or self.max_pixels < 1:
@@ -103,10 +96,22 @@ def _decode(raw: bytes, header: Header, edge: int | None) -> np.ndarray:
             image.draft(None, (DRAFT_MARGIN * edge, DRAFT_MARGIN * edge))
         image.load()
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
-    if orientation in _TRANSPOSES:
-        rgb = rgb.transpose(_TRANSPOSES[orientation])
-    return np.array(rgb)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, STRIP):  # conversions of the whole image would take its memory several times
+            strip = image.crop((0, top, image.width, min(image.height, top + STRIP)))
+            pixels[top : top + STRIP] = np.asarray(_to_rgb(strip))
+    return _upright(pixels, orientation)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo what the EXIF orientation says of the stored rows and columns."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -121,7 +126,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_sixteen_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     return _on_white(layer, layer.getchannel("A"))
 
 
