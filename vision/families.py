@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision.errors import EncoderError
-from vision.preprocessing import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD
+from vision.preprocessing import CLIP_MEAN, CLIP_STD, HALF
 
 BICUBIC = int(Image.Resampling.BICUBIC)
 BILINEAR = int(Image.Resampling.BILINEAR)
@@ -121,8 +121,8 @@ FAMILIES: Mapping[str, Family] = {
             "square": False,
             "crop_pct": 224 / 256,
             "resample": BICUBIC,
-            "image_mean": IMAGENET_MEAN,
-            "image_std": IMAGENET_STD,
+            "image_mean": HALF,
+            "image_std": HALF,
         },
         is_convolutional=True,
     ),

@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 WARP_FROM = 384
 """ResNet's processor resizes to this size and larger ones without a crop."""
-STRETCH = 4
+STRETCH = 16
 """A resized image this many times larger than its crop is resized within the crop alone."""
 
 
@@ -160,7 +160,9 @@ def read_preprocessing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -
             mean=tuple(map(float, settings["image_mean"])) if normalizes else (0.0, 0.0, 0.0),
             std=tuple(map(float, settings["image_std"])) if normalizes else (1.0, 1.0, 1.0),
         )
-    except (TypeError, KeyError) as error:
+    except EncoderError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
         raise EncoderError(f"preprocessor_config.json has a setting that does not read: {error}") from None
 
 

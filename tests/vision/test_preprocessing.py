@@ -119,7 +119,7 @@ def test_another_size_keeps_the_part_of_the_image() -> None:
         ({"image_std": [0, 0, 0]}, "std"),
         ({"image_mean": None}, "does not read"),
         ({"size": {"height": 0, "width": 3}, "do_center_crop": False}, "at least 1"),
-        ({"resample": 77}, "resample"),
+        ({"resample": 77}, "Resampling"),
     ],
 )
 def test_settings_that_are_not_supported_are_refused(settings: dict[str, Any], says: str) -> None:
