@@ -119,3 +119,5 @@ def test_a_rebuilt_encoder_is_bit_equal_to_the_one_we_measure(
     features = encoder(encoder.preprocess([noise(100, 200)]))
     assert torch.isfinite(features).all()
     assert features.std() > 0.1
+    if get is encoders.get_lite2:
+        assert encoders.load_demo_encoder(tmp_path).width == 320
