@@ -108,7 +108,7 @@ def get_lite2(cache: Path, progress: Progress | None = None) -> Path:
 
 
 def load_demo_encoder(cache: Path, progress: Progress | None = None) -> VisionEncoder:
-    """Load the encoder that the demo uses: EfficientNet-Lite2, the output of its last stage (9 x 9 tokens of 320).
+    """Load the encoder that the demo uses: EfficientNet-Lite2, the output of its last stage (9 x 9 tokens of 352).
 
     On photographs its features are the better ones of the two, and cheaper; see docs/vision.md.
 

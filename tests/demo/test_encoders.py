@@ -120,4 +120,4 @@ def test_a_rebuilt_encoder_is_bit_equal_to_the_one_we_measure(
     assert torch.isfinite(features).all()
     assert features.std() > 0.1
     if get is encoders.get_lite2:
-        assert encoders.load_demo_encoder(tmp_path).width == 320
+        assert encoders.load_demo_encoder(tmp_path).width == 352
