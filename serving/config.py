@@ -237,7 +237,11 @@ class ServeConfig:
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 64 * 2**20
-    """Largest gRPC message, in bytes."""
+    """Largest gRPC message, in bytes, decompressed."""
+    max_in_flight_bytes: int = 512 * 2**20
+    """Most bytes of requests in flight, decompressed; requests beyond are rejected, and streams wait. A request takes
+    about three times its bytes of memory. Requests of up to 4 KiB are always accepted, and so is any request that finds
+    no other in flight."""
     log_level: str = "INFO"
     """Least severe messages that are logged: DEBUG, INFO, WARNING or ERROR."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -250,7 +254,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
-        _at_least(self, 1024, "max_message_bytes")
+        _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")

@@ -9,7 +9,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       NotServed           the server cannot answer now
         NotLoaded (VersionRefused), OutOfMemory, Draining
         Shed              too much load
-          Overloaded, TooSlow, TaskOverloaded
+          Overloaded, TooSlow, TaskOverloaded, TooManyBytes
       DeadlineExpired
       SideFailed          one side network raised or answered NaN
       LoadError           the server refuses to load a version
@@ -112,6 +112,19 @@ class TaskOverloaded(Shed):
     message = "{task} has {used} {what}, the task's limit is {limit}; try again in {retry_after_s:.2f} s"
     task: str
     what: str
+    used: int
+    limit: int
+    retry_after_s: float
+
+
+class TooManyBytes(Shed):
+    """The requests in flight have too many bytes, all together."""
+
+    reason = "TOO_MANY_BYTES"
+    message = (
+        "requests of {used:,} bytes are in flight, the limit is {limit:,} (max_in_flight_bytes); "
+        "try again in {retry_after_s:.2f} s"
+    )
     used: int
     limit: int
     retry_after_s: float

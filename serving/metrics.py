@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
-SHED_REASONS = ("queue", "deadline", "task")
+SHED_REASONS = ("queue", "deadline", "task", "bytes")
 ShadowOutcome = Literal["agreed", "disagreed", "failed", "dropped"]
 UNKNOWN = "unknown"
 
@@ -49,6 +49,11 @@ class Metrics:
             "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
             ("stage",),
         )
+        self.truncated_rows = make.counter(
+            "sidecast_truncated_rows",
+            "Rows whose text was longer than their task's max_source_tokens: their end was not read.",
+            ("task",),
+        )
         self.first_piece_seconds = make.seconds(
             "sidecast_first_piece_seconds", "From admission to the first piece of a streamed text."
         )
@@ -70,9 +75,11 @@ class Metrics:
         self.shed_requests = make.counter(
             "sidecast_shed_requests",
             "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
-            "or when their turn came), or because a task was at a limit of its own (task).",
+            "or when their turn came), because a task was at a limit of its own (task), or because the requests in "
+            "flight had too many bytes (bytes).",
             ("reason",),
         )
+        self.in_flight_bytes = make.gauge("sidecast_in_flight_bytes", "Bytes of requests in flight, decompressed.")
         self.expired_rows = make.counter("sidecast_expired_rows", "Rows without an answer at their deadline.")
         for reason in SHED_REASONS:
             self.shed_requests.labels(reason)
@@ -132,7 +139,9 @@ class Metrics:
         """Set the tasks that may be label values. Drops the series of other tasks."""
         known = frozenset(tasks)
         for task in self._known - known:
-            for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
+            for metric in (self.requests, self.request_seconds, self.truncated_rows):
+                metric.remove_by_labels({"task": task})
+            for metric in (self.load_failures, self.task_queue_rows):
                 metric.remove_by_labels({"task": task})
             for metric in (self.shadow_rows, self.shadow_drift, self.shadow_seconds, self.route_rollbacks):
                 metric.remove_by_labels({"task": task})
@@ -172,6 +181,11 @@ class Metrics:
         self.requests.labels(name, number, code).inc()
         if seconds is not None:
             self.request_seconds.labels(name).observe(seconds)
+
+    def truncated(self, task: str, rows: int) -> None:
+        """Count rows whose text was cut."""
+        if rows and task in self._known:
+            self.truncated_rows.labels(task).inc(rows)
 
     def shadowed(self, task: str, version: int, outcome: ShadowOutcome, rows: int = 1) -> None:
         """Count shadow rows by their outcome."""

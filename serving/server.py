@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import grpc.aio
 
-from serving.api import Drain, Interceptor, add_services
+from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
@@ -114,7 +114,8 @@ class Server:
     def _take_ports(self) -> None:
         config = self.config
         options = grpc_options(config.max_message_bytes)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain)], options=options)
+        inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, inbox)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
         self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
         self.metrics_port = self._http.port

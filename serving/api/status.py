@@ -106,7 +106,13 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request(error.what, f"use {error.rule}"))
         case registry.InvalidRoute():
             details.append(_bad_request("route", error.why))
-        case serving.Overloaded() | serving.TooSlow() | serving.TaskOverloaded() | serving.OutOfMemory():
+        case (
+            serving.Overloaded()
+            | serving.TooSlow()
+            | serving.TaskOverloaded()
+            | serving.TooManyBytes()
+            | serving.OutOfMemory()
+        ):
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))
     return details
 

@@ -1,30 +1,12 @@
-"""How a call ends whose caller disconnects at the moment of its error."""
+"""What the interceptor does with the bytes of a request, and how streams end when the server leaves."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from grpc.aio import AbortError, InternalError
 
 from serving.api.drain import Drain
-from serving.api.interceptor import abort
-from serving.errors import DeadlineExpired, Draining
-
-
-class Gone:
-    """A call's context whose caller has gone."""
-
-    async def abort(self, *_: Any) -> None:
-        raise InternalError('Failed "execute_batch"')
-
-
-async def test_a_caller_that_disconnected_is_no_internal_error() -> None:
-    context: Any = Gone()
-    with pytest.raises(asyncio.CancelledError):  # an abort in place of gRPC's own is logged as a fault
-        await abort(context, DeadlineExpired())
-    with pytest.raises(AbortError, match="told already"):
-        await abort(context, AbortError("told already"))
+from serving.errors import Draining
 
 
 async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> None:
