@@ -102,13 +102,13 @@ class Messages(AsyncIterator[Request]):
 
     def __init__(self, inbox: Inbox, chunks: AsyncIterator[bytes], kind: type[Request]) -> None:
         self._inbox = inbox
-        self._chunks = chunks
+        self._chunks = aiter(chunks)
         self._kind = kind
         self._held = 0
 
     async def __anext__(self) -> Request:
         """The next message. Raises InvalidInput."""
-        self.close()
+        self._inbox.give_back(self.take_bytes())
         data = await anext(self._chunks)
         await self._inbox.wait(len(data))
         self._held = len(data)
@@ -124,9 +124,13 @@ class Messages(AsyncIterator[Request]):
         """Give back what `take_bytes` took."""
         self._inbox.give_back(size)
 
-    def close(self) -> None:
-        """Give back what the last message has."""
+    async def aclose(self) -> None:
+        """Give back what the last message has, and read no more."""
         self._inbox.give_back(self.take_bytes())
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:  # gRPC's reader and its generator are a cycle, which holds the last message
+            with contextlib.suppress(RuntimeError):
+                await close()
 
 
 def _decoded(data: bytes, kind: type[Request]) -> Request:

@@ -146,7 +146,7 @@ class _Call:
             try:
                 yield messages
             finally:
-                messages.close()
+                await messages.aclose()
             return
         with contextlib.ExitStack() as held:
             try:

@@ -46,6 +46,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     serving.OutOfMemory: StatusCode.RESOURCE_EXHAUSTED,
     serving.NotLoaded: StatusCode.UNAVAILABLE,
     serving.VersionRefused: StatusCode.FAILED_PRECONDITION,
+    serving.PassTooLarge: StatusCode.FAILED_PRECONDITION,
     serving.Draining: StatusCode.UNAVAILABLE,
     registry.RegistryNotFound: StatusCode.UNAVAILABLE,
     registry.StoreFailed: StatusCode.UNAVAILABLE,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serving.errors import InvalidInput, ServingError, TooManyRows
+from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
@@ -139,7 +139,7 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
     try:
         return _Rendered(target, render_rows(target.resident.spec, rows))
     except ServingError as error:
-        return error
+        return detached(error)
 
 
 def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]") -> list[list[Encoded | Refused]]:

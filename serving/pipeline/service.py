@@ -16,7 +16,7 @@ from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
 from serving.engine import EngineRow, Piece, TextProgress
-from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow
+from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow, detached
 from serving.metrics import Metrics
 from serving.pipeline.observation import NoObserver, Observation, Observer
 from serving.pipeline.preprocessing import Encoded, Encoder, resolve
@@ -99,7 +99,7 @@ class PredictService:
             try:
                 targets.append(resolve(state, ref, options, many=True))
             except (ServingError, RegistryError) as error:
-                targets.append(error)
+                targets.append(detached(error))
         return targets
 
     def check_counts(self, tasks: int, rows: int) -> None:

@@ -27,6 +27,7 @@ from serving.errors import (
     LoadFailed,
     OutOfMemory,
     SideTooLarge,
+    TextsTooLong,
 )
 from serving.versions.golden import difference, tolerance_for
 from side_registry.blobs import StoredArtifact
@@ -74,6 +75,7 @@ class Loader:
         Raises:
             IncompatibleSide: another backbone or tokenizer.
             SideTooLarge: more bytes than `max_side_bytes`.
+            TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
             GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
             LoadFailed: anything else; `transient` where a later try may succeed.
@@ -123,6 +125,8 @@ class Loader:
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
         if manifest.tokenizer_fingerprint != self._tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", self._tokenizer.fingerprint)
+        if (tokens := manifest.spec.max_source_tokens) > self._config.max_row_tokens:
+            raise TextsTooLong(task, version, tokens, self._config.max_row_tokens)
         if SIDE_NETWORK not in manifest.files:
             raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
         size = sum(blob.size for blob in manifest.files.values())
