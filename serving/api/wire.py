@@ -70,50 +70,49 @@ def check_values(data: bytes, message: Descriptor, most: int = MAX_VALUES) -> No
 def _exceeds(data: bytes, message: Descriptor, most: int) -> bool:
     count = 0
     pause = PAUSE_VALUES
-    waiting = [(message, 0, len(data))]
-    while waiting:
-        kind, at, end = waiting.pop()
-        fields = _fields(kind)
-        messages = fields.messages
-        entries = 0
-        while at < end:
-            count += 1
-            if count > pause:
-                if count > most:
-                    return True
-                pause = count + PAUSE_VALUES
-                time.sleep(0)
-            tag = data[at]
-            at += 1
-            if tag & 0x80:
-                tag, at = _varint(data, at - 1)
-            wire_type = tag & 7
-            if wire_type == BYTES:
-                size = data[at]
-                at += 1
-                if size & 0x80:
-                    size, at = _varint(data, at - 1)
-                inner = messages.get(tag >> 3)
-                if inner is None:
-                    count += size // fields.widths.get(tag >> 3, size + 1)
-                elif size:
-                    waiting.append((inner, at, min(at + size, end)))
-                    if _fields(inner).is_map:
-                        entries += 1
-                        if entries > MAX_MAP:
-                            raise InvalidInput("request", f"has a map of more than {MAX_MAP:,} entries; send fewer")
+    fields = _fields(message)
+    at = entries = 0
+    end = len(data)
+    outer: list[tuple[_Fields, int, int]] = []  # the messages around the one at hand: fields, end, entries of its maps
+    while at < end or outer:
+        if at >= end:
+            fields, end, entries = outer.pop()
+            continue
+        count += 1
+        if count > pause:
+            if count > most:
+                return True
+            pause = count + PAUSE_VALUES
+            time.sleep(0)
+        tag, at = _varint(data, at)
+        wire_type = tag & 7
+        if wire_type == BYTES:
+            size, at = _varint(data, at)
+            inner = fields.messages.get(tag >> 3)
+            if inner is not None:
+                inner_fields = _fields(inner)
+                entries += inner_fields.is_map
+                if entries > MAX_MAP:
+                    raise InvalidInput("request", f"has a map of more than {MAX_MAP:,} entries; send fewer")
+                outer.append((fields, end, entries))
+                fields, end, entries = inner_fields, min(at + size, end), 0
+            else:
+                count += size // fields.widths.get(tag >> 3, size + 1)
                 at += size
-            elif wire_type == VARINT:
-                _, at = _varint(data, at)
-            elif wire_type == FIXED32:
-                at += 4
-            elif wire_type == FIXED64:
-                at += 8
+        elif wire_type == VARINT:
+            _, at = _varint(data, at)
+        elif wire_type == FIXED32:
+            at += 4
+        elif wire_type == FIXED64:
+            at += 8
     return count > most
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The number that begins at `at`, and where it ends. Raises IndexError: it has no end."""
+    value = data[at]
+    if value < 0x80:
+        return value, at + 1
     value = 0
     for index in range(MAX_VARINT):
         byte = data[at + index]
