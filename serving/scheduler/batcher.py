@@ -218,6 +218,7 @@ class Batcher:
         self._requests.discard(request)
         self._unqueue(request.bundles)
         self._on_device.cancel(request)
+        request.bundles = []  # they hold the request, which would hold them
         self._limits.leave(tasks)
         if self._on_device.has_cancelled:
             self._wake()

@@ -128,23 +128,26 @@ def _kept() -> Counter[str]:
 
 def test_requests_past_the_bytes_in_flight_are_refused_with_their_reason(tmp_path: Path) -> None:
     large = pb.PredictRequest(task="sst2", rows=[pb.Row(text="x" * SMALL_BYTES * 2)])
-    with Parlour(tmp_path, [SST2], max_in_flight_bytes=large.ByteSize() + 1).open() as parlour:
-        with grpc.insecure_channel(parlour.address) as channel:
-            native: Any = sidecast_pb2_grpc.SidecastStub(channel)
-            parlour.service.slow = 60
-            first: Future[Any] = native.Predict.future(large)
-            wait_until(lambda: parlour.server.drain.in_flight == 1, 10)
-            with pytest.raises(grpc.RpcError) as caught:
-                native.Predict(large)
-            error: Any = caught.value
-            refusal = from_status(rpc_status.from_call(error))
-            assert isinstance(refusal, OverloadedError)
-            assert (refusal.reason, refusal.retry_after_s) == ("TOO_MANY_BYTES", 1.0)
-            parlour.service.slow = 0
-            assert first.result(10)
-            assert native.Predict(large)
-            labels = {"task": "unknown", "version": "unknown", "code": "RESOURCE_EXHAUSTED"}
-            assert parlour.server.metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
+    limit = large.ByteSize() + 1
+    with (
+        Parlour(tmp_path, [SST2], max_in_flight_bytes=limit).open() as parlour,
+        grpc.insecure_channel(parlour.address) as channel,
+    ):
+        native: Any = sidecast_pb2_grpc.SidecastStub(channel)
+        parlour.service.slow = 60
+        first: Future[Any] = native.Predict.future(large)
+        wait_until(lambda: parlour.server.drain.in_flight == 1, 10)
+        with pytest.raises(grpc.RpcError) as caught:
+            native.Predict(large)
+        error: Any = caught.value
+        refusal = from_status(rpc_status.from_call(error))
+        assert isinstance(refusal, OverloadedError)
+        assert (refusal.reason, refusal.retry_after_s) == ("TOO_MANY_BYTES", 1.0)
+        parlour.service.slow = 0
+        assert first.result(10)
+        assert native.Predict(large)
+        labels = {"task": "unknown", "version": "unknown", "code": "RESOURCE_EXHAUSTED"}
+        assert parlour.server.metrics.registry.get_sample_value("sidecast_requests_total", labels) == 1
 
 
 async def test_watches_end_when_the_server_stops_but_calls_are_completed() -> None:
