@@ -23,7 +23,8 @@ from serving.api.inbox import SMALL_BYTES
 from serving.api.interceptor import path_of
 from serving.api.services import SERVICES
 from serving.client.errors import OverloadedError, from_status
-from serving.errors import Draining
+from serving.errors import Draining, ServingError
+from side_registry import RegistryError
 from tests.serving.api_kit import SST2, Parlour
 from tests.sidecast.cli_kit import wait_until
 
@@ -120,8 +121,7 @@ def _kept() -> Counter[str]:
     found: Counter[str] = Counter()
     for thing in gc.get_objects():
         kind = type(thing)
-        ours = kind.__module__.startswith(("serving.", "side_registry."))
-        if kind in KEPT or (ours and isinstance(thing, Exception)):
+        if kind in KEPT or isinstance(thing, (ServingError, RegistryError)):
             found[kind.__name__] += 1
     return found
 

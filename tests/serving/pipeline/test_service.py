@@ -292,6 +292,18 @@ async def test_a_slow_tokenizer_does_not_outlast_the_deadline(house: House) -> N
         told.set()
 
 
+async def test_rows_whose_texts_are_cut_are_flagged_and_counted(house: House) -> None:
+    house.metrics.know(["sst2", "cola"])
+    limit = make_spec().max_source_tokens
+    texts = ["x" * limit, "x" * (limit + 1), "dull", "x" * (limit + 1)]
+    assert (await predict(house.service, "sst2", texts)).truncated == (False, True, False, True)
+    counted = [
+        house.metrics.registry.get_sample_value("sidecast_truncated_rows_total", {"task": task})
+        for task in ("sst2", "cola")
+    ]
+    assert counted == [2, None]
+
+
 async def test_nothing_is_ready_before_the_first_generation() -> None:
     pool, batcher = SidePool(), Batcher(AnswersAtOnce(lambda rows: rows), BatchConfig())
     service = PredictService(pool, batcher, ByteTokenizer())
