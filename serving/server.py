@@ -47,6 +47,7 @@ class Server:
         self._components: Components | None = None
         self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._inbox: Inbox | None = None
         self._answering = False
         self._http: MetricsServer | None = None
 
@@ -114,8 +115,8 @@ class Server:
     def _take_ports(self) -> None:
         config = self.config
         options = grpc_options(config.max_message_bytes)
-        inbox = Inbox(config.max_in_flight_bytes, self.metrics)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, inbox)], options=options)
+        self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
         self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
         self.metrics_port = self._http.port
@@ -126,6 +127,8 @@ class Server:
             if not self._answering:
                 await self._grpc.start()  # one that never started does not give its port back
             await self._grpc.stop(grace_s)
+        if self._inbox:
+            self._inbox.close()
         if self._components:
             await self._components.service.close()
             await asyncio.to_thread(self._components.stop)

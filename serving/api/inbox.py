@@ -80,6 +80,10 @@ class Inbox:
         """Count a request that was refused before its task was known."""
         self._metrics.request(None, None, code_of(error).name)
 
+    def close(self) -> None:
+        """End the thread that decodes, once it is idle."""
+        self._decoder.shutdown(wait=False)
+
     def _has_room(self, size: int) -> bool:
         return self._limit is None or size <= SMALL_BYTES or not self.bytes or self.bytes + size <= self._limit
 

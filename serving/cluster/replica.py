@@ -83,6 +83,7 @@ class Server:
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
         inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._open.callback(inbox.close)
         self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain, inbox)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
