@@ -6,6 +6,7 @@ up again and again, and ends at the limit. Knows protobuf's wire format and the 
 
 import time
 from functools import cache
+from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
@@ -53,8 +54,11 @@ class _Fields:
 _fields = cache(_Fields)
 
 
-def check_values(data: bytes, message: Descriptor, most: int = MAX_VALUES) -> None:
+def check_values(data: bytes, message: Any, most: int = MAX_VALUES) -> None:
     """Check that a message is not made of too many values. Bytes that do not decode may pass.
+
+    Args:
+        message: the descriptor of its kind, of any implementation of protobuf.
 
     Raises:
         InvalidInput: there are more than `most`, or a map has more than MAX_MAP entries.

@@ -61,7 +61,7 @@ class Neighbour:
     def __init__(self, address: str) -> None:
         self.calls = 0
         self.longest_s = 0.0
-        self._channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+        self._channel: Any = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         self._predict: Any = self._channel.unary_unary(PREDICT)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -109,7 +109,8 @@ def test_no_message_freezes_the_calls_of_others(
 
     monkeypatch.setattr(inbox, "check_values", record)
     data = make()
-    with grpc.insecure_channel(parlour.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    opened: Any = grpc.insecure_channel(parlour.address, [("grpc.use_local_subchannel_pool", 1)])
+    with opened as channel:
         call: Any = channel.unary_stream(method) if method == GENERATE else channel.unary_unary(method)
         neighbour.longest_s = 0.0
         before = neighbour.calls
@@ -124,7 +125,8 @@ def test_no_message_freezes_the_calls_of_others(
 
 def test_the_limit_of_a_message_holds_for_its_decompressed_bytes(parlour: Parlour) -> None:
     data = bytes(parlour.config.max_message_bytes + 1)
-    with grpc.insecure_channel(parlour.address) as channel, pytest.raises(grpc.RpcError) as caught:
+    opened: Any = grpc.insecure_channel(parlour.address)
+    with opened as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(PREDICT)(data, compression=grpc.Compression.Gzip, timeout=60)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
