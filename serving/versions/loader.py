@@ -18,7 +18,7 @@ from ladder.side import SideNetwork, as_served, load_side
 from ladder.stacked import Side, SideBank
 from serving.config import BatchConfig, LoadConfig
 from serving.engine import Resident, trim_heaps
-from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge, TextsTooLong
 from serving.versions.replay import Replayer
 from side_registry.blobs import StoredArtifact
 from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
@@ -70,6 +70,7 @@ class Loader:
         Raises:
             IncompatibleSide: another backbone or tokenizer.
             SideTooLarge: more bytes than `max_side_bytes`.
+            TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
             LoadFailed: anything else; `transient` where a later try may succeed.
         """
@@ -116,6 +117,8 @@ class Loader:
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
         if manifest.tokenizer_fingerprint != self._tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", self._tokenizer.fingerprint)
+        if (tokens := manifest.spec.max_source_tokens) > self._config.max_row_tokens:
+            raise TextsTooLong(task, version, tokens, self._config.max_row_tokens)
         if SIDE_NETWORK not in manifest.files:
             raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
         size = sum(blob.size for blob in manifest.files.values())
