@@ -72,7 +72,7 @@ def import_lst(
     tokenizer = untrained_run.tokenizer_of(backbone)
     quantize_backbone(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
     made = {"made_by": "import-lst", "checkpoint": Path(checkpoint).name, "checkpoint_sha256": _sha256(checkpoint)}
-    untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made)
+    untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made, untrained=False)
     for note in imported.notes:
         click.echo(f"note: {note}", err=True)
     document = {
@@ -85,7 +85,7 @@ def import_lst(
     }
     compared = f"{imported.compared} tensors in it are {loaded.name}'s" if imported.compared else "no backbone in it"
     text = f"{spec.name}: {untrained_run.shape_text(imported.side)}; {compared}"
-    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer)}")
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer, untrained=False)}")
 
 
 def _read_settings(path: str) -> dict[str, Any]:
