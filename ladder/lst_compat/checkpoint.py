@@ -183,11 +183,15 @@ def _split(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
 
 def _vocabulary(rest: Mapping[str, Tensor]) -> Tensor:
     """The checkpoint's token embeddings, which for CLIP-T5 have rows for positions in an image at their end."""
-    shared = next((tensor for name, tensor in rest.items() if name.split(" ")[0] in ("shared", "head")), None)
+    copies = {name: tensor for name, tensor in rest.items() if name.split(" ")[0] in ("shared", "head")}
+    shared = next(iter(copies.values()), None)
     if shared is None or shared.ndim != 2:
         raise CheckpointError(
             "the checkpoint reads images and lacks shared.weight, whose last rows stand for positions in an image"
         )
+    for name, copy in copies.items():
+        if not torch.equal(copy, shared):
+            raise CheckpointError(f"the checkpoint's {name} is not its {next(iter(copies))}: both are one table there")
     return shared
 
 

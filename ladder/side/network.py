@@ -185,7 +185,7 @@ class SideNetwork(nn.Module):
 
     def memory_mask(self, taps: Taps) -> Tensor:
         """Return which tokens of `encode`'s state are real, (B, S) bool."""
-        return memory_mask(self.config.visual, taps)
+        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """Run the side decoder and the upsample: (B, T, D), for `Backbone.logits`.

@@ -112,14 +112,12 @@ def pooled(images: Images, config: VisualConfig) -> tuple[Tensor, Tensor]:
     return features.flatten(1, 2), boxes.flatten(1, 2)
 
 
-def memory_mask(config: VisualConfig | None, taps: Taps) -> Tensor:
+def memory_mask(config: VisualConfig, taps: Taps) -> Tensor:
     """Return which tokens of a side encoder's state are real, (B, S) bool: the text's, then those of the images.
 
     Raises:
-        InputsError: there are no images, and the network needs them.
+        InputsError: there are no images.
     """
-    if config is None:
-        return taps.mask
     images = images_of(taps)
     tokens = config.tokens or images.features.shape[2]
     return torch.cat([taps.mask, images.mask.repeat_interleave(tokens, 1)], 1)

@@ -60,7 +60,7 @@ class StackedSide:
 
     def memory_mask(self, taps: Taps) -> Tensor:
         """As `SideNetwork.memory_mask`."""
-        return memory_mask(self.config.visual, taps)
+        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
         """As `SideNetwork.read`, of a memory from `encode`."""
@@ -144,7 +144,7 @@ class StackedBatch:
 
     def memory_mask(self, taps: Taps) -> Tensor:
         """As `SideNetwork.memory_mask`, for the rows of `taps`."""
-        return memory_mask(self.shape.visual, taps)
+        return taps.mask if self.shape.visual is None else memory_mask(self.shape.visual, taps)
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
         """Compute each side decoder rung's keys and values of a `memory` (B, S, d) from `encode`."""

@@ -72,7 +72,7 @@ class Loader:
         """Download, verify and replay one version.
 
         Raises:
-            IncompatibleSide: another backbone or tokenizer.
+            IncompatibleSide: another backbone or tokenizer, or a side network that reads images.
             SideTooLarge: more bytes than `max_side_bytes`.
             CorruptSide: damaged, not what its manifest says, or not finite.
             GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
@@ -144,9 +144,13 @@ class Loader:
 
     def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
         try:
-            return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
+            settings = SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
         except (TypeError, ValueError) as error:  # ValueError also: a list of layers with something else in it
             raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
+        if settings.visual is not None:
+            remedy = "images are not served yet: publish a version that reads text alone"
+            raise IncompatibleSide(task, "text and images", "text alone", remedy)
+        return settings
 
     def _place(self, side: SideNetwork) -> Side:
         """Copy the weights to a slot of the bank; a side network that cannot be stacked stays a module of its own."""
