@@ -38,6 +38,8 @@ from sidecast.cli.training import untrained_run
 @click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
 @click.option(
     "--visual-tokens",
+    "--n-boxes",
+    "visual_tokens",
     type=click.IntRange(min=0),
     metavar="N",
     help="Tokens of one image: their n_boxes with --downsample; 0: the grid as it is.  [default: 36]",

@@ -62,7 +62,6 @@ def test_every_stored_number_comes_out_again(backbone: Path, tmp_path: Path, var
         assert torch.equal(found[name], stored[name])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rows", [220, 200])
 def test_every_stored_number_of_images_comes_out_again(tmp_path: Path, rows: int) -> None:
     """With the T5 as it is in the checkpoint, and without the rows that were added to its vocabulary."""
