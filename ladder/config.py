@@ -12,8 +12,6 @@ GateForm = Literal["scalar", "channel"]
 Head = Literal["text", "linear", "mlp"]
 LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
 """Fields of BackboneConfig that were added after the first fingerprints were made."""
-
-
 SHARED_BIAS = ("t5", "mt5")
 """Types of backbones whose blocks share one relative bias, which visual tokens are left out of."""
 
@@ -69,9 +67,10 @@ class VisualConfig:
     positions: int = 100
     """Frozen embeddings of a token's position in its image; most tokens of one image."""
     vocabulary: int = 0
-    """The vocabulary whose last rows these embeddings are (the LST authors' added tokens), in rows; 0: none."""
+    """Rows of the vocabulary whose last rows these embeddings are: the LST authors' with added tokens. 0: of none."""
     damped: bool = True
-    """Gates weigh the state of visual tokens too, though these have no tap (the LST authors'). False: only of text."""
+    """True: gates multiply the state of visual tokens too, which have no tap, as in the LST authors' code. False: gates
+    leave visual tokens as they are."""
 
     def __post_init__(self) -> None:
         for name, least in (("features", 1), ("images", 1), ("tokens", 0), ("positions", 1), ("vocabulary", 0)):

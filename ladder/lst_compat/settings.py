@@ -68,7 +68,9 @@ class Claims:
     visual_tokens: int | None = None
     """Tokens of one image (their n_boxes with downsample); 0: the grid as it is."""
     visual_features: int | None = None
+    """Their feat_dim."""
     visual_images: int | None = None
+    """Their n_images."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], backbone: BackboneConfig) -> Self:
