@@ -23,6 +23,9 @@ BOX = 5
 class VisualEmbedding(nn.Module):
     """Embeds images as tokens of the backbone's width."""
 
+    positions: Tensor
+    """(positions, D), never trained. The last row is that of an image's first token, as in the authors' vocabulary."""
+
     def __init__(self, config: VisualConfig, backbone: BackboneConfig) -> None:
         super().__init__()
         self.config = config
@@ -33,7 +36,6 @@ class VisualEmbedding(nn.Module):
         self.numbers = nn.Parameter(torch.zeros(config.images, backbone.d_model))
         """One embedding for each image of an input, by its number."""
         self.register_buffer("positions", torch.zeros(config.positions, backbone.d_model))
-        """Never trained. The last row is that of an image's first token, as in the LST authors' vocabulary."""
 
     def forward(self, images: Images) -> Tensor:
         """Return the embedded tokens (B, I * tokens, D), those of a row's first image first.

@@ -102,16 +102,27 @@ def test_networks_that_read_other_images_are_computed_apart(t5: Backbone) -> Non
 
 
 def test_texts_and_beams_among_networks_of_texts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Stacked and alone, of images and of texts, in one loop: each row's tokens are those of its module alone."""
+    """Stacked, of images and of texts, in one loop: each row's tokens are those of its module for that row alone."""
     backbone = make_backbone(tmp_path_factory.mktemp("decoding") / "t5")
     sides = [make_side(backbone, seed, visual=VISUAL if seed % 2 else None) for seed in range(4)]
     bank = SideBank(backbone)
     images = make_images(len(INPUTS))
     taps = replace(run_backbone(backbone, INPUTS).taps, images=images)
+    rows = [
+        replace(run_backbone(backbone, [ids]).taps, images=without_missing(images, row))
+        for row, ids in enumerate(INPUTS)
+    ]
     for how in (Generation(), Generation(num_beams=3)):
-        expected = [generate(backbone, [segment(side, taps, how)])[0] for side in sides]
+        expected = [[generate(backbone, [segment(side, row, how)])[0][0] for row in rows] for side in sides]
         assert len({tuple(map(tuple, rows)) for rows in expected}) > 1
         assert generate(backbone, [segment(bank.add(side), taps, how) for side in sides]) == expected
+
+
+def without_missing(images: Images, row: int) -> Images:
+    """The images of one row, without those that it has fewer than others."""
+    count = int(images.mask[row].sum())
+    assert images.boxes is not None
+    return Images.of(images.features[row : row + 1, :count], images.boxes[row : row + 1, :count])
 
 
 def segment(side: Side, taps: Taps, how: Generation) -> Segment:
