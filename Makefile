@@ -1,71 +1,96 @@
-# Every target makes the environment first. Nothing but Python 3.11+ and the package registries is needed.
+# Every target makes the environment that it needs first. Nothing but Python 3.11+ and the package registries is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A stamp says that the packages of one kind are there. Each kind adds packages to the one environment, so a larger
+# kind's recipe touches the stamps of those that it holds.
+USER := $(VENV)/.installed-user
+DEMO := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed
 PEERS := $(VENV)/.installed-peers
+PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-cluster check fmt protos bench soak clean
+.NOTPARALLEL:
+.PHONY: help setup setup-dev demo test test-fast test-slow test-cluster check fmt protos bench soak clean
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
-	@echo "make check  format, lint, types, layer contracts, proto freshness"
+	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
-	@echo "make setup  the environment alone"
+	@echo "make setup  the sidecast command alone       make setup-dev  what tests and checks need too"
 
-setup: $(INSTALLED)
+setup: $(USER)
+setup-dev: $(DEV)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing pinned packages into $(VENV) (a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+# | : the interpreter has to exist, its age says nothing
+$(USER): $(PINS) | $(BIN)/python
+	@echo "installing Sidecast into $(VENV) (a few minutes the first time)"
+	$(PIP) torch
+	$(PIP) --editable .
 	@touch $@
 
-demo: $(INSTALLED)
+$(DEMO): $(PINS) | $(BIN)/python
+	@echo "installing Sidecast and what the demo needs into $(VENV) (a few minutes the first time)"
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	@touch $(USER) $@
+
+$(DEV): $(PINS) | $(BIN)/python
+	@echo "installing Sidecast and what tests and checks need into $(VENV) (several minutes the first time)"
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	$(BIN)/python tests/deploy/tools.py
+	@touch $(USER) $(DEMO) $@
+
+demo: $(DEMO)
 	$(BIN)/python -m demo
 
 # Runs all suites, even where one fails, and ends with a line for each.
-test: $(INSTALLED)
+test: $(DEV)
 	$(BIN)/python -m tests.run_suites
 
-test-fast: $(INSTALLED)
+test-fast: $(DEV)
 	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist worksteal
 
-test-slow: $(INSTALLED)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow and not cluster" -n 2 --dist worksteal
 
-test-cluster: $(INSTALLED)
+test-cluster: $(DEV)
 	$(BIN)/python -m pytest -m cluster
 
-check: $(INSTALLED)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python docs/generate_metrics.py --check
 
-fmt: $(INSTALLED)
+fmt: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-protos: $(INSTALLED)
+protos: $(DEV)
 	$(BIN)/python protos/generate.py
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.harness.table --write; exit $$failed
 
-soak: $(INSTALLED)
+soak: $(DEV)
 	$(BIN)/python -m benchmarks.bench_soak --save
 
-$(PEERS): $(INSTALLED)
+$(PEERS): $(DEV)
 	@echo "installing what the server is compared with: PEFT, CTranslate2"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev,bench]'
 	@touch $@
 
 clean:

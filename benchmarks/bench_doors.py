@@ -141,7 +141,7 @@ class Streams:
         task, text = self._names[number % len(self._names)], f"{number} {SENTENCES[number % len(SENTENCES)]}"
         length = LENGTHS[number % len(LENGTHS)]
         first: float | None = None
-        stream = client.stream(task, text, generation={"min_new_tokens": length, "max_new_tokens": length})
+        stream = client.stream(task, text, decoding={"min_new_tokens": length, "max_new_tokens": length})
         async for piece in stream:
             first = first or time.perf_counter() - began
             figures.tokens += len(piece.tokens)

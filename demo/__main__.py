@@ -1,5 +1,6 @@
 """`make demo`: fetch a real backbone and real text, train three tasks, serve them, swap one under load."""
 
+import importlib.util
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ def main(folder: str, rows: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the demo's server too
     target = Path(folder)
     try:
+        if importlib.util.find_spec("tritonclient") is None:  # its last step would fail, minutes later
+            raise DemoError(
+                "the demo needs tritonclient, which is not installed", "run make demo, or install '.[demo]'"
+            )
         narrator = Narrator()
         backbone, data = get_inputs(narrator)
         if rows is not None:

@@ -48,7 +48,7 @@ def swap_under_load(
         caller.start()
     try:
         time.sleep(stay_s)
-        commands.run("publish", better, "--registry", registry, "--alias", "production", "-m", "trained on all rows")
+        commands.run("publish", better, "--registry", registry, "--promote", "-m", "trained on all rows")
         log.lags["publish"] = _seconds_until(log, 2)
         time.sleep(stay_s)
         commands.run("rollback", task, "--registry", registry, "-m", "showing how")

@@ -104,16 +104,18 @@ class PredictResponse(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("classification", "regression", "text", "embedding")
+    __slots__ = ("classification", "regression", "text", "embedding", "truncated")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     regression: Regression
     text: Text
     embedding: Embedding
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+    truncated: bool
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "scores")
@@ -205,7 +207,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
 
 class Generated(_message.Message):
-    __slots__ = ("task", "version", "generation", "alias", "text", "finish_reason", "token_count")
+    __slots__ = ("task", "version", "generation", "alias", "text", "finish_reason", "token_count", "truncated")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +215,7 @@ class Generated(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     task: str
     version: int
     generation: int
@@ -220,7 +223,8 @@ class Generated(_message.Message):
     text: str
     finish_reason: str
     token_count: int
-    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., token_count: _Optional[int] = ...) -> None: ...
+    truncated: bool
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., token_count: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("author", "message")
@@ -233,14 +237,16 @@ class Change(_message.Message):
 class PublishRequest(_message.Message):
     __slots__ = ("header", "chunk")
     class Header(_message.Message):
-        __slots__ = ("manifest", "alias", "change")
+        __slots__ = ("manifest", "alias", "change", "allow_untrained")
         MANIFEST_FIELD_NUMBER: _ClassVar[int]
         ALIAS_FIELD_NUMBER: _ClassVar[int]
         CHANGE_FIELD_NUMBER: _ClassVar[int]
+        ALLOW_UNTRAINED_FIELD_NUMBER: _ClassVar[int]
         manifest: bytes
         alias: str
         change: Change
-        def __init__(self, manifest: _Optional[bytes] = ..., alias: _Optional[str] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+        allow_untrained: bool
+        def __init__(self, manifest: _Optional[bytes] = ..., alias: _Optional[str] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., allow_untrained: _Optional[bool] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("file", "data")
         FILE_FIELD_NUMBER: _ClassVar[int]
@@ -474,7 +480,7 @@ class Alias(_message.Message):
     def __init__(self, alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., serving: _Optional[int] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("version", "published_at", "author", "message", "run_id", "retired", "resident", "failure")
+    __slots__ = ("version", "published_at", "author", "message", "run_id", "retired", "resident", "failure", "untrained")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
@@ -483,6 +489,7 @@ class Version(_message.Message):
     RETIRED_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    UNTRAINED_FIELD_NUMBER: _ClassVar[int]
     version: int
     published_at: _timestamp_pb2.Timestamp
     author: str
@@ -491,7 +498,8 @@ class Version(_message.Message):
     retired: bool
     resident: bool
     failure: str
-    def __init__(self, version: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., message: _Optional[str] = ..., run_id: _Optional[str] = ..., retired: _Optional[bool] = ..., resident: _Optional[bool] = ..., failure: _Optional[str] = ...) -> None: ...
+    untrained: bool
+    def __init__(self, version: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., message: _Optional[str] = ..., run_id: _Optional[str] = ..., retired: _Optional[bool] = ..., resident: _Optional[bool] = ..., failure: _Optional[str] = ..., untrained: _Optional[bool] = ...) -> None: ...
 
 class HistoryRequest(_message.Message):
     __slots__ = ("task", "limit")
@@ -582,7 +590,7 @@ class GetComparisonRequest(_message.Message):
     def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., disagreements: _Optional[int] = ...) -> None: ...
 
 class GetComparisonResponse(_message.Message):
-    __slots__ = ("task", "alias", "version", "comparisons", "disagreements", "since", "keeps_inputs")
+    __slots__ = ("task", "alias", "version", "comparisons", "disagreements", "since", "keeps_inputs", "rolled_back")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -590,6 +598,7 @@ class GetComparisonResponse(_message.Message):
     DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     KEEPS_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
     task: str
     alias: str
     version: int
@@ -597,7 +606,24 @@ class GetComparisonResponse(_message.Message):
     disagreements: _containers.RepeatedCompositeFieldContainer[Disagreement]
     since: int
     keeps_inputs: bool
-    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ..., since: _Optional[int] = ..., keeps_inputs: _Optional[bool] = ...) -> None: ...
+    rolled_back: RolledBack
+    def __init__(self, task: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ..., since: _Optional[int] = ..., keeps_inputs: _Optional[bool] = ..., rolled_back: _Optional[_Union[RolledBack, _Mapping]] = ...) -> None: ...
+
+class RolledBack(_message.Message):
+    __slots__ = ("why", "generation", "time", "route", "comparisons", "disagreements")
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_FIELD_NUMBER: _ClassVar[int]
+    DISAGREEMENTS_FIELD_NUMBER: _ClassVar[int]
+    why: str
+    generation: int
+    time: _timestamp_pb2.Timestamp
+    route: Route
+    comparisons: _containers.RepeatedCompositeFieldContainer[Comparison]
+    disagreements: _containers.RepeatedCompositeFieldContainer[Disagreement]
+    def __init__(self, why: _Optional[str] = ..., generation: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., disagreements: _Optional[_Iterable[_Union[Disagreement, _Mapping]]] = ...) -> None: ...
 
 class Comparison(_message.Message):
     __slots__ = ("version", "answers", "rows", "failed", "compared", "agreed", "drift", "latency_seconds", "cost_seconds", "dropped")

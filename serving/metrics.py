@@ -1,19 +1,32 @@
 """Metrics of a server: prometheus-client, base units, bounded labels.
 
-The labels `task` and `version` are tasks and versions of the registry; other values become "unknown".
+The labels `task` and `version` are tasks and versions of the registry; other values become "unknown". After a change of
+a metric run `python docs/generate_metrics.py`, which writes the table of docs/metrics.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
-SHED_REASONS = ("queue", "deadline", "task")
+SHED_REASONS = ("queue", "deadline", "task", "bytes")
 ShadowOutcome = Literal["agreed", "disagreed", "failed", "dropped"]
 UNKNOWN = "unknown"
 
@@ -23,11 +36,26 @@ _TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _DRIFT = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
+@dataclass(slots=True)
+class Answered:
+    """What one version has answered on this server since its start."""
+
+    requests: int = 0
+    """That were answered with OK."""
+    rows: int = 0
+    seconds: float = 0.0
+    """From admission to answer, of these requests together."""
+    at: float = 0.0
+    """When the last of them was answered, in seconds since 1970."""
+
+
 class Metrics:
     """One server's metrics, in one registry of prometheus-client."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # of the whole process: a second series for each counter and histogram
         self.registry = registry = registry or CollectorRegistry()
+        self._answered: dict[tuple[str, int], Answered] = {}
         self._known: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, int]] = set()
         """Versions of known tasks that are no longer served. A late answer of one must not create its series again."""
@@ -38,16 +66,29 @@ class Metrics:
         self._add_versions(make)
         self._add_cache(make)
         self._add_shadows(make)
+        self._add_process(make)
 
     def _add_requests(self, make: "_Maker") -> None:
         self.requests = make.counter(
             "sidecast_requests", "Answered requests, per task of each.", ("task", "version", "code")
         )
-        self.request_seconds = make.seconds("sidecast_request_seconds", "From admission to answer.", ("task",))
+        self.request_seconds = make.seconds(
+            "sidecast_request_seconds", "From admission to answer.", ("task", "version")
+        )
+        self.rows = make.counter("sidecast_rows", "Rows of requests that were answered with OK.", ("task", "version"))
+        self.in_flight_calls = make.gauge(
+            "sidecast_in_flight_calls",
+            "gRPC calls that are being answered, without the streams that may last for ever (ModelStreamInfer, Watch).",
+        )
         self.stage_seconds = make.seconds(
             "sidecast_stage_seconds",
             "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
             ("stage",),
+        )
+        self.truncated_rows = make.counter(
+            "sidecast_truncated_rows",
+            "Rows whose text was longer than their task's max_source_tokens: their end was not read.",
+            ("task",),
         )
         self.first_piece_seconds = make.seconds(
             "sidecast_first_piece_seconds", "From admission to the first piece of a streamed text."
@@ -70,9 +111,11 @@ class Metrics:
         self.shed_requests = make.counter(
             "sidecast_shed_requests",
             "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
-            "or when their turn came), or because a task was at a limit of its own (task).",
+            "or when their turn came), because a task was at a limit of its own (task), or because the requests in "
+            "flight had too many bytes (bytes).",
             ("reason",),
         )
+        self.in_flight_bytes = make.gauge("sidecast_in_flight_bytes", "Bytes of requests in flight, decompressed.")
         self.expired_rows = make.counter("sidecast_expired_rows", "Rows without an answer at their deadline.")
         for reason in SHED_REASONS:
             self.shed_requests.labels(reason)
@@ -97,7 +140,7 @@ class Metrics:
         )
         self.cache_evictions = make.counter(
             "sidecast_cache_evictions",
-            "Inputs that left the activation cache: never asked again (fresh), asked again but not of late (kept), "
+            "Inputs that left the activation cache: never used again (fresh), used again but long ago (kept), "
             "replaced by a deeper pass (replaced), to make room on the device (memory).",
             ("cause",),
         )
@@ -109,18 +152,19 @@ class Metrics:
     def _add_shadows(self, make: "_Maker") -> None:
         self.shadow_rows = make.counter(
             "sidecast_shadow_rows",
-            "Rows that a version was to answer beside callers', to be compared with the alias's own version: both "
-            "answered and agreed or disagreed, it failed, or it was dropped for want of time.",
+            "Rows of shadow versions: both it and the alias's own version answered, and they agreed or disagreed, it "
+            "failed, or the row was dropped for lack of time.",
             ("task", "version", "outcome"),
         )
         self.shadow_drift = make.histogram(
             "sidecast_shadow_drift",
-            "How far a version's answer lies from that of the alias's own version: 0 the same, 1 nothing in common.",
+            "How far a shadow version's answer is from that of the alias's own version: 0 the same, 1 nothing in "
+            "common.",
             _DRIFT,
             ("task", "version"),
         )
         self.shadow_seconds = make.counter(
-            "sidecast_shadow_seconds", "Time on the device for rows in shadow.", ("task", "version")
+            "sidecast_shadow_seconds", "Device time of a shadow version's rows.", ("task", "version")
         )
         self.route_rollbacks = make.counter(
             "sidecast_route_rollbacks",
@@ -128,16 +172,35 @@ class Metrics:
             ("task", "reason"),
         )
 
+    def _add_process(self, make: "_Maker") -> None:
+        self.build = make.info("sidecast_build", "Versions of what runs, as labels; the value is 1.")
+        self.build.info(
+            {
+                "version": installed_version("sidecast"),
+                "python": platform.python_version(),
+                "torch": installed_version("torch"),
+            }
+        )
+        ProcessCollector(registry=self.registry)
+
     def know(self, tasks: Iterable[str]) -> None:
         """Set the tasks that may be label values. Drops the series of other tasks."""
         known = frozenset(tasks)
         for task in self._known - known:
-            for metric in (self.requests, self.request_seconds, self.load_failures, self.task_queue_rows):
+            for metric in (
+                self.requests,
+                self.request_seconds,
+                self.rows,
+                self.truncated_rows,
+                self.load_failures,
+                self.task_queue_rows,
+            ):
                 metric.remove_by_labels({"task": task})
             for metric in (self.shadow_rows, self.shadow_drift, self.shadow_seconds, self.route_rollbacks):
                 metric.remove_by_labels({"task": task})
         self._known = known
         self._forgotten = {(task, version) for task, version in self._forgotten if task in known}
+        self._answered = {(task, version): kept for (task, version), kept in self._answered.items() if task in known}
 
     def remember(self, task: str, version: int) -> None:
         """Count a version that is served, perhaps again after `forget`."""
@@ -145,8 +208,16 @@ class Metrics:
 
     def forget(self, task: str, version: int) -> None:
         """Drop the series of a version that is no longer served."""
-        for metric in (self.requests, self.shadow_rows, self.shadow_drift, self.shadow_seconds):
+        for metric in (
+            self.requests,
+            self.request_seconds,
+            self.rows,
+            self.shadow_rows,
+            self.shadow_drift,
+            self.shadow_seconds,
+        ):
             metric.remove_by_labels({"task": task, "version": str(version)})
+        self._answered.pop((task, version), None)
         if task in self._known:
             self._forgotten.add((task, version))
 
@@ -159,19 +230,43 @@ class Metrics:
         if task in self._known:
             self.task_queue_rows.labels(task).set(rows)
 
-    def request(self, task: str | None, version: int | None, code: str, seconds: float | None = None) -> None:
+    def follow_calls(self, in_flight: Callable[[], int]) -> None:
+        """Let `sidecast_in_flight_calls` show what `in_flight` returns."""
+        self.in_flight_calls.set_function(in_flight)
+
+    def answered(self, task: str, version: int) -> Answered:
+        """What a version has answered so far."""
+        return self._answered.get((task, version)) or Answered()
+
+    def request(
+        self, task: str | None, version: int | None, code: str, seconds: float | None = None, rows: int = 0
+    ) -> None:
         """Count one task's answer.
 
         Args:
             version: the version that answered; None: none did.
             code: gRPC's code, such as OK.
             seconds: from admission to answer; None: not measured.
+            rows: how many the request has, if they were answered.
         """
         name = task if task in self._known else UNKNOWN
         number = str(version) if version is not None and self._is_served(name, version) else UNKNOWN
         self.requests.labels(name, number, code).inc()
         if seconds is not None:
-            self.request_seconds.labels(name).observe(seconds)
+            self.request_seconds.labels(name, number).observe(seconds)
+        if rows:
+            self.rows.labels(name, number).inc(rows)
+        if version is not None and number != UNKNOWN and code == "OK":
+            answered = self._answered.setdefault((name, version), Answered())
+            answered.requests += 1
+            answered.rows += rows
+            answered.seconds += seconds or 0.0
+            answered.at = time.time()
+
+    def truncated(self, task: str, rows: int) -> None:
+        """Count rows whose text was cut."""
+        if rows and task in self._known:
+            self.truncated_rows.labels(task).inc(rows)
 
     def shadowed(self, task: str, version: int, outcome: ShadowOutcome, rows: int = 1) -> None:
         """Count shadow rows by their outcome."""
@@ -234,6 +329,14 @@ class Metrics:
         return task in self._known and (task, version) not in self._forgotten
 
 
+def installed_version(package: str) -> str:
+    """The version of an installed package; "0" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
 class _Maker:
     """Makes metrics in one registry of prometheus-client."""
 
@@ -248,6 +351,9 @@ class _Maker:
 
     def histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
         return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+
+    def info(self, name: str, text: str) -> Info:
+        return Info(name, text, registry=self._registry)
 
     def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> Histogram:
         return self.histogram(name, text, _SECONDS, labels)

@@ -1,42 +1,158 @@
-"""Takes the server's ports, before anything heavy is loaded. Says plainly why a port cannot be had."""
+"""Takes the server's ports, before anything heavy is loaded. Says plainly why a port cannot be had.
 
+The metrics port answers `/metrics`, `/healthz` and `/readyz` over HTTP, on an event loop in a thread of its own.
+"""
+
+import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import grpc.aio
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from serving.errors import CannotListen, PortInUse, StartError
 
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+"""Most connections to the metrics port at once. Further ones are closed at once."""
+REQUEST_S = 5.0
+"""Longest that a caller may take to send its request, in seconds."""
+ANSWER_S = 30.0
+"""Longest that it may take to read the answer, in seconds."""
+MAX_SCRAPES = 4
+"""Most answers with metrics in memory at once: one of ten thousand tasks has tens of MB. Health checks do not wait."""
+MAX_REQUEST_BYTES = 1 << 14
+"""Most bytes of a request's line and headers."""
+
+State = Callable[[], str]
+"""Why something is not so now, in a clause; empty where it is."""
+
+
+class Answer(NamedTuple):
+    """What a GET is answered with."""
+
+    status: str
+    """Such as "200 OK"."""
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = (("Content-Type", "text/plain; charset=utf-8"),)
+
 
 class MetricsServer:
-    """Prometheus's text over HTTP, in threads of its own.
+    """Prometheus's text and health checks over HTTP. One request for each connection.
+
+    Args:
+        sick: why this process should be replaced by another: `/healthz` then answers 503 and says so.
+        unready: why it takes no requests now: `/readyz` then answers 503 and says so.
 
     Raises:
         PortInUse, CannotListen.
     """
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        _probe(host, port, "metrics_port")
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise _refusal(error, host, port, "metrics_port") from None
-        self._host = host
-        self.port = self._server.server_port
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        sick: State = lambda: "",
+        unready: State = lambda: "",
+    ) -> None:
+        self._app = make_wsgi_app(registry)
+        self._states = {"/healthz": sick, "/readyz": unready}
+        self._connections = 0
+        self._scrapes = asyncio.Semaphore(MAX_SCRAPES)
+        listener = _bound(host, port, "metrics_port")
+        self.port: int = listener.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Give the port back. Blocks until the thread has ended."""
-        stopping = threading.Thread(target=self._server.shutdown)
-        stopping.start()
-        with contextlib.suppress(OSError):  # a connection wakes the thread, which else looks twice a second
-            socket.create_connection((self._host, self.port), timeout=1).close()
-        stopping.join()
-        self._server.server_close()
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join()
+
+    def _run(self, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_REQUEST_BYTES)
+        await self._ending.wait()
+        server.close()  # the runner cancels what is left of the connections
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._connections >= MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._connections += 1
+        try:
+            await self._converse(reader, writer)
+            writer.close()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.transport.abort()  # the caller left, or is too slow, or sends too much
+        except Exception:
+            log.exception("a request to the metrics port failed")
+            writer.transport.abort()
+        finally:
+            self._connections -= 1
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(REQUEST_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+        line, *lines = head.decode("latin-1").split("\r\n")
+        method, _, rest = line.partition(" ")
+        path, _, query = rest.rpartition(" ")[0].partition("?")
+        if method in ("GET", "HEAD") and path == "/metrics":
+            async with self._scrapes:
+                answer = await asyncio.to_thread(self._metrics, query, dict(map(_header, lines)))
+                await _send(writer, answer, method)
+        else:
+            await _send(writer, self._answer(method, path), method)
+
+    def _answer(self, method: str, path: str) -> Answer:
+        if method not in ("GET", "HEAD"):
+            return Answer("405 Method Not Allowed", b"use GET\n", (("Allow", "GET, HEAD"),))
+        if path not in self._states:
+            return Answer("404 Not Found", f"there are /metrics, {', '.join(self._states)}\n".encode())
+        why = self._states[path]()
+        return Answer("503 Service Unavailable", f"{why}\n".encode()) if why else Answer("200 OK", b"ok\n")
+
+    def _metrics(self, query: str, headers: Mapping[str, str]) -> Answer:
+        """prometheus-client's answer, in the format and compression that the caller accepts."""
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT": headers.get("accept", ""),
+            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
+        }
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b"".join(self._app(environ, lambda status, sent, *_: started.append((status, sent))))
+        [(status, sent)] = started
+        return Answer(status, body, tuple(sent))
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip().lower(), value.strip()
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Answer, method: str) -> None:
+    """Hand an answer to the operating system, all of it. Raises TimeoutError: the caller does not read it."""
+    headers = (*answer.headers, ("Content-Length", str(len(answer.body))), ("Connection", "close"))
+    lines = [f"HTTP/1.1 {answer.status}", *(f"{name}: {value}" for name, value in headers), "", ""]
+    writer.write("\r\n".join(lines).encode("latin-1") + (b"" if method == "HEAD" else answer.body))
+    writer.transport.set_write_buffer_limits(0)  # so that `drain` waits for the last byte
+    async with asyncio.timeout(ANSWER_S):
+        await writer.drain()
 
 
 def take_port(server: grpc.aio.Server, host: str, port: int) -> int:
@@ -45,25 +161,30 @@ def take_port(server: grpc.aio.Server, host: str, port: int) -> int:
     Raises:
         PortInUse, CannotListen.
     """
-    _probe(host, port, "port")
+    _bound(host, port, "port").close()  # gRPC itself would give no cause, and print to standard error
     try:
         return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except RuntimeError as error:  # another process took the port since the probe, or the address is none
+    except RuntimeError as error:  # another process took the port since then, or the address is none
         raise CannotListen(host, port, str(error).splitlines()[0]) from None
 
 
-def _probe(host: str, port: int, setting: str) -> None:
-    """Bind the port and give it back: gRPC would give no cause, and print to standard error.
+def _bound(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens there.
 
     Raises:
         PortInUse, CannotListen.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except OSError as error:
         raise _refusal(error, host, port, setting) from None
 

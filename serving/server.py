@@ -1,19 +1,20 @@
 """One serving process: takes its ports, loads, answers, drains.
 
-When it is told to stop, it refuses new calls, answers those in flight, and ends.
+When it is told to stop, it refuses new calls, answers those in flight, and ends; also where a thread of it hangs.
 """
 
 import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import grpc.aio
 
-from serving.api import Drain, Interceptor, add_services
+from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CLOSING_S = 0.5
 """How long health watchers have to read the last status."""
+ENDING_S = 8.0
+"""Longest that the process takes to end after its grace, in seconds. Then it ends without waiting for its threads."""
 
 Assemble = Callable[[ServeConfig, Metrics, Progress | None], Components]
 
@@ -42,11 +45,13 @@ class Server:
         self.metrics = Metrics()
         self.drain = Drain()
         self.port = self.metrics_port = 0
+        self.metrics.follow_calls(lambda: self.drain.in_flight)
         self._assemble = assemble
         self._progress = progress
         self._components: Components | None = None
         self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._inbox: Inbox | None = None
         self._answering = False
         self._http: MetricsServer | None = None
 
@@ -114,10 +119,24 @@ class Server:
     def _take_ports(self) -> None:
         config = self.config
         options = grpc_options(config.max_message_bytes)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain)], options=options)
+        self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
-        self._http = MetricsServer(config.host, config.metrics_port, self.metrics.registry)
+        self._http = MetricsServer(
+            config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
+        )
         self.metrics_port = self._http.port
+
+    def _sickness(self) -> str:
+        """Why this process should be replaced; empty where it should not."""
+        components = self._components  # the metrics thread asks, while another may take them away
+        return components.fault() if components else ""
+
+    def _unreadiness(self) -> str:
+        """Why no requests should be sent here now; empty where they may."""
+        if self.drain.draining:
+            return "it is shutting down"
+        return "" if self._answering else "it is loading"
 
     async def _close(self, grace_s: float) -> None:
         await self._leave()
@@ -125,6 +144,8 @@ class Server:
             if not self._answering:
                 await self._grpc.start()  # one that never started does not give its port back
             await self._grpc.stop(grace_s)
+        if self._inbox:
+            self._inbox.close()
         if self._components:
             await self._components.service.close()
             await asyncio.to_thread(self._components.stop)
@@ -158,7 +179,8 @@ def run_server(
 
 
 async def _run(server: Server, on_ready: Callable[[Server], None] | None) -> int:
-    _drain_on_signals(server.drain)
+    deadline = _Deadline(server.config.grace_s + ENDING_S)
+    _drain_on_signals(server.drain, deadline)
     started = time.monotonic()
     try:
         await server.start()
@@ -168,15 +190,38 @@ async def _run(server: Server, on_ready: Callable[[Server], None] | None) -> int
     if on_ready:
         on_ready(server)
     await server.drain.begun()
-    return 0 if await server.stop() else 1
+    if await server.stop():
+        deadline.code = 0
+    return deadline.code
 
 
-def _drain_on_signals(drain: Drain) -> None:
-    """The first SIGTERM or SIGINT begins the drain; the next one ends the process."""
+class _Deadline:
+    """Ends the process some time after it was told to stop, whatever hangs: a store, the device, a thread at exit."""
+
+    def __init__(self, seconds: float) -> None:
+        self.code = 1
+        """The exit code."""
+        self._seconds = seconds
+
+    def begin(self) -> None:
+        """Let the time run. It is never stopped: the process ends before, or then."""
+        threading.Thread(target=self._end, name="deadline", daemon=True).start()
+
+    def _end(self) -> None:
+        time.sleep(self._seconds)
+        threads = sorted({thread.name for thread in threading.enumerate()} - {"deadline"})
+        log.error("%.1f s after it was told to stop, the process ends without: %s", self._seconds, ", ".join(threads))
+        logging.shutdown()
+        os._exit(self.code)
+
+
+def _drain_on_signals(drain: Drain, deadline: _Deadline) -> None:
+    """The first SIGTERM or SIGINT begins the drain and the deadline; the next one ends the process."""
 
     def stop(number: int) -> None:
         if drain.draining:
             os._exit(128 + number)
+        deadline.begin()
         drain.begin()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,6 +27,7 @@ from side_registry.errors import (
     UnreadableCommit,
     VersionInUse,
 )
+from side_registry.golden import GoldenExample
 from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import (
     MANIFEST,
@@ -34,7 +35,6 @@ from side_registry.manifest import (
     Artifact,
     BackboneRef,
     Blob,
-    GoldenExample,
     Manifest,
     read_artifact,
     write_manifest,

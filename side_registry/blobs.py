@@ -12,7 +12,7 @@ from pathlib import Path
 from side_registry.documents import replacing
 from side_registry.errors import CorruptBlob
 from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Artifact, Blob, Manifest, parse_manifest
-from side_registry.store import Store, TooLarge
+from side_registry.store import BadObject, Store
 
 FOLDER = "blobs"
 NAME = re.compile(r"blobs/sha256/(?P<sha256>[0-9a-f]{64})")
@@ -71,7 +71,7 @@ class Blobs:
         """
         try:
             data = self._store.read(blob_path(digest), limit)
-        except TooLarge as error:
+        except BadObject as error:
             raise CorruptBlob(digest, str(error)) from None
         if data is None:
             raise CorruptBlob(digest, "it is missing")
@@ -103,7 +103,10 @@ class Blobs:
 
     def measure(self, digest: str) -> Blob | None:
         """Digest and size of the content under this name, whatever they are; None when it is missing."""
-        chunks = self._store.stream(blob_path(digest))
+        try:
+            chunks = self._store.stream(blob_path(digest))
+        except BadObject:
+            return None
         if chunks is None:
             return None
         content, size = hashlib.sha256(), 0
@@ -114,7 +117,10 @@ class Blobs:
 
     def _verified(self, blob: Blob) -> Iterator[bytes]:
         """The blob's content in chunks. Raises CorruptBlob at the first byte too many, or at the end."""
-        chunks = self._store.stream(blob_path(blob.sha256))
+        try:
+            chunks = self._store.stream(blob_path(blob.sha256))
+        except BadObject as error:
+            raise CorruptBlob(blob.sha256, str(error)) from None
         if chunks is None:
             raise CorruptBlob(blob.sha256, "it is missing")
         digest, size = hashlib.sha256(), 0

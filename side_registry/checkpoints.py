@@ -14,9 +14,9 @@ from side_registry.documents import Document
 from side_registry.errors import RegistryError
 from side_registry.log import Log
 from side_registry.state import State
-from side_registry.store import Store, TooLarge
+from side_registry.store import BadObject, Store
 
-SCHEMA = 3
+SCHEMA = 4
 """Of checkpoints alone. Raise it when the state gets a new field: old checkpoints lack it, the log has it."""
 
 EVERY = 64
@@ -70,7 +70,7 @@ def read_checkpoint(store: Store, path: str) -> State | None:
         if data is None or match is None or hashlib.sha256(data).hexdigest() != match["sha256"]:
             return None
         checkpoint = Checkpoint.model_validate_json(data)
-    except (TooLarge, ValidationError):
+    except (BadObject, ValidationError):
         return None
     if checkpoint.schema_version != SCHEMA or checkpoint.state.generation != int(match["generation"]):
         return None

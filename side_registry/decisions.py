@@ -165,6 +165,7 @@ def publish_action(manifest: Manifest, version: int, digest: str) -> Publish:
         kind=manifest.spec.kind,
         backbone=manifest.backbone.fingerprint,
         run_id=manifest.run_id,
+        untrained=manifest.is_untrained,
     )
 
 

@@ -4,15 +4,18 @@ And how a file is replaced whole.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
 """Of the marker, commits, checkpoints and manifests. A reader refuses what is newer than itself."""
+
+MAX_NUMBER = 2**63 - 1
+"""Largest version or generation: what 64 bits hold, as in gRPC's messages."""
 
 SHOWN_FAULTS = 3
 
@@ -29,7 +32,7 @@ class Document(BaseModel):
 
 def explain(error: ValidationError) -> str:
     """Pydantic's report as one sentence: `labels: must be distinct; low: ...`."""
-    faults = [_fault(fault["loc"], fault["msg"]) for fault in error.errors(include_url=False, include_input=False)]
+    faults = [fault_text(fault) for fault in error.errors(include_url=False, include_input=False)]
     more = f" (and {len(faults) - SHOWN_FAULTS} more faults)" if len(faults) > SHOWN_FAULTS else ""
     return "; ".join(faults[:SHOWN_FAULTS]) + more
 
@@ -53,7 +56,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
-def _fault(location: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    where = ".".join(str(part) for part in location)
+def fault_text(fault: Mapping[str, Any]) -> str:
+    """One of pydantic's `errors()`, with the place where it is."""
+    message = fault["msg"].removeprefix("Value error, ")
+    where = ".".join(str(part) for part in fault["loc"])
     return f"{where}: {message}" if where else message

@@ -162,7 +162,9 @@ class NothingToRollBack(RegistryError):
     def __str__(self) -> str:
         subject = f"{self.alias} of task {_quoted(self.task)} is version {self.version}"
         if self.to is None:
-            return f"{subject} and has no earlier version to go back to; promote the version you want"
+            alias = "" if self.alias == "production" else f" --alias {self.alias}"
+            remedy = f"promote the version you want: sidecast promote {self.task} VERSION{alias}"
+            return f"{subject} and has no earlier version to go back to; {remedy} (sidecast tasks lists them)"
         if self.to == self.version:
             return f"{subject} already, with all of its traffic; there is nothing to roll back"
         return f"{subject} and was not version {self.to} before; promote version {self.to} instead"

@@ -11,22 +11,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema
+from side_registry.documents import MAX_NUMBER, SCHEMA_VERSION, Document, explain, newer_schema
 from side_registry.errors import RegistryError, StoreFailed, UnreadableCommit
 from side_registry.manifest import Digest
-from side_registry.route import Route
-from side_registry.store import Store, TooLarge
+from side_registry.route import Route, Version
+from side_registry.store import BadObject, Store
 from side_registry.task import ALIAS_NAME, TASK_NAME
 
 MAX_COMMIT_BYTES = 4 << 20
 READ_AHEAD = 16
-"""Most commits that are read in parallel."""
+"""Most commits that are read at a time."""
 FAR_S = 0.005
-"""From a store that takes longer than this for one commit, several are read in parallel."""
+"""From a store that takes longer than this for one commit, several are read in parallel; else one after the other."""
 
 NAME = re.compile(r"log/(?P<generation>\d{20})\.json")
 
-Version = Annotated[int, Field(ge=1)]
 TaskName = Annotated[str, StringConstraints(pattern=rf"^{TASK_NAME.pattern}$")]
 AliasName = Annotated[str, StringConstraints(pattern=rf"^{ALIAS_NAME.pattern}$")]
 
@@ -42,6 +41,7 @@ class Publish(Document):
     backbone: str
     """Fingerprint."""
     run_id: str = ""
+    untrained: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class SetAlias(Document):
@@ -94,7 +94,7 @@ class Commit(Document):
     """Actions that become true together."""
 
     schema_version: int = SCHEMA_VERSION
-    generation: int = Field(ge=1)
+    generation: int = Field(ge=1, le=MAX_NUMBER)
     id: str
     """Random. A writer recognizes its own commit by it, when the store repeated the put."""
     time: str
@@ -126,26 +126,28 @@ class Log:
         path = log_path(generation)
         try:
             data = self._store.read(path, MAX_COMMIT_BYTES)
-        except TooLarge as error:
+        except BadObject as error:
             raise UnreadableCommit(path, str(error)) from None
         return None if data is None else _parse(path, data, generation)
 
     def after(self, generation: int) -> Iterator[Commit]:
-        """The commits after a generation, up to the end of the log; several in parallel from a slow store.
+        """The commits after a generation, up to the end of the log; several at a time once there is more than one.
 
         Raises:
             UnreadableCommit: when it comes to an unreadable commit, after all that precede it.
         """
         ahead = 1
+        read = self._read_run
         while True:
             asked = time.monotonic()
-            for commit in self._read_many(range(generation + 1, generation + 1 + ahead)):
+            for commit in read(range(generation + 1, generation + 1 + ahead)):
                 if commit is None:
                     return
                 yield commit
+            if ahead == 1 and time.monotonic() - asked > FAR_S:
+                read = self._read_many
             generation += ahead
-            if ahead > 1 or time.monotonic() - asked > FAR_S:
-                ahead = min(2 * ahead, READ_AHEAD)
+            ahead = min(2 * ahead, READ_AHEAD)
 
     def append(self, commit: Commit) -> Commit | None:
         """Write a commit at its generation. Returns the commit that is there then: this one, or another writer's.
@@ -166,10 +168,18 @@ class Log:
                 return commit
             raise
 
+    def _read_run(self, generations: range) -> Iterator[Commit | None]:
+        """Commits that are read one after the other, by one request of the store."""
+        if len(generations) > 1:
+            paths = [log_path(generation) for generation in generations]
+            for generation, data in zip(generations, self._store.read_run(paths, MAX_COMMIT_BYTES), strict=False):
+                yield _parse(log_path(generation), data, generation)
+                generations = generations[1:]
+        for generation in generations:  # there is none, or it says why it cannot be read
+            yield self.read(generation)
+
     def _read_many(self, generations: range) -> Iterator[Commit | None]:
-        if len(generations) == 1:
-            yield self.read(generations.start)
-            return
+        """Commits that are read in parallel."""
         with ThreadPoolExecutor(len(generations), "log") as readers:
             yield from readers.map(self.read, generations)
 

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema, replacing
-from side_registry.errors import ArtifactError
+from side_registry.errors import ArtifactError, InvalidRow
+from side_registry.golden import (
+    MAX_EXAMPLES,
+    MAX_REPLAY_TOKENS,
+    GoldenExample,
+    expectation_fault,
+    replay_tokens,
+    tolerance_fault,
+)
 from side_registry.task import TaskSpec
 from side_registry.weights import frame_fault
 
@@ -26,8 +34,6 @@ NO_TOKENIZER = "none"
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_FILES = 64
-MAX_EXAMPLES = 1024
-"""A server replays each before it serves the version."""
 MAX_NAME = 200
 """Characters of fingerprints, of a run's id and of the backbone's name: the log repeats them."""
 
@@ -56,13 +62,6 @@ class BackboneRef(Document):
     """Type of its matrices, int8 or int4; `none`: as published. For people: the fingerprint covers it too."""
 
 
-class GoldenExample(Document):
-    """One row and the answer the trainer saw, replayed by a server before it trusts the side network."""
-
-    fields: dict[str, str]
-    expected: dict[str, Any]
-
-
 class Manifest(Document):
     """All that is known of one version; `manifest.json` in its folder."""
 
@@ -76,10 +75,17 @@ class Manifest(Document):
     metrics: dict[str, float] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
+    untrained: bool = Field(default=False, exclude_if=lambda value: not value)
+    """No training has changed its weights: `sidecast init` made it. A trained run's manifest does not have it."""
     examples: tuple[GoldenExample, ...] = Field(default=(), max_length=MAX_EXAMPLES)
     tolerance: dict[str, float] = Field(default_factory=lambda: dict(TOLERANCE))
     """How far an example's numbers may be off, by the backbone's dtype."""
     files: dict[str, Blob] = Field(default_factory=dict, max_length=MAX_FILES)
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no training has changed its weights. Runs of older programs say so in their provenance alone."""
+        return self.untrained or self.provenance.get("made_by") == "init"
 
     @property
     def run_id(self) -> str:
@@ -97,6 +103,11 @@ class Manifest(Document):
         for name in self.files:
             if not FILE_NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"files: {name[:80]!r} is not a plain file name")
+        if fault := tolerance_fault(self.tolerance):
+            raise ValueError(f"tolerance.{fault}")
+        for index, example in enumerate(self.examples):
+            if fault := expectation_fault(self.spec, example.expected):
+                raise ValueError(f"examples.{index}.expected: {fault}")
         return self
 
 
@@ -152,6 +163,26 @@ def parse_manifest(data: bytes, where: str | Path) -> Manifest:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise ArtifactError(where, f"{MANIFEST}: {explain(error)}") from None
+
+
+def check_publishable(manifest: Manifest, where: str | Path, *, allow_untrained: bool = False) -> None:
+    """Check what a publisher should not put into a registry, although a server could read it.
+
+    Raises:
+        ArtifactError: no tokenizer, untrained weights, or golden examples that are no rows or too many tokens.
+    """
+    if manifest.tokenizer_fingerprint == NO_TOKENIZER:
+        raise ArtifactError(where, "it was made without a tokenizer; make it again from a backbone folder that has one")
+    if manifest.is_untrained and not allow_untrained:
+        why = "it is untrained: sidecast init made it, and no training has changed its weights"
+        raise ArtifactError(where, f"{why}; train it, or publish it with --allow-untrained (allow_untrained=True)")
+    try:
+        tokens = replay_tokens(manifest.spec, manifest.examples)
+    except InvalidRow as error:
+        raise ArtifactError(where, f"a golden example's {error}") from None
+    if tokens > MAX_REPLAY_TOKENS:
+        why = f"its golden examples may have {tokens:,} tokens, at most {MAX_REPLAY_TOKENS:,} are allowed"
+        raise ArtifactError(where, f"{why}; publish it with fewer or shorter ones")
 
 
 def need_side_network(manifest: Manifest, where: str | Path) -> None:

@@ -23,10 +23,17 @@ from side_registry import decisions
 from side_registry.blobs import Blobs, StoredArtifact
 from side_registry.checkpoints import EVERY, load_checkpoint, save_checkpoint
 from side_registry.decisions import Published, Rolled
-from side_registry.errors import ArtifactError, Contended, InvalidName, LogReplaced, UnreadableCommit
+from side_registry.errors import (
+    ArtifactError,
+    Contended,
+    InvalidName,
+    LogReplaced,
+    RegistryNotFound,
+    UnreadableCommit,
+)
 from side_registry.log import Action, Commit, Log
-from side_registry.manifest import NO_TOKENIZER, Artifact, Manifest, read_artifact
-from side_registry.marker import find_marker
+from side_registry.manifest import Artifact, Manifest, check_publishable, read_artifact
+from side_registry.marker import find_marker, read_marker
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
 from side_registry.state import Fold, State, fold
@@ -69,7 +76,8 @@ class Registry:
         self._state: State | None = None
         self._head_checked_at = time.monotonic()
         """When the newest commit of `_state` was last seen in the log."""
-        self._refreshing = threading.Lock()
+        self._adopting = threading.Lock()
+        """Never held while the store is asked: a store that hangs must not block other threads."""
 
     @classmethod
     def open(cls, url: "str | Path | Store", *, create: bool = False) -> "Registry":
@@ -94,13 +102,10 @@ class Registry:
             LogReplaced: it is not the log that was read before; checked at every write, and every CHECK_HEAD_S.
             StoreFailed.
         """
-        with self._refreshing:
-            if self._state is None:
-                self._state = load_checkpoint(self.store, self._log)
-                refresh = True
-            if refresh:
-                self._catch_up(self._state)
-            return self._state
+        known = self._state
+        if known is None:
+            return self._catch_up(load_checkpoint(self.store, self._log))
+        return self._catch_up(known) if refresh else known
 
     def wait(self, after: int, timeout_s: float, poll_s: float = 0.2) -> State | None:
         """Block until the generation is past `after`; None when `timeout_s` passes first. One request per poll."""
@@ -156,7 +161,13 @@ class Registry:
         return self.artifact(task, version).download(folder)
 
     def publish(
-        self, folder: str | Path, *, alias: str | None = None, author: str | None = None, message: str = ""
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        allow_untrained: bool = False,
+        author: str | None = None,
+        message: str = "",
     ) -> Published:
         """Make a run folder the task's next version. Files first, then one commit: readers see all of it, or nothing.
 
@@ -164,16 +175,16 @@ class Registry:
         `alias`. A manifest that was published before is the same version again, unless that is retired.
 
         Raises:
-            ArtifactError: the folder is not a complete, sound run.
+            ArtifactError: the folder is not a complete, sound run; its golden examples are too many tokens; or it is
+                untrained, without `allow_untrained`.
+            RegistryNotFound, LogReplaced: the registry was deleted meanwhile, or another one is in its place.
             InvalidName, Contended, StoreFailed.
         """
         if alias is not None:
             check_alias(alias)
         artifact = read_artifact(folder)
-        if artifact.manifest.tokenizer_fingerprint == NO_TOKENIZER:
-            raise ArtifactError(
-                folder, "it was made without a tokenizer; make it again from a backbone folder that has one"
-            )
+        check_publishable(artifact.manifest, folder, allow_untrained=allow_untrained)
+        self._check_marker()
         digest = self._upload(artifact)
         generation, published = self.commit(
             lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message
@@ -280,7 +291,13 @@ class Registry:
         return self._change(lambda state: decisions.delete_task(state, task), author, message)
 
     def announce(self, server: Announced) -> None:
-        """Record that a server follows this registry and which generation it serves. Raises StoreFailed."""
+        """Record that a server follows this registry and which generation it serves.
+
+        Raises:
+            RegistryNotFound, LogReplaced: the registry was deleted, or another one is in its place. Nothing is written.
+            StoreFailed.
+        """
+        self._check_marker()
         self._servers.announce(server)
 
     def withdraw(self, id: str) -> None:
@@ -298,8 +315,11 @@ class Registry:
         """
         return self._servers.await_generation(generation, timeout_s, poll_s)
 
-    def _catch_up(self, start: State) -> None:
-        """Fold the commits after `start`. Keeps the state before an unreadable one."""
+    def _catch_up(self, start: State) -> State:
+        """Fold the commits after `start`, and return the newest known state. Keeps the state before an unreadable one.
+
+        Threads that do so at once each read the log.
+        """
         folding = Fold(start)
         try:
             for commit in self._log.after(start.generation):
@@ -308,12 +328,27 @@ class Registry:
             self._check_head(folding.state())
             raise
         finally:
-            self._state = folding.state()
-        if self._state is start and time.monotonic() - self._head_checked_at < CHECK_HEAD_S:
-            return
-        if self._state is start:
-            self._check_head(start)
-        self._head_checked_at = time.monotonic()
+            newest = self._adopt(folding.state())
+        is_new = folding.state() is not start
+        if is_new or time.monotonic() - self._head_checked_at >= CHECK_HEAD_S:
+            if not is_new:
+                self._check_head(start)
+            self._head_checked_at = time.monotonic()
+        return newest
+
+    def _check_marker(self) -> None:
+        """A write makes the folders above it, so a deleted registry would come back as a few files without a marker.
+
+        Raises:
+            RegistryNotFound: the registry was deleted.
+            LogReplaced: another registry is in its place.
+        """
+        marker = read_marker(self.store)
+        if marker is None:
+            raise RegistryNotFound(self.url)
+        if marker.id != self.id:
+            known = self._state
+            raise LogReplaced(self.url, known.generation if known else 0)
 
     def _check_head(self, state: State) -> None:
         """Raises LogReplaced: the log no longer holds the last commit of this state."""
@@ -366,10 +401,12 @@ class Registry:
             save_checkpoint(self.store, after)
         return True
 
-    def _adopt(self, state: State) -> None:
-        with self._refreshing:
+    def _adopt(self, state: State) -> State:
+        """Make a state the known one, unless a newer one is known. Returns the known one."""
+        with self._adopting:
             if self._state is None or self._state.generation < state.generation:
                 self._state = state
+            return self._state
 
     def _upload(self, artifact: Artifact) -> str:
         """Store an artifact's files and manifest. Returns the manifest's digest."""

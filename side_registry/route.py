@@ -1,5 +1,8 @@
 """How one alias's traffic is split: shares for other versions than the alias's own, and shadows. Knows no log.
 
+Shares have the unit of the log and of the wire, whole hundredths of a per cent. Commands and clients take fractions and
+percentages.
+
 The alias's own version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
 readers split alike.
 """
@@ -9,17 +12,26 @@ import random
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from side_registry.documents import Document
+from side_registry.documents import MAX_NUMBER, Document
 
 WHOLE = 10_000
 """All of an alias's traffic, in hundredths of a per cent."""
 MAX_VERSIONS = 8
 """Most versions with a share; also most shadows."""
 
-Version = Annotated[int, Field(ge=1)]
-Share = Annotated[int, Field(ge=1, lt=WHOLE)]
+Version = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+
+
+def _stored(share: object) -> object:
+    """Refuse a share as people write it, 0.05 or "5%", with what to write here."""
+    if (isinstance(share, float) and not share.is_integer()) or (isinstance(share, str) and not share.isdigit()):
+        raise ValueError("the registry keeps whole hundredths of a per cent: 500 for 5%")
+    return share
+
+
+Share = Annotated[int, Field(ge=1, lt=WHOLE), BeforeValidator(_stored)]
 
 
 class Bounds(Document):

@@ -1,18 +1,20 @@
 """Which servers follow the registry, and the generation that they serve: heartbeats in `servers/<id>.json`.
 
 Knows no routes and no versions, only generations. Never needed for correctness. No server's clock is trusted: a server
-is dead when its heartbeat stops, or is much older than the newest one by the store's clock.
+is dead when its heartbeat stops, or is much older than the newest one by the store's clock. A heartbeat of the future,
+which a clock that was set back leaves, is no such newest one; its own server is dead once it is seen to stand still.
 """
 
 import re
+import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import Field, ValidationError
 
-from side_registry.documents import SCHEMA_VERSION, Document
-from side_registry.store import Entry, Store, TooLarge
+from side_registry.documents import MAX_NUMBER, SCHEMA_VERSION, Document
+from side_registry.store import BadObject, Entry, Store
 
 BEAT_S = 10.0
 """Seconds between two heartbeats of a server. One is also written whenever the served generation changes."""
@@ -32,9 +34,9 @@ class Announced(Document):
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     """Of this run of the server; a restarted server has another id."""
     address: str = Field(max_length=300)
-    generation: int = Field(ge=0)
+    generation: int = Field(ge=0, le=MAX_NUMBER)
     """The registry's generation that it serves."""
-    counter: int = Field(ge=0)
+    counter: int = Field(ge=0, le=MAX_NUMBER)
     """Number of heartbeats before this one."""
     started: str = ""
     """ISO 8601, UTC, by its clock; for people."""
@@ -58,7 +60,7 @@ class Heartbeat:
 
     server: Announced
     late: bool
-    """Another server's heartbeat is newer by more than LEASE_S."""
+    """Another server's heartbeat is newer by more than LEASE_S, and not of the future."""
 
 
 class Servers:
@@ -66,6 +68,8 @@ class Servers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._detector = FailureDetector()
+        """Of all reads: so a long-lived process knows which servers stand still."""
 
     def announce(self, server: Announced) -> None:
         """Write a heartbeat. A server's first one also removes those that other servers left long ago."""
@@ -81,15 +85,14 @@ class Servers:
         self._store.remove(server_path(id))
 
     def alive(self) -> list[Announced]:
-        """Servers that are not late, sorted by address."""
-        return [heartbeat.server for heartbeat in self._read_all() if not heartbeat.late]
+        """Servers that are alive as far as the store's times and this object's earlier reads tell, by address."""
+        return self._detector.alive(self._read_all(), time.monotonic())
 
     def await_generation(self, generation: int, timeout_s: float, poll_s: float) -> Awaited:
         """Block until all servers that are alive serve a generation or a later one, or `timeout_s` passes."""
-        detector = FailureDetector()
         deadline = time.monotonic() + timeout_s
         while True:
-            servers = detector.alive(self._read_all(), time.monotonic())
+            servers = self.alive()
             served = all(server.generation >= generation for server in servers)
             left = deadline - time.monotonic()
             if served or left <= 0:
@@ -99,7 +102,7 @@ class Servers:
     def _read_all(self) -> list[Heartbeat]:
         """All heartbeats, sorted by address; other objects are skipped."""
         servers = [(server, entry.modified) for entry in self._entries() if (server := self._read(entry))]
-        newest = max((modified for _, modified in servers), default=datetime.min)
+        newest = _newest([modified for _, modified in servers])
         heartbeats = [Heartbeat(server, (newest - modified).total_seconds() > LEASE_S) for server, modified in servers]
         return sorted(heartbeats, key=lambda heartbeat: (heartbeat.server.address, heartbeat.server.id))
 
@@ -110,7 +113,7 @@ class Servers:
         try:
             data = self._store.read(entry.path, MAX_SERVER_BYTES)
             server = None if data is None else Announced.model_validate_json(data)
-        except (TooLarge, ValidationError):
+        except (BadObject, ValidationError):
             return None
         if server is None or server_path(server.id) != entry.path:
             return None
@@ -131,10 +134,18 @@ class FailureDetector:
 
     def __init__(self) -> None:
         self._observed: dict[str, _Observed] = {}
+        self._lock = threading.Lock()
 
     def alive(self, heartbeats: list[Heartbeat], now: float) -> list[Announced]:
         """The servers that are alive at `now`, in seconds of a clock that never jumps."""
-        return [heartbeat.server for heartbeat in heartbeats if self._is_alive(heartbeat, now)]
+        ids = {heartbeat.server.id for heartbeat in heartbeats}
+        with self._lock:
+            self._observed = {
+                id: observed
+                for id, observed in self._observed.items()
+                if id in ids or now - observed.since < FORGOTTEN_S
+            }
+            return [heartbeat.server for heartbeat in heartbeats if self._is_alive(heartbeat, now)]
 
     def _is_alive(self, heartbeat: Heartbeat, now: float) -> bool:
         counter = heartbeat.server.counter
@@ -144,6 +155,12 @@ class FailureDetector:
             observed.since = now
             observed.changed = True
         return now - observed.since < LEASE_S and (observed.changed or not heartbeat.late)
+
+
+def _newest(times: list[datetime]) -> datetime:
+    """The newest time that is not of the future by this machine's clock; of all, if that clock is behind them all."""
+    latest = datetime.now(UTC) + timedelta(seconds=LEASE_S)
+    return max([each for each in times if each <= latest] or times, default=datetime.min)
 
 
 def server_path(id: str) -> str:

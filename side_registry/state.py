@@ -35,6 +35,8 @@ class VersionState:
     generation: int
     """Of its publish."""
     retired: bool = False
+    untrained: bool = False
+    """No training has changed its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,7 @@ def _publish(task: TaskState, action: Publish, commit: Commit) -> TaskState:
         author=commit.author,
         message=commit.message,
         generation=commit.generation,
+        untrained=action.untrained,
     )
     return replace(task, versions={**task.versions, action.version: entry}, deleted=False)
 

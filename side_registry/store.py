@@ -5,28 +5,29 @@ Knows paths and bytes, not what they mean. Every failure is a StoreFailed, after
 """
 
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import HTTPStore, LocalStore, from_url
 
 from side_registry.errors import NotARegistry, RegistryNotFound, StoreFailed
+from side_registry.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, RetryConfig
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
-from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CHUNK_BYTES = 4 << 20
 
@@ -44,8 +45,24 @@ RETRY: "RetryConfig" = {
 """For requests that a remote store does not answer, or answers with 5xx. Then the caller gets StoreFailed."""
 
 
-class TooLarge(ValueError):
-    """An object has more bytes than the reader allows; the reader turns this into an error of its own."""
+ANSWER_S = 60.0
+"""Longest that a remote store may take for one request, with its retries: after that the caller gets StoreFailed."""
+FOLDER_ANSWER_S = 30.0
+"""The same for a folder, which may be on a network file system."""
+SLOWEST = 1 << 20
+"""Bytes in a second. An object's size divided by this is added to the time that its transfer may take."""
+
+
+class BadObject(ValueError):
+    """An object cannot be read, whatever its content; the reader turns this into an error of its own."""
+
+
+class TooLarge(BadObject):
+    """An object has more bytes than the reader allows."""
+
+
+class NotAFile(BadObject):
+    """At an object's place in a folder is something else: a folder, a pipe, a link that leads nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +77,18 @@ class Entry:
 
 
 class Store:
-    """Objects below one address. Safe to use from many threads. Every call may raise StoreFailed."""
+    """Objects below one address. Safe to use from many threads. Every call may raise StoreFailed.
+
+    No call hangs: one that gets no answer within `answer_s` seconds raises StoreFailed.
+    """
 
     def __init__(self, url: str, objects: "ObjectStore", folder: Path | None = None) -> None:
         """Use `open`; `folder` is that of a local store."""
         self.url = url
+        self.answer_s = ANSWER_S if folder is None else FOLDER_ANSWER_S
         self._objects = objects
         self._folder = folder
+        self._limit = TimeLimit()
 
     @classmethod
     def open(cls, url: str | Path, *, create: bool = False) -> "Store":
@@ -82,50 +104,88 @@ class Store:
         if isinstance(url, str) and "://" in text and not text.startswith("file://"):
             return cls(text, _remote(text))
         folder = _local_folder(text)
-        with _failures(str(folder), "."):
+
+        def open_folder() -> LocalStore:
             if not folder.exists() and not create:
                 raise RegistryNotFound(str(folder))
             if folder.exists() and not folder.is_dir():
                 raise NotARegistry(str(folder), "it is a file")
-            return cls(str(folder), LocalStore(prefix=folder, mkdir=create), folder)
+            return LocalStore(prefix=folder, mkdir=create)
+
+        with _failures(str(folder), "."):
+            return cls(str(folder), TimeLimit().call(open_folder, FOLDER_ANSWER_S), folder)
 
     def read(self, path: str, limit: int) -> bytes | None:
         """All of an object; None when there is none.
 
         Raises:
             TooLarge: it has more than `limit` bytes.
+            NotAFile: a local folder has something else at this place.
         """
-        with _failures(self.url, path):
-            try:
-                result = obstore.get(self._objects, path)
-            except FileNotFoundError:
+
+        def get() -> "tuple[obstore.GetResult, bytes | None] | None":
+            """The object, with its bytes where they are few: most objects are commits."""
+            result = self._get(path)
+            if result is None:
                 return None
-            if result.meta["size"] > limit:
-                raise TooLarge(f"it has {result.meta['size']} bytes, at most {limit} are expected")
-            return bytes(result.bytes())
+            return result, bytes(result.bytes()) if result.meta["size"] <= min(limit, CHUNK_BYTES) else None
+
+        with _failures(self.url, path):
+            found = self._ask(get)
+            if found is None:
+                return None
+            result, data = found
+            size = result.meta["size"]
+            if size > limit:
+                raise TooLarge(f"it has {size} bytes, at most {limit} are expected")
+            return self._ask(lambda: bytes(result.bytes()), size) if data is None else data
+
+    def read_run(self, paths: Sequence[str], limit: int) -> "list[bytes]":
+        """The objects at these paths, up to the first that is not there or that `read` would refuse."""
+
+        def get() -> "list[bytes]":
+            run = []
+            for path in paths:
+                try:
+                    result = self._get(path)
+                except NotAFile:
+                    break
+                if result is None or result.meta["size"] > limit:
+                    break
+                run.append(bytes(result.bytes()))
+            return run
+
+        with _failures(self.url, paths[0]):
+            return self._ask(get)
 
     def stream(self, path: str) -> Iterator[bytes] | None:
-        """An object in chunks of about CHUNK_BYTES; None when there is none."""
+        """An object in chunks of about CHUNK_BYTES; None when there is none.
+
+        Raises:
+            NotAFile: a local folder has something else at this place.
+        """
         with _failures(self.url, path):
-            try:
-                chunks = obstore.get(self._objects, path).stream(min_chunk_size=CHUNK_BYTES)
-            except FileNotFoundError:
-                return None
-        return self._chunks(path, chunks)
+            result = self._ask(lambda: self._get(path))
+        return None if result is None else self._chunks(path, result.stream(min_chunk_size=CHUNK_BYTES))
 
     def find(self, path: str) -> Entry | None:
-        """Size and time of an object, without reading it; None when there is none."""
-        with _failures(self.url, path):
+        """Size and time of an object, without reading it; None when there is none, or something that is no file."""
+
+        def find() -> Entry | None:
             try:
+                self._refuse_special(path)
                 return _entry(obstore.head(self._objects, path))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotAFile):
                 return None
+
+        with _failures(self.url, path):
+            return self._ask(find)
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Write an object unless it exists, all or nothing. Of many writers that race, one gets True."""
         with _failures(self.url, path):
             try:
-                obstore.put(self._objects, path, data, mode="create")
+                self._ask(lambda: obstore.put(self._objects, path, data, mode="create"), len(data))
             except AlreadyExistsError:
                 return False
             return True
@@ -133,13 +193,13 @@ class Store:
     def overwrite(self, path: str, data: bytes) -> None:
         """Write an object, all or nothing, whatever was there."""
         with _failures(self.url, path):
-            obstore.put(self._objects, path, data)
+            self._ask(lambda: obstore.put(self._objects, path, data), len(data))
 
     def move(self, path: str, target: str) -> bool:
         """Move an object, over any that is at `target`; False when it does not exist. Killed halfway, both exist."""
         with _failures(self.url, path):
             try:
-                obstore.rename(self._objects, path, target)
+                self._ask(lambda: obstore.rename(self._objects, path, target))
             except FileNotFoundError:
                 return False
             return True
@@ -148,9 +208,9 @@ class Store:
         """Remove an object, or a draft (see `drafts`), if it exists."""
         with _failures(self.url, path), suppress(FileNotFoundError):
             if self._folder and DRAFT.search(path):
-                (self._folder / path).unlink()
+                self._ask((self._folder / path).unlink)
             else:
-                obstore.delete(self._objects, path)
+                self._ask(lambda: obstore.delete(self._objects, path))
 
     def list(self, prefix: str) -> list[str]:
         """Paths below a prefix, sorted."""
@@ -159,7 +219,7 @@ class Store:
     def entries(self, prefix: str) -> "list[Entry]":
         """The objects below a prefix, sorted by path."""
         with _failures(self.url, prefix):
-            entries = [_entry(meta) for page in obstore.list(self._objects, prefix) for meta in page]
+            entries = [_entry(meta) for page in self._pages(prefix) for meta in page]
         return sorted(entries, key=lambda entry: entry.path)
 
     def drafts(self) -> "list[Entry]":
@@ -173,11 +233,47 @@ class Store:
     def is_empty(self) -> bool:
         """Whether there is no object at all."""
         with _failures(self.url, "."):
-            return next((False for page in obstore.list(self._objects) if page), True)
+            return next((False for page in self._pages() if page), True)
 
-    def _chunks(self, path: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _pages(self, prefix: str | None = None) -> Iterator[Sequence["obstore.ObjectMeta"]]:
+        """The objects below a prefix, some at a time."""
+        pages = self._ask(lambda: iter(obstore.list(self._objects, prefix)))
+        while (page := self._ask(lambda: next(pages, None))) is not None:
+            yield page
+
+    def _chunks(self, path: str, result: "obstore.BytesStream") -> Iterator[bytes]:
+        chunks = iter(result)
         with _failures(self.url, path):
-            yield from map(bytes, chunks)
+            while (chunk := self._ask(lambda: next(chunks, None), CHUNK_BYTES)) is not None:
+                yield bytes(chunk)
+
+    def _get(self, path: str) -> "obstore.GetResult | None":
+        self._refuse_special(path)
+        try:
+            return obstore.get(self._objects, path)
+        except FileNotFoundError:
+            self._refuse_special(path)  # a link that leads nowhere
+            return None
+
+    def _refuse_special(self, path: str) -> None:
+        """Raises NotAFile: to open a pipe would wait for ever; a link that leads nowhere cannot be written over."""
+        if self._folder is None:
+            return
+        place = self._folder / path
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if place.is_symlink():
+                raise NotAFile(
+                    f"it is a symbolic link to {place.readlink()}, which does not exist; remove it"
+                ) from None
+            return
+        if not stat.S_ISREG(mode):
+            raise NotAFile(f"it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}, not a file; remove it")
+
+    def _ask(self, request: Callable[[], Result], size: int = 0) -> Result:
+        """What the request returns or raises; OSError when it takes too long for `size` bytes."""
+        return self._limit.call(request, self.answer_s + size / SLOWEST)
 
 
 def _entry(meta: "obstore.ObjectMeta") -> Entry:
@@ -272,8 +368,6 @@ def first_line(error: BaseException) -> str:
 
 THREADS = 16
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Step = Callable[[], None]
 """Called after each item of a long piece of work."""
 Progress = Callable[[str, int], Step]

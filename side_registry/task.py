@@ -4,39 +4,40 @@ Knows text and names only: no versions, no tokens, no stores.
 """
 
 import re
-import string
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from side_registry.decoding_spec import GenerationSpec
-from side_registry.documents import Document, explain
+from side_registry.documents import Document
 from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
-from side_registry.task_kinds import KINDS, Kind, kinds_with
+from side_registry.task_kinds import KINDS, Kind
+from side_registry.task_rules import MAX_DIMENSIONS, check_rules, template_fields, text_fault, toml_faults
 
 PRODUCTION = "production"
 """The alias of a reference that names none."""
 
 MAX_TOML_BYTES = 1 << 20
 
+SHOWN_NAME = 40
+"""Characters of a row's field name that an error shows."""
+SHOWN_NAMES = 5
+"""How many of a row's field names an error shows."""
+
 DIMENSIONS = 256
 """Numbers in an embedding, by default."""
-MAX_DIMENSIONS = 4096
 MAX_LABELS = 10_000
-MAX_LABEL = 1_000
-"""Characters of one."""
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 TASK_RULE = "1 to 64 of the letters a-z and A-Z, digits, '_' and '-', starting with a letter or digit"
 ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 ALIAS_RULE = "1 to 32 of the letters a-z, digits, '_' and '-', starting with a letter"
-FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -48,7 +49,10 @@ class TaskSpec(Document):
     template: str = Field(min_length=1, max_length=10_000)
     """The prompt, with the row's fields in braces: `question: {question} sentence: {sentence}`."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
-    """Classification: the classes, as the words the model says. Empty for other kinds."""
+    """Classification: the classes, as the words the model says; integers are taken as their text. Empty for other
+    kinds."""
+    label_index: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Classification: integers in data files are positions in `labels`, from 0. Documents have it only where true."""
     low: float | None = Field(default=None, allow_inf_nan=False)
     high: float | None = Field(default=None, allow_inf_nan=False)
     """Regression: answers are clipped to low..high; training values outside are errors."""
@@ -74,18 +78,15 @@ class TaskSpec(Document):
         """Read a spec that a person wrote: from a Path, from a string that ends in `.toml`, else from TOML text.
 
         Raises:
-            InvalidSpec: unreadable, not TOML, a field missing, wrong or misspelt.
+            InvalidSpec: unreadable, not TOML, or fields missing, wrong or misspelt: all of them in one message.
         """
         is_file = isinstance(source, Path) or (source.endswith(".toml") and "\n" not in source)
         origin = str(source) if is_file else "the given text"
         try:
             table = tomllib.loads(_read_text(Path(source).expanduser()) if is_file else str(source))
-            _refuse_unknown_keys(table, tuple(cls.model_fields))
-            if isinstance(generation := table.get("generation"), dict):
-                _refuse_unknown_keys(generation, tuple(GenerationSpec.model_fields))
+            if faults := toml_faults(cls, table):
+                raise InvalidSpec(origin, "; ".join(faults))
             return cls.model_validate(table)
-        except ValidationError as error:
-            raise InvalidSpec(origin, explain(error)) from None
         except OSError as error:
             raise InvalidSpec(origin, error.strerror or str(error)) from None
         except UnicodeDecodeError as error:
@@ -96,7 +97,7 @@ class TaskSpec(Document):
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """The template's field names, in order, without repetition."""
-        return _template_fields(self.template)
+        return template_fields(self.template)
 
     @property
     def outputs(self) -> int:
@@ -109,19 +110,22 @@ class TaskSpec(Document):
         return self.dimensions if kind.has_dimensions else 1
 
     def render(self, row: Mapping[str, str]) -> str:
-        """The prompt of one row.
+        """The prompt of one row. Fields that the template does not name are ignored, so that tasks can share a row.
 
         Raises:
-            InvalidRow: a field is missing, unknown, not text, empty, too long or not encodable.
+            InvalidRow: a field is missing, not text, empty, too long or not encodable.
         """
-        for name in row:
-            if name not in self.fields:
-                raise InvalidRow(name, f"is not in the template of task {self.name!r}; use {', '.join(self.fields)}")
+        if missing := [name for name in self.fields if name not in row]:
+            raise InvalidRow(missing[0], self._lack(row, missing))
         for name in self.fields:
-            if name not in row:
-                raise InvalidRow(name, f"is missing; task {self.name!r} needs {', '.join(self.fields)}")
             self._check_value(name, row[name])
         return self.template.format_map(row)
+
+    def _lack(self, row: Mapping[str, str], missing: list[str]) -> str:
+        """Why a row cannot be rendered: what it lacks, and its own names, one of which may be misspelt."""
+        others = f", {', '.join(missing[1:])} too" if missing[1:] else ""
+        names = ", ".join(ascii(str(name)[:SHOWN_NAME])[:SHOWN_NAME] for name in islice(row, SHOWN_NAMES)) or "no field"
+        return f"is missing{others}; task {self.name!r} needs {', '.join(self.fields)}, the row has {names}"
 
     def _check_value(self, name: str, value: object) -> None:
         if not isinstance(value, str):
@@ -130,7 +134,7 @@ class TaskSpec(Document):
             raise InvalidRow(name, f"has {len(value)} characters, at most {self.max_chars} are allowed; shorten it")
         if not value or value.isspace():
             raise InvalidRow(name, "is empty; give it some text")
-        if fault := _text_fault(value):
+        if fault := text_fault(value):
             raise InvalidRow(name, f"holds {fault}; remove it")
 
     @model_validator(mode="before")
@@ -152,26 +156,24 @@ class TaskSpec(Document):
             raise ValueError(f"must be {TASK_RULE}, got {name[:80]!r}")
         return name
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _integers_as_text(cls, labels: Any) -> Any:
+        if not isinstance(labels, list | tuple):
+            return labels
+        return tuple(str(label) if type(label) is int else label for label in labels)
+
     @field_validator("template")
     @classmethod
     def _check_template(cls, template: str) -> str:
-        if fault := _text_fault(template):
+        if fault := text_fault(template):
             raise ValueError(f"holds {fault}")
-        _template_fields(template)
+        template_fields(template)
         return template
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        _check_labels(self.kind, self.labels)
-        _check_range(self.kind, self.low, self.high)
-        _check_embedding(self.kind, self.dimensions, self.fields)
-        kind = KINDS[self.kind]
-        if not kind.makes_text and not self.generation.is_default:
-            raise ValueError(f"generation is for {kinds_with('makes_text')}, this task is {self.kind}")
-        if self.metric not in kind.metrics:
-            raise ValueError(f"metric must be {' or '.join(kind.metrics)} for {self.kind}, got {self.metric!r}")
-        if not FIELD_NAME.fullmatch(self.target) or self.target in self.fields:
-            raise ValueError(f"target must be a name that is not a field of the template, got {self.target!r}")
+        check_rules(self, self.fields)
         return self
 
 
@@ -214,77 +216,9 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def _template_fields(template: str) -> tuple[str, ...]:
-    """Plain `{name}` only: positions, attributes, indexes, conversions and formats could reach into the program."""
-    fields: dict[str, None] = {}
-    for _, name, form, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if not FIELD_NAME.fullmatch(name) or form or conversion:
-            raise ValueError(f"each field must be a plain name in braces such as {{sentence}}, got {{{name}}} in it")
-        fields[name] = None
-    if not fields:
-        raise ValueError("needs at least one field in braces such as {sentence}")
-    return tuple(fields)
-
-
-def _check_labels(kind: str, labels: tuple[str, ...]) -> None:
-    if not KINDS[kind].has_labels:
-        if labels:
-            raise ValueError(f"labels are for {kinds_with('has_labels')}, this task is {kind}")
-        return
-    if len(labels) < 2:
-        raise ValueError(f"labels must be at least two for {kind}, got {len(labels)}")
-    for label in labels:
-        if not label or label != label.strip() or _text_fault(label):
-            raise ValueError(f"labels must be words without spaces around them, got {label[:80]!r}")
-        if len(label) > MAX_LABEL:
-            raise ValueError(f"labels must have at most {MAX_LABEL} characters, got {len(label)} in {label[:80]!r}")
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"labels must be distinct, got {', '.join(labels)[:200]}")
-
-
-def _check_range(kind: str, low: float | None, high: float | None) -> None:
-    if not KINDS[kind].has_range and (low is not None or high is not None):
-        raise ValueError(f"low and high are for {kinds_with('has_range')}, this task is {kind}")
-    if low is not None and high is not None and low >= high:
-        raise ValueError(f"low must be below high, got {low} and {high}")
-
-
-def _check_embedding(kind: str, dimensions: int, fields: tuple[str, ...]) -> None:
-    if dimensions and not KINDS[kind].has_dimensions:
-        raise ValueError(f"dimensions are for {kinds_with('has_dimensions')}, this task is {kind}")
-    if KINDS[kind].has_dimensions and not dimensions:
-        raise ValueError(f"dimensions must be 1 to {MAX_DIMENSIONS} for {kind}, got 0")
-    if KINDS[kind].target_is_input and len(fields) != 1:
-        raise ValueError(
-            f"template must have one field for {kind}, the text that becomes a vector; got {', '.join(fields)}"
-        )
-
-
-def _text_fault(text: str) -> str | None:
-    """What keeps a text from being tokenized: NUL ends C strings, half a surrogate pair has no UTF-8."""
-    if "\0" in text:
-        return "a NUL character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "half a surrogate pair"
-    return None
-
-
 def _read_text(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(MAX_TOML_BYTES + 1)
     if len(data) > MAX_TOML_BYTES:
         raise ValueError(f"it is larger than {MAX_TOML_BYTES} bytes")
     return data.decode()
-
-
-def _refuse_unknown_keys(table: Mapping[str, object], known: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"unknown field {key!r}; {f'did you mean {near[0]!r}?' if near else 'use ' + ', '.join(known)}"
-            )

@@ -1,4 +1,13 @@
-"""Sidecast: one frozen T5 backbone, any number of tasks, each a small side network, swapped while it serves."""
+"""Sidecast: one frozen T5 backbone, any number of tasks, each a small side network, swapped while it serves.
+
+    from sidecast import Client
+
+    with Client("localhost:8001") as client:
+        print(client.predict("sst2", ["a gripping film"])[0].label)
+
+`Client` and `AsyncClient` call a server, and raise subclasses of `SidecastError`. `Registry` reads and changes a
+registry without a server. A name is imported when it is first used: a client needs neither torch nor a registry.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,64 +15,121 @@ if TYPE_CHECKING:
     from serving.client import (
         AsyncClient,
         AsyncTextStream,
+        Bounds,
+        CallCancelledError,
         Classification,
         Client,
+        ContendedError,
+        DeadlineExceededError,
+        DrainingError,
         Embedding,
         GeneratedText,
+        IncompatibleSideError,
+        InternalError,
+        InvalidArtifactError,
+        InvalidInputError,
+        InvalidNameError,
+        InvalidRequestError,
+        InvalidRouteError,
+        MessageTooLargeError,
+        NotFoundError,
+        NothingToRollBackError,
+        NotLoadedError,
+        OverloadedError,
         Piece,
         Predictions,
         Prompt,
+        RefusedError,
         Regression,
+        RollbackUnclearError,
+        Route,
+        RouteChangedError,
         SidecastError,
+        SideFailedError,
         Text,
         TextStream,
+        TooManyRowsError,
+        UnavailableError,
+        UnknownAliasError,
+        UnknownTaskError,
+        UnknownVersionError,
+        UnreachableError,
+        UnsupportedError,
+        VersionInUseError,
+        VersionRefusedError,
     )
     from side_registry import Registry, TaskRef, TaskSpec
+
+    __version__: str
 
 __all__ = [
     "AsyncClient",
     "AsyncTextStream",
+    "Bounds",
+    "CallCancelledError",
     "Classification",
     "Client",
+    "ContendedError",
+    "DeadlineExceededError",
+    "DrainingError",
     "Embedding",
     "GeneratedText",
+    "IncompatibleSideError",
+    "InternalError",
+    "InvalidArtifactError",
+    "InvalidInputError",
+    "InvalidNameError",
+    "InvalidRequestError",
+    "InvalidRouteError",
+    "MessageTooLargeError",
+    "NotFoundError",
+    "NotLoadedError",
+    "NothingToRollBackError",
+    "OverloadedError",
     "Piece",
     "Predictions",
     "Prompt",
+    "RefusedError",
     "Registry",
     "Regression",
+    "RollbackUnclearError",
+    "Route",
+    "RouteChangedError",
+    "SideFailedError",
     "SidecastError",
     "TaskRef",
     "TaskSpec",
     "Text",
     "TextStream",
+    "TooManyRowsError",
+    "UnavailableError",
+    "UnknownAliasError",
+    "UnknownTaskError",
+    "UnknownVersionError",
+    "UnreachableError",
+    "UnsupportedError",
+    "VersionInUseError",
+    "VersionRefusedError",
 ]
 
-_HOMES = {
-    "serving.client": (
-        "AsyncClient",
-        "AsyncTextStream",
-        "Classification",
-        "Client",
-        "Embedding",
-        "GeneratedText",
-        "Piece",
-        "Predictions",
-        "Prompt",
-        "Regression",
-        "SidecastError",
-        "Text",
-        "TextStream",
-    ),
-    "side_registry": ("Registry", "TaskRef", "TaskSpec"),
-}
+_OF_REGISTRY = ("Registry", "TaskRef", "TaskSpec")
+"""Names that `side_registry` has; `serving.client` has the others."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is used: a client needs neither torch nor a registry."""
+    """Import a public name when it is used."""
     import importlib
 
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(home), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sidecast")
+    if name in __all__:
+        home = "side_registry" if name in _OF_REGISTRY else "serving.client"
+        return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'sidecast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, also those that are not imported yet."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 
 from table_files.errors import TableFileError
-from table_files.format import Chunk, Row, check_columns, text_lines
+from table_files.format import Chunk, Row, check_columns, pick, text_lines
 
 QUOTING = 'quote values with delimiters, line ends or quotes in them, and double these quotes: "a ""good"" film"'
 MAX_CHARACTERS = 2**24
@@ -37,14 +37,15 @@ class Delimited:
         self._delimiter = delimiter
         self._name = "TSV" if delimiter == "\t" else "CSV"
 
-    def rows(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, file: BinaryIO, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
         """Each row's values of `columns`. Raises TableFileError: no header, a column missing, or a bad row."""
         records = self._records(file)
         header = next(records, None)
         if header is None:
             raise TableFileError(None, f"empty; the first line names the columns: {', '.join(columns)}")
-        check_columns(header.line, header.values, columns)
-        positions = {name: header.values.index(name) for name in columns}
+        names = pick(header.values, columns, optional)
+        check_columns(header.line, header.values, names)
+        positions = {name: header.values.index(name) for name in names}
         for record in _checked(records, len(header.values)):
             yield record.line, {name: record.values[position] for name, position in positions.items()}
 

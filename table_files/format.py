@@ -1,7 +1,7 @@
 """What the file formats have in common: chunks of rows, numbered lines of text, and the check of columns."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -31,8 +31,8 @@ class Chunk:
 class Format(Protocol):
     """One kind of file. Methods take a binary file open at its start and raise TableFileError or pyarrow's errors."""
 
-    def rows(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
-        """The values of `columns`, row by row, as the file has them."""
+    def rows(self, file: BinaryIO, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+        """The values of `columns`, row by row, as the file has them, and of those in `optional` that a row has."""
         ...
 
     def cut(self, file: BinaryIO, chunk_rows: int) -> Iterator[tuple[Chunk, pa.Schema]]:
@@ -83,6 +83,11 @@ def text_lines(file: BinaryIO, number: int = 1, offset: int = 0) -> Iterator[Lin
         line = Line(count, offset, raw, text)
         yield line
         offset = line.end
+
+
+def pick(has: Collection[str], columns: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """The names to read: `columns`, then those of `optional` that a file or row has, each once."""
+    return list(dict.fromkeys([*columns, *(name for name in optional if name in has)]))
 
 
 def check_columns(line: int | None, has: Sequence[str], wants: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""JSON lines: one JSON object a line. Blank lines are skipped.
+"""JSON lines: one JSON object a line. Blank lines are skipped; a name that an object has twice is refused.
 
 Single rows are parsed by Python's json, which keeps every value as it is written and knows the column of a mistake;
 chunks by pyarrow, into typed columns. What looks like a time stays the text that it is.
@@ -6,6 +6,7 @@ chunks by pyarrow, into typed columns. What looks like a time stays the text tha
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
@@ -14,18 +15,23 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from table_files.errors import TableFileError
-from table_files.format import Chunk, Line, Row, check_columns, text_lines
+from table_files.format import Chunk, Line, Row, check_columns, pick, text_lines
+
+MAX_DEPTH = 100
+"""Objects and arrays inside each other. pyarrow's parser has no limit of its own: some 20,000 overflow its stack."""
+BRACKETS = re.compile(r"[][{}]")
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
 
 
 class JsonLines:
     """The format of .jsonl files; see `table_files.format.Format`."""
 
-    def rows(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, file: BinaryIO, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
         """Each line's values of `columns`. Raises TableFileError: bad JSON, no object, or a column missing."""
         for line in _row_lines(file):
             row = _parse(line)
             check_columns(line.number, list(row), columns)
-            yield line.number, {name: row[name] for name in columns}
+            yield line.number, {name: row[name] for name in pick(row, columns, optional)}
 
     def cut(self, file: BinaryIO, chunk_rows: int) -> Iterator[tuple[Chunk, pa.Schema]]:
         """Chunks by their bytes. Raises TableFileError: bad JSON, or values of several types in a column."""
@@ -47,21 +53,57 @@ class JsonLines:
 
 
 def _row_lines(file: BinaryIO) -> Iterator[Line]:
-    return (line for line in text_lines(file) if line.text.strip())
+    for line in text_lines(file):
+        text = line.text.strip()
+        if not text:
+            continue
+        _check_depth(line)
+        if not (text.startswith("{") and text.endswith("}")):
+            _parse(line)  # names the mistake; pyarrow would read on in the next line, and nest deeper with each
+        yield line
+
+
+def _check_depth(line: Line) -> None:
+    """Raises TableFileError: deeper than MAX_DEPTH."""
+    if line.raw.count(b"[") + line.raw.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in BRACKETS.findall(STRING.sub("", line.text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            why = f"more than {MAX_DEPTH} objects and arrays inside each other; nest the values less"
+            raise TableFileError(line.number, why)
 
 
 def _parse(line: Line) -> dict[str, Any]:
     try:
-        row = json.loads(line.text.rstrip())
+        row = json.loads(line.text.rstrip(), object_pairs_hook=_object)
+    except _GivenTwice as error:
+        raise TableFileError(line.number, f"the key {error.key!r} is given twice; keep one") from None
     except json.JSONDecodeError as error:
         why = f"bad JSON: {error.msg} at column {error.colno}; each line is one JSON object"
         raise TableFileError(line.number, why) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+    except ValueError as error:  # a number of thousands of digits
         raise TableFileError(line.number, f"bad JSON: {error}") from None
     if not isinstance(row, dict):
         why = "not a JSON object; each line is one, with a name and a value for each column"
         raise TableFileError(line.number, why)
     return row
+
+
+class _GivenTwice(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Python's json would keep the last of two values with the same key."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _GivenTwice(next(key for key in keys if keys.count(key) > 1))
+    return values
 
 
 def _schema_of(lines: Sequence[Line]) -> pa.Schema:

@@ -1,5 +1,6 @@
 """Parquet: rows by their index, found through the file's row groups. Values keep their types."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from table_files.errors import TableFileError
-from table_files.format import Chunk, Row, check_columns
+from table_files.format import Chunk, Row, check_columns, pick
 
 BATCH_ROWS = 1024
 """Rows that are decoded at a time."""
@@ -17,15 +18,33 @@ BATCH_ROWS = 1024
 class Parquet:
     """The format of .parquet files; see `table_files.format.Format`."""
 
-    def rows(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, file: BinaryIO, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
         """Each row's values of `columns`. Raises TableFileError: no such column, or a value Python cannot hold."""
         with _opened(file) as table:
-            check_columns(None, table.schema_arrow.names, columns)
+            names = pick(table.schema_arrow.names, columns, optional)
+            check_columns(None, table.schema_arrow.names, names)
             first = 1
-            for batch in table.iter_batches(BATCH_ROWS, columns=list(columns)):
+            for batch in table.iter_batches(BATCH_ROWS, columns=names):
                 for index in range(batch.num_rows):
-                    yield first + index, {name: _value(first, index, name, batch) for name in columns}
+                    yield first + index, {name: _value(first, index, name, batch) for name in names}
                 first += batch.num_rows
+
+    def class_names(self, file: BinaryIO) -> dict[str, list[str]]:
+        """By column: the names of its classes, for the columns whose values are positions in them.
+
+        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel.
+        """
+        with _opened(file) as table:
+            text = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            features = json.loads(text)["info"]["features"]
+            return {
+                column: [str(name) for name in feature["names"]]
+                for column, feature in features.items()
+                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another program's metadata
+            return {}
 
     def cut(self, file: BinaryIO, chunk_rows: int) -> Iterator[tuple[Chunk, pa.Schema]]:
         """Chunks by the file's metadata alone."""

@@ -49,16 +49,33 @@ def format_of(path: str | PurePath) -> Format:
     return FORMATS[suffix]
 
 
-def read_rows(file: BinaryIO | pa.NativeFile, form: Format, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(
+    file: BinaryIO | pa.NativeFile, form: Format, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[Row]:
     """The rows of a file, one at a time, each with the number of its first line (Parquet: of the row), from 1.
 
-    Values come as the file has them (CSV and TSV: all text). Columns that are not asked for are ignored.
+    Values come as the file has them (CSV and TSV: all text). Columns that are not asked for are ignored; those in
+    `optional` may be missing.
 
     Raises:
         TableFileError: damaged, not UTF-8, a bad row, or a column missing.
     """
     with _reading():
-        yield from form.rows(_python_file(file, form), columns)
+        yield from form.rows(_python_file(file, form), columns, optional)
+
+
+def class_names(file: BinaryIO | pa.NativeFile, form: Format) -> dict[str, list[str]]:
+    """By column: the names of its classes, where a Parquet file's metadata has them and its values are positions.
+
+    `datasets` writes them. `read_rows` gives the positions all the same.
+
+    Raises:
+        TableFileError: damaged.
+    """
+    if not isinstance(form, Parquet):
+        return {}
+    with _reading():
+        return form.class_names(_python_file(file, form))
 
 
 def cut(file: BinaryIO | pa.NativeFile, form: Format, chunk_rows: int) -> Iterator[tuple[Chunk, pa.Schema]]:

@@ -231,6 +231,8 @@ def _setting(field: Field[Any], table: str | None = None) -> dict[str, Any]:
 def _metric(metric: Any) -> dict[str, Any]:
     [family] = metric.collect()
     known = {json.dumps(sample.labels) for sample in family.samples if "le" not in sample.labels and sample.labels}
+    if metric._type == "info":  # versions of what is installed
+        known.clear()
     return {
         "type": metric._type,
         "help": metric._documentation,

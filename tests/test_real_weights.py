@@ -46,4 +46,4 @@ def test_a_short_training_beats_chance_and_serves_what_it_learned(tmp_path: Path
     for ours, theirs in zip(found, expected, strict=True):
         assert isinstance(ours, Classification)
         assert ours.label == theirs["label"]
-        assert list(ours.scores.values()) == pytest.approx(theirs["scores"], abs=1e-4)
+        assert ours.scores == pytest.approx(theirs["scores"], abs=1e-4)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
-from side_registry.manifest import Artifact, BackboneRef, GoldenExample, Manifest, read_artifact, write_manifest
+from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
+from side_registry.manifest import MANIFEST, Artifact, BackboneRef, Manifest, read_artifact, write_manifest
 from side_registry.task import TaskSpec
 from training.errors import RunError
 from training.evaluation import Model, answer_value, make_answerer, predict
@@ -24,6 +25,8 @@ from training.job import Job
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 
+NOT_SCORES = ("epoch", "baseline", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+"""What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
 
@@ -36,11 +39,13 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         epochs: one line of scores each, as `Trainer.scores`.
     """
     best = max(epochs, key=lambda line: line[job.spec.metric])
+    if run.extended:
+        settings = {**settings, "extended": run.extended}  # its weights are not those of a run given all epochs at once
     origin = {
         "data_sha256": settings["data"],
         "seed": job.recipe.seed,
         "recipe": settings["recipe"],
-        **({"teacher": settings["teacher"]} if "teacher" in settings else {}),
+        **{name: settings[name] for name in ("teacher", "reading", "extended") if name in settings},
         "epoch": best["epoch"],
     }
     manifest = Manifest(
@@ -49,12 +54,12 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         backbone=_backbone_ref(job.backbone),
         tokenizer_fingerprint=job.tokenizer.fingerprint,
         side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
-        metrics={name: float(value) for name, value in best.items() if name not in ("epoch", "seconds")},
+        metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
         examples=_golden_examples(job, run),
     )
-    write_manifest(run.path, manifest)
-    run.finish()
+    with run.writing(MANIFEST):
+        write_manifest(run.path, manifest)
     return read_artifact(run.path)
 
 
@@ -67,6 +72,7 @@ def write_run(
     backbone_source: str,
     tokenizer_fingerprint: str,
     provenance: Mapping[str, Any],
+    untrained: bool,
 ) -> Artifact:
     """Make a run folder of a side network that was not trained here; one that holds just this is returned as it is.
 
@@ -75,6 +81,7 @@ def write_run(
         backbone_source: the folder or hub id that the backbone was loaded from.
         tokenizer_fingerprint: NO_TOKENIZER where the backbone's folder has none: no server will take the run then.
         provenance: where the weights come from, JSON-ready, without times: it is part of what makes it this run.
+        untrained: no training has changed the weights.
 
     Raises:
         RunError: the folder holds something else, or the head's outputs are not the task's.
@@ -101,8 +108,10 @@ def write_run(
         tokenizer_fingerprint=tokenizer_fingerprint,
         side=side.config.to_dict(),
         provenance=_provenance(settings, provenance, dtype="float32"),
+        untrained=untrained,
     )
-    write_manifest(run.path, manifest)
+    with run.writing(MANIFEST):
+        write_manifest(run.path, manifest)
     return read_artifact(run.path)
 
 
@@ -152,12 +161,17 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
 
 
 def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
-    """The first few validation rows with the answers of the weights as they stand in the file."""
+    """The first few validation rows with the answers of the weights as they stand in the file.
+
+    Fewer where they are so long that together they would exceed what a server replays.
+    """
+    examples = [GoldenExample(fields=row.fields, expected={}) for row in job.validation.examples[:GOLDEN_EXAMPLES]]
+    while replay_tokens(job.spec, examples) > MAX_REPLAY_TOKENS:
+        examples.pop()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
     model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
-    rows = [example.fields for example in job.validation.examples[:GOLDEN_EXAMPLES]]
-    answers = predict(model, job.backbone, job.tokenizer, rows)
+    answers = predict(model, job.backbone, job.tokenizer, [example.fields for example in examples])
     return tuple(
-        GoldenExample(fields=fields, expected=golden_expectation(answer))
-        for fields, answer in zip(rows, answers, strict=True)
+        example.model_copy(update={"expected": golden_expectation(answer)})
+        for example, answer in zip(examples, answers, strict=True)
     )

@@ -44,6 +44,16 @@ def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) 
     return [TokenizedRow(row, target) for row, target in zip(zip(*inputs, strict=True), targets, strict=True)]
 
 
+def count_truncated(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
+    """How many examples have a text longer than the spec's `max_source_tokens`: its end is not read."""
+    _, truncated = tokenizer.encode_cut([spec.render(example.fields) for example in examples], spec.max_source_tokens)
+    if KINDS[spec.kind].target_is_input and examples[0].target is not None:
+        texts = [spec.render(as_fields(spec, str(example.target))) for example in examples]
+        _, targets = tokenizer.encode_cut(texts, spec.max_source_tokens)
+        truncated = [either or other for either, other in zip(truncated, targets, strict=True)]
+    return sum(truncated)
+
+
 def _encode(spec: TaskSpec, tokenizer: Tokenizer, rows: Sequence[dict[str, str]]) -> list[tuple[int, ...]]:
     prompts = [spec.render(row) for row in rows]
     return [tuple(ids) for ids in tokenizer.encode_batch(prompts, spec.max_source_tokens)]

@@ -7,7 +7,6 @@ are then equal prompts, and the backbone's activations of one serve every task.
 import os
 from pathlib import Path
 
-from side_registry.errors import InvalidSpec
 from side_registry.task import TaskSpec
 from training.errors import UnknownBuiltinTask
 
@@ -22,16 +21,16 @@ def load_task(name_or_path: str | Path) -> TaskSpec:
         InvalidSpec: the file is missing or breaks a rule of task specs.
     """
     if _is_path(name_or_path):
-        return _read(Path(name_or_path))
+        return TaskSpec.from_toml(Path(name_or_path))
     known = _builtin_files()
     if name_or_path not in known:
         raise UnknownBuiltinTask(str(name_or_path), known)
-    return _read(known[str(name_or_path)])
+    return TaskSpec.from_toml(known[str(name_or_path)])
 
 
 def builtin_tasks() -> dict[str, TaskSpec]:
     """All built-in task specs by name, in order of their names."""
-    return {name: _read(path) for name, path in _builtin_files().items()}
+    return {name: TaskSpec.from_toml(path) for name, path in _builtin_files().items()}
 
 
 def _is_path(name_or_path: str | Path) -> bool:
@@ -41,12 +40,3 @@ def _is_path(name_or_path: str | Path) -> bool:
 
 def _builtin_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
-
-
-def _read(path: Path) -> TaskSpec:
-    spec = TaskSpec.from_toml(path)
-    if spec.metric == "accuracy_f1" and len(spec.labels) != 2:  # better now than after the first epoch
-        raise InvalidSpec(
-            str(path), f"metric accuracy_f1 is for two labels, the second the positive one; got {len(spec.labels)}"
-        )
-    return spec

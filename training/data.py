@@ -3,8 +3,9 @@
 A file's columns are the template's fields and the spec's target; others are ignored and equal rows are kept. Fields are
 text; numbers are taken as their text, and nothing else is (null, booleans, lists). Targets:
 
-- classification: a label's text. Or its index in the spec's labels, from 0, if the file has integers in all rows;
-  where a label is itself an integer ("0", "1"), integers are always label texts.
+- classification: a label's text. Integers are label texts too ("0", "1"), unless the spec has `label_index`: then they
+  are positions in its labels, from 0, in all rows of a file or in none. A Parquet file's column of class labels, as
+  `datasets` writes them, has integers and their names in the file's metadata: there the names count.
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty.
 - embedding: a text that means the same; it may hold what the template's field may hold.
@@ -14,18 +15,27 @@ Knows no formats (table_files), tokens or tensors.
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
-from table_files import Row, TableFileError, format_of, read_rows
-from training.errors import DataError
+from side_registry.task_kinds import KINDS
+from side_registry.task_rules import INTEGER
+from table_files import Format, Row, TableFileError, class_names, format_of, read_rows
+from training.errors import DataError, RecipeError
 
-INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+Renames = Mapping[str, str]
+"""The column that a field, the target or `id` is read from, by its name, where they differ."""
+NO_RENAMES: Renames = {}
+ID = "id"
+"""The column that identifies a row in predictions."""
+POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"
 
 JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
 
@@ -36,64 +46,145 @@ class Example:
 
     fields: dict[str, str]
     """What the spec's `render` takes."""
-    target: str | float
-    """A label's text, a value, a text, or an embedding's other text, by the task's kind."""
+    target: Any
+    """A label's text, a value, a text, or an embedding's other text, by the task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
+    id: str | int | float | None = field(default=None, compare=False)
+    """Value of the file's column `id`, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A whole file of examples."""
+    """Examples of one file."""
 
     examples: list[Example]
     sha256: str
-    """Of the file."""
+    """Of the whole file."""
 
 
-def read_labelled(path: str | Path, spec: TaskSpec) -> Labelled:
+def read_labelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> Labelled:
     """As `read_examples`, with the file's digest. Raises as it does."""
-    return Labelled(read_examples(path, spec), data_sha256(path))
+    return Labelled(read_examples(path, spec, renames), data_sha256(path))
 
 
-def read_examples(path: str | Path, spec: TaskSpec) -> list[Example]:
+def split(whole: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """Training and validation examples of one file, each in its order. Rows with equal fields stay together.
+
+    Args:
+        share: of the rows that validate, about, between 0 and 1; one distinct row at least.
+        seed: the same seed splits alike.
+
+    Raises:
+        RecipeError: fewer than two distinct rows.
+    """
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, example in enumerate(whole.examples):
+        groups[tuple(example.fields.values())].append(index)
+    if len(groups) < 2:
+        raise RecipeError("validation_share", share, "left out for a file with fewer than two different rows")
+    distinct = list(groups.values())
+    random.Random(f"{seed}:validation").shuffle(distinct)
+    held_out = set(distinct[0])
+    for indices in distinct[1:-1]:
+        if len(held_out) + len(indices) <= share * len(whole.examples):
+            held_out.update(indices)
+    training = [example for index, example in enumerate(whole.examples) if index not in held_out]
+    validation = [example for index, example in enumerate(whole.examples) if index in held_out]
+    return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
+
+
+def known_names(spec: TaskSpec) -> tuple[str, ...]:
+    """What may be renamed: the task's fields, its target, and `id`."""
+    return (*spec.fields, spec.target, ID)
+
+
+def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
+    """Raises DataError: a rename of something that none of the tasks reads."""
+    known = dict.fromkeys(name for spec in specs for name in known_names(spec))
+    for name in renames:
+        if name not in known:
+            tasks = ", ".join(spec.name for spec in specs)
+            raise DataError("--rename", None, f"{tasks} has no field {name!r}; there are {', '.join(known)}")
+
+
+def read_examples(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> list[Example]:
     """All examples of a .jsonl, .csv, .tsv or .parquet file, in its order.
+
+    Args:
+        renames: the column that a field, or the target, is read from, where its name is another.
 
     Raises:
         DataError: the file cannot be read, a row does not fit the spec, or there is no row.
     """
-    examples = list(iter_examples(path, spec))
-    if not examples:
+    return _some(path, iter_examples(path, spec, renames))
+
+
+def read_to_evaluate(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> list[Example]:
+    """All rows of a file, with targets if the first row has one, and else without: then each target is None.
+
+    Raises:
+        DataError: as `read_examples`, or only some rows have a target.
+    """
+    target = renames.get(spec.target, spec.target)
+    first = next(iter_columns(path, _columns(spec, renames), (target,)), None)
+    if first is not None and target in first[1]:
+        return _some(path, iter_examples(path, spec, renames, with_ids=True))
+    return _some(path, iter_unlabelled(path, spec, renames))
+
+
+def _some(path: str | Path, examples: Iterable[Example]) -> list[Example]:
+    read = list(examples)
+    if not read:
         raise DataError(path, None, "holds no examples")
-    return examples
+    return read
 
 
-def iter_examples(path: str | Path, spec: TaskSpec) -> Iterator[Example]:
+def iter_examples(
+    path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES, *, with_ids: bool = False
+) -> Iterator[Example]:
     """As `read_examples`, one at a time; an empty file is no error."""
     read_target = READERS[spec.kind](spec)
-    for line, row in iter_columns(path, (*spec.fields, spec.target)):
+    target = renames.get(spec.target, spec.target)
+    names = _class_names(path, target) if KINDS[spec.kind].has_labels else []
+    for line, row in iter_columns(path, _columns(spec, renames, target), _id_column(renames, with_ids)):
+        value = row[target]
+        if names and type(value) is int and 0 <= value < len(names):
+            value = names[value]
         try:
-            example = Example(fields=_read_fields(spec, row), target=read_target(row[spec.target]), line=line)
+            fields = _read_fields(spec, row, renames)
+            example = Example(fields=fields, target=read_target(value), line=line, id=_id(row, renames))
         except (_Misfit, InvalidRow) as error:
             raise DataError(path, line, str(error)) from None
         yield example
 
 
-def iter_columns(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
+def iter_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> Iterator[Example]:
+    """Examples with None as target; a row that has one is an error."""
+    target = renames.get(spec.target, spec.target)
+    for line, row in iter_columns(path, _columns(spec, renames), (target, *_id_column(renames, True))):
+        if target in row:
+            raise DataError(
+                path, line, f"has a target, {target!r}, and the rows before have none; give it to all or none"
+            )
+        try:
+            example = Example(fields=_read_fields(spec, row, renames), target=None, line=line, id=_id(row, renames))
+        except (_Misfit, InvalidRow) as error:
+            raise DataError(path, line, str(error)) from None
+        yield example
+
+
+def iter_columns(path: str | Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a file: the line where each starts, and its values of `columns` as the file has them.
+
+    Args:
+        optional: columns whose values come too where a row has them.
 
     Raises:
         DataError: unreadable, another suffix, not UTF-8, bad JSON, CSV or Parquet, a column missing.
     """
-    path = Path(path).expanduser()
-    try:
-        form = format_of(path)
-        with path.open("rb") as file:
-            yield from read_rows(file, form, columns)
-    except TableFileError as error:
-        raise DataError(path, error.line, error.why) from None
-    except OSError as error:
-        raise DataError(path, None, error.strerror or str(error)) from error
+    with _opened(path) as (file, form):
+        yield from read_rows(file, form, columns, optional)
 
 
 def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
@@ -115,12 +206,45 @@ def data_sha256(path: str | Path) -> str:
         raise DataError(path, None, error.strerror or str(error)) from error
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, Format]]:
+    """A file of rows. Raises DataError for what is found wrong with it within."""
+    path = Path(path).expanduser()
+    try:
+        form = format_of(path)
+        with path.open("rb") as file:
+            yield file, form
+    except TableFileError as error:
+        raise DataError(path, error.line, error.why) from None
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+
+
+def _columns(spec: TaskSpec, renames: Renames, *more: str) -> tuple[str, ...]:
+    """The columns of the spec's fields, and `more`, each once."""
+    return tuple(dict.fromkeys([*(renames.get(name, name) for name in spec.fields), *more]))
+
+
+def _class_names(path: str | Path, column: str) -> Sequence[str]:
+    with _opened(path) as (file, form):
+        return class_names(file, form).get(column, ())
+
+
+def _id_column(renames: Renames, is_wanted: bool) -> tuple[str, ...]:
+    return (renames.get(ID, ID),) if is_wanted else ()
+
+
+def _id(row: dict[str, Any], renames: Renames) -> str | int | float | None:
+    value = row.get(renames.get(ID, ID))
+    return value if isinstance(value, str | int | float) else None
+
+
 class _Misfit(Exception):
     """A value does not fit the spec; its reader's caller adds file and line."""
 
 
-def _read_fields(spec: TaskSpec, row: dict[str, Any]) -> dict[str, str]:
-    fields = {name: _as_text(f"field {name!r}", row[name]) for name in spec.fields}
+def _read_fields(spec: TaskSpec, row: dict[str, Any], renames: Renames) -> dict[str, str]:
+    fields = {name: _as_text(f"field {name!r}", row[renames.get(name, name)]) for name in spec.fields}
     spec.render(fields)  # training accepts what serving accepts
     return fields
 
@@ -136,12 +260,12 @@ def _as_text(what: str, value: Any) -> str:
 
 
 class _LabelReader:
-    """Label texts or indices; the first row decides which of the two the file has."""
+    """Label texts, or indices where the spec allows them; the first row decides which of the two the file has."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self._labels = spec.labels
         self._what = f"target {spec.target!r}"
-        self._may_be_indices = not any(INTEGER.fullmatch(label) for label in spec.labels)
+        self._may_be_indices = spec.label_index
         self._are_indices: bool | None = None
 
     def __call__(self, value: Any) -> str:
@@ -151,7 +275,8 @@ class _LabelReader:
             self._are_indices = is_index
         label = self._at(int(text)) if is_index else text
         if label not in self._labels:
-            raise _Misfit(f"{self._what} is {_shown(text)}, not one of {', '.join(self._labels)}")
+            hint = "" if self._may_be_indices or not INTEGER.fullmatch(text) else f"; {POSITIONS}"
+            raise _Misfit(f"{self._what} is {_shown(text)}, not one of {', '.join(self._labels)}{hint}")
         if is_index != self._are_indices:
             first = "a label's position" if self._are_indices else "a label's text"
             raise _Misfit(f"{self._what} is {_shown(text)}, but {first} in the rows before; write all as text")

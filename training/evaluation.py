@@ -104,7 +104,14 @@ def _check_backbone(artifact: Artifact, backbone: Backbone) -> None:
 def predict(
     model: Model, backbone: Backbone, tokenizer: Tokenizer, fields: Sequence[dict[str, str]], step: Step | None = None
 ) -> list[Answer]:
-    """Answers in the rows' order.
+    """As `predict_rows`, the answers alone."""
+    return predict_rows(model, backbone, tokenizer, fields, step)[0]
+
+
+def predict_rows(
+    model: Model, backbone: Backbone, tokenizer: Tokenizer, fields: Sequence[dict[str, str]], step: Step | None = None
+) -> tuple[list[Answer], list[bool]]:
+    """Answers in the rows' order; for each row, whether its text was longer than `max_source_tokens`, and so is cut.
 
     Args:
         fields: rows, as `spec.render` takes them.
@@ -115,7 +122,7 @@ def predict(
         NotFiniteError: the side network answered with NaN.
     """
     spec = model.spec
-    encoded = tokenizer.encode_batch([spec.render(row) for row in fields], spec.max_source_tokens)
+    encoded, truncated = tokenizer.encode_cut([spec.render(row) for row in fields], spec.max_source_tokens)
     answers: dict[int, Answer] = {}
     for indices in length_batches([len(ids) for ids in encoded], BATCH_TOKENS):
         rows = [Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer) for index in indices]
@@ -125,7 +132,7 @@ def predict(
             answers[index] = outcome
         if step is not None:
             step(len(answers), len(encoded))
-    return [answers[index] for index in range(len(encoded))]
+    return [answers[index] for index in range(len(encoded))], truncated
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

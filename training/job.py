@@ -1,7 +1,8 @@
 """What one training run needs, and the callbacks by which it reports its progress."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ladder import Backbone, Tokenizer
@@ -29,7 +30,7 @@ class Progress(Protocol):
         """A step is done; epoch and step from 0, `loss` the mean of this epoch's steps so far."""
 
     def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
-        """An epoch is done and stored; `best` where its weights are the best so far."""
+        """An epoch is done and stored; `best` where its weights are the best so far. `scores`: the metric's first."""
 
 
 class Silent:
@@ -66,11 +67,15 @@ class Job:
     training: Labelled
     validation: Labelled
     recipe: Recipe
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """How the rows were taken from their files, JSON-ready: renamed columns, the share that validates."""
 
     def settings(self) -> dict[str, Any]:
         """What a run is made of, JSON-ready: two runs with equal settings give equal weights."""
+        task = json.loads(self.spec.model_dump_json())
+        task.pop("label_index", None)  # says how files are read: so that runs from before this field continue
         settings = {
-            "task": json.loads(self.spec.model_dump_json()),
+            "task": task,
             "backbone": self.backbone.fingerprint,
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "data": [self.training.sha256, self.validation.sha256],
@@ -78,4 +83,6 @@ class Job:
         }
         if self.backbone.quantization != "none":  # left out otherwise: so that runs from before this setting continue
             settings["quantize"] = self.backbone.quantization
+        if self.reading:
+            settings["reading"] = dict(self.reading)
         return settings

@@ -6,15 +6,12 @@ is `max(..., key=lambda scores: scores[metric])`. Knows no task files, models or
 """
 
 import math
-import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
@@ -79,9 +76,15 @@ def _accuracy(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequen
 
 def _matthews(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
     """An invalid output is one more class, which is never right. 0 when predictions or targets are all the same."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
-        return {"matthews": float(matthews_corrcoef(list(targets), list(predictions)))}
+    rows = len(targets)
+    answered = Counter(predictions)
+    right = Counter(targets)
+    hits = sum(prediction == target for prediction, target in zip(predictions, targets, strict=True))
+    covariance = hits * rows - sum(count * answered[value] for value, count in right.items())
+    spread_answered = rows**2 - sum(count**2 for count in answered.values())
+    spread_right = rows**2 - sum(count**2 for count in right.values())
+    spread = math.sqrt(spread_answered * spread_right)
+    return {"matthews": covariance / spread if spread else 0.0}
 
 
 def _accuracy_f1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
@@ -96,7 +99,9 @@ def _accuracy_f1(predictions: Sequence[Any], targets: Sequence[Any], labels: Seq
         for prediction, positive in zip(predictions, right, strict=True)
     ]
     accuracy = _share_equal(answered, right)
-    f1 = float(f1_score(right, answered, zero_division=0.0))  # pyright: ignore
+    hits = sum(one and other for one, other in zip(answered, right, strict=True))
+    positives = sum(answered) + sum(right)
+    f1 = 2 * hits / positives if positives else 0.0
     return {"accuracy_f1": (accuracy + f1) / 2, "accuracy": accuracy, "f1": f1}
 
 
@@ -104,13 +109,8 @@ def _pearson_spearman(predictions: Sequence[Any], targets: Sequence[Any], labels
     """0 where a correlation is not defined: one row, or constant predictions or targets."""
     answered = _finite("predictions", predictions)
     right = _finite("targets", targets)
-    if len(answered) < 2:
-        pearson = spearman = 0.0
-    else:
-        with warnings.catch_warnings():  # constant and nearly constant input
-            warnings.simplefilter("ignore")
-            pearson = _zero_if_undefined(pearsonr(answered, right).statistic)  # pyright: ignore
-            spearman = _zero_if_undefined(spearmanr(answered, right).statistic)  # pyright: ignore
+    pearson = _correlation(answered, right)
+    spearman = _correlation(_average_ranks(answered), _average_ranks(right))
     return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
@@ -146,8 +146,27 @@ def _finite(what: str, values: Sequence[Any]) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _zero_if_undefined(correlation: float) -> float:
-    return 0.0 if math.isnan(correlation) else float(correlation)
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation of two (N,) arrays; 0 where one of them is constant."""
+    if (x == x[0]).all() or (y == y[0]).all():
+        return 0.0
+    x = _unit(x)
+    y = _unit(y)
+    return float(np.clip(x @ y, -1.0, 1.0))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """(N,) to (N,) of mean 0 and length 1. Dividing by the largest first keeps squares of huge values finite."""
+    values = values / np.abs(values).max()
+    centred = values - values.mean()
+    length = np.linalg.norm(centred)
+    return centred / length if length else centred
+
+
+def _average_ranks(values: np.ndarray) -> np.ndarray:
+    """(N,) to the (N,) ranks from 1; equal values share the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 Metric = Callable[[Sequence[Any], Sequence[Any], Sequence[str]], dict[str, float]]

@@ -1,9 +1,9 @@
 """A run folder: what one training run leaves behind, and what `sidecast publish` takes as it is.
 
-    run.json                   the settings: task spec, backbone, data, recipe (a run goes on only with the same), and
-                               where the backbone came from
-    metrics.jsonl              one line an epoch, for people
-    last.safetensors           weights, optimizer and scores after the last whole epoch; gone when the run is complete
+    run.json                   the settings: task spec, backbone, data, recipe (a run goes on only with the same, or
+                               with more epochs), and where the backbone came from
+    metrics.jsonl              one line an epoch: loss, scores, baseline, peak memory, seconds
+    last.safetensors           weights, optimizer and scores after the last whole epoch, which more epochs go on from
     side_network.safetensors   the best epoch's weights
     manifest.json              written last: a folder that has it is complete
 
@@ -13,7 +13,7 @@ Every file is replaced at once, so an interruption anywhere loses the current ep
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,32 @@ class RunFolder:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
         before = self._read("settings")
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
-        if differing:
+        if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
+            self._extend(before, settings)
+        elif differing:
             raise RunError(
                 self.path, f"holds a run with another {', '.join(differing)}; choose another --output or delete it"
             )
+
+    def _extend(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Make of a run that was finished or interrupted one of more epochs.
+
+        The manifest goes first: whatever interrupts this, the folder is an unfinished run of the old or the new number.
+        """
+        last = self.read_last()
+        if last is None and self.complete:
+            raise RunError(self.path, f"has no {LAST}, which more epochs go on from; choose another --output")
+        done = 0 if last is None else len(last[0])
+        extended = [*self.extended, {"epochs": before["recipe"]["epochs"], "done": done}] if done else []
+        document = {"settings": settings, "backbone_source": self.backbone_source(), "extended": extended}
+        with self.writing(MANIFEST):
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
+
+    @property
+    def extended(self) -> list[dict[str, int]]:
+        """Each time that the run was given more epochs: how many it had been given before, and how many were done."""
+        return self._document().get("extended", [])
 
     def backbone_source(self) -> str:
         """The folder or hub id that the run's backbone was loaded from.
@@ -78,10 +100,17 @@ class RunFolder:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))[name]
+            return self._document()[name]
+        except KeyError as error:
+            raise RunError(self.path, f"its {SETTINGS} does not read ({error}); delete the folder") from None
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            document = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            return {**document}
         except FileNotFoundError:
             raise RunError(self.path, "holds no run.json, so it is no run folder; choose an empty one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise RunError(self.path, f"its {SETTINGS} does not read ({error}); delete the folder") from None
 
     def finish_epoch(self, scores: list[dict[str, Any]], state: Mapping[str, Tensor]) -> None:
@@ -89,6 +118,9 @@ class RunFolder:
 
         Args:
             state: as `optimizer_tensors` makes it.
+
+        Raises:
+            RunError: the files cannot be written.
         """
         with self._replacing(LAST) as temporary:
             save_file({name: t.contiguous() for name, t in state.items()}, temporary, {"scores": json.dumps(scores)})
@@ -110,13 +142,19 @@ class RunFolder:
             raise RunError(self.path, f"its {LAST} does not read ({error}); delete the folder") from None
 
     def save_best(self, side: SideNetwork) -> None:
-        """Store the weights of the best epoch so far, in float32."""
+        """Store the weights of the best epoch so far, in float32. Raises RunError."""
         with self._replacing(SIDE_NETWORK) as temporary:
             save_side(temporary, side)
 
-    def finish(self) -> None:
-        """Drop what only an unfinished run needs."""
-        (self.path / LAST).unlink(missing_ok=True)
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Turn what a full disk, or another fault of the file system, raises within into a RunError."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            remedy = "free some space or choose another --output, and run the command again"
+            raise RunError(self.path, f"{name} cannot be written ({why}); {remedy}") from None
 
     def _write(self, name: str, text: str) -> None:
         with self._replacing(name) as temporary:
@@ -126,10 +164,21 @@ class RunFolder:
     def _replacing(self, name: str) -> Iterator[Path]:
         """A temporary file to write; it replaces `name` once it is on the disk."""
         temporary = self.path / (name + PART)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        try:
+            with self.writing(name):
+                yield temporary
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(self.path / name)
+        except RunError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _wants_more_epochs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two recipes differ in that alone."""
+    return {**before, "epochs": 0} == {**now, "epochs": 0} and before["epochs"] < now["epochs"]
 
 
 def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

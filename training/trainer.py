@@ -7,6 +7,8 @@ epoch, and ends with the same weights.
 
 import hashlib
 import math
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
 from side_registry.task_kinds import KINDS
 from training.artifact import complete
+from training.baseline import baseline_of
 from training.batches import (
     TokenizedRow,
     all_inputs,
@@ -43,10 +46,10 @@ DIVERGED = "training diverged, try a smaller --lr"
 
 
 def train(job: Job, output: str | Path, progress: Progress | None = None) -> Artifact:
-    """Train into a run folder, or continue there; a complete run is returned unchanged.
+    """Train into a run folder, or continue there; a complete run is returned unchanged, or goes on with more epochs.
 
     Raises:
-        RunError: the folder holds something else, too few rows, or training diverged.
+        RunError: the folder holds something else or cannot be written, too few rows, or training diverged.
         RecipeError, SideConfigError: invalid settings of the side network.
     """
     run = RunFolder(output)
@@ -100,7 +103,8 @@ class Trainer:
         self.least_rows = least_rows(job.spec)
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         self.scores: list[dict[str, Any]] = []
-        """One line for each epoch that is done: its number from 1, loss, metrics and seconds."""
+        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, memory and seconds."""
+        self.baseline = baseline_of(job.spec, job.validation.examples)
 
     def run_epochs(self) -> None:
         """Train and validate the epochs that the run folder lacks.
@@ -193,10 +197,21 @@ class Trainer:
         best = not self.scores or scores[metric] > max(line[metric] for line in self.scores)
         if best:
             self.run.save_best(self.side)
+        baseline = {} if self.baseline is None else {"baseline": self.baseline.score}
         seconds = round(time.monotonic() - started, 3)
-        self.scores.append({"epoch": epoch + 1, "loss": loss, **scores, "seconds": seconds})
+        line = {"epoch": epoch + 1, "loss": loss, **scores, **baseline, **_peak_memory(job), "seconds": seconds}
+        self.scores.append(line)
         self.run.finish_epoch(self.scores, optimizer_tensors(self.side, self.optimizer))
         self.progress.validated(epoch, scores, best)
+
+
+def _peak_memory(job: Job) -> dict[str, int]:
+    """Most bytes that this process has held so far: resident, and on a GPU what torch allocated there."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if job.backbone.device.type == "cuda":
+        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(job.backbone.device)
+    return peak
 
 
 def _seed(seed: int, epoch: int) -> int:

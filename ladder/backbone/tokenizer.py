@@ -156,6 +156,15 @@ class Tokenizer:
         """Return the ids of each prompt, at most `max_tokens` with start and end tokens: a longer text is cut."""
         return self._encode(texts, max_tokens, self._start)
 
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        """As `encode_batch`, and for each prompt whether it was longer than its limit, and so is cut."""
+        if not texts:
+            return [], []
+        bare = self._vocabulary.encode(texts)
+        room = self._room(max_tokens, self._start)
+        cut = [room is not None and len(ids) > room for ids in bare]
+        return [[*self._start, *ids[:room], self.eos_token_id] for ids in bare], cut
+
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """As `encode_batch`, for one prompt."""
         return self.encode_batch([text], max_tokens)[0]
@@ -171,9 +180,13 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str], max_tokens: int | None, start: list[int]) -> list[list[int]]:
         if not texts:
             return []
+        room = self._room(max_tokens, start)
+        return [[*start, *ids[:room], self.eos_token_id] for ids in self._vocabulary.encode(texts)]
+
+    def _room(self, max_tokens: int | None, start: list[int]) -> int | None:
+        """Most tokens of a text between the start and the end token; None: any number."""
         limits = [limit for limit in (max_tokens, self._limit) if limit is not None]
-        cut = max(min(limits) - 1 - len(start), 0) if limits else None
-        return [[*start, *ids[:cut], self.eos_token_id] for ids in self._vocabulary.encode(texts)]
+        return max(min(limits) - 1 - len(start), 0) if limits else None
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -214,7 +214,7 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         compared = self._comparisons.read(request.task, alias) or Compared(
             task=request.task, alias=alias, version=version, comparisons=()
         )
-        return write_comparisons(compared, request.disagreements)
+        return write_comparisons(compared, self._comparisons.rolled_back(request.task, alias), request.disagreements)
 
     async def AwaitGeneration(
         self, request: pb.AwaitGenerationRequest, context: ServicerContext
@@ -288,7 +288,12 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
 
     def _publish(self, folder: str, header: pb.PublishRequest.Header) -> Published:
         try:
-            return self._registry.publish(folder, alias=header.alias or None, **messages.read_change(header.change))
+            return self._registry.publish(
+                folder,
+                alias=header.alias or None,
+                allow_untrained=header.allow_untrained,
+                **messages.read_change(header.change),
+            )
         except ArtifactError as error:
             raise ArtifactError(UPLOADED, error.why) from None
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos import sidecast_pb2 as pb
 from serving.errors import InvalidInput
-from serving.rollout import Compared, Disagreement
+from serving.rollout import Compared, Disagreement, RolledBack
 from serving.versions import PoolState
 from side_registry import Published
 from side_registry.log import Action, Commit, Publish, Retire, Rollback, SetAlias, SetRoute
@@ -20,6 +20,8 @@ from side_registry.task import PRODUCTION, TaskSpec
 from side_registry.task_kinds import KINDS
 
 Written = TypeVar("Written", bound=Message)
+
+MAX_ROUTE_VERSIONS = 1000
 
 Served = tuple[int, Route | None]
 """The version that serves an alias, and the route that this server follows for it."""
@@ -174,8 +176,13 @@ def read_route(route: pb.Route) -> dict[str, Any]:
     """The fields of a registry's `Route`, not validated yet.
 
     Raises:
-        InvalidInput: a version has two shares.
+        InvalidInput: a version has two shares, or there are too many versions.
     """
+    for name, versions in (("shares", route.shares), ("shadows", route.shadows)):
+        if len(versions) > MAX_ROUTE_VERSIONS:
+            raise InvalidInput(
+                f"route.{name}", f"has {len(versions)} versions, at most {MAX_ROUTE_VERSIONS} make a route"
+            )
     shares = {share.version: share.share for share in route.shares}
     if len(shares) < len(route.shares):
         raise InvalidInput("route.shares", "must name each version once")
@@ -197,20 +204,39 @@ def write_route(route: Route, version: int = 0) -> pb.Route:
     return message
 
 
-def write_comparisons(compared: Compared, limit: int) -> pb.GetComparisonResponse:
+def write_comparisons(compared: Compared, rolled_back: RolledBack | None, limit: int) -> pb.GetComparisonResponse:
     """The statistics of an alias's versions, with the newest `limit` disagreements."""
-    return _write(
+    response = _write(
         pb.GetComparisonResponse,
         compared,
         comparisons=[_write(pb.Comparison, comparison) for comparison in compared.comparisons],
         disagreements=[_write_disagreement(disagreement) for disagreement in compared.disagreements[:limit]],
+        rolled_back=None,
+    )
+    if rolled_back is not None:
+        response.rolled_back.CopyFrom(_write_rolled_back(rolled_back, limit))
+    return response
+
+
+def _write_rolled_back(rolled_back: RolledBack, limit: int) -> pb.RolledBack:
+    return pb.RolledBack(
+        why=rolled_back.why,
+        generation=rolled_back.generation,
+        time=_time(rolled_back.time),
+        route=write_route(rolled_back.routed.route, rolled_back.routed.version),
+        comparisons=[_write(pb.Comparison, comparison) for comparison in rolled_back.comparisons],
+        disagreements=[_write_disagreement(disagreement) for disagreement in rolled_back.disagreements[:limit]],
     )
 
 
 def _write_disagreement(disagreement: Disagreement) -> pb.Disagreement:
+    return _write(pb.Disagreement, disagreement, time=_time(disagreement.time))
+
+
+def _time(seconds: float) -> Timestamp:
     time = Timestamp()
-    time.FromNanoseconds(int(disagreement.time * 1e9))
-    return _write(pb.Disagreement, disagreement, time=time)
+    time.FromNanoseconds(int(seconds * 1e9))
+    return time
 
 
 def write_awaited(generation: int, servers: Sequence[Announced]) -> pb.AwaitGenerationResponse:

@@ -55,6 +55,8 @@ class CountedCall:
     """What is known of one call; its servicer fills it in while the call runs."""
 
     version: int | None = None
+    rows: int = 0
+    """Answered rows."""
     deadline: float | None = None
     """time.monotonic() seconds."""
 
@@ -79,4 +81,4 @@ def counting(metrics: Metrics, task: str) -> Iterator[CountedCall]:
         code = code_name(error, counted.deadline)
         raise
     finally:
-        metrics.request(task, counted.version, code, time.perf_counter() - start)
+        metrics.request(task, counted.version, code, time.perf_counter() - start, counted.rows)

@@ -5,11 +5,10 @@ the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from grpc.aio import ServicerContext
 
@@ -18,12 +17,15 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
 from serving.api.drain import Drain
+from serving.api.inbox import Messages
 from serving.api.open_inference_stream import FINAL, InferStream
 from serving.api.open_inference_tensors import (
     WHOLE_PROMPT,
+    count_rows,
     describe_config,
     describe_inputs,
     describe_outputs,
+    flag_truncated,
     read_rows,
     requested_outputs,
     takes_whole_prompt,
@@ -31,7 +33,7 @@ from serving.api.open_inference_tensors import (
 )
 from serving.engine import Piece, Resident
 from serving.errors import InvalidInput, NotServed
-from serving.metrics import Metrics
+from serving.metrics import Answered, Metrics, installed_version
 from serving.pipeline import (
     DecodingOverrides,
     Generated,
@@ -47,7 +49,7 @@ from side_registry.task import VERSION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
 NAME = "sidecast"
-EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters")
+EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters", "statistics")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 EMPTY_FINAL = "triton_enable_empty_final_response"
 
@@ -84,7 +86,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ServerMetadataRequest, context: ServicerContext
     ) -> pb.ServerMetadataResponse:
         """Describe the server."""
-        return pb.ServerMetadataResponse(name=NAME, version=_own_version(), extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: ServicerContext
@@ -106,17 +108,31 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: ServicerContext
+    ) -> pb.ModelStatisticsResponse:
+        """Count what versions have answered here: of one task or of all, of one version or of all that are resident."""
+        state = self._pool.snapshot()
+        if request.name:
+            state.task_state(request.name)
+        if request.version:
+            keys = [self._find(request.name, request.version).key]
+        else:
+            keys = sorted(key for key in state.residents if request.name in ("", key[0]))
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
+
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
-            _, asked = self._read(request, context)
+            _, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
+            counted.rows = len(prediction.answers)
             return _respond(request, prediction)
 
     def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: ServicerContext
+        self, requests: Messages[pb.ModelInferRequest], context: ServicerContext
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """Answer each of a stream of requests as soon as it is ready."""
         return InferStream(partial(self._answer, context=context), self._drain).answer(requests)
@@ -126,22 +142,24 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
-            target, asked = self._read(request, context)
+            target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
                 prediction = await self._service.predict(asked)
                 counted.version = prediction.version
+                counted.rows = len(prediction.answers)
                 yield _final(_respond(request, prediction))
                 return
             async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
+                        counted.rows = 1
                         yield _end(request, event)
                     elif event.text:
                         yield _piece(request, event, target.resident)
 
-    def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+    async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
         options = RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
@@ -154,7 +172,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
-        return target, PredictRequest(targets=(target,), rows=read_rows(request, spec), options=options)
+        count = count_rows(request, spec)
+        self._service.check_counts(1, count)
+        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -242,6 +262,7 @@ def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelI
     )
     names, raw = requested_outputs(request, prediction.spec), bool(request.raw_input_contents)
     write_outputs(response, names, prediction.answers, prediction.spec, raw=raw)
+    flag_truncated(response, prediction.truncated)
     return response
 
 
@@ -308,13 +329,17 @@ def _version_state(state: PoolState, name: str, number: int) -> pb.RepositoryInd
     return model
 
 
+def _statistics(task: str, version: int, answered: Answered) -> pb.ModelStatistics:
+    success = pb.StatisticDuration(count=answered.requests, ns=round(answered.seconds * 1e9))
+    return pb.ModelStatistics(
+        name=task,
+        version=str(version),
+        last_inference=round(answered.at * 1000),
+        inference_count=answered.rows,
+        inference_stats=pb.InferStatistics(success=success),
+    )
+
+
 def _check_repository(name: str) -> None:
     if name:
         raise InvalidInput("repository_name", "this server has one repository; leave the name empty")
-
-
-def _own_version() -> str:
-    try:
-        return version("sidecast")
-    except PackageNotFoundError:
-        return "0"

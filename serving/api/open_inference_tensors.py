@@ -1,11 +1,15 @@
 """Open Inference tensors to rows, and answers to tensors: pure functions of messages and a task's spec.
 
 A request has one BYTES tensor per field of the task's template, or a single `text` that is the whole prompt (unless the
-template has a field of that name). Its elements come raw or typed, never both. Faults name the tensor.
+template has a field of that name). Other tensors are ignored. Elements come raw or typed, never both. Faults name the
+tensor.
 """
 
+import asyncio
+import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +24,14 @@ from side_registry.task_kinds import KINDS, AnswerColumn
 WHOLE_PROMPT = "text"
 TYPED = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)
 SHARED_MEMORY = "shared_memory_region"
+TRUNCATED_ROWS = "truncated_rows"
+"""Parameter of every output tensor: the rows whose texts are cut, as JSON. It is missing where none is."""
+SHOWN = 10
+"""Names in a message."""
+MAX_OUTPUTS = 64
+"""Outputs that one request names."""
+MAX_IGNORED = 64
+"""Most inputs of a request beyond those that its task reads."""
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 
@@ -68,14 +80,20 @@ def takes_whole_prompt(spec: TaskSpec) -> bool:
     return WHOLE_PROMPT not in spec.fields
 
 
-def read_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> list[InputRow]:
-    """Raises InvalidInput, TooManyRows."""
-    names = _check_names(request.inputs, spec)
-    rows = _count_rows(request.inputs, spec.max_rows)
-    columns = [
-        _texts(tensor, data, rows) for tensor, data in zip(request.inputs, _elements(request, rows), strict=True)
-    ]
-    if names == (WHOLE_PROMPT,) and takes_whole_prompt(spec):
+def count_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> int:
+    """How many rows a request has. Raises InvalidInput, TooManyRows: its inputs are not the task's."""
+    return _count_rows([request.inputs[index] for index in _read_inputs(request.inputs, spec)], spec.max_rows)
+
+
+async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec, rows: int) -> list[InputRow]:
+    """The rows of a request that has so many; other calls go on between two of its tensors. Raises InvalidInput."""
+    indices = _read_inputs(request.inputs, spec)
+    names = [request.inputs[index].name for index in indices]
+    columns = []
+    for index, read in zip(indices, _readers(request, indices, rows), strict=True):
+        columns.append(_texts(request.inputs[index], read(), rows))
+        await asyncio.sleep(0)
+    if names == [WHOLE_PROMPT] and takes_whole_prompt(spec):
         return [Prompt(text) for text in columns[0]]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -87,6 +105,8 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
         InvalidInput: one that tasks of this kind do not have.
     """
     known = [column.name for column in KINDS[spec.kind].columns]
+    if len(request.outputs) > MAX_OUTPUTS:
+        raise InvalidInput("outputs", f"{len(request.outputs)} in one request; use {_listed(known)}")
     for output in request.outputs:
         if output.name not in known:
             raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of task {spec.name!r}; use {_listed(known)}")
@@ -115,13 +135,25 @@ def write_outputs(
             tensor.contents.fp32_contents.extend(values)
 
 
-def _check_names(inputs: Sequence[Tensor], spec: TaskSpec) -> tuple[str, ...]:
-    names = tuple(tensor.name for tensor in inputs)
-    if sorted(names) == sorted(spec.fields) or (names == (WHOLE_PROMPT,) and takes_whole_prompt(spec)):
-        return names
-    fields = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
+def flag_truncated(response: pb.ModelInferResponse, truncated: Sequence[bool]) -> None:
+    """Say on every output tensor which rows' texts were cut."""
+    rows = [row for row, is_cut in enumerate(truncated) if is_cut]
+    if rows:
+        for tensor in response.outputs:
+            tensor.parameters[TRUNCATED_ROWS].string_param = json.dumps(rows)
+
+
+def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec) -> list[int]:
+    """Indices of the tensors that the task reads, each of which is there once. Others are ignored."""
+    names = [tensor.name for tensor in inputs[: len(spec.fields) + MAX_IGNORED + 1]]
+    is_whole = names == [WHOLE_PROMPT] and takes_whole_prompt(spec)
+    used = {WHOLE_PROMPT} if is_whole else set(spec.fields)
+    indices = [index for index, name in enumerate(names) if name in used]
+    if len(names) <= len(spec.fields) + MAX_IGNORED and sorted(names[index] for index in indices) == sorted(used):
+        return indices
+    needed = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
     whole = f", or a single '{WHOLE_PROMPT}' with the whole prompt" if takes_whole_prompt(spec) else ""
-    raise InvalidInput("inputs", f"task {spec.name!r} takes {fields}{whole}; got {_listed(names) or 'none'}")
+    raise InvalidInput("inputs", f"task {spec.name!r} takes {needed}{whole}; got {_listed(names) or 'none'}")
 
 
 def _count_rows(inputs: Sequence[Tensor], limit: int) -> int:
@@ -148,11 +180,11 @@ def _rows_of(tensor: Tensor) -> int:
     return shape[0]
 
 
-def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]:
-    """The elements of each input tensor, raw or typed."""
+def _readers(request: pb.ModelInferRequest, indices: Sequence[int], rows: int) -> list[Callable[[], Sequence[bytes]]]:
+    """For each input tensor with these indices, a function that reads its elements, raw or typed."""
     raw = request.raw_input_contents
     if not raw:
-        return [_typed(tensor, rows) for tensor in request.inputs]
+        return [partial(_typed, request.inputs[index], rows) for index in indices]
     if len(raw) != len(request.inputs):
         fault = f"has {len(raw)} items for {len(request.inputs)} inputs; give one per input, in their order"
         raise InvalidInput("raw_input_contents", fault)
@@ -161,7 +193,7 @@ def _elements(request: pb.ModelInferRequest, rows: int) -> list[Sequence[bytes]]
             raise InvalidInput(
                 f"inputs.{tensor.name}", "has contents beside raw_input_contents; use one of them for all"
             )
-    return [split_raw(tensor.name, data, rows) for tensor, data in zip(request.inputs, raw, strict=True)]
+    return [partial(split_raw, request.inputs[index].name, raw[index], rows) for index in indices]
 
 
 def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:
@@ -217,7 +249,7 @@ def _shape(column: AnswerColumn, rows: int, spec: TaskSpec) -> list[int]:
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(_short(name) for name in list(names)[:10])
+    return ", ".join(_short(name) for name in list(names)[:SHOWN])
 
 
 def _short(name: str) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from protos import open_inference_pb2, open_inference_pb2_grpc, sidecast_pb2, sidecast_pb2_grpc
+from serving.api.reflection import add_reflection
 
 OPEN_INFERENCE: ServiceDescriptor = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NATIVE: ServiceDescriptor = sidecast_pb2.DESCRIPTOR.services_by_name["Sidecast"]
@@ -32,5 +32,4 @@ def add_services(servicers: Mapping[ServiceDescriptor, Any], server: grpc.aio.Se
     """Have `server` answer by these servicers, and list them by reflection."""
     for service, servicer in servicers.items():
         ADD[service](servicer, server)
-    names = (*(service.full_name for service in servicers), reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    add_reflection((service.full_name for service in servicers), server)

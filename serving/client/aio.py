@@ -13,11 +13,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
+from serving.client.arguments import check_timeout, read_decoding
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
 from serving.client.results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
-from serving.client.routes import Awaited, Comparisons, Route, Routed
+from serving.client.routes import Awaited, Bounds, Comparisons, Route, Routed
 from serving.client.streams import AsyncTextStream
 
 
@@ -37,14 +38,16 @@ class AsyncClient(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> Predictions:
         """As `Client.predict`."""
         timeout = self._timeout(timeout)
+        decoding = read_decoding(decoding, generation)
         return await self._do(
-            calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout
+            calls.predict(task, rows, version, alias, timeout, decoding, priority, route_key), timeout
         )
 
     async def predict_tasks(
@@ -53,13 +56,15 @@ class AsyncClient(_Caller):
         rows: Sequence[Row],
         *,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> Outcomes:
         """As `Client.predict_tasks`."""
         timeout = self._timeout(timeout)
-        return await self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
+        decoding = read_decoding(decoding, generation)
+        return await self._do(calls.predict_tasks(tasks, rows, timeout, decoding, priority, route_key), timeout)
 
     def stream(
         self,
@@ -69,13 +74,15 @@ class AsyncClient(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> AsyncTextStream:
         """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`."""
         timeout = self._timeout(timeout)
-        call = calls.stream(task, row, version, alias, timeout, generation, priority, route_key)
+        decoding = read_decoding(decoding, generation)
+        call = calls.stream(task, row, version, alias, timeout, decoding, priority, route_key)
         return AsyncTextStream(self._start(call, timeout), self._settings.target)
 
     async def tasks(self) -> list[TaskInfo]:
@@ -100,9 +107,9 @@ class AsyncClient(_Caller):
         *,
         alias: str | None = None,
         version: int | None = None,
-        shares: Mapping[int, int] | None = None,
+        shares: Mapping[int, float | str] | None = None,
         shadows: Sequence[int] = (),
-        bounds: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | Bounds | None = None,
         seen: Route | None = None,
         message: str = "",
     ) -> Routed:
@@ -129,10 +136,16 @@ class AsyncClient(_Caller):
         return await self._do(calls.retire(task, version, message), self._settings.timeout)
 
     async def publish(
-        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        message: str = "",
+        allow_untrained: bool = False,
+        timeout: float | None = None,
     ) -> Published:
         """As `Client.publish`."""
-        return await self._do(calls.publish(folder, alias, message), timeout)
+        return await self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
         """As `Client.watch`."""
@@ -154,6 +167,7 @@ class AsyncClient(_Caller):
 
     async def ready(self, wait_s: float = 0.0) -> bool:
         """As `Client.ready`."""
+        check_timeout(wait_s, "wait_s")
         deadline = time.monotonic() + wait_s
         while not await self._is_serving(max(deadline - time.monotonic(), 1.0)):
             if time.monotonic() >= deadline:
@@ -178,6 +192,7 @@ class AsyncClient(_Caller):
         return call.parse(response)
 
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
+        check_timeout(timeout)
         method = getattr(self._stub(call.service), call.method)
         return method(call.request, timeout=timeout, metadata=call.metadata)
 

@@ -1,15 +1,68 @@
 """Arguments of a client's methods, as messages. A value that no server would take is an error here."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from numbers import Real
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from protos import sidecast_pb2 as pb
 from serving.client.errors import InvalidInputError, InvalidNameError
 from serving.client.results import Prompt, Row
-from serving.client.routes import Route
+from serving.client.routes import RATES, Bounds, Route, read_rate, read_shares
+
+LONGEST_TIMEOUT_S = 1e9
+"""Longest timeout of a call, about 31 years. gRPC's clock and the protocol's durations end some time after it."""
+
+Built = TypeVar("Built", bound=Message)
+
+
+def build(kind: type[Built], /, **values: Any) -> Built:
+    """A message with these fields.
+
+    Raises:
+        InvalidInputError: a field cannot have its value; it names the field.
+    """
+    try:
+        return kind(**values)
+    except (TypeError, ValueError):
+        for name, value in values.items():
+            try:
+                kind(**{name: value})
+            except (TypeError, ValueError) as error:
+                raise _invalid(name, f"cannot be {_shown(value)}: {error}") from None
+        raise
+
+
+def check_timeout(seconds: float | None, name: str = "timeout") -> None:
+    """Check a timeout in seconds; None: no limit.
+
+    Raises:
+        InvalidInputError: no number, not finite, or longer than LONGEST_TIMEOUT_S.
+    """
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+        raise _invalid(name, f"must be a number of seconds, or None for no limit; got {_shown(seconds)}")
+    if not seconds <= LONGEST_TIMEOUT_S:  # not a number, too
+        why = f"must be at most {LONGEST_TIMEOUT_S:.0f} seconds, or None for no limit; got {_shown(seconds)}"
+        raise _invalid(name, why)
+
+
+def read_decoding(decoding: Mapping[str, Any] | None, generation: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The decoding settings of a method that takes them by their old name `generation` too.
+
+    Raises:
+        InvalidInputError: both are given.
+    """
+    if generation is None:
+        return decoding
+    warnings.warn("the argument `generation` is now `decoding`", DeprecationWarning, stacklevel=3)
+    if decoding is not None:
+        raise _invalid("decoding", "is given twice: generation is its old name")
+    return generation
 
 
 def parse_ref(text: str, version: int | None = None, alias: str | None = None) -> pb.TaskRef:
@@ -17,8 +70,10 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
 
     Raises:
         InvalidNameError: it is none of these.
-        InvalidInputError: it names a version or an alias twice.
+        InvalidInputError: it is no text, or names a version or an alias twice.
     """
+    if not isinstance(text, str):
+        raise _invalid("task", f"must be a text such as 'sst2', got {_shown(text)}")
     name, mark, which = next((parts for mark in "@:" if (parts := text.partition(mark))[1]), (text, "", ""))
     if (bool(mark), version is not None, alias is not None).count(True) > 1:
         raise InvalidInputError(f"{text!r}: name one version or one alias", fields={"field": "task"})
@@ -28,11 +83,11 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
         raise InvalidNameError(f"{text!r} is no task reference: name an alias after the @")
     version = int(which) if mark == ":" else version
     alias = which if mark == "@" else alias
-    ref = pb.TaskRef(task=name)
+    ref = build(pb.TaskRef, task=name)
     if version is not None:
-        ref.version = version
+        set_field(ref, "version", version)
     elif alias is not None:
-        ref.alias = alias
+        set_field(ref, "alias", alias)
     return ref
 
 
@@ -61,6 +116,8 @@ def set_options(
     """
     if timeout is not None:
         request.timeout.FromNanoseconds(int(timeout * 1e9))
+    if decoding is not None and not isinstance(decoding, Mapping):
+        raise _invalid("decoding", f"must be settings by name, got {type(decoding).__name__}")
     for name, value in (decoding or {}).items():
         is_flag = name == "early_stopping" and isinstance(value, bool)  # on the wire it is a word
         wire_value = str(value).lower() if is_flag else value
@@ -100,28 +157,42 @@ def write_refs(tasks: Sequence[str]) -> list[pb.TaskRef]:
     return [parse_ref(task) for task in tasks]
 
 
-def write_route(shares: Mapping[int, int], shadows: Sequence[int], bounds: Mapping[str, Any] | None) -> pb.Route:
+def write_route(
+    shares: Mapping[int, float | str], shadows: Sequence[int], bounds: Mapping[str, Any] | Bounds | None
+) -> pb.Route:
     """A route as a message, also where it is plain: then it ends what the alias has.
 
     Raises:
-        InvalidInputError: a bound that does not exist, or a value of a wrong type.
+        InvalidInputError: a bound that does not exist, a share or a rate without a unit, or a value of a wrong type.
     """
     _check_list(shadows, "route.shadows")
+    if not isinstance(shares, Mapping):
+        raise _invalid("route.shares", f"must be shares by version, got {type(shares).__name__}")
+    hundredths = read_shares(shares)
     try:
-        share_messages = [pb.Route.Share(version=version, share=share) for version, share in shares.items()]
+        share_messages = [pb.Route.Share(version=version, share=share) for version, share in hundredths.items()]
         route = pb.Route(shares=share_messages, shadows=shadows)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise _invalid("route", f"must have shares by version and a list of shadows: {error}") from None
     if bounds is not None:
         route.bounds.SetInParent()
-        for name, value in bounds.items():
-            _set_named(route.bounds, name, value, "route.bounds.", "bound")
+        for name, value in _by_name(bounds).items():
+            wire_value = read_rate(name, value) if name in RATES else value
+            _set_named(route.bounds, name, wire_value, "route.bounds.", "bound")
     return route
 
 
 def write_seen(route: Route) -> pb.Route:
     """A route that a client has read before, as a message."""
-    return write_route(route.shares, route.shadows, route.bounds and asdict(route.bounds))
+    return write_route(route.shares, route.shadows, route.bounds)
+
+
+def _by_name(bounds: Mapping[str, Any] | Bounds) -> Mapping[str, Any]:
+    if isinstance(bounds, Bounds):
+        return asdict(bounds)
+    if not isinstance(bounds, Mapping):
+        raise _invalid("route.bounds", f"must be bounds by name, got {type(bounds).__name__}")
+    return bounds
 
 
 def set_field(message: Message, name: str, value: Any, prefix: str = "") -> None:
@@ -133,21 +204,34 @@ def set_field(message: Message, name: str, value: Any, prefix: str = "") -> None
     try:
         setattr(message, name, value)
     except (TypeError, ValueError) as error:
-        raise _invalid(prefix + name, f"cannot be {value!r}: {error}") from None
+        raise _invalid(prefix + name, f"cannot be {_shown(value)}: {error}") from None
 
 
 def _set_named(message: Message, name: str, value: Any, prefix: str, noun: str) -> None:
     """Set a field that a caller has named; None leaves it unset. `noun` says what the fields are."""
-    known = message.DESCRIPTOR.fields_by_name
+    known = [field.name for field in message.DESCRIPTOR.fields]  # protobuf's own mapping fails for a surrogate
     if name not in known:
-        raise _invalid(prefix + name, f"is no {noun}; use {', '.join(known)}")
+        raise _invalid(prefix + (name if _is_word(name) else _shown(name)), f"is no {noun}; use {', '.join(known)}")
     if value is not None:
         set_field(message, name, value, prefix)
 
 
 def _check_list(values: Sequence[Any], where: str) -> None:
-    if isinstance(values, (str, bytes, Mapping)):
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise _invalid(where, f"must be a list, got one {type(values).__name__}; put it in brackets")
+
+
+def _is_word(name: object) -> bool:
+    return isinstance(name, str) and name.isascii() and name.isidentifier()
+
+
+def _shown(value: object) -> str:
+    """A value in an error message: its repr in ASCII, cut short."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # too many digits, or nested too deep
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _invalid(field: str, why: str) -> InvalidInputError:

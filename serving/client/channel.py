@@ -1,5 +1,6 @@
 """A client's channel, sync or async: address, limits, retry policy; and the base class of both clients."""
 
+import ipaddress
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,14 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from protos import sidecast_pb2_grpc
-from serving.client.errors import SidecastError, from_call
+from serving.client.arguments import check_timeout
+from serving.client.errors import InvalidInputError, SidecastError, from_call
 from serving.client.results import Predictions
 
 DEFAULT_PORT = 8001
 READY_POLL_S = 0.05
+LARGEST_MESSAGE_BYTES = 2**31 - 1
+"""The range of gRPC's settings."""
 CONNECT_S = 10.0
 """Seconds added to the timeout of a call that waits at the server, for the connection."""
 
@@ -50,8 +54,12 @@ class Settings:
 
     @property
     def target(self) -> str:
-        """HOST:PORT."""
-        return self.address if ":" in self.address else f"{self.address}:{DEFAULT_PORT}"
+        """HOST:PORT; or the address itself, where it has a scheme of gRPC's, such as unix: or dns:."""
+        host = self.address
+        if _is_ipv6(host):  # without brackets its last colon would begin a port
+            host = f"[{host}]"
+        has_port = ":" in host.rpartition("]")[2]
+        return host if has_port else f"{host}:{DEFAULT_PORT}"
 
     def options(self) -> list[tuple[str, Any]]:
         """gRPC's channel arguments."""
@@ -68,7 +76,23 @@ class Settings:
 
     @property
     def _is_local(self) -> bool:
-        return self.address.startswith(("localhost", "127.", "[::1]"))
+        return self.target.startswith(("localhost", "127.", "[::1]"))
+
+
+def check_address(address: str) -> None:
+    """Raises InvalidInputError for what gRPC cannot take as an address."""
+    try:
+        address.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidInputError(f"address: must be HOST:PORT, got {ascii(address)[:100]}") from None
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def service_config() -> dict[str, Any]:
@@ -99,12 +123,18 @@ class _Caller:
     ) -> None:
         """
         Args:
-            address: HOST:PORT; without a port, 8001.
+            address: HOST:PORT; without a port, 8001. An IPv6 address with a port has brackets: `[::1]:8001`.
             timeout: seconds that a call may take, unless the call has its own; None: no limit. `publish` and `watch` do
                 not use it.
-            max_message_bytes: largest answer.
+            max_message_bytes: largest answer; -1: no limit.
             retry: retry calls that end with UNAVAILABLE, as the docstring of `serving.client.client` describes.
         """
+        check_address(address)
+        check_timeout(timeout)
+        if not isinstance(max_message_bytes, int) or not -1 <= max_message_bytes <= LARGEST_MESSAGE_BYTES:
+            raise InvalidInputError(
+                f"max_message_bytes: must be a whole number up to {LARGEST_MESSAGE_BYTES}, or -1 for no limit"
+            )
         self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
         self._connect()
 
@@ -118,6 +148,7 @@ class _Caller:
         return _reopen, (type(self), self._settings)
 
     def _timeout(self, timeout: float | None) -> float | None:
+        check_timeout(timeout)
         return self._settings.timeout if timeout is None else timeout
 
     @contextmanager

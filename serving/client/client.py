@@ -22,11 +22,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
+from serving.client.arguments import check_timeout, read_decoding
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
 from serving.client.results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
-from serving.client.routes import Awaited, Comparisons, Route, Routed
+from serving.client.routes import Awaited, Bounds, Comparisons, Route, Routed
 from serving.client.streams import TextStream
 
 
@@ -48,24 +49,27 @@ class Client(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> Predictions:
         """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
 
         Args:
             timeout: seconds; None: the client's.
-            generation: decoding settings of texts that replace the task's: `{"num_beams": 4}`, `{"do_sample": True,
+            decoding: settings of texts that replace the task's: `{"num_beams": 4}`, `{"do_sample": True,
                 "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
             priority: 1, served first, to 4; 0: the server's default.
             route_key: requests with the same key get the same version, where the alias's traffic is split; "": a random
                 one.
+            generation: the old name of `decoding`.
         Raises:
             SidecastError: each subclass has its `reason`; see `serving.client.errors`.
         """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict(task, rows, version, alias, timeout, generation, priority, route_key), timeout)
+        decoding = read_decoding(decoding, generation)
+        return self._do(calls.predict(task, rows, version, alias, timeout, decoding, priority, route_key), timeout)
 
     def predict_tasks(
         self,
@@ -73,23 +77,24 @@ class Client(_Caller):
         rows: Sequence[Row],
         *,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> Outcomes:
         """Answer the same rows for many tasks; the backbone runs once for all of them.
 
         Args:
-            generation: as of `predict`; only text tasks use it.
-            priority: as of `predict`.
-            route_key: as of `predict`.
+            decoding: as of `predict`; only text tasks use it.
+            priority, route_key, generation: as of `predict`.
         Returns:
             By task as asked: its answers, or the SidecastError with which it failed.
         Raises:
             SidecastError: the whole request failed.
         """
         timeout = self._timeout(timeout)
-        return self._do(calls.predict_tasks(tasks, rows, timeout, generation, priority, route_key), timeout)
+        decoding = read_decoding(decoding, generation)
+        return self._do(calls.predict_tasks(tasks, rows, timeout, decoding, priority, route_key), timeout)
 
     def stream(
         self,
@@ -99,9 +104,10 @@ class Client(_Caller):
         version: int | None = None,
         alias: str | None = None,
         timeout: float | None = None,
-        generation: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
         priority: int = 0,
         route_key: str = "",
+        generation: Mapping[str, Any] | None = None,
     ) -> TextStream:
         """Stream the text of a text task for one row while it is generated. Arguments as of `predict`.
 
@@ -111,7 +117,8 @@ class Client(_Caller):
         print(stream.result().version)
         """
         timeout = self._timeout(timeout)
-        call = calls.stream(task, row, version, alias, timeout, generation, priority, route_key)
+        decoding = read_decoding(decoding, generation)
+        call = calls.stream(task, row, version, alias, timeout, decoding, priority, route_key)
         return TextStream(self._start(call, timeout), self._settings.target)
 
     def tasks(self) -> list[TaskInfo]:
@@ -140,20 +147,20 @@ class Client(_Caller):
         *,
         alias: str | None = None,
         version: int | None = None,
-        shares: Mapping[int, int] | None = None,
+        shares: Mapping[int, float | str] | None = None,
         shadows: Sequence[int] = (),
-        bounds: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Any] | Bounds | None = None,
         seen: Route | None = None,
         message: str = "",
     ) -> Routed:
         """Set how an alias's traffic is split. Replaces the route that it has.
 
         Args:
-            version: the alias's own version, which gets what the shares leave; None: unchanged.
-            shares: version to its share in hundredths of a per cent: `{7: 500}` is 5 %.
+            version: the alias's main version, which gets the rest of the traffic; None: unchanged.
+            shares: version to its share, as a fraction or a percentage: `{7: 0.05}` or `{7: "5%"}`.
             shadows: versions that answer the same inputs; their answers are compared, never returned.
             bounds: limits for versions with a share; beyond them servers end the shares: `{"disagreement": 0.05,
-                "error_rate": 0.01, "latency": 1.2, "min_rows": 200}`, all of them optional.
+                "error_rate": "1%", "latency": 1.2, "min_rows": 200}`, all of them optional.
             seen: the route that the caller has read before (from `task(...).routes`, or `Route()` for none).
         Raises:
             RouteChangedError: the alias's route is no longer `seen`. Nothing was changed.
@@ -194,18 +201,25 @@ class Client(_Caller):
         return self._do(calls.retire(task, version, message), self._settings.timeout)
 
     def publish(
-        self, folder: str | Path, *, alias: str | None = None, message: str = "", timeout: float | None = None
+        self,
+        folder: str | Path,
+        *,
+        alias: str | None = None,
+        message: str = "",
+        allow_untrained: bool = False,
+        timeout: float | None = None,
     ) -> Published:
         """Upload a finished run as its task's next version.
 
         Args:
             folder: the run's folder.
             alias: the alias to move to the version; None: `production` if the task is new, else none.
+            allow_untrained: publish a run that `sidecast init` made, whose weights no training has changed.
             timeout: seconds; None: no limit.
         Raises:
-            InvalidArtifactError: the folder is no complete run.
+            InvalidArtifactError: the folder is no complete run, or an untrained one.
         """
-        return self._do(calls.publish(folder, alias, message), timeout)
+        return self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
         """Yield what the server serves: at once, then at every change, until the loop or the server ends."""
@@ -232,6 +246,7 @@ class Client(_Caller):
 
     def ready(self, wait_s: float = 0.0) -> bool:
         """Whether the server has loaded its tasks and accepts requests. Waits for that at most `wait_s` seconds."""
+        check_timeout(wait_s, "wait_s")
         deadline = time.monotonic() + wait_s
         while not self._is_serving(max(deadline - time.monotonic(), 1.0)):
             if time.monotonic() >= deadline:
@@ -255,6 +270,7 @@ class Client(_Caller):
         return call.parse(response)
 
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
+        check_timeout(timeout)
         method = getattr(self._stubs[call.service], call.method)
         return method(call.request, timeout=timeout, metadata=call.metadata)
 

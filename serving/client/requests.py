@@ -19,6 +19,8 @@ from protos import sidecast_pb2 as pb
 from serving.client import results as results
 from serving.client import routes as routes
 from serving.client.arguments import (
+    build,
+    check_timeout,
     parse_ref,
     set_field,
     set_options,
@@ -140,14 +142,14 @@ def task(name: str) -> Call[results.TaskInfo]:
 
 def history(task: str | None, limit: int) -> Call[list[results.Commit]]:
     """The newest `limit` commits, or all where it is 0; those about one task, or about all."""
-    request = pb.HistoryRequest(task=task or "", limit=limit)
+    request = build(pb.HistoryRequest, task=task or "", limit=limit)
     return Call("admin", "History", request, lambda response: [read_commit(commit) for commit in response.commits])
 
 
 def promote(task: str, version: int, alias: str | None, message: str) -> Call[results.Promoted]:
     """Move an alias to a version."""
-    route = pb.Route(version=version)
-    request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
+    route = build(pb.Route, version=version)
+    request = build(pb.SetRouteRequest, task=task, alias=alias or "", route=route, change=_change(message))
     return Call("admin", "SetRoute", request, read_promoted)
 
 
@@ -155,9 +157,9 @@ def set_route(
     task: str,
     alias: str | None,
     version: int | None,
-    shares: Mapping[int, int] | None,
+    shares: Mapping[int, float | str] | None,
     shadows: Sequence[int],
-    bounds: Mapping[str, Any] | None,
+    bounds: Mapping[str, Any] | routes.Bounds | None,
     seen: routes.Route | None,
     message: str,
 ) -> Call[routes.Routed]:
@@ -165,7 +167,7 @@ def set_route(
     route = write_route(shares or {}, shadows, bounds)
     if version is not None:
         set_field(route, "version", version, "route.")
-    request = pb.SetRouteRequest(task=task, alias=alias or "", route=route, change=_change(message))
+    request = build(pb.SetRouteRequest, task=task, alias=alias or "", route=route, change=_change(message))
     if seen is not None:
         request.seen.CopyFrom(write_seen(seen))
     return Call("admin", "SetRoute", request, read_routed)
@@ -173,31 +175,31 @@ def set_route(
 
 def comparison(task: str, alias: str | None, disagreements: int) -> Call[routes.Comparisons]:
     """How the versions of an alias's route compare, with the newest `disagreements`."""
-    request = pb.GetComparisonRequest(task=task, alias=alias or "")
-    set_field(request, "disagreements", disagreements)
+    request = build(pb.GetComparisonRequest, task=task, alias=alias or "", disagreements=disagreements)
     return Call("admin", "GetComparison", request, read_comparisons)
 
 
 def await_generation(generation: int, timeout_s: float) -> Call[routes.Awaited]:
     """Wait for a generation of the registry; 0 is its newest."""
-    request = pb.AwaitGenerationRequest()
-    set_field(request, "generation", generation)
+    check_timeout(timeout_s)
+    request = build(pb.AwaitGenerationRequest, generation=generation)
     request.timeout.FromNanoseconds(int(timeout_s * 1e9))
     return Call("admin", "AwaitGeneration", request, read_awaited)
 
 
 def rollback(task: str, alias: str | None, to: int | None, message: str) -> Call[results.Rolled]:
     """Move an alias back, or end the shares of its traffic."""
-    request = pb.RollbackRequest(task=task, alias=alias or "", to=to or 0, change=_change(message))
+    request = build(pb.RollbackRequest, task=task, alias=alias or "", to=to or 0, change=_change(message))
     return Call("admin", "Rollback", request, read_rolled)
 
 
 def retire(task: str, version: int, message: str) -> Call[results.Retired]:
     """Take a version out of service."""
-    return Call("admin", "Retire", pb.RetireRequest(task=task, version=version, change=_change(message)), read_retired)
+    request = build(pb.RetireRequest, task=task, version=version, change=_change(message))
+    return Call("admin", "Retire", request, read_retired)
 
 
-def publish(folder: str | Path, alias: str | None, message: str) -> Call[results.Published]:
+def publish(folder: str | Path, alias: str | None, message: str, allow_untrained: bool) -> Call[results.Published]:
     """Upload a finished run.
 
     Raises:
@@ -205,7 +207,13 @@ def publish(folder: str | Path, alias: str | None, message: str) -> Call[results
     """
     folder = Path(folder).expanduser()
     manifest = _read_manifest(folder)
-    header = pb.PublishRequest.Header(manifest=manifest, alias=alias or "", change=_change(message))
+    header = build(
+        pb.PublishRequest.Header,
+        manifest=manifest,
+        alias=alias or "",
+        change=_change(message),
+        allow_untrained=allow_untrained,
+    )
     return Call("admin", "Publish", _upload(header, folder, _file_names(folder, manifest)), read_published)
 
 
@@ -233,12 +241,23 @@ def _file_names(folder: Path, manifest: bytes) -> list[str]:
     """The files that the manifest names, all of them in the folder. The server checks the rest of the manifest."""
     try:
         names = [str(name) for name in json.loads(manifest)["files"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidArtifactError(f"{folder} is not a finished run: {MANIFEST} does not name its files") from None
     for name in names:
+        if not _is_text(name):
+            raise InvalidArtifactError(f"{folder} is not a finished run: {name!a} is no file's name in UTF-8")
         if not (folder / name).is_file():
             raise InvalidArtifactError(f"{folder} is not a finished run: {name} is missing")
     return names
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be sent: no half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _upload(header: pb.PublishRequest.Header, folder: Path, names: list[str]) -> Iterator[pb.PublishRequest]:
@@ -256,4 +275,5 @@ def _change(message: str) -> pb.Change:
         author = f"{getpass.getuser()}@{host}"
     except (OSError, KeyError):
         author = f"unknown@{host}"
-    return pb.Change(author=author, message=message)
+    author = author.encode("utf-8", "replace").decode()  # a user's name may be no UTF-8
+    return build(pb.Change, author=author, message=message)

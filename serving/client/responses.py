@@ -12,6 +12,7 @@ from protos import sidecast_pb2 as pb
 from serving.client import results as results
 from serving.client import routes as routes
 from serving.client.errors import SidecastError, from_status
+from serving.client.shares import WHOLE
 
 Record = TypeVar("Record")
 
@@ -66,7 +67,7 @@ def read_commit(commit: pb.Commit) -> results.Commit:
 def read_route(route: pb.Route) -> routes.Route:
     """An alias's route, without the alias's own version."""
     return routes.Route(
-        shares={share.version: share.share for share in route.shares},
+        shares={share.version: share.share / WHOLE for share in route.shares},
         shadows=tuple(route.shadows),
         bounds=_read_bounds(route.bounds) if route.HasField("bounds") else None,
     )
@@ -102,9 +103,29 @@ def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
     return _read(
         routes.Comparisons,
         response,
-        versions=tuple(_read(routes.Comparison, comparison) for comparison in response.comparisons),
-        disagreements=tuple(_read(routes.Disagreement, disagreement) for disagreement in response.disagreements),
+        versions=_read_comparisons(response),
+        disagreements=_read_disagreements(response),
+        rolled_back=_read_rolled_back(response.rolled_back) if response.HasField("rolled_back") else None,
     )
+
+
+def _read_rolled_back(message: pb.RolledBack) -> routes.RolledBack:
+    return _read(
+        routes.RolledBack,
+        message,
+        version=message.route.version,
+        route=read_route(message.route),
+        versions=_read_comparisons(message),
+        disagreements=_read_disagreements(message),
+    )
+
+
+def _read_comparisons(message: pb.GetComparisonResponse | pb.RolledBack) -> tuple[routes.Comparison, ...]:
+    return tuple(_read(routes.Comparison, comparison) for comparison in message.comparisons)
+
+
+def _read_disagreements(message: pb.GetComparisonResponse | pb.RolledBack) -> tuple[routes.Disagreement, ...]:
+    return tuple(_read(routes.Disagreement, disagreement) for disagreement in message.disagreements)
 
 
 def read_awaited(response: pb.AwaitGenerationResponse) -> routes.Awaited:
@@ -128,13 +149,14 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
     match answer.WhichOneof("answer"):
         case "classification":
             chosen = answer.classification
-            return results.Classification(chosen.label, chosen.score, dict(zip(labels, chosen.scores, strict=True)))
+            scores = dict(zip(labels, chosen.scores, strict=True))
+            return results.Classification(chosen.label, chosen.score, scores, answer.truncated)
         case "regression":
-            return results.Regression(answer.regression.value)
+            return results.Regression(answer.regression.value, answer.truncated)
         case "embedding":
-            return results.Embedding(tuple(answer.embedding.values))
+            return results.Embedding(tuple(answer.embedding.values), answer.truncated)
         case _:
-            return results.Text(answer.text.text)
+            return results.Text(answer.text.text, answer.truncated)
 
 
 def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:

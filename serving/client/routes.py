@@ -1,11 +1,17 @@
 """Routes, comparisons of versions and servers, as a client sees them: frozen dataclasses that compare and pickle.
 
-A share is in hundredths of a per cent everywhere: 500 is 5 %.
+A share or a rate is a fraction, 0.05. `Route` and `Bounds` also take it as a percentage with its sign, "5%".
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from serving.client.errors import InvalidInputError
+from serving.client.shares import WHOLE, rate_of, share_of
+
+RATES = ("error_rate", "disagreement")
+"""The bounds that are rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,29 +22,62 @@ class Bounds:
     """
 
     error_rate: float | None = None
-    """How much its fraction of failed rows may exceed that of the own version, 0 to 1."""
+    """How much its fraction of failed rows may exceed that of the own version: 0.01, or "1%"."""
     latency: float | None = None
     """Its mean time per request over that of the own version, at most; at least 1."""
     disagreement: float | None = None
-    """Fraction of its answers that may differ from the own version's, 0 to 1."""
+    """Fraction of its answers that may differ from the own version's: 0.05, or "5%"."""
     min_rows: int = 100
     """Rows that it must have answered before it is judged."""
+
+    def __post_init__(self) -> None:
+        for name in RATES:
+            object.__setattr__(self, name, read_rate(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """How an alias's traffic is split. The alias's own version gets what the shares leave."""
 
-    shares: Mapping[int, int] = field(default_factory=dict)
-    """Version to its share, in hundredths of a per cent."""
+    shares: Mapping[int, float] = field(default_factory=dict)
+    """Version to its share, a fraction: 0.05. "5%" is taken too, and becomes that."""
     shadows: tuple[int, ...] = ()
     """Versions that answer the same inputs; their answers are compared, never returned."""
     bounds: Bounds | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shares", {v: share / WHOLE for v, share in read_shares(self.shares).items()})
 
     @property
     def is_plain(self) -> bool:
         """Whether the alias's own version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
+
+
+def read_shares(shares: Mapping[int, float | str]) -> dict[int, int]:
+    """Version to its share in hundredths of a per cent, as the wire has it.
+
+    Raises:
+        InvalidInputError: one of them is no share.
+    """
+    read: dict[int, int] = {}
+    for version, share in shares.items():
+        try:
+            read[version] = share_of(share)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"route.shares.{version!a}: {error}", fields={"field": "route.shares", "why": str(error)}
+            ) from None
+    return read
+
+
+def read_rate(name: str, value: float | str | None) -> float | None:
+    """The rate of a bound; None: not checked. Raises InvalidInputError where it is no rate."""
+    try:
+        return None if value is None else rate_of(value)
+    except ValueError as error:
+        field_name = f"route.bounds.{name}"
+        raise InvalidInputError(f"{field_name}: {error}", fields={"field": field_name, "why": str(error)}) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +129,25 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """The comparison because of which a server ended all shares of an alias's traffic."""
+
+    why: str
+    """The bound that was broken, in words."""
+    generation: int
+    """Of the commit that ended the shares; 0: somebody else changed the route just before."""
+    time: datetime | None
+    version: int
+    """The alias's own."""
+    route: Route
+    """That was ended."""
+    versions: tuple[Comparison, ...]
+    """The alias's own first."""
+    disagreements: tuple[Disagreement, ...]
+    """Newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparisons:
     """How the versions of an alias's route compare with its own version."""
 
@@ -105,6 +163,8 @@ class Comparisons:
     """Newest first."""
     keeps_inputs: bool
     """Whether the server keeps the inputs of disagreements; if not, `disagreements` is empty."""
+    rolled_back: RolledBack | None = None
+    """Set after this server ended the alias's shares by itself, until the alias gets another route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

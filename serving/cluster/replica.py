@@ -17,12 +17,12 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serving.api import Drain, end_tasks
+from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.errors import PortInUse
 from serving.metrics import Metrics
-from serving.ports import MetricsServer
+from serving.ports import MetricsServer, State
 
 if TYPE_CHECKING:
     from serving.components import Components
@@ -53,6 +53,9 @@ class Server:
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # as Ray allows
         self.metrics = Metrics()
         self.drain = Drain()
+        self.metrics.follow_calls(lambda: self.drain.in_flight)
+        self._fault: Callable[[], str] = str
+        self._is_ready = False
         self._open = AsyncExitStack()
         try:
             await self._start(ServeConfig.from_values(settings))
@@ -72,9 +75,10 @@ class Server:
         self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
         logging.getLogger("serving").setLevel(config.log_level)
-        self._http = _metrics_server(config, self.metrics)
+        self._http = _metrics_server(config, self.metrics, lambda: self._fault(), self._unreadiness)
         self._open.push_async_callback(asyncio.to_thread, self._http.close)
         parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
+        self._fault = parts.fault
         self._open.push_async_callback(asyncio.to_thread, parts.stop)
         self._open.push_async_callback(parts.service.close)
         self._busy = Utilization(lambda: self.metrics.computed_s)
@@ -82,10 +86,13 @@ class Server:
         presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
-        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain)
+        inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._open.callback(inbox.close)
+        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain, inbox)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})
+        self._is_ready = True
         self._start_s = time.monotonic() - started
         log.info("replica %s is ready after %.1f s at generation %d", self.id, self._start_s, self.generation)
 
@@ -113,6 +120,12 @@ class Server:
         self._checked_at = time.monotonic()
         if fault := self._parts.fault():
             raise RuntimeError(fault)
+
+    def _unreadiness(self) -> str:
+        """Why no requests should be sent here now; empty where they may."""
+        if self.drain.draining:
+            return "it is shutting down"
+        return "" if self._is_ready else "it is loading"
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The figures that `serving.cluster.autoscaling` decides by."""
@@ -178,12 +191,12 @@ def _batcher(parts: "Components") -> "Batcher":
     return parts.batcher
 
 
-def _metrics_server(config: ServeConfig, metrics: Metrics) -> MetricsServer:
+def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State) -> MetricsServer:
     """Raises PortInUse, CannotListen."""
     first = config.metrics_port
     for port in range(first, first + METRICS_PORTS) if first else ():
         try:
-            return MetricsServer("0.0.0.0", port, metrics.registry)
+            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready)
         except PortInUse:
             continue
-    return MetricsServer("0.0.0.0", 0, metrics.registry)
+    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready)

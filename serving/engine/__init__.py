@@ -2,7 +2,16 @@
 
 from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import FinishReason, Piece, TextProgress
-from serving.engine.device import check_fits, pick_device, run_apart, run_aside, share_heaps, trim_heaps
+from serving.engine.device import (
+    check_fits,
+    free_bytes,
+    pick_device,
+    run_apart,
+    run_aside,
+    run_steps_aside,
+    share_heaps,
+    trim_heaps,
+)
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow, Event, Key, Resident
 from serving.engine.warmup import warm_up
@@ -18,9 +27,11 @@ __all__ = [
     "Resident",
     "TextProgress",
     "check_fits",
+    "free_bytes",
     "pick_device",
     "run_apart",
     "run_aside",
+    "run_steps_aside",
     "share_heaps",
     "trim_heaps",
     "warm_up",

@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -107,6 +107,9 @@ def _idle_files() -> int:
 
 Result = TypeVar("Result")
 
+_OVER = object()
+"""What `next` returns after an iterator's last step."""
+
 ARENA_MAX = -8
 """glibc's M_ARENA_MAX."""
 
@@ -153,6 +156,17 @@ def run_aside(work: Callable[..., Result], *args: object) -> Result:
     is set back, and no other thread should use torch for the first time meanwhile.
     """
     return run_apart(_on_one_core, work, *args)
+
+
+def run_steps_aside(steps: Iterator[None]) -> Iterator[None]:
+    """The same steps, each made as `run_aside` makes its work."""
+    while not run_aside(_is_over, steps):
+        yield
+
+
+def _is_over(steps: Iterator[None]) -> bool:
+    """Make one step; whether there was none left."""
+    return next(steps, _OVER) is _OVER
 
 
 def _on_one_core(work: Callable[..., Result], *args: object) -> Result:

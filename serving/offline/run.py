@@ -5,6 +5,7 @@ part and reports. So memory is bounded by the shards in work, and a part is ther
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -98,6 +99,8 @@ def run_batch(
     Raises:
         OfflineError, RegistryError, ServingError, LadderError: each says what to do. Parts that are written stay.
     """
+    if importlib.util.find_spec("ray") is None:  # told before minutes of reading
+        raise NoRay("ray is not installed; pip install 'sidecast[cluster]'")
     wanted = wanted.absolute
     output = Output(wanted.output)
     with output.held():

@@ -1,7 +1,7 @@
 """Progressive delivery: shadows, comparison of versions, automatic rollback."""
 
 from serving.rollout.auto_rollback import AutoRollback
-from serving.rollout.comparison import Compared, Comparison, Comparisons, Disagreement, routed_of
+from serving.rollout.comparison import Compared, Comparison, Comparisons, Disagreement, RolledBack, routed_of
 from serving.rollout.shadow import ShadowRunner
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "Disagreement",
+    "RolledBack",
     "ShadowRunner",
     "routed_of",
 ]

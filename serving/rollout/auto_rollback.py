@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from serving.metrics import Metrics
-from serving.rollout.comparison import Comparison, Comparisons, Routed, Window
+from serving.rollout.comparison import Comparison, Comparisons, Window
 from side_registry.errors import RegistryError
 from side_registry.route import Bounds, Route
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 0.25
 """Seconds between two checks of all routes."""
+STOP_S = 3.0
+"""Longest wait for a commit in progress at the end, in seconds. The thread does not keep the process."""
 ROUNDING = 1e-9
 """A rate that exceeds its bound by no more than this does not break it."""
 FIRST_RETRY_S = 1.0
@@ -59,7 +61,7 @@ def fault(canary: Comparison, main: Comparison, bounds: Bounds) -> Fault | None:
 def _too_many_errors(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
     if bound is None or canary.error_rate <= main.error_rate + bound + ROUNDING:
         return None
-    return f"error rate {canary.error_rate:.4g} > {main.error_rate:.4g} + {bound:.4g}"
+    return f"error rate {_percent(canary.error_rate)} > {_percent(main.error_rate)} + {_percent(bound)}"
 
 
 def _too_slow(canary: Comparison, main: Comparison, bound: float | None) -> str | None:
@@ -71,7 +73,11 @@ def _too_slow(canary: Comparison, main: Comparison, bound: float | None) -> str 
 def _too_different(canary: Comparison, bound: float | None) -> str | None:
     if bound is None or canary.disagreement <= bound + ROUNDING:
         return None
-    return f"disagreement {canary.disagreement:.4g} > {bound:.4g}"
+    return f"disagreement {_percent(canary.disagreement)} > {_percent(bound)}"
+
+
+def _percent(part: float) -> str:
+    return f"{part * 100:.4g}%"
 
 
 def judge(window: Window) -> Fault | None:
@@ -105,7 +111,8 @@ class RouteRegistry(Protocol):
 class _Attempt:
     """To end a route."""
 
-    routed: Routed
+    window: Window
+    """What was counted under it."""
     failures: int = 0
     next_s: float = 0.0
     """When to try next, by the clock. Infinite: done, until the alias has another route."""
@@ -150,7 +157,7 @@ class AutoRollback:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float | None = 10.0) -> None:
+    def stop(self, timeout_s: float | None = STOP_S) -> None:
         """End the thread. Waits at most `timeout_s` seconds for a commit in progress."""
         self._stopping.set()
         if self._thread.is_alive():
@@ -163,7 +170,7 @@ class AutoRollback:
         self._attempts = {key: attempt for key, attempt in self._attempts.items() if key in bounded}
         due = [ending for key in bounded if (ending := self._due(*key))]
         for task, alias, attempt, _ in due:
-            self._suspend(task, alias, attempt.routed.since)
+            self._suspend(task, alias, attempt.window.routed.since)
         for task, alias, attempt, broken in due:
             self._end(task, alias, attempt, broken)
 
@@ -181,14 +188,17 @@ class AutoRollback:
         if not (window and broken):
             return None
         attempt = self._attempts.get((task, alias))
-        if attempt is None or attempt.routed != window.routed:
-            attempt = self._attempts[task, alias] = _Attempt(window.routed)
+        if attempt is None or attempt.window.routed != window.routed:
+            attempt = self._attempts[task, alias] = _Attempt(window)
+        attempt.window = window
         return (task, alias, attempt, broken) if self._clock() >= attempt.next_s else None
 
     def _end(self, task: str, alias: str, attempt: _Attempt, broken: Fault) -> None:
         """Commit the end of the route's shares."""
-        routed = attempt.routed
-        message = f"automatic rollback: version {broken.version}: {broken.why}"
+        routed = attempt.window.routed
+        window = attempt.window
+        seen = "; ".join(str(window.comparison(version)) for version in (broken.version, routed.version))
+        message = f"automatic rollback: version {broken.version}: {broken.why} ({seen})"
         try:
             generation = self._registry.end_route(
                 task, alias, routed.route, since=routed.since, author=self._author, message=message
@@ -199,6 +209,7 @@ class AutoRollback:
             log.error("%s of %s@%s is tried again: %s", message, task, alias, error, exc_info=unforeseen)
             return
         attempt.next_s = float("inf")
+        self._comparisons.keep(task, alias, window, f"version {broken.version}: {broken.why}", generation or 0)
         if generation is None:
             log.info("%s@%s: %s; its route has changed already", task, alias, broken.why)
         else:

@@ -5,32 +5,23 @@ device thread. Knows no pool and no aliases.
 """
 
 import logging
-import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ladder.answering import Answerer, build_answerer
-from ladder.answers import Answer
 from ladder.backbone import Backbone, Tokenizer
 from ladder.config import SideConfig
 from ladder.decoding import Generation
 from ladder.errors import LadderError
 from ladder.side import SideNetwork, as_served, load_side
 from ladder.stacked import Side, SideBank
-from serving.config import EngineConfig, LoadConfig
-from serving.engine import Engine, EngineRow, Resident, trim_heaps
-from serving.errors import (
-    CorruptSide,
-    GoldenMismatch,
-    IncompatibleSide,
-    LoadError,
-    LoadFailed,
-    OutOfMemory,
-    SideTooLarge,
-)
-from serving.versions.golden import difference, tolerance_for
+from serving.config import BatchConfig, LoadConfig
+from serving.engine import Resident, trim_heaps
+from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge, TextsTooLong
+from serving.versions.replay import Replayer
 from side_registry.blobs import StoredArtifact
-from side_registry.errors import ArtifactError, CorruptBlob, InvalidRow, RegistryError
+from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
 from side_registry.task import TaskSpec
@@ -43,14 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Makes residents for one backbone and its tokenizer. One load at a time.
-
-    Golden examples are answered by a separate engine: they are no traffic, so they appear neither in the server's
-    metrics nor in its cache. That engine's cache keeps the backbone's activations for later versions, which often have
-    the same examples.
+    """Makes residents for one backbone and its tokenizer. One call at a time.
 
     Args:
         bank: storage for the weights of residents; None makes a new one.
+        batch: limits of a batch of golden examples; None: the defaults.
     """
 
     def __init__(
@@ -60,29 +48,37 @@ class Loader:
         tokenizer: Tokenizer,
         config: LoadConfig,
         bank: SideBank | None = None,
+        batch: BatchConfig | None = None,
     ) -> None:
         self._registry = registry
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._config = config
         self.bank = bank or SideBank(backbone)
-        self.engine = Engine(backbone, config=EngineConfig(cache_bytes=config.replay_bytes, side_timeout_s=math.inf))
+        self.replayer = Replayer(backbone, tokenizer, config, batch or BatchConfig())
 
     def load(self, task: str, version: int) -> Resident:
-        """Download, verify and replay one version.
+        """Download, verify and replay one version. Raises what `fetch` and `replay` raise."""
+        resident = self.fetch(task, version)
+        for _ in self.replay(resident):
+            pass
+        return resident
+
+    def fetch(self, task: str, version: int) -> Resident:
+        """Download and verify one version. It must not serve before `replay` has ended.
 
         Raises:
             IncompatibleSide: another backbone or tokenizer, or a side network that reads images.
             SideTooLarge: more bytes than `max_side_bytes`.
+            TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
-            GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
             LoadFailed: anything else; `transient` where a later try may succeed.
         """
-        try:
+        with _load_errors(task, version):
             stored = self._registry.artifact(task, version)
             self._check_manifest(task, version, stored.manifest)
             side = self._place(self._fetch(task, version, stored))
-            resident = Resident(
+            return Resident(
                 task=task,
                 version=version,
                 spec=stored.manifest.spec,
@@ -91,20 +87,18 @@ class Loader:
                 manifest=stored.manifest,
                 bytes=_bytes_of(side),
             )
-            if self._config.replay_examples:
-                self._replay_twice(resident)
-            return resident
-        except LoadError:
-            raise
-        except CorruptBlob as error:  # publishing again repairs a blob without a commit: try again later
-            raise CorruptSide(task, version, str(error), transient=True) from error
-        except (ArtifactError, LadderError) as error:
-            raise CorruptSide(task, version, _first_line(error)) from error
-        except (RegistryError, OSError) as error:
-            raise LoadFailed(task, version, str(error), transient=True) from error
-        except Exception as error:
-            log.exception("unexpected error while loading %s:%d", task, version)
-            raise LoadFailed(task, version, f"{type(error).__name__}: {_first_line(error)}") from error
+
+    def replay(self, resident: Resident) -> Iterator[None]:
+        """Replay a version's golden examples in turns: yields between two of them, as `Replayer.replay`.
+
+        Raises:
+            GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
+            ReplayTooLong: its golden examples are more work than the settings allow.
+            CorruptSide, LoadFailed: as `fetch`.
+        """
+        if self._config.replay_examples:
+            with _load_errors(*resident.key):
+                yield from self.replayer.replay(resident)
 
     def tidy(self) -> None:
         """Return the memory of evicted versions to the operating system. Takes milliseconds."""
@@ -123,6 +117,8 @@ class Loader:
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
         if manifest.tokenizer_fingerprint != self._tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", self._tokenizer.fingerprint)
+        if (tokens := manifest.spec.max_source_tokens) > self._config.max_row_tokens:
+            raise TextsTooLong(task, version, tokens, self._config.max_row_tokens)
         if SIDE_NETWORK not in manifest.files:
             raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
         size = sum(blob.size for blob in manifest.files.values())
@@ -172,39 +168,23 @@ class Loader:
             generation=Generation(**spec.generation.settings),
         )
 
-    def _replay_twice(self, resident: Resident) -> None:
-        """Replay again without the cache before refusing: one wrong cached pass would refuse all later versions too."""
-        try:
-            self._replay(resident)
-        except GoldenMismatch:
-            self.engine.cache.clear()
-            self._replay(resident)
 
-    def _replay(self, resident: Resident) -> None:
-        task, version = resident.key
-        manifest = resident.manifest
-        here = str(self._backbone.dtype).removeprefix("torch.")
-        dtypes = {here, str(manifest.provenance.get("dtype", here))}
-        tolerance = tolerance_for(manifest.tolerance, dtypes)
-        exact_text = dtypes == {"float32"} and not manifest.spec.generation.do_sample
-        for index, outcome in enumerate(self._answers(resident)):
-            if isinstance(outcome, OutOfMemory):
-                raise LoadFailed(task, version, str(outcome), transient=True) from outcome
-            if isinstance(outcome, Exception):
-                raise GoldenMismatch(task, version, index, str(outcome)) from outcome
-            expected = manifest.examples[index].expected
-            if why := difference(outcome, expected, tolerance, exact_text=exact_text):
-                raise GoldenMismatch(task, version, index, why)
-
-    def _answers(self, resident: Resident) -> Sequence[Answer | Exception]:
-        """What this server answers to the golden examples. One batch: an answer does not depend on its batch."""
-        spec = resident.spec
-        try:
-            prompts = [spec.render(example.fields) for example in resident.manifest.examples]
-        except InvalidRow as error:
-            raise CorruptSide(resident.task, resident.version, f"a golden example's {error}") from error
-        tokens = self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
-        return self.engine.predict([EngineRow(ids=tuple(ids), resident=resident) for ids in tokens])
+@contextmanager
+def _load_errors(task: str, version: int) -> Iterator[None]:
+    """Turn every error into a LoadError."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except CorruptBlob as error:  # publishing again repairs a blob without a commit: try again later
+        raise CorruptSide(task, version, str(error), transient=True) from error
+    except (ArtifactError, LadderError) as error:
+        raise CorruptSide(task, version, _first_line(error)) from error
+    except (RegistryError, OSError) as error:
+        raise LoadFailed(task, version, str(error), transient=True) from error
+    except Exception as error:
+        log.exception("unexpected error while loading %s:%d", task, version)
+        raise LoadFailed(task, version, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _bytes_of(side: Side) -> int:

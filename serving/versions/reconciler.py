@@ -1,14 +1,15 @@
 """Makes the pool follow the registry: watches it, loads missing versions, swaps them in, evicts retired ones.
 
 One thread, the pool's only writer. It takes one step at a time (read the registry, load one version), so a rollback
-does not wait for a queue of loads, and a version that fails to load delays the others by one attempt. While the
-registry cannot be read, resident versions go on answering. Knows no torch and no requests.
+does not wait for a queue of loads, and a version that fails to load delays the others by one attempt. A version whose
+golden examples take long waits for the loads of all others between two turns of its replay. While the registry cannot
+be read, resident versions go on answering. Knows no torch and no requests.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 10.0
 """Shortest time between two calls of `tidy`, in seconds."""
+STOP_S = 3.0
+"""Longest wait for a load or a read of the registry in progress, in seconds. The thread does not keep the process."""
+MAX_REPLAYS = 8
+"""Most replays that have begun and wait for their next turn: each holds the memory of a batch."""
 RETRY_URGENCY = 10
 """Added to the urgency of versions that failed before: they come after all others."""
 
@@ -51,6 +56,7 @@ class Reconciler:
 
     Args:
         load: makes a resident of (task, version); raises LoadError. Called on the reconciler's thread, and by `start`.
+        replay: verifies a resident's answers, in turns; raises LoadError. It serves once the iterator ends.
         on_change: called after each change of the pool.
         tidy: returns memory to the system. Called on the reconciler's thread after residents came or left, once nothing
             is left to load, and at most every TIDY_S seconds.
@@ -65,6 +71,7 @@ class Reconciler:
         metrics: Metrics | None = None,
         on_change: OnChange | None = None,
         tidy: Callable[[], None] = lambda: None,
+        replay: Callable[[Resident], Iterator[None]] = lambda resident: iter(()),
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -73,8 +80,11 @@ class Reconciler:
         self._metrics = metrics or Metrics()
         self._on_change = on_change
         self._tidy = tidy
+        self._replay = replay
         self._pending: dict[Key, float] = {}
         """Versions to load, most urgent first, and when each was first wanted, by time.monotonic()."""
+        self._replays: dict[Key, tuple[Resident, Iterator[None]]] = {}
+        """Versions to load whose replay has begun, and takes more turns. The first one goes on first."""
         self._polled_at = 0.0
         self._tidied_at = 0.0
         self._is_tidy = True
@@ -92,17 +102,17 @@ class Reconciler:
         """
         self._adopt(self._first_state())
         total = len(self._pending)
-        for done in range(total):
-            task, version = next(iter(self._pending))
+        while self._pending:
+            task, version = self._next()
             if progress:
-                progress(done, total, f"{task}:{version}")
+                progress(total - len(self._pending), total, f"{task}:{version}")
             self._load(task, version)
         if progress:
             progress(total, total, "")
         self._settle()
         self._thread.start()
 
-    def stop(self, timeout_s: float | None = 10.0) -> None:
+    def stop(self, timeout_s: float | None = STOP_S) -> None:
         """End the thread. Waits for a load in progress, for `timeout_s` at most (None: without limit)."""
         self._stopping = True
         self._wake.set()
@@ -130,7 +140,7 @@ class Reconciler:
             self._wake.clear()
 
     def step(self) -> bool:
-        """Read the registry if it is time, load one version if one is missing.
+        """Read the registry if it is time; if a version is missing, load it, or go on with its replay.
 
         Before each load it is time, unless the registry cannot be read: a version that was retired meanwhile is not
         loaded.
@@ -142,7 +152,7 @@ class Reconciler:
             self._poll()
         self._schedule_retries()
         if self._pending:
-            self._load(*next(iter(self._pending)))
+            self._load(*self._next())
         self._settle()
         if not self._pending and not self._is_tidy and time.monotonic() - self._tidied_at >= TIDY_S:
             self._tidy()
@@ -211,6 +221,7 @@ class Reconciler:
                 elif name in changed or now - failure.at >= self._config.max_retry_s:
                     ranked.append((RETRY_URGENCY + urgency, -version, (name, version)))
         self._pending = {key: self._pending.get(key, now) for _, _, key in sorted(ranked)}
+        self._replays = {key: replay for key, replay in self._replays.items() if key in self._pending}
 
     def _schedule_retries(self) -> None:
         now = time.monotonic()
@@ -225,20 +236,41 @@ class Reconciler:
         for key in failed:
             self._pending.setdefault(key, time.monotonic())
 
+    def _next(self) -> Key:
+        """The most urgent version whose load has not begun; if all have, or many replays wait, the next replay."""
+        begins = self._pending if len(self._replays) < MAX_REPLAYS else ()
+        return next((key for key in begins if key not in self._replays), None) or next(iter(self._replays))
+
     def _load(self, task: str, version: int) -> None:
+        """Load a version, or take its replay one turn further."""
         wanted_at = self._pending[task, version]
         try:
-            resident = self._load_version(task, version)
+            resident = self._turn(task, version)
         except LoadError as error:
             self._fail(task, version, error)
         except Exception as error:
             log.exception("unexpected error while loading %s:%d", task, version)
             self._fail(task, version, LoadFailed(task, version, f"{type(error).__name__}: {error}"))
         else:
+            if resident is None:
+                return
             self._replace(add(self._pool.snapshot(), resident), [task])
             log.info("loaded %s:%d (%d bytes)", task, version, resident.bytes)
             self._metrics.swap_seconds.observe(time.monotonic() - wanted_at)
         del self._pending[task, version]
+
+    def _turn(self, task: str, version: int) -> Resident | None:
+        """The version, ready to serve; None while its replay takes more turns. Raises LoadError."""
+        key = task, version
+        if key in self._replays:
+            resident, replay = self._replays.pop(key)
+        else:
+            resident = self._load_version(task, version)
+            replay = self._replay(resident)
+        for _ in replay:
+            self._replays[key] = resident, replay  # the last in line: the others go first
+            return None
+        return resident
 
     def _fail(self, task: str, version: int, error: LoadError) -> None:
         state = self._pool.snapshot()

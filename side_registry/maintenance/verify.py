@@ -143,10 +143,15 @@ def _commits(store: Store, numbers: list[int], report: _Report, step: Step) -> I
             report.damage(commit.path, LOST if lost else f"{commit.why}; nothing after it is seen")
             return
         if commit is None or commit.generation != generation:
+            if isinstance(special := read(generation), UnreadableCommit):  # a listing leaves out what is no file
+                report.damage(special.path, f"{special.why}; nothing after it is seen")
+                return
             later = len(numbers) - generation + 1
             report.damage(log_path(generation), f"missing, so {later} commits after it are not seen; restore it")
             return
         yield commit
+    if isinstance(special := read(len(numbers) + 1), UnreadableCommit):
+        report.damage(special.path, f"{special.why}; no commit can be written until then")
 
 
 def _check_checkpoints(store: Store, report: _Report, paths: list[str]) -> None:

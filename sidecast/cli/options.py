@@ -1,6 +1,7 @@
 """Options that several commands share, and the choice between those that exclude each other."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ quantize = option(
 )
 
 
+def _renames(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Callback of click: `sentence=review`, any number of times."""
+    pairs = [text.partition("=") for text in values]
+    if wrong := [text for text, (field, _, column) in zip(values, pairs, strict=True) if not (field and column)]:
+        raise click.BadParameter(f"give FIELD=COLUMN, got {wrong[0]!r}")
+    return {field: column for field, _, column in pairs}
+
+
+def rename_option(text: str) -> Callable[[Command], Command]:
+    """`--rename FIELD=COLUMN`, any number of times; `text` is its help."""
+    return click.option("--rename", "renames", multiple=True, callback=_renames, metavar="FIELD=COLUMN", help=text)
+
+
+rename = rename_option("The column that a field, or the target, is read from, where their names differ.")
+
+
 def choose(**values: str | None) -> tuple[str, str]:
     """Return the one option that was given and its value; the command line takes precedence over the environment.
 
@@ -47,6 +64,20 @@ def choose(**values: str | None) -> tuple[str, str]:
         had = " and ".join(f"--{name}" for name in chosen) or "none"
         raise UserError(f"give one of {', '.join('--' + name for name in values)}; got {had}")
     return chosen[0], given[chosen[0]]
+
+
+def command_here(*words: object, alias: str = "production") -> str:
+    """A `sidecast` command line about the registry or server that this command's options name.
+
+    What the environment names needs no option.
+    """
+    context = click.get_current_context()
+    for name in ("registry", "server"):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            words += (f"--{name}", context.params[name])
+    if alias != "production":
+        words += ("--alias", alias)
+    return shlex.join(["sidecast", *map(str, words)])
 
 
 def pick_device(name: str) -> str:

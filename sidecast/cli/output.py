@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 UNFOLDED = 10_000
+GAP = 2
+"""Spaces between two columns."""
+INDENT = 3
+"""Spaces before what is printed under a row."""
 
 
 def say(as_json: bool, document: Any, text: str) -> None:
@@ -19,17 +24,79 @@ def say(as_json: bool, document: Any, text: str) -> None:
     click.echo(json.dumps(document, ensure_ascii=False) if as_json else text)
 
 
-def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print a table; to a pipe or a file each row is one line, for grep."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(str(cell))) for cell in row))
+def show_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None, below: Sequence[str] = ()
+) -> None:
+    """Print a table; to a pipe or a file each row is one line, for grep.
+
+    Args:
+        below: columns that go to indented lines under their row, the last first, until the others fit the terminal.
+    """
+    texts = [[plain(str(cell)) for cell in row] for row in rows]
     console = Console()
     if not console.is_terminal:
         console.width = UNFOLDED
+    elif below and _width(_widths(headings, texts)) > console.width:
+        _show_stacked(console, headings, texts, title, below)
+        return
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in texts:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _show_stacked(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, below: Sequence[str]
+) -> None:
+    """Print a table that is wider than the terminal."""
+    widths = _widths(headings, rows)
+    moved: list[int] = []
+    kept = list(range(len(headings)))
+    for heading in reversed(below):
+        if _width([widths[column] for column in kept]) <= console.width:
+            break
+        kept.remove(headings.index(heading))
+        moved.insert(0, headings.index(heading))
+    cut = _cut([widths[column] for column in kept], console.width)
+    if title:
+        console.print(Text(title, style="italic"))
+    console.print(_line([headings[column] for column in kept], cut, "bold"))
+    for row in rows:
+        console.print(_line([row[column] for column in kept], cut))
+        notes = [f"{headings[column]}: {row[column]}" for column in moved if row[column]]
+        room = console.width - INDENT
+        together = (" " * GAP).join(notes)
+        for note in [together] if together and cell_len(together) <= room else notes:
+            for line in Text(note).wrap(console, room, overflow="fold"):
+                console.print(Text(" " * INDENT + line.plain.rstrip(), no_wrap=True))
+
+
+def _widths(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Cells of a terminal that each column needs."""
+    return [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+
+
+def _width(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _cut(widths: Sequence[int], width: int) -> list[int]:
+    """Widths that fit together: the widest columns lose what is too much."""
+    cut = list(widths)
+    while _width(cut) > width and max(cut) > 1:
+        cut[cut.index(max(cut))] -= 1
+    return cut
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], style: str = "") -> Text:
+    """One line of a table, with an ellipsis where a cell is cut."""
+    fitted = [
+        set_cell_size(cell if cell_len(cell) <= width else set_cell_size(cell, width - 1).rstrip() + "…", width)
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    return Text((" " * GAP).join(fitted).rstrip(), style=style, no_wrap=True, overflow="crop")
 
 
 def plain(text: str) -> str:

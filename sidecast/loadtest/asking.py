@@ -53,7 +53,7 @@ class ClientAsker:
 
     def __init__(self, client: AsyncClient, plan: Plan) -> None:
         self._client = client
-        self._how = {"priority": plan.priority, "generation": plan.generation}
+        self._how = {"priority": plan.priority, "decoding": plan.generation}
         self._way = (
             self._stream if plan.stream else self._predict_tasks if plan.tasks_per_request > 1 else self._predict
         )

@@ -131,7 +131,9 @@ def _check_tasks(targets: Sequence[Target], plan: Plan) -> None:
     forms: Mapping[Any, str] = {(t.fields if len(t.fields) > 1 else 1): t.ref for t in targets}
     if plan.tasks_per_request > 1 and not plan.whole_prompts and len(forms) > 1:
         one, other, *_ = forms.values()
-        raise LoadError(f"{one} and {other} take different fields, so that no row fits both: name tasks that do")
+        raise LoadError(
+            f"{one} and {other} take different fields, but a request has one kind of row: name tasks of the same fields"
+        )
 
 
 def read_inputs(file: str, fields: Fields) -> list[Values]:

@@ -72,6 +72,8 @@ class Fleet:
         self.backbone, self.tokenizer = load_backbone(backbone), load_tokenizer(backbone)
         self.registry = Registry.open(folder / "registry", create=True)
         self.settings: dict[str, Any] = {"backbone": str(backbone), "registry": str(folder / "registry")}
+        self._app: dict[str, Any] = {}
+        self._sent: dict[str, Any] = {}
         self._runs = 0
 
     def run(self, **how: Any) -> Path:
@@ -88,13 +90,8 @@ class Fleet:
     def client(self, **how: Any) -> Client:
         return Client(self.cluster.address, timeout=30, **how)
 
-    def apply(
-        self,
-        replicas: int = 2,
-        settings: Mapping[str, Any] | None = None,
-        **app: Any,
-    ) -> None:
-        """Send the application's config with these settings changed. Does not wait.
+    def apply(self, replicas: int, settings: Mapping[str, Any] | None = None, **app: Any) -> None:
+        """Send the application's config, changed by these settings. Does not wait.
 
         Args:
             app: other keys of an application in Ray's config, as `runtime_env`.
@@ -105,12 +102,29 @@ class Fleet:
             "import_path": "serving.cluster.app:build",
             "route_prefix": "/",
             "args": {"settings": settings, "cpus": 0.5},
-            "deployments": [{"name": "Server", "num_replicas": replicas}],
         }
+        self._send(application | app, replicas)
+
+    def deploy(self, replicas: int) -> None:
+        """Wait until so many replicas run and are routed to, with the settings that ran last, or else the first."""
+        if self._app:
+            self._send(self._app, replicas)
+        else:
+            self.apply(replicas)
+        self.wait(replicas)
+
+    def wait(self, replicas: int) -> None:
+        """Wait until the application runs as applied."""
+        wait_until(lambda: self.runs(replicas), SOON_S)
+        self._app = self._sent
+
+    def _send(self, application: dict[str, Any], replicas: int) -> None:
+        self._sent = application
         services = ["serving.cluster.app:add_services"]
         grpc = {"port": self.cluster.grpc_port, "grpc_servicer_functions": services, "enable_reflection": True}
         http = {"host": LOOPBACK, "port": self.cluster.http_port}
-        config = {"http_options": http, "grpc_options": grpc, "applications": [application | app]}
+        application = application | {"deployments": [{"name": "Server", "num_replicas": replicas}]}
+        config = {"http_options": http, "grpc_options": grpc, "applications": [application]}
         self._ask("PUT", {"proxy_location": "HeadOnly"} | config)
 
     def shut_down(self) -> None:
@@ -126,15 +140,11 @@ class Fleet:
         )
         wait_until(lambda: _taken(request), SOON_S)
 
-    def deploy(self, replicas: int = 2, settings: Mapping[str, Any] | None = None, **app: Any) -> None:
-        """`apply`, and wait until the application runs with these settings."""
-        self.apply(replicas, settings, **app)
-        wait_until(lambda: self.runs(replicas), SOON_S)
-
     def runs(self, replicas: int = 2) -> bool:
-        """Whether the application runs as applied. False also if Ray does not answer in time."""
+        """Whether the application runs as applied, and HAProxy knows it. False also if Ray does not answer in time."""
         with suppress(TimeoutError):
-            return self.cluster.application().get("status") == "RUNNING" and self.whole(replicas) and self.reachable()
+            running = self.cluster.application().get("status") == "RUNNING"
+            return running and self.whole(replicas) and self.cluster.routed() == replicas and self.reachable()
         return False
 
     def reachable(self) -> bool:

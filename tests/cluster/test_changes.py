@@ -16,15 +16,13 @@ from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-KNOWN_S = 6.0
-"""Until then HAProxy may not have found a new replica healthy, and send calls through Ray's own proxy."""
 WITHDRAWN_S = 5.0
 """A replica that ended by itself has told the registry; one that was ended by force is waited for for 30 s."""
 
 
 @pytest.fixture
 def fleet(fleet_of_all: Fleet) -> Fleet:
-    """With one replica and the first settings, whatever the test before did."""
+    """With one replica, whatever the test before did."""
     fleet_of_all.deploy(replicas=1)
     return fleet_of_all
 
@@ -43,12 +41,12 @@ def _update(fleet: Fleet, seen: Seen, **change: Any) -> None:
     wait_until(lambda: _new_serve(fleet, old), SOON_S)
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), SOON_S)
     replaced = time.monotonic()
-    wait_until(lambda: fleet.runs(1) and seen.answered_since(replaced), SOON_S)
+    fleet.wait(1)
+    wait_until(lambda: seen.answered_since(replaced), SOON_S)
 
 
 def test_streams_that_only_watch_do_not_hold_the_end_of_their_replica(fleet: Fleet) -> None:
     [old] = fleet.serving()
-    time.sleep(KNOWN_S)
     with grpc.insecure_channel(fleet.cluster.address) as channel:
         changes = sidecast_pb2_grpc.AdminStub(channel).Watch(pb.WatchRequest())
         health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -59,6 +57,7 @@ def test_streams_that_only_watch_do_not_hold_the_end_of_their_replica(fleet: Fle
         assert DETAILS_KEY in {key for key, _ in _end(changes).trailing_metadata()}, "it ended by itself"
         assert "may be about to end" in _end(health).details()
     wait_until(lambda: len(fleet.registry.servers()) == 1, WITHDRAWN_S)
+    fleet.wait(1)
 
 
 def _end(stream: Any) -> Any:

@@ -1,5 +1,6 @@
 """A Ray cluster for tests. Its ports, files and processes are its own: several may run on one machine."""
 
+import csv
 import json
 import os
 import random
@@ -135,6 +136,23 @@ class Cluster:
         """Ray's description of each replica: `pid`, `actor_id`, `replica_id`, `state` and more."""
         servers = self.application().get("deployments", {}).get("Server", {})
         return servers.get("replicas", [])
+
+    def routed(self) -> int:
+        """Number of replicas to which HAProxy sends gRPC calls: it hears of a replica a little after it runs."""
+        return sum(
+            row["# pxname"] == "grpc-sidecast" and row["svname"].startswith("SERVE_REPLICA") and row["status"] == "UP"
+            for row in csv.DictReader(self._haproxy("show stat").splitlines())
+        )
+
+    def _haproxy(self, command: str) -> str:
+        """The answer of HAProxy's admin socket; empty while no HAProxy runs."""
+        for path in self.folder.glob("h/*/admin.sock"):
+            with socket.socket(socket.AF_UNIX) as admin, suppress(OSError):
+                admin.connect(str(path))
+                admin.sendall(f"{command}\n".encode())
+                with admin.makefile(encoding="utf-8") as answer:
+                    return answer.read()
+        return ""
 
     def serve_state(self) -> dict[str, Any]:
         """The dashboard's description of Ray Serve."""

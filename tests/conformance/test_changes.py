@@ -78,7 +78,7 @@ def test_shares_split_traffic_and_are_compared(target: Target, world: World) -> 
     for seed in (1, 2):
         client.publish(world.run(spec, seed))
     acknowledged(target, client.promote(spec.name, 2).generation)
-    routed = client.set_route(spec.name, shares={1: 5000})
+    routed = client.set_route(spec.name, shares={1: 0.5})
     acknowledged(target, routed.generation)
     assert versions(target, spec.name, calls=64) == {1, 2}
     assert len(versions(target, spec.name, route_key="somebody")) == 1
@@ -174,7 +174,7 @@ def test_a_canary_that_disagrees_loses_its_share_and_watchers_see_it(target: Tar
         callers(2, lambda: caller.predict(spec.name, [f"a film, number {next(number)}"])) as answers,
     ):
         bounds = {"disagreement": 0.1, "min_rows": 20}
-        routed = client.set_route(spec.name, shares={2: 5000}, bounds=bounds)
+        routed = client.set_route(spec.name, shares={2: "50%"}, bounds=bounds)
         wait_until(lambda: world.registry.state().generation > routed.generation, ACKNOWLEDGED_S)
         acknowledged(target, world.registry.state().generation)
     newest = client.history(spec.name)[-1]

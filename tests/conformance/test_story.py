@@ -74,7 +74,7 @@ def test_sigterm_lets_a_stream_end_whole(world: World, one_process: Target, tmp_
     with (
         Serving(tmp_path, "--config", world.folder / "serve.toml", "--grace-s", 200) as server,
         Client(server.address, retry=False) as client,
-        client.stream("story", TEXTS[0], generation=options) as stream,
+        client.stream("story", TEXTS[0], decoding=options) as stream,
     ):
         first = next(stream)
         server.process.terminate()

@@ -31,12 +31,12 @@ def test_texts_follow_the_requests_options_and_streamed_equals_unary(
     limit = options.get("max_new_tokens", TITLES.max_new_tokens)
     spec = TITLES.model_copy(update={"generation": generation, "max_new_tokens": limit})
     expected = [world.model_answer(spec, text).text for text in TEXTS]  # type: ignore[union-attr]
-    whole = target.client.predict("titles", TEXTS, generation=options)
+    whole = target.client.predict("titles", TEXTS, decoding=options)
     assert [answer.text for answer in whole] == expected  # type: ignore[union-attr]
     if options:
         assert expected != [example.expected["text"] for example in world.expected("titles")]
     for text, wanted in zip(TEXTS, expected, strict=True):
-        stream = target.client.stream("titles", text, generation=options)
+        stream = target.client.stream("titles", text, decoding=options)
         pieces = list(stream)
         result = stream.result()
         assert "".join(piece.text for piece in pieces) == result.text == wanted
@@ -58,7 +58,7 @@ def open_inference_stream(target: Target, text: str, options: dict[str, Any]) ->
 
 
 def test_the_options_of_a_request_do_not_change_the_task(target: Target) -> None:
-    target.client.predict("titles", TEXTS, generation={"num_beams": 3})
+    target.client.predict("titles", TEXTS, decoding={"num_beams": 3})
     assert target.client.task("titles").spec.generation["num_beams"] == 1  # type: ignore[union-attr]
 
 
@@ -66,7 +66,7 @@ def test_streams_at_once_equal_each_alone(target: Target) -> None:
     rows = [(task, f"{text} {number}") for task in ("titles", "story") for number, text in enumerate(TEXTS)]
 
     def read(row: tuple[str, str]) -> str:
-        stream = target.client.stream(*row, generation={"max_new_tokens": 8})
+        stream = target.client.stream(*row, decoding={"max_new_tokens": 8})
         return "".join(piece.text for piece in stream)
 
     alone = [read(row) for row in rows]
@@ -75,7 +75,7 @@ def test_streams_at_once_equal_each_alone(target: Target) -> None:
 
 
 def test_without_a_seed_every_row_is_sampled_anew(target: Target) -> None:
-    answers = target.client.predict("titles", ["the same"] * 6, generation={"do_sample": True, "temperature": 9.0})
+    answers = target.client.predict("titles", ["the same"] * 6, decoding={"do_sample": True, "temperature": 9.0})
     assert len({answer.text for answer in answers}) > 1  # type: ignore[union-attr]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_make_demo_reports_a_wrong_choice_in_one_line(monkeypatch, tmp_path):
     done = CliRunner().invoke(demo_main.main, ["--folder", str(tmp_path / "demo")])
     assert done.exit_code == 2
     assert "has no config.json" in done.stderr
+
+
+def test_the_demo_without_its_packages_says_so_before_it_begins(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    done = CliRunner().invoke(demo_main.main, ["--folder", str(tmp_path / "demo")])
+    assert done.exit_code == 2
+    assert (
+        done.stderr
+        == "Error: the demo needs tritonclient, which is not installed; run make demo, or install '.[demo]'\n"
+    )
+    assert not (tmp_path / "demo").exists()
 
 
 def test_only_the_first_rows_of_each_file_are_used(tmp_path):

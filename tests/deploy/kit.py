@@ -1,9 +1,10 @@
-"""Builds the overlays of deploy/ as kubectl would apply them, without a cluster."""
+"""Builds the overlays of deploy/ as kubectl would apply them, and the chart as helm would, without a cluster."""
 
 import functools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,39 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+CHART = DEPLOY / "helm/sidecast"
 SINGLE = ("single", "single-gpu")
 RAY = ("ray/cpu", "ray/one-gpu", "ray/many-gpus")
 
+EXTENSIONS = ("ray.io", "monitoring.coreos.com", "networking.istio.io", "gateway.envoyproxy.io", "serving.kserve.io")
+"""API groups that are not Kubernetes' own; it has no schemas of them."""
+
 Objects = list[dict[str, Any]]
+
+
+def run(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run kubectl or helm: the environment's, which tests/deploy/tools.py installs, or else the machine's."""
+    path = os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", os.defpath)])
+    found = shutil.which(program, path=path)
+    if found is None:
+        pytest.skip(f"needs {program}")
+    return subprocess.run([found, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
 
 
 @functools.cache
 def build(folder: Path) -> Objects:
     """Return the objects of a kustomization."""
-    if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    return _objects(run("kubectl", "kustomize", folder))
+
+
+@functools.cache
+def chart(*sets: str, release: str = "sidecast") -> Objects:
+    """Return the objects of the chart, with values as `NAME=VALUE`."""
+    values = [word for value in sets for word in ("--set", value)]
+    return _objects(run("helm", "template", release, CHART, "--namespace", "sidecast", *values))
+
+
+def _objects(done: subprocess.CompletedProcess[str]) -> Objects:
     assert done.returncode == 0, done.stderr
     return list(yaml.load_all(done.stdout, Loader=yaml.CSafeLoader))
 
@@ -65,3 +87,16 @@ def port(pod: dict[str, Any], name: str) -> int:
     """Return a named port of a pod's only container."""
     (container,) = pod["spec"]["containers"]
     return next(entry["containerPort"] for entry in container["ports"] if entry["name"] == name)
+
+
+def startup_s(probe: dict[str, Any]) -> float:
+    """How long a server may take to start, in seconds."""
+    return probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def check(thing: dict[str, Any], version: str) -> None:
+    """Compare an object with Kubernetes' schema of a version; unknown fields are refused."""
+    import kubernetes_validate
+
+    if not thing["apiVersion"].startswith(EXTENSIONS):
+        kubernetes_validate.validate(thing, version, strict=True)

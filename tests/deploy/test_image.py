@@ -1,5 +1,7 @@
 """The Dockerfile, without building it: what it copies, installs and runs as."""
 
+import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +50,18 @@ def test_the_context_holds_what_is_copied(steps: list[tuple[str, str]]) -> None:
     assert "*" in lines
 
 
-def test_extras_exist_and_bring_ray(steps: list[tuple[str, str]], project: dict[str, Any]) -> None:
-    (extras,) = [value.split("=")[1] for value in values(steps, "ARG") if value.startswith("EXTRAS=")]
+def test_an_image_has_no_extras_but_those_asked_for(steps: list[tuple[str, str]], project: dict[str, Any]) -> None:
+    assert values(steps, "ARG")[-1] == 'EXTRAS=""'
+    what = [value for value in values(steps, "RUN") if "pip install" in value][-1].split()[-1]
+    for extras, package in (("", "."), ("cluster", ".[cluster]"), ("cluster,quantized", ".[cluster,quantized]")):
+        done = subprocess.run(["sh", "-c", f"echo {what}"], env={"EXTRAS": extras}, capture_output=True, text=True)
+        assert done.stdout == f"{package}\n"
     known = project["project"]["optional-dependencies"]
-    assert any(need.startswith("ray[") for extra in extras.split(",") for need in known[extra])
+    assert not [need for need in project["project"]["dependencies"] if need.startswith("ray")]
+    assert [need for need in known["cluster"] if need.startswith("ray[")]
+    asked = re.findall(r"--build-arg EXTRAS=([\w,]+)", (ROOT / "docs/deploying.md").read_text())
+    assert asked
+    assert {extra for extras in asked for extra in extras.split(",")} <= set(known)
 
 
 def test_installs_are_pinned_and_name_no_host(steps: list[tuple[str, str]]) -> None:

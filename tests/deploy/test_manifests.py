@@ -1,6 +1,9 @@
 """The manifests are what Kubernetes takes, and what is said twice agrees."""
 
+import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +11,23 @@ import pytest
 import yaml
 
 from serving.config import read_config
-from tests.deploy.kit import DEPLOY, KUBERNETES, RAY, ROOT, SINGLE, build, only, overlay, pods, port, with_components
+from tests.deploy.kit import (
+    CHART,
+    DEPLOY,
+    KUBERNETES,
+    RAY,
+    ROOT,
+    SINGLE,
+    build,
+    check,
+    only,
+    overlay,
+    pods,
+    port,
+    startup_s,
+    with_components,
+)
 from tests.marks import slow
-
-OURS = ("ray.io", "monitoring.coreos.com", "networking.istio.io", "gateway.envoyproxy.io")
-"""API groups that are not Kubernetes' own; it has no schemas of them."""
-
-
-def check(thing: dict[str, Any], version: str) -> None:
-    import kubernetes_validate
-
-    if not thing["apiVersion"].startswith(OURS):
-        kubernetes_validate.validate(thing, version, strict=True)
 
 
 @pytest.mark.parametrize("version", ["1.37", slow("1.32")])
@@ -32,6 +40,28 @@ def test_objects_and_pods_fit_the_schemas_of_kubernetes(name: str, version: str)
         check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod}, version)
 
 
+def test_the_runtime_of_kserve_is_a_pod_of_the_server() -> None:
+    """KServe's own schemas are not here; what a runtime says of its pod are Kubernetes' fields."""
+    objects = build(DEPLOY / "kserve")
+    runtime = only("ServingRuntime", objects)["spec"]
+    predictor = only("InferenceService", objects)["spec"]["predictor"]
+    model = predictor.pop("model")
+    pod = {"spec": {"containers": runtime["containers"], "volumes": runtime["volumes"]}}
+    check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod}, "1.37")
+    assert model["modelFormat"]["name"] in [each["name"] for each in runtime["supportedModelFormats"]]
+    assert model["protocolVersion"] in runtime["protocolVersions"]
+    (container,) = runtime["containers"]
+    environment = {each["name"]: each["value"] for each in model["env"]}
+    _, *words = container["args"]
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    config = read_config(options, environ=environment)
+    assert config.registry == "s3://example-bucket/registry"
+    assert str(config.threads) == container["resources"]["limits"]["cpu"]
+    assert (port(pod, "h2c"), port(pod, "server-metrics")) == (config.port, config.metrics_port)
+    assert {container[f"{each}Probe"]["grpc"]["port"] for each in ("startup", "readiness", "liveness")} == {config.port}
+    assert predictor["terminationGracePeriodSeconds"] > config.grace_s + 5
+
+
 def test_a_misspelt_field_is_found() -> None:
     deployment = yaml.safe_load((KUBERNETES / "single/deployment.yaml").read_text())
     deployment["spec"]["template"]["spec"]["terminationGraceSeconds"] = 45
@@ -40,7 +70,7 @@ def test_a_misspelt_field_is_found() -> None:
 
 
 def test_files_are_yaml() -> None:
-    for file in DEPLOY.rglob("*.yaml"):
+    for file in set(DEPLOY.rglob("*.yaml")) - set(CHART.glob("templates/*")):
         assert list(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader)), file
 
 
@@ -48,6 +78,7 @@ def test_files_are_yaml() -> None:
 def test_containers_are_confined(name: str) -> None:
     for pod in pods(overlay(name)):
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        assert pod["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
         assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["spec"]["containers"]:
             confined = container["securityContext"]
@@ -60,7 +91,8 @@ def test_containers_are_confined(name: str) -> None:
 @pytest.mark.parametrize("name", [*SINGLE, *RAY])
 def test_images_are_set_in_one_place_and_have_a_tag(name: str) -> None:
     images = {container["image"] for pod in pods(overlay(name)) for container in pod["spec"]["containers"]}
-    assert {image.split(":")[0] for image in images} <= {"registry.example.com/sidecast", "redis"}
+    ours = "registry.example.com/sidecast-ray" if name in RAY else "registry.example.com/sidecast"
+    assert {image.split(":")[0] for image in images} <= {ours, "redis"}
     assert all(":" in image for image in images)
 
 
@@ -80,6 +112,110 @@ def test_a_single_server_is_probed_where_it_listens() -> None:
     assert {container[f"{each}Probe"]["grpc"]["port"] for each in ("startup", "readiness", "liveness")} == {config.port}
     assert (port(pod, "grpc"), port(pod, "server-metrics")) == (config.port, config.metrics_port)
     assert str(config.threads) == container["resources"]["limits"]["cpu"]
+
+
+def mebibytes(memory: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", memory).groups()  # pyright: ignore
+    return int(number) * {"Mi": 1, "Gi": 1024}[unit]
+
+
+@pytest.mark.parametrize(("tasks", "components"), [(512, []), (10_000, ["components/ten-thousand-tasks"])])
+def test_time_to_start_and_memory_follow_the_number_of_tasks(tmp_path: Path, tasks: int, components: list[str]) -> None:
+    """The rule of docs/deploying.md allows a task twice the time and 1.5 times the memory that were measured."""
+    objects = with_components(tmp_path, "single", *components)
+    (container,) = only("Deployment", objects)["spec"]["template"]["spec"]["containers"]
+    assert startup_s(container["startupProbe"]) == 600 + tasks / 4
+    assert {mebibytes(each["memory"]) for each in container["resources"].values()} == {3072 + 2 * tasks}
+    report = json.loads((ROOT / "benchmarks/results/2026-11-21-amd-epyc.json").read_text())
+    one, many = report["reports"]["many"]["settings"]["served"]
+    more = many["tasks"] - one["tasks"]
+    assert 2 * (many["start_s"] - one["start_s"]) / more < 1 / 4
+    assert 1.5 * 1e9 * (many["gigabytes"] - one["gigabytes"]) / more < 2 * 2**20
+
+
+def test_an_update_on_gpus_needs_no_spare_one() -> None:
+    assert only("Deployment", overlay("single-gpu"))["spec"]["strategy"]["rollingUpdate"] == {
+        "maxSurge": 0,
+        "maxUnavailable": 1,
+    }
+
+
+@pytest.mark.parametrize("name", [*SINGLE, *RAY])
+def test_servers_have_an_account_of_their_own_without_rights(name: str) -> None:
+    objects = overlay(name)
+    account = only("ServiceAccount", objects)
+    servers = list(pods([each for each in objects if each["kind"] in ("Deployment", "RayService")]))[-1]
+    assert servers["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert not [each for each in objects if each["kind"].endswith("RoleBinding")]
+
+
+INSTANCE = "app.kubernetes.io/instance"
+
+
+def selectors(thing: Any) -> Iterator[dict[str, str]]:
+    """Yield the labels of every selector within an object."""
+    if isinstance(thing, list):
+        for each in thing:
+            yield from selectors(each)
+    elif isinstance(thing, dict):
+        for name, value in thing.items():
+            if name == "selector":
+                yield value.get("matchLabels", value)
+            elif name in ("labelSelector", "podSelector") and value:
+                yield value["matchLabels"]
+            else:
+                yield from selectors(value)
+
+
+@pytest.mark.parametrize("name", [*SINGLE, *RAY])
+def test_every_selector_names_the_instance(name: str) -> None:
+    objects = overlay(name)
+    found = [labels for each in objects for labels in selectors(each)]
+    assert len(found) >= 2
+    assert {labels.get(INSTANCE) for labels in found} == {"sidecast"}
+    assert {pod["metadata"]["labels"][INSTANCE] for pod in pods(objects)} == {"sidecast"}
+
+
+def test_two_servers_in_one_namespace_are_apart(tmp_path: Path) -> None:
+    """By what docs/deploying.md says to write for a second one."""
+    page = (ROOT / "docs/deploying.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    file = yaml.safe_load(example)
+    file["resources"] = [os.path.relpath(KUBERNETES / "single", tmp_path)]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(file))
+    second = build(tmp_path)
+    assert {labels[INSTANCE] for each in second for labels in selectors(each)} == {"summaries"}
+    names = [{(each["kind"], each["metadata"]["name"]) for each in objects} for objects in (overlay("single"), second)]
+    assert names[0] & names[1] == {("Namespace", "sidecast")}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_the_policy_opens_the_ports_of_the_pod(name: str) -> None:
+    objects = overlay(name)
+    policy = only("NetworkPolicy", objects)["spec"]
+    pod = only("Deployment", objects)["spec"]["template"]
+    calls, metrics = policy["ingress"]
+    assert [port(pod, each["port"]) for each in calls["ports"]] == [8001]
+    assert [port(pod, each["port"]) for each in metrics["ports"]] == [8002]
+    assert {} not in calls["from"]
+    assert {"namespaceSelector": {}} not in calls["from"]
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_policy_for_ray_opens_the_ports_of_its_pods(tmp_path: Path) -> None:
+    objects = with_components(tmp_path, "ray/many-gpus", "components/ray-network-policy")
+    policy = only("NetworkPolicy", objects)
+    check(policy, "1.37")
+    for pod in pods(objects):
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    within, calls, kuberay, metrics = policy["spec"]["ingress"]
+    assert within == {"from": [{"podSelector": policy["spec"]["podSelector"]}]}
+    head, workers = pods([only("RayService", objects)])
+    served = yaml.safe_load(only("RayService", objects)["spec"]["serveConfigV2"])
+    assert [each["port"] for each in calls["ports"]] == [served["grpc_options"]["port"]]
+    assert {each["port"] for each in kuberay["ports"]} == {port(head, "dashboard"), served["http_options"]["port"]}
+    assert port(workers, "server-metrics") in [each["port"] for each in metrics["ports"]]
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("single", None), ("single-gpu", "1")])

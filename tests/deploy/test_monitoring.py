@@ -102,6 +102,13 @@ def test_alerts_say_what_they_know(rule: dict[str, Any]) -> None:
     assert rule["annotations"]["description"]
 
 
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_alerts_keep_the_namespace(rule: dict[str, Any]) -> None:
+    """Teams that share a Prometheus are told of their own servers by it."""
+    for each in named(nodes(rule["expr"]), "AggregateExpr"):
+        assert "namespace" in each.modifier.labels
+
+
 @pytest.mark.parametrize(
     ("alert", "metric"),
     [

@@ -1,7 +1,7 @@
 """A process that serves by rule until it is signalled: argument, a folder. Not a test: run by some.
 
 Prints a line when it loads, one when it is ready, and one for each request. Answers take SLOW seconds; loading a
-version takes LOADING.
+version takes LOADING. With HANG its registry's store hangs from then on.
 """
 
 import os
@@ -10,11 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import obstore
+
 from serving.server import Server, run_server
 from tests.serving.api_kit import SST2, Parlour
 
 
+def hang(*_: Any, **__: Any) -> Any:
+    time.sleep(3600)
+
+
 def ready(server: Server) -> None:
+    if "HANG" in os.environ:
+        for verb in ("get", "put", "head", "list", "delete"):
+            setattr(obstore, verb, hang)
     print(f"ready {server.port} {server.task_count} {server.generation}", flush=True)
 
 

@@ -22,6 +22,7 @@ EXAMPLES = [
     errors.CorruptSide("sst2", 3, "bits flipped", transient=True),
     errors.SideTooLarge("sst2", 3, 2_000_000, 1_000_000),
     errors.GoldenMismatch("sst2", 3, 0, "label 'a' instead of 'b'"),
+    errors.ReplayTooLong("sst2", 3, "they took longer than 30 s", transient=True),
     errors.LoadFailed("sst2", 3, "connection refused", transient=True),
 ]
 

@@ -1,8 +1,13 @@
 """Metrics keep their labels bounded: nothing that a caller made up becomes one."""
 
-from prometheus_client import generate_latest
+import importlib.util
+import platform
+from pathlib import Path
 
-from serving.metrics import Metrics
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+
+from serving.metrics import Metrics, installed_version
 
 
 def test_only_tasks_of_the_registry_become_labels() -> None:
@@ -15,7 +20,7 @@ def test_only_tasks_of_the_registry_become_labels() -> None:
     text = generate_latest(metrics.registry).decode()
     assert 'sidecast_requests_total{code="OK",task="sst2",version="3"} 1.0' in text
     assert 'sidecast_requests_total{code="NOT_FOUND",task="unknown",version="unknown"} 1.0' in text
-    assert 'sidecast_request_seconds_count{task="sst2"} 1.0' in text
+    assert 'sidecast_request_seconds_count{task="sst2",version="3"} 1.0' in text
     assert "drop table" not in text
     assert "made-up" not in text
 
@@ -37,8 +42,10 @@ def test_a_version_that_is_gone_takes_its_series_along() -> None:
     metrics.know(["sst2"])
     for version in (1, 2):
         for code in ("OK", "SIDE_FAILED"):
-            metrics.request("sst2", version, code)
+            metrics.request("sst2", version, code, 0.1, rows=2)
     metrics.forget("sst2", 1)
+    assert metrics.answered("sst2", 1).requests == 0
+    assert metrics.answered("sst2", 2).requests == 1
     metrics.forget("sst2", 7)
     text = generate_latest(metrics.registry).decode()
     assert 'version="1"' not in text
@@ -61,6 +68,49 @@ def test_a_late_answer_of_a_version_that_is_gone_brings_no_series_back() -> None
     metrics.know(["sst2"])  # a new task of that name
     metrics.request("sst2", 1, "OK")
     assert value("sidecast_requests_total", {"task": "sst2", "version": "1", "code": "OK"}) == 1
+
+
+def test_no_series_says_when_another_was_made() -> None:
+    metrics = Metrics()
+    metrics.know(["sst2"])
+    metrics.request("sst2", 1, "OK", 0.1, rows=2)
+    for text in (generate_latest(metrics.registry), openmetrics(metrics.registry)):
+        assert b"_created" not in text
+
+
+def test_the_build_and_the_process_are_told() -> None:
+    metrics = Metrics()
+    value = metrics.registry.get_sample_value
+    labels = {
+        "version": installed_version("sidecast"),
+        "python": platform.python_version(),
+        "torch": installed_version("torch"),
+    }
+    assert value("sidecast_build_info", labels) == 1
+    assert (value("process_resident_memory_bytes") or 0) > 0
+
+
+def test_calls_in_flight_are_asked_for_at_each_scrape() -> None:
+    metrics, in_flight = Metrics(), [3]
+    metrics.follow_calls(lambda: in_flight[-1])
+    assert metrics.registry.get_sample_value("sidecast_in_flight_calls") == 3
+    in_flight.append(0)
+    assert metrics.registry.get_sample_value("sidecast_in_flight_calls") == 0
+
+
+def test_the_table_in_the_documentation_is_fresh() -> None:
+    script = Path(__file__).parents[2] / "docs" / "generate_metrics.py"
+    specification = importlib.util.spec_from_file_location("generate_metrics", script)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.main(["--check"]) == 0, "run `python docs/generate_metrics.py`"
+    rows = module.table().splitlines()
+    assert len({row.split("`")[1] for row in rows[2:]}) == len(rows) - 2 > 30
+    assert (
+        "| `sidecast_requests_total` | counter | task, version, code | Answered requests, per task of each. |" in rows
+    )
 
 
 def test_every_stage_is_there_from_the_start() -> None:

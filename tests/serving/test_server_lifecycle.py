@@ -9,14 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from protos import open_inference_pb2 as oip
@@ -24,6 +28,7 @@ from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from protos import sidecast_pb2 as pb
 from serving.client import errors as errors
 from serving.client.client import Client
+from serving.components import Components
 from serving.config import ServeConfig
 from serving.errors import CannotListen, PortInUse
 from serving.server import Server
@@ -129,6 +134,34 @@ def test_reflection_lists_every_service(parlour: Parlour) -> None:
     assert "grpc.health.v1.Health" in names
 
 
+def test_reflection_v1_answers_as_v1alpha_does(parlour: Parlour) -> None:
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="sidecast.v1.Admin"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="grpc.reflection.v1.ServerReflection"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="no.such.Service"),
+    ]
+    with grpc.insecure_channel(parlour.address) as channel:
+        old, new = (
+            channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            for version in ("v1alpha", "v1")
+        )
+        answers = list(new(iter(requests)))
+        assert answers == list(old(iter(requests)))
+    listed, admin, reflection, unknown = answers
+    names = [service.name for service in listed.list_services_response.service]
+    assert {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"} <= set(names)
+    assert admin.file_descriptor_response.file_descriptor_proto
+    described = FileDescriptorProto.FromString(reflection.file_descriptor_response.file_descriptor_proto[0])
+    assert (described.package, described.service[0].name) == ("grpc.reflection.v1", "ServerReflection")
+    assert described.service[0].method[0].input_type == ".grpc.reflection.v1.ServerReflectionRequest"
+    assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
 def test_metrics_are_served_over_http(parlour: Parlour) -> None:
     with Client(parlour.address) as client:
         client.predict("sst2", ["a"])
@@ -137,6 +170,40 @@ def test_metrics_are_served_over_http(parlour: Parlour) -> None:
         text = response.read().decode()
     assert 'sidecast_requests_total{code="OK",task="sst2",version="1"}' in text
     assert "sidecast_generation_served 4.0" in text
+    assert "sidecast_in_flight_calls 0.0" in text
+    assert "process_resident_memory_bytes" in text
+
+
+def health(server: Server, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}{path}", timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_health_over_http_says_when_it_loads_serves_is_broken_and_shuts_down(tmp_path: Path) -> None:
+    parlour, seen, fault = Parlour(tmp_path), list[tuple[int, str]](), [""]
+
+    def assemble(*arguments: Any) -> Components:
+        seen.extend(health(server, path) for path in ("/healthz", "/readyz"))
+        return replace(parlour.assemble(*arguments), fault=lambda: fault[-1])
+
+    async def look() -> list[tuple[int, str]]:
+        return [await asyncio.to_thread(health, server, path) for path in ("/healthz", "/readyz")]
+
+    server = Server(parlour.config, assemble)
+    await server.start()
+    try:
+        assert seen == [(200, "ok\n"), (503, "it is loading\n")]
+        assert await look() == [(200, "ok\n")] * 2
+        fault.append("the device fails")
+        assert await look() == [(503, "the device fails\n"), (200, "ok\n")]
+        server.drain.begin()
+        assert (await look())[1] == (503, "it is shutting down\n")
+    finally:
+        await server.stop()
 
 
 def test_draining_finishes_what_is_begun_and_refuses_what_is_new(tmp_path: Path) -> None:
@@ -297,6 +364,34 @@ async def test_sigterm_lets_calls_finish_and_exits_with_0(tmp_path: Path) -> Non
         assert await asyncio.to_thread(child.wait, 60) == 0
         assert child.stderr
         assert "Traceback" not in child.stderr.read()
+
+
+@pytest.mark.slow
+async def test_a_pipe_in_the_log_keeps_neither_the_server_from_answering_nor_the_process_from_its_end(
+    tmp_path: Path,
+) -> None:
+    with process(tmp_path) as child:
+        port = await asyncio.to_thread(read_ready, child)
+        os.mkfifo(tmp_path / "registry" / "log" / f"{3:020d}.json")
+        with Client(f"127.0.0.1:{port}", retry=False) as client:
+            with pytest.raises(errors.RefusedError, match="it is a pipe"):
+                await asyncio.to_thread(client.set_route, "sst2", version=2)
+            assert (await asyncio.to_thread(client.predict, "sst2", ["a"])).version == 1
+        child.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(child.wait, 60) == 0
+
+
+@pytest.mark.slow
+async def test_a_store_that_hangs_keeps_no_process_past_its_grace(tmp_path: Path) -> None:
+    with process(tmp_path, HANG="1", GRACE="0.5") as child:
+        port = await asyncio.to_thread(read_ready, child)
+        with Client(f"127.0.0.1:{port}", retry=False) as client:
+            asked = asyncio.create_task(asyncio.to_thread(client.history))
+            assert (await asyncio.to_thread(client.predict, "sst2", ["a"])).version == 1
+            child.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(child.wait, 60) == 1
+            with pytest.raises(errors.SidecastError):
+                await asked
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from side_registry import (
 )
 from side_registry.blobs import Blobs
 
+ROW = {"sentence": "a gripping film"}
+
 
 def make_run(folder: Path, task: str = "sst2", payload: bytes = b"weights 1", run_id: str = "run-1") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +32,8 @@ def make_regression_run(folder: Path, task: str = "sst2") -> Path:
     """One whose answers are numbers."""
     make_run(folder, task)
     spec = TaskSpec(name=task, kind="regression", template="{sentence}", low=0, high=5)
-    write_manifest(folder, make_manifest(task).model_copy(update={"spec": spec}))
+    examples = (GoldenExample(fields=ROW, expected={"value": 3.5}),)
+    write_manifest(folder, make_manifest(task).model_copy(update={"spec": spec, "examples": examples}))
     return folder
 
 
@@ -50,7 +53,7 @@ def make_manifest(task: str = "sst2", run_id: str = "run-1") -> Manifest:
         side={"reduction": 8, "head": "linear"},
         metrics={"accuracy": 0.86},
         provenance={"seed": 1, "run_id": run_id},
-        examples=(GoldenExample(fields={"sentence": "a gripping film"}, expected={"label": "positive"}),),
+        examples=(GoldenExample(fields=ROW, expected={"label": "positive", "scores": [0.1, 0.9]}),),
     )
 
 

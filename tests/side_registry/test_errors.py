@@ -75,7 +75,13 @@ MESSAGES = [
     ),
     (
         NothingToRollBack("sst2", "production", 1),
-        "production of task 'sst2' is version 1 and has no earlier version to go back to; promote the version you want",
+        "production of task 'sst2' is version 1 and has no earlier version to go back to; "
+        "promote the version you want: sidecast promote sst2 VERSION (sidecast tasks lists them)",
+    ),
+    (
+        NothingToRollBack("sst2", "canary", 1),
+        "canary of task 'sst2' is version 1 and has no earlier version to go back to; promote the version you want: "
+        "sidecast promote sst2 VERSION --alias canary (sidecast tasks lists them)",
     ),
     (
         NothingToRollBack("sst2", "production", 2, 2),

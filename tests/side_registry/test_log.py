@@ -107,6 +107,8 @@ class TestDamage:
             (commit(2, PUBLISH).to_json().replace(b'"t"', b'"../t"'), "task"),
             (commit(2, PUBLISH, alias(1)).to_json().replace(b'"production"', b'"7"'), "alias"),
             (b" " * (5 << 20), "at most"),
+            (commit(2, alias(1)).to_json().replace(b'"version":1', b'"version":1' + b"0" * 30), "version"),
+            (commit(2, alias(1)).to_json().replace(b'"generation":2', b'"generation":2' + b"0" * 30), "generation"),
         ],
     )
     def test_a_bad_commit_is_named_and_stops_nothing_before_it(
@@ -120,6 +122,14 @@ class TestDamage:
                 reader.state()
             assert caught.value.path == log_path(2)
             assert reader.state(refresh=False).tasks == good.tasks
+
+    def test_numbers_past_64_bits_reach_no_reader_of_the_history(self, registry: Registry, run: Callable[..., Path]):
+        registry.publish(run(1))
+        shares = {"type": "set_route", "task": "t", "alias": "production", "route": {"shares": {"7": 500}}}
+        content = commit(2, shares).to_json().replace(b'"7"', b'"1' + b"0" * 30 + b'"')
+        write(registry, 2, content)
+        with pytest.raises(UnreadableCommit, match="shares"):
+            registry.history()
 
     def test_foreign_objects_are_not_looked_at(self, local: Registry, run: Callable[..., Path]):
         local.publish(run(1))

@@ -1,7 +1,9 @@
 """Which servers follow a registry: what they tell, who is gone, and waiting until all serve a generation."""
 
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from side_registry import Announced, Registry, State, StoreFailed
+from side_registry import Announced, LogReplaced, Registry, RegistryNotFound, State, StoreFailed
 from side_registry.servers import FORGOTTEN_S, LEASE_S, MAX_SERVER_BYTES, FailureDetector, Heartbeat, server_path
 from tests.side_registry.clock import FakeClock
 
@@ -81,6 +83,24 @@ class TestAnnounce:
             local.announce(server("a"))
 
 
+class TestDeletedRegistry:
+    def test_nothing_is_written_where_the_registry_was(self, local: Registry, run: Callable[..., Path]):
+        shutil.rmtree(local.url)
+        for write in (lambda: local.announce(server("a")), lambda: local.publish(run(1))):
+            with pytest.raises(RegistryNotFound):
+                write()
+        assert not Path(local.url).exists()
+
+    def test_nor_into_another_one_in_its_place(self, local: Registry, run: Callable[..., Path]):
+        shutil.rmtree(local.url)
+        anew = Registry.open(local.url, create=True)
+        for write in (lambda: local.announce(server("a")), lambda: local.publish(run(1))):
+            with pytest.raises(LogReplaced):
+                write()
+        assert anew.servers() == []
+        assert anew.store.list("blobs") == []
+
+
 class TestForeignObjects:
     @pytest.mark.parametrize(
         ("path", "content"),
@@ -126,6 +146,25 @@ class TestLease:
         Path(local.url, "servers", "notes").write_text("mine")
         touch(Path(local.url, "servers", "notes"), -9_999)
         assert ids(local) == ["a"]
+
+    def test_a_heartbeat_of_the_future_makes_no_other_one_late(self, local: Registry):
+        for id in ("a", "bb", "dead"):
+            local.announce(server(id))
+        age(local, "a", -9_999)
+        age(local, "dead", LEASE_S + 5)
+        assert ids(local) == ["a", "bb"]
+
+    def test_a_heartbeat_of_the_future_is_dead_once_it_was_seen_to_stand_still(self, local: Registry, clock: FakeClock):
+        local.announce(server("a", 1))
+        age(local, "a", -9_999)
+        local.announce(server("bb", 2))
+        assert ids(local) == ["a", "bb"]
+        clock.sleep(LEASE_S)
+        local.announce(server("bb", 2, counter=1))
+        assert ids(local) == ["bb"]
+        assert local.await_generation(2, timeout_s=0).served
+        local.announce(server("a", 2, counter=1))
+        assert ids(local) == ["a", "bb"]
 
     def test_a_new_server_clears_away_what_was_left_long_ago(self, local: Registry):
         for id in ("a", "bb", "future"):

@@ -28,6 +28,11 @@ def test_render_fills_the_template_and_interprets_no_value():
     assert PAIR.render({"sentence": "{question}", "question": "why?"}) == "question: why? sentence: {question}"
 
 
+def test_fields_of_other_tasks_are_ignored():
+    row = {"label": "yes", "sentence": "s", "question": "why?", "image": ""}
+    assert PAIR.render(row) == "question: why? sentence: s"
+
+
 @pytest.mark.parametrize(
     ("row", "field", "why"),
     [
@@ -38,7 +43,12 @@ def test_render_fills_the_template_and_interprets_no_value():
         ({"question": "why?", "sentence": "a\0b"}, "sentence", "NUL"),
         ({"question": "why?", "sentence": "\ud800"}, "sentence", "surrogate"),
         ({"question": "why?", "sentence": 7}, "sentence", "must be text, got int"),
-        ({"question": "why?", "sentence": "s", "label": "yes"}, "label", "use question, sentence"),
+        (
+            {"question": "why?", "sentense": "s"},
+            "sentence",
+            "is missing; task 'qnli' needs question, sentence, the row has 'question', 'sentense'",
+        ),
+        ({}, "question", "is missing, sentence too; task 'qnli' needs question, sentence, the row has no field"),
     ],
 )
 def test_a_bad_row_names_its_field(row: dict[str, str], field: str, why: str):
@@ -242,3 +252,59 @@ def test_a_bad_generation_says_which_field(table: str, why: str):
 def test_only_text_is_generated():
     with pytest.raises(InvalidSpec, match="generation is for text, this task is regression"):
         TaskSpec.from_toml('name = "a"\nkind = "regression"\ntemplate = "{a}"\n[generation]\nnum_beams = 2')
+
+
+WRONG = """
+name = "two words"
+kind = "classification"
+template = "{label}"
+lables = ["a", "b"]
+metric = "recall"
+low = 3
+high = 1
+max_rows = 0
+max_chars = "many"
+dimensions = 5
+[generation]
+num_beam = 2
+"""
+
+
+def test_every_mistake_of_a_file_is_told_at_once():
+    with pytest.raises(InvalidSpec) as caught:
+        TaskSpec.from_toml(WRONG)
+    faults = caught.value.why.split("; ")
+    for start in (
+        "unknown field 'lables'",
+        "unknown field 'num_beam'",
+        "name: must be 1 to 64",
+        "max_rows: ",
+        "max_chars: ",
+        "metric must be accuracy",
+        "low and high are for regression",
+        "dimensions are for embedding",
+        "target must be a name that is not a field",
+    ):
+        assert sum(fault.startswith(start) for fault in faults) == 1, (start, faults)
+    assert not any(fault.startswith("labels must be") for fault in faults)  # follows from `lables`
+
+
+CLASSES = 'name = "a"\nkind = "classification"\ntemplate = "{a}"\n'
+
+
+def test_integer_labels_are_their_texts():
+    assert TaskSpec.from_toml(f"{CLASSES}labels = [0, 1]").labels == ("0", "1")
+    for labels in ("[true, false]", "[0.5, 1.5]", '[0, "0"]', '"ab"'):
+        with pytest.raises(InvalidSpec, match="labels"):
+            TaskSpec.from_toml(f"{CLASSES}labels = {labels}")
+
+
+def test_label_index_is_for_labels_that_are_no_numbers_and_stored_only_where_true():
+    spec = TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]\nlabel_index = true')
+    assert spec.label_index
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+    assert b"label_index" not in TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]').to_json()
+    with pytest.raises(InvalidSpec, match="label_index must be left out where a label is a number: '1'"):
+        TaskSpec.from_toml(f"{CLASSES}labels = [1, 2]\nlabel_index = true")
+    with pytest.raises(InvalidSpec, match="label_index is for classification, this task is text"):
+        TaskSpec.from_toml('name = "a"\nkind = "text"\ntemplate = "{a}"\nlabel_index = true')

@@ -146,6 +146,9 @@ def test_a_file_without_rows_has_no_chunk(tmp_path, name, content):
     [
         ("bad.jsonl", '{"text": "x"}\n\n{"text"\n', 3, "bad JSON: Expecting ':' delimiter at column 8"),
         ("two.jsonl", '{"a": 1} {"a": 2}\n', 1, "bad JSON: Extra data"),
+        ("deep.jsonl", '{"a": 1}\n{"a": ' + "[" * 20_000 + "]" * 20_000 + "}\n", 2, "more than 100 objects and arrays"),
+        ("open.jsonl", '{"a": [\n' + "[[\n" * 15_000, 1, "bad JSON: Expecting value"),
+        ("key.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', 2, "the key 'a' is given twice"),
         (
             "apart.jsonl",
             '{"a": 1}\n\n{"a": 1}\n\n{"a": "x"}\n{"a": 1}',

@@ -1,5 +1,6 @@
 """Rows one at a time: what each format allows, and the line and the reason of what it does not."""
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from table_files import Row, TableFileError, format_of, read_rows
+from table_files import Row, TableFileError, class_names, format_of, read_rows
 from tests.table_files.files import SUFFIXES, write
 
 COLUMNS = ("sentence", "label")
@@ -32,6 +33,34 @@ def refused_bytes(folder: Path, name: str, content: bytes) -> TableFileError:
 
 
 # What is read
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_optional_columns_come_where_the_file_has_them(tmp_path, suffix):
+    path = write(tmp_path / f"rows{suffix}", [{"sentence": "a", "label": "b"}])
+    with path.open("rb") as file:
+        assert [row for _, row in read_rows(file, format_of(path), ["sentence"], ["label", "id"])] == [
+            {"sentence": "a", "label": "b"}
+        ]
+
+
+def test_brackets_in_a_text_are_no_depth(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"sentence": '[{"' * 1000 + "\\", "label": "a"}])
+    [(_, row)] = rows_of(path)
+    assert row["sentence"] == '[{"' * 1000 + "\\"
+
+
+def test_parquet_tells_the_class_names_that_datasets_stored(tmp_path):
+    features = {
+        "label": {"names": ["World", "Sports"], "_type": "ClassLabel"},
+        "text": {"dtype": "string", "_type": "Value"},
+    }
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table({"label": [1, 0], "text": ["a", "b"]})
+    for stored, names in ((metadata, {"label": ["World", "Sports"]}), ({b"huggingface": b"[1]"}, {}), (None, {})):
+        pq.write_table(table.replace_schema_metadata(stored), tmp_path / "rows.parquet")
+        with (tmp_path / "rows.parquet").open("rb") as file:
+            assert class_names(file, format_of("rows.parquet")) == names
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -153,10 +182,13 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
         (b'{"sentence": "a"} {}', "bad JSON: Extra data at column 19; each line is one JSON object"),
         (b"[1]", "not a JSON object; each line is one, with a name and a value for each column"),
         (b'"a"', "not a JSON object"),
-        (b"[" * 100_000, "bad JSON: maximum recursion depth exceeded"),
+        (b"[" * 100_000, "more than 100 objects and arrays inside each other"),
+        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "more than 100 objects and arrays inside each other"),
+        (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' is given twice; keep one"),
+        (b'{"a": "x", "b": {"c": [{"d": 1, "d": 1}]}}', "the key 'd' is given twice; keep one"),
         (b'{"sentence": ' + b"1" * 5000 + b"}", "bad JSON: Exceeds the limit"),
     ],
-    ids=["cut off", "two objects", "array", "string", "deep", "long number"],
+    ids=["cut off", "two objects", "array", "string", "open", "deep", "key twice", "inner key twice", "long number"],
 )
 def test_bad_json_is_told_with_line_and_column(tmp_path, line, why):
     error = refused_bytes(tmp_path, "rows.jsonl", b'\n{"sentence": "a", "label": "positive"}\n' + line + b"\n")

@@ -32,6 +32,7 @@ def write(folder: Path, backbone, *, spec=toy.TEXTS, seed: int = 0, made: str = 
         backbone_source="somewhere",
         tokenizer_fingerprint=NO_TOKENIZER,
         provenance={"made_by": made},
+        untrained=False,
     )
     return side, artifact
 

@@ -1,6 +1,7 @@
 """Tokenized rows and their batches: pairs for embeddings, no row lost, none alone that needs company."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
+    count_truncated,
     input_indices,
     least_rows,
     shuffled_batches,
@@ -79,3 +81,12 @@ def test_batches_are_as_many_as_counted(count, size):
 def test_only_embeddings_need_two_rows():
     assert least_rows(MEANING) == 2
     assert least_rows(TaskSpec(name="a", kind="text", template="{a}")) == 1
+
+
+def test_texts_that_are_cut_are_counted(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    spec = MEANING.model_copy(update={"max_source_tokens": 4})
+    pairs = examples(("abc", "abc"), ("abcd", "a"), ("a", "abcdefg"), ("abcde", "abcde"))
+    assert [len(row.inputs[0]) for row in tokenize(spec, tokenizer, pairs)] == [4, 4, 2, 4]
+    assert count_truncated(spec, tokenizer, pairs) == 3
+    assert count_truncated(spec, tokenizer, [replace(example, target=None) for example in pairs]) == 2

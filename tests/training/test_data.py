@@ -1,6 +1,7 @@
 """Reading examples: fields and targets as the spec wants them, and each kind of bad input with its line."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,17 @@ from side_registry.task import TaskSpec
 from tests.paths import glue_file
 from tests.table_files.files import SUFFIXES, write
 from training.builtin_tasks import load_task
-from training.data import Example, data_sha256, iter_examples, read_examples
-from training.errors import DataError
+from training.data import (
+    Example,
+    check_renames,
+    data_sha256,
+    iter_examples,
+    read_examples,
+    read_labelled,
+    read_to_evaluate,
+    split,
+)
+from training.errors import DataError, RecipeError
 
 SST2 = load_task("sst2")
 RTE = load_task("rte")
@@ -100,6 +110,22 @@ def test_numbers_in_a_field_become_their_text(tmp_path, suffix):
 # Targets
 
 
+NUMBERS = TaskSpec(
+    name="numbers", kind="classification", template="{sentence}", labels=("one", "two", "three", "four", "five")
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_integer_that_is_no_label_is_refused_where_the_spec_does_not_say_that_it_is_a_position(tmp_path, suffix):
+    path = write(tmp_path / f"rows{suffix}", [{"sentence": "a", "label": 3}])
+    error = refused(path, NUMBERS)
+    assert error.line == (2 if suffix in (".csv", ".tsv") else 1)
+    assert error.why.startswith(
+        "target 'label' is '3', not one of one, two, three, four, five; integers are the labels'"
+    )
+    assert "only with label_index = true" in error.why
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_labels_may_be_positions_if_all_are(tmp_path, suffix):
     rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
@@ -120,6 +146,24 @@ def test_integers_are_texts_where_labels_are_integers(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"sentence": "a", "label": 1}, {"sentence": "a", "label": "2"}])
     assert [example.target for example in read_examples(path, stars)] == ["1", "2"]
     assert refused(write(path, [{"sentence": "a", "label": 0}]), stars).line == 1
+
+
+def classes(path: Path, names: list[str], values: list[int]) -> Path:
+    """A file as `datasets` writes it: labels as positions, their names in the metadata."""
+    features = {"sentence": {"dtype": "string", "_type": "Value"}, "label": {"names": names, "_type": "ClassLabel"}}
+    table = pa.table({"sentence": ["a"] * len(values), "label": values})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+    return path
+
+
+@pytest.mark.parametrize("label_index", [False, True])
+def test_class_labels_of_parquet_are_read_by_their_names(tmp_path, label_index):
+    spec = TaskSpec.model_validate(NUMBERS.model_dump() | {"label_index": label_index})
+    path = classes(tmp_path / "rows.parquet", ["five", "four", "three", "two", "one"], [0, 4, 1])
+    assert [example.target for example in read_examples(path, spec)] == ["five", "one", "four"]
+    error = refused(classes(path, ["five", "six"], [0, 1]), spec)
+    assert (error.line, error.why) == (2, "target 'label' is 'six', not one of one, two, three, four, five")
+    assert refused(classes(path, ["five", "six"], [-1]), spec).why.startswith("target 'label' is '-1', not one of")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -235,6 +279,68 @@ def test_nulls_and_bytes_in_parquet_are_told_with_their_row(tmp_path):
     assert str(refused(path, SST2)) == f"{path}, row 2: field 'sentence' is null; give a text"
     error = refused(write(path, [{"sentence": b"a", "label": "positive"}]), SST2)
     assert (error.line, error.why) == (1, "field 'sentence' is bytes; give a text")
+
+
+# Renames, rows without targets, one file for training and validation
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_renamed_column_is_read_instead_of_the_one_with_the_fields_name(tmp_path, suffix):
+    rows = [{"sentence": "no", "review": "a", "stars": "positive", "label": "?"}]
+    path = write(tmp_path / f"rows{suffix}", rows)
+    renames = {"sentence": "review", "label": "stars"}
+    assert plain(read_examples(path, SST2, renames)) == [({"sentence": "a"}, "positive")]
+    with pytest.raises(DataError, match="no column 'text'; the task needs text, label"):
+        read_examples(path, SST2, {"sentence": "text"})
+    with pytest.raises(DataError, match="sst2 has no field 'review'; there are sentence, label, id"):
+        check_renames([SST2], {"review": "sentence"})
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_without_targets_are_read_with_their_ids(tmp_path, suffix):
+    path = write(tmp_path / f"rows{suffix}", [{"sentence": "a", "id": "x7"}, {"sentence": "b", "id": "x8"}])
+    examples = read_to_evaluate(path, SST2)
+    assert [(example.fields, example.target, example.id) for example in examples] == [
+        ({"sentence": "a"}, None, "x7"),
+        ({"sentence": "b"}, None, "x8"),
+    ]
+    path = write(path, [{"sentence": "a", "label": "positive"}])
+    assert [(example.target, example.id) for example in read_to_evaluate(path, SST2)] == [("positive", None)]
+    with pytest.raises(DataError, match="No such file"):
+        read_to_evaluate(tmp_path / "none.csv", SST2)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match="empty; the first line names the columns: sentence"):
+        read_to_evaluate(tmp_path / "empty.csv", SST2)
+
+
+def test_targets_are_in_all_rows_or_in_none(tmp_path):
+    rows: list[dict[str, object]] = [{"sentence": "a"}, {"sentence": "b", "label": "positive"}]
+    for order, line, why in ((rows, 2, "give it to all or none"), (rows[::-1], 2, "no column 'label'")):
+        with pytest.raises(DataError, match=why) as caught:
+            read_to_evaluate(write(tmp_path / "rows.jsonl", order), SST2)
+        assert caught.value.line == line
+
+
+def test_a_split_is_the_seeds_and_no_row_is_on_both_sides(tmp_path):
+    rows = [{"sentence": str(number // 2), "label": "positive"} for number in range(100)]
+    whole = read_labelled(write(tmp_path / "rows.jsonl", rows), SST2)
+    training, validation = split(whole, 0.1, seed=1)
+    assert sorted([*training.examples, *validation.examples], key=lambda example: example.line) == whole.examples
+    assert len(validation.examples) == 10
+    texts = [{example.fields["sentence"] for example in part.examples} for part in (training, validation)]
+    assert not texts[0] & texts[1]
+    assert [example.line for example in validation.examples] == sorted(example.line for example in validation.examples)
+    assert split(whole, 0.1, seed=1) == (training, validation) != split(whole, 0.1, seed=2)
+    assert {training.sha256, validation.sha256} == {whole.sha256}
+
+
+def test_a_split_leaves_a_row_on_each_side_or_is_refused(tmp_path):
+    whole = read_labelled(write(tmp_path / "two.jsonl", [{"sentence": t, "label": "positive"} for t in "ab"]), SST2)
+    for share in (0.001, 0.999):
+        assert [len(part.examples) for part in split(whole, share, seed=0)] == [1, 1]
+    same = read_labelled(write(tmp_path / "same.jsonl", [{"sentence": "a", "label": "positive"}] * 9), SST2)
+    with pytest.raises(RecipeError, match="fewer than two different rows"):
+        split(same, 0.5, seed=0)
 
 
 # Bad files

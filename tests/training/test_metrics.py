@@ -72,6 +72,28 @@ def test_correlations_run_from_minus_one_to_one():
     assert score("matthews", ["no", "yes"], ["yes", "no"])["matthews"] == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_scikit_learn_and_scipy(seed: int):
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    pick = random.Random(seed)
+    labels = ["a", "b", "c", "d"][: 2 + seed % 3]
+    targets = [pick.choice(labels) for _ in range(50)]
+    predictions = [target if pick.random() < 0.5 else pick.choice([*labels, "none"]) for target in targets]
+    assert score("matthews", predictions, targets)["matthews"] == pytest.approx(matthews_corrcoef(targets, predictions))
+    yes = [pick.random() < 0.3 for _ in range(50)]
+    answers = [pick.random() < 0.5 for _ in range(50)]
+    words = [[LABELS[one] for one in each] for each in (answers, yes)]
+    assert score("accuracy_f1", *words, labels=LABELS)["f1"] == pytest.approx(f1_score(yes, answers))
+    scale = 10.0 ** (100 * (seed - 2))  # squares of the largest are infinite, of the smallest 0
+    numbers = [scale * pick.randint(-5, 5) for _ in range(50)]  # with ties
+    guesses = [number + scale * pick.gauss(0, 3) for number in numbers]
+    scores = score("pearson_spearman", guesses, numbers)
+    assert scores["pearson"] == pytest.approx(pearsonr(guesses, numbers).statistic)
+    assert scores["spearman"] == pytest.approx(spearmanr(guesses, numbers).statistic)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("predictions", "targets"),

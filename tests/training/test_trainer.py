@@ -1,9 +1,13 @@
 """The trainer: it learns, keeps the best, resumes to the same weights, and never touches the backbone."""
 
+import contextlib
 import json
+import resource
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from torch.testing import assert_close
 
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.backbone.loading import fingerprint
+from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
 from tests import tiny
 from tests.marks import slow
@@ -158,7 +163,83 @@ def test_finished_run_is_returned_as_it_is(finished):
 def test_folder_of_another_run_is_refused(finished):
     job, first, _ = finished
     with pytest.raises(RunError, match="another recipe"):
-        train(replace(job, recipe=replace(job.recipe, epochs=2)), first.folder)
+        train(replace(job, recipe=replace(job.recipe, seed=2)), first.folder)
+
+
+def test_fewer_epochs_or_more_of_another_recipe_are_another_run(tmp_path, finished, backbone, tokenizer):
+    job, first, _ = finished
+    folder = shutil.copytree(first.folder, tmp_path / "run")
+    more = train(replace(job, recipe=replace(job.recipe, epochs=2)), folder)
+    assert more.manifest.provenance["recipe"]["epochs"] == 2
+    for recipe in (job.recipe, replace(job.recipe, epochs=3, seed=2)):
+        with pytest.raises(RunError, match="another recipe"):
+            train(replace(job, recipe=recipe), folder)
+    assert read_artifact(folder).manifest == more.manifest
+
+
+def test_a_finished_run_goes_on_with_more_epochs(tmp_path, backbone, tokenizer):
+    """The first epochs stay; the rest is what the longer schedule says, interrupted or not."""
+    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=32, epochs=1)
+    long = replace(short, recipe=replace(short.recipe, epochs=3))
+    before = train(short, tmp_path / "run")
+    first_line = lines_of(tmp_path / "run")[0]
+    shutil.copytree(tmp_path / "run", tmp_path / "broken")
+    whole = train(long, tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
+    assert lines[0] == first_line
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert whole.manifest.provenance["extended"] == [{"epochs": 1, "done": 1}]
+    at_once = train(long, tmp_path / "at once")
+    assert len({run.manifest.run_id for run in (before, whole, at_once)}) == 3
+    with pytest.raises(Interrupted):
+        train(long, tmp_path / "broken", InterruptAfter(2, 1))
+    assert not (tmp_path / "broken" / "manifest.json").exists()
+    again = train(long, tmp_path / "broken")
+    assert again.side_network.read_bytes() == whole.side_network.read_bytes()
+    assert again.manifest.run_id == whole.manifest.run_id
+
+
+def test_a_finished_run_without_its_last_state_takes_no_more_epochs(tmp_path, finished):
+    job, first, _ = finished
+    folder = shutil.copytree(first.folder, tmp_path / "run")
+    (folder / "last.safetensors").unlink()
+    with pytest.raises(RunError, match=r"has no last\.safetensors, which more epochs go on from"):
+        train(replace(job, recipe=replace(job.recipe, epochs=2)), folder)
+    assert read_artifact(folder).manifest == first.manifest
+
+
+@contextlib.contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("size", "file"), [(100, "run.json"), (4000, "side_network.safetensors")])
+def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
+    tmp_path, finished, tokenizer, size, file
+):
+    job, first, _ = finished
+    with full_after(size), pytest.raises(RunError, match=f"{file} cannot be written .*free some space"):
+        train(job, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert train(job, tmp_path / "run").side_network.read_bytes() == first.side_network.read_bytes()
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_epochs_line_has_loss_score_baseline_and_memory(finished):
+    _, first, _ = finished
+    [line] = lines_of(first.folder)
+    assert list(line) == ["epoch", "loss", "accuracy", "baseline", "peak_rss_bytes", "seconds"]
+    assert line["peak_rss_bytes"] > 1 << 26
+    assert set(first.manifest.metrics) == {"loss", "accuracy"}
 
 
 def test_folder_with_other_files_is_refused(tmp_path, backbone, tokenizer):
@@ -291,6 +372,14 @@ def test_golden_examples_of_an_embedding_are_its_vectors(tmp_path, backbone, tok
     assert [example.fields for example in examples] == [row.fields for row in job.validation.examples[:4]]
     assert all(list(example.expected) == ["embedding"] for example in examples)
     assert [len(example.expected["embedding"]) for example in examples] == [8] * 4
+
+
+def test_golden_examples_stay_within_what_is_replayed(tmp_path, backbone, tokenizer, monkeypatch):
+    job = toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=16, epochs=1)
+    rows = [GoldenExample(fields=row.fields, expected={}) for row in job.validation.examples[:3]]
+    monkeypatch.setattr("training.artifact.MAX_REPLAY_TOKENS", replay_tokens(job.spec, rows) - 1)
+    examples = train(job, tmp_path / "run").manifest.examples
+    assert [example.fields for example in examples] == [row.fields for row in job.validation.examples[:2]]
 
 
 def test_head_that_cannot_answer_the_kind():

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from side_registry import read_artifact
+from side_registry.manifest import check_publishable
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
@@ -35,7 +36,9 @@ wait = click.option(
 @click.argument("run")
 @options.registry
 @options.server
+@click.option("--promote", is_flag=True, help="Point production at the new version: short for --alias production.")
 @click.option("--alias", help="Alias to point at the new version, such as production or canary.")
+@click.option("--allow-untrained", is_flag=True, help="Publish a run that no training has changed (sidecast init).")
 @message
 @wait
 @options.as_json
@@ -43,27 +46,56 @@ def publish(
     run: str,
     registry: str | None,
     server: str | None,
+    promote: bool,
     alias: str | None,
+    allow_untrained: bool,
     message: str,
     wait: float | None,
     as_json: bool,
 ) -> None:
     """Publish the run folder RUN as its task's next version.
 
-    Without --alias, a new task's first version becomes production; a later one moves no alias.
+    A new task's first version becomes production. A later one moves no alias without --promote or --alias: callers go
+    on with the version that they had.
     """
+    if promote and alias is not None:
+        raise UserError("--promote is short for --alias production; give one of the two")
     options.choose(registry=registry, server=server)
-    read_artifact(run)  # before a registry is made for it
+    artifact = read_artifact(run)
+    check_publishable(artifact.manifest, run, allow_untrained=allow_untrained)  # before a registry is made for it
     view = open_view(registry, server, create=True)
-    done = view.publish(run, alias, message)
-    name = f"{done['task']} version {done['version']}"
-    text = f"{name} was published before from this very run" if done["already"] else f"published {name}"
-    moved = ", ".join(done["aliases"])
-    if moved:
-        text += f"; {moved} now points at it"
-    elif not done["already"]:
-        text += f"; no alias moved: sidecast promote {done['task']} {done['version']} makes it production"
-    _tell(view, done, text, wait, as_json)
+    before = view.aliases(artifact.manifest.task)
+    done = view.publish(run, PRODUCTION if promote else alias, message, allow_untrained)
+    production = done["aliases"].get(PRODUCTION, before.get(PRODUCTION))
+    _tell(view, done | {"production": production}, _published(done, before, production), wait, as_json)
+
+
+def _published(done: Document, before: dict[str, int], production: int | None) -> str:
+    """What a publish did, which version callers get now, and the command that changes that.
+
+    Args:
+        before: the version of each alias before.
+        production: the version that production points at now.
+    """
+    task, version = done["task"], done["version"]
+    name = f"{task} version {version}"
+    texts = [f"{name} was published before from this very run" if done["already"] else f"published {name}"]
+    texts += [_moved(task, f"{alias} now points at it", alias, before.get(alias)) for alias in done["aliases"]]
+    if production == version:
+        return "; ".join(texts if done["aliases"] else [*texts, f"{PRODUCTION} points at it"])
+    next_command = options.command_here("promote", task, version)
+    if production is None:
+        return "; ".join([*texts, f"{task} has no {PRODUCTION} version yet: {next_command}"])
+    return "; ".join(
+        [*texts, f"callers still get version {production}: {next_command} moves them to version {version}"]
+    )
+
+
+def _moved(task: str, text: str, alias: str, before: int | None) -> str:
+    """That an alias moved, from where, and how to undo it."""
+    if before is None:
+        return text
+    return f"{text}, was version {before}: {options.command_here('rollback', task, alias=alias)} undoes it"
 
 
 def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +107,7 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
             ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
         )
     ):
-        metavar = "PERCENT" if isinstance(kind, Rate) else "TIMES"
+        metavar = "SHARE" if isinstance(kind, Rate) else "TIMES"
         command = click.option(f"--max-{name}", type=kind, metavar=metavar, help=text)(command)
     return command
 
@@ -84,14 +116,17 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("task")
 @click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--alias", default=PRODUCTION, show_default=True, help="The alias to move or split.")
-@click.option("--canary", type=Share(), metavar="PERCENT", help="Give VERSION this share of the alias's traffic alone.")
-@click.option("--step", type=Share(), metavar="PERCENT", help="Change the share of the version that has one.")
+@click.option(
+    "--canary", type=Share(), metavar="SHARE", help="Give VERSION this share of the alias's traffic: 5% or 0.05."
+)
+@click.option("--step", type=Share(), metavar="SHARE", help="Change the share of the version that has one.")
 @click.option(
     "--shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Have it answer unseen, to compare."
 )
 @click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="End that.")
 @_bounds
 @click.option("--min-rows", type=click.IntRange(1, 1_000_000), help="Rows before it is judged.  [default: 100]")
+@click.option("--no-bounds", is_flag=True, help="Give the share no bounds; only sidecast rollback ends it.")
 @options.registry
 @options.server
 @message
@@ -105,6 +140,7 @@ def promote(
     step: int | None,
     shadow: tuple[int, ...],
     no_shadow: tuple[int, ...],
+    no_bounds: bool,
     registry: str | None,
     server: str | None,
     message: str,
@@ -114,32 +150,36 @@ def promote(
 ) -> None:
     """Point an alias of TASK at VERSION, with all of its traffic.
 
-    With --canary, VERSION gets only a share; --step changes the share later. Once it passes a bound (--max-...), the
-    servers themselves take the share away. A version in shadow answers what callers ask, for nobody but the comparison:
-    see sidecast shadow.
+    With --canary, VERSION gets only a share, which --step changes later. Shares and bounds are percentages with their
+    sign, 5%, or fractions, 0.05. Once VERSION passes a bound (--max-...), the servers themselves take the share away; a
+    canary for which you give no bound gets bounds of errors and latency. A version in shadow answers what callers ask,
+    for nobody but the comparison: see sidecast shadow.
     """
     bounds = {name.removeprefix("max_"): value for name, value in bounds.items()}
     changes = canary is not None or step is not None or bool(shadow or no_shadow)
-    _check(version, canary, step, changes, bool(no_shadow), bounds)
+    _check(version, canary, step, changes, bool(no_shadow), bounds, no_bounds)
     view = open_view(registry, server)
     if version is not None and not changes:
+        before = view.aliases(task).get(alias)
         done = view.promote(task, version, alias, message)
-        _tell(view, done, f"{task}@{alias} is version {version}", wait, as_json)
+        text = f"{task}@{alias} is version {version}"
+        _tell(view, done, text if before == version else _moved(task, text, alias, before), wait, as_json)
         return
     name = f"{task}@{alias}"
 
     def changed(route: Document) -> Document:
         if version is not None and canary is not None:
-            route = routes.with_canary(route, version, canary, bounds)
+            route = routes.with_canary(route, version, canary, bounds, not no_bounds)
         elif step is not None:
-            route = routes.with_step(route, step, bounds, name)
+            route = routes.with_step(route, step, bounds, not no_bounds, name)
         return routes.with_shadows(route, shadow, no_shadow, name)
 
     if version is not None and canary is None:
         done = view.set_route(task, alias, version, changed(routes.plain()), None, message)
     else:
         done = _change_route(view, task, alias, changed, message)
-    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{_judged(done)}", wait, as_json)
+    judged = _judged(done, by_default=canary is not None and routes.is_default(bounds))
+    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{judged}", wait, as_json)
 
 
 def _change_route(
@@ -161,7 +201,13 @@ def _change_route(
 
 
 def _check(
-    version: int | None, canary: int | None, step: int | None, changes: bool, no_shadow: bool, bounds: Document
+    version: int | None,
+    canary: int | None,
+    step: int | None,
+    changes: bool,
+    no_shadow: bool,
+    bounds: Document,
+    no_bounds: bool,
 ) -> None:
     """Raise UserError for options that exclude each other."""
     if version is None and canary is not None:
@@ -172,17 +218,23 @@ def _check(
         raise UserError("--step takes no VERSION, it changes the share of the version that has one; or use --canary")
     if version is not None and canary is None and no_shadow:
         raise UserError("to promote VERSION ends all shadows already; leave out --no-shadow")
-    if canary is None and step is None and any(value is not None for value in bounds.values()):
-        raise UserError("bounds (--max-..., --min-rows) are for a version with a share; give --canary or --step too")
+    has_bounds = any(value is not None for value in bounds.values())
+    if canary is None and step is None and (has_bounds or no_bounds):
+        raise UserError(
+            "bounds (--max-..., --min-rows, --no-bounds) are for a version with a share; give --canary or --step too"
+        )
+    if has_bounds and no_bounds:
+        raise UserError("--no-bounds excludes --max-... and --min-rows")
 
 
-def _judged(done: Document) -> str:
-    """Say what would end the canary."""
+def _judged(done: Document, by_default: bool) -> str:
+    """Say what would end the canary. `by_default`: the user gave it no bounds."""
     if not done["route"]["shares"]:
         return ""
     if not done["route"]["bounds"]:
         return f"; no bounds, so only sidecast rollback {done['task']} ends it"
-    return f"; {routes.bounds_in_words(done['route']['bounds'])}"
+    words = routes.bounds_in_words(done["route"]["bounds"])
+    return f"; bounds by default: {words} (--no-bounds for none)" if by_default else f"; {words}"
 
 
 @click.command(short_help="Point an alias back at the version before, or end its canary.")

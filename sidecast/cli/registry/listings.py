@@ -27,6 +27,7 @@ def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
             (task["task"], task["kind"] or "?", _aliases(task), _versions(task), _notes(task))
             for task in document["tasks"]
         ],
+        below=("versions", "aliases", "notes"),
     )
 
 
@@ -46,6 +47,7 @@ def _versions(task: Document) -> str:
 
 def _notes(task: Document) -> str:
     notes = [f"version {e['version']} does not load: {e['failure']}" for e in task["versions"] if e.get("failure")]
+    notes += [f"version {e['version']} is untrained" for e in task["versions"] if e["untrained"] and not e["retired"]]
     for alias, version in task.get("serving", task["aliases"]).items():
         if version != task["aliases"].get(alias, version):
             notes.append(f"{alias} is still served by version {version}")
@@ -70,6 +72,7 @@ def history(task: str | None, registry: str | None, server: str | None, limit: i
             (change["generation"], change["time"], change["author"], _actions(change), change["message"])
             for change in changes
         ],
+        below=("what", "why"),
     )
 
 

@@ -8,11 +8,11 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli.output import say, show_table
-from sidecast.cli.percent import percent, share_text
+from sidecast.cli.percent import percent
 from sidecast.cli.registry import routes
 
 if TYPE_CHECKING:
-    from serving.client import Comparison, Comparisons, Route
+    from serving.client import Comparison, Comparisons, RolledBack, Route
 
 Document = dict[str, Any]
 
@@ -32,8 +32,10 @@ NO_INPUTS = (
 def shadow(task: str, alias: str, disagreements: int | None, server: str, as_json: bool) -> None:
     """Compare the versions that share or shadow the traffic of TASK's alias, as one server saw it.
 
-    Counted since the route's last change. Drift is how far scores, values, texts or vectors lie apart: 0 the same, 1
-    nothing in common. Cost is the device's time for a row that a version answers beside its callers' rows.
+    Counted since the route's last change. After a server has ended a version's share by itself, the comparison that
+    made it do so is shown until the alias gets another route. Drift is how far scores, values, texts or vectors lie
+    apart: 0 the same, 1 nothing in common. Cost is the device's time for a row that a version answers beside its
+    callers' rows.
     """
     from serving.client import Client
 
@@ -46,35 +48,43 @@ def shadow(task: str, alias: str, disagreements: int | None, server: str, as_jso
         remedy = f"sidecast promote {task} --shadow VERSION"
         click.echo(f"all traffic of {task}@{alias} is version {comparisons.version}'s: {remedy}")
     else:
-        _show(comparisons, route, disagreements or 0)
+        title = f"{task}@{alias}, since generation {comparisons.since}"
+        _show(title, comparisons, route, disagreements or 0, comparisons.keeps_inputs)
+    if comparisons.rolled_back and not as_json:
+        ended = comparisons.rolled_back
+        where = f" by a server (generation {ended.generation})" if ended.generation else ""
+        title = f"{task}@{alias}, shares ended{where}: {ended.why}"
+        _show(title, ended, ended.route, disagreements or 0, comparisons.keeps_inputs)
 
 
-def _show(comparisons: "Comparisons", route: "Route", disagreements: int) -> None:
+def _show(
+    title: str, compared: "Comparisons | RolledBack", route: "Route", disagreements: int, keeps_inputs: bool
+) -> None:
     show_table(
         ("version", "role", "rows", "failed", "agreed", "drift", "latency", "cost", "dropped"),
-        [_row(comparison, comparisons, route) for comparison in comparisons.versions],
-        title=f"{comparisons.task}@{comparisons.alias}, since generation {comparisons.since}",
+        [_row(comparison, compared.version, route) for comparison in compared.versions],
+        title=title,
     )
     if route.bounds:
         click.echo(f"bounds: {routes.bounds_in_words(asdict(route.bounds))}")
-    if disagreements and not comparisons.keeps_inputs:
+    if disagreements and not keeps_inputs:
         click.echo(NO_INPUTS)
     elif disagreements:
         show_table(
             ("time", "version", "drift", "own", "other", "input"),
             [
                 (_time(d.time), d.version, f"{d.drift:.3f}", d.expected, d.found, d.prompt)
-                for d in comparisons.disagreements
+                for d in compared.disagreements
             ],
             title="newest disagreements",
         )
 
 
-def _row(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -> tuple[object, ...]:
+def _row(comparison: "Comparison", own_version: int, route: "Route") -> tuple[object, ...]:
     compared = comparison.compared > 0
     return (
         comparison.version,
-        _role(comparison, comparisons, route),
+        _role(comparison, own_version, route),
         comparison.rows,
         _part(comparison.failed, comparison.rows),
         f"{_part(comparison.agreed, comparison.compared)} of {comparison.compared}" if compared else "",
@@ -85,10 +95,10 @@ def _row(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -
     )
 
 
-def _role(comparison: "Comparison", comparisons: "Comparisons", route: "Route") -> str:
-    if comparison.version == comparisons.version:
+def _role(comparison: "Comparison", own_version: int, route: "Route") -> str:
+    if comparison.version == own_version:
         return "own"
-    return share_text(route.shares[comparison.version]) if comparison.version in route.shares else "shadow"
+    return percent(route.shares[comparison.version]) if comparison.version in route.shares else "shadow"
 
 
 def _part(some: int, all_: int) -> str:
@@ -105,6 +115,9 @@ def _time(time: datetime | None) -> str:
 
 def _document(comparisons: "Comparisons") -> Document:
     document = asdict(comparisons)
-    for disagreement in document["disagreements"]:
+    rolled_back = document["rolled_back"]
+    if rolled_back:
+        rolled_back["time"] = _time(rolled_back["time"])
+    for disagreement in (*document["disagreements"], *(rolled_back["disagreements"] if rolled_back else ())):
         disagreement["time"] = _time(disagreement["time"])
     return document

@@ -44,7 +44,11 @@ class View(Protocol):
         """Take a version out of service."""
         ...
 
-    def publish(self, run: str, alias: str | None, message: str) -> Document:
+    def aliases(self, task: str) -> dict[str, int]:
+        """The version of each alias of a task; empty if there is no such task."""
+        ...
+
+    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
         """Publish a run folder as its task's next version."""
         ...
 
@@ -95,6 +99,7 @@ class RegistryView:
                 "author": entry.author,
                 "message": entry.message,
                 "retired": entry.retired,
+                "untrained": entry.untrained,
             }
             for entry in task.versions.values()
         ]
@@ -159,9 +164,15 @@ class RegistryView:
         generation = self._registry.retire(task, version, message=message)
         return {"task": task, "version": version, "generation": generation}
 
-    def publish(self, run: str, alias: str | None, message: str) -> Document:
+    def aliases(self, task: str) -> dict[str, int]:
+        """As `View.aliases`."""
+        known = self._registry.state().live.get(task)
+        return known.serving if known else {}
+
+    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
         """As `View.publish`."""
-        return _published(self._registry.publish(run, alias=alias, message=message))
+        done = self._registry.publish(run, alias=alias, message=message, allow_untrained=allow_untrained)
+        return _published(done)
 
 
 class ServerView:
@@ -184,6 +195,7 @@ class ServerView:
                 "author": entry.author,
                 "message": entry.message,
                 "retired": entry.retired,
+                "untrained": entry.untrained,
                 "resident": entry.resident,
                 "failure": entry.failure or None,
             }
@@ -240,9 +252,9 @@ class ServerView:
         """As `View.set_route`."""
         from serving.client import Bounds, Route
 
-        changes = route | {"shares": _numbers(route["shares"])}
+        changes = route | {"shares": _fractions(route["shares"])}
         before = seen and Route(
-            shares=_numbers(seen["shares"]),
+            shares=_fractions(seen["shares"]),
             shadows=tuple(seen["shadows"]),
             bounds=Bounds(**seen["bounds"]) if seen["bounds"] else None,
         )
@@ -267,9 +279,21 @@ class ServerView:
         done = self._client.retire(task, version, message=message)
         return {"task": task, "version": version, "generation": done.generation}
 
-    def publish(self, run: str, alias: str | None, message: str) -> Document:
+    def aliases(self, task: str) -> dict[str, int]:
+        """As `View.aliases`."""
+        from serving.client import SidecastError
+
+        try:
+            return self._client.task(task).aliases
+        except SidecastError as error:
+            if error.reason != "UNKNOWN_TASK":
+                raise
+            return {}
+
+    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
         """As `View.publish`."""
-        return _published(self._client.publish(run, alias=alias, message=message))
+        done = self._client.publish(run, alias=alias, message=message, allow_untrained=allow_untrained)
+        return _published(done)
 
 
 def _time(time: datetime | None) -> str | None:
@@ -305,8 +329,9 @@ def _rolled(rolled: Any) -> Document:
     return {name: getattr(rolled, name) for name in names}
 
 
-def _numbers(shares: Document) -> dict[int, int]:
-    return {int(version): share for version, share in shares.items()}
+def _fractions(shares: Document) -> dict[int, float]:
+    """Shares as a client takes them."""
+    return {int(version): share / routes.WHOLE for version, share in shares.items()}
 
 
 def _awaited(generation: int, awaited: Any) -> Document:

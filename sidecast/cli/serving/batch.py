@@ -1,6 +1,5 @@
 """`sidecast batch`: answer many tasks about every row of a dataset."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,14 +11,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from serving.offline.run import Summary
-
-
-def _renames(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    """Callback of click: `sentence=review`, any number of times."""
-    pairs = [text.partition("=") for text in values]
-    if wrong := [text for text, (field, _, column) in zip(values, pairs, strict=True) if not (field and column)]:
-        raise click.BadParameter(f"give FIELD=COLUMN, got {wrong[0]!r}")
-    return {field: column for field, _, column in pairs}
 
 
 def _part_or_whole(ctx: click.Context, param: click.Parameter, gpus: float) -> float:
@@ -34,14 +25,7 @@ def _part_or_whole(ctx: click.Context, param: click.Parameter, gpus: float) -> f
 @click.option("--task", "tasks", multiple=True, required=True, metavar="TASK", help="A task; as often as you like.")
 @options.option("--registry", required=True, metavar="R", help="The registry: a folder, or a URL.")
 @options.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
-@click.option(
-    "--rename",
-    "renames",
-    multiple=True,
-    callback=_renames,
-    metavar="FIELD=COLUMN",
-    help="The column that a template's field is taken from, where their names differ.",
-)
+@options.rename_option("The column that a template's field is taken from, where their names differ.")
 @click.option(
     "--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of parts."
 )

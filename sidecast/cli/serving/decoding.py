@@ -33,7 +33,7 @@ def options(command: Command) -> Command:
 
 
 def settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The `generation` argument of a client, from the values of the options; None: not used."""
+    """The `decoding` argument of a client, from the values of the options; None: not used."""
     used = {name: value for name, value in values.items() if value is not None}
     if any(name in used for name in SAMPLING):
         used["do_sample"] = True

@@ -78,7 +78,7 @@ def _show(deployed: "Deployed", note: str, as_json: bool) -> None:
     click.echo(title)
     if deployed.message:
         click.echo(plain(deployed.message))
-    show_table(HEADINGS, [_row(replica) for replica in deployed.replicas])
+    show_table(HEADINGS, [_row(replica) for replica in deployed.replicas], below=("node", "pid", "since"))
     click.echo(f"proxies: {', '.join(f'{proxy.node} {proxy.status.lower()}' for proxy in deployed.proxies) or 'none'}")
     if note:
         click.echo(note)

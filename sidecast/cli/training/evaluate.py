@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +13,24 @@ from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
+from sidecast.cli.training.verdict import (
+    baseline_document,
+    baseline_text,
+    length_warnings,
+    score_warnings,
+    show_warnings,
+)
+
+if TYPE_CHECKING:
+    from training.data import Example
 
 SERVER_ROWS = 64
 """Rows in one request to a server."""
 
 Rows = Sequence[dict[str, str]]
 Step = Callable[[int, int], None]
+Answers = tuple[list[Any], list[bool]]
+"""One answer a row; for each, whether the row's text was longer than the spec's `max_source_tokens`."""
 How = tuple[str, str, str | None]
 """Values of --device, --dtype and --quantize; the last is None if it was not given."""
 
@@ -29,7 +41,7 @@ class Candidate:
 
     spec: TaskSpec
     version: int | None
-    answer: Callable[[Rows, Step], list[Any]]
+    answer: Callable[[Rows, Step], Answers]
 
 
 @click.command(short_help="Score a run, a published version or a server on labelled rows.")
@@ -39,7 +51,8 @@ class Candidate:
 @options.registry
 @options.server
 @options.backbone
-@click.option("--predictions", metavar="FILE", help="Write each row's answer there, as JSON lines.")
+@click.option("--predictions", metavar="FILE", help="Write each row and its answer there, as JSON lines.")
+@options.rename
 @options.device
 @options.dtype
 @options.option("--quantize", type=options.QUANTIZE, help="Bits of the backbone's matrices.  [default: as trained]")
@@ -52,6 +65,7 @@ def evaluate(
     server: str | None,
     backbone: str | None,
     predictions: str | None,
+    renames: dict[str, str],
     device: str,
     dtype: str,
     quantize: str | None,
@@ -60,46 +74,84 @@ def evaluate(
     """Score TASK on labelled rows: what a run folder, a registry (with --backbone) or a server answers.
 
     TASK may be a task spec's TOML file; in a registry or on a server also an alias or a version: sst2@canary, sst2:7.
-    All three ways go through the same code, so they give the same answers.
+    All three ways go through the same code, so they give the same answers. Rows without targets are not scored:
+    --predictions has their answers.
     """
-    from training.builtin_tasks import load_task
-    from training.data import read_examples
+    from training.baseline import baseline_of
+    from training.data import check_renames, read_to_evaluate
     from training.metrics import rows_to_answer, score_values
 
-    if task.endswith(".toml"):  # as `train` takes it
-        task = load_task(task).name
+    known = _known_spec(task)
+    name = known.name if known is not None and task.endswith(".toml") else task
     source, where = options.choose(run=run, registry=registry, server=server)
     if source == "server":
-        candidate = _on_server(task, where)
+        candidate = _on_server(name, where)
     elif source == "run":
-        candidate = _in_run(task, where, backbone, (device, dtype, quantize))
+        candidate = _in_run(name, where, backbone, (device, dtype, quantize))
     else:
-        candidate = _in_registry(task, where, backbone, (device, dtype, quantize))
-    examples = read_examples(data, candidate.spec)
+        candidate = _in_registry(name, where, backbone, (device, dtype, quantize))
+    spec = _as_read(candidate.spec, known)
+    check_renames([spec], renames)
+    examples = read_to_evaluate(data, spec, renames)
+    is_labelled = examples[0].target is not None
     if predictions is not None:
         _open(predictions, "a").close()  # report a mistake before the work, not after it
-    rows = rows_to_answer(candidate.spec, examples)
+    elif not is_labelled:
+        column = renames.get(spec.target, spec.target)
+        remedy = f"name the column with --rename {spec.target}=COLUMN, or give --predictions FILE for the answers alone"
+        raise UserError(f"{data} has no column {column!r}, so there is nothing to score; {remedy}")
+    rows = rows_to_answer(spec, examples) if is_labelled else [example.fields for example in examples]
     with progress_bar(quiet=as_json) as bars:
-        bar = bars.add_task(f"{candidate.spec.name}: answering", total=len(rows), note="")
-        answers = [
-            _plain(answer) for answer in candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
-        ]
+        bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
+        answers, truncated = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
+    plain = [_plain(answer, spec) for answer in answers]
     if predictions is not None:
-        _write(predictions, answers[: len(examples)])
-    scored = KINDS[candidate.spec.kind].columns[0].name
-    values = [answer[scored] for answer in answers]
-    metrics = score_values(candidate.spec, values, examples)
+        _write(predictions, examples, plain, truncated)
+    metrics: dict[str, float] = {}
+    baseline = None
+    if is_labelled:
+        scored = KINDS[spec.kind].columns[0].name
+        metrics = score_values(spec, [answer[scored] for answer in plain], examples)
+        baseline = baseline_of(spec, examples)
+    score = metrics.get(spec.metric)
+    share = sum(truncated) / len(rows)
+    warnings = length_warnings(spec, {"rows": share}) + score_warnings(spec, score, baseline)
     document = {
-        "task": candidate.spec.name,
+        "task": spec.name,
         "source": source,
         "version": candidate.version,
         "rows": len(examples),
-        "metric": candidate.spec.metric,
-        "score": metrics[candidate.spec.metric],
+        "metric": spec.metric,
+        "score": score,
         "metrics": metrics,
+        **baseline_document(score, baseline),
+        "truncated": share,
+        "warnings": warnings,
     }
-    name = candidate.spec.name + (f" version {candidate.version}" if candidate.version else "")
-    say(as_json, document, f"{name}: {scores_text(metrics)} on {len(examples)} rows")
+    named = spec.name + (f" version {candidate.version}" if candidate.version else "")
+    scored_text = f"{scores_text(metrics)} on {len(examples)} rows{baseline_text(baseline)}"
+    say(as_json, document, f"{named}: {scored_text if is_labelled else _unscored(examples, predictions)}")
+    show_warnings(warnings, as_json=as_json)
+
+
+def _known_spec(task: str) -> TaskSpec | None:
+    """The spec in a TOML file, or of a built-in task; None for another name."""
+    from training.builtin_tasks import builtin_tasks, load_task
+
+    if task.endswith(".toml"):  # as `train` takes it
+        return load_task(task)
+    return builtin_tasks().get(TaskRef.parse(task).task)
+
+
+def _as_read(spec: TaskSpec, known: TaskSpec | None) -> TaskSpec:
+    """The candidate's spec, with the known one's `label_index`: servers and older artifacts do not tell theirs."""
+    if known is None or not known.label_index or known.labels != spec.labels:
+        return spec
+    return spec.model_copy(update={"label_index": True})
+
+
+def _unscored(examples: Sequence[Any], predictions: str | None) -> str:
+    return f"{len(examples)} rows without targets, so no score; answers in {predictions}"
 
 
 def _in_run(task: str, run: str, backbone: str | None, how: How) -> Candidate:
@@ -124,15 +176,15 @@ def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candida
     return Candidate(spec=artifact.manifest.spec, version=version, answer=answer)
 
 
-def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], list[Any]]:
-    from training.evaluation import load_model, predict
+def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], Answers]:
+    from training.evaluation import load_model, predict_rows
 
     device, dtype, quantize = how
     loaded, tokenizer = options.load_backbone(
         backbone, device, dtype, quantize or artifact.manifest.backbone.quantization
     )
     model = load_model(artifact, loaded, tokenizer)
-    return lambda rows, step: predict(model, loaded, tokenizer, rows, step)
+    return lambda rows, step: predict_rows(model, loaded, tokenizer, rows, step)
 
 
 def _on_server(task: str, address: str) -> Candidate:
@@ -148,13 +200,13 @@ def _on_server(task: str, address: str) -> Candidate:
         raise UserError(f"{address} has no version of {ref.task} loaded; see sidecast tasks --server {address}")
     size = min(SERVER_ROWS, info.spec.max_rows)
 
-    def answer(rows: Rows, step: Step) -> list[Any]:
+    def answer(rows: Rows, step: Step) -> Answers:
         answers: list[Any] = []
         for start in range(0, len(rows), size):
             # pinned, so that one version is scored even while the server swaps
             answers += client.predict(ref.task if version else task, rows[start : start + size], version=version)
             step(len(answers), len(rows))
-        return answers
+        return answers, [getattr(answer, "truncated", False) for answer in answers]
 
     return Candidate(spec=_spec_of(ref.task, info.spec), version=version, answer=answer)
 
@@ -166,10 +218,18 @@ def _spec_of(task: str, described: Any) -> TaskSpec:
     return TaskSpec(name=task, **values)
 
 
-def _write(path: str, answers: Sequence[dict[str, Any]]) -> None:
-    with _open(path, "w") as file:
-        for answer in answers:
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+def _write(
+    path: str, examples: Sequence["Example"], answers: Sequence[dict[str, Any]], truncated: Sequence[bool]
+) -> None:
+    """A line for each example, which `answers` begin with: what it is, and what `predict --json` says of an answer."""
+    try:
+        with _open(path, "w") as file:
+            for example, answer, cut in zip(examples, answers, truncated, strict=False):
+                identity = example.line if example.id is None else example.id
+                row = {"id": identity, "inputs": example.fields, "target": example.target, **answer, "truncated": cut}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 
 
 def _open(path: str, mode: str) -> IO[str]:
@@ -179,15 +239,12 @@ def _open(path: str, mode: str) -> IO[str]:
         raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 
 
-def _plain(answer: Any) -> dict[str, Any]:
-    """A class, value, text or vector, from the model or from a client, as JSON."""
+def _plain(answer: Any, spec: TaskSpec) -> dict[str, Any]:
+    """A class, value, text or vector, from the model or from a client, as `predict --json` has it."""
     if hasattr(answer, "label"):
         scores = answer.scores
-        return {
-            "label": answer.label,
-            "score": answer.score,
-            "scores": list(getattr(scores, "values", lambda: scores)()),
-        }
+        by_label = scores if isinstance(scores, dict) else dict(zip(spec.labels, scores, strict=True))
+        return {"label": answer.label, "score": answer.score, "scores": by_label}
     if hasattr(answer, "values"):
         return {"embedding": list(answer.values)}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}

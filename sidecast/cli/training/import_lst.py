@@ -83,7 +83,7 @@ def import_lst(
     tokenizer = untrained_run.tokenizer_of(backbone)
     quantize_backbone(loaded, quantize)  # the checkpoint is compared with its whole weights, and will read these
     made = {"made_by": "import-lst", "checkpoint": Path(checkpoint).name, "checkpoint_sha256": _sha256(checkpoint)}
-    untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made)
+    untrained_run.write(output, imported.side, spec, loaded, backbone, tokenizer, made, untrained=False)
     for note in imported.notes:
         click.echo(f"note: {note}", err=True)
     document = {
@@ -96,8 +96,8 @@ def import_lst(
     }
     compared = f"{imported.compared} tensors in it are {loaded.name}'s" if imported.compared else "no backbone in it"
     text = f"{spec.name}: {untrained_run.shape_text(imported.side)}; {compared}"
-    text_only = imported.side.config.visual is None
-    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer if text_only else None)}")
+    reads = tokenizer if imported.side.config.visual is None else None  # images cannot be served yet
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, reads, untrained=False)}")
 
 
 def _read_settings(path: str) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def init(
 
     Fisher information needs rows: --data with --task, or --samples-file with token ids. In a samples file, labels are
     padded with -100, and an attention_mask tells padding in input_ids; names may begin with fisher_.
+
+    The run says that it is untrained: sidecast publish takes it only with --allow-untrained.
     """
     import ladder
     from ladder.backbone import check_method, quantize_backbone
@@ -106,7 +108,7 @@ def init(
             used = _start(side, loaded, spec, tokenizer, examples, samples, init, order, recipe.seed, step)
     quantize_backbone(loaded, quantize, loaded.device)  # the start comes from its whole weights, what it reads does not
     made = {"made_by": "init", "init": init, "order": order, "seed": recipe.seed, "samples": used}
-    untrained_run.write(output, side.eval(), spec, loaded, backbone, tokenizer, made)
+    untrained_run.write(output, side.eval(), spec, loaded, backbone, tokenizer, made, untrained=True)
     document = {
         "task": spec.name,
         "run": output,
@@ -116,7 +118,7 @@ def init(
         "weights": sum(parameter.numel() for parameter in side.parameters()),
     }
     text = f"{spec.name}: {init} start, {untrained_run.shape_text(side)}"
-    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer)}")
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer, untrained=True)}")
 
 
 def _check_rows(init: str, task: str | None, data: str | None, samples_file: str | None, samples: int | None) -> None:

@@ -1,15 +1,33 @@
-"""`sidecast train`: train a side network for a task, into a run folder."""
+"""`sidecast train`: train a side network for each of one or more tasks, into a run folder each."""
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import Progress
 
 from sidecast.cli import options
+from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.settings import GroupedCommand, setting_options
+from sidecast.cli.training.bars import Bars
+from sidecast.cli.training.verdict import (
+    baseline_document,
+    baseline_text,
+    length_warnings,
+    score_warnings,
+    show_warnings,
+)
 from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from side_registry import TaskSpec
+    from training.data import Labelled
+    from training.job import Job
+
+PLACEHOLDER = "{task}"
+"""In a file's or folder's name: the task's."""
 
 SPECIAL = {
     "learning_rate": {"flag": "--lr"},
@@ -27,112 +45,166 @@ SPECIAL = {
 
 
 @click.command(cls=GroupedCommand, short_help="Train a side network for a task on labelled rows.")
-@click.argument("task")
+@click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
     "--train", "train_file", required=True, metavar="FILE", help="Training rows: .jsonl, .csv, .tsv, .parquet."
 )
-@click.option("--validation", "validation_file", required=True, metavar="FILE", help="Validation rows.")
+@click.option("--validation", "validation_file", metavar="FILE", help="Validation rows.")
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="S",
+    help="Instead of --validation: the share of the training rows that validates, such as 0.1, drawn by the seed.",
+)
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
+@options.rename
 @options.device
 @options.dtype
 @options.quantize
 @options.as_json
 @setting_options(Recipe, "Recipe", special=SPECIAL)
 def train(
-    task: str,
+    tasks: Sequence[str],
     backbone: str,
     train_file: str,
-    validation_file: str,
+    validation_file: str | None,
+    validation_share: float | None,
     output: str,
+    renames: dict[str, str],
     device: str,
     dtype: str,
     quantize: str,
     as_json: bool,
     **recipe: Any,
 ) -> None:
-    """Train a side network for TASK: a built-in task's name, or a task spec's TOML file.
+    """Train a side network for each TASK: a built-in task's name, or a task spec's TOML file.
 
-    Interrupted and run again with the same settings, it goes on after the last whole epoch. The run folder is what
-    `sidecast publish` takes.
+    For several tasks, {task} in FILE and RUN stands for each task's name: --train data/{task}.csv --output runs/{task}.
+
+    Interrupted and run again with the same settings, it goes on after the last whole epoch; a finished run goes on with
+    more --epochs. The run folder is what `sidecast publish` takes.
     """
     from training.builtin_tasks import load_task
-    from training.data import read_labelled
+    from training.data import check_renames
     from training.job import Job
+
+    specs = [load_task(task) for task in tasks]
+    _check(specs, output, validation_file, validation_share)
+    check_renames(specs, renames)
+    settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
+    for spec in specs:
+        settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
+    files = _Files(train_file, validation_file, validation_share, renames)
+    data = [files.read(spec, settings.seed) for spec in specs]
+    loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
+    documents: list[dict[str, Any]] = []
+    for spec, rows in zip(specs, data, strict=True):
+        job = Job(
+            spec=spec,
+            backbone=loaded,
+            backbone_source=options.backbone_source(backbone),
+            tokenizer=tokenizer,
+            training=rows.training,
+            validation=rows.validation,
+            recipe=settings,
+            reading=rows.reading,
+        )
+        documents.append(_run(job, _filled(output, spec), as_json=as_json))
+    if as_json:
+        say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One task's."""
+
+    training: "Labelled"
+    validation: "Labelled"
+    reading: dict[str, Any]
+    """As `Job.reading`."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where rows come from, and how."""
+
+    train: str
+    validation: str | None
+    share: float | None
+    renames: dict[str, str]
+
+    def read(self, spec: "TaskSpec", seed: int) -> _Rows:
+        """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
+        from training.data import known_names, read_labelled, split
+
+        renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
+        reading: dict[str, Any] = {"renames": renames} if renames else {}
+        training = read_labelled(_filled(self.train, spec), spec, renames)
+        if self.validation is not None:
+            return _Rows(training, read_labelled(_filled(self.validation, spec), spec, renames), reading)
+        assert self.share is not None
+        training, validation = split(training, self.share, seed)
+        return _Rows(training, validation, {**reading, "validation_share": self.share})
+
+
+def _filled(path: str, spec: "TaskSpec") -> str:
+    return path.replace(PLACEHOLDER, spec.name)
+
+
+def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, share: float | None) -> None:
+    if (validation is None) == (share is None):
+        raise UserError(
+            "give one of --validation FILE and --validation-share S, the share of the training rows that validates"
+        )
+    names = [spec.name for spec in specs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"task {twice[0]} is named twice; name it once")
+    if len(specs) > 1 and PLACEHOLDER not in output:
+        raise UserError(f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each")
+
+
+def _run(job: "Job", output: str, *, as_json: bool) -> dict[str, Any]:
+    """Train one task; print the result, or with `as_json` nothing. Return the document."""
+    from training.baseline import baseline_of
     from training.trainer import train as run_training
 
-    spec = load_task(task)
-    settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
-    settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
+    spec = job.spec
     started = time.monotonic()
-    training = read_labelled(train_file, spec)
-    validation = read_labelled(validation_file, spec)
-    loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
-    job = Job(
-        spec=spec,
-        backbone=loaded,
-        backbone_source=options.backbone_source(backbone),
-        tokenizer=tokenizer,
-        training=training,
-        validation=validation,
-        recipe=settings,
-    )
+    truncated = _truncated(job)
+    cut = length_warnings(spec, {f"{name} rows": share for name, share in truncated.items()})
+    show_warnings(cut, as_json=as_json)
     with progress_bar(quiet=as_json) as bars:
-        artifact = run_training(job, output, _Bars(bars, spec.name))
-    manifest = artifact.manifest
-    document = {
+        artifact = run_training(job, output, Bars(bars, spec.name))
+    metrics = artifact.manifest.metrics
+    epoch = artifact.manifest.provenance["epoch"]
+    score = metrics[spec.metric]
+    baseline = baseline_of(spec, job.validation.examples)
+    unbeaten = score_warnings(spec, score, baseline)
+    if not as_json:
+        scores = scores_text({name: value for name, value in metrics.items() if name != "loss"})
+        click.echo(f"{spec.name}: {scores} on the validation rows (epoch {epoch}){baseline_text(baseline)}")
+        click.echo(f"{output} is ready: sidecast publish {output} --registry R")
+    show_warnings(unbeaten, as_json=as_json)
+    return {
         "task": spec.name,
         "run": output,
         "metric": spec.metric,
-        "score": manifest.metrics[spec.metric],
-        "metrics": manifest.metrics,
-        "epoch": manifest.provenance["epoch"],
+        "score": score,
+        "metrics": metrics,
+        **baseline_document(score, baseline),
+        "truncated": truncated,
+        "epoch": epoch,
         "seconds": round(time.monotonic() - started, 1),
+        "warnings": cut + unbeaten,
     }
-    text = f"{spec.name}: {scores_text(manifest.metrics)} on the validation rows (epoch {manifest.provenance['epoch']})"
-    say(as_json, document, f"{text}\n{output} is ready: sidecast publish {output} --registry R")
 
 
-class _Bars:
-    """The trainer's progress as bars: one for each preparation, one per epoch."""
+def _truncated(job: "Job") -> dict[str, float]:
+    """The share of the training and of the validation rows that are longer than the spec allows."""
+    from training.batches import count_truncated
 
-    def __init__(self, bars: Progress, task: str) -> None:
-        self.bars = bars
-        self.task = task
-        self.epochs = 0
-        self.steps = 0
-        self.ranks: Any = None
-        self.reads: Any = None
-        self.asks: Any = None
-        self.current: Any = None
-
-    def ranking(self, rows: int, total: int) -> None:
-        if self.ranks is None:
-            self.ranks = self.bars.add_task(f"{self.task}: Fisher information", total=total, note="")
-        self.bars.update(self.ranks, completed=rows)
-
-    def reading(self, rows: int, total: int) -> None:
-        if self.reads is None:
-            self.reads = self.bars.add_task(f"{self.task}: backbone pass", total=total, note="")
-        self.bars.update(self.reads, completed=rows)
-
-    def teaching(self, rows: int, total: int) -> None:
-        if self.asks is None:
-            self.asks = self.bars.add_task(f"{self.task}: teacher's answers", total=total, note="")
-        self.bars.update(self.asks, completed=rows)
-
-    def start(self, epochs: int, steps: int) -> None:
-        self.epochs = epochs
-        self.steps = steps
-
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        if step == 0 or self.current is None:
-            name = f"{self.task}: epoch {epoch + 1}/{self.epochs}"
-            self.current = self.bars.add_task(name, total=self.steps, note="")
-        self.bars.update(self.current, completed=step + 1, note=f"loss {loss:.4f}")
-
-    def validated(self, epoch: int, scores: dict[str, float], best: bool) -> None:
-        headline = dict([next(iter(scores.items()))])
-        note = scores_text(headline) + (" (best)" if best else "")
-        if self.current is not None:
-            self.bars.update(self.current, note=note)
+    parts = {"training": job.training.examples, "validation": job.validation.examples}
+    return {
+        name: count_truncated(job.spec, job.tokenizer, examples) / len(examples) for name, examples in parts.items()
+    }

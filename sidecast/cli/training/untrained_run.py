@@ -33,7 +33,15 @@ def tokenizer_of(source: str) -> Any | None:
 
 
 def write(
-    output: str, side: Any, spec: TaskSpec, backbone: Any, source: str, tokenizer: Any, made: dict[str, Any]
+    output: str,
+    side: Any,
+    spec: TaskSpec,
+    backbone: Any,
+    source: str,
+    tokenizer: Any,
+    made: dict[str, Any],
+    *,
+    untrained: bool,
 ) -> None:
     """Write the run folder; `made` is its provenance. Without a tokenizer a line on standard error says so."""
     from training.artifact import write_run
@@ -46,6 +54,7 @@ def write(
         backbone_source=options.backbone_source(source),
         tokenizer_fingerprint=NO_TOKENIZER if tokenizer is None else tokenizer.fingerprint,
         provenance=made,
+        untrained=untrained,
     )
     if side.config.visual is not None:
         click.echo("note: this run reads images, so it can be traced, but neither evaluated nor served yet", err=True)
@@ -71,8 +80,10 @@ def shape_text(side: Any) -> str:
     return f"r {config.reduction}, {layers_text}, {gate}, {more}{config.head} head, {weights:,} weights"
 
 
-def ready_text(output: str, tokenizer: Any) -> str:
+def ready_text(output: str, tokenizer: Any, *, untrained: bool) -> str:
     """Say which command to run next; without a tokenizer a run can only be traced."""
-    where = "sidecast trace" if tokenizer is None else "sidecast publish"
-    rest = f"{output} --inputs FILE --output FILE" if tokenizer is None else f"{output} --registry R"
-    return f"{output} is ready: {where} {rest}"
+    if tokenizer is None:
+        return f"{output} is ready: sidecast trace {output} --inputs FILE --output FILE"
+    if untrained:
+        return f"{output} is ready, untrained: sidecast publish {output} --registry R --allow-untrained"
+    return f"{output} is ready: sidecast publish {output} --registry R"

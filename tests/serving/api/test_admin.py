@@ -99,6 +99,18 @@ def test_a_new_task_is_production_and_an_alias_moves_when_named(opened: Parlour,
     assert client.predict("rte", [{"sentence1": "a", "sentence2": "b"}]).version == 1
 
 
+def test_an_untrained_run_is_published_only_when_that_is_said(opened: Parlour, client: Client, stub: Any) -> None:
+    run = opened.run(RTE)
+    manifest = json.loads((run / MANIFEST).read_bytes())
+    (run / MANIFEST).write_text(json.dumps(manifest | {"untrained": True}))
+    with pytest.raises(errors.InvalidArtifactError, match="it is untrained"):
+        client.publish(run)
+    assert [task.task for task in client.tasks()] == ["sst2"]
+    assert client.publish(run, allow_untrained=True).aliases == {"production": 1}
+    assert [version.untrained for version in client.task("rte").versions] == [True]
+    assert [version.untrained for version in client.task("sst2").versions] == [False]
+
+
 def test_promote_roll_back_and_retire(opened: Parlour, client: Client) -> None:
     opened.publish(SST2, 1)
     promoted = client.promote("sst2", 2, message="it is better")

@@ -22,12 +22,13 @@ from serving.client.routes import Bounds, Route
 from serving.rollout import comparison as comparing
 from serving.server import Server
 from side_registry import Registry, StoreFailed
+from side_registry import route as stored
 from side_registry.servers import Announced
 from tests.serving.api_kit import SST2, TITLES, Parlour
 from tests.sidecast.cli_kit import wait_until
 
 KEYS = [f"caller {number}" for number in range(60)]
-HALF = {2: 5000}
+HALF = {2: 0.5}
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def split(client: Client, **route: Any) -> int:
 
 def test_every_call_that_returns_aliases_returns_their_routes(client: Client) -> None:
     bounds = {"error_rate": 0.01, "latency": 1.2, "disagreement": 0.05, "min_rows": 200}
-    done = client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, message="try it")
-    route = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(**bounds))
+    done = client.set_route("sst2", shares={2: 0.05}, shadows=[3], bounds=bounds, message="try it")
+    route = Route(shares={2: 0.05}, shadows=(3,), bounds=Bounds(**bounds))
     assert (done.task, done.alias, done.version, done.route) == ("sst2", "production", 1, route)
     client.wait_served(done.generation, timeout=5)
     assert client.task("sst2").routes == client.tasks()[0].routes == {"production": route}
@@ -77,22 +78,22 @@ def test_every_call_that_returns_aliases_returns_their_routes(client: Client) ->
 
 
 def test_fields_missing_in_a_route_have_the_registrys_defaults(client: Client) -> None:
-    assert client.set_route("sst2", shares={2: 1}, bounds={"latency": 2}).route.bounds == Bounds(latency=2.0)
+    assert client.set_route("sst2", shares={2: 0.0001}, bounds={"latency": 2}).route.bounds == Bounds(latency=2.0)
     assert client.set_route("sst2", shadows=[2, 3]).route == Route(shadows=(2, 3))
     assert client.set_route("sst2").route == Route()
 
 
 def test_a_server_returns_at_once_what_was_changed_through_it(client: Client) -> None:
-    for share in range(100, 110):
+    for share in ("1%", "1.01%", "1.02%"):
         client.set_route("sst2", shares={2: share})
-        assert client.task("sst2").routes["production"].shares == {2: share}
+        assert client.task("sst2").routes["production"].shares == {2: float(share[:-1]) / 100}
     client.promote("sst2", 2)
     assert (client.task("sst2").aliases, client.task("sst2").routes) == ({"production": 2}, {})
 
 
 def test_a_rollback_ends_a_canary_first(client: Client) -> None:
     client.promote("sst2", 2)
-    client.set_route("sst2", shares={3: 100, 1: 50})
+    client.set_route("sst2", shares={3: "1%", 1: 0.005})
     ended = client.rollback("sst2")
     assert (ended.version_from, ended.version_to) == (3, 2)
     assert ended.canary_ended
@@ -103,14 +104,14 @@ def test_a_rollback_ends_a_canary_first(client: Client) -> None:
 
 
 def test_a_route_based_on_an_outdated_one_is_refused(client: Client) -> None:
-    judged = Route(shares={2: 500}, shadows=(3,), bounds=Bounds(disagreement=0.05))
+    judged = Route(shares={2: 0.05}, shadows=(3,), bounds=Bounds(disagreement=0.05))
     bounds = {"disagreement": 0.05, "min_rows": 100}
-    assert client.set_route("sst2", shares={2: 500}, shadows=[3], bounds=bounds, seen=Route()).route == judged
-    grown = client.set_route("sst2", shares={2: 900}, shadows=[3], bounds=bounds, seen=judged)
-    assert grown.route.shares == {2: 900}
+    assert client.set_route("sst2", shares={2: 0.05}, shadows=[3], bounds=bounds, seen=Route()).route == judged
+    grown = client.set_route("sst2", shares={2: 0.09}, shadows=[3], bounds=bounds, seen=judged)
+    assert grown.route.shares == {2: 0.09}
     for seen in (judged, Route()):
         with pytest.raises(errors.RouteChangedError, match="look at it again"):
-            client.set_route("sst2", shares={2: 2500}, seen=seen)
+            client.set_route("sst2", shares={2: 0.25}, seen=seen)
     assert client.task("sst2").routes == {"production": grown.route}
 
 
@@ -147,24 +148,27 @@ def test_streams_follow_a_key_too(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"shares": {9: 100}}, errors.UnknownVersionError, "has no version 9"),
-    ({"shares": {1: 100}}, errors.InvalidRouteError, "version 1 is its own"),
-    ({"shares": {2: 10_000}}, errors.InvalidRouteError, "less than 10000"),
-    ({"shares": {2: 0}}, errors.InvalidRouteError, "greater than or equal to 1"),
-    ({"shares": {2: 6000, 3: 4000}}, errors.InvalidRouteError, "must leave something to the alias's own version"),
-    ({"shares": {2: 100}, "shadows": [2]}, errors.InvalidRouteError, "must be named once, and have no share"),
+    ({"shares": {9: 0.01}}, errors.UnknownVersionError, "has no version 9"),
+    ({"shares": {1: 0.01}}, errors.InvalidRouteError, "version 1 is its own"),
+    ({"shares": {2: 1.0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
+    ({"shares": {2: 0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
+    ({"shares": {2: 500}}, errors.InvalidInputError, "500 has no unit: write a percentage with its sign (5%), or"),
+    ({"shares": {2: 0.6, 3: 0.4}}, errors.InvalidRouteError, "must leave something to the alias's own version"),
+    ({"shares": {2: 0.01}, "shadows": [2]}, errors.InvalidRouteError, "must be named once, and have no share"),
     ({"shadows": [2], "bounds": {"latency": 2}}, errors.InvalidRouteError, "bounds are for versions with a share"),
-    ({"shares": {2: 100}, "bounds": {"latency": 0.5}}, errors.InvalidRouteError, "bounds.latency"),
-    ({"shares": {2: 100}, "bounds": {"error_rate": float("nan")}}, errors.InvalidRouteError, "bounds.error_rate"),
-    ({"shares": {2: 100}, "bounds": {"errors": 1}}, errors.InvalidInputError, "bounds.errors: is no bound; use"),
-    ({"shares": {2: 100}, "bounds": {"latency": "x"}}, errors.InvalidInputError, "bounds.latency: cannot be 'x'"),
-    ({"shares": [2]}, errors.InvalidInputError, "route: must have shares by version"),
-    ({"shares": {2: 1.5}}, errors.InvalidInputError, "route: must have shares by version"),
+    ({"shares": {2: 0.01}, "bounds": {"latency": 0.5}}, errors.InvalidRouteError, "bounds.latency"),
+    ({"shares": {2: 0.01}, "bounds": {"error_rate": float("nan")}}, errors.InvalidInputError, "bounds.error_rate"),
+    ({"shares": {2: 0.01}, "bounds": {"errors": 1}}, errors.InvalidInputError, "bounds.errors: is no bound; use"),
+    ({"shares": {2: 0.01}, "bounds": {"latency": "x"}}, errors.InvalidInputError, "bounds.latency: cannot be 'x'"),
+    ({"shares": {2: 0.01}, "bounds": {"disagreement": 5}}, errors.InvalidInputError, "5 has no unit: write a perc"),
+    ({"shares": [2]}, errors.InvalidInputError, "route.shares: must be shares by version"),
+    ({"shares": {"2": 0.5}}, errors.InvalidInputError, "route: must have shares by version"),
+    ({"shares": {2: 0.5}, "bounds": [1]}, errors.InvalidInputError, "route.bounds: must be bounds by name"),
     ({"shadows": "2"}, errors.InvalidInputError, "shadows: must be a list"),
     ({"version": 9}, errors.UnknownVersionError, "has no version 9"),
     ({"version": "2"}, errors.InvalidInputError, "route.version: cannot be '2'"),
-    ({"alias": "canary", "shares": {2: 100}}, errors.UnknownAliasError, "has no alias 'canary'"),
-    ({"alias": "7", "shares": {2: 100}}, errors.InvalidNameError, "'7' is no valid alias"),
+    ({"alias": "canary", "shares": {2: 0.01}}, errors.UnknownAliasError, "has no alias 'canary'"),
+    ({"alias": "7", "shares": {2: 0.01}}, errors.InvalidNameError, "'7' is no valid alias"),
 ]
 
 
@@ -209,7 +213,23 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
         since=4,
         keeps_inputs=True,
     )
-    comparisons = cast(Any, SimpleNamespace(read=lambda *name: {("sst2", "production"): compared}[name]))
+    bounds = stored.Bounds(error_rate=0.5)
+    routed = comparing.Routed(1, stored.Route(shares={3: 500}, bounds=bounds), 2)
+    ended = comparing.RolledBack(
+        why="it differs",
+        generation=3,
+        time=1e9,
+        routed=routed,
+        comparisons=(main,),
+        disagreements=tuple(differing),
+    )
+    comparisons = cast(
+        Any,
+        SimpleNamespace(
+            read=lambda *name: {("sst2", "production"): compared}[name],
+            rolled_back=lambda *name: {("sst2", "production"): ended}[name],
+        ),
+    )
     parlour = Parlour(tmp_path, [SST2])
     assemble = parlour.assemble
     parlour.assemble = lambda *parts: replace(assemble(*parts), comparisons=comparisons)  # type: ignore[method-assign]
@@ -226,6 +246,12 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
             True,
         )
         assert newest.time == datetime.fromtimestamp(1e9 + 0.5, UTC)
+        before = found.rolled_back
+        assert before is not None
+        assert (before.why, before.generation, before.version) == ("it differs", 3, 1)
+        assert before.time == datetime.fromtimestamp(1e9, UTC)
+        assert before.route == Route(shares={3: 500}, bounds=Bounds(error_rate=0.5, min_rows=100))
+        assert ([each.rows for each in before.versions], len(before.disagreements)) == ([4], 1)
         assert client.comparison("sst2").disagreements == ()
 
 

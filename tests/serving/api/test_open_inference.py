@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from grpc_status import rpc_status
 
 from ladder.decoding.settings import Generation
 from protos import open_inference_pb2 as pb
-from protos import open_inference_pb2_grpc
+from protos import open_inference_pb2_grpc, sidecast_pb2, sidecast_pb2_grpc
 from serving.client.errors import from_status
 from side_registry.task import TaskSpec
-from tests.serving.api_kit import SST2, Parlour, rule
+from tests.serving.api_kit import SST2, TITLES, Parlour, rule
 
 TEXTS = ["a gripping film", "dull ünicode 🙂", "x" * 90]
 
@@ -71,6 +72,14 @@ def test_typed_contents_are_answered_typed(stub: Any) -> None:
     )
 
 
+def test_rows_whose_texts_are_cut_are_listed_on_every_output(stub: Any) -> None:
+    long = "x" * (SST2.max_source_tokens + 1)
+    response = stub.ModelInfer(infer(inputs=[typed("sentence", ["short", long, "short", long])]))
+    assert [output.parameters["truncated_rows"].string_param for output in response.outputs] == ["[1, 3]"] * 3
+    for output in stub.ModelInfer(infer(inputs=[typed("sentence", TEXTS)])).outputs:
+        assert "truncated_rows" not in output.parameters
+
+
 def test_raw_contents_are_answered_raw_and_the_same(stub: Any) -> None:
     data = packed(*[text.encode() for text in TEXTS])
     response = stub.ModelInfer(infer(inputs=[raw("sentence", 3, shape=[3, 1])], raw_input_contents=[data]))
@@ -88,6 +97,16 @@ def test_fields_may_come_in_any_order_and_the_outputs_as_asked(stub: Any) -> Non
     assert [output.name for output in response.outputs] == ["scores", "label"]
     assert list(response.outputs[0].shape) == [1, 3]
     np.testing.assert_allclose(response.outputs[0].contents.fp32_contents, [0.56, 0.44, 0], rtol=1e-6)
+
+
+def test_tensors_that_are_no_field_are_ignored(stub: Any) -> None:
+    others = [typed("idx", ["7"] * 9, datatype="INT64", shape=[9, 3]), typed("text", ["a prompt"])]
+    inputs = [others[0], typed("sentence2", ["b"]), others[1], typed("sentence1", ["a" * 40])]
+    assert stub.ModelInfer(infer("rte", inputs=inputs)).outputs[2].contents.fp32_contents[0] == pytest.approx(0.56)
+    contents = [b"junk", packed(b"b"), b"", packed(b"a" * 40)]
+    bare = [raw(tensor.name, tensor.shape[0], datatype=tensor.datatype) for tensor in inputs]
+    response = stub.ModelInfer(infer("rte", inputs=bare, raw_input_contents=contents))
+    np.testing.assert_allclose(np.frombuffer(response.raw_output_contents[2], "<f4"), [0.56, 0.44, 0], rtol=1e-6)
 
 
 def test_a_single_text_is_the_whole_prompt_unless_the_template_has_that_field(stub: Any) -> None:
@@ -116,7 +135,6 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
     ("wrong name", infer(inputs=[typed("sentense", ["a"])]), "template (sentence), or a single 'text'"),
     ("field missing", infer("rte", inputs=[typed("sentence1", ["a"])]), "(sentence1, sentence2)"),
     ("field twice", infer(inputs=[typed("sentence", ["a"])] * 2), "got sentence, sentence"),
-    ("field and text", infer(inputs=[typed("sentence", ["a"]), typed("text", ["a"])]), "got sentence, text"),
     ("datatype", infer(inputs=[typed("sentence", ["a"], datatype="FP32")]), "inputs.sentence: datatype must be BYTES"),
     ("no datatype", infer(inputs=[typed("sentence", ["a"], datatype="")]), "datatype must be BYTES, got none"),
     ("no shape", infer(inputs=[typed("sentence", ["a"], shape=[])]), "shape must be [rows] or [rows, 1]"),
@@ -296,7 +314,7 @@ def test_metadata_is_complete(stub: Any) -> None:
     server = stub.ServerMetadata(pb.ServerMetadataRequest())
     assert (server.name, list(server.extensions)) == (
         "sidecast",
-        ["model_repository", "model_configuration", "schedule_policy", "parameters"],
+        ["model_repository", "model_configuration", "schedule_policy", "parameters", "statistics"],
     )
 
 
@@ -356,9 +374,47 @@ def test_the_repository_follows_the_registry(stub: Any, method: str, request_: A
     assert call.code().name == (code or "OK")
 
 
+def test_statistics_count_what_each_version_has_answered(tmp_path: Path) -> None:
+    parlour = Parlour(tmp_path, [SST2])
+    parlour.publish(SST2, 1)
+    parlour.publish(TITLES)
+    with parlour.open(), grpc.insecure_channel(parlour.address) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        began = time.time() * 1000 - 1
+        for texts in (TEXTS, TEXTS[:1]):
+            stub.ModelInfer(infer(inputs=[typed("sentence", texts)]))
+        native = sidecast_pb2_grpc.SidecastStub(channel)
+        native.PredictTasks(
+            sidecast_pb2.PredictTasksRequest(
+                tasks=[sidecast_pb2.TaskRef(task="sst2", version=2)],
+                rows=[sidecast_pb2.Row(text=text) for text in TEXTS],
+            )
+        )
+        list(native.Generate(sidecast_pb2.GenerateRequest(task="titles", row=sidecast_pb2.Row(text="a b"))))
+        with pytest.raises(grpc.RpcError):
+            stub.ModelInfer(infer(inputs=[typed("wrong", TEXTS)]))
+
+        def counted(**named: str) -> list[tuple[str, str, int, int]]:
+            statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(**named)).model_stats
+            return [(s.name, s.version, s.inference_stats.success.count, s.inference_count) for s in statistics]
+
+        first, second, titles = ("sst2", "1", 2, 4), ("sst2", "2", 1, 3), ("titles", "1", 1, 1)
+        assert counted() == [first, second, titles]
+        assert counted(name="sst2") == [first, second]
+        assert counted(name="sst2", version="2") == [second]
+        assert counted(name="sst2", version="production") == [first]
+        [statistics] = stub.ModelStatistics(pb.ModelStatisticsRequest(name="titles")).model_stats
+        assert began < statistics.last_inference < time.time() * 1000 + 1
+        assert statistics.inference_stats.success.ns > 0
+        for named in ({"name": "nope"}, {"name": "sst2", "version": "9"}, {"version": "1"}):
+            with pytest.raises(grpc.RpcError) as caught:
+                counted(**named)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_missing_methods_are_unimplemented(parlour: Parlour) -> None:
     with grpc.insecure_channel(parlour.address) as channel:
-        for method in ("ModelStatistics", "TraceSetting"):
+        for method in ("LogSettings", "TraceSetting"):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -419,12 +475,14 @@ def test_tritonclient_sees_server_and_tasks(triton: dict[str, Any]) -> None:
         ("scores", "TYPE_FP32", ["3"]),
     ]
     assert not config["model_transaction_policy"].get("decoupled")
+    [statistics] = triton["statistics"]["model_stats"]
+    assert (statistics["name"], statistics["version"]) == ("titles", "1")
+    assert int(statistics["inference_count"]) >= int(statistics["inference_stats"]["success"]["count"]) > 0
 
 
 def test_tritonclient_gets_the_error(triton: dict[str, Any]) -> None:
     assert triton["errors"] == {
         "config": ["StatusCode.NOT_FOUND", "there is no task 'sst3'; did you mean 'sst2'? (4 tasks are published)"],
-        "statistics": ["StatusCode.UNIMPLEMENTED", "Method not found!"],
         "datatype": ["StatusCode.INVALID_ARGUMENT", "inputs.sentence: datatype must be BYTES, got FP32"],
         "task": [
             "StatusCode.NOT_FOUND",

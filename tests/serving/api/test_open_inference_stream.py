@@ -310,7 +310,7 @@ async def test_a_task_that_is_cancelled_in_an_async_stream_ends_cancelled(slow: 
 
 def test_priorities_and_settings_come_through(client: Client, tensors: Any, parlour: Parlour) -> None:
     client.predict("titles", ["a"], priority=1)
-    client.predict_tasks(["titles"], ["a"], priority=2, generation={"max_new_tokens": 7})
+    client.predict_tasks(["titles"], ["a"], priority=2, decoding={"max_new_tokens": 7})
     assert parlour.service.answerers[-1].max_new_tokens == 7
     client.stream("titles", "a", priority=3).result()
     request = infer()

@@ -12,7 +12,13 @@ from protos.generate import stale
 OURS_ALONE = {("inference.ModelMetadataResponse", "parameters")}
 """What MLServer has and Triton does not."""
 
-PARTLY = {"inference.ModelConfig", "inference.ModelInput", "inference.ModelOutput"}
+PARTLY = {
+    "inference.ModelConfig",
+    "inference.ModelInput",
+    "inference.ModelOutput",
+    "inference.ModelStatistics",
+    "inference.InferStatistics",
+}
 """Messages of Triton's of which we have some fields."""
 
 DUMP = """

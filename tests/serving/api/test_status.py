@@ -41,6 +41,9 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.Overloaded(9, 8, 0.25), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
     (serving.TooSlow(3.5, 1.0, 2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
     (serving.TaskOverloaded("sst2", "rows waiting", 9, 8, 0.25), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
+    (serving.TooManyBytes(9_000, 8_000, 1.0), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
+    (serving.PassTooLarge(4_000, 9_000, 8_000), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
+    (serving.TextsTooLong("sst2", 2, 9_000, 4_096), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.OutOfMemory(32), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),
     (serving.Draining(), grpc.StatusCode.UNAVAILABLE, "DrainingError"),
     (serving.DeadlineExpired(), grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceededError"),
@@ -49,6 +52,7 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.CorruptSide("sst2", 2, "cut"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.SideTooLarge("sst2", 2, 9, 8), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.GoldenMismatch("sst2", 2, 0, "0.1"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
+    (serving.ReplayTooLong("sst2", 2, "long"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.LoadFailed("sst2", 2, "away"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
 ]
 NAMES = [type(error).__name__ for error, _, _ in EXAMPLES]

@@ -65,7 +65,6 @@ def refusals(client: triton.InferenceServerClient) -> dict[str, list[str]]:
     wrong.set_data_from_numpy(np.zeros(1, np.float32))
     return {
         "config": refusal(lambda: client.get_model_config("sst3")),
-        "statistics": refusal(lambda: client.get_inference_statistics("sst2")),
         "datatype": refusal(lambda: client.infer("sst2", [wrong])),
         "task": refusal(lambda: client.infer("sst3", [tensor("sentence", TEXTS)])),
         "unload": refusal(lambda: client.unload_model("sst2")),
@@ -164,6 +163,7 @@ def main(address: str) -> None:
         "server": client.get_server_metadata(as_json=True),
         "index": client.get_model_repository_index(as_json=True),
         "errors": refusals(client),
+        "statistics": client.get_inference_statistics("titles", as_json=True),
         "streams": {
             "sync": stream(address),
             "async": asyncio.run(stream_async(address)),

@@ -20,10 +20,12 @@ from ladder.decoding.settings import Generation
 from serving.client import errors as errors
 from serving.client import requests as client_calls
 from serving.client.aio import AsyncClient
-from serving.client.arguments import parse_ref
+from serving.client.arguments import LONGEST_TIMEOUT_S, parse_ref
 from serving.client.client import Client
 from serving.client.errors import SidecastError
 from serving.client.results import Classification, Predictions, Prompt, Regression, Row, Text
+from serving.client.routes import Bounds, Route
+from serving.client.shares import rate_of, share_of
 from serving.config import RequestConfig
 from serving.errors import Overloaded
 from tests.serving.api_kit import RTE, SST2, TITLES, TWEETS, Parlour, rule
@@ -78,6 +80,12 @@ def test_answers_are_typed_and_ordered(ask: Ask) -> None:
     value = ask("predict", "tweets", ["a"])[0]
     assert value == Regression(rule(TWEETS, "rate: a").value)  # type: ignore[union-attr]
     assert ask("predict", "titles", ["a"])[0] == Text("TITLE: A")
+
+
+def test_answers_say_whether_their_text_was_cut(ask: Ask) -> None:
+    long = "x" * 200
+    for task in ("sst2", "tweets", "titles"):
+        assert [answer.truncated for answer in ask("predict", task, ["a", long])] == [False, True]
 
 
 def test_a_row_is_a_text_or_fields_or_a_prompt(ask: Ask) -> None:
@@ -157,10 +165,22 @@ def test_errors_are_typed_exceptions(ask: Ask, arguments: Any, error: type[Sidec
 
 def test_a_call_chooses_how_texts_are_made(ask: Ask, parlour: Parlour) -> None:
     how = {"num_beams": 3, "early_stopping": True, "max_new_tokens": 5, "seed": None}
-    assert ask("predict", "titles", ["a"], generation=how)[0] == Text("TITLE: A")
+    assert ask("predict", "titles", ["a"], decoding=how)[0] == Text("TITLE: A")
     answerer = parlour.service.answerers[-1]
     assert answerer.max_new_tokens == 5
     assert answerer.generation == Generation(num_beams=3, early_stopping=True)
+
+
+def test_settings_of_texts_may_come_by_their_old_name(ask: Ask, parlour: Parlour) -> None:
+    with pytest.warns(DeprecationWarning, match="`generation` is now `decoding`") as told:
+        ask("predict", "titles", ["a"], generation={"max_new_tokens": 5})
+    assert parlour.service.answerers[-1].max_new_tokens == 5
+    assert told[0].filename == __file__
+    with (
+        pytest.warns(DeprecationWarning, match="decoding"),
+        pytest.raises(errors.InvalidInputError, match="generation is its old name"),
+    ):
+        ask("predict_tasks", ["titles"], ["a"], decoding={}, generation={})
 
 
 def test_calls_about_one_row_name_it_so_that_a_load_balancer_may_keep_it_at_one_server() -> None:
@@ -206,11 +226,11 @@ async def test_both_clients_set_routes_alike(tmp_path: Path) -> None:
     with Parlour(tmp_path, [SST2]).open() as parlour:
         parlour.publish(SST2, 1)
         async with AsyncClient(parlour.address) as client:
-            done = await client.set_route("sst2", shares={2: 100}, bounds={"latency": 2})
+            done = await client.set_route("sst2", shares={2: 0.01}, bounds={"latency": 2})
             event = await client.wait_served(done.generation)
         assert event.routes["sst2"]["production"] == done.route
         with Client(parlour.address) as other:
-            assert other.set_route("sst2", shares={2: 100}, bounds={"latency": 2}) == done
+            assert other.set_route("sst2", shares={2: 0.01}, bounds={"latency": 2}) == done
             assert other.task("sst2").routes == {"production": done.route}
             assert pickle.loads(pickle.dumps(done)) == done
 
@@ -226,8 +246,80 @@ async def test_both_clients_set_routes_alike(tmp_path: Path) -> None:
 )
 def test_wrong_settings_of_texts_are_named(ask: Ask, generation: dict[str, Any], says: str) -> None:
     with pytest.raises(errors.InvalidInputError) as caught:
-        ask("predict", "titles", ["a"], generation=generation)
+        ask("predict", "titles", ["a"], decoding=generation)
     assert says in str(caught.value)
+
+
+NESTED: list[Any] = []
+for _ in range(50_000):
+    NESTED = [NESTED]
+
+BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
+    ("predict", ("sst2", ["a"]), {"timeout": float("inf")}, "timeout: must be at most 1000000000 seconds, or None"),
+    ("predict", ("sst2", ["a"]), {"timeout": float("nan")}, "timeout: must be at most"),
+    ("predict", ("sst2", ["a"]), {"timeout": 1e12}, "timeout: must be at most"),
+    ("predict", ("sst2", ["a"]), {"timeout": "5"}, "timeout: must be a number of seconds"),
+    ("predict_tasks", (["sst2"], ["a"]), {"timeout": 10**400}, "timeout: must be at most"),
+    ("await_generation", (), {"timeout": float("inf")}, "timeout: must be at most"),
+    ("wait_served", (1,), {"timeout": float("nan")}, "timeout: must be at most"),
+    ("ready", (float("inf"),), {}, "wait_s: must be at most"),
+    ("predict", ("\ud800", ["a"]), {}, "task: cannot be '\\ud800'"),
+    ("predict", ("sst2@\ud800", ["a"]), {}, "alias: cannot be '\\ud800'"),
+    ("predict", (7, ["a"]), {}, "task: must be a text"),
+    ("predict", ("sst2", None), {}, "rows: must be a list, got one NoneType"),
+    ("predict", ("titles", ["a"]), {"decoding": {"\ud800": 1}}, "generation.'\\ud800': is no setting"),
+    ("predict", ("sst2", ["a"]), {"version": 2**70}, "version: cannot be 1180591620717411303424"),
+    ("predict", ("sst2", ["a"]), {"route_key": "\ud800"}, "route_key: cannot be"),
+    ("predict", ("sst2", [{"sentence": "\ud800"}]), {}, "rows[0]: cannot be sent as text"),
+    ("predict", ("titles", ["a"]), {"decoding": {"num_beams": NESTED}}, "num_beams: cannot be a value of type list"),
+    ("predict", ("titles", ["a"]), {"decoding": {"seed": 10**5000}}, "seed: cannot be a value of type int"),
+    ("predict", ("titles", ["a"]), {"decoding": ["num_beams"]}, "decoding: must be settings by name"),
+    ("history", ("\ud800",), {}, "task: cannot be"),
+    ("history", (), {"limit": 2**70}, "limit: cannot be"),
+    ("promote", ("sst2", 2**70), {}, "version: cannot be"),
+    ("promote", ("sst2", 1), {"message": "\ud800"}, "message: cannot be"),
+    ("rollback", ("sst2",), {"alias": "\ud800"}, "alias: cannot be"),
+    ("retire", ("sst2", "1"), {}, "version: cannot be '1'"),
+    ("comparison", ("sst2",), {"disagreements": 2**70}, "disagreements: cannot be"),
+    ("set_route", ("sst2",), {"shares": {2**70: 0.5}}, "route: must have shares by version"),
+    ("set_route", ("sst2",), {"shares": {2: 10**400}}, "route.shares.2: a share is"),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "named", "says"), BAD_ARGUMENTS)
+def test_what_no_server_would_take_is_the_clients_own_error(
+    ask: Ask, method: str, arguments: tuple[Any, ...], named: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(errors.InvalidInputError) as caught:
+        ask(method, *arguments, **named)
+    assert says in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout", value) for value in (float("inf"), float("nan"), 1e12, "60")),
+        *(("max_message_bytes", value) for value in (2**31, 1e6, -2)),
+        *(("address", value) for value in ("\ud800:8001", 8001, None)),
+    ],
+)
+def test_a_clients_own_settings_are_checked_when_it_is_made(name: str, value: Any) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(errors.InvalidInputError, match=f"{name}: must be"):
+            kind(**{"address": "localhost", name: value})
+
+
+def test_the_longest_timeout_is_one_that_works(ask: Ask) -> None:
+    assert ask("predict", "sst2", ["a"], timeout=LONGEST_TIMEOUT_S).version == 1
+
+
+@pytest.mark.parametrize("manifest", ['{"files": ' + "[" * 100_000, '{"files": {"\\ud800": {}}}', '{"files": 7}', "[]"])
+def test_a_run_with_a_bad_manifest_is_an_invalid_artifact(ask: Ask, tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(errors.InvalidArtifactError, match="is not a finished run") as caught:
+        ask("publish", tmp_path)
+    str(caught.value).encode()
 
 
 def test_only_one_of_version_and_alias(ask: Ask) -> None:
@@ -345,7 +437,7 @@ def test_a_retirement_may_be_done_twice() -> None:
     ("method", "change"),
     [
         ("SetRoute", lambda client, run: client.promote("sst2", 2)),
-        ("SetRoute", lambda client, run: client.set_route("sst2", shares={2: 100})),
+        ("SetRoute", lambda client, run: client.set_route("sst2", shares={2: 0.01})),
         ("Rollback", lambda client, run: client.rollback("sst2")),
         ("Publish", lambda client, run: client.publish(run)),
     ],
@@ -411,9 +503,22 @@ def test_clients_and_results_pickle(parlour: Parlour) -> None:
     assert asyncio.run(again.ready())
 
 
-def test_an_address_without_a_port_means_the_default_one() -> None:
-    with Client("localhost") as client:
-        assert "localhost:8001" in repr(client)
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("localhost", "localhost:8001"),
+        ("10.0.0.1:50051", "10.0.0.1:50051"),
+        ("::1", "[::1]:8001"),
+        ("[::1]", "[::1]:8001"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("2001:db8::8001", "[2001:db8::8001]:8001"),
+        ("unix:/run/sidecast.sock", "unix:/run/sidecast.sock"),
+        ("dns:///sidecast:8001", "dns:///sidecast:8001"),
+    ],
+)
+def test_an_address_without_a_port_means_the_default_one(address: str, target: str) -> None:
+    with Client(address) as client:
+        assert repr(client) == f"Client({target!r})"
 
 
 def test_threads_may_share_a_client(parlour: Parlour) -> None:
@@ -434,6 +539,48 @@ def test_a_client_needs_neither_torch_nor_a_registry() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert not loaded & {"torch", "transformers", "obstore", "pydantic", "numpy", "side_registry", "ladder"}
+
+
+@pytest.mark.parametrize(
+    ("value", "share"),
+    [
+        *((value, 500) for value in (0.05, "0.05", ".05", "5%", "5 %")),
+        *((0.1 + 0.2, 3000), (" 12.50% ", 1250), (1 / 8, 1250)),
+        *(("0.01%", 1), (0.0001, 1), ("99.99%", 9999)),
+    ],
+)
+def test_a_share_is_a_fraction_or_a_percentage_with_its_sign(value: float | str, share: int) -> None:
+    assert share_of(value) == share
+    assert rate_of(value) == pytest.approx(share / 10_000)
+    assert Route(shares={2: value}) == Route(shares={2: share / 10_000})  # type: ignore[dict-item]
+    assert Bounds(disagreement=value).disagreement == pytest.approx(share / 10_000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("5", r"'5' has no unit: write a percentage with its sign \(5%\), or a fraction \(0.05\)"),
+        (5, r"5 has no unit: write a percentage with its sign \(5%\), or a fraction \(0.05\)"),
+        (500, r"500 has no unit: write a percentage with its sign \(5%\), or a fraction \(0.05\)"),
+        ("1", r"'1' has no unit: write a percentage with its sign \(1%\), or a fraction \(0.01\)"),
+        ("12.5", r"\(12.5%\), or a fraction \(0.125\)"),
+        *(
+            (bad, "written as a percentage")
+            for bad in ("200%", "-5%", "five", "", "%", "5%%", "1e-1", "nan", "٥%", True)
+        ),
+    ],
+)
+def test_a_number_without_a_unit_is_neither_share_nor_rate(value: Any, says: str) -> None:
+    for read in (share_of, rate_of):
+        with pytest.raises(ValueError, match=says):
+            read(value)
+
+
+def test_a_share_leaves_something_in_steps_and_a_rate_need_not() -> None:
+    for value in (0, 1, 1.0, "0%", "100%", "0.005%", 0.33333):
+        with pytest.raises(ValueError, match=r"a share is 0.01% to 99.99%, in steps of 0.01%"):
+            share_of(value)
+        assert 0 <= rate_of(value) <= 1
 
 
 def test_both_clients_have_the_same_methods() -> None:

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from serving.engine.device import (
     pick_device,
     run_apart,
     run_aside,
+    run_steps_aside,
     trim_heaps,
 )
 
@@ -108,6 +110,25 @@ def test_what_runs_aside_takes_one_core_and_leaves_the_others_as_they_were() -> 
         assert (torch.get_num_threads(), run_apart(torch.get_num_threads)) == (3, 3)
     finally:
         torch.set_num_threads(usual)
+
+
+def test_steps_run_aside_one_by_one_and_their_error_is_raised() -> None:
+    cores: list[int] = []
+
+    def steps() -> Iterator[None]:
+        for _ in range(2):
+            cores.append(torch.get_num_threads())
+            yield
+        raise KeyError
+
+    made = run_steps_aside(steps())
+    next(made)
+    assert cores == [1]
+    next(made)
+    with pytest.raises(KeyError):
+        next(made)
+    assert cores == [1, 1]
+    assert list(run_steps_aside(iter([None, None]))) == [None, None]
 
 
 def test_heaps_are_trimmed_wherever_that_is_known() -> None:

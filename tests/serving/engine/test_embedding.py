@@ -99,7 +99,9 @@ def test_metadata_has_the_dimensions(parlour: Parlour) -> None:
 def test_predict_shows_the_first_numbers_and_all_as_json(parlour: Parlour) -> None:
     words = ["predict", "meaning", "dull", "--server", parlour.address]
     assert done(*words).out.splitlines()[2].split() == [*(f"{value:.4f}" for value in vector("dull")), "dull"]
-    assert done(*words, "--json").document["answers"] == [{"embedding": pytest.approx(vector("dull"))}]
+    assert done(*words, "--json").document["answers"] == [
+        {"embedding": pytest.approx(vector("dull")), "truncated": False}
+    ]
 
 
 def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_path) -> None:
@@ -112,7 +114,9 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
     assert document["metrics"] == {"recall_at_1": 0.5, "mrr": (1 + 1 + 1 / 2 + 1 / 3) / 4}
     assert (document["rows"], document["score"]) == (4, 0.5)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert lines == [{"embedding": pytest.approx(vector(a))} for a, _ in pairs]
+    assert [line["embedding"] for line in lines] == [pytest.approx(vector(a)) for a, _ in pairs]
+    assert [(line["inputs"], line["target"]) for line in lines] == [({"sentence": a}, b) for a, b in pairs]
+    assert document["baseline"] is None
     assert done(*words).out == "meaning version 1: recall_at_1 0.5000, mrr 0.7083 on 4 rows\n"
 
 

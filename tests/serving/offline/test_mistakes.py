@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from serving.offline.errors import (
     ClusterBusy,
     ClusterTooSmall,
     MissingColumn,
+    NoRay,
     OfflineError,
     OutOfRoom,
     OutputTaken,
@@ -25,10 +27,21 @@ from serving.offline.errors import (
 )
 from serving.offline.outputs import Output
 from serving.offline.plan import Wanted
+from serving.offline.run import Replicas, run_batch
 from side_registry import Registry, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import make_run, make_spec
 from tests.serving.offline.kit import ROWS, Ray, names, parts, refused, run
 from tests.tiny import make_t5
+
+
+def test_without_ray_it_is_told_before_any_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    wanted = Wanted(
+        input=str(tmp_path / "none"), output=str(tmp_path / "out"), tasks=("sst2",), registry="none", backbone="none"
+    )
+    with pytest.raises(NoRay, match=r"ray is not installed.*pip install 'sidecast\[cluster\]'"):
+        run_batch(wanted, Replicas())
+    assert not (tmp_path / "out").exists()
 
 
 class TestMistakes:

@@ -29,10 +29,10 @@ ALL = Bounds(error_rate=0.05, latency=1.5, disagreement=0.1, min_rows=200)
 @pytest.mark.parametrize(
     ("seen", "bound", "why"),
     [
-        (canary(failed=24), "error_rate", "error rate 0.1 > 0.01 + 0.05 after 240 rows"),
+        (canary(failed=24), "error_rate", "error rate 10% > 1% + 5% after 240 rows"),
         (canary(latency_seconds=0.04), "latency", "latency 40 ms > 1.5 x 20 ms after 240 rows"),
-        (canary(agreed=165), "disagreement", "disagreement 0.3125 > 0.1 after 240 rows"),
-        (canary(failed=240, agreed=0, compared=0), "error_rate", "error rate 1 > 0.01 + 0.05 after 240 rows"),
+        (canary(agreed=165), "disagreement", "disagreement 31.25% > 10% after 240 rows"),
+        (canary(failed=240, agreed=0, compared=0), "error_rate", "error rate 100% > 1% + 5% after 240 rows"),
     ],
 )
 def test_each_bound_is_told_with_its_figures(seen: Comparison, bound: str, why: str) -> None:
@@ -83,7 +83,7 @@ def test_every_version_with_a_share_is_judged_and_no_shadow() -> None:
     compared(window, 7, 100, agreed=True)
     assert judge(window) is None
     compared(window, 9, 10, agreed=False)
-    assert judge(window) == Fault("disagreement", 9, "disagreement 1 > 0.1 after 10 rows")
+    assert judge(window) == Fault("disagreement", 9, "disagreement 100% > 10% after 10 rows")
 
 
 class House:
@@ -151,7 +151,8 @@ def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest
     for _ in range(3):
         first.check()
         second.check()
-    message = "automatic rollback: version 2: disagreement 1 > 0.1 after 20 rows"
+    seen = "version 2: 0 rows, 0 failed, 0 of 20 agreed, drift 0.6; version 1: 0 rows, 0 failed"
+    message = f"automatic rollback: version 2: disagreement 100% > 10% after 20 rows ({seen})"
     assert house.rollbacks == [message]
     newest = next(commit for commit in house.registry.history() if commit.message == message)
     assert newest.author == "sidecast serve@here"
@@ -161,6 +162,19 @@ def test_two_servers_of_one_registry_roll_back_once(house: House, caplog: pytest
     assert [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR] == [
         f"{message} of sst2@production, generation {newest.generation}"
     ]
+
+
+def test_the_comparison_is_kept_on_each_server_that_found_the_fault(house: House) -> None:
+    servers = [house.server()[0] for _ in range(2)]
+    for rollback in servers:
+        rollback.check()
+    house.seen = None  # type: ignore[assignment] - the route is over
+    for rollback, generation in zip(servers, (house.registry.state().generation, 0), strict=True):
+        rollback.check()
+        kept = rollback._comparisons.rolled_back("sst2", "production")
+        assert kept is not None
+        assert (kept.why, kept.generation) == ("version 2: disagreement 1 > 0.1 after 20 rows", generation)
+        assert [each.version for each in kept.comparisons] == [1, 2]
 
 
 def test_shadows_of_the_route_stay(house: House) -> None:

@@ -62,7 +62,7 @@ async def test_a_canary_that_disagrees_is_rolled_back(parts: Components) -> None
     assert answered[2] >= 2
     assert compared is None or [each.version for each in compared.comparisons] == [1, 2]
     [rollback] = [commit for commit in parts.registry.history() if commit.message.startswith("automatic rollback")]
-    assert rollback.message.startswith("automatic rollback: version 2: disagreement 1 > 0.2 after ")
+    assert rollback.message.startswith("automatic rollback: version 2: disagreement 100% > 20% after ")
     assert rollback.author == "sidecast serve@127.0.0.1:8001"
     for _ in range(5):
         assert (await predict(parts.service, "sst2", TEXTS)).version == 1

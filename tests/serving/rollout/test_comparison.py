@@ -8,7 +8,7 @@ import pytest
 
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from serving.rollout.agreement import COMPARED_TOKENS, compare, in_words
-from serving.rollout.comparison import Comparisons, Disagreement, Routed, Window, routed_of
+from serving.rollout.comparison import MAX_ROLLED_BACK, Comparisons, Disagreement, Routed, Window, routed_of
 from serving.versions.pool import PoolState
 from side_registry import TaskSpec
 from side_registry.route import Bounds, Route
@@ -194,6 +194,39 @@ def test_a_route_that_changes_begins_a_new_window() -> None:
         disagree(window, "b")
     disagree(first, "an answer of before, late")
     assert [each.prompt for each in (comparisons.read("sst2", "production") or before).disagreements] == ["b"]
+
+
+def test_the_comparison_of_a_rollback_is_kept_until_the_next_route() -> None:
+    before = Routed(6, ROUTE, 41)
+    routes = Routes(production=before)
+    comparisons = Comparisons(routes, kept=5)
+    window = comparisons.window("sst2", "production")
+    assert window is not None
+    disagree(window, "a")
+    assert comparisons.rolled_back("sst2", "production") is None
+    comparisons.keep("sst2", "production", window, "it differs", 42)
+    for now in (before, None, Routed(6, Route(shadows=ROUTE.shadows), 42)):
+        routes.now["sst2", "production"] = now
+        comparisons.forget_gone()
+        kept = comparisons.rolled_back("sst2", "production")
+        assert kept is not None
+        assert (kept.why, kept.generation, kept.routed) == ("it differs", 42, before)
+        assert [each.compared for each in kept.comparisons] == [0, 0, 1]
+        assert [each.prompt for each in kept.disagreements] == ["a"]
+    routes.now["sst2", "production"] = Routed(6, ROUTE, 43)
+    assert comparisons.rolled_back("sst2", "production") is None
+    comparisons.forget_gone()
+    routes.now["sst2", "production"] = None
+    assert comparisons.rolled_back("sst2", "production") is None
+
+
+def test_only_the_newest_rollbacks_are_kept() -> None:
+    comparisons = Comparisons()
+    for number in range(MAX_ROLLED_BACK + 1):
+        comparisons.keep(f"task-{number}", "production", Window(Routed(6, ROUTE)), "", 1)
+    assert comparisons.rolled_back("task-0", "production") is None
+    assert comparisons.rolled_back("task-1", "production") is not None
+    assert len(comparisons._rolled_back) == MAX_ROLLED_BACK
 
 
 def test_an_alias_without_a_route_has_no_comparisons() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serving.config import LoadConfig
@@ -29,6 +29,19 @@ class FakeLoader:
         self.times: list[float] = []
         """Start of every load, by time.monotonic()."""
         self.gates: dict[Key, threading.Event] = {}
+        self.wrong: set[Key] = set()
+        """Versions whose replay fails at its end."""
+        self.turns: dict[Key, int] = {}
+        """How often the replay of a version pauses; 0 unless said."""
+        self.replays: list[Key] = []
+        """The version of each turn of a replay."""
+
+    def replay(self, resident: Resident) -> Iterator[None]:
+        for _ in range(self.turns.get(resident.key, 0)):
+            self.replays.append(resident.key)
+            yield
+        if resident.key in self.wrong:
+            raise LoadFailed(*resident.key, "its answers are wrong")
 
     def load(self, task: str, version: int) -> Resident:
         key = task, version
@@ -92,6 +105,7 @@ class House:
             self.metrics,
             on_change or (lambda *change: self.changes.append(change)),
             tidy,
+            self.loader.replay,
         )
         self._runs = 0
 

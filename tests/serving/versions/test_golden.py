@@ -10,11 +10,14 @@ from ladder import Backbone, ClassAnswer, SideNetwork, TextAnswer, Tokenizer, Va
 from ladder.backbone.model import Taps
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedSide
-from serving.config import LoadConfig
+from serving.config import BatchConfig, LoadConfig
+from serving.engine import Engine, run_steps_aside
 from serving.engine.activation_cache import layers_of
-from serving.errors import GoldenMismatch, LoadFailed, OutOfMemory
+from serving.engine.rows import Deliver
+from serving.errors import GoldenMismatch, LoadFailed, OutOfMemory, ReplayTooLong
 from serving.versions.golden import difference, tolerance_for
 from serving.versions.loader import Loader
+from serving.versions.replay import Replayer
 from side_registry import GoldenExample, Manifest, Registry
 from tests.serving.kit import TEXTS, make_spec
 from tests.serving.versions.kit import negate, refusal
@@ -117,7 +120,7 @@ def test_a_single_wrong_pass_refuses_no_version(publish, loader: Loader, monkeyp
 
 
 def test_a_cached_wrong_pass_refuses_no_later_version(publish, loader: Loader, monkeypatch) -> None:
-    publish(edit=_expecting_nothing)
+    publish(make_spec(kind="text", max_new_tokens=1), edit=_trained_in_bfloat16)
     publish(seed=1)
     publish(seed=2)
     spoil(monkeypatch, -1.0, times=1)
@@ -155,16 +158,20 @@ def test_the_cache_of_golden_examples_is_bounded(
 ) -> None:
     loader, kept = Loader(registry, backbone, tokenizer, LoadConfig(replay_bytes=limit)), []
     for version in (1, 2, 3, 4):
-        publish(edit=_asking(f"{version} and some more"))
+        publish(make_spec(kind="text", max_new_tokens=1), edit=_asking(f"{version} and some more"))
         loader.load("sst2", version)
-        kept.append(loader.engine.cache.bytes)
+        kept.append(loader.replayer.cache.bytes)
     assert max(kept) <= limit
     assert bool(max(kept)) == bool(limit)
 
 
 def test_no_memory_for_golden_examples_is_a_transient_failure(publish, loader: Loader, monkeypatch) -> None:
     publish()
-    monkeypatch.setattr(loader.engine, "predict", lambda rows: [OutOfMemory(len(rows)) for _ in rows])
+
+    def step(engine: Engine, rows: Any, cancelled: Any, deliver: Deliver) -> None:
+        deliver([(row, OutOfMemory(len(rows))) for row in rows])
+
+    monkeypatch.setattr(Engine, "step", step)
     assert refusal(loader, LoadFailed).transient
 
 
@@ -215,11 +222,85 @@ def _negate_head(side: SideNetwork) -> None:
 
 
 def _asking(text: str) -> Callable[[Manifest], Manifest]:
-    """Of golden examples that ask about something else, and expect nothing of it."""
-    example = GoldenExample(fields={"sentence": text}, expected={})
-    return lambda manifest: manifest.model_copy(update={"examples": (example,)})
+    """Of a golden example that asks about something else."""
+    example = GoldenExample(fields={"sentence": text}, expected={"text": "anything"})
+    return lambda manifest: _trained_in_bfloat16(manifest.model_copy(update={"examples": (example,)}))
 
 
-def _expecting_nothing(manifest: Manifest) -> Manifest:
-    examples = tuple(example.model_copy(update={"expected": {}}) for example in manifest.examples)
-    return manifest.model_copy(update={"examples": examples})
+def _trained_in_bfloat16(manifest: Manifest) -> Manifest:
+    """Of texts from coarse numbers, which are not compared."""
+    return manifest.model_copy(update={"provenance": {"dtype": "bfloat16"}})
+
+
+def _long(count: int) -> Callable[[Manifest], Manifest]:
+    """With `count` golden examples of many lengths."""
+
+    def edit(manifest: Manifest) -> Manifest:
+        example = manifest.examples[0]
+        rows = [{"sentence": " ".join(["word"] * (1 + 7 * number % 30))} for number in range(count)]
+        return manifest.model_copy(
+            update={"examples": tuple(example.model_copy(update={"fields": row}) for row in rows)}
+        )
+
+    return lambda manifest: _trained_in_bfloat16(edit(manifest))
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and longest row of each batch that an engine gets from now on."""
+    seen: list[tuple[int, int]] = []
+    whole = Engine.step
+
+    def step(engine: Engine, rows: Any, cancelled: Any, deliver: Deliver) -> bool:
+        if rows:
+            seen.append((len(rows), max(row.tokens for row in rows)))
+        return whole(engine, rows, cancelled, deliver)
+
+    monkeypatch.setattr(Engine, "step", step)
+    return seen
+
+
+def test_many_golden_examples_are_batches_within_the_limits(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, shapes: list[tuple[int, int]]
+) -> None:
+    publish(make_spec(kind="text", max_new_tokens=2), edit=_long(40))
+    batch = BatchConfig(max_batch_tokens=100, max_batch_rows=8)
+    Loader(registry, backbone, tokenizer, LoadConfig(), batch=batch).load("sst2", 1)
+    assert sum(rows for rows, _ in shapes) == 40
+    assert all(rows <= 8 for rows, _ in shapes)
+    assert all(rows * longest <= 100 or rows == 1 for rows, longest in shapes)
+    assert max(rows for rows, _ in shapes) > 1
+
+
+def test_more_tokens_of_golden_examples_than_the_limit_are_refused_before_a_pass(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, shapes: list[tuple[int, int]]
+) -> None:
+    publish(make_spec(kind="text", max_new_tokens=50), edit=_long(40))
+    error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(replay_tokens=2000)), ReplayTooLong)
+    assert "the limit is 2,000 (replay_tokens)" in str(error)
+    assert not error.transient
+    assert shapes == []
+
+
+def test_a_replay_that_takes_too_long_is_given_up_and_tried_again_later(
+    publish, loader: Loader, registry: Registry, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    publish(make_spec(kind="text", max_new_tokens=8), edit=_long(3))
+    ticks = iter(range(0, 10**6, 10))  # each step of the engine takes 10 s
+    loader.replayer = Replayer(backbone, tokenizer, LoadConfig(), BatchConfig(), lambda: next(ticks))
+    error = refusal(loader, ReplayTooLong)
+    assert "longer than 30 s" in str(error)
+    assert error.transient
+
+
+def test_a_long_replay_pauses_between_turns_and_others_may_go_first(
+    publish, loader: Loader, registry: Registry, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    publish(make_spec(kind="text", max_new_tokens=8))
+    publish(make_spec(kind="text", max_new_tokens=8), seed=1)
+    ticks = iter(range(10**6))  # each step of the engine takes 1 s
+    loader.replayer = Replayer(backbone, tokenizer, LoadConfig(), BatchConfig(), lambda: next(ticks))
+    slow = run_steps_aside(loader.replay(loader.fetch("sst2", 1)))  # each turn on another thread, as the server does
+    next(slow)
+    assert loader.load("sst2", 2).version == 2
+    assert list(slow)

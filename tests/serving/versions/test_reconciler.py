@@ -12,6 +12,7 @@ import pytest
 from serving.config import LoadConfig
 from serving.engine.rows import Resident
 from serving.errors import CorruptSide, NotLoaded
+from serving.versions.reconciler import MAX_REPLAYS
 from side_registry import Registry, StoreFailed, UnreadableCommit
 from side_registry.route import Route
 from tests.serving.kit import empty_resident
@@ -173,6 +174,79 @@ def test_a_rollback_does_not_wait_for_a_queue_of_loads(house: House) -> None:
     house.reconciler.step()
     assert house.pool.resolve("sst2").version == 1
     assert len(house.loader.loads) < 7
+
+
+def test_loads_and_rollbacks_go_before_a_slow_replay(house: House) -> None:
+    house.publish("sst2")
+    house.publish("sst2", alias="production")
+    house.settle()
+    house.loader.turns["slow", 1] = 10
+    house.publish("slow")
+    house.reconciler.step()  # the first turn of the slow replay
+    house.publish("cola")
+    house.registry.rollback("sst2")
+    house.reconciler.step()
+    state = house.pool.snapshot()
+    assert state.resolve("cola").version == 1
+    assert state.resolve("sst2").version == 1
+    assert house.loader.replays == [("slow", 1)]
+    assert house.settle().resolve("slow").version == 1
+    assert house.loader.loads.count(("slow", 1)) == 1
+
+
+def test_slow_replays_take_turns(house: House) -> None:
+    for task in ("one", "two"):
+        house.loader.turns[task, 1] = 2
+        house.publish(task)
+    state = house.settle()
+    assert {task for task, _ in state.residents} == {"one", "two"}
+    first, second, *_ = house.loader.replays
+    assert house.loader.replays == [first, second] * 2
+
+
+def test_few_replays_are_open_at_once(house: House) -> None:
+    for number in range(MAX_REPLAYS + 3):
+        house.loader.turns[f"task-{number}", 1] = 1
+        house.publish(f"task-{number}")
+    for _ in range(MAX_REPLAYS + 1):
+        house.reconciler.step()
+    assert len(house.loader.loads) == MAX_REPLAYS
+    assert len(house.pool.snapshot().residents) == 1
+    assert len(house.settle().residents) == MAX_REPLAYS + 3
+
+
+def test_a_version_whose_replay_fails_does_not_serve_and_holds_no_other_up(patient: House) -> None:
+    patient.loader.turns["bad", 1] = 2
+    patient.loader.wrong.add(("bad", 1))
+    patient.publish("bad")
+    patient.publish("good")
+    state = patient.settle()
+    assert state.failed["bad", 1].why.endswith("its answers are wrong")
+    assert ("bad", 1) not in state.residents
+    assert state.resolve("good").version == 1
+    assert state.generation == state.wanted == 2
+
+
+def test_the_replay_of_a_version_that_is_retired_meanwhile_ends(house: House) -> None:
+    house.publish("sst2")
+    house.settle()
+    house.loader.turns["sst2", 2] = 10
+    house.publish("sst2")
+    house.reconciler.step()
+    house.registry.retire("sst2", 2)
+    assert ("sst2", 2) not in house.settle().residents
+    assert house.loader.replays == [("sst2", 2)]
+
+
+def test_start_ends_slow_replays_too(house: House) -> None:
+    house.loader.turns["slow", 1] = 2
+    house.publish("slow")
+    house.publish("cola")
+    reports: list[tuple[int, int, str]] = []
+    house.reconciler.start(lambda *progress: reports.append(progress))
+    house.reconciler.stop()
+    assert set(house.pool.snapshot().residents) == {("slow", 1), ("cola", 1)}
+    assert reports[-1] == (2, 2, "")
 
 
 def test_a_version_retired_while_others_load_is_not_loaded(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ladder.decoding.settings import Generation
 from serving.client.channel import RETRY_POLICY
 from side_registry import Registry, read_artifact
 from sidecast.cli.app import COMMANDS, app
+from sidecast.cli.output import show_table
 from tests import tiny
 from tests.serving.api_kit import RTE, SST2, Parlour
 from tests.sidecast.cli_kit import Ran, done, python, sidecast, wait_until
@@ -129,9 +130,9 @@ MISTAKES = [
     ("unknown", "No such command 'unknown'"),
     ("tasks --unknown", "No such option '--unknown'"),
     ("tasks @/registry", "unexpected extra argument"),
-    ("train", "Missing argument 'TASK'"),
+    ("train", "Missing argument 'TASK...'"),
     ("train letters", "Missing option '--backbone'"),
-    ("train letters --backbone @/t5 --train @/train.jsonl", "Missing option '--validation'"),
+    ("train letters --backbone @/t5 --train @/train.jsonl", "Missing option '--output'"),
     ("promote letters --registry @/registry", "Missing argument 'VERSION'"),
     ("predict letters", "Missing argument 'TEXT...'"),
     ("predict letters a", "Missing option '--server'"),
@@ -192,6 +193,13 @@ MISTAKES = [
     (f"{TRAIN} --output @/new --device nope", "--device nope cannot be used here"),
     (f"{TRAIN} --output @/new --device meta", "--device meta cannot be used here"),
     (f"{TRAIN} --output @/new --dtype int3", "dtype must be one of auto, float32"),
+    (f"{TRAIN} --output @/new --validation-share 0.1", "give one of --validation FILE and --validation-share S"),
+    ("train sst2 --backbone @/t5 --train @/train.jsonl --output @/new", "give one of --validation FILE and"),
+    (f"{TRAIN} --output @/new --rename text", "give FIELD=COLUMN, got 'text'"),
+    (f"{TRAIN} --output @/new --rename text=a", "letters has no field 'text'; there are sentence, label, id"),
+    (f"{TRAIN} --output @/new --rename sentence=a", "no column 'a'; the task needs a, label"),
+    (f"{TRAIN} @/letters.toml --output @/new/{{task}}", "task letters is named twice; name it once"),
+    (f"{TRAIN} sst2 --output @/new", "2 tasks need {task} in --output, such as runs/{task}: a run each"),
     # servers
     (f"tasks --server {NOBODY}", f"no answer from {NOBODY}"),
     (f"history --server {NOBODY}", f"no answer from {NOBODY}"),
@@ -259,7 +267,7 @@ def test_train_tells_the_score_and_what_to_do_next(house: House, tmp_path: Path)
     first, second = ran.out.splitlines()
     assert first.startswith("letters: ")
     assert "accuracy" in first
-    assert first.endswith(("on the validation rows (epoch 1)", "on the validation rows (epoch 2)"))
+    assert re.search(r'on the validation rows \(epoch [12]\); baseline 0\.\d{4} \(always "(aa|bb)"\)$', first)
     assert second == f"{tmp_path / 'run'} is ready: sidecast publish {tmp_path / 'run'} --registry R"
     assert "letters: epoch 2/2" in ran.err
     again = done(*words, "--json")
@@ -268,6 +276,67 @@ def test_train_tells_the_score_and_what_to_do_next(house: House, tmp_path: Path)
     assert (again.document["task"], again.document["metric"]) == ("letters", "accuracy")
     assert f"(epoch {again.document['epoch']})" in first
     assert read_artifact(again.document["run"]).manifest.metrics == again.document["metrics"]
+    assert again.document["beats_baseline"] == (again.document["score"] > again.document["baseline"])
+    assert again.document["truncated"] == {"training": 0, "validation": 0}
+
+
+def test_train_and_evaluate_warn_of_what_makes_a_score_doubtful(house: House, tmp_path: Path) -> None:
+    """No learning, one text of five longer than is read, and metrics that hide both."""
+    spec = tmp_path / "short.toml"
+    spec.write_text(TASK + 'max_source_tokens = 6\nmetric = "matthews"\n', encoding="utf-8")
+    rows = [{"sentence": text, "label": "aa"} for text in ("a", "aa", "aaa", "aaaa", "aaaaaaaaaa")]
+    data = toy.write(tmp_path / "rows.jsonl", [*rows, *[{"sentence": "b", "label": "bb"}] * 5])
+    files = ["--backbone", house / "t5", "--train", data, "--validation", data, "--output", tmp_path / "run"]
+    words = ["train", spec, *files, "--reduction", 4, "--epochs", 1, "--lr", "1e-9", "--seed", 1]
+    ran = done(*words)
+    cut = "letters: 10.0% of the training rows and 10.0% of the validation rows are longer than max_source_tokens = 6"
+    assert cut in ran.err
+    document = done(*words, "--json").document
+    assert document["truncated"] == {"training": 0.1, "validation": 0.1}
+    assert (document["score"], document["baseline"], document["beats_baseline"]) == (0.0, 0.0, False)
+    assert "matthews 0.0000 does not beat the baseline 0.0000" in ran.err
+    assert [warning in ran.err for warning in document["warnings"]] == [True, True]
+    scored = done("evaluate", "letters", "--data", data, "--run", tmp_path / "run", "--json")
+    assert scored.err == ""
+    assert (scored.document["truncated"], scored.document["beats_baseline"]) == (0.1, False)
+    assert len(scored.document["warnings"]) == 2
+    plain = done("evaluate", "letters", "--data", data, "--run", tmp_path / "run")
+    assert plain.out.endswith('on 10 rows; baseline 0.0000 (always "aa")\n')
+    assert plain.err.count("Warning: letters: ") == 2
+
+
+def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_path: Path) -> None:
+    """One command: files named by the task, its column by --rename, and a part of the rows that validates."""
+    for name in ("letters", "sst2"):
+        labels = {"letters": {"aa": "aa", "bb": "bb"}, "sst2": {"aa": "negative", "bb": "positive"}}[name]
+        rows = toy.rows(toy.CLASSES, 24)
+        toy.write(
+            tmp_path / f"{name}.jsonl", [{"text": row["sentence"], "stars": labels[str(row["label"])]} for row in rows]
+        )
+    words = [
+        *("train", house / "letters.toml", "sst2", "--backbone", house / "t5", "--train", tmp_path / "{task}.jsonl"),
+        *("--validation-share", 0.25, "--rename", "sentence=text", "--rename", "label=stars"),
+        *("--output", tmp_path / "runs" / "{task}", "--reduction", 4, "--epochs", 1),
+    ]
+    ran = done(*words)
+    assert [line.split(":")[0] for line in ran.out.splitlines()[::2]] == ["letters", "sst2"]
+    document = done(*words, "--json").document
+    assert [run["run"] for run in document["runs"]] == [str(tmp_path / "runs" / name) for name in ("letters", "sst2")]
+    for name in ("letters", "sst2"):
+        manifest = read_artifact(tmp_path / "runs" / name).manifest
+        renames = {"sentence": "text", "label": "stars"}
+        assert manifest.task == name
+        assert manifest.provenance["reading"] == {"renames": renames, "validation_share": 0.25}
+    told = sidecast(*[0.5 if word == 0.25 else word for word in words]).mistake
+    assert "holds a run with another reading" in told
+
+
+def test_train_goes_on_with_more_epochs(house: House, tmp_path: Path) -> None:
+    words = [*house.words(TRAIN), "--output", tmp_path / "run"]
+    for epochs in (1, 2):
+        done(*words, "--epochs", epochs)
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == epochs
+    assert "another recipe" in sidecast(*words, "--epochs", 1).mistake
 
 
 def test_train_a_built_in_task_with_every_setting(house: House, tmp_path: Path) -> None:
@@ -424,19 +493,47 @@ def test_diverged_training_says_what_to_do(house: House, tmp_path: Path) -> None
 # --- publish, promote, rollback, retire, tasks, history
 
 
-def test_publish_tells_what_moved(house: House, tmp_path: Path) -> None:
+def test_publish_tells_what_callers_get_and_the_next_command(house: House, tmp_path: Path) -> None:
     new = ["--registry", tmp_path / "new"]
     first = done("publish", house / "run-1", *new)
     assert first.out == "published letters version 1; production now points at it (generation 1)\n"
     second = done("publish", house / "run-2", *new, "--message", "better")
-    assert second.out == (
-        "published letters version 2; no alias moved: sidecast promote letters 2 makes it production (generation 2)\n"
-    )
+    promote = f"sidecast promote letters 2 --registry {tmp_path / 'new'}"
+    stays = f"callers still get version 1: {promote} moves them to version 2 (generation 2)\n"
+    assert second.out == f"published letters version 2; {stays}"
     again = done("publish", house / "run-2", *new)
-    assert again.out == "letters version 2 was published before from this very run (generation 2)\n"
+    assert again.out == f"letters version 2 was published before from this very run; {stays}"
     canary = done("publish", house / "run-2", *new, "--alias", "canary", "--json").document
     expected = {"task": "letters", "version": 2, "generation": 3, "already": True, "aliases": {"canary": 2}}
-    assert canary == expected
+    assert canary == expected | {"production": 1}
+    rollback = f"sidecast rollback letters --registry {tmp_path / 'new'}"
+    assert done("publish", house / "run-2", *new, "--promote").out == (
+        "letters version 2 was published before from this very run; production now points at it, was version 1: "
+        f"{rollback} undoes it (generation 4)\n"
+    )
+    assert done("publish", house / "run-2", *new).out == (
+        "letters version 2 was published before from this very run; production points at it (generation 4)\n"
+    )
+    assert done("publish", house / "run-1", *new, "--alias", "canary").out == (
+        "letters version 1 was published before from this very run; canary now points at it, was version 2: "
+        f"{rollback} --alias canary undoes it; callers still get version 2: "
+        f"sidecast promote letters 1 --registry {tmp_path / 'new'} moves them to version 1 (generation 5)\n"
+    )
+
+
+def test_a_task_without_production_is_told_how_to_get_one(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDECAST_REGISTRY", str(tmp_path / "new"))
+    assert done("publish", house / "run-1", "--alias", "canary").out == (
+        "published letters version 1; canary now points at it; "
+        "letters has no production version yet: sidecast promote letters 1 (generation 1)\n"
+    )
+
+
+def test_promote_and_alias_exclude_each_other(house: House, registry: Path) -> None:
+    told = sidecast("publish", house / "run-1", "--registry", registry, "--promote", "--alias", "canary").mistake
+    assert "--promote is short for --alias production; give one of the two" in told
 
 
 def test_a_mistaken_publish_leaves_no_registry_behind(house: House, tmp_path: Path) -> None:
@@ -456,7 +553,10 @@ def test_a_run_that_was_changed_is_not_published(house: House, registry: Path, t
 
 def test_promote_rollback_and_retire(registry: Path) -> None:
     where = ["--registry", registry]
-    assert done("promote", "letters", 2, *where).out == "letters@production is version 2 (generation 3)\n"
+    undo = f"sidecast rollback letters --registry {registry}"
+    assert done("promote", "letters", 2, *where).out == (
+        f"letters@production is version 2, was version 1: {undo} undoes it (generation 3)\n"
+    )
     told = done("promote", "letters", 1, *where, "--alias", "canary", "--json").document
     assert told == {"task": "letters", "alias": "canary", "version": 1, "generation": 4}
     assert done("rollback", "letters", *where).out == "letters@production is version 1 again, was 2 (generation 5)\n"
@@ -514,6 +614,64 @@ def test_history_tells_who_did_what_and_why(registry: Path) -> None:
     assert newest == document[2:]
 
 
+@pytest.fixture(params=[80, 100])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return request.param
+
+
+def shown(columns: int, *words: object) -> list[str]:
+    """The lines of a terminal, none of which is too long."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in done(*words).out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    return lines
+
+
+def test_history_fits_a_terminal(registry: Path, columns: int) -> None:
+    why = "better on the held-out rows of the second week, " * 3
+    Registry.open(registry).set_alias("letters", "production", 2, author="someone-with-a-name@a-long-host", message=why)
+    *_, head, what, why_1, why_2 = lines = shown(columns, "history", "letters", "--registry", registry)
+    assert lines[0].split() == ["generation", "time", "author"]
+    assert re.fullmatch(r"3 +\S+Z  someone-with-a-name@a-long-host", head)
+    assert what == "   what: set_alias letters@production 2"
+    assert why_1.startswith("   why: better on the held-out rows")
+    assert why_2.startswith("   ")
+    assert [line for line in lines if line.endswith(("second", "week,", "rows", "of", "the"))]  # cut between words
+
+
+def test_tasks_fit_a_terminal(registry: Path, columns: int) -> None:
+    where = ["--registry", registry]
+    for number in range(5):
+        Registry.open(registry).set_alias("letters", f"an-alias-with-a-long-name-{number}", 1)
+    heading, row, *below = shown(columns, "tasks", *where)
+    assert heading.split()[:2] == ["task", "kind"]
+    assert row.split()[:2] == ["letters", "classification"]
+    text = " ".join(" ".join(below).split())
+    assert text.startswith("aliases: production 1, an-alias-with-a-long-name-0 1, an-alias")
+    assert "an-alias-with-a-long-name-4 1" in text
+
+
+def test_a_wide_terminal_and_a_pipe_have_one_line_for_each_row(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piped = done("history", "--registry", registry).out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert done("history", "--registry", registry).out == piped
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert len(shown(300, "history", "--registry", registry)) == len(piped.splitlines())
+
+
+def test_cells_that_do_not_fit_are_cut_and_say_so(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("name", "size", "note"), [("n" * 200, 7, "a note"), ("短" * 60, 8, "")], below=("note",))
+    heading, row, note, wide = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert heading.split() == ["name", "size"]
+    assert row == "n" * (columns - 7) + "…  7"
+    assert note.rstrip() == "   note: a note"
+    assert wide.split() == ["短" * ((columns - 7) // 2) + "…", "8"]
+
+
 def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
     done("promote", "letters", 2, "--registry", registry, "--message", "a :bug: \x1b[31mred\x1b]0;title\x07")
     ran = done("history", "letters", "--registry", registry)
@@ -529,7 +687,9 @@ def test_evaluate_a_run_tells_scores_and_writes_every_answer(house: House, tmp_p
     words = [*house.words(EVALUATE), "--run", house / "run-1", "--predictions", answers]
     ran = done(*words)
     document = done(*words, "--json").document
-    assert ran.out == f"letters: accuracy {document['score']:.4f} on 30 rows\n"
+    assert ran.out.startswith(
+        f"letters: accuracy {document['score']:.4f} on 30 rows; baseline {document['baseline']:.4f}"
+    )
     metrics = read_artifact(house / "run-1").manifest.metrics
     assert document["score"] == pytest.approx(metrics["accuracy"])
     assert (document["source"], document["version"], document["rows"]) == ("run", None, 30)
@@ -537,7 +697,46 @@ def test_evaluate_a_run_tells_scores_and_writes_every_answer(house: House, tmp_p
     truth = [row["label"] for row in toy.rows(toy.CLASSES, 30, seed=1)]
     right = sum(row["label"] == label for row, label in zip(rows, truth, strict=True))
     assert right / 30 == pytest.approx(document["score"])
-    assert all(row["score"] == max(row["scores"]) for row in rows)
+    assert all(row["score"] == max(row["scores"].values()) for row in rows)
+    assert [list(row["scores"]) for row in rows] == [["aa", "bb"]] * 30
+    assert [row["target"] for row in rows] == truth
+    assert [row["id"] for row in rows] == list(range(1, 31))
+    assert rows[0]["inputs"] == {"sentence": toy.rows(toy.CLASSES, 1, seed=1)[0]["sentence"]}
+
+
+def test_evaluate_rows_without_targets_writes_their_answers(house: House, tmp_path: Path) -> None:
+    rows = toy.rows(toy.CLASSES, 30, seed=1)
+    data = toy.write(tmp_path / "rows.jsonl", [{"text": row["sentence"], "id": f"r{i}"} for i, row in enumerate(rows)])
+    words = ["evaluate", "letters", "--run", house / "run-1", "--data", data, "--rename", "sentence=text"]
+    told = sidecast(*words).mistake
+    assert (
+        f"{data} has no column 'label', so there is nothing to score; name the column with --rename label=COLUMN"
+        in told
+    )
+    ran = done(*words, "--predictions", tmp_path / "bare")
+    assert ran.out == f"letters: 30 rows without targets, so no score; answers in {tmp_path / 'bare'}\n"
+    document = done(*words, "--predictions", tmp_path / "bare", "--json").document
+    assert (document["score"], document["metrics"], document["baseline"]) == (None, {}, None)
+    done(*house.words(EVALUATE), "--run", house / "run-1", "--predictions", tmp_path / "whole")
+    bare, whole = (
+        [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("bare", "whole")
+    )
+    assert bare == [row | {"id": f"r{i}", "target": None} for i, row in enumerate(whole)]
+
+
+def test_evaluate_reads_positions_where_the_given_task_says_so(house: House, tmp_path: Path) -> None:
+    """The run's own spec does not: it was trained on texts."""
+    rows = [
+        {"sentence": row["sentence"], "label": int(row["label"] == "bb")} for row in toy.rows(toy.CLASSES, 30, seed=1)
+    ]
+    data = toy.write(tmp_path / "rows.jsonl", rows)
+    words = ["--data", data, "--run", house / "run-1"]
+    assert "only with label_index = true" in sidecast("evaluate", "letters", *words).mistake
+    spec = tmp_path / "positions.toml"
+    spec.write_text(TASK + "label_index = true\n", encoding="utf-8")
+    expected = done(*house.words(EVALUATE), "--run", house / "run-1", "--json").document
+    assert done("evaluate", spec, *words, "--json").document == expected
 
 
 def test_a_run_and_the_version_made_of_it_score_the_same(house: House) -> None:
@@ -593,15 +792,26 @@ def test_predict_answers_each_text(parlour: Parlour) -> None:
     document = ask(parlour, "sst2@production", "dull", "--json").document
     [answer] = document["answers"]
     assert (document["task"], document["version"], document["generation"]) == ("sst2", 1, 4)
-    assert answer == {"label": "negative", "score": 0.96, "scores": {"negative": 0.96, "positive": pytest.approx(0.04)}}
+    scores = {"negative": 0.96, "positive": pytest.approx(0.04)}
+    assert answer == {"label": "negative", "score": 0.96, "scores": scores, "truncated": False}
     assert ask(parlour, "sst2:1", "dull", "--json").document == document
 
 
 def test_predict_other_kinds(parlour: Parlour) -> None:
     assert ask(parlour, "tweets", "x" * 44).out.splitlines()[2].split() == ["0.0000", "x" * 44]
-    assert ask(parlour, "tweets", "x" * 44, "--json").document["answers"] == [{"value": 0.0}]
+    assert ask(parlour, "tweets", "x" * 44, "--json").document["answers"] == [{"value": 0.0, "truncated": False}]
     assert ask(parlour, "titles", "a [b]bold[/b] one").out.splitlines()[2].startswith("TITLE: A [B]BOLD[/B] ONE ")
-    assert ask(parlour, "titles", "a", "--json").document["answers"] == [{"text": "TITLE: A"}]
+    assert ask(parlour, "titles", "a", "--json").document["answers"] == [{"text": "TITLE: A", "truncated": False}]
+
+
+def test_predict_says_which_texts_were_cut(parlour: Parlour) -> None:
+    long = "x" * 200
+    ran = ask(parlour, "sst2", "dull", long, long)
+    assert ran.err.strip() == "longer than 128 tokens (max_source_tokens), so its end was not read: input 2, 3"
+    assert not ask(parlour, "sst2", "dull").err
+    answers = ask(parlour, "sst2", "dull", long, "--json").document["answers"]
+    assert [answer["truncated"] for answer in answers] == [False, True]
+    assert "its end was not read" in ask(parlour, "titles", long, "--stream").err
 
 
 def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:
@@ -617,7 +827,7 @@ def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:
 
 @pytest.mark.parametrize("name", ["sentence=", ""])
 def test_predict_keeps_the_order_of_named_and_plain_texts(parlour: Parlour, name: str) -> None:
-    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a=b", "--json")
+    ran = ask(parlour, "sst2", f"{name}{'x' * 80}", "a==b", "--json")
     assert [each["label"] for each in ran.document["answers"]] == ["positive", "negative"]
 
 
@@ -637,6 +847,26 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
     assert ask(parlour, "rte", *texts).out.splitlines()[2].endswith(" | ".join(texts))
 
 
+def test_predict_takes_a_text_with_an_equals_sign(parlour: Parlour) -> None:
+    def titles(*words: str) -> list[str]:
+        return [answer["text"] for answer in ask(parlour, "titles", *words, "--json").document["answers"]]
+
+    assert titles("1+1=2", "x = 3", "a == b", "a==b") == [
+        "TITLE: 1+1=2",
+        "TITLE: X = 3",
+        "TITLE: A == B",
+        "TITLE: A==B",
+    ]
+    assert titles("body=y=3", "--text", "z=4", "plain", "--text", "body=5") == [
+        "TITLE: Y=3",
+        "TITLE: PLAIN",
+        "TITLE: Z=4",
+        "TITLE: BODY=5",
+    ]
+    scores = ask(parlour, "rte", "--text", "b=2", "sentence1=a=1", "--json").document["answers"][0]["scores"]
+    assert scores["no"] == pytest.approx(len("a=1 / b=2") / 100)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -644,7 +874,15 @@ def test_predict_takes_fields_in_order_or_by_name(parlour: Parlour, texts: list[
         (["rte", "a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "sentence1=b"], "a field is given twice; give each of sentence1, sentence2 once"),
-        (["rte", "sentence3=a"], "got 1 texts"),
+        (
+            ["rte", "sentence1=a", "c=b"],
+            "this task has no field 'c'; its fields: sentence1, sentence2. If 'c=b' is a text",
+        ),
+        (["rte", "a=x", "c=y"], "this task has no field 'a'; its fields: sentence1, sentence2."),
+        (
+            ["sst2", "text=a"],
+            "this task has no field 'text'; its fields: sentence. If 'text=a' is a text, write --text",
+        ),
         (["sst3", "a"], "there is no task 'sst3'; did you mean 'sst2'?"),
         (["sst2@canary", "a"], "has no alias 'canary'; its aliases: production"),
         (["sst2:9", "a"], "has no version 9"),
@@ -688,8 +926,10 @@ def test_changes_through_a_server(tmp_path: Path) -> None:
     with Parlour(tmp_path, [SST2]).open() as parlour:
         where = ["--server", parlour.address]
         second = done("publish", parlour.run(SST2, 1), *where)
-        assert second.out.startswith("published sst2 version 2; no alias moved: sidecast promote sst2 2")
-        assert done("promote", "sst2", 2, *where).out == "sst2@production is version 2 (generation 3)\n"
+        assert second.out.startswith("published sst2 version 2; callers still get version 1: sidecast promote sst2 2 ")
+        undo = f"sidecast rollback sst2 --server {parlour.address} undoes it"
+        told = f"sst2@production is version 2, was version 1: {undo} (generation 3)\n"
+        assert done("promote", "sst2", 2, *where).out == told
         told = done("rollback", "sst2", *where, "--json").document
         assert (told["version_from"], told["version_to"], told["generation"]) == (2, 1, 4)
         assert "is in use as production" in sidecast("retire", "sst2", 1, *where).mistake
@@ -717,10 +957,11 @@ def test_evaluate_on_a_server_takes_its_spec_and_its_limits(parlour: Parlour, tm
     document = done(*words, "--json").document
     assert document["metrics"] == {"accuracy": 7 / 8}
     assert (document["source"], document["version"], document["rows"]) == ("server", 1, 8)
-    assert done(*words).out == "rte version 1: accuracy 0.8750 on 8 rows\n"
+    assert done(*words).out == 'rte version 1: accuracy 0.8750 on 8 rows; baseline 0.8750 (always "no")\n'
     answers = [json.loads(line) for line in (tmp_path / "answers").read_text(encoding="utf-8").splitlines()]
     assert [each["label"] for each in answers] == ["no"] * 7 + ["yes"]
-    assert len(answers[0]["scores"]) == 3
+    asked = done("predict", "rte", "sentence1=a", "sentence2=b", "--server", parlour.address, "--json").document
+    assert answers[-1].items() >= asked["answers"][0].items()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sidecast deploy` and `sidecast status` without a cluster: mistakes, the config that would be sent, the tables."""
 
 import json
+import re
 import socket
 import warnings
 from collections.abc import Iterator
@@ -131,9 +132,28 @@ def test_a_replicas_row_tells_how_far_it_is():
     own = {"generation": 11, "wanted": 12, "in_flight": 3, "queued_rows": 4, "busy": 0.5, "load": 0.2}
     replica = Replica(id="abc", node="n", pid=7, state="RUNNING", since="then", own=own)
     row = status_command._row(replica)
-    assert row == ("abc", "n", 7, "running", "11 of 12", 3, 4, "50 %", "20 %", "then")
+    assert row == ("abc", "n", 7, "running", "11 of 12", 3, 4, "50%", "20%", "then")
     assert len(row) == len(status_command.HEADINGS)
     assert status_command._generation(own | {"wanted": 11}) == "11"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_replicas_fit_a_terminal(monkeypatch, capsys, columns: int):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    own = {"generation": 1100, "wanted": 1200, "in_flight": 300, "queued_rows": 4000, "busy": 0.5123, "load": 0.2}
+    when = "2026-11-21T18:56:54Z"
+    replica = Replica(id="8g3kz1qa", node="10.244.115.201", pid=4194301, state="RUNNING", since=when, own=own)
+    proxies = [Proxy(node="10.244.115.201", status="HEALTHY")]
+    found = Deployed(name="sidecast", status="RUNNING", message="", wanted=1, replicas=[replica], proxies=proxies)
+    status_command._show(found, "", False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    assert lines[1].split()[0] == "replica"
+    shown = " ".join(lines[2:-1])
+    for part in ("8g3kz1qa", "10.244.115.201", "4194301", "1100 of 1200", "300", "4000", "51.23%", "20%", when):
+        assert part in shown
 
 
 def test_where_python_proxies_stand_before_it_a_deployment_says_what_that_costs(capsys):

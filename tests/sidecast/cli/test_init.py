@@ -96,7 +96,12 @@ def test_an_untrained_run_is_published_evaluated_traced_and_loaded(house: Path, 
     assert run(f"{INIT} --task @/letters.toml --json", house, tmp_path).document["side"]["outputs"] == 2
     made, registry = tmp_path / "run", tmp_path / "registry"
     assert done("evaluate", "letters", "--run", made, "--data", house / "rows.jsonl", "--json").document["rows"] == 12
-    assert done("publish", made, "--registry", registry, "--json").document["version"] == 1
+    refused = sidecast("publish", made, "--registry", registry).mistake
+    assert "it is untrained: sidecast init made it" in refused
+    assert not registry.exists()
+    publish = ("publish", made, "--registry", registry, "--allow-untrained", "--json")
+    assert done(*publish).document["version"] == 1
+    assert "version 1 is untrained" in done("tasks", "--registry", registry).out
     save_file({"input_ids": torch.tensor([[5, 6, 1]])}, tmp_path / "ids.safetensors")
     done("trace", made, "--inputs", tmp_path / "ids.safetensors", "--output", tmp_path / "out.safetensors")
     assert load_file(tmp_path / "out.safetensors")["out.head"].shape == (1, 2)

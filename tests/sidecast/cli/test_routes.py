@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from serving.client.client import Client
@@ -47,32 +46,20 @@ def where(request: pytest.FixtureRequest, registry: Path, tmp_path: Path) -> Ite
         yield ["--server", parlour.address]
 
 
-# --- per cents
+def moved(where: Words) -> str:
+    """What is told of a promotion from version 1 to 2."""
+    undo = " ".join(map(str, ("sidecast rollback sst2", *where)))
+    return f"sst2@production is version 2, was version 1: {undo} undoes it"
 
 
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [("5%", 500), ("0.5%", 50), ("5", 500), ("5 %", 500), ("0.01%", 1), ("99.99", 9999), (" 12.50% ", 1250)],
-)
-def test_a_share_is_in_per_cent(text: str, share: int) -> None:
-    assert Share().convert(text, None, None) == share
-    assert Share().convert(share_text(share), None, None) == share
+# --- shares and bounds: serving/client/test_client.py has the spellings
 
 
-@pytest.mark.parametrize(
-    "text", ["0", "0%", "100%", "-5%", "0.005%", "5.001%", "five", "", "%", "5%%", "1e1", "nan", "٥%", "1_0"]
-)
-def test_what_is_no_share_is_told_the_rule(text: str) -> None:
-    with pytest.raises(click.BadParameter) as caught:
-        Share().convert(text, None, None)
-    assert f"a share is 0.01% to 99.99%, in steps of 0.01%, such as 5%; got {text!r}" in str(caught.value)
-
-
-def test_a_bound_is_in_per_cent() -> None:
-    assert [Rate().convert(text, None, None) for text in ("0", "1%", "2.5", "100%")] == [0, 0.01, 0.025, 1]
-    for text in ("101%", "-1", "x"):
-        with pytest.raises(click.BadParameter, match=r"this is 0% to 100%, such as 5%; got"):
-            Rate().convert(text, None, None)
+def test_a_share_and_a_bound_may_be_a_percentage_or_a_fraction() -> None:
+    for text, number in (("5%", 0.05), ("0.05", 0.05), ("0.5%", 0.005)):
+        assert Share().convert(text, None, None) == number * 10_000
+        assert Rate().convert(text, None, None) == number
+    assert Share().convert(share_text(500), None, None) == 500
 
 
 # --- promote, rollback, tasks, history
@@ -80,14 +67,15 @@ def test_a_bound_is_in_per_cent() -> None:
 
 def test_a_canary_from_its_first_share_to_all(where: Words) -> None:
     first = done("promote", "sst2", 2, "--canary", "5%", *where)
+    default = "errors at most 1% more, latency at most 2 times, judged from 100 rows on"
     assert first.out == (
-        "sst2@production is 1 (95 %), 2 (5 %); no bounds, so only sidecast rollback sst2 ends it (generation 4)\n"
+        f"sst2@production is 1 (95%), 2 (5%); bounds by default: {default} (--no-bounds for none) (generation 4)\n"
     )
-    bounds = ["--max-disagreement", "5%", "--max-latency", "1.2", "--max-error-rate", "1", "--min-rows", "200"]
-    told = "errors at most 1 % more, latency at most 1.2 times, disagreement at most 5 %, judged from 200 rows on"
-    stepped = done("promote", "sst2", "--step", "25%", *bounds, *where)
-    assert stepped.out == f"sst2@production is 1 (75 %), 2 (25 %); {told} (generation 5)\n"
-    again = done("promote", "sst2", "--step", "50", "--max-latency", "2", *where, "--json").document
+    bounds = ["--max-disagreement", "5%", "--max-latency", "1.2", "--max-error-rate", "0.01", "--min-rows", "200"]
+    told = "errors at most 1% more, latency at most 1.2 times, disagreement at most 5%, judged from 200 rows on"
+    stepped = done("promote", "sst2", "--step", "0.25", *bounds, *where)
+    assert stepped.out == f"sst2@production is 1 (75%), 2 (25%); {told} (generation 5)\n"
+    again = done("promote", "sst2", "--step", "50%", "--max-latency", "2", *where, "--json").document
     assert again == {
         "task": "sst2",
         "alias": "production",
@@ -99,8 +87,25 @@ def test_a_canary_from_its_first_share_to_all(where: Words) -> None:
         },
         "generation": 6,
     }
-    assert done("promote", "sst2", 2, *where).out == "sst2@production is version 2 (generation 7)\n"
+    assert done("promote", "sst2", 2, *where).out == f"{moved(where)} (generation 7)\n"
     assert done("tasks", *where, "--json").document["tasks"][0]["routes"] == {}
+
+
+def test_a_canary_has_the_bounds_that_it_is_given_or_none(where: Words) -> None:
+    def bounds(*words: str) -> object:
+        return done("promote", "sst2", *words, *where, "--json").document["route"]["bounds"]
+
+    default = {"error_rate": 0.01, "latency": 2.0, "disagreement": None, "min_rows": 100}
+    assert bounds("2", "--canary", "5%") == default
+    assert bounds("2", "--canary", "6%", "--min-rows", "500") == default | {"min_rows": 500}
+    assert bounds("--step", "7%") == default | {"min_rows": 500}
+    only = {"error_rate": None, "latency": None, "disagreement": 0.1, "min_rows": 100}
+    assert bounds("2", "--canary", "5%", "--max-disagreement", "10%") == only
+    told = done("promote", "sst2", "--step", "8%", "--no-bounds", *where).out
+    ends = "no bounds, so only sidecast rollback sst2 ends it"
+    assert told == f"sst2@production is 1 (92%), 2 (8%); {ends} (generation 8)\n"
+    assert ends in done("promote", "sst2", 2, "--canary", "5%", "--no-bounds", *where).out
+    assert ends in done("promote", "sst2", "--step", "9%", *where).out
 
 
 def test_rollback_ends_a_canary_and_says_so(where: Words) -> None:
@@ -170,7 +175,7 @@ def test_shadows_come_and_go_beside_a_canary(where: Words) -> None:
     both = done("promote", "sst2", "--shadow", 3, "--shadow", 2, *where)
     assert both.out == "sst2@production is 1, shadow 3, shadow 2 (generation 4)\n"
     canary = done("promote", "sst2", 2, "--canary", "0.5%", *where, "--json").document["route"]
-    assert canary == {"shares": {"2": 50}, "shadows": [3], "bounds": None}
+    assert (canary["shares"], canary["shadows"]) == ({"2": 50}, [3])
     assert done("promote", "sst2", "--shadow", 3, *where, "--json").document["generation"] == 5
     done("promote", "sst2", "--no-shadow", 3, *where)
     moved = done("promote", "sst2", 2, "--shadow", 1, *where)
@@ -182,7 +187,7 @@ def test_tasks_and_history_tell_routes_in_words(where: Words) -> None:
     done("promote", "sst2", 2, "--alias", "canary", *where)
     done("promote", "sst2", 2, "--canary", "5%", "--max-latency", "1.5", "--shadow", 3, "-m", "try it", *where)
     shown = done("tasks", *where).out.splitlines()[1]
-    assert "production: 1 (95 %), 2 (5 %), shadow 3" in shown
+    assert "production: 1 (95%), 2 (5%), shadow 3" in shown
     assert "canary 2" in shown
     [task] = done("tasks", *where, "--json").document["tasks"]
     assert task["routes"] == {
@@ -195,7 +200,7 @@ def test_tasks_and_history_tell_routes_in_words(where: Words) -> None:
     done("rollback", "sst2", *where)
     *_, canary, ended = done("history", "sst2", *where).out.splitlines()
     bounds = "bounds: latency at most 1.5 times, judged from 100 rows on"
-    assert f"set_route sst2@production: 2 (5 %), shadow 3; {bounds}" in canary
+    assert f"set_route sst2@production: 2 (5%), shadow 3; {bounds}" in canary
     assert canary.rstrip().endswith("try it")
     assert "set_route sst2@production: its own version alone" in ended
     action = done("history", *where, "--json").document[-2]["actions"][0]
@@ -216,12 +221,15 @@ MISTAKES = [
     ("promote sst2", "Missing argument 'VERSION'; without it, give --step, --shadow or --no-shadow"),
     ("promote sst2 --canary 5%", "--canary gives a share to a version; name it"),
     ("promote sst2 2 --step 5%", "--step takes no VERSION"),
-    ("promote sst2 2 --canary 200%", "a share is 0.01% to 99.99%, in steps of 0.01%, such as 5%; got '200%'"),
-    ("promote sst2 2 --canary 5% --max-error-rate 200", "this is 0% to 100%"),
+    ("promote sst2 2 --canary 200%", "a share is 0.01% to 99.99%, in steps of 0.01%, written as a percentage (5%)"),
+    ("promote sst2 2 --canary 5", "'5' has no unit: write a percentage with its sign (5%), or a fraction (0.05)"),
+    ("promote sst2 2 --canary 5% --max-error-rate 1", "'1' has no unit: write a percentage with its sign (1%), or a"),
+    ("promote sst2 2 --canary 5% --max-error-rate 200%", "this is 0% to 100%"),
     ("promote sst2 2 --canary 5% --max-latency 0.5", "'--max-latency': 0.5 is not in the range 1<=x<=1000"),
     ("promote sst2 2 --canary 5% --min-rows 0", "'--min-rows'"),
-    ("promote sst2 2 --canary 5% --min-rows 10", "--min-rows is for bounds; give --max-error-rate"),
-    ("promote sst2 2 --max-latency 2", "bounds (--max-..., --min-rows) are for a version with a share"),
+    ("promote sst2 2 --canary 5% --no-bounds --min-rows 10", "--no-bounds excludes --max-... and --min-rows"),
+    ("promote sst2 2 --no-bounds", "are for a version with a share"),
+    ("promote sst2 2 --max-latency 2", "bounds (--max-..., --min-rows, --no-bounds) are for a version with a share"),
     ("promote sst2 --shadow 2 --max-latency 2", "are for a version with a share"),
     ("promote sst2 --step 5%", "--step changes the only share of sst2@production, but no version has one"),
     ("promote sst2 2 --no-shadow 3", "to promote VERSION ends all shadows already"),
@@ -247,7 +255,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(where: Words, registry: Path)
 def test_step_must_know_whose_share_it_changes(registry: Path) -> None:
     Registry.open(registry).set_route("sst2", "production", Route(shares={2: 100, 3: 200}))
     told = sidecast("promote", "sst2", "--step", "5%", "--registry", registry).mistake
-    assert "but versions 2 and 3 have some; use VERSION --canary 5 %" in told
+    assert "but versions 2 and 3 have some; use VERSION --canary 5%" in told
     assert done("promote", "sst2", 3, "--canary", "5%", "--registry", registry).code == 0
 
 
@@ -257,7 +265,7 @@ def test_step_must_know_whose_share_it_changes(registry: Path) -> None:
 def test_waiting_for_nobody_says_so(registry: Path, tmp_path: Path) -> None:
     told = done("promote", "sst2", 2, "--registry", registry, "--wait")
     end = "; no server is known to follow this registry\n"
-    assert told.out == f"sst2@production is version 2 (generation 4){end}"
+    assert told.out == f"{moved(['--registry', registry])} (generation 4){end}"
     waited = done("rollback", "sst2", "--registry", registry, "--wait", "1", "--json").document["wait"]
     assert waited == {"generation": 5, "served": True, "servers": [], "faults": []}
     new = make_run(tmp_path / "new", SST2, 7)
@@ -283,7 +291,7 @@ def test_once_a_publish_was_waited_for_every_server_answers_with_it(registry: Pa
 def test_who_does_not_follow_in_time_is_named_and_the_change_stays(where: Words, registry: Path) -> None:
     Registry.open(registry).announce(Announced(id="stuck", address="10.0.0.9:8001", generation=3, counter=0))
     ran = sidecast("promote", "sst2", 2, *where, "--wait", "0.3")
-    assert (ran.code, ran.out) == (1, "sst2@production is version 2 (generation 4)\n")
+    assert (ran.code, ran.out) == (1, f"{moved(where)} (generation 4)\n")
     assert ran.err == (
         "Error: it is committed, but after 0.3 s not served everywhere: 10.0.0.9:8001 serves generation 3, not 4\n"
     )
@@ -325,7 +333,7 @@ def test_a_wait_that_fails_does_not_hide_what_was_committed(
 
     monkeypatch.setattr(views.RegistryView, "wait", fail)
     ran = sidecast("promote", "sst2", 2, "--registry", registry, "--wait")
-    assert (ran.code, ran.out) == (1, "sst2@production is version 2 (generation 4)\n")
+    assert (ran.code, ran.out) == (1, f"{moved(['--registry', registry])} (generation 4)\n")
     assert ran.err.startswith(f"Error: it is committed, but whether it is served could not be seen: {why}")
     ran = sidecast("promote", "sst2", 3, "--registry", registry, "--wait", "--json")
     told = json.loads(ran.out)
@@ -342,7 +350,7 @@ def test_what_was_committed_is_told_before_the_wait(registry: Path, monkeypatch:
     monkeypatch.setattr(views.RegistryView, "wait", wait)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main(["promote", "sst2", "2", "--registry", str(registry), "--wait"])
-    assert told == ["sst2@production is version 2 (generation 4)"]
+    assert told == [f"{moved(['--registry', registry])} (generation 4)"]
 
 
 def test_a_wait_outlasts_the_lease_of_a_server_that_was_killed() -> None:

@@ -1,11 +1,12 @@
 """`sidecast doctor --sizes`: a table for people, numbers for machines, mistakes in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.sidecast.cli_kit import done, sidecast
+from tests.sidecast.cli_kit import ROOT, done, sidecast
 
 
 def test_a_name_is_enough(tmp_path: Path) -> None:
@@ -64,3 +65,14 @@ def test_a_backbone_without_a_decoder_has_no_text_head(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_one_line(words: str, message: str) -> None:
     assert message in sidecast(*words.split()).mistake
+
+
+@pytest.mark.slow
+def test_the_documented_table_is_what_the_command_prints() -> None:
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    [table] = re.findall(r"^(t5-base: .*?)```", page, re.MULTILINE | re.DOTALL)
+    documented = table.splitlines()
+    printed = [line.rstrip() for line in done("doctor", "--sizes", "--backbone", "t5-base").out.splitlines()]
+    assert documented[:2] == printed[:2]
+    assert len(documented) > 2
+    assert set(documented[2:]) <= set(printed[2:])

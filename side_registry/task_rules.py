@@ -1,0 +1,193 @@
+"""The rules that hold between the fields of a task's spec, and all faults of a spec that a person wrote.
+
+A fault names the fields that it is about: what follows from a field that is wrong by itself is not reported.
+"""
+
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from side_registry.decoding_spec import GenerationSpec
+from side_registry.documents import fault_text
+from side_registry.task_kinds import KINDS, Kind, kinds_with
+
+MAX_DIMENSIONS = 4096
+MAX_LABEL = 1_000
+"""Characters of one."""
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+STAND_INS = {"name": "task", "template": "{text}"}
+"""Instead of values that are wrong by themselves, so that the other fields can be checked."""
+
+
+class Spec(Protocol):
+    """What the rules read of a `TaskSpec`."""
+
+    kind: Kind
+    labels: tuple[str, ...]
+    label_index: bool
+    low: float | None
+    high: float | None
+    dimensions: int
+    generation: GenerationSpec
+    target: str
+    metric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A rule that is broken."""
+
+    fields: tuple[str, ...]
+    """Those that it is about."""
+    text: str
+
+
+class SpecFaults(ValueError):
+    """All rules that a spec breaks."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("; ".join(fault.text for fault in faults))
+        self.faults = tuple(faults)
+
+
+def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
+    """Raises SpecFaults; `fields` are the template's."""
+    faults = [*_labels(spec), *_range(spec), *_embedding(spec, fields), *_kind(spec, fields)]
+    if faults:
+        raise SpecFaults(faults)
+
+
+def toml_faults(model: type[BaseModel], table: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a spec's table: misspelt fields, wrong values, broken rules.
+
+    Args:
+        model: `TaskSpec`.
+    """
+    unknown = _unknown_keys(table, tuple(model.model_fields))
+    wrong = {near for near, _ in unknown}
+    generation = table.get("generation")
+    if isinstance(generation, dict):
+        unknown += _unknown_keys(generation, tuple(GenerationSpec.model_fields))
+    faults = [text for _, text in unknown]
+    values = {name: value for name, value in table.items() if name in model.model_fields and name not in wrong}
+    for fault in _errors(model, values):
+        if fault["loc"]:
+            faults.append(fault_text(fault))
+            wrong.add(str(fault["loc"][0]))
+    if "kind" in wrong:
+        return faults
+    right = {name: value for name, value in values.items() if name not in wrong}
+    for fault in _errors(model, {name: STAND_INS[name] for name in STAND_INS if name in wrong} | right):
+        broken = fault.get("ctx", {}).get("error")
+        if isinstance(broken, SpecFaults):
+            faults += [one.text for one in broken.faults if not wrong.intersection(one.fields)]
+    labels = table.get("labels")
+    if table.get("metric") == "accuracy_f1" and "labels" not in wrong and isinstance(labels, list) and len(labels) > 2:
+        count = len(labels)
+        faults.append(f"metric accuracy_f1 is for two labels, the second the positive one; got {count}")
+    return faults
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The names in braces, in order, without repetition.
+
+    Plain `{name}` only: positions, attributes, indexes, conversions and formats could reach into the program.
+    """
+    fields: dict[str, None] = {}
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not FIELD_NAME.fullmatch(name) or form or conversion:
+            raise ValueError(f"each field must be a plain name in braces such as {{sentence}}, got {{{name}}} in it")
+        fields[name] = None
+    if not fields:
+        raise ValueError("needs at least one field in braces such as {sentence}")
+    return tuple(fields)
+
+
+def text_fault(text: str) -> str | None:
+    """What keeps a text from being tokenized: NUL ends C strings, half a surrogate pair has no UTF-8."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
+    return None
+
+
+def _labels(spec: Spec) -> Iterator[Fault]:
+    if not KINDS[spec.kind].has_labels:
+        for name, is_given in (("labels", bool(spec.labels)), ("label_index", spec.label_index)):
+            if is_given:
+                verb = "are" if name == "labels" else "is"
+                yield Fault((name,), f"{name} {verb} for {kinds_with('has_labels')}, this task is {spec.kind}")
+        return
+    labels = spec.labels
+    if len(labels) < 2:
+        yield Fault(("labels",), f"labels must be at least two for {spec.kind}, got {len(labels)}")
+    for label in [label for label in labels if not label or label != label.strip() or text_fault(label)][:1]:
+        yield Fault(("labels",), f"labels must be words without spaces around them, got {label[:80]!r}")
+    if long := next((label for label in labels if len(label) > MAX_LABEL), None):
+        why = f"labels must have at most {MAX_LABEL} characters, got {len(long)} in {long[:80]!r}"
+        yield Fault(("labels",), why)
+    if len(set(labels)) < len(labels):
+        yield Fault(("labels",), f"labels must be distinct, got {', '.join(labels)[:200]}")
+    if spec.label_index and (number := next((label for label in labels if INTEGER.fullmatch(label)), None)):
+        why = f"label_index must be left out where a label is a number: {number!r} in a file is that label"
+        yield Fault(("label_index", "labels"), why)
+
+
+def _range(spec: Spec) -> Iterator[Fault]:
+    if not KINDS[spec.kind].has_range and (spec.low is not None or spec.high is not None):
+        yield Fault(("low", "high"), f"low and high are for {kinds_with('has_range')}, this task is {spec.kind}")
+    elif spec.low is not None and spec.high is not None and spec.low >= spec.high:
+        yield Fault(("low", "high"), f"low must be below high, got {spec.low} and {spec.high}")
+
+
+def _embedding(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    kind = KINDS[spec.kind]
+    if spec.dimensions and not kind.has_dimensions:
+        yield Fault(("dimensions",), f"dimensions are for {kinds_with('has_dimensions')}, this task is {spec.kind}")
+    if kind.has_dimensions and not spec.dimensions:
+        yield Fault(("dimensions",), f"dimensions must be 1 to {MAX_DIMENSIONS} for {spec.kind}, got 0")
+    if kind.target_is_input and len(fields) != 1:
+        why = f"template must have one field for {spec.kind}, the text that becomes a vector; got {', '.join(fields)}"
+        yield Fault(("template",), why)
+
+
+def _kind(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    kind = KINDS[spec.kind]
+    if not kind.makes_text and not spec.generation.is_default:
+        yield Fault(("generation",), f"generation is for {kinds_with('makes_text')}, this task is {spec.kind}")
+    if spec.metric not in kind.metrics:
+        known = " or ".join(kind.metrics)
+        yield Fault(("metric",), f"metric must be {known} for {spec.kind}, got {spec.metric!r}")
+    if not FIELD_NAME.fullmatch(spec.target) or spec.target in fields:
+        why = f"target must be a name that is not a field of the template, got {spec.target!r}"
+        yield Fault(("target", "template"), why)
+
+
+def _errors(model: type[BaseModel], values: Mapping[str, Any]) -> list[Any]:
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return error.errors(include_url=False, include_input=False)
+    return []
+
+
+def _unknown_keys(table: Mapping[str, object], known: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Of each unknown field: the known one that it is near to (empty if there is none), and what to report."""
+    faults: list[tuple[str, str]] = []
+    for key in table:
+        if key not in known:
+            near = next(iter(get_close_matches(key, known, n=1)), "")
+            hint = f"did you mean {near!r}?" if near else "use " + ", ".join(known)
+            faults.append((near, f"unknown field {key!r}; {hint}"))
+    return faults

@@ -1,0 +1,90 @@
+"""What `pip install .` brings is what the installed packages import; what an extra brings is asked for in one line."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.kit import ROOT
+
+NAMES = {
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "yaml": "pyyaml",
+}
+"""Packages that are not called as the module that they bring."""
+OF_AN_EXTRA = {
+    "ray": "cluster",
+    "requests": "cluster",
+    "pyyaml": "cluster",
+    "matplotlib": "plot",
+    "bitsandbytes": "quantized",
+}
+"""Packages that a user's install lacks; each is imported where its absence is told by what to install."""
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def package(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement).group().lower().replace("_", "-")  # pyright: ignore
+
+
+def modules(project: dict[str, Any]) -> Iterator[Path]:
+    """The installed modules; protos/generate.py is a development tool."""
+    for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]:
+        yield from (path for path in (ROOT / pattern.rstrip("*")).rglob("*.py") if path.name != "generate.py")
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+        assert node.module
+        yield node.module
+
+
+def packages_of(tree: ast.AST, own: set[str]) -> set[str]:
+    """The packages from outside that a module imports anywhere."""
+    names = {name for node in ast.walk(tree) for name in imported(node)}
+    found = set()
+    for name in names:
+        top = name.partition(".")[0]
+        if top == "google":
+            top = ".".join(name.split(".")[:2])
+        if top not in sys.stdlib_module_names and top not in own:
+            found.add(NAMES.get(top, top).replace("_", "-"))
+    return found
+
+
+def test_a_users_install_is_what_the_modules_import(project: dict[str, Any]) -> None:
+    own = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    used = set().union(*(packages_of(ast.parse(path.read_text("utf-8")), own) for path in modules(project)))
+    assert used - OF_AN_EXTRA.keys() == {package(each) for each in project["project"]["dependencies"]}
+
+
+def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    for name, extra in OF_AN_EXTRA.items():
+        assert name in {package(each) for each in extras[extra]}
+    development = {package(each) for each in extras["dev"]}
+    assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
+    assert not development & {package(each) for name in ("cluster", "demo") for each in extras[name]}
+    assert extras["dev"][0] == "sidecast[cluster,demo,plot,quantized]"
+
+
+def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:
+    pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pins = {name.replace("_", "-") for name in pins}
+    lists = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    assert {package(each) for needs in lists for each in needs} - pins == {"sidecast"}

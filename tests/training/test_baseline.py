@@ -1,0 +1,41 @@
+"""The baseline: the best answer that ignores its input, by the task's own metric."""
+
+import pytest
+
+from side_registry.task import TaskSpec
+from tests.training import toy
+from training.baseline import baseline_of
+from training.builtin_tasks import load_task
+from training.data import Example
+
+
+def examples(targets: list[object]) -> list[Example]:
+    return [Example(fields={"sentence": "a"}, target=target, line=line) for line, target in enumerate(targets, 1)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "targets", "answer", "score"),
+    [
+        (load_task("sst2"), ["positive", "negative", "negative"], "negative", 2 / 3),
+        (load_task("cola"), ["acceptable", "unacceptable", "acceptable"], "acceptable", 0.0),
+        (load_task("mrpc"), ["not_equivalent"] * 2 + ["equivalent"], "equivalent", (1 / 3 + 1 / 2) / 2),
+        (load_task("mrpc"), ["not_equivalent"] * 9 + ["equivalent"], "not_equivalent", 0.45),
+        (toy.VALUES, [0.0, 0.5, 1.0], 0.5, 0.0),
+        (toy.TEXTS, ["a", "b", "b"], "b", 2 / 3),
+    ],
+)
+def test_it_is_the_commonest_label_or_text_or_the_mean(
+    spec: TaskSpec, targets: list[object], answer: object, score: float
+) -> None:
+    baseline = baseline_of(spec, examples(targets))
+    assert baseline is not None
+    assert (baseline.answer, baseline.score) == (answer, pytest.approx(score))
+
+
+def test_it_reads_as_a_remark() -> None:
+    assert str(baseline_of(toy.CLASSES, examples(["aa", "aa", "bb"]))) == 'baseline 0.6667 (always "aa")'
+    assert str(baseline_of(toy.VALUES, examples([0.25, 0.5]))) == "baseline 0.0000 (always the mean, 0.375)"
+
+
+def test_vectors_have_none() -> None:
+    assert baseline_of(toy.PAIRS, examples(["a"])) is None
