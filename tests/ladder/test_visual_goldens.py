@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from ladder import Backbone, SideBank, SideNetwork
+from ladder import Backbone, BackbonePass, Generate, SideBank, SideNetwork
 from ladder.backbone import Images
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
@@ -65,6 +65,14 @@ def test_loss_and_gradients():
     assert len(gradients) == sum(name.startswith("grad.") for name in golden.tensors())
     for name, tensor in gradients.items():
         assert (tensor - expected[name]).norm() <= max(1e-6, 1e-5 * expected[name].norm()), name
+
+
+def test_the_loss_of_texts_reads_the_images():
+    backbone, side = golden.load_backbone(), golden.load_side()
+    taps = replace(backbone.encode(golden.inputs()["input_ids"], golden.mask()), images=golden.images())
+    loss = Generate(max_new_tokens=1, decode=str).loss(BackbonePass(backbone, taps), side, golden.inputs()["labels"])
+    stored = golden.tensors()["out.token_loss"]
+    assert_close(loss, stored.sum() / (golden.inputs()["labels"] != -100).sum(), atol=1e-5, rtol=0)
 
 
 def gradients_of(backbone: Backbone, side: SideNetwork, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
