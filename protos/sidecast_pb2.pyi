@@ -104,16 +104,18 @@ class PredictResponse(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("classification", "regression", "text", "embedding")
+    __slots__ = ("classification", "regression", "text", "embedding", "truncated")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     regression: Regression
     text: Text
     embedding: Embedding
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
+    truncated: bool
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "scores")
@@ -205,7 +207,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., generated: _Optional[_Union[Generated, _Mapping]] = ...) -> None: ...
 
 class Generated(_message.Message):
-    __slots__ = ("task", "version", "generation", "alias", "text", "finish_reason", "token_count")
+    __slots__ = ("task", "version", "generation", "alias", "text", "finish_reason", "token_count", "truncated")
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +215,7 @@ class Generated(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     task: str
     version: int
     generation: int
@@ -220,7 +223,8 @@ class Generated(_message.Message):
     text: str
     finish_reason: str
     token_count: int
-    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., token_count: _Optional[int] = ...) -> None: ...
+    truncated: bool
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., token_count: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("author", "message")

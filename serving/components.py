@@ -18,7 +18,7 @@ from ladder.backbone import CompiledEncoder, Limits
 from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
-from serving.engine import Engine, check_fits, pick_device, run_apart, run_aside, run_steps_aside, warm_up
+from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
 from serving.metrics import Metrics
 from serving.pipeline import PredictService
 from serving.rollout import AutoRollback, Comparisons, ShadowRunner, routed_of
@@ -80,7 +80,8 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     tokenizer = load_tokenizer(config.backbone)
     pool = SidePool()
     encoder = _compiled(backbone, config)
-    engine = Engine(backbone, metrics, config.engine, encoder)
+    pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
+    engine = Engine(backbone, metrics, replace(config.engine, max_pass_bytes=max(pass_limit, 1)), encoder)
     loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch)
     reconciler = Reconciler(
         registry,

@@ -106,10 +106,13 @@ class EngineConfig:
     then skips the backbone."""
     side_timeout_s: float = 5.0
     """Longest time one side network may take for its rows of a batch, in seconds. Beyond it these rows fail, and the
-    side network is suspended for `side_bench_s`."""
+    side network is suspended for `side_bench_s`. Rows of more than 512 tokens have proportionally more time."""
     side_bench_s: float = 30.0
     """How long a side network that was too slow is suspended, in seconds. Its rows fail at once in that time, so that
     other rows need not wait for it again."""
+    max_pass_bytes: int = 0
+    """Most memory that one pass may need by estimate, in bytes; 0: half of what is free once the backbone is loaded. A
+    batch beyond it is computed in parts, and a single row beyond it is rejected."""
     warmup_s: float = 10.0
     """Longest time to warm the device up before the server is ready, in seconds; 0: none. Compilation is not
     counted."""
@@ -118,7 +121,7 @@ class EngineConfig:
     them before the server is ready."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "cache_bytes", "side_bench_s", "warmup_s")
+        _at_least(self, 0, "cache_bytes", "side_bench_s", "max_pass_bytes", "warmup_s")
         _above_zero(self, "side_timeout_s")
 
 
@@ -128,6 +131,9 @@ class LoadConfig:
 
     max_side_bytes: int = 512 * 2**20
     """Largest side network file that is loaded, in bytes."""
+    max_row_tokens: int = 4096
+    """Most tokens of one row. A version whose task reads longer texts (`max_source_tokens`) is refused when it is
+    loaded: time and memory of attention grow with the square of the length."""
     replay_examples: bool = True
     """Answer each version's golden examples before it serves. A version whose answers differ is refused."""
     replay_bytes: int = 32 * 2**20
@@ -148,7 +154,7 @@ class LoadConfig:
     are tried again at most this often."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_side_bytes", "replay_tokens")
+        _at_least(self, 1, "max_side_bytes", "max_row_tokens", "replay_tokens")
         _at_least(self, 0, "replay_bytes")
         _above_zero(self, "poll_s", "retry_s", "max_retry_s", "replay_timeout_s")
 
@@ -242,7 +248,11 @@ class ServeConfig:
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 64 * 2**20
-    """Largest gRPC message, in bytes."""
+    """Largest gRPC message, in bytes, decompressed."""
+    max_in_flight_bytes: int = 512 * 2**20
+    """Most bytes of requests in flight, decompressed; requests beyond are rejected, and streams wait. A request takes
+    about three times its bytes of memory. Requests of up to 4 KiB are always accepted, and so is any request that finds
+    no other in flight."""
     log_level: str = "INFO"
     """Least severe messages that are logged: DEBUG, INFO, WARNING or ERROR."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -255,7 +265,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
-        _at_least(self, 1024, "max_message_bytes")
+        _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")

@@ -7,20 +7,33 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       RequestError        the request is wrong; the same request fails again
         InvalidInput, TooManyRows
       NotServed           the server cannot answer now
-        NotLoaded (VersionRefused), OutOfMemory, Draining
+        NotLoaded (VersionRefused), OutOfMemory, PassTooLarge, Draining
         Shed              too much load
-          Overloaded, TooSlow, TaskOverloaded
+          Overloaded, TooSlow, TaskOverloaded, TooManyBytes
       DeadlineExpired
       SideFailed          one side network raised or answered NaN
       LoadError           the server refuses to load a version
-        IncompatibleSide, CorruptSide, SideTooLarge, GoldenMismatch, ReplayTooLong, LoadFailed
+        IncompatibleSide, CorruptSide, SideTooLarge, TextsTooLong, GoldenMismatch, ReplayTooLong, LoadFailed
       StartError          the server cannot start; no caller sees it
         PortInUse, CannotListen
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from side_registry.errors import DataclassError
+
+Fault = TypeVar("Fault", bound=Exception)
+
+
+def detached(error: Fault) -> Fault:
+    """The error without its traceback and context, to be kept as a value.
+
+    They hold the frames that it passed, and these the lists in which it is kept: a cycle, which keeps whole requests in
+    memory until garbage is collected.
+    """
+    error.__traceback__ = None
+    error.__context__ = None
+    return error
 
 
 class ServingError(DataclassError):
@@ -117,6 +130,19 @@ class TaskOverloaded(Shed):
     retry_after_s: float
 
 
+class TooManyBytes(Shed):
+    """The requests in flight have too many bytes, all together."""
+
+    reason = "TOO_MANY_BYTES"
+    message = (
+        "requests of {used:,} bytes are in flight, the limit is {limit:,} (max_in_flight_bytes); "
+        "try again in {retry_after_s:.2f} s"
+    )
+    used: int
+    limit: int
+    retry_after_s: float
+
+
 class Draining(NotServed):
     """The server is shutting down and takes no new requests."""
 
@@ -135,6 +161,19 @@ class OutOfMemory(NotServed):
         count = "this row" if self.rows == 1 else f"{self.rows} rows"
         remedy = f"send shorter ones, or try again in {self.retry_after_s:.2f} s"
         return f"the device ran out of memory with {count}; {remedy}"
+
+
+class PassTooLarge(NotServed):
+    """One row needs more memory than the server gives to a pass. It was not tried. Sizes in bytes."""
+
+    reason = "PASS_TOO_LARGE"
+    message = (
+        "a row of {tokens:,} tokens needs about {needed:,} bytes of memory, the limit is {limit:,} (max_pass_bytes); "
+        "send a shorter text"
+    )
+    tokens: int
+    needed: int
+    limit: int
 
 
 class DeadlineExpired(ServingError):
@@ -163,7 +202,7 @@ class LoadError(ServingError):
 
 
 class IncompatibleSide(LoadError):
-    """The side network was trained on another backbone, or with another tokenizer."""
+    """The side network was trained on another backbone, with another tokenizer, or on images."""
 
     reason = "INCOMPATIBLE_SIDE"
     message = "{task}: trained on {wants}, this server runs {has}; {remedy}"
@@ -197,6 +236,20 @@ class SideTooLarge(LoadError):
     task: str
     version: int
     size: int
+    limit: int
+
+
+class TextsTooLong(LoadError):
+    """The task reads texts of more tokens than the setting `max_row_tokens` allows."""
+
+    reason = "TEXTS_TOO_LONG"
+    message = (
+        "{task}:{version} reads texts of up to {tokens:,} tokens (max_source_tokens), the server's limit is {limit:,} "
+        "(max_row_tokens); raise it, or train the task with a lower max_source_tokens"
+    )
+    task: str
+    version: int
+    tokens: int
     limit: int
 
 

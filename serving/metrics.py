@@ -26,7 +26,7 @@ from prometheus_client import (
 Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
-SHED_REASONS = ("queue", "deadline", "task")
+SHED_REASONS = ("queue", "deadline", "task", "bytes")
 ShadowOutcome = Literal["agreed", "disagreed", "failed", "dropped"]
 UNKNOWN = "unknown"
 
@@ -85,6 +85,11 @@ class Metrics:
             "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
             ("stage",),
         )
+        self.truncated_rows = make.counter(
+            "sidecast_truncated_rows",
+            "Rows whose text was longer than their task's max_source_tokens: their end was not read.",
+            ("task",),
+        )
         self.first_piece_seconds = make.seconds(
             "sidecast_first_piece_seconds", "From admission to the first piece of a streamed text."
         )
@@ -106,9 +111,11 @@ class Metrics:
         self.shed_requests = make.counter(
             "sidecast_shed_requests",
             "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
-            "or when their turn came), or because a task was at a limit of its own (task).",
+            "or when their turn came), because a task was at a limit of its own (task), or because the requests in "
+            "flight had too many bytes (bytes).",
             ("reason",),
         )
+        self.in_flight_bytes = make.gauge("sidecast_in_flight_bytes", "Bytes of requests in flight, decompressed.")
         self.expired_rows = make.counter("sidecast_expired_rows", "Rows without an answer at their deadline.")
         for reason in SHED_REASONS:
             self.shed_requests.labels(reason)
@@ -184,6 +191,7 @@ class Metrics:
                 self.requests,
                 self.request_seconds,
                 self.rows,
+                self.truncated_rows,
                 self.load_failures,
                 self.task_queue_rows,
             ):
@@ -254,6 +262,11 @@ class Metrics:
             answered.rows += rows
             answered.seconds += seconds or 0.0
             answered.at = time.time()
+
+    def truncated(self, task: str, rows: int) -> None:
+        """Count rows whose text was cut."""
+        if rows and task in self._known:
+            self.truncated_rows.labels(task).inc(rows)
 
     def shadowed(self, task: str, version: int, outcome: ShadowOutcome, rows: int = 1) -> None:
         """Count shadow rows by their outcome."""

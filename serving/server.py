@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import grpc.aio
 
-from serving.api import Drain, Interceptor, add_services
+from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
@@ -51,6 +51,7 @@ class Server:
         self._components: Components | None = None
         self._presence: Presence | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._inbox: Inbox | None = None
         self._answering = False
         self._http: MetricsServer | None = None
 
@@ -118,7 +119,8 @@ class Server:
     def _take_ports(self) -> None:
         config = self.config
         options = grpc_options(config.max_message_bytes)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain)], options=options)
+        self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
         self._http = MetricsServer(
             config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
@@ -142,6 +144,8 @@ class Server:
             if not self._answering:
                 await self._grpc.start()  # one that never started does not give its port back
             await self._grpc.stop(grace_s)
+        if self._inbox:
+            self._inbox.close()
         if self._components:
             await self._components.service.close()
             await asyncio.to_thread(self._components.stop)

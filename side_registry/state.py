@@ -48,7 +48,7 @@ class TaskState:
     aliases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The versions of each alias, oldest first; the last is the alias's main version."""
     routes: Mapping[str, Route] = field(default_factory=dict)
-    """By alias; plain ones are left out. They name versions that are not retired, none of them the alias's main version."""
+    """By alias; plain ones are left out. They name versions that are not retired, and never the main version."""
     routed: Mapping[str, int] = field(default_factory=dict)
     """The generation that set each of `routes`."""
     ended: Mapping[str, int] = field(default_factory=dict)

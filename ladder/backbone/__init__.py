@@ -1,7 +1,9 @@
 """The frozen network with taps; it never learns."""
 
 from ladder.backbone.compiled import CompiledEncoder, Limits
+from ladder.backbone.images import Images
 from ladder.backbone.loading import pick_dtype, read_json, resolve_folder
+from ladder.backbone.memory import pass_bytes
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.packing import Division, Part
 from ladder.backbone.passes import BackbonePass, padded, run_backbone
@@ -22,6 +24,7 @@ __all__ = [
     "BackbonePass",
     "CompiledEncoder",
     "Division",
+    "Images",
     "Limits",
     "Part",
     "Taps",
@@ -32,6 +35,7 @@ __all__ = [
     "full_weight",
     "held_bytes",
     "padded",
+    "pass_bytes",
     "pick_dtype",
     "quantize_backbone",
     "read_json",

@@ -1,18 +1,18 @@
 """gRPC: the services, their messages and their errors. Only this wing and the client know grpc and protos."""
 
 from serving.api.drain import Drain, end_tasks
-from serving.api.interceptor import LASTING, Interceptor, answering, streaming, tolerant
+from serving.api.inbox import Inbox
+from serving.api.interceptor import Interceptor, intercepted, path_of
 from serving.api.services import HEALTH, SERVICES, add_services
 
 __all__ = [
     "HEALTH",
-    "LASTING",
     "SERVICES",
     "Drain",
+    "Inbox",
     "Interceptor",
     "add_services",
-    "answering",
     "end_tasks",
-    "streaming",
-    "tolerant",
+    "intercepted",
+    "path_of",
 ]

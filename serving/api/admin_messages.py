@@ -21,6 +21,8 @@ from side_registry.task_kinds import KINDS
 
 Written = TypeVar("Written", bound=Message)
 
+MAX_ROUTE_VERSIONS = 1000
+
 Served = tuple[int, Route | None]
 """The version that serves an alias, and the route that this server follows for it."""
 
@@ -174,8 +176,13 @@ def read_route(route: pb.Route) -> dict[str, Any]:
     """The fields of a registry's `Route`, not validated yet.
 
     Raises:
-        InvalidInput: a version has two shares.
+        InvalidInput: a version has two shares, or there are too many versions.
     """
+    for name, versions in (("shares", route.shares), ("shadows", route.shadows)):
+        if len(versions) > MAX_ROUTE_VERSIONS:
+            raise InvalidInput(
+                f"route.{name}", f"has {len(versions)} versions, at most {MAX_ROUTE_VERSIONS} make a route"
+            )
     shares = {share.version: share.share for share in route.shares}
     if len(shares) < len(route.shares):
         raise InvalidInput("route.shares", "must name each version once")

@@ -67,6 +67,7 @@ class Drain:
         ending = asyncio.create_task(self._ending.wait())
         end = object()
         tasks: set[asyncio.Task[Any]] = {ending}
+        coming: asyncio.Task[Any] | None = None
         try:
             while True:
                 coming = asyncio.create_task(_next(requests, end))
@@ -81,6 +82,7 @@ class Drain:
                 yield request
         finally:
             await end_tasks(tasks)
+            del tasks, coming  # else an error's traceback would hold this frame, and its task the error
 
     async def idle(self, timeout_s: float) -> bool:
         """Wait until nothing is in flight; False when `timeout_s` passes first."""

@@ -1,41 +1,39 @@
-"""Wraps every call of our services: refuses it while draining, or when it is not Protobuf, and makes errors statuses.
+"""Wraps every call: takes its bytes in, refuses it while draining or when it is no message, and makes errors statuses.
 
-The servicers behind it only raise. Health and reflection are not wrapped: they answer until the end.
+The servicers behind it only raise. Health and reflection are wrapped too, but they answer until the end.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
-from grpc.aio import AbortError, InternalError, ServerInterceptor, ServicerContext
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc.aio import AbortError, ServerInterceptor, ServicerContext
 
 from serving.api.drain import Drain
+from serving.api.inbox import Inbox, Messages
 from serving.api.status import code_of, status_of, trailers
-from serving.errors import InvalidInput
+from serving.errors import ServingError
 
-PREFIXES = ("/inference.", "/sidecast.v1.")
-"""Of the methods that are wrapped."""
+OUR_SERVICES = ("/inference.", "/sidecast.v1.")
+"""Begin the methods that are refused while the server drains."""
+PREDICTIONS = ("/sidecast.v1.Sidecast/", "/inference.GRPCInferenceService/ModelInfer")
+"""Begin the methods whose calls are counted as requests."""
 
 LASTING = ("/inference.GRPCInferenceService/ModelStreamInfer", "/sidecast.v1.Admin/Watch")
 """Streams that may last for ever. A drain does not wait for them: they end themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Undecodable:
-    """A request whose bytes are not the message that the method takes."""
-
-    why: str
-
-
 class Interceptor(ServerInterceptor):
-    """Wraps the handlers of our services, each once."""
+    """Wraps the handlers of a server, each once."""
 
-    def __init__(self, drain: Drain) -> None:
+    def __init__(self, drain: Drain, inbox: Inbox) -> None:
         self._drain = drain
+        self._inbox = inbox
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         """By method."""
 
@@ -44,97 +42,129 @@ class Interceptor(ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        """The handler of a call's method, wrapped where it is one of ours."""
-        method = handler_call_details.method
-        if method in self._handlers:
-            return self._handlers[method]
+        """The wrapped handler of a call's method."""
+        name = handler_call_details.method
+        if name in self._handlers:
+            return self._handlers[name]
         handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(PREFIXES):
+        if handler is None:
             return handler
-        return self._handlers.setdefault(method, self._guarded(handler, method in LASTING))
+        return self._handlers.setdefault(name, self._wrapped(handler, method_of(name)))
 
-    def _guarded(self, handler: Any, lasting: bool) -> grpc.RpcMethodHandler:
-        codecs = {
-            "request_deserializer": tolerant(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
-        many = handler.request_streaming
-        if handler.response_streaming:
-            behavior = handler.stream_stream or handler.unary_stream
-            make = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler
-            return make(streaming(self._drain, behavior, many=many, lasting=lasting), **codecs)
-        make = grpc.stream_unary_rpc_method_handler if many else grpc.unary_unary_rpc_method_handler
-        return make(answering(self._drain, handler.stream_unary or handler.unary_unary, many=many), **codecs)
+    def _wrapped(self, handler: Any, method: MethodDescriptor) -> grpc.RpcMethodHandler:
+        requests = "stream" if handler.request_streaming else "unary"
+        kind = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        behavior = intercepted(method, getattr(handler, kind), self._drain, self._inbox)
+        return make(behavior, response_serializer=handler.response_serializer)  # no deserializer: it takes bytes
 
 
-def answering(drain: Drain, behavior: Callable[..., Awaitable[Any]], *, many: bool) -> Callable[..., Awaitable[Any]]:
-    """Wrap `behavior`, a servicer's method with one response. `many`: its request is a stream."""
-
-    async def answer(request: Any, context: ServicerContext) -> Any:
-        try:
-            with drain.call():
-                return await behavior(_each_decoded(request) if many else _decoded(request), context)
-        except Exception as error:
-            await abort(context, error)
-
-    return answer
+def path_of(method: MethodDescriptor) -> str:
+    """gRPC's name of a method: /package.Service/Method."""
+    return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def streaming(
-    drain: Drain, behavior: Callable[..., AsyncGenerator[Any, None]], *, many: bool, lasting: bool
-) -> Callable[..., AsyncGenerator[Any, None]]:
-    """Wrap `behavior`, a servicer's method with a stream of responses.
+def method_of(path: str) -> MethodDescriptor:
+    """The method of this name."""
+    service, _, name = path.removeprefix("/").rpartition("/")
+    return descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
+
+
+def intercepted(
+    method: MethodDescriptor, behavior: Callable[..., Any], drain: Drain, inbox: Inbox
+) -> Callable[..., Any]:
+    """Wrap `behavior`, a servicer's method, so that it takes bytes and raises nothing."""
+    path = path_of(method)
+    is_ours = path.startswith(OUR_SERVICES)
+    call = _Call(
+        drain=drain if is_ours else Drain(),  # one that never begins
+        inbox=inbox,
+        kind=GetMessageClass(method.input_type),
+        many=method.client_streaming,
+        lasting=not is_ours or path in LASTING,
+        counted=path.startswith(PREDICTIONS),
+    )
+    return call.streaming(behavior) if method.server_streaming else call.answering(behavior)
+
+
+class _Call:
+    """How calls of one method are wrapped.
 
     Args:
+        kind: of its requests.
         many: its request is a stream.
         lasting: it may last for ever, so a drain does not wait for it.
+        counted: a request that is refused here counts in the metrics.
     """
 
-    async def stream(request: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
-        try:
-            with drain.call(lasting=lasting):
-                responses = behavior(_each_decoded(request) if many else _decoded(request), context)
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        yield response
-        except Exception as error:
-            await abort(context, error)
+    def __init__(
+        self, *, drain: Drain, inbox: Inbox, kind: type[Message], many: bool, lasting: bool, counted: bool
+    ) -> None:
+        self._drain = drain
+        self._inbox = inbox
+        self._kind = kind
+        self._many = many
+        self._lasting = lasting
+        self._counted = counted
 
-    return stream
+    def answering(self, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Wrap a method with one response. A call that failed gives None, with the status in the context."""
+
+        async def answer(data: Any, context: ServicerContext) -> Any:
+            try:
+                with self._drain.call(lasting=self._lasting):
+                    async with self._received(data) as request:
+                        return await behavior(request, context)
+            except AbortError:
+                raise
+            except Exception as error:
+                set_status(context, error)
+
+        return answer
+
+    def streaming(self, behavior: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
+        """Wrap a method with a stream of responses."""
+
+        async def stream(data: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
+            try:
+                with self._drain.call(lasting=self._lasting):
+                    async with self._received(data) as request, contextlib.aclosing(behavior(request, context)) as made:
+                        async for response in made:
+                            yield response
+            except AbortError:
+                raise
+            except Exception as error:
+                set_status(context, error)
+
+        return stream
+
+    @contextlib.asynccontextmanager
+    async def _received(self, data: Any) -> AsyncIterator[Any]:
+        """The request, counted as in flight within the block; of a stream, its messages."""
+        if self._many:
+            messages = Messages(self._inbox, data, self._kind)
+            try:
+                yield messages
+            finally:
+                await messages.aclose()
+            return
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._inbox.hold(len(data)))
+                request = await self._inbox.decode(data, self._kind)
+            except ServingError as error:
+                if self._counted:
+                    self._inbox.count_refusal(error)
+                raise
+            yield request
 
 
-async def abort(context: ServicerContext, error: Exception) -> NoReturn:
-    """End a call with the error's status."""
-    if isinstance(error, AbortError):
-        raise error
+def set_status(context: ServicerContext, error: Exception) -> None:
+    """Have a call end with the error's status, once its method has returned.
+
+    Not `abort`: gRPC's error then holds the call's frames, and with them the request, until garbage is collected.
+    """
     status = status_of(error)
-    try:
-        await context.abort(code_of(error), status.message, trailers(status))
-    except InternalError as gone:  # the caller left at this moment, so no status can be sent
-        raise asyncio.CancelledError() from gone
-    raise AssertionError("abort returned")
-
-
-def tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Make `deserialize` return an `Undecodable` where it would raise, so that the call gets a status with details."""
-
-    def parse(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError as error:
-            return Undecodable(str(error))
-
-    return parse
-
-
-def _decoded(request: Any) -> Any:
-    if isinstance(request, Undecodable):
-        raise InvalidInput(
-            "request", f"is not the message of this method, or a string in it is not UTF-8 ({request.why})"
-        )
-    return request
-
-
-async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _decoded(request)
+    context.set_code(code_of(error))
+    context.set_details(status.message)
+    context.set_trailing_metadata(trailers(status))

@@ -6,7 +6,7 @@ statuses of them.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from grpc.aio import ServicerContext
@@ -17,7 +17,7 @@ from protos import sidecast_pb2_grpc
 from serving.api.call import Tenants, code_name, counting, deadline_of
 from serving.api.status import status_of
 from serving.engine import Piece
-from serving.errors import InvalidInput
+from serving.errors import InvalidInput, RequestError
 from serving.metrics import Metrics
 from serving.pipeline import (
     DecodingOverrides,
@@ -31,6 +31,9 @@ from serving.pipeline import (
 )
 from side_registry.task import TaskRef
 
+PAUSE_ROWS = 256
+"""Rows of a message that are read, or numbers of an answer that are written, before other calls go on."""
+
 
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
     """Answers calls of `sidecast.v1.Sidecast`, and counts each of their tasks as one request."""
@@ -43,31 +46,46 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.task) as counted:
+            self._service.check_counts(1, len(request.rows))
             options = self._options(request, context)
             counted.deadline = options.deadline
             target = self._service.resolve(read_ref(request), options)
-            asked = PredictRequest(targets=(target,), rows=read_rows(request.rows), options=options)
+            asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
             counted.rows = len(prediction.answers)
-            return write_prediction(prediction)
+            response = pb.PredictResponse()
+            await write_prediction(prediction, response)
+            return response
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
         """Answer the same rows for many tasks; the fault of a task stands in its place."""
         start = time.perf_counter()
+        try:
+            self._service.check_counts(len(request.tasks), len(request.rows))
+        except RequestError as error:
+            self._metrics.request(None, None, code_name(error, None))
+            raise
         refs = [read_ref(task) for task in request.tasks]
         deadline = None
         try:
             options = self._options(request, context)
             deadline = options.deadline
             targets = self._service.resolve_tasks(refs, options)
-            asked = PredictRequest(targets=targets, rows=read_rows(request.rows), options=options)
+            asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
             outcomes = await self._service.predict_tasks(asked)
         except (Exception, asyncio.CancelledError) as error:
             self._count(refs, [error] * len(refs), start, deadline)
             raise
         self._count(refs, outcomes, start, deadline)
-        return pb.PredictTasksResponse(results=map(_write_result, request.tasks, outcomes))
+        response = pb.PredictTasksResponse()
+        for task, outcome in zip(request.tasks, outcomes, strict=True):
+            result = response.results.add(task=task)
+            if isinstance(outcome, Exception):
+                result.error.CopyFrom(status_of(outcome))
+            else:
+                await write_prediction(outcome, result.prediction)
+        return response
 
     async def Generate(
         self, request: pb.GenerateRequest, context: ServicerContext
@@ -118,9 +136,14 @@ def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> Ta
     return TaskRef(message.task, alias=message.alias or None)
 
 
-def read_rows(rows: Iterable[pb.Row]) -> list[InputRow]:
-    """The rows of a message. Raises InvalidInput: a row is empty, or ambiguous."""
-    return [_read_row(row, f"rows[{index}]") for index, row in enumerate(rows)]
+async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
+    """The rows of a message; other calls go on meanwhile. Raises InvalidInput: a row is empty, or ambiguous."""
+    inputs: list[InputRow] = []
+    for index, row in enumerate(rows):
+        if index % PAUSE_ROWS == PAUSE_ROWS - 1:
+            await asyncio.sleep(0)
+        inputs.append(_read_row(row, f"rows[{index}]"))
+    return inputs
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
@@ -148,24 +171,18 @@ def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRe
     return seconds
 
 
-def _write_result(task: pb.TaskRef, outcome: Prediction | Exception) -> pb.PredictTasksResponse.Result:
-    if isinstance(outcome, Exception):
-        return pb.PredictTasksResponse.Result(task=task, error=status_of(outcome))
-    return pb.PredictTasksResponse.Result(task=task, prediction=write_prediction(outcome))
-
-
-def write_prediction(prediction: Prediction) -> pb.PredictResponse:
-    """The message of one task's answers."""
-    response = pb.PredictResponse(
-        task=prediction.task,
-        version=prediction.version,
-        generation=prediction.generation,
-        alias=prediction.alias or "",
-        labels=prediction.spec.labels,
-    )
-    for answer in prediction.answers:
-        _write_answer(response.answers.add(), answer)
-    return response
+async def write_prediction(prediction: Prediction, response: pb.PredictResponse) -> None:
+    """Fill the message of one task's answers; other calls go on meanwhile."""
+    response.task = prediction.task
+    response.version = prediction.version
+    response.generation = prediction.generation
+    response.alias = prediction.alias or ""
+    response.labels.extend(prediction.spec.labels)
+    pause = max(PAUSE_ROWS // max(prediction.spec.outputs, 1), 1)
+    for index, answer in enumerate(prediction.answers):
+        if index % pause == pause - 1:
+            await asyncio.sleep(0)
+        _write_answer(response.answers.add(truncated=prediction.truncated[index]), answer)
 
 
 def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
@@ -182,6 +199,7 @@ def _write_event(event: Piece | Generated) -> pb.GenerateResponse:
         text=answer.text,
         finish_reason=event.finish_reason,
         token_count=len(answer.tokens),
+        truncated=prediction.truncated[0],
     )
     return pb.GenerateResponse(generated=generated)
 

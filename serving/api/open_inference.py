@@ -5,7 +5,7 @@ the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -17,12 +17,15 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
 from serving.api.drain import Drain
+from serving.api.inbox import Messages
 from serving.api.open_inference_stream import FINAL, InferStream
 from serving.api.open_inference_tensors import (
     WHOLE_PROMPT,
+    count_rows,
     describe_config,
     describe_inputs,
     describe_outputs,
+    flag_truncated,
     read_rows,
     requested_outputs,
     takes_whole_prompt,
@@ -121,7 +124,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
-            _, asked = self._read(request, context)
+            _, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
@@ -129,7 +132,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             return _respond(request, prediction)
 
     def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: ServicerContext
+        self, requests: Messages[pb.ModelInferRequest], context: ServicerContext
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """Answer each of a stream of requests as soon as it is ready."""
         return InferStream(partial(self._answer, context=context), self._drain).answer(requests)
@@ -139,7 +142,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
-            target, asked = self._read(request, context)
+            target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
                 prediction = await self._service.predict(asked)
@@ -156,7 +159,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                     elif event.text:
                         yield _piece(request, event, target.resident)
 
-    def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+    async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
         options = RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
@@ -169,7 +172,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
-        return target, PredictRequest(targets=(target,), rows=read_rows(request, spec), options=options)
+        count = count_rows(request, spec)
+        self._service.check_counts(1, count)
+        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -257,6 +262,7 @@ def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelI
     )
     names, raw = requested_outputs(request, prediction.spec), bool(request.raw_input_contents)
     write_outputs(response, names, prediction.answers, prediction.spec, raw=raw)
+    flag_truncated(response, prediction.truncated)
     return response
 
 

@@ -4,11 +4,12 @@ A request that fails gets an error under its id, and the stream goes on, as in T
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from protos import open_inference_pb2 as pb
 from serving.api.drain import Drain, end_tasks
+from serving.api.inbox import Messages
 from serving.api.status import status_of
 from serving.errors import Draining
 
@@ -40,7 +41,7 @@ class InferStream:
         self._running: set[asyncio.Task[None]] = set()
 
     async def answer(
-        self, requests: AsyncIterator[pb.ModelInferRequest]
+        self, requests: Messages[pb.ModelInferRequest]
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         """The responses, until the requests end and all are answered.
 
@@ -55,30 +56,35 @@ class InferStream:
                     raise response
                 yield response
         finally:
+            response = None  # a raised one would hold this frame, and the frame it
             await end_tasks({reading, *self._running})
 
-    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+    async def _read(self, requests: Messages[pb.ModelInferRequest]) -> None:
         """Begin every request, and last queue how the stream ends."""
         end: Exception | None = None
         try:
             async with aclosing(self._drain.arriving(requests, PATIENCE_S)) as arriving:
                 async for request in arriving:
                     await self._slots.acquire()
-                    self._begin(request)
+                    self._begin(request, requests)
         except Exception as error:
             end = error
         if self._running and (end is None or isinstance(end, Draining)):
             await asyncio.wait(self._running)
         await self._unread.put(end)
+        del end  # its traceback holds this frame
 
-    def _begin(self, request: pb.ModelInferRequest) -> None:
+    def _begin(self, request: pb.ModelInferRequest, requests: Messages[pb.ModelInferRequest]) -> None:
         task = asyncio.create_task(self._serve(request))
         self._running.add(task)
-        task.add_done_callback(self._end)
+        size = requests.take_bytes()
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._slots.release()
+        def end(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            self._slots.release()
+            requests.give_back(size)
+
+        task.add_done_callback(end)
 
     async def _serve(self, request: pb.ModelInferRequest) -> None:
         try:

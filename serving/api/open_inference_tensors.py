@@ -5,8 +5,11 @@ template has a field of that name). Other tensors are ignored. Elements come raw
 tensor.
 """
 
+import asyncio
+import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +24,14 @@ from side_registry.task_kinds import KINDS, AnswerColumn
 WHOLE_PROMPT = "text"
 TYPED = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)
 SHARED_MEMORY = "shared_memory_region"
+TRUNCATED_ROWS = "truncated_rows"
+"""Parameter of every output tensor: the rows whose texts are cut, as JSON. It is missing where none is."""
+SHOWN = 10
+"""Names in a message."""
+MAX_OUTPUTS = 64
+"""Outputs that one request names."""
+MAX_IGNORED = 64
+"""Most inputs of a request beyond those that its task reads."""
 
 Tensor = pb.ModelInferRequest.InferInputTensor
 
@@ -69,18 +80,21 @@ def takes_whole_prompt(spec: TaskSpec) -> bool:
     return WHOLE_PROMPT not in spec.fields
 
 
-def read_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> list[InputRow]:
-    """Raises InvalidInput, TooManyRows."""
-    read = _read_names(request.inputs, spec)
-    used = [index for index, tensor in enumerate(request.inputs) if tensor.name in read]
-    rows = _count_rows([request.inputs[index] for index in used], spec.max_rows)
-    columns = [
-        _texts(request.inputs[index], data, rows)
-        for index, data in zip(used, _elements(request, used, rows), strict=True)
-    ]
-    if WHOLE_PROMPT in read and takes_whole_prompt(spec):
+def count_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> int:
+    """How many rows a request has. Raises InvalidInput, TooManyRows: its inputs are not the task's."""
+    return _count_rows([request.inputs[index] for index in _read_inputs(request.inputs, spec)], spec.max_rows)
+
+
+async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec, rows: int) -> list[InputRow]:
+    """The rows of a request that has so many; other calls go on between two of its tensors. Raises InvalidInput."""
+    indices = _read_inputs(request.inputs, spec)
+    names = [request.inputs[index].name for index in indices]
+    columns = []
+    for index, read in zip(indices, _readers(request, indices, rows), strict=True):
+        columns.append(_texts(request.inputs[index], read(), rows))
+        await asyncio.sleep(0)
+    if names == [WHOLE_PROMPT] and takes_whole_prompt(spec):
         return [Prompt(text) for text in columns[0]]
-    names = [request.inputs[index].name for index in used]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -91,6 +105,8 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
         InvalidInput: one that tasks of this kind do not have.
     """
     known = [column.name for column in KINDS[spec.kind].columns]
+    if len(request.outputs) > MAX_OUTPUTS:
+        raise InvalidInput("outputs", f"{len(request.outputs)} in one request; use {_listed(known)}")
     for output in request.outputs:
         if output.name not in known:
             raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of task {spec.name!r}; use {_listed(known)}")
@@ -119,13 +135,22 @@ def write_outputs(
             tensor.contents.fp32_contents.extend(values)
 
 
-def _read_names(inputs: Sequence[Tensor], spec: TaskSpec) -> frozenset[str]:
-    """The names of the tensors that the task reads, each of which is there once. Others are ignored."""
-    names = [tensor.name for tensor in inputs]
-    fields = frozenset(spec.fields)
-    used = frozenset({WHOLE_PROMPT}) if names == [WHOLE_PROMPT] and takes_whole_prompt(spec) else fields
-    if sorted(name for name in names if name in used) == sorted(used):
-        return used
+def flag_truncated(response: pb.ModelInferResponse, truncated: Sequence[bool]) -> None:
+    """Say on every output tensor which rows' texts were cut."""
+    rows = [row for row, is_cut in enumerate(truncated) if is_cut]
+    if rows:
+        for tensor in response.outputs:
+            tensor.parameters[TRUNCATED_ROWS].string_param = json.dumps(rows)
+
+
+def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec) -> list[int]:
+    """Indices of the tensors that the task reads, each of which is there once. Others are ignored."""
+    names = [tensor.name for tensor in inputs[: len(spec.fields) + MAX_IGNORED + 1]]
+    is_whole = names == [WHOLE_PROMPT] and takes_whole_prompt(spec)
+    used = {WHOLE_PROMPT} if is_whole else set(spec.fields)
+    indices = [index for index, name in enumerate(names) if name in used]
+    if len(names) <= len(spec.fields) + MAX_IGNORED and sorted(names[index] for index in indices) == sorted(used):
+        return indices
     needed = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
     whole = f", or a single '{WHOLE_PROMPT}' with the whole prompt" if takes_whole_prompt(spec) else ""
     raise InvalidInput("inputs", f"task {spec.name!r} takes {needed}{whole}; got {_listed(names) or 'none'}")
@@ -155,11 +180,11 @@ def _rows_of(tensor: Tensor) -> int:
     return shape[0]
 
 
-def _elements(request: pb.ModelInferRequest, used: Sequence[int], rows: int) -> list[Sequence[bytes]]:
-    """The elements of the input tensors with these indices, raw or typed."""
+def _readers(request: pb.ModelInferRequest, indices: Sequence[int], rows: int) -> list[Callable[[], Sequence[bytes]]]:
+    """For each input tensor with these indices, a function that reads its elements, raw or typed."""
     raw = request.raw_input_contents
     if not raw:
-        return [_typed(request.inputs[index], rows) for index in used]
+        return [partial(_typed, request.inputs[index], rows) for index in indices]
     if len(raw) != len(request.inputs):
         fault = f"has {len(raw)} items for {len(request.inputs)} inputs; give one per input, in their order"
         raise InvalidInput("raw_input_contents", fault)
@@ -168,7 +193,7 @@ def _elements(request: pb.ModelInferRequest, used: Sequence[int], rows: int) -> 
             raise InvalidInput(
                 f"inputs.{tensor.name}", "has contents beside raw_input_contents; use one of them for all"
             )
-    return [split_raw(request.inputs[index].name, raw[index], rows) for index in used]
+    return [partial(split_raw, request.inputs[index].name, raw[index], rows) for index in indices]
 
 
 def _typed(tensor: Tensor, rows: int) -> Sequence[bytes]:
@@ -224,7 +249,7 @@ def _shape(column: AnswerColumn, rows: int, spec: TaskSpec) -> list[int]:
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return ", ".join(_short(name) for name in list(names)[:10])
+    return ", ".join(_short(name) for name in list(names)[:SHOWN])
 
 
 def _short(name: str) -> str:

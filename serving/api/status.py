@@ -46,6 +46,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     serving.OutOfMemory: StatusCode.RESOURCE_EXHAUSTED,
     serving.NotLoaded: StatusCode.UNAVAILABLE,
     serving.VersionRefused: StatusCode.FAILED_PRECONDITION,
+    serving.PassTooLarge: StatusCode.FAILED_PRECONDITION,
     serving.Draining: StatusCode.UNAVAILABLE,
     registry.RegistryNotFound: StatusCode.UNAVAILABLE,
     registry.StoreFailed: StatusCode.UNAVAILABLE,
@@ -106,7 +107,13 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request(error.what, f"use {error.rule}"))
         case registry.InvalidRoute():
             details.append(_bad_request("route", error.why))
-        case serving.Overloaded() | serving.TooSlow() | serving.TaskOverloaded() | serving.OutOfMemory():
+        case (
+            serving.Overloaded()
+            | serving.TooSlow()
+            | serving.TaskOverloaded()
+            | serving.TooManyBytes()
+            | serving.OutOfMemory()
+        ):
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))
     return details
 

@@ -149,13 +149,14 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
     match answer.WhichOneof("answer"):
         case "classification":
             chosen = answer.classification
-            return results.Classification(chosen.label, chosen.score, dict(zip(labels, chosen.scores, strict=True)))
+            scores = dict(zip(labels, chosen.scores, strict=True))
+            return results.Classification(chosen.label, chosen.score, scores, answer.truncated)
         case "regression":
-            return results.Regression(answer.regression.value)
+            return results.Regression(answer.regression.value, answer.truncated)
         case "embedding":
-            return results.Embedding(tuple(answer.embedding.values))
+            return results.Embedding(tuple(answer.embedding.values), answer.truncated)
         case _:
-            return results.Text(answer.text.text)
+            return results.Text(answer.text.text, answer.truncated)
 
 
 def _read_spec(spec: pb.TaskSpec) -> results.TaskSpec:

@@ -28,6 +28,8 @@ class Classification:
     """The label's probability."""
     scores: dict[str, float]
     """Every label's probability, in the task's order."""
+    truncated: bool = False
+    """The row's text was longer than the task's `max_source_tokens`: its end was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Regression:
     """An answer of a regression task."""
 
     value: float
+    truncated: bool = False
+    """As Classification's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Text:
     """An answer of a text task."""
 
     text: str
+    truncated: bool = False
+    """As Classification's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class Embedding:
 
     values: tuple[float, ...]
     """A vector of length 1: the dot product of two is the cosine of their angle."""
+    truncated: bool = False
+    """As Classification's."""
 
 
 Answer = Classification | Regression | Text | Embedding
@@ -104,6 +112,8 @@ class GeneratedText:
     finish_reason: str
     """`end`: the side network ended it; `length`: it reached the most tokens that it may have."""
     token_count: int
+    truncated: bool = False
+    """The row's text was longer than the task's `max_source_tokens`: its end was not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

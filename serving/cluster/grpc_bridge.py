@@ -6,6 +6,8 @@ So gRPC's own context is stored here when a call arrives, and `CallContext` give
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -15,7 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServicerContext
 
-from serving.api import HEALTH, LASTING, SERVICES, Drain, answering, streaming, tolerant
+from serving.api import HEALTH, SERVICES, Drain, Inbox, intercepted, path_of
 
 Metadata = list[tuple[str, str | bytes]]
 
@@ -50,13 +52,8 @@ def add_services(servicer: object, server: grpc.aio.Server) -> None:
         servicer: Ray's placeholder. Ray replaces all handlers by its own methods.
     """
     for service in SERVICES:
-        handlers = {path(method): _handler(method) for method in service.methods}
+        handlers = {path_of(method): _handler(method) for method in service.methods}
         server.add_generic_rpc_handlers((_Arrivals(handlers),))
-
-
-def path(method: MethodDescriptor) -> str:
-    """gRPC's name of a method: /package.Service/Method."""
-    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 class _Arrivals(grpc.GenericRpcHandler):
@@ -74,10 +71,18 @@ class _Arrivals(grpc.GenericRpcHandler):
         return handler._replace(**{kind: store_context(getattr(handler, kind))})
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The bytes of a request, as Ray carries them to the replica. Ray's own process does not decode them."""
+
+    path: str
+    """Of the method."""
+    data: bytes
+
+
 def _handler(method: MethodDescriptor) -> grpc.RpcMethodHandler:
-    request = GetMessageClass(method.input_type)
     make = getattr(grpc, f"{_kind(method.client_streaming, method.server_streaming)}_rpc_method_handler")
-    return make(_never, request_deserializer=tolerant(request.FromString))
+    return make(_never, request_deserializer=partial(Arrived, path_of(method)))
 
 
 def _kind(many_requests: bool, many_responses: bool) -> str:
@@ -120,11 +125,23 @@ class CallContext:
         """Seconds until the deadline; None if there is none, or if the call came through another process."""
         return self._arrived.time_remaining() if self._arrived else None
 
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        """Set the call's status, which Ray sends when the method returns, and end the method."""
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Set the call's status, which Ray sends when the method returns."""
         self._ray.set_code(code)
+
+    def set_details(self, details: str) -> None:
+        """Set the status's message."""
         self._ray.set_details(details)
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Set the metadata that follows the response."""
         self._ray.set_trailing_metadata(list(trailing_metadata))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """Set the call's status, and end the method."""
+        self.set_code(code)
+        self.set_details(details)
+        self.set_trailing_metadata(trailing_metadata)
         raise AbortError()
 
 
@@ -134,47 +151,54 @@ class Calls:
     Args:
         servicers: the servicer of each service.
         drain: counts the calls in flight, and refuses new ones once it has begun.
+        inbox: takes the requests in.
     """
 
-    def __init__(self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain) -> None:
-        self._methods: dict[str, dict[type[Message], Callable[..., Any]]] = {}
+    def __init__(self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain, inbox: Inbox) -> None:
+        self._methods: dict[str, dict[str, Callable[..., Any]]] = {}
         for service, servicer in servicers.items():
             for method in service.methods:
-                by_request = self._methods.setdefault(method.name, {})
-                by_request[GetMessageClass(method.input_type)] = _intercepted(method, servicer, drain)
+                by_path = self._methods.setdefault(method.name, {})
+                by_path[path_of(method)] = intercepted(method, getattr(servicer, method.name), drain, inbox)
 
     async def answer(self, name: str, request: Any, context: RayContext) -> Message:
-        """The response. If the call failed, an empty message, with the status in the context."""
+        """The response. If the call failed, an empty message, with the status in the context.
+
+        Args:
+            request: an Arrived, or an async iterator of them.
+        """
+        method, data = self._method(name, request)
         try:
-            return await self._method(name, request)(request, CallContext(context))
+            response = await method(data, CallContext(context))
         except AbortError:
-            return _NOTHING()
+            response = None
+        return _NOTHING() if response is None else response
 
     async def stream(self, name: str, request: Any, context: RayContext) -> AsyncGenerator[Message, None]:
         """The responses. If the call fails they end, with the status in the context."""
+        method, data = self._method(name, request)
         try:
-            async for response in self._method(name, request)(request, CallContext(context)):
+            async for response in method(data, CallContext(context)):
                 yield response
         except AbortError:
             return
 
-    def _method(self, name: str, request: Any) -> Callable[..., Any]:
-        """The method of this name. Two services may share a name: the type of the request tells them apart."""
-        by_request = self._methods[name]
-        return by_request.get(type(request)) or next(iter(by_request.values()))  # one that did not decode fails in any
+    def _method(self, name: str, request: Any) -> tuple[Callable[..., Any], Any]:
+        """The method, and the bytes of its request or of each of its requests.
+
+        Two services may share a name: the path tells them apart. None of those methods takes a stream.
+        """
+        by_path = self._methods[name]
+        if isinstance(request, Arrived):
+            return by_path[request.path], request.data
+        [method] = by_path.values()
+        return method, _each_data(request)
+
+
+async def _each_data(requests: AsyncIterator[Arrived]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request.data
 
 
 _NOTHING = GetMessageClass(HEALTH.methods_by_name["Check"].output_type)
 """Any message will do: it is not sent for a failed call."""
-
-
-def _intercepted(method: MethodDescriptor, servicer: Any, drain: Drain) -> Callable[..., Any]:
-    behavior = getattr(servicer, method.name)
-    many = method.client_streaming
-    lasting = path(method) in LASTING
-    if method.containing_service is HEALTH:
-        drain = Drain()  # it never begins: health answers until the end
-        lasting = True
-    if method.server_streaming:
-        return streaming(drain, behavior, many=many, lasting=lasting)
-    return answering(drain, behavior, many=many)

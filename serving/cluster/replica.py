@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serving.api import Drain, end_tasks
+from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.errors import PortInUse
@@ -86,7 +86,9 @@ class Server:
         presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
-        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain)
+        inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._open.callback(inbox.close)
+        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain, inbox)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})

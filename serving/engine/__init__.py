@@ -4,6 +4,7 @@ from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import FinishReason, Piece, TextProgress
 from serving.engine.device import (
     check_fits,
+    free_bytes,
     pick_device,
     run_apart,
     run_aside,
@@ -26,6 +27,7 @@ __all__ = [
     "Resident",
     "TextProgress",
     "check_fits",
+    "free_bytes",
     "pick_device",
     "run_apart",
     "run_aside",

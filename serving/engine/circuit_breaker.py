@@ -81,11 +81,12 @@ class CircuitBreaker:
         circuit = self._circuits[key]
         return f"{circuit.reason}; it is asked again in {circuit.until - self._clock():.0f} s"
 
-    def check_time(self, key: Key, seconds: float) -> str | None:
-        """Open if the version took too long; returns the reason then, else None."""
-        if seconds <= self.limit_s:
+    def check_time(self, key: Key, seconds: float, times: float = 1.0) -> str | None:
+        """Open if the version took longer than `times` the limit; returns the reason then, else None."""
+        limit_s = times * self.limit_s
+        if seconds <= limit_s:
             return None
-        reason = f"took {seconds:.1f} s for {self._timed}, the limit is {self.limit_s:g} s ({self._setting})"
+        reason = f"took {seconds:.1f} s for {self._timed}, the limit is {limit_s:g} s ({self._setting})"
         self._open(key, reason)
         return reason
 

@@ -6,6 +6,7 @@ affect a batch in flight.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 
 from ladder.answering import Generate, Group, plan, score
 from ladder.answers import Answer, TextAnswer
-from ladder.backbone import Backbone, BackbonePass
+from ladder.backbone import Backbone, BackbonePass, pass_bytes
 from ladder.decoding import RunningTexts, Text
 from ladder.errors import is_out_of_memory
 from ladder.stacked import StackedSide
@@ -25,10 +26,13 @@ from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import IncrementalDetokenizer, Piece
 from serving.engine.outcomes import checked, log_failures
 from serving.engine.rows import Deliver, EngineRow, Event, Resident
-from serving.errors import OutOfMemory, SideFailed
+from serving.errors import OutOfMemory, PassTooLarge, SideFailed
 from serving.metrics import Metrics, Stage
 
 log = logging.getLogger(__name__)
+
+USUAL_TOKENS = 512
+"""Rows up to this length have `side_timeout_s`; longer ones have proportionally more."""
 
 
 class Engine:
@@ -55,6 +59,7 @@ class Engine:
         self.cache = ActivationCache(config.cache_bytes, self._metrics) if cache is None else cache
         self._cached_backbone = CachedBackbone(backbone, self.cache, self._metrics, encode)
         self._clock = clock
+        self._pass_bytes = config.max_pass_bytes or math.inf
         self._breaker = CircuitBreaker(config.side_timeout_s, "side_timeout_s", config.side_bench_s, clock=clock)
         self._texts = RunningTexts(backbone)
         self._running: dict[EngineRow, Text] = {}
@@ -116,8 +121,13 @@ class Engine:
         return [outcomes[row] for row in rows]
 
     def _answer(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
-        """Answer, or begin, new rows. Without memory, each half of them has one more try."""
+        """Answer, or begin, new rows, in parts that fit the memory of a pass."""
         rows = self._reject_open(rows, deliver)
+        for part in self._parts(self._reject_too_large(rows, deliver)):
+            self._answer_part(part, deliver)
+
+    def _answer_part(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
+        """Answer, or begin, new rows. Without memory, each half of them has one more try."""
         left = self._try(rows, deliver)
         middle = (len(left) + 1) // 2
         for half in (left[:middle], left[middle:]):
@@ -135,9 +145,40 @@ class Engine:
             deliver(list(rejected.items()))
         return [row for row in rows if row not in rejected]
 
-    def _check_time(self, resident: Resident, seconds: float) -> SideFailed | None:
-        """The error for this side network's rows if it exceeded the limit; its breaker is open then."""
-        reason = self._breaker.check_time(resident.key, seconds)
+    def _reject_too_large(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
+        """Fail the rows that need too much memory even alone; returns the others."""
+        rejected = {
+            row: PassTooLarge(row.tokens, needed, int(self._pass_bytes))
+            for row in rows
+            if (needed := self._estimate(1, row.tokens)) > self._pass_bytes
+        }
+        if rejected:
+            deliver(list(rejected.items()))
+        return [row for row in rows if row not in rejected]
+
+    def _parts(self, rows: Sequence[EngineRow]) -> list[Sequence[EngineRow]]:
+        """Divide a batch so that each part fits the memory of a pass; nearly always it is one part, in its order."""
+        if not rows or self._estimate(len(rows), max(row.tokens for row in rows)) <= self._pass_bytes:
+            return [rows] if rows else []
+        parts: list[Sequence[EngineRow]] = []
+        part: list[EngineRow] = []
+        for row in sorted(rows, key=lambda row: row.tokens):
+            if part and self._estimate(len(part) + 1, row.tokens) > self._pass_bytes:
+                parts.append(part)
+                part = []
+            part.append(row)
+        return [*parts, part]
+
+    def _estimate(self, rows: int, tokens: int) -> int:
+        return pass_bytes(self.backbone.config, rows, tokens, self.backbone.dtype.itemsize)
+
+    def _check_time(self, resident: Resident, seconds: float, tokens: int) -> SideFailed | None:
+        """The error for this side network's rows if it exceeded the limit; its breaker is open then.
+
+        Args:
+            tokens: of the longest row: a long text takes long in any side network, which is not to blame for it.
+        """
+        reason = self._breaker.check_time(resident.key, seconds, max(1.0, tokens / USUAL_TOKENS))
         return SideFailed(resident.task, resident.version, f"it {reason}") if reason else None
 
     def _try(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
@@ -184,7 +225,8 @@ class Engine:
             resident = rows[outcomes[0][0]].resident  # all of them are of one side network
             slow = None
             if resident.key in alone:
-                slow = self._check_time(resident, self._clock() - since)
+                longest = max(rows[index].tokens for index, _ in outcomes)
+                slow = self._check_time(resident, self._clock() - since, longest)
             events = [(rows[index], slow or checked(resident, outcome)) for index, outcome in outcomes]
             log_failures(events)
             deliver(events)
@@ -257,7 +299,7 @@ class Engine:
             return
         [slow] = suspects.values()
         rows = [row for row in self._running if row.resident.key == slow.key]
-        if fault := self._check_time(slow, seconds):
+        if fault := self._check_time(slow, seconds, max(row.tokens for row in rows)):
             self._leave(rows)
             events: list[tuple[EngineRow, Event]] = [(row, fault) for row in rows]
             log_failures(events)

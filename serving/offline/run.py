@@ -110,7 +110,9 @@ def run_batch(
             shards=len(plan.inputs.shards),
             done_before=plan.done_rows,
             versions={task.name: task.version for task in plan.tasks},
-            counts=Counts(failures={task.name: 0 for task in plan.tasks}),
+            counts=Counts(
+                failures={task.name: 0 for task in plan.tasks}, truncated={task.name: 0 for task in plan.tasks}
+            ),
         )
         if plan.missing:
             _run(wanted, replicas, plan, summary, progress)
@@ -129,9 +131,9 @@ def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progr
         for report in _reports(_replica_config(wanted, plan, placed), plan.missing, placed):
             if report["reason"]:
                 raise ShardFailed(shard=report["shard"], reason=report["reason"], why=report["why"])
-            failures = json.loads(report["failures"])
-            counts = Counts(rows=report["rows"], prompts=report["prompts"], passes=report["passes"], failures=failures)
-            summary.counts.add(counts)
+            sums = {name: report[name] for name in ("rows", "prompts", "passes")}
+            by_task = {name: json.loads(report[name]) for name in ("failures", "truncated")}
+            summary.counts.add(Counts(**sums, **by_task))
             progress(summary.done_before + summary.counts.rows, summary.rows)
     summary.seconds = time.monotonic() - began - summary.start_s
 

@@ -66,14 +66,17 @@ class Counts:
     """Inputs that the backbone computed."""
     failures: dict[str, int] = field(default_factory=dict)
     """Rows with an error, by `OfflineTask.name`."""
+    truncated: dict[str, int] = field(default_factory=dict)
+    """Rows whose text was longer than the task's `max_source_tokens`, by `OfflineTask.name`."""
 
     def add(self, other: "Counts") -> None:
         """Add the counts of another table."""
         self.rows += other.rows
         self.prompts += other.prompts
         self.passes += other.passes
-        for name, count in other.failures.items():
-            self.failures[name] = self.failures.get(name, 0) + count
+        for mine, others in ((self.failures, other.failures), (self.truncated, other.truncated)):
+            for name, count in others.items():
+                mine[name] = mine.get(name, 0) + count
 
 
 def fields_of(name: str, kind: str) -> list[pa.Field]:
@@ -93,6 +96,8 @@ class TokenizedTable:
     table: pa.Table
     ids: Sequence[Sequence[Ids | Exception]]
     """For each task, each row's token ids, or why it has none."""
+    truncated: Sequence[int]
+    """For each task, how many rows' texts are cut."""
 
     @cached_property
     def prompts(self) -> int:
@@ -123,8 +128,9 @@ class TableAnswerer:
 
     def tokenize(self, table: pa.Table) -> TokenizedTable:
         """Render and tokenize all rows for all tasks. Tasks with the same template and columns share the result."""
-        shared: dict[object, list[Ids | Exception]] = {}
+        shared: dict[object, tuple[list[Ids | Exception], int]] = {}
         ids = []
+        truncated = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
             spec = resident.spec
             columns = tuple(task.columns[name] for name in spec.fields)
@@ -132,8 +138,10 @@ class TableAnswerer:
             if key not in shared:
                 prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
                 shared[key] = self._encoded(prompts, spec.max_source_tokens)
-            ids.append(shared[key])
-        return TokenizedTable(table, ids)
+            rows, cut = shared[key]
+            ids.append(rows)
+            truncated.append(cut)
+        return TokenizedTable(table, ids, truncated)
 
     def answer(self, tokenized: TokenizedTable) -> list[list[Outcome]]:
         """Each task's outcome for each row. If memory runs out, all rows run again in passes of half the size.
@@ -170,18 +178,22 @@ class TableAnswerer:
         """The table with the tasks' columns, and its counts without `passes`."""
         table = tokenized.table
         counts = Counts(rows=table.num_rows, prompts=tokenized.prompts)
-        for task, resident, of_task in zip(self._tasks, self._residents, outcomes, strict=True):
+        for index, (task, resident, of_task) in enumerate(zip(self._tasks, self._residents, outcomes, strict=True)):
+            counts.truncated[task.name] = tokenized.truncated[index]
             counts.failures[task.name] = sum(isinstance(outcome, Exception) for outcome in of_task)
             fields = fields_of(task.name, resident.spec.kind)
             for column, values in zip(fields, _columns(resident, of_task), strict=True):
                 table = table.append_column(column, pa.array(values, column.type))
         return table, counts
 
-    def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> list[Ids | Exception]:
-        """Each prompt's token ids. Each distinct prompt is tokenized once."""
+    def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> tuple[list[Ids | Exception], int]:
+        """Each prompt's token ids, and how many prompts are cut. Each distinct prompt is tokenized once."""
         texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
-        ids = dict(zip(texts, map(tuple, self._tokenizer.encode_batch(texts, limit)), strict=True))
-        return [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        encoded, cut = self._tokenizer.encode_cut(texts, limit)
+        ids = dict(zip(texts, map(tuple, encoded), strict=True))
+        is_cut = dict(zip(texts, cut, strict=True))
+        rows = [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
+        return rows, sum(is_cut[prompt] for prompt in prompts if isinstance(prompt, str))
 
 
 def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[str | Exception]:

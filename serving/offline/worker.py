@@ -81,6 +81,7 @@ class Replica:
             "prompts": counts.prompts,
             "passes": counts.passes,
             "failures": json.dumps(counts.failures),
+            "truncated": json.dumps(counts.truncated),
             "reason": reason,
             "why": why,
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serving.errors import InvalidInput, ServingError, TooManyRows
+from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
@@ -62,8 +62,8 @@ def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
 class Encoder(Protocol):
     """What the service needs of a tokenizer; called from several threads."""
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        """The tokens of each text, at most `max_tokens` of them."""
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        """The tokens of each text, at most `max_tokens` of them, and for each text whether it is cut."""
         ...
 
 
@@ -74,6 +74,8 @@ class Encoded:
     target: Target
     prompts: list[str]
     ids: list[Ids]
+    truncated: list[bool]
+    """For each row, whether its prompt was longer than the spec's `max_source_tokens`, and so is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
     try:
         return _Rendered(target, render_rows(target.resident.spec, rows))
     except ServingError as error:
-        return error
+        return detached(error)
 
 
 def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]") -> list[list[Encoded | Refused]]:
@@ -146,10 +148,13 @@ def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]
     def encoded(task: _Rendered | Refused) -> Encoded | Refused:
         if isinstance(task, Exception):
             return task
-        return Encoded(task.target, task.prompts, [ids[task.limit][prompt] for prompt in task.prompts])
+        tokens = [ids[task.limit][prompt] for prompt in task.prompts]
+        return Encoded(task.target, task.prompts, [row for row, _ in tokens], [cut for _, cut in tokens])
 
     return [[encoded(task) for task in request] for request in requests]
 
 
-def _tokenize(tokenizer: Encoder, texts: list[str], limit: int) -> Mapping[str, Ids]:
-    return dict(zip(texts, map(tuple, tokenizer.encode_batch(texts, limit)), strict=True))
+def _tokenize(tokenizer: Encoder, texts: list[str], limit: int) -> Mapping[str, tuple[Ids, bool]]:
+    """Each text's tokens, and whether it is cut."""
+    ids, cut = tokenizer.encode_cut(texts, limit)
+    return dict(zip(texts, zip(map(tuple, ids), cut, strict=True), strict=True))

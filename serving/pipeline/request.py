@@ -165,9 +165,11 @@ class Prediction:
     """The registry's generation that was fully applied here when the request was admitted."""
     spec: TaskSpec
     answers: tuple[Answer, ...]
+    truncated: tuple[bool, ...]
+    """For each row, whether its text was longer than the spec's `max_source_tokens`: its end was not read."""
 
     @classmethod
-    def of(cls, target: Target, answers: Sequence[Answer]) -> "Prediction":
+    def of(cls, target: Target, answers: Sequence[Answer], truncated: Sequence[bool]) -> "Prediction":
         """The prediction of `target`, with an answer for each row."""
         resident = target.resident
         return cls(
@@ -177,6 +179,7 @@ class Prediction:
             generation=target.generation,
             spec=resident.spec,
             answers=tuple(answers),
+            truncated=tuple(truncated),
         )
 
 
@@ -189,11 +192,14 @@ class Generated:
     finish_reason: FinishReason
 
 
-def prediction_or_fault(target: Target, outcomes: Sequence[Outcome]) -> Prediction | Refused:
+def prediction_or_fault(target: Target, outcomes: Sequence[Outcome], truncated: Sequence[bool]) -> Prediction | Refused:
     """The task's answers, or the first fault of this task among them. Any other exception is raised."""
-    for outcome in outcomes:
-        if isinstance(outcome, ServingError):
-            return outcome
-        if isinstance(outcome, Exception):
-            raise outcome
-    return Prediction.of(target, outcomes)
+    fault = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+    if fault is None:
+        return Prediction.of(target, outcomes, truncated)
+    if isinstance(fault, ServingError):
+        return fault
+    try:
+        raise fault
+    finally:
+        del fault, outcomes  # else the error's traceback would hold this frame, and the frame the error

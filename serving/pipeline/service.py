@@ -16,7 +16,7 @@ from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
 from serving.engine import EngineRow, Piece, TextProgress
-from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow
+from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow, detached
 from serving.metrics import Metrics
 from serving.pipeline.observation import NoObserver, Observation, Observer
 from serving.pipeline.preprocessing import Encoded, Encoder, resolve
@@ -86,12 +86,10 @@ class PredictService:
         The fault of one task stands in its place. `options.decoding` touches only the tasks that make texts.
 
         Raises:
-            InvalidInput: no tasks, too many, or options out of bounds.
+            InvalidInput: no tasks, or options out of bounds.
         """
         if not refs:
             raise InvalidInput("tasks", "there are none; name at least one")
-        if len(refs) > self._config.max_request_tasks:
-            raise InvalidInput("tasks", f"{len(refs)} in one request, the limit is {self._config.max_request_tasks}")
         options.check()
         state = self._pool.snapshot()
         if not options.route_key:  # a task that is named twice gets one version
@@ -101,8 +99,20 @@ class PredictService:
             try:
                 targets.append(resolve(state, ref, options, many=True))
             except (ServingError, RegistryError) as error:
-                targets.append(error)
+                targets.append(detached(error))
         return targets
+
+    def check_counts(self, tasks: int, rows: int) -> None:
+        """Check how many tasks and rows a request has, before anything is made of them.
+
+        Raises:
+            InvalidInput: too many tasks.
+            TooManyRows: a row of several tasks counts once for each.
+        """
+        if tasks > self._config.max_request_tasks:
+            raise InvalidInput("tasks", f"{tasks} in one request, the limit is {self._config.max_request_tasks}")
+        if tasks * rows > self._config.max_request_rows:
+            raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
     async def predict(self, request: PredictRequest) -> Prediction:
         """Answer the rows of a request that has one target.
@@ -111,9 +121,12 @@ class PredictService:
             InvalidInput, TooManyRows, SideFailed, Shed, DeadlineExpired, Draining.
         """
         [outcome] = await self.predict_tasks(request)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            del outcome  # else an error's traceback would hold this frame, and the frame the error
 
     async def predict_tasks(self, request: PredictRequest) -> list[Prediction | Refused]:
         """Answer the same rows by every target, in order; a task's own fault stands in its place.
@@ -137,7 +150,10 @@ class PredictService:
         began = perf_counter()
         [encoded] = await self._encode(request)
         if isinstance(encoded, Exception):
-            raise _of_one_row(encoded)
+            try:
+                raise _of_one_row(encoded)
+            finally:
+                del encoded  # as in `predict`
         progress = TextProgress(_max_new_tokens(encoded.target))
         async with aclosing(self._stream(encoded, request)) as events:
             async for event in events:
@@ -148,7 +164,8 @@ class PredictService:
                     progress.add(piece)
                     yield piece
                 if not isinstance(event, Piece):
-                    yield Generated(Prediction.of(encoded.target, [event]), progress.finish_reason)
+                    whole = Prediction.of(encoded.target, [event], encoded.truncated)
+                    yield Generated(whole, progress.finish_reason)
 
     async def close(self) -> None:
         """Stop now. What is still in flight fails with Draining."""
@@ -158,20 +175,18 @@ class PredictService:
     async def _encode(self, request: PredictRequest) -> list[Encoded | Refused]:
         """Tokenize the rows for each target, or say what is wrong with it."""
         rows, options = request.rows, request.options
-        self._check_rows(len(request.targets), len(rows))
+        if not rows:
+            raise InvalidInput("rows", "there are none; send at least one")
+        self.check_counts(len(request.targets), len(rows))
         self._batcher.admit(len(rows), options.deadline, self._tokenizers.rows)
         encoded = await self._tokenizers.encode(request.targets, rows, options.deadline)
         for target, outcome in zip(request.targets, encoded, strict=True):
             if isinstance(target, Target) and isinstance(outcome, InvalidInput):
                 own = self._pool.snapshot().own(target.resident.task, target.alias)
                 self._observe(Observation.unrenderable(target, own, rows))
+            elif isinstance(outcome, Encoded):
+                self._metrics.truncated(outcome.target.resident.task, sum(outcome.truncated))
         return encoded
-
-    def _check_rows(self, tasks: int, rows: int) -> None:
-        if not rows:
-            raise InvalidInput("rows", "there are none; send at least one")
-        if tasks * rows > self._config.max_request_rows:
-            raise TooManyRows(tasks * rows, self._config.max_request_rows)
 
     async def _answer(
         self, encoded: Sequence[Encoded | Refused], request: PredictRequest
@@ -209,7 +224,7 @@ class PredictService:
             task_rows = [rows[index] for index in task_indices]
             task_outcomes = [outcomes[index] for index in task_indices]
             self._observe(Observation.of(task, request.rows, task_rows, task_outcomes, seconds))
-            predictions.append(prediction_or_fault(task.target, task_outcomes))
+            predictions.append(prediction_or_fault(task.target, task_outcomes, task.truncated))
         answered = iter(predictions)
         return [next(answered) if isinstance(task, Encoded) else task for task in encoded]
 

@@ -81,6 +81,7 @@ class TokenizerPool:
             if alarm:
                 alarm.cancel()
             self._metrics.stage("tokenize", perf_counter() - start)
+            del request  # else its future holds an error, whose traceback holds this frame
 
     def close(self) -> None:
         """Take no more requests. Those that wait fail with Draining; a call that has begun is finished."""

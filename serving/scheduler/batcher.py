@@ -141,10 +141,13 @@ class Batcher:
             ended = False
             while not ended:
                 event = await request.next()
-                if isinstance(event, Exception):
-                    raise event
-                ended = not isinstance(event, Piece)
-                yield event
+                try:
+                    if isinstance(event, Exception):
+                        raise event
+                    ended = not isinstance(event, Piece)
+                    yield event
+                finally:
+                    del event  # else an error's traceback holds this frame, and the frame the error
 
     def shadow(self, request: ShadowRequest) -> None:
         """Answer it when the device has nothing else to do. Rows for which there is no room or time are dropped."""
@@ -215,6 +218,7 @@ class Batcher:
         self._requests.discard(request)
         self._unqueue(request.bundles)
         self._on_device.cancel(request)
+        request.bundles = []  # they hold the request, which would hold them
         self._limits.leave(tasks)
         if self._on_device.has_cancelled:
             self._wake()

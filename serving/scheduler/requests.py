@@ -216,13 +216,15 @@ class ListRequest(Request):
         Raises:
             DeadlineExpired: not all are there at the deadline. Or the error of the whole request.
         """
-        if self.deadline is None:
-            return await self._future
-        expiry = asyncio.get_running_loop().call_at(self.deadline, self.fail, DeadlineExpired())
+        expiry = None
+        if self.deadline is not None:
+            expiry = asyncio.get_running_loop().call_at(self.deadline, self.fail, DeadlineExpired())
         try:
             return await self._future
         finally:
-            expiry.cancel()
+            if expiry is not None:
+                expiry.cancel()
+            del self._future  # else it holds an error, whose traceback holds the frames that hold this request
 
 
 class StreamRequest(Request):

@@ -18,7 +18,7 @@ from ladder.side import SideNetwork, as_served, load_side
 from ladder.stacked import Side, SideBank
 from serving.config import BatchConfig, LoadConfig
 from serving.engine import Resident, trim_heaps
-from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge, TextsTooLong
 from serving.versions.replay import Replayer
 from side_registry.blobs import StoredArtifact
 from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
@@ -68,8 +68,9 @@ class Loader:
         """Download and verify one version. It must not serve before `replay` has ended.
 
         Raises:
-            IncompatibleSide: another backbone or tokenizer.
+            IncompatibleSide: another backbone or tokenizer, or a side network that reads images.
             SideTooLarge: more bytes than `max_side_bytes`.
+            TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
             LoadFailed: anything else; `transient` where a later try may succeed.
         """
@@ -116,6 +117,8 @@ class Loader:
             raise IncompatibleSide(task, wants, f"{backbone.name} ({backbone.fingerprint})", remedy)
         if manifest.tokenizer_fingerprint != self._tokenizer.fingerprint:
             raise IncompatibleSide(task, f"tokenizer {manifest.tokenizer_fingerprint}", self._tokenizer.fingerprint)
+        if (tokens := manifest.spec.max_source_tokens) > self._config.max_row_tokens:
+            raise TextsTooLong(task, version, tokens, self._config.max_row_tokens)
         if SIDE_NETWORK not in manifest.files:
             raise CorruptSide(task, version, f"its manifest names no {SIDE_NETWORK}")
         size = sum(blob.size for blob in manifest.files.values())
@@ -137,9 +140,13 @@ class Loader:
 
     def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
         try:
-            return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
+            settings = SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
         except (TypeError, ValueError) as error:  # ValueError also: a list of layers with something else in it
             raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
+        if settings.visual is not None:
+            remedy = "images are not served yet: publish a version that reads text alone"
+            raise IncompatibleSide(task, "text and images", "text alone", remedy)
+        return settings
 
     def _place(self, side: SideNetwork) -> Side:
         """Copy the weights to a slot of the bank; a side network that cannot be stacked stays a module of its own."""

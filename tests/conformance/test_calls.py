@@ -180,6 +180,17 @@ def test_reflection_lists_our_services_and_describes_them(target: Target) -> Non
     assert described.file_descriptor_response.file_descriptor_proto
 
 
+def test_a_text_that_is_too_long_is_flagged_in_both_services(target: Target) -> None:
+    texts = ("dull", "dull " * 500)
+    before = sum(target.counted("sidecast_truncated_rows_total", task="sst2"))
+    response = target.native.Predict(pb.PredictRequest(task="sst2", rows=[pb.Row(text=text) for text in texts]))
+    assert [answer.truncated for answer in response.answers] == [False, True]
+    outputs = target.oip.ModelInfer(infer("sst2", texts)).outputs
+    assert {output.parameters["truncated_rows"].string_param for output in outputs} == {"[1]"}
+    assert [answer.truncated for answer in target.client.predict("sst2", texts)] == [False, True]
+    assert sum(target.counted("sidecast_truncated_rows_total", task="sst2")) == before + 3
+
+
 def test_a_tenant_is_read_from_the_callers_metadata(target: Target) -> None:
     request = pb.PredictRequest(task="sst2", rows=ROWS)
     target.native.Predict(request, metadata=[(TENANT, "someone")])

@@ -66,8 +66,9 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
 class Bytes:
     """A tokenizer whose tokens are the bytes of the text."""
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        ids = [list(text.encode()) for text in texts]
+        return ids, [max_tokens is not None and len(tokens) > max_tokens for tokens in ids]
 
 
 class RuleBatcher:

@@ -125,6 +125,7 @@ def _document(output: str, summary: "Summary") -> dict[str, Any]:
         "prompts": counts.prompts,
         "passes": counts.passes,
         "failures": counts.failures,
+        "truncated": counts.truncated,
         "versions": summary.versions,
         "replicas": summary.replicas,
         "device": summary.device,
@@ -143,6 +144,11 @@ def _text(output: str, summary: "Summary") -> str:
         f"{counts.rows} rows in {summary.seconds:.1f} s, {counts.rows / summary.seconds:.0f} rows/s ({tasks})",
         f"{counts.prompts} distinct prompts, {counts.passes} backbone passes, {sum(counts.failures.values())} failures"
         + "".join(f"; {name}: {count}" for name, count in counts.failures.items() if count),
+        *(
+            f"warning: {name} read only the beginning of {count} rows: they are longer than its max_source_tokens"
+            for name, count in counts.truncated.items()
+            if count
+        ),
         f"{output}: {summary.rows} rows in {summary.shards} parts"
         + (f", {summary.done_before} of them from before" if summary.done_before else ""),
     ]

@@ -93,6 +93,10 @@ def predict(
         [(*_cells(answer), row) for answer, row in zip(answers, inputs, strict=True)],
         title=f"{answers.task} version {answers.version}",
     )
+    cut = [str(number) for number, answer in enumerate(answers, 1) if answer.truncated]
+    if cut:
+        limit = f"{spec.max_source_tokens} tokens (max_source_tokens)"
+        click.echo(f"longer than {limit}, so its end was not read: input {', '.join(cut)}", err=True)
 
 
 def _print_stream(stream: "TextStream", as_json: bool) -> None:
@@ -101,6 +105,8 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
         click.echo(json.dumps(asdict(piece), ensure_ascii=False) if as_json else plain(piece.text), nl=as_json)
     result = stream.result()
     click.echo(json.dumps({"result": asdict(result)}, ensure_ascii=False) if as_json else "")
+    if result.truncated and not as_json:
+        click.echo("the input is longer than the task's max_source_tokens, so its end was not read", err=True)
 
 
 def rows_of(fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -144,6 +150,10 @@ def _named(fields: Sequence[str], text: str) -> tuple[str, str]:
 
 
 def _plain(answer: Any) -> dict[str, Any]:
+    return _values(answer) | {"truncated": answer.truncated}
+
+
+def _values(answer: Any) -> dict[str, Any]:
     if hasattr(answer, "label"):
         return {"label": answer.label, "score": answer.score, "scores": answer.scores}
     if hasattr(answer, "values"):

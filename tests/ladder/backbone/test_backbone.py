@@ -251,6 +251,17 @@ def test_tokenizer_cuts_and_always_ends(tiny_t5):
     assert tokenizer.encode_batch([]) == []
 
 
+def test_tokenizer_says_which_texts_it_cuts(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    texts = ["ab", "x" * 500, "x" * 9, "x" * 10]
+    whole = [len(ids) for ids in tokenizer.encode_batch(texts)]
+    for limit in (None, 10, max(whole), max(whole) - 1):
+        ids, cut = tokenizer.encode_cut(texts, limit)
+        assert ids == tokenizer.encode_batch(texts, limit)
+        assert cut == [limit is not None and length > limit for length in whole]
+    assert tokenizer.encode_cut([]) == ([], [])
+
+
 @pytest.mark.real_weights
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the backbone may have to be downloaded first

@@ -250,7 +250,7 @@ def test_comparisons_include_the_newest_disagreements(tmp_path: Path) -> None:
         assert before is not None
         assert (before.why, before.generation, before.version) == ("it differs", 3, 1)
         assert before.time == datetime.fromtimestamp(1e9, UTC)
-        assert before.route == Route(shares={3: 500}, bounds=Bounds(error_rate=0.5, min_rows=100))
+        assert before.route == Route(shares={3: 0.05}, bounds=Bounds(error_rate=0.5, min_rows=100))
         assert ([each.rows for each in before.versions], len(before.disagreements)) == ([4], 1)
         assert client.comparison("sst2").disagreements == ()
 

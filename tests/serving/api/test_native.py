@@ -288,6 +288,9 @@ def test_a_call_that_is_cancelled_at_its_deadline_is_counted_as_late(
 
 async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
     class Slow:
+        def check_counts(self, tasks: int, rows: int) -> None:
+            pass
+
         def resolve_tasks(self, refs: Any, options: Any) -> Any:
             return refs
 
@@ -326,3 +329,37 @@ def test_every_task_of_a_call_is_counted(stub: Any, parlour: Parlour) -> None:
     refused = count("sst2", "unknown", "INVALID_ARGUMENT")
     refusal(lambda: stub.PredictTasks(pb.PredictTasksRequest(tasks=refs[:1], rows=[pb.Row()])))
     assert count("sst2", "unknown", "INVALID_ARGUMENT") == refused + 1
+
+
+def test_too_many_tasks_or_rows_are_refused_and_counted_once_before_any_is_read(stub: Any, parlour: Parlour) -> None:
+    def count(task: str) -> float:
+        labels = {"task": task, "version": "unknown", "code": "INVALID_ARGUMENT"}
+        return parlour.server.metrics.registry.get_sample_value("sidecast_requests_total", labels) or 0.0
+
+    resolved = len(parlour.service.deadlines)
+    before = count("unknown"), count("sst2")
+    tasks = [pb.TaskRef(task="sst2")] * 257
+    many = [pb.Row()] * 8193  # not one of them could be read
+    for request, why in (
+        (pb.PredictTasksRequest(tasks=tasks, rows=text_rows("a")), ("INVALID_INPUT", "tasks: 257 in one request")),
+        (pb.PredictTasksRequest(tasks=tasks[:2], rows=many[:4097]), ("TOO_MANY_ROWS", "8194 rows in one request")),
+    ):
+        code, reason, message = refusal(lambda request=request: stub.PredictTasks(request))
+        assert (code, reason) == ("INVALID_ARGUMENT", why[0])
+        assert why[1] in message
+    assert (count("unknown"), count("sst2")) == (before[0] + 2, before[1])
+    assert refusal(lambda: stub.Predict(pb.PredictRequest(task="sst2", rows=many)))[1] == "TOO_MANY_ROWS"
+    assert (count("unknown"), count("sst2")) == (before[0] + 2, before[1] + 1)
+    assert len(parlour.service.deadlines) == resolved
+
+
+def test_a_row_whose_text_is_cut_says_so(stub: Any) -> None:
+    long = "x" * (SST2.max_source_tokens + 1)
+    rows = text_rows("short", long, long[1:], long)
+    response = stub.Predict(pb.PredictRequest(task="sst2", rows=rows))
+    assert [answer.truncated for answer in response.answers] == [False, True, False, True]
+    [result] = stub.PredictTasks(pb.PredictTasksRequest(tasks=[pb.TaskRef(task="sst2")], rows=rows[:2])).results
+    assert [answer.truncated for answer in result.prediction.answers] == [False, True]
+    for text, is_cut in (("short", False), (long, True)):
+        *_, last = stub.Generate(pb.GenerateRequest(task="titles", row=pb.Row(text=text)))
+        assert last.generated.truncated is is_cut

@@ -72,6 +72,14 @@ def test_typed_contents_are_answered_typed(stub: Any) -> None:
     )
 
 
+def test_rows_whose_texts_are_cut_are_listed_on_every_output(stub: Any) -> None:
+    long = "x" * (SST2.max_source_tokens + 1)
+    response = stub.ModelInfer(infer(inputs=[typed("sentence", ["short", long, "short", long])]))
+    assert [output.parameters["truncated_rows"].string_param for output in response.outputs] == ["[1, 3]"] * 3
+    for output in stub.ModelInfer(infer(inputs=[typed("sentence", TEXTS)])).outputs:
+        assert "truncated_rows" not in output.parameters
+
+
 def test_raw_contents_are_answered_raw_and_the_same(stub: Any) -> None:
     data = packed(*[text.encode() for text in TEXTS])
     response = stub.ModelInfer(infer(inputs=[raw("sentence", 3, shape=[3, 1])], raw_input_contents=[data]))

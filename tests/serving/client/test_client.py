@@ -82,6 +82,12 @@ def test_answers_are_typed_and_ordered(ask: Ask) -> None:
     assert ask("predict", "titles", ["a"])[0] == Text("TITLE: A")
 
 
+def test_answers_say_whether_their_text_was_cut(ask: Ask) -> None:
+    long = "x" * 200
+    for task in ("sst2", "tweets", "titles"):
+        assert [answer.truncated for answer in ask("predict", task, ["a", long])] == [False, True]
+
+
 def test_a_row_is_a_text_or_fields_or_a_prompt(ask: Ask) -> None:
     found = ask("predict", "titles", ["a", {"body": "b"}, Prompt("c")])
     assert [answer.text for answer in found] == ["TITLE: A", "TITLE: B", "C"]

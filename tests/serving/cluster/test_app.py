@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from protos import sidecast_pb2 as pb
 from serving.api.drain import Drain
-from serving.api.interceptor import Undecodable
+from serving.api.inbox import Inbox
+from serving.api.interceptor import path_of
 from serving.api.services import ADMIN, HEALTH, NATIVE
 from serving.api.status import DETAILS_KEY
 from serving.cluster.app import AppArgs, build
-from serving.cluster.grpc_bridge import SERVICES, CallContext, Calls, path
+from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
 from serving.errors import Overloaded
 
 SETTINGS = {"backbone": "b", "registry": "r"}
@@ -87,12 +88,16 @@ class Servicer:
 
 
 def calls(drain: Drain) -> Calls:
-    return Calls({service: Servicer(service) for service in SERVICES}, drain)
+    return Calls({service: Servicer(service) for service in SERVICES}, drain, Inbox())
+
+
+def arrived(service: Any, name: str, request: Any) -> Arrived:
+    return Arrived(path_of(service.methods_by_name[name]), request.SerializeToString())
 
 
 async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised() -> None:
     context = Context()
-    answer = await calls(Drain()).answer("Predict", pb.PredictRequest(task="full"), context)
+    answer = await calls(Drain()).answer("Predict", arrived(NATIVE, "Predict", pb.PredictRequest(task="full")), context)
     assert not answer.ByteSize()
     assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert context.details
@@ -100,28 +105,31 @@ async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised
 
 
 async def test_two_methods_of_one_name_are_told_apart_by_their_requests() -> None:
-    for request in (pb.WatchRequest(), health_pb2.HealthCheckRequest(service="s")):
-        assert [each async for each in calls(Drain()).stream("Watch", request, Context())] == [request]
+    for service, request in ((ADMIN, pb.WatchRequest()), (HEALTH, health_pb2.HealthCheckRequest(service="s"))):
+        answers = calls(Drain()).stream("Watch", arrived(service, "Watch", request), Context())
+        assert [each async for each in answers] == [request]
 
 
 async def test_while_it_drains_health_alone_answers() -> None:
     drain, context = Drain(), Context()
     drain.begin()
-    await calls(drain).answer("Predict", pb.PredictRequest(), context)
+    await calls(drain).answer("Predict", arrived(NATIVE, "Predict", pb.PredictRequest()), context)
     assert context.code is grpc.StatusCode.UNAVAILABLE
-    assert await calls(drain).answer("Check", health_pb2.HealthCheckRequest(), Context())
+    healthy = Context()
+    await calls(drain).answer("Check", arrived(HEALTH, "Check", health_pb2.HealthCheckRequest()), healthy)
+    assert healthy.code is None
 
 
-@pytest.mark.parametrize("name", ["Predict", "Check"])
-async def test_bytes_that_are_no_message_are_a_mistake_of_the_callers(name: str) -> None:
+@pytest.mark.parametrize(("service", "name"), [(NATIVE, "Predict"), (HEALTH, "Check")])
+async def test_bytes_that_are_no_message_are_a_mistake_of_the_callers(service: Any, name: str) -> None:
     context = Context()
-    await calls(Drain()).answer(name, Undecodable("it ends too soon"), context)
+    await calls(Drain()).answer(name, Arrived(path_of(service.methods_by_name[name]), b"\xff"), context)
     assert context.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_every_method_has_the_path_that_grpc_calls_it_by() -> None:
-    assert path(NATIVE.methods_by_name["Predict"]) == "/sidecast.v1.Sidecast/Predict"
-    assert path(ADMIN.methods_by_name["Watch"]) != path(HEALTH.methods_by_name["Watch"])
+    assert path_of(NATIVE.methods_by_name["Predict"]) == "/sidecast.v1.Sidecast/Predict"
+    assert path_of(ADMIN.methods_by_name["Watch"]) != path_of(HEALTH.methods_by_name["Watch"])
 
 
 def test_rays_own_processes_need_no_torch() -> None:

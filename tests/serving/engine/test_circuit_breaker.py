@@ -48,6 +48,14 @@ def test_the_breaker_of_a_failing_version_is_open_until_the_pause_is_over(
     assert caplog.messages == [f"sst2:7 {reason}; it is not asked again for 30 s"]
 
 
+def test_long_rows_have_more_time(make: Callable[..., CircuitBreaker]) -> None:
+    breaker = make()
+    assert breaker.check_time(BAD, 3.0, times=3.0) is None
+    assert breaker.check_time(BAD, 3.1, times=3.0) == (
+        "took 3.1 s for its rows of a batch, the limit is 3 s (side_timeout_s)"
+    )
+
+
 def test_pauses_are_equal_without_back_off(make: Callable[..., CircuitBreaker], clock: Clock) -> None:
     breaker = make()
     for _ in range(3):

@@ -99,7 +99,9 @@ def test_metadata_has_the_dimensions(parlour: Parlour) -> None:
 def test_predict_shows_the_first_numbers_and_all_as_json(parlour: Parlour) -> None:
     words = ["predict", "meaning", "dull", "--server", parlour.address]
     assert done(*words).out.splitlines()[2].split() == [*(f"{value:.4f}" for value in vector("dull")), "dull"]
-    assert done(*words, "--json").document["answers"] == [{"embedding": pytest.approx(vector("dull"))}]
+    assert done(*words, "--json").document["answers"] == [
+        {"embedding": pytest.approx(vector("dull")), "truncated": False}
+    ]
 
 
 def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_path) -> None:

@@ -16,9 +16,9 @@ from ladder.stacked.bank import SideBank
 from ladder.stacked.network import StackedBatch
 from serving.config import EngineConfig
 from serving.engine.detokenizer import Piece
-from serving.engine.engine import Engine
+from serving.engine.engine import USUAL_TOKENS, Engine
 from serving.engine.rows import EngineRow, Event, Resident
-from serving.errors import OutOfMemory, SideFailed
+from serving.errors import OutOfMemory, PassTooLarge, SideFailed
 from tests.serving.kit import ids_of, make_resident, make_spec
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -265,6 +265,45 @@ def test_a_streamed_text_that_cannot_be_decoded_ends_alone(
     assert len(engine._texts) == 0
 
 
+# --- passes that would need too much memory ------------------------------------------------------------------------
+
+
+def limited(engine: Engine, rows: int, tokens: int) -> Engine:
+    """An engine whose passes may need as much memory as so many rows of so many tokens."""
+    return Engine(engine.backbone, config=EngineConfig(max_pass_bytes=engine._estimate(rows, tokens)))
+
+
+def test_a_batch_over_the_memory_of_a_pass_is_computed_in_parts(
+    engine: Engine, residents, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(residents, tokenizer)
+    sizes: list[int] = []
+    small = limited(engine, 3, max(row.tokens for row in rows))
+    encode = small._cached_backbone._encode
+
+    def record(ids: Any, *rest: Any) -> Any:
+        sizes.append(len(ids))
+        return encode(ids, *rest)
+
+    monkeypatch.setattr(small._cached_backbone, "_encode", record)
+    assert same(small.predict(rows), engine.predict(make_rows(residents, tokenizer)))
+    assert sum(sizes) == len(rows)
+    assert max(sizes) < len(rows)
+    assert sizes[-1] <= 3
+
+
+def test_a_row_over_the_memory_of_a_pass_is_refused_alone_and_no_side_network_is_blamed(
+    engine: Engine, residents, tokenizer: Tokenizer
+) -> None:
+    rows = [*make_rows(residents, tokenizer), EngineRow(ids_of(tokenizer, "x" * 99), residents[0])]
+    small = limited(engine, 1, rows[-1].tokens - 1)
+    *others, refused = small.predict(rows)
+    assert isinstance(refused, PassTooLarge)
+    assert (refused.tokens, refused.limit) == (rows[-1].tokens, engine._estimate(1, rows[-1].tokens - 1))
+    assert same(others, engine.predict(make_rows(residents, tokenizer)))
+    assert not isinstance(small.predict(make_rows(residents, tokenizer, 1))[0], Exception)
+
+
 # --- slow side networks --------------------------------------------------------------------------------------------
 
 
@@ -331,6 +370,17 @@ def test_a_slow_side_network_is_paused_and_tried_again_later(
     clock.now += 31
     assert isinstance(ask(slow), SideFailed)
     assert clock.now > at + 31
+
+
+def test_a_long_row_gives_a_side_network_more_time(
+    engine: Engine, backbone: Backbone, tokenizer: Tokenizer, clock: Clock
+) -> None:
+    slow = slowed(make_resident(backbone, tokenizer, make_spec("slow"), seed=5), clock, 9.0)
+    long = tuple(ids_of(tokenizer, "x")) * USUAL_TOKENS
+    [outcome] = engine.predict([EngineRow(long, slow)])
+    assert not isinstance(outcome, Exception)
+    [outcome] = engine.predict([EngineRow(ids_of(tokenizer, "dull"), slow)])
+    assert isinstance(outcome, SideFailed)
 
 
 def test_a_slow_stack_is_no_single_networks_fault_but_a_slow_network_alone_is(

@@ -108,6 +108,12 @@ def test_prompts_that_differ_cost_a_pass_each(table: Table, make: Callable[..., 
     assert (counts.prompts, counts.passes) == (8, 8)
 
 
+def test_rows_that_are_cut_are_counted(table: Table, make: Callable[..., Resident]):
+    tasks = [make("sst2"), make("short", max_source_tokens=3)]
+    _, counts = table.answered(texts("a", "a long text of many words", "a long text of many words", ""), tasks)
+    assert counts.truncated == {"sst2": 0, "short": 2}
+
+
 def test_a_bad_row_fails_alone(table: Table, residents: list[Resident], make: Callable[..., Resident]):
     short = make("short", max_chars=10)
     rows, counts = table.answered(texts("good", "", None, "far too long for it"), [*residents, short])

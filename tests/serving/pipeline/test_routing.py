@@ -165,8 +165,9 @@ class Device:
 
 
 class Bytes:
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        return [list(text.encode())[:max_tokens] for text in texts]
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
+        ids = [list(text.encode()) for text in texts]
+        return [each[:max_tokens] for each in ids], [len(each) > (max_tokens or len(each)) for each in ids]
 
 
 class Recorder:

@@ -36,10 +36,11 @@ class ByteTokenizer:
         self.threads: set[str] = set()
         self.asked: list[str] = []
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
         self.threads.add(threading.current_thread().name)
         self.asked.extend(texts)
-        return [list(text.encode())[:max_tokens] for text in texts]
+        ids = [list(text.encode()) for text in texts]
+        return [each[:max_tokens] for each in ids], [len(each) > (max_tokens or len(each)) for each in ids]
 
 
 class Device:
@@ -279,16 +280,28 @@ async def test_deadlines_and_overload_come_through(house: House) -> None:
 async def test_a_slow_tokenizer_does_not_outlast_the_deadline(house: House) -> None:
     told = threading.Event()
 
-    def slow(texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+    def slow(texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
         assert told.wait(60)  # the caller is told while this goes on
-        return [[1]] * len(texts)
+        return [[1]] * len(texts), [False] * len(texts)
 
-    house.tokenizer.encode_batch = slow  # type: ignore[method-assign]
+    house.tokenizer.encode_cut = slow  # type: ignore[method-assign]
     try:
         with pytest.raises(DeadlineExpired):
             await house.ask("x", deadline=time.monotonic() + 0.03)
     finally:
         told.set()
+
+
+async def test_rows_whose_texts_are_cut_are_flagged_and_counted(house: House) -> None:
+    house.metrics.know(["sst2", "cola"])
+    limit = make_spec().max_source_tokens
+    texts = ["x" * limit, "x" * (limit + 1), "dull", "x" * (limit + 1)]
+    assert (await predict(house.service, "sst2", texts)).truncated == (False, True, False, True)
+    counted = [
+        house.metrics.registry.get_sample_value("sidecast_truncated_rows_total", {"task": task})
+        for task in ("sst2", "cola")
+    ]
+    assert counted == [2, None]
 
 
 async def test_nothing_is_ready_before_the_first_generation() -> None:
@@ -341,13 +354,13 @@ def assert_close(ours: Any, theirs: Any) -> None:
 
 
 async def test_rows_at_the_tokenizer_count_as_queued(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    free, whole = threading.Event(), house.tokenizer.encode_batch
+    free, whole = threading.Event(), house.tokenizer.encode_cut
 
-    def slow(texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+    def slow(texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
         assert free.wait(10)
         return whole(texts, max_tokens)
 
-    monkeypatch.setattr(house.tokenizer, "encode_batch", slow)
+    monkeypatch.setattr(house.tokenizer, "encode_cut", slow)
     first = asyncio.create_task(house.ask(*map(str, range(15))))
     await asyncio.sleep(0)
     second = asyncio.create_task(house.ask(*"abcde"))

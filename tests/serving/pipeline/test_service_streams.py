@@ -74,12 +74,13 @@ class ByteTokenizer:
         self.open = threading.Event()
         self.open.set()
 
-    def encode_batch(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+    def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
         self.calls.append(list(texts))
         assert self.open.wait(10)
         if any("untokenizable" in text for text in texts):
             raise RuntimeError("boom")
-        return [list(text.encode())[:max_tokens] for text in texts]
+        ids = [list(text.encode()) for text in texts]
+        return [each[:max_tokens] for each in ids], [len(each) > (max_tokens or len(each)) for each in ids]
 
 
 class House:

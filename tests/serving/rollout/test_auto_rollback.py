@@ -173,7 +173,7 @@ def test_the_comparison_is_kept_on_each_server_that_found_the_fault(house: House
         rollback.check()
         kept = rollback._comparisons.rolled_back("sst2", "production")
         assert kept is not None
-        assert (kept.why, kept.generation) == ("version 2: disagreement 1 > 0.1 after 20 rows", generation)
+        assert (kept.why, kept.generation) == ("version 2: disagreement 100% > 10% after 20 rows", generation)
         assert [each.version for each in kept.comparisons] == [1, 2]
 
 

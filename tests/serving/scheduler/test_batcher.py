@@ -1,8 +1,10 @@
 """The batcher on a fake device that records its batches and finishes them on demand."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -174,6 +176,28 @@ async def test_an_expired_request_fails_at_its_deadline_and_is_never_batched(dev
     device.open()
     await asyncio.gather(first, *stay)
     assert [row.ids[0] for batch in device.batches for row in batch] == [2]
+    await batcher.close()
+
+
+async def test_an_expired_request_is_freed_at_once(device: Device) -> None:
+    batcher = make(device)
+    first = await device.busy(batcher)
+    late_row = row(3, 1)
+    kept = weakref.ref(late_row)
+    gc.collect()
+    gc.disable()
+    try:
+        [late] = start(batcher, [late_row], deadline=time.monotonic() + 0.05)
+        del late_row
+        with pytest.raises(DeadlineExpired) as caught:
+            await late
+        del late, caught
+        await batch_kit.settled()
+        assert kept() is None
+    finally:
+        gc.enable()
+    device.open()
+    await first
     await batcher.close()
 
 

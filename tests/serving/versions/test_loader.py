@@ -11,7 +11,15 @@ import torch
 from ladder import Backbone, Row, SideNetwork, Tokenizer, answer, load_backbone
 from ladder.stacked.network import StackedSide
 from serving.config import LoadConfig
-from serving.errors import CorruptSide, GoldenMismatch, IncompatibleSide, LoadError, LoadFailed, SideTooLarge
+from serving.errors import (
+    CorruptSide,
+    GoldenMismatch,
+    IncompatibleSide,
+    LoadError,
+    LoadFailed,
+    SideTooLarge,
+    TextsTooLong,
+)
 from serving.versions.golden import difference
 from serving.versions.loader import Loader
 from side_registry import BackboneRef, Manifest, Registry, StoredArtifact, StoreFailed
@@ -96,6 +104,7 @@ OTHER_BACKBONE = BackboneRef(name="t5-other", fingerprint="sha256:0123")
     [
         ("classification", {"backbone": OTHER_BACKBONE}, IncompatibleSide, ("t5-other", "retrain")),
         ("classification", {"tokenizer_fingerprint": "sha256:4567"}, IncompatibleSide, ("tokenizer sha256:4567",)),
+        ("classification", {"visual": {"features": 8}}, IncompatibleSide, ("text and images", "not served yet")),
         ("classification", {"side": {"from": "the future"}}, CorruptSide, ("its settings do not read", "from")),
         ("classification", {"encoder_layers": [0, 2]}, CorruptSide, ("another shape than its manifest says",)),
         ("classification", {"outputs": 3}, CorruptSide, ("3 outputs, its classification spec needs 2",)),
@@ -164,6 +173,18 @@ def test_a_side_network_over_the_size_limit_is_not_downloaded(
     monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
     error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_side_bytes=1000)), SideTooLarge)
     assert "1,000" in str(error)
+
+
+def test_a_task_of_longer_texts_than_the_server_reads_is_not_downloaded(
+    publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(make_spec(max_source_tokens=200))
+    limits = LoadConfig(max_row_tokens=200)
+    assert Loader(registry, backbone, tokenizer, limits).load("sst2", 1)
+    monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
+    error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_row_tokens=199)), TextsTooLong)
+    assert "200" in str(error)
+    assert "max_row_tokens" in str(error)
 
 
 def test_an_unreachable_store_is_a_transient_failure(publish, loader: Loader, monkeypatch) -> None:

@@ -58,11 +58,12 @@ class TestCommand:
         assert done(*bench.words(tmp_path / "out", "--shard-rows", 50, "--json")).document["answered"] == 0
 
     def test_the_summary_in_words(self):
-        counts = Counts(rows=90, prompts=80, passes=80, failures={"a": 3, "b": 0})
+        counts = Counts(rows=90, prompts=80, passes=80, failures={"a": 3, "b": 0}, truncated={"a": 0, "b": 2})
         summary = Summary(rows=100, shards=4, done_before=10, versions={"a": 2, "b": 1}, counts=counts, seconds=30.0)
         assert command._text("out", summary).splitlines() == [
             "90 rows in 30.0 s, 3 rows/s (a version 2, b version 1)",
             "80 distinct prompts, 80 backbone passes, 3 failures; a: 3",
+            "warning: b read only the beginning of 2 rows: they are longer than its max_source_tokens",
             "out: 100 rows in 4 parts, 10 of them from before",
         ]
 

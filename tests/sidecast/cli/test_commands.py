@@ -792,15 +792,26 @@ def test_predict_answers_each_text(parlour: Parlour) -> None:
     document = ask(parlour, "sst2@production", "dull", "--json").document
     [answer] = document["answers"]
     assert (document["task"], document["version"], document["generation"]) == ("sst2", 1, 4)
-    assert answer == {"label": "negative", "score": 0.96, "scores": {"negative": 0.96, "positive": pytest.approx(0.04)}}
+    scores = {"negative": 0.96, "positive": pytest.approx(0.04)}
+    assert answer == {"label": "negative", "score": 0.96, "scores": scores, "truncated": False}
     assert ask(parlour, "sst2:1", "dull", "--json").document == document
 
 
 def test_predict_other_kinds(parlour: Parlour) -> None:
     assert ask(parlour, "tweets", "x" * 44).out.splitlines()[2].split() == ["0.0000", "x" * 44]
-    assert ask(parlour, "tweets", "x" * 44, "--json").document["answers"] == [{"value": 0.0}]
+    assert ask(parlour, "tweets", "x" * 44, "--json").document["answers"] == [{"value": 0.0, "truncated": False}]
     assert ask(parlour, "titles", "a [b]bold[/b] one").out.splitlines()[2].startswith("TITLE: A [B]BOLD[/B] ONE ")
-    assert ask(parlour, "titles", "a", "--json").document["answers"] == [{"text": "TITLE: A"}]
+    assert ask(parlour, "titles", "a", "--json").document["answers"] == [{"text": "TITLE: A", "truncated": False}]
+
+
+def test_predict_says_which_texts_were_cut(parlour: Parlour) -> None:
+    long = "x" * 200
+    ran = ask(parlour, "sst2", "dull", long, long)
+    assert ran.err.strip() == "longer than 128 tokens (max_source_tokens), so its end was not read: input 2, 3"
+    assert not ask(parlour, "sst2", "dull").err
+    answers = ask(parlour, "sst2", "dull", long, "--json").document["answers"]
+    assert [answer["truncated"] for answer in answers] == [False, True]
+    assert "its end was not read" in ask(parlour, "titles", long, "--stream").err
 
 
 def test_predict_says_how_texts_are_made(parlour: Parlour) -> None:

@@ -1,0 +1,60 @@
+"""Values are counted in the bytes of a message as they would be in the message."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from protos import open_inference_pb2 as oip
+from protos import sidecast_pb2 as pb
+from serving.api import wire
+from serving.errors import InvalidInput
+
+TENSOR = oip.ModelInferRequest.InferInputTensor
+
+
+def fields(count: int) -> dict[str, str]:
+    return {str(number): "x" for number in range(count)}
+
+
+MESSAGES: dict[str, tuple[Message, int]] = {
+    "nothing": (pb.PredictRequest(), 0),
+    "texts": (pb.PredictRequest(task="a", rows=[pb.Row(text="b" * 300), pb.Row(), pb.Row(prompt="c")]), 6),
+    "maps": (pb.PredictRequest(rows=[pb.Row(fields=fields(3))] * 2), 2 * (1 + 3 * 3)),
+    "numbers": (pb.PredictRequest(priority=300, timeout={"seconds": 1}, generation={"top_p": 0.5, "seed": -1}), 6),
+    "packed varints": (oip.ModelInferRequest(inputs=[TENSOR(shape=[1, 2, 3])]), 2 + 3),
+    "packed floats": (oip.ModelInferRequest(inputs=[TENSOR(contents={"fp32_contents": [1.0] * 5})]), 3 + 5),
+    "bytes": (oip.ModelInferRequest(raw_input_contents=[b"x" * 1000, b""]), 2),
+}
+
+
+@pytest.mark.parametrize(("message", "count"), MESSAGES.values(), ids=MESSAGES)
+def test_a_message_may_have_as_many_values_as_the_limit(message: Message, count: int) -> None:
+    data = message.SerializeToString()
+    wire.check_values(data, message.DESCRIPTOR, count)
+    if count:
+        with pytest.raises(InvalidInput, match="more than"):
+            wire.check_values(data, message.DESCRIPTOR, count - 1)
+
+
+def test_one_map_has_a_limit_of_its_own() -> None:
+    rows = [pb.Row(fields=fields(wire.MAX_MAP))] * 2
+    wire.check_values(pb.PredictRequest(rows=rows).SerializeToString(), pb.PredictRequest.DESCRIPTOR)
+    over = pb.PredictRequest(rows=[pb.Row(fields=fields(wire.MAX_MAP + 1))]).SerializeToString()
+    with pytest.raises(InvalidInput, match="map"):
+        wire.check_values(over, pb.PredictRequest.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 100, b"\x22", b"\x22\x05a", b"\x0a\xff\xff\xff\xff\x0f", b"\x0b\x0c"])
+def test_bytes_that_are_no_message_are_left_to_the_decoder(data: bytes) -> None:
+    wire.check_values(data, pb.PredictRequest.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("make", [lambda: b"\x22\x00" * 3_000_000, lambda: b"\x0a\x03\x0a\x01a" * 1_000_000])
+def test_counting_ends_at_the_limit(make: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[Any] = []
+    monkeypatch.setattr(wire.time, "sleep", pauses.append)
+    with pytest.raises(InvalidInput):
+        wire.check_values(make(), pb.PredictTasksRequest.DESCRIPTOR, 10 * wire.PAUSE_VALUES)
+    assert len(pauses) == 9  # other threads run in between
