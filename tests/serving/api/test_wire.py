@@ -57,7 +57,7 @@ LONG = "x" * (wire.MAX_NAME_BYTES + 1)
         (pb.PredictTasksRequest(tasks=[pb.TaskRef(alias=LONG)]), "alias"),
         (pb.RetireRequest(change=pb.Change(message=LONG)), "message"),
         (HealthCheckRequest(service=LONG), "service"),
-        (oip.ModelInferRequest(parameters={"route_key": {"string_param": LONG}}), "string_param"),
+        (oip.ModelInferRequest(parameters={"route_key": oip.InferParameter(string_param=LONG)}), "string_param"),
     ],
 )
 def test_a_string_that_is_no_text_of_a_row_has_a_limit(message: Message, name: str) -> None:
