@@ -43,8 +43,8 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: oip.ModelInferRequest(model_name="sst2", outputs=[Output()] * 200_000).SerializeToString(),
     ),
     "a shape": (MODEL_INFER, lambda: oip.ModelInferRequest(inputs=[Tensor(shape=[1] * 9_000_000)]).SerializeToString()),
-    "a task's name": (PREDICT, lambda: pb.PredictRequest(task="x" * 60_000_000).SerializeToString()),
-    "a service's name": (HEALTH, lambda: b"\x0a\x80\x8e\xce\x1c" + b"x" * 60_000_000),
+    "a task's name": (PREDICT, lambda: pb.PredictRequest(task="x" * 20_000_000).SerializeToString()),
+    "a service's name": (HEALTH, lambda: b"\x0a\x80\xda\xc4\x09" + b"x" * 20_000_000),
     "shares": (SET_ROUTE, lambda: _route(100_000)),
 }
 
