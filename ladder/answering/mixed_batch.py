@@ -23,7 +23,7 @@ from ladder.backbone.rows import take
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.errors import is_out_of_memory
-from ladder.side.network import mean_of_real
+from ladder.side.network import mean_of_real, mean_of_words
 from ladder.stacked.grouping import Grouping
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedBatch, StackedSide
@@ -197,6 +197,8 @@ class _StackedGroup:
     def _words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]
         taps = self._pass.taps
+        if self._group.images:  # several rows may read one input
+            return mean_of_words(taps, inputs)
         return mean_of_real(take(taps.embeddings, inputs), take(taps.mask, inputs))
 
     def _states(self, prefix: Prefix, decoder: _Decoder) -> dict[Answered, Tensor]:

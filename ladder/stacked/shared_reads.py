@@ -31,8 +31,8 @@ class SharedReads:
         self._gather = Gather(grouping.runs, [read for _, read in ordered], device)
         self._layout = layout
         self._products = Products(layout, grouping.runs)
-        self._sides = torch.tensor([run.rows for run in grouping.runs for _ in range(run.count)], device=device)
-        self._pairs = len(ordered)
+        self._counts = [run.rows for run in grouping.runs for _ in range(run.count)]
+        self._device = device
 
     def read(self, name: str, tensor: Tensor) -> Tensor:
         """Multiply each pair's row of (N, T, in) by the parameter `name` (in, out): (pairs, T, out)."""
@@ -43,10 +43,12 @@ class SharedReads:
         return self._products.matmul(name, pairs)
 
     def vector(self, name: str) -> Tensor:
-        """A parameter that is a vector, (pairs, 1, width)."""
+        """A parameter that is a vector, (pairs or 1, 1, width)."""
         part = self._layout.parts[name]
         vectors = self._products.vectors[:, None, part.start : part.stop]
-        return vectors.repeat_interleave(self._sides, 0, output_size=self._pairs)
+        if len(vectors) == 1:
+            return vectors
+        return vectors.repeat_interleave(torch.tensor(self._counts, device=self._device), 0)
 
     def of_rows(self, pairs: Tensor) -> Tensor:
         """Repeat (pairs, ...) for the rows that read them; a view where each row's pair is its own."""
