@@ -33,7 +33,7 @@ from sidecast.cli.training import untrained_run
 @click.option(
     "--mix-after", "--residual-after", "mix_after", is_flag=True, default=None, help="Their add_residual_after."
 )
-@click.option("--reduction", type=int, metavar="R", help="Checked: the file tells it.")
+@click.option("--reduction", type=int, metavar="R", help="Only checked: the file has it.")
 @click.option("--encoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
 @click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
 @click.option(
@@ -60,8 +60,9 @@ def import_lst(
 ) -> None:
     """Make a run folder of CHECKPOINT: a side network that ylsung/Ladder-Side-Tuning trained on a T5.
 
-    A .safetensors or a torch file, of the side network or of the whole model. r, layers, biases, gates and merge_last
-    are read off its tensors; where an option says otherwise, that is an error. Backbone weights in it must be B's.
+    A .safetensors or a torch file, of the side network or of the whole model. r, layers, biases, gates and
+    merge_last follow from its tensors; an option that says otherwise is an error. Backbone weights in it must equal
+    B's.
 
     A checkpoint of their CLIP-T5 reads images: its run keeps the rows that they added to the vocabulary, so B may be
     the T5 without them. Such a run can be traced; it is neither evaluated nor served yet.

@@ -23,7 +23,7 @@ from sidecast.cli.output import say
     "--legacy-beams/--present-beams",
     default=True,
     show_default=True,
-    help="Beams as in transformers 4.6, with which the LST authors measured, or as in 5.",
+    help="Beams as in transformers 4.6, which the LST authors used, or as in 5.",
 )
 @options.device
 @click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
