@@ -12,6 +12,8 @@ Prefix = tuple[int, ...]
 """Tokens after the start token."""
 Input = tuple[str, tuple[int, ...]]
 """Salt and token ids."""
+Image = tuple[str, str]
+"""Salt and name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,9 @@ class Row:
     side: Side
     answerer: Answerer
     salt: str = ""
-    """Rows of different salts share no input, though their tokens be equal."""
+    """Rows of different salts share no input and no image, though their tokens and names be equal."""
+    images: tuple[str, ...] = ()
+    """Names of its images, in their order. A side network that reads no images ignores them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +59,9 @@ class Group:
     """The row of the backbone pass that each row reads."""
     runs: Sequence[Run[Chunk]]
     """How `StackedBatch` computes the rows; empty where the side network is not stacked."""
+    images: Sequence[tuple[int, ...]] = ()
+    """For each row, which of the plan's images it reads; empty where the rows name none, or their side networks read
+    none."""
     parts: list[Answered] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +95,7 @@ class Group:
             [self.indices[position] for position in ordered],
             [self.inputs[position] for position in ordered],
             grouping.runs,
+            [self.images[position] for position in ordered] if self.images else (),
         )
 
 
@@ -101,6 +109,8 @@ class Plan:
     """The deepest block that any side network reads; None where one needs the decoder."""
     groups: list[Group]
     """Stacked side networks first, then the others, then those that make texts."""
+    images: list[Image]
+    """The distinct images that some side network reads."""
 
     @property
     def first_step_inputs(self) -> list[int]:
@@ -130,23 +140,31 @@ class Plan:
 
 
 def plan(rows: Sequence[Row]) -> Plan:
-    """Group the rows of any tasks, and number their distinct inputs."""
-    alike: dict[tuple[int, object], list[int]] = {}
+    """Group the rows of any tasks, and number their distinct inputs and images.
+
+    The rows of a group have equally many images: one with too few or too many fails without the others.
+    """
+    alike: dict[tuple[int, object, int], list[int]] = {}
     for index, row in enumerate(rows):
         stacked = isinstance(row.side, StackedSide)
         stage = 2 if isinstance(row.answerer, Generate) else 0 if stacked else 1
-        alike.setdefault((stage, row.side.shape if stacked else id(row.side)), []).append(index)
+        key = stage, row.side.shape if stacked else id(row.side), len(row.images)
+        alike.setdefault(key, []).append(index)
     inputs: dict[Input, int] = {}
+    images: dict[Image, int] = {}
     groups = []
     for _, indices in sorted(alike.items(), key=lambda item: item[0][0]):
         grouping = _grouping([rows[index] for index in indices])
         ordered = [indices[position] for position in grouping.order]
         members = [rows[index] for index in ordered]
         reads = [inputs.setdefault((row.salt, row.ids), len(inputs)) for row in members]
-        groups.append(Group(members, ordered, reads, grouping.runs))
+        seen: Sequence[tuple[int, ...]] = ()
+        if members[0].images and members[0].side.config.visual is not None:
+            seen = [tuple(images.setdefault((row.salt, name), len(images)) for name in row.images) for row in members]
+        groups.append(Group(members, ordered, reads, grouping.runs, seen))
     depths = [row.side.encoder_depth for row in rows]
     known = [depth for depth in depths if depth is not None]
-    return Plan(list(inputs), max(known, default=0) if len(known) == len(depths) else None, groups)
+    return Plan(list(inputs), max(known, default=0) if len(known) == len(depths) else None, groups, list(images))
 
 
 def _grouping(rows: Sequence[Row]) -> Grouping[Chunk]:

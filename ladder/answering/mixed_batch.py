@@ -6,30 +6,34 @@ The rows are grouped once, by `ladder.answering.batch_plan`; `score` takes its g
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ladder.answering.answerers import Generate, Scoring
-from ladder.answering.batch_plan import Answered, Group, Prefix, Row, plan
+from ladder.answering.batch_plan import Answered, Group, Image, Prefix, Row, plan
 from ladder.answering.reading import SingleReading
 from ladder.answers import Answer
+from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.passes import BackbonePass, DecoderTaps, run_backbone
+from ladder.backbone.rows import take
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.errors import is_out_of_memory
-from ladder.side.network import mean_of_real
-from ladder.stacked.grouping import Grouping, take
+from ladder.side.network import mean_of_real, mean_of_words
+from ladder.stacked.grouping import Grouping
 from ladder.stacked.heads import StackedLinear
-from ladder.stacked.network import Side, StackedBatch, StackedSide
+from ladder.stacked.network import StackedBatch, StackedSide
 
 Deliver = Callable[[Sequence[tuple[int, Answer | Exception]]], None]
 """Called with indices of rows, and their answers or why they have none."""
 Observe = Callable[[str, float], None]
 """Called with a stage ("backbone", "side", "decode") and its seconds."""
+Encode = Callable[[Sequence[Image]], Images]
+"""Makes the features of distinct images: row i is image i."""
 
 
 class _Decoder:
@@ -50,26 +54,29 @@ class _Decoder:
         return self._taps[prefix]
 
 
-def score(backbone_pass: BackbonePass, groups: Sequence[Group], deliver: Deliver) -> None:
+def score(backbone_pass: BackbonePass, groups: Sequence[Group], deliver: Deliver, images: Images | None = None) -> None:
     """Answer the rows of groups that make no texts; the others are left out.
 
     Args:
         groups: of a `Plan`, in their order.
         deliver: called for the rows of each side network and answerer, as soon as they are answered.
+        images: row i is the plan's image i.
     """
     scored = [group for group in groups if not group.makes_texts]
     decoder = _Decoder(backbone_pass, scored)
     for group in scored:
         if group.is_stacked:
-            _score_stacked(backbone_pass, decoder, group, deliver)
+            _score_stacked(backbone_pass, decoder, group, deliver, images)
             continue
         for part in group.parts:
-            _deliver(group, part, partial(_single_reading, backbone_pass, decoder, group, part), deliver)
+            _deliver(group, part, partial(_single_reading, backbone_pass, decoder, group, part, images), deliver)
 
 
-def _score_stacked(backbone_pass: BackbonePass, decoder: _Decoder, group: Group, deliver: Deliver) -> None:
+def _score_stacked(
+    backbone_pass: BackbonePass, decoder: _Decoder, group: Group, deliver: Deliver, images: Images | None
+) -> None:
     try:
-        readings = _StackedGroup(backbone_pass, group).readings(decoder)
+        readings = _StackedGroup(backbone_pass, group, images).readings(decoder)
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -77,19 +84,31 @@ def _score_stacked(backbone_pass: BackbonePass, decoder: _Decoder, group: Group,
             deliver([(index, error) for index in group.indices])
             return
         for part in group.parts:  # one of them is at fault: alone, it fails alone
-            _score_stacked(backbone_pass, decoder, group.select(part.positions), deliver)
+            _score_stacked(backbone_pass, decoder, group.select(part.positions), deliver, images)
         return
     for part, reading in zip(group.parts, readings, strict=True):
         _deliver(group, part, lambda reading=reading: reading, deliver)
 
 
-def _single_reading(backbone_pass: BackbonePass, decoder: _Decoder, group: Group, part: Answered) -> SingleReading:
+def _single_reading(
+    backbone_pass: BackbonePass, decoder: _Decoder, group: Group, part: Answered, images: Images | None
+) -> SingleReading:
     inputs = [group.inputs[position] for position in part.positions]
 
     def decoder_taps(prefix: Prefix) -> Taps:
         return decoder.after(prefix).select(inputs)
 
-    return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps)
+    if not group.images:
+        return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps)
+    distinct = sorted(set(inputs))
+    reads = [distinct.index(row) for row in inputs]
+    read = _images(group, part.positions, images)
+    return SingleReading(backbone_pass.select(distinct), part.side, decoder_taps, reads, read)
+
+
+def _images(group: Group, positions: Sequence[int], images: Images | None) -> Images | None:
+    """The images of some rows of a group that name images."""
+    return None if images is None else images.of_rows([group.images[position] for position in positions])
 
 
 def _deliver(
@@ -145,13 +164,14 @@ class StackedReading:
 class _StackedGroup:
     """A group of stacked side networks whose side encoders have run."""
 
-    def __init__(self, backbone_pass: BackbonePass, group: Group) -> None:
+    def __init__(self, backbone_pass: BackbonePass, group: Group, images: Images | None) -> None:
         self._pass = backbone_pass
         self._group = group
         self._sides = [row.side for row in group.rows if isinstance(row.side, StackedSide)]
         self._batch = StackedBatch(self._sides, Grouping(range(len(self._sides)), group.runs))
-        self._memory = self._batch.encode(backbone_pass.taps, group.inputs)
-        self._mask = take(self._batch.memory_mask(backbone_pass.taps), group.inputs)
+        read = _images(group, range(len(self._sides)), images) if group.images else None
+        self._memory = self._batch.encode(backbone_pass.taps, group.inputs, read)
+        self._mask = self._batch.memory_mask(backbone_pass.taps, group.inputs, read)
 
     def readings(self, decoder: _Decoder) -> list[StackedReading]:
         """What each part of the group reads."""
@@ -177,6 +197,8 @@ class _StackedGroup:
     def _words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]
         taps = self._pass.taps
+        if self._group.images:  # several rows may read one input
+            return mean_of_words(taps, inputs)
         return mean_of_real(take(taps.embeddings, inputs), take(taps.mask, inputs))
 
     def _states(self, prefix: Prefix, decoder: _Decoder) -> dict[Answered, Tensor]:
@@ -193,8 +215,13 @@ class _StackedGroup:
 
 
 @torch.inference_mode()
-def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = None) -> list[Answer | Exception]:
+def answer(
+    backbone: Backbone, rows: Sequence[Row], observe: Observe | None = None, encode_images: Encode | None = None
+) -> list[Answer | Exception]:
     """Answer rows of any tasks, texts too, in one go.
+
+    Args:
+        encode_images: for rows that name images; without it, side networks that read images fail.
 
     Returns:
         Answers in the rows' order; an exception in place of a row that its side network failed.
@@ -205,6 +232,7 @@ def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = No
     clock = _Clock(observe, backbone.device)
     with clock.stage("backbone"):
         backbone_pass = run_backbone(backbone, [ids for _, ids in planned.inputs], planned.depth)
+        images = encode_images(planned.images) if encode_images is not None and planned.images else None
     results: list[Answer | Exception] = [RuntimeError("not answered")] * len(rows)
 
     def deliver(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
@@ -212,37 +240,45 @@ def answer(backbone: Backbone, rows: Sequence[Row], observe: Observe | None = No
             results[index] = outcome
 
     with clock.stage("side"):
-        score(backbone_pass, planned.groups, deliver)
+        score(backbone_pass, planned.groups, deliver, images)
     texts = [group for group in planned.groups if group.makes_texts]
     if texts:
         with clock.stage("decode"):
-            _generate(backbone_pass, texts, deliver)
+            _generate(backbone_pass, texts, deliver, images)
     return results
 
 
-def _generate(backbone_pass: BackbonePass, groups: Sequence[Group], deliver: Deliver) -> None:
+def _generate(backbone_pass: BackbonePass, groups: Sequence[Group], deliver: Deliver, images: Images | None) -> None:
     """Make the texts of all rows; those of one side network and equal settings, but for the seed, are one segment."""
-    members: dict[tuple[int, Generate], list[tuple[int, int, int | None]]] = {}
-    sides: dict[int, Side] = {}
+    segments: list[Segment] = []
+    members: list[tuple[Generate, list[int]]] = []
     for group in groups:
-        for row, index, read in zip(group.rows, group.indices, group.inputs, strict=True):
+        alike: dict[tuple[int, Generate], list[int]] = {}
+        for position, row in enumerate(group.rows):
             assert isinstance(row.answerer, Generate)
-            sides[id(row.side)] = row.side
-            key = id(row.side), row.answerer.unseeded
-            members.setdefault(key, []).append((index, read, row.answerer.generation.seed))
-    segments = [
-        Segment(
-            side=sides[side],
-            taps=backbone_pass.select([read for _, read, _ in rows]).taps,
-            limit=answerer.max_new_tokens,
-            decoding=answerer.generation,
-            seeds=[seed for _, _, seed in rows],
-        )
-        for (side, answerer), rows in members.items()
-    ]
+            alike.setdefault((id(row.side), row.answerer.unseeded), []).append(position)
+        for (_, answerer), positions in alike.items():
+            taps = backbone_pass.select([group.inputs[position] for position in positions]).taps
+            if group.images:
+                taps = replace(taps, images=_images(group, positions, images))
+            segments.append(
+                Segment(
+                    side=group.rows[positions[0]].side,
+                    taps=taps,
+                    limit=answerer.max_new_tokens,
+                    decoding=answerer.generation,
+                    seeds=[_seed(group.rows[position]) for position in positions],
+                )
+            )
+            members.append((answerer, [group.indices[position] for position in positions]))
     decoded = generate(backbone_pass.backbone, segments)
-    for ((_, answerer), rows), texts in zip(members.items(), decoded, strict=True):
-        deliver(list(zip([index for index, _, _ in rows], answerer.finish(texts), strict=True)))
+    for (answerer, indices), texts in zip(members, decoded, strict=True):
+        deliver(list(zip(indices, answerer.finish(texts), strict=True)))
+
+
+def _seed(row: Row) -> int | None:
+    assert isinstance(row.answerer, Generate)
+    return row.answerer.generation.seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """What an answerer reads of a side network for some inputs: computed for it alone, or within a group of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.passes import BackbonePass
 
@@ -35,10 +36,12 @@ class Reading(Protocol):
 
 
 class SingleReading:
-    """One side network alone, for all inputs of a pass; see `Reading`.
+    """One side network alone, for all inputs of a pass or for rows that read them; see `Reading`.
 
     Args:
-        decoder_taps: the decoder's taps after a prefix; None: the pass's.
+        decoder_taps: the decoder's taps of each row after a prefix; None: the pass's.
+        inputs: for each row, the row of the pass that it reads; None: row i reads row i.
+        images: of these rows, for a side network that reads images; None: those of the pass.
     """
 
     def __init__(
@@ -46,10 +49,13 @@ class SingleReading:
         backbone_pass: BackbonePass,
         side: "Side",
         decoder_taps: Callable[[tuple[int, ...]], Taps] | None = None,
+        inputs: Sequence[int] | None = None,
+        images: Images | None = None,
     ) -> None:
         self._pass = backbone_pass
         self._side = side
         self._decoder_taps = decoder_taps or backbone_pass.decoder_taps
+        self._reads = inputs, images
 
     @property
     def backbone(self) -> Backbone:
@@ -58,17 +64,17 @@ class SingleReading:
 
     @cached_property
     def _memory(self) -> Tensor:
-        return self._side.encode(self._pass.taps)
+        return self._side.encode(self._pass.taps, *self._reads)
 
     def outputs(self) -> Tensor:
         """See `Reading.outputs`."""
-        return self._side.read(self._memory, self._side.memory_mask(self._pass.taps))
+        return self._side.read(self._memory, self._side.memory_mask(self._pass.taps, *self._reads))
 
     def all_outputs(self) -> Tensor:
         """See `Reading.all_outputs`."""
-        return self._side.read_all(self._memory, self._pass.taps)
+        return self._side.read_all(self._memory, self._pass.taps, *self._reads)
 
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
         """See `Reading.state_after`."""
-        mask = self._side.memory_mask(self._pass.taps)
+        mask = self._side.memory_mask(self._pass.taps, *self._reads)
         return self._side.decode(self._decoder_taps(prefix), self._memory, mask)[:, -1]

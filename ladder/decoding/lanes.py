@@ -63,7 +63,7 @@ class Lane:
         try:
             network = joint_network([row.side for row in rows])
             cross_kv, blocks = network.cross_kv(_encode(network, taps, inputs)), network.decoder_cache().blocks
-            mask = network.memory_mask(taps)[inputs]
+            mask = network.memory_mask(taps, inputs)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -155,7 +155,7 @@ def joint_network(sides: Sequence[Side]) -> SideNetwork | StackedBatch:
 
 def _encode(network: SideNetwork | StackedBatch, taps: Taps, inputs: Sequence[int]) -> Tensor:
     """The side encoders' states (B, S, d) of rows that read the rows `inputs` of `taps`."""
-    if isinstance(network, StackedBatch):
+    if isinstance(network, StackedBatch) or network.config.visual is not None:
         return network.encode(taps, inputs)
     if list(inputs) != list(range(len(taps.mask))):
         taps = taps.select(torch.tensor(inputs, device=taps.mask.device))

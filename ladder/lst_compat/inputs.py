@@ -135,7 +135,7 @@ def _images(tensors: Mapping[str, Tensor], prefix: str, rows: int, count: int) -
 
 def _check_order(tensors: Mapping[str, Tensor], pairs: Images) -> None:
     """Images and their tokens are numbered from 0 in the order in which they are given; a file may say the same."""
-    rows, count, cells, _ = pairs.features.shape
+    rows, count, cells = len(pairs.rows), pairs.most, pairs.features.shape[1]
     expected = {
         "img_order_ids": torch.arange(count).repeat_interleave(cells),
         "obj_order_ids": torch.arange(cells).repeat(count),

@@ -125,8 +125,7 @@ def _with_added_rows(backbone: Backbone, side: SideNetwork) -> Backbone:
 
 def _to(images: Images | None, device: torch.device) -> Images:
     assert images is not None
-    boxes = None if images.boxes is None else images.boxes.to(device)
-    return Images(features=images.features.to(device), mask=images.mask.to(device), boxes=boxes)
+    return images.to(device)
 
 
 def _decoder_ids(rows: int, labels: Tensor | None, backbone: Backbone) -> Tensor:

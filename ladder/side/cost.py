@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from ladder.backbone.images import Images
 from ladder.backbone.layers import BlockShape, absorbs_projection
 from ladder.backbone.model import Backbone, Taps
-from ladder.config import BackboneConfig, SideConfig, every_second
+from ladder.config import BackboneConfig, SideConfig, VisualConfig, every_second
 from ladder.side.known_backbones import BackboneShape
 from ladder.side.network import SideNetwork, side_shape
+from ladder.side.visual import BOX
 
 NUMBERS_OF_A_WEIGHT = 4
 """Float32 numbers per weight in training: the weight, its gradient, and AdamW's two moments."""
@@ -33,6 +35,11 @@ class Load:
     """Rows in the batch."""
     new_tokens: int = 1
     """Tokens that the decoder reads, for a text head."""
+    images: int = 1
+    """Images in each row, for a side network that reads images; no two rows share one."""
+    image_tokens: int = 36
+    """Tokens in the grid of each image, before a side network pools them. A side network that reads more has as many
+    as it reads."""
     dtype: torch.dtype = torch.bfloat16
     """Dtype of the backbone, and of a served side network, which trains in float32."""
 
@@ -108,6 +115,8 @@ class CostModel:
         with torch.device("meta"):
             side = SideNetwork(config, self.config)
         parameters = count_parameters(side)
+        visual = side.config.visual
+        frozen = visual.positions * self.config.d_model if visual else 0
         itemsize = self.load.dtype.itemsize
         held = sum(self._backbone_weights.values())  # `Backbone` stores a tied head twice
         forward_bytes = held * itemsize + self._taps_bytes(side)
@@ -118,19 +127,24 @@ class CostModel:
             backbone_parameters=self.backbone_parameters,
             side_flops=side_flops(side.config, self.config, self.load),
             backbone_flops=backbone_flops(side.encoder_depth, self.config, self.load),
-            training_bytes=forward_bytes + parameters * NUMBERS_OF_A_WEIGHT * 4 + self._kept_bytes(side.config),
-            serving_bytes=forward_bytes + parameters * itemsize,
+            training_bytes=forward_bytes
+            + (parameters * NUMBERS_OF_A_WEIGHT + frozen) * 4
+            + self._kept_bytes(side.config),
+            serving_bytes=forward_bytes + (parameters + frozen) * itemsize,
         )
 
     def _taps_bytes(self, side: SideNetwork) -> int:
-        """Embeddings, the blocks' outputs and, if a stack runs to its end, its final state."""
+        """Embeddings, the blocks' outputs and, if a stack runs to its end, its final state; the features of images."""
         load = self.load
         config = self.config
         depth = config.num_layers if side.encoder_depth is None else side.encoder_depth
         tokens = load.tokens * (depth + 1 + (depth == config.num_layers))
         if side.config.has_decoder:
             tokens += load.new_tokens * (config.num_decoder_layers + 2)
-        return load.rows * tokens * config.d_model * load.dtype.itemsize
+        numbers = tokens * config.d_model
+        if side.config.visual is not None:
+            numbers += load.images * grid_tokens(side.config.visual, load) * side.config.visual.features
+        return load.rows * numbers * load.dtype.itemsize
 
     def _kept_bytes(self, config: SideConfig) -> int:
         """Memory that a step keeps for its backward pass, without weights and taps. All rungs of a stack keep the same;
@@ -179,7 +193,9 @@ def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
     with torch.device("meta"):
         side, frozen = SideNetwork(config, backbone).train(), Backbone(backbone).to(load.dtype)
         taps, decoder_taps = _empty_taps(backbone, load, side.config.has_decoder)
-        ours = (*side.parameters(), *frozen.parameters(), *_tensors(taps), *_tensors(decoder_taps))
+        if side.config.visual is not None:
+            taps = replace(taps, images=_empty_images(side.config.visual, load))
+        ours = (*side.parameters(), *side.buffers(), *frozen.parameters(), *_tensors(taps), *_tensors(decoder_taps))
         known = {_storage(tensor) for tensor in ours}
         kept: dict[int, int] = {}
         alive: list[Tensor] = []  # the id of a freed storage would be used again
@@ -193,7 +209,7 @@ def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             memory = side.encode(taps)
             if side.config.has_decoder:
-                out = frozen.logits(side.decode(decoder_taps, memory, taps.mask)).flatten(0, 1)
+                out = frozen.logits(side.decode(decoder_taps, memory, side.memory_mask(taps))).flatten(0, 1)
             else:
                 out = side.read_all(memory, taps)
             F.cross_entropy(out.float(), torch.zeros(len(out), dtype=torch.long))
@@ -206,13 +222,24 @@ def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
     tokens = load.tokens
     new = load.new_tokens
     down = 2 * backbone.d_model * shape.width
-    total = tokens * down + len(config.encoder_layers or ()) * (tokens * down + _block(shape, tokens))
+    memory = tokens
+    total = 0
+    if config.visual is not None:
+        seen = load.images * (config.visual.tokens or grid_tokens(config.visual, load))
+        memory += seen
+        total += 2 * seen * (config.visual.features + BOX) * backbone.d_model
+    total += memory * down + len(config.encoder_layers or ()) * (tokens * down + _block(shape, memory))
     if config.has_decoder:
-        rung = new * down + _block(shape, new, memory=tokens)
+        rung = new * down + _block(shape, new, memory=memory)
         return total + 2 * new * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
     if config.head == "linear":
         return total + 2 * (shape.width + config.words * backbone.d_model) * config.outputs
     return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
+
+
+def grid_tokens(visual: VisualConfig, load: Load) -> int:
+    """Return the tokens in the grid of each image."""
+    return max(load.image_tokens, visual.tokens)
 
 
 def backbone_flops(depth: int | None, backbone: BackboneConfig, load: Load) -> int:
@@ -262,8 +289,15 @@ def _empty_taps(backbone: BackboneConfig, load: Load, has_decoder: bool) -> tupl
     return make(load.tokens, backbone.num_layers), make(load.new_tokens, backbone.num_decoder_layers)
 
 
+def _empty_images(visual: VisualConfig, load: Load) -> Images:
+    """Images without values, on the current device."""
+    shape = load.rows, load.images, grid_tokens(visual, load), visual.features
+    return Images.of(torch.empty(shape, dtype=load.dtype))
+
+
 def _tensors(taps: Taps) -> Sequence[Tensor]:
-    return [tensor for tensor in (taps.embeddings, *taps.blocks, taps.final) if tensor is not None]
+    images = None if taps.images is None else taps.images.features
+    return [tensor for tensor in (taps.embeddings, *taps.blocks, taps.final, images) if tensor is not None]
 
 
 def _storage(tensor: Tensor) -> int:

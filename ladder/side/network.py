@@ -4,6 +4,7 @@ LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side st
 each stack owns its relative bias. Knows tensors only: no tasks, versions or files.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache
 from ladder.backbone.layers import BlockShape, RelativeBias, RMSNorm, causal_bias, cross_kv, padding_bias
 from ladder.backbone.model import Backbone, Taps
+from ladder.backbone.rows import take
 from ladder.config import BackboneConfig, SideConfig
 from ladder.side.visual import VisualEmbedding, images_of, memory_mask, start_linear
 
@@ -51,9 +53,22 @@ class Rung(nn.Module):
         keep = torch.sigmoid(self.gate_logit / self.temperature)  # 1 ignores the tap
         return keep * side + (1 - keep) * down
 
-    def forward(self, side: Tensor, tap: Tensor, bias: Tensor, *decoder_inputs: object) -> Tensor:
-        """Return the new state (B, S, d) from the state `side` (B, S, d) and its block's `tap` (B, S, D)."""
+    def forward(
+        self,
+        side: Tensor,
+        tap: Tensor,
+        bias: Tensor,
+        *decoder_inputs: object,
+        inputs: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the new state (B, S, d) from the state `side` (B, S, d) and its block's `tap` (B, S, D).
+
+        Args:
+            inputs: for each row, the row of `tap` that it reads; None: row i reads row i.
+        """
         down = self.downsample(tap.to(side.dtype))
+        if inputs is not None:
+            down = take(down, inputs)
         if self.mix_after:
             return self.mix(self.block(side, bias, *decoder_inputs), down)
         return self.block(self.mix(side, down), bias, *decoder_inputs)
@@ -76,15 +91,24 @@ class SideStack(nn.Module):
             self.relative_bias = family.relative_bias(backbone, decoder=decoder)
         self.final_norm = family.final_norm(shape)
 
-    def encode(self, taps: Taps, mask: Tensor, visual: Tensor | None = None) -> Tensor:
+    def encode(
+        self, taps: Taps, mask: Tensor, visual: Tensor | None = None, inputs: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the side encoder's state after the final norm, (B, S, d), or with visual tokens (B, S + N, d).
 
         Args:
             mask: (B, S) or (B, S + N) bool, True at real tokens.
             visual: (B, N, D), embedded tokens of images, which follow the text. Relative bias is the text's alone.
+            inputs: for each row, the row of `taps` that it reads; None: row i reads row i. A row of the taps that
+                several rows read is downsampled once.
         """
-        embeddings = taps.embeddings
-        side = self._start(embeddings if visual is None else torch.cat([embeddings.to(visual.dtype), visual], 1))
+        if visual is None or inputs is not None:
+            side = self._start(taps.embeddings)
+        else:
+            side = self._start(torch.cat([taps.embeddings.to(visual.dtype), visual], 1))
+        if inputs is not None:
+            side = take(side, inputs)
+            side = side if visual is None else torch.cat([side, self._start(visual)], 1)
         if not self.layers:
             return self._finish(side)
         tokens = taps.mask.shape[1]
@@ -93,7 +117,7 @@ class SideStack(nn.Module):
             bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
         bias = bias + padding_bias(mask, side.dtype)
         for layer, rung in zip(self.layers, self.rungs, strict=True):
-            side = rung(side, taps.blocks[layer], bias)
+            side = rung(side, taps.blocks[layer], bias, inputs=inputs)
         return self._finish(side)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
@@ -174,18 +198,22 @@ class SideNetwork(nn.Module):
         layers = self.encoder.layers
         return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
 
-    def encode(self, taps: Taps) -> Tensor:
+    def encode(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
         """Run the side encoder: (B, S, d), which the side decoder or the head reads; S with the tokens of images.
+
+        Args:
+            inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
+            images: of these rows; None: those of the rows of `taps` that they read.
 
         Raises:
             InputsError: images are missing, or are not what the network reads.
         """
-        visual = None if self.config.visual is None else self.visual(images_of(taps))
-        return self.encoder.encode(taps, self.memory_mask(taps), visual)
+        visual = None if self.config.visual is None else self.visual(images_of(taps, inputs, images))
+        return self.encoder.encode(taps, self.memory_mask(taps, inputs, images), visual, inputs)
 
-    def memory_mask(self, taps: Taps) -> Tensor:
-        """Return which tokens of `encode`'s state are real, (B, S) bool."""
-        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
+    def memory_mask(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
+        """Return which tokens of `encode`'s state are real, (B, S) bool. Arguments as `encode`'s."""
+        return memory_mask(self.config.visual, taps, inputs, images)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """Run the side decoder and the upsample: (B, T, D), for `Backbone.logits`.
@@ -213,10 +241,15 @@ class SideNetwork(nn.Module):
             return self.head(self.upsample(last_of_real(memory, mask)).float())
         return self.head(mean_of_real(memory, mask))
 
-    def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
-        """As `read`; with `config.words`, add a linear layer on the mean of the token embeddings."""
-        outputs = self.read(memory, self.memory_mask(taps))
-        return outputs + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else outputs
+    def read_all(
+        self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
+    ) -> Tensor:
+        """As `read`; with `config.words`, add a linear layer on the mean of the token embeddings.
+
+        `inputs` and `images` as `encode`'s.
+        """
+        outputs = self.read(memory, self.memory_mask(taps, inputs, images))
+        return outputs + self.words(mean_of_words(taps, inputs)) if self.config.words else outputs
 
     def decoder_cache(self) -> DecoderCache:
         """Return an empty cache for `decode`."""
@@ -259,6 +292,16 @@ def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of (B, S, D) where `mask` (B, S) is True: (B, D) in float32."""
     weights = mask[:, :, None].float()
     return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def mean_of_words(taps: Taps, inputs: Sequence[int] | None = None) -> Tensor:
+    """Return the mean of the real tokens' embeddings (B, D) in float32.
+
+    Args:
+        inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
+    """
+    means = mean_of_real(taps.embeddings, taps.mask)
+    return means if inputs is None else take(means, inputs)
 
 
 def last_of_real(states: Tensor, mask: Tensor) -> Tensor:

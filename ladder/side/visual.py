@@ -4,6 +4,7 @@ As CLIP-T5's visual embedding in the LST authors' code: features, boxes, the ima
 its image, each embedded and added up.
 """
 
+from collections.abc import Sequence
 from math import isqrt
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ladder.backbone.images import Images
 from ladder.backbone.layers import RMSNorm
 from ladder.backbone.model import Taps
+from ladder.backbone.rows import take
 from ladder.config import BackboneConfig, VisualConfig
 from ladder.errors import InputsError
 
@@ -40,14 +42,17 @@ class VisualEmbedding(nn.Module):
     def forward(self, images: Images) -> Tensor:
         """Return the embedded tokens (B, I * tokens, D), those of a row's first image first.
 
+        Features and boxes are projected once for each image, however many rows read it.
+
         Raises:
             InputsError: images that this network cannot read; see `pooled`.
         """
+        images = images.only_read()
         features, boxes = pooled(images, self.config)
-        count = images.mask.shape[1]
-        tokens = features.shape[1] // count
+        tokens, count = features.shape[1], images.most
         visual = self.features_norm(self.features(features.to(self.features.weight.dtype)))
         visual = visual + self.boxes_norm(self.boxes(boxes.to(visual.dtype)))
+        visual = take(visual, images.padded).reshape(len(images.rows), count * tokens, -1)
         visual = visual + self.numbers[:count].repeat_interleave(tokens, 0)
         return visual + self.positions.flip(0)[:tokens].repeat(count, 1)
 
@@ -70,56 +75,72 @@ def start_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:
         parameter.copy_(torch.empty(parameter.shape).uniform_(-most, most, generator=generator))
 
 
-def images_of(taps: Taps) -> Images:
-    """Return the images of a batch.
+def images_of(taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Images:
+    """Return the images of a batch's rows.
+
+    Args:
+        inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
+        images: of these rows; None: those of the rows of `taps` that they read.
 
     Raises:
         InputsError: there are none.
     """
-    if taps.images is None:
+    if images is None and taps.images is not None:
+        images = taps.images if inputs is None else taps.images.select(inputs)
+    if images is None or not images.most:
         raise InputsError("this side network reads images besides the text: give each row its images")
-    return taps.images
+    return images
 
 
 def pooled(images: Images, config: VisualConfig) -> tuple[Tensor, Tensor]:
     """Max-pool each image's grid to the tokens that a side network reads.
 
     Returns:
-        features (B, I * tokens, F) and boxes (B, I * tokens, 5), with their areas. Boxes are not pooled: as in the LST
-        authors' code, an image has those of its first tokens.
+        features (N, tokens, F) and boxes (N, tokens, 5), with their areas. Boxes are not pooled: as in the LST authors'
+        code, an image has those of its first tokens.
 
     Raises:
         InputsError: features of another width, more images than the network knows, or a grid that is not square, has
             too few tokens, or has more than the network has positions.
     """
     features = images.features
-    _, count, cells, width = features.shape
+    _, cells, width = features.shape
     tokens = config.tokens or cells
     if width != config.features:
         raise InputsError(f"images have {width} features a token, and this side network reads {config.features}")
-    if count > config.images:
-        raise InputsError(f"inputs have {count} images, and this side network reads at most {config.images}")
+    if images.most > config.images:
+        raise InputsError(f"inputs have {images.most} images, and this side network reads at most {config.images}")
     if tokens > config.positions:
         raise InputsError(f"images have {cells} tokens, and this side network has {config.positions} positions")
     if tokens > cells or (tokens != cells and isqrt(cells) ** 2 != cells):
         raise InputsError(f"images have {cells} tokens, and a square grid of at least {tokens} is needed")
     if tokens != cells:
-        grid = features.flatten(0, 1).transpose(1, 2).unflatten(2, (isqrt(cells), isqrt(cells)))
-        features = F.adaptive_max_pool2d(grid, isqrt(tokens)).flatten(2).transpose(1, 2).unflatten(0, (-1, count))
-    boxes = features.new_zeros(len(features), count, tokens, BOX)
+        grid = features.transpose(1, 2).unflatten(2, (isqrt(cells), isqrt(cells)))
+        features = F.adaptive_max_pool2d(grid, isqrt(tokens)).flatten(2).transpose(1, 2)
+    boxes = features.new_zeros(len(features), tokens, BOX)
     if images.boxes is not None:
-        edges = images.boxes[:, :, :tokens]
+        edges = images.boxes[:, :tokens]
         area = (edges[..., 3] - edges[..., 2]) * (edges[..., 1] - edges[..., 0])
         boxes = torch.cat([edges, area[..., None]], -1)
-    return features.flatten(1, 2), boxes.flatten(1, 2)
+    return features, boxes
 
 
-def memory_mask(config: VisualConfig, taps: Taps) -> Tensor:
+def memory_mask(
+    config: VisualConfig | None, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
+) -> Tensor:
     """Return which tokens of a side encoder's state are real, (B, S) bool: the text's, then those of the images.
+
+    Args:
+        config: None: of a side network that reads the text alone.
+        inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
+        images: of these rows; None: those of the rows of `taps` that they read.
 
     Raises:
         InputsError: there are no images.
     """
-    images = images_of(taps)
-    tokens = config.tokens or images.features.shape[2]
-    return torch.cat([taps.mask, images.mask.repeat_interleave(tokens, 1)], 1)
+    mask = taps.mask if inputs is None else take(taps.mask, inputs)
+    if config is None:
+        return mask
+    images = images_of(taps, inputs, images)
+    tokens = config.tokens or images.features.shape[1]
+    return torch.cat([mask, images.mask.repeat_interleave(tokens, 1)], 1)

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ladder.backbone.rows import adjacent, take
+
 ChunkT = TypeVar("ChunkT", bound=Hashable)
 
 
@@ -120,20 +122,6 @@ def _shared(inputs: Sequence[int], rows: int) -> Sequence[int]:
     """The inputs of one of a run's side networks where all of them read the same ones; else nothing."""
     first = inputs[:rows]
     return first if list(first) * (len(inputs) // rows) == list(inputs) else ()
-
-
-def adjacent(rows: Sequence[int]) -> int | None:
-    """The first of rows that are consecutive numbers; None where they are not."""
-    first = rows[0]
-    return first if list(rows) == list(range(first, first + len(rows))) else None
-
-
-def take(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Take some rows, at least one; a view where they are adjacent."""
-    first = adjacent(rows)
-    if first is not None:
-        return tensor[first : first + len(rows)]
-    return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
 
 
 def parts_of(runs: Sequence[Run[ChunkT]], hidden: Tensor) -> list[Tensor]:

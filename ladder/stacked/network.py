@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache, KeyValues
 from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
 from ladder.backbone.model import Taps
-from ladder.config import SideConfig, VisualConfig
-from ladder.side.network import SideNetwork, mean_of_real
+from ladder.backbone.rows import adjacent
+from ladder.config import SideConfig
+from ladder.side.network import SideNetwork, mean_of_words
 from ladder.side.visual import images_of, memory_mask, pooled
-from ladder.stacked.grouping import Gather, Grouping, adjacent, group_rows
+from ladder.stacked.grouping import Gather, Grouping, group_rows
 from ladder.stacked.heads import Head, StackedLinear
 from ladder.stacked.layout import StackShape, layout_of
 from ladder.stacked.products import Chunk, Products
+from ladder.stacked.shared_reads import SharedReads
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,28 +53,31 @@ class StackedSide:
         """Bytes of its weights on the device."""
         return self.chunk.rows[self.slot].nbytes + (self.head.bytes if self.head else 0)
 
-    def encode(self, taps: Taps) -> Tensor:
+    def encode(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
         """As `SideNetwork.encode`, but without the final norm's weight, which is folded into what follows."""
-        return StackedBatch([self] * len(taps.mask)).encode(taps)
+        rows = len(taps.mask) if inputs is None else len(inputs)
+        return StackedBatch([self] * rows).encode(taps, inputs, images)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """As `SideNetwork.decode`, of a memory from `encode`."""
         return StackedBatch([self] * len(taps.mask)).decode(taps, memory, memory_mask, cache)
 
-    def memory_mask(self, taps: Taps) -> Tensor:
+    def memory_mask(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
         """As `SideNetwork.memory_mask`."""
-        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
+        return memory_mask(self.config.visual, taps, inputs, images)
 
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
         """As `SideNetwork.read`, of a memory from `encode`."""
         assert self.head is not None
         return self.head.read(memory, mask)
 
-    def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
+    def read_all(
+        self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
+    ) -> Tensor:
         """As `SideNetwork.read_all`, of a memory from `encode`."""
-        outputs = self.read(memory, self.memory_mask(taps))
+        outputs = self.read(memory, self.memory_mask(taps, inputs, images))
         if isinstance(self.head, StackedLinear) and self.head.words is not None:
-            outputs = outputs + self.head.of_words(mean_of_real(taps.embeddings, taps.mask))
+            outputs = outputs + self.head.of_words(mean_of_words(taps, inputs))
         return outputs
 
     def decoder_cache(self) -> DecoderCache:
@@ -120,31 +126,57 @@ class StackedBatch:
         """Rungs of the side decoders."""
         return len(self.shape.decoder_layers or ())
 
-    def encode(self, taps: Taps, inputs: Sequence[int] | None = None) -> Tensor:
+    def encode(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
         """Run the side encoders: (B, S, d), for `decode` or a head, which have the final norm's weight in theirs.
 
         Args:
             inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
+            images: of these rows; None: those of the rows of `taps` that they read. Not read by networks of texts.
+
+        Raises:
+            InputsError: images are missing, or are not what the networks read.
         """
+        if self.shape.visual is not None:
+            return self._encode_visual(taps, inputs, images_of(taps, inputs, images))
         reads = self._reads(inputs)
         state = self._start("encoder", taps, reads)
         tokens = state.shape[1]
-        if self.shape.visual is not None:
-            state = torch.cat([state, self._visual(taps, reads, self.shape.visual)], 1)
-        behind = state.shape[1] - tokens  # tokens of images
         bias = None
-        padding = padding_bias(reads.rows(self.memory_mask(taps)), state.dtype)
+        padding = padding_bias(reads.rows(taps.mask), state.dtype)
         for index, layer in enumerate(self.shape.encoder_layers):
             name = f"encoder.{index}"
             if bias is None or self.shape.own_biases:
-                bias = self._relative(name, tokens, tokens)
-                bias = (F.pad(bias, (0, behind, 0, behind)) if behind else bias) + padding
+                bias = self._relative(name, tokens, tokens) + padding
             self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._encoder_attend, name, bias))
         return self._to_row_order(self._norm(state))
 
-    def memory_mask(self, taps: Taps) -> Tensor:
-        """As `SideNetwork.memory_mask`, for the rows of `taps`."""
-        return taps.mask if self.shape.visual is None else memory_mask(self.shape.visual, taps)
+    def _encode_visual(self, taps: Taps, inputs: Sequence[int] | None, images: Images) -> Tensor:
+        """As `encode`. A side network's products with an input's taps are computed once, for all images."""
+        order = self._order if inputs is None else [inputs[row] for row in self._order]
+        images = images.select(self._order)
+        reads = SharedReads(self._layout, self._slots, order, self._device)
+        text = reads.of_rows(reads.read("encoder.start", taps.embeddings)) + self._vector("encoder.start.bias")
+        state = torch.cat([text, self._visual(images)], 1)
+        tokens = text.shape[1]
+        behind = state.shape[1] - tokens
+        bias = None
+        padding = padding_bias(self.memory_mask(taps, order, images), state.dtype)
+        for index, layer in enumerate(self.shape.encoder_layers):
+            name = f"encoder.{index}"
+            if bias is None or self.shape.own_biases:
+                bias = F.pad(self._relative(name, tokens, tokens), (0, behind, 0, behind)) + padding
+            down = reads.of_rows(reads.read(f"{name}.down", taps.blocks[layer]))
+            self._rung(name, state, down, partial(self._encoder_attend, name, bias))
+        return self._to_row_order(self._norm(state))
+
+    @property
+    def _slots(self) -> list[tuple[Chunk, int]]:
+        """The chunk and slot of each row's side network, in the order of computation."""
+        return [(self._sides[row].chunk, self._sides[row].slot) for row in self._order]
+
+    def memory_mask(self, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None) -> Tensor:
+        """As `SideNetwork.memory_mask`."""
+        return memory_mask(self.shape.visual, taps, inputs, images)
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
         """Compute each side decoder rung's keys and values of a `memory` (B, S, d) from `encode`."""
@@ -219,24 +251,37 @@ class StackedBatch:
         state = self._products.matmul_runs(name, reads.of_runs(taps.embeddings), tokens)
         return state.add_(self._vector(f"{name}.bias"))
 
-    def _visual(self, taps: Taps, reads: Gather, config: VisualConfig) -> Tensor:
-        """The first state of the tokens of images, (B, N, d)."""
-        images = images_of(taps)
-        count = images.mask.shape[1]
-        state = self._vector("encoder.start.bias")
+    def _visual(self, images: Images) -> Tensor:
+        """The first state of the tokens of images, (B, N, d); each side network embeds an image once.
+
+        Args:
+            images: of the rows in the order of computation.
+        """
+        assert self.shape.visual is not None
+        images = images.only_read()
+        features, boxes = pooled(images, self.shape.visual)
+        count, tokens = images.most, features.shape[1]
+        slots = [slot for slot in self._slots for _ in range(count)]
+        reads = SharedReads(self._layout, slots, images.padded, self._device)
         least = torch.full((), (self.shape.tap_width * self.shape.epsilon) ** 0.5, device=self._device)
-        features, boxes = pooled(images, config)
+        embedded = []
         for name, read in (("visual.features", features), ("visual.boxes", boxes)):
-            parts = reads.of_runs(read.to(self._vectors.dtype))
-            embedded = self._products.matmul_runs(name, parts, read.shape[1]).add_(self._vector(f"{name}.bias"))
-            state = state + self._products.matmul(f"{name}.start", _unit(embedded, least))
-        tokens = features.shape[1] // count
+            wide = reads.read(name, read.to(self._vectors.dtype)).add_(reads.vector(f"{name}.bias"))
+            embedded.append(reads.matmul(f"{name}.start", _unit(wide, least)))
+        state = reads.of_rows(embedded[0] + embedded[1]).reshape(len(images.rows), count * tokens, -1)
         numbers = self._of_rows(self._products.all("visual.numbers")[:, :count])
         positions = self._of_rows(self._products.all("visual.positions")[:, :tokens])
-        return state + numbers.repeat_interleave(tokens, 1) + positions.repeat(1, count, 1)
+        state = state + self._vector("encoder.start.bias") + numbers.repeat_interleave(tokens, 1)
+        return state + positions.repeat(1, count, 1)
 
-    def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *attentions: Callable[[Tensor], None]) -> None:
-        """Compute one rung in place; each of the `attentions` adds to the state."""
+    def _rung(
+        self, name: str, state: Tensor, down: Sequence[Tensor] | Tensor, *attentions: Callable[[Tensor], None]
+    ) -> None:
+        """Compute one rung in place; each of the `attentions` adds to the state.
+
+        Args:
+            down: each run's taps or, where tokens of images follow those of the text, the downsampled taps (B, S, d).
+        """
         if not self.shape.mix_after:
             self._mix(name, state, down)
         for attend in attentions:
@@ -245,23 +290,17 @@ class StackedBatch:
         if self.shape.mix_after:
             self._mix(name, state, down)
 
-    def _mix(self, name: str, state: Tensor, down: Sequence[Tensor]) -> None:
+    def _mix(self, name: str, state: Tensor, down: Sequence[Tensor] | Tensor) -> None:
         keep = self._vector(f"{name}.keep")
         bias = self._vector(f"{name}.bias")
-        if self.shape.visual is not None and name.startswith("encoder"):
-            self._mix_text(name, state, down, keep, bias)
+        if isinstance(down, Tensor):
+            text = state[:, : down.shape[1]]
+            damped = self.shape.visual is None or self.shape.visual.damped
+            (state if damped else text).mul_(keep)
+            text.add_(down).add_(bias)
             return
         torch.addcmul(bias, state, keep, out=state)
         self._products.add_of(state, f"{name}.down", down)
-
-    def _mix_text(self, name: str, state: Tensor, down: Sequence[Tensor], keep: Tensor, bias: Tensor) -> None:
-        """As `_mix`, for a state with tokens of images behind those of the text: they have no tap."""
-        assert self.shape.visual is not None
-        tokens = down[0].shape[-2] // self._runs[0].rows
-        taken = self._products.matmul_runs(f"{name}.down", down, tokens).add_(bias)
-        text = state[:, :tokens]
-        (state if self.shape.visual.damped else text).mul_(keep)
-        text.add_(taken)
 
     def _encoder_attend(self, name: str, bias: Tensor, state: Tensor) -> None:
         """The side encoder's self-attention."""

@@ -56,7 +56,7 @@ def test_loss_and_gradients():
     expected = golden.weights(side, "grad.")
     with float64():
         images = golden.images()
-        images = Images.of(images.features.double(), images.boxes.double())
+        images = replace(images, features=images.features.double(), boxes=images.boxes.double())
         loss, gradients = gradients_of(deepcopy(backbone).double(), deepcopy(side).double(), images)
     assert_close(loss[None].float(), golden.tensors()["out.loss_per_sample_mean"], atol=1e-5, rtol=0)
     for name, tensor in gradients.items():

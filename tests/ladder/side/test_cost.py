@@ -10,7 +10,17 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ladder import Backbone, BackboneConfig, BackboneError, SideConfig, SideConfigError, SideNetwork, load_backbone
+from ladder import (
+    Backbone,
+    BackboneConfig,
+    BackboneError,
+    Images,
+    SideConfig,
+    SideConfigError,
+    SideNetwork,
+    load_backbone,
+)
+from ladder.config import VisualConfig
 from ladder.side.cost import CostModel, Load, backbone_flops, count_parameters, dropped_gates, kept_patterns, side_flops
 from ladder.side.known_backbones import NAMED, BackboneShape, backbone_shape
 
@@ -70,8 +80,10 @@ SHAPES = {
     "late": SideConfig(reduction=2, mix_after=True, merge_last=True, gate="none", bias=False),
     "linear": SideConfig(reduction=2, encoder_layers=(0, 1), head="linear", outputs=5),
     "mlp": SideConfig(reduction=2, head="mlp", outputs=4),
+    "images": SideConfig(reduction=2, encoder_layers=(1,), visual=VisualConfig(features=10, tokens=4)),
+    "images, linear": SideConfig(reduction=2, head="linear", outputs=5, visual=VisualConfig(features=10, tokens=0)),
 }
-LOAD = Load(tokens=7, rows=3, new_tokens=2, dtype=torch.float32)
+LOAD = Load(tokens=7, rows=3, new_tokens=2, dtype=torch.float32, images=2, image_tokens=9)
 
 
 def run(side: SideNetwork, backbone: Backbone, rows: int):
@@ -79,14 +91,18 @@ def run(side: SideNetwork, backbone: Backbone, rows: int):
     ids, mask = torch.zeros(rows, LOAD.tokens, dtype=torch.long), torch.ones(rows, LOAD.tokens, dtype=torch.bool)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as frozen:  # it knows no CPU's fused attention
         taps = backbone.encode(ids, mask, side.encoder_depth)
+        if side.config.visual is not None:
+            taps = replace(taps, images=Images.of(torch.zeros(rows, LOAD.images, LOAD.image_tokens, 10)))
         decoder_taps = None
         if side.config.has_decoder:
             decoder_taps = backbone.decode(torch.zeros(rows, LOAD.new_tokens, dtype=torch.long), taps.final, mask)
             backbone.logits(decoder_taps.final)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as ours:
         memory = side.encode(taps)
+        mask = side.memory_mask(taps)
         out = side.decode(decoder_taps, memory, mask) if decoder_taps else side.read(memory, mask)
     held = [t for each in (taps, decoder_taps) if each for t in (each.embeddings, *each.blocks, each.final)]
+    held += [taps.images.features] if taps.images else []
     return out, ours.get_total_flops(), frozen.get_total_flops(), held
 
 
@@ -101,7 +117,7 @@ def test_flops_are_torchs_count(backbone: BackboneConfig, shape: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["dropped", "late", "mlp"])
+@pytest.mark.parametrize("shape", ["dropped", "late", "mlp", "images", "images, linear"])
 def test_training_bytes_are_what_a_real_step_holds(shape: str) -> None:
     side, backbone = SideNetwork(SHAPES[shape], TINY).train(), Backbone(TINY)
     kept: dict[int, torch.Tensor] = {}
@@ -114,14 +130,35 @@ def test_training_bytes_are_what_a_real_step_holds(shape: str) -> None:
         out, _, _, held = run(side, backbone, rows=LOAD.rows)
         out = backbone.logits(out).flatten(0, 1) if side.config.has_decoder else out
         F.cross_entropy(out, torch.zeros(len(out), dtype=torch.long))
-    for tensor in (*side.parameters(), *backbone.parameters(), *[each for each in held if each is not None]):
+    for tensor in (
+        *side.parameters(),
+        *side.buffers(),
+        *backbone.parameters(),
+        *[each for each in held if each is not None],
+    ):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     taps = sum(tensor.nbytes for tensor in held if tensor is not None)
     weights = 4 * sum(parameter.numel() for parameter in backbone.parameters())
+    frozen = 4 * side.visual.positions.numel() if side.config.visual else 0
     sizes = CostModel(BackboneShape(name="tiny", config=TINY), LOAD).estimate(SHAPES[shape])
-    assert sizes.training_bytes == pytest.approx(weights + 16 * count_parameters(side) + taps + activations, abs=64)
-    assert sizes.serving_bytes == weights + 4 * count_parameters(side) + taps
+    assert sizes.training_bytes == pytest.approx(
+        weights + 16 * count_parameters(side) + frozen + taps + activations, abs=64
+    )
+    assert sizes.serving_bytes == weights + 4 * count_parameters(side) + frozen + taps
+
+
+def test_a_side_network_of_images() -> None:
+    """Its weights are counted as stored; each image adds 36 tokens to memory and arithmetic, none to the backbone's."""
+    shape, config = NAMED["t5-small"], SideConfig(reduction=4, visual=VisualConfig(features=2048))
+    load = Load(tokens=20, rows=2)
+    one, two = (CostModel(shape, replace(load, images=count)).estimate(config) for count in (1, 2))
+    with torch.device("meta"):
+        assert one.parameters == sum(p.numel() for p in SideNetwork(config, shape.config).parameters())
+    assert two.serving_bytes - one.serving_bytes == 2 * 36 * 2048 * 2  # rows, tokens, features, bytes
+    assert two.side_flops - one.side_flops > 2 * 36 * 2048 * 512
+    assert two.training_bytes > one.training_bytes
+    assert one.backbone_flops == CostModel(shape, load).estimate(SideConfig(reduction=4)).backbone_flops
 
 
 def test_shares_are_of_the_backbone() -> None:

@@ -68,7 +68,7 @@ def test_equals_the_slow_reference(backbone: Backbone, shape: str) -> None:
     assert images.boxes is not None
     taps = with_images(backbone, images, [[5, 6, 7, 8, 1]])
     decoder_taps = backbone.decode(decoder_ids, taps.final, taps.mask)
-    read = list(zip(images.features[0], images.boxes[0], strict=True))
+    read = list(zip(images.features, images.boxes, strict=True))
     slow_memory = slow.encode(taps.embeddings[0], [block[0] for block in taps.blocks], read)
     memory = side.encode(taps)
     assert_close(memory[0], slow_memory, atol=1e-4, rtol=1e-4)
@@ -80,16 +80,12 @@ def test_equals_the_slow_reference(backbone: Backbone, shape: str) -> None:
 def test_a_row_does_not_depend_on_its_batch(backbone: Backbone) -> None:
     """Texts of different lengths are padded before the images; rows may have fewer images than others."""
     side = random_side(SHAPES["all"], backbone.config)
-    images = replace(make_images(3), mask=torch.tensor([[True, True], [True, False], [True, True]]))
+    images = replace(make_images(3), rows=[(0, 1), (2,), (4, 5)])
     inputs = [[5, 6, 7, 8, 1], [9, 1], [20, 3, 1]]
     together = states(backbone, side, with_images(backbone, images, inputs))
     for row, ids in enumerate(inputs):
-        alone = images.select(torch.tensor([row]))
-        count = int(alone.mask.sum())
-        boxes = alone.boxes
-        assert boxes is not None
-        alone = Images.of(alone.features[:, :count], boxes[:, :count])
-        assert_close(together[row : row + 1], states(backbone, side, with_images(backbone, alone, [ids])))
+        alone = with_images(backbone, images.select([row]), [ids])
+        assert_close(together[row : row + 1], states(backbone, side, alone))
 
 
 def states(backbone: Backbone, side: SideNetwork, taps: Taps) -> Tensor:
@@ -116,7 +112,7 @@ def test_a_linear_head_reads_the_images_too(backbone: Backbone) -> None:
 def test_missing_boxes_are_zero(backbone: Backbone) -> None:
     side = random_side(SHAPES["all"], backbone.config)
     images = make_images(1)
-    bare, zero = (replace(images, boxes=boxes) for boxes in (None, torch.zeros(1, 2, 9, 4)))
+    bare, zero = (replace(images, boxes=boxes) for boxes in (None, torch.zeros(2, 9, 4)))
     found = [side.encode(with_images(backbone, some, [[5, 1]])) for some in (bare, zero)]
     assert torch.equal(*found)
 
