@@ -37,7 +37,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How an alias's traffic is split. The alias's own version gets what the shares leave."""
+    """How an alias's traffic is split. The alias's own version gets the rest."""
 
     shares: Mapping[int, float] = field(default_factory=dict)
     """Version to its share, a fraction: 0.05. "5%" is taken too, and becomes that."""
