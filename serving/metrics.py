@@ -152,13 +152,13 @@ class Metrics:
     def _add_shadows(self, make: "_Maker") -> None:
         self.shadow_rows = make.counter(
             "sidecast_shadow_rows",
-            "Rows of shadow versions: both it and the alias's own version answered, and they agreed or disagreed, it "
+            "Rows of shadow versions: both it and the alias's main version answered, and they agreed or disagreed, it "
             "failed, or the row was dropped for lack of time.",
             ("task", "version", "outcome"),
         )
         self.shadow_drift = make.histogram(
             "sidecast_shadow_drift",
-            "How far a shadow version's answer is from that of the alias's own version: 0 the same, 1 nothing in "
+            "How far a shadow version's answer is from that of the alias's main version: 0 the same, 1 nothing in "
             "common.",
             _DRIFT,
             ("task", "version"),

@@ -236,7 +236,7 @@ class InvalidRow(RegistryError):
 
 
 class InvalidRoute(RegistryError):
-    """A route breaks a rule, or names the alias's own version."""
+    """A route breaks a rule, or names the alias's main version."""
 
     reason = "INVALID_ROUTE"
     message = "{alias} of task {task!q} cannot be routed so: {why}"

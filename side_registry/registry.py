@@ -222,7 +222,7 @@ class Registry:
         Returns the generation; commits nothing when that is so already.
 
         Raises:
-            InvalidRoute: it breaks a rule, or names the alias's own version.
+            InvalidRoute: it breaks a rule, or names the alias's main version.
             RouteChanged: the current route is no longer `seen`; read it again.
             UnknownTask, UnknownAlias, UnknownVersion (a retired one too), InvalidName, Contended, StoreFailed.
         """

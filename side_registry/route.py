@@ -1,9 +1,9 @@
-"""How one alias's traffic is split: shares for other versions than the alias's own, and shadows. Knows no log.
+"""How one alias's traffic is split: shares for versions other than its main version, and shadows. Knows no log.
 
 Shares have the unit of the log and of the wire, whole hundredths of a per cent. Commands and clients take fractions and
 percentages.
 
-The alias's own version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
+The alias's main version, to which the alias points, gets the traffic that the shares leave. Pure functions: any two
 readers split alike.
 """
 
@@ -35,20 +35,20 @@ Share = Annotated[int, Field(ge=1, lt=WHOLE), BeforeValidator(_stored)]
 
 
 class Bounds(Document):
-    """Limits for a version with a share, compared with the alias's own version. None: not checked."""
+    """Limits for a version with a share, compared with the alias's main version. None: not checked."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
-    """How much its fraction of failed rows may exceed that of the own version."""
+    """How much its fraction of failed rows may exceed that of the main version."""
     latency: float | None = Field(default=None, ge=1, le=1000)
-    """Its mean time per request over that of the own version, at most."""
+    """Its mean time per request over that of the main version, at most."""
     disagreement: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of its answers that may differ from the own version's."""
+    """Fraction of its answers that may differ from the main version's."""
     min_rows: int = Field(default=100, ge=1, le=1_000_000)
     """Rows that it must have answered before it is judged."""
 
 
 class Route(Document):
-    """The versions besides an alias's own one that get its traffic."""
+    """The versions besides an alias's main version that get its traffic."""
 
     shares: Mapping[Version, Share] = Field(default_factory=dict, max_length=MAX_VERSIONS)
     """Version to its share in hundredths of a per cent."""
@@ -59,7 +59,7 @@ class Route(Document):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if sum(self.shares.values()) >= WHOLE:
-            raise ValueError("the shares must leave something to the alias's own version; promote the other one")
+            raise ValueError("the shares must leave something to the alias's main version; promote the other one")
         if len(set(self.shadows)) < len(self.shadows) or set(self.shadows) & set(self.shares):
             raise ValueError("a shadow must be named once, and have no share")
         if self.bounds is not None and not self.shares:
@@ -68,7 +68,7 @@ class Route(Document):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the alias's own version gets all traffic, with no shadow."""
+        """Whether the alias's main version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
 
     @property
@@ -84,7 +84,7 @@ def pick(route: Route, own_version: int, key: str = "") -> int:
     """The version that answers a request.
 
     Args:
-        own_version: the alias's own one.
+        own_version: the alias's main version.
         key: requests with the same key get the same version, also when its share grows; without a key, random.
     """
     if not route.shares:

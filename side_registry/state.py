@@ -46,9 +46,9 @@ class TaskState:
     name: str
     versions: Mapping[int, VersionState] = field(default_factory=dict)
     aliases: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """The versions of each alias, oldest first; the last is the alias's own version."""
+    """The versions of each alias, oldest first; the last is the alias's main version."""
     routes: Mapping[str, Route] = field(default_factory=dict)
-    """By alias; plain ones are left out. They name versions that are not retired, none of them the alias's own."""
+    """By alias; plain ones are left out. They name versions that are not retired, and never the main version."""
     routed: Mapping[str, int] = field(default_factory=dict)
     """The generation that set each of `routes`."""
     ended: Mapping[str, int] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class TaskState:
         return entry
 
     def at(self, alias: str) -> int:
-        """The alias's own version. Raises UnknownAlias."""
+        """The alias's main version. Raises UnknownAlias."""
         if alias not in self.aliases:
             raise UnknownAlias(self.name, alias, tuple(self.aliases))
         return self.aliases[alias][-1]

@@ -14,7 +14,7 @@ from ladder.answering import answerers
 from ladder.answers import Answer
 from ladder.config import Head
 from protos import sidecast_pb2 as pb
-from serving.api import open_inference_tensors
+from serving.api.open_inference import tensors
 from serving.offline import table
 from side_registry import task_kinds
 from side_registry.task_kinds import KINDS, Kind, TaskKind
@@ -74,9 +74,7 @@ def test_every_answer_class_has_a_kind() -> None:
 @each_kind
 def test_the_types_of_columns_are_known_to_tables_and_tensors(kind: TaskKind) -> None:
     types = {column.dtype for column in kind.columns}
-    assert types <= set(open_inference_tensors.DATATYPES), (
-        "add it to DATATYPES in serving/api/open_inference_tensors.py"
-    )
+    assert types <= set(tensors.DATATYPES), "add it to DATATYPES in serving/api/open_inference/tensors.py"
     assert types <= set(table.TYPES), "add it to TYPES in serving/offline/table.py"
 
 

@@ -1,0 +1,32 @@
+"""Training and evaluation: one side network for one task, on a frozen backbone."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from training.builtin_tasks import load_task
+    from training.data import read_examples, read_labelled, split
+    from training.job import Job
+    from training.loaded_run import LoadedRun, load_run
+    from training.recipe import Recipe
+    from training.trainer import train
+
+__all__ = ["Job", "LoadedRun", "Recipe", "load_run", "load_task", "read_examples", "read_labelled", "split", "train"]
+
+_HOMES = {
+    "builtin_tasks": ("load_task",),
+    "data": ("read_examples", "read_labelled", "split"),
+    "job": ("Job",),
+    "loaded_run": ("LoadedRun", "load_run"),
+    "recipe": ("Recipe",),
+    "trainer": ("train",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: torch takes seconds, and the settings of a recipe need none of it."""
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"training.{home}"), name)
+    raise AttributeError(f"module 'training' has no attribute {name!r}")

@@ -87,7 +87,7 @@ class Teacher:
             assert taps.final is not None
             return backbone.logits(taps.final)
         side = self.model.side
-        return backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), backbone_pass.taps.mask))
+        return backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), side.memory_mask(backbone_pass.taps)))
 
 
 def _own_logits(backbone_pass: BackbonePass, prefix: Tokens, tokens: Tokens) -> Tensor:
@@ -198,7 +198,7 @@ class Distillation:
         backbone = backbone_pass.backbone
         taps = backbone_pass.taps
         real = targets != IGNORED
-        state = side.decode(forced_taps(backbone_pass, targets), side.encode(taps), taps.mask)
+        state = side.decode(forced_taps(backbone_pass, targets), side.encode(taps), side.memory_mask(taps))
         student = backbone.logits(state[real]).float()
         with torch.no_grad():
             teacher_pass = backbone_pass

@@ -64,11 +64,13 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     """The side network of a run folder or a downloaded version.
 
     Raises:
-        RunError: it was trained on another backbone or tokenizer.
+        RunError: it was trained on another backbone or tokenizer, or reads images.
         CheckpointError: its weights do not fit or are damaged.
     """
     manifest = artifact.manifest
     _check_backbone(artifact, backbone)
+    if manifest.side.get("visual") is not None:
+        raise RunError(artifact.folder, "it reads images, which rows of text do not have; only `trace` takes it yet")
     if manifest.tokenizer_fingerprint == NO_TOKENIZER:
         why = "made with a backbone folder that had no tokenizer; make it again with one that has"
         raise RunError(artifact.folder, why)

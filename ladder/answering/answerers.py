@@ -117,7 +117,7 @@ class Generate:
         """Mean cross entropy per token; `targets` (B, T) end in the end token and are padded with IGNORED."""
         taps = backbone_pass.taps
         logits = backbone_pass.backbone.logits(
-            side.decode(forced_taps(backbone_pass, targets), side.encode(taps), taps.mask)
+            side.decode(forced_taps(backbone_pass, targets), side.encode(taps), side.memory_mask(taps))
         )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 

@@ -151,7 +151,7 @@ class _StackedGroup:
         self._sides = [row.side for row in group.rows if isinstance(row.side, StackedSide)]
         self._batch = StackedBatch(self._sides, Grouping(range(len(self._sides)), group.runs))
         self._memory = self._batch.encode(backbone_pass.taps, group.inputs)
-        self._mask = take(backbone_pass.taps.mask, group.inputs)
+        self._mask = take(self._batch.memory_mask(backbone_pass.taps), group.inputs)
 
     def readings(self, decoder: _Decoder) -> list[StackedReading]:
         """What each part of the group reads."""
@@ -176,7 +176,8 @@ class _StackedGroup:
 
     def _words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]
-        return mean_of_real(take(self._pass.taps.embeddings, inputs), take(self._mask, positions))
+        taps = self._pass.taps
+        return mean_of_real(take(taps.embeddings, inputs), take(taps.mask, inputs))
 
     def _states(self, prefix: Prefix, decoder: _Decoder) -> dict[Answered, Tensor]:
         """The states (rows, D) after a prefix, for each part that needs it."""

@@ -62,7 +62,7 @@ class SingleReading:
 
     def outputs(self) -> Tensor:
         """See `Reading.outputs`."""
-        return self._side.read(self._memory, self._pass.taps.mask)
+        return self._side.read(self._memory, self._side.memory_mask(self._pass.taps))
 
     def all_outputs(self) -> Tensor:
         """See `Reading.all_outputs`."""
@@ -70,4 +70,5 @@ class SingleReading:
 
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
         """See `Reading.state_after`."""
-        return self._side.decode(self._decoder_taps(prefix), self._memory, self._pass.taps.mask)[:, -1]
+        mask = self._side.memory_mask(self._pass.taps)
+        return self._side.decode(self._decoder_taps(prefix), self._memory, mask)[:, -1]

@@ -1,6 +1,7 @@
 """The frozen network with taps; it never learns."""
 
 from ladder.backbone.compiled import CompiledEncoder, Limits
+from ladder.backbone.images import Images
 from ladder.backbone.loading import pick_dtype, read_json, resolve_folder
 from ladder.backbone.memory import pass_bytes
 from ladder.backbone.model import Backbone, Taps
@@ -23,6 +24,7 @@ __all__ = [
     "BackbonePass",
     "CompiledEncoder",
     "Division",
+    "Images",
     "Limits",
     "Part",
     "Taps",

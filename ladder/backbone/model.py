@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.backbone.families import family_of
+from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache
 from ladder.backbone.layers import as_read, causal_bias, cross_kv, padding_bias
 from ladder.backbone.packing import Division, Spans, cut, pack, token_indices
@@ -33,6 +34,8 @@ class Taps:
     """(B, S) bool, True at real tokens."""
     final: Tensor | None = None
     """(B, S, D), the last block's output after the final norm; None if the pass stopped early."""
+    images: Images | None = None
+    """What side networks read besides an encoder's activations; the backbone does not read it."""
 
     def select(self, rows: Tensor) -> "Taps":
         """The taps of `rows` (B',), in that order."""
@@ -41,6 +44,7 @@ class Taps:
             blocks=tuple(block[rows] for block in self.blocks),
             mask=self.mask[rows],
             final=None if self.final is None else self.final[rows],
+            images=None if self.images is None else self.images.select(rows),
         )
 
 

@@ -63,12 +63,13 @@ class Lane:
         try:
             network = joint_network([row.side for row in rows])
             cross_kv, blocks = network.cross_kv(_encode(network, taps, inputs)), network.decoder_cache().blocks
+            mask = network.memory_mask(taps)[inputs]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return self._admit_one_by_one(rows, taps, inputs, error)
         cache = self._cache or StaticCache(blocks)
-        cache.admit(cross_kv, taps.mask[inputs])
+        cache.admit(cross_kv, mask)
         self._cache, self._network = cache, None
         self.rows += rows
         return []

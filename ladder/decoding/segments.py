@@ -40,7 +40,6 @@ class Segment:
     """(rows,) bool: those whose logits were not finite."""
 
     def __post_init__(self) -> None:
-        self.memory_mask = self.taps.mask
         self.broken = torch.zeros(len(self), dtype=torch.bool, device=self.taps.mask.device)
 
     def __len__(self) -> int:
@@ -54,6 +53,7 @@ class Segment:
     def begin(self) -> None:
         """Run the side encoder."""
         self.memory = self.side.encode(self.taps)
+        self.memory_mask = self.side.memory_mask(self.taps)
         self.cache = self.side.decoder_cache()
 
     def keep(self, rows: Tensor, beams: Tensor) -> None:
@@ -107,6 +107,7 @@ def rows_of(taps: Taps, rows: slice) -> Taps:
         blocks=tuple(block[rows] for block in taps.blocks),
         mask=taps.mask[rows],
         final=None if taps.final is None else taps.final[rows],
+        images=None if taps.images is None else taps.images.select(rows),
     )
 
 

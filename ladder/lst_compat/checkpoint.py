@@ -19,7 +19,7 @@ from ladder.backbone.families.t5 import backbone_name
 from ladder.backbone.model import Backbone
 from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import CheckpointError
-from ladder.lst_compat.names import authors_name, bias_owners, gate_layers
+from ladder.lst_compat.names import POSITIONS, VISUAL, authors_name, bias_owners, gate_layers
 from ladder.lst_compat.settings import STACKS, Claims, infer_settings
 from ladder.side.network import SideNetwork
 
@@ -27,6 +27,8 @@ WRAPPERS = ("state_dict", "model")
 """Keys under which training loops store the model's state dict next to the optimizer's."""
 PREFIXES = ("module.", "w.")
 """Prefixes of names: DataParallel's, and that of files which hold more than weights."""
+ADDED = 100
+"""Tokens that the authors' code adds to the vocabulary for images."""
 OPEN = 120.0
 SHUT = -120.0
 """Logits over temperature whose sigmoid in float32 is exactly 1 and 0."""
@@ -82,10 +84,20 @@ def import_side(tensors: Mapping[str, Tensor], backbone: Backbone, claims: Claim
         raise CheckpointError(f"their side networks read a T5, and {backbone.name} is a {backbone.config.model_type}")
     claims = claims or Claims()
     theirs, rest = _split(tensors, backbone)
-    compared = _compare(rest, backbone)
-    config = infer_settings(theirs, backbone.config, claims)
+    vocabulary = 0
+    if any(name.startswith(VISUAL) for name in theirs):
+        shared = _vocabulary(rest)
+        vocabulary = len(shared)
+        theirs[POSITIONS] = shared[-max(ADDED, vocabulary - backbone.config.vocab_size) :]
+    compared = _compare(rest, backbone, added=POSITIONS in theirs)
+    config = infer_settings(theirs, backbone.config, claims, vocabulary)
     ours = _rename(theirs, config, backbone.config)
     notes = _drop_unread_biases(theirs, config, ours)
+    if config.visual is not None and claims.visual_tokens is None:
+        notes.append(
+            f"images have {config.visual.tokens} tokens, as in the paper, since no tensor tells (their n_boxes with "
+            "downsample): say so if it was otherwise"
+        )
     side = SideNetwork(config, backbone.config)
     side.load_state_dict(side.state_dict() | ours)
     return Imported(side=side.eval(), compared=compared, notes=tuple(notes))
@@ -152,11 +164,11 @@ def _split(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
     unknown: list[str] = []
     for name, tensor in tensors.items():
         ours = None if "side_" in name else backbone_name(name)
-        if "side_" in name:
+        if "side_" in name or (name.startswith(VISUAL) and name != POSITIONS):
             side[name] = tensor
         elif ours in known:
             rest[str(ours)] = tensor
-        elif name.endswith("embed_tokens.weight"):
+        elif name.endswith("embed_tokens.weight") or name == POSITIONS:
             rest[f"shared ({name})"] = tensor
         elif name != _UNUSED:
             unknown.append(name)
@@ -164,17 +176,37 @@ def _split(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[dict[str,
         raise CheckpointError(
             f"the checkpoint has {_few(unknown)}, which is no part of a T5 with a side network; leave such tensors out"
         )
-    if not side:
+    if not any("side_" in name for name in side):
         raise CheckpointError("the checkpoint has no side network: no name in it has 'side_'")
     return side, rest
 
 
-def _compare(rest: Mapping[str, Tensor], backbone: Backbone) -> int:
-    """Check that the checkpoint's backbone tensors equal the backbone's; return their number."""
+def _vocabulary(rest: Mapping[str, Tensor]) -> Tensor:
+    """The checkpoint's token embeddings, which for CLIP-T5 have rows for positions in an image at their end."""
+    copies = {name: tensor for name, tensor in rest.items() if name.split(" ")[0] in ("shared", "head")}
+    shared = next(iter(copies.values()), None)
+    if shared is None or shared.ndim != 2:
+        raise CheckpointError(
+            "the checkpoint reads images and lacks shared.weight, whose last rows stand for positions in an image"
+        )
+    for name, copy in copies.items():
+        if not torch.equal(copy, shared):
+            raise CheckpointError(f"the checkpoint's {name} is not its {next(iter(copies))}: both are one table there")
+    return shared
+
+
+def _compare(rest: Mapping[str, Tensor], backbone: Backbone, *, added: bool) -> int:
+    """Check that the checkpoint's backbone tensors equal the backbone's; return their number.
+
+    Args:
+        added: the checkpoint's vocabulary may have further rows.
+    """
     weights = dict(backbone.named_parameters())
     for name, tensor in rest.items():
         ours = weights[name.split(" ")[0]].detach().cpu()
         embedding = name.split(" ")[0] in ("shared", "head")
+        if added and embedding and tensor.ndim == 2:
+            tensor = tensor[: len(ours)]  # the side network keeps the others
         if embedding and tensor.ndim == 2 and tensor.shape[1] == ours.shape[1] and len(tensor) > len(ours):
             raise CheckpointError(
                 f"the checkpoint's {name} has {len(tensor)} rows, and this backbone's has {len(ours)}: give the one "
@@ -267,7 +299,8 @@ def _drop_unread_biases(theirs: Mapping[str, Tensor], config: SideConfig, ours: 
     for stack, layers in zip(STACKS, (config.encoder_layers, config.decoder_layers), strict=True):
         owner = next(iter(bias_owners(theirs, stack)), None)
         first = min(layers or (), default=None)
-        if owner != first:
+        reads_owner = stack == "encoder" and config.visual is not None  # CLIP-T5's encoder looks its table up itself
+        if owner != first and not reads_owner:
             name = f"{stack}.relative_bias.weight"
             ours[name] = torch.zeros_like(ours[name])
             notes.append(

@@ -14,6 +14,19 @@ _LADDER = re.compile(
 )
 
 
+VISUAL = "encoder.visual_embedding."
+POSITIONS = f"{VISUAL}obj_order_embedding.weight"
+"""In the authors' code the shared embeddings themselves, whose last rows stand for positions in an image."""
+_VISUAL_PARTS = {
+    "features": "feat_embedding.0",
+    "features_norm": "feat_embedding.1",
+    "boxes": "absolute_vis_pos_embedding.0",
+    "boxes_norm": "absolute_vis_pos_embedding.1",
+    "numbers": "img_order_embedding.weight",
+    "positions": "obj_order_embedding.weight",
+}
+
+
 def kept_layers(names: Iterable[str], stack: str) -> tuple[int, ...]:
     """Return the layers of "encoder" or "decoder" that have a side block in the authors' checkpoint, ascending."""
     matches = (_BLOCK.fullmatch(name) for name in names)
@@ -45,6 +58,9 @@ def authors_name(ours: str, config: SideConfig, owner: int | None = None) -> str
     if ours.startswith("upsample."):
         return f"side_final_{ours}"
     stack, rest = ours.split(".", 1)
+    if stack == "visual":
+        part, *tail = rest.split(".")
+        return VISUAL + ".".join([_VISUAL_PARTS[part], *tail])
     layers = config.encoder_layers if stack == "encoder" else config.decoder_layers
     assert isinstance(layers, tuple)
     if rest == "relative_bias.weight":

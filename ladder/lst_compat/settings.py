@@ -4,15 +4,17 @@ Settings that no tensor shows (temperature, where the tap is mixed in, which of 
 the user; a claim that the file contradicts is an error.
 """
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from torch import Tensor
 
-from ladder.config import BackboneConfig, Gate, GateForm, SideConfig
+from ladder.config import BackboneConfig, Gate, GateForm, SideConfig, VisualConfig
 from ladder.errors import CheckpointError
-from ladder.lst_compat.names import bias_owners, gate_layers, kept_layers
+from ladder.lst_compat.names import POSITIONS, VISUAL, bias_owners, gate_layers, kept_layers
 
 STACKS = ("encoder", "decoder")
 WORDS = frozenset(
@@ -26,9 +28,26 @@ WORDS = frozenset(
         "add_residual_after",
         "merge_last",
         "add_bias_sampling",
+        "side_reduction_factor",
+        "task_reduction_factor",
+        "n_boxes",
     }
 )
 """The authors' names of the settings in `Claims`."""
+_CLIP_T5: Mapping[str, Any] = {
+    "pos_dim": 4,
+    "oneddownsample": False,
+    "sparse_sample": False,
+    "expand_vis_embedding": False,
+    "vis_use_transformer": False,
+    "use_vis_order_embedding": True,
+    "use_vis_layer_norm": True,
+    "individual_vis_layer_norm": True,
+    "additional_visual_embedding_layers": 0,
+}
+"""The authors' settings of CLIP-T5's visual embedding that have one value in all of the paper's runs."""
+PAPER_TOKENS = 36
+"""Tokens of one image in the paper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +65,12 @@ class Claims:
     mix_after: bool | None = None
     merge_last: bool | None = None
     bias: bool | None = None
+    visual_tokens: int | None = None
+    """Tokens of one image (their n_boxes with downsample); 0: the grid as it is."""
+    visual_features: int | None = None
+    """Their feat_dim."""
+    visual_images: int | None = None
+    """Their n_images."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], backbone: BackboneConfig) -> Self:
@@ -59,9 +84,12 @@ class Claims:
                 raise CheckpointError(f"the settings have {name} {settings[name]!r}: that is more than a side network")
         if not settings.keys() & WORDS:
             raise CheckpointError(f"the settings hold none of {', '.join(sorted(WORDS))}: give the authors' own")
+        for name, value in _CLIP_T5.items():
+            if settings.get(name, value) not in (None, value):
+                raise CheckpointError(f"the settings have {name} {settings[name]!r}: only {value!r} is supported")
         counts = {"encoder": backbone.num_layers, "decoder": backbone.num_decoder_layers}
         return cls(
-            reduction=_setting(settings, "r", int),
+            reduction=_reduction_setting(settings),
             encoder_layers=_listed(settings, "encoder_side_layers", counts["encoder"]),
             decoder_layers=_listed(settings, "decoder_side_layers", counts["decoder"]),
             gate=_use_gate(settings),
@@ -70,6 +98,9 @@ class Claims:
             mix_after=_setting(settings, "add_residual_after", bool),
             merge_last=_setting(settings, "merge_last", bool),
             bias=_setting(settings, "add_bias_sampling", bool),
+            visual_tokens=_visual_tokens(settings),
+            visual_features=_whole(settings, "feat_dim"),
+            visual_images=_whole(settings, "n_images"),
         )
 
     def join(self, other: Self) -> Self:
@@ -88,8 +119,13 @@ class Claims:
         return type(self)(**values)
 
 
-def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claims: Claims) -> SideConfig:
+def infer_settings(
+    theirs: Mapping[str, Tensor], backbone: BackboneConfig, claims: Claims, vocabulary: int = 0
+) -> SideConfig:
     """The resolved settings of the side network whose tensors, under the authors' names, are `theirs`.
+
+    Args:
+        vocabulary: rows of the checkpoint's vocabulary, where it reads images.
 
     Raises:
         CheckpointError: the tensors contradict each other or the claims, or neither shows a setting.
@@ -118,6 +154,7 @@ def infer_settings(theirs: Mapping[str, Tensor], backbone: BackboneConfig, claim
         merge_last=merge_last,
         bias=bias,
         head="text",
+        visual=_visual(theirs, claims, vocabulary),
         **{name: value for name, value in claimed.items() if value is not None},
     ).resolve(backbone)
 
@@ -204,6 +241,31 @@ def _claimed_gate(claims: Claims) -> Gate:
     return claims.gate
 
 
+def _visual(theirs: Mapping[str, Tensor], claims: Claims, vocabulary: int) -> VisualConfig | None:
+    if POSITIONS not in theirs:
+        if claims.visual_tokens is not None:
+            raise CheckpointError(f"images are claimed, and the checkpoint has no {VISUAL[:-1]}")
+        return None
+    shapes = {}
+    for name in ("feat_embedding.0.weight", "img_order_embedding.weight"):
+        if VISUAL + name not in theirs:
+            raise CheckpointError(f"the checkpoint lacks {VISUAL}{name}")
+        shapes[name] = tuple(theirs[VISUAL + name].shape)
+        if len(shapes[name]) != 2:
+            raise CheckpointError(f"the checkpoint's {VISUAL}{name} has shape {shapes[name]}, and needs two sizes")
+    features = shapes["feat_embedding.0.weight"][1]
+    images = shapes["img_order_embedding.weight"][0]
+    _agree("feat_dim", claims.visual_features, features, f"{VISUAL}feat_embedding")
+    _agree("n_images", claims.visual_images, images, f"{VISUAL}img_order_embedding")
+    return VisualConfig(
+        features=features,
+        images=images,
+        tokens=PAPER_TOKENS if claims.visual_tokens is None else claims.visual_tokens,
+        positions=len(theirs[POSITIONS]),
+        vocabulary=vocabulary,
+    )
+
+
 def _agree(name: str, claimed: object, found: object, where: str) -> None:
     if claimed is not None and claimed != found:
         raise CheckpointError(f"{name} {_shown(claimed)} is claimed, and the checkpoint says {_shown(found)} ({where})")
@@ -219,6 +281,29 @@ def _setting(settings: Mapping[str, Any], name: str, kind: type) -> Any:
     return kind(value)
 
 
+def _reduction_setting(settings: Mapping[str, Any]) -> int | None:
+    """r, by the name that it has in the authors' code for texts, or in that for images."""
+    names = [name for name in ("r", "side_reduction_factor", "task_reduction_factor") if settings.get(name) is not None]
+    values = {_setting(settings, name, int) for name in names}
+    if len(values) > 1:
+        raise CheckpointError(f"the settings' {' and '.join(names)} differ; give one")
+    return next(iter(values), None)
+
+
+def _visual_tokens(settings: Mapping[str, Any]) -> int | None:
+    """Tokens of one image: n_boxes, rounded down to a square as in the authors' pooling; 0 without their pooling."""
+    if _setting(settings, "downsample", bool) is False:
+        return 0
+    boxes = _whole(settings, "n_boxes")
+    return None if boxes is None else math.isqrt(max(boxes, 0)) ** 2
+
+
+def _whole(settings: Mapping[str, Any], name: str) -> int | None:
+    """A whole number, which the authors' options may write as 2048.0."""
+    value = settings.get(name)
+    return int(value) if isinstance(value, float) and value.is_integer() else _setting(settings, name, int)
+
+
 def _listed(settings: Mapping[str, Any], name: str, count: int) -> tuple[int, ...] | None:
     """Theirs is null for every layer; a name that is not there says nothing."""
     if name not in settings:
@@ -226,6 +311,11 @@ def _listed(settings: Mapping[str, Any], name: str, count: int) -> tuple[int, ..
     value = settings[name]
     if value is None:
         return tuple(range(count))
+    if isinstance(value, str):  # an option's text, as "[1, 3]"
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = settings[name]
     if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         raise CheckpointError(f"the settings' {name} must be a list of layer numbers or null, got {value!r}")
     return tuple(value)

@@ -4,95 +4,27 @@ The names are those of the LST authors' modules (act.encoder.side_block.3.out; 3
 `docs/tracing.md` lists them. Needs no tokenizer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from copy import copy
+from dataclasses import replace
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.answering.answerers import IGNORED
+from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
 from ladder.config import BackboneConfig
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.decoding.settings import Generation
 from ladder.errors import InputsError
+from ladder.lst_compat.inputs import Inputs
 from ladder.side.network import Rung, SideNetwork, SideStack
 
 Named = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """One batch, checked against a backbone."""
-
-    ids: Tensor
-    """(B, S) token ids."""
-    mask: Tensor
-    """(B, S) bool, True at real tokens."""
-    labels: Tensor | None = None
-    """(B, T) token ids, padded with IGNORED."""
-
-
-def read_inputs(path: str | Path, config: BackboneConfig, prefix: str = "") -> Inputs:
-    """Read input_ids, attention_mask and labels from a safetensors file; other tensors in it are ignored.
-
-    Args:
-        prefix: if the file has input_ids with this prefix, all three names are read with it.
-
-    Raises:
-        InputsError: unreadable, input_ids missing, a wrong shape or type, ids outside the vocabulary, a row of padding.
-    """
-    path = Path(path).expanduser()
-    try:
-        with safe_open(path, framework="pt") as opened:
-            names = set(opened.keys())
-            prefix = prefix if f"{prefix}input_ids" in names else ""
-            wanted = ("input_ids", "attention_mask", "labels")
-            tensors = {name: opened.get_tensor(prefix + name) for name in wanted if prefix + name in names}
-    except (SafetensorError, OSError) as error:
-        raise InputsError(f"{path} is no whole safetensors file: {error}") from None
-    try:
-        return make_inputs(tensors, config)
-    except InputsError as error:
-        raise InputsError(f"{path}: {error}") from None
-
-
-def make_inputs(tensors: Mapping[str, Tensor], config: BackboneConfig) -> Inputs:
-    """Check tensors by name; without attention_mask every token is real.
-
-    Raises:
-        InputsError: as `read_inputs`.
-    """
-    if "input_ids" not in tensors:
-        raise InputsError("input_ids is missing: token ids, (rows, tokens)")
-    ids = _ids("input_ids", tensors["input_ids"], config.vocab_size)
-    if config.max_positions is not None and ids.shape[1] > config.max_positions:
-        raise InputsError(f"input_ids has {ids.shape[1]} tokens a row, and this backbone reads {config.max_positions}")
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    if "attention_mask" in tensors:
-        ones = tensors["attention_mask"]
-        if ones.shape != ids.shape or ones.is_floating_point() or not ((ones == 0) | (ones == 1)).all():
-            raise InputsError(
-                f"attention_mask must be ones and zeros (whole numbers) of shape {tuple(ids.shape)}, as input_ids; got "
-                f"{ones.dtype} {tuple(ones.shape)}"
-            )
-        mask = ones.bool()
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
-        if empty:
-            raise InputsError(f"attention_mask leaves no token in row {empty[0]}")
-    labels = None
-    if "labels" in tensors:
-        labels = _ids("labels", tensors["labels"], config.vocab_size, ignored=True)
-        if len(labels) != len(ids):
-            raise InputsError(f"labels has {len(labels)} rows, and input_ids {len(ids)}")
-        if not (labels != IGNORED).any():
-            raise InputsError(f"labels has no label: all are {IGNORED}")
-    return Inputs(ids=ids, mask=mask, labels=labels)
 
 
 @torch.inference_mode()
@@ -108,19 +40,32 @@ def trace(
     """Return all activations and outputs of one pass by name, on the CPU; no two share memory.
 
     Args:
-        side: in evaluation mode, on the backbone's device.
+        side: in evaluation mode, on the backbone's device. If it keeps rows of its vocabulary that the backbone lacks
+            (`VisualConfig.vocabulary`), the backbone gets them here: logits are those of the authors' whole vocabulary.
         max_new_tokens: of gen.greedy and gen.beam<N>; 0 for neither.
         beams: N, to decode with beams too.
         legacy_beams: as transformers 4.6 did, with which the authors measured; see `Generation`.
+
+    Raises:
+        InputsError: a side network that reads images, and inputs without them or with others than it reads.
     """
+    visual = side.config.visual is not None
+    if visual and inputs.images is None:
+        raise InputsError("vis_feats is missing: this side network reads images; (rows, tokens, features)")
+    backbone = _with_added_rows(backbone, side)
     device = backbone.device
     ids = inputs.ids.to(device)
     mask = inputs.mask.to(device)
     seen: Named = {}
     with _watched(side, seen):
         taps = backbone.encode(ids, mask)
+        if visual:
+            taps = replace(taps, images=_to(inputs.images, device))
         memory = side.encode(taps)
+        memory_mask = side.memory_mask(taps)
         seen |= _named_taps("encoder", taps)
+        if visual:
+            seen["act.encoder.side_inputs_embeds"] = torch.cat([taps.embeddings, seen["act.visual_embedding.out"]], 1)
         if not side.config.has_decoder:
             seen["out.head"] = side.read_all(memory, taps)
             return _stored(seen)
@@ -128,9 +73,15 @@ def trace(
         labels = None if inputs.labels is None else inputs.labels.to(device)
         decoder_taps = backbone.decode(_decoder_ids(len(ids), labels, backbone), taps.final, mask)
         seen |= _named_taps("decoder", decoder_taps)
-        logits = seen["out.logits"] = backbone.logits(side.decode(decoder_taps, memory, mask))
+        logits = seen["out.logits"] = backbone.logits(side.decode(decoder_taps, memory, memory_mask))
+    if visual:
+        seen["act.decoder.side_inputs_embeds"] = decoder_taps.embeddings
     if labels is not None:
-        seen["out.loss"] = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)[None]
+        seen |= _losses(logits, labels, of_tokens=visual)
+    if visual and inputs.pairs is not None:
+        first = backbone.decode(_decoder_ids(len(ids), None, backbone), taps.final, mask)
+        pairs = replace(taps, images=_to(inputs.pairs, device))
+        seen["out.nlvr_logits"] = backbone.logits(side.decode(first, side.encode(pairs), side.memory_mask(pairs)))
     ways = {"gen.greedy": Generation()}
     if beams is not None:
         ways[f"gen.beam{beams}"] = Generation(num_beams=beams, legacy_beams=legacy_beams)
@@ -141,20 +92,41 @@ def trace(
     return _stored(seen)
 
 
-def _ids(name: str, tensor: Tensor, vocabulary: int, *, ignored: bool = False) -> Tensor:
-    if tensor.ndim != 2 or tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
-        raise InputsError(
-            f"{name} must be whole numbers of shape (rows, tokens), got {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    ids = tensor.long()
-    wrong = (ids < 0) | (ids >= vocabulary)
-    if ignored:
-        wrong &= ids != IGNORED
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
-        rule = f"within 0 and {vocabulary - 1}" + (f", or {IGNORED}" if ignored else "")
-        raise InputsError(f"{name}[{row}, {column}] must be {rule}, got {int(ids[row, column])}")
-    return ids
+def _losses(logits: Tensor, labels: Tensor, *, of_tokens: bool) -> Named:
+    """The mean loss; `of_tokens` adds each token's, and the mean over rows of each row's mean (CLIP-T5's loss)."""
+    flat = logits.flatten(0, 1).float(), labels.flatten()
+    named = {"out.loss": F.cross_entropy(*flat, ignore_index=IGNORED)[None]}
+    if of_tokens:
+        losses = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="none")
+        means = losses.view_as(labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+        named |= {"out.token_loss": losses, "out.loss_per_sample_mean": means.mean()[None]}
+    return named
+
+
+def _with_added_rows(backbone: Backbone, side: SideNetwork) -> Backbone:
+    """The backbone with those rows of the authors' vocabulary that the side network keeps and the backbone lacks.
+
+    It shares the other weights. Its vocabulary is that of the checkpoint, so that logits and texts are the authors'.
+    """
+    visual = side.config.visual
+    missing = 0 if visual is None else visual.vocabulary - backbone.config.vocab_size
+    if missing <= 0:
+        return backbone
+    larger = copy(backbone)
+    larger._parameters = dict(backbone._parameters)
+    larger._modules = dict(backbone._modules)
+    larger.config = replace(backbone.config, vocab_size=backbone.config.vocab_size + missing)
+    larger.vocabulary = None  # a quantized LM head has no such rows
+    rows = side.visual.positions[-missing:].to(backbone.dtype)
+    for name in ("shared", "head") if backbone.has_decoder else ("shared",):
+        setattr(larger, name, nn.Parameter(torch.cat([getattr(backbone, name), rows]), requires_grad=False))
+    return larger
+
+
+def _to(images: Images | None, device: torch.device) -> Images:
+    assert images is not None
+    boxes = None if images.boxes is None else images.boxes.to(device)
+    return Images(features=images.features.to(device), mask=images.mask.to(device), boxes=boxes)
 
 
 def _decoder_ids(rows: int, labels: Tensor | None, backbone: Backbone) -> Tensor:
@@ -172,6 +144,8 @@ def _watched(side: SideNetwork, seen: Named) -> Iterator[None]:
     """Store the activations of `side` in `seen` while the context is open."""
     stacks = [(name, stack) for name, stack in side.named_children() if isinstance(stack, SideStack)]
     handles = [handle for name, stack in stacks for handle in _watch_stack(name, stack, seen)]
+    if side.config.visual is not None:
+        handles.append(side.visual.register_forward_hook(_keep("act.visual_embedding.out", seen)))
     if hasattr(side, "upsample"):
         handles.append(side.upsample.register_forward_hook(_keep("act.side_final_upsample.out", seen)))
     try:

@@ -4,15 +4,19 @@ LST, arXiv:2206.06522, as its authors' code does it: the gate weighs the side st
 each stack owns its relative bias. Knows tensors only: no tasks, versions or files.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.backbone.families import family_of
+from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache
 from ladder.backbone.layers import BlockShape, RelativeBias, RMSNorm, causal_bias, cross_kv, padding_bias
 from ladder.backbone.model import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig
+from ladder.side.visual import VisualEmbedding, images_of, memory_mask, start_linear
 
 
 class Rung(nn.Module):
@@ -23,6 +27,7 @@ class Rung(nn.Module):
         self.kind = config.gate
         self.temperature = config.gate_temperature
         self.mix_after = config.mix_after
+        self.damped = config.visual is None or config.visual.damped
         self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.block = family_of(backbone).block(shape, backbone, decoder=decoder)
         start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
@@ -32,7 +37,13 @@ class Rung(nn.Module):
             self.register_buffer("gate_logit", start)
 
     def mix(self, side: Tensor, down: Tensor) -> Tensor:
-        """Mix a downsampled tap into the side state, both (B, S, d)."""
+        """Mix a downsampled tap (B, S, d) into the side state, (B, S, d) or with visual tokens after those S."""
+        visual = side.shape[1] - down.shape[1]
+        if visual and not self.damped:
+            text, images = side.split([down.shape[1], visual], 1)
+            return torch.cat([self.mix(text, down), images], 1)
+        if visual:
+            down = F.pad(down, (0, 0, 0, visual))  # the backbone has read no image
         if self.kind == "none":
             return side + down
         if self.kind == "one":
@@ -65,20 +76,29 @@ class SideStack(nn.Module):
             self.relative_bias = family.relative_bias(backbone, decoder=decoder)
         self.final_norm = family.final_norm(shape)
 
-    def encode(self, taps: Taps) -> Tensor:
-        """Return the side encoder's state (B, S, d) after the final norm."""
-        side = self._start(taps)
+    def encode(self, taps: Taps, mask: Tensor, visual: Tensor | None = None) -> Tensor:
+        """Return the side encoder's state after the final norm, (B, S, d), or with visual tokens (B, S + N, d).
+
+        Args:
+            mask: (B, S) or (B, S + N) bool, True at real tokens.
+            visual: (B, N, D), embedded tokens of images, which follow the text. Relative bias is the text's alone.
+        """
+        embeddings = taps.embeddings
+        side = self._start(embeddings if visual is None else torch.cat([embeddings.to(visual.dtype), visual], 1))
         if not self.layers:
             return self._finish(side)
         tokens = taps.mask.shape[1]
-        bias = self.relative_bias(tokens, tokens) + padding_bias(taps.mask, side.dtype)
+        bias = self.relative_bias(tokens, tokens)
+        if visual is not None:
+            bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
+        bias = bias + padding_bias(mask, side.dtype)
         for layer, rung in zip(self.layers, self.rungs, strict=True):
             side = rung(side, taps.blocks[layer], bias)
         return self._finish(side)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
         """Return the side decoder's state (B, T, d) after the final norm. `memory` (B, S, d) is the side encoder's."""
-        side = self._start(taps)
+        side = self._start(taps.embeddings)
         queries = taps.mask.shape[1]
         keys = (cache.length if cache else 0) + queries
         if self.layers:
@@ -93,8 +113,8 @@ class SideStack(nn.Module):
             cache.length = keys
         return self._finish(side)
 
-    def _start(self, taps: Taps) -> Tensor:
-        embeddings = taps.embeddings.to(self.first_downsample.weight.dtype)
+    def _start(self, embeddings: Tensor) -> Tensor:
+        embeddings = embeddings.to(self.first_downsample.weight.dtype)
         return self.first_downsample(F.dropout(embeddings, self.dropout, self.training))
 
     def _finish(self, side: Tensor) -> Tensor:
@@ -130,6 +150,8 @@ class SideNetwork(nn.Module):
         super().__init__()
         self.config = config.resolve(backbone)
         width = side_shape(self.config, backbone).width
+        if self.config.visual is not None:
+            self.visual = VisualEmbedding(self.config.visual, backbone)
         self.encoder = SideStack(self.config, backbone, decoder=False)
         if self.config.has_decoder:
             self.decoder = SideStack(self.config, backbone, decoder=True)
@@ -153,8 +175,17 @@ class SideNetwork(nn.Module):
         return None if self.config.has_decoder else (layers[-1] + 1 if layers else 0)
 
     def encode(self, taps: Taps) -> Tensor:
-        """Run the side encoder: (B, S, d), which the side decoder or the head reads."""
-        return self.encoder.encode(taps)
+        """Run the side encoder: (B, S, d), which the side decoder or the head reads; S with the tokens of images.
+
+        Raises:
+            InputsError: images are missing, or are not what the network reads.
+        """
+        visual = None if self.config.visual is None else self.visual(images_of(taps))
+        return self.encoder.encode(taps, self.memory_mask(taps), visual)
+
+    def memory_mask(self, taps: Taps) -> Tensor:
+        """Return which tokens of `encode`'s state are real, (B, S) bool."""
+        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None = None) -> Tensor:
         """Run the side decoder and the upsample: (B, T, D), for `Backbone.logits`.
@@ -184,7 +215,7 @@ class SideNetwork(nn.Module):
 
     def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
         """As `read`; with `config.words`, add a linear layer on the mean of the token embeddings."""
-        outputs = self.read(memory, taps.mask)
+        outputs = self.read(memory, self.memory_mask(taps))
         return outputs + self.words(mean_of_real(taps.embeddings, taps.mask)) if self.config.words else outputs
 
     def decoder_cache(self) -> DecoderCache:
@@ -202,9 +233,15 @@ class SideNetwork(nn.Module):
 
     @torch.no_grad()
     def reset(self, backbone: BackboneConfig, generator: torch.Generator | None = None) -> None:
-        """Draw random weights as the LST authors do: normal, with the family's deviations; norms 1, biases 0."""
+        """Draw random weights as the LST authors do: normal, with the family's deviations; norms 1, biases 0.
+
+        With images, projections start as torch starts them, as in the authors' code for CLIP-T5.
+        """
         family = family_of(backbone)
         for name, module in self.named_modules():
+            if self.config.visual is not None and isinstance(module, nn.Linear) and ".block." not in name:
+                start_linear(module, generator)
+                continue
             if isinstance(module, nn.Linear | RelativeBias):
                 part = name.rsplit(".", 1)[-1]
                 std = family.start_std(part if ".block." in name or part == "relative_bias" else None, backbone)
@@ -214,6 +251,8 @@ class SideNetwork(nn.Module):
                 module.weight.fill_(1)
             if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
                 module.bias.zero_()
+        if self.config.visual is not None:
+            self.visual.reset(generator)
 
 
 def mean_of_real(states: Tensor, mask: Tensor) -> Tensor:
@@ -233,15 +272,23 @@ def side_shape(config: SideConfig, backbone: BackboneConfig) -> BlockShape:
     return family_of(backbone).shape(backbone, config.reduction, config.dropout)
 
 
-def forward(backbone: Backbone, side: SideNetwork, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+def forward(
+    backbone: Backbone,
+    side: SideNetwork,
+    ids: Tensor,
+    mask: Tensor,
+    decoder_ids: Tensor,
+    images: Images | None = None,
+) -> Tensor:
     """Teacher-forced logits (B, T, V) of one side network, computed as the LST authors do, without cache or batching.
 
     Args:
         ids: (B, S) token ids.
         mask: (B, S) bool, True at real tokens.
         decoder_ids: (B, T) token ids; the first is the start token.
+        images: of a side network that reads images.
     """
-    taps = backbone.encode(ids, mask)
+    taps = replace(backbone.encode(ids, mask), images=images)
     assert taps.final is not None
     decoder_taps = backbone.decode(decoder_ids, taps.final, mask)
-    return backbone.logits(side.decode(decoder_taps, side.encode(taps), mask))
+    return backbone.logits(side.decode(decoder_taps, side.encode(taps), side.memory_mask(taps)))

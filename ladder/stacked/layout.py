@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ladder.backbone.families.t5 import BiasedBlock
 from ladder.backbone.layers import Block, RelativeBias, RMSNorm
-from ladder.config import BackboneConfig
+from ladder.config import BackboneConfig, VisualConfig
 from ladder.side.network import Rung, SideNetwork, SideStack, side_shape
+from ladder.side.visual import BOX, VisualEmbedding
 
 ALIGNED = 16
 """Numbers: every part begins at a multiple of it."""
@@ -41,6 +42,7 @@ class StackShape:
     """Each rung has a relative bias, instead of each stack."""
     buckets: int
     max_distance: int
+    visual: VisualConfig | None = None
 
     @property
     def inner(self) -> int:
@@ -102,6 +104,7 @@ def shape_of(side: SideNetwork, backbone: BackboneConfig) -> StackShape | None:
         own_biases=BiasedBlock in blocks,
         buckets=backbone.relative_attention_num_buckets,
         max_distance=backbone.relative_attention_max_distance,
+        visual=config.visual,
     )
 
 
@@ -139,6 +142,15 @@ def _parts(shape: StackShape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{name}.wo", (shape.hidden, width)
             if shape.own_biases:
                 yield f"{name}.relative", relative
+    if shape.visual is not None:
+        yield "visual.features.bias", (shape.tap_width,)
+        yield "visual.boxes.bias", (shape.tap_width,)
+        yield "visual.features", (shape.visual.features, shape.tap_width)
+        yield "visual.boxes", (BOX, shape.tap_width)
+        yield "visual.features.start", (shape.tap_width, width)
+        yield "visual.boxes.start", (shape.tap_width, width)
+        yield "visual.numbers", (shape.visual.images, width)
+        yield "visual.positions", (shape.visual.positions, width)
     if shape.decoder_layers is not None:
         yield "decoder.memory", (width, 2 * inner * len(shape.decoder_layers))
         yield "upsample.bias", (shape.tap_width,)
@@ -158,6 +170,8 @@ def fold(side: SideNetwork, shape: StackShape) -> Tensor:
 
 def _folded(side: SideNetwork) -> Iterator[tuple[str, Tensor]]:
     yield from _stack("encoder", side.encoder)
+    if side.config.visual is not None:
+        yield from _visual(side.visual, _matrix(side.encoder.first_downsample))
     if not side.config.has_decoder:
         return
     yield from _stack("decoder", side.decoder)
@@ -177,6 +191,19 @@ def _stack(name: str, stack: SideStack) -> Iterator[tuple[str, Tensor]]:
     for index, rung in enumerate(_rungs(stack)):
         for part, tensor in _rung(rung):
             yield f"{name}.{index}.{part}", tensor
+
+
+def _visual(visual: VisualEmbedding, start: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What embeds images, with the downsample `start` (D, d) that follows in what is added up behind the norms."""
+    for name, linear, norm in (
+        ("features", visual.features, visual.features_norm),
+        ("boxes", visual.boxes, visual.boxes_norm),
+    ):
+        yield f"visual.{name}", _matrix(linear)
+        yield f"visual.{name}.bias", _bias(linear)
+        yield f"visual.{name}.start", norm_of(norm)[:, None] * start
+    yield "visual.numbers", visual.numbers.float() @ start
+    yield "visual.positions", visual.positions.float().flip(0) @ start
 
 
 def _rung(rung: Rung) -> Iterator[tuple[str, Tensor]]:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from ladder.backbone.kv_cache import CrossKV, DecoderCache, KeyValues
 from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
 from ladder.backbone.model import Taps
-from ladder.config import SideConfig
+from ladder.config import SideConfig, VisualConfig
 from ladder.side.network import SideNetwork, mean_of_real
+from ladder.side.visual import images_of, memory_mask, pooled
 from ladder.stacked.grouping import Gather, Grouping, adjacent, group_rows
 from ladder.stacked.heads import Head, StackedLinear
 from ladder.stacked.layout import StackShape, layout_of
@@ -57,6 +58,10 @@ class StackedSide:
         """As `SideNetwork.decode`, of a memory from `encode`."""
         return StackedBatch([self] * len(taps.mask)).decode(taps, memory, memory_mask, cache)
 
+    def memory_mask(self, taps: Taps) -> Tensor:
+        """As `SideNetwork.memory_mask`."""
+        return taps.mask if self.config.visual is None else memory_mask(self.config.visual, taps)
+
     def read(self, memory: Tensor, mask: Tensor) -> Tensor:
         """As `SideNetwork.read`, of a memory from `encode`."""
         assert self.head is not None
@@ -64,7 +69,7 @@ class StackedSide:
 
     def read_all(self, memory: Tensor, taps: Taps) -> Tensor:
         """As `SideNetwork.read_all`, of a memory from `encode`."""
-        outputs = self.read(memory, taps.mask)
+        outputs = self.read(memory, self.memory_mask(taps))
         if isinstance(self.head, StackedLinear) and self.head.words is not None:
             outputs = outputs + self.head.of_words(mean_of_real(taps.embeddings, taps.mask))
         return outputs
@@ -124,14 +129,22 @@ class StackedBatch:
         reads = self._reads(inputs)
         state = self._start("encoder", taps, reads)
         tokens = state.shape[1]
+        if self.shape.visual is not None:
+            state = torch.cat([state, self._visual(taps, reads, self.shape.visual)], 1)
+        behind = state.shape[1] - tokens  # tokens of images
         bias = None
-        padding = padding_bias(reads.rows(taps.mask), state.dtype)
+        padding = padding_bias(reads.rows(self.memory_mask(taps)), state.dtype)
         for index, layer in enumerate(self.shape.encoder_layers):
             name = f"encoder.{index}"
             if bias is None or self.shape.own_biases:
-                bias = self._relative(name, tokens, tokens) + padding
+                bias = self._relative(name, tokens, tokens)
+                bias = (F.pad(bias, (0, behind, 0, behind)) if behind else bias) + padding
             self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._encoder_attend, name, bias))
         return self._to_row_order(self._norm(state))
+
+    def memory_mask(self, taps: Taps) -> Tensor:
+        """As `SideNetwork.memory_mask`, for the rows of `taps`."""
+        return taps.mask if self.shape.visual is None else memory_mask(self.shape.visual, taps)
 
     def cross_kv(self, memory: Tensor) -> CrossKV:
         """Compute each side decoder rung's keys and values of a `memory` (B, S, d) from `encode`."""
@@ -206,6 +219,22 @@ class StackedBatch:
         state = self._products.matmul_runs(name, reads.of_runs(taps.embeddings), tokens)
         return state.add_(self._vector(f"{name}.bias"))
 
+    def _visual(self, taps: Taps, reads: Gather, config: VisualConfig) -> Tensor:
+        """The first state of the tokens of images, (B, N, d)."""
+        images = images_of(taps)
+        count = images.mask.shape[1]
+        state = self._vector("encoder.start.bias")
+        least = torch.full((), (self.shape.tap_width * self.shape.epsilon) ** 0.5, device=self._device)
+        features, boxes = pooled(images, config)
+        for name, read in (("visual.features", features), ("visual.boxes", boxes)):
+            parts = reads.of_runs(read.to(self._vectors.dtype))
+            embedded = self._products.matmul_runs(name, parts, read.shape[1]).add_(self._vector(f"{name}.bias"))
+            state = state + self._products.matmul(f"{name}.start", _unit(embedded, least))
+        tokens = features.shape[1] // count
+        numbers = self._of_rows(self._products.all("visual.numbers")[:, :count])
+        positions = self._of_rows(self._products.all("visual.positions")[:, :tokens])
+        return state + numbers.repeat_interleave(tokens, 1) + positions.repeat(1, count, 1)
+
     def _rung(self, name: str, state: Tensor, down: Sequence[Tensor], *attentions: Callable[[Tensor], None]) -> None:
         """Compute one rung in place; each of the `attentions` adds to the state."""
         if not self.shape.mix_after:
@@ -217,8 +246,22 @@ class StackedBatch:
             self._mix(name, state, down)
 
     def _mix(self, name: str, state: Tensor, down: Sequence[Tensor]) -> None:
-        torch.addcmul(self._vector(f"{name}.bias"), state, self._vector(f"{name}.keep"), out=state)
+        keep = self._vector(f"{name}.keep")
+        bias = self._vector(f"{name}.bias")
+        if self.shape.visual is not None and name.startswith("encoder"):
+            self._mix_text(name, state, down, keep, bias)
+            return
+        torch.addcmul(bias, state, keep, out=state)
         self._products.add_of(state, f"{name}.down", down)
+
+    def _mix_text(self, name: str, state: Tensor, down: Sequence[Tensor], keep: Tensor, bias: Tensor) -> None:
+        """As `_mix`, for a state with tokens of images behind those of the text: they have no tap."""
+        assert self.shape.visual is not None
+        tokens = down[0].shape[-2] // self._runs[0].rows
+        taken = self._products.matmul_runs(f"{name}.down", down, tokens).add_(bias)
+        text = state[:, :tokens]
+        (state if self.shape.visual.damped else text).mul_(keep)
+        text.add_(taken)
 
     def _encoder_attend(self, name: str, bias: Tensor, state: Tensor) -> None:
         """The side encoder's self-attention."""
@@ -264,8 +307,7 @@ class StackedBatch:
 
     def _norm(self, state: Tensor) -> Tensor:
         """RMS norm without its weight and the square root of d, which are in the matrices that follow."""
-        length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=torch.float32)
-        return torch.div(state, torch.hypot(length, self._least)).to(state.dtype)
+        return _unit(state, self._least)
 
     def _relative(self, name: str, queries: int, keys: int) -> Tensor:
         """(B, H, queries, keys) of a rung, in the order of computation."""
@@ -299,3 +341,9 @@ class StackedBatch:
 
     def _to_computed_order(self, rows: Tensor) -> Tensor:
         return rows if self._computed_index is None else rows.index_select(0, self._computed_index)
+
+
+def _unit(state: Tensor, least: Tensor) -> Tensor:
+    """Divide each token's state (..., width) by its length, and by not much less than `least`."""
+    length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.div(state, torch.hypot(length, least)).to(state.dtype)

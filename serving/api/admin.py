@@ -282,7 +282,7 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
             await asyncio.sleep(SEEN_POLL_S)
 
     def _set_route(self, task: str, alias: str, route: Route, how: Mapping[str, Any]) -> tuple[int, int]:
-        """Set the route. Returns the generation, and the alias's own version."""
+        """Set the route. Returns the generation, and the alias's main version."""
         generation = self._registry.set_route(task, alias, route, **how)
         return generation, how["version"] or self._registry.state(refresh=False).task(task).at(alias)
 
@@ -299,5 +299,5 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
 
 
 def _version(route: pb.Route) -> int | None:
-    """The alias's own version that a request asks for; None: it stays."""
+    """The alias's main version that a request asks for; None: it stays."""
     return route.version if route.WhichOneof("target") == "version" else None

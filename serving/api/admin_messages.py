@@ -193,7 +193,7 @@ def read_route(route: pb.Route) -> dict[str, Any]:
 
 
 def write_route(route: Route, version: int = 0) -> pb.Route:
-    """An alias's route. `version` is the alias's own; 0: leave it unset."""
+    """An alias's route. `version` is the alias's main version; 0: leave it unset."""
     message = pb.Route(shadows=route.shadows)
     if version:
         message.version = version

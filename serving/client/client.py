@@ -169,7 +169,7 @@ class Client(_Caller):
         return self._do(call, self._settings.timeout)
 
     def comparison(self, task: str, *, alias: str | None = None, disagreements: int = 0) -> Comparisons:
-        """Compare the versions of an alias's route with its own version, by the requests of this one server.
+        """Compare the versions of an alias's route with its main version, by the requests of this one server.
 
         Args:
             disagreements: most disagreements to return, the newest.

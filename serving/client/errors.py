@@ -129,7 +129,7 @@ class InvalidNameError(InvalidRequestError):
 
 
 class InvalidRouteError(InvalidRequestError):
-    """A route breaks a rule, or names the alias's own version."""
+    """A route breaks a rule, or names the alias's main version."""
 
     default_reason = "INVALID_ROUTE"
 

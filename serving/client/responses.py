@@ -65,7 +65,7 @@ def read_commit(commit: pb.Commit) -> results.Commit:
 
 
 def read_route(route: pb.Route) -> routes.Route:
-    """An alias's route, without the alias's own version."""
+    """An alias's route, without the alias's main version."""
     return routes.Route(
         shares={share.version: share.share / WHOLE for share in route.shares},
         shadows=tuple(route.shadows),
@@ -99,7 +99,7 @@ def read_published(response: pb.PublishResponse) -> results.Published:
 
 
 def read_comparisons(response: pb.GetComparisonResponse) -> routes.Comparisons:
-    """The versions of an alias's route, compared with its own version."""
+    """The versions of an alias's route, compared with its main version."""
     return _read(
         routes.Comparisons,
         response,

@@ -16,17 +16,17 @@ RATES = ("error_rate", "disagreement")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Limits for a version with a share, compared with the alias's own version. Beyond them a server ends the shares.
+    """Limits for a version with a share, compared with the alias's main version. Beyond them a server ends the shares.
 
     None: not checked.
     """
 
     error_rate: float | None = None
-    """How much its fraction of failed rows may exceed that of the own version: 0.01, or "1%"."""
+    """How much its fraction of failed rows may exceed that of the main version: 0.01, or "1%"."""
     latency: float | None = None
-    """Its mean time per request over that of the own version, at most; at least 1."""
+    """Its mean time per request over that of the main version, at most; at least 1."""
     disagreement: float | None = None
-    """Fraction of its answers that may differ from the own version's: 0.05, or "5%"."""
+    """Fraction of its answers that may differ from the main version's: 0.05, or "5%"."""
     min_rows: int = 100
     """Rows that it must have answered before it is judged."""
 
@@ -37,7 +37,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How an alias's traffic is split. The alias's own version gets the rest."""
+    """How an alias's traffic is split. The alias's main version gets the rest."""
 
     shares: Mapping[int, float] = field(default_factory=dict)
     """Version to its share, a fraction: 0.05. "5%" is taken too, and becomes that."""
@@ -50,7 +50,7 @@ class Route:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the alias's own version gets all traffic, with no shadow."""
+        """Whether the alias's main version gets all traffic, with no shadow."""
         return not self.shares and not self.shadows
 
 
@@ -87,7 +87,7 @@ class Routed:
     task: str
     alias: str
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     route: Route
     generation: int
 
@@ -103,7 +103,7 @@ class Comparison:
     """Rows that it answered, for callers or as a shadow."""
     failed: int
     compared: int
-    """Rows that both it and the alias's own version answered."""
+    """Rows that both it and the alias's main version answered."""
     agreed: int
     drift: float
     """Mean distance of the two answers over the compared rows, 0 to 1: of scores, values, texts or vectors."""
@@ -117,13 +117,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """An input on which a version's answer differs from that of the alias's own version."""
+    """An input on which a version's answer differs from that of the alias's main version."""
 
     time: datetime | None
     version: int
     prompt: str
     expected: str
-    """Answer of the alias's own version, in words."""
+    """Answer of the alias's main version, in words."""
     found: str
     drift: float
 
@@ -138,27 +138,27 @@ class RolledBack:
     """Of the commit that ended the shares; 0: somebody else changed the route just before."""
     time: datetime | None
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     route: Route
     """That was ended."""
     versions: tuple[Comparison, ...]
-    """The alias's own first."""
+    """The alias's main version first."""
     disagreements: tuple[Disagreement, ...]
     """Newest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparisons:
-    """How the versions of an alias's route compare with its own version."""
+    """How the versions of an alias's route compare with its main version."""
 
     task: str
     alias: str
     version: int
-    """The alias's own."""
+    """The alias's main version."""
     since: int
     """Generation of the route's last change, where counting began."""
     versions: tuple[Comparison, ...]
-    """The alias's own first."""
+    """The alias's main version first."""
     disagreements: tuple[Disagreement, ...]
     """Newest first."""
     keeps_inputs: bool

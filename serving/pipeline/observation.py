@@ -45,7 +45,7 @@ class Observation:
     overrides: DecodingOverrides = field(default_factory=DecodingOverrides)
     """The request's decoding settings."""
     unrendered: int = 0
-    """Inputs of which this version makes no prompt, though the alias's own version does. There are no rows then."""
+    """Inputs of which this version makes no prompt, though the alias's main version does. There are no rows then."""
     is_abandoned: bool = False
     """The caller's time was up, or the caller left, while these rows were on the device. There are no outcomes; an
     answer would have taken `seconds` or longer."""
@@ -93,7 +93,7 @@ class Observation:
     def unrenderable(cls, target: Target, own: Resident | None, inputs: Sequence[InputRow]) -> Observation | None:
         """One task whose version makes no prompts of the inputs.
 
-        None where that is the inputs' fault: the alias's own version (`own`) makes no prompts of them either, or it
+        None where that is the inputs' fault: the alias's main version (`own`) makes no prompts of them either, or it
         is the one that was asked.
         """
         if own is None or own is target.resident:

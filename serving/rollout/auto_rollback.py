@@ -43,7 +43,7 @@ class Fault:
 def fault(canary: Comparison, main: Comparison, bounds: Bounds) -> Fault | None:
     """The first bound that a version with a share breaks, once `min_rows` rows were seen; None: it keeps to all.
 
-    Error rate and latency are compared with `main`, the alias's own version. Errors are counted by its rows,
+    Error rate and latency are compared with `main`, the alias's main version. Errors are counted by its rows,
     disagreement by the rows that both answered. Both latencies are means, so each version must have answered callers
     `min_rows` rows.
     """

@@ -1,4 +1,4 @@
-"""Compares the versions of an alias's route with the alias's own version: counts since the route's last change.
+"""Compares the versions of an alias's route with the alias's main version: counts since the route's last change.
 
 Statistics only: knows no device, no registry and no queue. Any thread may read; one writes.
 """
@@ -24,12 +24,12 @@ class Comparison:
 
     version: int
     answers: bool = True
-    """It answers callers: the alias's own version, or one with a share. False for a shadow."""
+    """It answers callers: the alias's main version, or one with a share. False for a shadow."""
     rows: int = 0
     """Rows that it answered or failed, for callers and in shadow."""
     failed: int = 0
     compared: int = 0
-    """Rows that it and the alias's own version both answered."""
+    """Rows that it and the alias's main version both answered."""
     agreed: int = 0
     drift: float = 0.0
     """Mean over the compared rows, 0 to 1."""
@@ -65,14 +65,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """One input on which a version differs from the alias's own."""
+    """One input on which a version differs from the alias's main version."""
 
     time: float
     """Seconds since 1970."""
     version: int
     prompt: str
     expected: str
-    """What the alias's own version answered, as text."""
+    """What the alias's main version answered, as text."""
     found: str
     """What this version answered, as text."""
     drift: float
@@ -85,9 +85,9 @@ class Compared:
     task: str
     alias: str
     version: int
-    """The alias's own version, which the others are compared with."""
+    """The alias's main version, which the others are compared with."""
     comparisons: tuple[Comparison, ...]
-    """One for each version of the route; the alias's own version first."""
+    """One for each version of the route; the alias's main version first."""
     disagreements: tuple[Disagreement, ...] = ()
     """Newest first. Empty unless the server is configured to keep inputs."""
     since: int = 0
@@ -100,7 +100,7 @@ class Routed:
     """An alias's traffic, as the registry has it. Each value has a window of its own."""
 
     version: int
-    """The alias's own version."""
+    """The alias's main version."""
     route: Route
     since: int = 0
     """Registry generation of the route's last change; 0: not known."""
@@ -192,7 +192,7 @@ class Window:
             tally.seconds += seconds
 
     def unrenderable(self, version: int, rows: int) -> None:
-        """Count as failed inputs that its template makes no prompt of, though the alias's own version's does."""
+        """Count as failed inputs that its template makes no prompt of, though the alias's main version's does."""
         with self._lock:
             tally = self._tallies[version]
             tally.rows += rows
@@ -217,7 +217,7 @@ class Window:
             self._tallies[version].dropped += rows
 
     def compare(self, version: int, prompt: str, expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float]:
-        """Compare a row that both the alias's own version and this one answered; returns agreement and drift."""
+        """Compare a row that both the alias's main version and this one answered; returns agreement and drift."""
         agreed, drift = compare(expected, actual)
         with self._lock:
             tally = self._tallies[version]
@@ -247,7 +247,7 @@ class Window:
             )
 
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Of all versions of the route, the alias's own first."""
+        """Of all versions of the route, the alias's main version first."""
         return tuple(map(self.comparison, self._tallies))
 
     def disagreements(self) -> tuple[Disagreement, ...]:

@@ -171,7 +171,7 @@ class ComparisonCase:
     _residents: dict[Key, Resident] = field(default_factory=dict)
     """The versions with outcomes."""
     _main: Resident | None = None
-    """The alias's own version, if it answers these rows."""
+    """The alias's main version, if it answers these rows."""
 
     def __post_init__(self) -> None:
         versions = (self.seen.resident, *self.seen.shadows)
@@ -182,7 +182,7 @@ class ComparisonCase:
 
     @property
     def compares(self) -> bool:
-        """Whether the alias's own version answers too, so that there is something to compare with."""
+        """Whether the alias's main version answers too, so that there is something to compare with."""
         return self._main is not None
 
     def add_outcome(self, resident: Resident, index: int, outcome: Outcome) -> None:
@@ -212,7 +212,7 @@ class ComparisonCase:
         self.metrics.shadow_took(resident.task, resident.version, seconds)
 
     def _compare(self, resident: Resident, index: int) -> None:
-        """Compare one row with the alias's own version, once both have answered it."""
+        """Compare one row with the alias's main version, once both have answered it."""
         expected = self._answer(self._main, index)
         actual = self._answer(resident, index)
         if expected and actual:

@@ -68,7 +68,7 @@ class Loader:
         """Download and verify one version. It must not serve before `replay` has ended.
 
         Raises:
-            IncompatibleSide: another backbone or tokenizer.
+            IncompatibleSide: another backbone or tokenizer, or a side network that reads images.
             SideTooLarge: more bytes than `max_side_bytes`.
             TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
@@ -140,9 +140,13 @@ class Loader:
 
     def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
         try:
-            return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
+            settings = SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
         except (TypeError, ValueError) as error:  # ValueError also: a list of layers with something else in it
             raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
+        if settings.visual is not None:
+            remedy = "images are not served yet: publish a version that reads text alone"
+            raise IncompatibleSide(task, "text and images", "text alone", remedy)
+        return settings
 
     def _place(self, side: SideNetwork) -> Side:
         """Copy the weights to a slot of the bank; a side network that cannot be stacked stays a module of its own."""

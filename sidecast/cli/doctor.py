@@ -51,10 +51,10 @@ def doctor(
     as_json: bool,
     **shape: Any,
 ) -> None:
-    """Check the installation, the device, and what is named of backbone, registry and server.
+    """Check the installation and the device, and the backbone, registry and server that are given.
 
-    Exits with 1 where something is wrong. With --sizes it checks nothing: it prints what side networks would cost in
-    weights, arithmetic and memory, which needs the backbone's config.json alone (for names such as t5-base, nothing).
+    Exits with 1 if something is wrong. With --sizes it checks nothing: it prints what side networks would cost in
+    weights, arithmetic and memory. That needs only the backbone's config.json (for names such as t5-base, nothing).
     """
     sizes_of.check_options(sizes, backbone, **shape)
     if sizes:

@@ -27,22 +27,15 @@ def fleet(fleet_of_all: Fleet) -> Fleet:
     return fleet_of_all
 
 
-def test_updates_fail_no_call_and_start_the_new_before_they_stop_the_old(fleet: Fleet) -> None:
-    settings = {"max_batch_rows": 16}
-    with traffic(fleet, retry=False) as seen:
-        _update(fleet, seen, settings=settings)
-        _update(fleet, seen, settings=settings, runtime_env={"env_vars": {"CODE": "of another day"}})
-    assert seen.failed == []
-
-
-def _update(fleet: Fleet, seen: Seen, **change: Any) -> None:
+def test_an_update_fails_no_call_and_starts_the_new_before_it_stops_the_old(fleet: Fleet) -> None:
     old = fleet.serving()
-    fleet.apply(replicas=1, **change)
-    wait_until(lambda: _new_serve(fleet, old), SOON_S)
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), SOON_S)
-    replaced = time.monotonic()
-    fleet.wait(1)
-    wait_until(lambda: seen.answered_since(replaced), SOON_S)
+    with traffic(fleet, retry=False) as seen:
+        fleet.apply(1, {"max_batch_rows": 16}, runtime_env={"env_vars": {"CODE": "of another day"}})
+        wait_until(lambda: _new_serve(fleet, old), SOON_S)
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in old), SOON_S)
+        fleet.wait(1)
+        _more(seen)
+    assert seen.failed == []
 
 
 def test_streams_that_only_watch_do_not_hold_the_end_of_their_replica(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from protos import open_inference_pb2 as oip
-from serving.api.open_inference_stream import FINAL
+from serving.api.open_inference.stream import FINAL
 from side_registry import GenerationSpec
 from tests.conformance.targets import TITLES, Target, World
 from tests.conformance.test_calls import infer

@@ -5,6 +5,7 @@ nothing of its modules.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +20,32 @@ class SlowSide:
         self.w, self.config, self.backbone = weights, config, backbone
         self.heads, self.head_width = backbone.num_heads, backbone.d_kv // config.reduction
 
-    def encode(self, embeddings: Tensor, blocks: list[Tensor]) -> Tensor:
-        """(S, d) of one row without padding: embeddings (S, D), blocks' outputs (S, D) each."""
-        return self._stack("encoder", embeddings, blocks, memory=None)
+    def encode(self, embeddings: Tensor, blocks: list[Tensor], images: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+        """(S, d) of one row without padding: embeddings (S, D), blocks' outputs (S, D) each.
+
+        With images, features (L, F) and boxes (L, 4) of each, their tokens follow.
+        """
+        self.text = len(embeddings)
+        tokens = [token for number, image in enumerate(images) for token in self._image(number, *image)]
+        return self._stack("encoder", torch.stack([*embeddings, *tokens]), blocks, memory=None)
+
+    def _image(self, number: int, features: Tensor, boxes: Tensor) -> list[Tensor]:
+        """The embedded tokens (D,) of the image with this number."""
+        wanted, edge = math.isqrt(self.config.visual.tokens), math.isqrt(len(features))
+        embedded = []
+        for token in range(wanted**2):
+            (top, bottom), (left, right) = (cells(at, edge, wanted) for at in divmod(token, wanted))
+            seen = [features[y * edge + x] for y in range(top, bottom) for x in range(left, right)]
+            feature = torch.stack([max(column) for column in torch.stack(seen).unbind(1)])
+            x1, x2, y1, y2 = boxes[token]
+            box = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
+            embedded.append(
+                self._norm("visual.features_norm", self._linear("visual.features", feature))
+                + self._norm("visual.boxes_norm", self._linear("visual.boxes", box))
+                + self.w["visual.numbers"][number]
+                + self.w["visual.positions"][-1 - token]
+            )
+        return embedded
 
     def decode(self, embeddings: Tensor, blocks: list[Tensor], memory: Tensor) -> Tensor:
         """(T, D), upsampled."""
@@ -40,9 +64,14 @@ class SlowSide:
 
     def _mix(self, where: str, side: Tensor, down: Tensor) -> Tensor:
         if self.config.gate == "none":
-            return side + down
+            return torch.cat([side[: len(down)] + down, side[len(down) :]])
         if self.config.gate == "one":
             return side
+        if len(side) > len(down):  # tokens of images have no tap
+            behind = side[len(down) :]
+            if self.config.visual.damped:
+                behind = self._mix(where, behind, torch.zeros_like(behind))
+            return torch.cat([self._mix(where, side[: len(down)], down), behind])
         gate = 1 / (1 + torch.exp(-self.w[f"{where}.gate_logit"] / self.config.gate_temperature))
         return gate * side + (1 - gate) * down
 
@@ -70,7 +99,7 @@ class SlowSide:
         return self._linear(f"{where}.o", out)
 
     def _bias(self, stack: str | None, head: int, query: int, key: int) -> float:
-        if stack is None:
+        if stack is None or (stack == "encoder" and max(query, key) >= self.text):
             return 0.0
         config = self.backbone
         buckets, far = config.relative_attention_num_buckets, config.relative_attention_max_distance
@@ -93,6 +122,11 @@ class SlowSide:
     def _linear(self, where: str, x: Tensor) -> Tensor:
         bias = self.w.get(f"{where}.bias")
         return x @ self.w[f"{where}.weight"].T + (0 if bias is None else bias)
+
+
+def cells(at: int, edge: int, wanted: int) -> tuple[int, int]:
+    """The cells, first and one past the last, of `edge` that make number `at` of `wanted`; neighbours may share one."""
+    return at * edge // wanted, -(-(at + 1) * edge // wanted)
 
 
 def bucket(distance: int, buckets: int, far: int, bidirectional: bool) -> int:

@@ -151,7 +151,7 @@ class TestFaultyRoutes:
     @pytest.mark.parametrize(
         ("fields", "why"),
         [
-            ({"shares": {3: 9999, 4: 1}}, "must leave something to the alias's own"),
+            ({"shares": {3: 9999, 4: 1}}, "must leave something to the alias's main version"),
             ({"shares": {3: 10_000}}, "less than 10000"),
             ({"shares": {3: 0}}, "greater than or equal to 1"),
             ({"shares": {0: 5}}, "greater than or equal to 1"),

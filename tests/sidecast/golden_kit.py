@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.ladder import golden_visual
 from tests.ladder.golden import FOLDER, VARIANTS, manifest
 
 
@@ -35,6 +36,18 @@ def make_backbone(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = load_file(FOLDER / "backbone.safetensors")
     save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def make_visual_backbone(folder: Path, rows: int) -> Path:
+    """The T5 of golden/vl as a Hugging Face folder, with the first `rows` of its vocabulary."""
+    folder.mkdir()
+    config = {"model_type": "t5", **golden_visual.manifest()["config"], "vocab_size": rows}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    theirs = golden_visual.group("w.")
+    weights = {name: tensor.clone() for name, tensor in theirs.items() if "side_" not in name and "visual" not in name}
+    weights["shared.weight"] = weights["shared.weight"][:rows].clone()
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 

@@ -48,6 +48,6 @@ def test_the_pages_name_errors_as_the_classes_are_named(page: Path) -> None:
 
 
 def test_every_package_says_that_it_has_types() -> None:
-    for name in ("sidecast", "serving", "side_registry", "table_files", "ladder", "training", "protos"):
+    for name in ("sidecast", "serving", "side_registry", "table_files", "ladder", "training", "protos", "vision"):
         package = importlib.import_module(name)
         assert (Path(package.__path__[0]) / "py.typed").is_file(), name

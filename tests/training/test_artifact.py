@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladder import SideConfig, SideNetwork, load_backbone
+from ladder import SideConfig, SideNetwork, VisualConfig, load_backbone, load_tokenizer
 from side_registry.manifest import MANIFEST, NO_TOKENIZER, SIDE_NETWORK, read_artifact
 from tests.training import toy
 from training.artifact import write_run
 from training.errors import RecipeError, RunError
-from training.evaluation import load_side_of
+from training.evaluation import load_model, load_side_of
 from training.run_folder import SETTINGS, RunFolder
 
 
@@ -49,6 +49,15 @@ def test_the_folder_is_a_finished_runs(backbone, tmp_path: Path) -> None:
     stored = load_side_of(artifact, backbone)
     assert stored.config == side.config
     assert all(torch.equal(stored.state_dict()[name], tensor) for name, tensor in side.state_dict().items())
+
+
+def test_a_run_that_reads_images_keeps_their_positions_and_is_not_asked_with_texts(backbone, tiny_t5: Path, tmp_path):
+    side, artifact = write(tmp_path / "run", backbone, visual=VisualConfig(features=6))
+    stored = load_side_of(artifact, backbone)
+    assert stored.config == side.config
+    assert torch.equal(stored.visual.positions, side.visual.positions)
+    with pytest.raises(RunError, match="it reads images, which rows of text do not have; only `trace` takes it yet"):
+        load_model(artifact, backbone, load_tokenizer(tiny_t5))
 
 
 def test_the_same_again_changes_nothing(backbone, tmp_path: Path) -> None:

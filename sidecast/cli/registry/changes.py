@@ -28,7 +28,7 @@ wait = click.option(
     is_flag=False,
     flag_value=WAIT_S,
     metavar="[SECONDS]",
-    help=f"Wait until every server that follows the registry serves the change; {WAIT_S:g} seconds unless said.",
+    help=f"Wait until every server that follows the registry serves the change; {WAIT_S:g} seconds by default.",
 )
 
 
@@ -55,8 +55,8 @@ def publish(
 ) -> None:
     """Publish the run folder RUN as its task's next version.
 
-    A new task's first version becomes production. A later one moves no alias without --promote or --alias: callers go
-    on with the version that they had.
+    A new task's first version becomes production. A later one moves no alias without --promote or --alias: callers
+    still get the version that they had.
     """
     if promote and alias is not None:
         raise UserError("--promote is short for --alias production; give one of the two")
@@ -102,9 +102,9 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of the bounds that a version with a share must keep."""
     for name, kind, text in reversed(
         (
-            ("error-rate", Rate(), "How much larger its part of failed rows may be than the alias's own version's."),
-            ("latency", click.FloatRange(1, 1000), "How many times as long its mean request may take."),
-            ("disagreement", Rate(), "Part of its answers that may differ from the alias's own version's."),
+            ("error-rate", Rate(), "How much larger its share of failed rows may be than the main version's."),
+            ("latency", click.FloatRange(1, 1000), "Most that its mean request may take, in times the main version's."),
+            ("disagreement", Rate(), "Share of its answers that may differ from the main version's."),
         )
     ):
         metavar = "SHARE" if isinstance(kind, Rate) else "TIMES"
@@ -121,9 +121,13 @@ def _bounds(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--step", type=Share(), metavar="SHARE", help="Change the share of the version that has one.")
 @click.option(
-    "--shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Have it answer unseen, to compare."
+    "--shadow",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="VERSION",
+    help="Run it as a shadow: its answers are compared, never returned.",
 )
-@click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="End that.")
+@click.option("--no-shadow", type=click.IntRange(min=1), multiple=True, metavar="VERSION", help="Stop this shadow.")
 @_bounds
 @click.option("--min-rows", type=click.IntRange(1, 1_000_000), help="Rows before it is judged.  [default: 100]")
 @click.option("--no-bounds", is_flag=True, help="Give the share no bounds; only sidecast rollback ends it.")
@@ -151,9 +155,9 @@ def promote(
     """Point an alias of TASK at VERSION, with all of its traffic.
 
     With --canary, VERSION gets only a share, which --step changes later. Shares and bounds are percentages with their
-    sign, 5%, or fractions, 0.05. Once VERSION passes a bound (--max-...), the servers themselves take the share away; a
-    canary for which you give no bound gets bounds of errors and latency. A version in shadow answers what callers ask,
-    for nobody but the comparison: see sidecast shadow.
+    sign, 5%, or fractions, 0.05. Once VERSION breaks a bound (--max-...), the servers themselves take the share away; a
+    canary for which you give no bound gets bounds of errors and latency. A shadow runs the same rows as the alias's
+    main version; its answers are compared, never returned: see sidecast shadow.
     """
     bounds = {name.removeprefix("max_"): value for name, value in bounds.items()}
     changes = canary is not None or step is not None or bool(shadow or no_shadow)
@@ -259,7 +263,8 @@ def rollback(
     """Point an alias of TASK back at the version that it pointed at before.
 
     While another version has a share of its traffic, that share is taken away instead, unless --to names an earlier
-    version. Right after a share was taken away, --to must say where the alias itself is to go.
+    version. Right after a share was taken away, --to must say which version the alias
+    gets.
     """
     view = open_view(registry, server)
     done = view.rollback(task, alias, to, message)
@@ -280,7 +285,7 @@ def rollback(
 @message
 @options.as_json
 def retire(task: str, version: int, registry: str | None, server: str | None, message: str, as_json: bool) -> None:
-    """Take VERSION of TASK out of service. One that an alias points at, or its route names, is refused."""
+    """Take VERSION of TASK out of service. Refused while an alias points at it or its route names it."""
     done = open_view(registry, server).retire(task, version, message)
     say(as_json, done, f"{task} version {version} is retired (generation {done['generation']})")
 

@@ -15,7 +15,7 @@ from sidecast.cli.registry.views import Document, open_view
 def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
     """List the tasks of a registry or of a running server, with what each alias points at and how it is split.
 
-    Of a server it also says which versions are loaded, and why one is not.
+    For a server it also shows which versions are loaded, and why one is not.
     """
     document = open_view(registry, server).tasks()
     if as_json or not document["tasks"]:

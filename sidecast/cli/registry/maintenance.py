@@ -38,9 +38,9 @@ class Span(click.ParamType):
         return timedelta(**{UNITS[match[2]]: float(match[1])})
 
 
-@click.group(short_help="Look after a registry: verify, gc, export, import.")
+@click.group(short_help="Maintain a registry: verify, gc, export, import.")
 def registry() -> None:
-    """Look after a registry: check it, tidy it, take tasks from one to another."""
+    """Maintain a registry: check it, remove unused files, move tasks to another registry."""
 
 
 @registry.command("verify", short_help="Read and check everything a registry holds.")
@@ -69,13 +69,13 @@ def verify_(registry: str | None, as_json: bool) -> None:
 @registry.command(short_help="Remove old files that no version refers to.")
 @options.registry
 @click.option("--grace", type=Span(), default=f"{GRACE.days}d", show_default=True, help="Younger files stay.")
-@click.option("--delete", is_flag=True, help="Do it; without, only say what would go.")
-@click.option("--retired", is_flag=True, help="Files of retired versions too; they cannot be had back.")
+@click.option("--delete", is_flag=True, help="Remove the files; without it, only list them.")
+@click.option("--retired", is_flag=True, help="Files of retired versions too; they cannot be restored.")
 @options.as_json
 def gc(registry: str | None, grace: timedelta, delete: bool, retired: bool, as_json: bool) -> None:
     """Remove files that no version refers to, such as those of a publish that was interrupted.
 
-    Says what would go, unless --delete is given. Others may publish meanwhile.
+    Only lists the files, unless --delete is given. Others may publish meanwhile.
     """
     with _progress(as_json) as progress:
         done = collect(_store(registry), grace=grace, delete=delete, retired=retired, progress=progress)

@@ -35,7 +35,7 @@ def _hundredths(share: float) -> int:
 
 
 def plain() -> Document:
-    """A route that gives all traffic to the alias's own version."""
+    """A route that gives all traffic to the alias's main version."""
     return {"shares": {}, "shadows": [], "bounds": None}
 
 
@@ -90,7 +90,7 @@ def _bounds(before: Document | None, changes: Document) -> Document | None:
 
 
 def in_words(version: int, route: Document) -> str:
-    """`6 (95%), 7 (5%), shadow 8`: an alias's own version, and its route."""
+    """`6 (95%), 7 (5%), shadow 8`: an alias's main version, and its route."""
     shares = route["shares"]
     own_version = f"{version} ({share_text(WHOLE - sum(shares.values()))})" if shares else f"{version}"
     return ", ".join([own_version, *_parts(route)])

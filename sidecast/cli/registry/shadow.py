@@ -1,4 +1,4 @@
-"""`sidecast shadow`: how the versions of an alias's route compare with its own version, as a server saw them."""
+"""`sidecast shadow`: how the versions of an alias's route compare with its main version, as a server saw them."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -34,8 +34,8 @@ def shadow(task: str, alias: str, disagreements: int | None, server: str, as_jso
 
     Counted since the route's last change. After a server has ended a version's share by itself, the comparison that
     made it do so is shown until the alias gets another route. Drift is how far scores, values, texts or vectors lie
-    apart: 0 the same, 1 nothing in common. Cost is the device's time for a row that a version answers beside its
-    callers' rows.
+    apart: 0 the same, 1 nothing in common. Cost is the device's time for a row that a version
+    answers as a shadow.
     """
     from serving.client import Client
 

@@ -319,7 +319,7 @@ def _routes(by_alias: Any) -> Document:
 
 
 def _routed(task: str, alias: str, version: int, route: Any, generation: int) -> Document:
-    """`version` is the alias's own."""
+    """`version` is the alias's main version."""
     document = routes.document(route)
     return {"task": task, "alias": alias, "version": version, "route": document, "generation": generation}
 

@@ -29,7 +29,7 @@ def _part_or_whole(ctx: click.Context, param: click.Parameter, gpus: float) -> f
 @click.option(
     "--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of parts."
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew; a run's parts in OUTPUT are removed.")
+@click.option("--overwrite", is_flag=True, help="Begin again; an earlier run's parts in OUTPUT are removed.")
 @click.option("--replicas", type=click.IntRange(1), metavar="N", help="[default: one for each GPU, or node]")
 @options.device
 @click.option(
@@ -68,8 +68,8 @@ def batch(
     """Answer each TASK (or TASK@alias, TASK:7) about every row of INPUT, and write the rows with the answers to OUTPUT.
 
     INPUT is a file, a folder, a pattern such as 'data/*.jsonl' or a URL, of .parquet, .jsonl, .csv or .tsv; OUTPUT a
-    folder. Tasks that make the same prompt of a row share its backbone pass. Versions are fixed when a run begins;
-    interrupted and given again (without --overwrite), the same command goes on with the parts that are missing.
+    folder. Tasks that make the same prompt of a row share its backbone pass. Versions are fixed when a run
+    begins. After an interruption, the same command (without --overwrite) computes the parts that are missing.
     """
     from serving.offline.plan import Wanted
     from serving.offline.run import Replicas, run_batch

@@ -70,7 +70,9 @@ def _seconds(name: str, default: float, help: str, *, zero: bool = False) -> Any
 @click.option("--min-new-tokens", type=click.IntRange(1), metavar="N", help="Text: at least N tokens.")
 @click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="Text: at most N, up to the task's limit.")
 @click.option("--prompts", metavar="FILE", help="Rows: .txt, one a line, or .jsonl, .csv, .tsv, .parquet by field.")
-@click.option("--whole-prompts", is_flag=True, help="Send texts past the tasks' templates; a file's column is prompt.")
+@click.option(
+    "--whole-prompts", is_flag=True, help="Send texts as whole prompts, without templates; a file's column is prompt."
+)
 @click.option(
     "--repeat-share",
     type=click.FloatRange(0, 1),
@@ -108,7 +110,7 @@ def bench(
 ) -> None:
     """Put load on a server and report latencies, throughput, errors, and the server's stages.
 
-    Requests go to each TASK (or TASK@alias, TASK:7) alike often; without any, to all that the server serves in
+    Requests go to each TASK (or TASK@alias, TASK:7) equally often; without TASK, to all tasks that the server serves in
     production. Levels run one after the other: so many callers that each wait for their answer (--concurrency), or
     requests at their own times (--rate), whose latency counts from when they were due. Ctrl-C reports what was seen.
     """

@@ -14,11 +14,13 @@ _OPTIONS = (
     click.option("--length-penalty", type=float, metavar="X", help="Beams: above 0 favours long texts."),
     click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="Beams: when to stop."),
     click.option("--sample", "do_sample", is_flag=True, default=None, help="Text: draw tokens by their probabilities."),
-    click.option("--temperature", type=float, metavar="X", help="Sampling: below 1 the likely become likelier."),
+    click.option("--temperature", type=float, metavar="X", help="Sampling: below 1, likely tokens become likelier."),
     click.option("--top-k", type=int, metavar="N", help="Sampling: only the N likeliest tokens."),
-    click.option("--top-p", type=float, metavar="X", help="Sampling: only the likeliest of probability X together."),
-    click.option("--seed", type=int, metavar="N", help="Sampling: for the same text again."),
-    click.option("--repetition-penalty", type=float, metavar="X", help="Text: above 1, less of what was said."),
+    click.option(
+        "--top-p", type=float, metavar="X", help="Sampling: only the likeliest tokens that together have probability X."
+    ),
+    click.option("--seed", type=int, metavar="N", help="Sampling: the same seed gives the same text."),
+    click.option("--repetition-penalty", type=float, metavar="X", help="Text: above 1, fewer repetitions."),
     click.option("--no-repeat-ngram-size", type=int, metavar="N", help="Text: never the same N tokens twice."),
     click.option("--min-new-tokens", type=int, metavar="N", help="Text: at least N tokens."),
     click.option("--max-new-tokens", type=int, metavar="N", help="Text: at most N tokens, up to the task's limit."),

@@ -44,13 +44,13 @@ SCALING = {
     "downscale_delay_s": click.FloatRange(0),
 }
 HELP = {
-    "min_replicas": "Fewest replicas, by load; 0: none while nobody calls.",
+    "min_replicas": "Fewest replicas, by load; 0: none while there are no calls.",
     "max_replicas": "Most replicas, by load.",
-    "initial_replicas": "Replicas to begin with.",
+    "initial_replicas": "Replicas at the start.",
     "target_requests": "Calls in flight at a replica.",
     "target_busy": "Share of what a replica's device could do in full batches: its load.",
     "upscale_delay_s": "Seconds of more load before replicas are added.",
-    "downscale_delay_s": "Seconds of less load before replicas go.",
+    "downscale_delay_s": "Seconds of less load before replicas are removed.",
 }
 
 
@@ -77,14 +77,14 @@ def _scaling(command: options.Command) -> options.Command:
     default=100,
     show_default=True,
     metavar="PERCENT",
-    help="New replicas beside the old ones in an update; 0 stops old ones first.",
+    help="New replicas that run next to the old ones in an update; 0 stops old ones first.",
 )
 @click.option(
     "--affinity",
     is_flag=True,
-    help="Equal inputs to the same replica, whose cache has them. Of a cluster started here.",
+    help="Send equal inputs to the same replica, whose cache has them. Only where this command starts the cluster.",
 )
-@options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP door.")
+@options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP port.")
 @click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
 @click.option("--check/--no-check", default=True, help="Refuse what the cluster has no room for.  [default: check]")
 @click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")
@@ -94,11 +94,11 @@ def _scaling(command: options.Command) -> options.Command:
 def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **settings: Any) -> None:
     """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
 
-    A replica is what 'sidecast serve' is, with the same settings. Without --address, and where no cluster runs on this
-    machine, one is started in the background. An update that fails leaves what ran before running.
+    A replica is the same server as 'sidecast serve', with the same settings. Without --address, and if no cluster runs
+    on this machine, one is started in the background. If an update fails, the old replicas keep running.
 
-    Ray gives each replica ports of its own on all addresses of its machine, whatever --host says. Who reaches them may
-    call it and its Admin service: there is no authentication. Keep them behind a firewall.
+    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host. Anyone who reaches
+    them can call the server and its Admin service: there is no authentication. Keep them behind a firewall.
     """
     where = {option: settings.pop(option) for option in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])

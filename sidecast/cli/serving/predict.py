@@ -28,7 +28,7 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     return value
 
 
-@click.command(short_help="Ask a server.")
+@click.command(short_help="Send texts to a server and print the answers.")
 @click.argument("task")
 @click.argument("text", nargs=-1, metavar="TEXT...", callback=_some_text)
 @click.option(
@@ -58,7 +58,7 @@ def predict(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Ask a server for TASK's answer (or TASK@alias's, TASK:7's).
+    """Send texts to a server and print the answers of TASK (or TASK@alias, TASK:7).
 
     A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
     as NAME=TEXT. What begins with a name and an equals sign, as in y=2, is read as NAME=TEXT: give such a text with

@@ -19,7 +19,7 @@ from sidecast.cli.settings import GroupedCommand
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
 @options.as_json
 def serve(as_json: bool, config: str | None, **flags: Any) -> None:
-    """Serve every task of a registry by its name, over both gRPC doors, until SIGTERM or Ctrl-C.
+    """Serve every task of a registry by its name, over both gRPC services, until SIGTERM or Ctrl-C.
 
     Prints one line when it is ready. A version published while it runs is served within a second.
     """

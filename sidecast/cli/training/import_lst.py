@@ -33,9 +33,17 @@ from sidecast.cli.training import untrained_run
 @click.option(
     "--mix-after", "--residual-after", "mix_after", is_flag=True, default=None, help="Their add_residual_after."
 )
-@click.option("--reduction", type=int, metavar="R", help="Checked: the file tells it.")
+@click.option("--reduction", type=int, metavar="R", help="Only checked: the file has it.")
 @click.option("--encoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
 @click.option("--decoder-layers", callback=options.layers, metavar="I,J,...", help="As --reduction.")
+@click.option(
+    "--visual-tokens",
+    "--n-boxes",
+    "visual_tokens",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Tokens of one image: their n_boxes with --downsample; 0: the grid as it is.  [default: 36]",
+)
 @click.option("--head", type=click.Choice(["text"]), default="text", help="Theirs is the backbone's own LM head.")
 @options.quantize
 @options.as_json
@@ -52,8 +60,12 @@ def import_lst(
 ) -> None:
     """Make a run folder of CHECKPOINT: a side network that ylsung/Ladder-Side-Tuning trained on a T5.
 
-    A .safetensors or a torch file, of the side network or of the whole model. r, layers, biases, gates and merge_last
-    are read off its tensors; where an option says otherwise, that is an error. Backbone weights in it must be B's.
+    A .safetensors or a torch file, of the side network or of the whole model. r, layers, biases, gates and
+    merge_last follow from its tensors; an option that says otherwise is an error. Backbone weights in it must equal
+    B's.
+
+    A checkpoint of their CLIP-T5 reads images: its run keeps the rows that they added to the vocabulary, so B may be
+    the T5 without them. Such a run can be traced; it is neither evaluated nor served yet.
     """
     import ladder
     from ladder.backbone import check_method, quantize_backbone
@@ -85,7 +97,8 @@ def import_lst(
     }
     compared = f"{imported.compared} tensors in it are {loaded.name}'s" if imported.compared else "no backbone in it"
     text = f"{spec.name}: {untrained_run.shape_text(imported.side)}; {compared}"
-    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, tokenizer, untrained=False)}")
+    reads = tokenizer if imported.side.config.visual is None else None  # images cannot be served yet
+    say(as_json, document, f"{text}\n{untrained_run.ready_text(output, reads, untrained=False)}")
 
 
 def _read_settings(path: str) -> dict[str, Any]:

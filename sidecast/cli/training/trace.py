@@ -23,7 +23,7 @@ from sidecast.cli.output import say
     "--legacy-beams/--present-beams",
     default=True,
     show_default=True,
-    help="Beams as in transformers 4.6, with which the LST authors measured, or as in 5.",
+    help="Beams as in transformers 4.6, which the LST authors used, or as in 5.",
 )
 @options.device
 @click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
@@ -43,12 +43,17 @@ def trace(
     """Store what flows through the backbone and RUN's side network for one batch of token ids. No tokenizer is needed.
 
     \b
-    --inputs holds  input_ids (B, S), attention_mask (B, S; else all ones), labels (B, T; padded with -100).
+    --inputs holds  input_ids (B, S), attention_mask (B, S; else all ones), labels (B, T; padded with -100);
+                    for a run that reads images, vis_feats (B, L, F), boxes (B, L, 4; else 0).
     --output gets   act.encoder.embeds, act.encoder.block.<i>.out, act.encoder.final_layer_norm.out,
                     act.encoder.side_first_downsample.out, act.encoder.side_downsamples.<i>.out,
                     act.encoder.side_gate.<i>, act.encoder.side_block.<i>.in and .out, act.encoder.side_state.<i>.out,
                     act.encoder.final_side_layer_norm.out; decoder likewise; act.side_final_upsample.out;
                     out.logits, out.loss (1) for labels, gen.greedy; out.head for a head of its own.
+    
+                    With images also act.visual_embedding.out, act.encoder.side_inputs_embeds and the decoder's,
+                    out.token_loss, out.loss_per_sample_mean; out.nlvr_logits for nlvr_vis_feats (B, 2 L, F) and
+                    nlvr_boxes, two images a row.
 
     <i> is the backbone block's number. Without labels the decoder reads its start token alone.
     """

@@ -83,8 +83,8 @@ def train(
 
     For several tasks, {task} in FILE and RUN stands for each task's name: --train data/{task}.csv --output runs/{task}.
 
-    Interrupted and run again with the same settings, it goes on after the last whole epoch; a finished run goes on with
-    more --epochs. The run folder is what `sidecast publish` takes.
+    After an interruption, the same command continues after the last complete epoch; a finished run continues with more
+    --epochs. `sidecast publish` takes the run folder.
     """
     from serving.client.shares import WHOLE
     from training.builtin_tasks import load_task

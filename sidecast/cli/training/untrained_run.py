@@ -56,7 +56,9 @@ def write(
         provenance=made,
         untrained=untrained,
     )
-    if tokenizer is None:
+    if side.config.visual is not None:
+        click.echo("note: this run reads images, so it can be traced, but neither evaluated nor served yet", err=True)
+    elif tokenizer is None:
         click.echo(
             f"note: {source} has no tokenizer, so this run can be traced, but neither evaluated nor served; copy the "
             "backbone's tokenizer there and make the run again",
@@ -72,11 +74,14 @@ def shape_text(side: Any) -> str:
     layers_text = ", ".join(f"{name} layers {','.join(map(str, kept)) or 'none'}" for name, kept in layers.items())
     gate = f"gate {config.gate}" + (f" at temperature {config.gate_temperature:g}" if config.gate != "none" else "")
     more = ("mixed after blocks, " if config.mix_after else "") + ("merge_last, " if config.merge_last else "")
+    if config.visual is not None:
+        tokens = f"{config.visual.tokens} tokens" if config.visual.tokens else "a grid"
+        more += f"images of {tokens} of {config.visual.features} features, "
     return f"r {config.reduction}, {layers_text}, {gate}, {more}{config.head} head, {weights:,} weights"
 
 
 def ready_text(output: str, tokenizer: Any, *, untrained: bool) -> str:
-    """Say which command to run next."""
+    """Say which command to run next; without a tokenizer a run can only be traced."""
     if tokenizer is None:
         return f"{output} is ready: sidecast trace {output} --inputs FILE --output FILE"
     if untrained:

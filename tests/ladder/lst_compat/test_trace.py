@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from ladder import SideConfig, SideNetwork, load_backbone
 from ladder.errors import InputsError
-from ladder.lst_compat.trace import make_inputs, read_inputs, trace
+from ladder.lst_compat.inputs import make_inputs, read_inputs
+from ladder.lst_compat.trace import trace
 from ladder.side.network import forward
 
 

@@ -153,7 +153,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": {2: 1.0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
     ({"shares": {2: 0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
     ({"shares": {2: 500}}, errors.InvalidInputError, "500 has no unit: write a percentage with its sign (5%), or"),
-    ({"shares": {2: 0.6, 3: 0.4}}, errors.InvalidRouteError, "must leave something to the alias's own version"),
+    ({"shares": {2: 0.6, 3: 0.4}}, errors.InvalidRouteError, "must leave something to the alias's main version"),
     ({"shares": {2: 0.01}, "shadows": [2]}, errors.InvalidRouteError, "must be named once, and have no share"),
     ({"shadows": [2], "bounds": {"latency": 2}}, errors.InvalidRouteError, "bounds are for versions with a share"),
     ({"shares": {2: 0.01}, "bounds": {"latency": 0.5}}, errors.InvalidRouteError, "bounds.latency"),

@@ -16,7 +16,7 @@ from ladder.decoding.settings import Generation
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from protos import sidecast_pb2 as pb
-from serving.api.open_inference_stream import FINAL
+from serving.api.open_inference.stream import FINAL
 from serving.client import errors as errors
 from serving.client.aio import AsyncClient
 from serving.client.client import Client

@@ -93,7 +93,7 @@ async def test_a_canary_is_compared_with_the_own_version_that_answers_beside_it(
     assert 0 < answered < 16
     assert (canary.rows, canary.compared, canary.answers) == (answered, answered, True)
     assert (own.rows, own.answered) == (16, 16 - answered)
-    assert (shadow.rows, shadow.compared) == (16, 16)  # beside the canary's rows too: the own version is there
+    assert (shadow.rows, shadow.compared) == (16, 16)  # beside the canary's rows too: the main version is there
     agree = [left.label == right.label for left, right in zip(house.alone(OWN), house.alone(THIRD), strict=True)]
     assert shadow.agreed == 2 * sum(agree)
     assert canary.latency_seconds > 0

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from ladder import load_backbone, load_side
+from tests.ladder import golden_visual
 from tests.ladder.golden import VARIANTS
 from tests.marks import slow
 from tests.sidecast import golden_kit
@@ -59,6 +60,24 @@ def test_every_stored_number_comes_out_again(backbone: Path, tmp_path: Path, var
         assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     for name in ("gen.greedy", "gen.beam4"):
         assert torch.equal(found[name], stored[name])
+
+
+@pytest.mark.parametrize("rows", [220, 200])
+def test_every_stored_number_of_images_comes_out_again(tmp_path: Path, rows: int) -> None:
+    """With the T5 as it is in the checkpoint, and without the rows that were added to its vocabulary."""
+    backbone, run = golden_kit.make_visual_backbone(tmp_path / "t5", rows), tmp_path / "run"
+    [entry] = golden_visual.manifest()["files"].values()
+    settings = entry["settings"] | golden_visual.manifest()["vis"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    imported = import_lst(golden_visual.FILE, backbone, run, "--settings", tmp_path / "settings.json")
+    assert imported.document["side"]["visual"]["tokens"] == 4
+    assert "it can be traced, but neither evaluated nor served yet" in imported.err
+    found = trace(run, golden_visual.FOLDER / "inputs.safetensors", "--max-new-tokens", 11, "--beams", 5)
+    for name, tensor in golden_visual.tensors().items():
+        if name.startswith(("act.", "out.")):
+            assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        elif name.startswith("gen."):
+            assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("variant", ["b2", "e3", "e5", "e6"])

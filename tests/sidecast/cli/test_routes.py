@@ -234,7 +234,7 @@ MISTAKES = [
     ("promote sst2 --step 5%", "--step changes the only share of sst2@production, but no version has one"),
     ("promote sst2 2 --no-shadow 3", "to promote VERSION ends all shadows already"),
     ("promote sst2 --no-shadow 3", "version 3 is no shadow of sst2@production; it has none"),
-    ("promote sst2 1 --canary 5%", "version 1 is its own version, which gets the rest of the traffic"),
+    ("promote sst2 1 --canary 5%", "version 1 is its main version, which gets the rest of the traffic"),
     ("promote sst2 9 --canary 5%", "has no version 9"),
     ("promote sst2 --shadow 9", "has no version 9"),
     ("promote sst2 --shadow 1", "version 1 is its own"),

@@ -1,6 +1,6 @@
 """The servicer of the Open Inference Protocol, for `tritonclient.grpc` and other clients of it: a model is a task.
 
-Turns messages into requests of the service, and its answers into messages; `open_inference_tensors` reads and writes
+Turns messages into requests of the service, and its answers into messages; `tensors` reads and writes
 the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
@@ -18,8 +18,8 @@ from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
 from serving.api.drain import Drain
 from serving.api.inbox import Messages
-from serving.api.open_inference_stream import FINAL, InferStream
-from serving.api.open_inference_tensors import (
+from serving.api.open_inference.stream import FINAL, InferStream
+from serving.api.open_inference.tensors import (
     WHOLE_PROMPT,
     count_rows,
     describe_config,
