@@ -676,6 +676,17 @@ def test_cells_that_do_not_fit_are_cut_and_say_so(columns: int, capsys: pytest.C
     assert wide.split() == ["短" * ((columns - 7) // 2) + "…", "8"]
 
 
+def test_a_title_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where it is longer than the table is wide; brackets in it are no markup."""
+    title = "sst2@production [b]1[/b] " * 10
+    show_table(("version", "role"), [(1, "own")], title=title)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        title.split(),
+        ["version", "role"],
+        ["1", "own"],
+    ]
+
+
 def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
     done("promote", "letters", 2, "--registry", registry, "--message", "a :bug: \x1b[31mred\x1b]0;title\x07")
     ran = done("history", "letters", "--registry", registry)

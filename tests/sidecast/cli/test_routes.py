@@ -237,7 +237,7 @@ MISTAKES = [
     ("promote sst2 1 --canary 5%", "version 1 is its main version, which gets the rest of the traffic"),
     ("promote sst2 9 --canary 5%", "has no version 9"),
     ("promote sst2 --shadow 9", "has no version 9"),
-    ("promote sst2 --shadow 1", "version 1 is its own"),
+    ("promote sst2 --shadow 1", "version 1 is its main version"),
     ("promote sst2 2 --canary 5% --shadow 2", "a shadow must be named once, and have no share"),
     ("promote sst2 2 --canary 5% --alias other", "has no alias 'other'"),
     ("promote sst3 2 --canary 5%", "there is no task 'sst3'"),
