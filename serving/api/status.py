@@ -138,7 +138,7 @@ def _text(value: object) -> str:
 
 def _cut(text: str, limit: int) -> str:
     """The text cut to at most `limit` bytes of UTF-8; characters that have no UTF-8 are replaced."""
-    data = text.encode(errors="replace")
+    data = text[: limit + 1].encode(errors="replace")  # a character has at least one byte
     return data.decode() if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "..."
 
 

@@ -1,4 +1,4 @@
-"""Counts the values of a message in its bytes, before it is decoded.
+"""Counts the values of a message in its bytes, and bounds its names, before it is decoded.
 
 Decoding holds Python's lock: a few megabytes of tiny values stop every other call for seconds. Counting gives the lock
 up again and again, and ends at the limit. Knows protobuf's wire format and the descriptors of messages; no task.
@@ -16,6 +16,10 @@ MAX_VALUES = 2**19
 """Values of one message, those of messages in it included. Decoding so many takes about 30 ms."""
 MAX_MAP = 4096
 """Entries of one map, such as the fields of a row: one large map takes far longer to decode than many small ones."""
+MAX_NAME_BYTES = 2**18
+"""Bytes of a string that is no text of a row. Names are compared, hashed and quoted, and each copies them."""
+TEXTS = ("sidecast.v1.Row", "sidecast.v1.Row.FieldsEntry")
+"""Messages whose strings are texts of rows: their task bounds them."""
 PAUSE_VALUES = 1024
 """Other threads may run after so many values, about a millisecond."""
 
@@ -49,19 +53,26 @@ class _Fields:
             and field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
         }
         """Bytes of one number at least. Repeated numbers come packed."""
+        self.names = (
+            {}
+            if message.full_name in TEXTS
+            else {field.number: field.name for field in fields if field.type == FieldDescriptor.TYPE_STRING}
+        )
+        """Strings that are no texts of rows."""
 
 
 _fields = cache(_Fields)
 
 
 def check_values(data: bytes, message: Any, most: int = MAX_VALUES) -> None:
-    """Check that a message is not made of too many values. Bytes that do not decode may pass.
+    """Check that a message has not too many values, and no name that is too long. Bytes that do not decode may pass.
 
     Args:
         message: the descriptor of its kind, of any implementation of protobuf.
 
     Raises:
-        InvalidInput: there are more than `most`, or a map has more than MAX_MAP entries.
+        InvalidInput: there are more than `most`, a map has more than MAX_MAP entries, or a string that is no text of a
+            row has more than MAX_NAME_BYTES.
     """
     try:
         too_many = _exceeds(data, message, most)
@@ -101,6 +112,9 @@ def _exceeds(data: bytes, message: Descriptor, most: int) -> bool:
                 outer.append((fields, end, entries))
                 fields, end, entries = inner_fields, min(at + size, end), 0
             else:
+                if MAX_NAME_BYTES < size <= end - at and tag >> 3 in fields.names:
+                    name = fields.names[tag >> 3]
+                    raise InvalidInput(name, f"has {size:,} bytes, at most {MAX_NAME_BYTES:,} are allowed; shorten it")
                 count += size // fields.widths.get(tag >> 3, size + 1)
                 at += size
         elif wire_type == VARINT:

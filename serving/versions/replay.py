@@ -1,4 +1,4 @@
-"""Replays golden examples: answers them here, in ordinary batches, and compares with where the version was trained.
+"""Replays golden examples: answers them here, in small batches, and compares with where the version was trained.
 
 A replay is bounded in tokens and in seconds. It is made in turns, so that the loads of other versions can go before it.
 """
@@ -19,6 +19,9 @@ from side_registry.golden import decoding_tokens
 
 TURN_S = 0.25
 """Seconds of work after which other loads go first. A load that has few examples ends in its first turn."""
+
+BATCH_TOKENS = 1024
+"""Most tokens of one batch of several examples. A turn cannot end within a batch, and a CPU needs seconds for 8,192."""
 
 Outcomes = dict[EngineRow, Event]
 
@@ -99,6 +102,7 @@ class Replayer:
             yield from self._replay(resident, rows)
         except GoldenMismatch:
             self.cache.clear()
+            yield
             yield from self._replay(resident, rows)
 
     def _replay(self, resident: Resident, rows: Sequence[tuple[int, ...]]) -> Iterator[None]:
@@ -118,10 +122,11 @@ class Replayer:
         """How many of the first rows are one batch: at least one."""
         beams = resident.spec.generation.num_beams if decoding_tokens(resident.spec) else 1
         most = max(min(self._batch.max_batch_rows, self._batch.max_running_rows) // beams, 1)
+        most_tokens = min(self._batch.max_batch_tokens, BATCH_TOKENS)
         longest = 0
         for count, ids in enumerate(rows[:most]):
             longest = max(longest, len(ids))
-            if count and (count + 1) * longest > self._batch.max_batch_tokens:
+            if count and (count + 1) * longest > most_tokens:
                 return count
         return min(len(rows), most)
 

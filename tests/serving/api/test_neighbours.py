@@ -28,6 +28,7 @@ PREDICT = "/sidecast.v1.Sidecast/Predict"
 PREDICT_TASKS = "/sidecast.v1.Sidecast/PredictTasks"
 GENERATE = "/sidecast.v1.Sidecast/Generate"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+HEALTH = "/grpc.health.v1.Health/Check"
 SET_ROUTE = "/sidecast.v1.Admin/SetRoute"
 
 WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -42,6 +43,8 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: oip.ModelInferRequest(model_name="sst2", outputs=[Output()] * 200_000).SerializeToString(),
     ),
     "a shape": (MODEL_INFER, lambda: oip.ModelInferRequest(inputs=[Tensor(shape=[1] * 9_000_000)]).SerializeToString()),
+    "a task's name": (PREDICT, lambda: pb.PredictRequest(task="x" * 60_000_000).SerializeToString()),
+    "a service's name": (HEALTH, lambda: b"\x0a\x80\x8e\xce\x1c" + b"x" * 60_000_000),
     "shares": (SET_ROUTE, lambda: _route(100_000)),
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from protos import open_inference_pb2 as oip
 from protos import sidecast_pb2 as pb
@@ -44,6 +45,31 @@ def test_one_map_has_a_limit_of_its_own() -> None:
     over = pb.PredictRequest(rows=[pb.Row(fields=fields(wire.MAX_MAP + 1))]).SerializeToString()
     with pytest.raises(InvalidInput, match="map"):
         wire.check_values(over, pb.PredictRequest.DESCRIPTOR)
+
+
+LONG = "x" * (wire.MAX_NAME_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (pb.PredictRequest(task=LONG), "task"),
+        (pb.PredictTasksRequest(tasks=[pb.TaskRef(alias=LONG)]), "alias"),
+        (pb.RetireRequest(change=pb.Change(message=LONG)), "message"),
+        (HealthCheckRequest(service=LONG), "service"),
+        (oip.ModelInferRequest(parameters={"route_key": oip.InferParameter(string_param=LONG)}), "string_param"),
+    ],
+)
+def test_a_string_that_is_no_text_of_a_row_has_a_limit(message: Message, name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name}: has 262,145 bytes"):
+        wire.check_values(message.SerializeToString(), message.DESCRIPTOR)
+
+
+def test_texts_of_rows_are_bounded_by_their_task_alone() -> None:
+    rows = [pb.Row(text=LONG), pb.Row(prompt=LONG), pb.Row(fields={"body": LONG})]
+    wire.check_values(pb.PredictRequest(rows=rows).SerializeToString(), pb.PredictRequest.DESCRIPTOR)
+    tensor = TENSOR(contents={"bytes_contents": [LONG.encode()]})
+    wire.check_values(oip.ModelInferRequest(inputs=[tensor]).SerializeToString(), oip.ModelInferRequest.DESCRIPTOR)
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 100, b"\x22", b"\x22\x05a", b"\x0a\xff\xff\xff\xff\x0f", b"\x0b\x0c"])

@@ -15,6 +15,7 @@ from serving.engine import Engine, run_steps_aside
 from serving.engine.activation_cache import layers_of
 from serving.engine.rows import Deliver
 from serving.errors import GoldenMismatch, LoadFailed, OutOfMemory, ReplayTooLong
+from serving.versions import replay
 from serving.versions.golden import difference, tolerance_for
 from serving.versions.loader import Loader
 from serving.versions.replay import Replayer
@@ -272,6 +273,16 @@ def test_many_golden_examples_are_batches_within_the_limits(
     assert max(rows for rows, _ in shapes) > 1
 
 
+def test_batches_of_golden_examples_are_small_where_those_of_requests_are_large(
+    publish, loader: Loader, shapes: list[tuple[int, int]]
+) -> None:
+    publish(make_spec(kind="text", max_new_tokens=2), edit=_long(40))
+    loader.load("sst2", 1)
+    assert sum(rows for rows, _ in shapes) == 40
+    assert len(shapes) > 1
+    assert all(rows * longest <= replay.BATCH_TOKENS for rows, longest in shapes)
+
+
 def test_more_tokens_of_golden_examples_than_the_limit_are_refused_before_a_pass(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, shapes: list[tuple[int, int]]
 ) -> None:
@@ -304,3 +315,15 @@ def test_a_long_replay_pauses_between_turns_and_others_may_go_first(
     next(slow)
     assert loader.load("sst2", 2).version == 2
     assert list(slow)
+
+
+def test_other_loads_may_go_before_the_second_replay_of_a_wrong_version(
+    publish, loader: Loader, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    publish(change=negate)
+    ticks = iter(range(10**6))  # each step takes 1 s
+    loader.replayer = Replayer(backbone, tokenizer, LoadConfig(), BatchConfig(), lambda: next(ticks))
+    turns = loader.replay(loader.fetch("sst2", 1))
+    next(turns)
+    with pytest.raises(GoldenMismatch):
+        list(turns)
