@@ -79,7 +79,7 @@ def set_route(
     for number in sorted(route.versions):
         other = current.live_entry(number)
         if number == own_entry.version:
-            raise InvalidRoute(task, alias, f"version {number} is its own, which gets what the shares leave")
+            raise InvalidRoute(task, alias, f"version {number} is its main version, which gets the rest of the traffic")
         if other.kind != own_entry.kind:
             why = f"version {number} is {other.kind}, its own version {own_entry.version} {own_entry.kind}"
             raise InvalidRoute(task, alias, why)

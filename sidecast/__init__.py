@@ -132,4 +132,5 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """All public names, also those that are not imported yet."""
-    return sorted({*globals(), *__all__, "__version__"})
+    hidden = {"Any", "TYPE_CHECKING"}
+    return sorted({*globals(), *__all__, "__version__"} - hidden)

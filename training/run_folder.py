@@ -66,9 +66,8 @@ class RunFolder:
         if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
             self._extend(before, settings)
         elif differing:
-            raise RunError(
-                self.path, f"holds a run with another {', '.join(differing)}; choose another --output or delete it"
-            )
+            what = ", ".join(_change(name, before.get(name), settings.get(name)) for name in differing)
+            raise RunError(self.path, f"holds a run with another {what}; choose another --output or delete it")
 
     def _extend(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Make of a run that was finished or interrupted one of more epochs.
@@ -179,6 +178,15 @@ class RunFolder:
 def _wants_more_epochs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two recipes differ in that alone."""
     return {**before, "epochs": 0} == {**now, "epochs": 0} and before["epochs"] < now["epochs"]
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """How a setting of the run differs: `recipe (epochs 3, not 2)`, and `data` for those without names inside."""
+    if name not in ("recipe", "reading"):
+        return name
+    before, now = before or {}, now or {}
+    inner = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return f"{name} ({'; '.join(f'{key} {before.get(key)}, not {now.get(key)}' for key in inner)})"
 
 
 def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

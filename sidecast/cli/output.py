@@ -39,7 +39,9 @@ def show_table(
     elif below and _width(_widths(headings, texts)) > console.width:
         _show_stacked(console, headings, texts, title, below)
         return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    if title:
+        console.print(Text(title, style="italic"))  # not the table's own title, which wraps at the table's width
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in texts:

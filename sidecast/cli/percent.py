@@ -6,7 +6,7 @@ import click
 
 
 class Share(click.ParamType):
-    """A share of an alias's traffic, in hundredths of a percent."""
+    """A share of traffic or rows, in hundredths of a per cent."""
 
     name = "share"
 

@@ -117,8 +117,8 @@ class TestSetRoute:
             ("sst2", "production", Route(shadows=(9,)), None, UnknownVersion, "no version 9"),
             ("sst2", "production", Route(shadows=(5,)), None, UnknownVersion, "is retired"),
             ("sst2", "production", CANARY, 9, UnknownVersion, "no version 9"),
-            ("sst2", "production", Route(shares={2: 1}), None, InvalidRoute, "version 2 is its own"),
-            ("sst2", "production", CANARY, 3, InvalidRoute, "version 3 is its own"),
+            ("sst2", "production", Route(shares={2: 1}), None, InvalidRoute, "version 2 is its main version"),
+            ("sst2", "production", CANARY, 3, InvalidRoute, "version 3 is its main version"),
             ("sst2", "7", CANARY, None, InvalidName, "alias"),
         ],
     )

@@ -13,11 +13,13 @@ from serving.client import errors
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SUBMODULES = ("cli", "loadtest")
 CAMEL = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
 
 
 def test_every_name_is_listed_and_is_there() -> None:
     assert {*sidecast.__all__, "__version__"} <= set(dir(sidecast))
+    assert not {name for name in dir(sidecast) if name[0] != "_"} - {*sidecast.__all__, *SUBMODULES}
     for name in sidecast.__all__:
         assert getattr(sidecast, name).__doc__, name
     assert sidecast.__version__ == version("sidecast")

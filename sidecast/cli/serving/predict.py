@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """How many numbers of a vector a table shows."""
+INPUT_SHOWN = 100
+"""Most characters of an input that a table shows."""
 
 
 def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -90,13 +92,17 @@ def predict(
     inputs = texts if len(answers) == len(texts) else [" | ".join(texts)]
     show_table(
         ("answer", "score", "input"),
-        [(*_cells(answer), row) for answer, row in zip(answers, inputs, strict=True)],
+        [(*_cells(answer), _beginning(row)) for answer, row in zip(answers, inputs, strict=True)],
         title=f"{answers.task} version {answers.version}",
     )
     cut = [str(number) for number, answer in enumerate(answers, 1) if answer.truncated]
     if cut:
         limit = f"{spec.max_source_tokens} tokens (max_source_tokens)"
         click.echo(f"longer than {limit}, so its end was not read: input {', '.join(cut)}", err=True)
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= INPUT_SHOWN else text[: INPUT_SHOWN - 1] + "…"
 
 
 def _print_stream(stream: "TextStream", as_json: bool) -> None:
@@ -128,7 +134,8 @@ def rows_of(fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] 
     free = [name for name in fields if name not in row]
     if len(unnamed) != len(free):
         needs = " ".join(f"{name}=TEXT" for name in fields)
-        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {len(pairs)} texts")
+        got = f"no text for {', '.join(free[len(unnamed) :])}" if len(unnamed) < len(free) else f"{len(pairs)} texts"
+        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {got}")
     return [row | dict(zip(free, unnamed, strict=True))]
 
 

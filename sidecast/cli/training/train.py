@@ -10,6 +10,7 @@ import click
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
+from sidecast.cli.percent import Share
 from sidecast.cli.settings import GroupedCommand, setting_options
 from sidecast.cli.training.bars import Bars
 from sidecast.cli.training.verdict import (
@@ -53,9 +54,9 @@ SPECIAL = {
 @click.option("--validation", "validation_file", metavar="FILE", help="Validation rows.")
 @click.option(
     "--validation-share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Share(),
     metavar="S",
-    help="Instead of --validation: the share of the training rows that validates, such as 0.1, drawn by the seed.",
+    help="Instead of --validation: the share of the training rows that validates, such as 10%, drawn by the seed.",
 )
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
 @options.rename
@@ -69,7 +70,7 @@ def train(
     backbone: str,
     train_file: str,
     validation_file: str | None,
-    validation_share: float | None,
+    validation_share: int | None,
     output: str,
     renames: dict[str, str],
     device: str,
@@ -85,6 +86,7 @@ def train(
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
     """
+    from serving.client.shares import WHOLE
     from training.builtin_tasks import load_task
     from training.data import check_renames
     from training.job import Job
@@ -95,7 +97,8 @@ def train(
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
     for spec in specs:
         settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
-    files = _Files(train_file, validation_file, validation_share, renames)
+    share = None if validation_share is None else validation_share / WHOLE
+    files = _Files(train_file, validation_file, share, renames)
     data = [files.read(spec, settings.seed) for spec in specs]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     documents: list[dict[str, Any]] = []
@@ -152,10 +155,10 @@ def _filled(path: str, spec: "TaskSpec") -> str:
     return path.replace(PLACEHOLDER, spec.name)
 
 
-def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, share: float | None) -> None:
+def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, share: int | None) -> None:
     if (validation is None) == (share is None):
         raise UserError(
-            "give one of --validation FILE and --validation-share S, the share of the training rows that validates"
+            "give either --validation FILE, or --validation-share S to validate on a share of the training rows"
         )
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -149,7 +149,7 @@ def test_streams_follow_a_key_too(tmp_path: Path) -> None:
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": {9: 0.01}}, errors.UnknownVersionError, "has no version 9"),
-    ({"shares": {1: 0.01}}, errors.InvalidRouteError, "version 1 is its own"),
+    ({"shares": {1: 0.01}}, errors.InvalidRouteError, "version 1 is its main version"),
     ({"shares": {2: 1.0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
     ({"shares": {2: 0}}, errors.InvalidInputError, "route.shares.2: a share is 0.01% to 99.99%"),
     ({"shares": {2: 500}}, errors.InvalidInputError, "500 has no unit: write a percentage with its sign (5%), or"),

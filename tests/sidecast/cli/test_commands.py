@@ -175,7 +175,7 @@ MISTAKES = [
     ("evaluate letters:9 --data @/train.jsonl --registry @/registry --backbone @/t5", "has no version 9"),
     ("evaluate letters:x --data @/train.jsonl --registry @/registry --backbone @/t5", "'letters:x' is no valid"),
     # training
-    (f"{TRAIN} --output @/run-1 --seed 7", "holds a run with another recipe; choose another --output"),
+    (f"{TRAIN} --output @/run-1 --seed 7", "another recipe (epochs 1, not 3; seed 1, not 7); choose"),
     (f"{TRAIN} --output @/t5", "it is no run folder"),
     (f"{TRAIN} --output @/train.jsonl", "cannot be written (File exists); choose another --output"),
     (f"{TRAIN} --output @/new --lr 0", "learning_rate must be > 0, got 0.0"),
@@ -193,8 +193,12 @@ MISTAKES = [
     (f"{TRAIN} --output @/new --device nope", "--device nope cannot be used here"),
     (f"{TRAIN} --output @/new --device meta", "--device meta cannot be used here"),
     (f"{TRAIN} --output @/new --dtype int3", "dtype must be one of auto, float32"),
-    (f"{TRAIN} --output @/new --validation-share 0.1", "give one of --validation FILE and --validation-share S"),
-    ("train sst2 --backbone @/t5 --train @/train.jsonl --output @/new", "give one of --validation FILE and"),
+    (f"{TRAIN} --output @/new --validation-share 0.1", "give either --validation FILE, or --validation-share S"),
+    ("train sst2 --backbone @/t5 --train @/train.jsonl --output @/new", "give either --validation FILE, or"),
+    (
+        "train sst2 --backbone @/t5 --train @/train.jsonl --output @/new --validation-share 20",
+        "'20' has no unit: write a percentage with its sign (20%), or a fraction (0.2)",
+    ),
     (f"{TRAIN} --output @/new --rename text", "give FIELD=COLUMN, got 'text'"),
     (f"{TRAIN} --output @/new --rename text=a", "letters has no field 'text'; there are sentence, label, id"),
     (f"{TRAIN} --output @/new --rename sentence=a", "no column 'a'; the task needs a, label"),
@@ -315,7 +319,7 @@ def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_pat
         )
     words = [
         *("train", house / "letters.toml", "sst2", "--backbone", house / "t5", "--train", tmp_path / "{task}.jsonl"),
-        *("--validation-share", 0.25, "--rename", "sentence=text", "--rename", "label=stars"),
+        *("--validation-share", "25%", "--rename", "sentence=text", "--rename", "label=stars"),
         *("--output", tmp_path / "runs" / "{task}", "--reduction", 4, "--epochs", 1),
     ]
     ran = done(*words)
@@ -327,8 +331,8 @@ def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_pat
         renames = {"sentence": "text", "label": "stars"}
         assert manifest.task == name
         assert manifest.provenance["reading"] == {"renames": renames, "validation_share": 0.25}
-    told = sidecast(*[0.5 if word == 0.25 else word for word in words]).mistake
-    assert "holds a run with another reading" in told
+    told = sidecast(*["50%" if word == "25%" else word for word in words]).mistake
+    assert "holds a run with another reading (validation_share 0.25, not 0.5)" in told
 
 
 def test_train_goes_on_with_more_epochs(house: House, tmp_path: Path) -> None:
@@ -672,6 +676,17 @@ def test_cells_that_do_not_fit_are_cut_and_say_so(columns: int, capsys: pytest.C
     assert wide.split() == ["短" * ((columns - 7) // 2) + "…", "8"]
 
 
+def test_a_title_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Even where it is longer than the table is wide; brackets in it are no markup."""
+    title = "sst2@production [b]1[/b] " * 10
+    show_table(("version", "role"), [(1, "own")], title=title)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        title.split(),
+        ["version", "role"],
+        ["1", "own"],
+    ]
+
+
 def test_a_strangers_message_does_not_steer_the_terminal(registry: Path) -> None:
     done("promote", "letters", 2, "--registry", registry, "--message", "a :bug: \x1b[31mred\x1b]0;title\x07")
     ran = done("history", "letters", "--registry", registry)
@@ -808,6 +823,8 @@ def test_predict_says_which_texts_were_cut(parlour: Parlour) -> None:
     long = "x" * 200
     ran = ask(parlour, "sst2", "dull", long, long)
     assert ran.err.strip() == "longer than 128 tokens (max_source_tokens), so its end was not read: input 2, 3"
+    assert f"{'x' * 99}…" in ran.out
+    assert max(map(len, ran.out.splitlines())) < 130  # the table shows an input's beginning
     assert not ask(parlour, "sst2", "dull").err
     answers = ask(parlour, "sst2", "dull", long, "--json").document["answers"]
     assert [answer["truncated"] for answer in answers] == [False, True]
@@ -870,7 +887,8 @@ def test_predict_takes_a_text_with_an_equals_sign(parlour: Parlour) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rte", "a"], "takes one row of 2 fields: sentence1=TEXT sentence2=TEXT; got 1 texts"),
+        (["rte", "a"], "takes one row of 2 fields: sentence1=TEXT sentence2=TEXT; got no text for sentence2"),
+        (["rte", "sentence2=a"], "; got no text for sentence1"),
         (["rte", "a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "b", "c"], "got 3 texts"),
         (["rte", "sentence1=a", "sentence1=b"], "a field is given twice; give each of sentence1, sentence2 once"),
