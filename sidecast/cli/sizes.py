@@ -1,7 +1,6 @@
 """`sidecast doctor --sizes`: a table of what side networks of common shapes would cost on a backbone."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -47,7 +46,7 @@ def show_sizes(
     scales = CostModel(shape, Load(tokens=tokens or usual.tokens, rows=rows or usual.rows))
     layers = None if (encoder_layers, decoder_layers) == (None, None) else (encoder_layers, decoder_layers)
     estimates = [(name, scales.estimate(config)) for name, config in _configs(shape.config, reduction, layers)]
-    load = asdict(scales.load) | {"dtype": "bfloat16"}
+    load = {name: getattr(scales.load, name) for name in ("tokens", "rows", "new_tokens")} | {"dtype": "bfloat16"}
     document = {
         "backbone": {"name": shape.name, "parameters": scales.backbone_parameters},
         "load": load,
