@@ -248,8 +248,8 @@ class ServeConfig:
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 20 * 2**20
-    """Largest gRPC message, in bytes, decompressed. The default has room for 1,024 embeddings of 4,096 numbers. Each 10 MiB
-    of text in one message can delay other calls by tens of milliseconds."""
+    """Largest gRPC message, in bytes, decompressed. The default has room for 1,024 embeddings of 4,096 numbers. A text
+    of many megabytes delays other calls by tens of milliseconds."""
     max_in_flight_bytes: int = 512 * 2**20
     """Most bytes of requests in flight, decompressed; requests beyond are rejected, and streams wait. A request takes
     about three times its bytes of memory. Requests of up to 4 KiB are always accepted, and so is any request that finds
