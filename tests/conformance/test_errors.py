@@ -170,7 +170,7 @@ CASES: dict[str, tuple[str, str, Call]] = {
     ),
     "unknown method": ("UNIMPLEMENTED", "", raw("/sidecast.v1.Sidecast/Nothing")),
     "unknown service": ("UNIMPLEMENTED", "", raw("/sidecast.v1.Nothing/Predict")),
-    "method we leave out": ("UNIMPLEMENTED", "", raw("/inference.GRPCInferenceService/ModelStatistics")),
+    "method we leave out": ("UNIMPLEMENTED", "", raw("/inference.GRPCInferenceService/SystemSharedMemoryStatus")),
     "health of nothing": (
         "NOT_FOUND",
         "",

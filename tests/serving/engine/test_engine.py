@@ -102,7 +102,7 @@ def break_weights(resident: Resident, value: float) -> Resident:
 
 def raising(resident: Resident) -> Resident:
     class Broken(torch.nn.Module):
-        def forward(self, *_: object) -> None:
+        def forward(self, *_: object, **__: object) -> None:
             raise IndexError("a rung is missing")
 
     resident.side.encoder.rungs[1] = Broken()

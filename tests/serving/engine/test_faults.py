@@ -311,9 +311,9 @@ def slowed(resident: Resident, clock: Clock, seconds: float) -> Resident:
     """A side network that takes this many seconds."""
     encode = resident.side.encode
 
-    def slow(taps: Any) -> Any:
+    def slow(*inputs: Any) -> Any:
         clock.now += seconds
-        return encode(taps)
+        return encode(*inputs)
 
     resident.side.encode = slow  # type: ignore[method-assign, assignment]
     return resident
