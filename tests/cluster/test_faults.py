@@ -14,7 +14,7 @@ from tests.conformance.cluster import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
-AWAY_S = 10
+AWAY_S = 5
 """Of a registry."""
 
 

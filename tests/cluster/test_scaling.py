@@ -15,7 +15,7 @@ def fleet(fleet_of_all: Fleet) -> Fleet:
 
 def test_replicas_follow_the_calls_to_none_and_back_and_none_fails(fleet: Fleet) -> None:
     scaling = {"min_replicas": 0, "initial_replicas": 1, "max_replicas": 2}
-    delays = {"upscale_delay_s": 1, "downscale_delay_s": 5}
+    delays = {"upscale_delay_s": 1, "downscale_delay_s": 1}
     fleet.cluster.apply(fleet.settings, cpus=0.5, autoscaling={"target_requests": 1, **scaling, **delays})
     wait_until(fleet.cluster.running, SOON_S)
     with traffic(fleet, callers=8, retry=False) as seen:
