@@ -22,6 +22,8 @@ TEXTS = ("sidecast.v1.Row", "sidecast.v1.Row.FieldsEntry")
 """Messages whose strings are texts of rows: their task bounds them."""
 PAUSE_VALUES = 1024
 """Other threads may run after so many values, about a millisecond."""
+PAUSE_S = 0.0005
+"""How long. Without a real pause this thread gets Python's lock back before one that waits for it wakes up."""
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT = 10
@@ -98,7 +100,7 @@ def _exceeds(data: bytes, message: Descriptor, most: int) -> bool:
             if count > most:
                 return True
             pause = count + PAUSE_VALUES
-            time.sleep(0)
+            time.sleep(PAUSE_S)
         tag, at = _varint(data, at)
         wire_type = tag & 7
         if wire_type == BYTES:
