@@ -44,6 +44,8 @@ class Inbox:
         self._metrics.in_flight_bytes.set_function(lambda: self.bytes)
         self._left = asyncio.Event()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._counter = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        """For messages whose values are counted first: that takes up to two seconds, and smaller ones do not wait."""
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -74,15 +76,17 @@ class Inbox:
         """
         if len(data) <= INLINE_BYTES:
             return _decoded(data, kind)
-        return await asyncio.get_running_loop().run_in_executor(self._decoder, _decoded, data, kind)
+        thread = self._counter if len(data) > COUNTED_BYTES else self._decoder
+        return await asyncio.get_running_loop().run_in_executor(thread, _decoded, data, kind)
 
     def count_refusal(self, error: ServingError) -> None:
         """Count a request that was refused before its task was known."""
         self._metrics.request(None, None, code_of(error).name)
 
     def close(self) -> None:
-        """End the thread that decodes, once it is idle."""
+        """End the threads that decode, once they are idle."""
         self._decoder.shutdown(wait=False)
+        self._counter.shutdown(wait=False)
 
     def _has_room(self, size: int) -> bool:
         return self._limit is None or size <= SMALL_BYTES or not self.bytes or self.bytes + size <= self._limit

@@ -35,6 +35,20 @@ async def test_requests_past_the_limit_are_refused_until_there_is_room() -> None
     assert metrics.registry.get_sample_value("sidecast_shed_requests_total", {"reason": "bytes"}) == 1
 
 
+async def test_a_request_does_not_wait_for_one_whose_values_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(module, "check_values", lambda *_: go_on.wait(60))
+    inbox = Inbox()
+    counted = asyncio.ensure_future(inbox.decode(request(COUNTED_BYTES), pb.PredictRequest))
+    try:
+        read = await asyncio.wait_for(inbox.decode(request(INLINE_BYTES), pb.PredictRequest), 30)
+        assert len(read.task) == INLINE_BYTES
+        assert not counted.done()
+    finally:
+        go_on.set()
+    assert len((await counted).task) == COUNTED_BYTES
+
+
 async def test_a_request_that_is_alone_is_never_too_large() -> None:
     inbox = Inbox(LARGE)
     with inbox.hold(100 * LARGE), pytest.raises(TooManyBytes), inbox.hold(LARGE):
