@@ -16,7 +16,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: help setup setup-dev demo test test-fast test-slow test-cluster check fmt protos bench soak clean
 
 help:
-	@echo "make demo   train three tasks on real text, serve them, swap one under load (ten minutes)"
+	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
 	@echo "make fmt    format the code          make protos  generate protos/"
