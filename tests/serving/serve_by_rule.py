@@ -1,7 +1,7 @@
 """A process that serves by rule until it is signalled: argument, a folder. Not a test: run by some.
 
 Prints a line when it loads, one when it is ready, and one for each request. Answers take SLOW seconds; loading a
-version takes LOADING. With HANG its registry's store hangs from then on.
+version takes LOADING. With HANG its registry's store hangs once it is ready, and a line tells when a history is read.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 import obstore
 
 from serving.server import Server, run_server
+from side_registry.registry import Registry
 from tests.serving.api_kit import SST2, Parlour
 
 
@@ -20,10 +21,16 @@ def hang(*_: Any, **__: Any) -> Any:
     time.sleep(3600)
 
 
+def report_and_hang(*_: Any, **__: Any) -> Any:
+    print("history", flush=True)
+    hang()
+
+
 def ready(server: Server) -> None:
     if "HANG" in os.environ:
         for verb in ("get", "put", "head", "list", "delete"):
             setattr(obstore, verb, hang)
+        Registry.history = report_and_hang  # type: ignore[method-assign]
     print(f"ready {server.port} {server.task_count} {server.generation}", flush=True)
 
 

@@ -387,6 +387,7 @@ async def test_a_store_that_hangs_keeps_no_process_past_its_grace(tmp_path: Path
         port = await asyncio.to_thread(read_ready, child)
         with Client(f"127.0.0.1:{port}", retry=False) as client:
             asked = asyncio.create_task(asyncio.to_thread(client.history))
+            assert await asyncio.to_thread(child.stdout.readline) == "history\n"
             assert (await asyncio.to_thread(client.predict, "sst2", ["a"])).version == 1
             child.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(child.wait, 60) == 1
