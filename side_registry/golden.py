@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from side_registry.documents import Document
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
@@ -24,6 +26,8 @@ class GoldenExample(Document):
     """One row and the answer the trainer saw, replayed by a server before it trusts the side network."""
 
     fields: dict[str, str]
+    images: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """The file of the artifact that holds each image, by the image's field. Documents without images do not have it."""
     expected: dict[str, Any]
 
 

@@ -62,6 +62,13 @@ class BackboneRef(Document):
     """Type of its matrices, int8 or int4; `none`: as published. For people: the fingerprint covers it too."""
 
 
+class VisionRef(Document):
+    """The vision encoder whose features a side network reads; its name is for people, its fingerprint decides."""
+
+    name: str = Field(max_length=MAX_NAME)
+    fingerprint: Fingerprint
+
+
 class Manifest(Document):
     """All that is known of one version; `manifest.json` in its folder."""
 
@@ -72,6 +79,8 @@ class Manifest(Document):
     tokenizer_fingerprint: Fingerprint
     side: dict[str, Any]
     """The side network's configuration: reduction, layers, gate, head."""
+    vision: VisionRef | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of a side network that reads images. None: it reads text alone, or images whose encoder nobody named."""
     metrics: dict[str, float] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
@@ -108,7 +117,16 @@ class Manifest(Document):
         for index, example in enumerate(self.examples):
             if fault := expectation_fault(self.spec, example.expected):
                 raise ValueError(f"examples.{index}.expected: {fault}")
+            if fault := self._image_fault(example):
+                raise ValueError(f"examples.{index}.images: {fault}")
         return self
+
+    def _image_fault(self, example: GoldenExample) -> str | None:
+        """Why an example's images are not those of its task; None if they are."""
+        if set(example.images) != set(self.spec.images):
+            return f"task {self.task!r} has the images {', '.join(self.spec.images) or 'none'}"
+        unknown = next((name for name in example.images.values() if self.files and name not in self.files), None)
+        return None if unknown is None else f"{unknown[:80]!r} is none of the artifact's files"
 
 
 @dataclass(frozen=True, slots=True)

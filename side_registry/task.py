@@ -48,6 +48,9 @@ class TaskSpec(Document):
     kind: Kind
     template: str = Field(min_length=1, max_length=10_000)
     """The prompt, with the row's fields in braces: `question: {question} sentence: {sentence}`."""
+    images: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """The row's fields that are images, in the order in which the side network reads them; the template does not have
+    them. Documents of tasks that read text alone do not have it."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
     """Classification: the classes, as the words the model says; integers are taken as their text. Empty for other
     kinds."""
@@ -100,6 +103,11 @@ class TaskSpec(Document):
         return template_fields(self.template)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """All that a row needs: the template's fields, then the images."""
+        return (*self.fields, *self.images)
+
+    @property
     def outputs(self) -> int:
         """Width of a linear head for this task; 0 for text, which a linear head cannot answer."""
         kind = KINDS[self.kind]
@@ -109,7 +117,7 @@ class TaskSpec(Document):
             return len(self.labels)
         return self.dimensions if kind.has_dimensions else 1
 
-    def render(self, row: Mapping[str, str]) -> str:
+    def render(self, row: Mapping[str, str | bytes]) -> str:
         """The prompt of one row. Fields that the template does not name are ignored, so that tasks can share a row.
 
         Raises:
@@ -121,13 +129,25 @@ class TaskSpec(Document):
             self._check_value(name, row[name])
         return self.template.format_map(row)
 
-    def _lack(self, row: Mapping[str, str], missing: list[str]) -> str:
+    def images_of(self, row: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
+        """The bytes of a row's images, in the order of `images`. They are not looked into.
+
+        Raises:
+            InvalidRow: an image is missing, empty, or not bytes.
+        """
+        if missing := [name for name in self.images if name not in row]:
+            raise InvalidRow(missing[0], self._lack(row, missing))
+        return tuple(_image_bytes(name, row[name]) for name in self.images)
+
+    def _lack(self, row: Mapping[str, str | bytes], missing: list[str]) -> str:
         """Why a row cannot be rendered: what it lacks, and its own names, one of which may be misspelt."""
         others = f", {', '.join(missing[1:])} too" if missing[1:] else ""
         names = ", ".join(ascii(str(name)[:SHOWN_NAME])[:SHOWN_NAME] for name in islice(row, SHOWN_NAMES)) or "no field"
-        return f"is missing{others}; task {self.name!r} needs {', '.join(self.fields)}, the row has {names}"
+        return f"is missing{others}; task {self.name!r} needs {', '.join(self.inputs)}, the row has {names}"
 
     def _check_value(self, name: str, value: object) -> None:
+        if isinstance(value, bytes):
+            raise InvalidRow(name, "must be text, got bytes; an image belongs into an image field")
         if not isinstance(value, str):
             raise InvalidRow(name, f"must be text, got {type(value).__name__}")
         if len(value) > self.max_chars:
@@ -214,6 +234,16 @@ def check_alias(alias: str) -> str:
     if not ALIAS_NAME.fullmatch(alias):
         raise InvalidName("alias", alias, ALIAS_RULE)
     return alias
+
+
+def _image_bytes(name: str, value: object) -> bytes:
+    if isinstance(value, str):
+        raise InvalidRow(name, "must be the bytes of an image, got text; a path or URL is never opened here")
+    if not isinstance(value, bytes):
+        raise InvalidRow(name, f"must be the bytes of an image, got {type(value).__name__}")
+    if not value:
+        raise InvalidRow(name, "is empty; give it the bytes of an image")
+    return value
 
 
 def _read_text(path: Path) -> str:

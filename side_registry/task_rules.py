@@ -19,6 +19,8 @@ from side_registry.task_kinds import KINDS, Kind, kinds_with
 MAX_DIMENSIONS = 4096
 MAX_LABEL = 1_000
 """Characters of one."""
+MAX_IMAGES = 2
+"""Image fields of a task."""
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 STAND_INS = {"name": "task", "template": "{text}"}
@@ -29,6 +31,7 @@ class Spec(Protocol):
     """What the rules read of a `TaskSpec`."""
 
     kind: Kind
+    images: tuple[str, ...]
     labels: tuple[str, ...]
     label_index: bool
     low: float | None
@@ -58,7 +61,13 @@ class SpecFaults(ValueError):
 
 def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
     """Raises SpecFaults; `fields` are the template's."""
-    faults = [*_labels(spec), *_range(spec), *_embedding(spec, fields), *_kind(spec, fields)]
+    faults = [
+        *_images(spec, fields),
+        *_labels(spec),
+        *_range(spec),
+        *_embedding(spec, fields),
+        *_kind(spec, fields),
+    ]
     if faults:
         raise SpecFaults(faults)
 
@@ -106,8 +115,6 @@ def template_fields(template: str) -> tuple[str, ...]:
         if not FIELD_NAME.fullmatch(name) or form or conversion:
             raise ValueError(f"each field must be a plain name in braces such as {{sentence}}, got {{{name}}} in it")
         fields[name] = None
-    if not fields:
-        raise ValueError("needs at least one field in braces such as {sentence}")
     return tuple(fields)
 
 
@@ -120,6 +127,24 @@ def text_fault(text: str) -> str | None:
     except UnicodeEncodeError:
         return "half a surrogate pair"
     return None
+
+
+def _images(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    images = spec.images
+    if not fields and not images:
+        yield Fault(("template", "images"), "template needs at least one field in braces such as {sentence}")
+    if len(images) > MAX_IMAGES:
+        yield Fault(("images",), f"images must be at most {MAX_IMAGES} names, got {len(images)}")
+    for name in images:
+        if not FIELD_NAME.fullmatch(name):
+            yield Fault(("images",), f"images must be names such as image, got {name[:80]!r}")
+        elif name in (*fields, spec.target):
+            why = f"images must be names that neither the template nor the target has, got {name!r}"
+            yield Fault(("images", "template", "target"), why)
+    if len(set(images)) < len(images):
+        yield Fault(("images",), f"images must be distinct, got {', '.join(images)[:200]}")
+    if images and KINDS[spec.kind].target_is_input:
+        yield Fault(("images",), f"images must be left out for {spec.kind}, which compares texts")
 
 
 def _labels(spec: Spec) -> Iterator[Fault]:

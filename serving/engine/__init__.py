@@ -13,11 +13,12 @@ from serving.engine.device import (
     trim_heaps,
 )
 from serving.engine.engine import Engine
-from serving.engine.rows import EngineRow, Event, Key, Resident
+from serving.engine.rows import EncodedImage, EngineRow, Event, Key, Resident
 from serving.engine.warmup import warm_up
 
 __all__ = [
     "CircuitBreaker",
+    "EncodedImage",
     "Engine",
     "EngineRow",
     "Event",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from side_registry.task import TaskSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ladder.stacked import Side
     from side_registry.manifest import Manifest
 from collections.abc import Callable, Sequence
@@ -41,6 +43,16 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EncodedImage:
+    """An image as the server's vision encoder sees it."""
+
+    name: str
+    """Digest of its bytes: images of one name have equal features."""
+    features: Tensor
+    """(L, F): a grid of L tokens, row by row of the picture, on the engine's device."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineRow:
     """One tokenized input for one resident side network. Compared by identity; make a new one for each answer."""
 
@@ -50,6 +62,8 @@ class EngineRow:
     """None: the resident's."""
     salt: str = ""
     """The tenant's salt: rows of different tenants share no activations."""
+    images: tuple[EncodedImage, ...] = ()
+    """In the order of the spec's `images`; empty where the task reads text alone."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
 
@@ -86,7 +100,8 @@ class EngineRow:
     @property
     def model_row(self) -> Row:
         """The row as `ladder.answering` takes it."""
-        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt)
+        names = tuple(image.name for image in self.images)
+        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=names)
 
 
 Event = Piece | Answer | Exception

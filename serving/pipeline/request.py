@@ -36,10 +36,12 @@ class Prompt:
     """A whole prompt: the template is not applied."""
 
     text: str
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """The bytes of each image, by its field."""
 
 
-InputRow = Mapping[str, str] | str | Prompt
-"""Fields of the template; or the value of its only field; or a whole prompt."""
+InputRow = Mapping[str, str | bytes] | str | Prompt
+"""Values by field, texts for the template and bytes for images; or the value of the only field; or a whole prompt."""
 
 
 @dataclass(frozen=True, slots=True)
