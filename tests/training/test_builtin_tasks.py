@@ -85,7 +85,9 @@ def test_an_unknown_task_lists_the_builtin_ones_and_the_nearest():
     with pytest.raises(UnknownBuiltinTask) as caught:
         load_task("SST-2")
     text = str(caught.value)
-    assert text.startswith("no built-in task 'SST-2' (did you mean sst2?); give one of cola, daquar, easy-vqa, flickr8k, mnli, ")
+    assert text.startswith(
+        "no built-in task 'SST-2' (did you mean sst2?); give one of cola, daquar, easy-vqa, flickr8k, mnli, "
+    )
     assert text.endswith("or a task spec's .toml file")
 
 
