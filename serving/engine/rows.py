@@ -23,8 +23,8 @@ Key = tuple[str, int]
 """(task, version)."""
 
 IMAGE_TOKENS = 10
-"""Tokens of images that count as one token of text. In a side network, one costs a fiftieth to an eighth of what a token
-of text costs in the backbone (`ladder.side.cost`, t5-small to t5-large, reductions 4 and 8)."""
+"""Tokens of images that count as one token of text. In a side network, one costs a fiftieth to an eighth of a token of
+text in the backbone (`ladder.side.cost`; t5-small to t5-large, reductions 4 and 8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

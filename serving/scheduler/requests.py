@@ -1,7 +1,8 @@
 """Rows that were submitted, bundled by their tokens and images, and what has become of them. No torch.
 
 Rows of one request with the same tokens and images are a bundle (a row that must not be shared is one of its own). A
-bundle is never split, so that many tasks on one input cost one backbone pass. `index` is a row's position in its request.
+bundle is never split, so that many tasks on one input cost one backbone pass. `index` is a row's position in its
+request.
 """
 
 import asyncio
