@@ -23,7 +23,7 @@ from torch import Tensor
 from serving.config import ImageConfig
 from serving.engine import EncodedImage
 from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, ServingError
-from serving.images.encoding import ImageEncoder
+from serving.images.encoder_runner import EncoderRunner
 from serving.images.feature_cache import FeatureCache, Key
 from serving.metrics import Metrics
 from vision import ImageError, ImageLimits, VisionEncoder
@@ -73,7 +73,7 @@ class ImagePool:
         self.width = encoder.width
         """Features of one token."""
         limits = ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-        self._encoder = ImageEncoder(encoder, limits, metrics)
+        self._runner = EncoderRunner(encoder, limits, metrics)
         self._config = config
         self._metrics = metrics
         self._cache = FeatureCache(config.image_cache_bytes)
@@ -151,7 +151,7 @@ class ImagePool:
         torch.set_num_threads(cores)  # new threads start with the number that was set last, also by another thread
         try:
             for images in sorted({1, self._config.image_batch}):
-                self._vision.submit(self._encoder.warm_up, images).result()
+                self._vision.submit(self._runner.warm_up, images).result()
         except Exception:
             log.exception("warming up the vision encoder failed; serving all the same")
 
@@ -234,7 +234,7 @@ class ImagePool:
 
     def _decode(self, job: _Job) -> None:
         """Runs on a decoding thread."""
-        outcome = self._encoder.prepare(job.data)
+        outcome = self._runner.prepare(job.data)
         with suppress(RuntimeError):  # the loop was closed meanwhile: no caller waits
             job.future.get_loop().call_soon_threadsafe(self._on_decoded, job, outcome)
 
@@ -256,7 +256,7 @@ class ImagePool:
     def _encode(self, batch: Sequence[tuple[_Job, Tensor]]) -> None:
         """Runs on the encoder's thread."""
         began = perf_counter()
-        outcomes = self._encoder.encode([pixels for _, pixels in batch])
+        outcomes = self._runner.encode([pixels for _, pixels in batch])
         seconds = perf_counter() - began
         jobs = [job for job, _ in batch]
         loop = jobs[0].future.get_loop()
@@ -290,10 +290,10 @@ class ImagePool:
         key = "", name_of(data)
         if (known := self._golden.find(key)) is not None:
             return known
-        pixels = self._run(self._decoders, lambda: self._encoder.prepare(data))
+        pixels = self._run(self._decoders, lambda: self._runner.prepare(data))
         if isinstance(pixels, Exception):
             raise pixels
-        [features] = self._run(self._vision, lambda: self._encoder.encode([pixels]))
+        [features] = self._run(self._vision, lambda: self._runner.encode([pixels]))
         if isinstance(features, Exception):
             raise features
         image = EncodedImage(key[1], features)

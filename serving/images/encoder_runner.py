@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 Fault = TypeVar("Fault", bound=Exception)
 
 
-class ImageEncoder:
+class EncoderRunner:
     """Decodes and encodes images; the fault of one image stands in its place, and the others are not affected.
 
     Args:
