@@ -37,7 +37,7 @@ from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
 from serving.versions import SidePool
 from side_registry.errors import RegistryError
-from side_registry.task import TaskRef
+from side_registry.task import PRODUCTION, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -217,13 +217,13 @@ class PredictService:
             encoding.cancel()
 
     def _refuse_images(self, request: PredictRequest) -> None:
-        """Reject an image that no task of the request reads, also not in its alias's main version."""
+        """Reject an image that no task of the request reads, neither the version that is asked nor the main one."""
         where = first_image(request.rows)
         if where is None:
             return
         state = self._pool.snapshot()
         for target in request.targets:
-            own = state.own(target.resident.task, target.alias) if isinstance(target, Target) else None
+            own = state.own(target.resident.task, target.alias or PRODUCTION) if isinstance(target, Target) else None
             if own is not None and own.spec.images:
                 return
         raise InvalidInput(where, "is an image, and no task of this request reads images; leave it out")
