@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,13 +23,15 @@ INPUT_SHOWN = 100
 
 
 def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Callback of click: texts come as arguments or by --text, which is read before."""
-    if not value and not ctx.params["literal"]:
+    """Callback of click: texts come as arguments or by --text; both options are read before. With images none may be
+    needed.
+    """
+    if not value and not ctx.params["literal"] and not ctx.params["images"]:
         raise click.MissingParameter(ctx=ctx, param=param)
     return value
 
 
-@click.command(short_help="Send texts to a server and print the answers.")
+@click.command(short_help="Send texts and images to a server and print the answers.")
 @click.argument("task")
 @click.argument("text", nargs=-1, metavar="TEXT...", callback=_some_text)
 @click.option(
@@ -38,6 +41,14 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     is_eager=True,
     metavar="TEXT",
     help="A text as it is, though it looks like NAME=TEXT. Comes after the others; may be given again.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    is_eager=True,
+    metavar="[NAME=]FILE",
+    help="An image file (JPEG, PNG, WebP). NAME where the task has two; may be given again.",
 )
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
@@ -50,6 +61,7 @@ def predict(
     task: str,
     text: Sequence[str],
     literal: Sequence[str],
+    images: Sequence[str],
     server: str,
     timeout: float | None,
     priority: int | None,
@@ -58,11 +70,13 @@ def predict(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Send texts to a server and print the answers of TASK (or TASK@alias, TASK:7).
+    """Send texts and images to a server and print the answers of TASK (or TASK@alias, TASK:7).
 
     A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
     as NAME=TEXT. What begins with a name and an equals sign, as in y=2, is read as NAME=TEXT: give such a text with
     --text.
+
+    A task that reads one image answers each TEXT about each --image. A task that reads two takes one of each name.
     """
     from serving.client import Client
     from side_registry import TaskRef
@@ -71,7 +85,7 @@ def predict(
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
-        rows: list[Any] = rows_of(spec.fields, text, literal)
+        rows: list[Any] = with_images(spec.images, rows_of(spec.fields, text, literal, spec.images), images)
         request_options: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
         request_options["decoding"] = decoding.settings(how)
         if stream:
@@ -88,8 +102,7 @@ def predict(
     if as_json:
         say(True, document, "")
         return
-    texts = [*text, *literal]
-    inputs = texts if len(answers) == len(texts) else [" | ".join(texts)]
+    inputs = _inputs([*text, *literal], images, len(answers))
     show_table(
         ("answer", "score", "input"),
         [(*_cells(answer), _beginning(row)) for answer, row in zip(answers, inputs, strict=True)],
@@ -99,6 +112,16 @@ def predict(
     if cut:
         limit = f"{spec.max_source_tokens} tokens (max_source_tokens)"
         click.echo(f"longer than {limit}, so its end was not read: input {', '.join(cut)}", err=True)
+
+
+def _inputs(texts: Sequence[str], images: Sequence[str], rows: int) -> list[str]:
+    """What a table shows of each row: its text, or all texts of a row of several; and its file, where they differ."""
+    for each in (texts, images):
+        if len(each) == rows:
+            return list(each)
+    if len(texts) * len(images) == rows:
+        return [f"{text} | {image}" for image in images for text in texts]
+    return [" | ".join((*texts, *images))]
 
 
 def _beginning(text: str) -> str:
@@ -115,17 +138,22 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
         click.echo("the input is longer than the task's max_source_tokens, so its end was not read", err=True)
 
 
-def rows_of(fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] = ()) -> list[dict[str, str]]:
+def rows_of(
+    fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] = (), images: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Make rows from the texts on the command line.
 
     Args:
         literal: texts in which no name is looked for; they come last.
+        images: the names of the task's images, for messages.
     Raises:
         UserError: a name that is no field, a field twice, too many texts, or too few.
     """
-    pairs = [*(_named(fields, text) for text in texts), *(("", text) for text in literal)]
-    if len(fields) == 1:
+    pairs = [*(_named(fields, text, images) for text in texts), *(("", text) for text in literal)]
+    if len(fields) == 1 and pairs:
         return [{fields[0]: value} for _, value in pairs]
+    if not fields and pairs:
+        raise UserError(f"this task reads no text, only images ({', '.join(images)}); leave {pairs[0][1]!r} away")
     named = [(name, value) for name, value in pairs if name]
     unnamed = [value for name, value in pairs if not name]
     row = dict(named)
@@ -135,11 +163,61 @@ def rows_of(fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] 
     if len(unnamed) != len(free):
         needs = " ".join(f"{name}=TEXT" for name in fields)
         got = f"no text for {', '.join(free[len(unnamed) :])}" if len(unnamed) < len(free) else f"{len(pairs)} texts"
-        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {got}")
+        takes = f"one row of {len(fields)} fields" if len(fields) > 1 else "texts"
+        raise UserError(f"this task takes {takes}: {needs}; got {got}")
     return [row | dict(zip(free, unnamed, strict=True))]
 
 
-def _named(fields: Sequence[str], text: str) -> tuple[str, str]:
+def with_images(names: Sequence[str], rows: Sequence[dict[str, str]], given: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with their images: of a task with one image each row with each file, else all rows with the same files.
+
+    Args:
+        names: of the task's images.
+        given: FILE or NAME=FILE.
+    Raises:
+        UserError: the task reads no images, a name that is none of its images or comes twice, too few or too many
+            files, or one that cannot be read.
+    """
+    if given and not names:
+        raise UserError("this task reads text alone; leave --image away")
+    pairs = [_named_image(names, text) for text in given]
+    needs = " ".join(f"--image {name}=FILE" for name in names)
+    if len(names) == 1 and pairs:
+        return [{**row, names[0]: _read_image(file)} for _, file in pairs for row in rows]
+    named = {name: file for name, file in pairs if name}
+    free = [name for name in names if name not in named]
+    unnamed = [file for name, file in pairs if not name]
+    if len(named) + len(unnamed) < len(pairs):
+        raise UserError(f"an image is given twice; give each once: {needs}")
+    if len(unnamed) != len(free):
+        missing = free[len(unnamed) :]
+        got = f"no file for {', '.join(missing)}" if missing else f"{len(pairs)} files"
+        raise UserError(f"this task reads {len(names)} image{'s' * (len(names) > 1)}: {needs}; got {got}")
+    files = named | dict(zip(free, unnamed, strict=True))
+    images = {name: _read_image(files[name]) for name in names}
+    return [{**row, **images} for row in rows]
+
+
+def _named_image(names: Sequence[str], text: str) -> tuple[str, str]:
+    """NAME=FILE in its two parts; the name is "" for any other text. Raises UserError: the name is no image's."""
+    name, mark, file = text.partition("=")
+    if mark and name in names:
+        return name, file
+    if mark and name.isidentifier() and not Path(text).exists():
+        raise UserError(f"this task has no image {name!r}; its images: {', '.join(names)}")
+    return "", text
+
+
+def _read_image(file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        hint = "; URLs are not fetched: download the file first" if "://" in file else ""
+        raise UserError(f"--image {file} cannot be read: {why}{hint}") from None
+
+
+def _named(fields: Sequence[str], text: str, images: Sequence[str]) -> tuple[str, str]:
     """NAME=TEXT in its two parts; the name is "" for any other text, such as `x = 3`, `1+1=2` and `a==b`.
 
     Raises:
@@ -148,7 +226,9 @@ def _named(fields: Sequence[str], text: str) -> tuple[str, str]:
     name, mark, value = text.partition("=")
     if mark and name in fields:
         return name, value
-    if mark and name.isidentifier() and not value.startswith("="):
+    if mark and name in images:
+        raise UserError(f"{name!r} is an image of this task: give it as --image {text}")
+    if mark and name.isidentifier() and not value.startswith("=") and fields:
         raise UserError(
             f"this task has no field {name!r}; its fields: {', '.join(fields)}. If {text!r} is a text, write --text "
             f"before it, or {fields[0]}="
