@@ -50,8 +50,8 @@ from serving.client.responses import (
 CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 AFFINITY = "sidecast-affinity"
-"""Metadata of a call about one row: a hash of the row, or of its images where it has some. A load balancer that hashes by
-it sends equal rows, and all questions about an image, to the same server, which has their activations in its cache."""
+"""Metadata of a call about one row: a hash of the row, or of its images where it has some. A load balancer that hashes
+by it sends equal rows, and all questions about one image, to the same server, which has them in its caches."""
 
 Result = TypeVar("Result")
 

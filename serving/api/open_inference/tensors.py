@@ -1,7 +1,7 @@
 """Open Inference tensors to rows, and answers to tensors: pure functions of messages and a task's spec.
 
-A request has one BYTES tensor per field of the task's template, or instead of all these `text`, which is the whole prompt
-(unless the task has a field of that name); and one BYTES tensor per image, whose elements are the bytes of image files.
+A request has one BYTES tensor per field of the task's template, or instead of them a single `text` that is the whole
+prompt (unless the task has a field of that name). Each image has a BYTES tensor too, whose elements are image files.
 Other tensors are ignored. Elements come raw or typed, never both. Faults name the tensor.
 """
 
