@@ -168,7 +168,7 @@ def test_images_that_cannot_be_sent_are_explained(tmp_path: Path) -> None:
     ):
         with pytest.raises(LoadError, match=says):
             take(1, VQA, **changes)  # type: ignore[arg-type]
-    with pytest.raises(LoadError, match="a task takes image: give .jsonl with these columns"):
+    with pytest.raises(LoadError, match=r"a task takes image: give \.jsonl with these columns"):
         take(1, CAPTIONS, file=tmp_path / "rows.txt")
     pq.write_table(pa.table({"question": [b"a cat?"], "image": [[1]]}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="column 'question' holds bytes; give a text"):
