@@ -20,6 +20,7 @@ from side_registry.manifest import read_artifact
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
+from training.data import read_labelled
 from training.errors import RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.job import Silent
@@ -96,6 +97,22 @@ def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, 
         again = train(job, folder)
         assert again.side_network.read_bytes() == whole.side_network.read_bytes()
         assert again.manifest.examples == whole.manifest.examples
+
+
+@pytest.mark.slow
+def test_a_row_with_several_references_learns_from_all_of_them(tmp_path, backbone, tokenizer):
+    """Two references that are the same are as one; another one changes what is learned."""
+    weights = []
+    for name, target in (("one", "x"), ("same", ["x", "x"]), ("two", ["x", "y"])):
+        records = [row | {"target": target} for row in toy.rows(toy.TEXTS, 24)]
+        (tmp_path / name).mkdir()
+        data = read_labelled(toy.write(tmp_path / name / "rows.jsonl", records), toy.TEXTS)
+        job = toy.job(tmp_path / name, toy.TEXTS, backbone, tokenizer, epochs=1)
+        trained = train(replace(job, training=data, validation=data), tmp_path / name / "run")
+        assert trained.manifest.metrics["exact_match"] >= 0
+        weights.append(trained.side_network.read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
 
 
 def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokenizer):
