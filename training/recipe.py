@@ -84,6 +84,9 @@ class Recipe:
     """Mix the backbone's last state into the answer (text head only)."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
+    tap_norm: Literal["none", "rms"] = "none"
+    """What happens to each token's vector before a rung downsamples it: nothing (none, as in the paper), or division by
+    its root mean square (rms). The same for the token embeddings that the side state starts from."""
     start: Start = "fresh"
     """What the answers start from: nothing (fresh), or the backbone's own answers (pretrained, text head only).
     pretrained turns merge_last on. It suits templates that the backbone understands without training."""
@@ -168,6 +171,7 @@ class Recipe:
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
             bias=self.bias,
+            tap_norm=self.tap_norm,
             dropout=self.dropout,
         )
 
