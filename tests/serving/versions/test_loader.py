@@ -22,7 +22,7 @@ from serving.errors import (
 )
 from serving.versions.golden import difference
 from serving.versions.loader import Loader
-from side_registry import BackboneRef, Manifest, Registry, StoredArtifact, StoreFailed
+from side_registry import BackboneRef, Manifest, Registry, StoreFailed
 from side_registry.blobs import Blobs
 from tests.serving.kit import ids_of, make_spec
 from tests.serving.versions.kit import negate, refusal
@@ -193,7 +193,7 @@ def test_an_unreachable_store_is_a_transient_failure(publish, loader: Loader, mo
     def away(*_: object) -> None:
         raise StoreFailed("s3://bucket", "blobs", "connection refused")
 
-    monkeypatch.setattr(StoredArtifact, "download", away)
+    monkeypatch.setattr(Blobs, "fetch", away)
     error = refusal(loader, LoadFailed)
     assert error.transient
     assert "connection refused" in str(error)
