@@ -170,7 +170,7 @@ def test_a_side_network_over_the_size_limit_is_not_downloaded(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish()
-    monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(Blobs, "fetch", lambda *_: pytest.fail("fetched"))
     error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_side_bytes=1000)), SideTooLarge)
     assert "1,000" in str(error)
 
@@ -181,7 +181,7 @@ def test_a_task_of_longer_texts_than_the_server_reads_is_not_downloaded(
     publish(make_spec(max_source_tokens=200))
     limits = LoadConfig(max_row_tokens=200)
     assert Loader(registry, backbone, tokenizer, limits).load("sst2", 1)
-    monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(Blobs, "fetch", lambda *_: pytest.fail("fetched"))
     error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_row_tokens=199)), TextsTooLong)
     assert "200" in str(error)
     assert "max_row_tokens" in str(error)
