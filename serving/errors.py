@@ -214,7 +214,7 @@ class LoadError(ServingError):
 
 
 class IncompatibleSide(LoadError):
-    """The side network was trained on another backbone, with another tokenizer, or on images."""
+    """The side network was trained on another backbone, with another tokenizer, or on another encoder's images."""
 
     reason = "INCOMPATIBLE_SIDE"
     message = "{task}: trained on {wants}, this server runs {has}; {remedy}"
