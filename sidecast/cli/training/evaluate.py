@@ -126,14 +126,14 @@ def evaluate(
     with progress_bar(quiet=as_json) as bars:
         read_images = None
         if spec.images:
-            source = arguments.open_source()
-            check_images(spec, data, examples, source)
+            pictures = arguments.open_source()
+            check_images(spec, data, examples, pictures)
             if candidate.artifact is None:
-                rows = arguments.send_bytes(spec, rows, source)
+                rows = arguments.send_bytes(spec, rows, pictures)
             else:
                 progress = Bars(bars, spec.name).images
                 encoder = _encoder_of(candidate, arguments)
-                made = arguments.features_of(candidate.artifact, source, encoder, candidate.device, rows, progress)
+                made = arguments.features_of(candidate.artifact, pictures, encoder, candidate.device, rows, progress)
                 read_images = made.read
                 faults = cache_warnings(spec, made.disk_fault)
         bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
