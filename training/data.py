@@ -8,7 +8,7 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
   are positions in its labels, from 0, in all rows of a file or in none. A Parquet file's column of class labels, as
   `datasets` writes them, has integers and their names in the file's metadata: there the names count.
 - regression: a finite number (in text too), inside the spec's low and high.
-- text: any text that is not empty.
+- text: any text that is not empty, or a list of them (in .jsonl and Parquet): references, each of which is right.
 - embedding: a text that means the same; it may hold what the template's field may hold.
 
 Knows no formats (table_files), tokens or tensors.
@@ -50,7 +50,8 @@ class Example:
     fields: dict[str, str]
     """What the spec's `render` takes, and the ids of its images by their fields."""
     target: Any
-    """A label's text, a value, a text, or an embedding's other text, by the task's kind; None where it is not known."""
+    """A label's text, a value, a text (a tuple where the row gives several), or an embedding's other text, by the
+    task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
     id: str | int | float | None = field(default=None, compare=False)
@@ -201,6 +202,11 @@ def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
     return {field: text}
 
 
+def references(target: Any) -> tuple[Any, ...]:
+    """All answers that are right for a row: those of its target if that is a tuple, else the target alone."""
+    return target if isinstance(target, tuple) else (target,)
+
+
 def data_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal: a run's provenance names its data by it.
 
@@ -345,17 +351,24 @@ class _ValueReader:
 
 
 class _TextReader:
-    """Texts that a tokenizer can take."""
+    """Texts that a tokenizer can take, or lists of them."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self._what = f"target {spec.target!r}"
 
-    def __call__(self, value: Any) -> str:
-        text = _as_text(self._what, value)
+    def __call__(self, value: Any) -> str | tuple[str, ...]:
+        if not isinstance(value, list):
+            return self._text(self._what, value)
+        if not value:
+            raise _Misfit(f"{self._what} is an empty array; give it one text or more")
+        return tuple(self._text(f"{self._what}, text {number},", each) for number, each in enumerate(value, 1))
+
+    def _text(self, what: str, value: Any) -> str:
+        text = _as_text(what, value)
         if not text.strip():
-            raise _Misfit(f"{self._what} is empty; give it some text")
+            raise _Misfit(f"{what} is empty; give it some text")
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
-            raise _Misfit(f"{self._what} holds a NUL character or half a surrogate pair; remove it")
+            raise _Misfit(f"{what} holds a NUL character or half a surrogate pair; remove it")
         return text
 
 
@@ -375,7 +388,7 @@ class _PositiveReader:
         return text
 
 
-READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float]]] = {
+READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float | tuple[str, ...]]]] = {
     "classification": _LabelReader,
     "regression": _ValueReader,
     "text": _TextReader,

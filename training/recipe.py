@@ -88,6 +88,9 @@ class Recipe:
     """Mix the backbone's last state into the answer (text head only)."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
+    tap_norm: Literal["none", "rms"] = "rms"
+    """What happens to each token's vector before a rung downsamples it: division by its root mean square (rms), or
+    nothing (none, as in the paper). The same for the token embeddings that the side state starts from."""
     start: Start = "fresh"
     """What the answers start from: nothing (fresh), or the backbone's own answers (pretrained, text head only).
     pretrained turns merge_last on. It suits templates that the backbone understands without training."""
@@ -122,6 +125,7 @@ class Recipe:
         named = isinstance(self.encoder_layers, tuple) or self.encoder_layers in ("auto", "all")
         _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
         _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
+        _check("tap_norm", self.tap_norm, self.tap_norm in ("none", "rms"), "none or rms")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
         orders = get_args(Order)
         _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
@@ -189,6 +193,7 @@ class Recipe:
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
             bias=self.bias,
+            tap_norm=self.tap_norm,
             dropout=self.dropout,
             visual=None if image_width is None or not spec.images else self._visual(len(spec.images), image_width),
         )

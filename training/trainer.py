@@ -27,6 +27,7 @@ from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
+    draw_references,
     input_indices,
     least_rows,
     shuffled_batches,
@@ -170,9 +171,10 @@ class Trainer:
         recipe = self.job.recipe
         total = 0.0
         self.side.train()
-        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
+        rows = draw_references(self.rows, f"{recipe.seed}:{epoch}")
+        batches = shuffled_batches(rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
         for step, indices in enumerate(batches):
-            loss = self._loss(indices)
+            loss = self._loss(rows, indices)
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
             if not math.isfinite(total):
@@ -180,9 +182,9 @@ class Trainer:
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps
 
-    def _loss(self, indices: Sequence[int]) -> torch.Tensor:
+    def _loss(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
         """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
-        targets = target_tensor(self.job.spec, [self.rows[index] for index in indices], self.job.backbone.device)
+        targets = target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
         backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
         if self.job.features is not None:
             backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))

@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from side_registry import MANIFEST, SIDE_NETWORK, ArtifactError, Manifest, read_artifact, write_manifest
 from tests.side_registry.runs import make_manifest, make_run, weights
@@ -94,3 +96,34 @@ def test_an_enormous_manifest_is_not_parsed(tmp_path: Path):
         file.truncate(1 << 30)
     with pytest.raises(ArtifactError, match="larger than"):
         read_artifact(tmp_path / "run")
+
+
+def image_manifest(images: dict[str, str], files: dict[str, Any]) -> dict[str, Any]:
+    manifest = make_manifest()
+    spec = manifest.spec.model_copy(update={"images": ("image",)})
+    example = {"fields": {"sentence": "a"}, "images": images, "expected": {"label": spec.labels[0], "score": 0.5}}
+    values = manifest.model_dump(mode="json") | {"spec": spec.model_dump(mode="json"), "examples": [example]}
+    blob = {"sha256": "0" * 64, "size": 1}
+    return values | {"files": dict.fromkeys(files, blob), "vision": {"name": "lite2", "fingerprint": "sha256:1"}}
+
+
+def test_a_golden_examples_images_are_files_of_the_artifact():
+    manifest = Manifest.model_validate(image_manifest({"image": "golden-0.png"}, {"golden-0.png": 1}))
+    assert manifest.examples[0].images == {"image": "golden-0.png"}
+    assert manifest.vision is not None
+    assert Manifest.model_validate_json(manifest.to_json()) == manifest
+    assert b"images" not in make_manifest().to_json()
+    assert b"vision" not in make_manifest().to_json()
+
+
+@pytest.mark.parametrize(
+    ("images", "why"),
+    [
+        ({}, "task 'sst2' has the images image"),
+        ({"picture": "golden-0.png"}, "task 'sst2' has the images image"),
+        ({"image": "golden-1.png"}, "'golden-1.png' is none of the artifact's files"),
+    ],
+)
+def test_a_golden_example_with_other_images(images: dict[str, str], why: str):
+    with pytest.raises(ValidationError, match=why):
+        Manifest.model_validate(image_manifest(images, {"golden-0.png": 1}))

@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -308,3 +309,57 @@ def test_label_index_is_for_labels_that_are_no_numbers_and_stored_only_where_tru
         TaskSpec.from_toml(f"{CLASSES}labels = [1, 2]\nlabel_index = true")
     with pytest.raises(InvalidSpec, match="label_index is for classification, this task is text"):
         TaskSpec.from_toml('name = "a"\nkind = "text"\ntemplate = "{a}"\nlabel_index = true')
+
+
+def image_spec(**values: Any) -> TaskSpec:
+    return TaskSpec.model_validate(
+        {"name": "vqa", "kind": "text", "template": "vqa: {question}", "images": ["image"], **values}
+    )
+
+
+def test_images_are_fields_beside_the_templates():
+    spec = image_spec(images=["left", "right"])
+    assert spec.inputs == ("question", "left", "right")
+    row = {"question": "is it?", "left": b"1", "right": b"2", "other": "x"}
+    assert spec.render(row) == "vqa: is it?"
+    assert spec.images_of(row) == (b"1", b"2")
+    assert image_spec(template="caption:").render({"image": b"1"}) == "caption:"
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+    assert b"images" not in PAIR.to_json()
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "why"),
+    [
+        ({"question": "q"}, "image", "is missing; task 'vqa' needs question, image, the row has 'question'"),
+        ({"image": b""}, "image", "is empty"),
+        ({"image": "http://x/a.png"}, "image", "got text; a path or URL is never opened here"),
+        ({"image": 7}, "image", "must be the bytes of an image, got int"),
+    ],
+)
+def test_a_bad_image_names_its_field(row: dict[str, Any], field: str, why: str):
+    with pytest.raises(InvalidRow, match=why) as caught:
+        image_spec().images_of(row)
+    assert caught.value.field == field
+
+
+def test_an_image_where_a_text_belongs():
+    with pytest.raises(InvalidRow, match="must be text, got bytes; an image belongs into an image field"):
+        image_spec().render({"question": b"1", "image": b"1"})
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"images": [], "template": "caption:"}, "template needs at least one field in braces"),
+        ({"images": ["a", "b", "c"]}, "images must be at most 2 names, got 3"),
+        ({"images": ["a", "a"]}, "images must be distinct, got a, a"),
+        ({"images": ["a b"]}, "images must be names such as image, got 'a b'"),
+        ({"images": ["question"]}, "images must be names that neither the template nor the target has"),
+        ({"images": ["target"]}, "images must be names that neither the template nor the target has"),
+        ({"kind": "embedding"}, "images must be left out for embedding"),
+    ],
+)
+def test_bad_images_say_why(values: dict[str, Any], why: str):
+    with pytest.raises(ValidationError, match=why):
+        image_spec(**values)
