@@ -56,6 +56,9 @@ class TaskSpec(Document):
     kinds."""
     label_index: bool = Field(default=False, exclude_if=lambda value: not value)
     """Classification: integers in data files are positions in `labels`, from 0. Documents have it only where true."""
+    open_labels: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Classification: targets may be texts that are no labels. Such rows teach nothing, and count as wrong in
+    evaluation. Documents have it only where true."""
     low: float | None = Field(default=None, allow_inf_nan=False)
     high: float | None = Field(default=None, allow_inf_nan=False)
     """Regression: answers are clipped to low..high; training values outside are errors."""

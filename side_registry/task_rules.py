@@ -34,6 +34,7 @@ class Spec(Protocol):
     images: tuple[str, ...]
     labels: tuple[str, ...]
     label_index: bool
+    open_labels: bool
     low: float | None
     high: float | None
     dimensions: int
@@ -149,7 +150,8 @@ def _images(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
 
 def _labels(spec: Spec) -> Iterator[Fault]:
     if not KINDS[spec.kind].has_labels:
-        for name, is_given in (("labels", bool(spec.labels)), ("label_index", spec.label_index)):
+        given = {"labels": bool(spec.labels), "label_index": spec.label_index, "open_labels": spec.open_labels}
+        for name, is_given in given.items():
             if is_given:
                 verb = "are" if name == "labels" else "is"
                 yield Fault((name,), f"{name} {verb} for {kinds_with('has_labels')}, this task is {spec.kind}")
@@ -167,6 +169,11 @@ def _labels(spec: Spec) -> Iterator[Fault]:
     if spec.label_index and (number := next((label for label in labels if INTEGER.fullmatch(label)), None)):
         why = f"label_index must be left out where a label is a number: {number!r} in a file is that label"
         yield Fault(("label_index", "labels"), why)
+    if spec.open_labels and spec.label_index:
+        why = "open_labels must be left out where label_index is true: a position that no label has is a mistake"
+        yield Fault(("open_labels", "label_index"), why)
+    if spec.open_labels and spec.metric == "accuracy_f1":
+        yield Fault(("open_labels", "metric"), "metric must be accuracy or matthews where open_labels is true")
 
 
 def _range(spec: Spec) -> Iterator[Fault]:

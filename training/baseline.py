@@ -1,7 +1,7 @@
 """The score of the best answer that ignores its input: what a side network must beat to have learned anything."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +12,8 @@ from side_registry.task_kinds import KINDS
 from training.data import Example, references
 from training.metrics import score
 from training.metrics.caption_words import caption_words
+
+Gram = tuple[str, ...]
 
 OF_CAPTIONS = ("cider", "bleu", "rouge_l")
 """Metrics of texts that are rarely equal: the commonest one says little."""
@@ -56,21 +58,23 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
 
 
 def _most_typical(texts: Sequence[str]) -> str:
-    """The text whose words and pairs of words are most like those of all texts together, by cosine; the first of
-    equals."""
+    """The text that is most like all texts on average: by the cosine of words and pairs of words, weighed by how few
+    texts have them. The first of equals."""
     counted = [_counts(text) for text in texts]
-    together: Counter[tuple[str, ...]] = Counter()
+    having = Counter(gram for counts in counted for gram in counts)
+    units: list[dict[Gram, float]] = []
+    together: defaultdict[Gram, float] = defaultdict(float)
     for counts in counted:
-        together.update(counts)
+        weights = {gram: count * math.log(len(texts) / having[gram]) for gram, count in counts.items()}
+        length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
+        units.append({gram: weight / length for gram, weight in weights.items()})
+        for gram, weight in units[-1].items():
+            together[gram] += weight
+    likeness = [sum(weight * together[gram] for gram, weight in unit.items()) for unit in units]
+    return texts[likeness.index(max(likeness))]
 
-    def likeness(counts: Counter[tuple[str, ...]]) -> float:
-        length = math.sqrt(sum(count**2 for count in counts.values()))
-        return sum(count * together[gram] for gram, count in counts.items()) / length if length else 0.0
 
-    return texts[max(range(len(texts)), key=lambda index: likeness(counted[index]))]
-
-
-def _counts(text: str) -> Counter[tuple[str, ...]]:
+def _counts(text: str) -> Counter[Gram]:
     words = caption_words(text)
     return Counter([*((word,) for word in words), *pairwise(words)])
 

@@ -129,7 +129,8 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
     """Targets as an answerer's loss takes them.
 
     Returns:
-        Classification: (B,) label indices. Regression: (B,) float32. Text: (B, T) token ids, padded with IGNORED.
+        Classification: (B,) label indices, IGNORED for a target that is no label. Regression: (B,) float32.
+        Text: (B, T) token ids, padded with IGNORED.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
     """
     return TARGETS[spec.kind].stack(rows, device)
@@ -147,7 +148,7 @@ class TargetKind:
 
 def _encode_labels(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[int]:
     index = {label: number for number, label in enumerate(spec.labels)}
-    return [index[str(target)] for target in targets]
+    return [index.get(str(target), IGNORED) for target in targets]  # others are there with `open_labels` alone
 
 
 def _encode_values(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[float]:

@@ -6,7 +6,8 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
 
 - classification: a label's text. Integers are label texts too ("0", "1"), unless the spec has `label_index`: then they
   are positions in its labels, from 0, in all rows of a file or in none. A Parquet file's column of class labels, as
-  `datasets` writes them, has integers and their names in the file's metadata: there the names count.
+  `datasets` writes them, has integers and their names in the file's metadata: there the names count. With the spec's
+  `open_labels`, any other text too.
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty, or a list of them (in .jsonl and Parquet): references, each of which is right.
 - embedding: a text that means the same; it may hold what the template's field may hold.
@@ -303,10 +304,13 @@ class _LabelReader:
         self._labels = spec.labels
         self._what = f"target {spec.target!r}"
         self._may_be_indices = spec.label_index
+        self._is_open = spec.open_labels
         self._are_indices: bool | None = None
 
     def __call__(self, value: Any) -> str:
         text = _as_text(self._what, value)
+        if self._is_open:
+            return text
         is_index = self._may_be_indices and INTEGER.fullmatch(text) is not None
         if self._are_indices is None:
             self._are_indices = is_index

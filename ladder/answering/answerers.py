@@ -49,8 +49,11 @@ class Classify:
         return self.trie.log_probabilities(logits_after)
 
     def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
-        """Mean cross entropy; `targets` (B,) are label indices."""
-        return F.nll_loss(self.log_probabilities(backbone_pass, side), targets)
+        """Mean cross entropy; `targets` (B,) are label indices, or IGNORED: such rows teach nothing."""
+        log_probabilities = self.log_probabilities(backbone_pass, side)
+        if (targets == IGNORED).all():  # the mean of no rows is not a number
+            return log_probabilities.sum() * 0
+        return F.nll_loss(log_probabilities, targets, ignore_index=IGNORED)
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
         """Answer each input; an exception in place of one that is not finite."""

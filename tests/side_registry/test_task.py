@@ -311,6 +311,19 @@ def test_label_index_is_for_labels_that_are_no_numbers_and_stored_only_where_tru
         TaskSpec.from_toml('name = "a"\nkind = "text"\ntemplate = "{a}"\nlabel_index = true')
 
 
+def test_open_labels_are_for_classification_and_stored_only_where_true():
+    spec = TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]\nopen_labels = true')
+    assert spec.open_labels
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+    assert b"open_labels" not in TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]').to_json()
+    with pytest.raises(InvalidSpec, match="open_labels must be left out where label_index is true"):
+        TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]\nopen_labels = true\nlabel_index = true')
+    with pytest.raises(InvalidSpec, match="metric must be accuracy or matthews where open_labels is true"):
+        TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]\nopen_labels = true\nmetric = "accuracy_f1"')
+    with pytest.raises(InvalidSpec, match="open_labels is for classification, this task is text"):
+        TaskSpec.from_toml('name = "a"\nkind = "text"\ntemplate = "{a}"\nopen_labels = true')
+
+
 def image_spec(**values: Any) -> TaskSpec:
     return TaskSpec.model_validate(
         {"name": "vqa", "kind": "text", "template": "vqa: {question}", "images": ["image"], **values}

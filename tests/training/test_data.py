@@ -166,6 +166,14 @@ def test_class_labels_of_parquet_are_read_by_their_names(tmp_path, label_index):
     assert refused(classes(path, ["five", "six"], [-1]), spec).why.startswith("target 'label' is '-1', not one of")
 
 
+def test_open_labels_take_any_text(tmp_path):
+    spec = TaskSpec(name="open", kind="classification", template="{sentence}", labels=("bed", "sofa"), open_labels=True)
+    path = write(tmp_path / "rows.jsonl", [{"sentence": "a", "label": "sofa"}, {"sentence": "b", "label": "lamp"}])
+    assert [example.target for example in read_examples(path, spec)] == ["sofa", "lamp"]
+    path = write(tmp_path / "null.jsonl", [{"sentence": "a", "label": None}])
+    assert refused(path, spec).why == "target 'label' is null; give a text"
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("label", ["Positive", " positive", 2, -1, "neutral"])
 def test_a_label_outside_the_spec_lists_the_labels(tmp_path, suffix, label):

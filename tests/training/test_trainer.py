@@ -100,6 +100,21 @@ def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "text"])
+def test_a_target_that_is_no_label_teaches_nothing_and_counts_as_wrong(tmp_path, backbone, tokenizer, head):
+    """The last step's rows have no label at all."""
+    spec = toy.CLASSES.model_copy(update={"open_labels": True})
+    records = toy.rows(spec, 16)
+    others = [{"sentence": "abab" * 8, "label": "cc"} for _ in range(8)]  # long: in a batch of their own
+    job = toy.job(tmp_path, spec, backbone, tokenizer, epochs=1, head=head, cache_gb=0.0, learning_rate=1e-9)
+    open_data = read_labelled(toy.write(tmp_path / "open.jsonl", records + others), spec)
+    trained = train(replace(job, training=open_data, validation=open_data), tmp_path / "open")
+    known = read_labelled(toy.write(tmp_path / "known.jsonl", records), spec)
+    closed = train(replace(job, training=known, validation=known), tmp_path / "known")
+    assert trained.manifest.metrics["accuracy"] == pytest.approx(closed.manifest.metrics["accuracy"] * 16 / 24)
+
+
+@pytest.mark.slow
 def test_a_row_with_several_references_learns_from_all_of_them(tmp_path, backbone, tokenizer):
     """Two references that are the same are as one; another one changes what is learned."""
     weights = []
