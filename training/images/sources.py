@@ -118,6 +118,8 @@ class ImageTable:
         """
         self.path = path
         self._rows: dict[str, tuple[int, int]] = {}
+        self._group: tuple[int, Any] = (-1, None)
+        """The row group that was read last, and its images."""
         with self._open() as table:
             names = table.schema_arrow.names
             missing = [name for name in (ID_COLUMN, IMAGE_COLUMN) if name not in names]
@@ -138,17 +140,19 @@ class ImageTable:
         wanted = list(dict.fromkeys(image_ids))
         if missing := [image_id for image_id in wanted if image_id not in self._rows]:
             raise DataError(self.path, None, f"has no image {missing[0]!r}")
-        with self._open() as table:
-            for group, ids in groupby(sorted(wanted, key=self._rows.__getitem__), lambda key: self._rows[key][0]):
-                column = self._images_of(table, group)
-                for image_id in ids:
-                    yield image_id, self._bytes(column[self._rows[image_id][1]].as_py(), image_id)
+        for group, ids in groupby(sorted(wanted, key=self._rows.__getitem__), lambda key: self._rows[key][0]):
+            column = self._images_of(group)
+            for image_id in ids:
+                yield image_id, self._bytes(column[self._rows[image_id][1]].as_py(), image_id)
 
-    def _images_of(self, table: pq.ParquetFile, group: int) -> Any:
-        try:
-            return table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
-        except pa.ArrowException as error:
-            raise _damaged(self.path, error) from None
+    def _images_of(self, group: int) -> Any:
+        if self._group[0] != group:
+            with self._open() as table:
+                try:
+                    self._group = group, table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
+                except pa.ArrowException as error:
+                    raise _damaged(self.path, error) from None
+        return self._group[1]
 
     def _bytes(self, value: Any, image_id: str) -> bytes:
         if isinstance(value, dict):  # as `datasets` writes its features of type Image

@@ -115,12 +115,9 @@ def train(
     share = None if validation_share is None else validation_share / WHOLE
     arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
     encoder_source = arguments.encoder_source
+    arguments.check_used(specs)
     for spec in specs:
         arguments.check(spec, has_encoder=encoder_source is not None)
-    if (images or features) and not any(spec.images for spec in specs):
-        raise UserError(
-            f"--{'images' if images else 'features'} is for tasks with images, and {specs[0].name} has none"
-        )
     files = _Files(train_file, validation_file, share, renames, arguments)
     data = [files.read(spec, settings.seed) for spec in specs]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
