@@ -53,7 +53,7 @@ def count_memory(
             update(side, optimizer, loss, rate, clip)
         print(report.total)
 
-    Results and gradients stay bit-equal. The block must run its backward pass in this thread, as `loss.backward()` does.
+    Results and gradients stay bit-equal.
 
     Args:
         modules: all that take part, frozen ones too; on one device.

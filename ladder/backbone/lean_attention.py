@@ -55,7 +55,7 @@ class _LeanAttention(torch.autograd.Function):
         probabilities = _probabilities(query, keys, bias)
         of_probabilities = _drop(torch.matmul(gradient, values.transpose(-2, -1)), kept, ctx.dropout)
         of_values = torch.matmul(_drop(probabilities, kept, ctx.dropout).transpose(-2, -1), gradient)
-        of_scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
+        of_scores = torch.ops.aten._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
         of_query = torch.matmul(of_scores, keys.transpose(-2, -1).contiguous().transpose(-2, -1))
         of_keys = torch.matmul(query.transpose(-2, -1), of_scores).transpose(-2, -1)
         of_bias = of_scores.sum_to_size(bias.shape) if ctx.needs_input_grad[3] else None
