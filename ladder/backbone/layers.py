@@ -83,9 +83,10 @@ def absorbs_projection(queries: int, tokens: int, head_width: int) -> bool:
 
 
 def _keeps_scores(query: Tensor) -> bool:
-    """Whether torch's attention of `query`, in training, would keep all scores for the backward pass."""
+    """Whether torch's attention of `query`, in training, would keep all scores for the backward pass: GPUs have fused
+    kernels that do not."""
     learns = query.requires_grad and torch.is_grad_enabled()
-    return learns and query.device.type != "cuda" and not torch.is_autocast_enabled(query.device.type)
+    return learns and query.device.type in ("cpu", "meta") and not torch.is_autocast_enabled("cpu")
 
 
 class Attention(nn.Module):
