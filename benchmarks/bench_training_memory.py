@@ -18,11 +18,13 @@ effect. With `--device cuda` the steps are computed with random weights, and tor
 - LoRA: PEFT's, on Hugging Face's T5, rank 32 (150 for CLIP-T5) on q and v, as the paper's.
 - BitFit: a bias for every linear layer of Hugging Face's T5 (the paper's has biases of norms too).
 
+- GPU: dropout and attention save what a GPU's fused kernels do, counted without one (`harness.gpu_kernels`).
+
 All use the same optimizer step, AdamW. A gigabyte is 10^9 bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from benchmarks.harness.cli import measuring
+from benchmarks.harness.gpu_kernels import gpu_kernels
 from benchmarks.harness.live_memory import LiveMemory
 from benchmarks.harness.machine import look
 from benchmarks.harness.peers import hush, peer
@@ -256,6 +259,9 @@ METHODS: dict[str, Callable[[Setting], Step]] = {
     "BitFit": bitfit,
 }
 OF_IMAGES = ("full", "LST", "LST, taps kept", "LoRA", "BitFit")
+ON_GPU = ("full", "LST", "LST, taps kept")
+GPU = ", GPU"
+"""End of the names of variants whose kernels are a GPU's."""
 
 
 @contextmanager
@@ -265,9 +271,9 @@ def placed(device: str) -> Iterator[None]:
         yield
 
 
-def measure(method: str, setting: Setting, device: str = "cpu") -> Figures:
-    """Return what two steps hold at most."""
-    with placed(device), LiveMemory() as live:
+def measure(method: str, setting: Setting, device: str = "cpu", *, fused: bool = False) -> Figures:
+    """Return what two steps hold at most. `fused`: with a GPU's kernels, on tensors without data."""
+    with placed(device), gpu_kernels() if fused else nullcontext(), LiveMemory() as live:
         step = METHODS[method](setting)
         trained = [parameter for parameter in step.trained.parameters() if parameter.requires_grad]
         optimizer = make_optimizer("adamw", trained, 1e-3, 0.0)
@@ -302,6 +308,9 @@ def variants_of(settings: Sequence[Setting], device: str) -> tuple[list[Variant]
                 continue
             call = partial(measure, method, setting, device)
             variants.append(Variant(name=f"{setting.name}, {method}", measure=call, warm_up=lambda: None))
+            if method in ON_GPU and device == "cpu":
+                call = partial(measure, method, setting, fused=True)
+                variants.append(Variant(name=f"{setting.name}, {method}{GPU}", measure=call, warm_up=lambda: None))
     return variants, left_out
 
 
@@ -310,12 +319,15 @@ def ratios_of(samples: Samples) -> dict[str, Spread]:
     ratios = {}
     for name in samples.variants:
         setting, method = name.split(", ", 1)
-        if method != "full":
+        whole = f"full{GPU}" if method.endswith(GPU) else "full"
+        if method != whole:
             for figure, note in (("total_gb", ""), ("live_gb", ", live")):
-                ratios[f"{name} / full{note}"] = samples.ratio(figure, name, f"{setting}, full")
-    for method in ("LST", "LST, taps kept"):
-        largest, whole = _largest(samples, method), _largest(samples, "full")
-        ratios[f"CLIP-T5, largest step, {method} / full"] = Spread((largest / whole,))
+                ratios[f"{name} / {whole}{note}"] = samples.ratio(figure, name, f"{setting}, {whole}")
+    for end in ("", GPU):
+        for method in ("LST", "LST, taps kept"):
+            if f"{VL[0].name}, {method}{end}" in samples.variants:
+                share = _largest(samples, f"{method}{end}") / _largest(samples, f"full{end}")
+                ratios[f"CLIP-T5, largest step, {method}{end} / full{end}"] = Spread((share,))
     return ratios
 
 

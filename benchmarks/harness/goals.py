@@ -109,9 +109,11 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
     "Training": (
         Goal("memory of a step, T5-base: LST / full fine-tuning", "training_memory", "t5-base, LST / full", most=0.2),
         Goal("the same, taps kept", "training_memory", "t5-base, LST, taps kept / full", most=0.2),
+        Goal("the same, with a GPU's kernels", "training_memory", "t5-base, LST, GPU / full, GPU", most=0.2),
         Goal("(the same, PEFT's LoRA)", "training_memory", "t5-base, LoRA / full"),
         Goal("CLIP-T5's largest step: LST / full", "training_memory", "CLIP-T5, largest step, LST / full", most=0.35),
         Goal("the same, taps kept", "training_memory", "CLIP-T5, largest step, LST, taps kept / full", most=0.35),
+        Goal("the same, with a GPU's kernels", "training_memory", "CLIP-T5, largest step, LST, GPU / *", most=0.35),
     ),
 }
 """By heading."""

@@ -6,10 +6,12 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 
 from benchmarks import bench_training_memory
 from benchmarks.bench_training_memory import TEXT, VL, bitfit, full, lst
 from benchmarks.harness.goals import GOALS
+from benchmarks.harness.gpu_kernels import gpu_kernels
 from benchmarks.harness.live_memory import LiveMemory
 from tests.benchmarks.local import run
 from training.memory import count_memory
@@ -44,6 +46,21 @@ def test_the_count_is_what_exists_after_a_forward_pass(method, setting):
             update(step.trained, optimizer, loss, 1e-3, 1.0)
     assert exists == pytest.approx(report.total, rel=0.01)
     assert live.peak >= report.total
+
+
+def test_gpu_kernels_save_a_bool_for_dropout_and_no_scores_for_attention():
+    with FakeTensorMode():
+        batch = torch.ones(10, 10, requires_grad=True)
+        with count_memory([]) as report, gpu_kernels():
+            F.dropout(batch, 0.1).sum().backward()
+        assert report.saved == 100
+        query = torch.ones(2, 3, 64, 8, requires_grad=True)
+        bias = torch.ones(1, 1, 1, 64)
+        with count_memory([]) as report, gpu_kernels():
+            F.scaled_dot_product_attention(
+                query, query, query, attn_mask=bias, dropout_p=0.1, scale=1.0
+            ).sum().backward()
+        assert report.saved < 4 * query.nbytes
 
 
 @pytest.mark.slow
