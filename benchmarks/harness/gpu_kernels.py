@@ -1,7 +1,7 @@
 """What autograd saves on a GPU, counted without one: torch's fused kernels for dropout and attention.
 
-On a GPU dropout keeps a bool of each number, where a CPU keeps a float32. Attention keeps its inputs, its result and one
-number for each query, where a CPU keeps the scores. For tensors without data (`FakeTensorMode`).
+On a GPU dropout keeps a bool of each number, where a CPU keeps a float32. Attention keeps its inputs, its result and
+one number for each query, where a CPU keeps the scores. For tensors without data (`FakeTensorMode`).
 """
 
 from collections.abc import Iterator
