@@ -92,6 +92,8 @@ class Setting:
     images: int = 0
     rank: int = 32
     """Of LoRA."""
+    methods: tuple[str, ...] = ("full", "LST", "LST, taps kept")
+    """Names in METHODS."""
 
     @property
     def visual(self) -> VisualConfig | None:
@@ -120,8 +122,12 @@ class Setting:
         return replace(self, config=config, rows=2, tokens=8, layers=None if self.layers is None else (0,), rank=2)
 
 
-def _text(shape: str, layers: tuple[int, ...]) -> Setting:
-    return Setting(name=shape, config=NAMED[shape].config, rows=100, tokens=128, target_tokens=2, layers=layers)
+PEERS = ("full", "LST", "LST, taps kept", "LoRA", "BitFit")
+
+
+def _text(shape: str, layers: tuple[int, ...], *more: str) -> Setting:
+    sizes = {"rows": 100, "tokens": 128, "target_tokens": 2}
+    return Setting(name=shape, config=NAMED[shape].config, layers=layers, methods=(*PEERS, *more), **sizes)
 
 
 def _images(name: str, rows: int, target_tokens: int, images: int = 1) -> Setting:
@@ -131,11 +137,16 @@ def _images(name: str, rows: int, target_tokens: int, images: int = 1) -> Settin
 
 
 TEXT = (
-    _text("t5-base", (1, 2, 3, 5, 6, 7, 9, 10, 11)),
+    _text("t5-base", (1, 2, 3, 5, 6, 7, 9, 10, 11), "LST, linear head", "LST, bfloat16"),
     _text("t5-large", tuple(range(1, 24, 2))),
     _text("t5-3b", (23,)),
 )
-VL = (_images("VQA", 300, 10), _images("GQA", 500, 10), _images("NLVR2", 100, 2, 2), _images("COCO", 250, 40))
+VL = (
+    replace(_images("VQA", 300, 10), methods=PEERS),
+    _images("GQA", 500, 10),
+    _images("NLVR2", 100, 2, 2),
+    _images("COCO", 250, 40),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +269,7 @@ METHODS: dict[str, Callable[[Setting], Step]] = {
     "LoRA": lora,
     "BitFit": bitfit,
 }
-OF_IMAGES = ("full", "LST", "LST, taps kept", "LoRA", "BitFit")
-ON_GPU = ("full", "LST", "LST, taps kept")
+ON_GPU = ("full", "LST")
 GPU = ", GPU"
 """End of the names of variants whose kernels are a GPU's."""
 
@@ -295,16 +305,14 @@ def measure(method: str, setting: Setting, device: str = "cpu", *, fused: bool =
 def variants_of(settings: Sequence[Setting], device: str) -> tuple[list[Variant], dict[str, str]]:
     """Return the variants, and why others were left out."""
     left_out: dict[str, str] = {}
-    methods = list(METHODS)
     try:
         peer("peft")
     except BenchmarkError as error:
         left_out["LoRA"] = str(error)
-        methods.remove("LoRA")
     variants = []
     for setting in settings:
-        for method in methods:
-            if setting.images and method not in OF_IMAGES:
+        for method in setting.methods:
+            if method in left_out:
                 continue
             call = partial(measure, method, setting, device)
             variants.append(Variant(name=f"{setting.name}, {method}", measure=call, warm_up=lambda: None))
@@ -323,11 +331,10 @@ def ratios_of(samples: Samples) -> dict[str, Spread]:
         if method != whole:
             for figure, note in (("total_gb", ""), ("live_gb", ", live")):
                 ratios[f"{name} / {whole}{note}"] = samples.ratio(figure, name, f"{setting}, {whole}")
-    for end in ("", GPU):
-        for method in ("LST", "LST, taps kept"):
-            if f"{VL[0].name}, {method}{end}" in samples.variants:
-                share = _largest(samples, f"{method}{end}") / _largest(samples, f"full{end}")
-                ratios[f"CLIP-T5, largest step, {method}{end} / full{end}"] = Spread((share,))
+    for method, whole in (("LST", "full"), ("LST, taps kept", "full"), (f"LST{GPU}", f"full{GPU}")):
+        if f"{VL[0].name}, {whole}" in samples.variants:
+            share = _largest(samples, method) / _largest(samples, whole)
+            ratios[f"CLIP-T5, largest step, {method} / {whole}"] = Spread((share,))
     return ratios
 
 
