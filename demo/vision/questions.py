@@ -1,7 +1,7 @@
 """The demo's pictures and questions: easy-VQA (Victor Zhou, MIT), from its package.
 
-A picture is 64 x 64 pixels with one shape (circle, rectangle, triangle) in one of eight colours. About ten questions are
-asked of each; two thirds are answered yes or no. The package has a training part and a test part. The first half of the
+A picture is 64 x 64 pixels with one shape (circle, rectangle, triangle) in one of eight colours. About ten questions
+are asked of each; most are answered yes or no. The package has a training part and a test part. The first half of the
 test part's pictures are our validation part, the second half our test part, so no picture is in two parts.
 """
 

@@ -99,7 +99,7 @@ def test_a_folder_may_name_its_layer(folder: Path, tmp_path: Path) -> None:
     assert load_encoder(tmp_path, layer=-1).fingerprint == load_encoder(folder).fingerprint  # an argument comes first
     for layer in (9, "7", True, 1.0):
         (tmp_path / "config.json").write_text(json.dumps({**config, "layer": layer}))
-        with pytest.raises(EncoderError, match="config.json has layer"):
+        with pytest.raises(EncoderError, match=r"config\.json has layer"):
             load_encoder(tmp_path)
 
 
