@@ -35,14 +35,14 @@ def write_page(path: Path, results: Results, data: QuestionData, pictures: int) 
         "introduction": _introduction(results),
         "scores": _scores(results) + _scores_by_kind(results),
         "scores_note": _paragraph(
-            "Majority always gives the most common answer of the training questions. The text-only side network reads "
-            "the question and not the picture.",
+            "Majority always gives the most common answer of the training questions; in the second table, of those of "
+            "that kind. The text-only side network reads the question and not the picture.",
             note=True,
         ),
         "serving": _serving(results),
         "serving_note": _paragraph(
-            f"Times are medians over {len(results.times.first)} pictures, as a client on the same machine saw them. The "
-            "server keeps a picture's features, so a second question about it does not run the vision encoder.",
+            f"Times are medians over {len(results.times.first)} pictures, as a client on the same machine saw them. "
+            "The server keeps a picture's features, so a second question about it does not run the vision encoder.",
             note=True,
         ),
         "wrong": _wrong(wrong, rows, data),
@@ -54,9 +54,9 @@ def write_page(path: Path, results: Results, data: QuestionData, pictures: int) 
 
 def _introduction(results: Results) -> str:
     return _paragraph(
-        f"A server answered {len(results.asked):,} questions about {results.test_pictures:,} pictures that were not used "
-        f"for training; {results.score:.1%} of the answers are right. A frozen T5 reads the question, a frozen vision "
-        "encoder reads the picture, and a small side network, the only part that was trained, answers from both."
+        f"A server answered {len(results.asked):,} questions about {results.test_pictures:,} pictures that were not "
+        f"used for training; {results.score:.1%} of the answers are right. A frozen T5 reads the question, a frozen "
+        "vision encoder reads the picture, and a small side network, the only part that was trained, answers from both."
     ) + _paragraph(
         "Pictures and questions are from easy-VQA by Victor Zhou (MIT licence). make demo-vision made this page.",
         note=True,

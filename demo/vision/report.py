@@ -21,7 +21,11 @@ def show_results(console: Console, results: Results) -> None:
     table.add_row("text-only side network", f"{results.text_only_score:.3f}")
     table.add_row("majority", f"{results.majority:.3f}", *(f"{majority:.3f}" for _, _, majority in by_kind))
     console.print(table)
-    console.print("Majority: always the most common answer. Text-only: reads the question and not the picture.")
+    console.print(
+        "Majority: always the most common answer, of a kind of question in that kind's column.\n"
+        "Text-only: reads the question and not the picture.",
+        soft_wrap=True,
+    )
     counts = Table(title="Requests and pictures", title_justify="left", box=SIMPLE, show_header=False)
     counts.add_column()
     counts.add_column(justify="right")
