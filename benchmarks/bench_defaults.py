@@ -3,9 +3,10 @@
     python -m benchmarks.bench_defaults --backbone B --data DIR --question gate --question init
 
 `DIR/<task>/train.jsonl` has the labelled rows of built-in tasks. The rows of a task are shuffled with a fixed seed; the
-first ones are for training and the next ones for scoring. The code of `sidecast train` trains every setting for every
-task and seed. The result is the difference to the base setting on the same task and seed; the base is trained once for
-all questions. The backbone runs once for all settings of a task: its activations do not change. Nothing is timed.
+first ones are for training, the next ones select the best epoch, and the next ones are for scoring. The code of
+`sidecast train` trains every setting for every task and seed. The result is the difference to the base setting on the
+same task and seed; the base is trained once for all questions. The backbone runs once for all settings of a task: its
+activations do not change. Nothing is timed.
 """
 
 import json
@@ -30,6 +31,7 @@ from sidecast.cli.output import progress_bar
 from training.builtin_tasks import load_task
 from training.data import read_labelled
 from training.job import Job
+from training.loaded_run import load_run
 from training.recipe import Recipe
 from training.trainer import train
 
@@ -52,6 +54,7 @@ QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
         "fisher, reference": {"init": "fisher", "init_order": "reference"},
     },
     "head": {"mlp head": {"head": "mlp"}, "text head": {"head": "text"}},
+    "taps": {"taps over their RMS": {"tap_norm": "rms"}},
     "dropout": {"dropout 0": {"dropout": 0.0}},
     "template": {
         "task's name in front": {"template": "{task} {fields}"},
@@ -68,7 +71,11 @@ class Plan:
     settings: Mapping[str, Setting]
     seeds: tuple[int, ...]
     rows: int
+    """Training rows; fewer where a file has fewer."""
+    selecting: int
+    """Rows that select the best epoch."""
     scored: int
+    """Rows to score on; 0: all of the task's validation.jsonl."""
     base: Setting
     """Recipe fields of all settings, such as epochs."""
 
@@ -103,7 +110,7 @@ def run(
     memory = Remembering(backbone)
     for task in plan.tasks:
         with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as folder:
-            split(data / task / "train.jsonl", Path(folder), plan)
+            split(data / task, Path(folder), plan)
             for name, setting in plan.settings.items():  # the base first
                 for seed in plan.seeds:
                     score = train_one(task, {**plan.base, **setting, "seed": seed}, backbone, tokenizer, Path(folder))
@@ -116,14 +123,24 @@ def run(
 
 
 def split(source: Path, folder: Path, plan: Plan) -> None:
-    """Write train.jsonl and scored.jsonl."""
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BenchmarkError(f"cannot read {source.name} of a task: {error.strerror or error}") from None
+    """Write train.jsonl, selecting.jsonl and scored.jsonl, made of the files of a task in `source`."""
+    lines = _lines(source / "train.jsonl")
     random.Random("rows").shuffle(lines)
-    for name, part in (("train", lines[: plan.rows]), ("scored", lines[plan.rows : plan.rows + plan.scored])):
+    trained = min(plan.rows, len(lines) - plan.selecting - plan.scored)
+    parts = {
+        "train": lines[:trained],
+        "selecting": lines[trained : trained + plan.selecting],
+        "scored": lines[trained + plan.selecting :][: plan.scored] or _lines(source / "validation.jsonl"),
+    }
+    for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BenchmarkError(f"cannot read {file.name} of a task: {error.strerror or error}") from None
 
 
 def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> float:
@@ -140,11 +157,14 @@ def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer:
         backbone_source=backbone.name,
         tokenizer=tokenizer,
         training=read_labelled(folder / "train.jsonl", spec),
-        validation=read_labelled(folder / "scored.jsonl", spec),
+        validation=read_labelled(folder / "selecting.jsonl", spec),
         recipe=Recipe(**setting),
     )
     with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as output:
-        return 100 * train(job, Path(output) / "run").manifest.metrics[spec.metric]
+        run_folder = Path(output) / "run"
+        train(job, run_folder)
+        run = load_run(run_folder, backbone, tokenizer)
+        return 100 * run.score(read_labelled(folder / "scored.jsonl", spec).examples)[spec.metric]
 
 
 def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -207,7 +227,8 @@ def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.option("--tasks", default="sst2,mrpc,stsb,qnli", show_default=True, callback=_read_names)
 @click.option("--seeds", default="0,1", show_default=True, callback=_read_numbers)
 @click.option("--rows", default=2000, show_default=True, help="Training rows of a task.")
-@click.option("--scored", default=1000, show_default=True, help="Rows to score on.")
+@click.option("--selecting", default=500, show_default=True, help="Rows that select the best epoch.")
+@click.option("--scored", default=1000, show_default=True, help="Rows to score on; 0: DIR/<task>/validation.jsonl.")
 @click.option("--set", "base", multiple=True, callback=_read_base, metavar="NAME=JSON", help="A recipe field of all.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Append each score there as a JSON line.")
@@ -218,6 +239,7 @@ def main(
     tasks: tuple[str, ...],
     seeds: tuple[int, ...],
     rows: int,
+    selecting: int,
     scored: int,
     base: dict[str, Any],
     threads: int,
@@ -226,7 +248,7 @@ def main(
     """Compare training settings that differ in one field."""
     torch.set_num_threads(threads)
     settings = {BASE: {}} | {name: setting for question in questions for name, setting in QUESTIONS[question].items()}
-    plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, scored=scored, base=base)
+    plan = Plan(tasks=tasks, settings=settings, seeds=seeds, rows=rows, selecting=selecting, scored=scored, base=base)
     with plain_errors(), progress_bar() as bars:
         bar = bars.add_task("training", total=len(tasks) * len(seeds) * len(settings), note="")
 
@@ -246,6 +268,7 @@ def main(
         "machine": look("cpu", "float32").to_dict(),
         "backbone": loaded.name,
         "rows": rows,
+        "selecting": selecting,
         "scored": scored,
         "seeds": list(seeds),
         "base": {name: list(value) if isinstance(value, tuple) else value for name, value in base.items()},

@@ -9,6 +9,7 @@ from ladder.errors import SideConfigError
 
 Gate = Literal["learnable", "none", "one", "fixed"]
 GateForm = Literal["scalar", "channel"]
+TapNorm = Literal["none", "rms"]
 Head = Literal["text", "linear", "mlp"]
 LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
 """Fields of BackboneConfig that were added after the first fingerprints were made."""
@@ -127,6 +128,9 @@ class SideConfig:
     are more than a narrow side state can hold, and most of what an embedding needs."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
+    tap_norm: TapNorm = "none"
+    """What happens to each token's vector before its downsample, in the taps and in the token embeddings that the side
+    state starts from: nothing (none, as in the paper), or division by its root mean square, without weights (rms)."""
     head: Head = "text"
     """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder. mlp: a
     trained head of two layers, on the upsampled last token of the side encoder (BART's classification head)."""
@@ -144,6 +148,8 @@ class SideConfig:
             raise SideConfigError(f"gate must be learnable, none, one or fixed, got {self.gate!r}")
         if self.gate_form not in ("scalar", "channel"):
             raise SideConfigError(f"gate_form must be scalar or channel, got {self.gate_form!r}")
+        if self.tap_norm not in ("none", "rms"):
+            raise SideConfigError(f"tap_norm must be none or rms, got {self.tap_norm!r}")
         if self.head not in ("text", "linear", "mlp"):
             raise SideConfigError(f"head must be text, linear or mlp, got {self.head!r}")
         for name in ("gate_start", "merge_start"):
@@ -210,6 +216,8 @@ class SideConfig:
         values = asdict(self)
         if self.visual is None:
             del values["visual"]  # as files were written before side networks read images
+        if self.tap_norm == "none":
+            del values["tap_norm"]  # as files were written before there was a choice
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod

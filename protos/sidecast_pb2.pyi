@@ -23,7 +23,7 @@ class TaskRef(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("fields", "text", "prompt")
+    __slots__ = ("fields", "text", "prompt", "images")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,13 +31,22 @@ class Row(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ImagesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     fields: _containers.ScalarMap[str, str]
     text: str
     prompt: str
-    def __init__(self, fields: _Optional[_Mapping[str, str]] = ..., text: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+    images: _containers.ScalarMap[str, bytes]
+    def __init__(self, fields: _Optional[_Mapping[str, str]] = ..., text: _Optional[str] = ..., prompt: _Optional[str] = ..., images: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
     __slots__ = ("task", "version", "alias", "rows", "timeout", "generation", "priority", "route_key")
@@ -436,7 +445,7 @@ class TaskInfo(_message.Message):
     def __init__(self, task: _Optional[str] = ..., spec: _Optional[_Union[TaskSpec, _Mapping]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
 class TaskSpec(_message.Message):
-    __slots__ = ("kind", "template", "fields", "labels", "low", "high", "max_rows", "max_chars", "max_source_tokens", "max_new_tokens", "description", "target", "metric", "dimensions", "generation")
+    __slots__ = ("kind", "template", "fields", "labels", "low", "high", "max_rows", "max_chars", "max_source_tokens", "max_new_tokens", "description", "target", "metric", "dimensions", "generation", "images")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +461,7 @@ class TaskSpec(_message.Message):
     METRIC_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     kind: str
     template: str
     fields: _containers.RepeatedScalarFieldContainer[str]
@@ -467,7 +477,8 @@ class TaskSpec(_message.Message):
     metric: str
     dimensions: int
     generation: Generation
-    def __init__(self, kind: _Optional[str] = ..., template: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., max_rows: _Optional[int] = ..., max_chars: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., description: _Optional[str] = ..., target: _Optional[str] = ..., metric: _Optional[str] = ..., dimensions: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[str] = ..., template: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., max_rows: _Optional[int] = ..., max_chars: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., description: _Optional[str] = ..., target: _Optional[str] = ..., metric: _Optional[str] = ..., dimensions: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("alias", "route", "serving")

@@ -19,6 +19,7 @@ from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
 from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
+from serving.images import ImagePool
 from serving.metrics import Metrics
 from serving.pipeline import PredictService
 from serving.rollout import AutoRollback, Comparisons, ShadowRunner, routed_of
@@ -26,6 +27,7 @@ from serving.scheduler import Batcher
 from serving.versions import Loader, Presence, Progress, Reconciler, SidePool, address_of
 from side_registry import Registry
 from side_registry.errors import RegistryError
+from vision import load_encoder
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +69,18 @@ class Components:
 
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Components:
-    """Open the registry, or make one where there is none; load the backbone and all that is published.
+    """Open the registry, or make one where there is none; load the backbone, the encoder and all that is published.
 
     Args:
         config: its port is the port that was taken.
 
     Raises:
-        RegistryError, BackboneError, StartError.
+        RegistryError, BackboneError, EncoderError, StartError.
     """
     registry = Registry.open(config.registry, create=True)
     backbone = run_apart(_load_backbone, config)
     tokenizer = load_tokenizer(config.backbone)
+    images = run_apart(_load_images, backbone, config, metrics)
     pool = SidePool()
     encoder = _compiled(backbone, config)
     pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
@@ -99,7 +102,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
     comparisons = _comparisons(pool, config.shadow)
     shadows = ShadowRunner(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
-    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadows)
+    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadows, images)
     rollback = _auto_rollback(registry, comparisons, pool, config, reconciler.wake, metrics)
     rollback.start()
 
@@ -154,6 +157,31 @@ def _load_backbone(config: ServeConfig) -> Backbone:
     backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
     log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
     return backbone
+
+
+def _load_images(backbone: Backbone, config: ServeConfig, metrics: Metrics) -> ImagePool | None:
+    """The vision encoder on the backbone's device, in its dtype, warm; None where the configuration names none."""
+    images = config.images
+    if not images.vision:
+        return None
+    encoder = load_encoder(
+        images.vision,
+        layer=images.vision_layer,
+        size=images.vision_size or None,
+        device=backbone.device,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+    )
+    log.info(
+        "vision encoder %s, %d x %d tokens of %d features, %s",
+        encoder.name,
+        *encoder.grid,
+        encoder.width,
+        encoder.fingerprint,
+    )
+    pool = ImagePool(encoder, images, metrics)
+    if config.engine.warmup_s:
+        pool.warm_up()
+    return pool
 
 
 def _compiled(backbone: Backbone, config: ServeConfig) -> CompiledEncoder | None:

@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 PREFIX = "SIDECAST_"
 METADATA_KEY = re.compile(r"(?!grpc-)[a-z0-9_.-]*(?<!-bin)")
@@ -207,6 +208,41 @@ class ShadowConfig:
         _above_zero(self, "shadow_turn_s", "shadow_timeout_s")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """How images of requests are read, encoded and cached. Nothing of it has an effect without `vision`."""
+
+    vision: str = ""
+    """The vision encoder of tasks that read images: a Hugging Face folder. Empty: none, and such tasks are not served.
+    Their side networks must have been trained on the same encoder, layer and size."""
+    vision_layer: int | None = None
+    """The encoder's hidden layer that gives the features, counted as transformers counts `hidden_states`. Not given:
+    the encoder's last state."""
+    vision_size: int = 0
+    """Height and width of the encoder's input, in pixels; 0: the folder's own."""
+    image_cache_bytes: int = 256 * 2**20
+    """Bytes of cached image features, on the device; 0: no cache. Another question about a known image then skips
+    decoding and the encoder."""
+    image_batch: int = 16
+    """Most images of one pass of the vision encoder. At most twice as many decoded images wait for it."""
+    image_threads: int = 2
+    """Threads that decode images, which is also the number of images that are decoded at once. Decoding takes about 11
+    bytes a pixel for a moment, of a WebP 20: 500 MB at the limit of `max_image_pixels`."""
+    max_image_bytes: int = 20 * 2**20
+    """Largest file of an image, in bytes."""
+    max_image_pixels: int = 25_000_000
+    """Most pixels of an image, width times height, checked before it is decoded."""
+    max_queued_images: int = 1024
+    """Most images that wait to be encoded; requests beyond are rejected. A request that finds none waiting is always
+    accepted."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "vision_size", "image_cache_bytes")
+        _at_least(self, 1, "image_batch", "image_threads", "max_image_bytes", "max_image_pixels", "max_queued_images")
+        if not self.vision and (self.vision_layer is not None or self.vision_size):
+            raise ConfigError("vision_layer and vision_size are settings of an encoder; give vision, its folder, too")
+
+
 REQUIRED = ("backbone", "registry")
 """Flat names that have no default."""
 
@@ -217,6 +253,7 @@ GROUPS = {
     "load": LoadConfig,
     "request": RequestConfig,
     "shadow": ShadowConfig,
+    "images": ImageConfig,
 }
 """Fields of `ServeConfig` that hold a group of settings; the name is also the group's table in a TOML file."""
 
@@ -262,6 +299,7 @@ class ServeConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
     request: RequestConfig = field(default_factory=RequestConfig)
     shadow: ShadowConfig = field(default_factory=ShadowConfig)
+    images: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
@@ -364,6 +402,7 @@ def _task_limits(tables: Any, every: dict[str, Any]) -> dict[str, TaskLimits]:
 
 def _as(name: str, value: Any, kind: type) -> Any:
     """Convert text from the environment to `kind`; any other value must be of that type already."""
+    kind = without_none(kind)
     kind = get_origin(kind) or kind
     if isinstance(value, Path) and kind is str:
         return str(value)
@@ -381,6 +420,12 @@ def _as(name: str, value: Any, kind: type) -> Any:
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
+
+
+def without_none(kind: Any) -> Any:
+    """`int` for `int | None`; any other type as it is."""
+    kinds = [member for member in get_args(kind) if member is not NoneType]
+    return kinds[0] if isinstance(kind, UnionType) and len(kinds) == 1 else kind
 
 
 def _at_least(config: Any, least: float, *names: str) -> None:

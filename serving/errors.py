@@ -12,6 +12,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
           Overloaded, TooSlow, TaskOverloaded, TooManyBytes
       DeadlineExpired
       SideFailed          one side network raised or answered NaN
+      ImageFailed         the vision encoder raised or computed NaN
       LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, TextsTooLong, GoldenMismatch, ReplayTooLong, LoadFailed
       StartError          the server cannot start; no caller sees it
@@ -96,7 +97,7 @@ class Shed(NotServed):
 
 
 class Overloaded(Shed):
-    """The queue is full. `what` is what the limit counts: rows or tokens."""
+    """A queue is full. `what` is what the limit counts: rows, tokens or images."""
 
     message = "{queued} {what} are waiting, the limit is {limit}; try again in {retry_after_s:.2f} s"
     queued: int
@@ -151,15 +152,18 @@ class Draining(NotServed):
 
 
 class OutOfMemory(NotServed):
-    """The device had no room for the row, even in a smaller batch."""
+    """The device had no room for the row or the image, even in a smaller batch."""
 
     reason = "OUT_OF_MEMORY"
     rows: int
     retry_after_s: float = 1.0
+    what: str = "row"
+    """What there was no room for: row or image."""
 
     def __str__(self) -> str:
-        count = "this row" if self.rows == 1 else f"{self.rows} rows"
-        remedy = f"send shorter ones, or try again in {self.retry_after_s:.2f} s"
+        count = f"this {self.what}" if self.rows == 1 else f"{self.rows} {self.what}s"
+        smaller = "shorter" if self.what == "row" else "smaller"
+        remedy = f"send {smaller} ones, or try again in {self.retry_after_s:.2f} s"
         return f"the device ran out of memory with {count}; {remedy}"
 
 
@@ -193,6 +197,14 @@ class SideFailed(ServingError):
     why: str
 
 
+class ImageFailed(ServingError):
+    """The vision encoder raised, or computed something that is not a finite number. Other images are not affected."""
+
+    reason = "IMAGE_FAILED"
+    message = "the vision encoder failed with this image: {why}; send another one"
+    why: str
+
+
 class LoadError(ServingError):
     """This server refuses to load a version. The version served before stays."""
 
@@ -202,7 +214,7 @@ class LoadError(ServingError):
 
 
 class IncompatibleSide(LoadError):
-    """The side network was trained on another backbone, with another tokenizer, or on images."""
+    """The side network was trained on another backbone, with another tokenizer, or on another encoder's images."""
 
     reason = "INCOMPATIBLE_SIDE"
     message = "{task}: trained on {wants}, this server runs {has}; {remedy}"

@@ -23,10 +23,10 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-Stage = Literal["queue", "tokenize", "backbone", "side", "decode"]
-STAGES: tuple[Stage, ...] = ("queue", "tokenize", "backbone", "side", "decode")
+Stage = Literal["queue", "tokenize", "decode_image", "vision", "backbone", "side", "decode"]
+STAGES: tuple[Stage, ...] = ("queue", "tokenize", "decode_image", "vision", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
-SHED_REASONS = ("queue", "deadline", "task", "bytes")
+SHED_REASONS = ("queue", "deadline", "task", "bytes", "images")
 ShadowOutcome = Literal["agreed", "disagreed", "failed", "dropped"]
 UNKNOWN = "unknown"
 
@@ -65,6 +65,7 @@ class Metrics:
         self._add_queue(make)
         self._add_versions(make)
         self._add_cache(make)
+        self._add_images(make)
         self._add_shadows(make)
         self._add_process(make)
 
@@ -82,7 +83,8 @@ class Metrics:
         )
         self.stage_seconds = make.seconds(
             "sidecast_stage_seconds",
-            "Time in one stage: queue and tokenize per request, backbone and side per batch, decode per token step.",
+            "Time in one stage: queue and tokenize per request, decode_image per image, vision, backbone and side per "
+            "batch, decode per token step.",
             ("stage",),
         )
         self.truncated_rows = make.counter(
@@ -111,8 +113,8 @@ class Metrics:
         self.shed_requests = make.counter(
             "sidecast_shed_requests",
             "Requests refused because the queue was full (queue) or too long for their deadline (deadline; on arrival, "
-            "or when their turn came), because a task was at a limit of its own (task), or because the requests in "
-            "flight had too many bytes (bytes).",
+            "or when their turn came), because a task was at a limit of its own (task), because the requests in flight "
+            "had too many bytes (bytes), or because too many images waited (images).",
             ("reason",),
         )
         self.in_flight_bytes = make.gauge("sidecast_in_flight_bytes", "Bytes of requests in flight, decompressed.")
@@ -148,6 +150,30 @@ class Metrics:
         self.cache_entries = make.gauge("sidecast_cache_entries", "Inputs in the activation cache.")
         for cause in EVICTION_CAUSES:
             self.cache_evictions.labels(cause)
+
+    def _add_images(self, make: "_Maker") -> None:
+        self.image_cache_hits = make.counter(
+            "sidecast_image_cache_hits", "Images whose features were in the cache, once each in a request."
+        )
+        self.image_cache_misses = make.counter(
+            "sidecast_image_cache_misses",
+            "Images that had to be decoded and encoded, or that another request was having encoded.",
+        )
+        self.image_cache_evictions = make.counter(
+            "sidecast_image_cache_evictions", "Images that left the feature cache to make room."
+        )
+        self.image_cache_bytes = make.gauge("sidecast_image_cache_bytes", "Bytes of cached image features.")
+        self.image_cache_entries = make.gauge("sidecast_image_cache_entries", "Images in the feature cache.")
+        self.images_encoded = make.counter("sidecast_images_encoded", "Images that the vision encoder has encoded.")
+        self.queued_images = make.gauge(
+            "sidecast_queued_images", "Images of requests that wait for their features, those in work included."
+        )
+        self.image_faults = make.counter(
+            "sidecast_image_faults",
+            "Images without features, by fault: damaged, animated, too_many_pixels and so on, memory for no room, "
+            "encoder for a failure of the vision encoder.",
+            ("fault",),
+        )
 
     def _add_shadows(self, make: "_Maker") -> None:
         self.shadow_rows = make.counter(

@@ -87,7 +87,7 @@ _ROWS = (
     TaskKind(
         name="text",
         columns=(_column("text", "string"),),
-        metrics=("exact_match",),
+        metrics=("exact_match", "vqa_accuracy", "cider", "bleu", "rouge_l"),
         target="target",
         heads=("text",),
         makes_text=True,

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,35 @@ import torch
 
 from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
-from side_registry.manifest import MANIFEST, Artifact, BackboneRef, Manifest, read_artifact, write_manifest
+from side_registry.manifest import (
+    MANIFEST,
+    SIDE_NETWORK,
+    Artifact,
+    BackboneRef,
+    Manifest,
+    read_artifact,
+    write_manifest,
+)
 from side_registry.task import TaskSpec
 from training.errors import RunError
 from training.evaluation import Model, answer_value, make_answerer, predict
+from training.images import encode_bytes, with_bytes
 from training.job import Job
 from training.recipe import Recipe
 from training.run_folder import RunFolder
+from vision import FeatureFile
 
 NOT_SCORES = ("epoch", "baseline", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
 """What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
+GOLDEN_CANDIDATES = 64
+"""First validation rows among which those with small images are looked for."""
+GOLDEN_IMAGE_BYTES = 256 << 10
+GOLDEN_BYTES = 1 << 20
+"""Largest image of a golden example, and of all together."""
+SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+"""Of the files that the decoder takes, by how they begin."""
 
 
 def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[dict[str, Any]]) -> Artifact:
@@ -53,13 +71,15 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         spec=job.spec,
         backbone=_backbone_ref(job.backbone),
         tokenizer_fingerprint=job.tokenizer.fingerprint,
-        side=job.recipe.side_config(job.spec).resolve(job.backbone.config).to_dict(),
+        side=job.side_config().to_dict(),
+        vision=None if job.images is None or not job.spec.images else job.images.vision,
         metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
         examples=_golden_examples(job, run),
     )
+    images = [name for example in manifest.examples for name in example.images.values()]
     with run.writing(MANIFEST):
-        write_manifest(run.path, manifest)
+        write_manifest(run.path, manifest, files=dict.fromkeys([SIDE_NETWORK, *images]))
     return read_artifact(run.path)
 
 
@@ -137,7 +157,8 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
 
 def _check_head(output: str | Path, side: SideNetwork, spec: TaskSpec) -> None:
     """Raises RecipeError or RunError where `side` cannot answer `spec`, as a server would refuse it."""
-    needed = Recipe(head=side.config.head).side_config(spec).outputs  # type: ignore[arg-type]
+    width = side.config.visual.features if side.config.visual is not None else None
+    needed = Recipe(head=side.config.head).side_config(spec, width).outputs  # type: ignore[arg-type]
     if side.config.outputs != needed:
         why = f"the head has {side.config.outputs} outputs, and task {spec.name} ({spec.kind}) needs {needed}"
         raise RunError(output, f"{why}; give another task")
@@ -163,15 +184,52 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
 def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
     """The first few validation rows with the answers of the weights as they stand in the file.
 
-    Fewer where they are so long that together they would exceed what a server replays.
+    Fewer where they are so long that together they would exceed what a server replays, or their images so large. With
+    images they are answered as a server answers them: from the bytes, which are stored as files of the artifact.
     """
-    examples = [GoldenExample(fields=row.fields, expected={}) for row in job.validation.examples[:GOLDEN_EXAMPLES]]
+    examples, rows = _golden_rows(job, run)
     while replay_tokens(job.spec, examples) > MAX_REPLAY_TOKENS:
         examples.pop()
+        rows.pop()
+    if not rows:
+        return ()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
     model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
-    answers = predict(model, job.backbone, job.tokenizer, [example.fields for example in examples])
+    encoder = None if job.images is None else job.images.encoder
+    read_images = None if encoder is None else partial(encode_bytes, encoder)
+    answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images)
     return tuple(
         example.model_copy(update={"expected": golden_expectation(answer)})
         for example, answer in zip(examples, answers, strict=True)
     )
+
+
+def _golden_rows(job: Job, run: RunFolder) -> tuple[list[GoldenExample], list[dict[str, Any]]]:
+    """The examples without their answers, and the same rows as a server gets them; writes the images' files."""
+    fields = [example.fields for example in job.validation.examples]
+    if not job.spec.images:
+        return [GoldenExample(fields=row, expected={}) for row in fields[:GOLDEN_EXAMPLES]], fields[:GOLDEN_EXAMPLES]
+    if job.images is None or isinstance(job.images.source, FeatureFile):
+        return [], []  # there are no bytes that a server could read
+    examples: list[GoldenExample] = []
+    rows: list[dict[str, Any]] = []
+    names: dict[bytes, str] = {}
+    for row in with_bytes(job.spec, fields[:GOLDEN_CANDIDATES], job.images.source):
+        images = [row[name] for name in job.spec.images]
+        if len(rows) == GOLDEN_EXAMPLES or max(map(len, images)) > GOLDEN_IMAGE_BYTES:
+            continue
+        if sum(map(len, {*names, *images})) > GOLDEN_BYTES:
+            continue
+        for data in images:
+            if data not in names:
+                names[data] = f"golden-{len(names)}{_suffix(data)}"
+                run.write_bytes(names[data], data)
+        texts = {name: value for name, value in row.items() if name not in job.spec.images}
+        files = {name: names[row[name]] for name in job.spec.images}
+        examples.append(GoldenExample(fields=texts, images=files, expected={}))
+        rows.append(row)
+    return examples, rows
+
+
+def _suffix(data: bytes) -> str:
+    return next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), ".bin")

@@ -1,13 +1,20 @@
 """The score of the best answer that ignores its input: what a side network must beat to have learned anything."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
-from training.data import Example
+from training.data import Example, references
 from training.metrics import score
+from training.metrics.caption_words import caption_words
+
+OF_CAPTIONS = ("cider", "bleu", "rouge_l")
+"""Metrics of texts that are rarely equal: the commonest one says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +35,9 @@ class Baseline:
 def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
     """The baseline on these examples: their commonest label or text, or the mean of their values.
 
-    `accuracy_f1` takes the better one of its two labels, since the positive one alone has an F1 above 0. None for an
-    embedding: equal vectors rank nothing.
+    Each reference of a row counts as a text. Metrics of captions take the most typical reference. `accuracy_f1` takes
+    the better one of its two labels, since the positive one alone has an F1 above 0. None for an embedding: equal
+    vectors rank nothing.
     """
     kind = KINDS[spec.kind]
     if kind.target_is_input:
@@ -39,11 +47,33 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
         answers: Sequence[str | float] = [sum(targets) / len(targets)]
     elif spec.metric == "accuracy_f1":
         answers = spec.labels
+    elif spec.metric in OF_CAPTIONS:
+        answers = [_most_typical([text for target in targets for text in references(target)])]
     else:
-        answers = [Counter(targets).most_common(1)[0][0]]
+        answers = [Counter(text for target in targets for text in references(target)).most_common(1)[0][0]]
     scored = [Baseline(answer, _score(spec, answer, targets)) for answer in answers]
     return max(scored, key=lambda baseline: baseline.score)
 
 
-def _score(spec: TaskSpec, answer: str | float, targets: Sequence[str | float]) -> float:
+def _most_typical(texts: Sequence[str]) -> str:
+    """The text whose words and pairs of words are most like those of all texts together, by cosine; the first of
+    equals."""
+    counted = [_counts(text) for text in texts]
+    together: Counter[tuple[str, ...]] = Counter()
+    for counts in counted:
+        together.update(counts)
+
+    def likeness(counts: Counter[tuple[str, ...]]) -> float:
+        length = math.sqrt(sum(count**2 for count in counts.values()))
+        return sum(count * together[gram] for gram, count in counts.items()) / length if length else 0.0
+
+    return texts[max(range(len(texts)), key=lambda index: likeness(counted[index]))]
+
+
+def _counts(text: str) -> Counter[tuple[str, ...]]:
+    words = caption_words(text)
+    return Counter([*((word,) for word in words), *pairwise(words)])
+
+
+def _score(spec: TaskSpec, answer: str | float, targets: Sequence[Any]) -> float:
     return score(spec.metric, [answer] * len(targets), targets, labels=spec.labels)[spec.metric]

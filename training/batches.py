@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ladder import Tokenizer
 from ladder.answering import IGNORED
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
-from training.data import Example, as_fields
+from training.data import Example, as_fields, references
 
 BUCKET = 32
 """Batches whose rows are sorted by length together: a larger bucket wastes less padding and shuffles less."""
@@ -28,6 +29,8 @@ class TokenizedRow:
     inputs: tuple[tuple[int, ...], ...]
     """Token ids of what the backbone reads: the prompt, and for an embedding its target. As many in every row."""
     target: Target
+    references: tuple[Target, ...] = ()
+    """All of the row's targets where its file gives several; `target` is one of them."""
 
     @property
     def length(self) -> int:
@@ -40,8 +43,23 @@ def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) 
     inputs = [_encode(spec, tokenizer, [example.fields for example in examples])]
     if KINDS[spec.kind].target_is_input:
         inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
-    targets = TARGETS[spec.kind].encode(spec, tokenizer, [example.target for example in examples])
-    return [TokenizedRow(row, target) for row, target in zip(zip(*inputs, strict=True), targets, strict=True)]
+    right = [references(example.target) for example in examples]
+    targets = iter(TARGETS[spec.kind].encode(spec, tokenizer, [target for row in right for target in row]))
+    rows: list[TokenizedRow] = []
+    for ids, row in zip(zip(*inputs, strict=True), right, strict=True):
+        encoded = tuple(islice(targets, len(row)))
+        rows.append(TokenizedRow(ids, encoded[0], encoded if len(encoded) > 1 else ()))
+    return rows
+
+
+def draw_references(rows: Sequence[TokenizedRow], seed: str) -> list[TokenizedRow]:
+    """The rows with one of their references as the target, each as likely; a row with one target stays as it is.
+
+    Args:
+        seed: the same seed draws the same.
+    """
+    pick = random.Random(f"{seed}:references")
+    return [replace(row, target=pick.choice(row.references)) if row.references else row for row in rows]
 
 
 def count_truncated(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:

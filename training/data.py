@@ -1,13 +1,14 @@
 """Labelled examples of a task, read from a file and checked against the task's spec, row by row.
 
-A file's columns are the template's fields and the spec's target; others are ignored and equal rows are kept. Fields are
-text; numbers are taken as their text, and nothing else is (null, booleans, lists). Targets:
+A file's columns are the template's fields, the spec's images and its target; others are ignored and equal rows are
+kept. Fields are text; numbers are taken as their text, and nothing else is (null, booleans, lists). An image is named
+by its id, in a column named as the field (`image`) or with `_id` after it (`image_id`). Targets:
 
 - classification: a label's text. Integers are label texts too ("0", "1"), unless the spec has `label_index`: then they
   are positions in its labels, from 0, in all rows of a file or in none. A Parquet file's column of class labels, as
   `datasets` writes them, has integers and their names in the file's metadata: there the names count.
 - regression: a finite number (in text too), inside the spec's low and high.
-- text: any text that is not empty.
+- text: any text that is not empty, or a list of them (in .jsonl and Parquet): references, each of which is right.
 - embedding: a text that means the same; it may hold what the template's field may hold.
 
 Knows no formats (table_files), tokens or tensors.
@@ -35,6 +36,8 @@ Renames = Mapping[str, str]
 NO_RENAMES: Renames = {}
 ID = "id"
 """The column that identifies a row in predictions."""
+ID_SUFFIX = "_id"
+"""What follows an image's field in the name of the column that has the ids of images."""
 POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"
 
 JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
@@ -45,9 +48,10 @@ class Example:
     """One row with the answer that it should get."""
 
     fields: dict[str, str]
-    """What the spec's `render` takes."""
+    """What the spec's `render` takes, and the ids of its images by their fields."""
     target: Any
-    """A label's text, a value, a text, or an embedding's other text, by the task's kind; None where it is not known."""
+    """A label's text, a value, a text (a tuple where the row gives several), or an embedding's other text, by the
+    task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
     id: str | int | float | None = field(default=None, compare=False)
@@ -68,19 +72,21 @@ def read_labelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAME
     return Labelled(read_examples(path, spec, renames), data_sha256(path))
 
 
-def split(whole: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> tuple[Labelled, Labelled]:
     """Training and validation examples of one file, each in its order. Rows with equal fields stay together.
 
     Args:
         share: of the rows that validate, about, between 0 and 1; one distinct row at least.
         seed: the same seed splits alike.
+        by: the fields that count; none: all. A task's images keep all rows of an image in one part.
 
     Raises:
         RecipeError: fewer than two distinct rows.
     """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, example in enumerate(whole.examples):
-        groups[tuple(example.fields.values())].append(index)
+        values = [example.fields[name] for name in by] if by else example.fields.values()
+        groups[tuple(values)].append(index)
     if len(groups) < 2:
         raise RecipeError("validation_share", share, "left out for a file with fewer than two different rows")
     distinct = list(groups.values())
@@ -95,8 +101,8 @@ def split(whole: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]
 
 
 def known_names(spec: TaskSpec) -> tuple[str, ...]:
-    """What may be renamed: the task's fields, its target, and `id`."""
-    return (*spec.fields, spec.target, ID)
+    """What may be renamed: the task's fields and images, its target, and `id`."""
+    return (*spec.inputs, spec.target, ID)
 
 
 def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
@@ -127,6 +133,7 @@ def read_to_evaluate(path: str | Path, spec: TaskSpec, renames: Renames = NO_REN
         DataError: as `read_examples`, or only some rows have a target.
     """
     target = renames.get(spec.target, spec.target)
+    renames = _with_images(path, spec, renames)
     first = next(iter_columns(path, _columns(spec, renames), (target,)), None)
     if first is not None and target in first[1]:
         return _some(path, iter_examples(path, spec, renames, with_ids=True))
@@ -146,6 +153,7 @@ def iter_examples(
     """As `read_examples`, one at a time; an empty file is no error."""
     read_target = READERS[spec.kind](spec)
     target = renames.get(spec.target, spec.target)
+    renames = _with_images(path, spec, renames)
     names = _class_names(path, target) if KINDS[spec.kind].has_labels else []
     for line, row in iter_columns(path, _columns(spec, renames, target), _id_column(renames, with_ids)):
         value = row[target]
@@ -162,6 +170,7 @@ def iter_examples(
 def iter_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> Iterator[Example]:
     """Examples with None as target; a row that has one is an error."""
     target = renames.get(spec.target, spec.target)
+    renames = _with_images(path, spec, renames)
     for line, row in iter_columns(path, _columns(spec, renames), (target, *_id_column(renames, True))):
         if target in row:
             raise DataError(
@@ -193,6 +202,11 @@ def as_fields(spec: TaskSpec, text: str) -> dict[str, str]:
     return {field: text}
 
 
+def references(target: Any) -> tuple[Any, ...]:
+    """All answers that are right for a row: those of its target if that is a tuple, else the target alone."""
+    return target if isinstance(target, tuple) else (target,)
+
+
 def data_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal: a run's provenance names its data by it.
 
@@ -221,8 +235,28 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, Format]]:
 
 
 def _columns(spec: TaskSpec, renames: Renames, *more: str) -> tuple[str, ...]:
-    """The columns of the spec's fields, and `more`, each once."""
-    return tuple(dict.fromkeys([*(renames.get(name, name) for name in spec.fields), *more]))
+    """The columns of the spec's fields and images, and `more`, each once."""
+    return tuple(dict.fromkeys([*(renames.get(name, name) for name in spec.inputs), *more]))
+
+
+def _with_images(path: str | Path, spec: TaskSpec, renames: Renames) -> Renames:
+    """The renames, and those of images whose ids are in a column named as the field with `_id` after it."""
+    unnamed = [name for name in spec.images if name not in renames]
+    if not unnamed:
+        return renames
+    first = next(iter_columns(path, (), [*unnamed, *(name + ID_SUFFIX for name in unnamed)]), None)
+    if first is None:
+        return renames
+    found = dict(renames)
+    for name in unnamed:
+        if isinstance(first[1].get(name), str | int | float):
+            continue
+        if name + ID_SUFFIX not in first[1]:
+            what = "holds no ids" if name in first[1] else "is missing"
+            why = f"column {name!r} {what}; give the ids of images in a column {name} or {name}{ID_SUFFIX}, or --rename"
+            raise DataError(path, first[0], why)
+        found[name] = name + ID_SUFFIX
+    return found
 
 
 def _class_names(path: str | Path, column: str) -> Sequence[str]:
@@ -244,8 +278,11 @@ class _Misfit(Exception):
 
 
 def _read_fields(spec: TaskSpec, row: dict[str, Any], renames: Renames) -> dict[str, str]:
-    fields = {name: _as_text(f"field {name!r}", row[renames.get(name, name)]) for name in spec.fields}
+    fields = {name: _as_text(f"field {name!r}", row[renames.get(name, name)]) for name in spec.inputs}
     spec.render(fields)  # training accepts what serving accepts
+    for name in spec.images:
+        if not fields[name].strip():
+            raise _Misfit(f"field {name!r} is empty; give the id of an image")
     return fields
 
 
@@ -314,17 +351,24 @@ class _ValueReader:
 
 
 class _TextReader:
-    """Texts that a tokenizer can take."""
+    """Texts that a tokenizer can take, or lists of them."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self._what = f"target {spec.target!r}"
 
-    def __call__(self, value: Any) -> str:
-        text = _as_text(self._what, value)
+    def __call__(self, value: Any) -> str | tuple[str, ...]:
+        if not isinstance(value, list):
+            return self._text(self._what, value)
+        if not value:
+            raise _Misfit(f"{self._what} is an empty array; give it one text or more")
+        return tuple(self._text(f"{self._what}, text {number},", each) for number, each in enumerate(value, 1))
+
+    def _text(self, what: str, value: Any) -> str:
+        text = _as_text(what, value)
         if not text.strip():
-            raise _Misfit(f"{self._what} is empty; give it some text")
+            raise _Misfit(f"{what} is empty; give it some text")
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
-            raise _Misfit(f"{self._what} holds a NUL character or half a surrogate pair; remove it")
+            raise _Misfit(f"{what} holds a NUL character or half a surrogate pair; remove it")
         return text
 
 
@@ -344,7 +388,7 @@ class _PositiveReader:
         return text
 
 
-READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float]]] = {
+READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float | tuple[str, ...]]]] = {
     "classification": _LabelReader,
     "regression": _ValueReader,
     "text": _TextReader,

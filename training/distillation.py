@@ -9,7 +9,7 @@ distributions are too large to keep, and are computed with each batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ladder import (
     BackbonePass,
     Classify,
     Generate,
+    Images,
     LabelTrie,
     Regress,
     SideNetwork,
@@ -35,11 +36,13 @@ from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.errors import RecipeError, RunError
-from training.evaluation import BATCH_TOKENS, Model, length_batches, load_model
+from training.evaluation import BATCH_TOKENS, Model, check_vision, length_batches, load_model
+from training.images import ImageFeatures
 from training.recipe import Recipe
 from training.run_folder import SETTINGS
 
 Tokens = tuple[int, ...]
+ImagesOf = Callable[[Sequence[int]], Images]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +100,22 @@ def _own_logits(backbone_pass: BackbonePass, prefix: Tokens, tokens: Tokens) -> 
     return backbone_pass.backbone.logits(state[:, -1], torch.tensor(tokens, device=state.device))
 
 
-def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer) -> Teacher:
+def load_teacher(
+    source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer, features: ImageFeatures | None = None
+) -> Teacher:
     """The teacher of a recipe: "backbone", a finished run's folder, or another T5's folder or hub id.
+
+    Args:
+        features: of a task with images: a run that teaches it reads the same ones. An LM head reads none.
 
     Raises:
         RecipeError: it has no answers for this kind of task.
-        RunError: a run of another task or backbone, or an unfinished one.
+        RunError: a run of another task, backbone or vision encoder, or an unfinished one.
         BackboneError: neither a run nor a T5.
     """
     folder = Path(source).expanduser()
     if source != "backbone" and (folder / MANIFEST).is_file():
-        return _from_run(folder, spec, backbone, tokenizer)
+        return _from_run(folder, spec, backbone, tokenizer, features)
     if source != "backbone" and (folder / SETTINGS).is_file():
         raise RunError(folder, "is not finished, so it cannot teach; run it again to its end")
     if not KINDS[spec.kind].lm_head_teaches:
@@ -125,31 +133,52 @@ def load_teacher(source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tok
     return Teacher(identity=identity, backbone=model, trie=LabelTrie(words) if words else None)
 
 
-def _from_run(folder: Path, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer) -> Teacher:
+def _from_run(
+    folder: Path, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer, features: ImageFeatures | None
+) -> Teacher:
     artifact = read_artifact(folder)
-    for name in ("kind", "template", "labels"):
+    for name in ("kind", "template", "labels", "images"):
         taught = getattr(artifact.manifest.spec, name)
         if taught != getattr(spec, name):
             raise RunError(folder, f"cannot teach {spec.name}: its task has another {name}, {taught!r}")
     model = load_model(artifact, backbone, tokenizer)
+    visual = model.side.config.visual
+    if features is not None and visual is not None:
+        vision = features.inputs.vision
+        if vision is not None:
+            check_vision(artifact, vision.fingerprint, vision.name)
+        if (visual.features, visual.tokens) != (features.width, features.tokens):
+            taught = f"{visual.tokens} tokens of {visual.features} features"
+            why = f"reads images of {taught}, and these have {features.tokens} of {features.width}"
+            raise RunError(folder, f"{why}; give --image-tokens {visual.tokens} and its encoder")
     return Teacher(identity=f"sha256:{artifact.manifest.files[SIDE_NETWORK].sha256}", backbone=backbone, model=model)
 
 
 class Distillation:
     """The loss of a run that has a teacher."""
 
-    def __init__(self, teacher: Teacher, inputs: Sequence[Tokens], *, weight: float, temperature: float) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        inputs: Sequence[Tokens],
+        *,
+        weight: float,
+        temperature: float,
+        images: ImagesOf | None = None,
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
             inputs: the training rows' token ids.
             weight: w, the teacher's share of the loss, within 0 and 1.
             temperature: T, above 0; regression uses none.
+            images: of a task with images, those of rows by their indices among the inputs.
         """
         self._teacher = teacher
         self._inputs = inputs
         self._weight = weight
         self._temperature = temperature
+        self._images = images
         self._answers: Tensor | None = None
 
     @torch.no_grad()
@@ -164,7 +193,10 @@ class Distillation:
         order: list[int] = []
         for indices in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
             inputs = [self._inputs[index] for index in indices]
-            parts.append(teacher.answers(run_backbone(teacher.backbone, inputs, teacher.depth)))
+            backbone_pass = run_backbone(teacher.backbone, inputs, teacher.depth)
+            if self._images is not None:
+                backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
+            parts.append(teacher.answers(backbone_pass))
             order += indices
             step(len(order), len(self._inputs))
         answers = torch.cat(parts)
@@ -213,11 +245,13 @@ class Distillation:
         return (1 - self._weight) * task + self._weight * soft
 
 
-def distillation_of(recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens]) -> Distillation | None:
+def distillation_of(
+    recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens], images: ImagesOf | None = None
+) -> Distillation | None:
     """The distillation that a recipe asks for; None without a teacher."""
     if teacher is None:
         return None
-    return Distillation(teacher, inputs, weight=recipe.distill, temperature=recipe.distill_temperature)
+    return Distillation(teacher, inputs, weight=recipe.distill, temperature=recipe.distill_temperature, images=images)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

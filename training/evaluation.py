@@ -1,7 +1,12 @@
 """Predictions of a side network for labelled rows, through the same code as a server's, and their scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ladder import (
     Answer,
@@ -9,6 +14,7 @@ from ladder import (
     Backbone,
     ClassAnswer,
     Generation,
+    Images,
     Row,
     SideNetwork,
     Tokenizer,
@@ -18,6 +24,7 @@ from ladder import (
     build_answerer,
     load_side,
 )
+from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
 from training.data import Example
@@ -29,6 +36,9 @@ BATCH_TOKENS = 4096
 
 Step = Callable[[int, int], None]
 """Called with rows done and rows in all."""
+
+ReadImages = Callable[[Sequence[Any]], Tensor]
+"""Makes the features (images, tokens, width) of what rows hold as their images: ids in data files, else bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +74,15 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     """The side network of a run folder or a downloaded version.
 
     Raises:
-        RunError: it was trained on another backbone or tokenizer, or reads images.
+        RunError: it was trained on another backbone or tokenizer, or reads images of which its task does not know.
         CheckpointError: its weights do not fit or are damaged.
     """
     manifest = artifact.manifest
     _check_backbone(artifact, backbone)
-    if manifest.side.get("visual") is not None:
-        raise RunError(artifact.folder, "it reads images, which rows of text do not have; only `trace` takes it yet")
+    if manifest.side.get("visual") is not None and not manifest.spec.images:
+        raise RunError(
+            artifact.folder, "it reads images, and its task has no images in its rows; only `trace` takes it"
+        )
     if manifest.tokenizer_fingerprint == NO_TOKENIZER:
         why = "made with a backbone folder that had no tokenizer; make it again with one that has"
         raise RunError(artifact.folder, why)
@@ -101,38 +113,105 @@ def _check_backbone(artifact: Artifact, backbone: Backbone) -> None:
         raise RunError(artifact.folder, why)
 
 
+def check_vision(artifact: Artifact, fingerprint: str | None, name: str) -> None:
+    """Check that a side network reads the features of this encoder.
+
+    Args:
+        fingerprint: the encoder's; None where nobody knows which encoder made the features.
+
+    Raises:
+        RunError: it was trained with another encoder.
+    """
+    vision = artifact.manifest.vision
+    if vision is not None and fingerprint is not None and vision.fingerprint != fingerprint:
+        why = f"trained with the vision encoder {vision.name}, and {name} is another, or has another layer or size"
+        raise RunError(artifact.folder, f"{why}; give that one with --vision")
+
+
 def predict(
-    model: Model, backbone: Backbone, tokenizer: Tokenizer, fields: Sequence[dict[str, str]], step: Step | None = None
+    model: Model,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    fields: Sequence[Mapping[str, Any]],
+    step: Step | None = None,
+    read_images: ReadImages | None = None,
 ) -> list[Answer]:
     """As `predict_rows`, the answers alone."""
-    return predict_rows(model, backbone, tokenizer, fields, step)[0]
+    return predict_rows(model, backbone, tokenizer, fields, step, read_images)[0]
 
 
 def predict_rows(
-    model: Model, backbone: Backbone, tokenizer: Tokenizer, fields: Sequence[dict[str, str]], step: Step | None = None
+    model: Model,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    fields: Sequence[Mapping[str, Any]],
+    step: Step | None = None,
+    read_images: ReadImages | None = None,
 ) -> tuple[list[Answer], list[bool]]:
     """Answers in the rows' order; for each row, whether its text was longer than `max_source_tokens`, and so is cut.
 
     Args:
-        fields: rows, as `spec.render` takes them.
+        fields: rows, as `spec.render` takes them, and what `read_images` takes for each of the spec's images.
         step: called after each batch.
+        read_images: for a task with images.
 
     Raises:
         InvalidRow: a row does not fit the spec.
+        InputsError: a task with images, and nothing to read them with.
         NotFiniteError: the side network answered with NaN.
     """
     spec = model.spec
     encoded, truncated = tokenizer.encode_cut([spec.render(row) for row in fields], spec.max_source_tokens)
+    images = _RowImages(spec, fields, read_images, backbone.device)
     answers: dict[int, Answer] = {}
-    for indices in length_batches([len(ids) for ids in encoded], BATCH_TOKENS):
-        rows = [Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer) for index in indices]
-        for index, outcome in zip(indices, answer(backbone, rows), strict=True):
+    for indices in _batches(model, encoded):
+        rows = [
+            Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer, images=images.names[index])
+            for index in indices
+        ]
+        for index, outcome in zip(indices, answer(backbone, rows, encode_images=images.encode), strict=True):
             if isinstance(outcome, Exception):
                 raise outcome
             answers[index] = outcome
         if step is not None:
             step(len(answers), len(encoded))
     return [answers[index] for index in range(len(encoded))], truncated
+
+
+class _RowImages:
+    """Names the images of rows, so that a batch reads each distinct one once."""
+
+    def __init__(
+        self, spec: TaskSpec, rows: Sequence[Mapping[str, Any]], read: ReadImages | None, device: torch.device
+    ) -> None:
+        if spec.images and read is None:
+            raise InputsError(f"task {spec.name} reads images: give an encoder or features for them")
+        self._read = read
+        self._device = device
+        self._values: dict[str, Any] = {}
+        self.names = [tuple(self._name(row[field]) for field in spec.images) for row in rows]
+
+    def encode(self, images: Sequence[tuple[str, str]]) -> Images:
+        assert self._read is not None
+        features = self._read([self._values[name] for _, name in images])
+        return Images(features=features.to(self._device), rows=[(index,) for index in range(len(images))])
+
+    def _name(self, value: str | bytes) -> str:
+        name = hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
+        self._values[name] = value
+        return name
+
+
+def _batches(model: Model, encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of the rows of each batch. With images, equal texts go together: the backbone reads each once a batch."""
+    visual = model.side.config.visual
+    if visual is None:
+        yield from length_batches([len(ids) for ids in encoded], BATCH_TOKENS)
+        return
+    order = sorted(range(len(encoded)), key=lambda index: (len(encoded[index]), tuple(encoded[index])))
+    tokens = visual.tokens * len(model.spec.images)
+    for batch in length_batches([len(encoded[index]) + tokens for index in order], BATCH_TOKENS):
+        yield [order[position] for position in batch]
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from ladder.backbone import full_precision
 from ladder.side import MlpHead, Order, check_order, initialize, magnitude
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
-from training.data import Example
+from training.data import Example, references
 from training.errors import RecipeError
 from training.fisher import Sample, check_has_loss, fisher
 from training.recipe import SAMPLES, Init
@@ -86,7 +86,9 @@ def draw_samples(
     random.Random(f"fisher:{seed}").shuffle(order)
     drawn = [examples[index] for index in order[:count]]
     sources = tokenizer.encode_batch([spec.render(example.fields) for example in drawn], spec.max_source_tokens)
-    targets = tokenizer.encode_targets([target_text(example.target) for example in drawn], spec.max_new_tokens)
+    targets = tokenizer.encode_targets(
+        [target_text(references(example.target)[0]) for example in drawn], spec.max_new_tokens
+    )
     return [Sample(tuple(source), tuple(target)) for source, target in zip(sources, targets, strict=True)]
 
 

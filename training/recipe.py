@@ -11,6 +11,7 @@ from training.errors import RecipeError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` needs the settings alone
     from ladder import SideConfig
+    from ladder.config import VisualConfig
     from side_registry.task import TaskSpec
     from side_registry.task_kinds import TaskKind
 
@@ -18,6 +19,7 @@ Start = Literal["fresh", "pretrained"]
 Init = Literal["random", "magnitude", "fisher"]
 Order = Literal["consistent", "reference"]
 OptimizerName = Literal["adamw", "reference"]
+ImageGate = Literal["damped", "free"]
 
 SAMPLES = 128
 """Default number of rows that Fisher importances are summed over."""
@@ -25,6 +27,8 @@ SAMPLES = 128
 MERGE_LOGIT = -2.0
 """Of the merge gate over its temperature where the start is pretrained: the backbone's own logits times 0.88, which
 moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
+POSITIONS = 100
+"""Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
 SOFTER = 2.0
 """Default temperature of distillation."""
 
@@ -84,6 +88,9 @@ class Recipe:
     """Mix the backbone's last state into the answer (text head only)."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
+    tap_norm: Literal["none", "rms"] = "rms"
+    """What happens to each token's vector before a rung downsamples it: division by its root mean square (rms), or
+    nothing (none, as in the paper). The same for the token embeddings that the side state starts from."""
     start: Start = "fresh"
     """What the answers start from: nothing (fresh), or the backbone's own answers (pretrained, text head only).
     pretrained turns merge_last on. It suits templates that the backbone understands without training."""
@@ -95,10 +102,16 @@ class Recipe:
     """The teacher: backbone (its LM head), the folder of a finished run, or another T5. It teaches where `distill` is
     above 0. backbone: for classification and text. A run: its side network, of the same task and backbone. Another T5:
     its LM head; it must have the same tokenizer."""
+    image_tokens: int = 36
+    """Tokens of each image: the encoder's square grid is max-pooled to as many, a square number."""
+    image_gate: ImageGate = "damped"
+    """What gates do to the state of image tokens, which have no tap: multiply it as the LST authors do (damped), or
+    leave it as it is (free)."""
     dropout: float = 0.1
     """Dropout inside the side network."""
     cache_gb: float = 4.0
-    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none."""
+    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Features of images may
+    have as much again."""
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, ">= 1")
@@ -112,6 +125,7 @@ class Recipe:
         named = isinstance(self.encoder_layers, tuple) or self.encoder_layers in ("auto", "all")
         _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
         _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
+        _check("tap_norm", self.tap_norm, self.tap_norm in ("none", "rms"), "none or rms")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
         orders = get_args(Order)
         _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
@@ -125,14 +139,20 @@ class Recipe:
         softened = self.distill > 0 or self.distill_temperature == SOFTER
         _check("distill", self.distill, softened, "above 0 where there is a distill_temperature")
         _check("start", self.start, self.start in get_args(Start), "fresh or pretrained")
+        square = 1 <= self.image_tokens == math.isqrt(abs(self.image_tokens)) ** 2
+        _check("image_tokens", self.image_tokens, square, "a square number >= 1")
+        _check("image_gate", self.image_gate, self.image_gate in get_args(ImageGate), "damped or free")
         _check("cache_gb", self.cache_gb, 0 <= self.cache_gb < math.inf, ">= 0")
 
-    def side_config(self, spec: "TaskSpec") -> "SideConfig":
+    def side_config(self, spec: "TaskSpec", image_width: int | None = None) -> "SideConfig":
         """The shape of a side network for `spec`.
+
+        Args:
+            image_width: features of one token of an image, for a task with images.
 
         Raises:
             RecipeError: a head, start or teacher that this kind of task cannot have, decoder layers for a head that has
-                no decoder, or batches too small to teach it.
+                no decoder, batches too small to teach it, or a task with images and no width of them.
             SideConfigError: settings that make no side network.
         """
         from ladder import SideConfig
@@ -149,6 +169,11 @@ class Recipe:
         if self.decoder_layers and head != "text":
             rule = f"left out for a {head} head, which has no decoder"
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
+        if spec.images and image_width is None:
+            raise RecipeError("image_width", None, f"that of a vision encoder for {spec.name}, which reads images")
+        if spec.images and self.init == "fisher":
+            rule = f"random or magnitude for {spec.name}: the backbone's own loss sees no images"
+            raise RecipeError("init", self.init, rule)
         self._check_teacher(kind)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":
@@ -168,8 +193,18 @@ class Recipe:
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
             bias=self.bias,
+            tap_norm=self.tap_norm,
             dropout=self.dropout,
+            visual=None if image_width is None or not spec.images else self._visual(len(spec.images), image_width),
         )
+
+    def _visual(self, images: int, width: int) -> "VisualConfig":
+        from ladder.config import VisualConfig
+
+        tokens = self.image_tokens
+        positions = max(tokens, POSITIONS)
+        damped = self.image_gate == "damped"
+        return VisualConfig(features=width, images=images, tokens=tokens, positions=positions, damped=damped)
 
     def _rungs(self, head: str) -> tuple[int, ...] | Literal["half"] | None:
         if isinstance(self.encoder_layers, tuple):

@@ -1,10 +1,11 @@
 """A run folder: what one training run leaves behind, and what `sidecast publish` takes as it is.
 
     run.json                   the settings: task spec, backbone, data, recipe (a run goes on only with the same, or
-                               with more epochs), and where the backbone came from
+                               with more epochs), and where the backbone and the vision encoder came from
     metrics.jsonl              one line an epoch: loss, scores, baseline, peak memory, seconds
     last.safetensors           weights, optimizer and scores after the last whole epoch, which more epochs go on from
     side_network.safetensors   the best epoch's weights
+    golden-0.png ...           images of the golden examples
     manifest.json              written last: a folder that has it is complete
 
 Every file is replaced at once, so an interruption anywhere loses the current epoch at most.
@@ -47,8 +48,13 @@ class RunFolder:
         """Whether the run has its manifest."""
         return (self.path / MANIFEST).is_file()
 
-    def begin(self, settings: Mapping[str, Any], backbone_source: str) -> None:
+    def begin(
+        self, settings: Mapping[str, Any], backbone_source: str, vision_source: Mapping[str, Any] | None = None
+    ) -> None:
         """Make the folder, or go on with one that was begun with the same settings.
+
+        Args:
+            vision_source: where the vision encoder came from, JSON-ready; None: there is none.
 
         Raises:
             RunError: the folder holds another run or other files, or cannot be written.
@@ -56,12 +62,15 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if all(path.suffix == PART for path in self.path.iterdir()):  # empty, or killed during the first write
-                document = {"settings": settings, "backbone_source": backbone_source}
+                sources = {"backbone_source": backbone_source, "vision_source": vision_source}
+                document = {"settings": settings, **{name: at for name, at in sources.items() if at is not None}}
                 self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
                 return
         except OSError as error:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
         before = self._read("settings")
+        if "recipe" in before:  # a run from before this setting reads taps as they are
+            before["recipe"].setdefault("tap_norm", "none")
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
             self._extend(before, settings)
@@ -79,7 +88,7 @@ class RunFolder:
             raise RunError(self.path, f"has no {LAST}, which more epochs go on from; choose another --output")
         done = 0 if last is None else len(last[0])
         extended = [*self.extended, {"epochs": before["recipe"]["epochs"], "done": done}] if done else []
-        document = {"settings": settings, "backbone_source": self.backbone_source(), "extended": extended}
+        document = {**self._document(), "settings": settings, "extended": extended}
         with self.writing(MANIFEST):
             (self.path / MANIFEST).unlink(missing_ok=True)
         self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
@@ -96,6 +105,10 @@ class RunFolder:
             RunError: the folder does not say.
         """
         return str(self._read("backbone_source"))
+
+    def vision_source(self) -> Mapping[str, Any] | None:
+        """Where the run's vision encoder was loaded from; None where the folder does not say. Raises RunError."""
+        return self._document().get("vision_source")
 
     def _read(self, name: str) -> Any:
         try:
@@ -144,6 +157,11 @@ class RunFolder:
         """Store the weights of the best epoch so far, in float32. Raises RunError."""
         with self._replacing(SIDE_NETWORK) as temporary:
             save_side(temporary, side)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file, or replace it. Raises RunError."""
+        with self._replacing(name) as temporary:
+            temporary.write_bytes(data)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[None]:

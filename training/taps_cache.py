@@ -2,6 +2,7 @@
 
 Kept in bfloat16, up to a bound in bytes, shortest rows first; rows past it run through the backbone each time. The
 batches in which they are computed depend on the data alone, so that an interrupted run goes on with the same numbers.
+Rows with images often have the same text: then each distinct text is computed and kept once, and rows read it.
 Rounding moves an activation by at most 0.4 %, in training alone: validation and serving never see this cache.
 """
 
@@ -29,7 +30,13 @@ class TapsCache:
     """Runs the backbone for batches of training rows, or returns the activations it kept."""
 
     def __init__(
-        self, backbone: Backbone, side: SideNetwork, inputs: Sequence[tuple[int, ...]], also: Sequence[int] = ()
+        self,
+        backbone: Backbone,
+        side: SideNetwork,
+        inputs: Sequence[tuple[int, ...]],
+        also: Sequence[int] = (),
+        *,
+        distinct: bool = False,
     ) -> None:
         """Keeps nothing yet; see `fill`.
 
@@ -37,8 +44,15 @@ class TapsCache:
             side: the encoder blocks that it reads are kept.
             inputs: token ids of all rows.
             also: more encoder blocks to keep, where `side` has a decoder.
+            distinct: compute equal inputs once. The numbers then differ by rounding from those of other batches, so
+                tasks without images, where few inputs are equal, do not.
         """
         self._backbone = backbone
+        self._reads: list[int] | None = None
+        if distinct:
+            number = {ids: index for index, ids in enumerate(dict.fromkeys(inputs))}
+            self._reads = [number[ids] for ids in inputs]
+            inputs = list(number)
         self._inputs = inputs
         self._depth = side.encoder_depth
         self._decodes = side.config.has_decoder
@@ -67,6 +81,13 @@ class TapsCache:
 
     def run(self, indices: Sequence[int]) -> BackbonePass:
         """The pass over the inputs with these indices, in this order; kept activations where all of them are kept."""
+        if self._reads is None:
+            return self._run(indices)
+        reads = [self._reads[index] for index in indices]
+        position = {read: row for row, read in enumerate(dict.fromkeys(reads))}
+        return self._run(list(position)).select([position[read] for read in reads])
+
+    def _run(self, indices: Sequence[int]) -> BackbonePass:
         inputs = [self._inputs[index] for index in indices]
         kept = [self._kept[index] for index in indices if index in self._kept]
         if len(kept) == len(indices):

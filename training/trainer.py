@@ -11,12 +11,13 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ladder import NotFiniteError, SideNetwork
+from ladder import Images, NotFiniteError, SideNetwork
 from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
 from side_registry.task_kinds import KINDS
@@ -26,6 +27,7 @@ from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
+    draw_references,
     input_indices,
     least_rows,
     shuffled_batches,
@@ -35,6 +37,7 @@ from training.batches import (
 from training.distillation import Teacher, distillation_of, load_teacher
 from training.errors import RunError
 from training.evaluation import Model, make_answerer, predict, score_answers
+from training.images.inputs import image_ids
 from training.initialization import check_start, start_at_targets, start_at_words, start_side
 from training.job import Job, Progress, Silent
 from training.metrics import rows_to_answer
@@ -50,19 +53,23 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
 
     Raises:
         RunError: the folder holds something else or cannot be written, too few rows, or training diverged.
+        DataError: an image is missing or cannot be decoded.
         RecipeError, SideConfigError: invalid settings of the side network.
     """
     run = RunFolder(output)
     settings = job.settings()
     recipe = job.recipe
-    side_config = recipe.side_config(job.spec).resolve(job.backbone.config)
-    teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer) if recipe.distill else None
+    side_config = job.side_config()
+    teacher = None
+    if recipe.distill:
+        teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer, job.features)
     if teacher is not None:
         settings["teacher"] = teacher.identity  # not its path: a folder may move or change
     if len(job.training.examples) < least_rows(job.spec):
         raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
     check_start(recipe.init, recipe.init_order, job.backbone, job.spec)
-    run.begin(settings, job.backbone_source)
+    encoder_source = None if job.images is None else job.images.encoder_source
+    run.begin(settings, job.backbone_source, None if encoder_source is None else encoder_source.to_dict())
     if run.complete:
         return read_artifact(run.path)
     with torch.random.fork_rng(devices=[]):
@@ -91,14 +98,17 @@ class Trainer:
         self.side = side
         self.progress = progress
         self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
+        self.image_ids = image_ids(job.spec, [example.fields for example in job.training.examples])
         inputs = all_inputs(self.rows)
         unit = start_at_targets(side, job.training.examples) if KINDS[job.spec.kind].has_range else 1.0
         if side.config.words:
             start_at_words(side, job.backbone, inputs)
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         self.optimizer = make_optimizer(recipe.optimizer, side.parameters(), recipe.learning_rate, recipe.weight_decay)
-        self.cache = TapsCache(job.backbone, side, inputs, teacher.layers if teacher else ())
-        self.distillation = distillation_of(recipe, teacher, inputs)
+        layers = teacher.layers if teacher else ()
+        self.cache = TapsCache(job.backbone, side, inputs, layers, distinct=bool(job.spec.images))
+        images = None if job.features is None else self._images
+        self.distillation = distillation_of(recipe, teacher, inputs, images)
         self.inputs_per_row = len(self.rows[0].inputs)
         self.least_rows = least_rows(job.spec)
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
@@ -115,6 +125,9 @@ class Trainer:
         recipe = self.job.recipe
         self._go_on()
         if len(self.scores) < recipe.epochs:
+            if self.job.features is not None:
+                ids = self.job.image_ids(self.job.training, self.job.validation)
+                self.job.features.prepare(ids, self.progress.images)
             if recipe.cache_bytes:
                 self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
             if self.distillation and not KINDS[self.job.spec.kind].makes_text:
@@ -158,9 +171,10 @@ class Trainer:
         recipe = self.job.recipe
         total = 0.0
         self.side.train()
-        batches = shuffled_batches(self.rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
+        rows = draw_references(self.rows, f"{recipe.seed}:{epoch}")
+        batches = shuffled_batches(rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
         for step, indices in enumerate(batches):
-            loss = self._loss(indices)
+            loss = self._loss(rows, indices)
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
             if not math.isfinite(total):
@@ -168,13 +182,20 @@ class Trainer:
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps
 
-    def _loss(self, indices: Sequence[int]) -> torch.Tensor:
+    def _loss(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
         """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
-        targets = target_tensor(self.job.spec, [self.rows[index] for index in indices], self.job.backbone.device)
+        targets = target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
         backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
+        if self.job.features is not None:
+            backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
         if self.distillation is None:
             return self.answerer.loss(backbone_pass, self.side, targets)
         return self.distillation.loss(self.answerer, backbone_pass, self.side, targets, indices)
+
+    def _images(self, indices: Sequence[int]) -> Images:
+        """The images of the rows with these indices."""
+        assert self.job.features is not None
+        return self.job.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
         recipe = self.job.recipe
@@ -190,7 +211,8 @@ class Trainer:
         model = Model(spec=job.spec, side=served, answerer=self.answerer)
         fields = rows_to_answer(job.spec, job.validation.examples)
         try:
-            answers = predict(model, job.backbone, job.tokenizer, fields)
+            read_images = None if job.features is None else job.features.read
+            answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images)
         except NotFiniteError:
             raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
         scores = score_answers(job.spec, answers, job.validation.examples)

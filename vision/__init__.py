@@ -8,7 +8,7 @@ from vision.encoder import VisionEncoder
 from vision.errors import EncoderError, FeaturesError, ImageError, VisionError
 from vision.features import FeatureFile
 from vision.headers import Header, read_header
-from vision.loading import load_encoder
+from vision.loading import count_weights, load_encoder
 from vision.pooling import PAPER_GRID, grid_boxes, pool_grid
 from vision.preprocessing import Preprocessing
 
@@ -24,6 +24,7 @@ __all__ = [
     "Preprocessing",
     "VisionEncoder",
     "VisionError",
+    "count_weights",
     "decode_image",
     "grid_boxes",
     "load_encoder",

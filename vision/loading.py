@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,23 @@ def load_encoder(
     )
 
 
+def count_weights(folder: str | Path) -> int:
+    """Count the numbers in an encoder's weights by the files' headers; a text tower or classifier does not count.
+
+    Raises:
+        EncoderError: as `load_encoder`, of the folder and its config.json.
+    """
+    path = Path(folder).expanduser()
+    family = FAMILIES.get(str(_read_json(path / "config.json").get("model_type")))
+    count = 0
+    for file in _weight_files(path):
+        with _opened(file) as weights:
+            for name in weights.keys():  # noqa: SIM118 - not a dict
+                if family is None or used_name(family, name) is not None:
+                    count += math.prod(weights.get_slice(name).get_shape())
+    return count
+
+
 def fingerprint(settings: str, weights: Mapping[str, Tensor]) -> str:
     """Identify weights and settings, independent of the dtype of computation: "sha256:" and 64 hex digits.
 
@@ -117,19 +136,29 @@ def _load_lite(path: Path, config: Mapping[str, Any], layer: int | None) -> tupl
 
 def _read_weights(path: Path, names: Any) -> dict[str, Tensor]:
     """Read every weight that has a name by `names`, in the dtype of the file."""
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        with _opened(file) as opened:
+            for theirs in opened.keys():  # noqa: SIM118 - not a dict
+                if (ours := names(theirs)) is not None:
+                    weights[ours] = opened.get_tensor(theirs)
+    return weights
+
+
+def _weight_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise EncoderError(f"{path} has no *.safetensors; other files of weights are not read, so convert it")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for theirs in opened.keys():  # noqa: SIM118 - not a dict
-                    if (ours := names(theirs)) is not None:
-                        weights[ours] = opened.get_tensor(theirs)
-        except (SafetensorError, OSError) as error:
-            raise EncoderError(f"{file} is not a whole safetensors file: {error}") from None
-    return weights
+    return files
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(f"{file} is not a whole safetensors file: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -49,6 +49,21 @@ class RMSNorm(nn.Module):
         return self.weight * (hidden * scale).to(self.weight.dtype)
 
 
+def inverse_rms(hidden: Tensor, epsilon: float) -> Tensor:
+    """Return 1 over the root mean square of each vector of (..., width): (..., 1) in float32.
+
+    Args:
+        epsilon: added to the mean square.
+    """
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.rsqrt(length.square() / hidden.shape[-1] + epsilon)
+
+
+def rms_normalized(hidden: Tensor, epsilon: float) -> Tensor:
+    """Divide each vector of (..., width) by its root mean square; see `inverse_rms`."""
+    return (hidden * inverse_rms(hidden, epsilon)).to(hidden.dtype)
+
+
 def fused_linear(hidden: Tensor, *layers: nn.Module) -> list[Tensor]:
     """Apply several linear layers to the same `hidden` (..., in); one result (..., out) each.
 

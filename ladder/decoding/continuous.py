@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ladder.answers import Answer
+from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone
 from ladder.backbone.passes import BackbonePass
 from ladder.decoding.beam_search import BeamSearch
@@ -73,21 +74,32 @@ class RunningTexts:
         return self._running.is_idle and all(search.is_idle for search in self._searches)
 
     @torch.inference_mode()
-    def join(self, texts: Sequence[Text], backbone_pass: BackbonePass, inputs: Sequence[int]) -> None:
+    def join(
+        self,
+        texts: Sequence[Text],
+        backbone_pass: BackbonePass,
+        inputs: Sequence[int],
+        images: Images | None = None,
+    ) -> None:
         """Add texts, which begin with the next step.
 
         Args:
             backbone_pass: of the whole encoder.
             inputs: for each text, the index of the input in `backbone_pass` that it reads.
+            images: of these texts; None where no side network reads images.
         Raises:
             torch.OutOfMemoryError, or on a CPU RuntimeError: no memory for beams. None of the texts has joined then.
         """
-        reads = list(zip(texts, inputs, strict=True))
-        searched = [(text, index) for text, index in reads if text.decoding.num_beams > 1]
+        searched = [number for number, text in enumerate(texts) if text.decoding.num_beams > 1]
         if searched:
-            self._search(searched, backbone_pass)
-        single = [(text, index) for text, index in reads if text.decoding.num_beams == 1]
-        self._running.join([self._row(text) for text, _ in single], backbone_pass, [index for _, index in single])
+            self._search(texts, backbone_pass, inputs, images, searched)
+        single = [number for number, text in enumerate(texts) if text.decoding.num_beams == 1]
+        self._running.join(
+            [self._row(texts[number]) for number in single],
+            backbone_pass,
+            [inputs[number] for number in single],
+            None if images is None else images.select(single),
+        )
 
     def leave(self, texts: Collection[Text]) -> None:
         """Remove texts, at any token: no step returns them any more. Texts that ended are ignored.
@@ -130,19 +142,31 @@ class RunningTexts:
         self._texts[row] = text
         return row
 
-    def _search(self, texts: Sequence[tuple[Text, int]], backbone_pass: BackbonePass) -> None:
-        groups: dict[object, list[tuple[Text, int]]] = {}
-        for text, index in texts:
-            key = (id(text.side), replace(text.decoding, seed=None), text.limit)
-            groups.setdefault(key, []).append((text, index))
+    def _search(
+        self,
+        texts: Sequence[Text],
+        backbone_pass: BackbonePass,
+        inputs: Sequence[int],
+        images: Images | None,
+        numbers: Sequence[int],
+    ) -> None:
+        """Begin a search of some of the texts: those with these numbers. The other arguments are those of `join`."""
+        groups: dict[object, list[int]] = {}
+        for number in numbers:
+            text = texts[number]
+            count = 0 if images is None else len(images.rows[number])
+            key = (id(text.side), replace(text.decoding, seed=None), text.limit, count)
+            groups.setdefault(key, []).append(number)
         segments = []
         for members in groups.values():
-            first = members[0][0]
-            taps = backbone_pass.select([index for _, index in members]).taps
+            first = texts[members[0]]
+            taps = backbone_pass.select([inputs[number] for number in members]).taps
+            if images is not None:
+                taps = replace(taps, images=images.select(members))
             segments.append(Segment(side=first.side, taps=taps, limit=first.limit, decoding=first.decoding))
         self._searches.append(BeamSearch(self._backbone, segments))
         for segment, members in zip(segments, groups.values(), strict=True):
-            self._texts |= {(segment, row): text for row, (text, _) in enumerate(members)}
+            self._texts |= {(segment, row): texts[number] for row, number in enumerate(members)}
 
     def _step_of(self, search: BeamSearch) -> list[Step]:
         try:

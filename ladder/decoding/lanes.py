@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import StaticCache
 from ladder.backbone.model import Taps
 from ladder.decoding.segments import rows_of
@@ -51,23 +52,26 @@ class Lane:
         """Bytes of its keys and values."""
         return 0 if self._cache is None else self._cache.bytes
 
-    def admit(self, rows: Sequence[RunningRow], taps: Taps, inputs: Sequence[int]) -> Failures:
+    def admit(
+        self, rows: Sequence[RunningRow], taps: Taps, inputs: Sequence[int], images: Images | None = None
+    ) -> Failures:
         """Add rows behind the others.
 
         Args:
             taps: the backbone encoder's.
             inputs: for each row, the row of `taps` that it reads.
+            images: of these rows; None: those of the rows of `taps` that they read.
         Returns:
             The rows whose side encoders raised; they do not join.
         """
         try:
             network = joint_network([row.side for row in rows])
-            cross_kv, blocks = network.cross_kv(_encode(network, taps, inputs)), network.decoder_cache().blocks
-            mask = network.memory_mask(taps, inputs)
+            cross_kv, blocks = network.cross_kv(_encode(network, taps, inputs, images)), network.decoder_cache().blocks
+            mask = network.memory_mask(taps, inputs, images)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return self._admit_one_by_one(rows, taps, inputs, error)
+            return self._admit_one_by_one(rows, taps, inputs, images, error)
         cache = self._cache or StaticCache(blocks)
         cache.admit(cross_kv, mask)
         self._cache, self._network = cache, None
@@ -75,13 +79,19 @@ class Lane:
         return []
 
     def _admit_one_by_one(
-        self, rows: Sequence[RunningRow], taps: Taps, inputs: Sequence[int], error: Exception
+        self,
+        rows: Sequence[RunningRow],
+        taps: Taps,
+        inputs: Sequence[int],
+        images: Images | None,
+        error: Exception,
     ) -> Failures:
         if len(rows) == 1:
             return [(rows[0], error)]
-        return [
-            failure for row, index in zip(rows, inputs, strict=True) for failure in self.admit([row], taps, [index])
-        ]
+        failures: Failures = []
+        for number, (row, index) in enumerate(zip(rows, inputs, strict=True)):
+            failures += self.admit([row], taps, [index], None if images is None else images.select([number]))
+        return failures
 
     def drop(self, gone: Collection[RunningRow]) -> list[int]:
         """Remove rows; others may move to their indices. Returns each remaining row's index before."""
@@ -153,10 +163,10 @@ def joint_network(sides: Sequence[Side]) -> SideNetwork | StackedBatch:
     return StackedBatch(stacked) if stacked else cast(SideNetwork, sides[0])
 
 
-def _encode(network: SideNetwork | StackedBatch, taps: Taps, inputs: Sequence[int]) -> Tensor:
-    """The side encoders' states (B, S, d) of rows that read the rows `inputs` of `taps`."""
+def _encode(network: SideNetwork | StackedBatch, taps: Taps, inputs: Sequence[int], images: Images | None) -> Tensor:
+    """The side encoders' states (B, S, d) of rows that read the rows `inputs` of `taps`, and `images`."""
     if isinstance(network, StackedBatch) or network.config.visual is not None:
-        return network.encode(taps, inputs)
+        return network.encode(taps, inputs, images)
     if list(inputs) != list(range(len(taps.mask))):
         taps = taps.select(torch.tensor(inputs, device=taps.mask.device))
     return network.encode(taps)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, StaticCache
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.passes import BackbonePass
@@ -41,11 +42,14 @@ class _Group:
     taps: Taps
     rows: list[RunningRow] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
+    images: Images | None = None
+    """Of its rows; None: those of the rows of `taps` that they read."""
 
     def drop(self, gone: Collection[RunningRow]) -> None:
-        left = [(row, index) for row, index in zip(self.rows, self.inputs, strict=True) if row not in gone]
-        self.rows = [row for row, _ in left]
-        self.inputs = [index for _, index in left]
+        left = [number for number, row in enumerate(self.rows) if row not in gone]
+        self.rows = [self.rows[number] for number in left]
+        self.inputs = [self.inputs[number] for number in left]
+        self.images = None if self.images is None else self.images.select(left)
 
 
 class RunningRows:
@@ -73,22 +77,36 @@ class RunningRows:
         """True where the next step has nothing to do and nothing to return."""
         return not (self._rows or self._waiting or self._results)
 
-    def join(self, rows: Sequence[RunningRow], backbone_pass: BackbonePass, inputs: Sequence[int]) -> None:
-        """Add rows, which begin with the next step.
+    def join(
+        self,
+        rows: Sequence[RunningRow],
+        backbone_pass: BackbonePass,
+        inputs: Sequence[int],
+        images: Images | None = None,
+    ) -> None:
+        """Add rows, which begin with the next step. Rows with too few or too many images fail alone.
 
         Args:
             backbone_pass: of the whole encoder.
             inputs: for each row, the index of the input in `backbone_pass` that it reads.
+            images: of these rows; None: those of the inputs that they read.
         """
-        groups: dict[object, _Group] = {}
-        for row, index in zip(rows, inputs, strict=True):
+        groups: dict[object, list[int]] = {}
+        for number, row in enumerate(rows):
             if row.limit < 1:
                 self._results.append(StepResult(row, None, ()))
                 continue
-            group = groups.setdefault(lane_key(row.side), _Group(backbone_pass.taps))
-            group.rows.append(row)
-            group.inputs.append(index)
-        self._waiting += groups.values()
+            count = 0 if images is None else len(images.rows[number])
+            groups.setdefault((lane_key(row.side), count), []).append(number)
+        for numbers in groups.values():
+            self._waiting.append(
+                _Group(
+                    backbone_pass.taps,
+                    [rows[number] for number in numbers],
+                    [inputs[number] for number in numbers],
+                    None if images is None else images.select(numbers),
+                )
+            )
 
     @torch.inference_mode()
     def leave(self, rows: Collection[RunningRow]) -> None:
@@ -138,7 +156,7 @@ class RunningRows:
         """Have all of them join or, without memory, none: `_settle` takes them out of the lane then."""
         key = lane_key(group.rows[0].side)
         lane = self._lanes.get(key) or Lane()
-        failures = dict(lane.admit(group.rows, group.taps, group.inputs))
+        failures = dict(lane.admit(group.rows, group.taps, group.inputs, group.images))
         joining = [(row, index) for row, index in zip(group.rows, group.inputs, strict=True) if row not in failures]
         if joining:
             inputs = [index for _, index in joining]

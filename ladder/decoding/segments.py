@@ -1,7 +1,7 @@
 """Segments: adjacent rows of one side network that are decoded alike, with its faults kept from its neighbours."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -25,7 +25,7 @@ class Segment:
 
     side: Side
     taps: Taps
-    """Encoder taps of its rows, padded as the other segments' are."""
+    """Encoder taps of its rows, padded as the other segments' are. `begin` reads their images and forgets them."""
     limit: int
     """Most new tokens."""
     decoding: Generation = field(default_factory=Generation)
@@ -55,6 +55,7 @@ class Segment:
         self.memory = self.side.encode(self.taps)
         self.memory_mask = self.side.memory_mask(self.taps)
         self.cache = self.side.decoder_cache()
+        self.taps = replace(self.taps, images=None)
 
     def keep(self, rows: Tensor, beams: Tensor) -> None:
         """Keep some rows alone.

@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from ladder.backbone.families import family_of
 from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache
-from ladder.backbone.layers import BlockShape, RelativeBias, RMSNorm, causal_bias, cross_kv, padding_bias
+from ladder.backbone.layers import (
+    BlockShape,
+    RelativeBias,
+    RMSNorm,
+    causal_bias,
+    cross_kv,
+    inverse_rms,
+    padding_bias,
+    rms_normalized,
+)
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.rows import take
 from ladder.config import BackboneConfig, SideConfig
@@ -30,6 +39,8 @@ class Rung(nn.Module):
         self.temperature = config.gate_temperature
         self.mix_after = config.mix_after
         self.damped = config.visual is None or config.visual.damped
+        self.tap_norm = config.tap_norm
+        self.epsilon = shape.epsilon
         self.downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.block = family_of(backbone).block(shape, backbone, decoder=decoder)
         start = torch.full((shape.width if config.gate_form == "channel" else 1,), config.gate_start)
@@ -66,12 +77,21 @@ class Rung(nn.Module):
         Args:
             inputs: for each row, the row of `tap` that it reads; None: row i reads row i.
         """
-        down = self.downsample(tap.to(side.dtype))
+        down = self._down(tap.to(side.dtype))
         if inputs is not None:
             down = take(down, inputs)
         if self.mix_after:
             return self.mix(self.block(side, bias, *decoder_inputs), down)
         return self.block(self.mix(side, down), bias, *decoder_inputs)
+
+    def _down(self, tap: Tensor) -> Tensor:
+        """Downsample (B, S, D) to (B, S, d)."""
+        if self.tap_norm == "none":
+            return self.downsample(tap)
+        # scaled after the product: the backward pass then keeps the tap itself, not a scaled copy at its width
+        down = F.linear(tap, self.downsample.weight) * inverse_rms(tap, self.epsilon)
+        down = down.to(tap.dtype)
+        return down if self.downsample.bias is None else down + self.downsample.bias
 
 
 class SideStack(nn.Module):
@@ -85,6 +105,8 @@ class SideStack(nn.Module):
         shape = side_shape(config, backbone)
         self.layers = layers
         self.dropout = config.dropout
+        self.tap_norm = config.tap_norm
+        self.epsilon = shape.epsilon
         self.first_downsample = nn.Linear(backbone.d_model, shape.width, bias=config.bias)
         self.rungs = nn.ModuleList(Rung(config, backbone, shape, decoder=decoder) for _ in layers)
         if layers:
@@ -102,10 +124,11 @@ class SideStack(nn.Module):
             inputs: for each row, the row of `taps` that it reads; None: row i reads row i. A row of the taps that
                 several rows read is downsampled once.
         """
+        embeddings = self._embeddings(taps)
         if visual is None or inputs is not None:
-            side = self._start(taps.embeddings)
+            side = self._start(embeddings)
         else:
-            side = self._start(torch.cat([taps.embeddings.to(visual.dtype), visual], 1))
+            side = self._start(torch.cat([embeddings.to(visual.dtype), visual], 1))
         if inputs is not None:
             side = take(side, inputs)
             side = side if visual is None else torch.cat([side, self._start(visual)], 1)
@@ -122,7 +145,7 @@ class SideStack(nn.Module):
 
     def decode(self, taps: Taps, memory: Tensor, memory_mask: Tensor, cache: DecoderCache | None) -> Tensor:
         """Return the side decoder's state (B, T, d) after the final norm. `memory` (B, S, d) is the side encoder's."""
-        side = self._start(taps.embeddings)
+        side = self._start(self._embeddings(taps))
         queries = taps.mask.shape[1]
         keys = (cache.length if cache else 0) + queries
         if self.layers:
@@ -137,8 +160,15 @@ class SideStack(nn.Module):
             cache.length = keys
         return self._finish(side)
 
+    def _embeddings(self, taps: Taps) -> Tensor:
+        """The embeddings of text tokens (B, S, D), as the first downsample reads them.
+
+        Those of image tokens are made of RMS norms' outputs, whatever `tap_norm` says.
+        """
+        embeddings = taps.embeddings.to(self.first_downsample.weight.dtype)
+        return rms_normalized(embeddings, self.epsilon) if self.tap_norm == "rms" else embeddings
+
     def _start(self, embeddings: Tensor) -> Tensor:
-        embeddings = embeddings.to(self.first_downsample.weight.dtype)
         return self.first_downsample(F.dropout(embeddings, self.dropout, self.training))
 
     def _finish(self, side: Tensor) -> Tensor:

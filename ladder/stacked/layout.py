@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ladder.backbone.families.t5 import BiasedBlock
 from ladder.backbone.layers import Block, RelativeBias, RMSNorm
-from ladder.config import BackboneConfig, VisualConfig
+from ladder.config import BackboneConfig, TapNorm, VisualConfig
 from ladder.side.network import Rung, SideNetwork, SideStack, side_shape
 from ladder.side.visual import BOX, VisualEmbedding
 
@@ -42,6 +42,7 @@ class StackShape:
     """Each rung has a relative bias, instead of each stack."""
     buckets: int
     max_distance: int
+    tap_norm: TapNorm = "none"
     visual: VisualConfig | None = None
 
     @property
@@ -104,6 +105,7 @@ def shape_of(side: SideNetwork, backbone: BackboneConfig) -> StackShape | None:
         own_biases=BiasedBlock in blocks,
         buckets=backbone.relative_attention_num_buckets,
         max_distance=backbone.relative_attention_max_distance,
+        tap_norm=config.tap_norm,
         visual=config.visual,
     )
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ladder.backbone.images import Images
 from ladder.backbone.kv_cache import CrossKV, DecoderCache, KeyValues
-from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias
+from ladder.backbone.layers import causal_bias, gelu_tanh, padding_bias, rms_normalized
 from ladder.backbone.model import Taps
 from ladder.backbone.rows import adjacent
 from ladder.config import SideConfig
@@ -147,7 +147,8 @@ class StackedBatch:
             name = f"encoder.{index}"
             if bias is None or self.shape.own_biases:
                 bias = self._relative(name, tokens, tokens) + padding
-            self._rung(name, state, reads.of_runs(taps.blocks[layer]), partial(self._encoder_attend, name, bias))
+            down = reads.of_runs(self._normalized(taps.blocks[layer]))
+            self._rung(name, state, down, partial(self._encoder_attend, name, bias))
         return self._to_row_order(self._norm(state))
 
     def _encode_visual(self, taps: Taps, inputs: Sequence[int] | None, images: Images) -> Tensor:
@@ -155,7 +156,8 @@ class StackedBatch:
         order = self._order if inputs is None else [inputs[row] for row in self._order]
         images = images.select(self._order)
         reads = SharedReads(self._layout, self._slots, order, self._device)
-        text = reads.of_rows(reads.read("encoder.start", taps.embeddings)) + self._vector("encoder.start.bias")
+        text = reads.of_rows(reads.read("encoder.start", self._normalized(taps.embeddings)))
+        text = text + self._vector("encoder.start.bias")
         state = torch.cat([text, self._visual(images)], 1)
         tokens = text.shape[1]
         behind = state.shape[1] - tokens
@@ -165,7 +167,7 @@ class StackedBatch:
             name = f"encoder.{index}"
             if bias is None or self.shape.own_biases:
                 bias = F.pad(self._relative(name, tokens, tokens), (0, behind, 0, behind)) + padding
-            down = reads.of_rows(reads.read(f"{name}.down", taps.blocks[layer]))
+            down = reads.of_rows(reads.read(f"{name}.down", self._normalized(taps.blocks[layer])))
             self._rung(name, state, down, partial(self._encoder_attend, name, bias))
         return self._to_row_order(self._norm(state))
 
@@ -217,7 +219,8 @@ class StackedBatch:
                 bias = self._to_row_order(self._relative(name, queries, keys)) + visible
             self_attention = partial(self._decoder_attend, name, bias, cache.own[index] if cache else None)
             cross_attention = partial(self._cross_attend, name, memory_bias, *cross_kv[index])
-            self._rung(name, state, reads.of_runs(taps.blocks[layer]), self_attention, cross_attention)
+            down = reads.of_runs(self._normalized(taps.blocks[layer]))
+            self._rung(name, state, down, self_attention, cross_attention)
         if cache:
             cache.length = keys
         upsampled = self._products.matmul("upsample", self._norm(state))
@@ -248,8 +251,12 @@ class StackedBatch:
     def _start(self, stack: str, taps: Taps, reads: Gather) -> Tensor:
         name = f"{stack}.start"
         tokens = taps.embeddings.shape[1]
-        state = self._products.matmul_runs(name, reads.of_runs(taps.embeddings), tokens)
+        state = self._products.matmul_runs(name, reads.of_runs(self._normalized(taps.embeddings)), tokens)
         return state.add_(self._vector(f"{name}.bias"))
+
+    def _normalized(self, tap: Tensor) -> Tensor:
+        """A tap (N, T, D) as downsamples read it: normalized once, however many side networks read it."""
+        return rms_normalized(tap, self.shape.epsilon) if self.shape.tap_norm == "rms" else tap
 
     def _visual(self, images: Images) -> Tensor:
         """The first state of the tokens of images, (B, N, d); each side network embeds an image once.

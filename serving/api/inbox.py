@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from serving.api.status import code_of
-from serving.api.wire import check_values
+from serving.api.wire import PAUSE_VALUES, check_values, has_at_most
 from serving.errors import InvalidInput, ServingError, TooManyBytes
 from serving.metrics import Metrics
 
@@ -23,7 +23,8 @@ SMALL_BYTES = 4096
 INLINE_BYTES = 2**16
 """Messages up to this size are decoded on the event loop, in about a millisecond at most."""
 COUNTED_BYTES = 2**18
-"""In larger messages the values are counted before they are decoded."""
+"""In larger messages the values are counted before they are decoded; first up to PAUSE_VALUES on the event loop, which
+is enough for images."""
 RETRY_S = 1.0
 """When a caller may try again who found too many bytes in flight."""
 
@@ -45,7 +46,8 @@ class Inbox:
         self._left = asyncio.Event()
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-        """For messages whose values are counted first: that takes up to two seconds, and smaller ones do not wait."""
+        """For messages of many values, which are counted first: that takes up to two seconds, and smaller ones and
+        images do not wait."""
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -76,8 +78,10 @@ class Inbox:
         """
         if len(data) <= INLINE_BYTES:
             return _decoded(data, kind)
-        thread = self._counter if len(data) > COUNTED_BYTES else self._decoder
-        return await asyncio.get_running_loop().run_in_executor(thread, _decoded, data, kind)
+        loop = asyncio.get_running_loop()
+        if len(data) <= COUNTED_BYTES or has_at_most(data, kind.DESCRIPTOR, PAUSE_VALUES):
+            return await loop.run_in_executor(self._decoder, _decoded, data, kind)
+        return await loop.run_in_executor(self._counter, _counted, data, kind)
 
     def count_refusal(self, error: ServingError) -> None:
         """Count a request that was refused before its task was known."""
@@ -141,9 +145,12 @@ class Messages(AsyncIterator[Request]):
                 await close()
 
 
+def _counted(data: bytes, kind: type[Request]) -> Request:
+    check_values(data, kind.DESCRIPTOR)
+    return _decoded(data, kind)
+
+
 def _decoded(data: bytes, kind: type[Request]) -> Request:
-    if len(data) > COUNTED_BYTES:
-        check_values(data, kind.DESCRIPTOR)
     try:
         return kind.FromString(data)
     except DecodeError as error:

@@ -33,6 +33,9 @@ from side_registry.task import TaskRef
 
 PAUSE_ROWS = 256
 """Rows of a message that are read, or numbers of an answer that are written, before other calls go on."""
+SHOWN_NAME = 80
+"""Characters of a row's name in an error."""
+GIVE_ONE = "give exactly one of fields, text and prompt"
 
 
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
@@ -140,7 +143,7 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
     """The rows of a message; other calls go on meanwhile. Raises InvalidInput: a row is empty, or ambiguous."""
     inputs: list[InputRow] = []
     for index, row in enumerate(rows):
-        if index % PAUSE_ROWS == PAUSE_ROWS - 1:
+        if row.images or index % PAUSE_ROWS == PAUSE_ROWS - 1:  # an image may have megabytes, which are copied
             await asyncio.sleep(0)
         inputs.append(_read_row(row, f"rows[{index}]"))
     return inputs
@@ -148,12 +151,21 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
     whole = row.WhichOneof("whole")
-    if bool(row.fields) == bool(whole):
-        fault = "has more than one of fields, text and prompt" if whole else "is empty"
-        raise InvalidInput(where, f"{fault}; give exactly one of fields, text and prompt")
+    if row.fields and whole:
+        raise InvalidInput(where, f"has more than one of fields, text and prompt; {GIVE_ONE}")
+    if not (row.fields or whole or row.images):
+        raise InvalidInput(where, f"is empty; {GIVE_ONE}")
     if whole == "text":
+        if row.images:
+            raise InvalidInput(where, "has images beside text; give the text by its name in fields")
         return row.text
-    return Prompt(row.prompt) if whole else dict(row.fields)
+    images = dict(row.images)
+    if whole:
+        return Prompt(row.prompt, images)
+    fields = dict(row.fields)
+    if both := fields.keys() & images.keys():
+        raise InvalidInput(f"{where}.{min(both)[:SHOWN_NAME]}", "is in both fields and images; give it once")
+    return {**fields, **images}
 
 
 def read_generation(message: pb.Generation) -> DecodingOverrides:

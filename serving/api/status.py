@@ -52,6 +52,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.StoreFailed: StatusCode.UNAVAILABLE,
     serving.DeadlineExpired: StatusCode.DEADLINE_EXCEEDED,
     serving.SideFailed: StatusCode.INTERNAL,
+    serving.ImageFailed: StatusCode.INTERNAL,
 }
 """A class is listed for its subclasses too."""
 

@@ -76,12 +76,20 @@ def check_values(data: bytes, message: Any, most: int = MAX_VALUES) -> None:
         InvalidInput: there are more than `most`, a map has more than MAX_MAP entries, or a string that is no text of a
             row has more than MAX_NAME_BYTES.
     """
-    try:
-        too_many = _exceeds(data, message, most)
-    except IndexError:  # it ends too soon, which decoding says better
-        return
-    if too_many:
+    if not has_at_most(data, message, most):
         raise InvalidInput("request", f"holds more than {most:,} values; send it in parts")
+
+
+def has_at_most(data: bytes, message: Any, most: int) -> bool:
+    """Whether a message has at most so many values. Up to PAUSE_VALUES it does not pause, and takes a millisecond.
+
+    Raises:
+        InvalidInput: of what was counted, a map or a string is too large, as `check_values` says.
+    """
+    try:
+        return not _exceeds(data, message, most)
+    except IndexError:  # it ends too soon, which decoding says better
+        return True
 
 
 def _exceeds(data: bytes, message: Descriptor, most: int) -> bool:

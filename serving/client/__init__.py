@@ -35,6 +35,7 @@ from serving.client.errors import (
     VersionInUseError,
     VersionRefusedError,
 )
+from serving.client.images import ImageInput
 from serving.client.requests import AFFINITY
 from serving.client.results import (
     Answer,
@@ -68,6 +69,7 @@ __all__ = [
     "DrainingError",
     "Embedding",
     "GeneratedText",
+    "ImageInput",
     "IncompatibleSideError",
     "InternalError",
     "InvalidArtifactError",

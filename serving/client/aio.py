@@ -4,7 +4,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
-from serving.client.arguments import check_timeout, read_decoding
+from serving.client.arguments import check_timeout, need_work, read_decoding
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
@@ -46,9 +47,9 @@ class AsyncClient(_Caller):
         """As `Client.predict`."""
         timeout = self._timeout(timeout)
         decoding = read_decoding(decoding, generation)
-        return await self._do(
-            calls.predict(task, rows, version, alias, timeout, decoding, priority, route_key), timeout
-        )
+        how = (version, alias, timeout, decoding, priority, route_key)
+        call = await _built(rows, partial(calls.predict, task, rows, *how))
+        return await self._do(call, timeout)
 
     async def predict_tasks(
         self,
@@ -64,7 +65,8 @@ class AsyncClient(_Caller):
         """As `Client.predict_tasks`."""
         timeout = self._timeout(timeout)
         decoding = read_decoding(decoding, generation)
-        return await self._do(calls.predict_tasks(tasks, rows, timeout, decoding, priority, route_key), timeout)
+        call = await _built(rows, partial(calls.predict_tasks, tasks, rows, timeout, decoding, priority, route_key))
+        return await self._do(call, timeout)
 
     def stream(
         self,
@@ -79,7 +81,10 @@ class AsyncClient(_Caller):
         route_key: str = "",
         generation: Mapping[str, Any] | None = None,
     ) -> AsyncTextStream:
-        """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`."""
+        """As `Client.stream`: `async for piece in client.stream(...)`, `await stream.result()`.
+
+        Image files are read before it returns, on the event loop; give bytes where that may take long.
+        """
         timeout = self._timeout(timeout)
         decoding = read_decoding(decoding, generation)
         call = calls.stream(task, row, version, alias, timeout, decoding, priority, route_key)
@@ -209,3 +214,8 @@ class AsyncClient(_Caller):
         except grpc.aio.AioRpcError:
             return False
         return response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def _built(rows: object, build: Callable[[], Call[Result]]) -> Call[Result]:
+    """A call of these rows; on a thread where it reads or encodes images."""
+    return await asyncio.to_thread(build) if need_work(rows) else build()

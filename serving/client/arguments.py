@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from protos import sidecast_pb2 as pb
 from serving.client.errors import InvalidInputError, InvalidNameError
+from serving.client.images import image_bytes, is_image, needs_work
 from serving.client.results import Prompt, Row
 from serving.client.routes import RATES, Bounds, Route, read_rate, read_shares
 
@@ -137,18 +138,44 @@ def write_rows(rows: Sequence[Row]) -> list[pb.Row]:
 
 
 def write_row(row: Row, where: str) -> pb.Row:
-    """One row as a message. `where` names it in the InvalidInputError."""
+    """One row as a message. Reads the files of its images. `where` names it in the InvalidInputError."""
     try:
         match row:
             case str():
                 return pb.Row(text=row)
             case Prompt():
-                return pb.Row(prompt=row.text)
+                return pb.Row(prompt=row.text, images=_write_images(row.images, where))
             case Mapping():
-                return pb.Row(fields=row)
+                images = {name: value for name, value in row.items() if is_image(value)}
+                texts: Any = {name: value for name, value in row.items() if name not in images}
+                return pb.Row(fields=texts, images=_write_images(images, where))
     except (TypeError, UnicodeEncodeError) as error:
         raise _invalid(where, f"cannot be sent as text: {error}") from None
     raise _invalid(where, f"must be a text, fields by name, or a Prompt, got {type(row).__name__}")
+
+
+def _write_images(images: Mapping[str, Any], where: str) -> dict[str, bytes]:
+    """The bytes of each image. Raises InvalidInputError: one is no image, or its file cannot be read."""
+    if not isinstance(images, Mapping):
+        raise _invalid(f"{where}.images", f"must be images by name, got {type(images).__name__}")
+    written: dict[str, bytes] = {}
+    for name, value in images.items():
+        field = f"{where}.{name if _is_word(name) else _shown(name)}"
+        if not is_image(value):
+            raise _invalid(field, f"must be bytes, a path or a PIL.Image, got {type(value).__name__}")
+        try:
+            written[name] = image_bytes(value)
+        except ValueError as error:
+            raise _invalid(field, str(error)) from None
+    return written
+
+
+def need_work(rows: object) -> bool:
+    """Whether images of some rows must be read or encoded first, which may take long."""
+    if not isinstance(rows, Sequence):
+        return False
+    values = (row.images if isinstance(row, Prompt) else row for row in rows)
+    return any(needs_work(value) for row in values if isinstance(row, Mapping) for value in row.values())
 
 
 def write_refs(tasks: Sequence[str]) -> list[pb.TaskRef]:

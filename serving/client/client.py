@@ -57,6 +57,10 @@ class Client(_Caller):
         """Answer rows of one task. `task` is `sst2` (its production version), `sst2@canary` or `sst2:7`.
 
         Args:
+            rows: texts, for a task of one field; or values by name, texts and images: `{"question": "what is this?",
+                "image": Path("cat.jpg")}`. An image is the bytes of a JPEG, PNG or WebP file, a path, whose file is
+                read, or a PIL.Image, which is sent as PNG. A str is a text, and never opened or fetched. Or whole
+                prompts, `Prompt(text)`.
             timeout: seconds; None: the client's.
             decoding: settings of texts that replace the task's: `{"num_beams": 4}`, `{"do_sample": True,
                 "temperature": 0.7, "seed": 1}`. Named as in Hugging Face's GenerationConfig.
@@ -86,7 +90,7 @@ class Client(_Caller):
 
         Args:
             decoding: as of `predict`; only text tasks use it.
-            priority, route_key, generation: as of `predict`.
+            rows, priority, route_key, generation: as of `predict`.
         Returns:
             By task as asked: its answers, or the SidecastError with which it failed.
         Raises:

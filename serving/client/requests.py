@@ -50,8 +50,8 @@ from serving.client.responses import (
 CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 AFFINITY = "sidecast-affinity"
-"""Metadata of a call about one row: a hash of the row. A load balancer that hashes by it sends equal rows to the same
-server, which has their activations in its cache."""
+"""Metadata of a call about one row: a hash of the row, or of its images where it has some. A load balancer that hashes
+by it sends equal rows, and all questions about one image, to the same server, which has them in its caches."""
 
 Result = TypeVar("Result")
 
@@ -226,7 +226,9 @@ def _affinity(rows: Sequence[pb.Row]) -> tuple[tuple[str, str], ...]:
     """Metadata of a call about these rows; empty for several rows, which any server may answer."""
     if len(rows) != 1:
         return ()
-    digest = hashlib.blake2b(rows[0].SerializeToString(deterministic=True), digest_size=8)
+    [row] = rows
+    shared = pb.Row(images=row.images) if row.images else row
+    digest = hashlib.blake2b(shared.SerializeToString(deterministic=True), digest_size=8)
     return ((AFFINITY, digest.hexdigest()),)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, overload
 
+from serving.client.images import ImageInput
 from serving.client.routes import Route
 
 
@@ -13,10 +14,15 @@ class Prompt:
     """A row that is a whole prompt: the task's template is not applied."""
 
     text: str
+    images: Mapping[str, ImageInput] = field(default_factory=dict, hash=False)
+    """By name, for tasks that read images."""
 
 
-Row = str | Mapping[str, str] | Prompt
-"""The value of the template's only field; or a value per field; or a whole prompt."""
+Row = str | Mapping[str, str | ImageInput] | Prompt
+"""The value of the template's only field; or a value per field; or a whole prompt.
+
+A value is a text, or an image: bytes, a path (`os.PathLike`), or a PIL.Image. A str is always a text.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,13 @@ class TaskSpec:
     """The column of data files that holds the expected answer."""
     metric: str
     """What evaluation reports."""
+    images: tuple[str, ...] = ()
+    """Names of a row's images, in the order in which the task reads them."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All that a row needs: the template's fields, then the images."""
+        return (*self.fields, *self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,9 @@ def settings_of(config: ServeConfig) -> Document:
     for group, default in [(config, defaults), *((getattr(config, g), getattr(defaults, g)) for g in GROUPS)]:
         for name in (field.name for field in fields(group) if field.name not in GROUPS):
             value = getattr(group, name)
-            if name not in NOT_OF_REPLICAS and value != getattr(default, name):
+            if name == "vision" and value:
+                settings[name] = str(Path(value).expanduser().resolve())
+            elif name not in NOT_OF_REPLICAS and value != getattr(default, name):
                 settings[name] = _tables(value) if name == "task_limits" else value
     return settings
 

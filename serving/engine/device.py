@@ -16,6 +16,7 @@ from ladder.backbone import pick_dtype, read_json, resolve_folder
 from ladder.backbone.families import read_config
 from serving.config import ServeConfig
 from serving.errors import StartError
+from vision import count_weights
 
 CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
@@ -63,20 +64,24 @@ def pick_device(name: str) -> str:
 
 
 def check_fits(config: ServeConfig, device: str) -> None:
-    """Check that the backbone fits on the device.
+    """Check that the backbone fits on the device, with the vision encoder where the settings name one.
 
     Raises:
-        BackboneTooLarge: its weights alone are larger than what is free.
-        BackboneError: there is no such backbone.
+        BackboneTooLarge: their weights alone are larger than what is free.
+        BackboneError, EncoderError: there is no such backbone or encoder.
     """
     settings = read_config(read_json(resolve_folder(config.backbone) / "config.json"))
     with torch.device("meta"):
         count = sum(weight.numel() for weight in Backbone(settings, name=config.backbone).parameters())
-    bits = BITS.get(config.quantize) or 8 * pick_dtype(config.dtype, torch.device(device)).itemsize
-    needed = count * bits // 8
+    itemsize = pick_dtype(config.dtype, torch.device(device)).itemsize
+    needed = count * (BITS.get(config.quantize) or 8 * itemsize) // 8
+    name = config.backbone
+    if config.images.vision:
+        needed += count_weights(config.images.vision) * itemsize
+        name = f"{name} with vision encoder {config.images.vision}"
     free = free_bytes(device)
     if needed > free:
-        raise BackboneTooLarge(config.backbone, needed, device, free)
+        raise BackboneTooLarge(name, needed, device, free)
 
 
 def free_bytes(device: str) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from ladder.answering import Generate, Group, plan, score
 from ladder.answers import Answer, TextAnswer
-from ladder.backbone import Backbone, BackbonePass, pass_bytes
+from ladder.backbone import Backbone, BackbonePass, Images, pass_bytes
 from ladder.decoding import RunningTexts, Text
 from ladder.errors import is_out_of_memory
 from ladder.stacked import StackedSide
@@ -24,6 +24,7 @@ from serving.engine.activation_cache import ActivationCache
 from serving.engine.cached_backbone import CachedBackbone, Encode
 from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import IncrementalDetokenizer, Piece
+from serving.engine.images import odd_rows, stack_images
 from serving.engine.outcomes import checked, log_failures
 from serving.engine.rows import Deliver, EngineRow, Event, Resident
 from serving.errors import OutOfMemory, PassTooLarge, SideFailed
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 USUAL_TOKENS = 512
 """Rows up to this length have `side_timeout_s`; longer ones have proportionally more."""
+
+IMAGE_COPIES = 3
+"""Copies of a batch's features at a time: stacked, in the backbone's dtype, and as a side network pools them."""
 
 
 class Engine:
@@ -123,6 +127,9 @@ class Engine:
     def _answer(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
         """Answer, or begin, new rows, in parts that fit the memory of a pass."""
         rows = self._reject_open(rows, deliver)
+        if any(row.images for row in rows) and (odd := odd_rows(rows)):
+            deliver(list(odd.items()))
+            rows = [row for row in rows if row not in odd]
         for part in self._parts(self._reject_too_large(rows, deliver)):
             self._answer_part(part, deliver)
 
@@ -148,9 +155,9 @@ class Engine:
     def _reject_too_large(self, rows: Sequence[EngineRow], deliver: Deliver) -> list[EngineRow]:
         """Fail the rows that need too much memory even alone; returns the others."""
         rejected = {
-            row: PassTooLarge(row.tokens, needed, int(self._pass_bytes))
+            row: PassTooLarge(row.side_tokens, needed, int(self._pass_bytes))
             for row in rows
-            if (needed := self._estimate(1, row.tokens)) > self._pass_bytes
+            if (needed := self._estimate(1, row.side_tokens, row.image_numbers)) > self._pass_bytes
         }
         if rejected:
             deliver(list(rejected.items()))
@@ -158,19 +165,32 @@ class Engine:
 
     def _parts(self, rows: Sequence[EngineRow]) -> list[Sequence[EngineRow]]:
         """Divide a batch so that each part fits the memory of a pass; nearly always it is one part, in its order."""
-        if not rows or self._estimate(len(rows), max(row.tokens for row in rows)) <= self._pass_bytes:
-            return [rows] if rows else []
+        if not rows:
+            return []
+        numbers = sum(row.image_numbers for row in rows)
+        if self._estimate(len(rows), max(row.side_tokens for row in rows), numbers) <= self._pass_bytes:
+            return [rows]
         parts: list[Sequence[EngineRow]] = []
         part: list[EngineRow] = []
-        for row in sorted(rows, key=lambda row: row.tokens):
-            if part and self._estimate(len(part) + 1, row.tokens) > self._pass_bytes:
+        numbers = 0
+        for row in sorted(rows, key=lambda row: row.side_tokens):
+            numbers += row.image_numbers
+            if part and self._estimate(len(part) + 1, row.side_tokens, numbers) > self._pass_bytes:
                 parts.append(part)
                 part = []
+                numbers = row.image_numbers
             part.append(row)
         return [*parts, part]
 
-    def _estimate(self, rows: int, tokens: int) -> int:
-        return pass_bytes(self.backbone.config, rows, tokens, self.backbone.dtype.itemsize)
+    def _estimate(self, rows: int, tokens: int, image_numbers: int = 0) -> int:
+        """Bytes that a pass needs.
+
+        Args:
+            tokens: most of one row, with those of its images: more than the backbone computes.
+            image_numbers: of the features of all rows' images; an image that rows share may count for each.
+        """
+        itemsize = self.backbone.dtype.itemsize
+        return pass_bytes(self.backbone.config, rows, tokens, itemsize) + IMAGE_COPIES * image_numbers * itemsize
 
     def _check_time(self, resident: Resident, seconds: float, tokens: int) -> SideFailed | None:
         """The error for this side network's rows if it exceeded the limit; its breaker is open then.
@@ -207,13 +227,20 @@ class Engine:
         planned = plan([row.model_row for row in rows])
         with self._timed("backbone"):
             readings = self._cached_backbone.read(planned.inputs, planned.depth, planned.first_step_inputs)
+            images = stack_images(self.backbone, rows, planned.images) if planned.images else None
         for reading in readings:
             groups = planned.select(reading.inputs)
-            self._score(rows, [group for group in groups if not group.makes_texts], reading.backbone_pass, deliver)
-            self._join(rows, [group for group in groups if group.makes_texts], reading.backbone_pass)
+            scored = [group for group in groups if not group.makes_texts]
+            self._score(rows, scored, reading.backbone_pass, images, deliver)
+            self._join(rows, [group for group in groups if group.makes_texts], reading.backbone_pass, images)
 
     def _score(
-        self, rows: Sequence[EngineRow], groups: Sequence[Group], backbone_pass: BackbonePass, deliver: Deliver
+        self,
+        rows: Sequence[EngineRow],
+        groups: Sequence[Group],
+        backbone_pass: BackbonePass,
+        images: Images | None,
+        deliver: Deliver,
     ) -> None:
         if not groups:
             return
@@ -225,7 +252,7 @@ class Engine:
             resident = rows[outcomes[0][0]].resident  # all of them are of one side network
             slow = None
             if resident.key in alone:
-                longest = max(rows[index].tokens for index, _ in outcomes)
+                longest = max(rows[index].side_tokens for index, _ in outcomes)
                 slow = self._check_time(resident, self._clock() - since, longest)
             events = [(rows[index], slow or checked(resident, outcome)) for index, outcome in outcomes]
             log_failures(events)
@@ -233,16 +260,23 @@ class Engine:
             since = self._clock()
 
         with self._timed("side"):
-            score(backbone_pass, groups, deliver_outcomes)
+            score(backbone_pass, groups, deliver_outcomes, images)
 
-    def _join(self, rows: Sequence[EngineRow], groups: Sequence[Group], backbone_pass: BackbonePass) -> None:
+    def _join(
+        self,
+        rows: Sequence[EngineRow],
+        groups: Sequence[Group],
+        backbone_pass: BackbonePass,
+        images: Images | None,
+    ) -> None:
         texts: list[Text] = []
         inputs: list[int] = []
+        seen: list[tuple[int, ...]] = []
         for group in groups:
-            for index, read in zip(group.indices, group.inputs, strict=True):
-                texts.append(self._text(rows[index]))
-                inputs.append(read)
-        self._texts.join(texts, backbone_pass, inputs)
+            texts += [self._text(rows[index]) for index in group.indices]
+            inputs += group.inputs
+            seen += group.images or [()] * len(group.rows)
+        self._texts.join(texts, backbone_pass, inputs, None if images is None else images.of_rows(seen))
 
     def _text(self, row: EngineRow) -> Text:
         answerer = row.how
@@ -299,7 +333,7 @@ class Engine:
             return
         [slow] = suspects.values()
         rows = [row for row in self._running if row.resident.key == slow.key]
-        if fault := self._check_time(slow, seconds, max(row.tokens for row in rows)):
+        if fault := self._check_time(slow, seconds, max(row.side_tokens for row in rows)):
             self._leave(rows)
             events: list[tuple[EngineRow, Event]] = [(row, fault) for row in rows]
             log_failures(events)

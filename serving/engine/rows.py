@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ladder.stacked import Side
     from side_registry.manifest import Manifest
 from collections.abc import Callable, Sequence
+from math import ceil
 
 from ladder.answering import Answerer, Generate, Row
 from ladder.answers import Answer
@@ -20,6 +21,10 @@ from serving.engine.detokenizer import Piece
 
 Key = tuple[str, int]
 """(task, version)."""
+
+IMAGE_TOKENS = 10
+"""Tokens of images that count as one token of text. In a side network, one costs a fiftieth to an eighth of a token of
+text in the backbone (`ladder.side.cost`; t5-small to t5-large, reductions 4 and 8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +103,35 @@ class EngineRow:
         return len(self.ids)
 
     @property
+    def image_names(self) -> tuple[str, ...]:
+        """The names of its images, in their order."""
+        return tuple([image.name for image in self.images])
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens of images its side network reads, after it has pooled them."""
+        visual = self.resident.side.config.visual if self.images else None
+        return sum(visual.tokens or len(image.features) for image in self.images) if visual else 0
+
+    @property
+    def image_work(self) -> int:
+        """Tokens of text that its images count as, for fairness and estimates of time."""
+        return ceil(self.image_tokens / IMAGE_TOKENS) if self.images else 0
+
+    @property
+    def side_tokens(self) -> int:
+        """How many tokens its side network computes: those of the text and of the images."""
+        return len(self.ids) + self.image_tokens if self.images else len(self.ids)
+
+    @property
+    def image_numbers(self) -> int:
+        """How many numbers the features of its images are."""
+        return sum(image.features.numel() for image in self.images) if self.images else 0
+
+    @property
     def model_row(self) -> Row:
         """The row as `ladder.answering` takes it."""
-        names = tuple(image.name for image in self.images)
-        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=names)
+        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=self.image_names)
 
 
 Event = Piece | Answer | Exception

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import isqrt
 
 import torch
 
@@ -17,7 +18,7 @@ from serving.config import BatchConfig, EngineConfig
 from serving.engine.activation_cache import ActivationCache
 from serving.engine.cached_backbone import CachedBackbone, Encode
 from serving.engine.engine import Engine
-from serving.engine.rows import EngineRow, Resident
+from serving.engine.rows import EncodedImage, EngineRow, Key, Resident
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,11 @@ def warm_up(
 
 
 def one_of_each(residents: Iterable[Resident]) -> list[Resident]:
-    """Choose one resident of each kind of answer, head and width."""
+    """Choose one resident of each kind of answer, head, width and use of images."""
     chosen: dict[object, Resident] = {}
     for resident in residents:
         config = resident.side.config
-        chosen.setdefault((type(resident.answerer), config.head, config.reduction), resident)
+        chosen.setdefault((type(resident.answerer), config.head, config.reduction, config.visual), resident)
     return list(chosen.values())
 
 
@@ -101,8 +102,10 @@ def _run(
 ) -> None:
     if kinds:
         engine = Engine(backbone, Metrics(), replace(config, cache_bytes=0), encode)
-        rows = [EngineRow(ids, kinds[index % len(kinds)]) for index, ids in enumerate(inputs)]
-        rows += [EngineRow(inputs[0], kind) for kind in kinds[len(inputs) :]]
+        blank = _blank_images(kinds)
+        pairs = [(ids, kinds[index % len(kinds)]) for index, ids in enumerate(inputs)]
+        pairs += [(inputs[0], kind) for kind in kinds[len(inputs) :]]
+        rows = [EngineRow(ids, kind, images=blank.get(kind.key, ())) for ids, kind in pairs]
         engine.step(rows, (), _ignore)
         engine.step((), rows, _ignore)
         return
@@ -110,6 +113,16 @@ def _run(
         first_step = range(len(inputs)) if backbone.has_decoder else ()
         cached_backbone = CachedBackbone(backbone, ActivationCache(0), Metrics(), encode)
         cached_backbone.read([("", ids) for ids in inputs], None, list(first_step))
+
+
+def _blank_images(kinds: Sequence[Resident]) -> dict[Key, tuple[EncodedImage, ...]]:
+    """Images of zeros for those that read images, by version. Their grid is the largest that a side network reads."""
+    visuals = [(kind, visual) for kind in kinds if (visual := kind.side.config.visual) is not None]
+    if not visuals:
+        return {}
+    tokens = max(visual.tokens or isqrt(visual.positions) ** 2 for _, visual in visuals)
+    blank = EncodedImage("blank", torch.zeros(tokens, visuals[0][1].features))
+    return {kind.key: (blank,) * len(kind.spec.images) for kind, _ in visuals}
 
 
 def _ignore(events: Collection[object]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.errors import ServingError, SideFailed
 from serving.pipeline.preprocessing import render_rows
-from serving.pipeline.request import DecodingOverrides
+from serving.pipeline.request import DecodingOverrides, Prompt
 
 if TYPE_CHECKING:
     from serving.engine import EngineRow, Resident
@@ -41,7 +41,8 @@ class Observation:
     seconds: float = 0.0
     """From submitting the request's rows until all of them had outcomes."""
     inputs: tuple[InputRow, ...] = ()
-    """Each row as the caller sent it: a version with another template makes another prompt of it."""
+    """Each row as the caller sent it: a version with another template makes another prompt of it. Images are encoded:
+    their bytes are not kept longer than the request lives."""
     overrides: DecodingOverrides = field(default_factory=DecodingOverrides)
     """The request's decoding settings."""
     unrendered: int = 0
@@ -74,7 +75,7 @@ class Observation:
             prompts=tuple(encoded.prompts[index] for index in indices),
             outcomes=tuple(outcomes[index] for index in indices),
             seconds=seconds,
-            inputs=tuple(inputs[index] for index in indices),
+            inputs=tuple(_without_bytes(inputs[index], rows[index]) for index in indices),
             overrides=encoded.target.overrides,
         )
 
@@ -132,6 +133,17 @@ def tells(outcome: Outcome) -> bool:
     A full queue or a failed turn of the device may have any cause.
     """
     return not isinstance(outcome, Exception) or isinstance(outcome, SideFailed)
+
+
+def _without_bytes(row: InputRow, answered: EngineRow) -> InputRow:
+    """The row with the encoded images that were answered in place of their bytes, and without other bytes."""
+    values = row.images if isinstance(row, Prompt) else row
+    if isinstance(values, str) or not any(isinstance(value, bytes) for value in values.values()):
+        return row
+    images = dict(zip(answered.resident.spec.images, answered.images, strict=True))
+    if isinstance(row, Prompt):
+        return Prompt(row.text, images)
+    return {name: value for name, value in values.items() if not isinstance(value, bytes)} | images
 
 
 def _distinct(rows: Sequence[EngineRow], outcomes: Sequence[Outcome]) -> list[int]:

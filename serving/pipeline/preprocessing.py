@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from serving.engine import EncodedImage
 from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
@@ -16,7 +17,7 @@ from side_registry.task_kinds import KINDS
 
 
 def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
-    """The prompts of one request to one task.
+    """The prompts of one request to one task. Images are checked to be there, and not looked into.
 
     Raises:
         TooManyRows: more than the spec allows.
@@ -24,26 +25,50 @@ def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
     """
     if len(rows) > spec.max_rows:
         raise TooManyRows(len(rows), spec.max_rows)
-    return [_render(spec, row, f"rows[{index}]") for index, row in enumerate(rows)]
+    prompts = [_render(spec, row, f"rows[{index}]") for index, row in enumerate(rows)]
+    if spec.images:
+        read_images(spec, rows)
+    return prompts
+
+
+def read_images(spec: TaskSpec, rows: Sequence[InputRow]) -> list[tuple[bytes | EncodedImage, ...]]:
+    """Each row's images, in the order of the spec's.
+
+    Raises:
+        InvalidInput: the first row that lacks one, or has something else in its place.
+    """
+    return [_images_of(spec, row, f"rows[{index}]") for index, row in enumerate(rows)]
+
+
+def _images_of(spec: TaskSpec, row: InputRow, where: str) -> tuple[bytes | EncodedImage, ...]:
+    values = row.images if isinstance(row, Prompt) else row
+    if not isinstance(values, Mapping):
+        raise InvalidInput(where, f"task {spec.name!r} needs {', '.join(spec.inputs)}, got {type(values).__name__}")
+    encoded = {name: value for name, value in values.items() if isinstance(value, EncodedImage)}
+    try:
+        images = spec.images_of(values | dict.fromkeys(encoded, b"encoded"))  # type: ignore[operator]
+    except InvalidRow as error:
+        raise InvalidInput(f"{where}.{error.field}", error.why) from None
+    return tuple(encoded.get(name, data) for name, data in zip(spec.images, images, strict=True))
 
 
 def _render(spec: TaskSpec, row: InputRow, where: str) -> str:
     if isinstance(row, Prompt):
         return _whole_prompt(spec, row.text, f"{where}.text")
     if isinstance(row, str):
-        if len(spec.fields) != 1:
-            raise InvalidInput(where, f"task {spec.name!r} needs the fields {', '.join(spec.fields)}, got one text")
+        if len(spec.fields) != 1 or spec.images:
+            raise InvalidInput(where, f"task {spec.name!r} needs the fields {', '.join(spec.inputs)}, got one text")
         row = {spec.fields[0]: row}
     if not isinstance(row, Mapping):
         raise InvalidInput(where, f"must be a text, or fields by name, got {type(row).__name__}")
     try:
-        return spec.render(row)
+        return spec.render(row)  # type: ignore[arg-type]  # an encoded image in it is no text, and refused as such
     except InvalidRow as error:
         raise InvalidInput(f"{where}.{error.field}", error.why) from None
 
 
 def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
-    limit = spec.max_chars * len(spec.fields) + len(spec.template)
+    limit = spec.max_chars * max(len(spec.fields), 1) + len(spec.template)
     if not isinstance(text, str):
         raise InvalidInput(where, f"must be text, got {type(text).__name__}")
     if len(text) > limit:
@@ -76,6 +101,8 @@ class Encoded:
     ids: list[Ids]
     truncated: list[bool]
     """For each row, whether its prompt was longer than the spec's `max_source_tokens`, and so is cut."""
+    images: Sequence[tuple[EncodedImage, ...]] = ()
+    """Each row's images; empty where the task reads text alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ladder.answers import Answer
 from ladder.decoding import Generation
-from serving.engine import FinishReason, Resident
+from serving.engine import EncodedImage, FinishReason, Resident
 from serving.errors import InvalidInput, ServingError
 from serving.scheduler import PRIORITIES, Outcome
 from side_registry.decoding_spec import GenerationSpec
@@ -36,12 +36,13 @@ class Prompt:
     """A whole prompt: the template is not applied."""
 
     text: str
-    images: Mapping[str, bytes] = field(default_factory=dict)
+    images: Mapping[str, bytes | EncodedImage] = field(default_factory=dict)
     """The bytes of each image, by its field."""
 
 
-InputRow = Mapping[str, str | bytes] | str | Prompt
-"""Values by field, texts for the template and bytes for images; or the value of the only field; or a whole prompt."""
+InputRow = Mapping[str, str | bytes | EncodedImage] | str | Prompt
+"""Values by field, texts for the template and bytes for images; or the value of the only field; or a whole prompt. An
+image that is encoded already may stand for its bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,15 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import repeat
 from time import perf_counter
 
 from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
-from serving.engine import EngineRow, Piece, TextProgress
+from serving.engine import EncodedImage, EngineRow, Piece, TextProgress
 from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow, detached
+from serving.images import ImageOutcome, ImagePool
 from serving.metrics import Metrics
 from serving.pipeline.observation import NoObserver, Observation, Observer
 from serving.pipeline.preprocessing import Encoded, Encoder, resolve
@@ -30,11 +32,12 @@ from serving.pipeline.request import (
     Target,
     prediction_or_fault,
 )
+from serving.pipeline.row_images import RequestImages, first_image
 from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
 from serving.versions import SidePool
 from side_registry.errors import RegistryError
-from side_registry.task import TaskRef
+from side_registry.task import PRODUCTION, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class PredictService:
 
     Args:
         observer: gets an observation of every task whose alias has a route.
+        images: encodes the images of requests; None: tasks that read images are not answered.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class PredictService:
         config: RequestConfig | None = None,
         metrics: Metrics | None = None,
         observer: Observer | None = None,
+        images: ImagePool | None = None,
     ) -> None:
         self._pool = pool
         self._batcher = batcher
         self._config = config or RequestConfig()
         self._metrics = metrics or Metrics()
         self._observer = observer or NoObserver()
+        self._images = images
         self._tokenizers = TokenizerPool(tokenizer, self._config.tokenizer_threads, self._metrics)
 
     @property
@@ -131,7 +137,8 @@ class PredictService:
     async def predict_tasks(self, request: PredictRequest) -> list[Prediction | Refused]:
         """Answer the same rows by every target, in order; a task's own fault stands in its place.
 
-        Rows that come to the same tokens for several tasks cost one backbone pass.
+        Rows that come to the same tokens for several tasks cost one backbone pass; an image that several rows or tasks
+        read is encoded once.
 
         Raises:
             InvalidInput, TooManyRows, Shed, DeadlineExpired, Draining: these concern the whole request.
@@ -171,40 +178,75 @@ class PredictService:
         """Stop now. What is still in flight fails with Draining."""
         await self._batcher.close()
         self._tokenizers.close()
+        if self._images:
+            self._images.close()
 
     async def _encode(self, request: PredictRequest) -> list[Encoded | Refused]:
-        """Tokenize the rows for each target, or say what is wrong with it."""
+        """Tokenize the rows for each target and encode their images, or say what is wrong with it."""
         rows, options = request.rows, request.options
         if not rows:
             raise InvalidInput("rows", "there are none; send at least one")
         self.check_counts(len(request.targets), len(rows))
         self._batcher.admit(len(rows), options.deadline, self._tokenizers.rows)
-        encoded = await self._tokenizers.encode(request.targets, rows, options.deadline)
+        images = RequestImages.of(request.targets, rows)
+        if images is None:
+            self._refuse_images(request)
+            encoded = await self._tokenizers.encode(request.targets, rows, options.deadline)
+        else:
+            encoded = await self._encode_with_images(request, images)
         for target, outcome in zip(request.targets, encoded, strict=True):
             if isinstance(target, Target) and isinstance(outcome, InvalidInput):
                 own = self._pool.snapshot().own(target.resident.task, target.alias)
                 self._observe(Observation.unrenderable(target, own, rows))
             elif isinstance(outcome, Encoded):
                 self._metrics.truncated(outcome.target.resident.task, sum(outcome.truncated))
-        return encoded
+        return encoded if images is None else [images.give(outcome) for outcome in encoded]
+
+    async def _encode_with_images(self, request: PredictRequest, images: RequestImages) -> list[Encoded | Refused]:
+        """Tokenize, while the images are encoded."""
+        options = request.options
+        if self._images is None:
+            return await self._tokenizers.encode(request.targets, request.rows, options.deadline)
+        encoding = asyncio.create_task(self._images.encode(images.needed, options.tenant, options.deadline))
+        encoding.add_done_callback(_retrieve)
+        try:
+            encoded = await self._tokenizers.encode(request.targets, request.rows, options.deadline)
+            images.take(await encoding)
+            return encoded
+        finally:
+            encoding.cancel()
+
+    def _refuse_images(self, request: PredictRequest) -> None:
+        """Reject an image that no task of the request reads, neither the version that is asked nor the main one."""
+        where = first_image(request.rows)
+        if where is None:
+            return
+        state = self._pool.snapshot()
+        for target in request.targets:
+            own = state.own(target.resident.task, target.alias or PRODUCTION) if isinstance(target, Target) else None
+            if own is not None and own.spec.images:
+                return
+        raise InvalidInput(where, "is an image, and no task of this request reads images; leave it out")
 
     async def _answer(
         self, encoded: Sequence[Encoded | Refused], request: PredictRequest
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and give each task its outcomes."""
         rows: list[EngineRow] = []
-        indices: dict[tuple[int, Ids], int] = {}
+        indices: dict[tuple[int, Ids, tuple[str, ...]], int] = {}
 
-        def index_of(target: Target, ids: Ids) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant)
-            key = id(target.resident), ids
+        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...]) -> int:
+            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images)
+            key = id(target.resident), ids, tuple(image.name for image in images) if images else ()
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)
             return indices[key]
 
         tasks = [
-            (task, [index_of(task.target, ids) for ids in task.ids]) for task in encoded if isinstance(task, Encoded)
+            (task, [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()))])
+            for task in encoded
+            if isinstance(task, Encoded)
         ]
         begun = set[int]()
         started = perf_counter()
@@ -232,7 +274,8 @@ class PredictService:
         """The row's pieces, and last its text. The time that the caller takes for them is not the version's."""
         target = encoded.target
         [ids] = encoded.ids
-        row = EngineRow(ids, target.resident, target.answerer, salt=request.options.tenant, streams=True)
+        images = encoded.images[0] if encoded.images else ()
+        row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, streams=True)
         begun = set[int]()
         seconds = 0.0
         started = perf_counter()
@@ -263,6 +306,12 @@ class PredictService:
             self._observer.observe(observation)
         except Exception:  # a fault of the comparison must not take the caller's answer away
             log.exception("the observer of %s failed", observation.resident.task)
+
+
+def _retrieve(encoding: "asyncio.Task[list[ImageOutcome]]") -> None:
+    """Take the error of images that nothing waits for any more: asyncio would log it as forgotten."""
+    if not encoding.cancelled():
+        encoding.exception()
 
 
 def _of_one_row(error: Refused) -> Refused:

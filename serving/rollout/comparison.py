@@ -71,6 +71,7 @@ class Disagreement:
     """Seconds since 1970."""
     version: int
     prompt: str
+    """Of an input with images, with the digest of each of them."""
     expected: str
     """What the alias's main version answered, as text."""
     found: str

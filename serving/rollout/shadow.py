@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
+from weakref import WeakSet
 
 from ladder.answering import Answerer
 from serving.config import ShadowConfig
-from serving.engine import CircuitBreaker, EngineRow, Key, Resident
+from serving.engine import CircuitBreaker, EncodedImage, EngineRow, Key, Resident
 from serving.errors import Draining, InvalidInput, NotServed
 from serving.metrics import Metrics
 from serving.pipeline import Encoded, Encoder, Ids, Observation, Target, encode, tells
@@ -31,6 +32,10 @@ SHADOW_FAILURES = 32
 FIRST_PAUSE_S = 30.0
 MAX_PAUSE_S = 3600.0
 """The first pause and the longest one; each is twice the one before it."""
+
+
+MAX_IMAGE_BYTES = 64 << 20
+"""Most bytes of images' features that rows in shadow hold, on the engine's device, until they are answered."""
 
 
 class Queue(Protocol):
@@ -81,6 +86,8 @@ class ShadowRunner:
         self._encoding = 0
         """Rows that are being tokenized again."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._with_images = WeakSet[ShadowRows]()
+        """Requests that hold images, as long as something holds them."""
 
     def observe(self, seen: Observation) -> None:
         """Take an observation; it is handled after the caller has its answer."""
@@ -151,12 +158,33 @@ class ShadowRunner:
 
     def _submit(self, case: "ComparisonCase", resident: Resident, indices: list[int], ids: list[Ids]) -> None:
         answerer = _answerer(case.seen, resident)
-        rows = [
-            EngineRow(tokens, resident, answerer, case.seen.rows[index].salt)
-            for tokens, index in zip(ids, indices, strict=True)
-        ]
-        if not rows[0].alone:
-            self._queue.shadow(ShadowRows(case, resident, indices, rows, self._breaker, self._comparisons))
+        answerable: list[int] = []
+        rows: list[EngineRow] = []
+        for tokens, index in zip(ids, indices, strict=True):
+            asked = case.seen.rows[index]
+            images = _images(asked, resident)
+            if isinstance(images, InvalidInput):
+                case.add_outcome(resident, index, images)
+                continue
+            answerable.append(index)
+            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images))
+        if not rows or rows[0].alone:
+            return
+        request = ShadowRows(case, resident, answerable, rows, self._breaker, self._comparisons)
+        if self._has_room(request):
+            self._queue.shadow(request)
+        else:
+            case.drop(resident, len(rows))
+
+    def _has_room(self, request: "ShadowRows") -> bool:
+        """Whether the images of a request may be held too; they count from now on."""
+        if not request.image_bytes:
+            return True
+        held = sum(waiting.image_bytes for waiting in self._with_images if not waiting.is_over)
+        if held + request.image_bytes > MAX_IMAGE_BYTES:
+            return False
+        self._with_images.add(request)
+        return True
 
 
 @dataclass(slots=True)
@@ -216,7 +244,7 @@ class ComparisonCase:
         expected = self._answer(self._main, index)
         actual = self._answer(resident, index)
         if expected and actual:
-            prompt = self.seen.prompts[index]
+            prompt = _shown(self.seen.prompts[index], self.seen.rows[index])
             agreed, drift = self.window.compare(resident.version, prompt, expected, actual)
             self.metrics.shadowed(resident.task, resident.version, "agreed" if agreed else "disagreed")
             self.metrics.drifted(resident.task, resident.version, drift)
@@ -251,6 +279,9 @@ class ShadowRows(ShadowRequest):
         self._indices = indices
         self._breaker = breaker
         self._comparisons = comparisons
+        held = {image for row in (*rows, *case.seen.rows) for image in row.images}
+        self.image_bytes = sum(image.features.nbytes for image in held)
+        """Of the features that it holds, and its comparison case."""
 
     @property
     def is_wanted(self) -> bool:
@@ -279,6 +310,23 @@ class ShadowRows(ShadowRequest):
 
     def _on_dropped(self, rows: int) -> None:
         self._case.drop(self._resident, rows)
+
+
+def _images(asked: EngineRow, resident: Resident) -> tuple[EncodedImage, ...] | InvalidInput:
+    """The images that a version reads of a row that another one was asked; an error if the row has not all of them."""
+    fields = dict(zip(asked.resident.spec.images, asked.images, strict=True)) if asked.images else {}
+    missing = [field for field in resident.spec.images if field not in fields]
+    if missing:
+        return InvalidInput(missing[0], f"is missing; task {resident.task!r} reads it in version {resident.version}")
+    return tuple(fields[field] for field in resident.spec.images)
+
+
+def _shown(prompt: str, row: EngineRow) -> str:
+    """A row as people see it: its prompt, and the digests of its images."""
+    if not row.images:
+        return prompt
+    named = zip(row.resident.spec.images, row.image_names, strict=True)
+    return f"{prompt} [{', '.join(f'{field}: {name}' for field, name in named)}]"
 
 
 def _prompts_alike(left: Resident, right: Resident) -> bool:

@@ -1,7 +1,8 @@
-"""Rows that were submitted, bundled by their tokens, and what has become of them. No torch.
+"""Rows that were submitted, bundled by their tokens and images, and what has become of them. No torch.
 
-Rows of one request with the same tokens are a bundle (a row that must not be shared is one of its own). A bundle is
-never split, so that many tasks on one input cost one backbone pass. `index` is a row's position in its request.
+Rows of one request with the same tokens and images are a bundle (a row that must not be shared is one of its own). A
+bundle is never split, so that many tasks on one input cost one backbone pass. `index` is a row's position in its
+request.
 """
 
 import asyncio
@@ -60,6 +61,16 @@ class Row(Protocol):
         ...
 
     @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names of the images that it reads besides the text."""
+        ...
+
+    @property
+    def image_work(self) -> int:
+        """Tokens that its images count as, besides its own."""
+        ...
+
+    @property
     def weight(self) -> int:
         """Rows of a batch that it counts as: each beam is one."""
         ...
@@ -94,22 +105,25 @@ class Worker(Protocol):
 
 
 class Bundle:
-    """Rows of one request that have the same tokens.
+    """Rows of one request that have the same tokens and images.
 
     Args:
         indices: of the rows in the request.
     """
 
     __slots__ = (
-        "cost", "indices", "input", "number", "owner", "request", "running", "shares", "tokens", "uses", "weight",
+        "cost", "indices", "input", "length", "number", "owner", "request", "running", "shares", "tokens", "uses",
+        "weight",
     )  # fmt: skip
 
     def __init__(self, request: "Request", indices: list[int]) -> None:
         rows = [request.rows[index] for index in indices]
         self.request = request
         self.indices = indices
-        self.tokens = len(rows[0].ids)
-        """Of the one row that the backbone computes, without padding."""
+        self.length = len(rows[0].ids)
+        """Tokens of the one row that the backbone computes, without padding."""
+        self.tokens = self.length + sum([row.image_work for row in rows])
+        """That it is charged and counts as where time is estimated."""
         self.input = hash((rows[0].salt, rows[0].ids))
         """Equal for equal inputs. Two different inputs of one length have the same hash practically never."""
         self.weight = sum(row.weight for row in rows)
@@ -133,7 +147,7 @@ def by_task(rows: Iterable[Row]) -> dict[str, tuple[int, int]]:
     uses: dict[str, tuple[int, int]] = {}
     for row in rows:
         weight, tokens = uses.get(row.task, (0, 0))
-        uses[row.task] = (weight + row.weight, tokens + len(row.ids))
+        uses[row.task] = (weight + row.weight, tokens + len(row.ids) + row.image_work)
     return uses
 
 
@@ -167,7 +181,7 @@ class Request:
         alike: dict[object, list[int]] = {}
         for index in indices:
             row = self.rows[index]
-            alike.setdefault(index if row.alone else (row.salt, row.ids), []).append(index)
+            alike.setdefault(index if row.alone else (row.salt, row.ids, row.image_names), []).append(index)
         self.bundles = [Bundle(self, equal) for equal in alike.values()]
 
     def settle(self, index: int, event: Event) -> None:

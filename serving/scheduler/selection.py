@@ -39,7 +39,7 @@ def _best_run(window: Sequence[Bundle], config: BatchConfig) -> list[Bundle]:
 
     It has twice the rows of `_fill`'s batch. On a CPU that gains no time (docs/LOG.md, `bench_selection`).
     """
-    lengths = np.array([bundle.tokens for bundle in window])
+    lengths = np.array([bundle.length for bundle in window])
     inputs = np.array([bundle.input for bundle in window])
     weights = np.array([bundle.weight for bundle in window])
     order = _by_length(lengths, inputs)
@@ -129,22 +129,22 @@ def _sums(values: np.ndarray) -> np.ndarray:
 def _fill(window: Sequence[Bundle], config: BatchConfig, core: Sequence[Bundle]) -> list[Bundle]:
     """`core` and what fits without making it longer, longest first, while a bundle is worth its padding."""
     batch = list(core)
-    inputs = {bundle.input: bundle.tokens for bundle in core}
+    inputs = {bundle.input: bundle.length for bundle in core}
     longest = max(inputs.values())
     rows = sum(bundle.weight for bundle in core)
     tokens = sum(inputs.values())
-    shorter = sorted((bundle for bundle in window if bundle.tokens <= longest), key=lambda bundle: -bundle.tokens)
+    shorter = sorted((bundle for bundle in window if bundle.length <= longest), key=lambda bundle: -bundle.length)
     for bundle in shorter:
         count = len(inputs) + (bundle.input not in inputs)
         before = config.batch_cost_tokens + _cost(tokens, len(inputs) * longest, config)
-        if bundle.tokens * before < tokens * _cost(bundle.tokens, longest, config):
+        if bundle.length * before < tokens * _cost(bundle.length, longest, config):
             break
         if rows + bundle.weight <= config.max_batch_rows and count * longest <= config.max_batch_tokens:
             batch.append(bundle)
             rows += bundle.weight
-            tokens += bundle.tokens * (count - len(inputs))
-            inputs[bundle.input] = bundle.tokens
-    return sorted(batch, key=lambda bundle: bundle.tokens)
+            tokens += bundle.length * (count - len(inputs))
+            inputs[bundle.input] = bundle.length
+    return sorted(batch, key=lambda bundle: bundle.length)
 
 
 RESELECTIONS = 3
@@ -236,11 +236,11 @@ class BatchSelector:
         heavy = next((bundle for bundle in window if bundle.running > self._config.max_running_rows), None)
         if heavy is None or heavy in batch or any(bundle.running for bundle in batch):
             return batch
-        inputs = {bundle.input: bundle.tokens for bundle in [*batch, heavy]}
+        inputs = {bundle.input: bundle.length for bundle in [*batch, heavy]}
         fits = len(inputs) * max(inputs.values()) <= self._config.max_batch_tokens
         if not fits or sum(bundle.weight for bundle in batch) >= self._config.max_batch_rows:
             return batch
-        return sorted([*batch, heavy], key=lambda bundle: bundle.tokens)
+        return sorted([*batch, heavy], key=lambda bundle: bundle.length)
 
     def _too_late_to_end(self, order: FairQueue, texts: Sequence[Bundle], now: float) -> list[Bundle]:
         """Those of the next texts that would end after their deadline, as far as others wait for their slots."""

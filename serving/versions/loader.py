@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ladder.answering import Answerer, build_answerer
 from ladder.backbone import Backbone, Tokenizer
@@ -20,6 +21,7 @@ from serving.config import BatchConfig, LoadConfig
 from serving.engine import Resident, trim_heaps
 from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge, TextsTooLong
 from serving.versions.replay import Replayer
+from serving.versions.visual import GoldenImages, ImageEncoder, check_visual
 from side_registry.blobs import StoredArtifact
 from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
@@ -39,6 +41,7 @@ class Loader:
     Args:
         bank: storage for the weights of residents; None makes a new one.
         batch: limits of a batch of golden examples; None: the defaults.
+        images: the server's vision encoder; None: versions that read images are refused.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Loader:
         config: LoadConfig,
         bank: SideBank | None = None,
         batch: BatchConfig | None = None,
+        images: ImageEncoder | None = None,
     ) -> None:
         self._registry = registry
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._config = config
+        self._images = images
         self.bank = bank or SideBank(backbone)
         self.replayer = Replayer(backbone, tokenizer, config, batch or BatchConfig())
 
@@ -68,7 +73,7 @@ class Loader:
         """Download and verify one version. It must not serve before `replay` has ended.
 
         Raises:
-            IncompatibleSide: another backbone or tokenizer, or a side network that reads images.
+            IncompatibleSide: another backbone, tokenizer or vision encoder.
             SideTooLarge: more bytes than `max_side_bytes`.
             TextsTooLong: more tokens in a row than `max_row_tokens`.
             CorruptSide: damaged, not what its manifest says, or not finite.
@@ -98,7 +103,13 @@ class Loader:
         """
         if self._config.replay_examples:
             with _load_errors(*resident.key):
-                yield from self.replayer.replay(resident)
+                yield from self.replayer.replay(resident, self._golden_images(resident))
+
+    def _golden_images(self, resident: Resident) -> GoldenImages | None:
+        """The images of its golden examples; None where its task has none."""
+        if self._images is None or not resident.spec.images:
+            return None
+        return GoldenImages(self._registry.artifact(*resident.key), resident.key, self._images)
 
     def tidy(self) -> None:
         """Return the memory of evicted versions to the operating system. Takes milliseconds."""
@@ -126,11 +137,14 @@ class Loader:
             raise SideTooLarge(task, version, size, self._config.max_side_bytes)
 
     def _fetch(self, task: str, version: int, stored: StoredArtifact) -> SideNetwork:
-        """Download and read the side network; check it against its manifest."""
-        settings = self._settings(task, version, stored.manifest)
-        _check_outputs(task, version, stored.manifest.spec, settings)
+        """Download and read the side network; check it against its manifest. Images are downloaded for the replay."""
+        manifest = stored.manifest
+        settings = self._settings(task, version, manifest)
+        _check_outputs(task, version, manifest.spec, settings)
+        check_visual(manifest, version, settings, self._images)
         with tempfile.TemporaryDirectory(prefix="sidecast-load-") as folder:
-            file = stored.download(folder).side_network
+            file = Path(folder) / SIDE_NETWORK
+            stored.blobs.fetch(manifest.files[SIDE_NETWORK], file)
             if fault := frame_fault(file):
                 raise CorruptSide(task, version, f"its {SIDE_NETWORK} is no whole safetensors file: {fault}")
             side = load_side(file, self._backbone.config)
@@ -140,13 +154,9 @@ class Loader:
 
     def _settings(self, task: str, version: int, manifest: Manifest) -> SideConfig:
         try:
-            settings = SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
+            return SideConfig.from_dict(manifest.side).resolve(self._backbone.config)
         except (TypeError, ValueError) as error:  # ValueError also: a list of layers with something else in it
             raise CorruptSide(task, version, f"its settings do not read: {_first_line(error)}") from error
-        if settings.visual is not None:
-            remedy = "images are not served yet: publish a version that reads text alone"
-            raise IncompatibleSide(task, "text and images", "text alone", remedy)
-        return settings
 
     def _place(self, side: SideNetwork) -> Side:
         """Copy the weights to a slot of the bank; a side network that cannot be stacked stays a module of its own."""

@@ -14,6 +14,7 @@ from serving.engine.activation_cache import ActivationCache
 from serving.errors import CorruptSide, GoldenMismatch, LoadFailed, OutOfMemory, ReplayTooLong
 from serving.metrics import Metrics
 from serving.versions.golden import difference, tolerance_for
+from serving.versions.visual import GoldenImages
 from side_registry.errors import InvalidRow
 from side_registry.golden import decoding_tokens
 
@@ -55,17 +56,21 @@ class Replayer:
         self._metrics = Metrics()
         self.cache = ActivationCache(config.replay_bytes, self._metrics)
 
-    def replay(self, resident: Resident) -> Iterator[None]:
+    def replay(self, resident: Resident, images: GoldenImages | None = None) -> Iterator[None]:
         """Replay a version's golden examples. Yields after each turn of about TURN_S seconds, until all are compared.
+
+        Args:
+            images: of the examples, for a task that reads images.
 
         Raises:
             GoldenMismatch: it answers otherwise than where it was trained, also after a fresh backbone pass.
             ReplayTooLong: its examples have more tokens than `replay_tokens`, or took longer than `replay_timeout_s`.
-            CorruptSide: an example is no row of its task.
+            CorruptSide: an example is no row of its task, or has a file that is no image.
+            CorruptBlob, StoreFailed: an image cannot be read from the store.
             LoadFailed: the device has no memory for them now.
         """
         worked_s = turn_s = 0.0
-        steps = self._replay_twice(resident, self._rows(resident))
+        steps = self._replay_twice(resident, self._rows(resident), images)
         while True:
             began = self._clock()
             try:
@@ -96,21 +101,30 @@ class Replayer:
             raise ReplayTooLong(*resident.key, f"they have {tokens:,} tokens, the limit is {limit:,} (replay_tokens)")
         return rows
 
-    def _replay_twice(self, resident: Resident, rows: Sequence[tuple[int, ...]]) -> Iterator[None]:
+    def _replay_twice(
+        self, resident: Resident, rows: Sequence[tuple[int, ...]], images: GoldenImages | None
+    ) -> Iterator[None]:
         """Replay again without the cache before refusing: one wrong cached pass would refuse all later versions too."""
         try:
-            yield from self._replay(resident, rows)
+            yield from self._replay(resident, rows, images)
         except GoldenMismatch:
             self.cache.clear()
             yield
-            yield from self._replay(resident, rows)
+            yield from self._replay(resident, rows, images)
 
-    def _replay(self, resident: Resident, rows: Sequence[tuple[int, ...]]) -> Iterator[None]:
+    def _replay(
+        self, resident: Resident, rows: Sequence[tuple[int, ...]], images: GoldenImages | None
+    ) -> Iterator[None]:
         engine = Engine(self._backbone, self._metrics, EngineConfig(side_timeout_s=math.inf), cache=self.cache)
         first = 0
         while first < len(rows):
             count = self._batch_rows(resident, rows[first:])
-            batch = [EngineRow(ids=ids, resident=resident) for ids in rows[first : first + count]]
+            examples = resident.manifest.examples[first : first + count]
+            seen = [()] * count if images is None else (yield from images.encode(examples))
+            batch = [
+                EngineRow(ids=ids, resident=resident, images=own)
+                for ids, own in zip(rows[first : first + count], seen, strict=True)
+            ]
             outcomes = yield from _answers(engine, batch)
             for index, row in enumerate(batch, start=first):
                 self._compare(resident, index, outcomes[row])

@@ -30,6 +30,9 @@ class Finding:
 @options.server
 @options.device
 @options.quantize
+@options.vision
+@options.vision_layer
+@options.vision_size
 @click.option("--sizes", is_flag=True, help="Instead: what side networks of usual shapes would cost on --backbone.")
 @click.option("--reduction", callback=sizes_of.reductions, metavar="R,...", help="With --sizes.  [default: 4,8,16]")
 @click.option(
@@ -47,11 +50,14 @@ def doctor(
     server: str | None,
     device: str,
     quantize: str,
+    vision: str | None,
+    vision_layer: int | None,
+    vision_size: int | None,
     sizes: bool,
     as_json: bool,
     **shape: Any,
 ) -> None:
-    """Check the installation and the device, and the backbone, registry and server that are given.
+    """Check the installation and the device, and the backbone, vision encoder, registry and server that are given.
 
     Exits with 1 if something is wrong. With --sizes it checks nothing: it prints what side networks would cost in
     weights, arithmetic and memory. That needs only the backbone's config.json (for names such as t5-base, nothing).
@@ -64,6 +70,7 @@ def doctor(
         _check("installation", _installation),
         _check("device", lambda: _device(device)),
         _check("backbone", lambda: _backbone(backbone, quantize)) if backbone else _skipped("backbone"),
+        _check("vision", lambda: _vision(vision, vision_layer, vision_size)) if vision else _skipped("vision"),
         _check("registry", lambda: _registry(registry)) if registry else _skipped("registry"),
         _check("fit", lambda: _fit(backbone, registry, quantize)) if backbone and registry else _skipped("fit"),
         _check("server", lambda: _server(server)) if server else _skipped("server"),
@@ -132,6 +139,15 @@ def _backbone(source: str | None, quantize: str) -> str:
     if len(tokenizer.encode("Is everything all right?")) < 2:
         raise _Wrong("its tokenizer makes nothing of a sentence; copy the backbone's own tokenizer into the folder")
     return f"{backbone.name}: {shape}, {backbone.fingerprint[:19]}"
+
+
+def _vision(folder: str | None, layer: int | None, size: int | None) -> str:
+    from vision import count_weights, load_encoder
+
+    encoder = load_encoder(str(folder), layer=layer, size=size or None)
+    rows, columns = encoder.grid
+    shape = f"{count_weights(str(folder)) / 1e6:.0f} M weights, {rows} x {columns} tokens, width {encoder.width}"
+    return f"{encoder.name}: {shape}, {encoder.fingerprint[:19]}"
 
 
 def _registry(url: str | None) -> str:

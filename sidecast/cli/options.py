@@ -34,6 +34,13 @@ quantize = option(
 )
 
 
+vision = option("--vision", metavar="FOLDER", help="A vision encoder: a Hugging Face folder.")
+vision_layer = option("--vision-layer", type=int, help="The encoder's hidden layer; not given: its last state.")
+vision_size = option(
+    "--vision-size", type=int, help="Height and width of the encoder's input; not given: the folder's own."
+)
+
+
 def _renames(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     """Callback of click: `sentence=review`, any number of times."""
     pairs = [text.partition("=") for text in values]

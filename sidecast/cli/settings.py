@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
+from serving.config import without_none
 from sidecast.cli.options import Command, variable
 
 OTHERS = "Options"
@@ -106,6 +107,7 @@ def _accepts(field: Field[Any], kind: Any, environment: bool) -> dict[str, Any]:
         turned = not field.default
         name = flag if turned else f"--no-{flag[2:]}"
         return {"flag": name, "is_flag": True, "flag_value": turned, "default": None}
+    kind = without_none(kind)
     accepted = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
     return {"flag": flag, "type": accepted} | ({"envvar": variable(flag)} if environment else {})
 

@@ -14,7 +14,8 @@ PRODUCTION = "production"
 
 
 async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -> list[Target]:
-    """Return the named tasks as the server serves them; without names, all tasks that it serves in production.
+    """Return the named tasks as the server serves them; without names, all that read text alone and that it serves in
+    production.
 
     With streams or decoding settings, only text tasks.
 
@@ -26,7 +27,8 @@ async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -
     if refs:
         infos = [(ref, await client.task(ref)) for ref in dict.fromkeys(refs)]
     else:
-        infos = [(info.task, info) for info in await client.tasks() if PRODUCTION in info.serving]
+        served = [info for info in await client.tasks() if PRODUCTION in info.serving]
+        infos = [(info.task, info) for info in served if info.spec is None or not info.spec.images]
     for ref, info in infos:
         if info.spec is None:
             raise LoadError(f"the server has no version of {ref} loaded")
@@ -34,7 +36,7 @@ async def find_targets(client: AsyncClient, refs: tuple[str, ...], plan: Plan) -
             option = "--stream" if plan.stream else "--" + next(iter(plan.generation)).replace("_", "-")
             raise LoadError(f"{option} is for text tasks, and {ref} is a task of kind {info.spec.kind}")
     targets = [
-        Target(ref, info.spec.kind, info.spec.fields, _version(ref, info.serving))
+        Target(ref, info.spec.kind, info.spec.inputs, _version(ref, info.serving), info.spec.images)
         for ref, info in infos
         if info.spec is not None and (info.spec.kind in TEXT_KINDS or not texts_only)
     ]

@@ -7,7 +7,7 @@ activation cache. A file's rows are sent unchanged, in a random order, again and
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ PROMPT = ("prompt",)
 TEXT_FILE = ".txt"
 
 Fields = tuple[str, ...]
-Values = tuple[str, ...]
-"""One row: a value for each field."""
+Values = tuple[str | bytes, ...]
+"""One row: a value for each field; of an image, the bytes of its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,11 @@ class Target:
     ref: str
     kind: str
     fields: Fields
+    """Texts, then images."""
     version: int | None = None
     """The version that answered when the load began."""
+    images: Fields = ()
+    """Which of the fields are images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +63,29 @@ class Inputs:
     ) -> None:
         """
         Args:
-            file: rows to send, .txt with one on each line, or .jsonl, .csv, .tsv, .parquet with the tasks' fields.
+            file: rows to send, .txt with one on each line, or .jsonl, .csv, .tsv, .parquet with the tasks' fields. An
+                image is its file's bytes (.parquet), or the path of its file from the folder of `file`.
             texts: rows to send instead of a file's, for tasks of one field.
             skew: 0 sends each of these rows once before any comes again; above 0, the n-th of them is sent as often as
                 n to the power of minus this (Zipf's law).
 
         Raises:
-            LoadError: too few tasks for one request, tasks that cannot share a row, or a file without rows.
+            LoadError: too few tasks for one request, tasks that cannot share a row, a file without rows, a task that
+                reads images without a file, or an image that cannot be read.
             DataError: the file cannot be read.
         """
         self._targets = tuple(targets)
         self._plan = plan
         self._draw = random.Random(plan.seed)
         _check_tasks(targets, plan)
+        self._images = frozenset(name for target in targets for name in target.images)
+        if self._images and (file is None or plan.whole_prompts):
+            _refuse_images(targets)
         forms = [PROMPT] if plan.whole_prompts else list(dict.fromkeys(target.fields for target in targets))
         self._skew = skew
-        self.file_rows: dict[Fields, list[Values]] = {form: read_inputs(file, form) for form in forms} if file else {}
+        self.file_rows: dict[Fields, list[Values]] = (
+            {form: read_inputs(file, form, self._images) for form in forms} if file else {}
+        )
         """The file's rows by the fields that a task takes."""
         if texts is not None:
             self.file_rows = {form: [(text,) for text in texts] for form in forms}
@@ -109,9 +119,10 @@ class Inputs:
         return row
 
     def _as_row(self, form: Fields, values: Values) -> Row:
-        if self._plan.whole_prompts:
-            return Prompt(values[0])
-        return values[0] if len(form) == 1 else dict(zip(form, values, strict=True))
+        first = values[0]
+        if isinstance(first, str) and len(form) == 1:
+            return Prompt(first) if self._plan.whole_prompts else first
+        return dict(zip(form, values, strict=True))
 
     def _rows(self, form: Fields) -> Iterator[Values]:
         rows = self.file_rows.get(form)
@@ -128,7 +139,7 @@ class Inputs:
 def _check_tasks(targets: Sequence[Target], plan: Plan) -> None:
     if plan.tasks_per_request > len(targets):
         raise LoadError(f"--tasks-per-request {plan.tasks_per_request} needs as many tasks, there are {len(targets)}")
-    forms: Mapping[Any, str] = {(t.fields if len(t.fields) > 1 else 1): t.ref for t in targets}
+    forms: Mapping[Any, str] = {(t.fields if len(t.fields) > 1 or t.images else 1): t.ref for t in targets}
     if plan.tasks_per_request > 1 and not plan.whole_prompts and len(forms) > 1:
         one, other, *_ = forms.values()
         raise LoadError(
@@ -136,22 +147,33 @@ def _check_tasks(targets: Sequence[Target], plan: Plan) -> None:
         )
 
 
-def read_inputs(file: str, fields: Fields) -> list[Values]:
-    """All rows of a file.
+def _refuse_images(targets: Sequence[Target]) -> None:
+    target = next(target for target in targets if target.images)
+    columns = ", ".join(target.fields)
+    raise LoadError(
+        f"{target.ref} reads images ({', '.join(target.images)}): give its rows with --prompts FILE and without "
+        f"--whole-prompts, a .parquet, .jsonl, .csv or .tsv file with the columns {columns}"
+    )
+
+
+def read_inputs(file: str, fields: Fields, images: Collection[str] = ()) -> list[Values]:
+    """All rows of a file. `images` are the fields that are images.
 
     Raises:
-        LoadError: texts for a task with several fields, or no rows.
+        LoadError: texts for a task with several fields or with images, no rows, or an image that cannot be read.
         DataError: the file cannot be read.
     """
     path = Path(file).expanduser()
-    rows = list(_read_texts(path, fields) if path.suffix.lower() == TEXT_FILE else _read_columns(path, fields))
+    rows = list(
+        _read_texts(path, fields, images) if path.suffix.lower() == TEXT_FILE else _read_columns(path, fields, images)
+    )
     if not rows:
         raise LoadError(f"{file} holds no rows; put one on each line")
     return rows
 
 
-def _read_texts(path: Path, fields: Fields) -> Iterable[Values]:
-    if len(fields) > 1:
+def _read_texts(path: Path, fields: Fields, images: Collection[str]) -> Iterable[Values]:
+    if len(fields) > 1 or fields[0] in images:
         needs = ", ".join(fields)
         raise LoadError(f"{path} holds one text a line, and a task takes {needs}: give .jsonl with these columns")
     try:
@@ -162,12 +184,31 @@ def _read_texts(path: Path, fields: Fields) -> Iterable[Values]:
     return [(line,) for line in lines if line.strip()]
 
 
-def _read_columns(path: Path, fields: Fields) -> Iterator[Values]:
+def _read_columns(path: Path, fields: Fields, images: Collection[str]) -> Iterator[Values]:
     from training.data import iter_columns
     from training.errors import DataError
 
+    files: dict[str, bytes] = {}  # rows share images
+
+    def read(line: int, name: str, value: Any) -> str | bytes:
+        if name in images and isinstance(value, bytes):
+            return value
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            needs = "the bytes or the path of an image" if name in images else "a text"
+            raise DataError(path, line, f"column {name!r} holds {type(value).__name__}; give {needs}")
+        text = str(value)
+        if name not in images:
+            return text
+        if text not in files:
+            files[text] = _read_image(path.parent / text)
+        return files[text]
+
     for line, row in iter_columns(path, fields):
-        for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise DataError(path, line, f"column {name!r} holds {type(value).__name__}; give a text")
-        yield tuple(str(row[name]) for name in fields)
+        yield tuple(read(line, name, row[name]) for name in fields)
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise LoadError(f"the image {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

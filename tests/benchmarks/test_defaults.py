@@ -10,8 +10,9 @@ from benchmarks import bench_defaults
 from benchmarks.bench_defaults import BASE, Plan, split, summary
 
 
-def plan(rows: int, scored: int) -> Plan:
-    return Plan(tasks=("sst2",), settings={BASE: {}}, seeds=(0,), rows=rows, scored=scored, base={})
+def plan(rows: int, scored: int, selecting: int = 0) -> Plan:
+    settings = {BASE: {}}
+    return Plan(tasks=("sst2",), settings=settings, seeds=(0,), rows=rows, selecting=selecting, scored=scored, base={})
 
 
 def write_rows(folder: Path, count: int) -> Path:
@@ -27,16 +28,24 @@ def write_rows(folder: Path, count: int) -> Path:
     return path
 
 
-def test_rows_that_are_scored_were_never_trained_on(tmp_path):
+def parts_of(source: Path, folder: Path, plan: Plan) -> list[list[str]]:
+    split(source.parent, folder, plan)
+    return [(folder / f"{name}.jsonl").read_text().splitlines() for name in ("train", "selecting", "scored")]
+
+
+def test_rows_that_are_scored_neither_train_nor_select(tmp_path):
     source = write_rows(tmp_path, 40)
-    parts = []
-    for _ in range(2):
-        split(source, tmp_path, plan(30, 10))
-        parts.append([(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "scored")])
-    assert parts[0] == parts[1]
-    trained, scored = parts[0]
-    assert (len(trained), len(scored)) == (30, 10)
-    assert sorted(trained + scored) == sorted(source.read_text().splitlines())
+    parts = parts_of(source, tmp_path, plan(25, 10, selecting=5))
+    assert parts == parts_of(source, tmp_path, plan(25, 10, selecting=5))
+    assert [len(part) for part in parts] == [25, 5, 10]
+    assert sorted(line for part in parts for line in part) == sorted(source.read_text().splitlines())
+
+
+def test_a_validation_file_is_scored_whole_and_all_other_rows_train(tmp_path):
+    source = write_rows(tmp_path, 40)
+    (source.parent / "validation.jsonl").write_text("one\ntwo\n")
+    trained, selecting, scored = parts_of(source, tmp_path, plan(1000, 0, selecting=5))
+    assert (len(trained), len(selecting), scored) == (35, 5, ["one", "two"])
 
 
 def test_differences_are_taken_on_the_same_task_and_seed():
@@ -56,7 +65,7 @@ def test_differences_are_taken_on_the_same_task_and_seed():
 def test_it_runs_and_ends_in_its_json_line(tmp_path, tiny_t5):
     write_rows(tmp_path, 60)
     words = ["--backbone", str(tiny_t5), "--data", str(tmp_path), "--tasks", "sst2", "--seeds", "0", "--threads", "1"]
-    sizes = ["--rows", "40", "--scored", "20", "--set", "epochs=1", "--set", "reduction=4"]
+    sizes = ["--rows", "30", "--selecting", "10", "--scored", "20", "--set", "epochs=1", "--set", "reduction=4"]
     ran = CliRunner().invoke(bench_defaults.main, [*words, *sizes, "--question", "gate", "--question", "template"])
     assert ran.exit_code == 0, ran.output
     document = json.loads(ran.stdout.splitlines()[-1])

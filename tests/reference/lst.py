@@ -26,6 +26,7 @@ class SlowSide:
         With images, features (L, F) and boxes (L, 4) of each, their tokens follow.
         """
         self.text = len(embeddings)
+        embeddings = self._read(embeddings)
         tokens = [token for number, image in enumerate(images) for token in self._image(number, *image)]
         return self._stack("encoder", torch.stack([*embeddings, *tokens]), blocks, memory=None)
 
@@ -49,18 +50,24 @@ class SlowSide:
 
     def decode(self, embeddings: Tensor, blocks: list[Tensor], memory: Tensor) -> Tensor:
         """(T, D), upsampled."""
-        return self._linear("upsample", self._stack("decoder", embeddings, blocks, memory))
+        return self._linear("upsample", self._stack("decoder", self._read(embeddings), blocks, memory))
 
     def _stack(self, name: str, embeddings: Tensor, blocks: list[Tensor], memory: Tensor | None) -> Tensor:
         layers = self.config.encoder_layers if name == "encoder" else self.config.decoder_layers
         side = self._linear(f"{name}.first_downsample", embeddings)
         for rung, layer in enumerate(layers or ()):
             where = f"{name}.rungs.{rung}"
-            down = self._linear(f"{where}.downsample", blocks[layer])
+            down = self._linear(f"{where}.downsample", self._read(blocks[layer]))
             side = side if self.config.mix_after else self._mix(where, side, down)
             side = self._block(name, f"{where}.block", side, memory)
             side = self._mix(where, side, down) if self.config.mix_after else side
         return self._norm(f"{name}.final_norm", side)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """What downsamples read of the backbone's vectors (S, D)."""
+        if self.config.tap_norm == "none":
+            return tokens
+        return torch.stack([token / math.sqrt(sum(float(x) ** 2 for x in token) / len(token)) for token in tokens])
 
     def _mix(self, where: str, side: Tensor, down: Tensor) -> Tensor:
         if self.config.gate == "none":

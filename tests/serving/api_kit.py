@@ -24,7 +24,7 @@ from serving.config import LoadConfig, RequestConfig, ServeConfig
 from serving.engine import EngineRow, Piece, Resident
 from serving.errors import IncompatibleSide
 from serving.metrics import Metrics
-from serving.pipeline import Generated, PredictRequest, PredictService, RequestOptions, Target
+from serving.pipeline import Generated, InputRow, PredictRequest, PredictService, RequestOptions, Target
 from serving.server import Assemble, Server
 from serving.versions.pool import SidePool
 from serving.versions.reconciler import Progress, Reconciler
@@ -47,6 +47,15 @@ TWEETS = TaskSpec(name="tweets", kind="regression", template="rate: {text}", low
 TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_chars=300)
 MEANING = TaskSpec(name="meaning", kind="embedding", template="{sentence}", dimensions=3)
 SPECS = (SST2, RTE, TWEETS, TITLES)
+VQA = TaskSpec(
+    name="vqa", kind="classification", template="question: {question}", images=("image",), labels=("no", "yes")
+)
+NLVR = TaskSpec(
+    name="nlvr", kind="classification", template="{sentence}", images=("left", "right"), labels=("false", "true")
+)
+CAPTIONS = TaskSpec(name="captions", kind="text", template="caption:", images=("image",))
+VISUAL_SPECS = (VQA, NLVR, CAPTIONS)
+"""Tasks that read images. The rule ignores them; `RuleService.rows` has them as they came."""
 
 
 def rule(spec: TaskSpec, prompt: str) -> Answer:
@@ -121,6 +130,8 @@ class RuleService(PredictService):
         self.priorities: list[int] = []
         self.tenants: list[str] = []
         self.route_keys: list[str] = []
+        self.rows: list[Sequence[InputRow]] = []
+        """The rows of every request."""
 
     @property
     def slow(self) -> float:
@@ -137,6 +148,7 @@ class RuleService(PredictService):
         return self.batcher.trouble
 
     async def predict_tasks(self, request: PredictRequest) -> list[Any]:
+        self.rows.append(request.rows)
         try:
             return await super().predict_tasks(request)
         except asyncio.CancelledError:
@@ -144,6 +156,7 @@ class RuleService(PredictService):
             raise
 
     async def stream(self, request: PredictRequest) -> AsyncGenerator[Piece | Generated, None]:
+        self.rows.append(request.rows)
         try:
             async with contextlib.aclosing(super().stream(request)) as events:
                 async for event in events:

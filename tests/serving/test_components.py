@@ -14,15 +14,19 @@ from ladder import Backbone, ClassAnswer, Tokenizer
 from ladder.backbone.compiled import CompiledEncoder
 from serving import components
 from serving.components import Components, assemble
-from serving.config import BatchConfig, EngineConfig, ServeConfig
+from serving.config import BatchConfig, EngineConfig, ImageConfig, ServeConfig
 from serving.metrics import Metrics
 from side_registry import Registry, UnknownTask
 from tests.ladder.counting import Counting
 from tests.serving.kit import TEXTS, make_run, make_spec, predict
+from tests.vision.folders import make_model, save
+from vision import EncoderError, load_encoder
 
 
 @asynccontextmanager
-async def assembled(backbone: Path, registry: Path, **engine: Any) -> AsyncIterator[Components]:
+async def assembled(
+    backbone: Path, registry: Path, images: ImageConfig | None = None, **engine: Any
+) -> AsyncIterator[Components]:
     config = ServeConfig(
         backbone=str(backbone),
         registry=str(registry),
@@ -30,6 +34,7 @@ async def assembled(backbone: Path, registry: Path, **engine: Any) -> AsyncItera
         threads=1,
         batch=BatchConfig(max_batch_rows=8, max_batch_tokens=512),  # few shapes to compile
         engine=EngineConfig(**engine),
+        images=images or ImageConfig(),
     )
     parts = await asyncio.to_thread(assemble, config, Metrics())
     yield parts
@@ -43,6 +48,21 @@ async def test_a_registry_that_is_not_there_yet_is_made_and_served(tmp_path: Pat
         assert (parts.pool.snapshot().generation, parts.pool.snapshot().residents) == (0, {})
         with pytest.raises(UnknownTask, match="nothing is published yet"):
             await predict(parts.service, "sst2", ["a"])
+
+
+async def test_the_vision_encoder_is_loaded_with_its_settings_or_the_start_says_why_not(
+    tmp_path: Path, tiny_t5: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save(tmp_path / "dino", "dinov2", make_model("dinov2"))
+    images = ImageConfig(vision=str(folder), vision_layer=1, vision_size=16)
+    caplog.set_level("INFO", "serving.components")
+    async with assembled(tiny_t5, tmp_path / "new", images, warmup_s=0.1):
+        encoder = load_encoder(folder, layer=1, size=16)
+        assert f"vision encoder dino, 2 x 2 tokens of 16 features, {encoder.fingerprint}" in caplog.text
+    for wrong, says in ((tmp_path / "gone", "has no config.json"), (folder, "hidden layer|layers")):
+        with pytest.raises(EncoderError, match=says):
+            async with assembled(tiny_t5, tmp_path / "new", ImageConfig(vision=str(wrong), vision_layer=99)):
+                pass
 
 
 @pytest.mark.slow

@@ -25,6 +25,15 @@ def test_booleans_read_from_the_environment(word: str, value: bool) -> None:
     assert config.load.replay_examples is value
 
 
+def test_a_number_without_a_default_is_none_where_it_is_not_given(tmp_path: Path) -> None:
+    given = NEEDED | {"vision": "encoder"}
+    assert read_config(given, environ={}).images.vision_layer is None
+    assert read_config(given, environ={"SIDECAST_VISION_LAYER": "-1"}).images.vision_layer == -1
+    file = tmp_path / "serve.toml"
+    file.write_text('[images]\nvision = "encoder"\nvision_layer = 0\n')
+    assert read_config(NEEDED, environ={}, file=file).images.vision_layer == 0
+
+
 def test_a_path_is_as_good_as_its_text() -> None:
     assert read_config(NEEDED | {"backbone": Path("a/b")}, environ={}).backbone == str(Path("a/b"))
 
@@ -52,6 +61,11 @@ def test_every_setting_has_a_flat_name_of_its_own() -> None:
         ({"max_shadow_rows": -1}, "max_shadow_rows must be >= 0, got -1"),
         ({"max_running_shadows": 0}, "max_running_shadows must be >= 1, got 0"),
         ({"shadow_turn_s": 0.0}, "shadow_turn_s must be > 0, got 0.0"),
+        ({"image_batch": 0}, "image_batch must be >= 1, got 0"),
+        ({"image_cache_bytes": -1}, "image_cache_bytes must be >= 0, got -1"),
+        ({"vision": "v", "vision_layer": "last"}, "vision_layer must be of type int, got 'last'"),
+        ({"vision_layer": 0}, "vision_layer and vision_size are settings of an encoder; give vision"),
+        ({"vision_size": 98}, "give vision, its folder, too"),
         ({"keep_inputs": "perhaps"}, "keep_inputs must be of type bool"),
         ({"prot": 3}, r"unknown settings \['prot'\]"),
         ({"batch": {}}, "unknown settings"),

@@ -20,6 +20,7 @@ EXAMPLES = [
     errors.Draining(),
     errors.DeadlineExpired(),
     errors.SideFailed("sst2", 3, "NaN"),
+    errors.ImageFailed("NaN"),
     errors.IncompatibleSide("sst2", "t5-small", "t5-base"),
     errors.CorruptSide("sst2", 3, "bits flipped", transient=True),
     errors.SideTooLarge("sst2", 3, 2_000_000, 1_000_000),

@@ -22,6 +22,8 @@ def examples(targets: list[object]) -> list[Example]:
         (load_task("mrpc"), ["not_equivalent"] * 9 + ["equivalent"], "not_equivalent", 0.45),
         (toy.VALUES, [0.0, 0.5, 1.0], 0.5, 0.0),
         (toy.TEXTS, ["a", "b", "b"], "b", 2 / 3),
+        (toy.TEXTS, [("a", "b"), ("c", "b"), ("d", "d")], "b", 2 / 3),
+        (load_task("daquar"), ["table", "bed", "a table", "table"], "table", 3 / 4),
     ],
 )
 def test_it_is_the_commonest_label_or_text_or_the_mean(
@@ -30,6 +32,15 @@ def test_it_is_the_commonest_label_or_text_or_the_mean(
     baseline = baseline_of(spec, examples(targets))
     assert baseline is not None
     assert (baseline.answer, baseline.score) == (answer, pytest.approx(score))
+
+
+def test_captions_take_the_most_typical_one() -> None:
+    dogs = ("A dog runs on the grass .", "A brown dog runs .")
+    targets = [dogs, ("A dog plays on the grass .", "Two boys swim ."), ("A bicycle .", "A dog sits on the grass .")]
+    baseline = baseline_of(load_task("flickr8k"), examples(targets))
+    assert baseline is not None
+    assert baseline.answer == "A dog runs on the grass ."
+    assert baseline.score > 1
 
 
 def test_it_reads_as_a_remark() -> None:

@@ -15,6 +15,7 @@ from training.batches import (
     all_inputs,
     count_batches,
     count_truncated,
+    draw_references,
     input_indices,
     least_rows,
     shuffled_batches,
@@ -54,6 +55,23 @@ def test_equal_texts_have_one_number_also_where_they_were_cut_alike(tiny_t5):
     pairs = (("a", "b"), ("b", "c"), ("the same beginning", "the same but not the end"))
     rows = tokenize(MEANING, load_tokenizer(tiny_t5), examples(*pairs))
     assert target_tensor(MEANING, rows, CPU).tolist() == [0, 1, 2, 1, 3, 2]
+
+
+def test_one_reference_of_each_row_is_drawn_by_the_seed(tiny_t5):
+    tokenizer = load_tokenizer(tiny_t5)
+    spec = TaskSpec(name="captions", kind="text", template="{text}")
+    references = ("one", "two", "three")
+    found = [Example(fields={"text": text}, target=references, line=1) for text in "abcdefghijkl"]
+    found.append(Example(fields={"text": "m"}, target="alone", line=1))
+    rows = tokenize(spec, tokenizer, found)
+    known = [tuple(tokenizer.encode(text)) for text in references]
+    drawn = draw_references(rows, "0:0")
+    assert drawn == draw_references(rows, "0:0")
+    assert {row.target for row in drawn[:-1]} == set(known)
+    assert [row.target for row in drawn] != [row.target for row in draw_references(rows, "0:1")]
+    assert drawn[-1] is rows[-1]
+    assert (rows[-1].target, rows[-1].references) == (tuple(tokenizer.encode("alone")), ())
+    assert [row.inputs for row in drawn] == [row.inputs for row in rows]
 
 
 def pair_rows(lengths: list[int]) -> list[TokenizedRow]:

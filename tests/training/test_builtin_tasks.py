@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from training.errors import DataError, MetricError, TrainingError, UnknownBuilti
 from training.metrics import METRICS
 
 TASKS = builtin_tasks()
+DOCS = Path(__file__).parents[2] / "docs"
 GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
 DEMO = {"movie-sentiment", "product-sentiment", "tweet-sentiment"}
+IMAGES = {"easy-vqa", "nlvr", "daquar", "flickr8k"}
 
 
-def test_the_eight_glue_tasks_the_demos_three_and_an_embedding_are_built_in():
-    assert set(TASKS) == GLUE | DEMO | {"paraphrase-embedding"}
+def test_the_eight_glue_tasks_the_demos_three_an_embedding_and_four_with_images_are_built_in():
+    assert set(TASKS) == GLUE | DEMO | {"paraphrase-embedding"} | IMAGES
     assert list(TASKS) == sorted(TASKS)
 
 
@@ -36,10 +39,24 @@ def test_a_builtin_tasks_file_has_its_name_and_a_one_line_description(name):
 def test_tasks_with_the_same_fields_share_prompts_and_with_them_activations():
     templates: dict[tuple[str, ...], set[str]] = {}
     for spec in TASKS.values():
-        templates.setdefault(spec.fields, set()).add(spec.template)
+        templates.setdefault(spec.inputs, set()).add(spec.template)
     assert all(len(forms) == 1 for forms in templates.values())
     assert templates[("sentence",)] == {"{sentence}"}
     assert templates[("sentence1", "sentence2")] == {"sentence1: {sentence1} sentence2: {sentence2}"}
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_the_documentation_lists_every_builtin_task(name):
+    text = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    [listed] = re.findall(r"\(or one of the built-in ones: (.*?); see `training/tasks/`\)", text, re.DOTALL)
+    assert f"`{name}`" in listed
+
+
+def test_tasks_with_images_read_one_and_questions_share_their_prompt():
+    assert {name for name, spec in TASKS.items() if spec.images} == IMAGES
+    assert {TASKS[name].images for name in IMAGES} == {("image",)}
+    assert TASKS["easy-vqa"].template == TASKS["daquar"].template == "vqa: {question}"
+    assert TASKS["flickr8k"].render({}) == "caption:"
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("stsb", 0, 5), ("tweet-sentiment", -4, 4)])
@@ -68,7 +85,9 @@ def test_an_unknown_task_lists_the_builtin_ones_and_the_nearest():
     with pytest.raises(UnknownBuiltinTask) as caught:
         load_task("SST-2")
     text = str(caught.value)
-    assert text.startswith("no built-in task 'SST-2' (did you mean sst2?); give one of cola, mnli, ")
+    assert text.startswith(
+        "no built-in task 'SST-2' (did you mean sst2?); give one of cola, daquar, easy-vqa, flickr8k, mnli, "
+    )
     assert text.endswith("or a task spec's .toml file")
 
 

@@ -227,6 +227,33 @@ def test_a_text_that_no_tokenizer_takes_is_refused_as_a_target(tmp_path, target,
     assert why in error.why
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_texts_target_may_be_a_list_of_references(tmp_path, suffix):
+    rows = [{"body": "a", "target": ["one", "two"]}, {"body": "b", "target": ["one"]}]
+    path = write(tmp_path / f"rows{suffix}", rows)
+    assert [example.target for example in read_examples(path, TITLE)] == [("one", "two"), ("one",)]
+
+
+def test_a_text_and_a_list_may_stand_in_one_file(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"body": "a", "target": "one"}, {"body": "b", "target": ["one", 2]}])
+    assert [example.target for example in read_examples(path, TITLE)] == ["one", ("one", "2")]
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ([], "target 'target' is an empty array; give it one text or more"),
+        (["a", " "], "target 'target', text 2, is empty; give it some text"),
+        (["a", None], "target 'target', text 2, is null; give a text"),
+        ([["a"]], "target 'target', text 1, is an array; give a text"),
+        (["a\0"], "target 'target', text 1, holds a NUL character or half a surrogate pair; remove it"),
+    ],
+)
+def test_a_list_that_holds_no_text_is_refused(tmp_path, target, why):
+    path = write(tmp_path / "rows.jsonl", [{"body": "a", "target": target}])
+    assert refused(path, TITLE).why == why
+
+
 def test_an_embeddings_target_is_a_text_that_a_server_would_embed(tmp_path):
     rows = [{"text": "a cat", "positive": " one cat", "score": 3}, {"text": 7, "positive": 8}]
     examples = read_examples(write(tmp_path / "rows.jsonl", rows), PARAPHRASE)

@@ -20,6 +20,10 @@ SOME: dict[str, tuple[list, list]] = {
     "accuracy_f1": (PREDICTIONS, TARGETS),
     "pearson_spearman": ([0.5, 1.0, 4.0], [1.0, 2.0, 3.0]),
     "exact_match": (["a b", "c"], ["a b", "d"]),
+    "vqa_accuracy": (["a b", "c"], [("a b", "a c"), "d"]),
+    "cider": (["a b", "c"], [("a b", "a c"), "d"]),
+    "bleu": (["a b c d", "c"], [("a b c d", "a c"), "d"]),
+    "rouge_l": (["a b", "c"], [("a b", "a c"), "d"]),
     "recall_at_1": ([1, 3], ["a b", "d"]),
     "mrr": ([1, 3], ["a b", "d"]),
 }
@@ -146,8 +150,8 @@ def test_unequal_lengths_are_an_error(metric):
 
 
 def test_an_unknown_metric_lists_the_known_ones():
-    with pytest.raises(MetricError, match="metric bleu: unknown; give one of accuracy, matthews, accuracy_f1"):
-        score("bleu", ["a"], ["a"])
+    with pytest.raises(MetricError, match="metric meteor: unknown; give one of accuracy, matthews, accuracy_f1"):
+        score("meteor", ["a"], ["a"])
 
 
 @pytest.mark.parametrize("labels", [(), ("a", "b", "c")])
@@ -193,7 +197,7 @@ def test_a_texts_other_targets_and_the_text_itself_are_no_wrong_answers():
 
 
 def test_ranks_are_those_of_a_slow_loop(monkeypatch):
-    monkeypatch.setattr("training.metrics.CHUNK", 7)
+    monkeypatch.setattr("training.metrics.ranking.CHUNK", 7)
     pick = random.Random(3)
     words = [f"w{number}" for number in range(25)]
     pairs = [(pick.choice(words), pick.choice(words)) for _ in range(40)]

@@ -20,6 +20,7 @@ from side_registry.manifest import read_artifact
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
+from training.data import read_labelled
 from training.errors import RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.job import Silent
@@ -96,6 +97,22 @@ def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, 
         again = train(job, folder)
         assert again.side_network.read_bytes() == whole.side_network.read_bytes()
         assert again.manifest.examples == whole.manifest.examples
+
+
+@pytest.mark.slow
+def test_a_row_with_several_references_learns_from_all_of_them(tmp_path, backbone, tokenizer):
+    """Two references that are the same are as one; another one changes what is learned."""
+    weights = []
+    for name, target in (("one", "x"), ("same", ["x", "x"]), ("two", ["x", "y"])):
+        records = [row | {"target": target} for row in toy.rows(toy.TEXTS, 24)]
+        (tmp_path / name).mkdir()
+        data = read_labelled(toy.write(tmp_path / name / "rows.jsonl", records), toy.TEXTS)
+        job = toy.job(tmp_path / name, toy.TEXTS, backbone, tokenizer, epochs=1)
+        trained = train(replace(job, training=data, validation=data), tmp_path / name / "run")
+        assert trained.manifest.metrics["exact_match"] >= 0
+        weights.append(trained.side_network.read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
 
 
 def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokenizer):
@@ -197,6 +214,20 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path, backbone, tokenizer):
     again = train(long, tmp_path / "broken")
     assert again.side_network.read_bytes() == whole.side_network.read_bytes()
     assert again.manifest.run_id == whole.manifest.run_id
+
+
+def test_a_run_from_before_taps_were_normalized_goes_on_without(tmp_path, backbone, tokenizer):
+    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, tap_norm="none")
+    before = train(short, tmp_path / "run")
+    settings = tmp_path / "run" / "run.json"
+    document = json.loads(settings.read_text())
+    del document["settings"]["recipe"]["tap_norm"]
+    settings.write_text(json.dumps(document))
+    with pytest.raises(RunError, match=r"another recipe \(tap_norm none, not rms\)"):
+        train(replace(short, recipe=replace(short.recipe, tap_norm="rms")), tmp_path / "run")
+    assert train(short, tmp_path / "run").manifest_bytes == before.manifest_bytes
+    more = train(replace(short, recipe=replace(short.recipe, epochs=2)), tmp_path / "run")
+    assert "tap_norm" not in more.manifest.side
 
 
 def test_a_finished_run_without_its_last_state_takes_no_more_epochs(tmp_path, finished):
@@ -327,6 +358,14 @@ def test_rungs_stand_on_every_second_block_unless_told_otherwise(backbone):
         Recipe(encoder_layers="most")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp", "text"])
+def test_new_side_networks_read_normalized_taps_unless_told_otherwise(head):
+    assert Recipe(head=head).side_config(toy.CLASSES).tap_norm == "rms"
+    assert Recipe(head=head, tap_norm="none").side_config(toy.CLASSES).tap_norm == "none"
+    with pytest.raises(RecipeError, match="tap_norm must be none or rms"):
+        Recipe(tap_norm="layer")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("spec", "outputs"), [(toy.CLASSES, 2), (toy.VALUES, 1), (toy.PAIRS, 8)])
 def test_an_mlp_head_answers_what_a_linear_one_can(tmp_path, backbone, tokenizer, spec, outputs):
     config = Recipe(head="mlp").side_config(spec)
@@ -393,7 +432,7 @@ def test_head_that_cannot_answer_the_kind():
         slow({"gate": "none", "bias": False}),
         {"gate": "one", "merge_last": True},
         slow({"gate": "fixed", "gate_start": 1.5, "mix_after": True}),
-        {"gate_form": "channel", "gate_temperature": 0.5},
+        {"gate_form": "channel", "gate_temperature": 0.5, "tap_norm": "rms"},
     ],
     ids=str,
 )

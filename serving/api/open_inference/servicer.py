@@ -307,6 +307,8 @@ def _describe(spec: TaskSpec, version: int) -> dict[str, pb.InferParameter]:
     texts = {"kind": spec.kind, "template": spec.template, "description": spec.description}
     if spec.labels:
         texts["labels"] = json.dumps(spec.labels, ensure_ascii=False)
+    if spec.images:
+        texts["images"] = json.dumps(spec.images, ensure_ascii=False)
     if takes_whole_prompt(spec):
         texts["whole_prompt_input"] = WHOLE_PROMPT
     dimensions = {"dimensions": spec.dimensions} if spec.dimensions else {}

@@ -1,8 +1,8 @@
 """Open Inference tensors to rows, and answers to tensors: pure functions of messages and a task's spec.
 
-A request has one BYTES tensor per field of the task's template, or a single `text` that is the whole prompt (unless the
-template has a field of that name). Other tensors are ignored. Elements come raw or typed, never both. Faults name the
-tensor.
+A request has one BYTES tensor per field of the task's template, or instead of them a single `text` that is the whole
+prompt (unless the task has a field of that name). Each image has a BYTES tensor too, whose elements are image files.
+Other tensors are ignored. Elements come raw or typed, never both. Faults name the tensor.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ MAX_IGNORED = 64
 """Most inputs of a request beyond those that its task reads."""
 
 Tensor = pb.ModelInferRequest.InferInputTensor
-
+Value = TypeVar("Value", str, bytes)
 
 DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32"}
 """By the type of an answer's column."""
@@ -43,8 +43,8 @@ CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYP
 
 
 def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
-    """The input tensors of a task: one for each field of its template."""
-    return [pb.ModelMetadataResponse.TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in spec.fields]
+    """The input tensors of a task: one for each field of its template, then one for each image."""
+    return [pb.ModelMetadataResponse.TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in spec.inputs]
 
 
 def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
@@ -62,7 +62,7 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
     return pb.ModelConfig(
         name=spec.name,
         max_batch_size=spec.max_rows,
-        input=[pb.ModelInput(name=field, data_type="TYPE_STRING", dims=[1]) for field in spec.fields],
+        input=[pb.ModelInput(name=name, data_type="TYPE_STRING", dims=[1]) for name in spec.inputs],
         output=[
             pb.ModelOutput(
                 name=column.name,
@@ -76,8 +76,8 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
 
 
 def takes_whole_prompt(spec: TaskSpec) -> bool:
-    """Whether the tensor `text` is a whole prompt: the template has no field of that name."""
-    return WHOLE_PROMPT not in spec.fields
+    """Whether the tensor `text` is a whole prompt: the task has no field or image of that name."""
+    return WHOLE_PROMPT not in spec.inputs
 
 
 def count_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> int:
@@ -88,14 +88,19 @@ def count_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> int:
 async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec, rows: int) -> list[InputRow]:
     """The rows of a request that has so many; other calls go on between two of its tensors. Raises InvalidInput."""
     indices = _read_inputs(request.inputs, spec)
-    names = [request.inputs[index].name for index in indices]
-    columns = []
+    texts: dict[str, list[str]] = {}
+    images: dict[str, list[bytes]] = {}
     for index, read in zip(indices, _readers(request, indices, rows), strict=True):
-        columns.append(_texts(request.inputs[index], read(), rows))
+        tensor = request.inputs[index]
+        if tensor.name in spec.images:
+            images[tensor.name] = list(read())
+        else:
+            texts[tensor.name] = _texts(tensor, read(), rows)
         await asyncio.sleep(0)
-    if names == [WHOLE_PROMPT] and takes_whole_prompt(spec):
-        return [Prompt(text) for text in columns[0]]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    pictures = _rows_by_name(images, rows)
+    if texts.keys() == {WHOLE_PROMPT} and takes_whole_prompt(spec):
+        return [Prompt(text, row) for text, row in zip(texts[WHOLE_PROMPT], pictures, strict=True)]
+    return [{**fields, **row} for fields, row in zip(_rows_by_name(texts, rows), pictures, strict=True)]
 
 
 def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str]:
@@ -143,17 +148,33 @@ def flag_truncated(response: pb.ModelInferResponse, truncated: Sequence[bool]) -
             tensor.parameters[TRUNCATED_ROWS].string_param = json.dumps(rows)
 
 
+def _rows_by_name(columns: Mapping[str, list[Value]], rows: int) -> list[dict[str, Value]]:
+    return [{name: values[row] for name, values in columns.items()} for row in range(rows)]
+
+
 def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec) -> list[int]:
     """Indices of the tensors that the task reads, each of which is there once. Others are ignored."""
-    names = [tensor.name for tensor in inputs[: len(spec.fields) + MAX_IGNORED + 1]]
-    is_whole = names == [WHOLE_PROMPT] and takes_whole_prompt(spec)
-    used = {WHOLE_PROMPT} if is_whole else set(spec.fields)
+    most = len(spec.inputs) + MAX_IGNORED
+    names = [tensor.name for tensor in inputs[: most + 1]]
+    is_whole = takes_whole_prompt(spec) and [name for name in names if name not in spec.images] == [WHOLE_PROMPT]
+    used = {WHOLE_PROMPT, *spec.images} if is_whole else set(spec.inputs)
     indices = [index for index, name in enumerate(names) if name in used]
-    if len(names) <= len(spec.fields) + MAX_IGNORED and sorted(names[index] for index in indices) == sorted(used):
+    if len(names) <= most and sorted(names[index] for index in indices) == sorted(used):
         return indices
-    needed = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})"
+    got = _listed(names) or "none"
+    if missing := [name for name in spec.images if name not in names]:
+        got = f"{got}: {', '.join(missing)} is missing"
+    raise InvalidInput("inputs", f"task {spec.name!r} takes {_needed(spec)}; got {got}")
+
+
+def _needed(spec: TaskSpec) -> str:
+    """The inputs of a task, in words."""
+    per_field = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})" if spec.fields else ""
+    per_image = f"one BYTES tensor per image ({', '.join(spec.images)})" if spec.images else ""
     whole = f", or a single '{WHOLE_PROMPT}' with the whole prompt" if takes_whole_prompt(spec) else ""
-    raise InvalidInput("inputs", f"task {spec.name!r} takes {needed}{whole}; got {_listed(names) or 'none'}")
+    if not per_image:
+        return per_field + whole
+    return f"{per_field}{whole}, and {per_image}" if per_field else per_image
 
 
 def _count_rows(inputs: Sequence[Tensor], limit: int) -> int:

@@ -111,8 +111,12 @@ def bench(
     """Put load on a server and report latencies, throughput, errors, and the server's stages.
 
     Requests go to each TASK (or TASK@alias, TASK:7) equally often; without TASK, to all tasks that the server serves in
-    production. Levels run one after the other: so many callers that each wait for their answer (--concurrency), or
-    requests at their own times (--rate), whose latency counts from when they were due. Ctrl-C reports what was seen.
+    production and that read text alone. Levels run one after the other: so many callers that each wait for their answer
+    (--concurrency), or requests at their own times (--rate), whose latency counts from when they were due. Ctrl-C
+    reports what was seen.
+
+    A task that reads images needs --prompts: a column for each image, with the bytes of its file (.parquet) or its path
+    relative to the folder of --prompts.
     """
     made = _plan(**load)
     _check_files(out, plot)

@@ -11,6 +11,7 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import plain, say, show_table
 from sidecast.cli.serving import decoding
+from sidecast.cli.serving.rows import rows_of, with_images
 
 if TYPE_CHECKING:
     from serving.client import TextStream
@@ -22,13 +23,15 @@ INPUT_SHOWN = 100
 
 
 def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Callback of click: texts come as arguments or by --text, which is read before."""
-    if not value and not ctx.params["literal"]:
+    """Callback of click: texts come as arguments or by --text; both options are read before. With images none may be
+    needed.
+    """
+    if not value and not ctx.params["literal"] and not ctx.params["images"]:
         raise click.MissingParameter(ctx=ctx, param=param)
     return value
 
 
-@click.command(short_help="Send texts to a server and print the answers.")
+@click.command(short_help="Send texts and images to a server and print the answers.")
 @click.argument("task")
 @click.argument("text", nargs=-1, metavar="TEXT...", callback=_some_text)
 @click.option(
@@ -38,6 +41,14 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     is_eager=True,
     metavar="TEXT",
     help="A text as it is, though it looks like NAME=TEXT. Comes after the others; may be given again.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    is_eager=True,
+    metavar="[NAME=]FILE",
+    help="An image file (JPEG, PNG, WebP). NAME where the task has two; may be given again.",
 )
 @options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
@@ -50,6 +61,7 @@ def predict(
     task: str,
     text: Sequence[str],
     literal: Sequence[str],
+    images: Sequence[str],
     server: str,
     timeout: float | None,
     priority: int | None,
@@ -58,11 +70,13 @@ def predict(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Send texts to a server and print the answers of TASK (or TASK@alias, TASK:7).
+    """Send texts and images to a server and print the answers of TASK (or TASK@alias, TASK:7).
 
     A task with one field answers each TEXT. A task with several fields takes one row: its fields in order, or by name
     as NAME=TEXT. What begins with a name and an equals sign, as in y=2, is read as NAME=TEXT: give such a text with
     --text.
+
+    A task that reads one image answers each TEXT about each --image. A task that reads two takes one of each name.
     """
     from serving.client import Client
     from side_registry import TaskRef
@@ -71,7 +85,7 @@ def predict(
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
-        rows: list[Any] = rows_of(spec.fields, text, literal)
+        rows: list[Any] = with_images(spec.images, rows_of(spec.fields, text, literal, spec.images), images)
         request_options: dict[str, Any] = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
         request_options["decoding"] = decoding.settings(how)
         if stream:
@@ -88,8 +102,7 @@ def predict(
     if as_json:
         say(True, document, "")
         return
-    texts = [*text, *literal]
-    inputs = texts if len(answers) == len(texts) else [" | ".join(texts)]
+    inputs = _inputs([*text, *literal], images, len(answers))
     show_table(
         ("answer", "score", "input"),
         [(*_cells(answer), _beginning(row)) for answer, row in zip(answers, inputs, strict=True)],
@@ -99,6 +112,16 @@ def predict(
     if cut:
         limit = f"{spec.max_source_tokens} tokens (max_source_tokens)"
         click.echo(f"longer than {limit}, so its end was not read: input {', '.join(cut)}", err=True)
+
+
+def _inputs(texts: Sequence[str], images: Sequence[str], rows: int) -> list[str]:
+    """What a table shows of each row: its text, or all texts of a row of several; and its file, where they differ."""
+    for each in (texts, images):
+        if len(each) == rows:
+            return list(each)
+    if len(texts) * len(images) == rows:
+        return [f"{text} | {image}" for image in images for text in texts]
+    return [" | ".join((*texts, *images))]
 
 
 def _beginning(text: str) -> str:
@@ -113,47 +136,6 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
     click.echo(json.dumps({"result": asdict(result)}, ensure_ascii=False) if as_json else "")
     if result.truncated and not as_json:
         click.echo("the input is longer than the task's max_source_tokens, so its end was not read", err=True)
-
-
-def rows_of(fields: Sequence[str], texts: Sequence[str], literal: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Make rows from the texts on the command line.
-
-    Args:
-        literal: texts in which no name is looked for; they come last.
-    Raises:
-        UserError: a name that is no field, a field twice, too many texts, or too few.
-    """
-    pairs = [*(_named(fields, text) for text in texts), *(("", text) for text in literal)]
-    if len(fields) == 1:
-        return [{fields[0]: value} for _, value in pairs]
-    named = [(name, value) for name, value in pairs if name]
-    unnamed = [value for name, value in pairs if not name]
-    row = dict(named)
-    if len(row) < len(named):
-        raise UserError(f"a field is given twice; give each of {', '.join(fields)} once")
-    free = [name for name in fields if name not in row]
-    if len(unnamed) != len(free):
-        needs = " ".join(f"{name}=TEXT" for name in fields)
-        got = f"no text for {', '.join(free[len(unnamed) :])}" if len(unnamed) < len(free) else f"{len(pairs)} texts"
-        raise UserError(f"this task takes one row of {len(fields)} fields: {needs}; got {got}")
-    return [row | dict(zip(free, unnamed, strict=True))]
-
-
-def _named(fields: Sequence[str], text: str) -> tuple[str, str]:
-    """NAME=TEXT in its two parts; the name is "" for any other text, such as `x = 3`, `1+1=2` and `a==b`.
-
-    Raises:
-        UserError: it begins with a name and an equals sign, but this is no field.
-    """
-    name, mark, value = text.partition("=")
-    if mark and name in fields:
-        return name, value
-    if mark and name.isidentifier() and not value.startswith("="):
-        raise UserError(
-            f"this task has no field {name!r}; its fields: {', '.join(fields)}. If {text!r} is a text, write --text "
-            f"before it, or {fields[0]}="
-        )
-    return "", text
 
 
 def _plain(answer: Any) -> dict[str, Any]:

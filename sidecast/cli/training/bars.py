@@ -15,10 +15,17 @@ class Bars:
         self.task = task
         self.epochs = 0
         self.steps = 0
+        self.looks: Any = None
         self.ranks: Any = None
         self.reads: Any = None
         self.asks: Any = None
         self.current: Any = None
+
+    def images(self, images: int, total: int) -> None:
+        """A bar of the images that have features."""
+        if self.looks is None:
+            self.looks = self.bars.add_task(f"{self.task}: images", total=total, note="")
+        self.bars.update(self.looks, completed=images)
 
     def ranking(self, rows: int, total: int) -> None:
         """A bar of the rows that Fisher information has."""

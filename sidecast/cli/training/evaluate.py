@@ -10,12 +10,16 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
+from side_registry.manifest import Artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
+from sidecast.cli.training.bars import Bars
+from sidecast.cli.training.image_options import ImageArguments, image_options
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
+    cache_warnings,
     length_warnings,
     score_warnings,
     show_warnings,
@@ -23,11 +27,13 @@ from sidecast.cli.training.verdict import (
 
 if TYPE_CHECKING:
     from training.data import Example
+    from training.evaluation import ReadImages
+    from training.images import EncoderSource
 
 SERVER_ROWS = 64
 """Rows in one request to a server."""
 
-Rows = Sequence[dict[str, str]]
+Rows = Sequence[Any]
 Step = Callable[[int, int], None]
 Answers = tuple[list[Any], list[bool]]
 """One answer a row; for each, whether the row's text was longer than the spec's `max_source_tokens`."""
@@ -41,7 +47,12 @@ class Candidate:
 
     spec: TaskSpec
     version: int | None
-    answer: Callable[[Rows, Step], Answers]
+    answer: Callable[[Rows, Step, "ReadImages | None"], Answers]
+    artifact: Artifact | None = None
+    """None on a server, whose rows hold the bytes of images."""
+    device: Any = "cpu"
+    encoder_source: "EncoderSource | None" = None
+    """Where a run says that its vision encoder is."""
 
 
 @click.command(short_help="Score a run, a published version or a server on labelled rows.")
@@ -52,6 +63,7 @@ class Candidate:
 @options.server
 @options.backbone
 @click.option("--predictions", metavar="FILE", help="Write each row and its answer there, as JSON lines.")
+@image_options
 @options.rename
 @options.device
 @options.dtype
@@ -65,6 +77,12 @@ def evaluate(
     server: str | None,
     backbone: str | None,
     predictions: str | None,
+    images: str | None,
+    features: str | None,
+    vision: str | None,
+    vision_layer: int | None,
+    vision_size: int | None,
+    cache_dir: str | None,
     renames: dict[str, str],
     device: str,
     dtype: str,
@@ -79,8 +97,10 @@ def evaluate(
     """
     from training.baseline import baseline_of
     from training.data import check_renames, read_to_evaluate
+    from training.images import check_images
     from training.metrics import rows_to_answer, score_values
 
+    arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
     known = _known_spec(task)
     name = known.name if known is not None and task.endswith(".toml") else task
     source, where = options.choose(run=run, registry=registry, server=server)
@@ -91,6 +111,7 @@ def evaluate(
     else:
         candidate = _in_registry(name, where, backbone, (device, dtype, quantize))
     spec = _as_read(candidate.spec, known)
+    arguments.check(spec, has_encoder=candidate.artifact is None or _encoder_of(candidate, arguments) is not None)
     check_renames([spec], renames)
     examples = read_to_evaluate(data, spec, renames)
     is_labelled = examples[0].target is not None
@@ -101,9 +122,22 @@ def evaluate(
         remedy = f"name the column with --rename {spec.target}=COLUMN, or give --predictions FILE for the answers alone"
         raise UserError(f"{data} has no column {column!r}, so there is nothing to score; {remedy}")
     rows = rows_to_answer(spec, examples) if is_labelled else [example.fields for example in examples]
+    faults: list[str] = []
     with progress_bar(quiet=as_json) as bars:
+        read_images = None
+        if spec.images:
+            source = arguments.open_source()
+            check_images(spec, data, examples, source)
+            if candidate.artifact is None:
+                rows = arguments.send_bytes(spec, rows, source)
+            else:
+                progress = Bars(bars, spec.name).images
+                encoder = _encoder_of(candidate, arguments)
+                made = arguments.features_of(candidate.artifact, source, encoder, candidate.device, rows, progress)
+                read_images = made.read
+                faults = cache_warnings(spec, made.disk_fault)
         bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
-        answers, truncated = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done))
+        answers, truncated = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done), read_images)
     plain = [_plain(answer, spec) for answer in answers]
     if predictions is not None:
         _write(predictions, examples, plain, truncated)
@@ -115,7 +149,7 @@ def evaluate(
         baseline = baseline_of(spec, examples)
     score = metrics.get(spec.metric)
     share = sum(truncated) / len(rows)
-    warnings = length_warnings(spec, {"rows": share}) + score_warnings(spec, score, baseline)
+    warnings = length_warnings(spec, {"rows": share}) + score_warnings(spec, score, baseline) + faults
     document = {
         "task": spec.name,
         "source": source,
@@ -155,13 +189,16 @@ def _unscored(examples: Sequence[Any], predictions: str | None) -> str:
 
 
 def _in_run(task: str, run: str, backbone: str | None, how: How) -> Candidate:
+    from training.images import EncoderSource
     from training.run_folder import RunFolder
 
     artifact = read_artifact(run)
     if task != artifact.manifest.task:
         raise UserError(f"{run} is a run of task {artifact.manifest.task}, not of {task}")
-    source = backbone or RunFolder(run).backbone_source()
-    return Candidate(spec=artifact.manifest.spec, version=None, answer=_local(artifact, source, how))
+    folder = RunFolder(run)
+    vision = folder.vision_source()
+    encoder_source = None if vision is None else EncoderSource(**vision)
+    return _local(artifact, None, backbone or folder.backbone_source(), how, encoder_source)
 
 
 def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candidate:
@@ -172,11 +209,17 @@ def _in_registry(task: str, url: str, backbone: str | None, how: How) -> Candida
     version = registry.state().resolve(ref)
     with tempfile.TemporaryDirectory(prefix="sidecast-") as folder:
         artifact = registry.download(ref.task, version, Path(folder) / "version")
-        answer = _local(artifact, backbone, how)
-    return Candidate(spec=artifact.manifest.spec, version=version, answer=answer)
+        return _local(artifact, version, backbone, how)
 
 
-def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], Answers]:
+def _encoder_of(candidate: Candidate, arguments: ImageArguments) -> "EncoderSource | None":
+    """The encoder that the command line names, else that of the run."""
+    return arguments.encoder_source or candidate.encoder_source
+
+
+def _local(
+    artifact: Artifact, version: int | None, backbone: str, how: How, encoder_source: "EncoderSource | None" = None
+) -> Candidate:
     from training.evaluation import load_model, predict_rows
 
     device, dtype, quantize = how
@@ -184,7 +227,18 @@ def _local(artifact: Any, backbone: str, how: How) -> Callable[[Rows, Step], Ans
         backbone, device, dtype, quantize or artifact.manifest.backbone.quantization
     )
     model = load_model(artifact, loaded, tokenizer)
-    return lambda rows, step: predict_rows(model, loaded, tokenizer, rows, step)
+
+    def answer(rows: Rows, step: Step, read_images: "ReadImages | None") -> Answers:
+        return predict_rows(model, loaded, tokenizer, rows, step, read_images)
+
+    return Candidate(
+        spec=artifact.manifest.spec,
+        version=version,
+        answer=answer,
+        artifact=artifact,
+        device=loaded.device,
+        encoder_source=encoder_source,
+    )
 
 
 def _on_server(task: str, address: str) -> Candidate:
@@ -200,7 +254,7 @@ def _on_server(task: str, address: str) -> Candidate:
         raise UserError(f"{address} has no version of {ref.task} loaded; see sidecast tasks --server {address}")
     size = min(SERVER_ROWS, info.spec.max_rows)
 
-    def answer(rows: Rows, step: Step) -> Answers:
+    def answer(rows: Rows, step: Step, _: "ReadImages | None") -> Answers:
         answers: list[Any] = []
         for start in range(0, len(rows), size):
             # pinned, so that one version is scored even while the server swaps

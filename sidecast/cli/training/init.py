@@ -91,7 +91,9 @@ def init(
     check_method(quantize)
     _check_rows(init, task, data, samples_file, samples)
     spec = _spec(task, output, head, outputs)
-    shape = {"encoder_layers": "all"} | {name: value for name, value in values.items() if value is not None}
+    shape = {"encoder_layers": "all", "tap_norm": "none"} | {
+        name: value for name, value in values.items() if value is not None
+    }
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]
     config = recipe.side_config(spec)  # report mistakes in settings and data before the backbone loads
     if outputs is not None and outputs != config.outputs:

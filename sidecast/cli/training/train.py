@@ -13,9 +13,11 @@ from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
 from sidecast.cli.settings import GroupedCommand, setting_options
 from sidecast.cli.training.bars import Bars
+from sidecast.cli.training.image_options import ImageArguments, image_options
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
+    cache_warnings,
     length_warnings,
     score_warnings,
     show_warnings,
@@ -25,7 +27,9 @@ from training.recipe import Recipe
 if TYPE_CHECKING:
     from side_registry import TaskSpec
     from training.data import Labelled
+    from training.images import ImageSource
     from training.job import Job
+    from vision import FeatureFile
 
 PLACEHOLDER = "{task}"
 """In a file's or folder's name: the task's."""
@@ -59,6 +63,7 @@ SPECIAL = {
     help="Instead of --validation: the share of the training rows that validates, such as 10%, drawn by the seed.",
 )
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
+@image_options
 @options.rename
 @options.device
 @options.dtype
@@ -72,6 +77,12 @@ def train(
     validation_file: str | None,
     validation_share: int | None,
     output: str,
+    images: str | None,
+    features: str | None,
+    vision: str | None,
+    vision_layer: int | None,
+    vision_size: int | None,
+    cache_dir: str | None,
     renames: dict[str, str],
     device: str,
     dtype: str,
@@ -81,7 +92,10 @@ def train(
 ) -> None:
     """Train a side network for each TASK: a built-in task's name, or a task spec's TOML file.
 
-    For several tasks, {task} in FILE and RUN stands for each task's name: --train data/{task}.csv --output runs/{task}.
+    For several tasks, {task} in FILE, I and RUN stands for each task's name: --train data/{task}.csv --output
+    runs/{task}.
+
+    A task whose rows have images needs --images and --vision, or --features.
 
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
@@ -89,6 +103,7 @@ def train(
     from serving.client.shares import WHOLE
     from training.builtin_tasks import load_task
     from training.data import check_renames
+    from training.images import ImageInputs
     from training.job import Job
 
     specs = [load_task(task) for task in tasks]
@@ -96,11 +111,20 @@ def train(
     check_renames(specs, renames)
     settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
     for spec in specs:
-        settings.side_config(spec)  # report mistakes in settings and data before the backbone loads
+        settings.side_config(spec, 1 if spec.images else None)  # report mistakes in settings before the backbone loads
     share = None if validation_share is None else validation_share / WHOLE
-    files = _Files(train_file, validation_file, share, renames)
+    arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
+    encoder_source = arguments.encoder_source
+    for spec in specs:
+        arguments.check(spec, has_encoder=encoder_source is not None)
+    if (images or features) and not any(spec.images for spec in specs):
+        raise UserError(
+            f"--{'images' if images else 'features'} is for tasks with images, and {specs[0].name} has none"
+        )
+    files = _Files(train_file, validation_file, share, renames, arguments)
     data = [files.read(spec, settings.seed) for spec in specs]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
+    encoder = None if encoder_source is None else encoder_source.load(loaded.device)
     documents: list[dict[str, Any]] = []
     for spec, rows in zip(specs, data, strict=True):
         job = Job(
@@ -112,6 +136,13 @@ def train(
             validation=rows.validation,
             recipe=settings,
             reading=rows.reading,
+            images=rows.images
+            and ImageInputs(
+                source=rows.images,
+                encoder=encoder,
+                encoder_source=encoder_source,
+                cache_dir=arguments.cache_folder,
+            ),
         )
         documents.append(_run(job, _filled(output, spec), as_json=as_json))
     if as_json:
@@ -126,6 +157,8 @@ class _Rows:
     validation: "Labelled"
     reading: dict[str, Any]
     """As `Job.reading`."""
+    images: "ImageSource | FeatureFile | None" = None
+    """Of a task with images."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +169,35 @@ class _Files:
     validation: str | None
     share: float | None
     renames: dict[str, str]
+    arguments: ImageArguments
 
     def read(self, spec: "TaskSpec", seed: int) -> _Rows:
         """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
-        from training.data import known_names, read_labelled, split
+        from training.data import known_names, split
 
         renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
         reading: dict[str, Any] = {"renames": renames} if renames else {}
-        training = read_labelled(_filled(self.train, spec), spec, renames)
+        images = self.arguments.open_source(lambda name: _filled(name, spec)) if spec.images else None
+        training = self._labelled(self.train, spec, renames, images)
         if self.validation is not None:
-            return _Rows(training, read_labelled(_filled(self.validation, spec), spec, renames), reading)
+            validation = self._labelled(self.validation, spec, renames, images)
+            return _Rows(training, validation, reading, images)
         assert self.share is not None
-        training, validation = split(training, self.share, seed)
-        return _Rows(training, validation, {**reading, "validation_share": self.share})
+        training, validation = split(training, self.share, seed, by=spec.images)
+        return _Rows(training, validation, {**reading, "validation_share": self.share}, images)
+
+    def _labelled(
+        self, file: str, spec: "TaskSpec", renames: dict[str, str], images: "ImageSource | FeatureFile | None"
+    ) -> "Labelled":
+        """The rows of a file, whose images are all there."""
+        from training.data import read_labelled
+        from training.images import check_images
+
+        path = _filled(file, spec)
+        labelled = read_labelled(path, spec, renames)
+        if images is not None:
+            check_images(spec, path, labelled.examples, images)
+        return labelled
 
 
 def _filled(path: str, spec: "TaskSpec") -> str:
@@ -184,6 +233,8 @@ def _run(job: "Job", output: str, *, as_json: bool) -> dict[str, Any]:
     score = metrics[spec.metric]
     baseline = baseline_of(spec, job.validation.examples)
     unbeaten = score_warnings(spec, score, baseline)
+    if job.features is not None:
+        unbeaten += cache_warnings(spec, job.features.disk_fault)
     if not as_json:
         scores = scores_text({name: value for name, value in metrics.items() if name != "loss"})
         click.echo(f"{spec.name}: {scores} on the validation rows (epoch {epoch}){baseline_text(baseline)}")

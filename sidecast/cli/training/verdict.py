@@ -50,6 +50,13 @@ def score_warnings(spec: "TaskSpec", score: float | None, baseline: "Baseline | 
     return [f"{spec.name}: {known}: one answer for all rows is as good; try more rows, --epochs or --lr"]
 
 
+def cache_warnings(spec: "TaskSpec", fault: str | None) -> list[str]:
+    """One sentence, or none, about features of images that are not kept on disk."""
+    if fault is None:
+        return []
+    return [f"{spec.name}: features of images are not kept for the next run: {fault}; give another --cache-dir"]
+
+
 def show_warnings(warnings: list[str], *, as_json: bool) -> None:
     """Print them on standard error; for machines they are in the document."""
     for warning in [] if as_json else warnings:

@@ -20,6 +20,7 @@ from ladder import (
     SideConfig,
     SideConfigError,
     SideNetwork,
+    Taps,
     answer,
     build_answerer,
     load_backbone,
@@ -28,6 +29,7 @@ from ladder import (
 )
 from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
+from ladder.side import as_served
 from ladder.side.network import forward
 from tests import tiny
 from tests.reference.lst import SlowSide
@@ -42,6 +44,8 @@ SHAPES = {
     "gate fixed": SideConfig(head="text", reduction=4, gate="fixed", gate_start=0.07),
     "mix after": SideConfig(head="text", reduction=4, mix_after=True),
     "temperature": SideConfig(head="text", reduction=4, gate_start=0.3, gate_temperature=0.5),
+    "rms taps": SideConfig(head="text", reduction=4, tap_norm="rms"),
+    "rms taps, no biases": SideConfig(head="text", reduction=4, tap_norm="rms", bias=False, mix_after=True),
 }
 
 
@@ -126,6 +130,7 @@ def test_dropout_is_in_the_side_network_alone_and_only_while_training(backbone):
         ({"head": "linear"}, "outputs"),
         ({"head": "text", "outputs": 2}, "outputs"),
         ({"dropout": 1.0}, "dropout"),
+        ({"tap_norm": "layer"}, "tap_norm must be none or rms, got 'layer'"),
         ({"gate_temperature": 0}, "temperature"),
         ({"head": "linear", "outputs": 2, "merge_last": True}, "merge_last"),
     ],
@@ -146,6 +151,45 @@ def test_settings_that_do_not_fit_the_backbone(backbone, wrong, message):
 def test_unknown_settings_of_a_newer_format_are_refused():
     with pytest.raises(SideConfigError, match="newer"):
         SideConfig.from_dict({"reduction": 8, "rotary": True})
+
+
+def test_normalized_taps_are_a_setting_of_new_files_alone():
+    """Files from before the setting read as they were written, and files of raw taps are still written so."""
+    config = SideConfig(reduction=4, tap_norm="rms")
+    assert SideConfig.from_dict(config.to_dict()) == config
+    assert "tap_norm" not in SideConfig(reduction=4).to_dict()
+    assert SideConfig.from_dict({"reduction": 4}).tap_norm == "none"
+
+
+def test_normalized_taps_may_have_any_scale(backbone):
+    """Also the scale of the largest activations of a backbone in bfloat16, whose squares sum up to more than 2^16."""
+    side = random_side(SideConfig(head="linear", outputs=2, reduction=4, tap_norm="rms"), backbone.config)
+    taps = run_backbone(backbone, [[5, 6, 7, 1]]).taps
+    scaled = [
+        Taps(embeddings=taps.embeddings * s, blocks=tuple(t * s for t in taps.blocks), mask=taps.mask)
+        for s in (100.0, 1e4)
+    ]
+    for other in scaled:
+        assert_close(side.encode(other), side.encode(scaled[0]), atol=1e-5, rtol=1e-4)
+    rough = as_served(side, torch.bfloat16)
+    large = Taps(
+        embeddings=scaled[1].embeddings.bfloat16(),
+        blocks=tuple(tap.bfloat16() for tap in scaled[1].blocks),
+        mask=taps.mask,
+    )
+    exact = side.encode(scaled[1])
+    assert (rough.encode(large).float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_normalizing_keeps_no_copy_of_a_tap_for_the_backward_pass(backbone):
+    side = SideNetwork(SideConfig(head="linear", outputs=2, reduction=4, tap_norm="rms"), backbone.config)
+    rung, tap = side.encoder.rungs[0], run_backbone(backbone, [[5, 6, 7, 1]]).taps.blocks[0]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        rung._down(tap)
+    wide = [tensor for tensor in kept if tensor.shape[-1] == tap.shape[-1] and tensor.numel() == tap.numel()]
+    assert wide
+    assert all(tensor.data_ptr() == tap.data_ptr() for tensor in wide)
 
 
 # labels as words

@@ -41,6 +41,7 @@ SHAPES = {
     "gate none": SideConfig(reduction=4, gate="none", visual=VISUAL),
     "gate one": SideConfig(reduction=4, gate="one", bias=False, visual=VISUAL),
     "mix after": SideConfig(reduction=4, mix_after=True, gate="fixed", gate_start=0.07, visual=VISUAL),
+    "rms taps": SideConfig(reduction=4, tap_norm="rms", visual=VISUAL),
     "not damped": SideConfig(reduction=4, gate_start=0.1, visual=replace(VISUAL, damped=False)),
     "more tokens": SideConfig(reduction=4, visual=replace(VISUAL, tokens=9)),
 }

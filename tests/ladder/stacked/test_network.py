@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from ladder import Backbone, load_backbone
 from ladder.backbone.layers import relative_bucket
 from ladder.side.checkpoint import as_served
+from ladder.stacked import network
 from ladder.stacked.bank import SideBank
 from ladder.stacked.grouping import Gather, Grouping, Run, group_rows, progressions
 from ladder.stacked.network import Side, StackedBatch, StackedSide
@@ -79,6 +80,25 @@ def test_every_gate_equals_its_module(t5: Backbone, gate: str, form: str, mix_af
 @pytest.mark.parametrize("head", ["text", "linear", "mlp"])
 def test_every_family_equals_its_modules(backbones: dict[str, Backbone], kind: str, head: str) -> None:
     check(backbones[kind], PICKS, head)
+
+
+@pytest.mark.parametrize("head", ["text", "linear"])
+@pytest.mark.parametrize("gate", ["learnable", "none"])
+def test_normalized_taps_equal_their_modules(t5: Backbone, head: str, gate: str) -> None:
+    check(t5, PICKS, head, tap_norm="rms", gate=gate, mix_after=gate == "none", words=head == "linear")
+
+
+@pytest.mark.parametrize("tasks", [1, 9])
+def test_a_tap_is_normalized_once_for_all_tasks_that_read_it(
+    t5: Backbone, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = StackedBatch(stacked(SideBank(t5), make_sides(t5, tasks, head="linear", tap_norm="rms")))
+    taps = t5.encode(*make_inputs(2))
+    shapes = []
+    plain = network.rms_normalized
+    monkeypatch.setattr(network, "rms_normalized", lambda tap, least: shapes.append(tap.shape) or plain(tap, least))
+    batch.encode(taps, [1] * tasks)
+    assert shapes == [taps.embeddings.shape] * (1 + len(taps.blocks))
 
 
 @pytest.mark.parametrize("encoder", [(), (1,), (0, 2)])
@@ -150,8 +170,8 @@ def test_what_changes_no_arithmetic_is_one_shape(t5: Backbone) -> None:
     assert len(shapes) == 1
     heads = {stacked(bank, make_sides(t5, 1, head=head))[0].shape for head in ("linear", "mlp")}
     assert len(heads) == 1
-    other = [{"mix_after": True}, {"encoder_layers": (0,)}, {"reduction": 8}]
-    assert len({stacked(bank, make_sides(t5, 1, **each))[0].shape for each in other} | shapes | heads) == 5
+    other = [{"mix_after": True}, {"encoder_layers": (0,)}, {"reduction": 8}, {"tap_norm": "rms"}]
+    assert len({stacked(bank, make_sides(t5, 1, **each))[0].shape for each in other} | shapes | heads) == 6
 
 
 def test_different_shapes_make_no_batch(t5: Backbone) -> None:
@@ -197,12 +217,14 @@ def test_rows_that_joined_later_do_not_see_columns_before_them(t5: Backbone) -> 
     assert_close(found[:1], one_by_one([sides[1]], taps, decoded)[:, 2:], **CLOSE)
 
 
-@pytest.mark.parametrize("head", ["text", "linear", "mlp"])
-def test_bfloat16_is_as_near_to_float32_as_a_modules(tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "tap_norm"), [("text", "none"), ("linear", "none"), ("mlp", "none"), ("text", "rms"), ("linear", "rms")]
+)
+def test_bfloat16_is_as_near_to_float32_as_a_modules(tmp_path: Path, head: str, tap_norm: str) -> None:
     """At most twice as far off as the module in bfloat16, and within 5 % of the largest number."""
     folder = tiny.make_t5(tmp_path / "model")
     backbone = load_backbone(folder, dtype="bfloat16")
-    sides = make_sides(backbone, 3, head=head)
+    sides = make_sides(backbone, 3, head=head, tap_norm=tap_norm)
     held, picks = stacked(SideBank(backbone), sides), [0, 2, 1, 2]
     ids, mask = make_inputs(4)
     taps = backbone.encode(ids, mask)

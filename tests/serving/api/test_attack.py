@@ -44,8 +44,14 @@ MANY = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCh
 TENSOR = oip.ModelInferRequest.InferInputTensor
 CHANGE = pb.Change(author="me", message="why")
 VALID: dict[str, Message] = {
-    "Predict": pb.PredictRequest(task="sst2", rows=[pb.Row(text="a"), pb.Row(fields={"sentence": "b"})], priority=2),
-    "PredictTasks": pb.PredictTasksRequest(tasks=[pb.TaskRef(task="sst2", version=1)], rows=[pb.Row(prompt="a")]),
+    "Predict": pb.PredictRequest(
+        task="sst2",
+        rows=[pb.Row(text="a"), pb.Row(fields={"sentence": "b"}, images={"image": b"\xff\xd8"})],
+        priority=2,
+    ),
+    "PredictTasks": pb.PredictTasksRequest(
+        tasks=[pb.TaskRef(task="sst2", version=1)], rows=[pb.Row(prompt="a", images={"image": b"\0"})]
+    ),
     "Generate": pb.GenerateRequest(
         task="titles", row=pb.Row(text="a b"), generation=pb.Generation(do_sample=True, seed=1)
     ),

@@ -20,6 +20,14 @@ def request(size: int) -> bytes:
     return pb.PredictRequest(task="x" * size).SerializeToString()
 
 
+def image(size: int) -> bytes:
+    return pb.PredictRequest(rows=[pb.Row(images={"image": b"\xff" * size})]).SerializeToString()
+
+
+def many_values(size: int) -> bytes:
+    return pb.PredictRequest(rows=[pb.Row()] * (size // 2)).SerializeToString()
+
+
 async def test_requests_past_the_limit_are_refused_until_there_is_room() -> None:
     metrics = Metrics()
     inbox = Inbox(3 * LARGE, metrics)
@@ -39,14 +47,16 @@ async def test_a_request_does_not_wait_for_one_whose_values_are_counted(monkeypa
     go_on = threading.Event()
     monkeypatch.setattr(module, "check_values", lambda *_: go_on.wait(60))
     inbox = Inbox()
-    counted = asyncio.ensure_future(inbox.decode(request(COUNTED_BYTES), pb.PredictRequest))
+    counted = asyncio.ensure_future(inbox.decode(many_values(2 * COUNTED_BYTES), pb.PredictRequest))
     try:
         read = await asyncio.wait_for(inbox.decode(request(INLINE_BYTES), pb.PredictRequest), 30)
         assert len(read.task) == INLINE_BYTES
+        seen = await asyncio.wait_for(inbox.decode(image(2 * COUNTED_BYTES), pb.PredictRequest), 30)
+        assert len(seen.rows[0].images["image"]) == 2 * COUNTED_BYTES
         assert not counted.done()
     finally:
         go_on.set()
-    assert len((await counted).task) == COUNTED_BYTES
+    assert len((await counted).rows) == COUNTED_BYTES
 
 
 async def test_a_request_that_is_alone_is_never_too_large() -> None:
@@ -55,7 +65,7 @@ async def test_a_request_that_is_alone_is_never_too_large() -> None:
         pass
 
 
-async def test_only_large_requests_go_to_a_thread_and_only_larger_ones_are_counted(
+async def test_only_large_requests_go_to_a_thread_and_only_larger_ones_of_many_values_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threads: list[str] = []
@@ -69,10 +79,17 @@ async def test_only_large_requests_go_to_a_thread_and_only_larger_ones_are_count
     monkeypatch.setattr(module, "_decoded", decoded)
     monkeypatch.setattr(module, "check_values", lambda data, kind: counted.append(len(data)))
     inbox = Inbox()
-    for size in (INLINE_BYTES // 2, 2 * INLINE_BYTES, 2 * COUNTED_BYTES):
+    for size in (INLINE_BYTES // 2, 2 * INLINE_BYTES):
         assert (await inbox.decode(request(size), pb.PredictRequest)).task == "x" * size
-    assert threads == ["MainThread", "decoder", "decoder"]
-    assert [size > COUNTED_BYTES for size in counted] == [True]
+    assert (await inbox.decode(image(2 * COUNTED_BYTES), pb.PredictRequest)).rows
+    assert len((await inbox.decode(many_values(2 * COUNTED_BYTES), pb.PredictRequest)).rows) == COUNTED_BYTES
+    assert threads == ["MainThread", "decoder", "decoder", "decoder"]
+    assert counted == [2 * COUNTED_BYTES]
+
+
+async def test_a_name_that_is_too_long_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(InvalidInput, match="task: has 524,288 bytes"):
+        await Inbox().decode(request(2 * COUNTED_BYTES), pb.PredictRequest)
 
 
 async def test_bytes_that_are_no_message_are_invalid() -> None:

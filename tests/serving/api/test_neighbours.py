@@ -45,12 +45,18 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a shape": (MODEL_INFER, lambda: oip.ModelInferRequest(inputs=[Tensor(shape=[1] * 9_000_000)]).SerializeToString()),
     "a task's name": (PREDICT, lambda: pb.PredictRequest(task="x" * 20_000_000).SerializeToString()),
     "a service's name": (HEALTH, lambda: b"\x0a\x80\xda\xc4\x09" + b"x" * 20_000_000),
+    "images of a row": (PREDICT, lambda: _images(200_000)),
     "shares": (SET_ROUTE, lambda: _route(100_000)),
 }
 
 
 def _row(fields: dict[str, str]) -> bytes:
     return pb.PredictRequest(task="sst2", rows=[pb.Row(fields=fields)]).SerializeToString()
+
+
+def _images(count: int) -> bytes:
+    images = {str(number): b"x" for number in range(count)}
+    return pb.PredictRequest(task="sst2", rows=[pb.Row(images=images)]).SerializeToString()
 
 
 def _route(versions: int) -> bytes:
@@ -121,7 +127,8 @@ def test_no_message_freezes_the_calls_of_others(
             list(call(data, compression=compression, timeout=60))
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert [name.startswith("decoder") for name in counted] == [True]
+    refused_at_once = worst.endswith("name")  # it has few values
+    assert [name.startswith("decoder") for name in counted] == [True] * (not refused_at_once)
     assert neighbour.calls > before
     assert neighbour.longest_s < FREEZE_S
 

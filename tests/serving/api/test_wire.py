@@ -23,6 +23,7 @@ MESSAGES: dict[str, tuple[Message, int]] = {
     "nothing": (pb.PredictRequest(), 0),
     "texts": (pb.PredictRequest(task="a", rows=[pb.Row(text="b" * 300), pb.Row(), pb.Row(prompt="c")]), 6),
     "maps": (pb.PredictRequest(rows=[pb.Row(fields=fields(3))] * 2), 2 * (1 + 3 * 3)),
+    "images": (pb.PredictRequest(rows=[pb.Row(images={"a": b"x" * 1000, "b": b""})]), 1 + 2 * 3),
     "numbers": (pb.PredictRequest(priority=300, timeout={"seconds": 1}, generation={"top_p": 0.5, "seed": -1}), 6),
     "packed varints": (oip.ModelInferRequest(inputs=[TENSOR(shape=[1, 2, 3])]), 2 + 3),
     "packed floats": (oip.ModelInferRequest(inputs=[TENSOR(contents={"fp32_contents": [1.0] * 5})]), 3 + 5),
@@ -37,6 +38,14 @@ def test_a_message_may_have_as_many_values_as_the_limit(message: Message, count:
     if count:
         with pytest.raises(InvalidInput, match="more than"):
             wire.check_values(data, message.DESCRIPTOR, count - 1)
+
+
+def test_names_of_images_have_a_limit_and_images_have_none() -> None:
+    row = pb.Row(images={"image": b"x" * (wire.MAX_NAME_BYTES + 1)})
+    wire.check_values(pb.PredictRequest(rows=[row]).SerializeToString(), pb.PredictRequest.DESCRIPTOR)
+    named = pb.PredictRequest(rows=[pb.Row(images={LONG: b""})])
+    with pytest.raises(InvalidInput, match="key: has 262,145 bytes"):
+        wire.check_values(named.SerializeToString(), pb.PredictRequest.DESCRIPTOR)
 
 
 def test_one_map_has_a_limit_of_its_own() -> None:

@@ -538,7 +538,7 @@ def test_a_client_needs_neither_torch_nor_a_registry() -> None:
     code = "import sys, sidecast; sidecast.Client, sidecast.AsyncClient; import serving.client; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
-    assert not loaded & {"torch", "transformers", "obstore", "pydantic", "numpy", "side_registry", "ladder"}
+    assert not loaded & {"PIL", "torch", "transformers", "obstore", "pydantic", "numpy", "side_registry", "ladder"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is sent to a Ray cluster, whether it has room, and what its answers say. No cluster here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from serving.cluster.serve_config import (
     settings_of,
 )
 from serving.cluster.status import read, root_cause, state_in_words
-from serving.config import ConfigError, ServeConfig, read_config, setting_names
+from serving.config import ConfigError, ImageConfig, ServeConfig, read_config, setting_names
 
 FRAME = '  File "/somewhere/replica.py", line 7, in initialize\n    raise it\n    ^^^^^^^^\n'
 RAYS = (
@@ -83,6 +84,11 @@ def test_folders_are_sent_as_absolute_paths_and_hub_ids_as_they_are(tmp_path: Pa
     assert sent("models/t5", "reg") == (str(tmp_path / "models/t5"), str(tmp_path / "reg"))
     assert sent("google/flan-t5-small", "gs://b/r") == ("google/flan-t5-small", "gs://b/r")
     assert sent("./gone", "../reg") == (str(tmp_path / "gone"), str(tmp_path.parent / "reg"))
+    images = ImageConfig(vision="models/dino", vision_layer=0, image_threads=3)
+    found = settings_of(ServeConfig(backbone="t5", registry="s3://r", images=images))
+    assert found["vision"] == str(tmp_path / "models/dino")
+    assert (found["vision_layer"], found["image_threads"]) == (0, 3)
+    assert ServeConfig.from_values(found).images == replace(images, vision=found["vision"])
 
 
 def test_a_fixed_number_is_no_argument_so_that_scaling_restarts_nothing():

@@ -22,6 +22,8 @@ from serving.engine.device import (
     run_steps_aside,
     trim_heaps,
 )
+from tests.vision.folders import make_model, save
+from vision import EncoderError, count_weights
 
 
 def config(backbone: Path, **settings: str) -> ServeConfig:
@@ -39,6 +41,21 @@ def test_a_backbone_larger_than_the_free_memory_is_refused(tiny_t5: Path, monkey
         assert caught.value.needed == whole // share
     monkeypatch.setattr(device, "free_bytes", lambda name: whole)
     check_fits(config(tiny_t5, dtype="float32"), "cpu")
+
+
+def test_a_vision_encoder_must_fit_too(tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("clip")
+    folder = save(tmp_path / "clip", "clip", model)
+    count = count_weights(folder)
+    assert 0 < count <= model.vision_model.num_parameters(), "the text tower is not loaded"
+    monkeypatch.setattr(device, "free_bytes", lambda name: 0)
+    with pytest.raises(BackboneTooLarge) as alone:
+        check_fits(config(tiny_t5, dtype="float32"), "cpu")
+    with pytest.raises(BackboneTooLarge, match=r"with vision encoder .*clip needs") as both:
+        check_fits(config(tiny_t5, dtype="float32", vision=str(folder)), "cpu")
+    assert both.value.needed - alone.value.needed == 4 * count
+    with pytest.raises(EncoderError, match=r"has no config\.json"):
+        check_fits(config(tiny_t5, vision=str(tmp_path / "gone")), "cpu")
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

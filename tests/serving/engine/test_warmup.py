@@ -15,6 +15,7 @@ from serving.engine import warmup
 from serving.engine.rows import Resident
 from serving.engine.warmup import one_of_each, shapes_of, warm_up
 from tests.serving.kit import make_resident, make_spec
+from tests.serving.visual_kit import VISUAL, visual_spec
 
 BATCH = BatchConfig(max_batch_rows=16, max_batch_tokens=1024)
 LONG = EngineConfig(warmup_s=1000)
@@ -89,6 +90,21 @@ def test_warm_up_runs_one_step_of_a_text(
     monkeypatch.setattr(backbone, "decode", counting)
     done = warm_up(backbone, residents[3:4], BATCH, LONG)
     assert len(steps) == done
+
+
+def test_versions_that_read_images_are_warmed_with_blank_ones(
+    backbone: Backbone, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs = [visual_spec("eyes"), visual_spec("pairs", images=("left", "right")), make_spec("sst2")]
+    shapes = [{"visual": VISUAL}, {"visual": replace(VISUAL, tokens=0)}, {}]
+    made = [
+        make_resident(backbone, tokenizer, spec, **shape)  # type: ignore[arg-type]
+        for spec, shape in zip(specs, shapes, strict=True)
+    ]
+    assert one_of_each(made) == made
+    with caplog.at_level(logging.ERROR, "serving.engine"):
+        assert warm_up(backbone, made, BATCH, LONG) == 3
+    assert not caplog.records
 
 
 def test_without_residents_the_backbone_alone_is_warmed(backbone: Backbone) -> None:

@@ -24,6 +24,7 @@ from side_registry.route import Route
 from side_registry.task import TaskSpec
 from tests.serving.kit import make_resident, make_spec, predict
 from tests.serving.versions.test_pool import task_state
+from tests.serving.visual_kit import VISUAL
 
 TEXTS = [f"film number {n} is {'a gripping one' if n % 3 else 'dull'}" for n in range(8)]
 OWN, OTHER, THIRD = 1, 2, 3
@@ -50,7 +51,9 @@ class House:
         """Make a version; equal seeds give equal weights."""
         seed = version if seed is None else seed
         torch.manual_seed(seed)  # the initial weights of a side network are drawn from torch's generator
-        return make_resident(self.backbone, self.tokenizer, self.spec.model_copy(update=changes), version, seed)
+        spec = self.spec.model_copy(update=changes)
+        shape = {"visual": VISUAL} if spec.images else {}
+        return make_resident(self.backbone, self.tokenizer, spec, version, seed, **shape)
 
     def route(self, route: Route, **residents: Resident) -> None:
         self.residents |= {resident.version: resident for resident in residents.values()}

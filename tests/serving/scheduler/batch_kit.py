@@ -32,6 +32,8 @@ class FakeRow:
     steps: int = 0
     """Number of steps of its text; 0: it makes no text."""
     streams: bool = False
+    image_names: tuple[str, ...] = ()
+    image_work: int = 0
 
     @property
     def generates(self) -> bool:

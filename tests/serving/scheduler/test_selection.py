@@ -30,6 +30,25 @@ def test_rows_of_the_same_tokens_are_a_bundle_and_rows_that_stand_alone_are_not(
     assert [bundle.indices for bundle in bundles_of(rows)] == [[0], [1], [2, 3], [4]]
 
 
+def test_rows_that_read_other_images_are_bundles_of_one_input() -> None:
+    """Else a hundred images of one caption would be a batch of a hundred rows that nothing can divide."""
+    rows = [row(3, image_names=names) for names in (("a",), ("b",), ("a",), ())]
+    bundles = bundles_of(rows)
+    assert [bundle.indices for bundle in bundles] == [[0, 2], [1], [3]]
+    assert len({bundle.input for bundle in bundles}) == 1
+    many = bundles_of([row(3, image_names=(str(number),)) for number in range(9)])
+    assert len(choose(many, BatchConfig(max_batch_rows=4, max_batch_tokens=3))) == 4
+
+
+def test_images_count_as_tokens_but_lengthen_no_batch() -> None:
+    [bundle] = bundles_of([row(12, task="a", image_work=4), row(12, task="b", image_work=4), row(12, task="b")])
+    assert (bundle.length, bundle.tokens) == (12, 20)
+    assert bundle.uses == {"a": (1, 16), "b": (2, 28)}
+    assert sum(bundle.shares.values()) == pytest.approx(20)
+    window = bundles_of([row(12, 1, image_work=500), row(12, 2)])
+    assert len(choose(window, BatchConfig(max_batch_tokens=24))) == 2
+
+
 def test_a_bundle_costs_its_tasks_their_share_of_one_backbone_row() -> None:
     [bundle] = bundles_of([row(12, task="a"), row(12, task="b"), row(12, task="b")])
     assert bundle.shares == pytest.approx({"a": 4, "b": 8})

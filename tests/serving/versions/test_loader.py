@@ -104,7 +104,7 @@ OTHER_BACKBONE = BackboneRef(name="t5-other", fingerprint="sha256:0123")
     [
         ("classification", {"backbone": OTHER_BACKBONE}, IncompatibleSide, ("t5-other", "retrain")),
         ("classification", {"tokenizer_fingerprint": "sha256:4567"}, IncompatibleSide, ("tokenizer sha256:4567",)),
-        ("classification", {"visual": {"features": 8}}, IncompatibleSide, ("text and images", "not served yet")),
+        ("classification", {"visual": {"features": 8}}, CorruptSide, ("reads images, its task has none",)),
         ("classification", {"side": {"from": "the future"}}, CorruptSide, ("its settings do not read", "from")),
         ("classification", {"encoder_layers": [0, 2]}, CorruptSide, ("another shape than its manifest says",)),
         ("classification", {"outputs": 3}, CorruptSide, ("3 outputs, its classification spec needs 2",)),

@@ -1,12 +1,13 @@
 """`sidecast predict`, and the other commands on a server."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ladder.decoding.settings import Generation
-from tests.serving.api_kit import RTE, SST2, Parlour
+from tests.serving.api_kit import RTE, SST2, VISUAL_SPECS, Parlour
 from tests.sidecast.cli.house import House
 from tests.sidecast.cli_kit import Ran, done, sidecast, wait_until
 from tests.training import toy
@@ -14,6 +15,16 @@ from tests.training import toy
 
 def ask(parlour: Parlour, *words: str) -> Ran:
     return sidecast("predict", *words, "--server", parlour.address)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parlour]:
+    """A server whose tasks read images, and two files beside its registry."""
+    folder = tmp_path_factory.mktemp("gallery")
+    for name in ("cat", "dog", "x=y"):
+        (folder / f"{name}.png").write_bytes(name.encode())
+    with Parlour(folder, VISUAL_SPECS).open() as opened:
+        yield opened
 
 
 def test_predict_prints_texts_as_they_come(parlour: Parlour) -> None:
@@ -111,6 +122,74 @@ def test_predict_takes_a_text_with_an_equals_sign(parlour: Parlour) -> None:
     ]
     scores = ask(parlour, "rte", "--text", "b=2", "sentence1=a=1", "--json").document["answers"][0]["scores"]
     assert scores["no"] == pytest.approx(len("a=1 / b=2") / 100)
+
+
+def test_predict_sends_images(gallery: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(gallery.folder)
+
+    def rows(*words: str) -> list[object]:
+        ran = ask(gallery, *words)
+        assert ran.code == 0, ran.err
+        return list(gallery.service.rows[-1])
+
+    assert rows("vqa", "a cat?", "--image", "cat.png") == [{"question": "a cat?", "image": b"cat"}]
+    assert rows("vqa", "--image", "image=x=y.png", "question=a cat?") == [{"question": "a cat?", "image": b"x=y"}]
+    assert rows("vqa", "a", "b", "--image", "cat.png", "--image", "x=y.png") == [
+        {"question": text, "image": image} for image in (b"cat", b"x=y") for text in ("a", "b")
+    ]
+    both = [{"sentence": "s", "left": b"cat", "right": b"dog"}]
+    assert rows("nlvr", "s", "--image", "right=dog.png", "--image", "cat.png") == both
+    assert rows("nlvr", "s", "--image", "cat.png", "--image", "dog.png") == both
+    assert rows("captions", "--image", "cat.png", "--stream") == [{"image": b"cat"}]
+
+
+def test_predict_shows_what_differs_between_rows(gallery: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(gallery.folder)
+
+    def inputs(*words: str) -> list[str]:
+        return [line.split("  ")[-1].strip() for line in ask(gallery, *words).out.splitlines()[2:]]
+
+    two = ("--image", "cat.png", "--image", "dog.png")
+    assert inputs("captions", *two) == ["cat.png", "dog.png"]
+    assert inputs("vqa", "a", "b", "--image", "cat.png") == ["a", "b"]
+    assert inputs("vqa", "a", *two) == ["cat.png", "dog.png"]
+    assert inputs("vqa", "a", "b", *two) == ["a | cat.png", "b | cat.png", "a | dog.png", "b | dog.png"]
+    assert inputs("nlvr", "s", *two) == ["s | cat.png | dog.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vqa", "a"], "this task reads 1 image: --image image=FILE; got no file for image"),
+        (
+            ["nlvr", "a", "--image", "cat.png"],
+            "reads 2 images: --image left=FILE --image right=FILE; got no file for right",
+        ),
+        (["nlvr", "a", "--image", "left=cat.png"], "got no file for right"),
+        (
+            ["nlvr", "a", "--image", "left=cat.png", "--image", "left=dog.png"],
+            "an image is given twice; give each once",
+        ),
+        (["nlvr", "a", *["--image", "cat.png"] * 3], "got 3 files"),
+        (["vqa", "a", "--image", "picture=cat.png"], "this task has no image 'picture'; its images: image"),
+        (["vqa", "a", "--image", "no.png"], "--image no.png cannot be read: No such file or directory"),
+        (["vqa", "a", "--image", "http://a/b.png"], "URLs are not fetched: download the file first"),
+        (["vqa", "image=cat.png"], "'image' is an image of this task: give it as --image image=cat.png"),
+        (["vqa", "--image", "cat.png"], "this task takes texts: question=TEXT; got no text for question"),
+        (["captions", "a", "--image", "cat.png"], "this task reads no text, only images (image); leave 'a' away"),
+        (["captions"], "Missing argument 'TEXT...'"),
+    ],
+)
+def test_predict_explains_wrong_images(
+    gallery: Parlour, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(gallery.folder)
+    ran = ask(gallery, *words)
+    assert (ran.code, message in ran.err) == (2, True), ran.err
+
+
+def test_predict_needs_a_task_that_reads_images(parlour: Parlour) -> None:
+    assert "this task reads text alone; leave --image away" in ask(parlour, "sst2", "a", "--image", "cat.png").mistake
 
 
 @pytest.mark.parametrize(

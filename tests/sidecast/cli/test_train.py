@@ -116,6 +116,7 @@ def test_train_a_built_in_task_with_every_setting(house: House, tmp_path: Path) 
         "--gate-form": "channel",
         "--gate-temperature": 0.3,
         "--gate-start": 0.5,
+        "--tap-norm": "none",
         "--cache-gb": 0,
         "--device": "cpu",
         "--dtype": "float32",

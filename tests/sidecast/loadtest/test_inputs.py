@@ -140,3 +140,38 @@ def test_files_that_cannot_be_sent(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(DataError, match=says):
             take(1, SST2, file=tmp_path / name)
+
+
+VQA = Target("vqa", "classification", ("question", "image"), images=("image",))
+CAPTIONS = Target("captions", "text", ("image",), images=("image",))
+
+
+def test_images_come_as_bytes_or_as_files(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": ["a cat?"], "image": [b"\xffcat"]}), tmp_path / "rows.parquet")
+    (tmp_path / "dog.png").write_bytes(b"dog")
+    (tmp_path / "rows.jsonl").write_text('{"question": "a dog?", "image": "dog.png"}\n', encoding="utf-8")
+    [request] = take(1, VQA, file=tmp_path / "rows.parquet")
+    assert request.rows == ({"question": "a cat?", "image": b"\xffcat"},)
+    [request] = take(1, VQA, file=tmp_path / "rows.jsonl")
+    assert request.rows == ({"question": "a dog?", "image": b"dog"},)
+    [request] = take(1, CAPTIONS, file=tmp_path / "rows.jsonl")
+    assert request.rows == ({"image": b"dog"},)
+
+
+def test_images_that_cannot_be_sent_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "a dog?", "image": "dog.png"}\n', encoding="utf-8")
+    (tmp_path / "rows.txt").write_text("dog.png\n", encoding="utf-8")
+    for changes, says in (
+        ({}, r"vqa reads images \(image\): give its rows with --prompts FILE"),
+        ({"file": tmp_path / "rows.jsonl", "whole_prompts": True}, "without --whole-prompts"),
+        ({"file": tmp_path / "rows.jsonl"}, "dog.png cannot be read: No such file or directory"),
+    ):
+        with pytest.raises(LoadError, match=says):
+            take(1, VQA, **changes)  # type: ignore[arg-type]
+    with pytest.raises(LoadError, match=r"a task takes image: give \.jsonl with these columns"):
+        take(1, CAPTIONS, file=tmp_path / "rows.txt")
+    pq.write_table(pa.table({"question": [b"a cat?"], "image": [[1]]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="column 'question' holds bytes; give a text"):
+        take(1, VQA, file=tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="column 'image' holds list; give the bytes or the path of an image"):
+        take(1, CAPTIONS, file=tmp_path / "rows.parquet")

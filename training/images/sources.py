@@ -1,0 +1,171 @@
+"""Where the bytes of images are, by image id: a folder of image files, or a Parquet file.
+
+Bytes are neither decoded nor looked into here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.errors import DataError
+
+ID_COLUMN, IMAGE_COLUMN = "image_id", "image"
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+"""Of files that an id names without its suffix; in any case."""
+
+
+class ImageSource(Protocol):
+    """Images by id."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file, for messages."""
+        ...
+
+    def __contains__(self, image_id: str) -> bool:
+        """Return whether there is such an image. Raises DataError: an id that names two."""
+        ...
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Read images, each once, in the order that is cheapest for the source.
+
+        Raises:
+            DataError: no such image, or it does not read.
+        """
+        ...
+
+
+def open_images(path: str | Path) -> ImageSource:
+    """Open a folder of images, or a Parquet file that has a row for each.
+
+    Raises:
+        DataError: neither, or a Parquet file without the columns.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return ImageFolder(path)
+    if not path.exists():
+        raise DataError(path, None, "there is no such folder or file of images")
+    if path.suffix.lower() != ".parquet":
+        raise DataError(path, None, "images are in a folder, or in a .parquet file")
+    return ImageTable(path)
+
+
+class ImageFolder:
+    """Image files in a folder. An id is a file's name with or without its suffix, after sub folders: `train/0`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._root = path.resolve()
+        self._stems = cache(self._list)
+
+    def __contains__(self, image_id: str) -> bool:
+        return self._file(image_id) is not None
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """See `ImageSource.read_all`: in the order of the ids."""
+        for image_id in dict.fromkeys(image_ids):
+            file = self._file(image_id)
+            if file is None:
+                raise DataError(self.path, None, f"has no image {image_id!r}")
+            try:
+                yield image_id, file.read_bytes()
+            except OSError as error:
+                raise DataError(file, None, error.strerror or str(error)) from None
+
+    def _file(self, image_id: str) -> Path | None:
+        """The file of an image, which lies inside the folder, links followed; None if there is none."""
+        parts = PurePosixPath(image_id)
+        if "\0" in image_id or parts.is_absolute() or ".." in parts.parts or not parts.name:
+            return None
+        named = self.path / parts
+        try:
+            files = [named] if named.is_file() else self._stems(named.parent).get(named.name, [])
+            if len(files) > 1:
+                names = ", ".join(sorted(file.name for file in files))
+                raise DataError(self.path, None, f"image {image_id!r} is several files, {names}; name one in full")
+            return next((file for file in files if file.resolve().is_relative_to(self._root)), None)
+        except OSError:  # a name that is too long, or a folder that may not be read
+            return None
+
+    def _list(self, folder: Path) -> dict[str, list[Path]]:
+        """The image files of one folder, by their names without suffix."""
+        stems: dict[str, list[Path]] = defaultdict(list)
+        if folder.is_dir():
+            for file in folder.iterdir():
+                if file.suffix.lower() in SUFFIXES and file.is_file():
+                    stems[file.stem].append(file)
+        return stems
+
+
+class ImageTable:
+    """A Parquet file with the columns image_id and image: bytes, or the struct with `bytes` that `datasets` writes.
+
+    The ids are kept in memory, and the images of one row group at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the ids.
+
+        Raises:
+            DataError: no such columns, damaged, or an id that is there twice.
+        """
+        self.path = path
+        self._rows: dict[str, tuple[int, int]] = {}
+        with self._open() as table:
+            names = table.schema_arrow.names
+            missing = [name for name in (ID_COLUMN, IMAGE_COLUMN) if name not in names]
+            if missing:
+                raise DataError(path, None, f"has no column {missing[0]!r}; images need {ID_COLUMN} and {IMAGE_COLUMN}")
+            for group in range(table.num_row_groups):
+                ids = table.read_row_group(group, columns=[ID_COLUMN]).column(ID_COLUMN).to_pylist()
+                for index, image_id in enumerate(map(str, ids)):
+                    if image_id in self._rows:
+                        raise DataError(path, None, f"has the image {image_id!r} twice; keep one")
+                    self._rows[image_id] = group, index
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """See `ImageSource.read_all`: in the order of the file."""
+        wanted = list(dict.fromkeys(image_ids))
+        if missing := [image_id for image_id in wanted if image_id not in self._rows]:
+            raise DataError(self.path, None, f"has no image {missing[0]!r}")
+        with self._open() as table:
+            for group, ids in groupby(sorted(wanted, key=self._rows.__getitem__), lambda key: self._rows[key][0]):
+                column = self._images_of(table, group)
+                for image_id in ids:
+                    yield image_id, self._bytes(column[self._rows[image_id][1]].as_py(), image_id)
+
+    def _images_of(self, table: pq.ParquetFile, group: int) -> Any:
+        try:
+            return table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
+        except pa.ArrowException as error:
+            raise _damaged(self.path, error) from None
+
+    def _bytes(self, value: Any, image_id: str) -> bytes:
+        if isinstance(value, dict):  # as `datasets` writes its features of type Image
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            why = f"image {image_id!r} has no bytes; write the image files themselves into the column {IMAGE_COLUMN}"
+            raise DataError(self.path, None, why)
+        return value
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path, page_checksum_verification=True)
+        except OSError as error:
+            raise DataError(self.path, None, error.strerror or str(error)) from None
+        except pa.ArrowException as error:
+            raise _damaged(self.path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(path, None, f"bad Parquet: {str(error).partition(chr(10))[0]}")

@@ -1,0 +1,129 @@
+"""The table of metrics by name, and what scores a task's answers by it.
+
+`rows_to_answer` says which rows a model has to answer, `score_values` what its answers are worth.
+"""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
+from training.data import Example, as_fields, references
+from training.errors import MetricError
+from training.metrics.bleu import bleu
+from training.metrics.cider import cider
+from training.metrics.classes import accuracy, accuracy_f1, matthews
+from training.metrics.correlation import pearson_and_spearman
+from training.metrics.ranking import ranks, recall_and_mrr
+from training.metrics.rouge import rouge_l
+from training.metrics.texts import exact_match
+from training.metrics.vqa import vqa_accuracy
+
+
+def rows_to_answer(spec: TaskSpec, examples: Sequence[Example]) -> list[dict[str, str]]:
+    """The rows that a model has to answer: the examples' own; for an embedding, their distinct targets after them."""
+    rows = [example.fields for example in examples]
+    if KINDS[spec.kind].target_is_input:
+        rows += [as_fields(spec, text) for text in dict.fromkeys(str(example.target) for example in examples)]
+    return rows
+
+
+def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+    """Score a model's answers by the spec's metric; the headline under the metric's own name.
+
+    Args:
+        values: labels, numbers, texts or vectors, one for each of `rows_to_answer(spec, examples)`.
+    Raises:
+        MetricError: as `score`.
+    """
+    targets = [example.target for example in examples]
+    if KINDS[spec.kind].target_is_input:
+        [field] = spec.fields
+        values = ranks([(example.fields[field], str(example.target)) for example in examples], values)
+    return score(spec.metric, values, targets, labels=spec.labels)
+
+
+def score(
+    metric: str, predictions: Sequence[str | float], targets: Sequence[Any], *, labels: Sequence[str] = ()
+) -> dict[str, float]:
+    """Score predictions against targets of the same order.
+
+    Args:
+        metric: one of METRICS.
+        predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
+            For recall_at_1 and mrr: the rank that each target came out at, from 1.
+        targets: what they should be. Of a text, a tuple of several references too, each of which is right.
+        labels: the task's labels in the spec's order. `accuracy_f1` needs its two, the second being the positive one.
+    Returns:
+        The headline number under the metric's own name, then its parts if it has any, or other metrics of its family.
+    Raises:
+        MetricError: unknown metric, nothing to score, unequal lengths, a value that is not a finite number.
+    """
+    if metric not in METRICS:
+        raise MetricError(metric, f"unknown; give one of {', '.join(METRICS)}")
+    if len(predictions) != len(targets):
+        raise MetricError(metric, f"{len(predictions)} predictions for {len(targets)} targets")
+    if not targets:
+        raise MetricError(metric, "nothing to score: 0 predictions")
+    return METRICS[metric](predictions, targets, labels)
+
+
+def _accuracy(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    return {"accuracy": accuracy(predictions, targets)}
+
+
+def _matthews(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    return {"matthews": matthews(predictions, targets)}
+
+
+def _accuracy_f1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    right, f1 = accuracy_f1(predictions, targets, labels)
+    return {"accuracy_f1": (right + f1) / 2, "accuracy": right, "f1": f1}
+
+
+def _pearson_spearman(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    pearson, spearman = pearson_and_spearman(predictions, targets)
+    return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
+
+
+def _recall_at_1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    recall, mrr = recall_and_mrr(predictions)
+    return {"recall_at_1": recall, "mrr": mrr}
+
+
+def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+    recall, mrr = recall_and_mrr(predictions)
+    return {"mrr": mrr, "recall_at_1": recall}
+
+
+Metric = Callable[[Sequence[Any], Sequence[Any], Sequence[str]], dict[str, float]]
+
+
+def _of_texts(*family: Callable[[Sequence[str], Sequence[tuple[str, ...]]], float]) -> Metric:
+    """The scores of texts by each function of `family`, under its name; each takes all references of each row."""
+
+    def compute(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+        texts = [str(prediction) for prediction in predictions]
+        right = [references(target) for target in targets]
+        return {function.__name__: function(texts, right) for function in family}
+
+    return compute
+
+
+METRICS: MappingProxyType[str, Metric] = MappingProxyType(
+    {
+        "accuracy": _accuracy,
+        "matthews": _matthews,
+        "accuracy_f1": _accuracy_f1,
+        "pearson_spearman": _pearson_spearman,
+        "exact_match": _of_texts(exact_match),
+        "vqa_accuracy": _of_texts(vqa_accuracy, exact_match),
+        "cider": _of_texts(cider, bleu, rouge_l),
+        "bleu": _of_texts(bleu, cider, rouge_l),
+        "rouge_l": _of_texts(rouge_l, bleu, cider),
+        "recall_at_1": _recall_at_1,
+        "mrr": _mrr,
+    }
+)
+"""By name: a function of predictions, targets and labels, as `score` takes them."""
