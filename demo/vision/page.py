@@ -89,7 +89,7 @@ def _serving(results: Results) -> str:
         *((f"from {verb} to its first answer", f"{seconds:.2f} s") for verb, seconds in swap.lags.items()),
         ("first question about a picture", f"{results.times.first_ms:.1f} ms"),
         ("second question about the same picture", f"{results.times.second_ms:.1f} ms"),
-        ("pictures encoded", f"{results.encoded:,}"),
+        ("pictures encoded", f"{results.misses:,}"),
         ("pictures found in the cache", f"{results.hits:,}"),
     )
     return _table("What clients saw, and what the server counted", ("", ""), body)

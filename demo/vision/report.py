@@ -31,7 +31,7 @@ def show_results(console: Console, results: Results) -> None:
     counts.add_column(justify="right")
     counts.add_row("requests of the demo's clients", f"{results.requests:,}")
     counts.add_row("failed requests", f"{len(results.swap.failures):,}")
-    counts.add_row("pictures encoded", f"{results.encoded:,}")
+    counts.add_row("pictures encoded", f"{results.misses:,}")
     counts.add_row("pictures whose features were in the cache", f"{results.hits:,}")
     counts.add_row("ms for the first question about a picture (median)", f"{results.times.first_ms:.1f}")
     counts.add_row("ms for a second question about it (median)", f"{results.times.second_ms:.1f}")

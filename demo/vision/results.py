@@ -66,8 +66,8 @@ class Results:
     """All requests that the demo's clients sent."""
     hits: int
     """Images whose features were in the server's cache."""
-    encoded: int
-    """Images that the server's vision encoder encoded."""
+    misses: int
+    """Images that the server had to encode."""
 
     @property
     def score(self) -> float:

@@ -34,7 +34,7 @@ from sidecast import Client
 TEXT_TASK = Path(__file__).with_name("easy-vqa-text.toml")
 """The same questions without pictures."""
 HITS = "sidecast_image_cache_hits_total"
-ENCODED = "sidecast_images_encoded_total"
+MISSES = "sidecast_image_cache_misses_total"
 SWAP_ROWS = 4
 """Questions in each request during the swap."""
 
@@ -47,8 +47,8 @@ class Sizes:
     """By split."""
     quick_pictures: int = 150
     """Pictures that version 1 is trained on; version 2 is trained on all."""
-    quick_epochs: int = 2
-    epochs: int = 8
+    quick_epochs: int = 3
+    epochs: int = 4
     text_epochs: int = 1
     timed_pictures: int = 21
     """Pictures that two questions are timed about; one more question than that is not counted."""
@@ -132,7 +132,7 @@ def tell(
         answered = asker.ask_all(rows["test"])
         timed = list(by_picture(read_rows(data.file("validation"))))[: sizes.timed_pictures]
         times = asker.time_pairs(timed)
-        counters = read_counters(server.metrics, (HITS, ENCODED))
+        counters = read_counters(server.metrics, (HITS, MISSES))
     say.step("score a side network that does not see the picture")
     text_only = commands.run_json(
         "evaluate", TEXT_TASK, "--run", runs["text"], "--data", folder / "data" / "test.jsonl"
@@ -147,7 +147,7 @@ def tell(
         swap=log,
         requests=asker.requests + _requests_of(log, SWAP_ROWS),
         hits=counters[HITS],
-        encoded=counters[ENCODED],
+        misses=counters[MISSES],
     )
     show_results(say.console, results)
     show_swap(say.console, log)

@@ -54,5 +54,5 @@ def results_of(asked: list[Asked], train: list[Question]) -> Results:
         swap=log,
         requests=1234,
         hits=987,
-        encoded=65,
+        misses=65,
     )
