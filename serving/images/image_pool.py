@@ -334,5 +334,6 @@ def _digest(images: Sequence[bytes]) -> list[str]:
 
 def _begin_on_one_core(all_threads: threading.Barrier) -> None:
     """Runs on each decoding thread: `all_threads` waits for the others, so that none of them runs it twice."""
+    torch.get_num_threads()  # a thread takes the number that was set last when it first asks, and then keeps its own
     torch.set_num_threads(1)
     all_threads.wait()

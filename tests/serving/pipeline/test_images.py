@@ -74,6 +74,8 @@ class House:
             routes = {"production": Route(shares={2: 1})} if spec is VQA else {}
             task = task_state(2, {"production": (1,)}, name=spec.name, routes=routes)
             state = add(replace(state, tasks={**state.tasks, spec.name: task}), resident(spec))
+            if routes:
+                state = add(state, replace(resident(spec), version=2))
         self.pool.replace(state)
 
     async def ask(self, task: str, *rows: Any, **options: Any) -> list[str]:
