@@ -124,6 +124,14 @@ def train(
     encoder = None if encoder_source is None else encoder_source.load(loaded.device)
     documents: list[dict[str, Any]] = []
     for spec, rows in zip(specs, data, strict=True):
+        inputs = None
+        if rows.images is not None:
+            inputs = ImageInputs(
+                source=rows.images,
+                encoder=encoder,
+                encoder_source=encoder_source,
+                cache_dir=arguments.cache_folder,
+            )
         job = Job(
             spec=spec,
             backbone=loaded,
@@ -133,13 +141,7 @@ def train(
             validation=rows.validation,
             recipe=settings,
             reading=rows.reading,
-            images=rows.images
-            and ImageInputs(
-                source=rows.images,
-                encoder=encoder,
-                encoder_source=encoder_source,
-                cache_dir=arguments.cache_folder,
-            ),
+            images=inputs,
         )
         documents.append(_run(job, _filled(output, spec), as_json=as_json))
     if as_json:
