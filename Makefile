@@ -17,7 +17,7 @@ PINS := pyproject.toml constraints.txt
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
-	@echo "make demo-vision  the same with questions about pictures, and a page of the answers (ten minutes)"
+	@echo "make demo-vision  the same with questions about pictures, and a page of the answers"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
 	@echo "make fmt    format the code          make protos  generate protos/"
