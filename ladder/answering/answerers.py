@@ -51,9 +51,8 @@ class Classify:
     def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
         """Mean cross entropy; `targets` (B,) are label indices, or IGNORED: such rows teach nothing."""
         log_probabilities = self.log_probabilities(backbone_pass, side)
-        if (targets == IGNORED).all():  # the mean of no rows is not a number
-            return log_probabilities.sum() * 0
-        return F.nll_loss(log_probabilities, targets, ignore_index=IGNORED)
+        total = F.nll_loss(log_probabilities, targets, ignore_index=IGNORED, reduction="sum")
+        return total / (targets != IGNORED).sum().clamp(min=1)  # torch's mean of no rows is not a number
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
         """Answer each input; an exception in place of one that is not finite."""
