@@ -85,7 +85,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     encoder = _compiled(backbone, config)
     pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
     engine = Engine(backbone, metrics, replace(config.engine, max_pass_bytes=max(pass_limit, 1)), encoder)
-    loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch)
+    loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch, images=images)
     reconciler = Reconciler(
         registry,
         pool,
