@@ -65,7 +65,9 @@ def test_the_client_sends_bytes_files_and_pil_images(target: Target, world: Worl
     expected = world.visual.local(COLOURS, ROWS)
     check([answer.scores.values() for answer in answers], expected)
     assert max(abs(one - other) for one, other in zip(expected[0].scores, expected[2].scores, strict=True)) > 0.01
-    check([answer.scores.values() for answer in target.client.predict("equal", PAIRS)], world.visual.local(EQUAL, PAIRS))
+    check(
+        [answer.scores.values() for answer in target.client.predict("equal", PAIRS)], world.visual.local(EQUAL, PAIRS)
+    )
 
 
 def test_the_command_line_sends_files(target: Target, world: World, tmp_path: Path) -> None:
@@ -73,18 +75,26 @@ def test_the_command_line_sends_files(target: Target, world: World, tmp_path: Pa
     files["red"].write_bytes(RED)
     files["blue"].write_bytes(BLUE)
     server = ("--server", target.address)
-    ran = done("predict", "colours", "what", "--image", files["red"], "--image", f"image={files['blue']}", *server, "--json")
+    ran = done(
+        "predict", "colours", "what", "--image", files["red"], "--image", f"image={files['blue']}", *server, "--json"
+    )
     expected = world.visual.local(COLOURS, [ROWS[0], ROWS[2]])
     check([answer["scores"].values() for answer in ran.document["answers"]], expected)
     both = ("--image", f"right={files['blue']}", "--image", f"left={files['red']}")
     ran = done("predict", "equal", *both, *server, "--json")
     check([answer["scores"].values() for answer in ran.document["answers"]], world.visual.local(EQUAL, PAIRS[:1]))
-    assert "one.png cannot be read" in sidecast("predict", "colours", "what", "--image", "http://a/one.png", *server).mistake
+    assert (
+        "one.png cannot be read"
+        in sidecast("predict", "colours", "what", "--image", "http://a/one.png", *server).mistake
+    )
 
 
 def test_open_inference_answers_what_the_model_does(target: Target, world: World) -> None:
     described = target.oip.ModelMetadata(oip.ModelMetadataRequest(name="colours"))
-    assert [(tensor.name, tensor.datatype) for tensor in described.inputs] == [("question", "BYTES"), ("image", "BYTES")]
+    assert [(tensor.name, tensor.datatype) for tensor in described.inputs] == [
+        ("question", "BYTES"),
+        ("image", "BYTES"),
+    ]
     response = target.oip.ModelInfer(infer("colours", ROWS))
     outputs = {tensor.name: tensor.contents for tensor in response.outputs}
     flat = list(outputs["scores"].fp32_contents)

@@ -3,61 +3,72 @@
 Bytes are neither decoded nor looked into here.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.errors import DataError
+from table_files.errors import ImageSourceError
 
 ID_COLUMN, IMAGE_COLUMN = "image_id", "image"
+ID_SUFFIX = "_id"
+"""What follows an image's field in the name of the column of a file of rows that has the ids of images."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Of files that an id names without its suffix; in any case."""
 
 
-class ImageSource(Protocol):
+class ImageSource(ABC):
     """Images by id."""
 
-    @property
-    def path(self) -> Path:
-        """The folder or file, for messages."""
-        ...
+    path: Path
+    """The folder or file, for messages."""
 
+    @abstractmethod
     def __contains__(self, image_id: str) -> bool:
-        """Return whether there is such an image. Raises DataError: an id that names two."""
-        ...
+        """Return whether there is such an image. Raises ImageSourceError: an id that names two."""
 
-    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    @abstractmethod
+    def read_each(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes | ImageSourceError]]:
         """Read images, each once, in the order that is cheapest for the source.
 
-        Raises:
-            DataError: no such image, or it does not read.
+        An image that is missing or does not read has its error in its place; the others are read all the same.
         """
-        ...
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Read images as `read_each`, up to the first that cannot be read.
+
+        Raises:
+            ImageSourceError: no such image, or it does not read.
+        """
+        for image_id, data in self.read_each(image_ids):
+            if isinstance(data, ImageSourceError):
+                raise data
+            yield image_id, data
 
 
 def open_images(path: str | Path) -> ImageSource:
     """Open a folder of images, or a Parquet file that has a row for each.
 
     Raises:
-        DataError: neither, or a Parquet file without the columns.
+        ImageSourceError: neither, or a Parquet file without the columns.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return ImageFolder(path)
     if not path.exists():
-        raise DataError(path, None, "there is no such folder or file of images")
+        raise ImageSourceError(path, "there is no such folder or file of images")
     if path.suffix.lower() != ".parquet":
-        raise DataError(path, None, "images are in a folder, or in a .parquet file")
+        raise ImageSourceError(path, "images are in a folder, or in a .parquet file")
     return ImageTable(path)
 
 
-class ImageFolder:
+class ImageFolder(ImageSource):
     """Image files in a folder. An id is a file's name with or without its suffix, after sub folders: `train/0`."""
 
     def __init__(self, path: Path) -> None:
@@ -68,16 +79,22 @@ class ImageFolder:
     def __contains__(self, image_id: str) -> bool:
         return self._file(image_id) is not None
 
-    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """See `ImageSource.read_all`: in the order of the ids."""
+    def read_each(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes | ImageSourceError]]:
+        """See `ImageSource.read_each`: in the order of the ids."""
         for image_id in dict.fromkeys(image_ids):
+            yield image_id, self._read(image_id)
+
+    def _read(self, image_id: str) -> bytes | ImageSourceError:
+        try:
             file = self._file(image_id)
-            if file is None:
-                raise DataError(self.path, None, f"has no image {image_id!r}")
-            try:
-                yield image_id, file.read_bytes()
-            except OSError as error:
-                raise DataError(file, None, error.strerror or str(error)) from None
+        except ImageSourceError as error:
+            return error
+        if file is None:
+            return ImageSourceError(self.path, f"has no image {image_id!r}")
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            return ImageSourceError(file, error.strerror or str(error))
 
     def _file(self, image_id: str) -> Path | None:
         """The file of an image, which lies inside the folder, links followed; None if there is none."""
@@ -89,7 +106,7 @@ class ImageFolder:
             files = [named] if named.is_file() else self._stems(named.parent).get(named.name, [])
             if len(files) > 1:
                 names = ", ".join(sorted(file.name for file in files))
-                raise DataError(self.path, None, f"image {image_id!r} is several files, {names}; name one in full")
+                raise ImageSourceError(self.path, f"image {image_id!r} is several files, {names}; name one in full")
             return next((file for file in files if file.resolve().is_relative_to(self._root)), None)
         except OSError:  # a name that is too long, or a folder that may not be read
             return None
@@ -104,7 +121,7 @@ class ImageFolder:
         return stems
 
 
-class ImageTable:
+class ImageTable(ImageSource):
     """A Parquet file with the columns image_id and image: bytes, or the struct with `bytes` that `datasets` writes.
 
     The ids are kept in memory, and the images of one row group at a time.
@@ -114,7 +131,7 @@ class ImageTable:
         """Read the ids.
 
         Raises:
-            DataError: no such columns, damaged, or an id that is there twice.
+            ImageSourceError: no such columns, damaged, or an id that is there twice.
         """
         self.path = path
         self._rows: dict[str, tuple[int, int]] = {}
@@ -122,50 +139,63 @@ class ImageTable:
             names = table.schema_arrow.names
             missing = [name for name in (ID_COLUMN, IMAGE_COLUMN) if name not in names]
             if missing:
-                raise DataError(path, None, f"has no column {missing[0]!r}; images need {ID_COLUMN} and {IMAGE_COLUMN}")
+                raise ImageSourceError(
+                    path, f"has no column {missing[0]!r}; images need {ID_COLUMN} and {IMAGE_COLUMN}"
+                )
             for group in range(table.num_row_groups):
                 ids = table.read_row_group(group, columns=[ID_COLUMN]).column(ID_COLUMN).to_pylist()
                 for index, image_id in enumerate(map(str, ids)):
                     if image_id in self._rows:
-                        raise DataError(path, None, f"has the image {image_id!r} twice; keep one")
+                        raise ImageSourceError(path, f"has the image {image_id!r} twice; keep one")
                     self._rows[image_id] = group, index
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows
 
-    def read_all(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """See `ImageSource.read_all`: in the order of the file."""
+    def read_each(self, image_ids: Iterable[str]) -> Iterator[tuple[str, bytes | ImageSourceError]]:
+        """See `ImageSource.read_each`: first those that are missing, then in the order of the file."""
         wanted = list(dict.fromkeys(image_ids))
-        if missing := [image_id for image_id in wanted if image_id not in self._rows]:
-            raise DataError(self.path, None, f"has no image {missing[0]!r}")
+        for image_id in wanted:
+            if image_id not in self._rows:
+                yield image_id, ImageSourceError(self.path, f"has no image {image_id!r}")
+        found = sorted((image_id for image_id in wanted if image_id in self._rows), key=self._rows.__getitem__)
+        if not found:
+            return
         with self._open() as table:
-            for group, ids in groupby(sorted(wanted, key=self._rows.__getitem__), lambda key: self._rows[key][0]):
+            for group, ids in groupby(found, lambda key: self._rows[key][0]):
                 column = self._images_of(table, group)
                 for image_id in ids:
-                    yield image_id, self._bytes(column[self._rows[image_id][1]].as_py(), image_id)
+                    is_damaged = isinstance(column, ImageSourceError)
+                    yield image_id, column if is_damaged else self._bytes(column, image_id)
 
-    def _images_of(self, table: pq.ParquetFile, group: int) -> Any:
+    def _images_of(self, table: pq.ParquetFile, group: int) -> pa.ChunkedArray | ImageSourceError:
         try:
             return table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
         except pa.ArrowException as error:
-            raise _damaged(self.path, error) from None
+            return _damaged(self.path, error)
 
-    def _bytes(self, value: Any, image_id: str) -> bytes:
-        if isinstance(value, dict):  # as `datasets` writes its features of type Image
-            value = value.get("bytes")
-        if not isinstance(value, bytes):
+    def _bytes(self, column: pa.ChunkedArray, image_id: str) -> bytes | ImageSourceError:
+        data = bytes_of(column[self._rows[image_id][1]].as_py())
+        if data is None:
             why = f"image {image_id!r} has no bytes; write the image files themselves into the column {IMAGE_COLUMN}"
-            raise DataError(self.path, None, why)
-        return value
+            return ImageSourceError(self.path, why)
+        return data
 
     def _open(self) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self.path, page_checksum_verification=True)
         except OSError as error:
-            raise DataError(self.path, None, error.strerror or str(error)) from None
+            raise ImageSourceError(self.path, error.strerror or str(error)) from None
         except pa.ArrowException as error:
             raise _damaged(self.path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(path, None, f"bad Parquet: {str(error).partition(chr(10))[0]}")
+def bytes_of(value: Any) -> bytes | None:
+    """The bytes of an image in a column's value: bytes, or the dict with `bytes` that `datasets` writes; None: none."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def _damaged(path: Path, error: Exception) -> ImageSourceError:
+    return ImageSourceError(path, f"bad Parquet: {str(error).partition(chr(10))[0]}")
