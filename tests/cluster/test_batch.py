@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ladder import ClassAnswer, load_backbone, load_tokenizer
 from side_registry import Registry
 from sidecast import Client
 from tests.cluster.kit import SOON_S, Fleet
 from tests.conformance.cluster import wait_until
 from tests.sidecast.batch_kit import ROWS, TASKS, Bench, make_bench
 from tests.sidecast.cli_kit import ROOT, Serving, plain_environment
+from tests.training import pictures
+from tests.visual_runs import COLOURS, VisualRuns
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -118,6 +122,28 @@ def test_killed_and_gone_on_with_on_a_cluster_it_has_a_servers_answers(
     assert [row["sst2.score"] for row in rows] == pytest.approx([each.score for each in classes], abs=1e-4)
     assert [row["stars.value"] for row in rows] == pytest.approx([each.value for each in values], abs=1e-4)
     assert [row["title.text"] for row in rows] == [each.text for each in titles]
+
+
+def test_images_that_rows_name_are_answered_on_a_cluster(bench: Bench, fleet_of_all: Fleet, tmp_path: Path) -> None:
+    backbone, tokenizer = load_backbone(bench.backbone, dtype="float32"), load_tokenizer(bench.backbone)
+    runs = VisualRuns(tmp_path / "runs", backbone, tokenizer)
+    registry = Registry.open(tmp_path / "registry", create=True)
+    registry.publish(runs.run(COLOURS))
+    images = pictures.pictures(6)
+    rows = [{"question": "what", "image_id": one} for one in [*images, *images, "p/99"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    words = ["batch", tmp_path / "rows.parquet", tmp_path / "out", "--task", "colours", "--registry", registry.url]
+    words += ["--images", pictures.folder_of(tmp_path / "images", images), "--vision", runs.encoder_folder]
+    words += ["--backbone", bench.backbone, "--device", "cpu", "--dtype", "float32", "--json"]
+    words += ["--address", fleet_of_all.cluster.gcs]
+    document = finish([str(word) for word in words], fleet_of_all.cluster.environment)
+    assert (document["images"], document["failures"]) == (6, {"colours": 1})
+    *answered, failed = pq.read_table(tmp_path / "out").to_pylist()
+    assert "has no image 'p/99'" in failed["colours.error"]
+    expected = runs.local(COLOURS, [{"question": "what", "image": images[row["image_id"]]} for row in answered])
+    for row, answer in zip(answered, expected, strict=True):
+        assert isinstance(answer, ClassAnswer)
+        assert row["colours.scores"] == pytest.approx(answer.scores, abs=1e-4)
 
 
 def test_a_replica_that_gives_up_is_one_line(bench: Bench, fleet_of_all: Fleet, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from serving.api.status import DETAILS_KEY
 from serving.client.client import Client
 from side_registry import GoldenExample, Manifest, Registry, TaskSpec
-from tests.conformance.visual import COLOURS, VISUAL_SPECS, VisualRuns
 from tests.serving.kit import ids_of, make_resident, make_run, make_spec
+from tests.visual_runs import COLOURS, VISUAL_SPECS, VisualRuns
 
 assert _DETAILS.pool.FindMessageTypeByName("google.rpc.ErrorInfo")  # so that details can be printed
 

@@ -1,4 +1,4 @@
-"""Tasks that read images: runs that were trained, and what they answer in this process, without a server."""
+"""Runs of tasks that read images, trained in a few steps, and what they answer in this process, without a server."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class VisualRuns:
     """Makes the runs of one backbone and one encoder, each in a few steps of training."""
 
     def __init__(self, folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         self.encoder_folder = pictures.encoder_folder(folder / "encoder")
         self.settings = {
             "vision": str(self.encoder_folder),
