@@ -31,6 +31,7 @@ from tests.visual_runs import (
 pytestmark = pytest.mark.timeout(300)
 
 ROWS = [{"question": "what", "image": RED}, {"question": "red", "image": BLUE}, {"question": "what", "image": BLUE}]
+ENCODED, IMAGE_HITS = "sidecast_images_encoded_total", "sidecast_image_cache_hits_total"
 PAIRS = [{"left": RED, "right": BLUE}, {"left": BLUE, "right": BLUE}]
 
 
@@ -71,7 +72,7 @@ def test_the_client_sends_bytes_files_and_pil_images(target: Target, world: Worl
     check(scores(answers), expected)
     with pytest.raises(AssertionError):  # the image matters
         check(scores(answers[:1]), expected[2:])
-    check([X], world.visual.local(EQUAL, PAIRS))
+    check(scores(target.client.predict("equal", PAIRS)), world.visual.local(EQUAL, PAIRS))
 
 
 def test_the_command_line_sends_files(target: Target, world: World, tmp_path: Path) -> None:
@@ -137,15 +138,22 @@ def test_a_text_about_an_image_is_streamed(target: Target, world: World) -> None
 
 def test_the_second_question_on_an_image_finds_its_features(target: Target, world: World) -> None:
     image = pictures.png("red", 777)
-    names = ("sidecast_images_encoded_total", "sidecast_image_cache_hits_total", "sidecast_cache_hits_total")
-    before = [sum(target.counted(name)) for name in names]
+    encoded, hits = (sum(target.counted(name)) for name in (ENCODED, IMAGE_HITS))
     questions = ["what", "red", "blue", "a question that no one asked"]
     for question in questions:
-        answers = target.client.predict("colours", [{"question": question, "image": image}])
-        check(scores(answers), world.visual.local(COLOURS, [{"question": question, "image": image}]))
-    encoded, hits, _ = [sum(target.counted(name)) - count for name, count in zip(names, before, strict=True)]
+        rows = [{"question": question, "image": image}]
+        check(scores(target.client.predict("colours", rows)), world.visual.local(COLOURS, rows))
+    encoded = sum(target.counted(ENCODED)) - encoded
     assert 1 <= encoded <= target.followers
-    assert encoded + hits == len(questions)
+    assert sum(target.counted(IMAGE_HITS)) - hits == len(questions) - encoded
+
+
+def test_a_question_about_other_images_finds_its_activations(target: Target, world: World) -> None:
+    misses = sum(target.counted("sidecast_cache_misses_total"))
+    for seed in range(5):
+        rows = [{"question": "a question about many images", "image": pictures.png("blue", 800 + seed)}]
+        check(scores(target.client.predict("colours", rows)), world.visual.local(COLOURS, rows))
+    assert 1 <= sum(target.counted("sidecast_cache_misses_total")) - misses <= target.followers
 
 
 def asked(target: Target, task: str, row: dict[str, Any] = ROWS[0], **how: Any) -> Any:
@@ -154,7 +162,7 @@ def asked(target: Target, task: str, row: dict[str, Any] = ROWS[0], **how: Any) 
 
 
 def test_swaps_of_a_visual_version_fail_no_call(target: Target, world: World) -> None:
-    spec = target.own_visual("swapped")
+    spec = target.own_visual("eyes-swapped")
     acknowledged(target, target.client.publish(world.visual.run(spec, 1)).generation)
     with (
         Client(target.address, retry=False) as client,
@@ -172,7 +180,7 @@ def test_swaps_of_a_visual_version_fail_no_call(target: Target, world: World) ->
 
 
 def test_a_shadow_of_a_visual_version_is_compared(target: Target, world: World) -> None:
-    spec = target.own_visual("shadow-eyes")
+    spec = target.own_visual("eyes-shadow")
     client = target.client
     for seed in (1, 2):
         published = client.publish(world.visual.run(spec, seed), alias="production" if seed == 1 else "other")
@@ -190,7 +198,7 @@ def test_a_shadow_of_a_visual_version_is_compared(target: Target, world: World) 
 
 
 def test_golden_examples_with_images_are_replayed_at_load(target: Target, world: World) -> None:
-    spec = target.own_visual("golden")
+    spec = target.own_visual("eyes-golden")
     acknowledged(target, target.client.publish(world.visual.run(spec, 1)).generation)
     wrong = world.visual.run(spec, 2, edit=_of_other_answers)
     acknowledged(target, target.client.publish(wrong, alias="production").generation)
@@ -209,7 +217,7 @@ def _of_other_answers(manifest: Manifest) -> Manifest:
 
 
 def test_a_version_of_another_encoder_is_refused_and_the_old_one_serves(target: Target, world: World) -> None:
-    spec = target.own_visual("encoder")
+    spec = target.own_visual("eyes-encoder")
     acknowledged(target, target.client.publish(world.visual.run(spec, 1)).generation)
     other = world.visual.run(spec, 2, edit=_of_another_encoder)
     acknowledged(target, target.client.publish(other, alias="production").generation)
