@@ -13,10 +13,11 @@ PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test test-fast test-slow test-cluster check fmt protos bench soak clean
+.PHONY: help setup setup-dev demo demo-vision test test-fast test-slow test-cluster check fmt protos bench soak clean
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
+	@echo "make demo-vision  the same with questions about pictures, and a page of the answers"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
 	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
 	@echo "make fmt    format the code          make protos  generate protos/"
@@ -53,6 +54,9 @@ $(DEV): $(PINS) | $(BIN)/python
 
 demo: $(DEMO)
 	$(BIN)/python -m demo
+
+demo-vision: $(DEMO)
+	$(BIN)/python -m demo vision
 
 # Runs all suites, even where one fails, and ends with a line for each.
 test: $(DEV)
@@ -94,4 +98,4 @@ $(PEERS): $(DEV)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-run demo-vision-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

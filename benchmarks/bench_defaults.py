@@ -54,7 +54,7 @@ QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
         "fisher, reference": {"init": "fisher", "init_order": "reference"},
     },
     "head": {"mlp head": {"head": "mlp"}, "text head": {"head": "text"}},
-    "taps": {"taps over their RMS": {"tap_norm": "rms"}},
+    "taps": {"raw taps": {"tap_norm": "none"}},
     "dropout": {"dropout 0": {"dropout": 0.0}},
     "template": {
         "task's name in front": {"template": "{task} {fields}"},

@@ -221,8 +221,8 @@ def main(data: Path, train_images: int, test_images: int, threads: int, quiet: b
             "DINOv2-small 224 px, layer 11": load_encoder(dinov2, layer=11),
             "DINOv2-small 224 px, last state": load_encoder(dinov2),
             "DINOv2-small 126 px, layer 11": load_encoder(dinov2, layer=11, size=126),
-            "EfficientNet-Lite2 260 px, layer 7": load_encoder(lite2, layer=7),
-            "EfficientNet-Lite2 260 px, last state": load_encoder(lite2),
+            "EfficientNet-Lite2 260 px, layer 7": load_encoder(lite2),
+            "EfficientNet-Lite2 260 px, last state": load_encoder(lite2, layer=-1),
         }
         variants = [colours, *(encoding(name, encoder) for name, encoder in encoders.items())]
         found: dict[str, dict[str, float]] = defaultdict(dict)

@@ -64,16 +64,19 @@ class Commands:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise DemoError(f"{label} failed", "read its message above, correct the cause, and run make demo again")
+            raise DemoError(f"{label} failed", "read its message above, correct the cause, and run the demo again")
         return output
 
 
 class Server:
     """`sidecast serve` on free ports, in its own process, for the length of a with block."""
 
-    def __init__(self, backbone: Path, registry: Path) -> None:
-        self._words = ("serve", "--backbone", backbone, "--registry", registry, "--port", 0, "--metrics-port", 0)
+    def __init__(self, backbone: Path, registry: Path, *options: object) -> None:
+        words = ("serve", "--backbone", backbone, "--registry", registry, *options)
+        self._words = (*words, "--port", 0, "--metrics-port", 0)
         self.address = ""
+        self.metrics = ""
+        """URL of its metrics."""
 
     def __enter__(self) -> Self:
         print(_shown(*self._words), flush=True)
@@ -88,10 +91,11 @@ class Server:
         if not line:
             self._process.wait()
             self._process.stdout.close()
-            advice = "read its message above, correct the cause, and run make demo again"
+            advice = "read its message above, correct the cause, and run the demo again"
             raise DemoError("the server did not start", advice)
         ready = json.loads(line)
         self.address = ready["address"]
+        self.metrics = ready["metrics"]
         print(f"  ready on {ready['address']}: {ready['tasks']} tasks, metrics on {ready['metrics']}", flush=True)
         return self
 

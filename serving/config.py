@@ -216,8 +216,8 @@ class ImageConfig:
     """The vision encoder of tasks that read images: a Hugging Face folder. Empty: none, and such tasks are not served.
     Their side networks must have been trained on the same encoder, layer and size."""
     vision_layer: int | None = None
-    """The encoder's hidden layer that gives the features, counted as transformers counts `hidden_states`. Not given:
-    the encoder's last state."""
+    """The encoder's hidden layer that gives the features, counted as transformers counts `hidden_states`; not given:
+    the last state."""
     vision_size: int = 0
     """Height and width of the encoder's input, in pixels; 0: the folder's own."""
     image_cache_bytes: int = 256 * 2**20

@@ -135,6 +135,8 @@ class ImageTable(ImageSource):
         """
         self.path = path
         self._rows: dict[str, tuple[int, int]] = {}
+        self._group: tuple[int, Any] = (-1, None)
+        """The row group that was read last, and its images."""
         with self._open() as table:
             names = table.schema_arrow.names
             missing = [name for name in (ID_COLUMN, IMAGE_COLUMN) if name not in names]
@@ -159,20 +161,23 @@ class ImageTable(ImageSource):
             if image_id not in self._rows:
                 yield image_id, ImageSourceError(self.path, f"has no image {image_id!r}")
         found = sorted((image_id for image_id in wanted if image_id in self._rows), key=self._rows.__getitem__)
-        if not found:
-            return
-        with self._open() as table:
-            for group, ids in groupby(found, lambda key: self._rows[key][0]):
-                column = self._images_of(table, group)
-                for image_id in ids:
-                    is_damaged = isinstance(column, ImageSourceError)
-                    yield image_id, column if is_damaged else self._bytes(column, image_id)
+        for group, ids in groupby(found, lambda key: self._rows[key][0]):
+            column = self._images_of(group)
+            for image_id in ids:
+                is_damaged = isinstance(column, ImageSourceError)
+                yield image_id, column if is_damaged else self._bytes(column, image_id)
 
-    def _images_of(self, table: pq.ParquetFile, group: int) -> pa.ChunkedArray | ImageSourceError:
-        try:
-            return table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
-        except pa.ArrowException as error:
-            return _damaged(self.path, error)
+    def _images_of(self, group: int) -> pa.ChunkedArray | ImageSourceError:
+        known, column = self._group  # both at once: other threads read too
+        if known == group:
+            return column
+        with self._open() as table:
+            try:
+                column = table.read_row_group(group, columns=[IMAGE_COLUMN]).column(0)
+            except pa.ArrowException as error:
+                return _damaged(self.path, error)
+        self._group = group, column
+        return column
 
     def _bytes(self, column: pa.ChunkedArray, image_id: str) -> bytes | ImageSourceError:
         data = bytes_of(column[self._rows[image_id][1]].as_py())

@@ -214,8 +214,9 @@ def _golden_rows(job: Job, run: RunFolder) -> tuple[list[GoldenExample], list[di
     examples: list[GoldenExample] = []
     rows: list[dict[str, Any]] = []
     names: dict[bytes, str] = {}
-    for row in with_bytes(job.spec, fields[:GOLDEN_CANDIDATES], job.images.source):
-        images = [row[name] for name in job.spec.images]
+    candidates = fields[:GOLDEN_CANDIDATES]
+    for texts, row in zip(candidates, with_bytes(job.spec, candidates, job.images.source), strict=True):
+        images = job.spec.images_of(row)
         if len(rows) == GOLDEN_EXAMPLES or max(map(len, images)) > GOLDEN_IMAGE_BYTES:
             continue
         if sum(map(len, {*names, *images})) > GOLDEN_BYTES:
@@ -224,9 +225,9 @@ def _golden_rows(job: Job, run: RunFolder) -> tuple[list[GoldenExample], list[di
             if data not in names:
                 names[data] = f"golden-{len(names)}{_suffix(data)}"
                 run.write_bytes(names[data], data)
-        texts = {name: value for name, value in row.items() if name not in job.spec.images}
-        files = {name: names[row[name]] for name in job.spec.images}
-        examples.append(GoldenExample(fields=texts, images=files, expected={}))
+        files = {name: names[data] for name, data in zip(job.spec.images, images, strict=True)}
+        only_text = {name: text for name, text in texts.items() if name not in files}
+        examples.append(GoldenExample(fields=only_text, images=files, expected={}))
         rows.append(row)
     return examples, rows
 

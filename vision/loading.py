@@ -40,7 +40,8 @@ def load_encoder(
             its publisher has one, preprocessor_config.json; or of an EfficientNet-Lite (`vision.efficientnet`).
         layer: the hidden layer that is the features, counted as transformers counts `hidden_states`: 0 is the
             embeddings, n the output of block n (ResNet, EfficientNet: stage n), -1 the last. Later layers are not
-            computed. None: the model's own last state, normalised where the family normalises it.
+            computed. None: the model's own last state, normalised where the family normalises it; of an
+            EfficientNet-Lite, the "layer" of its config.json where it has one.
         size: height and width of the input, instead of the folder's; positions are interpolated.
         dtype: of the computation, float32 or bfloat16. The features are float32.
 
@@ -107,9 +108,11 @@ def fingerprint(settings: str, weights: Mapping[str, Tensor]) -> str:
 
 
 def _load_lite(path: Path, config: Mapping[str, Any], layer: int | None) -> tuple[nn.Module, str, dict[str, Tensor]]:
-    if layer is not None and not -LAYERS <= layer <= LAYERS:
-        raise EncoderError(f"an EfficientNet-Lite has the hidden layers 0 to {LAYERS}, got layer {layer}")
-    last = LAYERS if layer is None else layer % (LAYERS + 1)
+    wanted = config.get("layer", LAYERS) if layer is None else layer
+    if type(wanted) is not int or not -LAYERS <= wanted <= LAYERS:
+        source = f"{path}/config.json has" if layer is None else "got"
+        raise EncoderError(f"an EfficientNet-Lite has the hidden layers 0 to {LAYERS}, {source} layer {wanted!r}")
+    last = wanted % (LAYERS + 1)
     try:
         shape = {name: float(config[name]) for name in ("width", "depth")}
         int(config["image_size"])

@@ -106,6 +106,15 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("the same, deadlines of 5 s", "pressure", "in time at * 5 s / *", 0.9),
         Goal("a shadow on all traffic, at half the load / none: p99", "shadow", "p99, shadow on all / *", most=1.03),
     ),
+    "Training": (
+        Goal("memory of a step, T5-base: LST / full fine-tuning", "training_memory", "t5-base, LST / full", most=0.2),
+        Goal("the same, taps kept", "training_memory", "t5-base, LST, taps kept / full", most=0.2),
+        Goal("the same, with a GPU's kernels", "training_memory", "t5-base, LST, GPU / full, GPU", most=0.2),
+        Goal("(the same, PEFT's LoRA)", "training_memory", "t5-base, LoRA / full"),
+        Goal("CLIP-T5's largest step: LST / full", "training_memory", "CLIP-T5, largest step, LST / full", most=0.35),
+        Goal("the same, taps kept", "training_memory", "CLIP-T5, largest step, LST, taps kept / full", most=0.35),
+        Goal("the same, with a GPU's kernels", "training_memory", "CLIP-T5, largest step, LST, GPU / *", most=0.35),
+    ),
 }
 """By heading."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.backbone.kv_cache import CrossKV, KeyValues
+from ladder.backbone.lean_attention import lean_attention
 from ladder.backbone.packing import Spans
 
 
@@ -94,6 +95,13 @@ def absorbs_projection(queries: int, tokens: int, head_width: int) -> bool:
     """Whether absorbing the K and V projections into queries and outputs is cheaper than projecting every token: few
     queries that read many tokens."""
     return queries * (head_width + tokens) < tokens * head_width
+
+
+def _keeps_scores(query: Tensor) -> bool:
+    """Whether torch's attention of `query`, in training, would keep all scores for the backward pass: GPUs have fused
+    kernels that do not."""
+    learns = query.requires_grad and torch.is_grad_enabled()
+    return learns and query.device.type in ("cpu", "meta") and not torch.is_autocast_enabled("cpu")
 
 
 class Attention(nn.Module):
@@ -187,6 +195,9 @@ class Attention(nn.Module):
     def _mix(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """Mix values by the scores of queries and keys, all (B, H, T, head_width): (B, T, H * head_width)."""
         dropout = self.dropout if self.training else 0.0
+        if _keeps_scores(query):
+            mixed = lean_attention(query, keys, values, bias, dropout=dropout, scale=self.scale)
+            return mixed.transpose(1, 2).flatten(2)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
 

@@ -61,8 +61,8 @@ class SideCost:
     """For one row, of the blocks that this side network needs: up to its deepest rung; for a text head all blocks, the
     decoder and the LM head."""
     training_bytes: int
-    """An estimate: backbone; weights, gradients and moments in float32; taps; tensors kept for the backward pass, with
-    plain attention (fused attention keeps less). The backbone has no gradients and no optimizer state."""
+    """An estimate: backbone; weights, gradients and moments in float32; taps; tensors kept for the backward pass on a
+    CPU (a GPU's fused attention keeps less). The backbone has no gradients and no optimizer state."""
     serving_bytes: int
     """An estimate: backbone, this side network, and a batch's taps."""
 

@@ -92,6 +92,7 @@ class ImagePool:
         self._pace_s: float | None = None
         """Average time of an image in the encoder, in seconds."""
         self._closed = False
+        self._start_threads()
 
     async def encode(
         self, images: Sequence[bytes], tenant: str = "", deadline: float | None = None
@@ -139,16 +140,10 @@ class ImagePool:
             return [self._encode_golden(data) for data in images]
 
     def warm_up(self) -> None:
-        """Do the first-use work of the threads and the device. Call it before any image comes; blocks for seconds.
+        """Do the first-use work of the device. Call it before any image comes; blocks for seconds.
 
-        Decoding threads get one core each. Never raises: it logs the error, and the first image will show it.
+        Never raises: it logs the error, and the first image will show it.
         """
-        cores = torch.get_num_threads()
-        barrier = threading.Barrier(self._config.image_threads)
-        started = [self._decoders.submit(_begin_on_one_core, barrier) for _ in range(self._config.image_threads)]
-        for thread in started:
-            thread.result()
-        torch.set_num_threads(cores)  # new threads start with the number that was set last, also by another thread
         try:
             for images in sorted({1, self._config.image_batch}):
                 self._vision.submit(self._runner.warm_up, images).result()
@@ -164,6 +159,19 @@ class ImagePool:
         self._prepared.clear()
         for job in list(self._jobs.values()):
             self._finish(job, Draining())
+
+    def _start_threads(self) -> None:
+        """Start all threads: on one core each those that decode, on as many as this thread the encoder's.
+
+        A new thread starts with the number of cores that was set last, by whichever thread, and then keeps its own.
+        """
+        cores = torch.get_num_threads()
+        barrier = threading.Barrier(self._config.image_threads)
+        started = [self._decoders.submit(_begin_on_one_core, barrier) for _ in range(self._config.image_threads)]
+        for thread in started:
+            thread.result()
+        torch.set_num_threads(cores)
+        self._vision.submit(torch.get_num_threads).result()
 
     async def _encode_missing(self, images: Mapping[Key, bytes], deadline: float | None) -> dict[Key, ImageOutcome]:
         loop = asyncio.get_running_loop()
@@ -326,5 +334,6 @@ def _digest(images: Sequence[bytes]) -> list[str]:
 
 def _begin_on_one_core(all_threads: threading.Barrier) -> None:
     """Runs on each decoding thread: `all_threads` waits for the others, so that none of them runs it twice."""
+    torch.get_num_threads()  # a thread takes the number that was set last when it first asks, and then keeps its own
     torch.set_num_threads(1)
     all_threads.wait()

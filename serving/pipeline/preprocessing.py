@@ -46,7 +46,7 @@ def _images_of(spec: TaskSpec, row: InputRow, where: str) -> tuple[bytes | Encod
         raise InvalidInput(where, f"task {spec.name!r} needs {', '.join(spec.inputs)}, got {type(values).__name__}")
     encoded = {name: value for name, value in values.items() if isinstance(value, EncodedImage)}
     try:
-        images = spec.images_of(values | dict.fromkeys(encoded, b"encoded"))  # type: ignore[operator]
+        images = spec.images_of({**values, **dict.fromkeys(encoded, b"encoded")})  # type: ignore[dict-item]
     except InvalidRow as error:
         raise InvalidInput(f"{where}.{error.field}", error.why) from None
     return tuple(encoded.get(name, data) for name, data in zip(spec.images, images, strict=True))

@@ -1,6 +1,6 @@
 """The images of one request: which ones its tasks read, and the features that each task's rows get."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -69,10 +69,10 @@ class RequestImages:
 def first_image(rows: Sequence[InputRow]) -> str | None:
     """The path of the first image in a request's rows, such as `rows[3].image`; None where there is none."""
     for index, row in enumerate(rows):
-        if isinstance(row, str):
-            continue
         values = row.images if isinstance(row, Prompt) else row
-        for name in values:
-            if isinstance(values[name], bytes):
+        if isinstance(values, str) or not isinstance(values, Mapping):  # what is neither is refused with the prompts
+            continue
+        for name, value in values.items():
+            if isinstance(value, bytes):
                 return f"rows[{index}].{name}"
     return None

@@ -237,7 +237,7 @@ class PredictService:
 
         def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...]) -> int:
             row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images)
-            key = id(target.resident), ids, tuple(image.name for image in images) if images else ()
+            key = id(target.resident), ids, row.image_names if images else ()
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)

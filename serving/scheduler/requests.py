@@ -132,8 +132,10 @@ class Bundle:
         """Weight of the rows that generate a text, and so stay on the device."""
         self.uses: dict[str, tuple[int, int]] = by_task(rows)
         """Task to the weight and the tokens of its rows."""
-        self.shares: dict[str, float] = {task: tokens / len(rows) for task, (_, tokens) in self.uses.items()}
-        """Task to the tokens that it is charged: the bundle's tokens, divided among its rows."""
+        self.shares: dict[str, float] = {}
+        """Task to the tokens that it is charged: the input's are divided among the rows, its images' are its own."""
+        for row in rows:
+            self.shares[row.task] = self.shares.get(row.task, 0.0) + self.length / len(rows) + row.image_work
         self.number = 0
         """Order of joining the queue."""
         self.owner = rows[0].task

@@ -173,7 +173,7 @@ def read_inputs(file: str, fields: Fields, images: Collection[str] = ()) -> list
 
 
 def _read_texts(path: Path, fields: Fields, images: Collection[str]) -> Iterable[Values]:
-    if len(fields) > 1 or fields[0] in images:
+    if len(fields) > 1 or any(name in images for name in fields):
         needs = ", ".join(fields)
         raise LoadError(f"{path} holds one text a line, and a task takes {needs}: give .jsonl with these columns")
     try:

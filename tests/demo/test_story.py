@@ -131,6 +131,16 @@ def test_the_demo_without_its_packages_says_so_before_it_begins(monkeypatch, tmp
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.parametrize("name", ["backbone", "encoder"])
+def test_a_model_s_folder_is_all_that_is_printed(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo_main, "get_backbone", lambda cache, bars: cache / "backbone")
+    monkeypatch.setattr(demo_main, "get_lite2", lambda cache, bars: cache / "encoder")
+    monkeypatch.setenv("SIDECAST_CACHE", str(tmp_path))
+    done = CliRunner().invoke(demo_main.main, [name])
+    assert done.exit_code == 0
+    assert done.stdout == f"{tmp_path / name}\n"
+
+
 def test_only_the_first_rows_of_each_file_are_used(tmp_path):
     data = small_data(tmp_path / "data")
     cut = first_rows(data, tmp_path / "cut", 5)

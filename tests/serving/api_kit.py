@@ -6,6 +6,7 @@ The rule: the longer a text, the higher the score of "positive". `slow` delays a
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import threading
 import time
@@ -21,7 +22,7 @@ from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorA
 from ladder.decoding.settings import Generation
 from serving.components import Components
 from serving.config import LoadConfig, RequestConfig, ServeConfig
-from serving.engine import EngineRow, Piece, Resident
+from serving.engine import EncodedImage, EngineRow, Piece, Resident
 from serving.errors import IncompatibleSide
 from serving.metrics import Metrics
 from serving.pipeline import Generated, InputRow, PredictRequest, PredictService, RequestOptions, Target
@@ -116,12 +117,22 @@ class RuleBatcher:
         return rule(row.resident.spec, bytes(row.ids).decode())
 
 
+class NoEyes:
+    """An image pool, as far as the service uses it; features are None."""
+
+    async def encode(self, images: Sequence[bytes], tenant: str, deadline: float | None) -> list[EncodedImage]:
+        return [EncodedImage(hashlib.sha256(data).hexdigest(), cast(Any, None)) for data in images]
+
+    def close(self) -> None:
+        pass
+
+
 class RuleService(PredictService):
     """The real service with a batcher that answers by the rule. Records the options of every request, for each task."""
 
     def __init__(self, pool: SidePool, config: RequestConfig | None = None) -> None:
         self.batcher = RuleBatcher()
-        super().__init__(pool, cast(Any, self.batcher), Bytes(), config)
+        super().__init__(pool, cast(Any, self.batcher), Bytes(), config, images=cast(Any, NoEyes()))
         self.cancelled = threading.Event()
         """Set when a request was cancelled."""
         self.answerers: list[Any] = []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from tests.sidecast.cli_kit import done, sidecast
+from tests.marks import slow
+from tests.sidecast.cli_kit import Serving, done, sidecast, wait_until
 from tests.training import pictures, toy
 from training.images import EncoderSource, encode_bytes
 
@@ -113,6 +114,21 @@ def test_evaluate_a_published_version(files, run, tmp_path):
     more = ("--backbone", files.backbone, "--images", files.images, "--cache-dir", "none")
     assert "give --vision V" in sidecast(*words, *more).mistake
     assert done(*words, *more, "--vision", files.encoder, "--json").document["version"] == 1
+
+
+@slow
+def test_a_server_replays_the_golden_examples_and_evaluate_sends_it_the_images(files, run, tmp_path):
+    registry = tmp_path / "registry"
+    done("publish", run, "--registry", registry, "--promote")
+    words = ("--backbone", files.backbone, "--registry", registry, "--vision", files.encoder)
+    data = ("evaluate", files.spec, "--data", files.validation)
+    with Serving(tmp_path, *words) as server:
+        wait_until(lambda: sidecast(*data, "--server", server.address, "--images", files.images).code == 0)
+        ran = done(*data, "--server", server.address, "--images", files.images, "--json")
+        refused = sidecast(*data, "--server", server.address, "--features", files.features).mistake
+    assert "a server takes images, not features" in refused
+    here = done(*evaluate(files, run, "--images", files.images, "--cache-dir", "none", "--json"))
+    assert ran.document["score"] == pytest.approx(here.document["score"], abs=0.07)  # 16 rows
 
 
 @pytest.mark.parametrize(

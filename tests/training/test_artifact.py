@@ -56,7 +56,7 @@ def test_a_run_that_reads_images_keeps_their_positions_and_is_not_asked_with_tex
     stored = load_side_of(artifact, backbone)
     assert stored.config == side.config
     assert torch.equal(stored.visual.positions, side.visual.positions)
-    with pytest.raises(RunError, match="it reads images, which rows of text do not have; only `trace` takes it yet"):
+    with pytest.raises(RunError, match="its task has no images in its rows; only `trace` takes it"):
         load_model(artifact, backbone, load_tokenizer(tiny_t5))
 
 

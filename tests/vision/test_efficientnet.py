@@ -88,6 +88,21 @@ def test_the_fingerprint_names_layer_and_weights(network: EfficientNetLite, fold
     assert prints[0] == prints[1] == prints[2] != prints[3]
 
 
+def test_a_folder_may_name_its_layer(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layer": 3}))
+    named = load_encoder(tmp_path)
+    assert named.fingerprint == load_encoder(folder, layer=3).fingerprint
+    pixels = torch.randn(1, 3, 65, 65)
+    assert torch.equal(named(pixels), load_encoder(folder, layer=3)(pixels))
+    assert load_encoder(tmp_path, layer=-1).fingerprint == load_encoder(folder).fingerprint  # an argument comes first
+    for layer in (9, "7", True, 1.0):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "layer": layer}))
+        with pytest.raises(EncoderError, match=r"config\.json has layer"):
+            load_encoder(tmp_path)
+
+
 def test_the_input_is_scaled_as_tensorflow_s(folder: Path) -> None:
     import numpy as np
 

@@ -22,6 +22,9 @@ from vision import FeatureFile, ImageError, VisionEncoder, decode_image, pool_gr
 ENCODER_BATCH = 16
 """Images of one encoder pass. The last batch is filled up: an image's features then hardly depend on its neighbours."""
 
+FORMAT = 1
+"""Of what is kept on disk; a higher number after a change that makes other features."""
+
 Step = Callable[[int, int], None]
 """Called with images done and images in all."""
 
@@ -71,7 +74,7 @@ class ImageFeatures:
             rule = f"at most the tokens of a square grid; {encoder.name} has {rows} x {columns}"
             raise RecipeError("image_tokens", tokens, rule)
         if inputs.cache_dir is not None:
-            self._disk = DiskCache(inputs.cache_dir, f"{encoder.fingerprint}|max {tokens}|float16")
+            self._disk = DiskCache(inputs.cache_dir, f"{FORMAT}|{encoder.fingerprint}|max {tokens}")
 
     @property
     def disk_fault(self) -> str | None:

@@ -150,3 +150,18 @@ def with_bytes(spec: TaskSpec, rows: Sequence[Mapping[str, str]], source: ImageS
     with source_errors():
         data = dict(source.read_all(one for ids in image_ids(spec, rows) for one in ids))
     return [{name: data[value] if name in spec.images else value for name, value in row.items()} for row in rows]
+
+
+class RowsWithBytes(Sequence[Any]):
+    """Rows as servers take them, made one at a time, so that not all images are in memory at once."""
+
+    def __init__(self, spec: TaskSpec, rows: Sequence[Mapping[str, str]], source: ImageSource) -> None:
+        self._spec = spec
+        self._rows = rows
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, str | bytes]:  # type: ignore[override] - no slices
+        return with_bytes(self._spec, [self._rows[index]], self._source)[0]

@@ -115,7 +115,7 @@ def predict(
 
 
 def _inputs(texts: Sequence[str], images: Sequence[str], rows: int) -> list[str]:
-    """What a table shows of each row: its text, or all texts of a row of several; and its file, where they differ."""
+    """What a table shows of each row: its text, else its file, where there is one for each; else all that it has."""
     for each in (texts, images):
         if len(each) == rows:
             return list(each)

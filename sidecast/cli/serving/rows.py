@@ -52,7 +52,7 @@ def with_images(names: Sequence[str], rows: Sequence[dict[str, str]], given: Seq
     pairs = [_named_image(names, text) for text in given]
     needs = " ".join(f"--image {name}=FILE" for name in names)
     if len(names) == 1 and pairs:
-        return [{**row, names[0]: _read_image(file)} for _, file in pairs for row in rows]
+        return [{**row, names[0]: image} for image in [_read_image(file) for _, file in pairs] for row in rows]
     named = {name: file for name, file in pairs if name}
     free = [name for name in names if name not in named]
     unnamed = [file for name, file in pairs if not name]

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from training.images import EncoderSource
 
 SERVER_ROWS = 64
-"""Rows in one request to a server."""
+SERVER_BYTES = 8 << 20
+"""Most rows in one request to a server, and bytes of images, but for a single row."""
 
 Rows = Sequence[Any]
 Step = Callable[[int, int], None]
@@ -111,6 +112,7 @@ def evaluate(
     else:
         candidate = _in_registry(name, where, backbone, (device, dtype, quantize))
     spec = _as_read(candidate.spec, known)
+    arguments.check_used([spec])
     arguments.check(spec, has_encoder=candidate.artifact is None or _encoder_of(candidate, arguments) is not None)
     check_renames([spec], renames)
     examples = read_to_evaluate(data, spec, renames)
@@ -126,14 +128,14 @@ def evaluate(
     with progress_bar(quiet=as_json) as bars:
         read_images = None
         if spec.images:
-            source = arguments.open_source()
-            check_images(spec, data, examples, source)
+            pictures = arguments.open_source()
+            check_images(spec, data, examples, pictures)
             if candidate.artifact is None:
-                rows = arguments.send_bytes(spec, rows, source)
+                rows = arguments.send_bytes(spec, rows, pictures)
             else:
                 progress = Bars(bars, spec.name).images
                 encoder = _encoder_of(candidate, arguments)
-                made = arguments.features_of(candidate.artifact, source, encoder, candidate.device, rows, progress)
+                made = arguments.features_of(candidate.artifact, pictures, encoder, candidate.device, rows, progress)
                 read_images = made.read
                 faults = cache_warnings(spec, made.disk_fault)
         bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
@@ -256,13 +258,29 @@ def _on_server(task: str, address: str) -> Candidate:
 
     def answer(rows: Rows, step: Step, _: "ReadImages | None") -> Answers:
         answers: list[Any] = []
-        for start in range(0, len(rows), size):
+        for request in _requests(rows, size):
             # pinned, so that one version is scored even while the server swaps
-            answers += client.predict(ref.task if version else task, rows[start : start + size], version=version)
+            answers += client.predict(ref.task if version else task, request, version=version)
             step(len(answers), len(rows))
         return answers, [getattr(answer, "truncated", False) for answer in answers]
 
     return Candidate(spec=_spec_of(ref.task, info.spec), version=version, answer=answer)
+
+
+def _requests(rows: Rows, size: int) -> Iterator[list[Any]]:
+    """Rows in requests of at most `size` rows, and of about SERVER_BYTES of images."""
+    request: list[Any] = []
+    total = 0
+    for row in rows:
+        size_of_row = sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if request and (len(request) == size or total + size_of_row > SERVER_BYTES):
+            yield request
+            request = []
+            total = 0
+        request.append(row)
+        total += size_of_row
+    if request:
+        yield request
 
 
 def _spec_of(task: str, described: Any) -> TaskSpec:

@@ -85,6 +85,13 @@ class ImageArguments:
             return None
         return EncoderSource.of(self.vision, self.vision_layer, self.vision_size)
 
+    def check_used(self, specs: Sequence["TaskSpec"]) -> None:
+        """Check that one of the tasks has images, if there are some."""
+        given = self.images or self.features
+        if given and not any(spec.images for spec in specs):
+            name = "images" if self.images else "features"
+            raise UserError(f"--{name} is for tasks with images, and {specs[0].name} has none")
+
     def check(self, spec: "TaskSpec", *, has_encoder: bool) -> None:
         """Check that a task with images has what reads them.
 
@@ -112,14 +119,14 @@ class ImageArguments:
 
     def send_bytes(
         self, spec: "TaskSpec", rows: Sequence[Mapping[str, str]], source: "ImageSource | FeatureFile"
-    ) -> list[dict[str, Any]]:
-        """The rows as a server takes them."""
-        from training.images import with_bytes
+    ) -> Sequence[dict[str, Any]]:
+        """The rows as a server takes them; images are read when a row is."""
+        from training.images.inputs import RowsWithBytes
         from vision import FeatureFile
 
         if isinstance(source, FeatureFile):
             raise UserError("a server takes images, not features: give --images instead of --features")
-        return with_bytes(spec, rows, source)
+        return RowsWithBytes(spec, rows, source)
 
     def features_of(
         self,

@@ -91,6 +91,8 @@ def init(
     check_method(quantize)
     _check_rows(init, task, data, samples_file, samples)
     spec = _spec(task, output, head, outputs)
+    if spec.images:
+        raise UserError(f"task {spec.name} reads images, and init makes side networks that read text alone; train one")
     shape = {"encoder_layers": "all", "tap_norm": "none"} | {
         name: value for name, value in values.items() if value is not None
     }

@@ -115,18 +115,23 @@ def train(
     share = None if validation_share is None else validation_share / WHOLE
     arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
     encoder_source = arguments.encoder_source
+    arguments.check_used(specs)
     for spec in specs:
         arguments.check(spec, has_encoder=encoder_source is not None)
-    if (images or features) and not any(spec.images for spec in specs):
-        raise UserError(
-            f"--{'images' if images else 'features'} is for tasks with images, and {specs[0].name} has none"
-        )
     files = _Files(train_file, validation_file, share, renames, arguments)
     data = [files.read(spec, settings.seed) for spec in specs]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     encoder = None if encoder_source is None else encoder_source.load(loaded.device)
     documents: list[dict[str, Any]] = []
     for spec, rows in zip(specs, data, strict=True):
+        inputs = None
+        if rows.images is not None:
+            inputs = ImageInputs(
+                source=rows.images,
+                encoder=encoder,
+                encoder_source=encoder_source,
+                cache_dir=arguments.cache_folder,
+            )
         job = Job(
             spec=spec,
             backbone=loaded,
@@ -136,13 +141,7 @@ def train(
             validation=rows.validation,
             recipe=settings,
             reading=rows.reading,
-            images=rows.images
-            and ImageInputs(
-                source=rows.images,
-                encoder=encoder,
-                encoder_source=encoder_source,
-                cache_dir=arguments.cache_folder,
-            ),
+            images=inputs,
         )
         documents.append(_run(job, _filled(output, spec), as_json=as_json))
     if as_json:

@@ -93,12 +93,32 @@ PICK = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    st.lists(st.lists(PICK, min_size=1, max_size=5), min_size=1, max_size=3), st.sets(st.integers(0, 12), max_size=3)
-)
+JOINS = st.lists(st.lists(PICK, min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(JOINS, st.sets(st.integers(0, 12), max_size=3))
 def test_texts_of_images_and_of_texts_that_join_and_leave_equal_each_alone(tasks: Tasks, joins, gone) -> None:
     """Greedy, sampled and beams; rows of one join share inputs and images, in any order."""
+    play(tasks, joins, gone)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(JOINS, st.sets(st.integers(0, 12), max_size=3))
+def test_texts_of_images_and_of_texts_that_join_and_leave_equal_each_alone_many_times(tasks, joins, gone) -> None:
+    play(tasks, joins, gone)
+
+
+def test_texts_of_one_question_about_many_images_equal_each_alone(tasks: Tasks) -> None:
+    """And many questions about one image; each in one join."""
+    play(
+        tasks, [[(0, how, 0, names) for names in SEEN for how in (0, 1)], [(1, 0, n, ("a",)) for n in range(3)]], set()
+    )
+
+
+def play(tasks: Tasks, joins: list[list[tuple[int, int, int, tuple[str, ...]]]], gone: set[int]) -> None:
+    """Each list joins at once; after every second one, a step comes before the next."""
     running = RunningTexts(tasks.backbone)
     expected: dict[Text, Answer | Exception] = {}
     ends: dict[Text, Answer | Exception] = {}

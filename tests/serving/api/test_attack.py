@@ -27,7 +27,7 @@ from protos import sidecast_pb2 as pb
 from serving.api.interceptor import path_of
 from serving.api.services import ADMIN, HEALTH, NATIVE, OPEN_INFERENCE, SERVICES
 from side_registry import MANIFEST
-from tests.serving.api_kit import SST2, Parlour
+from tests.serving.api_kit import SPECS, SST2, VQA, Parlour
 from tests.sidecast.cli_kit import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -45,12 +45,12 @@ TENSOR = oip.ModelInferRequest.InferInputTensor
 CHANGE = pb.Change(author="me", message="why")
 VALID: dict[str, Message] = {
     "Predict": pb.PredictRequest(
-        task="sst2",
-        rows=[pb.Row(text="a"), pb.Row(fields={"sentence": "b"}, images={"image": b"\xff\xd8"})],
+        task="vqa",
+        rows=[pb.Row(fields={"question": text}, images={"image": b"\xff\xd8"}) for text in ("a", "b")],
         priority=2,
     ),
     "PredictTasks": pb.PredictTasksRequest(
-        tasks=[pb.TaskRef(task="sst2", version=1)], rows=[pb.Row(prompt="a", images={"image": b"\0"})]
+        tasks=[pb.TaskRef(task="vqa", version=1)], rows=[pb.Row(prompt="a", images={"image": b"\0"})]
     ),
     "Generate": pb.GenerateRequest(
         task="titles", row=pb.Row(text="a b"), generation=pb.Generation(do_sample=True, seed=1)
@@ -91,6 +91,12 @@ def mutated(data: bytes, how: random.Random) -> bytes:
         else:
             changed[at : at + 1] = bytes([how.randrange(256)])
     return bytes(changed)
+
+
+@pytest.fixture(scope="module")
+def parlour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parlour]:
+    with Parlour(tmp_path_factory.mktemp("parlour"), (*SPECS, VQA)).open() as opened:
+        yield opened
 
 
 @pytest.fixture

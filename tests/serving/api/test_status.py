@@ -48,6 +48,7 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.Draining(), grpc.StatusCode.UNAVAILABLE, "DrainingError"),
     (serving.DeadlineExpired(), grpc.StatusCode.DEADLINE_EXCEEDED, "DeadlineExceededError"),
     (serving.SideFailed("sst2", 2, "NaN"), grpc.StatusCode.INTERNAL, "SideFailedError"),
+    (serving.ImageFailed("NaN"), grpc.StatusCode.INTERNAL, "InternalError"),
     (serving.IncompatibleSide("sst2", "a", "b"), grpc.StatusCode.FAILED_PRECONDITION, "IncompatibleSideError"),
     (serving.CorruptSide("sst2", 2, "cut"), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.SideTooLarge("sst2", 2, 9, 8), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),

@@ -90,7 +90,7 @@ def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
 PICK = st.tuples(st.integers(0, 8), st.sampled_from(TEXTS), st.sampled_from(SEEN), st.sampled_from(["", "tenant"]))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(PICK, min_size=1, max_size=10))
 def test_any_mix_equals_each_row_alone(
     engine: Engine, backbone: Backbone, tokenizer: Tokenizer, residents, modules, picks

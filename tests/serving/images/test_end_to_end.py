@@ -39,7 +39,7 @@ def expected(
     pixels = encoder.preprocess([decode_image(image, edge=encoder.edge)])
 
     def encode(names: Sequence[tuple[str, str]]) -> Images:
-        return Images(encoder(pixels), [(0,)] * len(names))
+        return Images(features=encoder(pixels), rows=[(0,)] * len(names))
 
     ids = ids_of(tokenizer, f"vqa: {question}")
     row = Row(ids=ids, side=resident.side, answerer=resident.answerer, images=("image",))

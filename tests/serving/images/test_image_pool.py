@@ -262,11 +262,22 @@ def test_golden_images_have_a_cache_of_their_own() -> None:
     pool.close()
 
 
-def test_warming_up_leaves_torchs_threads_alone_and_never_fails(caplog: pytest.LogCaptureFixture) -> None:
-    pool, tower, _ = make_pool(image_batch=3)
+def test_decoding_threads_have_a_core_each_and_the_encoder_as_many_as_its_maker() -> None:
     cores = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        pool, _, _ = make_pool(image_threads=2)
+        assert torch.get_num_threads() == 3
+        assert pool._vision.submit(torch.get_num_threads).result() == 3
+        assert [pool._decoders.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
+        pool.close()
+    finally:
+        torch.set_num_threads(cores)
+
+
+def test_warming_up_runs_the_smallest_and_the_largest_pass_and_never_fails(caplog: pytest.LogCaptureFixture) -> None:
+    pool, tower, _ = make_pool(image_batch=3)
     pool.warm_up()
-    assert torch.get_num_threads() == cores
     assert tower.passes == [1, 3]
     tower.room = 0
     with caplog.at_level(logging.ERROR):

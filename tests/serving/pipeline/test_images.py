@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,12 +44,13 @@ class Worker:
     def __init__(self) -> None:
         self.rows: list[EngineRow] = []
 
-    def step(self, rows: Sequence[EngineRow], gone: Sequence[EngineRow], deliver: Any) -> bool:
+    def step(self, rows: Sequence[EngineRow], cancelled: Sequence[EngineRow], deliver: Any) -> bool:
         self.rows += rows
         for row in rows:
             said = f"{bytes(row.ids).decode()} {[colour_of(image) for image in row.images]}"
-            is_text = row.resident.spec.kind == "text"
-            deliver([(row, TextAnswer(said, (1,)) if is_text else ClassAnswer(said, 1.0, (1.0,)))])
+            text = TextAnswer(text=said, tokens=(1,))
+            label = ClassAnswer(label=said, score=1.0, scores=(1.0,))
+            deliver([(row, text if row.resident.spec.kind == "text" else label)])
         return False
 
 
@@ -72,6 +74,8 @@ class House:
             routes = {"production": Route(shares={2: 1})} if spec is VQA else {}
             task = task_state(2, {"production": (1,)}, name=spec.name, routes=routes)
             state = add(replace(state, tasks={**state.tasks, spec.name: task}), resident(spec))
+            if routes:
+                state = add(state, replace(resident(spec), version=2))
         self.pool.replace(state)
 
     async def ask(self, task: str, *rows: Any, **options: Any) -> list[str]:
@@ -79,7 +83,8 @@ class House:
 
 
 def resident(spec: Any) -> Resident:
-    found = empty_resident(spec.name, spec=spec)
+    side: Any = SimpleNamespace(config=SimpleNamespace(visual=None))
+    found = replace(empty_resident(spec.name, spec=spec), side=side)
     return replace(found, answerer=Generate(max_new_tokens=9, decode=str)) if spec.kind == "text" else found
 
 

@@ -28,7 +28,7 @@ def observed(house: House, *shadows: Resident) -> Observation:
     own = house.residents[OWN]
     row = EngineRow((3, 4, 1), own, salt="tenant", images=(RED, GREEN))
     [outcome] = house.engine.predict([replace(row)])
-    inputs = ({"sentence": "p", "left": b"red", "right": b"green"},)
+    inputs = ({"sentence": "p", "left": RED, "right": GREEN},)
     return seen_of(house, rows=(row,), outcomes=(outcome,), shadows=shadows, inputs=inputs)
 
 
@@ -70,8 +70,8 @@ async def test_a_version_that_reads_an_image_which_callers_do_not_send_has_faile
 
 
 async def test_versions_are_compared_on_rows_with_images_and_kept_ones_show_digests(routed: House) -> None:
-    """The answers are those of the engine; a kept disagreement has no image in it."""
-    seen = observed(routed, *(routed.residents[version] for version in (OTHER, THIRD)))
+    """Also by a version that makes another prompt of them; a kept disagreement has no image in it."""
+    seen = observed(routed, routed.residents[OTHER], routed.make(THIRD, template="say what {sentence} is"))
     routed.shadowing.observe(seen)
     await routed.settle()
     assert [(routed.of(version).rows, routed.of(version).failed) for version in (OTHER, THIRD)] == [(1, 0), (1, 0)]
@@ -103,10 +103,7 @@ async def test_rows_with_images_over_the_bound_are_dropped(routed: House, monkey
 
 async def test_what_was_answered_in_shadow_holds_no_images(routed: House) -> None:
     kept = await ask(routed, routed.residents[OTHER])
-    [row] = kept.requests[0].rows
-    image = weakref.ref(row)
-    kept.requests[0].drop()
-    kept.requests.clear()
-    del row
+    request = weakref.ref(kept.requests[0])
+    kept.requests.pop().drop()
     gc.collect()
-    assert image() is None
+    assert request() is None

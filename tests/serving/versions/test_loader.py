@@ -22,7 +22,7 @@ from serving.errors import (
 )
 from serving.versions.golden import difference
 from serving.versions.loader import Loader
-from side_registry import BackboneRef, Manifest, Registry, StoredArtifact, StoreFailed
+from side_registry import BackboneRef, Manifest, Registry, StoreFailed
 from side_registry.blobs import Blobs
 from tests.serving.kit import ids_of, make_spec
 from tests.serving.versions.kit import negate, refusal
@@ -170,7 +170,7 @@ def test_a_side_network_over_the_size_limit_is_not_downloaded(
     publish, registry: Registry, backbone: Backbone, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish()
-    monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(Blobs, "fetch", lambda *_: pytest.fail("fetched"))
     error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_side_bytes=1000)), SideTooLarge)
     assert "1,000" in str(error)
 
@@ -181,7 +181,7 @@ def test_a_task_of_longer_texts_than_the_server_reads_is_not_downloaded(
     publish(make_spec(max_source_tokens=200))
     limits = LoadConfig(max_row_tokens=200)
     assert Loader(registry, backbone, tokenizer, limits).load("sst2", 1)
-    monkeypatch.setattr(StoredArtifact, "download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(Blobs, "fetch", lambda *_: pytest.fail("fetched"))
     error = refusal(Loader(registry, backbone, tokenizer, LoadConfig(max_row_tokens=199)), TextsTooLong)
     assert "200" in str(error)
     assert "max_row_tokens" in str(error)
@@ -193,7 +193,7 @@ def test_an_unreachable_store_is_a_transient_failure(publish, loader: Loader, mo
     def away(*_: object) -> None:
         raise StoreFailed("s3://bucket", "blobs", "connection refused")
 
-    monkeypatch.setattr(StoredArtifact, "download", away)
+    monkeypatch.setattr(Blobs, "fetch", away)
     error = refusal(loader, LoadFailed)
     assert error.transient
     assert "connection refused" in str(error)

@@ -72,7 +72,7 @@ def other_image(manifest: Manifest) -> Manifest:
 
 
 def test_an_example_whose_image_is_another_one_is_named(publish_visual: Publish, load) -> None:
-    publish_visual(edit=other_image)
+    publish_visual(head="linear", edit=other_image)
     assert "golden example 0" in str(refusal(load(FakeEncoder()), GoldenMismatch))
 
 

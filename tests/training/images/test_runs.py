@@ -14,6 +14,7 @@ from tests.marks import slow
 from tests.training import pictures
 from tests.training.test_trainer import InterruptAfter, Interrupted
 from training import artifact as artifact_module
+from training.baseline import baseline_of
 from training.errors import DataError, RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.images import ImageFeatures, ImageInputs, encode_bytes
@@ -45,7 +46,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, encoder, backbone, tokenizer):
     """A job that was run, its artifact, and how many images its encoder saw in each pass."""
     folder = tmp_path_factory.mktemp("finished")
-    job = pictures.job(folder, encoder, backbone, tokenizer, count=160, epochs=4, dropout=0.0, learning_rate=3e-3)
+    job = pictures.job(folder, encoder, backbone, tokenizer, count=160, epochs=8, dropout=0.0, learning_rate=3e-3)
     return job, train(job, folder / "run")
 
 
@@ -53,8 +54,9 @@ def test_learns_what_only_the_images_say(finished):
     job, artifact = finished
     answers = {example.target for example in job.validation.examples}
     assert answers == {"red", "blue", "yes", "no"}
-    assert artifact.manifest.metrics["accuracy"] >= 0.85
-    assert artifact.manifest.metrics["accuracy"] > max(0.5, 0.0)
+    baseline = baseline_of(job.spec, job.validation.examples)
+    assert baseline.score < 0.5
+    assert artifact.manifest.metrics["accuracy"] >= 0.75
 
 
 def test_the_loaded_run_scores_as_training_did(finished, tmp_path, backbone, tokenizer):
@@ -151,7 +153,8 @@ def test_another_encoder_or_other_images_are_another_run(tmp_path, backbone, tok
     other = load_encoder(encoder, layer=1)
     with pytest.raises(RunError, match="another vision"):
         train(replace(job, images=replace(job.images, encoder=other)), tmp_path / "run")
-    (tmp_path / "images" / "p" / "1.png").write_bytes(pictures.png("red", 99))
+    used = job.training.examples[0].fields["image"]
+    (tmp_path / "images" / f"{used}.png").write_bytes(pictures.png("red", 99))
     again = pictures.job(tmp_path, encoder, backbone, tokenizer, count=16, epochs=1)
     with pytest.raises(RunError, match="another images"):
         train(again, tmp_path / "run")
