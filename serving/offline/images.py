@@ -5,7 +5,6 @@ An image that cannot be used is the fault of its rows alone. Knows no answers an
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class TableEncoder:
         self.width = encoder.width
         """Features of one token."""
         self._runner = EncoderRunner(encoder, DEFAULT_LIMITS, metrics)
-        self._decoders = ThreadPoolExecutor(threads, "image-decoder", initializer=partial(torch.set_num_threads, 1))
+        self._decoders = ThreadPoolExecutor(threads, "image-decoder", initializer=_begin_on_one_core)
 
     def encode(self, files: Mapping[str, bytes]) -> dict[str, EncodedOrFault]:
         """Encode images by name. An image that cannot be decoded or encoded has its error."""
@@ -123,6 +122,12 @@ def row_images(
             return outcome
         images.append(outcome)
     return tuple(images)
+
+
+def _begin_on_one_core() -> None:
+    """Runs on each decoding thread."""
+    torch.get_num_threads()  # a thread takes the number that was set last when it first asks, and then keeps its own
+    torch.set_num_threads(1)
 
 
 def _bytes(field: str, value: Any) -> bytes | InvalidRow:

@@ -19,14 +19,7 @@ from tests.conformance.test_changes import ACKNOWLEDGED_S, acknowledged
 from tests.sidecast.cli_kit import callers, done, sidecast, wait_until
 from tests.training import pictures
 from tests.vision.images import noise, png, saved
-from tests.visual_runs import (
-    BLUE,
-    COLOURS,
-    EQUAL,
-    MAX_IMAGE_BYTES,
-    RED,
-    SAYS,
-)
+from tests.visual_runs import BLUE, COLOURS, EQUAL, MAX_IMAGE_BYTES, RED, SAYS
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -237,21 +230,29 @@ FRAMES = [Image.fromarray(noise(16, 16, seed=seed)) for seed in (0, 1)]
 WHAT = {"question": "what"}
 MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     # the name: the task, the row, what the error says
-    "not an image": ("colours", WHAT | {"image": bytes(range(64))}, r"rows\[1\].image: "),
-    "truncated": ("colours", WHAT | {"image": RED[: len(RED) // 2]}, r"rows\[1\].image: "),
+    "not an image": ("colours", WHAT | {"image": bytes(range(64))}, r"rows\[1\].image: not an image"),
+    "truncated": ("colours", WHAT | {"image": RED[: len(RED) // 2]}, r"rows\[1\].image: a damaged or truncated PNG"),
     "animated": (
         "colours",
         WHAT | {"image": saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:])},
-        r"rows\[1\].image: ",
+        r"rows\[1\].image: an animated image",
     ),
     "a URL": ("colours", WHAT | {"image": b"https://example.com/a.png"}, r"rows\[1\].image: .*URL"),
-    "a text where the image belongs": ("colours", WHAT | {"image": "https://example.com/a.png"}, r"rows\[1\].image: "),
+    "a text where the image belongs": (
+        "colours",
+        WHAT | {"image": "https://example.com/a.png"},
+        r"rows\[1\].image: must be the bytes of an image",
+    ),
     "an image where a text belongs": ("colours", {"question": RED, "image": RED}, r"rows\[1\].question: must be text"),
-    "no image": ("colours", WHAT, r"rows\[1\].image: "),
-    "no second image": ("equal", {"left": RED}, r"rows\[1\].right: "),
-    "an image to a text task": ("sst2", {"sentence": RED}, r"rows\[1\].sentence: "),
-    "too many bytes": ("colours", WHAT | {"image": TOO_LARGE}, r"rows\[1\].image: "),
-    "too many pixels": ("colours", WHAT | {"image": png(30_000, 30_000)}, r"rows\[1\].image: "),
+    "no image": ("colours", WHAT, r"rows\[1\].image: is missing"),
+    "no second image": ("equal", {"left": RED}, r"rows\[1\].right: is missing"),
+    "an image to a text task": ("sst2", {"sentence": RED}, r"rows\[1\].sentence: is an image"),
+    "too many bytes": ("colours", WHAT | {"image": TOO_LARGE}, r"rows\[1\].image: .* at most 100,000 are taken"),
+    "too many pixels": (
+        "colours",
+        WHAT | {"image": png(30_000, 30_000)},
+        r"rows\[1\].image: an image of 30,000 x 30,000 pixels",
+    ),
 }
 GOOD = {"colours": ROWS[0], "equal": PAIRS[0], "sst2": {"sentence": "dull"}}
 
