@@ -1,6 +1,7 @@
-"""What can be wrong with a file of rows."""
+"""What can be wrong with a file of rows, or with images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -18,3 +19,22 @@ class TableFileError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.line, self.why)
+
+
+@dataclass(eq=False)
+class ImageSourceError(Exception):
+    """A folder or file of images cannot be used, or an image of it."""
+
+    path: Path
+    """The folder or file."""
+    why: str
+    """One line: what is wrong, and what to do about it."""
+
+    reason = "IMAGES"
+    """Stable name of the error, for programs."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.why)

@@ -104,11 +104,15 @@ def read_chunk(file: BinaryIO | pa.NativeFile, form: Format, chunk: Chunk, schem
         table = form.read(_python_file(file, form), chunk, schema)
         if table.num_rows != chunk.rows:
             raise TableFileError(None, "it was changed while it was read")
-        columns = [
-            table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(chunk.rows, field.type)
-            for field in schema
-        ]
-        return pa.table(columns, schema=schema)
+        return pa.table([_column(table, field) for field in schema], schema=schema)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if field.name not in table.column_names:
+        return pa.nulls(table.num_rows, field.type)
+    column = table[field.name]
+    # pyarrow cannot cast a slice of structs that have a field of nulls, not even to its own type
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def _python_file(file: BinaryIO | pa.NativeFile, form: Format) -> BinaryIO:

@@ -29,7 +29,7 @@ from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
-from table_files import Format, Row, TableFileError, class_names, format_of, read_rows
+from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
 from training.errors import DataError, RecipeError
 
 Renames = Mapping[str, str]
@@ -37,8 +37,6 @@ Renames = Mapping[str, str]
 NO_RENAMES: Renames = {}
 ID = "id"
 """The column that identifies a row in predictions."""
-ID_SUFFIX = "_id"
-"""What follows an image's field in the name of the column that has the ids of images."""
 POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"
 
 JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}

@@ -9,9 +9,10 @@ from typing import Any
 from ladder import Answer, Answerer, Backbone, SideNetwork, Tokenizer
 from side_registry.manifest import Manifest, read_artifact
 from side_registry.task import TaskSpec
+from table_files import ImageSource
 from training.data import Example
 from training.evaluation import Model, check_vision, load_model, predict, score_answers
-from training.images import ImageSource, encode_bytes, with_bytes
+from training.images import encode_bytes, with_bytes
 from training.metrics import rows_to_answer
 from vision import VisionEncoder
 

@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ladder import load_backbone, load_tokenizer
 from serving.errors import IncompatibleSide
 from serving.offline.errors import MissingColumn, OutputTaken, UnreadableInput, WrongTask
+from serving.offline.image_columns import check_images, find_encoder, find_ids
 from serving.offline.inputs import InputFile, Inputs, Shard, list_files, scan, would_list
 from serving.offline.outputs import Output, part_name
 from serving.offline.table import OfflineTask, fields_of
 from side_registry import Manifest, Registry, TaskRef
+from table_files import open_images
 
 Scanned = Callable[[int, int], None]
 """Called with the number of files that were read through, and of all files."""
@@ -39,7 +41,15 @@ class Wanted:
     registry: str
     backbone: str
     renames: Mapping[str, str] = field(default_factory=dict)
-    """Field of a template to column of the input, where they differ."""
+    """Field of a template, or image of a task, to column of the input, where they differ."""
+    images: str | None = None
+    """A folder or a .parquet file of images that the rows name by id; None: the columns hold the images."""
+    vision: str | None = None
+    """The folder of the vision encoder, where a task reads images."""
+    vision_layer: int | None = None
+    """The encoder's hidden layer; None: its last state."""
+    vision_size: int | None = None
+    """Height and width of the encoder's input; None: the folder's own."""
     format: Literal["parquet", "jsonl"] = "parquet"
     dtype: str = "auto"
     shard_rows: int = 4096
@@ -50,7 +60,10 @@ class Wanted:
     def absolute(self) -> Self:
         """The same with absolute paths, for processes with other working directories."""
         is_folder = Path(self.backbone).expanduser().is_dir()
-        paths = {name: _absolute(getattr(self, name)) for name in ("input", "output", "registry")}
+        names = [
+            name for name in ("input", "output", "registry", "images", "vision") if getattr(self, name) is not None
+        ]
+        paths = {name: _absolute(getattr(self, name)) for name in names}
         return replace(self, backbone=_absolute(self.backbone) if is_folder else self.backbone, **paths)
 
 
@@ -72,7 +85,7 @@ class Pinned(_Document):
     name: str
     """What the names of its columns begin with."""
     columns: dict[str, str]
-    """Field of the template to column of the input."""
+    """Field of the template, or image of the task, to column of the input."""
 
 
 class Listed(_Document):
@@ -102,6 +115,10 @@ class Job(_Document):
     shards: int
     shard_rows: int
     format: Literal["parquet", "jsonl"]
+    vision: str | None = None
+    """The vision encoder's fingerprint, where a task reads images."""
+    images: str | None = None
+    """The folder or file of images that the rows name."""
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Self:
@@ -148,7 +165,8 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
     Call it while `output.held()`.
 
     Raises:
-        OfflineError, RegistryError, BackboneError, IncompatibleSide: a mistake of the user's; each says what to do.
+        OfflineError, RegistryError, BackboneError, EncoderError, ImageSourceError, IncompatibleSide: a mistake of the
+            user's; each says what to do.
     """
     before = None if wanted.overwrite else _before(output)
     files = _input_files(wanted, output)
@@ -156,12 +174,17 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
     versions = _versions(wanted, registry, before, output)
     manifests = [registry.manifest(ref.task, version) for ref, version in versions]
     pinned = _pinned(wanted, versions, manifests)
+    vision = find_encoder(manifests, wanted.vision, wanted.vision_layer, wanted.vision_size)
+    _check_source(wanted, manifests)
     backbone, fingerprint, quantization = _backbone(wanted, manifests)
     listed = tuple(Listed(path=file.path, bytes=file.bytes, modified_ns=file.modified_ns) for file in files)
     if before:
         _check_same(before.inputs, listed, output, "over other input files")
     inputs = scan(wanted.input, files, wanted.shard_rows, scanned)
+    pinned = _with_ids(wanted, pinned, manifests, inputs.schema)
     _check_columns(pinned, manifests, inputs.schema)
+    for task, manifest in zip(pinned, manifests, strict=True):
+        check_images(manifest.spec, task.columns, inputs.schema, has_ids=wanted.images is not None, form=wanted.format)
     _check_writable(wanted, inputs.schema)
     job = Job(
         run=before.run if before else uuid.uuid4().hex,
@@ -176,6 +199,8 @@ def make_plan(wanted: Wanted, output: Output, scanned: Scanned = lambda done, to
         shards=len(inputs.shards),
         shard_rows=wanted.shard_rows,
         format=wanted.format,
+        vision=vision,
+        images=wanted.images,
     )
     if before:
         check_resumable(before, job, output)
@@ -199,6 +224,8 @@ def check_resumable(before: Job, now: Job, output: Output) -> None:
         ("shard_rows", "with another --shard-rows"),
         ("shards", "with another --shard-rows"),
         ("format", "with another --format"),
+        ("vision", "with another vision encoder"),
+        ("images", "with other --images"),
     ):
         _check_same(getattr(before, name), getattr(now, name), output, what)
 
@@ -243,7 +270,7 @@ def _pinned(
     for key in keys:
         if keys.count(key) > 1:
             raise WrongTask(f"{key[0]}:{key[1]}", "is asked for twice; name it once")
-    known = {field for manifest in manifests for field in manifest.spec.fields}
+    known = {field for manifest in manifests for field in manifest.spec.inputs}
     for name in wanted.renames:
         if name not in known:
             raise WrongTask("--rename", f"no task has a field {name!r}; there are {', '.join(sorted(known))}")
@@ -254,10 +281,31 @@ def _pinned(
             task=ref.task,
             version=version,
             name=ref.task if tasks.count(ref.task) == 1 else f"{ref.task}:{version}",
-            columns={name: wanted.renames.get(name, name) for name in manifest.spec.fields},
+            columns={name: wanted.renames.get(name, name) for name in manifest.spec.inputs},
         )
         for (ref, version), manifest in zip(versions, manifests, strict=True)
     )
+
+
+def _with_ids(
+    wanted: Wanted, pinned: Sequence[Pinned], manifests: Sequence[Manifest], schema: pa.Schema
+) -> tuple[Pinned, ...]:
+    """The tasks with the columns of their images' ids, once the input's columns are known."""
+    if wanted.images is None:
+        return tuple(pinned)
+    return tuple(
+        task.model_copy(update={"columns": find_ids(manifest.spec, task.columns, schema, wanted.renames)})
+        for task, manifest in zip(pinned, manifests, strict=True)
+    )
+
+
+def _check_source(wanted: Wanted, manifests: Sequence[Manifest]) -> None:
+    """Raises WrongTask, ImageSourceError: --images that no task needs, or that are no images."""
+    if wanted.images is None:
+        return
+    if not any(manifest.spec.images for manifest in manifests):
+        raise WrongTask("--images", "no task reads images; leave it away")
+    open_images(wanted.images)
 
 
 def _check_columns(pinned: Sequence[Pinned], manifests: Sequence[Manifest], schema: pa.Schema) -> None:

@@ -131,7 +131,7 @@ def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progr
         for report in _reports(_replica_config(wanted, plan, placed), plan.missing, placed):
             if report["reason"]:
                 raise ShardFailed(shard=report["shard"], reason=report["reason"], why=report["why"])
-            sums = {name: report[name] for name in ("rows", "prompts", "passes")}
+            sums = {name: report[name] for name in ("rows", "prompts", "passes", "images")}
             by_task = {name: json.loads(report[name]) for name in ("failures", "truncated")}
             summary.counts.add(Counts(**sums, **by_task))
             progress(summary.done_before + summary.counts.rows, summary.rows)
@@ -209,6 +209,10 @@ def _replica_config(wanted: Wanted, plan: Plan, placed: Placed) -> ReplicaConfig
         quantization=plan.job.quantization,
         threads=placed.cpus if placed.device == "cpu" else torch.get_num_threads(),
         limits=placed.limits,
+        vision=None if plan.job.vision is None else wanted.vision,
+        vision_layer=wanted.vision_layer,
+        vision_size=wanted.vision_size,
+        images=wanted.images,
     )
 
 

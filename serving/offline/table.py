@@ -1,11 +1,13 @@
 """Answers every task for each row of a table, with one backbone pass for each distinct prompt.
 
+Rows with images are answered some hundred images at a time, so that the features of few are in memory.
+
 A bad row, or one that a side network fails on, gets its error in the task's `.error` column; the others are answered.
 Knows the engine: no files, no Ray.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,14 +18,18 @@ from ladder.answers import Answer
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
 from serving.offline.errors import OutOfRoom
+from serving.offline.images import EncodedOrFault, TableEncoder, name_images, read_column, row_images
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
+from table_files import ImageSource
 
 Ids = tuple[int, ...]
 Outcome = Answer | Exception
 
+IMAGES_AT_ONCE = 256
+"""Most images whose features are in memory: 200 MB of a grid of 256 tokens with 768 features in float32."""
 TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32()}
 """By the type of an answer's column."""
 
@@ -37,7 +43,7 @@ class OfflineTask:
     task: str
     version: int
     columns: Mapping[str, str]
-    """Field of the template to column of the input."""
+    """Field of the template, or image of the task, to column of the input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,7 @@ class PassLimits:
     """Largest size of one backbone pass."""
 
     rows: int = 64
-    """Distinct prompts in a pass, and texts that are generated at a time, where each beam counts."""
+    """Distinct prompts in a pass, and texts that are generated and rows with images at a time. Each beam counts."""
     tokens: int = 8192
     """Tokens with padding. A single longer prompt still runs, alone."""
 
@@ -64,6 +70,8 @@ class Counts:
     """Distinct prompts of a shard, over all tasks."""
     passes: int = 0
     """Inputs that the backbone computed."""
+    images: int = 0
+    """Images that the vision encoder computed."""
     failures: dict[str, int] = field(default_factory=dict)
     """Rows with an error, by `OfflineTask.name`."""
     truncated: dict[str, int] = field(default_factory=dict)
@@ -74,6 +82,7 @@ class Counts:
         self.rows += other.rows
         self.prompts += other.prompts
         self.passes += other.passes
+        self.images += other.images
         for mine, others in ((self.failures, other.failures), (self.truncated, other.truncated)):
             for name, count in others.items():
                 mine[name] = mine.get(name, 0) + count
@@ -98,11 +107,32 @@ class TokenizedTable:
     """For each task, each row's token ids, or why it has none."""
     truncated: Sequence[int]
     """For each task, how many rows' texts are cut."""
+    images: Sequence[Sequence[tuple[str, ...]]]
+    """For each task, the names of each row's images, in the order of its spec's; none where `ids` has a fault."""
+    files: Mapping[str, bytes]
+    """The bytes of all images, by name."""
 
     @cached_property
     def prompts(self) -> int:
         """Distinct prompts, over all tasks."""
         return len({ids for rows in self.ids for ids in rows if not isinstance(ids, Exception)})
+
+    def names_of(self, rows: range) -> set[str]:
+        """The names of the images of some rows."""
+        return {name for of_task in self.images for index in rows for name in of_task[index]}
+
+    def spans(self) -> Iterator[range]:
+        """The rows in spans of at most IMAGES_AT_ONCE images; of a table without images, one span."""
+        start = 0
+        held: set[str] = set()
+        for index in range(self.table.num_rows):
+            names = self.names_of(range(index, index + 1))
+            if held and len(held | names) > IMAGES_AT_ONCE:
+                yield range(start, index)
+                start = index
+                held = set()
+            held |= names
+        yield range(start, self.table.num_rows)
 
 
 class TableAnswerer:
@@ -110,6 +140,8 @@ class TableAnswerer:
 
     Args:
         residents: one for each of `tasks`.
+        encoder: of the images; None where no task reads any.
+        source: has the images that columns name by id; None where columns hold the images themselves.
     """
 
     def __init__(
@@ -119,7 +151,11 @@ class TableAnswerer:
         tasks: Sequence[OfflineTask],
         residents: Sequence[Resident],
         limits: PassLimits,
+        encoder: TableEncoder | None = None,
+        source: ImageSource | None = None,
     ) -> None:
+        self._encoder = encoder
+        self._source = source
         self._engine = engine
         self._tokenizer = tokenizer
         self._tasks = tasks
@@ -127,10 +163,16 @@ class TableAnswerer:
         self._limits = limits
 
     def tokenize(self, table: pa.Table) -> TokenizedTable:
-        """Render and tokenize all rows for all tasks. Tasks with the same template and columns share the result."""
+        """Render and tokenize all rows for all tasks, and read their images.
+
+        Tasks with the same template and columns share the result.
+        """
         shared: dict[object, tuple[list[Ids | Exception], int]] = {}
-        ids = []
-        truncated = []
+        columns_of_images: dict[tuple[str, str], list[str | InvalidRow]] = {}
+        files: dict[str, bytes] = {}
+        ids: list[list[Ids | Exception]] = []
+        images: list[list[tuple[str, ...]]] = []
+        truncated: list[int] = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
             spec = resident.spec
             columns = tuple(task.columns[name] for name in spec.fields)
@@ -139,9 +181,17 @@ class TableAnswerer:
                 prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
                 shared[key] = self._encoded(prompts, spec.max_source_tokens)
             rows, cut = shared[key]
-            ids.append(rows)
             truncated.append(cut)
-        return TokenizedTable(table, ids, truncated)
+            wanted = [(name, task.columns[name]) for name in spec.images]
+            for name, column in wanted:
+                if (name, column) not in columns_of_images:
+                    read = read_column(name, _values_of(table[column]), self._source)
+                    columns_of_images[name, column] = name_images(read, files)
+            names = [columns_of_images[image] for image in wanted]
+            checked = [_with_names(row, [column[index] for column in names]) for index, row in enumerate(rows)]
+            ids.append([row for row, _ in checked])
+            images.append([row_names for _, row_names in checked])
+        return TokenizedTable(table, ids, truncated, images, files)
 
     def answer(self, tokenized: TokenizedTable) -> list[list[Outcome]]:
         """Each task's outcome for each row. If memory runs out, all rows run again in passes of half the size.
@@ -152,24 +202,58 @@ class TableAnswerer:
         halved = self._limits.halved
         for limits in (self._limits, halved):
             outcomes = self._answer(tokenized, limits)
-            if not any(isinstance(outcome, OutOfMemory) for rows in outcomes for outcome in rows):
+            if not any(_is_out_of_room(outcome) for rows in outcomes for outcome in rows):
                 return outcomes
         raise OutOfRoom(halved.rows, halved.tokens)
 
     def _answer(self, tokenized: TokenizedTable, limits: PassLimits) -> list[list[Outcome]]:
-        distinct: dict[tuple[int, Ids, int], EngineRow] = {}
+        outcomes: list[list[Outcome]] = [[] for _ in self._tasks]
+        encoded: Mapping[str, EncodedOrFault] = {}
+        for span in tokenized.spans():
+            encoded = self._encode_images(tokenized, span, encoded)
+            for of_task, answered in zip(outcomes, self._answer_span(tokenized, span, encoded, limits), strict=True):
+                of_task += answered
+        return outcomes
+
+    def _encode_images(
+        self, tokenized: TokenizedTable, span: range, before: Mapping[str, EncodedOrFault]
+    ) -> Mapping[str, EncodedOrFault]:
+        """The images of a span by name; `before` are those of the span before it."""
+        names = tokenized.names_of(span)
+        missing = {name: data for name, data in tokenized.files.items() if name in names and name not in before}
+        encoded = {name: image for name, image in before.items() if name in names}
+        if not missing:
+            return encoded
+        assert self._encoder is not None, "a plan with images names their encoder"
+        return encoded | self._encoder.encode(missing)
+
+    def _answer_span(
+        self, tokenized: TokenizedTable, span: range, encoded: Mapping[str, EncodedOrFault], limits: PassLimits
+    ) -> list[list[Outcome]]:
+        distinct: dict[tuple[int, Ids, tuple[str, ...], int], EngineRow] = {}
         rows: list[list[EngineRow | Exception]] = []
-        for task, (resident, ids_of_rows) in enumerate(zip(self._residents, tokenized.ids, strict=True)):
+        for task, resident in enumerate(self._residents):
             rows.append([])
-            for index, ids in enumerate(ids_of_rows):
+            for index in span:
+                ids = tokenized.ids[task][index]
+                names = tokenized.images[task][index]
                 if isinstance(ids, Exception):
                     rows[-1].append(ids)
                     continue
-                row = EngineRow(ids, resident)
-                key = (task, ids, index if row.alone else 0)  # equal rows are one, unless each draws its own text
+                images = row_images(resident.spec.images, names, encoded) if names else ()
+                if isinstance(images, Exception):
+                    rows[-1].append(images)
+                    continue
+                row = EngineRow(ids, resident, images=images)
+                key = (
+                    task,
+                    ids,
+                    names,
+                    index if row.alone else 0,
+                )  # equal rows are one, unless each draws its own text
                 rows[-1].append(distinct.setdefault(key, row))
         inputs: dict[Ids, list[EngineRow]] = {}
-        for (_, ids, _), row in distinct.items():
+        for (_, ids, _, _), row in distinct.items():
             inputs.setdefault(ids, []).append(row)
         outcomes = answer_inputs(self._engine, list(inputs.values()), limits)
         return [[outcomes[row] if isinstance(row, EngineRow) else row for row in of_task] for of_task in rows]
@@ -196,9 +280,23 @@ class TableAnswerer:
         return rows, sum(is_cut[prompt] for prompt in prompts if isinstance(prompt, str))
 
 
+def _is_out_of_room(outcome: Outcome) -> bool:
+    """Whether a pass was too large. An image that is too large for the device is its row's fault."""
+    return isinstance(outcome, OutOfMemory) and outcome.what == "row"
+
+
 def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[str | Exception]:
-    """The rows' prompts, or why a row has none. `columns` are the values of the spec's fields."""
-    return [_prompt(spec, dict(zip(spec.fields, values, strict=True))) for values in zip(*columns, strict=True)][:rows]
+    """The rows' prompts, or why a row has none. `columns` are the values of the spec's fields; there may be none."""
+    values = zip(*columns, strict=True) if columns else [()] * rows
+    return [_prompt(spec, dict(zip(spec.fields, row, strict=True))) for row in values]
+
+
+def _with_names(ids: Ids | Exception, names: Sequence[str | InvalidRow]) -> tuple[Ids | Exception, tuple[str, ...]]:
+    """A row's tokens and the names of its images, or its first fault and no names."""
+    if isinstance(ids, Exception):
+        return ids, ()
+    fault = next((name for name in names if isinstance(name, InvalidRow)), None)
+    return (ids, tuple(map(str, names))) if fault is None else (fault, ())
 
 
 def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
@@ -262,12 +360,17 @@ def answer_inputs(
     return outcomes
 
 
+def _room_of(row: EngineRow) -> int:
+    """How much of `PassLimits.rows` a row takes besides its prompt: only texts and rows with images do."""
+    return row.weight if row.generates or row.images else 0
+
+
 def _divided(rows: Sequence[EngineRow], most: int) -> list[list[EngineRow]]:
-    """One input's rows in lots, each with a pass of its own, so that at most `most` of its texts begin at once."""
+    """One input's rows in lots, each with a pass of its own, so that they take at most the room `most`."""
     lots = [list[EngineRow]()]
     room = most
     for row in rows:
-        weight = row.weight if row.generates else 0
+        weight = _room_of(row)
         if weight > room and lots[-1]:
             lots.append([])
             room = most
@@ -282,7 +385,7 @@ def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, 
     inputs = 0
     longest = waiting[0][0].tokens if waiting else 0
     while waiting:
-        weight = sum(row.weight for row in waiting[0] if row.generates)
+        weight = sum(map(_room_of, waiting[0]))
         fits = inputs < limits.rows and (inputs + 1) * longest <= limits.tokens and weight <= room
         if not (fits or (idle and not taken)):
             break

@@ -17,16 +17,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ladder import load_backbone, load_tokenizer
+from ladder import Backbone, load_backbone, load_tokenizer
 from serving.config import EngineConfig, LoadConfig
 from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.offline.errors import UnreadableInput
+from serving.offline.images import TableEncoder
 from serving.offline.inputs import Shard, read
 from serving.offline.outputs import Output
 from serving.offline.table import Counts, OfflineTask, Outcome, PassLimits, TableAnswerer, TokenizedTable
 from serving.versions import Loader
 from side_registry import Registry
+from table_files import open_images
+from vision import load_encoder
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,12 @@ class ReplicaConfig:
     threads: int
     """Torch's threads on a CPU."""
     limits: PassLimits
+    vision: str | None = None
+    """The folder of the vision encoder, where a task reads images."""
+    vision_layer: int | None = None
+    vision_size: int | None = None
+    images: str | None = None
+    """The folder or file of images that rows name; None: the columns hold the images."""
 
 
 class Replica:
@@ -80,6 +89,7 @@ class Replica:
             "rows": counts.rows,
             "prompts": counts.prompts,
             "passes": counts.passes,
+            "images": counts.images,
             "failures": json.dumps(counts.failures),
             "truncated": json.dumps(counts.truncated),
             "reason": reason,
@@ -92,7 +102,7 @@ class Replica:
         table = read(self._config.input, shard, self._config.schema)
         answerer = self._device.submit(lambda: self._answerer).result()
         tokenized = answerer.tokenize(table)
-        outcomes, passes = self._device.submit(self._answer, answerer, tokenized).result()
+        outcomes, passes, images = self._device.submit(self._answer, answerer, tokenized).result()
         answered, counts = answerer.to_table(tokenized, outcomes)
         try:
             self._output.write_part(shard.index, answered, self._config.format, self._config.run)
@@ -100,17 +110,20 @@ class Replica:
             rows = f"rows {shard.start} to {shard.start + shard.rows - 1}"
             raise UnreadableInput(shard.path, f"{rows} hold text that is not UTF-8 ({error.reason})") from None
         counts.passes = passes
+        counts.images = images
         return counts
 
-    def _answer(self, answerer: TableAnswerer, tokenized: TokenizedTable) -> tuple[list[list[Outcome]], int]:
-        """Each task's outcomes, and the number of inputs that the backbone computed for them."""
-        before = self._passes()
+    def _answer(self, answerer: TableAnswerer, tokenized: TokenizedTable) -> tuple[list[list[Outcome]], int, int]:
+        """Each task's outcomes, and the numbers of inputs and of images that were computed for them."""
+        passes = self._count("sidecast_batch_rows_sum")
+        images = self._count("sidecast_images_encoded_total")
         outcomes = answerer.answer(tokenized)
-        return outcomes, self._passes() - before
+        passes = self._count("sidecast_batch_rows_sum") - passes
+        return outcomes, passes, self._count("sidecast_images_encoded_total") - images
 
-    def _passes(self) -> int:
-        """Inputs that the backbone has computed in this process."""
-        return int(self._metrics.registry.get_sample_value("sidecast_batch_rows_sum") or 0)
+    def _count(self, metric: str) -> int:
+        """A metric of this process: the inputs or the images that were computed so far."""
+        return int(self._metrics.registry.get_sample_value(metric) or 0)
 
     @cached_property
     def _answerer(self) -> TableAnswerer:
@@ -121,10 +134,25 @@ class Replica:
             config.backbone, device=config.device, dtype=config.dtype, quantize=config.quantization
         )
         tokenizer = load_tokenizer(config.backbone)
-        loader = Loader(Registry.open(config.registry), backbone, tokenizer, LoadConfig())
+        encoder = self._encoder(backbone)
+        loader = Loader(Registry.open(config.registry), backbone, tokenizer, LoadConfig(), images=encoder)
         residents = [loader.load(task.task, task.version) for task in config.tasks]
         engine = Engine(backbone, self._metrics, EngineConfig(cache_bytes=0, side_timeout_s=math.inf))
-        return TableAnswerer(engine, tokenizer, config.tasks, residents, config.limits)
+        source = open_images(config.images) if config.images else None
+        return TableAnswerer(engine, tokenizer, config.tasks, residents, config.limits, encoder, source)
+
+    def _encoder(self, backbone: Backbone) -> TableEncoder | None:
+        config = self._config
+        if config.vision is None:
+            return None
+        encoder = load_encoder(
+            config.vision,
+            layer=config.vision_layer,
+            size=config.vision_size,
+            device=backbone.device,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+        )
+        return TableEncoder(encoder, self._metrics, config.threads)
 
 
 def as_row(shard: Shard) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,47 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from ladder import load_backbone, load_tokenizer
 from side_registry import Registry
 from sidecast import Client
 from tests.cluster.kit import SOON_S, Fleet
 from tests.conformance.cluster import wait_until
 from tests.sidecast.batch_kit import ROWS, TASKS, Bench, make_bench
 from tests.sidecast.cli_kit import ROOT, Serving, plain_environment
+from tests.training import pictures, toy
+from tests.visual_runs import COLOURS, VisualRuns
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
+IMAGES = pictures.pictures(6)
 GONE_S = 20.0
 """Longest time for the processes of a killed command's Ray to end."""
 
 
+@dataclass(frozen=True)
+class VisualBench(Bench):
+    """A bench with one more task, `colours`, which reads images that the rows name."""
+
+    images: Path
+    encoder: Path
+
+    def words(self, output: Path, *more: object) -> list[str]:
+        where = ("--images", self.images, "--vision", self.encoder)
+        return super().words(output, "--task", "colours", *where, *more)
+
+
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("batch"), tiny_t5)
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path) -> VisualBench:
+    folder = tmp_path_factory.mktemp("batch")
+    plain = make_bench(folder, tiny_t5)
+    runs = VisualRuns(folder / "runs", load_backbone(tiny_t5, dtype="float32"), load_tokenizer(tiny_t5))
+    Registry.open(plain.registry).publish(runs.run(COLOURS))
+    images = pictures.folder_of(folder / "images", IMAGES)
+    rows = [json.loads(line) for line in plain.rows.read_text().splitlines()]
+    for row in rows:
+        row |= {"question": "what", "image_id": f"p/{row['id'] % len(IMAGES)}"}
+    path = toy.write(folder / "visual.jsonl", rows)
+    return VisualBench(plain.backbone, plain.registry, path, images, runs.encoder_folder)
 
 
 @pytest.fixture
@@ -88,7 +114,7 @@ def end(words: list[str], environment: dict[str, str], lines: str = "") -> tuple
 
 
 def test_killed_and_gone_on_with_on_a_cluster_it_has_a_servers_answers(
-    bench: Bench, fleet_of_all: Fleet, tmp_path: Path, alone: dict[str, str]
+    bench: VisualBench, fleet_of_all: Fleet, tmp_path: Path, alone: dict[str, str]
 ) -> None:
     """The first run has a Ray of its own, which ends with it. No part is made twice."""
     output = tmp_path / "out"
@@ -110,17 +136,21 @@ def test_killed_and_gone_on_with_on_a_cluster_it_has_a_servers_answers(
     assert not (output / "_unfinished").exists()
 
     rows = [row for row in pq.read_table(output).to_pylist() if row["id"] != 3]
+    assert document["images"] > 0
     where = ("--backbone", bench.backbone, "--registry", bench.registry, "--dtype", "float32", "--device", "cpu")
-    with Serving(tmp_path, *where) as serving, Client(serving.address) as client:
+    with Serving(tmp_path, *where, "--vision", bench.encoder) as serving, Client(serving.address) as client:
         texts = [row["sentence"] for row in rows]
         classes, values, titles = (client.predict(task, texts, version=1) for task in TASKS)
+        asked = [{"question": row["question"], "image": IMAGES[row["image_id"]]} for row in rows]
+        colours = client.predict("colours", asked, version=1)
+    assert [row["colours.score"] for row in rows] == pytest.approx([each.score for each in colours], abs=1e-4)
     assert [row["sst2.label"] for row in rows] == [each.label for each in classes]
     assert [row["sst2.score"] for row in rows] == pytest.approx([each.score for each in classes], abs=1e-4)
     assert [row["stars.value"] for row in rows] == pytest.approx([each.value for each in values], abs=1e-4)
     assert [row["title.text"] for row in rows] == [each.text for each in titles]
 
 
-def test_a_replica_that_gives_up_is_one_line(bench: Bench, fleet_of_all: Fleet, tmp_path: Path) -> None:
+def test_a_replica_that_gives_up_is_one_line(bench: VisualBench, fleet_of_all: Fleet, tmp_path: Path) -> None:
     registry = Path(bench.registry)
     copy = tmp_path / "registry"
     subprocess.run(["cp", "-r", registry, copy], check=True)
@@ -138,7 +168,7 @@ def test_a_replica_that_gives_up_is_one_line(bench: Bench, fleet_of_all: Fleet, 
     [("__call__", "os._exit(1)", "The actor"), ("__init__", "raise OSError('no such disk')", "no such disk")],
 )
 def test_replicas_that_die_are_not_tried_for_ever(
-    bench: Bench, fleet_of_all: Fleet, tmp_path: Path, method: str, does: str, why: str
+    bench: VisualBench, fleet_of_all: Fleet, tmp_path: Path, method: str, does: str, why: str
 ) -> None:
     lines = FATAL.format(method=method, does=does)
     words = bench.words(tmp_path / "out", "--address", fleet_of_all.cluster.gcs)

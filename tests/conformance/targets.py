@@ -21,6 +21,7 @@ from serving.api.status import DETAILS_KEY
 from serving.client.client import Client
 from side_registry import GoldenExample, Manifest, Registry, TaskSpec
 from tests.serving.kit import ids_of, make_resident, make_run, make_spec
+from tests.visual_runs import COLOURS, VISUAL_SPECS, VisualRuns
 
 assert _DETAILS.pool.FindMessageTypeByName("google.rpc.ErrorInfo")  # so that details can be printed
 
@@ -53,7 +54,7 @@ SETTINGS = {
 
 
 class World:
-    """A registry with one version of each of SPECS, and the run folders that tests publish."""
+    """A registry with one version of each of SPECS and VISUAL_SPECS, and the run folders that tests publish."""
 
     def __init__(self, folder: Path, backbone_folder: Path, backbone: Backbone, tokenizer: Tokenizer) -> None:
         self.folder = folder
@@ -61,9 +62,13 @@ class World:
         self._backbone = backbone
         self._tokenizer = tokenizer
         self.registry = Registry.open(folder / "registry", create=True)
-        self.settings = SETTINGS | {"backbone": str(backbone_folder), "registry": str(folder / "registry")}
+        self.visual = VisualRuns(folder / "visual", backbone, tokenizer)
+        places = {"backbone": str(backbone_folder), "registry": str(folder / "registry")}
+        self.settings = SETTINGS | places | self.visual.settings
         for spec in SPECS:
             self.publish(spec, edit=_longer if spec.name in TALES else None)
+        for spec in VISUAL_SPECS:
+            self.registry.publish(self.visual.run(spec))
 
     def run(self, spec: TaskSpec, seed: int = 1, **how: Any) -> Path:
         """Make a run folder to publish; `how` are arguments of `make_run`."""
@@ -139,7 +144,14 @@ class Target:
 
     def own(self, name: str, **how: Any) -> TaskSpec:
         """The spec of a task that only this target's tests change."""
-        return make_spec(f"{name}-{self.name.replace(' ', '-').lower()}", **how)
+        return make_spec(self._own(name), **how)
+
+    def own_visual(self, name: str) -> TaskSpec:
+        """The same of a task that reads an image."""
+        return COLOURS.model_copy(update={"name": self._own(name)})
+
+    def _own(self, name: str) -> str:
+        return f"{name}-{self.name.replace(' ', '-').lower()}"
 
     def counted(self, name: str, **labels: str) -> list[float]:
         """Sum of a metric over all series with these labels, for each server."""

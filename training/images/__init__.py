@@ -1,16 +1,12 @@
 """The images of training and evaluation rows: where their bytes are, and their features, computed once."""
 
 from training.images.features import ImageFeatures, encode_bytes
-from training.images.inputs import EncoderSource, ImageInputs, check_images, with_bytes
-from training.images.sources import ImageFolder, ImageSource, ImageTable, open_images
+from training.images.inputs import EncoderSource, ImageInputs, check_images, open_images, with_bytes
 
 __all__ = [
     "EncoderSource",
     "ImageFeatures",
-    "ImageFolder",
     "ImageInputs",
-    "ImageSource",
-    "ImageTable",
     "check_images",
     "encode_bytes",
     "open_images",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ladder.backbone import Images
 from training.errors import DataError, RecipeError
 from training.images.disk_cache import DiskCache
-from training.images.inputs import ImageInputs
+from training.images.inputs import ImageInputs, source_errors
 from vision import FeatureFile, ImageError, VisionEncoder, decode_image, pool_grid
 
 ENCODER_BATCH = 16
@@ -150,7 +150,7 @@ class ImageFeatures:
         assert not isinstance(self.inputs.source, FeatureFile)
         side = isqrt(self.tokens)
         files = self.inputs.source.read_all(image_ids)
-        while batch := list(islice(files, ENCODER_BATCH)):
+        while batch := _next(files):
             pictures = [self._decode(encoder, image_id, data) for image_id, data in batch]
             filled = pictures + pictures[-1:] * (ENCODER_BATCH - len(pictures))
             grids = encoder(encoder.preprocess(filled))
@@ -184,6 +184,11 @@ class ImageFeatures:
                 raise DataError(file.path, None, why)
             features = pool_grid(features[None], (edge, edge), (side, side))[0]
         return _halved(features)
+
+
+def _next(files: Iterator[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    with source_errors():
+        return list(islice(files, ENCODER_BATCH))
 
 
 def _halved(features: Tensor) -> Tensor:

@@ -1,17 +1,34 @@
 """What a run knows of its images: their source, the encoder, and where features are cached."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from side_registry.manifest import VisionRef
 from side_registry.task import TaskSpec
+from table_files import ImageSource, ImageSourceError
+from table_files import open_images as open_source
 from training.data import Example, data_sha256
 from training.errors import DataError
-from training.images.sources import ImageSource
 from vision import FeatureFile, VisionEncoder, load_encoder
+
+
+@contextmanager
+def source_errors() -> Iterator[None]:
+    """Turn the errors of a source of images into DataError."""
+    try:
+        yield
+    except ImageSourceError as error:
+        raise DataError(error.path, None, error.why) from None
+
+
+def open_images(path: str | Path) -> ImageSource:
+    """Open a folder of images, or a Parquet file that has a row for each. Raises DataError: it is neither."""
+    with source_errors():
+        return open_source(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +100,9 @@ class ImageInputs:
         """
         assert not isinstance(self.source, FeatureFile)
         wanted = list(dict.fromkeys(image_ids))
-        for image_id, data in self.source.read_all(one for one in wanted if one not in self._digests):
-            self._digests[image_id] = hashlib.sha256(data).hexdigest()
+        with source_errors():
+            for image_id, data in self.source.read_all(one for one in wanted if one not in self._digests):
+                self._digests[image_id] = hashlib.sha256(data).hexdigest()
         return {image_id: self._digests[image_id] for image_id in wanted}
 
     def identity(self, image_ids: Iterable[str]) -> str:
@@ -120,7 +138,7 @@ def check_images(
                 continue
             try:
                 is_there = image_id in source
-            except DataError as error:
+            except ImageSourceError as error:
                 raise DataError(path, example.line, str(error)) from None
             if not is_there:
                 raise DataError(path, example.line, f"{name} {image_id!r} is not in {source.path}")
@@ -129,7 +147,8 @@ def check_images(
 
 def with_bytes(spec: TaskSpec, rows: Sequence[Mapping[str, str]], source: ImageSource) -> list[dict[str, str | bytes]]:
     """The rows as servers take them: the bytes of images instead of their ids. Raises DataError."""
-    data = dict(source.read_all(one for ids in image_ids(spec, rows) for one in ids))
+    with source_errors():
+        data = dict(source.read_all(one for ids in image_ids(spec, rows) for one in ids))
     return [{name: data[value] if name in spec.images else value for name, value in row.items()} for row in rows]
 
 

@@ -25,7 +25,15 @@ def _part_or_whole(ctx: click.Context, param: click.Parameter, gpus: float) -> f
 @click.option("--task", "tasks", multiple=True, required=True, metavar="TASK", help="A task; as often as you like.")
 @options.option("--registry", required=True, metavar="R", help="The registry: a folder, or a URL.")
 @options.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
-@options.rename_option("The column that a template's field is taken from, where their names differ.")
+@options.rename_option("The column that a template's field or an image is taken from, where their names differ.")
+@click.option(
+    "--images",
+    metavar="I",
+    help="Images that the rows name: a folder, or a .parquet file.  [default: the columns hold them]",
+)
+@options.vision
+@options.vision_layer
+@options.vision_size
 @click.option(
     "--format", "form", type=click.Choice(["parquet", "jsonl"]), default="parquet", show_default=True, help="Of parts."
 )
@@ -68,8 +76,9 @@ def batch(
     """Answer each TASK (or TASK@alias, TASK:7) about every row of INPUT, and write the rows with the answers to OUTPUT.
 
     INPUT is a file, a folder, a pattern such as 'data/*.jsonl' or a URL, of .parquet, .jsonl, .csv or .tsv; OUTPUT a
-    folder. Tasks that make the same prompt of a row share its backbone pass. Versions are fixed when a run
-    begins. After an interruption, the same command (without --overwrite) computes the parts that are missing.
+    folder. Tasks that make the same prompt of a row share its backbone pass. Tasks that read images need --vision, the
+    encoder that they were trained with. Versions are fixed when a run begins. After an interruption, the same command
+    (without --overwrite) computes the parts that are missing.
     """
     from serving.offline.plan import Wanted
     from serving.offline.run import Replicas, run_batch
@@ -124,6 +133,7 @@ def _document(output: str, summary: "Summary") -> dict[str, Any]:
         "answered": counts.rows,
         "prompts": counts.prompts,
         "passes": counts.passes,
+        "images": counts.images,
         "failures": counts.failures,
         "truncated": counts.truncated,
         "versions": summary.versions,
@@ -142,7 +152,9 @@ def _text(output: str, summary: "Summary") -> str:
         return f"{output} is complete: all {summary.rows} rows were answered before ({tasks}); nothing to do"
     lines = [
         f"{counts.rows} rows in {summary.seconds:.1f} s, {counts.rows / summary.seconds:.0f} rows/s ({tasks})",
-        f"{counts.prompts} distinct prompts, {counts.passes} backbone passes, {sum(counts.failures.values())} failures"
+        f"{counts.prompts} distinct prompts, {counts.passes} backbone passes, "
+        + (f"{counts.images} images, " if counts.images else "")
+        + f"{sum(counts.failures.values())} failures"
         + "".join(f"; {name}: {count}" for name, count in counts.failures.items() if count),
         *(
             f"warning: {name} read only the beginning of {count} rows: they are longer than its max_source_tokens"

@@ -14,7 +14,8 @@ from sidecast.cli.options import Command
 if TYPE_CHECKING:
     from side_registry import TaskSpec
     from side_registry.manifest import Artifact
-    from training.images import EncoderSource, ImageFeatures, ImageSource
+    from table_files import ImageSource
+    from training.images import EncoderSource, ImageFeatures
     from vision import FeatureFile
 
 

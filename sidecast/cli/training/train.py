@@ -26,8 +26,8 @@ from training.recipe import Recipe
 
 if TYPE_CHECKING:
     from side_registry import TaskSpec
+    from table_files import ImageSource
     from training.data import Labelled
-    from training.images import ImageSource
     from training.job import Job
     from vision import FeatureFile
 

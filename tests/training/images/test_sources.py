@@ -1,4 +1,4 @@
-"""Images by id from folders and Parquet files, the columns that name them, and their features in memory and on disk."""
+"""The images of rows: the columns that name them, and their features in memory and on disk."""
 
 import multiprocessing
 import os
@@ -30,78 +30,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictures.folder_of(tmp_path_factory.mktemp("images"), IMAGES)
-
-
-@pytest.mark.parametrize("kind", ["folder", "bytes", "struct"])
-def test_every_source_has_the_same_images(tmp_path, folder, kind):
-    path = folder
-    if kind != "folder":
-        path = pictures.parquet_of(tmp_path / "images.parquet", IMAGES, as_struct=kind == "struct")
-    source = open_images(path)
-    assert all(image_id in source for image_id in IMAGES)
-    assert "p/99" not in source
-    wanted = ["p/11", "p/2", "p/7", "p/2"]
-    read = list(source.read_all(wanted))
-    assert len(read) == 3
-    assert dict(read) == {image_id: IMAGES[image_id] for image_id in wanted}
-    with pytest.raises(DataError, match="has no image 'p/99'"):
-        list(source.read_all(["p/99"]))
-
-
-def test_a_folder_names_files_with_or_without_suffix(tmp_path):
-    (tmp_path / "a.b.JPG").write_bytes(b"1")
-    (tmp_path / "notes.txt").write_bytes(b"2")
-    source = open_images(tmp_path)
-    assert dict(source.read_all(["a.b.JPG", "a.b"])) == {"a.b.JPG": b"1", "a.b": b"1"}
-    assert "notes" not in source
-    assert "a" not in source
-
-
-def test_two_files_of_one_name_must_be_told_apart(tmp_path):
-    for name in ("a.png", "a.jpg"):
-        (tmp_path / name).write_bytes(name.encode())
-    source = open_images(tmp_path)
-    with pytest.raises(DataError, match=r"several files, a.jpg, a.png"):
-        "a" in source  # noqa: B015
-    assert "a.png" in source
-
-
-def test_nothing_outside_the_folder_is_read(tmp_path):
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    secret = tmp_path / "secret.png"
-    secret.write_bytes(b"secret")
-    (inside / "link.png").symlink_to(secret)
-    source = open_images(inside)
-    for image_id in ("../secret.png", "../secret", str(secret), "link.png", "link", "", ".", "a\0b", "x" * 5000):
-        assert image_id not in source, image_id
-
-
-@pytest.mark.parametrize(
-    ("columns", "why"),
-    [
-        ({"image": [b"1"]}, "no column 'image_id'"),
-        ({"image_id": ["a"]}, "no column 'image'"),
-        ({"image_id": ["a", "a"], "image": [b"1", b"2"]}, "the image 'a' twice"),
-        ({"image_id": ["a"], "image": ["a/path.png"]}, "image 'a' has no bytes"),
-        ({"image_id": ["a"], "image": [{"path": "a.png", "bytes": None}]}, "image 'a' has no bytes"),
-    ],
-)
-def test_a_parquet_file_that_is_no_source_of_images(tmp_path, columns, why):
-    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
-    with pytest.raises(DataError, match=why):
-        list(open_images(tmp_path / "images.parquet").read_all(["a"]))
-
-
-def test_what_is_no_source_of_images(tmp_path):
-    with pytest.raises(DataError, match="no such folder or file"):
-        open_images(tmp_path / "missing")
-    (tmp_path / "images.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a \.parquet file"):
-        open_images(tmp_path / "images.zip")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match="bad Parquet"):
-        open_images(tmp_path / "bad.parquet")
 
 
 def test_the_column_of_ids_is_named_as_the_field_or_renamed(tmp_path):
