@@ -101,7 +101,7 @@ def _visual(specs: Sequence["TaskSpec"]) -> dict[str, Any]:
 
 def _visual_batch(spec: "TaskSpec") -> int:
     """The paper's batch for VQA, NLVR2 and captions, of the task that is most like this one."""
-    if len(spec.images) > 1:
+    if len(spec.images) > 1 or set(spec.labels) == {"false", "true"}:
         return 100
     return 300 if spec.fields else 250
 

@@ -26,10 +26,10 @@ from training.distillation import Teacher, load_teacher
 from training.errors import RunError
 from training.initialization import check_start, start_side
 from training.job import Job, Progress, Silent
+from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
+from training.multitask.task_data import TaskData
 from training.optimizers import SCHEDULES, make_optimizer, update
 from training.run_folder import RunFolder, optimizer_tensors, restore
-from training.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
-from training.task_data import TaskData
 
 DIVERGED = "training diverged, try a smaller --lr"
 

@@ -24,7 +24,7 @@ class PerTask:
 
     @classmethod
     def parse(cls, option: str, values: Sequence[str], tasks: Sequence[str]) -> "PerTask":
-        """Read what was given: at most one plain value, or one for each task by its name.
+        """Read what was given: a plain value, of which the last counts, or one for each task by its name.
 
         What has no task's name before its first `=` is a plain value.
         """
@@ -38,10 +38,10 @@ class PerTask:
                 raise UserError(f"{option} is given twice for {task}; give it once")
             else:
                 named[task] = path
-        if plain and (named or len(plain) > 1):
+        if plain and named:
             names = ", ".join(tasks)
-            raise UserError(f"{option} {plain[0]}: with several values, write {option} TASK=FILE for each of {names}")
-        return cls(plain[0] if plain else None, named)
+            raise UserError(f"{option} {plain[0]} names no task; write {option} TASK=FILE for each of {names}")
+        return cls(plain[-1] if plain else None, named)
 
     @property
     def given(self) -> bool:

@@ -182,6 +182,7 @@ def train(
             recipe=settings,
             reading=rows.reading,
             images=inputs,
+            sharing=len(specs) if shared else 1,
         )
         jobs.append(job)
     if shared:
@@ -213,7 +214,7 @@ class _Recipes:
                 named_recipe(self.name, [spec], self.given, count, backbone)
                 for spec, count in zip(specs, counts, strict=True)
             ]
-        from training.shared import shared_recipe
+        from training.multitask.shared import shared_recipe
 
         recipe = named_recipe(self.name, specs, self.given, rows, backbone)
         return [shared_recipe(recipe, specs)] * len(specs)

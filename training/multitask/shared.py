@@ -53,7 +53,9 @@ def shared_jobs(jobs: Sequence[Job]) -> list[Job]:
     if any(job.backbone is not first.backbone or job.recipe != first.recipe for job in jobs):
         raise RecipeError("shared tasks", names, "of one backbone and one recipe")
     recipe = shared_recipe(first.recipe, [job.spec for job in jobs])
-    return [replace(job, recipe=recipe, sharing=len(jobs)) for job in jobs]
+    settings = {"recipe": recipe, "sharing": len(jobs)}
+    as_parts = all(job.recipe == recipe and job.sharing == len(jobs) for job in jobs)
+    return list(jobs) if as_parts else [replace(job, **settings) for job in jobs]
 
 
 def shared_side_config(jobs: Sequence[Job]) -> SideConfig:
