@@ -10,7 +10,6 @@ import pytest
 
 from ladder import SideNetwork, load_backbone, load_tokenizer
 from side_registry.manifest import read_artifact
-from tests.marks import slow
 from tests.training import pictures, toy
 from tests.training.test_trainer import InterruptAfter, Interrupted, lines_of
 from training.batches import count_batches
@@ -174,7 +173,7 @@ def test_fisher_draws_from_the_rows_of_all_tasks(tmp_path, backbone, tokenizer):
     )
 
 
-@slow
+@pytest.mark.slow
 def test_tasks_with_one_and_two_images_share_one_that_reads_two(tmp_path, backbone, tokenizer):
     encoder = pictures.encoder_folder(tmp_path / "encoder")
     jobs = []
