@@ -1,4 +1,4 @@
-"""Training and evaluation: one side network for one task, on a frozen backbone."""
+"""Training and evaluation: side networks for one task or several, on a frozen backbone."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +8,20 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.loaded_run import LoadedRun, load_run
     from training.recipe import Recipe
-    from training.trainer import train
+    from training.trainer import train, train_shared
 
-__all__ = ["Job", "LoadedRun", "Recipe", "load_run", "load_task", "read_examples", "read_labelled", "split", "train"]
+__all__ = [
+    "Job",
+    "LoadedRun",
+    "Recipe",
+    "load_run",
+    "load_task",
+    "read_examples",
+    "read_labelled",
+    "split",
+    "train",
+    "train_shared",
+]
 
 _HOMES = {
     "builtin_tasks": ("load_task",),
@@ -18,7 +29,7 @@ _HOMES = {
     "job": ("Job",),
     "loaded_run": ("LoadedRun", "load_run"),
     "recipe": ("Recipe",),
-    "trainer": ("train",),
+    "trainer": ("train", "train_shared"),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, SideNetwork, VectorAnswer, load_side
+from ladder import Answer, Backbone, ClassAnswer, SideConfig, SideNetwork, VectorAnswer, load_side
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
 from side_registry.manifest import (
     MANIFEST,
@@ -36,7 +36,7 @@ from training.recipe import Recipe
 from training.run_folder import RunFolder
 from vision import FeatureFile
 
-NOT_SCORES = ("epoch", "baseline", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+NOT_SCORES = ("epoch", "baseline", "mean", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
 """What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
@@ -49,21 +49,23 @@ SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
 """Of the files that the decoder takes, by how they begin."""
 
 
-def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[dict[str, Any]]) -> Artifact:
+def complete(
+    job: Job, run: RunFolder, settings: dict[str, Any], side_config: SideConfig, best: Mapping[str, Any]
+) -> Artifact:
     """Write the manifest of the best epoch: scores, provenance, golden examples. The run folder is complete then.
 
     Args:
         settings: those that the run folder was begun with.
-        epochs: one line of scores each, as `Trainer.scores`.
+        side_config: the side network's shape, resolved.
+        best: the best epoch's line of scores, of this task.
     """
-    best = max(epochs, key=lambda line: line[job.spec.metric])
     if run.extended:
         settings = {**settings, "extended": run.extended}  # its weights are not those of a run given all epochs at once
     origin = {
         "data_sha256": settings["data"],
         "seed": job.recipe.seed,
         "recipe": settings["recipe"],
-        **{name: settings[name] for name in ("teacher", "reading", "extended") if name in settings},
+        **{name: settings[name] for name in ("teacher", "reading", "extended", "shared_with") if name in settings},
         "epoch": best["epoch"],
     }
     manifest = Manifest(
@@ -71,7 +73,7 @@ def complete(job: Job, run: RunFolder, settings: dict[str, Any], epochs: list[di
         spec=job.spec,
         backbone=_backbone_ref(job.backbone),
         tokenizer_fingerprint=job.tokenizer.fingerprint,
-        side=job.side_config().to_dict(),
+        side=side_config.to_dict(),
         vision=None if job.images is None or not job.spec.images else job.images.vision,
         metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),

@@ -33,6 +33,7 @@ def start_side(
     spec: TaskSpec | None = None,
     tokenizer: Tokenizer | None = None,
     examples: Sequence[Example] = (),
+    others: Sequence[tuple[TaskSpec, Sequence[Example]]] = (),
     samples: int = SAMPLES,
     seed: int = 0,
     align: bool | None = None,
@@ -44,6 +45,7 @@ def start_side(
         side: as `SideNetwork(...)` made it (T5's random start); on the backbone's device.
         init: random leaves it so. magnitude: the backbone's weights with the largest sums of absolute values. fisher:
             those that matter most to the task's rows; needs `spec`, `tokenizer` and `examples`.
+        others: more tasks that share the side network, and their rows: samples are drawn from all rows together.
         order: consistent (ours) or reference (the authors' code's).
         align: see `ladder.side.structural_init.initialize`.
         samples: how many of `examples`, drawn by `seed`; all where there are fewer.
@@ -61,7 +63,7 @@ def start_side(
         return
     if spec is None or tokenizer is None or not examples:
         raise RecipeError("init", init, "random or magnitude where there are no training rows")
-    drawn = draw_samples(spec, tokenizer, examples, samples, seed)
+    drawn = draw_samples(spec, tokenizer, examples, samples, seed, others)
     importance = fisher(backbone, drawn, encoder_only=not side.config.has_decoder, progress=progress)
     initialize(side, backbone, importance, order=order, align=align)
 
@@ -79,17 +81,26 @@ def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | N
 
 
 def draw_samples(
-    spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example], count: int, seed: int
+    spec: TaskSpec,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    count: int,
+    seed: int,
+    others: Sequence[tuple[TaskSpec, Sequence[Example]]] = (),
 ) -> list[Sample]:
-    """`count` shuffled examples as token ids: the prompt, and the target as text (a label's word, a value's digits)."""
-    order = list(range(len(examples)))
-    random.Random(f"fisher:{seed}").shuffle(order)
-    drawn = [examples[index] for index in order[:count]]
-    sources = tokenizer.encode_batch([spec.render(example.fields) for example in drawn], spec.max_source_tokens)
-    targets = tokenizer.encode_targets(
-        [target_text(references(example.target)[0]) for example in drawn], spec.max_new_tokens
-    )
-    return [Sample(tuple(source), tuple(target)) for source, target in zip(sources, targets, strict=True)]
+    """`count` shuffled examples as token ids: the prompt, and the target as text (a label's word, a value's digits).
+
+    Args:
+        others: more tasks and their examples, which are drawn from as well.
+    """
+    pool = [(task, example) for task, rows in ((spec, examples), *others) for example in rows]
+    random.Random(f"fisher:{seed}").shuffle(pool)
+    drawn: list[Sample] = []
+    for task, example in pool[:count]:
+        [source] = tokenizer.encode_batch([task.render(example.fields)], task.max_source_tokens)
+        [target] = tokenizer.encode_targets([target_text(references(example.target)[0])], task.max_new_tokens)
+        drawn.append(Sample(tuple(source), tuple(target)))
+    return drawn
 
 
 def target_text(target: str | float) -> str:

@@ -81,18 +81,26 @@ class Job:
 
     images: ImageInputs | None = None
     """Of a task whose rows have images."""
+    sharing: int = 1
+    """Tasks that share the side network, and in equal parts the memory of `Recipe.cache_gb`."""
 
     def side_config(self) -> SideConfig:
         """The side network's shape, resolved. Raises RecipeError, SideConfigError."""
         width = None if self.images is None else self.images.width
         return self.recipe.side_config(self.spec, width).resolve(self.backbone.config)
 
+    @property
+    def vision_source(self) -> dict[str, Any] | None:
+        """Where the vision encoder was loaded from, JSON-ready; None where there is none."""
+        source = None if self.images is None else self.images.encoder_source
+        return None if source is None else source.to_dict()
+
     @cached_property
     def features(self) -> ImageFeatures | None:
         """Features of the rows' images, not computed yet; None where there are no images. Raises RecipeError."""
         if self.images is None or not self.spec.images:
             return None
-        return ImageFeatures(self.images, self.recipe.image_tokens, int(self.recipe.cache_gb * 1e9))
+        return ImageFeatures(self.images, self.recipe.image_tokens, int(self.recipe.cache_gb * 1e9) // self.sharing)
 
     def image_ids(self, *parts: Labelled) -> list[str]:
         """The ids of the images of all rows of some parts, each once, in order."""

@@ -13,7 +13,8 @@ Every file is replaced at once, so an interruption anywhere loses the current ep
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,40 @@ class RunFolder:
         elif differing:
             what = ", ".join(_change(name, before.get(name), settings.get(name)) for name in differing)
             raise RunError(self.path, f"holds a run with another {what}; choose another --output or delete it")
+
+    def begin_part(
+        self,
+        settings: Mapping[str, Any],
+        backbone_source: str,
+        vision_source: Mapping[str, Any] | None,
+        whole: "RunFolder",
+        scores: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Make the folder of one task of a shared run, complete but for its manifest; replaces what it held.
+
+        Args:
+            settings, backbone_source, vision_source: as of `begin`.
+            whole: the shared run's folder: its best weights are copied.
+            scores: each epoch's line, of this task.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        with self.writing(MANIFEST):
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        sources = {"backbone_source": backbone_source, "vision_source": vision_source}
+        document = {"settings": settings, **{name: at for name, at in sources.items() if at is not None}}
+        if whole.extended:
+            document["extended"] = whole.extended
+        self._write(SETTINGS, json.dumps(document, indent=2, sort_keys=True))
+        self._write(METRICS, "".join(json.dumps(line) + "\n" for line in scores))
+        with self._replacing(SIDE_NETWORK) as temporary:
+            shutil.copyfile(whole.side_network, temporary)
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the folder is complete, of a run with these settings. Raises RunError."""
+        return self.complete and self._read("settings") == settings
 
     def _extend(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Make of a run that was finished or interrupted one of more epochs.

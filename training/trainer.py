@@ -1,4 +1,4 @@
-"""The trainer: one side network, one task, on a frozen backbone. No gradient enters the backbone.
+"""The trainer: one side network on a frozen backbone, for one task or for several. No gradient enters the backbone.
 
 Trains on batches of rows of similar length, validates after every epoch with the server's code and keeps the best
 epoch. A run can be interrupted at any time: started again with the same settings it continues after the last whole
@@ -7,43 +7,29 @@ epoch, and ends with the same weights.
 
 import hashlib
 import math
+import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ladder import Images, NotFiniteError, SideNetwork
+from ladder import Backbone, NotFiniteError, SideConfig, SideNetwork
 from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
-from side_registry.task_kinds import KINDS
 from training.artifact import complete
-from training.baseline import baseline_of
-from training.batches import (
-    TokenizedRow,
-    all_inputs,
-    count_batches,
-    draw_references,
-    input_indices,
-    least_rows,
-    shuffled_batches,
-    target_tensor,
-    tokenize,
-)
-from training.distillation import Teacher, distillation_of, load_teacher
+from training.batches import TokenizedRow, least_rows
+from training.distillation import Teacher, load_teacher
 from training.errors import RunError
-from training.evaluation import Model, make_answerer, predict, score_answers
-from training.images.inputs import image_ids
-from training.initialization import check_start, start_at_targets, start_at_words, start_side
+from training.initialization import check_start, start_side
 from training.job import Job, Progress, Silent
-from training.metrics import rows_to_answer
+from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
+from training.multitask.task_data import TaskData
 from training.optimizers import SCHEDULES, make_optimizer, update
 from training.run_folder import RunFolder, optimizer_tensors, restore
-from training.taps_cache import TapsCache
 
 DIVERGED = "training diverged, try a smaller --lr"
 
@@ -57,9 +43,52 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
         RecipeError, SideConfigError: invalid settings of the side network.
     """
     run = RunFolder(output)
-    settings = job.settings()
-    recipe = job.recipe
     side_config = job.side_config()
+    settings, teacher = _begin_settings(job, run)
+    run.begin(settings, job.backbone_source, job.vision_source)
+    if run.complete:
+        return read_artifact(run.path)
+    scores = _train([job], run, side_config, [teacher], progress)
+    return complete(job, run, settings, side_config, max(scores, key=lambda line: line[job.spec.metric]))
+
+
+def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | None = None) -> list[Artifact]:
+    """Train one side network for several tasks; OUTPUT/TASK is then a run folder of each task, with the same weights.
+
+    Each step trains on a batch of one task. An epoch has all batches of all tasks, in an order drawn by the seed. The
+    best epoch is that with the highest mean of the tasks' metrics.
+
+    Args:
+        jobs: one for each task, in the order that the run is known by; of the same backbone and recipe.
+        output: holds the state that the run goes on from, and the tasks' folders.
+
+    Raises:
+        as `train`; RecipeError also for tasks that cannot share a side network.
+    """
+    jobs = shared_jobs(jobs)
+    side_config = shared_side_config(jobs)
+    run = RunFolder(output)
+    begun = [_begin_settings(job, run) for job in jobs]
+    settings = shared_settings([settings for settings, _ in begun])
+    run.begin(settings, jobs[0].backbone_source, jobs[0].vision_source)
+    parts = [RunFolder(run.path / job.spec.name) for job in jobs]
+    theirs = [part_settings(one, settings) for one, _ in begun]
+    if all(part.holds(one) for part, one in zip(parts, theirs, strict=True)):
+        return [read_artifact(part.path) for part in parts]
+    scores = _train(jobs, run, side_config, [teacher for _, teacher in begun], progress)
+    best = scores.index(max(scores, key=lambda line: line[MEAN]))
+    artifacts: list[Artifact] = []
+    for job, part, one in zip(jobs, parts, theirs, strict=True):
+        lines = part_lines(scores, job.spec.name)
+        part.begin_part(one, job.backbone_source, job.vision_source, run, lines)
+        artifacts.append(complete(job, part, one, side_config, lines[best]))
+    return artifacts
+
+
+def _begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], Teacher | None]:
+    """The settings that a run of this job is known by, and its teacher. Raises as `train`."""
+    recipe = job.recipe
+    settings = job.settings()
     teacher = None
     if recipe.distill:
         teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer, job.features)
@@ -68,53 +97,51 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     if len(job.training.examples) < least_rows(job.spec):
         raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
     check_start(recipe.init, recipe.init_order, job.backbone, job.spec)
-    encoder_source = None if job.images is None else job.images.encoder_source
-    run.begin(settings, job.backbone_source, None if encoder_source is None else encoder_source.to_dict())
-    if run.complete:
-        return read_artifact(run.path)
+    return settings, teacher
+
+
+def _train(
+    jobs: Sequence[Job],
+    run: RunFolder,
+    side_config: SideConfig,
+    teachers: Sequence[Teacher | None],
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Train all epochs that the folder lacks; return a line of scores for each epoch."""
+    backbone = jobs[0].backbone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.recipe.seed)
-        side = SideNetwork(side_config, job.backbone.config).to(job.backbone.device)
-        trainer = Trainer(job, run, side, teacher, progress or Silent())
+        torch.manual_seed(jobs[0].recipe.seed)
+        side = SideNetwork(side_config, backbone.config).to(backbone.device)
+        tasks = [TaskData(job, side, teacher) for job, teacher in zip(jobs, teachers, strict=True)]
+        trainer = Trainer(tasks, run, side, progress or Silent())
         trainer.run_epochs()
-    return complete(job, run, settings, trainer.scores)
+    return trainer.scores
 
 
 class Trainer:
     """State of a run while it goes: weights, optimizer, and the scores of the epochs that are done."""
 
-    def __init__(
-        self, job: Job, run: RunFolder, side: SideNetwork, teacher: Teacher | None, progress: Progress
-    ) -> None:
-        """Tokenizes the rows; nothing is computed by the backbone yet.
+    def __init__(self, tasks: Sequence[TaskData], run: RunFolder, side: SideNetwork, progress: Progress) -> None:
+        """Nothing is computed yet.
 
         Args:
-            side: as `SideNetwork(...)` made it, on the backbone's device.
-            teacher: None where the rows' targets alone teach.
+            tasks: of the same backbone and recipe.
+            side: as `tasks` left it.
         """
-        recipe = job.recipe
-        self.job = job
+        recipe = tasks[0].job.recipe
+        self.tasks = tasks
+        self.recipe = recipe
+        self.backbone = tasks[0].job.backbone
         self.run = run
         self.side = side
         self.progress = progress
-        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
-        self.image_ids = image_ids(job.spec, [example.fields for example in job.training.examples])
-        inputs = all_inputs(self.rows)
-        unit = start_at_targets(side, job.training.examples) if KINDS[job.spec.kind].has_range else 1.0
-        if side.config.words:
-            start_at_words(side, job.backbone, inputs)
-        self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         self.optimizer = make_optimizer(recipe.optimizer, side.parameters(), recipe.learning_rate, recipe.weight_decay)
-        layers = teacher.layers if teacher else ()
-        self.cache = TapsCache(job.backbone, side, inputs, layers, distinct=bool(job.spec.images))
-        images = None if job.features is None else self._images
-        self.distillation = distillation_of(recipe, teacher, inputs, images)
-        self.inputs_per_row = len(self.rows[0].inputs)
-        self.least_rows = least_rows(job.spec)
-        self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
+        self.steps = sum(task.steps for task in tasks)
+        self.headline = tasks[0].job.spec.metric if len(tasks) == 1 else MEAN
+        """The score that the best epoch has most of."""
         self.scores: list[dict[str, Any]] = []
-        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, memory and seconds."""
-        self.baseline = baseline_of(job.spec, job.validation.examples)
+        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, memory and seconds. Of
+        several tasks: the mean of their metrics, and in `tasks` the loss, metrics and baseline of each by its name."""
 
     def run_epochs(self) -> None:
         """Train and validate the epochs that the run folder lacks.
@@ -122,22 +149,17 @@ class Trainer:
         Raises:
             RunError: the folder's state is damaged, or training diverged.
         """
-        recipe = self.job.recipe
+        recipe = self.recipe
         self._go_on()
         if len(self.scores) < recipe.epochs:
-            if self.job.features is not None:
-                ids = self.job.image_ids(self.job.training, self.job.validation)
-                self.job.features.prepare(ids, self.progress.images)
-            if recipe.cache_bytes:
-                self.cache.fill(recipe.cache_bytes, recipe.batch_rows, self.progress.reading)
-            if self.distillation and not KINDS[self.job.spec.kind].makes_text:
-                self.distillation.prepare(self.progress.teaching)
+            for task in self.tasks:
+                task.prepare(self.progress)
         self.progress.start(recipe.epochs, self.steps)
         for epoch in range(len(self.scores), recipe.epochs):
             torch.manual_seed(_seed(recipe.seed, epoch))  # dropout, the same after an interruption
             started = time.monotonic()
-            loss = self._train_epoch(epoch)
-            self._validate(epoch, loss, started)
+            loss, losses = self._train_epoch(epoch)
+            self._validate(epoch, loss, losses, started)
 
     def _go_on(self) -> None:
         """Restore the state after the last whole epoch; before the first, give the side network its start."""
@@ -149,16 +171,17 @@ class Trainer:
         restore(self.side, self.optimizer, tensors)
 
     def _start(self) -> None:
-        job = self.job
-        recipe = job.recipe
+        recipe = self.recipe
+        first, *others = [task.job for task in self.tasks]
         start_side(
             self.side,
-            job.backbone,
+            self.backbone,
             init=recipe.init,
             order=recipe.init_order,
-            spec=job.spec,
-            tokenizer=job.tokenizer,
-            examples=job.training.examples,
+            spec=first.spec,
+            tokenizer=first.tokenizer,
+            examples=first.training.examples,
+            others=[(job.spec, job.training.examples) for job in others],
             samples=recipe.init_samples,
             seed=recipe.seed,
             progress=self.progress.ranking,
@@ -166,73 +189,69 @@ class Trainer:
         if recipe.start == "pretrained":
             self.side.silence()
 
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over the rows; the mean loss."""
-        recipe = self.job.recipe
+    def _train_epoch(self, epoch: int) -> tuple[float, list[float]]:
+        """One pass over the rows; the mean loss of a step, and that of each task's steps."""
         total = 0.0
+        totals = [0.0] * len(self.tasks)
         self.side.train()
-        rows = draw_references(self.rows, f"{recipe.seed}:{epoch}")
-        batches = shuffled_batches(rows, recipe.batch_rows, f"{recipe.seed}:{epoch}", self.least_rows)
-        for step, indices in enumerate(batches):
-            loss = self._loss(rows, indices)
+        for step, (number, rows, indices) in enumerate(self._batches(epoch)):
+            loss = self.tasks[number].loss(self.side, rows, indices)
             self._update(loss, epoch * self.steps + step)
             total += loss.item()
+            totals[number] += loss.item()
             if not math.isfinite(total):
                 raise RunError(self.run.path, f"the loss is not finite in epoch {epoch + 1}; {DIVERGED}")
             self.progress.step(epoch, step, total / (step + 1))
-        return total / self.steps
+        return total / self.steps, [loss / task.steps for loss, task in zip(totals, self.tasks, strict=True)]
 
-    def _loss(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
-        """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
-        targets = target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
-        backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
-        if self.job.features is not None:
-            backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
-        if self.distillation is None:
-            return self.answerer.loss(backbone_pass, self.side, targets)
-        return self.distillation.loss(self.answerer, backbone_pass, self.side, targets, indices)
-
-    def _images(self, indices: Sequence[int]) -> Images:
-        """The images of the rows with these indices."""
-        assert self.job.features is not None
-        return self.job.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
+    def _batches(self, epoch: int) -> Iterator[tuple[int, list[TokenizedRow], list[int]]]:
+        """A task's number, its rows and the indices of a batch of them, for each step. Tasks follow in drawn order."""
+        epochs = [task.epoch(epoch) for task in self.tasks]
+        order = [number for number, (_, batches) in enumerate(epochs) for _ in batches]
+        random.Random(f"{self.recipe.seed}:{epoch}:tasks").shuffle(order)
+        left = [iter(batches) for _, batches in epochs]
+        for number in order:
+            yield number, epochs[number][0], next(left[number])
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
-        recipe = self.job.recipe
+        recipe = self.recipe
         share = SCHEDULES[recipe.optimizer](step, self.steps * recipe.epochs, recipe.warmup)
         update(self.side, self.optimizer, loss, recipe.learning_rate * share, recipe.clip)
 
-    def _validate(self, epoch: int, loss: float, started: float) -> None:
+    def _validate(self, epoch: int, loss: float, losses: Sequence[float], started: float) -> None:
         """Score the validation rows with the weights as they would be served, and store the epoch."""
-        job = self.job
-        metric = job.spec.metric
         self.side.eval()
-        served = as_served(self.side, job.backbone.dtype)
-        model = Model(spec=job.spec, side=served, answerer=self.answerer)
-        fields = rows_to_answer(job.spec, job.validation.examples)
+        served = as_served(self.side, self.backbone.dtype)
         try:
-            read_images = None if job.features is None else job.features.read
-            answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images)
+            scores = [task.scores(served) for task in self.tasks]
         except NotFiniteError:
             raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
-        scores = score_answers(job.spec, answers, job.validation.examples)
-        best = not self.scores or scores[metric] > max(line[metric] for line in self.scores)
+        parts: dict[str, dict[str, float]] = {}
+        for task, task_loss, theirs in zip(self.tasks, losses, scores, strict=True):
+            baseline = {} if task.baseline is None else {"baseline": task.baseline.score}
+            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline}
+        if len(self.tasks) == 1:
+            [told] = scores
+            [results] = parts.values()
+        else:
+            mean = sum(theirs[task.job.spec.metric] for task, theirs in zip(self.tasks, scores, strict=True))
+            told = {MEAN: mean / len(self.tasks)}
+            results = {"loss": loss, **told, "tasks": parts}
+        best = not self.scores or told[self.headline] > max(line[self.headline] for line in self.scores)
         if best:
             self.run.save_best(self.side)
-        baseline = {} if self.baseline is None else {"baseline": self.baseline.score}
         seconds = round(time.monotonic() - started, 3)
-        line = {"epoch": epoch + 1, "loss": loss, **scores, **baseline, **_peak_memory(job), "seconds": seconds}
-        self.scores.append(line)
+        self.scores.append({"epoch": epoch + 1, **results, **_peak_memory(self.backbone), "seconds": seconds})
         self.run.finish_epoch(self.scores, optimizer_tensors(self.side, self.optimizer))
-        self.progress.validated(epoch, scores, best)
+        self.progress.validated(epoch, told, best)
 
 
-def _peak_memory(job: Job) -> dict[str, int]:
+def _peak_memory(backbone: Backbone) -> dict[str, int]:
     """Most bytes that this process has held so far: resident, and on a GPU what torch allocated there."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if job.backbone.device.type == "cuda":
-        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(job.backbone.device)
+    if backbone.device.type == "cuda":
+        peak["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(backbone.device)
     return peak
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from tests.marks import slow
 from tests.sidecast.cli_kit import Serving, done, sidecast, wait_until
 from tests.training import pictures, toy
 from training.images import EncoderSource, encode_bytes
@@ -116,7 +115,32 @@ def test_evaluate_a_published_version(files, run, tmp_path):
     assert done(*words, *more, "--vision", files.encoder, "--json").document["version"] == 1
 
 
-@slow
+@pytest.mark.slow
+def test_a_server_serves_the_tasks_of_a_shared_side_network(files, tmp_path):
+    """One task reads one image, the other two."""
+    equal = tmp_path / "equal.toml"
+    lines = ['name = "equal"', 'kind = "classification"', 'template = "equal?"', 'images = ["left", "right"]']
+    equal.write_text("\n".join([*lines, 'labels = ["yes", "no"]']))
+    ids = list(pictures.pictures(24))
+    pairs = toy.write(tmp_path / "pairs.jsonl", pictures.rows(pictures.PAIR, ids, 24))
+    words = files.train_words(
+        tmp_path / "run", train=f"colours={files.train}", validation=f"colours={files.validation}"
+    )
+    more = ("--train", f"equal={pairs}", "--validation", f"equal={pairs}", "--shared", "--json")
+    runs = done(*words, equal, *more).document["runs"]
+    registry = tmp_path / "registry"
+    for run in runs:
+        done("publish", run["run"], "--registry", registry, "--promote")
+    serve = ("--backbone", files.backbone, "--registry", registry, "--vision", files.encoder)
+    with Serving(tmp_path, *serve) as server:
+        for run, spec, data in zip(runs, (files.spec, equal), (files.validation, pairs), strict=True):
+            data_words = ("evaluate", spec, "--data", data, "--images", files.images, "--json")
+            at_server = (*data_words, "--server", server.address)
+            wait_until(lambda words=at_server: sidecast(*words).code == 0)
+            assert done(*at_server).document["score"] == pytest.approx(run["score"], abs=0.07)
+
+
+@pytest.mark.slow
 def test_a_server_replays_the_golden_examples_and_evaluate_sends_it_the_images(files, run, tmp_path):
     registry = tmp_path / "registry"
     done("publish", run, "--registry", registry, "--promote")

@@ -8,7 +8,7 @@ from sidecast.cli.output import scores_text
 
 
 class Bars:
-    """A `training.job.Progress` of one task."""
+    """A `training.job.Progress` of one task, or of tasks that share a side network and are prepared in turn."""
 
     def __init__(self, bars: Progress, task: str) -> None:
         self.bars = bars
@@ -25,25 +25,25 @@ class Bars:
         """A bar of the images that have features."""
         if self.looks is None:
             self.looks = self.bars.add_task(f"{self.task}: images", total=total, note="")
-        self.bars.update(self.looks, completed=images)
+        self.bars.update(self.looks, completed=images, total=total)
 
     def ranking(self, rows: int, total: int) -> None:
         """A bar of the rows that Fisher information has."""
         if self.ranks is None:
             self.ranks = self.bars.add_task(f"{self.task}: Fisher information", total=total, note="")
-        self.bars.update(self.ranks, completed=rows)
+        self.bars.update(self.ranks, completed=rows, total=total)
 
     def reading(self, rows: int, total: int) -> None:
         """A bar of the rows that the backbone has read."""
         if self.reads is None:
             self.reads = self.bars.add_task(f"{self.task}: backbone pass", total=total, note="")
-        self.bars.update(self.reads, completed=rows)
+        self.bars.update(self.reads, completed=rows, total=total)
 
     def teaching(self, rows: int, total: int) -> None:
         """A bar of the rows that the teacher has answered."""
         if self.asks is None:
             self.asks = self.bars.add_task(f"{self.task}: teacher's answers", total=total, note="")
-        self.bars.update(self.asks, completed=rows)
+        self.bars.update(self.asks, completed=rows, total=total)
 
     def start(self, epochs: int, steps: int) -> None:
         """Take the numbers that epochs' bars show."""

@@ -25,15 +25,27 @@ MEMORY_BYTES = 4 * 10**9
 
 def image_options(command: Command) -> Command:
     """Add `--images`, `--features`, `--vision` and what belongs to them; `ImageArguments` takes their values."""
+    return _image_options(command, multiple=False)
+
+
+def image_options_by_task(command: Command) -> Command:
+    """Add the same options; `--images` and `--features` can be given for each task, as `PerTask` takes them."""
+    return _image_options(command, multiple=True)
+
+
+def _image_options(command: Command, *, multiple: bool) -> Command:
+    task = "[TASK=]" if multiple else ""
     made: list[Callable[[Command], Command]] = [
         click.option(
             "--images",
-            metavar="I",
+            metavar=f"{task}I",
+            multiple=multiple,
             help="Images that the rows name: a folder of files, or a .parquet file with image_id and image.",
         ),
         click.option(
             "--features",
-            metavar="FILE",
+            metavar=f"{task}FILE",
+            multiple=multiple,
             help="Instead of --images: features extracted before, a .safetensors or .h5 file, by image id.",
         ),
         options.option("--vision", metavar="V", help="The vision encoder: a Hugging Face folder."),
@@ -107,15 +119,15 @@ class ImageArguments:
         if self.images is not None and not has_encoder:
             raise UserError(f"task {spec.name} reads images: give --vision V, the folder of a vision encoder")
 
-    def open_source(self, fill: Callable[[str], str] = str) -> "ImageSource | FeatureFile":
-        """Open the images or features; `fill` completes a name that has a placeholder."""
+    def open_source(self) -> "ImageSource | FeatureFile":
+        """Open the images or features."""
         from training.images import open_images
         from vision import FeatureFile
 
         if self.images is not None:
-            return open_images(fill(self.images))
+            return open_images(self.images)
         assert self.features is not None
-        return FeatureFile(fill(self.features))
+        return FeatureFile(self.features)
 
     def send_bytes(
         self, spec: "TaskSpec", rows: Sequence[Mapping[str, str]], source: "ImageSource | FeatureFile"

@@ -1,9 +1,10 @@
-"""`sidecast train`: train a side network for each of one or more tasks, into a run folder each."""
+"""`sidecast train`: train a side network for each of one or more tasks, or one for all, into run folders."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,9 +12,10 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
-from sidecast.cli.settings import GroupedCommand, setting_options
+from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
 from sidecast.cli.training.bars import Bars
-from sidecast.cli.training.image_options import ImageArguments, image_options
+from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
+from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
@@ -22,17 +24,17 @@ from sidecast.cli.training.verdict import (
     score_warnings,
     show_warnings,
 )
+from training.named_recipes import RecipeName, named_recipe
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from ladder.config import BackboneConfig
     from side_registry import TaskSpec
+    from side_registry.manifest import Artifact
     from table_files import ImageSource
     from training.data import Labelled
     from training.job import Job
     from vision import FeatureFile
-
-PLACEHOLDER = "{task}"
-"""In a file's or folder's name: the task's."""
 
 SPECIAL = {
     "learning_rate": {"flag": "--lr"},
@@ -53,9 +55,16 @@ SPECIAL = {
 @click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
-    "--train", "train_file", required=True, metavar="FILE", help="Training rows: .jsonl, .csv, .tsv, .parquet."
+    "--train",
+    "train_files",
+    required=True,
+    multiple=True,
+    metavar="[TASK=]FILE",
+    help="Training rows: .jsonl, .csv, .tsv, .parquet.",
 )
-@click.option("--validation", "validation_file", metavar="FILE", help="Validation rows.")
+@click.option(
+    "--validation", "validation_files", multiple=True, metavar="[TASK=]FILE", help="Validation rows, likewise."
+)
 @click.option(
     "--validation-share",
     type=Share(),
@@ -63,22 +72,36 @@ SPECIAL = {
     help="Instead of --validation: the share of the training rows that validates, such as 10%, drawn by the seed.",
 )
 @click.option("--output", required=True, metavar="RUN", help="The run folder to make, or to go on with.")
-@image_options
+@click.option(
+    "--shared", is_flag=True, help="Train one side network for all tasks; the run folder of each is RUN/TASK."
+)
+@image_options_by_task
 @options.rename
 @options.device
 @options.dtype
 @options.quantize
 @options.as_json
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="default",
+    show_default=True,
+    type=click.Choice(get_args(RecipeName)),
+    help="Where settings that are not given come from: Sidecast's defaults, or the LST paper.",
+    cls=GroupedOption,
+    group="Recipe",
+)
 @setting_options(Recipe, "Recipe", special=SPECIAL)
 def train(
     tasks: Sequence[str],
     backbone: str,
-    train_file: str,
-    validation_file: str | None,
+    train_files: Sequence[str],
+    validation_files: Sequence[str],
     validation_share: int | None,
     output: str,
-    images: str | None,
-    features: str | None,
+    shared: bool,
+    images: Sequence[str],
+    features: Sequence[str],
     vision: str | None,
     vision_layer: int | None,
     vision_size: int | None,
@@ -88,12 +111,15 @@ def train(
     dtype: str,
     quantize: str,
     as_json: bool,
+    recipe_name: str,
     **recipe: Any,
 ) -> None:
     """Train a side network for each TASK: a built-in task's name, or a task spec's TOML file.
 
     For several tasks, {task} in FILE, I and RUN stands for each task's name: --train data/{task}.csv --output
-    runs/{task}.
+    runs/{task}. Or name each task's file: --train sst2=a.csv --train cola=b.csv.
+
+    With --shared, one side network learns all tasks, which are then of the kinds classification and text.
 
     A task whose rows have images needs --images and --vision, or --features.
 
@@ -107,30 +133,44 @@ def train(
     from training.job import Job
 
     specs = [load_task(task) for task in tasks]
-    _check(specs, output, validation_file, validation_share)
+    _check(specs, output, validation_files, validation_share, shared=shared)
     check_renames(specs, renames)
-    settings = Recipe(**{name: value for name, value in recipe.items() if value is not None})
-    for spec in specs:
+    chosen = _Recipes(recipe_name, {name: value for name, value in recipe.items() if value is not None}, shared)
+    for spec, settings in zip(specs, chosen.of(specs), strict=True):
         settings.side_config(spec, 1 if spec.images else None)  # report mistakes in settings before the backbone loads
     share = None if validation_share is None else validation_share / WHOLE
-    arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
-    encoder_source = arguments.encoder_source
-    arguments.check_used(specs)
-    for spec in specs:
-        arguments.check(spec, has_encoder=encoder_source is not None)
-    files = _Files(train_file, validation_file, share, renames, arguments)
-    data = [files.read(spec, settings.seed) for spec in specs]
+    names = [spec.name for spec in specs]
+    pictures = PerTask.parse("--images", images, names)
+    extracted = PerTask.parse("--features", features, names)
+    arguments = [
+        ImageArguments(pictures.of(name), extracted.of(name), vision, vision_layer, vision_size, cache_dir)
+        for name in names
+    ]
+    encoder_source = arguments[0].encoder_source
+    for spec, given in zip(specs, arguments, strict=True):
+        by_name = spec.name in pictures.named or spec.name in extracted.named
+        given.check_used([spec] if by_name else specs)
+        given.check(spec, has_encoder=encoder_source is not None)
+    files = _Files(
+        PerTask.parse("--train", train_files, names),
+        PerTask.parse("--validation", validation_files, names),
+        share,
+        renames,
+    )
+    seed = recipe["seed"] or 0
+    data = [files.read(spec, seed, given) for spec, given in zip(specs, arguments, strict=True)]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     encoder = None if encoder_source is None else encoder_source.load(loaded.device)
-    documents: list[dict[str, Any]] = []
-    for spec, rows in zip(specs, data, strict=True):
+    settings_of = chosen.of(specs, [len(rows.training.examples) for rows in data], loaded.config)
+    jobs: list[Job] = []
+    for spec, rows, settings, given in zip(specs, data, settings_of, arguments, strict=True):
         inputs = None
         if rows.images is not None:
             inputs = ImageInputs(
                 source=rows.images,
                 encoder=encoder,
                 encoder_source=encoder_source,
-                cache_dir=arguments.cache_folder,
+                cache_dir=given.cache_folder,
             )
         job = Job(
             spec=spec,
@@ -142,10 +182,42 @@ def train(
             recipe=settings,
             reading=rows.reading,
             images=inputs,
+            sharing=len(specs) if shared else 1,
         )
-        documents.append(_run(job, _filled(output, spec), as_json=as_json))
+        jobs.append(job)
+    if shared:
+        documents = _run(jobs, output, shared=True, as_json=as_json)
+    else:
+        documents = [_run([job], filled(output, job.spec.name), as_json=as_json)[0] for job in jobs]
     if as_json:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
+
+
+@dataclass(frozen=True)
+class _Recipes:
+    """The recipe that was named, with the settings that were given."""
+
+    name: str
+    given: dict[str, Any]
+    shared: bool
+
+    def of(
+        self,
+        specs: Sequence["TaskSpec"],
+        rows: Sequence[int] | None = None,
+        backbone: "BackboneConfig | None" = None,
+    ) -> list[Recipe]:
+        """Each task's; one for all where they share a side network. Raises RecipeError."""
+        if not self.shared:
+            counts = [None] * len(specs) if rows is None else [[count] for count in rows]
+            return [
+                named_recipe(self.name, [spec], self.given, count, backbone)
+                for spec, count in zip(specs, counts, strict=True)
+            ]
+        from training.multitask.shared import shared_recipe
+
+        recipe = named_recipe(self.name, specs, self.given, rows, backbone)
+        return [shared_recipe(recipe, specs)] * len(specs)
 
 
 @dataclass(frozen=True)
@@ -164,69 +236,96 @@ class _Rows:
 class _Files:
     """Where rows come from, and how."""
 
-    train: str
-    validation: str | None
+    train: PerTask
+    validation: PerTask
     share: float | None
     renames: dict[str, str]
-    arguments: ImageArguments
 
-    def read(self, spec: "TaskSpec", seed: int) -> _Rows:
+    def read(self, spec: "TaskSpec", seed: int, arguments: ImageArguments) -> _Rows:
         """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
         from training.data import known_names, split
 
         renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
         reading: dict[str, Any] = {"renames": renames} if renames else {}
-        images = self.arguments.open_source(lambda name: _filled(name, spec)) if spec.images else None
-        training = self._labelled(self.train, spec, renames, images)
-        if self.validation is not None:
-            validation = self._labelled(self.validation, spec, renames, images)
-            return _Rows(training, validation, reading, images)
-        assert self.share is not None
+        images = arguments.open_source() if spec.images else None
+        training = self._labelled(self.train.required("--train", spec.name), spec, renames, images)
+        if self.share is None:
+            path = self.validation.required("--validation", spec.name)
+            return _Rows(training, self._labelled(path, spec, renames, images), reading, images)
         training, validation = split(training, self.share, seed, by=spec.images)
         return _Rows(training, validation, {**reading, "validation_share": self.share}, images)
 
     def _labelled(
-        self, file: str, spec: "TaskSpec", renames: dict[str, str], images: "ImageSource | FeatureFile | None"
+        self, path: str, spec: "TaskSpec", renames: dict[str, str], images: "ImageSource | FeatureFile | None"
     ) -> "Labelled":
         """The rows of a file, whose images are all there."""
         from training.data import read_labelled
         from training.images import check_images
 
-        path = _filled(file, spec)
         labelled = read_labelled(path, spec, renames)
         if images is not None:
             check_images(spec, path, labelled.examples, images)
         return labelled
 
 
-def _filled(path: str, spec: "TaskSpec") -> str:
-    return path.replace(PLACEHOLDER, spec.name)
-
-
-def _check(specs: Sequence["TaskSpec"], output: str, validation: str | None, share: int | None) -> None:
-    if (validation is None) == (share is None):
+def _check(
+    specs: Sequence["TaskSpec"], output: str, validation: Sequence[str], share: int | None, *, shared: bool
+) -> None:
+    if bool(validation) == (share is not None):
         raise UserError(
             "give either --validation FILE, or --validation-share S to validate on a share of the training rows"
         )
     names = [spec.name for spec in specs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"task {twice[0]} is named twice; name it once")
-    if len(specs) > 1 and PLACEHOLDER not in output:
-        raise UserError(f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each")
+    if shared and len(specs) < 2:
+        raise UserError("--shared needs two tasks or more")
+    if shared and PLACEHOLDER in output:
+        raise UserError(f"--output {output}: with --shared, name one folder; each task's run is a folder in it")
+    if len(specs) > 1 and not shared and PLACEHOLDER not in output:
+        needed = f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each"
+        raise UserError(f"{needed}; or --shared, for one side network of all")
 
 
-def _run(job: "Job", output: str, *, as_json: bool) -> dict[str, Any]:
-    """Train one task; print the result, or with `as_json` nothing. Return the document."""
-    from training.baseline import baseline_of
+def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: bool) -> list[dict[str, Any]]:
+    """Train one side network; print the result of each task, or with `as_json` nothing. Return the documents."""
     from training.trainer import train as run_training
+    from training.trainer import train_shared
+
+    started = time.monotonic()
+    truncated = [_truncated(job) for job in jobs]
+    cut = [
+        length_warnings(job.spec, {f"{name} rows": share for name, share in shares.items()})
+        for job, shares in zip(jobs, truncated, strict=True)
+    ]
+    show_warnings([warning for warnings in cut for warning in warnings], as_json=as_json)
+    with progress_bar(quiet=as_json) as bars:
+        if shared:
+            artifacts = train_shared(jobs, output, Bars(bars, "shared"))
+        else:
+            artifacts = [run_training(jobs[0], output, Bars(bars, jobs[0].spec.name))]
+    seconds = round(time.monotonic() - started, 1)
+    documents: list[dict[str, Any]] = []
+    for job, artifact, shares, warnings in zip(jobs, artifacts, truncated, cut, strict=True):
+        folder = str(Path(output) / job.spec.name) if shared else output
+        documents.append(_report(job, artifact, folder, shares, warnings, seconds, as_json=as_json))
+    return documents
+
+
+def _report(
+    job: "Job",
+    artifact: "Artifact",
+    output: str,
+    truncated: dict[str, float],
+    cut: list[str],
+    seconds: float,
+    *,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Print one task's result, or with `as_json` nothing. Return the document."""
+    from training.baseline import baseline_of
 
     spec = job.spec
-    started = time.monotonic()
-    truncated = _truncated(job)
-    cut = length_warnings(spec, {f"{name} rows": share for name, share in truncated.items()})
-    show_warnings(cut, as_json=as_json)
-    with progress_bar(quiet=as_json) as bars:
-        artifact = run_training(job, output, Bars(bars, spec.name))
     metrics = artifact.manifest.metrics
     epoch = artifact.manifest.provenance["epoch"]
     score = metrics[spec.metric]
@@ -248,7 +347,7 @@ def _run(job: "Job", output: str, *, as_json: bool) -> dict[str, Any]:
         **baseline_document(score, baseline),
         "truncated": truncated,
         "epoch": epoch,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": seconds,
         "warnings": cut + unbeaten,
     }
 

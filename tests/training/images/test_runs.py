@@ -10,7 +10,6 @@ from ladder import load_backbone, load_tokenizer
 from ladder.errors import InputsError
 from side_registry.errors import InvalidRow
 from side_registry.manifest import read_artifact
-from tests.marks import slow
 from tests.training import pictures
 from tests.training.test_trainer import InterruptAfter, Interrupted
 from training import artifact as artifact_module
@@ -121,7 +120,7 @@ def test_the_run_folder_says_where_its_encoder_is(finished, encoder):
     assert source == {"folder": str(encoder.resolve()), "layer": None, "size": None}
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [pictures.TASK, pictures.PAIR, pictures.SAYS], ids=lambda spec: spec.name)
 def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, encoder, spec):
     job = pictures.job(tmp_path, encoder, backbone, tokenizer, spec, count=48)

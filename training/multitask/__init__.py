@@ -1,0 +1,1 @@
+"""The tasks of a run: one, or several that share a side network."""
