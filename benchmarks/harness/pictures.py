@@ -33,8 +33,8 @@ class Pictures:
         self._numbers = count()
 
     @property
-    def bytes(self) -> int:
-        """Of an average file."""
+    def file_bytes(self) -> int:
+        """Bytes of an average file."""
         return sum(map(len, self._scenes)) // SCENES
 
     def new(self) -> bytes:

@@ -17,7 +17,7 @@ def test_pictures_are_new_files_of_photograph_size_and_the_same_for_a_seed():
     assert decode_image(files[0]).shape == (SIZE[1], SIZE[0], 3)
     assert (decode_image(files[0]) == decode_image(files[SCENES])).all()
     assert (decode_image(files[0]) != decode_image(files[1])).any()
-    assert 5_000 < first.bytes < 50_000
+    assert 5_000 < first.file_bytes < 50_000
 
 
 def test_a_named_encoder_is_used_and_one_that_cannot_be_had_is_replaced(tmp_path, monkeypatch):
