@@ -104,7 +104,8 @@ class ImageCalls:
     """Variants of the image tasks of one kind of head, one call at a time."""
 
     def __init__(self, head: Head, host: Host, tasks: Sequence[str], how: How, texts: "Texts") -> None:
-        self.head, self._host, self._tasks, self._how, self._texts = head, host, tasks, how, texts
+        self.head: Head = head
+        self._host, self._tasks, self._how, self._texts = host, tasks, how, texts
 
     def variants(self) -> list[Variant]:
         """Return what is measured."""
@@ -160,7 +161,8 @@ class TextCalls:
     """Variants of the text task of one kind of head: on a server with a vision encoder, and on one without."""
 
     def __init__(self, head: Head, hosts: "Hosts", how: How, texts: "Texts") -> None:
-        self.head, self._hosts, self._how, self._texts = head, hosts, how, texts
+        self.head: Head = head
+        self._hosts, self._how, self._texts = hosts, how, texts
         self._rows = how.size(ROWS, 4)
 
     def variants(self) -> list[Variant]:
