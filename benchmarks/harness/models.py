@@ -21,11 +21,12 @@ from serving.config import BatchConfig, LoadConfig
 from serving.engine import Engine, Resident
 from serving.versions import Loader
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Registry, TaskSpec, write_manifest
-from side_registry.manifest import read_artifact
+from side_registry.manifest import VisionRef, read_artifact
 from sidecast.cli.options import pick_device
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
 from training.recipe import Recipe
+from vision import VisionEncoder
 
 Head = Literal["linear", "text", "generate"]
 HEADS: dict[str, tuple[Head, ...]] = {"linear": ("linear",), "text": ("text",), "mixed": ("linear", "text")}
@@ -149,10 +150,25 @@ def make_spec(number: int, head: Head) -> TaskSpec:
     return TaskSpec(name=name, kind="classification", template="{sentence}", labels=("negative", "positive"))
 
 
-def make_run(folder: Path, loaded: Loaded, spec: TaskSpec, head: Head, seed: int, rungs: Rungs = "all") -> Path:
-    """Write a complete run folder with an untrained side network."""
+def make_run(
+    folder: Path,
+    loaded: Loaded,
+    spec: TaskSpec,
+    head: Head,
+    seed: int,
+    rungs: Rungs = "all",
+    encoder: VisionEncoder | None = None,
+) -> Path:
+    """Write a complete run folder with an untrained side network.
+
+    Args:
+        encoder: whose features a task with images reads. Such a task has no golden examples, nor has a text task.
+    """
     recipe_head = "text" if head == "generate" else head
-    config = Recipe(head=recipe_head, reduction=REDUCTION, encoder_layers=rungs).side_config(spec)
+    recipe = Recipe(head=recipe_head, reduction=REDUCTION, encoder_layers=rungs)
+    if encoder is not None:
+        recipe = replace(recipe, image_tokens=min(recipe.image_tokens, encoder.tokens))
+    config = recipe.side_config(spec, encoder and encoder.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         side = SideNetwork(config, loaded.backbone.config)
@@ -164,8 +180,9 @@ def make_run(folder: Path, loaded: Loaded, spec: TaskSpec, head: Head, seed: int
         backbone=BackboneRef(name=loaded.backbone.name, fingerprint=loaded.backbone.fingerprint),
         tokenizer_fingerprint=loaded.tokenizer.fingerprint,
         side=side.config.to_dict(),
+        vision=encoder and VisionRef(name=encoder.name, fingerprint=encoder.fingerprint),
         provenance={"run_id": f"random-{seed}", "seed": seed, "dtype": loaded.dtype},
-        examples=() if head == "generate" else _examples(loaded, spec, side),
+        examples=() if head == "generate" or spec.images else _examples(loaded, spec, side),
     )
     write_manifest(folder, manifest)
     return folder

@@ -20,6 +20,7 @@ from benchmarks import (
     bench_all,
     bench_doors,
     bench_generation,
+    bench_images,
     bench_many,
     bench_peers,
     bench_pressure,
@@ -39,6 +40,7 @@ from benchmarks.harness.samples import BenchmarkError, Samples
 from ladder import load_backbone
 from ladder.side.known_backbones import NAMED
 from tests.benchmarks.local import run
+from tests.vision.folders import make_model, save
 
 PEERS = all(importlib.util.find_spec(name) for name in ("peft", "ctranslate2"))
 needs_peers = pytest.mark.skipif(not PEERS, reason="needs PEFT and CTranslate2: pip install 'sidecast[bench]'")
@@ -184,6 +186,22 @@ def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, m
     assert script.__name__ == f"benchmarks.bench_{name}"
     quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
     assert set(missing(name, document)) <= quick
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bench_images_computes_what_its_variants_are_named_after(dtype, tiny_t5, tmp_path, monkeypatch):
+    folder = save(tmp_path / "dino", "dinov2", make_model("dinov2"))
+    document = run(bench_images, tiny_t5, dtype, monkeypatch, "--vision", str(folder))
+    assert missing("images", document) == []
+    computed = {"new": (1, 1), "known image": (1, 0), "known question": (0, 1), "known": (0, 0)}
+    computed |= {"new, 8 questions": (8, 1), "new, 3 tasks": (1, 1), "known, 3 tasks": (0, 0)}
+    for head in bench_images.HEADS:
+        for name, counts in computed.items():
+            figures = document["variants"][f"{head} {name}"]
+            assert (figures["backbone_inputs"]["median"], figures["images_encoded"]["median"]) == counts, name
+    assert document["settings"]["encoder"] == "dino"
+    assert document["settings"]["encoder_weights"] == "given"
 
 
 @pytest.mark.slow
