@@ -132,8 +132,17 @@ def _text(shape: str, layers: tuple[int, ...], *more: str) -> Setting:
 
 def _images(name: str, rows: int, target_tokens: int, images: int = 1) -> Setting:
     config = replace(NAMED["t5-base"].config, vocab_size=VL_VOCABULARY)
-    sizes = {"rows": rows, "tokens": 20, "target_tokens": target_tokens, "images": images}
-    return Setting(name=f"CLIP-T5 {name}", config=config, layers=None, reduction=4, rank=150, **sizes)
+    return Setting(
+        name=f"CLIP-T5 {name}",
+        config=config,
+        layers=None,
+        reduction=4,
+        rank=150,
+        rows=rows,
+        tokens=20,
+        target_tokens=target_tokens,
+        images=images,
+    )
 
 
 TEXT = (
