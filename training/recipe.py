@@ -42,7 +42,8 @@ class Recipe:
     batch_rows: int = 32
     """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
-    """Peak learning rate. It rises linearly over `warmup`, then falls linearly to 0."""
+    """Peak learning rate; the default recipe has 0.003 for a task with images. It rises linearly over `warmup`, then
+    falls linearly to 0."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises, 0 to 1."""
     weight_decay: float = 0.0
@@ -104,11 +105,11 @@ class Recipe:
     its LM head; it must have the same tokenizer."""
     image_tokens: int = 36
     """Tokens of each image: the encoder's square grid is max-pooled to as many, a square number."""
-    image_gate: ImageGate = "damped"
-    """What gates do to the state of image tokens, which have no tap: multiply it as the LST authors do (damped), or
-    leave it as it is (free)."""
+    image_gate: ImageGate = "free"
+    """What gates do to the state of image tokens, which have no tap: leave it as it is (free), or multiply it as the
+    LST authors do (damped)."""
     dropout: float = 0.1
-    """Dropout inside the side network."""
+    """Dropout inside the side network; the default recipe has 0 for a task with images."""
     cache_gb: float = 4.0
     """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Features of images may
     have as much again."""

@@ -22,6 +22,12 @@ def test_default_is_the_recipe_itself():
     assert named_recipe("default", [toy.CLASSES], {"seed": 3}, [100], BASE) == Recipe(seed=3)
 
 
+def test_the_default_of_a_task_with_images_is_what_measured_best_for_them():
+    spec = load_task("easy-vqa")
+    assert named_recipe("default", [spec], {}) == Recipe(learning_rate=3e-3, dropout=0.0)
+    assert named_recipe("default", [spec], {"dropout": 0.1}) == Recipe(learning_rate=3e-3, dropout=0.1)
+
+
 def test_an_unknown_name_is_named():
     with pytest.raises(RecipeError, match="recipe must be default or paper, got 'papr'"):
         named_recipe("papr", [toy.CLASSES], {})

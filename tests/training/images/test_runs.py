@@ -114,7 +114,7 @@ def test_the_run_folder_says_where_its_encoder_is(finished, encoder):
         "tokens": 4,
         "positions": 100,
         "vocabulary": 0,
-        "damped": True,
+        "damped": False,
     }
     source = RunFolder(artifact.folder).vision_source()
     assert source == {"folder": str(encoder.resolve()), "layer": None, "size": None}
