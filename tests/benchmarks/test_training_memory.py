@@ -67,7 +67,9 @@ def test_gpu_kernels_save_a_bool_for_dropout_and_no_scores_for_attention():
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's, of transformers
 def test_the_script_measures_what_the_goals_want(tiny_t5, monkeypatch):
     document = run(bench_training_memory, tiny_t5, "float32", monkeypatch)
+    left_out = document["settings"].get("left_out", {})  # methods of packages that are not installed here
     wanted = [goal.ratio for goals in GOALS.values() for goal in goals if goal.report == document["name"]]
+    wanted = [ratio for ratio in wanted if not any(f" {method} /" in ratio for method in left_out)]
     assert wanted
     assert not [ratio for ratio in wanted if not any(fnmatchcase(name, ratio) for name in document["ratios"])]
     for figures in document["variants"].values():
