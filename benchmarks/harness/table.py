@@ -24,13 +24,20 @@ Document = Mapping[str, Any]
 
 
 def newest(folder: Path = RESULTS) -> list[Document]:
-    """Return the newest results of `bench_all` of each machine; CPUs first."""
+    """Return the newest results of `bench_all` of each machine; CPUs first.
+
+    A script that is not in them has the newest results that it saved by itself on that machine.
+    """
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     last: dict[str, Document] = {}
+    alone: dict[str, dict[str, Document]] = {}
     for document in documents:  # their names begin with the date
         if document.get("name") == "all":
             last[machine_name(document)] = document
-    return sorted(last.values(), key=lambda document: (document["machine"]["gpu"] is not None, machine_name(document)))
+        elif "ratios" in document and "machine" in document:
+            alone.setdefault(machine_name(document), {})[document["name"]] = document
+    filled = [{**last[name], "reports": {**alone.get(name, {}), **last[name]["reports"]}} for name in last]
+    return sorted(filled, key=lambda document: (document["machine"]["gpu"] is not None, machine_name(document)))
 
 
 def machine_name(document: Document) -> str:

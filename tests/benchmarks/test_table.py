@@ -44,6 +44,13 @@ def test_each_machines_newest_results_count_and_other_benchmarks_files_do_not(tm
     ]
 
 
+def test_a_script_that_is_not_among_the_results_of_all_has_its_own(tmp_path):
+    own = {"name": "images", "date": "2026-09-09", "machine": CPU, "ratios": {"a / b": {"median": 1.0}}}
+    write(tmp_path, results(), own, {**own, "name": "tasks"}, {**own, "machine": GPU})
+    [document] = table.newest(tmp_path)
+    assert document["reports"] == {**results()["reports"], "images": own}
+
+
 def test_a_row_has_the_goal_the_figure_and_what_is_possible():
     text = table.render([results()])
     assert "| 32 rows of 16 tasks / of one task: rows/s | ≥ 0.97 | **0.98** (0.97-0.99) | 1.00 |" in text
