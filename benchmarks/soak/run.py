@@ -84,8 +84,13 @@ class Outcome:
     after: Span
     """The time after the last round, without changes, as long as the steady half of a round."""
     faults: list[Fault] = field(default_factory=list)
-    apart: float = 0.0
-    """Smallest `Oracle.apart` of all tasks; 0 if no task was answered by two versions."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """`Oracle.apart` of each task that was answered by two versions or more."""
+
+    @property
+    def apart(self) -> float:
+        """The smallest share of all tasks; 0 if no task was answered by two versions."""
+        return min(self.shares.values(), default=0.0)
 
 
 class Soak:
@@ -205,6 +210,7 @@ class Soak:
         for record in outcome.records:
             if not record.reason:
                 versions.setdefault(record.task, set()).add(record.version)
-        shares = [oracle.apart(task, sorted(numbers)) for task, numbers in versions.items() if len(numbers) > 1]
-        outcome.apart = min(shares, default=0.0)
+        outcome.shares = {
+            task: oracle.apart(task, sorted(numbers)) for task, numbers in versions.items() if len(numbers) > 1
+        }
         return outcome

@@ -16,7 +16,7 @@ from training.recipe import Recipe
 GOLDEN = ({"sentence": "a gripping film"}, {"sentence": "far too long for what it has to say"})
 REDUCTIONS = (4, 8, 16)
 """The two largest that the backbone allows are used in turn, so that the shapes of side networks change too."""
-NOISE = {"text": 0.01, "linear": 0.05}
+NOISE = {"text": 0.01, "linear": 0.1}
 """Standard deviation of the noise on the weights, by head: a new side network hardly changes the answer."""
 LABELS = ("negative", "positive", "neutral")
 DIMENSIONS = 8
