@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import grpc.aio
 
+from serving.access import Access, check_exposure, open_certificates, scrape_guard
 from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
@@ -74,7 +75,7 @@ class Server:
         """Take the ports, load, answer. When that fails, the ports are given back.
 
         Raises:
-            PortInUse, CannotListen: before anything is loaded.
+            Exposed, UnusableFile, PortInUse, CannotListen: before anything is loaded.
             RegistryError, BackboneError.
             Draining: the server was told to stop while it loads.
         """
@@ -118,12 +119,21 @@ class Server:
 
     def _take_ports(self) -> None:
         config = self.config
+        check_exposure(config.host, config.access)
+        certificates = open_certificates(config.access)
+        access = Access(config.access)
         options = grpc_options(config.max_message_bytes)
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
-        self.port = take_port(self._grpc, config.host, config.port)
+        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox, access)], options=options)
+        self.port = take_port(self._grpc, config.host, config.port, certificates)
         self._http = MetricsServer(
-            config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
+            config.host,
+            config.metrics_port,
+            self.metrics.registry,
+            sick=self._sickness,
+            unready=self._unreadiness,
+            certificates=certificates,
+            allow=scrape_guard(access, asyncio.get_running_loop()),
         )
         self.metrics_port = self._http.port
 
