@@ -1,7 +1,7 @@
 """Limits of requests and rows a second, of each caller and task: token buckets.
 
-A bucket holds `burst_s` seconds' worth, and a request takes its rows out. One with more rows than a bucket holds goes in
-when the bucket is full, and leaves it in debt: so it is answered, and the average holds all the same.
+A bucket holds `burst_s` seconds' worth, and a request takes its rows out. One with more rows than a bucket holds goes
+in when the bucket is full, and leaves it in debt: so it is answered, and the average holds all the same.
 """
 
 import time

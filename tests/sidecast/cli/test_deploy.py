@@ -62,7 +62,7 @@ def test_a_dry_run_prints_what_serve_deploy_takes(tmp_path: Path, nowhere: tuple
 @pytest.mark.parametrize(("address", "host"), [("http://127.0.0.1:1", "127.0.0.1"), ("http://head:8265", "0.0.0.0")])
 def test_elsewhere_it_listens_for_all_unless_told_otherwise(address: str, host: str):
     def listens_on(*words: str) -> str:
-        ran = done("deploy", *SETTINGS, "--address", address, "--dry-run", *words)
+        ran = done("deploy", *SETTINGS, "--address", address, "--dry-run", "--insecure", *words)
         return yaml.safe_load(ran.out)["http_options"]["host"]
 
     assert listens_on() == host
