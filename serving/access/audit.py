@@ -77,7 +77,7 @@ def _line(
 
 
 def write_audit(file: str) -> None:
-    """Write the lines to a file, or to standard error where `file` is empty, apart from other logs.
+    """Write the lines to a file, or to standard error where `file` is empty. Other handlers get them too.
 
     Raises:
         OSError: the file cannot be written.
@@ -86,4 +86,3 @@ def write_audit(file: str) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
-    log.propagate = False

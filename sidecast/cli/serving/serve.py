@@ -30,9 +30,10 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     chosen = read_config(flags, file=config)
     check_exposure(chosen.host, chosen.access)
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
-    logging.basicConfig(
-        level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.name != "sidecast.audit")  # those lines are JSON alone
+    logging.basicConfig(level=chosen.log_level, handlers=[handler])
 
     try:
         write_audit(chosen.access.audit_log)
