@@ -59,7 +59,8 @@ def connection() -> dict[str, Any]:
     """The arguments of `Client` and `AsyncClient` that this command's options give."""
     from serving.client.credentials import read_token
 
-    how = dict(click.get_current_context().meta.get(CONNECTION, {}))
+    context = click.get_current_context(silent=True)
+    how = dict(context.meta.get(CONNECTION, {})) if context else {}
     file = how.pop("token_file", None)
     if file and "token" not in how:
         how["token"] = partial(read_token, file)
