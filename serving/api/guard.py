@@ -85,7 +85,7 @@ class GuardedCall:
         Raises:
             Unauthenticated, PermissionDenied, RateLimited.
         """
-        charges: Charges | None = self._rule.tasks(request)
+        charges = await self._charges(request)
         if charges is None:
             return
         tasks = tuple(task for task, _ in charges)
@@ -103,6 +103,12 @@ class GuardedCall:
             self._tasks = tasks
             if self._access.asks:
                 (request.header if hasattr(request, "header") else request).change.author = self.caller.name
+
+    async def _charges(self, request: Any) -> Charges | None:
+        """The request's tasks and their rows. An upload's manifest may be large, so it is read on a thread."""
+        if self._rule.is_change:
+            return await asyncio.to_thread(self._rule.tasks, request)
+        return self._rule.tasks(request)
 
     async def show(self, response: Any) -> None:
         """Take out of a response what the caller may not read. Raises Unauthenticated: the token holds no longer."""

@@ -76,6 +76,7 @@ def test_elsewhere_it_listens_for_all_unless_told_otherwise(address: str, host: 
         (("--min-replicas", 4, "--max-replicas", 2), "min_replicas <= initial_replicas <= max_replicas must hold"),
         (("--device", "cuda"), "give each replica a GPU"),
         (("--max-batch-rows", 0), "max_batch_rows must be >= 1, got 0"),
+        (("--host", "10.0.0.7"), "other machines reach host 10.0.0.7, and the server has no callers' tokens"),
         (("--port", 0), "callers of a cluster must know its port"),
         (("--replicas", 0), "0 is not in the range x>=1"),
     ],
