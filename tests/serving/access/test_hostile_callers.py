@@ -1,4 +1,4 @@
-"""Whatever a caller sends as its token, or an operator writes into a file, ends in one of our errors; nobody gets in."""
+"""Whatever a caller sends as its token, or an operator writes into a file, ends in one of our errors."""
 
 import asyncio
 import base64
