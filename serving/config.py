@@ -274,6 +274,11 @@ class AccessConfig:
     """Most rows a second of one caller to one task; 0: no limit. Requests beyond are rejected."""
     caller_burst_s: float = 5.0
     """A caller that sent nothing for so many seconds may send what it missed at once."""
+    admin_port: int | None = None
+    """gRPC port of its own for what changes the registry: publish, routes, roll back, retire. `port` then refuses
+    these; 0: a free one; not given: they come by `port`."""
+    admin_host: str = ""
+    """Address of `admin_port`, such as 127.0.0.1; empty: as `host`."""
     audit_log: str = ""
     """File for the audit log, one line of JSON for each change and each refusal; empty: standard error."""
     insecure: bool = False
@@ -291,6 +296,10 @@ class AccessConfig:
             ("http://127.0.0.1", "http://localhost")
         ):
             raise ConfigError(f"jwt_keys must be a file or an https URL, got {self.jwt_keys}")
+        if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
+            raise ConfigError(f"admin_port must be within 0..65535, got {self.admin_port}")
+        if self.admin_host and self.admin_port is None:
+            raise ConfigError("admin_host is the address of admin_port; give admin_port, too")
         _at_least(self, 0, "caller_requests_per_s", "caller_rows_per_s")
         _above_zero(self, "caller_burst_s")
 
@@ -370,6 +379,8 @@ class ServeConfig:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.request.tenant_header and self.access.names_callers:
             raise ConfigError("tenant_header must be empty where callers have tokens: a caller's token says its tenant")
+        if self.access.admin_port and self.access.admin_port in (self.port, self.metrics_port):
+            raise ConfigError(f"admin_port must differ from port and metrics_port, got {self.access.admin_port}")
         if self.port and self.port == self.metrics_port:
             raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))

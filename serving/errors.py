@@ -16,7 +16,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, TextsTooLong, GoldenMismatch, ReplayTooLong, LoadFailed
       AccessError         who calls is not known, or may not do this
-        Unauthenticated, PermissionDenied
+        Unauthenticated, PermissionDenied, NotThisPort
       StartError          the server cannot start; no caller sees it
         PortInUse, CannotListen, UnusableFile, Exposed
 """
@@ -334,6 +334,14 @@ class PermissionDenied(AccessError):
     caller: str
     verb: str
     scope: str
+
+
+class NotThisPort(AccessError):
+    """The registry is changed by another port of this server."""
+
+    reason = "NOT_THIS_PORT"
+    message = "{method} comes by the server's admin port alone; ask its operator for the address"
+    method: str
 
 
 class StartError(ServingError):

@@ -198,13 +198,15 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer, method: str) -> No
         await writer.drain()
 
 
-def take_port(server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None = None) -> int:
+def take_port(
+    server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None = None, setting: str = "port"
+) -> int:
     """Listen for gRPC, with TLS where there are certificates. Returns the port, which is new when 0 was asked for.
 
     Raises:
         PortInUse, CannotListen.
     """
-    _bound(host, port, "port").close()  # gRPC itself would give no cause, and print to standard error
+    _bound(host, port, setting).close()  # gRPC itself would give no cause, and print to standard error
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         if certificates:

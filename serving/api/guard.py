@@ -11,7 +11,7 @@ from grpc.aio import ServicerContext
 from serving.access import ADMIN, ANYBODY, READ, Access, Caller, request_id_of
 from serving.api.permissions import RULES, Charges, Rule
 from serving.api.status import code_of
-from serving.errors import AccessError, PermissionDenied, RateLimited
+from serving.errors import AccessError, NotThisPort, PermissionDenied, RateLimited
 
 RECHECK_S = 1.0
 """Longest that a stream of events goes on without another look at its caller's token, in seconds."""
@@ -25,9 +25,11 @@ class Guard:
 
     Args:
         path: gRPC's name of the method.
+        allows_changes: whether the port may change the registry.
     """
 
-    def __init__(self, access: Access, path: str) -> None:
+    def __init__(self, access: Access, path: str, allows_changes: bool = True) -> None:
+        self.allows_changes = allows_changes
         self.access = access
         self.path = path
         self.rule = RULES.get(path)
@@ -39,7 +41,7 @@ class Guard:
         """A call of the method by a caller who is known; None where there is nothing to check.
 
         Raises:
-            Unauthenticated, PermissionDenied.
+            Unauthenticated, PermissionDenied, NotThisPort.
         """
         if self._is_idle:
             return None
@@ -69,12 +71,18 @@ class GuardedCall:
         return self._rule.is_checked_singly
 
     async def identify(self) -> None:
-        """Find out who calls, by the token's present meaning. Raises Unauthenticated, PermissionDenied."""
+        """Find out who calls, by the token's present meaning.
+
+        Raises:
+            Unauthenticated, PermissionDenied, NotThisPort.
+        """
         try:
             self.caller = await self._access.authenticate(self._headers)
             self._identified_at = time.monotonic()
             if self._guard.rule is None and self._access.asks:
                 raise PermissionDenied(self.caller.name, f"call {self._guard.path}", ADMIN)
+            if self._rule.is_change and not self._guard.allows_changes:
+                raise NotThisPort(self._guard.path.rpartition("/")[2])
         except AccessError as error:
             self._refuse(error, ())
             raise

@@ -34,7 +34,10 @@ LASTING = ("/inference.GRPCInferenceService/ModelStreamInfer", "/sidecast.v1.Adm
 class Interceptor(ServerInterceptor):
     """Wraps the handlers of a server, each once."""
 
-    def __init__(self, drain: Drain, inbox: Inbox, access: Access | None = None) -> None:
+    def __init__(
+        self, drain: Drain, inbox: Inbox, access: Access | None = None, *, allows_changes: bool = True
+    ) -> None:
+        self._allows_changes = allows_changes
         self._drain = drain
         self._inbox = inbox
         self._access = access
@@ -59,7 +62,9 @@ class Interceptor(ServerInterceptor):
         requests = "stream" if handler.request_streaming else "unary"
         kind = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        behavior = intercepted(method, getattr(handler, kind), self._drain, self._inbox, self._access)
+        behavior = intercepted(
+            method, getattr(handler, kind), self._drain, self._inbox, self._access, self._allows_changes
+        )
         return make(behavior, response_serializer=handler.response_serializer)  # no deserializer: it takes bytes
 
 
@@ -75,19 +80,25 @@ def method_of(path: str) -> MethodDescriptor:
 
 
 def intercepted(
-    method: MethodDescriptor, behavior: Callable[..., Any], drain: Drain, inbox: Inbox, access: Access | None = None
+    method: MethodDescriptor,
+    behavior: Callable[..., Any],
+    drain: Drain,
+    inbox: Inbox,
+    access: Access | None = None,
+    allows_changes: bool = True,
 ) -> Callable[..., Any]:
     """Wrap `behavior`, a servicer's method, so that it takes bytes and raises nothing.
 
     Args:
         access: decides who may call it; None: everybody.
+        allows_changes: whether this port may change the registry.
     """
     path = path_of(method)
     is_ours = path.startswith(OUR_SERVICES)
     call = _Call(
         drain=drain if is_ours else Drain(),  # one that never begins
         inbox=inbox,
-        guard=Guard(access or Access(AccessConfig()), path),
+        guard=Guard(access or Access(AccessConfig()), path, allows_changes),
         kind=GetMessageClass(method.input_type),
         many=method.client_streaming,
         lasting=not is_ours or path in LASTING,

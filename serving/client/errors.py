@@ -232,8 +232,10 @@ class UnauthenticatedError(SidecastError, code=grpc.StatusCode.UNAUTHENTICATED):
     default_reason = "UNAUTHENTICATED"
 
 
-class PermissionDeniedError(SidecastError, code=grpc.StatusCode.PERMISSION_DENIED):
-    """The caller's scopes do not allow this. `fields` names the verb and a scope that would."""
+class PermissionDeniedError(
+    SidecastError, code=grpc.StatusCode.PERMISSION_DENIED, reasons=("PERMISSION_DENIED", "NOT_THIS_PORT")
+):
+    """The caller's scopes do not allow this, of which `fields` name one that would; or it comes by another port."""
 
     default_reason = "PERMISSION_DENIED"
 

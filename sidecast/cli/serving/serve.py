@@ -28,7 +28,8 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     from serving.server import run_server
 
     chosen = read_config(flags, file=config)
-    check_exposure(chosen.host, chosen.access)
+    for host in (chosen.host, chosen.access.admin_host or chosen.host):
+        check_exposure(host, chosen.access)
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -49,6 +50,8 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
             "tasks": server.task_count,
             "generation": server.generation,
         }
+        if server.admin_port is not None:
+            document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
         line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 

@@ -272,3 +272,20 @@ def test_a_token_may_come_from_a_function(house: House) -> None:
         client.tasks()
     assert len(asked) == 2
     assert house.tokens["reader"] not in repr(client._settings)
+
+
+def test_with_an_admin_port_changes_come_by_it_alone(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [SST2], access=AccessConfig(admin_port=0)).open() as parlour:
+        with Client(parlour.address, retry=False) as client:
+            for change in (
+                lambda: client.promote("sst2", 1),
+                lambda: client.publish(parlour.run(SST2, 1)),
+                lambda: client.retire("sst2", 1),
+            ):
+                with pytest.raises(PermissionDeniedError, match="comes by the server's admin port alone") as caught:
+                    change()
+                assert caught.value.reason == "NOT_THIS_PORT"
+            assert client.task("sst2").task == "sst2"
+        with Client(f"127.0.0.1:{parlour.server.admin_port}") as admin:
+            assert admin.publish(parlour.run(SST2, 1)).version == 2
+            assert admin.predict("sst2", ["good"]).version == 1
