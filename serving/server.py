@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import grpc.aio
 
+from serving.access import Access, check_exposure, open_certificates, scrape_guard
 from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
@@ -45,12 +46,15 @@ class Server:
         self.metrics = Metrics()
         self.drain = Drain()
         self.port = self.metrics_port = 0
+        self.admin_port: int | None = None
+        """None where changes come by `port`."""
         self.metrics.follow_calls(lambda: self.drain.in_flight)
         self._assemble = assemble
         self._progress = progress
         self._components: Components | None = None
         self._presence: Presence | None = None
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: list[grpc.aio.Server] = []
+        """That of `port`, and that of `admin_port` where it is set."""
         self._inbox: Inbox | None = None
         self._answering = False
         self._http: MetricsServer | None = None
@@ -74,7 +78,7 @@ class Server:
         """Take the ports, load, answer. When that fails, the ports are given back.
 
         Raises:
-            PortInUse, CannotListen: before anything is loaded.
+            Exposed, UnusableFile, PortInUse, CannotListen: before anything is loaded.
             RegistryError, BackboneError.
             Draining: the server was told to stop while it loads.
         """
@@ -84,9 +88,10 @@ class Server:
             self._components = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
             self._presence = Presence(self._components.registry, self.address, lambda: self.generation)
             await join(self._components, self._presence, self.drain)
-            server = self._require_grpc()
-            add_services(self._components.servicers(self.config, self.metrics, self.drain, self._presence), server)
-            await server.start()
+            servicers = self._components.servicers(self.config, self.metrics, self.drain, self._presence)
+            for server in self._require_grpc():
+                add_services(servicers, server)
+                await server.start()
             self._answering = True
         except BaseException:
             await self._close(0)
@@ -118,12 +123,29 @@ class Server:
 
     def _take_ports(self) -> None:
         config = self.config
+        for host in (config.host, config.access.admin_host or config.host):
+            check_exposure(host, config.access)
+        certificates = open_certificates(config.access)
+        access = Access(config.access)
         options = grpc_options(config.max_message_bytes)
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
-        self.port = take_port(self._grpc, config.host, config.port)
+        admin = config.access.admin_port
+        interceptors = [Interceptor(self.drain, self._inbox, access, allows_changes=admin is None)]
+        self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
+        self.port = take_port(self._grpc[-1], config.host, config.port, certificates)
+        if admin is not None:
+            interceptors = [Interceptor(self.drain, self._inbox, access)]
+            self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
+            host = config.access.admin_host or config.host
+            self.admin_port = take_port(self._grpc[-1], host, admin, certificates, "admin_port")
         self._http = MetricsServer(
-            config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
+            config.host,
+            config.metrics_port,
+            self.metrics.registry,
+            sick=self._sickness,
+            unready=self._unreadiness,
+            certificates=certificates,
+            allow=scrape_guard(access, asyncio.get_running_loop()),
         )
         self.metrics_port = self._http.port
 
@@ -140,10 +162,10 @@ class Server:
 
     async def _close(self, grace_s: float) -> None:
         await self._leave()
-        if self._grpc:
-            if not self._answering:
-                await self._grpc.start()  # one that never started does not give its port back
-            await self._grpc.stop(grace_s)
+        if not self._answering:
+            for server in self._grpc:
+                await server.start()  # one that never started does not give its port back
+        await asyncio.gather(*(server.stop(grace_s) for server in self._grpc))
         if self._inbox:
             self._inbox.close()
         if self._components:
@@ -151,10 +173,11 @@ class Server:
             await asyncio.to_thread(self._components.stop)
         if self._http:
             await asyncio.to_thread(self._http.close)
-        self._grpc = self._components = self._http = None
+        self._components = self._http = None
+        self._grpc = []
 
-    def _require_grpc(self) -> grpc.aio.Server:
-        if self._grpc is None:
+    def _require_grpc(self) -> list[grpc.aio.Server]:
+        if not self._grpc:
             raise RuntimeError("the server has no ports; it was stopped")
         return self._grpc
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import grpc
 from grpc.aio import ServicerContext
 
+from serving.api.guard import known_caller
 from serving.api.status import code_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
@@ -28,7 +29,7 @@ def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> flo
 
 
 class Tenants:
-    """Reads a call's tenant from its metadata.
+    """Reads a call's tenant: from its caller's token; where callers have none, from the call's metadata.
 
     Args:
         header: the metadata key that names the tenant; empty where there are no tenants.
@@ -43,6 +44,9 @@ class Tenants:
         Raises:
             InvalidInput: the name is too long.
         """
+        caller = known_caller()
+        if caller is not None:
+            return caller.tenant
         if not self._header:
             return ""
         tenant = next((value for key, value in context.invocation_metadata() or () if key == self._header), "")

@@ -32,6 +32,9 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.InvalidRow: StatusCode.INVALID_ARGUMENT,
     registry.InvalidRoute: StatusCode.INVALID_ARGUMENT,
     registry.ArtifactError: StatusCode.INVALID_ARGUMENT,
+    serving.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    serving.NotThisPort: StatusCode.PERMISSION_DENIED,
+    serving.PermissionDenied: StatusCode.PERMISSION_DENIED,
     serving.LoadError: StatusCode.FAILED_PRECONDITION,
     registry.VersionInUse: StatusCode.FAILED_PRECONDITION,
     registry.NothingToRollBack: StatusCode.FAILED_PRECONDITION,
@@ -113,6 +116,7 @@ def _details(error: BaseException) -> list[Message]:
             | serving.TooSlow()
             | serving.TaskOverloaded()
             | serving.TooManyBytes()
+            | serving.RateLimited()
             | serving.OutOfMemory()
         ):
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))

@@ -78,7 +78,11 @@ class AppArgs(BaseModel):
     def _sound(self) -> Self:
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("give either replicas or autoscaling")
-        ServeConfig.from_values(self.settings)
+        config = ServeConfig.from_values(self.settings)
+        if config.access.tls_cert:
+            raise ValueError("tls_cert is for 'sidecast serve': Ray's gRPC has no TLS; end it in a proxy before Ray")
+        if config.access.admin_port is not None:
+            raise ValueError("admin_port is for 'sidecast serve': Ray gives all services one port")
         device = str(self.settings.get("device", "auto"))
         if device.startswith("cuda") and not self.gpus:
             raise ValueError(f"device is {device}, but gpus is 0: give each replica a GPU")

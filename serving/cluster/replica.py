@@ -17,12 +17,13 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
+from serving.access import Access, scrape_guard, write_audit
 from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.errors import PortInUse
 from serving.metrics import Metrics
-from serving.ports import MetricsServer, State
+from serving.ports import Allow, MetricsServer, State
 
 if TYPE_CHECKING:
     from serving.components import Components
@@ -75,7 +76,10 @@ class Server:
         self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
         logging.getLogger("serving").setLevel(config.log_level)
-        self._http = _metrics_server(config, self.metrics, lambda: self._fault(), self._unreadiness)
+        access = Access(config.access)
+        write_audit(config.access.audit_log)
+        allow = scrape_guard(access, asyncio.get_running_loop())
+        self._http = _metrics_server(config, self.metrics, lambda: self._fault(), self._unreadiness, allow)
         self._open.push_async_callback(asyncio.to_thread, self._http.close)
         parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
         self._fault = parts.fault
@@ -88,7 +92,8 @@ class Server:
         await join(parts, presence, self.drain)
         inbox = Inbox(config.max_in_flight_bytes, self.metrics)
         self._open.callback(inbox.close)
-        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain, inbox)
+        servicers = parts.servicers(config, self.metrics, self.drain, presence)
+        self._calls = Calls(servicers, self.drain, inbox, access)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})
@@ -191,12 +196,12 @@ def _batcher(parts: "Components") -> "Batcher":
     return parts.batcher
 
 
-def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State) -> MetricsServer:
+def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State, allow: Allow) -> MetricsServer:
     """Raises PortInUse, CannotListen."""
     first = config.metrics_port
     for port in range(first, first + METRICS_PORTS) if first else ():
         try:
-            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready)
+            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready, allow=allow)
         except PortInUse:
             continue
-    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready)
+    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready, allow=allow)

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "history": ("registry.listings", "List what changed: who, when, why."),
     "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
     "registry": ("registry.maintenance", "Maintain a registry: verify, gc, export, import."),
+    "token": ("serving.token", "Make, list and revoke the tokens of a server's callers."),
     "predict": ("serving.predict", "Send texts and images to a server and print the answers."),
     "batch": ("serving.batch", "Answer tasks about every row of a dataset, with Ray Data."),
     "bench": ("serving.bench", "Put load on a server: latencies, throughput, stages."),

@@ -176,9 +176,8 @@ def _fit(backbone: str | None, registry: str | None, quantize: str) -> str:
 
 
 def _server(address: str | None) -> str:
-    from serving.client import Client
 
-    with Client(str(address)) as client:
+    with options.connect(str(address)) as client:
         tasks: list[Any] = client.tasks()
         if not client.ready():
             raise _Wrong(f"{address} answers, and is not ready")

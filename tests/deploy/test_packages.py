@@ -19,6 +19,7 @@ NAMES = {
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "PIL": "pillow",
+    "jwt": "pyjwt",
     "yaml": "pyyaml",
 }
 """Packages that are not called as the module that they bring."""
@@ -29,6 +30,7 @@ OF_AN_EXTRA = {
     "matplotlib": "plot",
     "bitsandbytes": "quantized",
     "h5py": "hdf5",
+    "pyjwt": "jwt",
 }
 """Packages that a user's install lacks; each is imported where its absence is told by what to install."""
 
@@ -82,7 +84,7 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
     development = {package(each) for each in extras["dev"]}
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
     assert not development & {package(each) for name in ("cluster", "demo") for each in extras[name]}
-    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,plot,quantized]"
+    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,jwt,plot,quantized]"
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:

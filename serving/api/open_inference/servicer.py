@@ -17,6 +17,7 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
 from serving.api.drain import Drain
+from serving.api.guard import check_request
 from serving.api.inbox import Messages
 from serving.api.open_inference.stream import FINAL, InferStream
 from serving.api.open_inference.tensors import (
@@ -142,6 +143,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
+            await check_request(request)
             target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:

@@ -65,9 +65,7 @@ def open_view(registry: str | None, server: str | None, *, create: bool = False)
     """Open the view that the options name; `create` makes a registry that does not exist yet."""
     source, where = options.choose(registry=registry, server=server)
     if source == "server":
-        from serving.client import Client
-
-        return ServerView(Client(where))
+        return ServerView(options.connect(where))
     from side_registry import Registry
 
     return RegistryView(Registry.open(where, create=create))

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from serving.cluster.status import Deployed
 
 EVERYWHERE = "0.0.0.0"
-OPEN_DOORS = (
-    "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without authentication"
-)
+OPEN_DOORS = "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without TLS"
 REMOVE_S = 60.0
 """Longest time for a removal after which the cluster is stopped, in seconds, whatever --wait says."""
 SCALING = {
@@ -97,8 +95,9 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **s
     A replica is the same server as 'sidecast serve', with the same settings. Without --address, and if no cluster runs
     on this machine, one is started in the background. If an update fails, the old replicas keep running.
 
-    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host. Anyone who reaches
-    them can call the server and its Admin service: there is no authentication. Keep them behind a firewall.
+    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host, without TLS. Anyone
+    who reaches them can call the server, within the scopes of a token where --tokens or --jwt-keys ask for one. Keep
+    them behind a firewall.
     """
     where = {option: settings.pop(option) for option in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])
@@ -129,6 +128,7 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     Raises:
         UserError, ConfigError: before anything is touched.
     """
+    from serving.access import check_exposure
     from serving.cluster.deploy import check_args
     from serving.cluster.serve_config import Wanted, app_args
     from serving.config import read_config
@@ -143,12 +143,14 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     chosen = read_config(settings, file=config)
     if not chosen.port:
         raise UserError("--port 0 is for one process: callers of a cluster must know its port")
+    host = chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE
+    check_exposure(host, chosen.access, ends_tls=False)
     wanted = Wanted(
         name=name,
         args=app_args(chosen, cpus=cpus, gpus=gpus, max_ongoing_requests=ongoing, autoscaling=scaling or None),
         replicas=None if scaling else replicas or 1,
         surge=surge,
-        host=chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE,
+        host=host,
         port=chosen.port,
         http_port=http_port,
     )

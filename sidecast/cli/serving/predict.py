@@ -50,7 +50,7 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     metavar="[NAME=]FILE",
     help="An image file (JPEG, PNG, WebP). NAME where the task has two; may be given again.",
 )
-@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.required_server
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
 @click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
 @click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
@@ -78,10 +78,9 @@ def predict(
 
     A task that reads one image answers each TEXT about each --image. A task that reads two takes one of each name.
     """
-    from serving.client import Client
     from side_registry import TaskRef
 
-    with Client(server) as client:
+    with options.connect(server) as client:
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")

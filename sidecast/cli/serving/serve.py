@@ -23,23 +23,35 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
 
     Prints one line when it is ready. A version published while it runs is served within a second.
     """
-    from serving.config import read_config
+    from serving.access import check_exposure, write_audit
+    from serving.config import ConfigError, read_config
     from serving.server import run_server
 
     chosen = read_config(flags, file=config)
+    for host in (chosen.host, chosen.access.admin_host or chosen.host):
+        check_exposure(host, chosen.access)
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
-    logging.basicConfig(
-        level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.name != "sidecast.audit")  # those lines are JSON alone
+    logging.basicConfig(level=chosen.log_level, handlers=[handler])
+
+    try:
+        write_audit(chosen.access.audit_log)
+    except OSError as error:
+        raise ConfigError(f"audit_log {chosen.access.audit_log} cannot be written: {error.strerror}") from None
+    scheme = "https" if chosen.access.tls_cert else "http"
 
     def ready(server: Any) -> None:
         document = {
             "ready": True,
             "address": f"{chosen.host}:{server.port}",
-            "metrics": f"http://{chosen.host}:{server.metrics_port}/metrics",
+            "metrics": f"{scheme}://{chosen.host}:{server.metrics_port}/metrics",
             "tasks": server.task_count,
             "generation": server.generation,
         }
+        if server.admin_port is not None:
+            document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
         line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 

@@ -244,10 +244,9 @@ def _local(
 
 
 def _on_server(task: str, address: str) -> Candidate:
-    from serving.client import Client
 
     ref = TaskRef.parse(task)
-    client = Client(address)
+    client = options.connect(address)
     info = client.task(task)
     version = ref.version or info.serving.get(ref.alias or "production")
     if version is not None:

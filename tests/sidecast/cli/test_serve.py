@@ -30,7 +30,15 @@ SERVE = "serve --backbone @/t5 --registry @/registry --port 0 --metrics-port 0"
         (f"{SERVE} --port 9 --metrics-port 9", "port and metrics_port must differ, both are 9"),
         (f"{SERVE} --max-batch-rows 0", "max_batch_rows must be >= 1, got 0"),
         (f"{SERVE} --grace-s -1", "grace_s must be >= 0, got -1.0"),
-        (f"{SERVE} --host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
+        (f"{SERVE} --host no.such.host.invalid --insecure", "cannot listen on no.such.host.invalid"),
+        (
+            f"{SERVE} --host 0.0.0.0",
+            "other machines reach host 0.0.0.0, and the server has no TLS and no callers' tokens",
+        ),
+        (f"{SERVE} --host 0.0.0.0 --tokens @/none.toml", "and the server has no TLS; give --tls-cert"),
+        (f"{SERVE} --tls-cert @/none", "tls_cert and tls_key belong together; give both"),
+        (f"{SERVE} --tls-cert @/none --tls-key @/none", "the TLS certificate"),
+        (f"{SERVE} --tokens @/none.toml", "the tokens file"),
         (f"{SERVE} --config @/nothing", "No such file or directory"),
     ],
 )
