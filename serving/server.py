@@ -7,21 +7,28 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 
 from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
 from serving.errors import Draining
+from serving.http import wanted_port
 from serving.metrics import Metrics
-from serving.ports import MetricsServer, grpc_options, take_port
+from serving.ports import MetricsServer, grpc_options, listen, take_port
 from serving.versions import Presence, Progress, address_of
+
+if TYPE_CHECKING:
+    from serving.http.listener import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,8 @@ class Server:
         self.metrics = Metrics()
         self.drain = Drain()
         self.port = self.metrics_port = 0
+        self.http_port: int | None = None
+        """Of the HTTP API; None where there is none."""
         self.metrics.follow_calls(lambda: self.drain.in_flight)
         self._assemble = assemble
         self._progress = progress
@@ -53,7 +62,9 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self._inbox: Inbox | None = None
         self._answering = False
-        self._http: MetricsServer | None = None
+        self._metrics_server: MetricsServer | None = None
+        self._http_listener: socket.socket | None = None
+        self._http: HttpServer | None = None
 
     @property
     def task_count(self) -> int:
@@ -74,7 +85,7 @@ class Server:
         """Take the ports, load, answer. When that fails, the ports are given back.
 
         Raises:
-            PortInUse, CannotListen: before anything is loaded.
+            PortInUse, CannotListen, HttpNotInstalled: before anything is loaded.
             RegistryError, BackboneError.
             Draining: the server was told to stop while it loads.
         """
@@ -85,12 +96,26 @@ class Server:
             self._presence = Presence(self._components.registry, self.address, lambda: self.generation)
             await join(self._components, self._presence, self.drain)
             server = self._require_grpc()
-            add_services(self._components.servicers(self.config, self.metrics, self.drain, self._presence), server)
+            servicers = self._components.servicers(self.config, self.metrics, self.drain, self._presence)
+            add_services(servicers, server)
             await server.start()
+            await self._start_http(servicers)
             self._answering = True
         except BaseException:
             await self._close(0)
             raise
+
+    async def _start_http(self, servicers: Mapping[ServiceDescriptor, Any]) -> None:
+        if self._http_listener is None:
+            return
+        from serving.http.app import make_app
+        from serving.http.listener import HttpServer
+
+        assert self._inbox
+        assert self._metrics_server
+        app = make_app(servicers, self.drain, self._inbox, self._metrics_server.pages, self.config)
+        self._http = HttpServer(app, self._http_listener)
+        await self._http.start()
 
     async def stop(self, grace_s: float | None = None) -> bool:
         """Refuse new calls, let those in flight finish, end. False when some were cut off after `grace_s`."""
@@ -122,10 +147,14 @@ class Server:
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
         self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
         self.port = take_port(self._grpc, config.host, config.port)
-        self._http = MetricsServer(
+        http_port = wanted_port(config)
+        if http_port is not None:
+            self._http_listener = listen(config.host, http_port, "http_port", "--http-port 0: no HTTP API")
+            self.http_port = self._http_listener.getsockname()[1]
+        self._metrics_server = MetricsServer(
             config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
         )
-        self.metrics_port = self._http.port
+        self.metrics_port = self._metrics_server.port
 
     def _sickness(self) -> str:
         """Why this process should be replaced; empty where it should not."""
@@ -140,18 +169,26 @@ class Server:
 
     async def _close(self, grace_s: float) -> None:
         await self._leave()
-        if self._grpc:
-            if not self._answering:
-                await self._grpc.start()  # one that never started does not give its port back
-            await self._grpc.stop(grace_s)
+        http = self._http
+        self._http = None
+        await asyncio.gather(self._close_grpc(grace_s), *((http.stop(),) if http else ()))
+        if self._http_listener:
+            self._http_listener.close()
         if self._inbox:
             self._inbox.close()
         if self._components:
             await self._components.service.close()
             await asyncio.to_thread(self._components.stop)
-        if self._http:
-            await asyncio.to_thread(self._http.close)
-        self._grpc = self._components = self._http = None
+        if self._metrics_server:
+            await asyncio.to_thread(self._metrics_server.close)
+        self._grpc = self._components = self._metrics_server = self._http_listener = None
+
+    async def _close_grpc(self, grace_s: float) -> None:
+        if self._grpc is None:
+            return
+        if not self._answering:
+            await self._grpc.start()  # one that never started does not give its port back
+        await self._grpc.stop(grace_s)
 
     def _require_grpc(self) -> grpc.aio.Server:
         if self._grpc is None:

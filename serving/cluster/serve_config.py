@@ -15,7 +15,7 @@ DEPLOYMENT = "Server"
 ATTEMPT = "SIDECAST_ATTEMPT"
 """Variable in the application's environment that differs between two tries of the same config. Ray does not try an
 unchanged config again after it failed."""
-NOT_OF_REPLICAS = ("host", "port", "grace_s")
+NOT_OF_REPLICAS = ("host", "port", "http_port", "grace_s")
 """Settings of a single process that on a cluster are set for the proxies or the deployment."""
 
 

@@ -104,6 +104,11 @@ class Encoded:
     images: Sequence[tuple[EncodedImage, ...]] = ()
     """Each row's images; empty where the task reads text alone."""
 
+    @property
+    def token_count(self) -> int:
+        """Tokens of all rows together."""
+        return sum(map(len, self.ids))
+
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
