@@ -34,7 +34,7 @@ class CallContext(Protocol):
 
 
 def deadline_of(context: CallContext, timeout_s: float | None = None) -> float | None:
-    """The earlier of the call's deadline and the request's timeout, in time.monotonic() seconds; None without either."""
+    """The earlier of the call's deadline and the request's timeout, in monotonic seconds; None without either."""
     limits = [seconds for seconds in (context.time_remaining(), timeout_s) if seconds is not None]
     return time.monotonic() + min(limits) if limits else None
 

@@ -183,7 +183,7 @@ def _document(operations: Sequence[Operation]) -> Operation:
 def _route_error(error: Exception, scope: Any) -> Exception:
     """Starlette's errors as ours."""
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(scope["method"], (error.headers or {}).get("Allow", ""))
+        return MethodNotAllowed(scope["method"], ", ".join(sorted((error.headers or {}).get("Allow", "").split(", "))))
     return error
 
 

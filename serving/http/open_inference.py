@@ -1,18 +1,19 @@
 """`/v2`: the Open Inference Protocol over REST, by the servicer that answers it over gRPC.
 
 Tensors are JSON, or follow it as bytes as in Triton's binary extension. JSON has no bytes: an element of a BYTES tensor
-is a text, or `{"b64": "..."}`; where the tensor's parameter `content_type` is "base64", as MLServer has it, each element
+is a text, or `{"b64": "..."}`; where the parameter `content_type` of a tensor is "base64", as in MLServer, each element
 is base64.
 """
 
 from collections.abc import Iterator, Mapping
 from http import HTTPMethod
 from math import prod
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import to_json
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from protos import open_inference_pb2 as pb
 from serving.api.open_inference.tensors import pack, split_raw

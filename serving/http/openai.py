@@ -8,10 +8,11 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from http import HTTPMethod
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 from ladder.answers import ClassAnswer, TextAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb

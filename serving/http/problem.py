@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from http import HTTPStatus
 from math import ceil
-from typing import NotRequired, TypedDict
+from typing import NotRequired
 
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 from pydantic_core import to_json
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from serving.api.status import status_of
 from serving.http.errors import HttpError, MethodNotAllowed

@@ -3,10 +3,11 @@
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from http import HTTPMethod
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import to_json
+from typing_extensions import TypedDict
 
 from ladder.answers import Answer
 from protos import sidecast_pb2 as pb
