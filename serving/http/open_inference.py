@@ -178,7 +178,7 @@ class OpenInference:
             "Say whether the server answers requests",
             self.ready,
             Ready,
-            unready=Ready,
+            negative={503: Ready},
             lasting=True,
         )
 
@@ -205,7 +205,7 @@ class OpenInference:
             "Say whether a task can be asked here",
             self.model_ready,
             ModelReady,
-            unready=ModelReady,
+            negative={404: ModelReady},
             parameters=parameters,
         )
 
@@ -241,7 +241,7 @@ class OpenInference:
         name = call.parameters["model"]
         request = pb.ModelReadyRequest(name=name, version=call.parameters.get("version", ""))
         ready = await self._services.model_ready(call, request)
-        return json_reply(ModelReady(name=name, ready=ready), 200 if ready else 503)
+        return json_reply(ModelReady(name=name, ready=ready), 200 if ready else 404)
 
     async def server_metadata(self, call: HttpCall) -> Reply:
         """Describe the server."""

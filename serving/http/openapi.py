@@ -73,8 +73,8 @@ def _schemas(operations: Sequence[Operation]) -> tuple[Mapping[Any, dict[str, An
     responses = {
         kind
         for operation in operations
-        for kind in (*operation.responses.values(), operation.unready, Problem)
-        if kind not in (None, str, bytes)
+        for kind in (*operation.responses.values(), *operation.negative.values(), Problem)
+        if kind not in (str, bytes)
     }
     inputs = [(kind, "validation", TypeAdapter(kind)) for kind in requests]
     inputs += [(kind, "serialization", TypeAdapter(kind)) for kind in responses]
@@ -109,10 +109,10 @@ def _responses(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> d
     for status, text in _problems(operation).items():
         content = {problem.MEDIA_TYPE: {"schema": schemas[Problem]}}
         responses[str(status)] = {"description": text, "content": content, "headers": ECHO}
-    if operation.unready:
-        media = TEXT if operation.unready is str else "application/json"
-        unready = responses.setdefault("503", {"description": UNAVAILABLE, "content": {}, "headers": ECHO})
-        unready["content"][media] = {"schema": _schema(operation.unready, schemas)}
+    for status, kind in operation.negative.items():
+        media = TEXT if kind is str else "application/json"
+        negative = responses.setdefault(str(status), {"description": "No.", "content": {}, "headers": ECHO})
+        negative["content"][media] = {"schema": _schema(kind, schemas)}
     return responses
 
 

@@ -27,8 +27,8 @@ class Operation:
     """Of the body; None: it has none."""
     responses: Mapping[str, Any]
     """Type of the response with status 200, by media type. `str` and `bytes` are free text and any bytes."""
-    unready: Any = None
-    """Type of the response with status 503 where that is no problem but an answer."""
+    negative: Mapping[int, Any] = field(default_factory=dict)
+    """Type of a response that is no problem but a "no", by status."""
     binary: bool = False
     """Binary tensors may follow the JSON of the body."""
     counted: bool = False

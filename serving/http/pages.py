@@ -34,7 +34,7 @@ class Pages:
                 summary=summary,
                 handler=handler,
                 responses={TEXT: str},
-                unready=None if handler == self.metrics else str,
+                negative={} if handler == self.metrics else {503: str},
                 lasting=True,
                 tag="operation",
             )

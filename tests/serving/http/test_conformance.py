@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from http import HTTPStatus
 from typing import Any
 
 import grpc
@@ -125,4 +124,3 @@ def test_a_mistake(ask: Asker, native: Any, task: str, body: dict[str, Any], mes
     assert reason == from_status(rpc_status.from_call(error)).reason
     assert status == STATUSES[error.code().value[0]]
     assert detail == error.details().replace("rows[", "inputs[")
-    assert HTTPStatus(status).is_client_error

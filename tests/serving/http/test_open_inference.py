@@ -158,4 +158,4 @@ def test_a_task_and_the_server_are_described(ask: Asker) -> None:
     assert ask.get("/v2/models/sst2/ready") == {"name": "sst2", "ready": True}
     assert ask.get("/v2/models/sst2/versions/1/ready") == {"name": "sst2", "ready": True}
     response = ask("GET", "/v2/models/sst2/versions/9/ready")
-    assert (response.status_code, response.json()) == (503, {"name": "sst2", "ready": False})
+    assert (response.status_code, response.json()) == (404, {"name": "sst2", "ready": False})
