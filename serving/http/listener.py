@@ -4,13 +4,21 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.http.app import App
 
 KEEP_ALIVE_S = 75
 """How long a connection without a request stays open, in seconds: longer than a load balancer keeps it."""
+HEAD_S = 10.0
+"""Longest that a caller may take to send the line and the headers of a request, in seconds."""
+MAX_HEAD_BYTES = 2**16
+"""Most bytes of a request's line and headers; a head that came in one piece may have a little more."""
+MAX_CONNECTIONS = 4096
+"""Most connections at once. Further ones are closed at once."""
 CUT_OFF_S = 1
 """Longest that requests may take to end once the server has stopped waiting for them, in seconds."""
 
@@ -26,7 +34,7 @@ class HttpServer:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -54,6 +62,49 @@ class HttpServer:
         self._server.should_exit = True
         if self._serving:
             await self._serving
+
+
+class _Connection(HttpToolsProtocol):
+    """Uvicorn's connection, with bounds on how many there are and on the time and the size of a request's head."""
+
+    _waiting: asyncio.TimerHandle | None = None
+    """Ends the connection; set while a head is not complete."""
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._waiting is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"The line and the headers of a request may have {MAX_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._stop_waiting()
+        self._head_bytes = 0
+        self._waiting = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class _Uvicorn(uvicorn.Server):
