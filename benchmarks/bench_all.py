@@ -35,7 +35,7 @@ SCRIPTS = (
     "shadow",
     "server",
 )
-"""Scripts that measure the engine, the server or training; the shortest first. doors: calls over gRPC, http: over HTTP."""
+"""Scripts that measure the engine, the server or training; shortest first. doors: calls over gRPC; http: over HTTP."""
 LIMIT_S = 3600.0
 """Longest run of one script."""
 
