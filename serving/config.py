@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -338,6 +339,9 @@ class ServeConfig:
     `insecure`."""
     port: int = 8001
     """Port of gRPC; 0: a free one."""
+    http_port: int | None = None
+    """Port of the HTTP API; 0: none; not given: 8000, or a free one where `port` is 0. It needs the extra `http`;
+    without it there is no HTTP API unless a port is given."""
     metrics_port: int = 8002
     """Port of Prometheus metrics over HTTP, or HTTPS where there is a certificate; 0: a free one."""
     device: str = "auto"
@@ -353,8 +357,8 @@ class ServeConfig:
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 20 * 2**20
-    """Largest gRPC message, in bytes, decompressed. The default has room for 1,024 embeddings of 4,096 numbers. A text
-    of many megabytes delays other calls by tens of milliseconds."""
+    """Largest gRPC message, and largest body of an HTTP request, in bytes, decompressed. The default has room for 1,024
+    embeddings of 4,096 numbers over gRPC. A text of many megabytes delays other calls by tens of milliseconds."""
     max_in_flight_bytes: int = 512 * 2**20
     """Most bytes of requests in flight, decompressed; requests beyond are rejected, and streams wait. A request takes
     about three times its bytes of memory. Requests of up to 4 KiB are always accepted, and so is any request that finds
@@ -374,15 +378,16 @@ class ServeConfig:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
         _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
+        ports = {name: getattr(self, name) for name in ("port", "metrics_port", "http_port")}
+        for name, port in ports.items():
+            if port is not None and not 0 <= port <= 65535:
+                raise ConfigError(f"{name} must be within 0..65535, got {port}")
+        ports["admin_port"] = self.access.admin_port
+        for name, other in combinations(ports, 2):
+            if ports[name] and ports[name] == ports[other]:
+                raise ConfigError(f"{name} and {other} must differ, both are {ports[name]}")
         if self.request.tenant_header and self.access.names_callers:
             raise ConfigError("tenant_header must be empty where callers have tokens: a caller's token says its tenant")
-        if self.access.admin_port and self.access.admin_port in (self.port, self.metrics_port):
-            raise ConfigError(f"admin_port must differ from port and metrics_port, got {self.access.admin_port}")
-        if self.port and self.port == self.metrics_port:
-            raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
         _one_of(self, "quantize", ("none", "int8", "int4", "w8a8"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))

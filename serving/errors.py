@@ -18,7 +18,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       AccessError         who calls is not known, or may not do this
         Unauthenticated, PermissionDenied, NotThisPort
       StartError          the server cannot start; no caller sees it
-        PortInUse, CannotListen, UnusableFile, Exposed
+        PortInUse, CannotListen, HttpNotInstalled, UnusableFile, Exposed
 """
 
 from typing import ClassVar, TypeVar
@@ -354,9 +354,22 @@ class PortInUse(StartError):
     """Another program listens on the port. `setting` is the setting that names the port."""
 
     reason = "PORT_IN_USE"
-    message = "port {port} is in use; stop what listens there, or choose another {setting} (0: a free one)"
+    message = "port {port} is in use; stop what listens there, or choose another {setting} ({otherwise})"
     port: int
     setting: str = "port"
+    otherwise: str = "0: a free one"
+    """What another choice means."""
+
+
+class HttpNotInstalled(StartError):
+    """The settings ask for the HTTP API, and its packages are not installed."""
+
+    reason = "HTTP_NOT_INSTALLED"
+    message = (
+        "http_port is {port}, but the packages of the HTTP API are not installed; "
+        "run: pip install 'sidecast[http]', or choose --http-port 0 for gRPC alone"
+    )
+    port: int
 
 
 class CannotListen(StartError):

@@ -1,6 +1,7 @@
 """Takes the server's ports, before anything heavy is loaded. Says plainly why a port cannot be had.
 
-The metrics port answers `/metrics`, `/healthz` and `/readyz` over HTTP, on an event loop in a thread of its own.
+The metrics port answers `/metrics`, `/healthz` and `/readyz` over HTTP, on an event loop in a thread of its own. The
+HTTP API has the same pages on its port.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from serving.access import Certificates, Pem
-from serving.errors import AccessError, CannotListen, PortInUse, StartError, Unauthenticated
+from serving.errors import AccessError, CannotListen, PortInUse, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,48 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = PLAIN_TEXT
 
 
-class MetricsServer:
-    """Prometheus's text and health checks over HTTP. One request for each connection.
+class StatusPages:
+    """The answers to `/metrics`, `/healthz` and `/readyz`.
 
     Args:
         sick: why this process should be replaced by another: `/healthz` then answers 503 and says so.
         unready: why it takes no requests now: `/readyz` then answers 503 and says so.
+    """
+
+    def __init__(self, registry: CollectorRegistry, sick: State = lambda: "", unready: State = lambda: "") -> None:
+        self._app = make_wsgi_app(registry)
+        self.states = {"/healthz": sick, "/readyz": unready}
+        """By path."""
+
+    def health(self, path: str) -> Answer:
+        """The answer to a health check, one of `states`."""
+        why = self.states[path]()
+        return Answer("503 Service Unavailable", f"{why}\n".encode()) if why else Answer("200 OK", b"ok\n")
+
+    def metrics(self, query: str, headers: Mapping[str, str]) -> Answer:
+        """prometheus-client's answer, in the format and compression that the caller accepts. Takes a while.
+
+        Args:
+            headers: of the request; names are in lower case.
+        """
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT": headers.get("accept", ""),
+            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
+        }
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b"".join(self._app(environ, lambda status, sent, *_: started.append((status, sent))))
+        [(status, sent)] = started
+        return Answer(status, body, tuple(sent))
+
+
+class MetricsServer:
+    """The status pages on a port of their own. One request for each connection.
+
+    Args:
+        sick, unready: as those of StatusPages.
         certificates: serves HTTPS with them. Where they ask for client certificates, `/metrics` needs one; the health
             checks do not, because Kubernetes can show none.
         allow: decides who may read `/metrics`.
@@ -82,11 +119,10 @@ class MetricsServer:
     ) -> None:
         self._certificates = certificates
         self._allow = allow
-        self._app = make_wsgi_app(registry)
-        self._states = {"/healthz": sick, "/readyz": unready}
+        self.pages = StatusPages(registry, sick, unready)
         self._connections = 0
         self._scrapes = asyncio.Semaphore(MAX_SCRAPES)
-        listener = _bound(host, port, "metrics_port")
+        listener = listen(host, port, "metrics_port")
         self.port: int = listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -142,7 +178,7 @@ class MetricsServer:
                 await _send(writer, _refusal_of(error), method)
                 return
             async with self._scrapes:
-                answer = await asyncio.to_thread(self._metrics, query, headers)
+                answer = await asyncio.to_thread(self.pages.metrics, query, headers)
                 await _send(writer, answer, method)
         else:
             await _send(writer, self._answer(method, path), method)
@@ -157,24 +193,9 @@ class MetricsServer:
     def _answer(self, method: str, path: str) -> Answer:
         if method not in ("GET", "HEAD"):
             return Answer("405 Method Not Allowed", b"use GET\n", (("Allow", "GET, HEAD"),))
-        if path not in self._states:
-            return Answer("404 Not Found", f"there are /metrics, {', '.join(self._states)}\n".encode())
-        why = self._states[path]()
-        return Answer("503 Service Unavailable", f"{why}\n".encode()) if why else Answer("200 OK", b"ok\n")
-
-    def _metrics(self, query: str, headers: Mapping[str, str]) -> Answer:
-        """prometheus-client's answer, in the format and compression that the caller accepts."""
-        environ = {
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": "/metrics",
-            "QUERY_STRING": query,
-            "HTTP_ACCEPT": headers.get("accept", ""),
-            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
-        }
-        started: list[tuple[str, list[tuple[str, str]]]] = []
-        body = b"".join(self._app(environ, lambda status, sent, *_: started.append((status, sent))))
-        [(status, sent)] = started
-        return Answer(status, body, tuple(sent))
+        if path not in self.pages.states:
+            return Answer("404 Not Found", f"there are /metrics, {', '.join(self.pages.states)}\n".encode())
+        return self.pages.health(path)
 
 
 def _refusal_of(error: AccessError) -> Answer:
@@ -206,7 +227,7 @@ def take_port(
     Raises:
         PortInUse, CannotListen.
     """
-    _bound(host, port, setting).close()  # gRPC itself would give no cause, and print to standard error
+    listen(host, port, setting).close()  # gRPC itself would give no cause, and print to standard error
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         if certificates:
@@ -236,8 +257,12 @@ def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
 
 
-def _bound(host: str, port: int, setting: str) -> socket.socket:
+def listen(host: str, port: int, setting: str, otherwise: str = "0: a free one") -> socket.socket:
     """A socket that listens there.
+
+    Args:
+        setting: the setting that names the port.
+        otherwise: what another choice of it means, for a message.
 
     Raises:
         PortInUse, CannotListen.
@@ -254,13 +279,9 @@ def _bound(host: str, port: int, setting: str) -> socket.socket:
             raise
         return listener
     except OSError as error:
-        raise _refusal(error, host, port, setting) from None
-
-
-def _refusal(error: OSError, host: str, port: int, setting: str) -> StartError:
-    if error.errno == errno.EADDRINUSE:
-        return PortInUse(port, setting)
-    return CannotListen(host, port, error.strerror or str(error))
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(port, setting, otherwise) from None
+        raise CannotListen(host, port, error.strerror or str(error)) from None
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, Any]]:

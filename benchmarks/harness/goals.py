@@ -100,6 +100,9 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
     "Served": (
         Goal("over gRPC, 256 callers / engine alone: rows/s", "server", "server / engine at saturation", 0.9),
         Goal("the same, 16 callers of 8 rows", "server", "server 16x8 / *", 0.9),
+        Goal("HTTP / gRPC, requests of 1 row: rows/s", "http", "HTTP / gRPC, 1 rows", 0.8),
+        Goal("the same, 8 rows", "http", "HTTP / gRPC, 8 rows", 0.8),
+        Goal("the same, 64 rows", "http", "HTTP / gRPC, 64 rows", 0.8),
         Goal("padding at saturation, GLUE's texts, 64 callers", "pressure", "padding, 64 callers", most=0.05),
         Goal("the same, 256 callers", "pressure", "padding, 256 callers", most=0.05),
         Goal("answers in time at twice the load / capacity, deadlines of 2 s", "pressure", "in time at * 2 s / *", 0.9),

@@ -1,15 +1,15 @@
 """What the servicers share about one call: its deadline, its tenant, and its count in the metrics.
 
-Knows gRPC's context, and no messages.
+Knows no messages.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import grpc
-from grpc.aio import ServicerContext
 
 from serving.api.guard import known_caller
 from serving.api.status import code_of
@@ -22,8 +22,20 @@ CLOCK_SKEW_S = 0.02
 """A cancellation this close to the deadline counts as the deadline: the clocks of gRPC and of the caller differ."""
 
 
-def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> float | None:
-    """The earlier of gRPC's deadline and the request's timeout, in time.monotonic() seconds; None without either."""
+class CallContext(Protocol):
+    """What the servicers read of a call's context: gRPC's, Ray's or that of an HTTP request."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None without one."""
+        ...
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """The caller's metadata, or the headers of its HTTP request; names are in lower case."""
+        ...
+
+
+def deadline_of(context: CallContext, timeout_s: float | None = None) -> float | None:
+    """The earlier of the call's deadline and the request's timeout, in monotonic seconds; None without either."""
     limits = [seconds for seconds in (context.time_remaining(), timeout_s) if seconds is not None]
     return time.monotonic() + min(limits) if limits else None
 
@@ -38,7 +50,7 @@ class Tenants:
     def __init__(self, header: str = "") -> None:
         self._header = header
 
-    def of(self, context: ServicerContext) -> str:
+    def of(self, context: CallContext) -> str:
         """The tenant; "" where the call names none.
 
         Raises:

@@ -17,7 +17,7 @@ ATTEMPT = "SIDECAST_ATTEMPT"
 unchanged config again after it failed."""
 FILES = ("vision", "tokens", "jwt_keys", "audit_log")
 """Settings that name files, which a replica needs as absolute paths. Some may be URLs."""
-NOT_OF_REPLICAS = ("host", "port", "grace_s")
+NOT_OF_REPLICAS = ("host", "port", "http_port", "grace_s")
 """Settings of a single process that on a cluster are set for the proxies or the deployment."""
 
 

@@ -125,6 +125,11 @@ class Encoded:
     pairs: Sequence[Pair] = ()
     """Where each row's two texts lie among its tokens; empty where the side network reads all tokens alike."""
 
+    @property
+    def token_count(self) -> int:
+        """Tokens of all rows together."""
+        return sum(map(len, self.ids))
+
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:

@@ -171,7 +171,7 @@ class PredictService:
                     progress.add(piece)
                     yield piece
                 if not isinstance(event, Piece):
-                    whole = Prediction.of(encoded.target, [event], encoded.truncated)
+                    whole = Prediction.of(encoded.target, [event], encoded.truncated, encoded.token_count)
                     yield Generated(whole, progress.finish_reason)
 
     async def close(self) -> None:
@@ -269,7 +269,7 @@ class PredictService:
             task_rows = [rows[index] for index in task_indices]
             task_outcomes = [outcomes[index] for index in task_indices]
             self._observe(Observation.of(task, request.rows, task_rows, task_outcomes, seconds))
-            predictions.append(prediction_or_fault(task.target, task_outcomes, task.truncated))
+            predictions.append(prediction_or_fault(task.target, task_outcomes, task.truncated, task.token_count))
         answered = iter(predictions)
         return [next(answered) if isinstance(task, Encoded) else task for task in encoded]
 

@@ -221,7 +221,13 @@ class Parlour:
         self.service = RuleService(self.pool)
         for spec in specs:
             self.publish(spec)
-        values = {"backbone": "none", "registry": str(folder / "registry"), "port": 0, "metrics_port": 0}
+        values = {
+            "backbone": "none",
+            "registry": str(folder / "registry"),
+            "port": 0,
+            "metrics_port": 0,
+            "http_port": 0,
+        }
         self.config = ServeConfig(**values | config, load=LoadConfig(poll_s=0.05, max_side_bytes=100_000))
         self.server = cast(Server, None)
 

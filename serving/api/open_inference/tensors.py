@@ -133,7 +133,7 @@ def write_outputs(
         if column.is_list:
             values = [value for numbers in values for value in numbers]
         if raw:
-            response.raw_output_contents.append(_pack(datatype, values))
+            response.raw_output_contents.append(pack(datatype, values))
         elif datatype == "BYTES":
             tensor.contents.bytes_contents.extend(value.encode() for value in values)
         else:
@@ -258,7 +258,8 @@ def _texts(tensor: Tensor, elements: Sequence[bytes], rows: int) -> list[str]:
     return texts
 
 
-def _pack(datatype: str, values: Sequence[Any]) -> bytes:
+def pack(datatype: str, values: Sequence[Any]) -> bytes:
+    """The raw contents of a tensor, as `split_raw` reads them."""
     if datatype != "BYTES":
         return np.asarray(values, "<f4").tobytes()
     encoded = [value.encode() for value in values]

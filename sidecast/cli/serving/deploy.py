@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,7 +89,7 @@ def _scaling(command: options.Command) -> options.Command:
 @click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")
 @click.option("--down", is_flag=True, help="Remove the application, and the cluster that this command had started.")
 @which_cluster
-@settings
+@partial(settings, without=("http_port",))
 def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **settings: Any) -> None:
     """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
 

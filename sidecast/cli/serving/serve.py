@@ -14,12 +14,12 @@ from sidecast.cli.serving.server_settings import settings
 from sidecast.cli.settings import GroupedCommand
 
 
-@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC.")
+@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC and HTTP.")
 @settings
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
 @options.as_json
 def serve(as_json: bool, config: str | None, **flags: Any) -> None:
-    """Serve every task of a registry by its name, over both gRPC services, until SIGTERM or Ctrl-C.
+    """Serve every task of a registry by its name, over gRPC and HTTP, until SIGTERM or Ctrl-C.
 
     Prints one line when it is ready. A version published while it runs is served within a second.
     """
@@ -46,13 +46,15 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
         document = {
             "ready": True,
             "address": f"{chosen.host}:{server.port}",
+            "http": None if server.http_port is None else f"{scheme}://{chosen.host}:{server.http_port}",
             "metrics": f"{scheme}://{chosen.host}:{server.metrics_port}/metrics",
             "tasks": server.task_count,
             "generation": server.generation,
         }
         if server.admin_port is not None:
             document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
-        line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
+        http = "" if server.http_port is None else " HTTP on {http},"
+        line = f"ready: gRPC on {{address}},{http} metrics on {{metrics}}, {{tasks}} tasks, generation {{generation}}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
     code = run_server(chosen, ready)

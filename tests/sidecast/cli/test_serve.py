@@ -76,9 +76,10 @@ class Started:
 
     port, metrics_port, task_count, generation = 8123, 8124, 3, 7
 
-    def __init__(self, code: int = 0) -> None:
+    def __init__(self, code: int = 0, http_port: int | None = None) -> None:
         self.config: Any = None
         self.code = code
+        self.http_port = http_port
 
     def __call__(self, config: Any, on_ready: Any) -> int:
         self.config = config
@@ -95,10 +96,17 @@ def test_serve_prints_one_line_when_it_is_ready(house: House, monkeypatch: pytes
     assert done(*house.words(SERVE), "--json").document == {
         "ready": True,
         "address": "127.0.0.1:8123",
+        "http": None,
         "metrics": "http://127.0.0.1:8124/metrics",
         "tasks": 3,
         "generation": 7,
     }
+
+
+def test_the_line_has_the_http_port_where_there_is_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server.run_server", Started(http_port=8125))
+    assert "8123, HTTP on http://127.0.0.1:8125, metrics on" in house.run(SERVE).out
+    assert done(*house.words(SERVE), "--json").document["http"] == "http://127.0.0.1:8125"
 
 
 def test_serve_ends_with_the_servers_exit_code(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
