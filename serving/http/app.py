@@ -44,6 +44,8 @@ def make_app(
     pages: StatusPages,
     config: ServeConfig,
     admit: Admit = admit_all,
+    *,
+    echo_id: bool = True,
 ) -> App:
     """The application. Use it on the event loop of the servicers.
 
@@ -51,6 +53,7 @@ def make_app(
         servicers: gRPC's, of each service.
         drain, inbox: gRPC's: calls in flight and their bytes count together.
         admit: may refuse a request; called before it reaches a servicer.
+        echo_id: send each request's id back in a header; Ray does it by itself.
     """
     services = Services(servicers, config.request.max_request_rows, admit)
     parts = (Tasks(services), OpenInference(services), OpenAI(services), Pages(pages))
@@ -58,7 +61,7 @@ def make_app(
     operations.append(_document(operations))
     endpoints = [Endpoint(operation, drain, inbox, config.max_message_bytes) for operation in operations]
     routes = [Route(each.operation.path, each, methods=[each.operation.method]) for each in endpoints]
-    return Requests(Router(routes, redirect_slashes=False, default=_no_route))
+    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id)
 
 
 class Requests:
@@ -66,10 +69,12 @@ class Requests:
 
     Args:
         app: the routes.
+        echo_id: send each request's id back in a header.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, echo_id: bool) -> None:
         self._app = app
+        self._echo_id = echo_id
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, as ASGI has it."""
@@ -83,7 +88,8 @@ class Requests:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
-                event["headers"] = [*event.get("headers", ()), (b"x-request-id", call.request_id.encode())]
+                if self._echo_id:
+                    event["headers"] = [*event.get("headers", ()), (b"x-request-id", call.request_id.encode())]
             await send(event)
 
         try:
