@@ -14,7 +14,7 @@ from starlette.routing import Route, Router
 
 from serving.api import Drain, Inbox
 from serving.config import ServeConfig
-from serving.errors import Draining, InvalidInput, ServingError
+from serving.errors import DeadlineExpired, Draining, InvalidInput, ServingError
 from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
 from serving.http.errors import MethodNotAllowed, NoRoute
@@ -24,7 +24,7 @@ from serving.http.openapi import openapi
 from serving.http.operation import Operation, Reply
 from serving.http.pages import Pages
 from serving.http.problem import problem_response
-from serving.http.replies import json_bytes
+from serving.http.replies import EventStream, json_bytes
 from serving.http.services import Admit, Services, admit_all
 from serving.http.tasks import Tasks
 from serving.ports import StatusPages
@@ -138,10 +138,25 @@ class Endpoint:
                 body = self._parse(call, data, self.operation.request)
                 del data
             held.enter_context(self._drain.call(lasting=self.operation.lasting))
+            await self._reply(call, body, (scope, receive, send))
+
+    async def _reply(self, call: HttpCall, body: Body | None, asgi: tuple[Any, Receive, Any]) -> None:
+        """Answer, until the deadline passes, the caller leaves or the server stops: a stream then ends with an error."""
+        _, receive, send = asgi
+        reply: Reply | None = None
+        try:
             async with call.attended(receive):
                 handler = self.operation.handler
                 reply = await (handler(call) if body is None else handler(call, body))
-                await reply(scope, receive, send)
+                await reply(*asgi)
+        except DeadlineExpired as error:
+            if not isinstance(reply, EventStream):
+                raise
+            await reply.end(send, error)
+        except asyncio.CancelledError:
+            if not isinstance(reply, EventStream):
+                raise
+            await reply.end(send, Draining())
 
     def _parse(self, call: HttpCall, data: bytes, model: type[Body]) -> Body:
         length = call.headers.get(HEADER_LENGTH) if self.operation.binary else None
