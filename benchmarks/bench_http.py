@@ -3,8 +3,8 @@
     python -m benchmarks.bench_http
 
 A real `sidecast serve` in a process of its own, with its defaults; this process is the callers. A few callers each keep
-one request in flight: Predict over gRPC, `POST /v1/tasks/{task}:predict` over HTTP, and the Open Inference Protocol
-over HTTP, with 1, 8 and 64 rows of one task. Both clients make each request of its texts and read each answer to numbers;
+one request in flight: Predict over gRPC, `POST /v1/tasks/{task}:predict` over HTTP, and the Open Inference Protocol's
+REST, with 1, 8 and 64 rows of one task. Both clients make each request of its texts and read each answer to numbers;
 that of HTTP keeps its connections. A text has about 32 tokens and is never sent twice. Server and callers share the
 cores.
 """

@@ -250,7 +250,8 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
         given = newest
         return configuration
 
-    return grpc.dynamic_ssl_server_credentials(_configuration(given), renewed, certificates.asks_clients)
+    fetch: Any = renewed  # grpc-stubs does not know that None keeps the certificate
+    return grpc.dynamic_ssl_server_credentials(_configuration(given), fetch, certificates.asks_clients)
 
 
 def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:

@@ -6,11 +6,11 @@ Knows no messages.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
 
 import grpc
 
+from serving.api.call_context import CallContext
 from serving.api.guard import known_caller
 from serving.api.status import code_of
 from serving.errors import InvalidInput
@@ -20,18 +20,6 @@ MAX_TENANT = 256
 """Characters of a tenant's name."""
 CLOCK_SKEW_S = 0.02
 """A cancellation this close to the deadline counts as the deadline: the clocks of gRPC and of the caller differ."""
-
-
-class CallContext(Protocol):
-    """What the servicers read of a call's context: gRPC's, Ray's or that of an HTTP request."""
-
-    def time_remaining(self) -> float | None:
-        """Seconds until the caller's deadline; None without one."""
-        ...
-
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
-        """The caller's metadata, or the headers of its HTTP request; names are in lower case."""
-        ...
 
 
 def deadline_of(context: CallContext, timeout_s: float | None = None) -> float | None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from grpc.aio import ServicerContext
-
 from serving.access import ADMIN, ANYBODY, READ, Access, Caller, request_id_of
+from serving.api.call_context import CallContext
 from serving.api.permissions import RULES, Charges, Rule
 from serving.api.status import code_of
 from serving.errors import AccessError, NotThisPort, PermissionDenied, RateLimited
@@ -37,7 +36,7 @@ class Guard:
         is_open = rule.verb is None or not (access.asks or rule.is_change or (rule.is_limited and access.limits))
         self._is_idle = is_open and (self.rule is not None or not access.asks)
 
-    async def begin(self, context: ServicerContext) -> "GuardedCall | None":
+    async def begin(self, context: CallContext) -> "GuardedCall | None":
         """A call of the method by a caller who is known; None where there is nothing to check.
 
         Raises:
@@ -54,7 +53,7 @@ class Guard:
 class GuardedCall:
     """One call: who makes it, and what became of it."""
 
-    def __init__(self, guard: Guard, context: ServicerContext) -> None:
+    def __init__(self, guard: Guard, context: CallContext) -> None:
         self.caller: Caller = ANYBODY
         self._access = guard.access
         self._guard = guard
@@ -181,6 +180,6 @@ def peer_of(context: Any) -> str:
     return address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else peer
 
 
-def _headers(context: ServicerContext) -> Mapping[str, str]:
+def _headers(context: CallContext) -> Mapping[str, str]:
     metadata = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str)}

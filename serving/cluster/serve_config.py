@@ -41,7 +41,7 @@ class Wanted:
     host: str
     port: int
     http_port: int
-    """Ray's HTTP port, for health checks of load balancers only."""
+    """Ray's HTTP port: the HTTP API, and health checks of load balancers."""
 
     @property
     def most(self) -> int:

@@ -15,7 +15,7 @@ from starlette.routing import Route, Router
 from serving.access import Access
 from serving.api import Drain, Inbox
 from serving.config import ServeConfig
-from serving.errors import Draining, InvalidInput, ServingError, Unauthenticated
+from serving.errors import DeadlineExpired, Draining, InvalidInput, ServingError, Unauthenticated
 from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
 from serving.http.errors import MethodNotAllowed, NoRoute
@@ -25,7 +25,7 @@ from serving.http.openapi import openapi
 from serving.http.operation import Operation, Reply
 from serving.http.pages import Pages
 from serving.http.problem import problem_response
-from serving.http.replies import json_bytes
+from serving.http.replies import EventStream, json_bytes
 from serving.http.services import Services
 from serving.http.tasks import Tasks
 from serving.ports import Allow, StatusPages
@@ -46,6 +46,8 @@ def make_app(
     config: ServeConfig,
     access: Access,
     allow: Allow,
+    *,
+    echo_id: bool = True,
 ) -> App:
     """The application. Use it on the event loop of the servicers.
 
@@ -54,6 +56,7 @@ def make_app(
         drain, inbox: gRPC's: calls in flight and their bytes count together.
         access: decides who may call what.
         allow: decides who may read the metrics.
+        echo_id: send each request's id back in a header; Ray does it by itself.
     """
     services = Services(servicers, config.request.max_request_rows, access)
     parts = (Tasks(services), OpenInference(services), OpenAI(services), Pages(pages, allow))
@@ -61,7 +64,7 @@ def make_app(
     operations.append(_document(operations))
     endpoints = [Endpoint(operation, drain, inbox, access, config.max_message_bytes) for operation in operations]
     routes = [Route(each.operation.path, each, methods=[each.operation.method]) for each in endpoints]
-    return Requests(Router(routes, redirect_slashes=False, default=_no_route))
+    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id)
 
 
 class Requests:
@@ -69,10 +72,12 @@ class Requests:
 
     Args:
         app: the routes.
+        echo_id: send each request's id back in a header.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, echo_id: bool) -> None:
         self._app = app
+        self._echo_id = echo_id
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, as ASGI has it."""
@@ -86,7 +91,8 @@ class Requests:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
-                event["headers"] = [*event.get("headers", ()), (b"x-request-id", call.request_id.encode())]
+                if self._echo_id:
+                    event["headers"] = [*event.get("headers", ()), (b"x-request-id", call.request_id.encode())]
             await send(event)
 
         try:
@@ -137,10 +143,25 @@ class Endpoint:
                 body = self._parse(call, data, self.operation.request)
                 del data
             held.enter_context(self._drain.call(lasting=self.operation.lasting))
+            await self._reply(call, body, (scope, receive, send))
+
+    async def _reply(self, call: HttpCall, body: Body | None, asgi: tuple[Any, Receive, Any]) -> None:
+        """Answer until the deadline, until the caller leaves or the server stops. Streams then end with an error."""
+        _, receive, send = asgi
+        reply: Reply | None = None
+        try:
             async with call.attended(receive):
                 handler = self.operation.handler
                 reply = await (handler(call) if body is None else handler(call, body))
-                await reply(scope, receive, send)
+                await reply(*asgi)
+        except DeadlineExpired as error:
+            if not isinstance(reply, EventStream):
+                raise
+            await reply.end(send, error)
+        except asyncio.CancelledError:
+            if not isinstance(reply, EventStream):
+                raise
+            await reply.end(send, Draining())
 
     async def _identify(self, call: HttpCall) -> None:
         """Refuse a caller who is not known, before the body is read. What a known one may do is checked later."""

@@ -13,6 +13,14 @@ class HttpError(RequestError):
     """Of the response."""
 
 
+class MalformedRequest(HttpError):
+    """The bytes are no HTTP request, or its line and headers are too long."""
+
+    reason = "MALFORMED_REQUEST"
+    message = "{why}"
+    why: str
+
+
 class NoRoute(HttpError):
     """No operation has this path."""
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.access import Certificates
 from serving.http.app import App
+from serving.http.errors import MalformedRequest
+from serving.http.problem import MEDIA_TYPE, problem_of
 
 KEEP_ALIVE_S = 75
 """How long a connection without a request stays open, in seconds: longer than a load balancer keeps it."""
@@ -90,6 +94,12 @@ class _Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"The line and the headers of a request may have {MAX_HEAD_BYTES} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        body = to_json(problem_of(MalformedRequest(msg), secrets.token_hex(8)))
+        headers = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{headers}".encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

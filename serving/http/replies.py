@@ -57,19 +57,28 @@ class EventStream:
         self._first = first
         self._events = events
         self._failed = failed
+        self._begun = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the events, as ASGI has it."""
         headers = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache")]
         async with aclosing(self._events) as events:
+            self._begun = True
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": self._first, "more_body": True})
             try:
                 async for data in events:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Exception as error:
-                await send({"type": "http.response.body", "body": self._failed(error), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self.end(send, error)
+            else:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def end(self, send: Any, error: Exception) -> None:
+        """End the stream with an error. Raises it where the stream has not begun: then it is an ordinary one."""
+        if not self._begun:
+            raise error
+        await send({"type": "http.response.body", "body": self._failed(error), "more_body": False})
 
 
 async def begin(events: AsyncGenerator[bytes, None], failed: Callable[[Exception], bytes]) -> EventStream:

@@ -99,7 +99,7 @@ class Serving:
         return self._log.read_text(encoding="utf-8")
 
     def __enter__(self) -> "Serving":
-        ports = ("--port", "0", "--metrics-port", "0", "--http-port", "0")
+        ports = ("--port", "0", "--metrics-port", "0")
         with self._log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sidecast.cli", "serve", *map(str, self._words), *ports, "--json"],

@@ -16,6 +16,7 @@ from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
+from serving.api.call_context import CallContext
 from serving.api.drain import Drain
 from serving.api.guard import check_request
 from serving.api.inbox import Messages
@@ -71,11 +72,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Say that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
         """Say whether the first load is done, and the server is not draining."""
         return pb.ServerReadyResponse(ready=self._ready)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
         """Say whether this server can answer for a task, or for one version or alias of it."""
         try:
             self._find(request.name, request.version)
@@ -84,14 +85,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ModelReadyResponse(ready=self._ready)
 
     async def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: ServicerContext
+        self, request: pb.ServerMetadataRequest, context: CallContext
     ) -> pb.ServerMetadataResponse:
         """Describe the server."""
         return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
-    async def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: ServicerContext
-    ) -> pb.ModelMetadataResponse:
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         """Describe a task's tensors, versions and settings."""
         resident = self._find(request.name, request.version)
         return pb.ModelMetadataResponse(
@@ -122,7 +121,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             keys = sorted(key for key in state.residents if request.name in ("", key[0]))
         return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
             _, asked = await self._read(request, context)
@@ -161,7 +160,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                     elif event.text:
                         yield _piece(request, event, target.resident)
 
-    async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+    async def _read(self, request: pb.ModelInferRequest, context: CallContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
         options = RequestOptions(
             deadline=deadline_of(context, _timeout(request)),

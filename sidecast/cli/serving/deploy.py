@@ -83,7 +83,9 @@ def _scaling(command: options.Command) -> options.Command:
     is_flag=True,
     help="Send equal inputs to the same replica, whose cache has them. Only where this command starts the cluster.",
 )
-@options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP port.")
+@options.option(
+    "--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the HTTP API."
+)
 @click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
 @click.option("--check/--no-check", default=True, help="Refuse what the cluster has no room for.  [default: check]")
 @click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")

@@ -1,5 +1,6 @@
 """Connections: how many there are, and heads of requests that are slow or long."""
 
+import json
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_a_head_that_is_too_long_is_refused(lounge: Parlour) -> None:
                 connection.sendall(b"x" * 1024)
             answer = connection.recv(1024)
         assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_what_is_no_request_is_told(lounge: Parlour) -> None:
+    with connect(lounge) as connection:
+        connection.sendall(b"NO REQUEST\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    assert json.loads(body)["reason"] == "MALFORMED_REQUEST"
 
 
 def test_one_connection_carries_many_requests(lounge: Parlour, monkeypatch: pytest.MonkeyPatch) -> None:
