@@ -69,6 +69,9 @@ class HttpServer:
         self._server.should_exit = True
         if self._serving:
             await self._serving
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()  # TLS may wait half a minute for the caller's goodbye
+        await asyncio.sleep(0)  # an aborted connection is closed by the event loop's next turn
 
 
 class _Connection(HttpToolsProtocol):

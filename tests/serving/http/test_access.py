@@ -20,7 +20,7 @@ def test_callers_are_known_by_their_tokens_over_https(tmp_path: Path) -> None:
         for name, scope in (("one", "predict:sst2"), ("all", "read"))
     }
     access = AccessConfig(tokens=str(file), tls_cert=str(certificate), tls_key=str(key))
-    with Parlour(tmp_path, [SST2, RTE], access=access).open() as parlour:
+    with Parlour(tmp_path, [SST2, RTE], access=access, http_port=None).open() as parlour:
         url = f"https://127.0.0.1:{parlour.server.http_port}"
 
         def ask(method: str, path: str, name: str = "", **how: object) -> requests.Response:
