@@ -141,7 +141,7 @@ class Endpoint:
             await self._reply(call, body, (scope, receive, send))
 
     async def _reply(self, call: HttpCall, body: Body | None, asgi: tuple[Any, Receive, Any]) -> None:
-        """Answer, until the deadline, or until the caller leaves or the server stops. Streams then end with an error."""
+        """Answer until the deadline, or until the caller leaves or the server stops; a stream says so at its end."""
         _, receive, send = asgi
         reply: Reply | None = None
         try:
