@@ -8,9 +8,7 @@ from google.protobuf.message import Message
 
 from protos import open_inference_pb2 as oip
 from protos import sidecast_pb2 as pb
-from serving.api.admin import AdminServicer
 from serving.api.native import NativeServicer
-from serving.api.open_inference import OpenInferenceServicer
 from serving.api.services import ADMIN, NATIVE, OPEN_INFERENCE
 from serving.engine import Piece
 from serving.errors import TooManyRows
@@ -36,8 +34,8 @@ class Services:
 
     def __init__(self, servicers: Mapping[ServiceDescriptor, Any], max_rows: int, admit: Admit = admit_all) -> None:
         self._native: NativeServicer = servicers[NATIVE]
-        self._admin: AdminServicer = servicers[ADMIN]
-        self._inference: OpenInferenceServicer = servicers[OPEN_INFERENCE]
+        self._admin: Any = servicers[ADMIN]
+        self._inference: Any = servicers[OPEN_INFERENCE]
         self._max_rows = max_rows
         self._check = admit
 

@@ -13,10 +13,12 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
+from ladder import SideConfig
 from ladder.answering.answerers import Generate
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.decoding.settings import Generation
@@ -273,7 +275,7 @@ class Parlour:
             task=task,
             version=version,
             spec=spec,
-            side=nothing,
+            side=cast(Any, SimpleNamespace(config=SideConfig())),
             answerer=answerer if spec.kind == "text" else nothing,
             manifest=manifest,
             bytes=1,
