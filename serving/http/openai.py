@@ -239,7 +239,7 @@ class OpenAI:
                 embedding = base64.b64encode(np.asarray(answer.values, "<f4").tobytes()).decode()
             return EmbeddingData(object="embedding", index=index, embedding=embedding)
 
-        answers = cast("Sequence[Any]", prediction.answers)
+        answers = cast(Sequence[VectorAnswer], prediction.answers)
         data = await write_list((describe(*each) for each in enumerate(answers)), own)
         return json_bytes(with_member(document, "data", data))
 
@@ -258,7 +258,7 @@ class OpenAI:
             "model": body.model,
             "usage": _usage(prediction.input_tokens),
         }
-        answers = cast("Sequence[Any]", prediction.answers)
+        answers = cast(Sequence[ClassAnswer], prediction.answers)
         data = await write_list((describe(*each) for each in enumerate(answers)), prediction.spec.outputs)
         return json_bytes(with_member(document, "data", data))
 
@@ -274,7 +274,7 @@ class OpenAI:
         def describe(index: int, answer: TextAnswer) -> Choice:
             return _choice(answer.text, "length" if len(answer.tokens) >= limit else "stop", index)
 
-        answers = cast("Sequence[Any]", prediction.answers)
+        answers = cast(Sequence[TextAnswer], prediction.answers)
         made = sum(len(answer.tokens) for answer in answers)
         head = {**self._head(call, body), "usage": _usage(prediction.input_tokens, made)}
         choices = await write_list(describe(*each) for each in enumerate(answers))
