@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.access import check_exposure
 from serving.config import read_config
 from tests.deploy.kit import (
     CHART,
@@ -274,3 +275,9 @@ def test_the_page_names_files_that_exist() -> None:
     named = set(re.findall(r"deploy/[\w./-]+\w", page)) - {"deploy/"}
     assert len(named) > 5
     assert not [each for each in named if not (ROOT / each).exists()]
+
+
+def test_a_server_that_lets_everybody_in_says_so() -> None:
+    config = read_config({}, environ={}, file=KUBERNETES / "single/sidecast.toml")
+    assert config.access.insecure
+    check_exposure(config.host, config.access)
