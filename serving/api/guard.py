@@ -62,6 +62,7 @@ class GuardedCall:
         self._headers = _headers(context)
         self._peer = peer_of(context)
         self._tasks: tuple[str, ...] = ()
+        self._is_change_begun = False
         self._verb = str(self._rule.verb)
         self._identified_at = 0.0
 
@@ -108,6 +109,7 @@ class GuardedCall:
             self._refuse(error, tasks)
             raise
         if self._rule.is_change:
+            self._is_change_begun = True
             self._tasks = tasks
             if self._access.asks:
                 (request.header if hasattr(request, "header") else request).change.author = self.caller.name
@@ -130,8 +132,8 @@ class GuardedCall:
             hide(response, lambda task: scopes.allow(READ, task))
 
     def end(self, error: BaseException | None = None) -> None:
-        """Write what became of a change."""
-        if self._rule.is_change and not isinstance(error, (AccessError, RateLimited)):
+        """Write what became of a change that the caller may make."""
+        if self._is_change_begun:
             self._access.audit.change(**self._line(self._tasks, _result(error)))
 
     def _refuse(self, error: AccessError | RateLimited, tasks: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from serving.client import (
     Client,
     OverloadedError,
     PermissionDeniedError,
+    SidecastError,
     UnauthenticatedError,
 )
 from serving.config import AccessConfig
@@ -115,7 +116,7 @@ def test_lists_show_what_a_caller_may_read(house: House) -> None:
             tasks = {task.task for task in client.tasks()}
             history = {action.task for commit in client.history() for action in commit.actions}
             watched = next(iter(client.watch()))
-        return tasks, history, {served.task for served in watched.changed}
+        return tasks, history, set(watched.changed)
 
     assert seen("reader") == ({"sst2"}, {"sst2"}, {"sst2"})
     assert seen("publisher") == ({"sst2", "rte"},) * 3
@@ -173,13 +174,17 @@ def test_a_publisher_changes_its_tasks_alone_and_is_their_author(
         assert {commit.author for commit in client.history("sst2")[-3:]} == {"publisher"}
     with house.client("admin") as client:
         client.retire("sst2", published.version)
+        with pytest.raises(SidecastError):
+            client.rollback("sst2")
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sidecast.audit"]
-    assert [(line["event"], line["caller"], line["tasks"], line["result"]) for line in lines][:5] == [
+    assert [(line["event"], line["caller"], line["tasks"], line["result"]) for line in lines] == [
         ("change", "publisher", ["sst2"], "OK"),
         ("change", "publisher", ["sst2"], "OK"),
         ("change", "publisher", ["sst2"], "OK"),
         ("refusal", "publisher", ["rte"], "PERMISSION_DENIED"),
         ("refusal", "publisher", ["sst2"], "PERMISSION_DENIED"),
+        ("change", "admin", ["sst2"], "OK"),
+        ("change", "admin", ["sst2"], "FAILED_PRECONDITION"),
     ]
     assert lines[0]["tenant"] == "tenant-of-publisher"
     assert lines[0]["method"] == "/sidecast.v1.Admin/Publish"
