@@ -50,7 +50,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
             "tasks": server.task_count,
             "generation": server.generation,
         }
-        if server.admin_port is not None:
+        if chosen.access.admin_port is not None:
             document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
         line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
