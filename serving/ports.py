@@ -229,7 +229,8 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
         given = newest
         return configuration
 
-    return grpc.dynamic_ssl_server_credentials(_configuration(given), renewed, certificates.asks_clients)
+    first = _configuration(given)
+    return grpc.dynamic_ssl_server_credentials(first, renewed, certificates.asks_clients)  # type: ignore[arg-type]  # the stub lacks None
 
 
 def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:

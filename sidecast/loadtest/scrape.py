@@ -49,7 +49,7 @@ def read_metrics(url: str, credentials: Credentials | None = None) -> Counts:
     """
     credentials = credentials or Credentials()
     try:
-        handlers = [urllib.request.ProxyHandler({})]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if credentials.uses_tls:
             handlers.append(urllib.request.HTTPSHandler(context=_context(credentials)))
         direct = urllib.request.build_opener(*handlers)
