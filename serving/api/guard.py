@@ -51,6 +51,37 @@ class Guard:
         return call
 
 
+class Guards:
+    """Guards of all methods, for a port that calls the servicers itself and whose context has the caller's headers.
+
+    Args:
+        allows_changes: whether the port may change the registry.
+    """
+
+    def __init__(self, access: Access, allows_changes: bool = True) -> None:
+        self._access = access
+        self._allows_changes = allows_changes
+        self._guards: dict[str, Guard] = {}
+
+    async def admit(self, context: Any, path: str, request: Any) -> "GuardedCall | None":
+        """Let one request of a method in; None where there is nothing to check.
+
+        The call's `show` takes out of the response what the caller may not read, and `end` logs a change.
+
+        Args:
+            context: has `invocation_metadata()`, with names in lower case, and may have `peer()`, as gRPC's.
+            path: gRPC's name of the method.
+
+        Raises:
+            Unauthenticated, PermissionDenied, NotThisPort, RateLimited.
+        """
+        guard = self._guards.get(path) or self._guards.setdefault(path, Guard(self._access, path, self._allows_changes))
+        call = await guard.begin(context)
+        if call:
+            await call.check(request)
+        return call
+
+
 class GuardedCall:
     """One call: who makes it, and what became of it."""
 

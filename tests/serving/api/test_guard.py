@@ -13,8 +13,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc
+from protos import sidecast_pb2 as pb
+from serving.access import Access
 from serving.access.tokens import create_token, revoke_token
-from serving.api import permissions
+from serving.api import Guards, permissions
+from serving.api.guard import known_caller
 from serving.client import (
     Client,
     OverloadedError,
@@ -23,6 +26,7 @@ from serving.client import (
     UnauthenticatedError,
 )
 from serving.config import AccessConfig
+from serving.errors import PermissionDenied, Unauthenticated
 from tests.serving.api_kit import RTE, SST2, TITLES, Parlour
 
 SCOPES = {
@@ -277,6 +281,36 @@ def test_a_token_may_come_from_a_function(house: House) -> None:
         client.tasks()
     assert len(asked) == 2
     assert house.tokens["reader"] not in repr(client._settings)
+
+
+class Context:
+    """What another port than gRPC's has of a call."""
+
+    def __init__(self, **headers: str) -> None:
+        self._headers = headers
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return list(self._headers.items())
+
+
+async def test_another_port_asks_for_each_request(house: House) -> None:
+    guards = Guards(Access(house.parlour.config.access))
+    predict, tasks = "/sidecast.v1.Sidecast/Predict", "/sidecast.v1.Admin/ListTasks"
+    known = Context(authorization=f"Bearer {house.tokens['caller']}")
+    call = await guards.admit(known, predict, pb.PredictRequest(task="sst2"))
+    assert call
+    assert known_caller() == call.caller
+    assert (call.caller.name, call.caller.tenant) == ("caller", "tenant-of-caller")
+    with pytest.raises(PermissionDenied):
+        await guards.admit(known, predict, pb.PredictRequest(task="rte"))
+    with pytest.raises(Unauthenticated):
+        await guards.admit(Context(), predict, pb.PredictRequest(task="sst2"))
+    listing = await guards.admit(known, tasks, pb.ListTasksRequest())
+    assert listing
+    response = pb.ListTasksResponse(tasks=[pb.TaskInfo(task=name) for name in ("rte", "sst2")])
+    await listing.show(response)
+    assert [task.task for task in response.tasks] == ["sst2"]
+    assert await Guards(Access(AccessConfig())).admit(Context(), predict, pb.PredictRequest(task="rte")) is None
 
 
 def test_with_an_admin_port_changes_come_by_it_alone(tmp_path: Path) -> None:
