@@ -44,6 +44,7 @@ class Guard:
             Unauthenticated, PermissionDenied, NotThisPort.
         """
         if self._is_idle:
+            _call.set(None)
             return None
         call = GuardedCall(self, context)
         await call.identify()
