@@ -167,7 +167,8 @@ def test_a_refused_request_of_a_stream_leaves_the_others(house: House) -> None:
 def test_a_publisher_changes_its_tasks_alone_and_is_their_author(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "sidecast.audit"), house.client("publisher") as client:
+    caplog.set_level(logging.INFO, "sidecast.audit")
+    with house.client("publisher") as client:
         published = client.publish(house.parlour.run(SST2, 1))
         client.promote("sst2", published.version)
         client.rollback("sst2")
