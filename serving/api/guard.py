@@ -43,10 +43,42 @@ class Guard:
             Unauthenticated, PermissionDenied, NotThisPort.
         """
         if self._is_idle:
+            _call.set(None)
             return None
         call = GuardedCall(self, context)
         await call.identify()
         _call.set(call)
+        return call
+
+
+class Guards:
+    """Guards of all methods, for a port that calls the servicers itself and whose context has the caller's headers.
+
+    Args:
+        allows_changes: whether the port may change the registry.
+    """
+
+    def __init__(self, access: Access, allows_changes: bool = True) -> None:
+        self._access = access
+        self._allows_changes = allows_changes
+        self._guards: dict[str, Guard] = {}
+
+    async def admit(self, context: Any, path: str, request: Any) -> "GuardedCall | None":
+        """Let one request of a method in; None where there is nothing to check.
+
+        The call's `show` takes out of the response what the caller may not read, and `end` logs a change.
+
+        Args:
+            context: has `invocation_metadata()`, with names in lower case, and may have `peer()`, as gRPC's.
+            path: gRPC's name of the method.
+
+        Raises:
+            Unauthenticated, PermissionDenied, NotThisPort, RateLimited.
+        """
+        guard = self._guards.get(path) or self._guards.setdefault(path, Guard(self._access, path, self._allows_changes))
+        call = await guard.begin(context)
+        if call:
+            await call.check(request)
         return call
 
 
@@ -61,6 +93,7 @@ class GuardedCall:
         self._headers = _headers(context)
         self._peer = peer_of(context)
         self._tasks: tuple[str, ...] = ()
+        self._is_change_begun = False
         self._verb = str(self._rule.verb)
         self._identified_at = 0.0
 
@@ -107,6 +140,7 @@ class GuardedCall:
             self._refuse(error, tasks)
             raise
         if self._rule.is_change:
+            self._is_change_begun = True
             self._tasks = tasks
             if self._access.asks:
                 (request.header if hasattr(request, "header") else request).change.author = self.caller.name
@@ -129,8 +163,8 @@ class GuardedCall:
             hide(response, lambda task: scopes.allow(READ, task))
 
     def end(self, error: BaseException | None = None) -> None:
-        """Write what became of a change."""
-        if self._rule.is_change and not isinstance(error, (AccessError, RateLimited)):
+        """Write what became of a change that the caller may make."""
+        if self._is_change_begun:
             self._access.audit.change(**self._line(self._tasks, _result(error)))
 
     def _refuse(self, error: AccessError | RateLimited, tasks: tuple[str, ...]) -> None:

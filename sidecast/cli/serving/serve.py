@@ -51,7 +51,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
             "tasks": server.task_count,
             "generation": server.generation,
         }
-        if server.admin_port is not None:
+        if chosen.access.admin_port is not None:
             document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
         http = "" if server.http_port is None else " HTTP on {http},"
         line = f"ready: gRPC on {{address}},{http} metrics on {{metrics}}, {{tasks}} tasks, generation {{generation}}"

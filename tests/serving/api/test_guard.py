@@ -13,15 +13,20 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc
+from protos import sidecast_pb2 as pb
+from serving.access import Access
 from serving.access.tokens import create_token, revoke_token
-from serving.api import permissions
+from serving.api import Guards, permissions
+from serving.api.guard import known_caller
 from serving.client import (
     Client,
     OverloadedError,
     PermissionDeniedError,
+    SidecastError,
     UnauthenticatedError,
 )
 from serving.config import AccessConfig
+from serving.errors import PermissionDenied, Unauthenticated
 from tests.serving.api_kit import RTE, SST2, TITLES, Parlour
 
 SCOPES = {
@@ -115,7 +120,7 @@ def test_lists_show_what_a_caller_may_read(house: House) -> None:
             tasks = {task.task for task in client.tasks()}
             history = {action.task for commit in client.history() for action in commit.actions}
             watched = next(iter(client.watch()))
-        return tasks, history, {served.task for served in watched.changed}
+        return tasks, history, set(watched.changed)
 
     assert seen("reader") == ({"sst2"}, {"sst2"}, {"sst2"})
     assert seen("publisher") == ({"sst2", "rte"},) * 3
@@ -162,7 +167,8 @@ def test_a_refused_request_of_a_stream_leaves_the_others(house: House) -> None:
 def test_a_publisher_changes_its_tasks_alone_and_is_their_author(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "sidecast.audit"), house.client("publisher") as client:
+    caplog.set_level(logging.INFO, "sidecast.audit")
+    with house.client("publisher") as client:
         published = client.publish(house.parlour.run(SST2, 1))
         client.promote("sst2", published.version)
         client.rollback("sst2")
@@ -173,13 +179,17 @@ def test_a_publisher_changes_its_tasks_alone_and_is_their_author(
         assert {commit.author for commit in client.history("sst2")[-3:]} == {"publisher"}
     with house.client("admin") as client:
         client.retire("sst2", published.version)
+        with pytest.raises(SidecastError):
+            client.rollback("sst2")
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sidecast.audit"]
-    assert [(line["event"], line["caller"], line["tasks"], line["result"]) for line in lines][:5] == [
+    assert [(line["event"], line["caller"], line["tasks"], line["result"]) for line in lines] == [
         ("change", "publisher", ["sst2"], "OK"),
         ("change", "publisher", ["sst2"], "OK"),
         ("change", "publisher", ["sst2"], "OK"),
         ("refusal", "publisher", ["rte"], "PERMISSION_DENIED"),
         ("refusal", "publisher", ["sst2"], "PERMISSION_DENIED"),
+        ("change", "admin", ["sst2"], "OK"),
+        ("change", "admin", ["sst2"], "FAILED_PRECONDITION"),
     ]
     assert lines[0]["tenant"] == "tenant-of-publisher"
     assert lines[0]["method"] == "/sidecast.v1.Admin/Publish"
@@ -272,6 +282,36 @@ def test_a_token_may_come_from_a_function(house: House) -> None:
         client.tasks()
     assert len(asked) == 2
     assert house.tokens["reader"] not in repr(client._settings)
+
+
+class Context:
+    """What another port than gRPC's has of a call."""
+
+    def __init__(self, **headers: str) -> None:
+        self._headers = headers
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return list(self._headers.items())
+
+
+async def test_another_port_asks_for_each_request(house: House) -> None:
+    guards = Guards(Access(house.parlour.config.access))
+    predict, tasks = "/sidecast.v1.Sidecast/Predict", "/sidecast.v1.Admin/ListTasks"
+    known = Context(authorization=f"Bearer {house.tokens['caller']}")
+    call = await guards.admit(known, predict, pb.PredictRequest(task="sst2"))
+    assert call
+    assert known_caller() == call.caller
+    assert (call.caller.name, call.caller.tenant) == ("caller", "tenant-of-caller")
+    with pytest.raises(PermissionDenied):
+        await guards.admit(known, predict, pb.PredictRequest(task="rte"))
+    with pytest.raises(Unauthenticated):
+        await guards.admit(Context(), predict, pb.PredictRequest(task="sst2"))
+    listing = await guards.admit(known, tasks, pb.ListTasksRequest())
+    assert listing
+    response = pb.ListTasksResponse(tasks=[pb.TaskInfo(task=name) for name in ("rte", "sst2")])
+    await listing.show(response)
+    assert [task.task for task in response.tasks] == ["sst2"]
+    assert await Guards(Access(AccessConfig())).admit(Context(), predict, pb.PredictRequest(task="rte")) is None
 
 
 def test_with_an_admin_port_changes_come_by_it_alone(tmp_path: Path) -> None:
