@@ -114,7 +114,8 @@ def _of_backbone(config: "BackboneConfig", specs: Sequence["TaskSpec"], has_text
     if specs[0].images:
         return {"init_order": order}
     values: dict[str, Any] = {}
-    if config.num_decoder_layers and not any(KINDS[spec.kind].target_is_input for spec in specs):
+    kinds = [KINDS[spec.kind] for spec in specs]
+    if config.num_decoder_layers and not any(kind.target_is_input or kind.has_spans for kind in kinds):
         values = {"init": "fisher", "init_samples": 1024, "init_order": order}
     layers = LAYERS.get(config.num_layers)
     if config.num_layers == max(LAYERS) and config.d_ff >= LARGEST_FF:

@@ -10,9 +10,8 @@ from ladder.backbone.loading import read_json, resolve_folder
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError, NoTokenizerError
 
-
 TokenOffsets = tuple[list[int], list[tuple[int, int]]]
-"""Ids of a text, and for each the characters (start, end) of the text that it stands for. Those of a space may be empty;
+"""Ids of a text, and for each the characters (start, end) of the text that it stands for. A space may stand for none;
 several ids may share a character."""
 
 
