@@ -4,7 +4,7 @@ from ladder.answering.answerers import Answerer, Classify, Generate, build_answe
 from ladder.answering.batch_plan import Group, Plan, Row, plan
 from ladder.answering.mixed_batch import score
 from ladder.answering.tagging import IGNORED, TagWords
-from ladder.answering.words import Framed, WindowedText, Words, split_texts
+from ladder.answering.words import Framed, OffsetTokenizer, WindowedText, Words, split_texts
 
 __all__ = [
     "IGNORED",
@@ -13,6 +13,7 @@ __all__ = [
     "Framed",
     "Generate",
     "Group",
+    "OffsetTokenizer",
     "Plan",
     "Row",
     "TagWords",

@@ -9,12 +9,12 @@ and its combining marks, are not cut, whatever the tokenizer's normalization mak
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import regex
 
-from ladder.answers import Answer, SpansAnswer
-from ladder.backbone.tokenizer import Tokenizer
+from ladder.answers import Answer, Span, SpansAnswer
+from ladder.backbone.tokenizer import TokenOffsets
 
 MAX_WINDOWS = 64
 """Most windows of one text; what comes after them is not read."""
@@ -73,7 +73,7 @@ class WindowedText:
         """
         if len(outcomes) == 1 and isinstance(outcomes[0], SpansAnswer) and not self.windows[0].start:
             return outcomes[0]
-        spans: list = []
+        spans: list[Span] = []
         outside: list[float] = []
         stops = [*(window.core for window in self.windows[1:]), float("inf")]
         for window, stop, outcome in zip(self.windows, stops, outcomes, strict=True):
@@ -91,6 +91,27 @@ class WindowedText:
                 if window.core <= start + window.start < stop
             ]
         return SpansAnswer(spans=tuple(spans), outside=tuple(outside))
+
+
+class OffsetTokenizer(Protocol):
+    """What `split_texts` needs of a tokenizer; see `ladder.backbone.tokenizer.Tokenizer`."""
+
+    @property
+    def start_tokens(self) -> int:
+        """Number of tokens before a prompt's own."""
+        ...
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids of each text, and which of its characters each id stands for."""
+        ...
+
+    def complete(self, ids: Sequence[int], max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return a prompt's ids: cut, between start and end token."""
+        ...
+
+    def room(self, max_tokens: int | None = None) -> int | None:
+        """Return the most tokens of a prompt between its start and end token."""
+        ...
 
 
 class Framed(NamedTuple):
@@ -117,7 +138,7 @@ class _Found(NamedTuple):
 
 
 def split_texts(
-    tokenizer: Tokenizer, texts: Sequence[Framed], max_tokens: int | None, most: int = MAX_WINDOWS
+    tokenizer: OffsetTokenizer, texts: Sequence[Framed], max_tokens: int | None, most: int = MAX_WINDOWS
 ) -> list[WindowedText]:
     """Tokenize texts for tagging: each as one window if its prompt has at most `max_tokens` tokens, else as several.
 
@@ -180,7 +201,13 @@ def _plan(found: _Found, room: int | None, most: int) -> _Plan:
 
 
 def _window(
-    tokenizer: Tokenizer, framed: Framed, found: _Found, start: int, core: int, max_tokens: int | None, room: int | None
+    tokenizer: OffsetTokenizer,
+    framed: Framed,
+    found: _Found,
+    start: int,
+    core: int,
+    max_tokens: int | None,
+    room: int | None,
 ) -> Window:
     read = [index for index, first in enumerate(found.firsts) if room is None or first < room]
     words = Words(
@@ -191,7 +218,7 @@ def _window(
     return Window(start, core, tokenizer.complete(found.ids, max_tokens), framed.prompt, words)
 
 
-def _find(tokenizer: Tokenizer, texts: Sequence[Framed]) -> list[_Found]:
+def _find(tokenizer: OffsetTokenizer, texts: Sequence[Framed]) -> list[_Found]:
     encoded = tokenizer.encode_offsets([framed.prompt for framed in texts])
     return [
         _find_words(framed.text, len(framed.before), *tokens) for framed, tokens in zip(texts, encoded, strict=True)

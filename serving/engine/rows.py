@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from ladder.answering import Answerer, Generate, Row
+from ladder.answering import Answerer, Generate, Row, Words
 from ladder.answers import Answer
 from serving.engine.detokenizer import Piece
 
@@ -71,6 +71,8 @@ class EngineRow:
     """In the order of the spec's `images`; empty where the task reads text alone."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
+    words: Words | None = None
+    """The words of its text, for a task that tags them."""
 
     @property
     def how(self) -> Answerer:
@@ -131,7 +133,14 @@ class EngineRow:
     @property
     def model_row(self) -> Row:
         """The row as `ladder.answering` takes it."""
-        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=self.image_names)
+        return Row(
+            ids=self.ids,
+            side=self.resident.side,
+            answerer=self.how,
+            salt=self.salt,
+            images=self.image_names,
+            words=self.words,
+        )
 
 
 Event = Piece | Answer | Exception

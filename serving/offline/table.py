@@ -8,12 +8,13 @@ Knows the engine: no files, no Ray.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
+from ladder.answering import Framed, WindowedText, Words, split_texts
 from ladder.answers import Answer
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
@@ -22,7 +23,7 @@ from serving.offline.images import EncodedOrFault, TableEncoder, name_images, re
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
 from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.task_kinds import KINDS, AnswerColumn
 from table_files import ImageSource
 
 Ids = tuple[int, ...]
@@ -30,7 +31,10 @@ Outcome = Answer | Exception
 
 IMAGES_AT_ONCE = 256
 """Most images whose features are in memory: 200 MB of a grid of 256 tokens with 768 features in float32."""
-TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32()}
+SPAN = pa.struct(
+    {"start": pa.int64(), "end": pa.int64(), "label": pa.string(), "score": pa.float32(), "text": pa.string()}
+)
+TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32(), "spans": pa.list_(SPAN)}
 """By the type of an answer's column."""
 
 
@@ -103,8 +107,8 @@ class TokenizedTable:
     """A table whose rows were rendered and tokenized for each task."""
 
     table: pa.Table
-    ids: Sequence[Sequence[Ids | Exception]]
-    """For each task, each row's token ids, or why it has none."""
+    ids: Sequence[Sequence[Ids | WindowedText | Exception]]
+    """For each task, each row's token ids or, where the task tags words, its text; or why it has none."""
     truncated: Sequence[int]
     """For each task, how many rows' texts are cut."""
     images: Sequence[Sequence[tuple[str, ...]]]
@@ -115,7 +119,7 @@ class TokenizedTable:
     @cached_property
     def prompts(self) -> int:
         """Distinct prompts, over all tasks."""
-        return len({ids for rows in self.ids for ids in rows if not isinstance(ids, Exception)})
+        return len({ids for rows in self.ids for row in rows for ids in _inputs_of(row)})
 
     def names_of(self, rows: range) -> set[str]:
         """The names of the images of some rows."""
@@ -167,19 +171,25 @@ class TableAnswerer:
 
         Tasks with the same template and columns share the result.
         """
-        shared: dict[object, tuple[list[Ids | Exception], int]] = {}
+        shared: dict[object, tuple[Sequence[Ids | WindowedText | Exception], int]] = {}
         columns_of_images: dict[tuple[str, str], list[str | InvalidRow]] = {}
         files: dict[str, bytes] = {}
-        ids: list[list[Ids | Exception]] = []
+        ids: list[list[Ids | WindowedText | Exception]] = []
         images: list[list[tuple[str, ...]]] = []
         truncated: list[int] = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
             spec = resident.spec
             columns = tuple(task.columns[name] for name in spec.fields)
-            key = (spec.template, spec.max_chars, spec.max_source_tokens, columns)
+            tags_words = KINDS[spec.kind].has_spans
+            key = (spec.template, spec.max_chars, spec.max_source_tokens, columns, tags_words)
             if key not in shared:
-                prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
-                shared[key] = self._encoded(prompts, spec.max_source_tokens)
+                values = [_values_of(table[column]) for column in columns]
+                prompts = render(spec, values, table.num_rows)
+                shared[key] = (
+                    self._split(spec, prompts, values[0])
+                    if tags_words
+                    else self._encoded(prompts, spec.max_source_tokens)
+                )
             rows, cut = shared[key]
             truncated.append(cut)
             wanted = [(name, task.columns[name]) for name in spec.images]
@@ -230,8 +240,8 @@ class TableAnswerer:
     def _answer_span(
         self, tokenized: TokenizedTable, span: range, encoded: Mapping[str, EncodedOrFault], limits: PassLimits
     ) -> list[list[Outcome]]:
-        distinct: dict[tuple[int, Ids, tuple[str, ...], int], EngineRow] = {}
-        rows: list[list[EngineRow | Exception]] = []
+        distinct: dict[tuple[int, Ids, tuple[str, ...], int, Words | None], EngineRow] = {}
+        rows: list[list[EngineRow | _TextRows | Exception]] = []
         for task, resident in enumerate(self._residents):
             rows.append([])
             for index in span:
@@ -239,6 +249,16 @@ class TableAnswerer:
                 names = tokenized.images[task][index]
                 if isinstance(ids, Exception):
                     rows[-1].append(ids)
+                    continue
+                if isinstance(ids, WindowedText):
+                    windows = [
+                        distinct.setdefault(
+                            (task, window.ids, (), 0, window.words),
+                            EngineRow(window.ids, resident, words=window.words),
+                        )
+                        for window in ids.windows
+                    ]
+                    rows[-1].append(_TextRows(ids, windows))
                     continue
                 images = row_images(resident.spec.images, names, encoded) if names else ()
                 if isinstance(images, Exception):
@@ -250,13 +270,14 @@ class TableAnswerer:
                     ids,
                     names,
                     index if row.alone else 0,
+                    None,
                 )  # equal rows are one, unless each draws its own text
                 rows[-1].append(distinct.setdefault(key, row))
         inputs: dict[Ids, list[EngineRow]] = {}
-        for (_, ids, _, _), row in distinct.items():
-            inputs.setdefault(ids, []).append(row)
+        for row in distinct.values():
+            inputs.setdefault(row.ids, []).append(row)
         outcomes = answer_inputs(self._engine, list(inputs.values()), limits)
-        return [[outcomes[row] if isinstance(row, EngineRow) else row for row in of_task] for of_task in rows]
+        return [[_outcome(row, outcomes) for row in of_task] for of_task in rows]
 
     def to_table(self, tokenized: TokenizedTable, outcomes: Sequence[Sequence[Outcome]]) -> tuple[pa.Table, Counts]:
         """The table with the tasks' columns, and its counts without `passes`."""
@@ -270,6 +291,23 @@ class TableAnswerer:
                 table = table.append_column(column, pa.array(values, column.type))
         return table, counts
 
+    def _split(
+        self, spec: TaskSpec, prompts: Sequence[str | Exception], values: Sequence[Any]
+    ) -> tuple[list[WindowedText | Exception], int]:
+        """Each row's text for tagging its words, and how many are cut; `values` are those of the only field."""
+        before, after = spec.frame
+        texts = {
+            index: Framed(before, str(value), after)
+            for index, (prompt, value) in enumerate(zip(prompts, values, strict=True))
+            if isinstance(prompt, str)
+        }
+        distinct = list(dict.fromkeys(texts.values()))
+        split = dict(zip(distinct, split_texts(self._tokenizer, distinct, spec.max_source_tokens), strict=True))
+        rows = [
+            prompt if isinstance(prompt, Exception) else split[texts[index]] for index, prompt in enumerate(prompts)
+        ]
+        return rows, sum(split[framed].truncated for framed in texts.values())
+
     def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> tuple[list[Ids | Exception], int]:
         """Each prompt's token ids, and how many prompts are cut. Each distinct prompt is tokenized once."""
         texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
@@ -278,6 +316,27 @@ class TableAnswerer:
         is_cut = dict(zip(texts, cut, strict=True))
         rows = [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         return rows, sum(is_cut[prompt] for prompt in prompts if isinstance(prompt, str))
+
+
+@dataclass(frozen=True, slots=True)
+class _TextRows:
+    """A text whose words are tagged, and the rows of its windows."""
+
+    text: WindowedText
+    windows: Sequence[EngineRow]
+
+
+def _outcome(row: EngineRow | _TextRows | Exception, outcomes: Mapping[EngineRow, Outcome]) -> Outcome:
+    if isinstance(row, _TextRows):
+        return row.text.join([outcomes[window] for window in row.windows])
+    return outcomes[row] if isinstance(row, EngineRow) else row
+
+
+def _inputs_of(row: Ids | WindowedText | Exception) -> list[Ids]:
+    """What the backbone reads of a row."""
+    if isinstance(row, Exception):
+        return []
+    return [window.ids for window in row.windows] if isinstance(row, WindowedText) else [row]
 
 
 def _is_out_of_room(outcome: Outcome) -> bool:
@@ -291,7 +350,9 @@ def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[
     return [_prompt(spec, dict(zip(spec.fields, row, strict=True))) for row in values]
 
 
-def _with_names(ids: Ids | Exception, names: Sequence[str | InvalidRow]) -> tuple[Ids | Exception, tuple[str, ...]]:
+def _with_names(
+    ids: Ids | WindowedText | Exception, names: Sequence[str | InvalidRow]
+) -> tuple[Ids | WindowedText | Exception, tuple[str, ...]]:
     """A row's tokens and the names of its images, or its first fault and no names."""
     if isinstance(ids, Exception):
         return ids, ()
@@ -395,12 +456,16 @@ def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, 
     return taken
 
 
+def _value(column: AnswerColumn, outcome: Answer) -> Any:
+    value = getattr(outcome, column.attribute)
+    return [asdict(span) for span in value] if column.dtype == "spans" else value
+
+
 def _columns(resident: Resident, outcomes: Sequence[Outcome]) -> list[list[Any]]:
     """Values of the columns of `fields_of`, in their order."""
-    attributes = [column.attribute for column in KINDS[resident.spec.kind].columns]
     values = [
-        [None if isinstance(outcome, Exception) else getattr(outcome, attribute) for outcome in outcomes]
-        for attribute in attributes
+        [None if isinstance(outcome, Exception) else _value(column, outcome) for outcome in outcomes]
+        for column in KINDS[resident.spec.kind].columns
     ]
     versions = [resident.version] * len(outcomes)
     errors = [

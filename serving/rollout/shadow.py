@@ -6,14 +6,14 @@ batcher's event loop. Knows no torch and no gRPC.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 from weakref import WeakSet
 
-from ladder.answering import Answerer
+from ladder.answering import Answerer, Words
 from serving.config import ShadowConfig
 from serving.engine import CircuitBreaker, EncodedImage, EngineRow, Key, Resident
 from serving.errors import Draining, InvalidInput, NotServed
@@ -126,7 +126,8 @@ class ShadowRunner:
         if not indices:
             return
         if _prompts_alike(case.seen.resident, resident):
-            self._submit(case, resident, indices, [case.seen.rows[index].ids for index in indices])
+            rows = [case.seen.rows[index] for index in indices]
+            self._submit(case, resident, indices, [row.ids for row in rows], [row.words for row in rows])
         else:
             task = asyncio.get_running_loop().create_task(self._encode(case, resident, indices))
             self._tasks.add(task)
@@ -140,7 +141,7 @@ class ShadowRunner:
         self._encoding += len(indices)
         target = Target(resident, None, resident.answerer)
         inputs = [case.seen.inputs[index] for index in indices]
-        work = partial(encode, self._tokenizer, [([target], inputs)])
+        work = partial(encode, self._tokenizer, [([target], inputs)], most_windows=1)  # one row for each input
         try:
             [result] = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except RuntimeError:  # it was closed
@@ -149,25 +150,32 @@ class ShadowRunner:
             self._encoding -= len(indices)
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
-            self._submit(case, resident, indices, encoded.ids)
+            self._submit(case, resident, indices, encoded.ids, encoded.words)
         elif isinstance(encoded, NotServed):
             case.drop(resident, len(indices))
         else:  # its template makes no prompt of what callers send
             for index in indices:
                 case.add_outcome(resident, index, encoded)
 
-    def _submit(self, case: "ComparisonCase", resident: Resident, indices: list[int], ids: list[Ids]) -> None:
+    def _submit(
+        self,
+        case: "ComparisonCase",
+        resident: Resident,
+        indices: list[int],
+        ids: list[Ids],
+        words: Sequence[Words | None],
+    ) -> None:
         answerer = _answerer(case.seen, resident)
         answerable: list[int] = []
         rows: list[EngineRow] = []
-        for tokens, index in zip(ids, indices, strict=True):
+        for tokens, index, of_text in zip(ids, indices, words or [None] * len(ids), strict=True):
             asked = case.seen.rows[index]
             images = _images(asked, resident)
             if isinstance(images, InvalidInput):
                 case.add_outcome(resident, index, images)
                 continue
             answerable.append(index)
-            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images))
+            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images, words=of_text))
         if not rows or rows[0].alone:
             return
         request = ShadowRows(case, resident, answerable, rows, self._breaker, self._comparisons)
