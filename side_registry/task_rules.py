@@ -158,7 +158,8 @@ def _labels(spec: Spec) -> Iterator[Fault]:
         for name, is_given in given.items():
             if is_given:
                 verb = "are" if name == "labels" else "is"
-                yield Fault((name,), f"{name} {verb} for {kinds_with('has_labels')}, this task is {spec.kind}")
+                able = kinds_with("has_labels") if name == "labels" else "classification"
+                yield Fault((name,), f"{name} {verb} for {able}, this task is {spec.kind}")
         return
     labels = spec.labels
     if len(labels) < 2 and not KINDS[spec.kind].has_spans:

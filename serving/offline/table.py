@@ -7,30 +7,26 @@ Knows the engine: no files, no Ray.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from ladder.answering import Framed, WindowedText, Words, split_texts
+from ladder.answering import WindowedText, Words
 from ladder.answers import Answer
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
 from serving.offline.errors import OutOfRoom
 from serving.offline.images import EncodedOrFault, TableEncoder, name_images, read_column, row_images
+from serving.offline.tokenized import Ids, TokenizedTable, render, split_column, tokenize_prompts, values_of
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS, AnswerColumn
 from table_files import ImageSource
 
-Ids = tuple[int, ...]
 Outcome = Answer | Exception
 
-IMAGES_AT_ONCE = 256
-"""Most images whose features are in memory: 200 MB of a grid of 256 tokens with 768 features in float32."""
 SPAN = pa.struct(
     {"start": pa.int64(), "end": pa.int64(), "label": pa.string(), "score": pa.float32(), "text": pa.string()}
 )
@@ -102,43 +98,6 @@ def fields_of(name: str, kind: str) -> list[pa.Field]:
     return [pa.field(f"{name}.{column}", type_) for column, type_ in types.items()]
 
 
-@dataclass(frozen=True)
-class TokenizedTable:
-    """A table whose rows were rendered and tokenized for each task."""
-
-    table: pa.Table
-    ids: Sequence[Sequence[Ids | WindowedText | Exception]]
-    """For each task, each row's token ids or, where the task tags words, its text; or why it has none."""
-    truncated: Sequence[int]
-    """For each task, how many rows' texts are cut."""
-    images: Sequence[Sequence[tuple[str, ...]]]
-    """For each task, the names of each row's images, in the order of its spec's; none where `ids` has a fault."""
-    files: Mapping[str, bytes]
-    """The bytes of all images, by name."""
-
-    @cached_property
-    def prompts(self) -> int:
-        """Distinct prompts, over all tasks."""
-        return len({ids for rows in self.ids for row in rows for ids in _inputs_of(row)})
-
-    def names_of(self, rows: range) -> set[str]:
-        """The names of the images of some rows."""
-        return {name for of_task in self.images for index in rows for name in of_task[index]}
-
-    def spans(self) -> Iterator[range]:
-        """The rows in spans of at most IMAGES_AT_ONCE images; of a table without images, one span."""
-        start = 0
-        held: set[str] = set()
-        for index in range(self.table.num_rows):
-            names = self.names_of(range(index, index + 1))
-            if held and len(held | names) > IMAGES_AT_ONCE:
-                yield range(start, index)
-                start = index
-                held = set()
-            held |= names
-        yield range(start, self.table.num_rows)
-
-
 class TableAnswerer:
     """Answers tables with one engine. `tokenize` and `to_table` may run on any thread, `answer` on the device's.
 
@@ -183,19 +142,19 @@ class TableAnswerer:
             tags_words = KINDS[spec.kind].has_spans
             key = (spec.template, spec.max_chars, spec.max_source_tokens, columns, tags_words)
             if key not in shared:
-                values = [_values_of(table[column]) for column in columns]
+                values = [values_of(table[column]) for column in columns]
                 prompts = render(spec, values, table.num_rows)
                 shared[key] = (
-                    self._split(spec, prompts, values[0])
+                    split_column(self._tokenizer, spec, prompts, values[0])
                     if tags_words
-                    else self._encoded(prompts, spec.max_source_tokens)
+                    else tokenize_prompts(self._tokenizer, prompts, spec.max_source_tokens)
                 )
             rows, cut = shared[key]
             truncated.append(cut)
             wanted = [(name, task.columns[name]) for name in spec.images]
             for name, column in wanted:
                 if (name, column) not in columns_of_images:
-                    read = read_column(name, _values_of(table[column]), self._source)
+                    read = read_column(name, values_of(table[column]), self._source)
                     columns_of_images[name, column] = name_images(read, files)
             names = [columns_of_images[image] for image in wanted]
             checked = [_with_names(row, [column[index] for column in names]) for index, row in enumerate(rows)]
@@ -291,32 +250,6 @@ class TableAnswerer:
                 table = table.append_column(column, pa.array(values, column.type))
         return table, counts
 
-    def _split(
-        self, spec: TaskSpec, prompts: Sequence[str | Exception], values: Sequence[Any]
-    ) -> tuple[list[WindowedText | Exception], int]:
-        """Each row's text for tagging its words, and how many are cut; `values` are those of the only field."""
-        before, after = spec.frame
-        texts = {
-            index: Framed(before, str(value), after)
-            for index, (prompt, value) in enumerate(zip(prompts, values, strict=True))
-            if isinstance(prompt, str)
-        }
-        distinct = list(dict.fromkeys(texts.values()))
-        split = dict(zip(distinct, split_texts(self._tokenizer, distinct, spec.max_source_tokens), strict=True))
-        rows = [
-            prompt if isinstance(prompt, Exception) else split[texts[index]] for index, prompt in enumerate(prompts)
-        ]
-        return rows, sum(split[framed].truncated for framed in texts.values())
-
-    def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> tuple[list[Ids | Exception], int]:
-        """Each prompt's token ids, and how many prompts are cut. Each distinct prompt is tokenized once."""
-        texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
-        encoded, cut = self._tokenizer.encode_cut(texts, limit)
-        ids = dict(zip(texts, map(tuple, encoded), strict=True))
-        is_cut = dict(zip(texts, cut, strict=True))
-        rows = [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
-        return rows, sum(is_cut[prompt] for prompt in prompts if isinstance(prompt, str))
-
 
 @dataclass(frozen=True, slots=True)
 class _TextRows:
@@ -332,22 +265,9 @@ def _outcome(row: EngineRow | _TextRows | Exception, outcomes: Mapping[EngineRow
     return outcomes[row] if isinstance(row, EngineRow) else row
 
 
-def _inputs_of(row: Ids | WindowedText | Exception) -> list[Ids]:
-    """What the backbone reads of a row."""
-    if isinstance(row, Exception):
-        return []
-    return [window.ids for window in row.windows] if isinstance(row, WindowedText) else [row]
-
-
 def _is_out_of_room(outcome: Outcome) -> bool:
     """Whether a pass was too large. An image that is too large for the device is its row's fault."""
     return isinstance(outcome, OutOfMemory) and outcome.what == "row"
-
-
-def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[str | Exception]:
-    """The rows' prompts, or why a row has none. `columns` are the values of the spec's fields; there may be none."""
-    values = zip(*columns, strict=True) if columns else [()] * rows
-    return [_prompt(spec, dict(zip(spec.fields, row, strict=True))) for row in values]
 
 
 def _with_names(
@@ -358,38 +278,6 @@ def _with_names(
         return ids, ()
     fault = next((name for name in names if isinstance(name, InvalidRow)), None)
     return (ids, tuple(map(str, names))) if fault is None else (fault, ())
-
-
-def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
-    try:
-        return spec.render({name: _as_text(name, value) for name, value in values.items()})
-    except InvalidRow as error:
-        return error
-
-
-def _values_of(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as Python's; a text that is not UTF-8 becomes its UnicodeDecodeError."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value_of(scalar) for scalar in column]
-
-
-def _value_of(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
-
-
-def _as_text(name: str, value: Any) -> Any:
-    """Numbers become their text, as in training. Raises InvalidRow."""
-    if value is None:
-        raise InvalidRow(name, "is null; give a text")
-    if isinstance(value, UnicodeDecodeError):
-        raise InvalidRow(name, f"is not UTF-8 ({value.reason} at byte {value.start})")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value
 
 
 def answer_inputs(
