@@ -33,7 +33,7 @@ from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
 from training.errors import DataError, Misfit, RecipeError
-from training.tagging import TAGS, TOKENS, SpanReader, check_spans, join_tokens
+from training.tagging import TAGS, TOKENS, SpanReader, check_spans, is_conll, join_tokens, read_conll
 
 Renames = Mapping[str, str]
 """The column that a field, the target or `id` is read from, by its name, where they differ."""
@@ -118,7 +118,7 @@ def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
 
 
 def read_examples(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> list[Example]:
-    """All examples of a .jsonl, .csv, .tsv or .parquet file, in its order.
+    """All examples of a .jsonl, .csv, .tsv, .parquet or (token classification) .conll file, in its order.
 
     Args:
         renames: the column that a field, or the target, is read from, where its name is another.
@@ -185,6 +185,8 @@ def _has_tags(path: str | Path, spec: TaskSpec, renames: Renames) -> bool:
     """Whether the file's rows have a tag for each token, instead of spans."""
     if not KINDS[spec.kind].has_spans:
         return False
+    if is_conll(path):
+        return True
     tags = renames.get(TAGS, TAGS)
     target = renames.get(spec.target, spec.target)
     first = next(iter_columns(path, (), (tags, target)), None)
@@ -195,8 +197,13 @@ def _rows_of_tags(path: str | Path, spec: TaskSpec, renames: Renames, ids: Seque
     """The rows of a file of tokens and tags, as rows of a text and its spans."""
     tokens, tags = renames.get(TOKENS, TOKENS), renames.get(TAGS, TAGS)
     [field] = spec.fields
-    names = _class_names(path, tags)
-    for line, row in iter_columns(path, (tokens, tags), ids):
+    names: Sequence[str] = ()
+    if is_conll(path):
+        rows = ((line, {tokens: words, tags: theirs}) for line, words, theirs in read_conll(path))
+    else:
+        names = _class_names(path, tags)
+        rows = iter_columns(path, (tokens, tags), ids)
+    for line, row in rows:
         try:
             text, spans = join_tokens(row[tokens], row[tags], spec.labels, names)
         except Misfit as error:

@@ -98,6 +98,25 @@ def test_a_row_that_does_not_fit_is_an_error_with_its_line(
     assert says in str(caught.value)
 
 
+def test_conll_files_have_a_token_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.conll"
+    path.write_text("-DOCSTART- -X- O O\n\nAnn NNP B-NP B-PER\nmet VBD B-VP O\r\n\n\nNew\tB-LOC\nYork\tI-LOC")
+    first, second = read_examples(path, SPEC)
+    assert (first.fields, first.target, first.line) == ({"text": "Ann met"}, [span(0, 3)], 3)
+    assert (second.fields, second.target, second.line) == ({"text": "New York"}, [span(0, 8, "LOC")], 7)
+    assert read_to_evaluate(path, SPEC) == [first, second]
+    for text, says in (
+        ("Ann B-PER\nmet\n", "line 2: has one column, 'met'"),
+        ("Ann B-ORG\n", "line 1: tag 1 is 'B-ORG'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=says):
+            read_examples(path, SPEC)
+    path.write_bytes(b"Ann B-PER\n\xff O\n")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_examples(path, SPEC)
+
+
 def test_each_words_first_token_is_taught_in_every_window(tiny_t5: Path) -> None:
     tokenizer = load_tokenizer(tiny_t5)
     text = "Ann Lee, " * 40 + unicodedata.normalize("NFD", "Z\u00fcrich!")
