@@ -17,6 +17,7 @@ from math import ceil
 
 from ladder.answering import Answerer, Generate, Row, Words
 from ladder.answers import Answer
+from ladder.backbone.tokenizer import Pair
 from serving.engine.detokenizer import Piece
 
 Key = tuple[str, int]
@@ -69,6 +70,8 @@ class EngineRow:
     """The tenant's salt: rows of different tenants share no activations."""
     images: tuple[EncodedImage, ...] = ()
     """In the order of the spec's `images`; empty where the task reads text alone."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie among `ids`, for a side network that reads them apart."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
     words: Words | None = None
@@ -139,6 +142,7 @@ class EngineRow:
             answerer=self.how,
             salt=self.salt,
             images=self.image_names,
+            pair=self.pair,
             words=self.words,
         )
 

@@ -19,9 +19,10 @@ from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
 from serving.offline.errors import OutOfRoom
 from serving.offline.images import EncodedOrFault, TableEncoder, name_images, read_column, row_images
-from serving.offline.tokenized import Ids, TokenizedTable, render, split_column, tokenize_prompts, values_of
+from serving.offline.tokenized import Ids, TokenizedTable, as_text, render, split_column, tokenize_prompts, values_of
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
+from side_registry.task import Pair
 from side_registry.task_kinds import KINDS, AnswerColumn
 from table_files import ImageSource
 
@@ -134,6 +135,7 @@ class TableAnswerer:
         columns_of_images: dict[tuple[str, str], list[str | InvalidRow]] = {}
         files: dict[str, bytes] = {}
         ids: list[list[Ids | WindowedText | Exception]] = []
+        pairs: list[Sequence[Pair | None]] = []
         images: list[list[tuple[str, ...]]] = []
         truncated: list[int] = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
@@ -151,6 +153,7 @@ class TableAnswerer:
                 )
             rows, cut = shared[key]
             truncated.append(cut)
+            pairs.append(self._pairs(resident, [values_of(table[column]) for column in columns], rows))
             wanted = [(name, task.columns[name]) for name in spec.images]
             for name, column in wanted:
                 if (name, column) not in columns_of_images:
@@ -160,7 +163,28 @@ class TableAnswerer:
             checked = [_with_names(row, [column[index] for column in names]) for index, row in enumerate(rows)]
             ids.append([row for row, _ in checked])
             images.append([row_names for _, row_names in checked])
-        return TokenizedTable(table, ids, truncated, images, files)
+        return TokenizedTable(table, ids, pairs, truncated, images, files)
+
+    def _pairs(
+        self, resident: Resident, columns: Sequence[Sequence[Any]], rows: Sequence[Ids | WindowedText | Exception]
+    ) -> Sequence[Pair | None]:
+        """Where the two texts of each row lie among its tokens; None for each where that does not matter."""
+        pairs: list[Pair | None] = [None] * len(rows)
+        if not resident.side.config.pair:
+            return pairs
+        known = [(index, ids) for index, ids in enumerate(rows) if isinstance(ids, tuple)]
+        names = resident.spec.fields
+        texts = [
+            {name: as_text(name, values[index]) for name, values in zip(names, columns, strict=True)}
+            for index, _ in known
+        ]
+        rendered = [resident.spec.render_pair(row) for row in texts]
+        located = self._tokenizer.locate(
+            [prompt for prompt, _ in rendered], [cuts for _, cuts in rendered], [ids for _, ids in known]
+        )
+        for (index, _), pair in zip(known, located, strict=True):
+            pairs[index] = pair
+        return pairs
 
     def answer(self, tokenized: TokenizedTable) -> list[list[Outcome]]:
         """Each task's outcome for each row. If memory runs out, all rows run again in passes of half the size.
@@ -199,7 +223,7 @@ class TableAnswerer:
     def _answer_span(
         self, tokenized: TokenizedTable, span: range, encoded: Mapping[str, EncodedOrFault], limits: PassLimits
     ) -> list[list[Outcome]]:
-        distinct: dict[tuple[int, Ids, tuple[str, ...], int, Words | None], EngineRow] = {}
+        distinct: dict[tuple[int, Ids, tuple[str, ...], Pair | None, int, Words | None], EngineRow] = {}
         rows: list[list[EngineRow | _TextRows | Exception]] = []
         for task, resident in enumerate(self._residents):
             rows.append([])
@@ -223,15 +247,10 @@ class TableAnswerer:
                 if isinstance(images, Exception):
                     rows[-1].append(images)
                     continue
-                row = EngineRow(ids, resident, images=images)
-                key = (
-                    task,
-                    ids,
-                    names,
-                    index if row.alone else 0,
-                    None,
-                )  # equal rows are one, unless each draws its own text
-                rows[-1].append(distinct.setdefault(key, row))
+                pair = tokenized.pairs[task][index]
+                row = EngineRow(ids, resident, images=images, pair=pair)
+                own = index if row.alone else 0  # equal rows are one, unless each draws its own text
+                rows[-1].append(distinct.setdefault((task, ids, names, pair, own, None), row))
         inputs: dict[Ids, list[EngineRow]] = {}
         for row in distinct.values():
             inputs.setdefault(row.ids, []).append(row)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ladder.answering import Framed, WindowedText, split_texts
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import TaskSpec
+from side_registry.task import Pair, TaskSpec
 
 Ids = tuple[int, ...]
 
@@ -25,6 +25,8 @@ class TokenizedTable:
     table: pa.Table
     ids: Sequence[Sequence[Ids | WindowedText | Exception]]
     """For each task, each row's token ids or, where the task tags words, its text; or why it has none."""
+    pairs: Sequence[Sequence[Pair | None]]
+    """For each task, where each row's two texts lie among its tokens, if its side network reads them apart."""
     truncated: Sequence[int]
     """For each task, how many rows' texts are cut."""
     images: Sequence[Sequence[tuple[str, ...]]]
@@ -91,7 +93,7 @@ def tokenize_prompts(
 
 def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
     try:
-        return spec.render({name: _as_text(name, value) for name, value in values.items()})
+        return spec.render({name: as_text(name, value) for name, value in values.items()})
     except InvalidRow as error:
         return error
 
@@ -111,7 +113,7 @@ def _value_of(scalar: pa.Scalar) -> Any:
         return error
 
 
-def _as_text(name: str, value: Any) -> Any:
+def as_text(name: str, value: Any) -> Any:
     """Numbers become their text, as in training. Raises InvalidRow."""
     if value is None:
         raise InvalidRow(name, "is null; give a text")

@@ -15,7 +15,7 @@ from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
-from side_registry.task import PRODUCTION, TaskRef, TaskSpec
+from side_registry.task import PRODUCTION, Pair, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
 
@@ -32,6 +32,21 @@ def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
     if spec.images:
         read_images(spec, rows)
     return prompts
+
+
+def cut_pairs(spec: TaskSpec, rows: Sequence[InputRow]) -> list[Pair]:
+    """Where the two texts of each row lie in its prompt, in characters. For rows that `render_rows` takes.
+
+    Raises:
+        InvalidInput: the first row that is a whole prompt, which does not say.
+    """
+    pairs = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            why = f"is a whole prompt, and task {spec.name!r} reads its two texts apart; give the fields "
+            raise InvalidInput(f"rows[{index}]", f"{why}{' and '.join(spec.fields)}")
+        pairs.append(spec.render_pair(row)[1])  # type: ignore[arg-type]  # it is rendered already
+    return pairs
 
 
 def read_images(spec: TaskSpec, rows: Sequence[InputRow]) -> list[tuple[bytes | EncodedImage, ...]]:
@@ -94,6 +109,10 @@ class Encoder(OffsetTokenizer, Protocol):
         """The tokens of each text, at most `max_tokens` of them, and for each text whether it is cut."""
         ...
 
+    def locate(self, prompts: Sequence[str], cuts: Sequence[Pair], ids: Sequence[Sequence[int]]) -> list[Pair]:
+        """Where the two texts of each prompt lie among its tokens; `cuts` is where they lie among its characters."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -106,6 +125,8 @@ class Encoded:
     """For each row, whether its prompt was longer than the spec's `max_source_tokens`, and so is cut."""
     images: Sequence[tuple[EncodedImage, ...]] = ()
     """Each row's images; empty where the task reads text alone."""
+    pairs: Sequence[Pair] = ()
+    """Where each row's two texts lie among its tokens; empty where the side network reads all tokens alike."""
     texts: Sequence[WindowedText] = ()
     """Each row's text; empty where the task does not tag words."""
     window_inputs: Sequence[InputRow] = ()
@@ -129,6 +150,8 @@ class _Rendered:
     target: Target
     prompts: list[str]
     rows: Sequence[InputRow]
+    cuts: Sequence[Pair] = ()
+    """Where each prompt's two texts lie among its characters; empty where that does not matter."""
     texts: Sequence[Framed] = ()
     """Where the task tags words: each row's text, and what the template adds."""
 
@@ -187,8 +210,9 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
     try:
         spec = target.resident.spec
         prompts = render_rows(spec, rows)
-        texts = [_framed(spec, row) for row in rows] if KINDS[spec.kind].has_spans else ()
-        return _Rendered(target, prompts, rows, texts)
+        if KINDS[spec.kind].has_spans:
+            return _Rendered(target, prompts, rows, texts=[_framed(spec, row) for row in rows])
+        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if target.resident.side.config.pair else ())
     except ServingError as error:
         return detached(error)
 
@@ -232,7 +256,9 @@ def _tokenized(
         if task.texts:
             return _in_windows(task, [split[task.limit][framed] for framed in task.texts])
         tokens = [ids[task.limit][prompt] for prompt in task.prompts]
-        return Encoded(task.target, task.prompts, [row for row, _ in tokens], [cut for _, cut in tokens])
+        rows = [row for row, _ in tokens]
+        pairs = tokenizer.locate(task.prompts, task.cuts, rows) if task.cuts else ()
+        return Encoded(task.target, task.prompts, rows, [cut for _, cut in tokens], pairs=pairs)
 
     return [[encoded(task) for task in request] for request in requests]
 

@@ -37,7 +37,7 @@ from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
 from serving.versions import SidePool
 from side_registry.errors import RegistryError
-from side_registry.task import PRODUCTION, TaskRef
+from side_registry.task import PRODUCTION, Pair, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -233,11 +233,13 @@ class PredictService:
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and give each task its outcomes."""
         rows: list[EngineRow] = []
-        indices: dict[tuple[int, Ids, tuple[str, ...], Words | None], int] = {}
+        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None, Words | None], int] = {}
 
-        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...], words: Words | None) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, words=words)
-            key = id(target.resident), ids, row.image_names if images else (), words
+        def index_of(
+            target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None, words: Words | None
+        ) -> int:
+            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair, words=words)
+            key = id(target.resident), ids, row.image_names if images else (), pair, words
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)
@@ -246,7 +248,16 @@ class PredictService:
         tasks = [
             (
                 task,
-                [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()), task.words or repeat(None))],
+                [
+                    *map(
+                        index_of,
+                        repeat(task.target),
+                        task.ids,
+                        task.images or repeat(()),
+                        task.pairs or repeat(None),
+                        task.words or repeat(None),
+                    )
+                ],
             )
             for task in encoded
             if isinstance(task, Encoded)

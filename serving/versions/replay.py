@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ladder.answering import Framed, Words, split_texts
 from ladder.backbone import Backbone, Tokenizer
+from ladder.backbone.tokenizer import Pair
 from serving.config import BatchConfig, EngineConfig, LoadConfig
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.engine.activation_cache import ActivationCache
@@ -34,6 +35,8 @@ class GoldenRow(NamedTuple):
     """A golden example as tokens."""
 
     ids: tuple[int, ...]
+    pair: Pair | None = None
+    """Where its two texts lie, for a side network that reads them apart."""
     words: Words | None = None
     """Of a task that tags words."""
 
@@ -113,7 +116,7 @@ class Replayer:
             before, after = spec.frame
             texts = [Framed(before, example.fields[spec.fields[0]], after) for example in resident.manifest.examples]
             split = split_texts(self._tokenizer, texts, spec.max_source_tokens, most=1)
-            rows = [GoldenRow(text.windows[0].ids, text.windows[0].words) for text in split]
+            rows = [GoldenRow(text.windows[0].ids, words=text.windows[0].words) for text in split]
         else:
             encoded = self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
             rows = [GoldenRow(tuple(ids)) for ids in encoded]
@@ -121,7 +124,11 @@ class Replayer:
         limit = self._config.replay_tokens
         if tokens > limit:
             raise ReplayTooLong(*resident.key, f"they have {tokens:,} tokens, the limit is {limit:,} (replay_tokens)")
-        return rows
+        if not resident.side.config.pair:
+            return rows
+        cuts = [spec.render_pair(example.fields)[1] for example in resident.manifest.examples]
+        pairs = self._tokenizer.locate(prompts, cuts, [row.ids for row in rows])
+        return [row._replace(pair=pair) for row, pair in zip(rows, pairs, strict=True)]
 
     def _replay_twice(
         self, resident: Resident, rows: Sequence[GoldenRow], images: GoldenImages | None
@@ -142,7 +149,7 @@ class Replayer:
             examples = resident.manifest.examples[first : first + count]
             seen = [()] * count if images is None else (yield from images.encode(examples))
             batch = [
-                EngineRow(ids=row.ids, resident=resident, images=own, words=row.words)
+                EngineRow(ids=row.ids, resident=resident, images=own, pair=row.pair, words=row.words)
                 for row, own in zip(rows[first : first + count], seen, strict=True)
             ]
             outcomes = yield from _answers(engine, batch)

@@ -404,3 +404,13 @@ def test_an_image_where_a_text_belongs():
 def test_bad_images_say_why(values: dict[str, Any], why: str):
     with pytest.raises(ValidationError, match=why):
         image_spec(**values)
+
+
+def test_a_prompt_says_where_its_two_texts_are():
+    spec = TaskSpec(name="nli", kind="classification", template="{{a}} {b}? {a} {b}", labels=("no", "yes"))
+    prompt, ((one, after_one), (two, after_two)) = spec.render_pair({"a": "first", "b": "2nd"})
+    assert prompt == "{a} 2nd? first 2nd"
+    assert (prompt[one:after_one], prompt[two:after_two]) == ("2nd", "first")
+    assert (one, two) == (4, 9)
+    assert spec.has_pair
+    assert not TaskSpec(name="one", kind="regression", template="{a} {a}").has_pair
