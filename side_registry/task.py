@@ -4,7 +4,6 @@ Knows text and names only: no versions, no tokens, no stores.
 """
 
 import re
-import string
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ class TaskSpec(Document):
         """What the template has before its only field and after it; for tasks that answer with spans of the text."""
         before, after = "", ""
         found = False
-        for literal, name, _, _ in string.Formatter().parse(self.template):
+        for literal, name, _, _ in Formatter().parse(self.template):
             before, after = (before, after + literal) if found else (before + literal, after)
             found |= name is not None
         return before, after

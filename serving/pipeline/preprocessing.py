@@ -212,7 +212,8 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
         prompts = render_rows(spec, rows)
         if KINDS[spec.kind].has_spans:
             return _Rendered(target, prompts, rows, texts=[_framed(spec, row) for row in rows])
-        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if target.resident.side.config.pair else ())
+        reads_apart = spec.has_pair and target.resident.side.config.pair
+        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if reads_apart else ())
     except ServingError as error:
         return detached(error)
 

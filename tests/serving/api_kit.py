@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from ladder.answering import Words
 from ladder.answering.answerers import Generate
 from ladder.answers import Answer, ClassAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.config import SideConfig
 from ladder.decoding.settings import Generation
 from serving.components import Components
 from serving.config import LoadConfig, RequestConfig, ServeConfig
@@ -292,7 +294,7 @@ class Parlour:
             task=task,
             version=version,
             spec=spec,
-            side=nothing,
+            side=cast(Any, SimpleNamespace(config=SideConfig())),
             answerer=answerer if spec.kind == "text" else nothing,
             manifest=manifest,
             bytes=1,
