@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, SideConfig, SideNetwork, VectorAnswer, load_side
+from ladder import Answer, Backbone, ClassAnswer, SideConfig, SideNetwork, SpansAnswer, VectorAnswer, load_side
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
 from side_registry.manifest import (
     MANIFEST,
@@ -29,7 +29,7 @@ from side_registry.manifest import (
 )
 from side_registry.task import TaskSpec
 from training.errors import RunError
-from training.evaluation import Model, answer_value, make_answerer, predict
+from training.evaluation import Model, answer_value, make_answerer, predict, span_records
 from training.images import encode_bytes, with_bytes
 from training.job import Job
 from training.recipe import Recipe
@@ -153,6 +153,8 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
         return {"label": answer.label, "scores": list(answer.scores)}
     if isinstance(answer, VectorAnswer):
         return {"embedding": list(answer.values)}
+    if isinstance(answer, SpansAnswer):
+        return {"spans": span_records(answer), "outside": list(answer.outside)}
     value = answer_value(answer)
     return {"value": value} if isinstance(value, float) else {"text": value}
 
@@ -199,7 +201,7 @@ def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
     model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
     encoder = None if job.images is None else job.images.encoder
     read_images = None if encoder is None else partial(encode_bytes, encoder)
-    answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images)
+    answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images, most_windows=1)
     return tuple(
         example.model_copy(update={"expected": golden_expectation(answer)})
         for example, answer in zip(examples, answers, strict=True)

@@ -119,3 +119,7 @@ class RunError(TrainingError):
 
     reason = "BAD_RUN"
     message = "{self.folder}: {self.why}"
+
+
+class Misfit(Exception):
+    """A value of a data file that does not fit the spec; what reads the file makes a DataError of it, with the line."""

@@ -75,7 +75,7 @@ def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | N
     check_order(backbone, order)
     if init == "fisher":
         check_has_loss(backbone)
-        if spec is not None and KINDS[spec.kind].target_is_input:
+        if spec is not None and (KINDS[spec.kind].target_is_input or KINDS[spec.kind].has_spans):
             rule = f"random or magnitude for {spec.kind}, whose targets the backbone cannot say"
             raise RecipeError("init", init, rule)
 

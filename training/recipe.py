@@ -42,8 +42,8 @@ class Recipe:
     batch_rows: int = 32
     """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
-    """Peak learning rate; the default recipe has 0.003 for a task with images. It rises linearly over `warmup`, then
-    falls linearly to 0."""
+    """Peak learning rate; the default recipe has 0.003 for a task with images and for token classification. It rises
+    linearly over `warmup`, then falls linearly to 0."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises, 0 to 1."""
     weight_decay: float = 0.0

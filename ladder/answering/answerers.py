@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.reading import Reading, SingleReading
+from ladder.answering.tagging import IGNORED, TagWords
 from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
@@ -22,9 +23,6 @@ from ladder.decoding.segments import Segment
 from ladder.decoding.settings import Generation
 from ladder.errors import LabelError, NotFiniteError
 from ladder.side.network import SideNetwork
-
-IGNORED = -100
-"""Padding in text targets, as torch's cross entropy takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +188,7 @@ class Embed:
         return VectorAnswer(values=tuple(values))
 
 
-Scoring = Classify | Regress | Embed
+Scoring = Classify | Regress | Embed | TagWords
 """Answerers that make no text."""
 Answerer = Scoring | Generate
 
@@ -200,6 +198,7 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "regression": ("linear", "mlp"),
     "text": ("text",),
     "embedding": ("linear", "mlp"),
+    "token_classification": ("linear",),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
 which this package does not import."""
@@ -236,5 +235,7 @@ def build_answerer(
             return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
         case "embedding":
             return Embed()
+        case "token_classification":
+            return TagWords(labels=tuple(labels))
         case _:
             raise LabelError(f"{kind!r} is not a kind of task; use {', '.join(HEADS)}")

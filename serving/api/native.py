@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.call import CallContext, Tenants, code_name, counting, deadline_of
@@ -266,3 +266,9 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
             message.text.text = answer.text
         case VectorAnswer():
             message.embedding.values.extend(answer.values)
+        case SpansAnswer():
+            message.token_classification.SetInParent()
+            for span in answer.spans:
+                message.token_classification.spans.add(
+                    start=span.start, end=span.end, label=span.label, score=span.score, text=span.text
+                )

@@ -49,7 +49,9 @@ from serving.client.results import (
     Prompt,
     Regression,
     Row,
+    Span,
     Text,
+    TokenClassification,
 )
 from serving.client.routes import Bounds, Comparison, Comparisons, RolledBack, Route
 from serving.client.streams import AsyncTextStream, TextStream
@@ -97,8 +99,10 @@ __all__ = [
     "Row",
     "SideFailedError",
     "SidecastError",
+    "Span",
     "Text",
     "TextStream",
+    "TokenClassification",
     "TooManyRowsError",
     "UnauthenticatedError",
     "UnavailableError",

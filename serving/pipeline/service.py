@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import repeat
 from time import perf_counter
 
-from ladder.answering import Generate
+from ladder.answering import Generate, Words
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
 from serving.engine import EncodedImage, EngineRow, Piece, TextProgress
@@ -233,11 +233,13 @@ class PredictService:
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and give each task its outcomes."""
         rows: list[EngineRow] = []
-        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None], int] = {}
+        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None, Words | None], int] = {}
 
-        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair)
-            key = id(target.resident), ids, row.image_names if images else (), pair
+        def index_of(
+            target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None, words: Words | None
+        ) -> int:
+            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair, words=words)
+            key = id(target.resident), ids, row.image_names if images else (), pair, words
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)
@@ -246,7 +248,16 @@ class PredictService:
         tasks = [
             (
                 task,
-                [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()), task.pairs or repeat(None))],
+                [
+                    *map(
+                        index_of,
+                        repeat(task.target),
+                        task.ids,
+                        task.images or repeat(()),
+                        task.pairs or repeat(None),
+                        task.words or repeat(None),
+                    )
+                ],
             )
             for task in encoded
             if isinstance(task, Encoded)
@@ -268,8 +279,11 @@ class PredictService:
         for task, task_indices in tasks:
             task_rows = [rows[index] for index in task_indices]
             task_outcomes = [outcomes[index] for index in task_indices]
-            self._observe(Observation.of(task, request.rows, task_rows, task_outcomes, seconds))
-            predictions.append(prediction_or_fault(task.target, task_outcomes, task.truncated, task.token_count))
+            inputs = task.window_inputs or request.rows
+            self._observe(Observation.of(task, inputs, task_rows, task_outcomes, seconds))
+            predictions.append(
+                prediction_or_fault(task.target, task.join(task_outcomes), task.truncated, task.token_count)
+            )
         answered = iter(predictions)
         return [next(answered) if isinstance(task, Encoded) else task for task in encoded]
 

@@ -15,6 +15,7 @@ from training.metrics.bleu import bleu
 from training.metrics.cider import cider
 from training.metrics.classes import accuracy, accuracy_f1, matthews
 from training.metrics.correlation import pearson_and_spearman
+from training.metrics.entities import entity_scores
 from training.metrics.ranking import ranks, recall_and_mrr
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
@@ -45,13 +46,14 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
 
 
 def score(
-    metric: str, predictions: Sequence[str | float], targets: Sequence[Any], *, labels: Sequence[str] = ()
+    metric: str, predictions: Sequence[Any], targets: Sequence[Any], *, labels: Sequence[str] = ()
 ) -> dict[str, float]:
     """Score predictions against targets of the same order.
 
     Args:
         metric: one of METRICS.
         predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
+            For entity_f1: lists of objects with start, end and label, as the targets are.
             For recall_at_1 and mrr: the rank that each target came out at, from 1.
         targets: what they should be. Of a text, a tuple of several references too, each of which is right.
         labels: the task's labels in the spec's order. `accuracy_f1` needs its two, the second being the positive one.
@@ -124,6 +126,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "rouge_l": _of_texts(rouge_l, bleu, cider),
         "recall_at_1": _recall_at_1,
         "mrr": _mrr,
+        "entity_f1": entity_scores,
     }
 )
 """By name: a function of predictions, targets and labels, as `score` takes them."""

@@ -9,6 +9,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -36,8 +37,8 @@ MAX_IGNORED = 64
 Tensor = pb.ModelInferRequest.InferInputTensor
 Value = TypeVar("Value", str, bytes)
 
-DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32"}
-"""By the type of an answer's column."""
+DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32", "spans": "BYTES"}
+"""By the type of an answer's column. The spans of a row are one element: a JSON list of objects."""
 
 CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 
@@ -130,6 +131,8 @@ def write_outputs(
         datatype = DATATYPES[column.dtype]
         tensor = response.outputs.add(name=name, datatype=datatype, shape=_shape(column, len(answers), spec))
         values = [getattr(answer, column.attribute) for answer in answers]
+        if column.dtype == "spans":
+            values = [json.dumps([asdict(span) for span in spans], ensure_ascii=False) for spans in values]
         if column.is_list:
             values = [value for numbers in values for value in numbers]
         if raw:

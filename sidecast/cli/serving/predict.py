@@ -146,6 +146,8 @@ def _values(answer: Any) -> dict[str, Any]:
         return {"label": answer.label, "score": answer.score, "scores": answer.scores}
     if hasattr(answer, "values"):
         return {"embedding": list(answer.values)}
+    if hasattr(answer, "spans"):
+        return {"spans": [asdict(span) for span in answer.spans]}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
 
 
@@ -155,4 +157,8 @@ def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""
+    if hasattr(answer, "spans"):
+        scores = " ".join(f"{span.score:.4f}" for span in answer.spans[:SHOWN])
+        found = ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in answer.spans)
+        return found or "no entities", scores + (" ..." if len(answer.spans) > SHOWN else "")
     return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -318,4 +318,6 @@ def _plain(answer: Any, spec: TaskSpec) -> dict[str, Any]:
         return {"label": answer.label, "score": answer.score, "scores": by_label}
     if hasattr(answer, "values"):
         return {"embedding": list(answer.values)}
+    if hasattr(answer, "spans"):
+        return {"spans": [asdict(span) for span in answer.spans]}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
