@@ -145,6 +145,9 @@ class LoadConfig:
     replay_timeout_s: float = 30.0
     """Longest time to answer a version's golden examples, in seconds. A version that takes longer is refused, and tried
     again later."""
+    first_loads_s: float = 1.0
+    """Longest time a server loads versions before it is ready, in seconds. The others are loaded while it answers; a
+    request for one of them waits for it."""
     poll_s: float = 0.2
     """Time between two looks at the registry for changes, in seconds."""
     retry_s: float = 1.0
@@ -156,7 +159,7 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_side_bytes", "max_row_tokens", "replay_tokens")
-        _at_least(self, 0, "replay_bytes")
+        _at_least(self, 0, "replay_bytes", "first_loads_s")
         _above_zero(self, "poll_s", "retry_s", "max_retry_s", "replay_timeout_s")
 
 

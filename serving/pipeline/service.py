@@ -7,7 +7,7 @@ Knows no gRPC and runs no torch.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import repeat
@@ -16,8 +16,8 @@ from time import perf_counter
 from ladder.answering import Generate
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
-from serving.engine import EncodedImage, EngineRow, Piece, TextProgress
-from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow, detached
+from serving.engine import EncodedImage, EngineRow, Key, Piece, TextProgress
+from serving.errors import DeadlineExpired, InvalidInput, NotLoaded, ServingError, TooManyRows, TooSlow, detached
 from serving.images import ImageOutcome, ImagePool
 from serving.metrics import Metrics
 from serving.pipeline.observation import NoObserver, Observation, Observer
@@ -35,7 +35,7 @@ from serving.pipeline.request import (
 from serving.pipeline.row_images import RequestImages, first_image
 from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
-from serving.versions import SidePool
+from serving.versions import Arrivals, SidePool
 from side_registry.errors import RegistryError
 from side_registry.task import PRODUCTION, TaskRef
 
@@ -51,6 +51,8 @@ class PredictService:
     Args:
         observer: gets an observation of every task whose alias has a route.
         images: encodes the images of requests; None: tasks that read images are not answered.
+        arrivals: lets requests wait for versions that are still loading; None: such requests fail.
+        used: told the name of each task that is called.
     """
 
     def __init__(
@@ -62,8 +64,12 @@ class PredictService:
         metrics: Metrics | None = None,
         observer: Observer | None = None,
         images: ImagePool | None = None,
+        arrivals: Arrivals | None = None,
+        used: Callable[[str], None] = lambda task: None,
     ) -> None:
         self._pool = pool
+        self._arrivals = arrivals
+        self._used = used
         self._batcher = batcher
         self._config = config or RequestConfig()
         self._metrics = metrics or Metrics()
@@ -73,8 +79,42 @@ class PredictService:
 
     @property
     def ready(self) -> bool:
-        """The first load is done."""
+        """The registry's tasks are known; requests wait for those that are still loading."""
         return self._pool.snapshot().generation >= 0
+
+    async def find(self, ref: TaskRef, options: RequestOptions) -> Target:
+        """As `resolve`; first waits, up to the deadline, for a version that is still loading.
+
+        Raises:
+            what `resolve` raises, and DeadlineExpired.
+        """
+        while True:
+            try:
+                return self.resolve(ref, options)
+            except NotLoaded:
+                key = self._awaited(ref)
+                if key is None or self._arrivals is None:
+                    raise
+            await self._arrivals.wait(key, options.deadline)
+
+    async def find_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
+        """As `resolve_tasks`; first waits, up to the deadline, for versions that are still loading.
+
+        Raises:
+            what `resolve_tasks` raises, and DeadlineExpired.
+        """
+        while True:
+            targets = self.resolve_tasks(refs, options)
+            missing = [ref for ref, target in zip(refs, targets, strict=True) if isinstance(target, NotLoaded)]
+            keys = {key for ref in missing if (key := self._awaited(ref)) is not None}
+            if not keys or self._arrivals is None:
+                return targets
+            waits = [self._arrivals.wait(key, options.deadline) for key in keys]
+            await asyncio.gather(*waits)
+
+    def _awaited(self, ref: TaskRef) -> Key | None:
+        """The version that a request to this task should wait for."""
+        return self._pool.snapshot().awaited(ref.task, version=ref.version, alias=ref.alias)
 
     def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
         """Find the version that answers a request to one task.
@@ -84,7 +124,9 @@ class PredictService:
             InvalidInput: options out of bounds, or settings of texts for a task that makes none.
         """
         options.check()
-        return resolve(self._pool.snapshot(), ref, options)
+        target = resolve(self._pool.snapshot(), ref, options)
+        self._used(ref.task)
+        return target
 
     def resolve_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
         """Find the versions that answer a request to many tasks, in the order of `refs`, on one state of the registry.
@@ -104,6 +146,7 @@ class PredictService:
         for ref in refs:
             try:
                 targets.append(resolve(state, ref, options, many=True))
+                self._used(ref.task)
             except (ServingError, RegistryError) as error:
                 targets.append(detached(error))
         return targets

@@ -169,7 +169,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             route_key=_text(request, "route_key"),
             where="parameters.",
         )
-        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
+        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
         count = count_rows(request, spec)
