@@ -18,6 +18,7 @@ from ladder.backbone import CompiledEncoder, Limits
 from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
+from serving.cores import most_threads
 from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
 from serving.images import ImagePool
 from serving.metrics import Metrics
@@ -161,8 +162,9 @@ def _auto_rollback(
 
 
 def _load_backbone(config: ServeConfig) -> Backbone:
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    threads = config.threads or min(torch.get_num_threads(), most_threads() or torch.get_num_threads())
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     device = pick_device(config.device)
     check_fits(config, device)
     backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)

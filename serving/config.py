@@ -284,7 +284,10 @@ class ServeConfig:
     """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
     the same format."""
     threads: int = 0
-    """Threads of torch on a CPU; 0: torch's own choice."""
+    """Threads of torch on a CPU; 0: torch's own choice, and no more than the container's CPU quota has room for."""
+    openmp_spins: int = -1
+    """How often a waiting thread of torch looks for work before it sleeps (GOMP_SPINCOUNT); -1: OpenMP's own choice. 0
+    is for a machine whose cores other processes need."""
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 20 * 2**20
@@ -307,6 +310,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
+        _at_least(self, -1, "openmp_spins")
         _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:

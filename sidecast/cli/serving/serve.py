@@ -24,9 +24,13 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     Prints one line when it is ready. A version published while it runs is served within a second.
     """
     from serving.config import read_config
-    from serving.server import run_server
+    from serving.cores import set_spins
 
     chosen = read_config(flags, file=config)
+    set_spins(chosen.openmp_spins)
+
+    from serving.server import run_server
+
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
     logging.basicConfig(
         level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
