@@ -6,7 +6,7 @@ Servers with other settings, each started anew for each measurement: the default
 that wait sleep at once; `openmp_spins = 3000`; one thread. Single rows arrive at --rate a second: on a quiet machine,
 while a process of ours keeps one core busy, and with a CPU quota of 1.5 cores where this process may make a control
 group (it leaves those rounds out elsewhere, and says so). And on a quiet machine 64 callers that wait for their
-answers, for the throughput at saturation. Latencies of a machine with other work are not those of a quiet one: run it alone.
+answers, for the throughput at saturation. Run it alone: other work on the machine counts as a neighbour, too.
 """
 
 import contextlib
