@@ -40,6 +40,7 @@ class RecentUse:
         self._used: dict[str, None] = {}
         """Tasks that were called here, the last one at the end."""
         self._is_saved = True
+        self._is_refused = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="recent use", daemon=True)
         try:
@@ -84,4 +85,6 @@ class RecentUse:
         try:
             self._registry.note_recent_tasks(self.tasks)
         except RegistryError as error:
-            log.warning("the registry does not take which tasks were called last: %s", error)
+            level = logging.DEBUG if self._is_refused else logging.WARNING
+            log.log(level, "the registry does not take which tasks were called last: %s", error)
+            self._is_refused = True

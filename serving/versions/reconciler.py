@@ -354,8 +354,7 @@ class Reconciler:
         Neither retries nor what was published before the start delay it.
         """
         state = self._pool.snapshot()
-        settled = state.failed.keys() | self._backlog
-        if state.generation < state.wanted and self._pending.keys() <= settled:
+        if state.generation < state.wanted and self._pending.keys() <= (state.failed.keys() | self._backlog):
             self._replace(replace(state, generation=state.wanted))
             log.info("serving registry generation %d", state.wanted)
 
