@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,9 @@ class Neighbourhood:
     def variants(self, limits: bool) -> list[Variant]:
         """Return what is measured; `limits`: also with a CPU quota."""
         around = {QUIET: contextlib.nullcontext, NEIGHBOUR: busy_core, **({QUOTA: quota} if limits else {})}
-        measures = {what: partial(self._arrivals, surroundings) for what, surroundings in around.items()}
+        measures: dict[str, Callable[[], Figures]] = {
+            what: partial(self._arrivals, surroundings) for what, surroundings in around.items()
+        }
         measures[SATURATED] = self._saturated
         return [
             Variant(name=f"{self.name}, {what}", measure=measure, warm_up=lambda: None)
