@@ -166,20 +166,14 @@ class Store:
         Raises:
             NotAFile: a local folder has something else at this place.
         """
-
-        def get() -> "tuple[obstore.GetResult, bytes | None] | None":
-            result = self._get(path)
+        with _failures(self.url, path):
+            result = self._ask(lambda: self._get(path))
             if result is None:
                 return None
-            # obstore's stream takes 7 ms for 1 MB from a local folder, all bytes at once 1 ms
-            return result, bytes(result.bytes()) if result.meta["size"] <= WHOLE_BYTES else None
-
-        with _failures(self.url, path):
-            found = self._ask(get, WHOLE_BYTES)
-        if found is None:
-            return None
-        result, data = found
-        return self._chunks(path, result.stream(min_chunk_size=CHUNK_BYTES)) if data is None else iter([data])
+            size = result.meta["size"]
+            if size <= WHOLE_BYTES:  # obstore's stream takes 7 ms for 1 MB of a local folder, all bytes at once 1 ms
+                return iter([self._ask(lambda: bytes(result.bytes()), size)])
+        return self._chunks(path, result.stream(min_chunk_size=CHUNK_BYTES))
 
     def find(self, path: str) -> Entry | None:
         """Size and time of an object, without reading it; None when there is none, or something that is no file."""
