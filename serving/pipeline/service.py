@@ -88,14 +88,11 @@ class PredictService:
         Raises:
             what `resolve` raises, and DeadlineExpired.
         """
-        while True:
-            try:
-                return self.resolve(ref, options)
-            except NotLoaded:
-                key = self._awaited(ref)
-                if key is None or self._arrivals is None:
-                    raise
-            await self._arrivals.wait(key, options.deadline)
+        try:
+            return self.resolve(ref, options)
+        except NotLoaded:
+            await self.arrived(ref, options.deadline)
+        return self.resolve(ref, options)
 
     async def find_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
         """As `resolve_tasks`; first waits, up to the deadline, for versions that are still loading.
@@ -103,14 +100,24 @@ class PredictService:
         Raises:
             what `resolve_tasks` raises, and DeadlineExpired.
         """
-        while True:
-            targets = self.resolve_tasks(refs, options)
-            missing = [ref for ref, target in zip(refs, targets, strict=True) if isinstance(target, NotLoaded)]
-            keys = {key for ref in missing if (key := self._awaited(ref)) is not None}
-            if not keys or self._arrivals is None:
-                return targets
-            waits = [self._arrivals.wait(key, options.deadline) for key in keys]
-            await asyncio.gather(*waits)
+        targets = self.resolve_tasks(refs, options)
+        missing = [ref for ref, target in zip(refs, targets, strict=True) if isinstance(target, NotLoaded)]
+        if not any(map(self._awaited, missing)):
+            return targets
+        await asyncio.gather(*(self.arrived(ref, options.deadline) for ref in missing))
+        return self.resolve_tasks(refs, options)
+
+    async def arrived(self, ref: TaskRef, deadline: float | None) -> None:
+        """Wait while the version that answers for a task is still loading.
+
+        Args:
+            deadline: time.monotonic() seconds; None: no limit.
+
+        Raises:
+            DeadlineExpired.
+        """
+        while self._arrivals is not None and (key := self._awaited(ref)) is not None:
+            await self._arrivals.wait(key, deadline)
 
     def _awaited(self, ref: TaskRef) -> Key | None:
         """The version that a request to this task should wait for."""
