@@ -26,6 +26,7 @@ SCRIPTS = (
     "tasks",
     "peers",
     "generation",
+    "startup",
     "many",
     "doors",
     "http",

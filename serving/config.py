@@ -146,6 +146,9 @@ class LoadConfig:
     replay_timeout_s: float = 30.0
     """Longest time to answer a version's golden examples, in seconds. A version that takes longer is refused, and tried
     again later."""
+    first_loads_s: float = 1.0
+    """Longest time a server loads versions before it is ready, in seconds. The others are loaded while it answers; a
+    request for one of them waits for it."""
     poll_s: float = 0.2
     """Time between two looks at the registry for changes, in seconds."""
     retry_s: float = 1.0
@@ -157,7 +160,7 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_side_bytes", "max_row_tokens", "replay_tokens")
-        _at_least(self, 0, "replay_bytes")
+        _at_least(self, 0, "replay_bytes", "first_loads_s")
         _above_zero(self, "poll_s", "retry_s", "max_retry_s", "replay_timeout_s")
 
 
@@ -353,7 +356,10 @@ class ServeConfig:
     """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
     the same format."""
     threads: int = 0
-    """Threads of torch on a CPU; 0: torch's own choice."""
+    """Threads of torch on a CPU; 0: torch's own choice, and no more than the container's CPU quota has room for."""
+    openmp_spins: int = -1
+    """How often a waiting thread of torch looks for work before it sleeps (GOMP_SPINCOUNT); -1: OpenMP's own choice. 0
+    is for a machine whose cores other processes need."""
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 20 * 2**20
@@ -377,6 +383,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
+        _at_least(self, -1, "openmp_spins")
         _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
         ports = {name: getattr(self, name) for name in ("port", "metrics_port", "http_port")}
         for name, port in ports.items():

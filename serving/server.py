@@ -74,8 +74,12 @@ class Server:
 
     @property
     def task_count(self) -> int:
-        """Tasks that can be called now."""
-        return len({task for task, _ in self._components.pool.snapshot().residents}) if self._components else 0
+        """Tasks that can be called now; calls of those that are still loading wait for them."""
+        if self._components is None:
+            return 0
+        state = self._components.pool.snapshot()
+        loaded = {task for task, _ in state.residents}
+        return len(loaded | {name for name in state.tasks if state.awaited(name)})
 
     @property
     def address(self) -> str:

@@ -34,6 +34,7 @@ from side_registry.errors import (
 from side_registry.log import Action, Commit, Log
 from side_registry.manifest import Artifact, Manifest, check_publishable, read_artifact
 from side_registry.marker import find_marker, read_marker
+from side_registry.recent_tasks import read_recent, write_recent
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
 from side_registry.state import Fold, State, fold
@@ -314,6 +315,20 @@ class Registry:
         Raises StoreFailed.
         """
         return self._servers.await_generation(generation, timeout_s, poll_s)
+
+    def recent_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that were called last on servers, the last one first: a hint. Raises StoreFailed."""
+        return read_recent(self.store)
+
+    def note_recent_tasks(self, tasks: Sequence[str]) -> None:
+        """Record which tasks were called last, the last one first.
+
+        Raises:
+            RegistryNotFound, LogReplaced: the registry was deleted, or another one is in its place. Nothing is written.
+            StoreFailed.
+        """
+        self._check_marker()
+        write_recent(self.store, tasks)
 
     def _catch_up(self, start: State) -> State:
         """Fold the commits after `start`, and return the newest known state. Keeps the state before an unreadable one.

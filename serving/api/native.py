@@ -86,7 +86,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             self._service.check_counts(1, len(request.rows))
             options = self._options(request, context)
             counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
+            target = await self._service.find(read_ref(request), options)
             _check_kind(target, kind)
             asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
@@ -109,7 +109,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         try:
             options = self._options(request, context)
             deadline = options.deadline
-            targets = self._service.resolve_tasks(refs, options)
+            targets = await self._service.find_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
             outcomes = await self._service.predict_tasks(asked)
         except (Exception, asyncio.CancelledError) as error:
@@ -125,7 +125,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         with counting(self._metrics, request.task) as counted:
             options = self._options(request, context)
             counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
+            target = await self._service.find(read_ref(request), options)
             asked = PredictRequest(targets=(target,), rows=[_read_row(request.row, "row")], options=options)
             async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:

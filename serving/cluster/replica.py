@@ -21,6 +21,7 @@ from serving.access import Access, scrape_guard, write_audit
 from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
+from serving.cores import set_spins
 from serving.errors import PortInUse
 from serving.metrics import Metrics
 from serving.ports import Allow, MetricsServer, State
@@ -66,6 +67,8 @@ class Server:
             raise
 
     async def _start(self, config: ServeConfig) -> None:
+        set_spins(config.openmp_spins)
+
         from serving.components import assemble, join
         from serving.engine import share_heaps
         from serving.scheduler import Utilization

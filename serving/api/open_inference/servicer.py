@@ -73,7 +73,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
-        """Say whether the first load is done, and the server is not draining."""
+        """Say whether the tasks are known, and the server is not draining."""
         return pb.ServerReadyResponse(ready=self._ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
@@ -92,7 +92,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         """Describe a task's tensors, versions and settings."""
-        resident = self._find(request.name, request.version)
+        resident = await self._arrived(request.name, request.version, context)
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[model.version for model in _index(self._pool.snapshot(), request.name) if model.state == READY],
@@ -104,7 +104,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
         """Describe a task as Triton's tools ask for it."""
-        config = describe_config(self._find(request.name, request.version).spec)
+        resident = await self._arrived(request.name, request.version, context)
+        config = describe_config(resident.spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
@@ -170,7 +171,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             route_key=_text(request, "route_key"),
             where="parameters.",
         )
-        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
+        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
         count = count_rows(request, spec)
@@ -196,7 +197,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if request.parameters:
             fault = "are not supported: what is loaded is what was published"
             raise InvalidInput("parameters", fault)
-        self._find(request.model_name, "")
+        await self._arrived(request.model_name, "", context)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -211,6 +212,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     @property
     def _ready(self) -> bool:
         return self._service.ready and not self._drain.draining
+
+    async def _arrived(self, name: str, version: str, context: CallContext) -> Resident:
+        """As `_find`; first waits, up to the call's deadline, for a version that is still loading."""
+        await self._service.arrived(read_ref(name, version), deadline_of(context))
+        return self._find(name, version)
 
     def _find(self, name: str, version: str) -> Resident:
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""

@@ -25,11 +25,15 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     """
     from serving.access import check_exposure, write_audit
     from serving.config import ConfigError, read_config
-    from serving.server import run_server
+    from serving.cores import set_spins
 
     chosen = read_config(flags, file=config)
     for host in (chosen.host, chosen.access.admin_host or chosen.host):
         check_exposure(host, chosen.access)
+    set_spins(chosen.openmp_spins)
+
+    from serving.server import run_server
+
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
