@@ -66,6 +66,14 @@ def test_what_is_no_image_is_named(value: Any, says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_a_path_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.client.images.MAX_FILE_BYTES", 1000)
+    with pytest.raises(
+        InvalidInputError, match=r"row\.image: cannot be read: '/dev/zero': it has more than 1,000 bytes"
+    ):
+        write_row({"image": Path("/dev/zero")}, "row")
+
+
 @pytest.mark.parametrize("images", [{"image": "cat.png"}, {"image": None}])
 def test_a_prompts_images_are_no_texts(images: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"row\.image: must be bytes, a path or a PIL\.Image, got"):
