@@ -26,6 +26,7 @@ import json
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -351,7 +352,9 @@ class Comparison:
         if method == "lora":
             peft = peer("peft")
             settings = {"r": self.plan.rank, "lora_alpha": self.plan.rank, "target_modules": ["q", "v"]}
-            model.t5 = peft.get_peft_model(model.t5, peft.LoraConfig(**settings)).base_model.model
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT asks T5 for an attribute by its old name
+                model.t5 = peft.get_peft_model(model.t5, peft.LoraConfig(**settings)).base_model.model
         return model
 
     def _figures(self, score: float, trained: int, memory: float, seconds: float, rate: float) -> Figures:

@@ -122,7 +122,8 @@ def test_both_clients_send_images(tmp_path: Path) -> None:
 
 async def test_the_async_client_reads_files_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
-    monkeypatch.setattr(Path, "read_bytes", lambda _: threads.append(threading.current_thread()) or b"x")
+    read = "serving.client.images.read_image_file"
+    monkeypatch.setattr(read, lambda _: threads.append(threading.current_thread()) or b"x")
     async with AsyncClient("127.0.0.1:1", retry=False) as client:
         with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):
             await client.predict("vqa", [{"image": Path("cat.png")}], timeout=5)
