@@ -57,7 +57,9 @@ def test_a_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (Path("a\0b"), "rows[0].image: cannot be read: 'a\\x00b': embedded null byte"),
         (Image.new("F", (2, 2)), "rows[0].image: is a PIL image of mode F, which is not sent; convert it to RGB first"),
         (Image.new("RGB", (0, 2)), "rows[0].image: cannot be saved as PNG: "),
-        (3.5, "rows[0]: cannot be sent as text: "),
+        (3.5, "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got float"),
+        (pixels(), "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got ndarray"),
+        (None, "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got NoneType"),
     ],
 )
 def test_what_is_no_image_is_named(value: Any, says: str) -> None:
