@@ -69,7 +69,8 @@ RATES: Mapping[str, float] = {
     "lora": 3e-3,
     "full": 1e-3,
 }
-"""Default learning rates, the better ones of those that docs/LOG.md names."""
+"""Default learning rates. Side networks and the probe have that of `sidecast train`; those of the others were not
+searched for."""
 METHODS = ("majority", *RATES)
 PROBE = 256
 """Width of the probe."""
