@@ -176,9 +176,6 @@ class Recipe:
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
         if spec.images and image_width is None:
             raise RecipeError("image_width", None, f"that of a vision encoder for {spec.name}, which reads images")
-        if spec.images and self.init == "fisher":
-            rule = f"random or magnitude for {spec.name}: the backbone's own loss sees no images"
-            raise RecipeError("init", self.init, rule)
         self._check_teacher(kind)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":

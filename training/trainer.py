@@ -150,7 +150,16 @@ class Trainer:
             RunError: the folder's state is damaged, or training diverged.
         """
         recipe = self.recipe
-        self._go_on()
+        last = self.run.read_last()
+        if last is not None:
+            self.scores = last[0]
+        if len(self.scores) < recipe.epochs:
+            for task in self.tasks:
+                task.prepare_images(self.progress)
+        if last is None:
+            self._start()
+        else:
+            restore(self.side, self.optimizer, last[1])
         if len(self.scores) < recipe.epochs:
             for task in self.tasks:
                 task.prepare(self.progress)
@@ -161,18 +170,11 @@ class Trainer:
             loss, losses = self._train_epoch(epoch)
             self._validate(epoch, loss, losses, started)
 
-    def _go_on(self) -> None:
-        """Restore the state after the last whole epoch; before the first, give the side network its start."""
-        last = self.run.read_last()
-        if last is None:
-            self._start()
-            return
-        self.scores, tensors = last
-        restore(self.side, self.optimizer, tensors)
-
     def _start(self) -> None:
+        """Give the side network what it starts from."""
         recipe = self.recipe
-        first, *others = [task.job for task in self.tasks]
+        jobs = [task.job for task in self.tasks]
+        first, *others = jobs
         start_side(
             self.side,
             self.backbone,
@@ -184,6 +186,7 @@ class Trainer:
             others=[(job.spec, job.training.examples) for job in others],
             samples=recipe.init_samples,
             seed=recipe.seed,
+            features={job.spec.name: job.features for job in jobs if job.features is not None},
             progress=self.progress.ranking,
         )
         if recipe.start == "pretrained":

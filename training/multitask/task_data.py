@@ -61,11 +61,15 @@ class TaskData:
         """Batches of an epoch."""
         self.baseline = baseline_of(job.spec, job.validation.examples)
 
-    def prepare(self, progress: Progress) -> None:
-        """Compute what all epochs read: features of images, the backbone's activations, the teacher's answers."""
+    def prepare_images(self, progress: Progress) -> None:
+        """Compute the features of all images."""
         job = self.job
         if job.features is not None:
             job.features.prepare(job.image_ids(job.training, job.validation), progress.images)
+
+    def prepare(self, progress: Progress) -> None:
+        """Compute what else all epochs read: the backbone's activations, and the teacher's answers."""
+        job = self.job
         cache_bytes = job.recipe.cache_bytes // job.sharing
         if cache_bytes:
             self.cache.fill(cache_bytes, job.recipe.batch_rows, progress.reading)
