@@ -175,6 +175,22 @@ def write_manifest(folder: str | Path, manifest: Manifest, *, files: Iterable[st
     return complete
 
 
+def with_provenance(artifact: Artifact, folder: str | Path, more: Mapping[str, Any]) -> Artifact:
+    """Make an artifact in an empty folder whose manifest has more provenance; its files are links to the same files.
+
+    Raises:
+        ArtifactError: a file is missing.
+    """
+    folder = Path(folder)
+    for name in artifact.manifest.files:
+        (folder / name).symlink_to((artifact.folder / name).resolve())
+    provenance = {**artifact.manifest.provenance, **more}
+    write_manifest(
+        folder, artifact.manifest.model_copy(update={"provenance": provenance}), files=artifact.manifest.files
+    )
+    return read_artifact(folder)
+
+
 def parse_manifest(data: bytes, where: str | Path) -> Manifest:
     """A manifest from its bytes. Raises ArtifactError, which names `where`."""
     try:

@@ -6,6 +6,6 @@ models or tensors.
 """
 
 from training.metrics.ranking import ranks
-from training.metrics.scoring import METRICS, rows_to_answer, score, score_values
+from training.metrics.scoring import METRICS, measurable, measure, rows_to_answer, score, score_values
 
-__all__ = ["METRICS", "ranks", "rows_to_answer", "score", "score_values"]
+__all__ = ["METRICS", "measurable", "measure", "ranks", "rows_to_answer", "score", "score_values"]

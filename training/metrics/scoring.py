@@ -3,7 +3,7 @@
 `rows_to_answer` says which rows a model has to answer, `score_values` what its answers are worth.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -127,3 +127,52 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
     }
 )
 """By name: a function of predictions, targets and labels, as `score` takes them."""
+
+FAMILIES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "accuracy": ("accuracy",),
+        "matthews": ("matthews",),
+        "accuracy_f1": ("accuracy_f1", "accuracy", "f1"),
+        "pearson_spearman": ("pearson_spearman", "pearson", "spearman"),
+        "exact_match": ("exact_match",),
+        "vqa_accuracy": ("vqa_accuracy", "exact_match"),
+        "cider": ("cider", "bleu", "rouge_l"),
+        "bleu": ("bleu", "cider", "rouge_l"),
+        "rouge_l": ("rouge_l", "bleu", "cider"),
+        "recall_at_1": ("recall_at_1", "mrr"),
+        "mrr": ("mrr", "recall_at_1"),
+    }
+)
+"""The names of the scores that each of METRICS returns, known without rows."""
+
+
+def measurable(spec: TaskSpec) -> dict[str, str]:
+    """Every score that a task's answers can have, with the metric that computes it; the spec's own metric first."""
+    metrics = dict.fromkeys((spec.metric, *KINDS[spec.kind].metrics))
+    if len(spec.labels) != 2 and spec.metric != "accuracy_f1":
+        metrics.pop("accuracy_f1", None)
+    found: dict[str, str] = {}
+    for metric in metrics:
+        for name in FAMILIES[metric]:
+            found.setdefault(name, metric)
+    return found
+
+
+def measure(
+    spec: TaskSpec, values: Sequence[Any], examples: Sequence[Example], names: Iterable[str]
+) -> dict[str, float]:
+    """The scores with these names, in their order.
+
+    Args:
+        values: as `score_values` takes them.
+        names: some of `measurable(spec)`.
+    Raises:
+        MetricError: as `score`.
+    """
+    computed_by = measurable(spec)
+    scores: dict[str, float] = {}
+    names = list(names)
+    for metric in dict.fromkeys(computed_by[name] for name in names):
+        found = score_values(spec.model_copy(update={"metric": metric}), values, examples)
+        scores |= {name: value for name, value in found.items() if name not in scores}
+    return {name: scores[name] for name in names}
