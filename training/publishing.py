@@ -13,6 +13,7 @@ from side_registry.task import TaskSpec
 from table_files import ImageSource
 from training.data import NO_RENAMES, Example, Renames, data_sha256, read_examples
 from training.errors import RequirementError
+from training.evaluation import answer_value, confidences_of
 from training.gate import GATE, Gate, Rival, gate_text
 from training.loaded_run import LoadedRun, load_run
 from training.metrics import measure
@@ -127,5 +128,6 @@ def _scores(
         examples: whose targets are scored.
         rows: the same rows, as this version reads them.
     """
-    values = run.values(rows, images)
-    return measure(gate.spec, values, examples, gate.names)
+    answers = run.answers(rows, images)
+    values = [answer_value(answer) for answer in answers]
+    return measure(gate.spec, values, examples, gate.names, confidences_of(answers))

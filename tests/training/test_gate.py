@@ -37,7 +37,7 @@ def test_what_is_no_requirement_says_how_to_write_one(text: str) -> None:
 
 
 def test_an_unknown_score_lists_those_of_the_task() -> None:
-    with pytest.raises(RequirementError, match="no score 'acuracy'; it has accuracy, matthews, accuracy_f1, f1"):
+    with pytest.raises(RequirementError, match="no score 'acuracy'; it has accuracy, matthews, accuracy_f1, f1, ece"):
         Requirement.parse("acuracy>=0.9", toy.CLASSES)
     with pytest.raises(RequirementError, match=r"it has pearson_spearman, pearson, spearman$"):
         Requirement.parse("accuracy>=0.9", toy.VALUES)
@@ -92,7 +92,7 @@ def test_any_score_of_the_kind_can_be_measured() -> None:
         "matthews": pytest.approx(0.5),
     }
     three = toy.CLASSES.model_copy(update={"labels": ("aa", "bb", "cc")})
-    assert list(measurable(three)) == ["accuracy", "matthews"]
+    assert list(measurable(three)) == ["accuracy", "matthews", "ece"]
 
 
 def toy_examples(targets: list[str]):

@@ -193,15 +193,13 @@ class GateArguments:
         examples: Sequence["Example"],
         bars: "Progress",
     ) -> dict[str, float]:
-        from side_registry import KINDS
         from sidecast.cli.training.candidates import answers_of
         from training.metrics import measure, rows_to_answer
 
         assert self.data is not None
         rows = rows_to_answer(spec, examples)
         answered = answers_of(candidate, spec, rows, examples, self.data, self.images, bars)
-        column = KINDS[spec.kind].columns[0].name
-        return measure(gate.spec, [answer[column] for answer in answered.answers], examples, gate.names)
+        return measure(gate.spec, answered.values(spec), examples, gate.names, answered.confidences)
 
 
 def publish_gated(

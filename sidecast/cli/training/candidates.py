@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
-from side_registry import Registry, TaskRef, TaskSpec, read_artifact
+from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from side_registry.manifest import Artifact
 from sidecast.cli import options
 from sidecast.cli.app import UserError
@@ -157,6 +157,17 @@ class Answered:
     truncated: list[bool]
     faults: list[str]
     """Warnings."""
+
+    def values(self, spec: TaskSpec) -> list[Any]:
+        """What metrics compare with the targets."""
+        column = KINDS[spec.kind].columns[0].name
+        return [answer[column] for answer in self.answers]
+
+    @property
+    def confidences(self) -> list[float] | None:
+        """The probability of each answered label; None where answers have none."""
+        scores = [answer["score"] for answer in self.answers if "score" in answer]
+        return scores or None
 
 
 def encoder_of(candidate: Candidate, arguments: ImageArguments) -> "EncoderSource | None":

@@ -1,7 +1,8 @@
 """`sidecast evaluate`: score a run folder, a published version or a running server on labelled rows, by one code."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from side_registry import KINDS, TaskRef, TaskSpec
 from sidecast.cli import options
 from sidecast.cli.app import UserError
-from sidecast.cli.output import progress_bar, say, scores_text
+from sidecast.cli.output import progress_bar, say, scores_text, show_table
 from sidecast.cli.training.candidates import (
     Backbones,
     answers_of,
@@ -30,6 +31,7 @@ from sidecast.cli.training.verdict import (
 
 if TYPE_CHECKING:
     from training.data import Example
+    from training.metrics.classes import ClassScores
 
 
 @click.command(short_help="Score a run, a published version or a server on labelled rows.")
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @options.registry
 @options.server
 @options.backbone
+@click.option("--report", is_flag=True, help="Precision, recall and F1 of each class too.")
 @click.option("--predictions", metavar="FILE", help="Write each row and its answer there, as JSON lines.")
 @image_options
 @options.rename
@@ -53,6 +56,7 @@ def evaluate(
     registry: str | None,
     server: str | None,
     backbone: str | None,
+    report: bool,
     predictions: str | None,
     images: str | None,
     features: str | None,
@@ -74,7 +78,7 @@ def evaluate(
     """
     from training.baseline import baseline_of
     from training.data import check_renames, read_to_evaluate
-    from training.metrics import rows_to_answer, score_values
+    from training.metrics import evaluation_of, rows_to_answer
 
     arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
     known = _known_spec(task)
@@ -94,6 +98,8 @@ def evaluate(
     check_renames([spec], renames)
     examples = read_to_evaluate(data, spec, renames)
     is_labelled = examples[0].target is not None
+    if report and not KINDS[spec.kind].has_labels:
+        raise UserError(f"--report is for tasks with classes, and {spec.name} is a {spec.kind} task; leave it out")
     if predictions is not None:
         _open(predictions, "a").close()  # report a mistake before the work, not after it
     elif not is_labelled:
@@ -106,10 +112,12 @@ def evaluate(
     if predictions is not None:
         _write(predictions, examples, answered.answers, answered.truncated)
     metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    classes: dict[str, ClassScores] = {}
     baseline = None
     if is_labelled:
-        scored = KINDS[spec.kind].columns[0].name
-        metrics = score_values(spec, [answer[scored] for answer in answered.answers], examples)
+        evaluation = evaluation_of(spec, answered.values(spec), answered.confidences, examples)
+        metrics, intervals, classes = evaluation.scores, evaluation.intervals, evaluation.classes
         baseline = baseline_of(spec, examples)
     score = metrics.get(spec.metric)
     share = sum(answered.truncated) / len(rows)
@@ -123,14 +131,28 @@ def evaluate(
         "metric": spec.metric,
         "score": score,
         "metrics": metrics,
+        "intervals": intervals,
+        **({"classes": {label: asdict(scores) for label, scores in classes.items()}} if report else {}),
         **baseline_document(score, baseline),
         "truncated": share,
         "warnings": warnings,
     }
     named = spec.name + (f" version {candidate.version}" if candidate.version else "")
-    scored_text = f"{scores_text(metrics)} on {len(examples)} rows{baseline_text(baseline)}"
+    scored_text = f"{scores_text(metrics, intervals)} on {len(examples)} rows{baseline_text(baseline)}"
     say(as_json, document, f"{named}: {scored_text if is_labelled else _unscored(examples, predictions)}")
+    if report and not as_json:
+        _show_classes(classes)
     show_warnings(warnings, as_json=as_json)
+
+
+def _show_classes(classes: Mapping[str, "ClassScores"]) -> None:
+    show_table(
+        ("class", "rows", "answered", "precision", "recall", "f1"),
+        [
+            (label, one.rows, one.answered, f"{one.precision:.4f}", f"{one.recall:.4f}", f"{one.f1:.4f}")
+            for label, one in classes.items()
+        ],
+    )
 
 
 def _known_spec(task: str) -> TaskSpec | None:
