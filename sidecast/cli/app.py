@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from sidecast.cli.missing import missing_text
+
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serving.serve", "Serve the registry's tasks over gRPC."),
     "deploy": ("serving.deploy", "Serve on a Ray cluster, with any number of replicas."),
@@ -102,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `sidecast history | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except ModuleNotFoundError as error:
+        text = missing_text(error.name, words, list(COMMANDS))
+        if text is None:
+            raise
+        _report(text, "NOT_INSTALLED", as_json="--json" in words)
     except Exception as error:
         reason = getattr(error, "reason", None)
         if not isinstance(reason, str):
