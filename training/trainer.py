@@ -30,7 +30,7 @@ from training.job import Job, Progress, Silent
 from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
 from training.multitask.task_data import TaskData
 from training.optimizers import SCHEDULES, make_optimizer, update
-from training.run_folder import RunFolder, optimizer_tensors, restore
+from training.run_folder import LAST, RunFolder, optimizer_tensors, restore
 
 DIVERGED = "training diverged, try a smaller --lr"
 
@@ -169,7 +169,14 @@ class Trainer:
             self._start()
             return
         self.scores, tensors = last
-        restore(self.side, self.optimizer, tensors)
+        try:
+            restore(self.side, self.optimizer, tensors)
+        except ValueError as error:
+            why = f"its {LAST} is of another version of the program ({error}); choose another --output"
+            raise RunError(self.run.path, why) from None
+        if not all(self.headline in line for line in self.scores):
+            why = f"its {LAST} does not tell {self.headline} of every epoch; choose another --output"
+            raise RunError(self.run.path, why)
 
     def _start(self) -> None:
         recipe = self.recipe
