@@ -87,6 +87,7 @@ def _show_moment(view: View, task: str | None, moment: datetime, as_json: bool) 
             for alias, version in sorted(entry["aliases"].items()) or [("none", "")]
         ],
         title=f"at {named}",
+        below=("version",),
     )
 
 
