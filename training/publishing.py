@@ -14,9 +14,9 @@ from table_files import ImageSource
 from training.data import NO_RENAMES, Example, Renames, data_sha256, read_examples
 from training.errors import RequirementError
 from training.evaluation import answer_value, confidences_of
-from training.gate import GATE, Gate, Rival, gate_text
 from training.loaded_run import LoadedRun, load_run
 from training.metrics import measure
+from training.publish_gate import GATE, PublishGate, Rival, gate_text
 from vision import VisionEncoder
 
 
@@ -39,7 +39,8 @@ def publish(
 ) -> Published:
     """Measure a run on labelled rows, and publish it if it passes; without a gate, `Registry.publish` is enough.
 
-    What was required and measured is in the version's manifest, `provenance["gate"]`, and in the commit's message.
+    What was required and measured is in the version's manifest, `provenance["publish_gate"]`, and in the commit's
+    message.
 
     Args:
         backbone, tokenizer: those of its training, as `load_run` takes them; also of the version under `better_than`.
@@ -77,9 +78,9 @@ def publish(
         return registry.publish(folder, alias=alias, allow_untrained=allow_untrained, author=author, message=text)
 
 
-def make_gate(spec: TaskSpec, require: Sequence[str], better_than: str | None) -> Gate:
+def make_gate(spec: TaskSpec, require: Sequence[str], better_than: str | None) -> PublishGate:
     """The gate of these settings. Raises RequirementError: unreadable, or nothing is required."""
-    gate = Gate.parse(spec, require, better_than)
+    gate = PublishGate.parse(spec, require, better_than)
     if not require and better_than is None:
         raise RequirementError("the gate", "nothing is required; give a requirement or the alias to be better than")
     return gate
@@ -120,7 +121,7 @@ def message_with_gate(message: str, record: Mapping[str, Any]) -> str:
 
 
 def _scores(
-    gate: Gate, run: LoadedRun, examples: Sequence[Example], rows: Sequence[Example], images: ImageSource | None
+    gate: PublishGate, run: LoadedRun, examples: Sequence[Example], rows: Sequence[Example], images: ImageSource | None
 ) -> dict[str, float]:
     """The gate's scores of a loaded version.
 

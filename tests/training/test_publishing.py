@@ -35,7 +35,7 @@ def test_a_run_that_passes_is_published_with_its_figures(runs: Path, tmp_path: P
         runs / "run-1", registry, *model, data=data, require=["accuracy>=0"], better_than="production", message="first"
     )
     assert (published.version, published.already) == (1, False)
-    record = registry.manifest("letters", 1).provenance["gate"]
+    record = registry.manifest("letters", 1).provenance["publish_gate"]
     assert record["measured"] == {"accuracy": score}
     assert record["better_than"] == {"alias": "production", "rival": None}
     assert registry.state().task("letters").entry(1).message.startswith("first; gate: accuracy ")

@@ -9,7 +9,7 @@ from side_registry.manifest import check_publishable
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.registry.changes import PRODUCTION, message, moved, tell, wait
-from sidecast.cli.registry.gate import GateArguments, gate_options, gate_words, publish_gated
+from sidecast.cli.registry.publish_gate import GateArguments, gate_options, gate_words, publish_gated
 from sidecast.cli.registry.views import Document, open_view
 from sidecast.cli.settings import GroupedCommand
 

@@ -20,7 +20,7 @@ def test_the_figures_are_those_of_evaluate_and_stay_with_the_version(house: Hous
     gate = ["--registry", registry, "--data", house / "validation.jsonl", "--better-than", "production"]
     document = done("publish", house / better, *gate, "--require", "accuracy > 0.01", "--json").document
     manifest = Registry.open(registry).manifest("letters", document["version"])
-    assert manifest.provenance["gate"] == document["gate"]
+    assert manifest.provenance["publish_gate"] == document["gate"]
     measured = (scores if better == "run-1" else other)["accuracy"]
     assert document["gate"]["measured"] == {"accuracy": measured}
     assert document["gate"]["better_than"]["rival"]["measured"] == {

@@ -1,4 +1,4 @@
-"""A gate before a publish: requirements on a run's scores, and the version that it must be better than.
+"""The publish gate: requirements on a run's scores, and the version that it must be better than.
 
 Decides on figures alone: `training.publishing` and `sidecast publish` measure them.
 """
@@ -19,7 +19,7 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 )
 EXPRESSION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*")
-GATE = "gate"
+GATE = "publish_gate"
 """Key of a gate's record in a manifest's provenance."""
 
 
@@ -69,7 +69,7 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class PublishGate:
     """What a run of one task must measure."""
 
     spec: TaskSpec
@@ -78,7 +78,7 @@ class Gate:
     """An alias: the run's score by the task's metric must be above that of the alias's version."""
 
     @classmethod
-    def parse(cls, spec: TaskSpec, require: Sequence[str], better_than: str | None) -> "Gate":
+    def parse(cls, spec: TaskSpec, require: Sequence[str], better_than: str | None) -> "PublishGate":
         """Read a gate's requirements. Raises RequirementError."""
         requirements = tuple(Requirement.parse(text, spec) for text in require)
         return cls(spec=spec, requirements=requirements, better_than=better_than)

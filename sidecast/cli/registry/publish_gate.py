@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from side_registry import TaskSpec
     from sidecast.cli.training.candidates import Backbones, Candidate
     from training.data import Example
-    from training.gate import Gate, Rival
+    from training.publish_gate import PublishGate, Rival
 
-GROUP = "Gate"
+GROUP = "Publish gate"
 
 
 def gate_options(command: Command) -> Command:
@@ -113,11 +113,11 @@ class GateArguments:
         """
         from sidecast.cli.training.candidates import Backbones, check_images_given, in_run
         from training.data import check_renames, data_sha256, read_examples
-        from training.gate import Gate
+        from training.publish_gate import PublishGate
 
         assert self.data is not None
         spec = artifact.manifest.spec
-        gate = Gate.parse(spec, self.require, self.better_than)
+        gate = PublishGate.parse(spec, self.require, self.better_than)
         check_renames([spec], self.renames)
         examples = read_examples(self.data, spec, self.renames)
         digest = data_sha256(self.data)
@@ -156,7 +156,7 @@ class GateArguments:
 
     def _rival(
         self,
-        gate: "Gate",
+        gate: "PublishGate",
         version: int,
         candidate: "Candidate",
         run: str,
@@ -168,7 +168,7 @@ class GateArguments:
     ) -> "Rival":
         from sidecast.cli.training.candidates import in_registry, on_server
         from training.data import read_examples
-        from training.gate import Rival
+        from training.publish_gate import Rival
         from training.publishing import spec_of_rival
         from training.run_folder import RunFolder
 
@@ -187,7 +187,7 @@ class GateArguments:
 
     def _scores(
         self,
-        gate: "Gate",
+        gate: "PublishGate",
         candidate: "Candidate",
         spec: "TaskSpec",
         examples: Sequence["Example"],
@@ -214,6 +214,6 @@ def publish_gated(
 
 def gate_words(record: Document) -> str:
     """A record as a part of a sentence."""
-    from training.gate import gate_text
+    from training.publish_gate import gate_text
 
     return gate_text(record)

@@ -8,9 +8,9 @@ from side_registry import TaskSpec
 from side_registry.task_kinds import KINDS
 from tests.training import toy
 from training.errors import GateRefused, RequirementError
-from training.gate import Gate, Requirement, Rival, gate_text
 from training.metrics import METRICS, measurable, measure, score
 from training.metrics.scoring import FAMILIES
+from training.publish_gate import PublishGate, Requirement, Rival, gate_text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_an_unknown_score_lists_those_of_the_task() -> None:
 
 
 def test_every_fault_is_told_with_its_figures() -> None:
-    gate = Gate.parse(toy.CLASSES, ["accuracy>=0.9", "f1>=0.5"], "production")
+    gate = PublishGate.parse(toy.CLASSES, ["accuracy>=0.9", "f1>=0.5"], "production")
     assert gate.names == ("accuracy", "f1")
     rival = Rival(alias="production", version=3, scores={"accuracy": 0.75, "f1": 0.1})
     with pytest.raises(GateRefused) as caught:
@@ -57,7 +57,7 @@ def test_every_fault_is_told_with_its_figures() -> None:
 
 
 def test_the_record_says_what_was_required_and_measured() -> None:
-    gate = Gate.parse(toy.CLASSES, ["accuracy>=0.9"], "production")
+    gate = PublishGate.parse(toy.CLASSES, ["accuracy>=0.9"], "production")
     rival = Rival(alias="production", version=3, scores={"accuracy": 0.9})
     record = gate.check({"accuracy": 0.925}, rival, 40, "d" * 64)
     assert record == {
