@@ -1,7 +1,6 @@
 """An installation without extras: the client and most commands work, and the others say what to install."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -64,6 +63,7 @@ def test_the_client_and_the_registry_import_nothing_of_the_extras(tmp_path) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_needs_no_torch_works_and_what_does_says_which_extra(tmp_path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"sentence": "a", "label": "negative"}\n')
     rows = str(tmp_path / "rows.jsonl")
@@ -108,14 +108,9 @@ def test_python_m_sidecast_is_the_command() -> None:
     assert ran.stdout.startswith("sidecast, version ")
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [("sidecast pub", {"publish"}), ("sidecast publish --pro", {"--promote"}), ("sidecast train --rec", {"--recipe"})],
-)
-def test_a_shell_completes_commands_and_options(typed: str, expected: set[str]) -> None:
-    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    environment = plain_environment() | words | {"_SIDECAST_COMPLETE": "bash_complete"}
+def test_a_shell_completes_commands_and_options() -> None:
+    environment = plain_environment() | {"_SIDECAST_COMPLETE": "bash_complete"}
+    environment |= {"COMP_WORDS": "sidecast publish --better", "COMP_CWORD": "2"}
     command = [sys.executable, "-m", "sidecast"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == expected, done.stderr
-    assert os.environ.get("_SIDECAST_COMPLETE") is None
+    assert done.stdout == "plain,--better-than\n", done.stderr
