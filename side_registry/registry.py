@@ -139,6 +139,29 @@ class Registry:
             self.state().task(task)
         return list(about)[-limit:]
 
+    def state_at(self, at: datetime) -> State:
+        """The state at a moment: after the log's last commit that is not later. Reads the log up to its end.
+
+        Commits have the times of their writers' clocks. Where a clock was fast, the order of the log counts: a commit
+        that precedes one of that moment had been made too.
+
+        Args:
+            at: without a time zone, of this machine's.
+
+        Raises:
+            UnreadableCommit, LogReplaced, StoreFailed.
+        """
+        at = at.astimezone(UTC)
+        folding = Fold(State())
+        later: list[Commit] = []
+        for commit in self._log.after(0):
+            later.append(commit)
+            if _is_until(commit, at):
+                for each in later:
+                    folding.add(each)
+                later.clear()
+        return folding.state()
+
     def manifest(self, task: str, version: int) -> Manifest:
         """The manifest of a version, retired or not. Raises what `artifact` raises."""
         return self.artifact(task, version).manifest
@@ -441,6 +464,14 @@ def _new_commit(before: State, actions: Sequence[Action], author: str, message: 
         message=message,
         actions=tuple(actions),
     )
+
+
+def _is_until(commit: Commit, at: datetime) -> bool:
+    """Whether a commit is not later than a moment; False where its time does not read: those after it tell then."""
+    try:
+        return datetime.fromisoformat(commit.time).astimezone(UTC) <= at
+    except (ValueError, OverflowError):
+        return False
 
 
 def _whoami() -> str:

@@ -34,6 +34,7 @@ from training.batches import locate_pairs
 from training.data import Example
 from training.errors import RunError
 from training.metrics import score_values
+from training.metrics.calibration import Fitted, fit_temperature
 from training.tagging import windows_of
 
 BATCH_TOKENS = 4096
@@ -56,11 +57,14 @@ class Model:
     """Turns the side network's outputs into answers of the spec's kind."""
 
 
-def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0) -> Answerer:
+def make_answerer(
+    spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0, temperature: float = 1.0
+) -> Answerer:
     """The answerer of `spec`'s kind for the head that `side` has.
 
     Args:
         unit: of a regression's loss: the targets' standard deviation.
+        temperature: of a classification's scores.
     """
     return build_answerer(
         kind=spec.kind,
@@ -71,6 +75,7 @@ def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit:
         head=side.config.head,
         tokenizer=tokenizer,
         unit=unit,
+        temperature=temperature,
         generation=Generation(**spec.generation.settings),
     )
 
@@ -94,7 +99,8 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise RunError(artifact.folder, f"trained with another tokenizer than {backbone.name} has; give that backbone")
     side = load_side_of(artifact, backbone)
-    return Model(spec=manifest.spec, side=side, answerer=make_answerer(manifest.spec, side, tokenizer))
+    answerer = make_answerer(manifest.spec, side, tokenizer, temperature=manifest.temperature)
+    return Model(spec=manifest.spec, side=side, answerer=answerer)
 
 
 def load_side_of(artifact: Artifact, backbone: Backbone) -> SideNetwork:
@@ -283,6 +289,31 @@ def answer_value(outcome: Answer) -> Any:
     if isinstance(outcome, VectorAnswer):
         return outcome.values
     return outcome.value if isinstance(outcome, ValueAnswer) else outcome.text
+
+
+def confidences_of(answers: Sequence[Answer]) -> list[float] | None:
+    """The probability of each answered label; None where answers have none."""
+    scores = [outcome.score for outcome in answers if isinstance(outcome, ClassAnswer)]
+    return scores if scores else None
+
+
+def calibrate(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> Fitted | None:
+    """A temperature for a classification's scores; None for another kind, or where none makes them likelier.
+
+    Rows whose target is none of the labels are left out: no temperature can make it likelier.
+
+    Args:
+        answers: untempered ones.
+    """
+    rows = [
+        (answer.scores, spec.labels.index(example.target))
+        for answer, example in zip(answers, examples, strict=False)  # embeddings have more answers
+        if isinstance(answer, ClassAnswer) and example.target in spec.labels
+    ]
+    if not rows:
+        return None
+    probabilities, targets = zip(*rows, strict=True)
+    return fit_temperature(probabilities, targets)
 
 
 def score_answers(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, float]:

@@ -53,7 +53,11 @@ def test_the_context_holds_what_is_copied(steps: list[tuple[str, str]]) -> None:
 def test_an_image_has_no_extras_but_those_asked_for(steps: list[tuple[str, str]], project: dict[str, Any]) -> None:
     assert values(steps, "ARG")[-1] == 'EXTRAS=""'
     what = [value for value in values(steps, "RUN") if "pip install" in value][-1].split()[-1]
-    for extras, package in (("", "."), ("cluster", ".[cluster]"), ("cluster,quantized", ".[cluster,quantized]")):
+    for extras, package in (
+        ("", ".[serve]"),
+        ("cluster", ".[serve,cluster]"),
+        ("cluster,quantized", ".[serve,cluster,quantized]"),
+    ):
         done = subprocess.run(["sh", "-c", f"echo {what}"], env={"EXTRAS": extras}, capture_output=True, text=True)
         assert done.stdout == f"{package}\n"
     known = project["project"]["optional-dependencies"]

@@ -25,11 +25,12 @@ from training.batches import (
     tokenize,
 )
 from training.distillation import Teacher, distillation_of
-from training.evaluation import Model, make_answerer, predict, score_answers
+from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
+from training.metrics.calibration import Fitted
 from training.taps_cache import TapsCache
 
 
@@ -60,6 +61,8 @@ class TaskData:
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         """Batches of an epoch."""
         self.baseline = baseline_of(job.spec, job.validation.examples)
+        self.calibration: Fitted | None = None
+        """Of the weights that were scored last."""
 
     def prepare_images(self, progress: Progress) -> None:
         """Compute the features of all images."""
@@ -93,7 +96,7 @@ class TaskData:
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
 
     def scores(self, served: SideNetwork) -> dict[str, float]:
-        """Scores on the validation rows, the task's metric among them.
+        """Scores on the validation rows, the task's metric among them. A classification is calibrated on them too.
 
         Args:
             served: the weights as they would be served.
@@ -106,6 +109,7 @@ class TaskData:
         fields = rows_to_answer(job.spec, job.validation.examples)
         read_images = None if job.features is None else job.features.read
         answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images)
+        self.calibration = calibrate(job.spec, answers, job.validation.examples)
         return score_answers(job.spec, answers, job.validation.examples)
 
     def _complete(self, taps: Taps, indices: Sequence[int]) -> Taps:

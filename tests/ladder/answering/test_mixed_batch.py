@@ -58,13 +58,13 @@ def asked(backbone: Backbone):
     bank, kinds = SideBank(backbone), []
     ways: list[tuple[str, Scoring, dict[str, Any]]] = [
         ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {}),
-        ("text", Classify(labels=("b", "c"), trie=SAME_START), {}),
+        ("text", Classify(labels=("b", "c"), trie=SAME_START, temperature=0.4), {}),
         ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {"gate": "none"}),
         ("linear", Classify(labels=("a", "b", "c")), {}),
         ("linear", Regress(), {"outputs": 1}),
         ("linear", Embed(), {"words": True, "outputs": 5}),
         ("mlp", Classify(labels=("a", "b")), {"gate_form": "channel"}),
-        ("linear", Classify(labels=("a", "b", "c")), {"encoder_layers": (1,)}),
+        ("linear", Classify(labels=("a", "b", "c"), temperature=2.5), {"encoder_layers": (1,)}),
         ("linear", TagWords(labels=("PER", "LOC")), {"outputs": 5}),
         ("linear", TagWords(labels=("EMAIL",)), {"outputs": 3, "reduction": 8}),
     ]
@@ -116,6 +116,24 @@ def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbon
     for which in (0, 2):
         together = answer(backbone, rows_of(asked, picks, which))
         assert all(close(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("kind", [0, 3])
+def test_a_temperature_divides_the_logits_and_keeps_the_label(backbone: Backbone, asked, kind: int, which: int) -> None:
+    plain = rows_of(asked, [(kind, read) for read in range(4)], which)
+    how = plain[0].answerer
+    assert isinstance(how, Classify)
+    before = answer(backbone, plain)
+    for temperature in (0.1, 0.5, 3.0, 1e6):
+        tempered = [replace(row, answerer=replace(how, temperature=temperature)) for row in plain]
+        for ours, theirs in zip(answer(backbone, tempered), before, strict=True):
+            assert isinstance(ours, ClassAnswer)
+            assert isinstance(theirs, ClassAnswer)
+            expected = torch.softmax(torch.tensor(theirs.scores).log() / temperature, -1).tolist()
+            assert ours.scores == pytest.approx(expected, abs=1e-5)
+            assert ours.label == theirs.label
+            assert ours.score == max(ours.scores)
 
 
 def test_every_row_is_delivered_once_modules_last(backbone: Backbone, asked) -> None:
