@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 EXAMPLES = 10
 """For each operation and mode."""

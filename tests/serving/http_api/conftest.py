@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serving.api_kit import MEANING, SPECS, VISUAL_SPECS, Parlour
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 
 @pytest.fixture(scope="package")

@@ -13,7 +13,7 @@ from serving.errors import HttpNotInstalled, PortInUse
 from serving.http import port
 from serving.http.port import wanted_port
 from tests.serving.api_kit import SPECS, Parlour
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 
 def test_probes_and_metrics_are_those_of_the_metrics_port(ask: Asker) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ladder.decoding.settings import Generation
 from tests.serving.api_kit import CAPTIONS, RTE, SST2, TWEETS, VQA, Parlour, rule
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 CAT = b"\x89PNG\r\n\x1a\n\xff\x00 cat"
 IMAGE = {"b64": base64.b64encode(CAT).decode()}

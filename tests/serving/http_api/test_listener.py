@@ -9,7 +9,7 @@ import pytest
 
 from serving.http import listener
 from tests.serving.api_kit import Parlour
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 
 def connect(parlour: Parlour) -> socket.socket:

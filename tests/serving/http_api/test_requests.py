@@ -16,7 +16,7 @@ from serving.api.inbox import SMALL_BYTES
 from serving.errors import Overloaded, SideFailed
 from serving.http import call as http_call
 from tests.serving.api_kit import SPECS, Parlour
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 SST2 = "/v1/tasks/sst2:predict"
 TITLES = "/v1/tasks/titles:predict"

@@ -14,7 +14,7 @@ from protos import sidecast_pb2 as pb
 from serving.client.errors import from_status
 from serving.http.problem import STATUSES
 from tests.serving.api_kit import MEANING, SPECS, Parlour
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 ROW = {"sentence": "s", "sentence1": "a", "sentence2": "b" * 40, "body": "a fine day", "text": "good"}
 NAMES = [spec.name for spec in (*SPECS, MEANING)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.serving.api_kit import SST2, Parlour, rule
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 CAT = b"\x89PNG\r\n\x1a\n\xff\x00 cat"
 INFER = "/v2/models/sst2/infer"

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.serving.api_kit import MEANING, SST2, Parlour, rule
-from tests.serving.http.kit import Asker
+from tests.serving.http_api.kit import Asker
 
 
 @pytest.fixture(scope="module")
