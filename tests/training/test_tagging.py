@@ -13,6 +13,7 @@ import pytest
 from ladder import SpansAnswer, load_backbone, load_tokenizer
 from ladder.answering import IGNORED
 from side_registry.task import TaskSpec
+from tests.marks import slow
 from tests.training import toy
 from training.artifact import golden_expectation
 from training.baseline import baseline_of
@@ -157,6 +158,7 @@ def test_fisher_is_refused(tiny_t5: Path) -> None:
         check_start("fisher", "consistent", load_backbone(tiny_t5), SPEC)
 
 
+@slow
 def test_a_run_learns_entities_and_answers_as_its_golden_examples(tmp_path: Path, tiny_t5: Path) -> None:
     backbone, tokenizer = load_backbone(tiny_t5), load_tokenizer(tiny_t5)
     job = toy.job(tmp_path, toy.NAMES, backbone, tokenizer, epochs=5, learning_rate=2e-2)
@@ -164,7 +166,7 @@ def test_a_run_learns_entities_and_answers_as_its_golden_examples(tmp_path: Path
     metrics = artifact.manifest.metrics
     baseline = baseline_of(toy.NAMES, job.validation.examples)
     assert baseline is not None
-    assert metrics["entity_f1"] > max(baseline.score, 0.6)
+    assert metrics["entity_f1"] > 2 * baseline.score > 0
     assert {"precision", "recall", "f1_PER", "f1_LOC"} <= metrics.keys()
     run = load_run(tmp_path / "run", backbone, tokenizer)
     assert run.score(job.validation.examples)["entity_f1"] == pytest.approx(metrics["entity_f1"], abs=1e-6)
