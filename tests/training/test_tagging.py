@@ -13,7 +13,6 @@ import pytest
 from ladder import SpansAnswer, load_backbone, load_tokenizer
 from ladder.answering import IGNORED
 from side_registry.task import TaskSpec
-from tests.marks import slow
 from tests.training import toy
 from training.artifact import golden_expectation
 from training.baseline import baseline_of
@@ -158,7 +157,7 @@ def test_fisher_is_refused(tiny_t5: Path) -> None:
         check_start("fisher", "consistent", load_backbone(tiny_t5), SPEC)
 
 
-@slow
+@pytest.mark.slow
 def test_a_run_learns_entities_and_answers_as_its_golden_examples(tmp_path: Path, tiny_t5: Path) -> None:
     backbone, tokenizer = load_backbone(tiny_t5), load_tokenizer(tiny_t5)
     job = toy.job(tmp_path, toy.NAMES, backbone, tokenizer, epochs=5, learning_rate=2e-2)
