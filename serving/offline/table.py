@@ -236,7 +236,7 @@ class TableAnswerer:
                 if isinstance(ids, WindowedText):
                     windows = [
                         distinct.setdefault(
-                            (task, window.ids, (), 0, window.words),
+                            (task, window.ids, (), None, 0, window.words),
                             EngineRow(window.ids, resident, words=window.words),
                         )
                         for window in ids.windows

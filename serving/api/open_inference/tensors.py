@@ -130,7 +130,7 @@ def write_outputs(
         column = columns[name]
         datatype = DATATYPES[column.dtype]
         tensor = response.outputs.add(name=name, datatype=datatype, shape=_shape(column, len(answers), spec))
-        values = [getattr(answer, column.attribute) for answer in answers]
+        values: list[Any] = [getattr(answer, column.attribute) for answer in answers]
         if column.dtype == "spans":
             values = [json.dumps([asdict(span) for span in spans], ensure_ascii=False) for spans in values]
         if column.is_list:
