@@ -159,7 +159,8 @@ def iter_examples(
     read_target = READERS[spec.kind](spec)
     target = renames.get(spec.target, spec.target)
     renames = _with_images(path, spec, renames)
-    names = _class_names(path, target) if KINDS[spec.kind].has_labels else []
+    kind = KINDS[spec.kind]
+    names = _class_names(path, target) if kind.has_labels and not kind.has_spans else []
     ids = _id_column(renames, with_ids)
     rows = (
         _rows_of_tags(path, spec, renames, ids)
@@ -173,7 +174,7 @@ def iter_examples(
         try:
             fields = _read_fields(spec, row, renames)
             checked = read_target(value)
-            if KINDS[spec.kind].has_spans:
+            if kind.has_spans:
                 checked = check_spans(fields[spec.fields[0]], checked)
             example = Example(fields=fields, target=checked, line=line, id=_id(row, renames))
         except (Misfit, InvalidRow) as error:

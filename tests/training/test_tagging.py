@@ -157,6 +157,7 @@ def test_fisher_is_refused(tiny_t5: Path) -> None:
         check_start("fisher", "consistent", load_backbone(tiny_t5), SPEC)
 
 
+@pytest.mark.slow
 def test_a_run_learns_entities_and_answers_as_its_golden_examples(tmp_path: Path, tiny_t5: Path) -> None:
     backbone, tokenizer = load_backbone(tiny_t5), load_tokenizer(tiny_t5)
     job = toy.job(tmp_path, toy.NAMES, backbone, tokenizer, epochs=5, learning_rate=2e-2)
@@ -164,7 +165,7 @@ def test_a_run_learns_entities_and_answers_as_its_golden_examples(tmp_path: Path
     metrics = artifact.manifest.metrics
     baseline = baseline_of(toy.NAMES, job.validation.examples)
     assert baseline is not None
-    assert metrics["entity_f1"] > max(baseline.score, 0.6)
+    assert metrics["entity_f1"] > 2 * baseline.score > 0
     assert {"precision", "recall", "f1_PER", "f1_LOC"} <= metrics.keys()
     run = load_run(tmp_path / "run", backbone, tokenizer)
     assert run.score(job.validation.examples)["entity_f1"] == pytest.approx(metrics["entity_f1"], abs=1e-6)
