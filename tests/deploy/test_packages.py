@@ -23,6 +23,10 @@ NAMES = {
 }
 """Packages that are not called as the module that they bring."""
 OF_AN_EXTRA = {
+    "pydantic-core": "http",
+    "starlette": "http",
+    "typing-extensions": "http",
+    "uvicorn": "http",
     "ray": "cluster",
     "requests": "cluster",
     "pyyaml": "cluster",
@@ -82,7 +86,7 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
     development = {package(each) for each in extras["dev"]}
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
     assert not development & {package(each) for name in ("cluster", "demo") for each in extras[name]}
-    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,plot,quantized]"
+    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,http,plot,quantized]"
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:
