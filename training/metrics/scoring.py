@@ -145,6 +145,7 @@ FAMILIES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "rouge_l": ("rouge_l", "bleu", "cider"),
         "recall_at_1": ("recall_at_1", "mrr"),
         "mrr": ("mrr", "recall_at_1"),
+        "entity_f1": ("entity_f1", "precision", "recall"),
     }
 )
 """The names of the scores that each of METRICS returns, known without rows."""
