@@ -8,18 +8,23 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.loaded_run import LoadedRun, load_run
     from training.recipe import Recipe
+    from training.sweep import Sweep, SweepRun, sweep_jobs, train_many
     from training.trainer import train, train_shared
 
 __all__ = [
     "Job",
     "LoadedRun",
     "Recipe",
+    "Sweep",
+    "SweepRun",
     "load_run",
     "load_task",
     "read_examples",
     "read_labelled",
     "split",
+    "sweep_jobs",
     "train",
+    "train_many",
     "train_shared",
 ]
 
@@ -29,6 +34,7 @@ _HOMES = {
     "job": ("Job",),
     "loaded_run": ("LoadedRun", "load_run"),
     "recipe": ("Recipe",),
+    "sweep": ("Sweep", "SweepRun", "sweep_jobs", "train_many"),
     "trainer": ("train", "train_shared"),
 }
 

@@ -23,7 +23,9 @@ from ladder import (
     answer,
     build_answerer,
     load_side,
+    run_backbone,
 )
+from ladder.answering import ReadInputs
 from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
@@ -135,9 +137,10 @@ def predict(
     fields: Sequence[Mapping[str, Any]],
     step: Step | None = None,
     read_images: ReadImages | None = None,
+    read_inputs: ReadInputs = run_backbone,
 ) -> list[Answer]:
     """As `predict_rows`, the answers alone."""
-    return predict_rows(model, backbone, tokenizer, fields, step, read_images)[0]
+    return predict_rows(model, backbone, tokenizer, fields, step, read_images, read_inputs)[0]
 
 
 def predict_rows(
@@ -147,6 +150,7 @@ def predict_rows(
     fields: Sequence[Mapping[str, Any]],
     step: Step | None = None,
     read_images: ReadImages | None = None,
+    read_inputs: ReadInputs = run_backbone,
 ) -> tuple[list[Answer], list[bool]]:
     """Answers in the rows' order; for each row, whether its text was longer than `max_source_tokens`, and so is cut.
 
@@ -154,6 +158,7 @@ def predict_rows(
         fields: rows, as `spec.render` takes them, and what `read_images` takes for each of the spec's images.
         step: called after each batch.
         read_images: for a task with images.
+        read_inputs: as `ladder.answer` takes it.
 
     Raises:
         InvalidRow: a row does not fit the spec.
@@ -169,7 +174,8 @@ def predict_rows(
             Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer, images=images.names[index])
             for index in indices
         ]
-        for index, outcome in zip(indices, answer(backbone, rows, encode_images=images.encode), strict=True):
+        outcomes = answer(backbone, rows, encode_images=images.encode, read_inputs=read_inputs)
+        for index, outcome in zip(indices, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 raise outcome
             answers[index] = outcome

@@ -91,9 +91,14 @@ def make_optimizer(
 
 def update(side: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
     """Move the side network's weights one step down the gradient of `loss`, of length `clip` at most."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    apply_gradients(side, optimizer, rate, clip)
+
+
+def apply_gradients(side: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
+    """Move the side network's weights one step down the gradients that they hold, of length `clip` at most."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     torch.nn.utils.clip_grad_norm_(side.parameters(), clip)
     optimizer.step()

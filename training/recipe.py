@@ -29,6 +29,8 @@ MERGE_LOGIT = -2.0
 moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
 POSITIONS = 100
 """Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
+SWEPT = ("learning_rate", "seed", "reduction", "dropout", "head")
+"""Settings that take several values in `sidecast train` and `sidecast.train`: a run for each combination."""
 SOFTER = 2.0
 """Default temperature of distillation."""
 
@@ -111,8 +113,8 @@ class Recipe:
     dropout: float = 0.1
     """Dropout inside the side network; the default recipe has 0 for a task with images."""
     cache_gb: float = 4.0
-    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Features of images may
-    have as much again."""
+    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Training rows come first,
+    then validation rows. Features of images may have as much again."""
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, ">= 1")
@@ -234,7 +236,12 @@ class Recipe:
     @property
     def cache_bytes(self) -> int:
         """Size of the activation cache; 0 for a single epoch, which would use no entry twice."""
-        return int(self.cache_gb * 1e9) if self.epochs > 1 else 0
+        return self.max_cache_bytes if self.epochs > 1 else 0
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """Size of the activation cache that several runs share, whose entries are used more than once in any case."""
+        return int(self.cache_gb * 1e9)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -2,7 +2,7 @@
 
 from ladder.answering.answerers import IGNORED, Answerer, Classify, Generate, build_answerer, forced_taps
 from ladder.answering.batch_plan import Group, Plan, Row, plan
-from ladder.answering.mixed_batch import score
+from ladder.answering.mixed_batch import ReadInputs, score
 
 __all__ = [
     "IGNORED",
@@ -11,6 +11,7 @@ __all__ = [
     "Generate",
     "Group",
     "Plan",
+    "ReadInputs",
     "Row",
     "build_answerer",
     "forced_taps",

@@ -142,7 +142,7 @@ def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokeni
 def test_kept_activations_are_the_backbones_own(backbone, tokenizer, spec, head):
     side = SideNetwork(Recipe(head=head, reduction=4, encoder_layers=(0, 2)).side_config(spec), backbone.config)
     inputs = [tuple(tokenizer.encode(text)) for text in ("a", "abcd", "abcdefgh")]
-    cache = TapsCache(backbone, side, inputs)
+    cache = TapsCache(backbone, [side], inputs)
     fresh = cache.run([2, 0])
     cache.fill(10**9, 2, lambda done, total: None)
     kept = cache.run([2, 0])

@@ -1,6 +1,6 @@
 """One task of a run: its rows as tokens, the backbone's activations of them, and how its answers are taught and scored.
 
-A run has one of these, or several where tasks share a side network.
+A run has a `TaskData`, or several where tasks share a side network. Runs of one task may share their `TaskInputs`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ladder import Images, SideNetwork
+from ladder import BackbonePass, Images, SideNetwork
 from side_registry.task_kinds import KINDS
 from training.baseline import baseline_of
 from training.batches import (
@@ -22,53 +22,106 @@ from training.batches import (
     target_tensor,
     tokenize,
 )
-from training.distillation import Teacher, distillation_of
+from training.distillation import Distillation, Teacher, distillation_of
 from training.evaluation import Model, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
+from training.multitask.kept_passes import KeptPasses
+from training.recipe import Recipe
 from training.taps_cache import TapsCache
+
+
+class TaskInputs:
+    """What all runs of one task read: its rows as tokens, images, and the backbone's activations of both parts."""
+
+    def __init__(self, job: Job, sides: Sequence[SideNetwork], layers: Sequence[int] = ()) -> None:
+        """Tokenizes the training rows; nothing is computed by the backbone yet.
+
+        Args:
+            job: of one of the runs; they differ in what the backbone does not know.
+            sides: of all runs.
+            layers: more encoder blocks that a teacher reads.
+        """
+        self.job = job
+        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
+        self.inputs = all_inputs(self.rows)
+        self.per_row = len(self.rows[0].inputs)
+        self.image_ids = image_ids(job.spec, [example.fields for example in job.training.examples])
+        self.features = job.features
+        self.cache = TapsCache(job.backbone, sides, self.inputs, layers, distinct=bool(job.spec.images))
+        scores_words = job.spec.kind == "classification" and any(side.config.head == "text" for side in sides)
+        self.kept = KeptPasses(sides, first_step=scores_words)
+        self.baseline = baseline_of(job.spec, job.validation.examples)
+        self._runs = len(sides)
+        self._prepared = False
+        self._distillations: dict[tuple[str, float, float], Distillation | None] = {}
+
+    def prepare(self, progress: Progress) -> None:
+        """Compute what all epochs of all runs read: features of images, the backbone's activations. Once."""
+        if self._prepared:
+            return
+        self._prepared = True
+        job = self.job
+        if self.features is not None:
+            self.features.prepare(job.image_ids(job.training, job.validation), progress.images)
+        recipe = job.recipe
+        cache_bytes = (recipe.cache_bytes if self._runs == 1 else recipe.max_cache_bytes) // job.sharing
+        if cache_bytes:
+            self.cache.fill(cache_bytes, recipe.batch_rows, progress.reading)
+        self.kept.max_bytes = max(0, cache_bytes - self.cache.kept_bytes)
+
+    def distillation(self, recipe: Recipe, teacher: Teacher | None) -> Distillation | None:
+        """Of runs with equal settings of it, one; None without a teacher."""
+        key = (recipe.teacher, recipe.distill, recipe.distill_temperature)
+        if key not in self._distillations:
+            images = None if self.features is None else self.images
+            self._distillations[key] = distillation_of(recipe, teacher, self.inputs, images)
+        return self._distillations[key]
+
+    def images(self, indices: Sequence[int]) -> Images:
+        """The images of the training rows with these indices."""
+        assert self.features is not None
+        return self.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
+
+    def read(self, indices: Sequence[int]) -> BackbonePass:
+        """The backbone's pass over the training rows with these indices, with their images."""
+        backbone_pass = self.cache.run(input_indices(indices, self.per_row))
+        if self.features is not None:
+            backbone_pass.taps = replace(backbone_pass.taps, images=self.images(indices))
+        return backbone_pass
 
 
 class TaskData:
     """What the trainer needs of one task. The side network is not part of it."""
 
-    def __init__(self, job: Job, side: SideNetwork, teacher: Teacher | None) -> None:
-        """Tokenizes the rows, and starts the head where it starts at them; nothing is computed by the backbone yet.
+    def __init__(self, job: Job, side: SideNetwork, teacher: Teacher | None, inputs: TaskInputs | None = None) -> None:
+        """Starts the head where it starts at the rows; nothing is computed by the backbone yet.
 
         Args:
             side: as `SideNetwork(...)` made it, on the backbone's device.
             teacher: None where the rows' targets alone teach.
+            inputs: those that several runs share; None: of this run alone.
         """
         recipe = job.recipe
         self.job = job
-        self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
-        self.image_ids = image_ids(job.spec, [example.fields for example in job.training.examples])
-        inputs = all_inputs(self.rows)
+        self.inputs = inputs or TaskInputs(job, [side], teacher.layers if teacher else ())
+        self.rows = self.inputs.rows
         unit = start_at_targets(side, job.training.examples) if KINDS[job.spec.kind].has_range else 1.0
         if side.config.words:
-            start_at_words(side, job.backbone, inputs)
+            start_at_words(side, job.backbone, self.inputs.inputs)
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
-        layers = teacher.layers if teacher else ()
-        self.cache = TapsCache(job.backbone, side, inputs, layers, distinct=bool(job.spec.images))
-        images = None if job.features is None else self._images
-        self.distillation = distillation_of(recipe, teacher, inputs, images)
-        self.inputs_per_row = len(self.rows[0].inputs)
+        self.distillation = self.inputs.distillation(recipe, teacher)
         self.least_rows = least_rows(job.spec)
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         """Batches of an epoch."""
-        self.baseline = baseline_of(job.spec, job.validation.examples)
+        self.baseline = self.inputs.baseline
 
     def prepare(self, progress: Progress) -> None:
         """Compute what all epochs read: features of images, the backbone's activations, the teacher's answers."""
-        job = self.job
-        if job.features is not None:
-            job.features.prepare(job.image_ids(job.training, job.validation), progress.images)
-        cache_bytes = job.recipe.cache_bytes // job.sharing
-        if cache_bytes:
-            self.cache.fill(cache_bytes, job.recipe.batch_rows, progress.reading)
-        if self.distillation and not KINDS[job.spec.kind].makes_text:
+        self.inputs.prepare(progress)
+        if self.distillation and not KINDS[self.job.spec.kind].makes_text:
             self.distillation.prepare(progress.teaching)
 
     def epoch(self, epoch: int) -> tuple[list[TokenizedRow], list[list[int]]]:
@@ -80,13 +133,15 @@ class TaskData:
 
     def loss(self, side: SideNetwork, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
         """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
-        targets = target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
-        backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
-        if self.job.features is not None:
-            backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
+        targets = self.targets(rows, indices)
+        backbone_pass = self.inputs.read(indices)
         if self.distillation is None:
             return self.answerer.loss(backbone_pass, side, targets)
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
+
+    def targets(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
+        """Of the rows with these indices, as the answerer's loss takes them."""
+        return target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
 
     def scores(self, served: SideNetwork) -> dict[str, float]:
         """Scores on the validation rows, the task's metric among them.
@@ -100,11 +155,7 @@ class TaskData:
         job = self.job
         model = Model(spec=job.spec, side=served, answerer=self.answerer)
         fields = rows_to_answer(job.spec, job.validation.examples)
-        read_images = None if job.features is None else job.features.read
-        answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images)
+        read_images = None if self.inputs.features is None else self.inputs.features.read
+        read_inputs = self.inputs.kept.run
+        answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images, read_inputs=read_inputs)
         return score_answers(job.spec, answers, job.validation.examples)
-
-    def _images(self, indices: Sequence[int]) -> Images:
-        """The images of the rows with these indices."""
-        assert self.job.features is not None
-        return self.job.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
