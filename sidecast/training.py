@@ -187,8 +187,8 @@ def _class_names(rows: Rows) -> dict[Any, Sequence[str]]:
 
 def _value(value: Any, names: Sequence[str] | None) -> Any:
     """A value for JSON: a class's name for its number, null where a table has no value."""
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        value = value.item()  # numpy's numbers
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # numpy's numbers and arrays
     if isinstance(value, float) and math.isnan(value):
         return None
     if names is not None and type(value) is int and 0 <= value < len(names):

@@ -54,8 +54,10 @@ class StackedSides:
 
         losses: Tensor = vmap(loss_of, randomness="same")(self._stacked)
         gradients = torch.autograd.grad(losses.sum(), list(self._stacked.values()), allow_unused=True)
+        # torch's fused optimizers read gradients as if their strides were the parameters'
+        dense = [None if gradient is None else gradient.contiguous() for gradient in gradients]
         for index, side in enumerate(self._sides):
-            for parameter, gradient in zip(side.parameters(), gradients, strict=True):
+            for parameter, gradient in zip(side.parameters(), dense, strict=True):
                 parameter.grad = None if gradient is None else gradient[index]
         return losses.tolist()
 

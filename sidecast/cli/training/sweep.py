@@ -10,10 +10,17 @@ import click
 
 from sidecast.cli.output import progress_bar, scores_text, show_table
 from sidecast.cli.training.bars import SweepBars
-from sidecast.cli.training.verdict import length_warnings, show_warnings
+from sidecast.cli.training.verdict import (
+    baseline_document,
+    baseline_text,
+    length_warnings,
+    score_warnings,
+    show_warnings,
+)
 from training.recipe import SWEPT, Recipe
 
 if TYPE_CHECKING:
+    from training.baseline import Baseline
     from training.job import Job
     from training.sweep import Sweep
 
@@ -51,6 +58,7 @@ def combinations(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def run_sweep(jobs: Sequence["Job"], output: str, truncated: dict[str, float], *, as_json: bool) -> dict[str, Any]:
     """Train the runs of one task together; print the results, or with `as_json` nothing. Return the document."""
+    from training.baseline import baseline_of
     from training.sweep import train_many
 
     started = time.monotonic()
@@ -60,21 +68,24 @@ def run_sweep(jobs: Sequence["Job"], output: str, truncated: dict[str, float], *
     with progress_bar(quiet=as_json) as bars:
         sweep = train_many(jobs, output, SweepBars(bars, f"{spec.name}, {len(jobs)} runs"))
     failed = [f"{spec.name}: run {run.name} failed: {run.error}" for run in sweep.runs if run.error is not None]
+    baseline = baseline_of(spec, jobs[0].validation.examples)
+    unbeaten = score_warnings(spec, sweep.best.score, baseline)
     if not as_json:
-        _show(sweep, output)
-    show_warnings(failed, as_json=as_json)
+        _show(sweep, output, baseline)
+    show_warnings(failed + unbeaten, as_json=as_json)
     return {
         **sweep.to_dict(),
         "output": output,
         "run": str(Path(output) / "best"),
         "score": sweep.best.score,
+        **baseline_document(sweep.best.score, baseline),
         "truncated": truncated,
         "seconds": round(time.monotonic() - started, 1),
-        "warnings": warnings + failed,
+        "warnings": warnings + failed + unbeaten,
     }
 
 
-def _show(sweep: "Sweep", output: str) -> None:
+def _show(sweep: "Sweep", output: str, baseline: "Baseline | None") -> None:
     spec = sweep.best.job.spec
     names = list(sweep.by_setting[0].settings)
     rows = [
@@ -86,7 +97,8 @@ def _show(sweep: "Sweep", output: str) -> None:
     assert artifact is not None
     metrics = {name: value for name, value in artifact.manifest.metrics.items() if name != "loss"}
     epoch = artifact.manifest.provenance["epoch"]
-    click.echo(f"{spec.name}: best is {sweep.best.name}: {scores_text(metrics)} on the validation rows (epoch {epoch})")
+    scores = f"{scores_text(metrics)} on the validation rows (epoch {epoch}){baseline_text(baseline)}"
+    click.echo(f"{spec.name}: best is {sweep.best.name}: {scores}")
     click.echo(f"{output}/best is ready: sidecast publish {output}/best --registry R")
 
 
