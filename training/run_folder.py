@@ -27,6 +27,7 @@ from torch import Tensor
 from ladder import SideNetwork, save_side
 from side_registry.manifest import MANIFEST, SIDE_NETWORK
 from training.errors import RunError
+from training.recipe import LATER
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
 PART = ".part"
@@ -70,8 +71,8 @@ class RunFolder:
         except OSError as error:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
         before = self._read("settings")
-        if "recipe" in before:  # a run from before this setting reads taps as they are
-            before["recipe"].setdefault("tap_norm", "none")
+        if "recipe" in before:
+            before["recipe"] = LATER | before["recipe"]
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
             self._extend(before, settings)

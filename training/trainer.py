@@ -155,7 +155,8 @@ class Trainer:
             for task in self.tasks:
                 task.prepare(self.progress)
         self.progress.start(recipe.epochs, self.steps)
-        for epoch in range(len(self.scores), recipe.epochs):
+        while not self.is_done:
+            epoch = len(self.scores)
             self.begin_epoch(epoch)
             started = time.monotonic()
             loss, losses = self._train_epoch(epoch)
@@ -163,8 +164,10 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs of the recipe are trained."""
-        return len(self.scores) >= self.recipe.epochs
+        """Whether all epochs of the recipe are trained, or the last ones of its patience were no better."""
+        scores = [line[self.headline] for line in self.scores]
+        waited = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        return len(scores) >= self.recipe.epochs or 0 < self.recipe.patience <= waited
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw dropout from here on as this epoch does in every attempt."""
@@ -229,7 +232,8 @@ class Trainer:
     def rate(self, epoch: int, step: int) -> float:
         """The learning rate of this step of this epoch, both from 0."""
         recipe = self.recipe
-        share = SCHEDULES[recipe.optimizer](epoch * self.steps + step, self.steps * recipe.epochs, recipe.warmup)
+        share_at = SCHEDULES[recipe.optimizer]
+        share = share_at(epoch * self.steps + step, self.steps * recipe.epochs, recipe.warmup, recipe.schedule)
         return recipe.learning_rate * share
 
     def finish_epoch(self, epoch: int, loss: float, losses: Sequence[float], started: float) -> None:
