@@ -1,4 +1,4 @@
-"""The answer of a side network for one row: a class, a value, a text or a vector. Plain data, no tensors."""
+"""The answer of a side network for one row: a class, a value, a text, a vector or spans. Plain data, no tensors."""
 
 from dataclasses import dataclass
 
@@ -34,4 +34,27 @@ class VectorAnswer:
     values: tuple[float, ...]
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """An entity in a text. Positions count Unicode code points of the text as the caller sent it, from 0."""
+
+    start: int
+    end: int
+    """One past its last character."""
+    label: str
+    score: float
+    """Mean over its words of the label's probability."""
+    text: str
+    """Its characters, `text[start:end]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpansAnswer:
+    """The entities of a text, in its order. They do not overlap."""
+
+    spans: tuple[Span, ...]
+    outside: tuple[float, ...]
+    """For each word, the probability that it is in no entity."""
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | SpansAnswer

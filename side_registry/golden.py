@@ -34,7 +34,9 @@ class GoldenExample(Document):
 def expectation_fault(spec: TaskSpec, expected: Mapping[str, Any]) -> str | None:
     """Why no answer can be compared with an expectation; None if one can."""
     kind = KINDS[spec.kind]
-    if kind.has_labels:
+    if kind.has_spans:
+        known, needed = ("spans", "outside"), ("outside",)
+    elif kind.has_labels:
         known, needed = ("label", "scores", "score"), ("scores", "score")
     else:
         known = needed = tuple(column.name for column in kind.columns)
@@ -77,12 +79,33 @@ def _value_fault(spec: TaskSpec, name: str, value: Any) -> str | None:
             return None if value in spec.labels else f"{str(value)[:80]!r} is none of the spec's labels"
         case "text":
             return None if isinstance(value, str) else "must be a text"
+        case "spans":
+            return _spans_fault(spec, value)
+        case "outside":
+            is_list = isinstance(value, list | tuple) and all(map(_is_finite, value))
+            return None if is_list else "must be finite numbers, one for each word"
         case "scores" | "embedding":
             count = spec.outputs
             is_list = isinstance(value, list | tuple) and len(value) == count
             return None if is_list and all(map(_is_finite, value)) else f"must be {count} finite numbers"
         case _:
             return None if _is_finite(value) else "must be a finite number"
+
+
+def _spans_fault(spec: TaskSpec, value: Any) -> str | None:
+    if not isinstance(value, list | tuple):
+        return "must be a list of spans"
+    for span in value:
+        if not isinstance(span, Mapping) or not {"start", "end", "label", "score"} <= span.keys():
+            return "each span must have start, end, label and score"
+        start, end = span["start"], span["end"]
+        if not (type(start) is int and type(end) is int and 0 <= start < end):
+            return f"must have 0 <= start < end, got {str(start)[:20]} and {str(end)[:20]}"
+        if span["label"] not in spec.labels:
+            return f"{str(span['label'])[:80]!r} is none of the spec's labels"
+        if not _is_finite(span["score"]):
+            return "a span's score must be a finite number"
+    return None
 
 
 def _is_finite(value: Any) -> bool:

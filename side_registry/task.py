@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -40,6 +41,9 @@ ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 ALIAS_RULE = "1 to 32 of the letters a-z, digits, '_' and '-', starting with a letter"
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""For each text of a pair, its first character in the prompt and the one after its last."""
+
 
 class TaskSpec(Document):
     """All that is needed to make a prompt for a side network of this task and to read its answer."""
@@ -52,8 +56,8 @@ class TaskSpec(Document):
     """The row's fields that are images, in the order in which the side network reads them; the template does not have
     them. Documents of tasks that read text alone do not have it."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
-    """Classification: the classes, as the words the model says; integers are taken as their text. Empty for other
-    kinds."""
+    """Classification: the classes, as the words the model says; integers are taken as their text. Token
+    classification: the types of entities. Empty for other kinds."""
     label_index: bool = Field(default=False, exclude_if=lambda value: not value)
     """Classification: integers in data files are positions in `labels`, from 0. Documents have it only where true."""
     open_labels: bool = Field(default=False, exclude_if=lambda value: not value)
@@ -74,7 +78,7 @@ class TaskSpec(Document):
     generation: GenerationSpec = Field(default_factory=GenerationSpec, exclude_if=lambda value: value.is_default)
     """Text: how tokens are chosen. Documents of greedy tasks do not have it."""
     target: str = ""
-    """Name of the expected answer in data files; `label`, `score`, `target` or `positive` when not given."""
+    """Name of the expected answer in data files; `label`, `score`, `target`, `positive` or `spans` when not given."""
     metric: str = ""
     """What evaluation reports and training selects by; the first of its kind's metrics when not given."""
     description: str = Field(default="", max_length=10_000)
@@ -111,14 +115,31 @@ class TaskSpec(Document):
         return (*self.fields, *self.images)
 
     @property
+    def has_pair(self) -> bool:
+        """Whether the template has two texts, which a side network can read apart."""
+        return len(self.fields) == 2
+
+    @property
     def outputs(self) -> int:
         """Width of a linear head for this task; 0 for text, which a linear head cannot answer."""
         kind = KINDS[self.kind]
         if kind.makes_text:
             return 0
+        if kind.has_spans:
+            return 2 * len(self.labels) + 1  # outside, and for each label the beginning and the inside of a span
         if kind.has_labels:
             return len(self.labels)
         return self.dimensions if kind.has_dimensions else 1
+
+    @cached_property
+    def frame(self) -> tuple[str, str]:
+        """What the template has before its only field and after it; for tasks that answer with spans of the text."""
+        before, after = "", ""
+        found = False
+        for literal, name, _, _ in Formatter().parse(self.template):
+            before, after = (before, after + literal) if found else (before + literal, after)
+            found |= name is not None
+        return before, after
 
     def render(self, row: Mapping[str, str | bytes]) -> str:
         """The prompt of one row. Fields that the template does not name are ignored, so that tasks can share a row.
@@ -131,6 +152,24 @@ class TaskSpec(Document):
         for name in self.fields:
             self._check_value(name, row[name])
         return self.template.format_map(row)
+
+    def render_pair(self, row: Mapping[str, str | bytes]) -> tuple[str, Pair]:
+        """As `render`, and where the texts of the two fields lie in the prompt. For a spec that `has_pair`.
+
+        Raises:
+            InvalidRow: as `render`.
+        """
+        prompt = self.render(row)
+        cuts: dict[str, tuple[int, int]] = {}
+        start = 0
+        for literal, name, _, _ in Formatter().parse(self.template):
+            start += len(literal)
+            if name is not None:
+                end = start + len(row[name])
+                cuts.setdefault(name, (start, end))
+                start = end
+        first, second = cuts.values()
+        return prompt, (first, second)
 
     def images_of(self, row: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
         """The bytes of a row's images, in the order of `images`. They are not looked into.

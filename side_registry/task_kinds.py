@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["classification", "regression", "text", "embedding"]
+Kind = Literal["classification", "regression", "text", "embedding", "token_classification"]
 
 Head = Literal["text", "linear", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
 
-DataType = Literal["string", "float32"]
+DataType = Literal["string", "float32", "spans"]
+"""`spans`: a list of records with start, end, label, score and text."""
 
-Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions"]
+Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions", "has_spans"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,10 @@ class TaskKind:
     makes_text: bool = False
     """The answer is generated token by token: it can be streamed, and the spec may hold decoding settings."""
     has_labels: bool = False
-    """The answer is one of the spec's labels."""
+    """The answer has labels of the spec's: it is one of them, or with `has_spans` each span has one."""
+    has_spans: bool = False
+    """The answer is a list of spans of the text, which do not overlap. A head has outputs for each token, the template
+    has one field, once, and long texts are read in windows."""
     has_range: bool = False
     """The answer is one number. The spec may limit it by low and high; training starts at the targets' mean."""
     has_dimensions: bool = False
@@ -101,6 +105,16 @@ _ROWS = (
         heads=("linear", "mlp"),
         has_dimensions=True,
         target_is_input=True,
+        can_distill=False,
+    ),
+    TaskKind(
+        name="token_classification",
+        columns=(_column("spans", "spans"),),
+        metrics=("entity_f1",),
+        target="spans",
+        heads=("linear",),
+        has_labels=True,
+        has_spans=True,
         can_distill=False,
     ),
 )

@@ -6,19 +6,17 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ladder import Answer, SideNetwork
 from side_registry import Registry, TaskSpec
+from side_registry.registry import Published
 from training import Job, LoadedRun, Recipe, Sweep, load_run, load_task, split, sweep_jobs, train_many
 from training import train as train_job
 from training.data import Labelled, read_labelled
 from training.errors import DataError, RecipeError
 from training.job import Progress
 from training.recipe import SWEPT
-
-if TYPE_CHECKING:
-    from ladder import Answer, SideNetwork
-    from side_registry.registry import Published
 
 Rows = Any
 """A list of dicts, a pandas DataFrame, a Dataset of the library datasets, or the path of a file of rows."""
@@ -45,15 +43,15 @@ class TrainedRun:
         return self.metrics[self.run.spec.metric]
 
     @property
-    def side(self) -> "SideNetwork":
+    def side(self) -> SideNetwork:
         """The side network: a `torch.nn.Module` in evaluation mode."""
         return self.run.side
 
-    def predict(self, rows: Sequence[str | Mapping[str, str | bytes]]) -> "list[Answer]":
+    def predict(self, rows: Sequence[str | Mapping[str, str | bytes]]) -> list[Answer]:
         """As `training.LoadedRun.predict`."""
         return self.run.predict(rows)
 
-    def publish(self, registry: Registry | str | Path, *, alias: str | None = None, message: str = "") -> "Published":
+    def publish(self, registry: Registry | str | Path, *, alias: str | None = None, message: str = "") -> Published:
         """Publish the run as the task's next version.
 
         Args:

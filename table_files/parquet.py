@@ -32,16 +32,17 @@ class Parquet:
     def class_names(self, file: BinaryIO) -> dict[str, list[str]]:
         """By column: the names of its classes, for the columns whose values are positions in them.
 
-        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel.
+        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel and
+        lists of them.
         """
         with _opened(file) as table:
             text = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         try:
             features = json.loads(text)["info"]["features"]
             return {
-                column: [str(name) for name in feature["names"]]
+                column: [str(name) for name in inner["names"]]
                 for column, feature in features.items()
-                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+                if (inner := _inner(feature)).get("_type") == "ClassLabel"
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another program's metadata
             return {}
@@ -60,6 +61,13 @@ class Parquet:
             groups, skip = _groups(table.metadata, chunk.start, chunk.rows)
             batches = list(_slice(table.iter_batches(BATCH_ROWS, groups), skip, chunk.rows))
             return pa.Table.from_batches(batches, table.schema_arrow.remove_metadata())
+
+
+def _inner(feature: Any) -> dict[str, Any]:
+    """The feature of a list's values, or the feature itself: `datasets` writes lists in several ways."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    inner = inner.get("feature", inner) if isinstance(inner, dict) else inner
+    return inner if isinstance(inner, dict) else {}
 
 
 @contextmanager

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from ladder import Tokenizer
 from ladder.answering import IGNORED
+from ladder.backbone.tokenizer import Pair
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields, references
+from training.tagging import tag_windows, windows_of
 
 BUCKET = 32
 """Batches whose rows are sorted by length together: a larger bucket wastes less padding and shuffles less."""
 
 
 Target = int | float | tuple[int, ...] | None
-"""A label's index, a value, or a text's token ids, by the task's kind; None where the target is an input."""
+"""A label's index, a value, a text's token ids, or tags of the input's tokens, by the task's kind; None where the
+target is an input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class TokenizedRow:
     target: Target
     references: tuple[Target, ...] = ()
     """All of the row's targets where its file gives several; `target` is one of them."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie in its first input; None for a task of one text or of more than two."""
 
     @property
     def length(self) -> int:
@@ -39,17 +44,36 @@ class TokenizedRow:
 
 
 def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[TokenizedRow]:
-    """Token ids of every example, cut at the spec's length as a server cuts them."""
+    """Token ids of every example, cut at the spec's length as a server cuts them.
+
+    A long text whose words are tagged makes several rows: its windows.
+    """
+    if KINDS[spec.kind].has_spans:
+        texts = windows_of(spec, tokenizer, [example.fields for example in examples])
+        pairs = zip(texts, examples, strict=True)
+        tagged = (window for text, example in pairs for window in tag_windows(spec, text, example.target))
+        return [TokenizedRow((ids,), tags) for ids, tags in tagged]
     inputs = [_encode(spec, tokenizer, [example.fields for example in examples])]
     if KINDS[spec.kind].target_is_input:
         inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
     right = [references(example.target) for example in examples]
+    pairs = locate_pairs(spec, tokenizer, [example.fields for example in examples], inputs[0])
     targets = iter(TARGETS[spec.kind].encode(spec, tokenizer, [target for row in right for target in row]))
     rows: list[TokenizedRow] = []
-    for ids, row in zip(zip(*inputs, strict=True), right, strict=True):
+    for ids, row, pair in zip(zip(*inputs, strict=True), right, pairs, strict=True):
         encoded = tuple(islice(targets, len(row)))
-        rows.append(TokenizedRow(ids, encoded[0], encoded if len(encoded) > 1 else ()))
+        rows.append(TokenizedRow(ids, encoded[0], encoded if len(encoded) > 1 else (), pair))
     return rows
+
+
+def locate_pairs(
+    spec: TaskSpec, tokenizer: Tokenizer, rows: Sequence[Mapping[str, str]], ids: Sequence[Sequence[int]]
+) -> "list[Pair] | list[None]":
+    """Where the two texts of each row lie among its tokens `ids`; None for each where the spec has no pair."""
+    if not spec.has_pair:
+        return [None] * len(rows)
+    prompts, cuts = zip(*(spec.render_pair(row) for row in rows), strict=True)
+    return tokenizer.locate(prompts, cuts, ids)
 
 
 def draw_references(rows: Sequence[TokenizedRow], seed: str) -> list[TokenizedRow]:
@@ -63,7 +87,13 @@ def draw_references(rows: Sequence[TokenizedRow], seed: str) -> list[TokenizedRo
 
 
 def count_truncated(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
-    """How many examples have a text longer than the spec's `max_source_tokens`: its end is not read."""
+    """How many examples have a text longer than the spec's `max_source_tokens`: its end is not read.
+
+    Where words are tagged: longer than all windows together.
+    """
+    if KINDS[spec.kind].has_spans:
+        texts = windows_of(spec, tokenizer, [example.fields for example in examples])
+        return sum(text.truncated for text in texts)
     _, truncated = tokenizer.encode_cut([spec.render(example.fields) for example in examples], spec.max_source_tokens)
     if KINDS[spec.kind].target_is_input and examples[0].target is not None:
         texts = [spec.render(as_fields(spec, str(example.target))) for example in examples]
@@ -131,6 +161,7 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
     Returns:
         Classification: (B,) label indices, IGNORED for a target that is no label. Regression: (B,) float32.
         Text: (B, T) token ids, padded with IGNORED.
+        Token classification: (B, T) tags, IGNORED but for each word's first token.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
     """
     return TARGETS[spec.kind].stack(rows, device)
@@ -187,5 +218,6 @@ TARGETS: Mapping[str, TargetKind] = {
     "regression": TargetKind(encode=_encode_values, stack=_stack_values),
     "text": TargetKind(encode=_encode_texts, stack=_stack_texts),
     "embedding": TargetKind(encode=_encode_none, stack=_stack_pairs),
+    "token_classification": TargetKind(encode=_encode_none, stack=_stack_texts),  # tags come with their tokens
 }
 """By kind of task."""

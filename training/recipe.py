@@ -30,7 +30,7 @@ MERGE_LOGIT = -2.0
 moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
 POSITIONS = 100
 """Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
-LATER = {"tap_norm": "none", "schedule": "linear", "patience": 0}
+LATER = {"tap_norm": "none", "pair": "together", "schedule": "linear", "patience": 0}
 """What runs did from before a setting was there, by its name."""
 SWEPT = ("learning_rate", "seed", "reduction", "dropout", "head")
 """Settings that take several values in `sidecast train` and `sidecast.train`: a run for each combination."""
@@ -47,8 +47,8 @@ class Recipe:
     batch_rows: int = 32
     """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
-    """Peak learning rate; the default recipe has 0.003 for a task with images. It rises linearly over `warmup`, then
-    falls as `schedule` says."""
+    """Peak learning rate; the default recipe has 0.003 for a task with images and for token classification. It rises
+    linearly over `warmup`, then falls as `schedule` says."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises, 0 to 1."""
     schedule: Schedule = "linear"
@@ -97,6 +97,9 @@ class Recipe:
     """Mix a tap in after the side block, not before it."""
     merge_last: bool = False
     """Mix the backbone's last state into the answer (text head only)."""
+    pair: Literal["auto", "apart", "together"] = "auto"
+    """How a linear head reads two texts, or a text and its images: apart (the mean of each, their difference and
+    product) or together (one mean of all tokens). auto: apart, but together for embeddings."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     tap_norm: Literal["none", "rms"] = "rms"
@@ -141,6 +144,7 @@ class Recipe:
         _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
         _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
         _check("tap_norm", self.tap_norm, self.tap_norm in ("none", "rms"), "none or rms")
+        _check("pair", self.pair, self.pair in ("auto", "apart", "together"), "auto, apart or together")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
         orders = get_args(Order)
         _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
@@ -186,9 +190,6 @@ class Recipe:
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
         if spec.images and image_width is None:
             raise RecipeError("image_width", None, f"that of a vision encoder for {spec.name}, which reads images")
-        if spec.images and self.init == "fisher":
-            rule = f"random or magnitude for {spec.name}: the backbone's own loss sees no images"
-            raise RecipeError("init", self.init, rule)
         self._check_teacher(kind)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":
@@ -204,6 +205,7 @@ class Recipe:
             gate_temperature=self.gate_temperature,
             gate_start=self.gate_start,
             words=kind.has_dimensions and head == "linear",
+            pair=self._reads_apart(spec, kind, head),
             mix_after=self.mix_after,
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
@@ -220,6 +222,13 @@ class Recipe:
         positions = max(tokens, POSITIONS)
         damped = self.image_gate == "damped"
         return VisualConfig(features=width, images=images, tokens=tokens, positions=positions, damped=damped)
+
+    def _reads_apart(self, spec: "TaskSpec", kind: "TaskKind", head: str) -> bool:
+        can = head == "linear" and (spec.has_pair or bool(spec.images)) and not kind.has_dimensions
+        if self.pair == "apart" and not can:
+            rule = f"together or auto for {spec.name}: apart needs a linear head, and two texts or images"
+            raise RecipeError("pair", self.pair, rule)
+        return can and self.pair != "together"
 
     def _rungs(self, head: str) -> tuple[int, ...] | Literal["half"] | None:
         if isinstance(self.encoder_layers, tuple):

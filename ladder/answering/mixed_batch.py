@@ -15,6 +15,7 @@ from torch import Tensor
 from ladder.answering.answerers import Generate, Scoring
 from ladder.answering.batch_plan import Answered, Group, Image, Prefix, Row, plan
 from ladder.answering.reading import SingleReading
+from ladder.answering.words import Words
 from ladder.answers import Answer
 from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
@@ -24,6 +25,7 @@ from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.errors import is_out_of_memory
 from ladder.side.network import mean_of_real, mean_of_words
+from ladder.side.pairs import pair_tensor, text_and_images
 from ladder.stacked.grouping import Grouping
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedBatch, StackedSide
@@ -101,16 +103,29 @@ def _single_reading(
         return decoder.after(prefix).select(inputs)
 
     if not group.images:
-        return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps)
+        pairs = _pairs(group, part.positions, backbone_pass.backbone.device)
+        selected = backbone_pass.select(inputs)
+        return SingleReading(selected, part.side, decoder_taps, pairs=pairs, words=_words(group, part))
     distinct = sorted(set(inputs))
     reads = [distinct.index(row) for row in inputs]
     read = _images(group, part.positions, images)
     return SingleReading(backbone_pass.select(distinct), part.side, decoder_taps, reads, read)
 
 
+def _words(group: Group, part: Answered) -> list[Words | None]:
+    return [group.rows[position].words for position in part.positions]
+
+
 def _images(group: Group, positions: Sequence[int], images: Images | None) -> Images | None:
     """The images of some rows of a group that name images."""
     return None if images is None else images.of_rows([group.images[position] for position in positions])
+
+
+def _pairs(group: Group, positions: Sequence[int], device: torch.device) -> Tensor | None:
+    """Where the two texts of some rows lie, for a side network that reads them apart."""
+    rows = [group.rows[position] for position in positions]
+    config = rows[0].side.config
+    return pair_tensor([row.pair for row in rows], device) if config.pair and config.visual is None else None
 
 
 def _deliver(
@@ -138,9 +153,12 @@ class StackedReading:
     mask: Tensor
     means: Tensor | None
     """(B, d), of a linear head: the mean of the side encoder's real tokens."""
-    words: Callable[[], Tensor]
+    pairs: Callable[[], Tensor | None]
+    """(B, 2, 2), for a side network that reads two texts apart; see `Taps.pairs`."""
+    mean_words: Callable[[], Tensor]
     """(B, D): the mean of the real tokens' embeddings."""
     states: dict[Prefix, Tensor]
+    words: Sequence[Words | None]
 
     def outputs(self) -> Tensor:
         """The head's outputs, (B, outputs) in float32."""
@@ -148,15 +166,19 @@ class StackedReading:
         assert head is not None
         if isinstance(head, StackedLinear) and self.means is not None:
             return head.of_mean(self.means)
-        return head.read(self.memory, self.mask)
+        return head.read(self.memory, self.mask, self.pairs())
 
     def all_outputs(self) -> Tensor:
         """As `outputs`, and what `SideConfig.words` adds."""
         head = self.side.head
         outputs = self.outputs()
         if isinstance(head, StackedLinear) and head.words is not None:
-            outputs = outputs + head.of_words(self.words())
+            outputs = outputs + head.of_words(self.mean_words())
         return outputs
+
+    def token_outputs(self) -> tuple[Tensor, Tensor]:
+        """A linear head's outputs for every token, (B, S, outputs) in float32, and which tokens are real."""
+        return self.side.read_tokens(self.memory), self.mask
 
     def state_after(self, prefix: Prefix) -> Tensor:
         """The state (B, D) from which the token after the start token and `prefix` is predicted."""
@@ -190,13 +212,20 @@ class _StackedGroup:
                 memory=take(self._memory, part.positions),
                 mask=take(self._mask, part.positions),
                 means=None if means is None else take(means, part.positions),
-                words=partial(self._words, part.positions),
+                pairs=partial(self._pairs, part.positions),
+                mean_words=partial(self._mean_words, part.positions),
                 states={prefix: states[prefix][part] for prefix in part.prefixes},
+                words=_words(self._group, part),
             )
             for part in parts
         ]
 
-    def _words(self, positions: Sequence[int]) -> Tensor:
+    def _pairs(self, positions: Sequence[int]) -> Tensor | None:
+        if self._group.images:
+            return text_and_images(take(self._mask, positions), self._pass.taps.mask.shape[1])
+        return _pairs(self._group, positions, self._memory.device)
+
+    def _mean_words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]
         taps = self._pass.taps
         if self._group.images:  # several rows may read one input

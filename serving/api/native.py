@@ -11,10 +11,10 @@ from contextlib import aclosing
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.api.call import Tenants, code_name, counting, deadline_of
+from serving.api.call import CallContext, Tenants, code_name, counting, deadline_of
 from serving.api.status import status_of
 from serving.engine import Piece
 from serving.errors import InvalidInput, RequestError
@@ -27,7 +27,9 @@ from serving.pipeline import (
     PredictRequest,
     PredictService,
     Prompt,
+    Refused,
     RequestOptions,
+    Target,
 )
 from side_registry.task import TaskRef
 
@@ -48,41 +50,14 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
         """Answer rows of one task."""
-        with counting(self._metrics, request.task) as counted:
-            self._service.check_counts(1, len(request.rows))
-            options = self._options(request, context)
-            counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
-            asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
-            prediction = await self._service.predict(asked)
-            counted.version = prediction.version
-            counted.rows = len(prediction.answers)
-            response = pb.PredictResponse()
-            await write_prediction(prediction, response)
-            return response
+        response = pb.PredictResponse()
+        await write_prediction(await self.predict(request, context), response)
+        return response
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
         """Answer the same rows for many tasks; the fault of a task stands in its place."""
-        start = time.perf_counter()
-        try:
-            self._service.check_counts(len(request.tasks), len(request.rows))
-        except RequestError as error:
-            self._metrics.request(None, None, code_name(error, None))
-            raise
-        refs = [read_ref(task) for task in request.tasks]
-        deadline = None
-        try:
-            options = self._options(request, context)
-            deadline = options.deadline
-            targets = self._service.resolve_tasks(refs, options)
-            asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
-            outcomes = await self._service.predict_tasks(asked)
-        except (Exception, asyncio.CancelledError) as error:
-            self._count(refs, [error] * len(refs), start, deadline)
-            raise
-        self._count(refs, outcomes, start, deadline)
         response = pb.PredictTasksResponse()
-        for task, outcome in zip(request.tasks, outcomes, strict=True):
+        for task, outcome in zip(request.tasks, await self.predict_tasks(request, context), strict=True):
             result = response.results.add(task=task)
             if isinstance(outcome, Exception):
                 result.error.CopyFrom(status_of(outcome))
@@ -94,20 +69,73 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Answer one row of a text task piece by piece, and last with the whole text."""
+        async with aclosing(self.generate(request, context)) as events:
+            async for event in events:
+                yield _write_event(event)
+
+    async def predict(self, request: pb.PredictRequest, context: CallContext, kind: str = "") -> Prediction:
+        """Answer rows of one task, for any protocol.
+
+        Args:
+            kind: of task that may be asked; "": any.
+
+        Raises:
+            what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
+        """
+        with counting(self._metrics, request.task) as counted:
+            self._service.check_counts(1, len(request.rows))
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            target = await self._service.find(read_ref(request), options)
+            _check_kind(target, kind)
+            asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
+            prediction = await self._service.predict(asked)
+            counted.version = prediction.version
+            counted.rows = len(prediction.answers)
+            return prediction
+
+    async def predict_tasks(
+        self, request: pb.PredictTasksRequest, context: CallContext
+    ) -> Sequence[Prediction | Refused]:
+        """Answer the same rows for many tasks, for any protocol; the fault of a task stands in its place."""
+        start = time.perf_counter()
+        try:
+            self._service.check_counts(len(request.tasks), len(request.rows))
+        except RequestError as error:
+            self._metrics.request(None, None, code_name(error, None))
+            raise
+        refs = [read_ref(task) for task in request.tasks]
+        deadline = None
+        try:
+            options = self._options(request, context)
+            deadline = options.deadline
+            targets = await self._service.find_tasks(refs, options)
+            asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
+            outcomes = await self._service.predict_tasks(asked)
+        except (Exception, asyncio.CancelledError) as error:
+            self._count(refs, [error] * len(refs), start, deadline)
+            raise
+        self._count(refs, outcomes, start, deadline)
+        return outcomes
+
+    async def generate(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[Piece | Generated, None]:
+        """Answer one row of a text task piece by piece, and last with the whole text, for any protocol."""
         with counting(self._metrics, request.task) as counted:
             options = self._options(request, context)
             counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
+            target = await self._service.find(read_ref(request), options)
             asked = PredictRequest(targets=(target,), rows=[_read_row(request.row, "row")], options=options)
             async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
                         counted.rows = 1
-                    yield _write_event(event)
+                    yield event
 
     def _options(
-        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: ServicerContext
+        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: CallContext
     ) -> RequestOptions:
         return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
@@ -147,6 +175,12 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
             await asyncio.sleep(0)
         inputs.append(_read_row(row, f"rows[{index}]"))
     return inputs
+
+
+def _check_kind(target: Target, kind: str) -> None:
+    spec = target.resident.spec
+    if kind and spec.kind != kind:
+        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {kind} are answered here")
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
@@ -232,3 +266,9 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
             message.text.text = answer.text
         case VectorAnswer():
             message.embedding.values.extend(answer.values)
+        case SpansAnswer():
+            message.token_classification.SetInParent()
+            for span in answer.spans:
+                message.token_classification.spans.add(
+                    start=span.start, end=span.end, label=span.label, score=span.score, text=span.text
+                )

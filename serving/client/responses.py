@@ -155,6 +155,9 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Regression(answer.regression.value, answer.truncated)
         case "embedding":
             return results.Embedding(tuple(answer.embedding.values), answer.truncated)
+        case "token_classification":
+            spans = (_read(results.Span, span) for span in answer.token_classification.spans)
+            return results.TokenClassification(tuple(spans), answer.truncated)
         case _:
             return results.Text(answer.text.text, answer.truncated)
 

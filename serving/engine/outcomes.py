@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from ladder.answers import Answer, ClassAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, SpansAnswer, ValueAnswer, VectorAnswer
 from ladder.errors import is_out_of_memory
 from serving.engine.rows import EngineRow, Event, Resident
 from serving.errors import OutOfMemory, SideFailed
@@ -30,6 +30,8 @@ def _is_finite(outcome: Answer) -> bool:
         return all(map(math.isfinite, outcome.scores))
     if isinstance(outcome, VectorAnswer):
         return all(map(math.isfinite, outcome.values))
+    if isinstance(outcome, SpansAnswer):
+        return all(map(math.isfinite, outcome.outside))
     return not isinstance(outcome, ValueAnswer) or math.isfinite(outcome.value)
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from ladder.answering import Answerer, Generate, Row
+from ladder.answering import Answerer, Generate, Row, Words
 from ladder.answers import Answer
+from ladder.backbone.tokenizer import Pair
 from serving.engine.detokenizer import Piece
 
 Key = tuple[str, int]
@@ -69,8 +70,12 @@ class EngineRow:
     """The tenant's salt: rows of different tenants share no activations."""
     images: tuple[EncodedImage, ...] = ()
     """In the order of the spec's `images`; empty where the task reads text alone."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie among `ids`, for a side network that reads them apart."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
+    words: Words | None = None
+    """The words of its text, for a task that tags them."""
 
     @property
     def how(self) -> Answerer:
@@ -131,7 +136,15 @@ class EngineRow:
     @property
     def model_row(self) -> Row:
         """The row as `ladder.answering` takes it."""
-        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=self.image_names)
+        return Row(
+            ids=self.ids,
+            side=self.resident.side,
+            answerer=self.how,
+            salt=self.salt,
+            images=self.image_names,
+            pair=self.pair,
+            words=self.words,
+        )
 
 
 Event = Piece | Answer | Exception

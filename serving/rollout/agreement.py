@@ -4,7 +4,7 @@ import math
 from difflib import SequenceMatcher
 from operator import mul
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from side_registry.task import TaskSpec
 
 NEAR_VALUES = 0.05
@@ -33,6 +33,8 @@ def compare(expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float
             return left.text == right.text, _text_drift(left, right)
         case VectorAnswer(values=left), VectorAnswer(values=right) if len(left) == len(right):
             return _vectors(left, right)
+        case SpansAnswer() as left, SpansAnswer() as right:
+            return _spans(left, right)
     return False, 1.0
 
 
@@ -47,6 +49,8 @@ def in_words(answer: Answer) -> str:
             return text
         case VectorAnswer(values=values):
             return f"[{', '.join(f'{value:.3f}' for value in values[:4])}, ...] ({len(values)} numbers)"
+        case SpansAnswer(spans=spans):
+            return ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in spans) or "no entities"
 
 
 def _by_label(spec: TaskSpec, answer: ClassAnswer) -> dict[str, float]:
@@ -77,6 +81,13 @@ def _vectors(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[bool, f
     lengths = math.hypot(*left) * math.hypot(*right)
     cosine = sum(map(mul, left, right)) / lengths if lengths else 0.0
     return cosine >= NEAR_VECTORS, _clamped((1 - cosine) / 2)
+
+
+def _spans(left: SpansAnswer, right: SpansAnswer) -> tuple[bool, float]:
+    """Whether both find the same entities; 1 - F1 of the one's entities against the other's."""
+    first, second = ({(span.start, span.end, span.label) for span in answer.spans} for answer in (left, right))
+    found = len(first) + len(second)
+    return first == second, 1 - 2 * len(first & second) / found if found else 0.0
 
 
 def _clamped(drift: float) -> float:

@@ -6,14 +6,15 @@ batcher's event loop. Knows no torch and no gRPC.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
-from ladder.answering import Answerer
+from ladder.answering import Answerer, Words
+from ladder.backbone.tokenizer import Pair
 from serving.config import ShadowConfig
 from serving.engine import CircuitBreaker, EncodedImage, EngineRow, Key, Resident
 from serving.errors import Draining, InvalidInput, NotServed
@@ -36,6 +37,14 @@ MAX_PAUSE_S = 3600.0
 
 MAX_IMAGE_BYTES = 64 << 20
 """Most bytes of images' features that rows in shadow hold, on the engine's device, until they are answered."""
+
+
+class TokenizedInput(NamedTuple):
+    """A caller's input as a version's template makes it; an EngineRow has the same."""
+
+    ids: Ids
+    pair: Pair | None
+    words: Words | None
 
 
 class Queue(Protocol):
@@ -126,7 +135,8 @@ class ShadowRunner:
         if not indices:
             return
         if _prompts_alike(case.seen.resident, resident):
-            self._submit(case, resident, indices, [case.seen.rows[index].ids for index in indices])
+            rows = [case.seen.rows[index] for index in indices]
+            self._submit(case, resident, indices, rows)
         else:
             task = asyncio.get_running_loop().create_task(self._encode(case, resident, indices))
             self._tasks.add(task)
@@ -140,7 +150,7 @@ class ShadowRunner:
         self._encoding += len(indices)
         target = Target(resident, None, resident.answerer)
         inputs = [case.seen.inputs[index] for index in indices]
-        work = partial(encode, self._tokenizer, [([target], inputs)])
+        work = partial(encode, self._tokenizer, [([target], inputs)], most_windows=1)  # one row for each input
         try:
             [result] = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except RuntimeError:  # it was closed
@@ -149,25 +159,33 @@ class ShadowRunner:
             self._encoding -= len(indices)
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
-            self._submit(case, resident, indices, encoded.ids)
+            pairs = encoded.pairs or [None] * len(indices)
+            words = encoded.words or [None] * len(indices)
+            self._submit(case, resident, indices, [*map(TokenizedInput, encoded.ids, pairs, words)])
         elif isinstance(encoded, NotServed):
             case.drop(resident, len(indices))
         else:  # its template makes no prompt of what callers send
             for index in indices:
                 case.add_outcome(resident, index, encoded)
 
-    def _submit(self, case: "ComparisonCase", resident: Resident, indices: list[int], ids: list[Ids]) -> None:
+    def _submit(
+        self,
+        case: "ComparisonCase",
+        resident: Resident,
+        indices: list[int],
+        inputs: Sequence[TokenizedInput | EngineRow],
+    ) -> None:
         answerer = _answerer(case.seen, resident)
         answerable: list[int] = []
         rows: list[EngineRow] = []
-        for tokens, index in zip(ids, indices, strict=True):
+        for one, index in zip(inputs, indices, strict=True):
             asked = case.seen.rows[index]
             images = _images(asked, resident)
             if isinstance(images, InvalidInput):
                 case.add_outcome(resident, index, images)
                 continue
             answerable.append(index)
-            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images))
+            rows.append(EngineRow(one.ids, resident, answerer, asked.salt, images, one.pair, words=one.words))
         if not rows or rows[0].alone:
             return
         request = ShadowRows(case, resident, answerable, rows, self._breaker, self._comparisons)
@@ -330,7 +348,9 @@ def _shown(prompt: str, row: EngineRow) -> str:
 
 
 def _prompts_alike(left: Resident, right: Resident) -> bool:
-    """Whether both make the same tokens of an input."""
+    """Whether what was made of an input for the left is what the right reads too."""
+    if right.side.config.pair and not left.side.config.pair:
+        return False
     return (left.spec.template, left.spec.max_source_tokens) == (right.spec.template, right.spec.max_source_tokens)
 
 

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -30,7 +31,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 WAIT_S = 30.0
 STAGES = ("queue", "tokenize", "backbone", "side")
-KINDS = ("sst2", "stars", "meaning", "titles")
+KINDS = ("sst2", "stars", "meaning", "names", "titles")
 ROWS = [pb.Row(text=text) for text in TEXTS]
 
 
@@ -55,10 +56,20 @@ def check(answer: pb.Answer, expected: Any) -> None:
             assert answer.regression.value == pytest.approx(expected.expected["value"], abs=1e-5)
         case "embedding":
             assert list(answer.embedding.values) == pytest.approx(expected.expected["embedding"], abs=1e-5)
+        case "token_classification":
+            check_spans([MessageToDict(span) for span in answer.token_classification.spans], expected.expected["spans"])
         case "text":
             assert answer.text.text == expected.expected["text"]
         case kind:
             raise AssertionError(kind)
+
+
+def check_spans(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Compare spans: as messages, which leave out a start of 0 and have integers as text, or as JSON."""
+    for answer, wanted in zip(found, expected, strict=True):
+        assert (int(answer.get("start", 0)), int(answer["end"])) == (wanted["start"], wanted["end"])
+        assert (answer["label"], answer["text"]) == (wanted["label"], wanted["text"])
+        assert answer["score"] == pytest.approx(wanted["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("task", KINDS)
@@ -105,7 +116,8 @@ def test_open_inference_describes_the_server_and_its_tasks(target: Target) -> No
 
 
 @pytest.mark.parametrize(
-    ("task", "output"), [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text")]
+    ("task", "output"),
+    [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text"), ("names", "spans")],
 )
 def test_open_inference_answers_what_the_model_does(target: Target, world: World, task: str, output: str) -> None:
     response = target.oip.ModelInfer(infer(task, id="7", model_version="1"))
@@ -115,7 +127,10 @@ def test_open_inference_answers_what_the_model_does(target: Target, world: World
     if task == "sst2":
         labels = [label.decode() for label in outputs["label"].bytes_contents]
         assert labels == [answer["label"] for answer in expected]
-    if task == "titles":
+    if task == "names":
+        for found, answer in zip(outputs["spans"].bytes_contents, expected, strict=True):
+            check_spans(json.loads(found), answer["spans"])
+    elif task == "titles":
         assert [text.decode() for text in outputs["text"].bytes_contents] == [answer["text"] for answer in expected]
     else:
         numbers = [number for answer in expected for number in _numbers(answer[output])]

@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from ladder import (
     Row,
     SideConfig,
     SideNetwork,
+    SpansAnswer,
     TextAnswer,
     Tokenizer,
     ValueAnswer,
@@ -22,11 +24,13 @@ from ladder import (
     answer,
     build_answerer,
 )
+from ladder.answering import Framed, Words, split_texts
 from ladder.side.checkpoint import save_side
 from ladder.stacked.bank import SideBank
 from serving.engine import Piece, Resident
 from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, PredictService, RequestOptions
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
+from side_registry.task_kinds import KINDS
 
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
@@ -36,13 +40,14 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
     values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
     if kind == "classification":
         values["labels"] = ("negative", "positive")
+    if kind == "token_classification":
+        values["labels"] = ("PER", "LOC")
     return TaskSpec(**values | changes)
 
 
 def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text", **shape: Any) -> SideNetwork:
     """A random side network, far enough from zero that two of them answer differently."""
-    outputs_of_kind = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
-    outputs = outputs_of_kind[spec.kind] if head != "text" else 0
+    outputs = spec.outputs if head != "text" else 0
     config = SideConfig(reduction=4, head=head, outputs=outputs, **shape)  # type: ignore[arg-type]
     side = SideNetwork(config, backbone.config)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +59,7 @@ def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "te
 
 def head_of(spec: TaskSpec) -> str:
     """The simplest head that can answer the task."""
-    return "linear" if spec.kind in ("regression", "embedding") else "text"
+    return "text" if spec.kind in ("classification", "text") else "linear"
 
 
 def make_resident(
@@ -134,13 +139,16 @@ def make_run(
 
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
     """The resident's answer to one text, as a golden example."""
-    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)
+    words = words_of(tokenizer, text) if KINDS[resident.spec.kind].has_spans else None
+    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer, words=words)
     [outcome] = answer(backbone, [row])
     match outcome:
         case ClassAnswer():
             expected: dict[str, Any] = {"label": outcome.label, "scores": list(outcome.scores)}
         case VectorAnswer():
             expected = {"embedding": list(outcome.values)}
+        case SpansAnswer():
+            expected = {"spans": [asdict(span) for span in outcome.spans], "outside": list(outcome.outside)}
         case ValueAnswer():
             expected = {"value": outcome.value}
         case TextAnswer():
@@ -155,6 +163,13 @@ def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]
     return tuple(tokenizer.encode(text, limit))
 
 
+def words_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> Words:
+    """The words of a text that is a whole prompt of at most `limit` tokens."""
+    [split] = split_texts(tokenizer, [Framed("", text, "")], limit)
+    [window] = split.windows
+    return window.words
+
+
 def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) -> Resident:
     """A resident without weights, for tests that never compute."""
     nothing = cast(Any, None)
@@ -162,7 +177,7 @@ def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) ->
         task=task,
         version=version,
         spec=spec or make_spec(task),
-        side=nothing,
+        side=cast(Any, SimpleNamespace(config=SideConfig())),
         answerer=nothing,
         manifest=nothing,
         bytes=10,

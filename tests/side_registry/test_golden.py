@@ -15,7 +15,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "regression": {},
     "text": {},
     "embedding": {"dimensions": 2},
+    "token_classification": {"labels": ["PER"]},
 }
+SPAN = {"start": 0, "end": 3, "label": "PER", "score": 0.9}
 
 
 def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> Path:
@@ -51,6 +53,11 @@ def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> P
         ("embedding", {}, "needs embedding"),
         ("embedding", {"embedding": [0.6, 0.8, 0.0]}, "must be 2 finite numbers"),
         ("embedding", {"embedding": []}, "must be 2 finite numbers"),
+        ("token_classification", {"spans": []}, "needs outside"),
+        ("token_classification", {"outside": ["0"]}, "must be finite numbers, one for each word"),
+        ("token_classification", {"outside": [0.5], "spans": [SPAN | {"label": "LOC"}]}, "none of the spec's labels"),
+        ("token_classification", {"outside": [0.5], "spans": [SPAN | {"end": 0}]}, "must have 0 <= start < end"),
+        ("token_classification", {"outside": [0.5], "spans": [{"start": 0}]}, "must have start, end, label and score"),
     ],
 )
 def test_an_example_that_cannot_be_compared_is_refused(tmp_path: Path, kind: str, expected: dict, says: str) -> None:
@@ -67,6 +74,7 @@ def test_an_example_that_cannot_be_compared_is_refused(tmp_path: Path, kind: str
         ("regression", {"value": -3}),
         ("text", {"text": ""}),
         ("embedding", {"embedding": [0.6, 0.8]}),
+        ("token_classification", {"outside": [0.1, 0.9], "spans": [SPAN]}),
     ],
 )
 def test_an_example_that_can_be_compared_is_kept(tmp_path: Path, kind: str, expected: dict) -> None:

@@ -98,8 +98,10 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
         (toy.VALUES, {"weight_decay": 0.1, "tap_norm": "none"}),
         (toy.PAIRS, {}),
         (toy.CLASSES, {"head": "text"}),
+        (toy.TWO_TEXTS, {}),
+        (toy.NAMES, {}),
     ],
-    ids=["linear", "mlp", "regression", "embedding", "label words"],
+    ids=["linear", "mlp", "regression", "embedding", "label words", "two texts apart", "words"],
 )
 def test_each_run_equals_the_same_run_alone(tmp_path, backbone, tokenizer, spec, settings):
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=48, dropout=0.1, **settings)

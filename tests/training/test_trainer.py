@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.backbone.loading import fingerprint
 from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
+from side_registry.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
@@ -285,6 +287,34 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     assert train(job, tmp_path / "run").side_network.read_bytes() == first.side_network.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("scores", "tensors", "why"),
+    [
+        ('[{"epoch": 1, "accuracy": 0.5}]', {"side.other": torch.zeros(2)}, "of another version of the program"),
+        ('[{"epoch": 1}]', None, "does not tell accuracy of every epoch"),
+        ("{", None, "does not read"),
+    ],
+    ids=["other tensors", "other scores", "no JSON"],
+)
+def test_a_run_folder_of_another_version_is_one_clear_error(tmp_path, finished, scores, tensors, why):
+    job, first, _ = finished
+    run = Path(shutil.copytree(first.folder, tmp_path / "run"))
+    (run / "manifest.json").unlink()
+    kept = load_file(run / "last.safetensors") if tensors is None else tensors
+    save_file(kept, run / "last.safetensors", {"scores": scores})
+    with pytest.raises(RunError, match=why):
+        train(job, run)
+
+
+@pytest.mark.parametrize("settings", ["[]", '{"recipe": 7}', '"text"'])
+def test_settings_that_are_none_are_one_clear_error(tmp_path, finished, settings):
+    job, first, _ = finished
+    run = Path(shutil.copytree(first.folder, tmp_path / "run"))
+    (run / "run.json").write_text(f'{{"settings": {settings}}}')
+    with pytest.raises(RunError, match="was not written by this program"):
+        train(job, run)
+
+
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -292,7 +322,10 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def test_every_epochs_line_has_loss_score_baseline_and_memory(finished):
     _, first, _ = finished
     [line] = lines_of(first.folder)
+    fitted = line.pop("calibration", None)
     assert list(line) == ["epoch", "loss", "accuracy", "baseline", "peak_rss_bytes", "seconds"]
+    stored = first.manifest.calibration
+    assert fitted == (None if stored is None else stored.model_dump())
     assert line["peak_rss_bytes"] > 1 << 26
     assert set(first.manifest.metrics) == {"loss", "accuracy"}
 
@@ -498,3 +531,40 @@ def test_run_folder_can_move(tmp_path, finished, backbone, tokenizer):
 
 def test_gradients_are_on_again_after_a_run(finished):
     assert torch.is_grad_enabled()
+
+
+PAIR = TaskSpec(name="pair", kind="classification", template="{sentence} {other}", labels=("aa", "bb"))
+
+
+def test_two_texts_are_read_apart_by_default(tmp_path, backbone, tokenizer):
+    parts = []
+    for name, count in (("train", 48), ("validation", 16)):
+        records = [record | {"other": str(record["sentence"])[::-1]} for record in toy.rows(toy.CLASSES, count)]
+        parts.append(read_labelled(toy.write(tmp_path / f"pairs-{name}.jsonl", records), PAIR))
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=1)
+    run = train(replace(job, spec=PAIR, training=parts[0], validation=parts[1]), tmp_path / "run")
+    assert run.manifest.side["pair"] is True
+    model = load_model(run, backbone, tokenizer)
+    answers = predict(model, backbone, tokenizer, [example.fields for example in parts[1].examples])
+    assert score_answers(PAIR, answers, parts[1].examples)["accuracy"] == run.manifest.metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "recipe", "pair"),
+    [
+        (PAIR, Recipe(), True),
+        (PAIR, Recipe(pair="together"), False),
+        (PAIR, Recipe(head="text"), False),
+        (PAIR, Recipe(head="mlp"), False),
+        (toy.CLASSES, Recipe(), False),
+        (toy.PAIRS, Recipe(), False),
+    ],
+)
+def test_which_heads_read_texts_apart(spec, recipe, pair):
+    assert recipe.side_config(spec).pair is pair
+
+
+@pytest.mark.parametrize(("spec", "head"), [(toy.CLASSES, "auto"), (PAIR, "text"), (PAIR, "mlp")])
+def test_texts_that_cannot_be_read_apart_are_an_error(spec, head):
+    with pytest.raises(RecipeError, match="apart needs a linear head, and two texts or images"):
+        Recipe(head=head, pair="apart").side_config(spec)

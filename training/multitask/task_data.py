@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from ladder import BackbonePass, Images, SideNetwork
+from ladder import BackbonePass, SideNetwork
+from ladder.backbone.model import Taps
+from ladder.side.pairs import pair_tensor
 from side_registry.task_kinds import KINDS
 from training.baseline import baseline_of
 from training.batches import (
@@ -23,11 +25,12 @@ from training.batches import (
     tokenize,
 )
 from training.distillation import Distillation, Teacher, distillation_of
-from training.evaluation import Model, make_answerer, predict, score_answers
+from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
+from training.metrics.calibration import Fitted
 from training.multitask.kept_passes import KeptPasses
 from training.recipe import Recipe
 from training.taps_cache import TapsCache
@@ -55,17 +58,24 @@ class TaskInputs:
         self.kept = KeptPasses(sides, first_step=scores_words)
         self.baseline = baseline_of(job.spec, job.validation.examples)
         self._runs = len(sides)
+        self._images_prepared = False
         self._prepared = False
         self._distillations: dict[tuple[str, float, float], Distillation | None] = {}
 
+    def prepare_images(self, progress: Progress) -> None:
+        """Compute the features of all images. A second call does nothing."""
+        if self._images_prepared:
+            return
+        self._images_prepared = True
+        if self.features is not None:
+            self.features.prepare(self.job.image_ids(self.job.training, self.job.validation), progress.images)
+
     def prepare(self, progress: Progress) -> None:
-        """Compute what all epochs of all runs read: features of images, the backbone's activations. Once."""
+        """Compute what else all epochs of all runs read: the backbone's activations. A second call does nothing."""
         if self._prepared:
             return
         self._prepared = True
         job = self.job
-        if self.features is not None:
-            self.features.prepare(job.image_ids(job.training, job.validation), progress.images)
         recipe = job.recipe
         cache_bytes = (recipe.cache_bytes if self._runs == 1 else recipe.max_cache_bytes) // job.sharing
         if cache_bytes:
@@ -76,21 +86,24 @@ class TaskInputs:
         """Of runs with equal settings of it, one; None without a teacher."""
         key = (recipe.teacher, recipe.distill, recipe.distill_temperature)
         if key not in self._distillations:
-            images = None if self.features is None else self.images
-            self._distillations[key] = distillation_of(recipe, teacher, self.inputs, images)
+            self._distillations[key] = distillation_of(recipe, teacher, self.inputs, self._complete)
         return self._distillations[key]
 
-    def images(self, indices: Sequence[int]) -> Images:
-        """The images of the training rows with these indices."""
-        assert self.features is not None
-        return self.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
-
     def read(self, indices: Sequence[int]) -> BackbonePass:
-        """The backbone's pass over the training rows with these indices, with their images."""
+        """The backbone's pass over the training rows with these indices, with their images and pairs of texts."""
         backbone_pass = self.cache.run(input_indices(indices, self.per_row))
-        if self.features is not None:
-            backbone_pass.taps = replace(backbone_pass.taps, images=self.images(indices))
+        backbone_pass.taps = self._complete(backbone_pass.taps, indices)
         return backbone_pass
+
+    def _complete(self, taps: Taps, indices: Sequence[int]) -> Taps:
+        """The taps of the rows with these indices, with what else side networks read: images and pairs of texts."""
+        device = taps.mask.device
+        if self.job.spec.has_pair and self.per_row == 1:
+            taps = replace(taps, pairs=pair_tensor([self.rows[index].pair for index in indices], device))
+        if self.features is not None:
+            images = self.features.images([self.image_ids[index] for index in indices], device)
+            taps = replace(taps, images=images)
+        return taps
 
 
 class TaskData:
@@ -117,9 +130,15 @@ class TaskData:
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         """Batches of an epoch."""
         self.baseline = self.inputs.baseline
+        self.calibration: Fitted | None = None
+        """Of the weights that were scored last."""
+
+    def prepare_images(self, progress: Progress) -> None:
+        """Compute the features of all images."""
+        self.inputs.prepare_images(progress)
 
     def prepare(self, progress: Progress) -> None:
-        """Compute what all epochs read: features of images, the backbone's activations, the teacher's answers."""
+        """Compute what else all epochs read: the backbone's activations, and the teacher's answers."""
         self.inputs.prepare(progress)
         if self.distillation and not KINDS[self.job.spec.kind].makes_text:
             self.distillation.prepare(progress.teaching)
@@ -144,7 +163,7 @@ class TaskData:
         return target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
 
     def scores(self, served: SideNetwork) -> dict[str, float]:
-        """Scores on the validation rows, the task's metric among them.
+        """Scores on the validation rows, the task's metric among them. A classification is calibrated on them too.
 
         Args:
             served: the weights as they would be served.
@@ -158,4 +177,5 @@ class TaskData:
         read_images = None if self.inputs.features is None else self.inputs.features.read
         read_inputs = self.inputs.kept.run
         answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images, read_inputs=read_inputs)
+        self.calibration = calibrate(job.spec, answers, job.validation.examples)
         return score_answers(job.spec, answers, job.validation.examples)

@@ -28,12 +28,15 @@ def stack_key(trainer: Trainer) -> tuple[object, ...] | None:
 
 
 class StackedSides:
-    """Side networks whose weights lie in one tensor per parameter; each network's own parameters are views of it."""
+    """Side networks whose weights lie in one tensor per parameter; each network's own parameters are views of it.
+
+    Parameters that are not trained are equal in networks of one seed, so that those of the first stand for all.
+    """
 
     def __init__(self, sides: Sequence[SideNetwork]) -> None:
         """From here on the networks' optimizers change the shared tensors."""
         self._sides = sides
-        named = [dict(side.named_parameters()) for side in sides]
+        named = [dict(_trained(side)) for side in sides]
         self._stacked = {
             name: torch.stack([parameters[name].detach() for parameters in named]).requires_grad_() for name in named[0]
         }
@@ -57,9 +60,13 @@ class StackedSides:
         # torch's fused optimizers read gradients as if their strides were the parameters'
         dense = [None if gradient is None else gradient.contiguous() for gradient in gradients]
         for index, side in enumerate(self._sides):
-            for parameter, gradient in zip(side.parameters(), dense, strict=True):
+            for (_, parameter), gradient in zip(_trained(side), dense, strict=True):
                 parameter.grad = None if gradient is None else gradient[index]
         return losses.tolist()
+
+
+def _trained(side: SideNetwork) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in side.named_parameters() if parameter.requires_grad]
 
 
 class _Loss(nn.Module):

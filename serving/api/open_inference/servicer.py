@@ -16,7 +16,9 @@ from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, deadline_of
+from serving.api.call_context import CallContext
 from serving.api.drain import Drain
+from serving.api.guard import check_request
 from serving.api.inbox import Messages
 from serving.api.open_inference.stream import FINAL, InferStream
 from serving.api.open_inference.tensors import (
@@ -70,11 +72,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Say that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
-        """Say whether the first load is done, and the server is not draining."""
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
+        """Say whether the tasks are known, and the server is not draining."""
         return pb.ServerReadyResponse(ready=self._ready)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
         """Say whether this server can answer for a task, or for one version or alias of it."""
         try:
             self._find(request.name, request.version)
@@ -83,16 +85,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ModelReadyResponse(ready=self._ready)
 
     async def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: ServicerContext
+        self, request: pb.ServerMetadataRequest, context: CallContext
     ) -> pb.ServerMetadataResponse:
         """Describe the server."""
         return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
-    async def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: ServicerContext
-    ) -> pb.ModelMetadataResponse:
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         """Describe a task's tensors, versions and settings."""
-        resident = self._find(request.name, request.version)
+        resident = await self._arrived(request.name, request.version, context)
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[model.version for model in _index(self._pool.snapshot(), request.name) if model.state == READY],
@@ -104,7 +104,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
         """Describe a task as Triton's tools ask for it."""
-        config = describe_config(self._find(request.name, request.version).spec)
+        resident = await self._arrived(request.name, request.version, context)
+        config = describe_config(resident.spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
@@ -121,7 +122,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             keys = sorted(key for key in state.residents if request.name in ("", key[0]))
         return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Answer rows of one task."""
         with counting(self._metrics, request.model_name) as counted:
             _, asked = await self._read(request, context)
@@ -142,6 +143,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         with counting(self._metrics, request.model_name) as counted:
+            await check_request(request)
             target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
@@ -159,7 +161,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                     elif event.text:
                         yield _piece(request, event, target.resident)
 
-    async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+    async def _read(self, request: pb.ModelInferRequest, context: CallContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
         options = RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
@@ -169,7 +171,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             route_key=_text(request, "route_key"),
             where="parameters.",
         )
-        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
+        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
         count = count_rows(request, spec)
@@ -195,7 +197,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if request.parameters:
             fault = "are not supported: what is loaded is what was published"
             raise InvalidInput("parameters", fault)
-        self._find(request.model_name, "")
+        await self._arrived(request.model_name, "", context)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -210,6 +212,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     @property
     def _ready(self) -> bool:
         return self._service.ready and not self._drain.draining
+
+    async def _arrived(self, name: str, version: str, context: CallContext) -> Resident:
+        """As `_find`; first waits, up to the call's deadline, for a version that is still loading."""
+        await self._service.arrived(read_ref(name, version), deadline_of(context))
+        return self._find(name, version)
 
     def _find(self, name: str, version: str) -> Resident:
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""

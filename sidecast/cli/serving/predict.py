@@ -50,7 +50,7 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     metavar="[NAME=]FILE",
     help="An image file (JPEG, PNG, WebP). NAME where the task has two; may be given again.",
 )
-@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.required_server
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
 @click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
 @click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
@@ -78,10 +78,9 @@ def predict(
 
     A task that reads one image answers each TEXT about each --image. A task that reads two takes one of each name.
     """
-    from serving.client import Client
     from side_registry import TaskRef
 
-    with Client(server) as client:
+    with options.connect(server) as client:
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
@@ -147,6 +146,8 @@ def _values(answer: Any) -> dict[str, Any]:
         return {"label": answer.label, "score": answer.score, "scores": answer.scores}
     if hasattr(answer, "values"):
         return {"embedding": list(answer.values)}
+    if hasattr(answer, "spans"):
+        return {"spans": [asdict(span) for span in answer.spans]}
     return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
 
 
@@ -156,4 +157,8 @@ def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""
+    if hasattr(answer, "spans"):
+        scores = " ".join(f"{span.score:.4f}" for span in answer.spans[:SHOWN])
+        found = ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in answer.spans)
+        return found or "no entities", scores + (" ..." if len(answer.spans) > SHOWN else "")
     return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")
