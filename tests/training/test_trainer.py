@@ -242,7 +242,7 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path, backbone, tokenizer):
 
 
 def test_a_run_from_before_taps_were_normalized_goes_on_without(tmp_path, backbone, tokenizer):
-    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, tap_norm="none")
+    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, tap_norm="none", pair="together")
     before = train(short, tmp_path / "run")
     settings = tmp_path / "run" / "run.json"
     document = json.loads(settings.read_text())
