@@ -11,6 +11,7 @@ from training.recipe import Recipe
 
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
+TWO_TEXTS = TaskSpec(name="ends", kind="classification", template="{sentence} | {end}", labels=("aa", "bb"))
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
 NAMES = TaskSpec(name="names", kind="token_classification", template="{text}", labels=("PER", "LOC"))
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
@@ -30,7 +31,8 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
         target: object = {"classification": "bb" if truth > 0.5 else "aa", "regression": truth}.get(
             spec.kind, sentence[0]
         )
-        made.append({"sentence": sentence, spec.target: target})
+        ends = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        made.append({"sentence": sentence, **ends, spec.target: target})
     return made
 
 
