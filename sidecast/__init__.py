@@ -140,11 +140,21 @@ def __getattr__(name: str) -> Any:
         return version("sidecast")
     if name in __all__:
         if name in _OF_TRAINING:
-            home = "sidecast.training"
-        else:
-            home = "side_registry" if name in _OF_REGISTRY else "serving.client"
+            return getattr(_training(), name)
+        home = "side_registry" if name in _OF_REGISTRY else "serving.client"
         return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'sidecast' has no attribute {name!r}")
+
+
+def _training() -> Any:
+    """Raises ModuleNotFoundError: the extra `train` is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module("sidecast.training")
+    except ModuleNotFoundError as error:
+        why = f"{error}; sidecast.train needs an extra: pip install 'sidecast[train]'"
+        raise ModuleNotFoundError(why, name=error.name) from error
 
 
 def __dir__() -> list[str]:
