@@ -125,7 +125,7 @@ def _pairs(group: Group, positions: Sequence[int], device: torch.device) -> Tens
     """Where the two texts of some rows lie, for a side network that reads them apart."""
     rows = [group.rows[position] for position in positions]
     config = rows[0].side.config
-    return pair_tensor([row.pair for row in rows], device) if config.pair and config.visual is None else None
+    return pair_tensor([row.pair for row in rows], device) if config.reads_two_texts else None
 
 
 def _deliver(
