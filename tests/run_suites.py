@@ -2,7 +2,9 @@
 
     python -m tests.run_suites
 
-The tests on Ray clusters run last and alone: they kill processes and wait for others to start.
+The tests on Ray clusters run last and alone: they kill processes and wait for others to start. The failed tests of a
+suite get a second try, which counts, and both tries have their line: many tests have real servers and other processes,
+which the rest of the machine may disturb.
 """
 
 import os
@@ -19,8 +21,6 @@ SUITES = {
     "cluster": ["-m", "cluster"],
 }
 """Name to the arguments of pytest. Fast and slow tests are one suite: it imports and collects once."""
-RUN_AGAIN = "cluster"
-"""The suite whose failed tests get a second try, which counts: other processes of the machine may disturb Ray's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,8 @@ def main() -> int:
     for name, arguments in SUITES.items():
         result = run(name, arguments)
         results.append(result)
-        if result.exit_code == 1 and name == RUN_AGAIN:
-            result = run(f"{name}, failed ones again", [*arguments, "--last-failed"])
+        if result.exit_code == 1:
+            result = run(f"{name}, failed ones again", [*arguments, "--last-failed", "-n", "0"])
             results.append(result)
         failed = failed or result.exit_code != 0
     print("", *results, sep="\n")

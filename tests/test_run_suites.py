@@ -43,7 +43,8 @@ def test_a_failed_suite_does_not_stop_the_next(
     suites = {"first": suite(tmp_path / "a", BAD), "second": suite(tmp_path / "b", GOOD)}
     assert ended(monkeypatch, capsys, **suites) == (
         1,
-        "failed  first: 1 passed, 1 failed, 1 skipped\npassed  second: 1 passed, 0 failed, 0 skipped",
+        "failed  first: 1 passed, 1 failed, 1 skipped\n"
+        "failed  first, failed ones again: 0 passed, 1 failed, 0 skipped\npassed  second: 1 passed, 0 failed, 0 skipped",
     )
 
 
@@ -54,11 +55,10 @@ def test_a_suite_that_breaks_off_is_failed(
     assert ended(monkeypatch, capsys, only=broken) == (1, "failed  only: 0 passed, 0 failed, 0 skipped")
 
 
-def test_on_clusters_what_failed_is_run_again_and_that_counts(
+def test_what_failed_is_run_again_and_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ended(monkeypatch, capsys, cluster=suite(tmp_path / "a", FLAKY)) == (
+    assert ended(monkeypatch, capsys, only=suite(tmp_path / "a", FLAKY)) == (
         0,
-        "failed  cluster: 1 passed, 1 failed, 0 skipped\n"
-        "passed  cluster, failed ones again: 1 passed, 0 failed, 0 skipped",
+        "failed  only: 1 passed, 1 failed, 0 skipped\npassed  only, failed ones again: 1 passed, 0 failed, 0 skipped",
     )

@@ -259,7 +259,7 @@ def measure_arrivals(
         deadline_s, texts: as in `Job`.
 
     Raises:
-        BenchmarkError: no request was answered in time, or the process failed.
+        BenchmarkError: without a deadline, no request was answered; or the process failed.
     """
     job = Job(
         address=served.address,
@@ -272,8 +272,8 @@ def measure_arrivals(
         seed=seed,
     )
     arrivals = Arrivals(**_run_process(job))
-    if not arrivals.latencies_us:
-        raise BenchmarkError(f"no request was answered in time at {rate:.1f} a second: {_why(arrivals.errors)}")
+    if not arrivals.latencies_us and deadline_s is None:
+        raise BenchmarkError(f"no request was answered at {rate:.1f} a second: {_why(arrivals.errors)}")
     return arrivals
 
 

@@ -127,6 +127,10 @@ class Fleet:
         config = {"http_options": http, "grpc_options": grpc, "applications": [application]}
         self._ask("PUT", {"proxy_location": "HeadOnly"} | config)
 
+    def remove(self) -> None:
+        """Remove the application; Serve and its proxy stay."""
+        self._ask("PUT", {"applications": []})
+
     def shut_down(self) -> None:
         """End Serve, as `serve shutdown` does."""
         self._ask("DELETE")

@@ -1,6 +1,7 @@
 """What an operator changes while calls go on: settings, code, the number of replicas. And what a wrong change does."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -18,6 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 WITHDRAWN_S = 5.0
 """A replica that ended by itself has told the registry; one that was ended by force is waited for for 30 s."""
+LONG_CALLS, LONG_ROWS = 6, 1000
+"""Calls, and the rows of each, that a server works on for seconds."""
 
 
 @pytest.fixture
@@ -92,13 +95,28 @@ def test_a_deployment_that_cannot_be_says_why_and_the_old_goes_on(
     assert all(psutil.pid_exists(pid) for pid in old)
 
 
-def test_a_shutdown_answers_the_calls_in_flight(fleet: Fleet) -> None:
+def test_removing_the_application_answers_the_calls_in_flight(fleet: Fleet) -> None:
+    """Calls that the replica works on are answered; later ones fail with UNAVAILABLE."""
+    [status] = fleet.cluster.statuses()
+    with (
+        fleet.client(retry=False) as client,
+        ThreadPoolExecutor(LONG_CALLS) as pool,
+        traffic(fleet, retry=False) as seen,
+    ):
+        texts = [[f"text {call} {row}" for row in range(LONG_ROWS)] for call in range(LONG_CALLS)]
+        long_calls = [pool.submit(client.predict, "sst2", each) for each in texts]
+        wait_until(lambda: fleet.metric(status, "sidecast_queue_rows") > LONG_CALLS * LONG_ROWS // 2, SOON_S)
+        fleet.remove()
+        wait_until(lambda: bool(seen.failed), SOON_S)
+        assert [len(call.result(SOON_S)) for call in long_calls] == [LONG_ROWS] * LONG_CALLS
+    assert_unavailable(seen)
+
+
+def test_after_a_shutdown_calls_fail_with_unavailable(fleet: Fleet) -> None:
     with traffic(fleet, retry=False) as seen:
-        stopped = time.monotonic()
         fleet.shut_down()
         wait_until(lambda: bool(seen.failed), SOON_S)
     assert_unavailable(seen)
-    assert all(call.began > stopped for call in seen.failed)
 
 
 def _message(fleet: Fleet) -> str:
