@@ -44,7 +44,8 @@ def test_a_failed_suite_does_not_stop_the_next(
     assert ended(monkeypatch, capsys, **suites) == (
         1,
         "failed  first: 1 passed, 1 failed, 1 skipped\n"
-        "failed  first, failed ones again: 0 passed, 1 failed, 0 skipped\npassed  second: 1 passed, 0 failed, 0 skipped",
+        "failed  first, failed ones again: 0 passed, 1 failed, 0 skipped\n"
+        "passed  second: 1 passed, 0 failed, 0 skipped",
     )
 
 
