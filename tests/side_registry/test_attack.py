@@ -52,7 +52,7 @@ def test_eight_processes_share_a_folder(processes: Writers, tmp_path: Path, coun
     all_publish(processes, str(tmp_path / "registry"), tmp_path, 8, count)
 
 
-@pytest.mark.parametrize(("writers", "count"), [(3, 2), pytest.param(8, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("writers", "count"), [(3, 2), pytest.param(5, 6, marks=pytest.mark.slow)])
 def test_processes_share_a_bucket(tmp_path: Path, writers: int, count: int):
     with s3_server(), Writers() as processes:  # which take the server's address from the environment
         all_publish(processes, "s3://bucket/shared", tmp_path, writers, count)

@@ -360,4 +360,4 @@ class TestRegistryAgainstModel(RegistryMachine.TestCase):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 class TestRegistryAgainstModelAtLength(RegistryMachine.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=80, stateful_step_count=60, deadline=None)

@@ -104,7 +104,7 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
     ids=["linear", "mlp", "regression", "embedding", "label words", "two texts apart", "words"],
 )
 def test_each_run_equals_the_same_run_alone(tmp_path, backbone, tokenizer, spec, settings):
-    job = toy.job(tmp_path, spec, backbone, tokenizer, count=48, dropout=0.1, **settings)
+    job = toy.job(tmp_path, spec, backbone, tokenizer, count=24, dropout=0.1, **settings)
     jobs = sweep_jobs(job, learning_rate=(1e-3, 3e-3), seed=(0, 1))
     sweep = train_many(jobs, tmp_path / "sweep")
     assert [run.name for run in sweep.runs] == [

@@ -57,7 +57,7 @@ def test_equals_hugging_face_with_any_settings(backbone, how, seed, limit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(how=SETTINGS, seed=st.integers(0, 99), limit=st.integers(6, 16))
 def test_equals_hugging_face_with_many_settings(backbone, how, seed, limit):
     check_against_hugging_face(backbone, how, seed, limit)

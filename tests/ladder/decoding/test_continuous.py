@@ -66,7 +66,7 @@ def test_texts_that_join_and_leave_at_any_time_equal_each_alone(decoders, moves)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(MOVES, max_size=16))
 def test_texts_that_join_and_leave_at_any_time_equal_each_alone_many_times(decoders, moves):
     play(decoders, moves)

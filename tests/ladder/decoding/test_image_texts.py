@@ -104,7 +104,7 @@ def test_texts_of_images_and_of_texts_that_join_and_leave_equal_each_alone(tasks
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(JOINS, st.sets(st.integers(0, 12), max_size=3))
 def test_texts_of_images_and_of_texts_that_join_and_leave_equal_each_alone_many_times(tasks, joins, gone) -> None:
     play(tasks, joins, gone)

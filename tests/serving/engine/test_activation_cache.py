@@ -244,4 +244,4 @@ TestCacheMachine.settings = settings(max_examples=25, stateful_step_count=30, de
 
 @pytest.mark.slow
 class TestCacheMachineAtLength(CacheMachine.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -175,4 +175,4 @@ TestFollowing = Following.TestCase
 
 @pytest.mark.slow
 class TestFollowingAtLength(Following.TestCase):  # type: ignore[name-defined]
-    settings = _settings(120)
+    settings = _settings(60)
