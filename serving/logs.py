@@ -105,7 +105,7 @@ def write_audit(file: str) -> None:
 
 def audit_text(event: dict[str, Any]) -> str:
     """An audit event for people, as in `change publish by ci: OK tasks=sst2`. No caller can break the line."""
-    who = event["caller"] or "unknown caller"
+    who = event["caller"] or "unknown"
     shown = {name: value for name, value in event.items() if name not in ("time", "event", "caller", "verb", "result")}
     fields = [f"{name}={_shown(value)}" for name, value in shown.items() if value not in ("", [])]
     verb = event["verb"] or "call"
