@@ -300,7 +300,7 @@ class WebhookGone(RegistryError):
 
     reason = "WEBHOOK_GONE"
     message = "{url} answered 410: it wants no more webhooks; end this process, or give another URL"
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
     url: str
 
 
