@@ -7,7 +7,6 @@
         VersionInUse  NothingToRollBack  RollbackUnclear       the change is not possible now
         RouteChanged  Contended
         InvalidName  InvalidSpec  InvalidRow  InvalidRoute     an argument is wrong
-        InvalidWebhook  WebhookGone                            webhooks
         ArtifactError
         CorruptBlob  UnreadableCommit  LogReplaced             stored data is wrong
 
@@ -284,24 +283,6 @@ class LogReplaced(RegistryError):
     )
     url: str
     generation: int
-
-
-class InvalidWebhook(RegistryError):
-    """A setting of webhooks is wrong."""
-
-    reason = "INVALID_WEBHOOK"
-    message = "{setting}: {why}"
-    setting: str
-    why: str
-
-
-class WebhookGone(RegistryError):
-    """The receiver of webhooks wants no more of them."""
-
-    reason = "WEBHOOK_GONE"
-    message = "{url} answered 410: it wants no more webhooks; end this process, or give another URL"
-    exit_code: ClassVar[int] = 1
-    url: str
 
 
 class _Formatter(string.Formatter):

@@ -18,10 +18,10 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from side_registry.errors import InvalidWebhook, RegistryError, WebhookGone
+from side_registry.errors import DataclassError, RegistryError
 from side_registry.log import Action, Commit
 from side_registry.registry import Registry
 
@@ -44,6 +44,24 @@ FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 300.0
 GONE = 410
 """The receiver wants no more events."""
+
+
+class InvalidWebhook(DataclassError):
+    """A setting of webhooks is wrong."""
+
+    reason: ClassVar[str] = "INVALID_WEBHOOK"
+    message = "{setting}: {why}"
+    setting: str
+    why: str
+
+
+class WebhookGone(DataclassError):
+    """The receiver of webhooks wants no more of them."""
+
+    reason: ClassVar[str] = "WEBHOOK_GONE"
+    exit_code: ClassVar[int] = 1
+    message = "{url} answered 410: it wants no more webhooks; end this process, or give another URL"
+    url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +144,6 @@ class Webhooks:
             try:
                 self.deliver()
                 self._registry.wait(self._position.generation, 60, poll_s)
-            except WebhookGone:
-                raise
             except RegistryError as error:
                 log.warning("cannot read the registry: %s", error)
                 self._pause(FIRST_PAUSE_S)

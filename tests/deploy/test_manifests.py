@@ -204,7 +204,7 @@ def test_the_policy_opens_the_ports_of_the_pod(name: str) -> None:
     policy = only("NetworkPolicy", objects)["spec"]
     pod = only("Deployment", objects)["spec"]["template"]
     calls, metrics = policy["ingress"]
-    assert [port(pod, each["port"]) for each in calls["ports"]] == [8001]
+    assert [port(pod, each["port"]) for each in calls["ports"]] == [8001, 8000]
     assert [port(pod, each["port"]) for each in metrics["ports"]] == [8002]
     assert {} not in calls["from"]
     assert {"namespaceSelector": {}} not in calls["from"]

@@ -139,5 +139,8 @@ def test_without_the_packages_the_setting_is_refused_and_the_variable_is_not(mon
 
 
 def test_nothing_of_opentelemetry_is_imported_without_traces() -> None:
-    code = "import sys, serving.server; assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+    code = (
+        "import sys, serving.metrics; from serving.tracing import open_tracer; assert open_tracer('', 1.0) is None; "
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

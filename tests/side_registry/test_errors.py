@@ -15,7 +15,6 @@ from side_registry.errors import (
     InvalidRoute,
     InvalidRow,
     InvalidSpec,
-    InvalidWebhook,
     LogReplaced,
     NotARegistry,
     NothingToRollBack,
@@ -29,7 +28,6 @@ from side_registry.errors import (
     UnknownVersion,
     UnreadableCommit,
     VersionInUse,
-    WebhookGone,
 )
 
 MESSAGES = [
@@ -113,11 +111,6 @@ MESSAGES = [
     (
         InvalidRoute("sst2", "production", "version 7 is its own"),
         "production of task 'sst2' cannot be routed so: version 7 is its own",
-    ),
-    (InvalidWebhook("url", "must be an http or https URL"), "url: must be an http or https URL"),
-    (
-        WebhookGone("https://example.com"),
-        "https://example.com answered 410: it wants no more webhooks; end this process, or give another URL",
     ),
     (ArtifactError("/run", "it has no manifest.json"), "no usable artifact in /run: it has no manifest.json"),
     (

@@ -26,6 +26,7 @@ from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
 from serving.cluster.replica import Server
 from serving.config import AccessConfig, ServeConfig
 from serving.errors import Overloaded
+from serving.metrics import Metrics
 from serving.ports import StatusPages, allow_all
 
 SETTINGS = {"backbone": "b", "registry": "r"}
@@ -70,6 +71,7 @@ async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
     replica = SimpleNamespace(
         _servicers={service: Servicer(service) for service in SERVICES},
         drain=Drain(),
+        metrics=Metrics(),
         _inbox=Inbox(),
         _metrics_server=SimpleNamespace(pages=StatusPages(CollectorRegistry())),
         _config=ServeConfig.from_values(SETTINGS),
@@ -145,7 +147,7 @@ async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised
     assert not answer.ByteSize()
     assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert context.details
-    assert [key for key, _ in context.trailing] == [DETAILS_KEY]
+    assert [key for key, _ in context.trailing] == [DETAILS_KEY, "x-request-id"]
 
 
 async def test_two_methods_of_one_name_are_told_apart_by_their_requests() -> None:

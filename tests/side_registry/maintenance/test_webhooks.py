@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from side_registry import Registry, Route
-from side_registry.errors import InvalidWebhook, WebhookGone
-from side_registry.maintenance import Webhooks, read_secrets
+from side_registry.maintenance.webhooks import InvalidWebhook, WebhookGone, Webhooks, read_secrets
 from tests.side_registry.runs import make_run
 
 SECRET = b"0123456789abcdef01234567"
