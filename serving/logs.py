@@ -10,9 +10,8 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-LogFormat = Literal["human", "json"]
 AUDIT = "sidecast.audit"
 """Name of the logger of the audit log."""
 PACKAGES = ("serving", "side_registry", "ladder", "vision", AUDIT)
@@ -65,22 +64,22 @@ class AuditFormatter(logging.Formatter):
         return json.dumps(getattr(record, "audit", {}))
 
 
-def formatter(kind: LogFormat) -> logging.Formatter:
-    """The formatter of a log of this kind."""
+def formatter(kind: str) -> logging.Formatter:
+    """The formatter of a log of this kind: human or json."""
     return JsonFormatter() if kind == "json" else HumanFormatter()
 
 
-def log_to_stderr(kind: LogFormat, level: str) -> None:
+def log_to_stderr(kind: str, level: str) -> None:
     """Write this process's log to standard error: for a process that has no handlers yet."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(kind))
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def log_json(level: str) -> None:
-    """Write the lines of this project's loggers as JSON to standard error, whatever handlers the process has."""
+def log_packages(kind: str, level: str) -> None:
+    """Write the lines of this project's loggers alone to standard error: for a process that is another program's."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(formatter(kind))
     for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -23,7 +23,7 @@ from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.cores import set_spins
 from serving.errors import PortInUse
-from serving.logs import log_json, write_audit
+from serving.logs import log_packages, write_audit
 from serving.metrics import Metrics
 from serving.ports import Allow, MetricsServer, State
 from serving.tracing import open_tracer
@@ -81,9 +81,7 @@ class Server:
         self.id = serve.get_replica_context().replica_tag
         self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
-        logging.getLogger("serving").setLevel(config.log_level)
-        if config.log_format == "json":
-            log_json(config.log_level)
+        log_packages(config.log_format, config.log_level)  # Ray gives them no handler
         self._config = config
         if tracer := open_tracer(config.otlp_endpoint, config.trace_ratio):
             self.metrics.tracer = tracer

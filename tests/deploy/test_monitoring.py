@@ -189,7 +189,7 @@ def test_promtool_finds_no_fault(tmp_path: Path) -> None:
     for rule in (rule for group in spec["groups"] for rule in group["rules"]):
         del rule["annotations"]  # the expected alerts are told by their labels
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
-    (tmp_path / "tests.yaml").write_text((Path(__file__).parent / "alerts.yaml").read_text())
+    (tmp_path / "tests.yaml").write_text((DEPLOY / "prometheus/rules_test.yaml").read_text())
     done = run("promtool", "test", "rules", tmp_path / "tests.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 

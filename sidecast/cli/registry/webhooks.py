@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sidecast.cli import options
+from sidecast.cli.output import say
 
 POLL_S = 1.0
 """Pause between two looks at the registry, in seconds."""
@@ -28,7 +29,8 @@ POLL_S = 1.0
     help="File that keeps what was delivered; made at the first start, which sends only later changes.",
 )
 @click.option("--once", is_flag=True, help="Deliver what there is now, and exit.")
-def webhooks(registry: str | None, url: str, secret_file: Path, position: Path, once: bool) -> None:
+@options.as_json
+def webhooks(registry: str | None, url: str, secret_file: Path, position: Path, once: bool, as_json: bool) -> None:
     """Post a signed event for each publish, promote, rollback, route and retire, until Ctrl-C.
 
     Each event is sent until the receiver accepts it (status 2xx), in the order of the changes, and at least once.
@@ -39,7 +41,9 @@ def webhooks(registry: str | None, url: str, secret_file: Path, position: Path, 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     follower = Webhooks(Registry.open(options.choose(registry=registry)[1]), url, read_secrets(secret_file), position)
     if once:
-        click.echo(f"{follower.deliver()} events delivered")
+        delivered = follower.deliver()
+        say(as_json, {"delivered": delivered}, f"{delivered} events delivered")
         return
-    click.echo(f"following from generation {follower.position.generation}")
+    generation = follower.position.generation
+    say(as_json, {"generation": generation}, f"following from generation {generation}")
     follower.follow(POLL_S)
