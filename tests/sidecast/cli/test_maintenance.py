@@ -2,13 +2,14 @@
 
 import base64
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from side_registry import Registry
 from side_registry.blobs import Blobs
-from tests.side_registry.maintenance.test_webhooks import SECRET, Receiver, receiver  # noqa: F401 - a fixture
+from tests.side_registry.maintenance.webhook_kit import SECRET, Receiver
 from tests.side_registry.runs import make_run
 from tests.sidecast.cli_kit import done, sidecast
 
@@ -114,6 +115,13 @@ class TestTransfer:
         assert not (tmp_path / "other").exists()
         ran = sidecast("registry", "export", "sst2", registry.url, "--registry", registry.url)
         assert "is no export" in ran.mistake
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    opened = Receiver()
+    yield opened
+    opened.close()
 
 
 class TestWebhooks:
