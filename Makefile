@@ -78,6 +78,7 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python docs/generate_metrics.py --check
+	$(BIN)/python deploy/grafana/generate.py --check
 
 fmt: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -284,7 +284,7 @@ class AccessConfig:
     admin_host: str = ""
     """Address of `admin_port`, such as 127.0.0.1; empty: as `host`."""
     audit_log: str = ""
-    """File for the audit log, one line of JSON for each change and each refusal; empty: standard error."""
+    """File for the audit log, one line of JSON for each change and each refusal; empty: the server's log has them."""
     insecure: bool = False
     """Serve other machines without TLS or without tokens. Otherwise a server whose host is not this machine alone
     refuses to start without them."""
@@ -371,6 +371,14 @@ class ServeConfig:
     no other in flight."""
     log_level: str = "INFO"
     """Least severe messages that are logged: DEBUG, INFO, WARNING or ERROR."""
+    log_format: str = "human"
+    """Form of the log on standard error: human, or json for one object on each line."""
+    otlp_endpoint: str = ""
+    """Where OpenTelemetry traces are sent by OTLP over gRPC, such as http://localhost:4317; empty: as the variables
+    OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_TRACES_ENDPOINT say, or no traces. Needs the extra `otel`."""
+    trace_ratio: float = 1.0
+    """Share of the requests that are traced, 0 to 1. A caller's own decision (`traceparent`) goes first, and so does
+    OTEL_TRACES_SAMPLER."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -398,6 +406,9 @@ class ServeConfig:
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
         _one_of(self, "quantize", ("none", "int8", "int4", "w8a8"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))
+        _one_of(self, "log_format", ("human", "json"))
+        if not 0 <= self.trace_ratio <= 1:
+            raise ConfigError(f"trace_ratio must be within 0..1, got {self.trace_ratio}")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:

@@ -18,7 +18,7 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       AccessError         who calls is not known, or may not do this
         Unauthenticated, PermissionDenied, NotThisPort
       StartError          the server cannot start; no caller sees it
-        PortInUse, CannotListen, HttpNotInstalled, UnusableFile, Exposed
+        PortInUse, CannotListen, HttpNotInstalled, TracingNotInstalled, UnusableFile, Exposed
 """
 
 from typing import ClassVar, TypeVar
@@ -370,6 +370,17 @@ class HttpNotInstalled(StartError):
         "run: pip install 'sidecast[http]', or choose --http-port 0 for gRPC alone"
     )
     port: int
+
+
+class TracingNotInstalled(StartError):
+    """The settings ask for traces, and the packages of OpenTelemetry are not installed."""
+
+    reason = "TRACING_NOT_INSTALLED"
+    message = (
+        "otlp_endpoint is {endpoint}, but OpenTelemetry is not installed; "
+        "run: pip install 'sidecast[otel]', or leave the setting out for no traces"
+    )
+    endpoint: str
 
 
 class CannotListen(StartError):

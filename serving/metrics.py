@@ -23,6 +23,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from serving.tracing import Tracer
+
 Stage = Literal["queue", "tokenize", "decode_image", "vision", "backbone", "side", "decode"]
 STAGES: tuple[Stage, ...] = ("queue", "tokenize", "decode_image", "vision", "backbone", "side", "decode")
 EVICTION_CAUSES = ("fresh", "kept", "replaced", "memory")
@@ -55,6 +57,8 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         disable_created_metrics()  # of the whole process: a second series for each counter and histogram
         self.registry = registry = registry or CollectorRegistry()
+        self.tracer: Tracer | None = None
+        """Makes spans of the same stages that are measured here; None: there are no traces."""
         self._answered: dict[tuple[str, int], Answered] = {}
         self._known: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, int]] = set()
@@ -344,7 +348,10 @@ class Metrics:
         try:
             yield
         finally:
-            self.stage(stage, perf_counter() - start)
+            end = perf_counter()
+            self.stage(stage, end - start)
+            if self.tracer is not None:
+                self.tracer.note(stage, start, end)
 
     def batch(self, rows: int, tokens: int, padding: int) -> None:
         """Count one backbone pass over `rows` inputs that were not in the cache; `tokens` includes `padding`."""

@@ -26,6 +26,7 @@ from serving.errors import Draining
 from serving.http import wanted_port
 from serving.metrics import Metrics
 from serving.ports import MetricsServer, grpc_options, listen, take_port
+from serving.tracing import open_tracer
 from serving.versions import Presence, Progress, address_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Server:
         assert self._metrics_server
         assert self._access
         pages, allow = self._metrics_server.pages, scrape_guard(self._access, asyncio.get_running_loop())
-        app = make_app(servicers, self.drain, self._inbox, pages, self.config, self._access, allow)
+        tracer = self.metrics.tracer
+        app = make_app(servicers, self.drain, self._inbox, pages, self.config, self._access, allow, tracer=tracer)
         self._http = HttpServer(app, self._http_listener, self._certificates)
         await self._http.start()
 
@@ -157,16 +159,17 @@ class Server:
         config = self.config
         for host in (config.host, config.access.admin_host or config.host):
             check_exposure(host, config.access)
+        tracer = self.metrics.tracer = open_tracer(config.otlp_endpoint, config.trace_ratio)
         certificates = self._certificates = open_certificates(config.access)
         access = self._access = Access(config.access)
         options = grpc_options(config.max_message_bytes)
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
         admin = config.access.admin_port
-        interceptors = [Interceptor(self.drain, self._inbox, access, allows_changes=admin is None)]
+        interceptors = [Interceptor(self.drain, self._inbox, access, allows_changes=admin is None, tracer=tracer)]
         self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
         self.port = take_port(self._grpc[-1], config.host, config.port, certificates)
         if admin is not None:
-            interceptors = [Interceptor(self.drain, self._inbox, access)]
+            interceptors = [Interceptor(self.drain, self._inbox, access, tracer=tracer)]
             self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
             host = config.access.admin_host or config.host
             self.admin_port = take_port(self._grpc[-1], host, admin, certificates, "admin_port")
@@ -210,6 +213,8 @@ class Server:
             await asyncio.to_thread(self._components.stop)
         if self._metrics_server:
             await asyncio.to_thread(self._metrics_server.close)
+        if self.metrics.tracer:
+            await asyncio.to_thread(self.metrics.tracer.close)
         self._components = self._metrics_server = self._http_listener = None
         self._grpc = []
 

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count, islice
@@ -138,6 +138,10 @@ class Registry:
         if not about:
             self.state().task(task)
         return list(about)[-limit:]
+
+    def commits_after(self, generation: int) -> Iterator[Commit]:
+        """The commits after a generation, oldest first, to the log's end. Raises UnreadableCommit, StoreFailed."""
+        return self._log.after(generation)
 
     def state_at(self, at: datetime) -> State:
         """The state at a moment: after the log's last commit that is not later. Reads the log up to its end.

@@ -1,7 +1,6 @@
 """Who calls, and what may they do: TLS certificates, tokens, scopes, rate limits, the audit log. Knows no gRPC."""
 
-from serving.access.access import Access, check_exposure, request_id_of, scrape_guard
-from serving.access.audit import write_audit
+from serving.access.access import REQUEST_ID, Access, check_exposure, request_id_of, scrape_guard
 from serving.access.caller import ANYBODY, Caller
 from serving.access.certificates import Certificates, Pem, open_certificates
 from serving.access.scopes import ADMIN, PREDICT, PUBLISH, READ
@@ -12,6 +11,7 @@ __all__ = [
     "PREDICT",
     "PUBLISH",
     "READ",
+    "REQUEST_ID",
     "Access",
     "Caller",
     "Certificates",
@@ -20,5 +20,4 @@ __all__ = [
     "open_certificates",
     "request_id_of",
     "scrape_guard",
-    "write_audit",
 ]

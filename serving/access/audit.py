@@ -1,17 +1,16 @@
-"""The audit log: a line of JSON for every change of the registry, and for every call that was refused.
+"""The audit log: an event for every change of the registry, and for every call that was refused.
 
-Written by the logger `sidecast.audit`. It never has tokens, texts or images.
+Written by the logger `sidecast.audit`; `serving.logs` decides on the form. It never has tokens, texts or images.
 """
 
-import json
 import logging
-import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("sidecast.audit")
+from serving.logs import AUDIT, audit_text
+
+log = logging.getLogger(AUDIT)
 
 REFUSALS_PER_S = 100
 """Most lines of refusals a second. The next line says how many were left out, so that a flood cannot fill a disk."""
@@ -28,11 +27,12 @@ class Audit:
         self._left_out = 0
 
     def change(self, **what: Any) -> None:
-        """Log a change, or that one failed. Keywords are those of `_line`."""
-        log.info(_line("change", **what))
+        """Log a change, or that one failed. Keywords are those of `_event`."""
+        event = _event("change", **what)
+        log.info("%s", audit_text(event), extra={"audit": event})
 
     def refusal(self, **what: Any) -> None:
-        """Log a refused call. Keywords are those of `_line`."""
+        """Log a refused call. Keywords are those of `_event`."""
         second = int(time.monotonic())
         if second != self._second:
             self._second = second
@@ -44,10 +44,11 @@ class Audit:
         if self._left_out:
             what["left_out"] = self._left_out
             self._left_out = 0
-        log.warning(_line("refusal", **what))
+        event = _event("refusal", **what)
+        log.warning("%s", audit_text(event), extra={"audit": event})
 
 
-def _line(
+def _event(
     event: str,
     *,
     caller: str,
@@ -59,9 +60,9 @@ def _line(
     result: str,
     request_id: str,
     **more: Any,
-) -> str:
-    """One line of JSON; texts that a caller sent are cut, and characters beyond ASCII are escaped."""
-    line: dict[str, Any] = {
+) -> dict[str, Any]:
+    """The event's fields; texts that a caller sent are cut."""
+    fields: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "event": event,
         "caller": caller[:MAX_TEXT],
@@ -73,16 +74,4 @@ def _line(
         "result": result,
         "request_id": request_id,
     }
-    return json.dumps(line | more)
-
-
-def write_audit(file: str) -> None:
-    """Write the lines to a file, or to standard error where `file` is empty. Other handlers get them too.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    handler = logging.FileHandler(Path(file), encoding="utf-8") if file else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    return fields | more

@@ -15,6 +15,7 @@ from serving.api.guard import known_caller
 from serving.api.status import code_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
+from serving.tracing import current_trace
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""
@@ -86,3 +87,5 @@ def counting(metrics: Metrics, task: str) -> Iterator[CountedCall]:
         raise
     finally:
         metrics.request(task, counted.version, code, time.perf_counter() - start, counted.rows)
+        if (trace := current_trace.get()) is not None:
+            trace.answered(task, counted.version, code, counted.rows)

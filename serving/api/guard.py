@@ -11,6 +11,7 @@ from serving.api.call_context import CallContext
 from serving.api.permissions import RULES, Charges, Rule
 from serving.api.status import code_of
 from serving.errors import AccessError, NotThisPort, PermissionDenied, RateLimited
+from serving.logs import request_id
 
 RECHECK_S = 1.0
 """Longest that a stream of events goes on without another look at its caller's token, in seconds."""
@@ -90,7 +91,7 @@ class GuardedCall:
         self._access = guard.access
         self._guard = guard
         self._rule = guard.rule or Rule(verb=ADMIN)
-        self._headers = _headers(context)
+        self._headers = headers_of(context)
         self._peer = peer_of(context)
         self._tasks: tuple[str, ...] = ()
         self._is_change_begun = False
@@ -180,7 +181,7 @@ class GuardedCall:
             "method": self._guard.path,
             "tasks": tasks,
             "result": result,
-            "request_id": request_id_of(self._headers),
+            "request_id": request_id.get() or request_id_of(self._headers),
         }
 
 
@@ -214,6 +215,7 @@ def peer_of(context: Any) -> str:
     return address.rpartition(":")[0] if kind in ("ipv4", "ipv6") else peer
 
 
-def _headers(context: CallContext) -> Mapping[str, str]:
+def headers_of(context: CallContext) -> Mapping[str, str]:
+    """The caller's metadata that is text, or the headers of its HTTP request."""
     metadata = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str)}

@@ -3,6 +3,7 @@
 The servicers behind it only raise. Health and reflection are wrapped too, but they answer until the end.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -14,13 +15,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServerInterceptor, ServicerContext
 
-from serving.access import Access
+from serving.access import REQUEST_ID, Access, request_id_of
 from serving.api.drain import Drain
-from serving.api.guard import Guard, GuardedCall
+from serving.api.guard import Guard, GuardedCall, headers_of
 from serving.api.inbox import Inbox, Messages
 from serving.api.status import code_of, status_of, trailers
 from serving.config import AccessConfig
 from serving.errors import ServingError
+from serving.logs import request_id
+from serving.tracing import GRPC_FAULTS, RequestTrace, Tracer, current_trace
 
 OUR_SERVICES = ("/inference.", "/sidecast.v1.")
 """Begin the methods that are refused while the server drains."""
@@ -35,8 +38,15 @@ class Interceptor(ServerInterceptor):
     """Wraps the handlers of a server, each once."""
 
     def __init__(
-        self, drain: Drain, inbox: Inbox, access: Access | None = None, *, allows_changes: bool = True
+        self,
+        drain: Drain,
+        inbox: Inbox,
+        access: Access | None = None,
+        *,
+        allows_changes: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._allows_changes = allows_changes
         self._drain = drain
         self._inbox = inbox
@@ -63,7 +73,7 @@ class Interceptor(ServerInterceptor):
         kind = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         behavior = intercepted(
-            method, getattr(handler, kind), self._drain, self._inbox, self._access, self._allows_changes
+            method, getattr(handler, kind), self._drain, self._inbox, self._access, self._allows_changes, self._tracer
         )
         return make(behavior, response_serializer=handler.response_serializer)  # no deserializer: it takes bytes
 
@@ -86,23 +96,28 @@ def intercepted(
     inbox: Inbox,
     access: Access | None = None,
     allows_changes: bool = True,
+    tracer: Tracer | None = None,
 ) -> Callable[..., Any]:
     """Wrap `behavior`, a servicer's method, so that it takes bytes and raises nothing.
 
     Args:
         access: decides who may call it; None: everybody.
         allows_changes: whether this port may change the registry.
+        tracer: traces the calls, but for health, reflection and streams that may last for ever; None: no traces.
     """
     path = path_of(method)
     is_ours = path.startswith(OUR_SERVICES)
+    is_lasting = not is_ours or path in LASTING
     call = _Call(
         drain=drain if is_ours else Drain(),  # one that never begins
         inbox=inbox,
         guard=Guard(access or Access(AccessConfig()), path, allows_changes),
         kind=GetMessageClass(method.input_type),
         many=method.client_streaming,
-        lasting=not is_ours or path in LASTING,
+        lasting=is_lasting,
         counted=path.startswith(PREDICTIONS),
+        name=path.removeprefix("/"),
+        tracer=None if is_lasting else tracer,
     )
     return call.streaming(behavior) if method.server_streaming else call.answering(behavior)
 
@@ -115,6 +130,7 @@ class _Call:
         many: its request is a stream.
         lasting: it may last for ever, so a drain does not wait for it.
         counted: a request that is refused here counts in the metrics.
+        name: of its spans.
     """
 
     def __init__(
@@ -127,7 +143,11 @@ class _Call:
         many: bool,
         lasting: bool,
         counted: bool,
+        name: str,
+        tracer: Tracer | None,
     ) -> None:
+        self._name = name
+        self._tracer = tracer
         self._drain = drain
         self._inbox = inbox
         self._guard = guard
@@ -141,6 +161,8 @@ class _Call:
 
         async def answer(data: Any, context: ServicerContext) -> Any:
             call: GuardedCall | None = None
+            trace = self._arrive(context)
+            code = grpc.StatusCode.OK.name
             try:
                 with self._drain.call(lasting=self._lasting):
                     call = await self._begin(context)
@@ -151,13 +173,18 @@ class _Call:
                         call.end()
                     return response
             except AbortError:
+                code = grpc.StatusCode.UNKNOWN.name
                 raise
             except BaseException as error:
+                code = _code_name(error)
                 if call:
                     call.end(error)
                 if not isinstance(error, Exception):
                     raise
                 set_status(context, error)
+            finally:
+                if trace is not None:
+                    _end(trace, code)
 
         return answer
 
@@ -165,6 +192,8 @@ class _Call:
         """Wrap a method with a stream of responses."""
 
         async def stream(data: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
+            trace = self._arrive(context)
+            code = grpc.StatusCode.OK.name
             try:
                 with self._drain.call(lasting=self._lasting):
                     call = await self._begin(context)
@@ -177,11 +206,31 @@ class _Call:
                                 await call.show(response)
                             yield response
             except AbortError:
+                code = grpc.StatusCode.UNKNOWN.name
                 raise
-            except Exception as error:
+            except BaseException as error:
+                code = _code_name(error)
+                if not isinstance(error, Exception):
+                    raise
                 set_status(context, error)
+            finally:
+                if trace is not None:
+                    _end(trace, code)
 
         return stream
+
+    def _arrive(self, context: ServicerContext) -> RequestTrace | None:
+        """Note the call's id, which also goes back to the caller, and begin its span if it is traced."""
+        headers = headers_of(context)
+        name = request_id_of(headers)
+        request_id.set(name)
+        context.set_trailing_metadata(((REQUEST_ID, name),))
+        if self._tracer is None:
+            return None
+        attributes = {"rpc.system.name": "grpc", "rpc.method": self._name, "sidecast.request_id": name}
+        trace = self._tracer.request(self._name, headers, attributes)
+        current_trace.set(trace)
+        return trace
 
     async def _begin(self, context: ServicerContext) -> GuardedCall | None:
         """Find out who calls, before anything is decoded."""
@@ -221,7 +270,18 @@ def set_status(context: ServicerContext, error: Exception) -> None:
 
     Not `abort`: gRPC's error then holds the call's frames, and with them the request, until garbage is collected.
     """
-    status = status_of(error)
+    name = request_id.get()
+    status = status_of(error, name)
     context.set_code(code_of(error))
     context.set_details(status.message)
-    context.set_trailing_metadata(trailers(status))
+    context.set_trailing_metadata((*trailers(status), (REQUEST_ID, name)) if name else trailers(status))
+
+
+def _code_name(error: BaseException) -> str:
+    is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return (grpc.StatusCode.CANCELLED if is_cancelled else code_of(error)).name
+
+
+def _end(trace: RequestTrace, code: str) -> None:
+    trace.set(rpc__response__status_code=code)
+    trace.end(fault=code if code in GRPC_FAULTS else "")

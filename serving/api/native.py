@@ -31,6 +31,7 @@ from serving.pipeline import (
     RequestOptions,
     Target,
 )
+from serving.tracing import current_trace
 from side_registry.task import TaskRef
 
 PAUSE_ROWS = 256
@@ -153,11 +154,16 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         deadline: float | None,
     ) -> None:
         seconds = time.perf_counter() - start
+        trace = current_trace.get()
         for ref, outcome in zip(refs, outcomes, strict=True):
+            version, code, rows = None, "OK", 0
             if isinstance(outcome, BaseException):
-                self._metrics.request(ref.task, None, code_name(outcome, deadline), seconds)
+                code = code_name(outcome, deadline)
             else:
-                self._metrics.request(ref.task, outcome.version, "OK", seconds, len(outcome.answers))
+                version, rows = outcome.version, len(outcome.answers)
+            self._metrics.request(ref.task, version, code, seconds, rows)
+            if trace is not None:
+                trace.answered(ref.task, version, code, rows)
 
 
 def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:

@@ -69,11 +69,12 @@ def code_of(error: BaseException) -> StatusCode:
 
 
 def status_of(error: BaseException, request_id: str = "") -> Status:
-    """The status that the caller gets. Logs errors that are INTERNAL, under the request's id or a new one."""
+    """The status that the caller gets, with the request's id. Logs errors that are INTERNAL, under it or a new one."""
     code = code_of(error)
     if code is StatusCode.INTERNAL:
         return _internal(error, request_id or secrets.token_hex(8))
-    return _status(code, str(error), _details(error))
+    info = [RequestInfo(request_id=request_id)] if request_id else []
+    return _status(code, str(error), [*_details(error), *info])
 
 
 def trailers(status: Status) -> tuple[tuple[str, bytes], ...]:

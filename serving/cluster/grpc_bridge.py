@@ -19,6 +19,7 @@ from grpc.aio import AbortError, ServicerContext
 
 from serving.access import Access
 from serving.api import HEALTH, SERVICES, Drain, Inbox, intercepted, path_of
+from serving.tracing import Tracer
 
 Metadata = list[tuple[str, str | bytes]]
 
@@ -154,16 +155,23 @@ class Calls:
         drain: counts the calls in flight, and refuses new ones once it has begun.
         inbox: takes the requests in.
         access: decides who may call what; None: everybody everything.
+        tracer: traces the calls; None: no traces.
     """
 
     def __init__(
-        self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain, inbox: Inbox, access: Access | None = None
+        self,
+        servicers: Mapping[ServiceDescriptor, Any],
+        drain: Drain,
+        inbox: Inbox,
+        access: Access | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._methods: dict[str, dict[str, Callable[..., Any]]] = {}
         for service, servicer in servicers.items():
             for method in service.methods:
                 by_path = self._methods.setdefault(method.name, {})
-                by_path[path_of(method)] = intercepted(method, getattr(servicer, method.name), drain, inbox, access)
+                behavior = getattr(servicer, method.name)
+                by_path[path_of(method)] = intercepted(method, behavior, drain, inbox, access, tracer=tracer)
 
     async def answer(self, name: str, request: Any, context: RayContext) -> Message:
         """The response. If the call failed, an empty message, with the status in the context.

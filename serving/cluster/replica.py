@@ -17,14 +17,16 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serving.access import Access, scrape_guard, write_audit
+from serving.access import Access, scrape_guard
 from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
 from serving.cores import set_spins
 from serving.errors import PortInUse
+from serving.logs import log_packages, write_audit
 from serving.metrics import Metrics
 from serving.ports import Allow, MetricsServer, State
+from serving.tracing import open_tracer
 
 if TYPE_CHECKING:
     from serving.components import Components
@@ -79,8 +81,11 @@ class Server:
         self.id = serve.get_replica_context().replica_tag
         self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
-        logging.getLogger("serving").setLevel(config.log_level)
+        log_packages(config.log_format, config.log_level)  # Ray gives them no handler
         self._config = config
+        if tracer := open_tracer(config.otlp_endpoint, config.trace_ratio):
+            self.metrics.tracer = tracer
+            self._open.push_async_callback(asyncio.to_thread, tracer.close)
         self._access = Access(config.access)
         write_audit(config.access.audit_log)
         self._allow = scrape_guard(self._access, asyncio.get_running_loop())
@@ -100,7 +105,7 @@ class Server:
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
         self._open.callback(self._inbox.close)
         self._servicers = parts.servicers(config, self.metrics, self.drain, presence)
-        self._calls = Calls(self._servicers, self.drain, self._inbox, self._access)
+        self._calls = Calls(self._servicers, self.drain, self._inbox, self._access, self.metrics.tracer)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})
@@ -128,7 +133,15 @@ class Server:
 
         pages = self._metrics_server.pages
         return make_app(
-            self._servicers, self.drain, self._inbox, pages, self._config, self._access, self._allow, echo_id=False
+            self._servicers,
+            self.drain,
+            self._inbox,
+            pages,
+            self._config,
+            self._access,
+            self._allow,
+            echo_id=False,
+            tracer=self.metrics.tracer,
         )
 
     @property

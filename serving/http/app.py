@@ -28,12 +28,18 @@ from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
 from serving.http.services import Services
 from serving.http.tasks import Tasks
+from serving.logs import request_id
 from serving.ports import Allow, StatusPages
+from serving.tracing import RequestTrace, Tracer, current_trace
 
 log = logging.getLogger(__name__)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application."""
+UNTRACED = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+"""Paths of probes and scrapes, which have no spans."""
+MAX_PATH = 200
+"""Characters of a path in a span."""
 CALL = "sidecast.call"
 """Key of the HttpCall in ASGI's scope."""
 
@@ -48,6 +54,7 @@ def make_app(
     allow: Allow,
     *,
     echo_id: bool = True,
+    tracer: Tracer | None = None,
 ) -> App:
     """The application. Use it on the event loop of the servicers.
 
@@ -57,6 +64,7 @@ def make_app(
         access: decides who may call what.
         allow: decides who may read the metrics.
         echo_id: send each request's id back in a header; Ray does it by itself.
+        tracer: traces the requests; None: no traces.
     """
     services = Services(servicers, config.request.max_request_rows, access)
     parts = (Tasks(services), OpenInference(services), OpenAI(services), Pages(pages, allow))
@@ -64,7 +72,7 @@ def make_app(
     operations.append(_document(operations))
     endpoints = [Endpoint(operation, drain, inbox, access, config.max_message_bytes) for operation in operations]
     routes = [Route(each.operation.path, each, methods=[each.operation.method]) for each in endpoints]
-    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id)
+    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id, tracer)
 
 
 class Requests:
@@ -73,10 +81,12 @@ class Requests:
     Args:
         app: the routes.
         echo_id: send each request's id back in a header.
+        tracer: traces the requests; None: no traces.
     """
 
-    def __init__(self, app: App, echo_id: bool) -> None:
+    def __init__(self, app: App, echo_id: bool, tracer: Tracer | None = None) -> None:
         self._app = app
+        self._tracer = tracer
         self._echo_id = echo_id
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -84,6 +94,16 @@ class Requests:
         if scope["type"] != "http":
             return
         call = HttpCall(scope)
+        request_id.set(call.request_id)
+        trace = None if self._tracer is None else _begin_trace(self._tracer, scope["method"], call)
+        current_trace.set(trace)
+        try:
+            await self._answer(call, scope, receive, send, trace)
+        finally:
+            if trace is not None:
+                trace.end(fault=str(call.status) if call.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "")
+
+    async def _answer(self, call: HttpCall, scope: Any, receive: Any, send: Any, trace: RequestTrace | None) -> None:
         scope |= {CALL: call, "app": self}
         started = False
 
@@ -91,6 +111,9 @@ class Requests:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
+                call.status = event["status"]
+                if trace is not None:
+                    trace.set(http__response__status_code=call.status)
                 if self._echo_id:
                     event["headers"] = [*event.get("headers", ()), (b"x-request-id", call.request_id.encode())]
             await send(event)
@@ -129,6 +152,9 @@ class Endpoint:
         """Answer one request, as ASGI has it."""
         call: HttpCall = scope[CALL]
         call.parameters = scope["path_params"]
+        if (trace := current_trace.get()) is not None:
+            trace.rename(f"{self.operation.method} {self.operation.path}")
+            trace.set(http__route=self.operation.path)
         with contextlib.ExitStack() as held, self._counting(call):
             if not self.operation.lasting:
                 call.limit_by_header()
@@ -199,6 +225,18 @@ class Endpoint:
             if self.operation.counted and not call.admitted and not isinstance(error, Draining):
                 self._inbox.count_refusal(error)
             raise
+
+
+def _begin_trace(tracer: Tracer, method: str, call: HttpCall) -> RequestTrace | None:
+    """Begin the span of a request; None for one that is not traced."""
+    if call.path in UNTRACED:
+        return None
+    attributes = {
+        "http.request.method": method,
+        "url.path": call.path[:MAX_PATH],
+        "sidecast.request_id": call.request_id,
+    }
+    return tracer.request(method, call.headers, attributes)
 
 
 def _document(operations: Sequence[Operation]) -> Operation:

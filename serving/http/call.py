@@ -49,6 +49,8 @@ class HttpCall:
         """What the path names, such as the task."""
         self.attachment = b""
         """What follows the JSON of the body: binary tensors of the Open Inference Protocol."""
+        self.status = 0
+        """Of the response; 0 until it begins."""
         self.admitted = False
         """It has reached a servicer, which counts it."""
         self._deadline: float | None = None

@@ -26,6 +26,7 @@ from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, 
 from serving.images.encoder_runner import EncoderRunner
 from serving.images.feature_cache import FeatureCache, Key
 from serving.metrics import Metrics
+from serving.tracing import current_trace
 from vision import ImageError, ImageLimits, VisionEncoder
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class ImagePool:
         if deadline is not None and deadline <= loop.time():
             raise DeadlineExpired()
         self._check_room(sum(key not in self._jobs for key in images))
+        began = loop.time()
         jobs = [self._join(key, data, loop) for key, data in images.items()]
         self._advance()
         try:
@@ -186,6 +188,8 @@ class ImagePool:
         finally:
             for job in jobs:
                 self._leave(job)
+            if (trace := current_trace.get()) is not None:
+                trace.stage("vision", began, loop.time(), **{"sidecast.images": len(jobs)})
         if self._closed:
             raise Draining()
         if late:

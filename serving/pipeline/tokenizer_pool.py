@@ -15,6 +15,7 @@ from serving.errors import DeadlineExpired, Draining
 from serving.metrics import Metrics
 from serving.pipeline.preprocessing import Encoded, Encoder, encode
 from serving.pipeline.request import InputRow, Refused, Target
+from serving.tracing import current_trace
 
 MAX_ROWS = 256
 """Rows of one call. Further requests go to another thread, so that small ones do not wait for large ones."""
@@ -80,7 +81,10 @@ class TokenizerPool:
             self.rows -= len(targets) * len(rows)
             if alarm:
                 alarm.cancel()
-            self._metrics.stage("tokenize", perf_counter() - start)
+            end = perf_counter()
+            self._metrics.stage("tokenize", end - start)
+            if (trace := current_trace.get()) is not None:
+                trace.stage("tokenize", start, end)
             del request  # else its future holds an error, whose traceback holds this frame
 
     def close(self) -> None:

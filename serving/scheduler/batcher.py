@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 from serving.config import BatchConfig, LimitConfig, ShadowConfig
 from serving.engine import Piece
@@ -36,6 +37,7 @@ from serving.scheduler.requests import (
 )
 from serving.scheduler.selection import BatchSelector
 from serving.scheduler.shadow_queue import ShadowQueue, ShadowStep
+from serving.tracing import StepTrace
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +222,8 @@ class Batcher:
         self._on_device.cancel(request)
         request.bundles = []  # they hold the request, which would hold them
         self._limits.leave(tasks)
+        if request.trace is not None:
+            request.trace.leave()
         if self._on_device.has_cancelled:
             self._wake()
 
@@ -289,6 +293,8 @@ class Batcher:
         for bundle in batch:
             if bundle is bundle.request.bundles[0]:
                 self._metrics.stage("queue", now - bundle.request.arrived)
+                if bundle.request.trace is not None:
+                    bundle.request.trace.request.stage("queue", bundle.request.arrived, now)
         return batch
 
     def _take_shadows(self, batch: Sequence[Bundle]) -> list[Bundle]:
@@ -324,8 +330,10 @@ class Batcher:
         def deliver(events: Sequence[tuple[Row, Event]]) -> None:
             loop.call_soon_threadsafe(self._on_device.settle, list(events))
 
+        trace = None if self._metrics.tracer is None else self._trace(batch, len(rows))
+        step = self._worker.step if trace is None else partial(trace.run, self._worker.step)
         try:
-            busy = await loop.run_in_executor(self._device, self._worker.step, rows, cancelled, deliver)
+            busy = await loop.run_in_executor(self._device, step, rows, cancelled, deliver)
             self._on_device.end_step(busy)
         except Exception as error:
             log.exception("a step with %d new rows failed", len(rows))
@@ -334,7 +342,16 @@ class Batcher:
         else:
             seconds = self._estimates.end_step(self._now(), crowded=crowded, running=running)
         self._shadows.end_step(shadow_step, seconds)
+        if trace is not None:
+            trace.end()
         self._charge_texts()
+
+    def _trace(self, batch: Sequence[Bundle], rows: int) -> StepTrace | None:
+        """What follows a step for the traced requests in it, if there are any. Call it when its rows have begun."""
+        assert self._metrics.tracer is not None
+        new = dict.fromkeys(bundle.request.trace for bundle in batch)
+        texts = dict.fromkeys(text.request.trace for text in self._on_device.texts())
+        return self._metrics.tracer.step([*filter(None, new)], [*filter(None, texts)], rows)
 
     def _charge_texts(self) -> None:
         """Charge each text's task a token for each beam and step: how long a text will be is not known before."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from serving.engine import Piece
 from serving.errors import DeadlineExpired
+from serving.tracing import rows_trace
 
 Outcome = Any
 """An answer, or the exception in its place."""
@@ -175,6 +176,8 @@ class Request:
         """Rows without an outcome."""
         self.is_over = False
         """All rows have ended, or no caller waits for it any more."""
+        self.trace = rows_trace()
+        """Of the caller's request; None where it is not traced."""
         self.bundles: list[Bundle] = []
         self.on_started: OnStarted = ignore_started
 
@@ -276,6 +279,7 @@ class ShadowRequest(Request):
 
     def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__(rows, None, 0, 0.0)
+        self.trace = None
 
     @property
     def is_wanted(self) -> bool:

@@ -98,6 +98,8 @@ class Reconciler:
         """The version of `_asked` whose replay takes more turns: another version is loaded before its next turn."""
         self._pending: dict[Key, float] = {}
         """Versions to load, most urgent first, and when each was first wanted, by time.monotonic()."""
+        self._began: dict[Key, float] = {}
+        """When the loads in progress began, in time.monotonic() seconds."""
         self._replays: dict[Key, tuple[Resident, Iterator[None]]] = {}
         """Versions to load whose replay has begun, and takes more turns. The first one goes on first."""
         self._polled_at = 0.0
@@ -300,12 +302,16 @@ class Reconciler:
     def _load(self, task: str, version: int) -> None:
         """Load a version, or take its replay one turn further."""
         wanted_at = self._pending[task, version]
+        began = self._began.setdefault((task, version), time.monotonic())
+        fault = ""
         try:
             resident = self._turn(task, version)
         except LoadError as error:
+            fault = error.reason
             self._fail(task, version, error)
         except Exception as error:
             log.exception("unexpected error while loading %s:%d", task, version)
+            fault = LoadFailed.reason
             self._fail(task, version, LoadFailed(task, version, f"{type(error).__name__}: {error}"))
         else:
             if resident is None:
@@ -313,7 +319,10 @@ class Reconciler:
             self._replace(add(self._pool.snapshot(), resident), [task])
             log.info("loaded %s:%d (%d bytes)", task, version, resident.bytes)
             self._metrics.swap_seconds.observe(time.monotonic() - wanted_at)
+        if self._metrics.tracer is not None:
+            self._metrics.tracer.swap(task, version, wanted_at, began, fault)
         del self._pending[task, version]
+        del self._began[task, version]
         self._backlog.discard((task, version))
         if self._interrupted == (task, version):
             self._interrupted = None

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tasks": ("registry.listings", "List tasks, their aliases and versions."),
     "history": ("registry.listings", "List what changed: who, when, why."),
     "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
+    "webhooks": ("registry.webhooks", "Tell an HTTP server of every change of a registry."),
     "registry": ("registry.maintenance", "Maintain a registry: verify, gc, export, import."),
     "token": ("serving.token", "Make, list and revoke the tokens of a server's callers."),
     "predict": ("serving.predict", "Send texts and images to a server and print the answers."),

@@ -25,13 +25,16 @@ EXTENSIONS = ("ray.io", "monitoring.coreos.com", "networking.istio.io", "gateway
 Objects = list[dict[str, Any]]
 
 
-def run(program: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run kubectl or helm: the environment's, which tests/deploy/tools.py installs, or else the machine's."""
+def run(program: str, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run kubectl or helm, the environment's, which tests/deploy/tools.py installs, or else the machine's; or promtool,
+    which Debian's package `prometheus` has. The test is skipped where there is none."""
     path = os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", os.defpath)])
     found = shutil.which(program, path=path)
     if found is None:
         pytest.skip(f"needs {program}")
-    return subprocess.run([found, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [found, *map(str, words)], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @functools.cache

@@ -165,6 +165,7 @@ def test_with_secrets_the_server_has_tls_and_tokens_and_is_probed_over_https() -
     assert secrets == {"tls", "tokens"}
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
     assert {probe["port"] for probe in probes.values()} == {config.metrics_port}
+    assert {each["appProtocol"] for each in only("Service", objects)["spec"]["ports"]} == {"https"}
     assert {probe["scheme"] for probe in probes.values()} == {"HTTPS"}
     assert [probe["path"] for probe in probes.values()] == ["/readyz", "/readyz", "/healthz"]
 

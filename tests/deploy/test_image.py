@@ -54,9 +54,9 @@ def test_an_image_has_no_extras_but_those_asked_for(steps: list[tuple[str, str]]
     assert values(steps, "ARG")[-1] == 'EXTRAS=""'
     what = [value for value in values(steps, "RUN") if "pip install" in value][-1].split()[-1]
     for extras, package in (
-        ("", ".[serve]"),
-        ("cluster", ".[serve,cluster]"),
-        ("cluster,quantized", ".[serve,cluster,quantized]"),
+        ("", ".[serve,http]"),
+        ("cluster", ".[serve,http,cluster]"),
+        ("cluster,quantized", ".[serve,http,cluster,quantized]"),
     ):
         done = subprocess.run(["sh", "-c", f"echo {what}"], env={"EXTRAS": extras}, capture_output=True, text=True)
         assert done.stdout == f"{package}\n"

@@ -12,6 +12,7 @@ import yaml
 
 from serving.access import check_exposure
 from serving.config import read_config
+from serving.http.port import DEFAULT_PORT
 from tests.deploy.kit import (
     CHART,
     DEPLOY,
@@ -113,6 +114,11 @@ def test_a_single_server_is_probed_where_it_listens() -> None:
     assert config.host == "0.0.0.0"
     assert {container[f"{each}Probe"]["grpc"]["port"] for each in ("startup", "readiness", "liveness")} == {config.port}
     assert (port(pod, "grpc"), port(pod, "server-metrics")) == (config.port, config.metrics_port)
+    assert port(pod, "http") == DEFAULT_PORT
+    service = only("Service", overlay("single"))["spec"]["ports"]
+    assert {each["targetPort"]: each["port"] for each in service} == {"grpc": config.port, "http": DEFAULT_PORT}
+    callers, _ = only("NetworkPolicy", overlay("single"))["spec"]["ingress"]
+    assert [each["port"] for each in callers["ports"]] == ["grpc", "http"]
     assert str(config.threads) == container["resources"]["limits"]["cpu"]
 
 
@@ -198,7 +204,7 @@ def test_the_policy_opens_the_ports_of_the_pod(name: str) -> None:
     policy = only("NetworkPolicy", objects)["spec"]
     pod = only("Deployment", objects)["spec"]["template"]
     calls, metrics = policy["ingress"]
-    assert [port(pod, each["port"]) for each in calls["ports"]] == [8001]
+    assert [port(pod, each["port"]) for each in calls["ports"]] == [8001, 8000]
     assert [port(pod, each["port"]) for each in metrics["ports"]] == [8002]
     assert {} not in calls["from"]
     assert {"namespaceSelector": {}} not in calls["from"]

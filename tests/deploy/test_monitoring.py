@@ -2,34 +2,61 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
-from prometheus_client import Counter, Histogram
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics import Metrics
-from tests.deploy.kit import DEPLOY, ROOT
+from serving.ports import MetricsServer
+from tests.deploy.kit import DEPLOY, ROOT, run
+
+Families = list[Any]
+RULES = DEPLOY / "prometheus/rules.yaml"
 
 OF_THE_TARGET = frozenset({"namespace", "pod", "instance"})
 """Labels that Prometheus adds."""
 
 
 @pytest.fixture(scope="module")
-def labels() -> Mapping[str, frozenset[str]]:
-    """The labels of each series that a server has."""
-    metrics = [each for each in vars(Metrics()).values() if isinstance(each, MetricWrapperBase)]
-    return {name: frozenset(own) for metric in metrics for name, own in series(metric)}
+def scrape() -> Families:
+    """The metrics of a server that has counted everything once, as Prometheus reads them from its port."""
+    metrics = Metrics()
+    count_everything(metrics)
+    server = MetricsServer("127.0.0.1", 0, metrics.registry)
+    try:
+        text = requests.get(f"http://127.0.0.1:{server.port}/metrics", timeout=30).text
+    finally:
+        server.close()
+    return list(text_string_to_metric_families(text))
 
 
-def series(metric: MetricWrapperBase) -> Iterator[tuple[str, tuple[str, ...]]]:
-    name, own = metric._name, tuple(metric._labelnames)
-    if isinstance(metric, Histogram):
-        yield from ((f"{name}_sum", own), (f"{name}_count", own), (f"{name}_bucket", (*own, "le")))
-    else:
-        yield f"{name}_total" if isinstance(metric, Counter) else name, own
+def count_everything(metrics: Metrics) -> None:
+    metrics.know(["sst2"])
+    metrics.request("sst2", 1, "OK", 0.1, rows=2)
+    metrics.truncated("sst2", 1)
+    metrics.task_queue("sst2", 1)
+    metrics.load_failure("sst2", "LOAD_FAILED")
+    metrics.shadowed("sst2", 1, "agreed")
+    metrics.drifted("sst2", 1, 0.1)
+    metrics.shadow_took("sst2", 1, 0.1)
+    metrics.route_rolled_back("sst2", "latency")
+    metrics.image_faults.labels("damaged").inc()
+
+
+@pytest.fixture(scope="module")
+def labels(scrape: Families) -> Mapping[str, frozenset[str]]:
+    """The labels of each series of the scrape."""
+    samples = [sample for family in scrape for sample in family.samples]
+    return {sample.name: frozenset(sample.labels) for sample in samples}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -123,6 +150,53 @@ def test_servers_that_start_fire_nothing(alert: str, metric: str) -> None:
     assert f"{metric} > 0" in {" ".join(each.split()) for each in compared}
     if alert == "SidecastServersDisagree":
         assert expression.count(metric) == expression.count(f"{metric} > 0")
+
+
+UNITS = {"seconds", "bytes"}
+"""Base units of Prometheus's conventions that the metrics have."""
+OTHER_UNITS = {"ms", "milliseconds", "microseconds", "ns", "minutes", "kilobytes", "megabytes", "mb", "percent"}
+
+
+def test_metrics_follow_the_conventions(scrape: Families) -> None:
+    for family in scrape:
+        words = family.name.split("_")
+        assert words[0] in ("sidecast", "process"), family.name
+        assert not OTHER_UNITS.intersection(words), f"{family.name}: use {UNITS}"
+        assert ("total" in words) is False, "the format adds _total to counters, and nothing else has it"
+        assert family.documentation.endswith((".", "is 1.")), family.name
+        assert not [label for sample in family.samples for label in sample.labels if label in ("name", "type", "id")]
+
+
+def test_metrics_read_the_same_as_openmetrics(scrape: Families) -> None:
+    metrics = Metrics()
+    count_everything(metrics)
+    server = MetricsServer("127.0.0.1", 0, metrics.registry)
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    try:
+        text = requests.get(f"http://127.0.0.1:{server.port}/metrics", headers=accept, timeout=30).text
+    finally:
+        server.close()
+    names = {sample.name for family in openmetrics_families(text) for sample in family.samples}
+    assert names == {sample.name for family in scrape for sample in family.samples}
+
+
+def test_promtool_finds_no_fault(tmp_path: Path) -> None:
+    metrics = Metrics()
+    count_everything(metrics)
+    done = run("promtool", "check", "metrics", stdin=generate_latest(metrics.registry).decode())
+    assert done.returncode == 0, done.stdout + done.stderr
+    spec = yaml.safe_load(RULES.read_text())["spec"]
+    for rule in (rule for group in spec["groups"] for rule in group["rules"]):
+        del rule["annotations"]  # the expected alerts are told by their labels
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "tests.yaml").write_text((DEPLOY / "prometheus/rules_test.yaml").read_text())
+    done = run("promtool", "test", "rules", tmp_path / "tests.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_is_that_of_the_code() -> None:
+    done = subprocess.run([sys.executable, DEPLOY / "grafana/generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_panels_have_ids_and_places_of_their_own() -> None:

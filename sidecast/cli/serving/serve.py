@@ -23,9 +23,10 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
 
     Prints one line when it is ready. A version published while it runs is served within a second.
     """
-    from serving.access import check_exposure, write_audit
+    from serving.access import check_exposure
     from serving.config import ConfigError, read_config
     from serving.cores import set_spins
+    from serving.logs import log_to_stderr, write_audit
 
     chosen = read_config(flags, file=config)
     for host in (chosen.host, chosen.access.admin_host or chosen.host):
@@ -35,11 +36,7 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
     from serving.server import run_server
 
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(lambda record: record.name != "sidecast.audit")  # those lines are JSON alone
-    logging.basicConfig(level=chosen.log_level, handlers=[handler])
-
+    log_to_stderr(chosen.log_format, chosen.log_level)
     try:
         write_audit(chosen.access.audit_log)
     except OSError as error:

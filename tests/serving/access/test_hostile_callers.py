@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.access import Access
-from serving.access.audit import _line
+from serving.access.audit import _event
 from serving.access.jwt_tokens import parse_keys
 from serving.access.scopes import VERBS, Scope, Scopes
 from serving.access.tokens import create_token, digest_of, read_tokens
 from serving.config import AccessConfig
 from serving.errors import Unauthenticated
+from serving.logs import AuditFormatter, JsonFormatter, audit_text
 from tests.serving.access.test_jwt_tokens import AUDIENCE, ISSUER, JWKS, claims, signed
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,10 @@ def test_any_pattern_is_matched_or_refused(verb: str, pattern: str, task: str) -
 @given(text=st.text(max_size=500))
 def test_any_text_in_an_audit_line_is_one_line_of_json(text: str) -> None:
     fields = dict.fromkeys(("caller", "tenant", "peer", "verb", "method", "result", "request_id"), text)
-    line = _line("change", tasks=(text,), **fields)
-    assert len(line.splitlines()) == 1
-    assert json.loads(line)["verb"] == text
+    event = _event("change", tasks=(text,), **fields)
+    assert len(audit_text(event).splitlines()) == 1
+    record = logging.makeLogRecord({"msg": "", "audit": event})
+    for formatter in (AuditFormatter(), JsonFormatter()):
+        line = formatter.format(record)
+        assert len(line.splitlines()) == 1
+        assert json.loads(line)["verb"] == text

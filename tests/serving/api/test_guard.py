@@ -1,6 +1,5 @@
 """A server whose callers have tokens: what each may call, see and change, over the wire."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,7 +180,7 @@ def test_a_publisher_changes_its_tasks_alone_and_is_their_author(
         client.retire("sst2", published.version)
         with pytest.raises(SidecastError):
             client.rollback("sst2")
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sidecast.audit"]
+    lines = [record.audit for record in caplog.records if record.name == "sidecast.audit"]  # type: ignore[attr-defined]
     assert [(line["event"], line["caller"], line["tasks"], line["result"]) for line in lines] == [
         ("change", "publisher", ["sst2"], "OK"),
         ("change", "publisher", ["sst2"], "OK"),
@@ -239,7 +238,7 @@ def test_a_caller_beyond_its_rate_is_told_when_to_come_again(tmp_path: Path, cap
         assert caught.value.reason == "RATE_LIMITED"
         assert caught.value.retry_after_s is not None
         assert 900 < caught.value.retry_after_s <= 1000
-        assert '"result": "RATE_LIMITED"' in caplog.text
+        assert ": RATE_LIMITED " in caplog.text
         assert client.predict("rte", [{"sentence1": "a", "sentence2": "b"}]).task == "rte"
         assert client.tasks()
 
@@ -251,7 +250,7 @@ def test_changes_are_in_the_audit_log_where_callers_have_no_tokens(
     with Parlour(tmp_path, [SST2]).open() as parlour, Client(parlour.address) as client:
         client.promote("sst2", 1)
         client.tasks()
-    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sidecast.audit"]
+    (line,) = [record.audit for record in caplog.records if record.name == "sidecast.audit"]  # type: ignore[attr-defined]
     assert (line["event"], line["caller"], line["tasks"], line["result"]) == ("change", "", ["sst2"], "OK")
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from ray.serve._private.http_util import ASGIAppReplicaWrapper
@@ -26,7 +29,9 @@ from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
 from serving.cluster.replica import Server
 from serving.config import AccessConfig, ServeConfig
 from serving.errors import Overloaded
+from serving.metrics import Metrics
 from serving.ports import StatusPages, allow_all
+from serving.tracing import Tracer
 
 SETTINGS = {"backbone": "b", "registry": "r"}
 
@@ -70,6 +75,7 @@ async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
     replica = SimpleNamespace(
         _servicers={service: Servicer(service) for service in SERVICES},
         drain=Drain(),
+        metrics=Metrics(),
         _inbox=Inbox(),
         _metrics_server=SimpleNamespace(pages=StatusPages(CollectorRegistry())),
         _config=ServeConfig.from_values(SETTINGS),
@@ -145,7 +151,7 @@ async def test_an_error_is_in_the_context_with_its_details_and_nothing_is_raised
     assert not answer.ByteSize()
     assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert context.details
-    assert [key for key, _ in context.trailing] == [DETAILS_KEY]
+    assert [key for key, _ in context.trailing] == [DETAILS_KEY, "x-request-id"]
 
 
 async def test_two_methods_of_one_name_are_told_apart_by_their_requests() -> None:
@@ -180,3 +186,25 @@ def test_rays_own_processes_need_no_torch() -> None:
     code = "import sys, serving.cluster.app, serving.cluster.replica; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.split()[-1] == "False"
+
+
+async def test_a_call_that_came_through_ray_is_traced_like_any_other() -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    servicers = {service: Servicer(service) for service in SERVICES}
+    context = Context()
+    context.invocation_metadata = lambda: [  # type: ignore[method-assign]
+        ("tenant", "a"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("x-request-id", "job-7"),
+    ]
+    request = arrived(NATIVE, "Predict", pb.PredictRequest(task="sst2"))
+    await Calls(servicers, Drain(), Inbox(), tracer=Tracer(provider)).answer("Predict", request, context)
+    [span] = spans.get_finished_spans()
+    assert span.name == "sidecast.v1.Sidecast/Predict"
+    assert span.parent is not None
+    assert span.parent.span_id == 0xB7AD6B7169203331
+    assert span.attributes is not None
+    assert span.attributes["sidecast.request_id"] == "job-7"
+    assert context.trailing == [("x-request-id", "job-7")]

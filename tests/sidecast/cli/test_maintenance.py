@@ -1,12 +1,15 @@
 """`sidecast registry verify | gc | export | import` as users run them."""
 
+import base64
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from side_registry import Registry
 from side_registry.blobs import Blobs
+from tests.side_registry.maintenance.webhook_kit import SECRET, Receiver
 from tests.side_registry.runs import make_run
 from tests.sidecast.cli_kit import done, sidecast
 
@@ -112,3 +115,40 @@ class TestTransfer:
         assert not (tmp_path / "other").exists()
         ran = sidecast("registry", "export", "sst2", registry.url, "--registry", registry.url)
         assert "is no export" in ran.mistake
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    opened = Receiver()
+    yield opened
+    opened.close()
+
+
+class TestWebhooks:
+    def test_changes_after_the_first_start_are_posted(self, registry: Registry, tmp_path: Path, receiver: Receiver):
+        secret = tmp_path / "secret"
+        secret.write_text(f"whsec_{base64.b64encode(SECRET).decode()}\n")
+        words = ("webhooks", "--registry", registry.url, "--url", receiver.url, "--once")
+        words += ("--secret-file", str(secret), "--position", str(tmp_path / "position.json"))
+        assert done(*words).out == "0 events delivered\n"
+        registry.set_alias("sst2", "production", 2)
+        assert done(*words, "--json").document == {"delivered": 1}
+        [(_, event)] = receiver.take()
+        assert event["type"] == "alias.promoted"
+
+    def test_a_secret_that_is_too_short_is_a_users_mistake(self, registry: Registry, tmp_path: Path):
+        (tmp_path / "secret").write_text("whsec_c2hvcnQ=")
+        ran = sidecast(
+            "webhooks",
+            "--registry",
+            registry.url,
+            "--url",
+            "http://127.0.0.1:1/",
+            "--once",
+            "--secret-file",
+            str(tmp_path / "secret"),
+            "--position",
+            str(tmp_path / "position.json"),
+        )
+        assert ran.code == 2
+        assert "must have secrets of 24 bytes or more" in ran.err
