@@ -285,6 +285,9 @@ class AccessConfig:
     """Address of `admin_port`, such as 127.0.0.1; empty: as `host`."""
     audit_log: str = ""
     """File for the audit log, one line of JSON for each change and each refusal; empty: standard error."""
+    trust: str = ""
+    """TOML file of the keys that may sign the versions of tasks; empty: signatures are not looked at. Needs the extra
+    `signing`."""
     insecure: bool = False
     """Serve other machines without TLS or without tokens. Otherwise a server whose host is not this machine alone
     refuses to start without them."""

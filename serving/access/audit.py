@@ -47,6 +47,24 @@ class Audit:
         log.warning(_line("refusal", **what))
 
 
+def refuse_version(task: str, version: int, reason: str, why: str) -> None:
+    """Log that the server itself does not load a version. For the thread that loads."""
+    line = _line(
+        "refusal",
+        caller="",
+        tenant="",
+        peer="",
+        verb="load",
+        method="",
+        tasks=(task,),
+        result=reason,
+        request_id="",
+        version=version,
+        why=why[:MAX_TEXT],
+    )
+    log.warning(line)
+
+
 def _line(
     event: str,
     *,

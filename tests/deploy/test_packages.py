@@ -35,6 +35,8 @@ OF_AN_EXTRA = {
     "bitsandbytes": "quantized",
     "h5py": "hdf5",
     "pyjwt": "jwt",
+    "cryptography": "signing",
+    "model-signing": "signing",
 }
 """Packages that a user's install lacks; each is imported where its absence is told by what to install."""
 
@@ -99,7 +101,7 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
     listed = {package(each) for name in ("cluster", "demo", "model", "serve", "train") for each in extras[name]}
     assert development & listed == {"sidecast"}
-    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,http,jwt,plot,quantized,serve,train]"
+    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,http,jwt,plot,quantized,serve,signing,train]"
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:
