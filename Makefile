@@ -19,7 +19,7 @@ help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
 	@echo "make demo-vision  the same with questions about pictures, and a page of the answers"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
-	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
+	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables, known vulnerabilities"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
@@ -78,6 +78,7 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python docs/generate_metrics.py --check
+	$(BIN)/python -m tests.audit
 
 fmt: $(DEV)
 	$(BIN)/ruff check --fix .

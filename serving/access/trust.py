@@ -13,7 +13,6 @@ The first table whose pattern matches a task decides; a task that none matches i
 file. The server reads the file again, and the keys with it, when the file changes.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.access.scopes import PATTERN
-from serving.access.watched_file import LOOK_EVERY_S, WatchedFiles
+from serving.access.watched_file import LOOK_EVERY_S, WatchedFiles, read_toml
 from serving.errors import UnusableFile
 from side_registry.errors import InvalidSignature
 from side_registry.signing import TrustedKeys
@@ -80,10 +79,7 @@ def read_trust(path: Path) -> tuple[TrustRule, ...]:
     Raises:
         OSError, ValueError: it or a key cannot be read, or a table breaks a rule, which the message says.
     """
-    data = path.read_bytes()
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has {len(data):,} bytes, at most {MAX_BYTES:,} are read")
-    document = tomllib.loads(data.decode())
+    document = read_toml(path.read_bytes(), MAX_BYTES)
     tables = document.get("trust", [])
     if set(document) - {"trust"} or not (isinstance(tables, list) and tables):
         raise ValueError("it must have tables [[trust]] and nothing else")

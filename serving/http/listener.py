@@ -24,6 +24,8 @@ MAX_HEAD_BYTES = 2**16
 """Most bytes of a request's line and headers; a head that came in one piece may have a little more."""
 MAX_CONNECTIONS = 4096
 """Most connections at once. Further ones are closed at once."""
+UNREAD_S = 30.0
+"""Longest that a caller may leave an answer unread while more of it waits, in seconds."""
 CUT_OFF_S = 1
 """Longest that requests may take to end once the server has stopped waiting for them, in seconds."""
 
@@ -79,6 +81,8 @@ class _Connection(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None
     """Ends the connection; set while a head is not complete."""
+    _unread: asyncio.TimerHandle | None = None
+    """Ends the connection; set while the caller does not read."""
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -89,7 +93,17 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_unread()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -116,6 +130,11 @@ class _Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._head_bytes = 0
         self._waiting = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
