@@ -22,7 +22,7 @@ help:
 	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables, known vulnerabilities"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
-	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
+	@echo "make soak   change a server's registry a thousand times, check every answer; TLS, tokens, killed callers (half an hour)"
 	@echo "make setup  the sidecast command, to train and serve       make setup-dev  what tests and checks need too"
 
 setup: $(USER)
@@ -91,7 +91,7 @@ bench: $(PEERS)
 	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.harness.table --write; exit $$failed
 
 soak: $(DEV)
-	$(BIN)/python -m benchmarks.bench_soak --save
+	$(BIN)/python -m benchmarks.bench_soak --secured --seconds 60 --save
 
 $(PEERS): $(DEV)
 	@echo "installing what the server is compared with: PEFT, CTranslate2"
