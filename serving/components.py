@@ -82,6 +82,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     Raises:
         RegistryError, BackboneError, EncoderError, StartError.
     """
+    trust = TrustPolicy(Path(config.access.trust).expanduser()) if config.access.trust else None
     registry = Registry.open(config.registry, create=True)
     backbone = run_apart(_load_backbone, config)
     tokenizer = load_tokenizer(config.backbone)
@@ -91,7 +92,6 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     encoder = _compiled(backbone, config)
     pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
     engine = Engine(backbone, metrics, replace(config.engine, max_pass_bytes=max(pass_limit, 1)), encoder)
-    trust = TrustPolicy(Path(config.access.trust).expanduser()) if config.access.trust else None
     loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch, images=images, trust=trust)
     reconciler = Reconciler(
         registry,
