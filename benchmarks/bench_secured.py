@@ -43,7 +43,6 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
         registry = publish_tasks(Path(folder), loaded, 1, ["linear"], how.seed)
         [task] = registry.state().tasks
         issuer = Issuer(Path(folder) / "access")
-        issuer.hand_out()
         settings = {"registry": Path(folder) / "registry", **loaded.settings(how.threads)}
         plain_port, secured_port = free_port(), free_port()
         with (

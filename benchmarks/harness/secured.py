@@ -42,7 +42,8 @@ class Credentials:
 class Issuer:
     """Writes the files of a server with TLS and tokens into a folder, and renews them while it serves.
 
-    `credentials` are those of its callers, who may do everything.
+    Args:
+        folder: must not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,9 +54,15 @@ class Issuer:
         itself = _builder(self._name, self._name, self._key)
         itself = itself.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.credentials = Credentials(folder / "ca.pem", folder / "token")
+        """Of callers; their token is renewed."""
+        self.operator = Credentials(folder / "ca.pem", folder / "operator-token")
+        """For what must last: a watch ends when its token is revoked."""
         self.credentials.ca.write_bytes(_pem(itself.sign(self._key, hashes.SHA256())))
+        token = create_token(folder / "tokens.toml", name="operator", scopes=["admin"])
+        self.operator.token_file.write_text(token, encoding="utf-8")
         self.renewals = 0
         self._issue()
+        self.hand_out()
 
     def settings(self) -> dict[str, str]:
         """Settings of the server."""

@@ -165,8 +165,7 @@ class Soak:
             with serve(**settings) as served:
                 yield served
             return
-        issuer.hand_out()
-        with serve(issuer.credentials, http_port=free_port(), **settings, **issuer.settings()) as served:
+        with serve(issuer.operator, http_port=free_port(), **settings, **issuer.settings()) as served:
             yield served
 
     def _make(self, number: int, broken: bool) -> Path:
