@@ -43,11 +43,11 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
         registry = publish_tasks(Path(folder), loaded, 1, ["linear"], how.seed)
         [task] = registry.state().tasks
         issuer = Issuer(Path(folder) / "access")
-        settings = {"registry": Path(folder) / "registry", **loaded.settings(how.threads)}
+        settings: dict[str, Any] = {"registry": Path(folder) / "registry", **loaded.settings(how.threads)}
         plain_port, secured_port = free_port(), free_port()
         with (
             serve(http_port=plain_port, **settings) as plain,
-            serve(http_port=secured_port, **settings, **issuer.settings()) as secured,
+            serve(http_port=secured_port, **settings | issuer.settings()) as secured,
         ):
             numbers = count(10_000_000)
             without = Callers(plain, plain_port, task, how, numbers)

@@ -76,7 +76,7 @@ def test_every_answer_is_right_and_nothing_is_left_behind(
 
 @pytest.mark.slow
 def test_killed_callers_and_renewals_cause_no_error(tiny_t5: Path, tmp_path: Path) -> None:
-    plan = Plan(tasks=VARIANTS, rounds=1, changes=4, pause_s=0.3, texts=4, fewest=60, secured=True, trouble_s=0.3)
+    plan = Plan(tasks=VARIANTS, rounds=1, changes=3, pause_s=0.3, texts=4, fewest=60, secured=True, trouble_s=0.3)
     loaded = load(str(tiny_t5), device="cpu", dtype="float32")
     outcome = Soak(loaded, tmp_path / "soak", plan, threads=1).run()
     assert (outcome.faults, outcome.refusals) == ([], 0)
