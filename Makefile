@@ -19,10 +19,10 @@ help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
 	@echo "make demo-vision  the same with questions about pictures, and a page of the answers"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
-	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables"
+	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables, known vulnerabilities"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
-	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
+	@echo "make soak   change a server's registry a thousand times, check every answer; TLS, tokens, killed callers (half an hour)"
 	@echo "make setup  the sidecast command, to train and serve       make setup-dev  what tests and checks need too"
 
 setup: $(USER)
@@ -79,6 +79,7 @@ check: $(DEV)
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python docs/generate_metrics.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
+	$(BIN)/python -m tests.audit
 
 fmt: $(DEV)
 	$(BIN)/ruff check --fix .
@@ -91,7 +92,7 @@ bench: $(PEERS)
 	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.harness.table --write; exit $$failed
 
 soak: $(DEV)
-	$(BIN)/python -m benchmarks.bench_soak --save
+	$(BIN)/python -m benchmarks.bench_soak --secured --seconds 60 --save
 
 $(PEERS): $(DEV)
 	@echo "installing what the server is compared with: PEFT, CTranslate2"

@@ -31,13 +31,15 @@ SCRIPTS = (
     "many",
     "doors",
     "http",
+    "secured",
     "images",
     "training_memory",
     "pressure",
     "shadow",
     "server",
 )
-"""Scripts that measure the engine, the server or training; shortest first. doors: calls over gRPC; http: over HTTP."""
+"""Scripts that measure the engine, the server or training; shortest first. doors: calls over gRPC; http: over HTTP;
+secured: with TLS and tokens."""
 LIMIT_S = 3600.0
 """Longest run of one script."""
 

@@ -11,7 +11,6 @@ cores.
 
 import asyncio
 import json
-import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -26,7 +25,8 @@ import click
 from benchmarks.harness.cli import How, answer, measuring
 from benchmarks.harness.models import Loaded, publish_tasks
 from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples, Spread, Variant, quantile
-from benchmarks.harness.served import Served, serve
+from benchmarks.harness.secured import Credentials
+from benchmarks.harness.served import Served, free_port, serve
 from serving.client import AsyncClient
 from sidecast.loadtest.loops import closed_loop
 
@@ -49,15 +49,18 @@ Ask = Callable[[Sequence[str]], Awaitable[None]]
 
 
 class HttpCaller:
-    """One connection that stays open, on asyncio's streams."""
+    """One connection that stays open, on asyncio's streams; with credentials it has TLS and sends the token."""
 
-    def __init__(self, host: str, port: int, task: str) -> None:
-        self._host, self._port, self._task = host, port, task
+    def __init__(self, host: str, port: int, task: str, credentials: Credentials | None = None) -> None:
+        self._host, self._port, self._task, self._credentials = host, port, task, credentials
+        self._authorization = f"Authorization: Bearer {credentials.token()}\r\n" if credentials else ""
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> "HttpCaller":
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=2**24)
+        self._reader, self._writer = await asyncio.open_connection(
+            self._host, self._port, limit=2**24, ssl=self._credentials.context() if self._credentials else None
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -82,8 +85,8 @@ class HttpCaller:
         assert self._reader
         assert self._writer
         data = json.dumps(body).encode()
-        headers = f"Host: {self._host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        self._writer.write(f"POST {path} HTTP/1.1\r\n{headers}".encode() + data)
+        headers = f"Host: {self._host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        self._writer.write(f"POST {path} HTTP/1.1\r\n{headers}{self._authorization}\r\n".encode() + data)
         line, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         length = next(int(each.split(":")[1]) for each in lines if each.lower().startswith("content-length:"))
         answer = await self._reader.readexactly(length)
@@ -100,15 +103,24 @@ def _check(answers: int, texts: Sequence[str]) -> None:
 class Callers:
     """Variants with several callers of one task."""
 
-    def __init__(self, served: Served, http_port: int, task: str, how: How, numbers: Iterator[int]) -> None:
+    def __init__(
+        self,
+        served: Served,
+        http_port: int,
+        task: str,
+        how: How,
+        numbers: Iterator[int],
+        credentials: Credentials | None = None,
+    ) -> None:
         self._served, self._http_port, self._task, self._how, self._numbers = served, http_port, task, how, numbers
+        self._credentials = credentials
 
-    def variants(self) -> list[Variant]:
-        """What is measured."""
+    def variants(self, ways: Sequence[str] = ("gRPC", "HTTP", "HTTP tensors"), more: str = "") -> list[Variant]:
+        """What is measured; `more` ends their names."""
         return [
-            Variant(name=f"{way}, {rows} rows", measure=partial(self._measure, way, rows))
+            Variant(name=f"{way}, {rows} rows{more}", measure=partial(self._measure, way, rows))
             for rows in ROWS
-            for way in ("gRPC", "HTTP", "HTTP tensors")
+            for way in ways
         ]
 
     def _measure(self, way: str, rows: int) -> Figures:
@@ -147,14 +159,18 @@ class Callers:
 
     async def _open(self, way: str, opened: AsyncExitStack) -> Ask:
         if way == "gRPC":
-            client = await opened.enter_async_context(AsyncClient(self._served.address, retry=False))
+            client = await opened.enter_async_context(
+                AsyncClient(
+                    self._served.address, retry=False, **(self._credentials.client() if self._credentials else {})
+                )
+            )
 
             async def predict(texts: Sequence[str]) -> None:
                 _check(len(await client.predict(self._task, texts)), texts)
 
             return predict
         host = self._served.address.rpartition(":")[0]
-        caller = await opened.enter_async_context(HttpCaller(host, self._http_port, self._task))
+        caller = await opened.enter_async_context(HttpCaller(host, self._http_port, self._task, self._credentials))
         return caller.predict if way == "HTTP" else caller.infer
 
 
@@ -165,12 +181,6 @@ def ratios(samples: Samples) -> dict[str, Spread]:
         for rows in ROWS
         for way in ("HTTP", "HTTP tensors")
     }
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Does a server stay right, fast and small while its registry changes a thousand times?
 
-    python -m benchmarks.bench_soak          # `make soak`: a quarter of an hour
+    python -m benchmarks.bench_soak                                  # a quarter of an hour
+    python -m benchmarks.bench_soak --secured --seconds 60 --save    # `make soak`: half an hour
 
 A real `sidecast serve`, callers in a process of their own that ask at a steady rate, and a writer that publishes,
 promotes, rolls back, retires, splits and shadows versions, and sometimes publishes one that no server can load; each
@@ -10,6 +11,11 @@ compared with what the registry allowed at that time (`benchmarks.soak.audit`). 
 changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and
 the server having served it, "moves" those of them that met no change for which a version was loaded: moved aliases,
 weights, shadows, retirements.
+
+With --secured the server has TLS and tokens. A part of the requests goes over HTTP, streams as server-sent events, each
+on a connection of its own. Every 20 seconds a caller's process is killed while it streams, and the server gets another
+certificate and the callers another token; the token before the last one is revoked. None of that may cause an error,
+and no call may be refused.
 
 Exits with 1, after its report, if an answer was wrong, or if the versions are too alike to detect a wrong one.
 """
@@ -32,6 +38,7 @@ from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span
 from benchmarks.soak.vitals import Vitals, growth
 
 QUICK_S = 1.0
+TROUBLE_S = 20.0
 PRINTED_FAULTS = 5
 """Faults that are printed; the report counts all."""
 APART = 0.99
@@ -49,7 +56,14 @@ COLUMNS = (
 
 
 def ask(
-    loaded: Loaded, how: How, tasks: int, changes: int, rate: float, rushes: bool, blame: Callable[[str], None]
+    loaded: Loaded,
+    how: How,
+    tasks: int,
+    changes: int,
+    rate: float,
+    rushes: bool,
+    secured: bool,
+    blame: Callable[[str], None],
 ) -> tuple[Samples, dict[str, Spread], dict]:
     """Run the soak; return samples, ratios and settings.
 
@@ -65,6 +79,8 @@ def ask(
         rate=rate,
         rushes=rushes,
         seed=how.seed,
+        secured=secured,
+        trouble_s=QUICK_S if how.quick else TROUBLE_S,
     )
     with (
         tempfile.TemporaryDirectory(prefix="sidecast-soak-") as folder,
@@ -83,6 +99,8 @@ def verdict(outcome: Outcome) -> str:
     """Return what is wrong; empty if nothing is."""
     if outcome.faults:
         return f"{len(outcome.faults)} of {len(outcome.records)} were told something wrong"
+    if outcome.refusals:
+        return f"{outcome.refusals} calls were refused, by the audit log"
     if outcome.apart < APART:
         return f"nothing is proved: only {outcome.apart:.3f} of a task's versions can be told apart, {APART} must be"
     return ""
@@ -120,6 +138,9 @@ def counts(outcome: Outcome) -> dict[str, Any]:
         "answers": sum(not record.reason for record in outcome.records),
         "refused_as_retired": sum(record.reason == GONE for record in outcome.records),
         "versions_that_answered": len({(record.task, record.version) for record in outcome.records}),
+        "callers_killed": outcome.troubles.killed,
+        "certificates_and_tokens_renewed": outcome.troubles.renewed,
+        "calls_refused": outcome.refusals,
         "told_apart": outcome.apart,
         "grown": grown(outcome),
         "series": {name: [round(getattr(sample, name), 1) for sample in vitals] for name in asdict(vitals[0])},
@@ -183,12 +204,13 @@ def _latency(records: list[Record]) -> dict[str, float]:
 @click.option("--changes", type=click.IntRange(1), default=100, show_default=True, help="Of a round.")
 @click.option("--rate", type=click.FloatRange(0.1), default=12.0, show_default=True, help="Requests a second.")
 @click.option("--rush/--no-rush", "rushes", default=False, show_default=True, help="Change while it still loads.")
+@click.option("--secured/--plain", default=False, show_default=True, help="TLS, tokens, HTTP, killed callers.")
 @measuring(rounds=10, seconds=25.0)
-def main(tasks: int, changes: int, rate: float, rushes: bool, **arguments: Any) -> None:
+def main(tasks: int, changes: int, rate: float, rushes: bool, secured: bool, **arguments: Any) -> None:
     """Errors, wrong answers, tails and memory of a server over a thousand changes of its registry."""
     wrong: list[str] = []
     answer(
-        lambda loaded, how: ask(loaded, how, tasks, changes, rate, rushes, wrong.append),
+        lambda loaded, how: ask(loaded, how, tasks, changes, rate, rushes, secured, wrong.append),
         name="soak",
         title="A server while its registry changes",
         columns=COLUMNS,

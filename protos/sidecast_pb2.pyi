@@ -268,16 +268,18 @@ class Change(_message.Message):
 class PublishRequest(_message.Message):
     __slots__ = ("header", "chunk")
     class Header(_message.Message):
-        __slots__ = ("manifest", "alias", "change", "allow_untrained")
+        __slots__ = ("manifest", "alias", "change", "allow_untrained", "signature")
         MANIFEST_FIELD_NUMBER: _ClassVar[int]
         ALIAS_FIELD_NUMBER: _ClassVar[int]
         CHANGE_FIELD_NUMBER: _ClassVar[int]
         ALLOW_UNTRAINED_FIELD_NUMBER: _ClassVar[int]
+        SIGNATURE_FIELD_NUMBER: _ClassVar[int]
         manifest: bytes
         alias: str
         change: Change
         allow_untrained: bool
-        def __init__(self, manifest: _Optional[bytes] = ..., alias: _Optional[str] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., allow_untrained: _Optional[bool] = ...) -> None: ...
+        signature: bytes
+        def __init__(self, manifest: _Optional[bytes] = ..., alias: _Optional[str] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., allow_untrained: _Optional[bool] = ..., signature: _Optional[bytes] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("file", "data")
         FILE_FIELD_NUMBER: _ClassVar[int]

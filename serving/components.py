@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from ladder import Backbone, load_backbone, load_tokenizer
 from ladder.backbone import CompiledEncoder, Limits
+from serving.access import TrustPolicy
 from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
@@ -80,6 +82,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     Raises:
         RegistryError, BackboneError, EncoderError, StartError.
     """
+    trust = TrustPolicy(Path(config.access.trust).expanduser()) if config.access.trust else None
     registry = Registry.open(config.registry, create=True)
     backbone = run_apart(_load_backbone, config)
     tokenizer = load_tokenizer(config.backbone)
@@ -89,7 +92,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     encoder = _compiled(backbone, config)
     pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
     engine = Engine(backbone, metrics, replace(config.engine, max_pass_bytes=max(pass_limit, 1)), encoder)
-    loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch, images=images)
+    loader = Loader(registry, backbone, tokenizer, config.load, batch=config.batch, images=images, trust=trust)
     reconciler = Reconciler(
         registry,
         pool,

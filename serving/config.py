@@ -285,6 +285,9 @@ class AccessConfig:
     """Address of `admin_port`, such as 127.0.0.1; empty: as `host`."""
     audit_log: str = ""
     """File for the audit log, one line of JSON for each change and each refusal; empty: the server's log has them."""
+    trust: str = ""
+    """TOML file of the keys that may sign the versions of tasks; empty: signatures are not looked at. Needs the extra
+    `signing`."""
     insecure: bool = False
     """Serve other machines without TLS or without tokens. Otherwise a server whose host is not this machine alone
     refuses to start without them."""
@@ -458,7 +461,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     flat: dict[str, Any] = {}
     for name, value in document.items():

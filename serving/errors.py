@@ -254,6 +254,17 @@ class CorruptSide(LoadError):
     transient: bool = False
 
 
+class UntrustedSide(LoadError):
+    """The trust policy does not let this version in: no signature, of other files, or of a key that is not trusted."""
+
+    reason = "UNTRUSTED_SIDE"
+    transient = True  # a signature comes without a commit, and the policy may change
+    message = "{task}:{version} is not trusted: {why}; sign it with a trusted key (sidecast sign)"
+    task: str
+    version: int
+    why: str
+
+
 class SideTooLarge(LoadError):
     """The side network's file has more bytes than the setting `max_side_bytes` allows."""
 

@@ -33,6 +33,21 @@ MAX_SCRAPES = 4
 MAX_REQUEST_BYTES = 1 << 14
 """Most bytes of a request's line and headers."""
 
+MAX_GRPC_CONNECTIONS = 4096
+"""Most connections to a gRPC port at once. Further ones are closed at once."""
+MAX_STREAMS = 4096
+"""Most calls of one gRPC connection at once. Further ones wait in the caller's process."""
+MAX_METADATA_BYTES = 2**14
+"""Most bytes of a gRPC call's metadata. gRPC refuses some of the calls that have more than half of it."""
+HANDSHAKE_MS = 10_000
+"""Longest that a caller may take for the handshakes of TLS and HTTP/2."""
+IDLE_MS = 30 * 60_000
+"""A gRPC connection without a call is closed after this time; a client connects again by itself."""
+SILENT_MS = 60_000
+"""A gRPC connection on which nothing came for this time is asked for a sign of life ..."""
+PING_MS = 20_000
+"""... and closed, with its calls, where none comes within this time: its caller was killed or is cut off."""
+
 PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 """Headers of an answer that is one line."""
 
@@ -286,11 +301,19 @@ def listen(host: str, port: int, setting: str, otherwise: str = "0: a free one")
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, Any]]:
-    """Options of a gRPC server: limits of a message, keep-alive, and a port that no other server can share."""
+    """Options of a gRPC server: its limits, keep-alive, and a port that no other server can share."""
     return [
         ("grpc.so_reuseport", 0),  # else a second server would share the port, and answer half of its calls
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_allowed_incoming_connections", MAX_GRPC_CONNECTIONS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", IDLE_MS),
+        ("grpc.keepalive_time_ms", SILENT_MS),
+        ("grpc.keepalive_timeout_ms", PING_MS),
+        ("grpc.http2.ping_timeout_ms", PING_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]

@@ -27,6 +27,11 @@ class StoredArtifact:
     """As they are in the store: their digest identifies the version."""
     blobs: "Blobs" = field(repr=False, compare=False)
 
+    @property
+    def manifest_sha256(self) -> str:
+        """The digest of its manifest, which identifies the version."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
+
     def download(self, folder: str | Path) -> Artifact:
         """Copy the version into a folder, verified, the manifest last. A file that is right already is kept.
 

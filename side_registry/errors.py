@@ -7,7 +7,7 @@
         VersionInUse  NothingToRollBack  RollbackUnclear       the change is not possible now
         RouteChanged  Contended
         InvalidName  InvalidSpec  InvalidRow  InvalidRoute     an argument is wrong
-        ArtifactError
+        ArtifactError  InvalidSignature  SigningFailed
         CorruptBlob  UnreadableCommit  LogReplaced             stored data is wrong
 
 Each has fields (so it pickles), a stable `reason`, and a message of one sentence that says what to do. Imports nothing
@@ -251,6 +251,23 @@ class ArtifactError(RegistryError):
     reason = "INVALID_ARTIFACT"
     message = "no usable artifact in {folder}: {why}"
     folder: str | Path
+    why: str
+
+
+class InvalidSignature(RegistryError):
+    """A signature is damaged, of other files, or of a key that is not trusted."""
+
+    reason = "INVALID_SIGNATURE"
+    message = "the signature does not hold: {why}; sign the version with a trusted key (sidecast sign)"
+    why: str
+
+
+class SigningFailed(RegistryError):
+    """A key cannot sign: it cannot be read, is of another kind, or the library is not installed."""
+
+    reason = "SIGNING_FAILED"
+    message = "cannot sign with {key}: {why}"
+    key: str
     why: str
 
 

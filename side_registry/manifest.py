@@ -164,6 +164,11 @@ class Artifact:
     """As they are on disk: their digest identifies the artifact."""
 
     @property
+    def manifest_sha256(self) -> str:
+        """The digest of its manifest, which identifies the artifact."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
+
+    @property
     def side_network(self) -> Path:
         """Its safetensors file."""
         return self.folder / SIDE_NETWORK

@@ -37,6 +37,7 @@ from side_registry.marker import find_marker, read_marker
 from side_registry.recent_tasks import read_recent, write_recent
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
+from side_registry.signing import Signatures, check_signature
 from side_registry.state import Fold, State, fold
 from side_registry.store import Store
 from side_registry.task import PRODUCTION, check_alias
@@ -74,6 +75,7 @@ class Registry:
         self._blobs = Blobs(store)
         self._log = Log(store)
         self._servers = Servers(store)
+        self._signatures = Signatures(store)
         self._state: State | None = None
         self._head_checked_at = time.monotonic()
         """When the newest commit of `_state` was last seen in the log."""
@@ -188,12 +190,26 @@ class Registry:
         """Copy a version into a folder: `artifact` and its `download` in one call, which raise the same errors."""
         return self.artifact(task, version).download(folder)
 
+    def signatures(self, manifest_sha256: str) -> list[bytes]:
+        """The signatures of the version with this manifest, unchecked. Raises StoreFailed."""
+        return self._signatures.of(manifest_sha256)
+
+    def add_signature(self, manifest_sha256: str, signature: bytes) -> None:
+        """Keep a signature of the version with this manifest. No commit: the history does not have it.
+
+        Raises:
+            InvalidSignature, RegistryNotFound, LogReplaced, StoreFailed.
+        """
+        self._check_marker()
+        self._signatures.add(manifest_sha256, signature)
+
     def publish(
         self,
         folder: str | Path,
         *,
         alias: str | None = None,
         allow_untrained: bool = False,
+        signature: bytes = b"",
         author: str | None = None,
         message: str = "",
     ) -> Published:
@@ -202,7 +218,12 @@ class Registry:
         The first version of a task becomes `production`, or `alias` where that is named; later ones move no alias but
         `alias`. A manifest that was published before is the same version again, unless that is retired.
 
+        Args:
+            signature: of the run, as `SigningKey.sign` makes it; it is kept before the commit, so that servers that
+                want one find it.
+
         Raises:
+            InvalidSignature: `signature` is none.
             ArtifactError: the folder is not a complete, sound run; its golden examples are too many tokens; or it is
                 untrained, without `allow_untrained`.
             RegistryNotFound, LogReplaced: the registry was deleted meanwhile, or another one is in its place.
@@ -213,7 +234,11 @@ class Registry:
         artifact = read_artifact(folder)
         check_publishable(artifact.manifest, folder, allow_untrained=allow_untrained)
         self._check_marker()
+        if signature:
+            check_signature(signature)
         digest = self._upload(artifact)
+        if signature:
+            self._signatures.add(digest, signature)
         generation, published = self.commit(
             lambda state: decisions.publish(state, artifact.manifest, digest, alias), author, message
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.samples import BenchmarkError
+from benchmarks.harness.secured import Credentials
 
 START_S = 1800.0
 STOP_S = 60.0
@@ -35,6 +37,14 @@ class Served:
     start_s: float
     """Seconds from the start of its process until it was ready."""
     pid: int
+    http_url: str = ""
+    """Empty: it has no HTTP API."""
+    credentials: Credentials | None = None
+    """Of callers, where it has TLS and tokens."""
+
+    def client(self) -> dict[str, Any]:
+        """Arguments of `Client` besides the address."""
+        return self.credentials.client() if self.credentials else {}
 
     @property
     def resident_bytes(self) -> int:
@@ -42,15 +52,20 @@ class Served:
         return psutil.Process(self.pid).memory_info().rss
 
 
-def counted(metrics_url: str) -> dict[str, float]:
+def counted(metrics_url: str, credentials: Credentials | None = None) -> dict[str, float]:
     """Return the value of every metric by name and labels, such as `sidecast_stage_seconds_sum backbone`.
 
     Raises:
         BenchmarkError: they cannot be read.
     """
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    request = urllib.request.Request(metrics_url)
+    if credentials:
+        handlers.append(urllib.request.HTTPSHandler(context=credentials.context()))
+        request.add_header("Authorization", f"Bearer {credentials.token()}")
+    direct = urllib.request.build_opener(*handlers)
     try:
-        with direct.open(metrics_url, timeout=ASK_S) as response:
+        with direct.open(request, timeout=ASK_S) as response:
             text = response.read().decode()
     except OSError as error:
         raise BenchmarkError(f"the server's metrics cannot be read: {error}") from None
@@ -62,10 +77,10 @@ def counted(metrics_url: str) -> dict[str, float]:
 
 
 @contextmanager
-def serve(**settings: Any) -> Iterator[Served]:
+def serve(credentials: Credentials | None = None, **settings: Any) -> Iterator[Served]:
     """Run a server until the block ends, with settings as in a configuration file: `max_batch_rows=64`.
 
-    It does not get SIDECAST_* variables.
+    It does not get SIDECAST_* variables. `credentials` are those of its callers, if its settings ask for some.
 
     Raises:
         BenchmarkError: it did not start; its error is on standard error.
@@ -86,9 +101,17 @@ def serve(**settings: Any) -> Iterator[Served]:
                 tasks=ready["tasks"],
                 start_s=time.perf_counter() - started,
                 pid=process.pid,
+                http_url=ready["http"] or "",
+                credentials=credentials,
             )
         finally:
             _stop(process)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def _toml(value: object) -> str:

@@ -23,6 +23,8 @@ import click
 
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.samples import BenchmarkError, plain_errors
+from benchmarks.harness.secured import Credentials
+from benchmarks.soak.http_calls import HttpCalls
 from serving.client import Answer, AsyncClient, Classification, Embedding, Predictions, Regression, SidecastError, Text
 from side_registry.task import PRODUCTION
 from sidecast.loadtest.loops import open_loop
@@ -35,6 +37,8 @@ MOST_ROWS = 3
 TOGETHER, PINNED, CANARIES, KEYED = 0.1, 0.1, 0.1, 0.3
 """Shares of requests. TOGETHER: one text for all tasks, half of them with a route key. Of the others: for a version
 that answered recently, for the alias CANARY, and with a route key."""
+OVER_HTTP = 0.3
+"""Share of the requests for one task that go over HTTP, where the server has TLS and tokens."""
 KEYS = ("ann", "bob", "cem", "dee")
 RECENT = 6
 """Number of the last answers of a task whose versions may be requested by number."""
@@ -69,28 +73,15 @@ class Record:
 
 
 @contextmanager
-def calling(
-    address: str,
-    tasks: Sequence[str],
-    text_tasks: Sequence[str],
-    texts: Sequence[str],
-    rate: float,
-    seed: int,
-    out: Path,
-    fewest: int = 0,
-) -> Iterator[None]:
+def calling(asked: Path, rate: float, seed: int, out: Path, fewest: int = 0) -> Iterator[None]:
     """Send requests while the block runs, and at least `fewest`. Afterwards, `read_records` reads the file `out`.
 
     Args:
-        text_tasks: those of `tasks` whose answers are texts.
+        asked: what to ask, as `write_asked` writes it.
 
     Raises:
         BenchmarkError: the process failed.
     """
-    asked = out.with_suffix(".asked.json")
-    asked.write_text(
-        json.dumps({"address": address, "tasks": tasks, "text_tasks": text_tasks, "texts": texts}), encoding="utf-8"
-    )
     words = (str(asked), str(out), "--rate", str(rate), "--seed", str(seed), "--fewest", str(fewest))
     process = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.PIPE, cwd=ROOT)
     try:
@@ -112,6 +103,7 @@ class Caller:
 
     Args:
         out: gets a line of JSON for each `Record`.
+        over_http: sends some of the requests for one task; None: all go over gRPC.
     """
 
     def __init__(
@@ -122,7 +114,9 @@ class Caller:
         texts: Sequence[str],
         seed: int,
         out: TextIO,
+        over_http: HttpCalls | None = None,
     ) -> None:
+        self._over_http = over_http
         self._client, self._tasks, self._text_tasks, self._texts, self._out = client, tasks, text_tasks, texts, out
         self._draw = random.Random(seed)
         self._recent: dict[str, deque[int]] = {task: deque(maxlen=RECENT) for task in tasks}
@@ -141,9 +135,12 @@ class Caller:
         how = self._how(self._recent[task])
         streams = task in self._text_tasks and self._draw.random() < 0.5
         inputs = self._inputs(1 if streams else self._draw.randint(1, MOST_ROWS))
+        http = self._over_http if self._over_http and self._draw.random() < OVER_HTTP else None
         rows, started = [self._texts[index] for index in inputs], time.monotonic()
         try:
-            if streams:
+            if http:
+                outcome = await (http.stream(task, rows[0], how) if streams else http.predict(task, rows, how))
+            elif streams:
                 outcome = await self._stream(task, rows[0], how)
             else:
                 outcome = _outcome(await self._client.predict(task, rows, **how))
@@ -230,11 +227,18 @@ async def run(
     seed: int,
     out: TextIO,
     fewest: int = 0,
+    ca: str = "",
+    token_file: str = "",
+    http_url: str = "",
 ) -> None:
-    """Send requests until standard input ends, `fewest` at least."""
+    """Send requests until standard input ends, `fewest` at least; over HTTP too where the server has TLS and tokens."""
     over = asyncio.Event()
-    async with AsyncClient(address, timeout=CALL_S, retry=False) as client:
-        asking = asyncio.create_task(Caller(client, tasks, text_tasks, texts, seed, out).ask(rate, seed, over, fewest))
+    credentials = Credentials(Path(ca), Path(token_file)) if ca else None
+    over_http = HttpCalls(http_url, credentials, CALL_S) if credentials else None
+    options = credentials.client() if credentials else {}
+    async with AsyncClient(address, timeout=CALL_S, retry=False, **options) as client:
+        caller = Caller(client, tasks, text_tasks, texts, seed, out, over_http)
+        asking = asyncio.create_task(caller.ask(rate, seed, over, fewest))
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         over.set()

@@ -2,17 +2,20 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.harness.models import Loaded
 from benchmarks.harness.samples import BenchmarkError, Step
-from benchmarks.harness.served import Served, serve
+from benchmarks.harness.secured import Issuer
+from benchmarks.harness.served import Served, free_port, serve
 from benchmarks.soak.audit import Fault, audit
 from benchmarks.soak.churn import Change, Churn
 from benchmarks.soak.load import Record, calling, read_records
 from benchmarks.soak.oracle import Oracle, distance
+from benchmarks.soak.trouble import Troubles, troubling, write_asked
 from benchmarks.soak.versions import make_spec, make_version
 from benchmarks.soak.vitals import Watch, look, watching
 from serving.client import Client
@@ -43,6 +46,10 @@ class Plan:
     """Minimum number of requests."""
     texts: int = 32
     seed: int = 0
+    secured: bool = False
+    """TLS and tokens, callers over HTTP too, callers that are killed, certificates and tokens that are renewed."""
+    trouble_s: float = 20.0
+    """Time between two callers that are killed, and between two renewals, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,9 @@ class Outcome:
     rounds: list[Round]
     after: Span
     """The time after the last round, without changes, as long as the steady half of a round."""
+    troubles: Troubles = field(default_factory=Troubles)
+    refusals: int = 0
+    """Calls that the server refused by the audit log."""
     faults: list[Fault] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
     """`Oracle.apart` of each task that was answered by two versions or more."""
@@ -122,21 +132,17 @@ class Soak:
         records = self._folder / "records.jsonl"
         tasks = [spec.name for spec in specs]
         text_tasks = [spec.name for spec in specs if KINDS[spec.kind].makes_text]
-        with serve(registry=self._folder / "registry", **self._loaded.settings(self._threads)) as served:
+        plan, asked = self._plan, self._folder / "asked.json"
+        issuer = Issuer(self._folder / "access") if plan.secured else None
+        with self._serve(issuer) as served, ExitStack() as stack:
             self._warm(served, tasks)
-            with (
-                watching(served, lambda: len(self.churn.changes)) as watch,
-                calling(
-                    served.address,
-                    tasks,
-                    text_tasks,
-                    self._texts,
-                    self._plan.rate,
-                    self._plan.seed,
-                    records,
-                    self._plan.fewest,
-                ),
-            ):
+            what = {"address": served.address, "tasks": tasks, "text_tasks": text_tasks, "texts": self._texts}
+            write_asked(asked, what, issuer, served.http_url)
+            watch = stack.enter_context(watching(served, lambda: len(self.churn.changes)))
+            troubles = Troubles()
+            with calling(asked, plan.rate, plan.seed, records, plan.fewest), ExitStack() as trouble:
+                if issuer:
+                    troubles = trouble.enter_context(troubling(issuer, asked, plan.trouble_s, plan.seed))
                 step("warm-up")
                 self._round(watch)
                 watch.vitals[:] = [look(served, len(self.churn.changes))]
@@ -147,7 +153,20 @@ class Soak:
                 after = self._rest()
                 watch.vitals.append(look(served, len(self.churn.changes)))
         step("audit")
-        return self._judge(Outcome(read_records(records), self.churn.changes, watch, rounds, after))
+        outcome = Outcome(read_records(records), self.churn.changes, watch, rounds, after, troubles)
+        if issuer:
+            outcome.refusals = issuer.refusals()
+        return self._judge(outcome)
+
+    @contextmanager
+    def _serve(self, issuer: Issuer | None) -> Iterator[Served]:
+        settings = {"registry": self._folder / "registry", **self._loaded.settings(self._threads)}
+        if issuer is None:
+            with serve(**settings) as served:
+                yield served
+            return
+        with serve(issuer.operator, http_port=free_port(), **settings, **issuer.settings()) as served:
+            yield served
 
     def _make(self, number: int, broken: bool) -> Path:
         self._made += 1
@@ -160,7 +179,7 @@ class Soak:
 
     def _warm(self, served: Served, tasks: Sequence[str]) -> None:
         """Ask all inputs once, so that all are cached: a later backbone pass is then caused by a change."""
-        with Client(served.address) as client:
+        with Client(served.address, **served.client()) as client:
             for _ in range(2):
                 client.predict_tasks(tasks, self._texts)
 

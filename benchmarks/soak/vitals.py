@@ -59,7 +59,7 @@ class Watch:
 
 def look(served: Served, changes: int) -> Vitals:
     """Read the server's metrics and its process's memory and CPU time."""
-    counts, process = counted(served.metrics_url), psutil.Process(served.pid)
+    counts, process = counted(served.metrics_url, served.credentials), psutil.Process(served.pid)
     with process.oneshot():
         return Vitals(
             at=time.monotonic(),
@@ -97,7 +97,7 @@ def watching(served: Served, changes: Callable[[], int], every_s: float = 1.0) -
                 raise
 
     with ThreadPoolExecutor(2) as threads:
-        with Client(served.address, timeout=None) as client:
+        with Client(served.address, timeout=None, **served.client()) as client:
             watchers = [threads.submit(watcher) for watcher in (sample, follow)]
             try:
                 yield seen

@@ -48,6 +48,24 @@ class Audit:
         log.warning("%s", audit_text(event), extra={"audit": event})
 
 
+def refuse_version(task: str, version: int, reason: str, why: str) -> None:
+    """Log that the server itself does not load a version. For the thread that loads."""
+    event = _event(
+        "refusal",
+        caller="",
+        tenant="",
+        peer="",
+        verb="load",
+        method="",
+        tasks=(task,),
+        result=reason,
+        request_id="",
+        version=version,
+        why=why[:MAX_TEXT],
+    )
+    log.warning("%s", audit_text(event), extra={"audit": event})
+
+
 def _event(
     event: str,
     *,

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from typing import Any
 
 from serving.access.caller import Caller
 from serving.access.scopes import Scope, Scopes
-from serving.access.watched_file import LOOK_EVERY_S, WatchedFiles
+from serving.access.watched_file import LOOK_EVERY_S, WatchedFiles, read_toml
 from serving.errors import Unauthenticated, UnusableFile
 
 PREFIX = "sc_"
@@ -90,10 +89,7 @@ def read_tokens(path: Path) -> list[TokenEntry]:
     Raises:
         OSError, ValueError: the file cannot be read, or an entry breaks a rule, which the message says.
     """
-    data = path.read_bytes()
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it has {len(data):,} bytes, at most {MAX_BYTES:,} are read")
-    document = tomllib.loads(data.decode())
+    document = read_toml(path.read_bytes(), MAX_BYTES)
     tables = document.get("token", [])
     if set(document) - {"token"} or not isinstance(tables, list):
         raise ValueError("it must have tables [[token]] and nothing else; 'sidecast token create' adds one")

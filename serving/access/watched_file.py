@@ -6,9 +6,10 @@ A change that cannot be used keeps what was read before: the log says why, once 
 import logging
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,16 @@ class WatchedFiles(Generic[Value]):
     def _signature(self) -> tuple[tuple[int, ...], ...]:
         """Of each file its time of change, size and inode; nothing of one that is not there."""
         return tuple(_stat(path) for path in self._paths)
+
+
+def read_toml(data: bytes, limit: int) -> dict[str, Any]:
+    """The document of a TOML file of at most `limit` bytes. Raises ValueError."""
+    if len(data) > limit:
+        raise ValueError(f"it has {len(data):,} bytes, at most {limit:,} are read")
+    try:
+        return tomllib.loads(data.decode())
+    except RecursionError:
+        raise ValueError("its tables or lists are too deep") from None
 
 
 def _stat(path: Path) -> tuple[int, ...]:

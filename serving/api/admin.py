@@ -293,6 +293,7 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
                 folder,
                 alias=header.alias or None,
                 allow_untrained=header.allow_untrained,
+                signature=header.signature,
                 **messages.read_change(header.change),
             )
         except ArtifactError as error:

@@ -147,10 +147,11 @@ class AsyncClient(_Caller):
         alias: str | None = None,
         message: str = "",
         allow_untrained: bool = False,
+        signature: bytes = b"",
         timeout: float | None = None,
     ) -> Published:
         """As `Client.publish`."""
-        return await self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
+        return await self._do(calls.publish(folder, alias, message, allow_untrained, signature), timeout)
 
     async def watch(self, *, timeout: float | None = None) -> AsyncIterator[Event]:
         """As `Client.watch`."""

@@ -216,6 +216,7 @@ class Client(_Caller):
         alias: str | None = None,
         message: str = "",
         allow_untrained: bool = False,
+        signature: bytes = b"",
         timeout: float | None = None,
     ) -> Published:
         """Upload a finished run as its task's next version.
@@ -224,11 +225,12 @@ class Client(_Caller):
             folder: the run's folder.
             alias: the alias to move to the version; None: `production` if the task is new, else none.
             allow_untrained: publish a run that `sidecast init` made, whose weights no training has changed.
+            signature: of the run, in the OpenSSF model-signing format; empty: none.
             timeout: seconds; None: no limit.
         Raises:
             InvalidArtifactError: the folder is no complete run, or an untrained one.
         """
-        return self._do(calls.publish(folder, alias, message, allow_untrained), timeout)
+        return self._do(calls.publish(folder, alias, message, allow_untrained, signature), timeout)
 
     def watch(self, *, timeout: float | None = None) -> Iterator[Event]:
         """Yield what the server serves: at once, then at every change, until the loop or the server ends."""

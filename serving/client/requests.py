@@ -199,7 +199,9 @@ def retire(task: str, version: int, message: str) -> Call[results.Retired]:
     return Call("admin", "Retire", request, read_retired)
 
 
-def publish(folder: str | Path, alias: str | None, message: str, allow_untrained: bool) -> Call[results.Published]:
+def publish(
+    folder: str | Path, alias: str | None, message: str, allow_untrained: bool, signature: bytes
+) -> Call[results.Published]:
     """Upload a finished run.
 
     Raises:
@@ -213,6 +215,7 @@ def publish(folder: str | Path, alias: str | None, message: str, allow_untrained
         alias=alias or "",
         change=_change(message),
         allow_untrained=allow_untrained,
+        signature=signature,
     )
     return Call("admin", "Publish", _upload(header, folder, _file_names(folder, manifest)), read_published)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,10 @@ MAX_HEAD_BYTES = 2**16
 """Most bytes of a request's line and headers; a head that came in one piece may have a little more."""
 MAX_CONNECTIONS = 4096
 """Most connections at once. Further ones are closed at once."""
+UNREAD_S = 30.0
+"""Longest that a caller may leave an answer unread while more of it waits, in seconds."""
+RESET = struct.pack("ii", 1, 0)
+"""Of a socket: closing it drops what it has not sent."""
 CUT_OFF_S = 1
 """Longest that requests may take to end once the server has stopped waiting for them, in seconds."""
 
@@ -79,6 +84,8 @@ class _Connection(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None
     """Ends the connection; set while a head is not complete."""
+    _unread: asyncio.TimerHandle | None = None
+    """Ends the connection; set while the caller does not read."""
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -89,7 +96,17 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_unread()
+        self._unread = self.loop.call_later(UNREAD_S, self._reset)
+
+    def resume_writing(self) -> None:
+        self._stop_unread()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -116,6 +133,17 @@ class _Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._head_bytes = 0
         self._waiting = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _reset(self) -> None:
+        """End the connection without its unread rest, which the system would keep for minutes otherwise."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -17,15 +17,25 @@ from ladder.decoding import Generation
 from ladder.errors import LadderError
 from ladder.side import SideNetwork, as_served, load_side
 from ladder.stacked import Side, SideBank
+from serving.access import TrustPolicy, refuse_version
 from serving.config import BatchConfig, LoadConfig
-from serving.engine import Resident, trim_heaps
-from serving.errors import CorruptSide, IncompatibleSide, LoadError, LoadFailed, SideTooLarge, TextsTooLong
+from serving.engine import Key, Resident, trim_heaps
+from serving.errors import (
+    CorruptSide,
+    IncompatibleSide,
+    LoadError,
+    LoadFailed,
+    SideTooLarge,
+    TextsTooLong,
+    UntrustedSide,
+)
 from serving.versions.replay import Replayer
 from serving.versions.visual import GoldenImages, ImageEncoder, check_visual
 from side_registry.blobs import StoredArtifact
 from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
+from side_registry.signing import signed_digests
 from side_registry.task import TaskSpec
 from side_registry.weights import frame_fault
 
@@ -42,6 +52,7 @@ class Loader:
         bank: storage for the weights of residents; None makes a new one.
         batch: limits of a batch of golden examples; None: the defaults.
         images: the server's vision encoder; None: versions that read images are refused.
+        trust: whose signatures a version needs; None: none is looked at.
     """
 
     def __init__(
@@ -53,12 +64,16 @@ class Loader:
         bank: SideBank | None = None,
         batch: BatchConfig | None = None,
         images: ImageEncoder | None = None,
+        trust: TrustPolicy | None = None,
     ) -> None:
         self._registry = registry
         self._backbone = backbone
         self._tokenizer = tokenizer
         self._config = config
         self._images = images
+        self._trust = trust
+        self._distrusted: dict[Key, str] = {}
+        """Why versions are not trusted, as the audit log has it."""
         self.bank = bank or SideBank(backbone)
         self.replayer = Replayer(backbone, tokenizer, config, batch or BatchConfig())
 
@@ -73,6 +88,7 @@ class Loader:
         """Download and verify one version. It must not serve before `replay` has ended.
 
         Raises:
+            UntrustedSide: the trust policy wants another signature. Nothing but the manifest was downloaded.
             IncompatibleSide: another backbone, tokenizer or vision encoder.
             SideTooLarge: more bytes than `max_side_bytes`.
             TextsTooLong: more tokens in a row than `max_row_tokens`.
@@ -81,6 +97,7 @@ class Loader:
         """
         with _load_errors(task, version):
             stored = self._registry.artifact(task, version)
+            self._check_trust(task, version, stored)
             self._check_manifest(task, version, stored.manifest)
             side = self._place(self._fetch(task, version, stored))
             return Resident(
@@ -115,6 +132,22 @@ class Loader:
         """Return the memory of evicted versions to the operating system. Takes milliseconds."""
         self.bank.trim()
         trim_heaps()
+
+    def _check_trust(self, task: str, version: int, stored: StoredArtifact) -> None:
+        """The signature covers the digests of all files; that the files have them is checked when they are read."""
+        if self._trust is None:
+            return
+        digest = stored.manifest_sha256
+        digests = signed_digests(stored.manifest, digest)
+        why = self._trust.fault(task, digests, self._registry.signatures(digest))
+        if not why:
+            self._distrusted.pop((task, version), None)
+            return
+        error = UntrustedSide(task, version, why)
+        if self._distrusted.get((task, version)) != why:
+            self._distrusted[task, version] = why
+            refuse_version(task, version, error.reason, why)
+        raise error
 
     def _check_manifest(self, task: str, version: int, manifest: Manifest) -> None:
         if manifest.task != task:

@@ -31,6 +31,7 @@ from side_registry.manifest import (
     need_side_network,
     parse_manifest,
 )
+from side_registry.signing.signatures import MAX_SIGNATURES
 from side_registry.weights import frame_fault
 
 LISTING = "export.json"
@@ -49,6 +50,8 @@ class ExportedVersion(Document):
     published_at: str = ""
     author: str = ""
     message: str = ""
+    signatures: tuple[str, ...] = Field(default=(), max_length=MAX_SIGNATURES, exclude_if=lambda value: not value)
+    """As the registry has them, unchecked."""
 
 
 class Export(Document):
@@ -71,6 +74,7 @@ class VerifiedVersion:
     """Its number in the registry that it came from."""
     manifest: Manifest
     manifest_sha256: str
+    signatures: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -171,7 +175,7 @@ def _verify_version(find: FindFile, source: Path, task: str, version: ExportedVe
             raise ArtifactError(source, f"{file} of {name} is missing or damaged; export it again")
         if file == SIDE_NETWORK and (fault := frame_fault(path)):
             raise ArtifactError(source, f"{file} of {name} is no whole safetensors file: {fault}; make the run again")
-    return VerifiedVersion(version.version, manifest, version.manifest_sha256)
+    return VerifiedVersion(version.version, manifest, version.manifest_sha256, version.signatures)
 
 
 def _check_free(target: Path, task: str) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 from side_registry.blobs import Blobs, blob_path
 from side_registry.decisions import publish_action
 from side_registry.documents import replacing
-from side_registry.errors import ArtifactError, RegistryNotFound
+from side_registry.errors import ArtifactError, InvalidSignature, RegistryNotFound
 from side_registry.log import Action, SetAlias
 from side_registry.maintenance.exports import (
     LISTING,
@@ -99,6 +99,7 @@ def import_task(
         target = Blobs(store)
         digests = _digests(versions)
         _upload(target, source, folder, digests, progress)
+        _add_signatures(registry, source, versions)
         generation, imported = registry.commit(
             lambda state: _decide(state, export, versions, aliases), author, message or _message(export)
         )
@@ -128,6 +129,9 @@ def _listing(registry: Registry, ref: TaskRef) -> Export:
                 published_at=entry.published_at,
                 author=entry.author,
                 message=entry.message,
+                signatures=tuple(
+                    signature.decode("utf-8", "replace") for signature in registry.signatures(entry.manifest_sha256)
+                ),
             )
             for entry in entries
         ),
@@ -139,6 +143,15 @@ def _digests(versions: Sequence[VerifiedVersion]) -> list[str]:
     """Of files and manifests, without repetition."""
     files = [blob.sha256 for version in versions for blob in version.manifest.files.values()]
     return list(dict.fromkeys([*files, *(version.manifest_sha256 for version in versions)]))
+
+
+def _add_signatures(registry: Registry, source: Path, versions: Sequence[VerifiedVersion]) -> None:
+    for version in versions:
+        for signature in version.signatures:
+            try:
+                registry.add_signature(version.manifest_sha256, signature.encode())
+            except InvalidSignature as error:
+                raise ArtifactError(source, f"a signature of version {version.version}: {error.why}") from None
 
 
 def _upload(target: Blobs, source: Path, folder: Path, digests: Sequence[str], progress: Progress) -> None:

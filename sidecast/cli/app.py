@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("training.train", "Train a side network for a task on labelled rows."),
     "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
     "publish": ("registry.publish", "Put a run's side network in the registry as its task's next version."),
+    "sign": ("registry.sign", "Sign a version that is in the registry."),
+    "verify": ("registry.sign", "Check the signatures of a version."),
     "promote": ("registry.changes", "Point an alias at a version, or split its traffic."),
     "rollback": ("registry.changes", "Point an alias back at the version before, or end its canary."),
     "retire": ("registry.changes", "Take a version out of service for good."),

@@ -25,6 +25,7 @@ from benchmarks import (
     bench_many,
     bench_peers,
     bench_pressure,
+    bench_secured,
     bench_server,
     bench_startup,
     bench_tasks,
@@ -177,6 +178,13 @@ def test_the_converted_backbone_says_what_ours_says_and_its_process_ends_at_what
 def test_a_precision_that_ctranslate2_lacks_is_one_line_here(loaded, tmp_path):
     with pytest.raises(BenchmarkError, match="no int7 here"):
         Converted(loaded, tmp_path, "int7")
+
+
+@pytest.mark.slow
+def test_bench_secured_runs_and_has_the_ratios_of_its_goals(tiny_t5, monkeypatch):
+    document = run(bench_secured, tiny_t5, "float32", monkeypatch)
+    assert missing("secured", document) == []
+    assert document["settings"]["callers"] == 2
 
 
 @pytest.mark.slow

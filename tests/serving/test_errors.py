@@ -27,6 +27,7 @@ EXAMPLES = [
     errors.NotThisPort("Publish"),
     errors.IncompatibleSide("sst2", "t5-small", "t5-base"),
     errors.CorruptSide("sst2", 3, "bits flipped", transient=True),
+    errors.UntrustedSide("sst2", 3, "it has no signature"),
     errors.SideTooLarge("sst2", 3, 2_000_000, 1_000_000),
     errors.TextsTooLong("sst2", 3, 65_536, 4096),
     errors.GoldenMismatch("sst2", 3, 0, "label 'a' instead of 'b'"),

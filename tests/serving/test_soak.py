@@ -74,6 +74,17 @@ def test_every_answer_is_right_and_nothing_is_left_behind(
     assert list(folders.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_killed_callers_and_renewals_cause_no_error(tiny_t5: Path, tmp_path: Path) -> None:
+    plan = Plan(tasks=VARIANTS, rounds=1, changes=3, pause_s=0.3, texts=4, fewest=60, secured=True, trouble_s=0.3)
+    loaded = load(str(tiny_t5), device="cpu", dtype="float32")
+    outcome = Soak(loaded, tmp_path / "soak", plan, threads=1).run()
+    assert (outcome.faults, outcome.refusals) == ([], 0)
+    assert outcome.troubles.killed > 0
+    assert outcome.troubles.renewed > 0
+    assert {type(record.answers[0]) for record in outcome.records if record.answers} == {list, str}
+
+
 # --- what the server keeps
 
 
@@ -127,6 +138,10 @@ def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
 
 def outcome(**changes: Any) -> Outcome:
     return dataclasses.replace(Outcome([RIGHT], [], Watch(), [], Span(0, 0), shares={"task-00": 1.0}), **changes)
+
+
+def test_a_refused_call_fails_the_script() -> None:
+    assert "3 calls were refused" in verdict(outcome(refusals=3))
 
 
 def test_a_fault_fails_the_script() -> None:

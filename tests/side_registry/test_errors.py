@@ -14,6 +14,7 @@ from side_registry.errors import (
     InvalidName,
     InvalidRoute,
     InvalidRow,
+    InvalidSignature,
     InvalidSpec,
     LogReplaced,
     NotARegistry,
@@ -22,6 +23,7 @@ from side_registry.errors import (
     RegistryNotFound,
     RollbackUnclear,
     RouteChanged,
+    SigningFailed,
     StoreFailed,
     UnknownAlias,
     UnknownTask,
@@ -113,6 +115,11 @@ MESSAGES = [
         "production of task 'sst2' cannot be routed so: version 7 is its own",
     ),
     (ArtifactError("/run", "it has no manifest.json"), "no usable artifact in /run: it has no manifest.json"),
+    (
+        InvalidSignature("it is no bundle"),
+        "the signature does not hold: it is no bundle; sign the version with a trusted key (sidecast sign)",
+    ),
+    (SigningFailed("key.pem", "it is no key"), "cannot sign with key.pem: it is no key"),
     (
         CorruptBlob("ab" * 32, "it is missing"),
         f"blobs/sha256/{'ab' * 32} is damaged: it is missing; publish the run that made it again to restore it",

@@ -1,5 +1,6 @@
 """`sidecast publish`: put a run into a registry as its task's next version, behind a gate where one is given."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.registry.changes import PRODUCTION, message, moved, tell, wait
 from sidecast.cli.registry.publish_gate import GateArguments, gate_options, gate_words, publish_gated
+from sidecast.cli.registry.sign import signing_key, signing_options
 from sidecast.cli.registry.views import Document, open_view
 from sidecast.cli.settings import GroupedCommand
 
@@ -21,6 +23,7 @@ from sidecast.cli.settings import GroupedCommand
 @click.option("--promote", is_flag=True, help="Point production at the new version: short for --alias production.")
 @click.option("--alias", help="Alias to point at the new version, such as production or canary.")
 @click.option("--allow-untrained", is_flag=True, help="Publish a run that no training has changed (sidecast init).")
+@signing_options("--sign", required=False)
 @message
 @wait
 @gate_options
@@ -32,6 +35,9 @@ def publish(
     promote: bool,
     alias: str | None,
     allow_untrained: bool,
+    key: Path | None,
+    certificate: Path | None,
+    chain: tuple[Path, ...],
     message: str,
     wait: float | None,
     as_json: bool,
@@ -45,9 +51,12 @@ def publish(
     With --require or --better-than, the run answers the labelled rows of --data first, as sidecast evaluate does. If it
     does not measure what is required, nothing is published, and the exit code is 1. The figures are kept with the
     version and in the history.
+
+    With --sign, the version is signed in the OpenSSF model-signing format, for servers with a trust policy.
     """
     if promote and alias is not None:
         raise UserError("--promote is short for --alias production; give one of the two")
+    signer = signing_key(key, certificate, chain)
     options.choose(registry=registry, server=server)
     artifact = read_artifact(run)
     check_publishable(artifact.manifest, run, allow_untrained=allow_untrained)  # before a registry is made for it
@@ -57,9 +66,9 @@ def publish(
     before = view.aliases(artifact.manifest.task)
     moving = PRODUCTION if promote else alias
     if record is None:
-        done = view.publish(run, moving, message, allow_untrained)
+        done = view.publish(run, moving, message, allow_untrained, signer)
     else:
-        done = publish_gated(view, artifact, record, moving, message, allow_untrained)
+        done = publish_gated(view, artifact, record, moving, message, allow_untrained, signer)
     production = done["aliases"].get(PRODUCTION, before.get(PRODUCTION))
     text = _published(done, before, production)
     if record is not None:

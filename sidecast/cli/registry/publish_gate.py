@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from side_registry import TaskSpec
+    from side_registry.signing import SigningKey
     from sidecast.cli.training.candidates import Backbones, Candidate
     from training.data import Example
     from training.publish_gate import PublishGate, Rival
@@ -203,13 +204,19 @@ class GateArguments:
 
 
 def publish_gated(
-    view: View, artifact: Artifact, record: Document, alias: str | None, message: str, allow_untrained: bool
+    view: View,
+    artifact: Artifact,
+    record: Document,
+    alias: str | None,
+    message: str,
+    allow_untrained: bool,
+    key: "SigningKey | None",
 ) -> Document:
     """Publish a run with a gate's record in its provenance."""
     from training.publishing import gated, message_with_gate
 
     with gated(artifact, record) as folder:
-        return view.publish(str(folder), alias, message_with_gate(message, record), allow_untrained)
+        return view.publish(str(folder), alias, message_with_gate(message, record), allow_untrained, key)
 
 
 def gate_words(record: Document) -> str:

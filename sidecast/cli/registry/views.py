@@ -5,11 +5,14 @@ Both give the same documents; of tasks, a server tells more: what it serves, and
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sidecast.cli import options
 from sidecast.cli.registry import routes
 from sidecast.cli.registry.routes import Document
+
+if TYPE_CHECKING:
+    from side_registry.signing import SigningKey
 
 
 class View(Protocol):
@@ -53,8 +56,10 @@ class View(Protocol):
         """The version of each alias of a task; empty if there is no such task."""
         ...
 
-    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
-        """Publish a run folder as its task's next version."""
+    def publish(
+        self, run: str, alias: str | None, message: str, allow_untrained: bool, key: "SigningKey | None"
+    ) -> Document:
+        """Publish a run folder as its task's next version, signed where there is a key."""
         ...
 
     def wait(self, generation: int, seconds: float) -> Document:
@@ -180,9 +185,17 @@ class RegistryView:
         known = self._registry.state().live.get(task)
         return known.serving if known else {}
 
-    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
+    def publish(
+        self, run: str, alias: str | None, message: str, allow_untrained: bool, key: "SigningKey | None"
+    ) -> Document:
         """As `View.publish`."""
-        done = self._registry.publish(run, alias=alias, message=message, allow_untrained=allow_untrained)
+        done = self._registry.publish(
+            run,
+            alias=alias,
+            message=message,
+            allow_untrained=allow_untrained,
+            signature=key.sign_run(run) if key else b"",
+        )
         return _published(done)
 
 
@@ -305,9 +318,17 @@ class ServerView:
                 raise
             return {}
 
-    def publish(self, run: str, alias: str | None, message: str, allow_untrained: bool) -> Document:
+    def publish(
+        self, run: str, alias: str | None, message: str, allow_untrained: bool, key: "SigningKey | None"
+    ) -> Document:
         """As `View.publish`."""
-        done = self._client.publish(run, alias=alias, message=message, allow_untrained=allow_untrained)
+        done = self._client.publish(
+            run,
+            alias=alias,
+            message=message,
+            allow_untrained=allow_untrained,
+            signature=key.sign_run(run) if key else b"",
+        )
         return _published(done)
 
 

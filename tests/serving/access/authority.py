@@ -7,8 +7,19 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+SIGNS = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 DAY = datetime.timedelta(days=1)
 
 
@@ -26,12 +37,15 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(_pem(itself.sign(self._key, hashes.SHA256())))
 
-    def issue(self, name: str, file: str = "") -> tuple[Path, Path]:
-        """Write a certificate and its key, over those that are there; their files."""
+    def issue(self, name: str, file: str = "", *, signs: bool = False) -> tuple[Path, Path]:
+        """Write a certificate and its key, over those that are there; their files. `signs`: for signing versions."""
         key = ec.generate_private_key(ec.SECP256R1())
         hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = _builder(_name(name), self._name, key)
         builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        if signs:
+            builder = builder.add_extension(SIGNS, critical=True)
+            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
         certificate = self._folder / f"{file or name}.crt"
         private = self._folder / f"{file or name}.key"
         certificate.write_bytes(_pem(builder.sign(self._key, hashes.SHA256())))

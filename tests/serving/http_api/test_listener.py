@@ -1,6 +1,7 @@
 """Connections: how many there are, and heads of requests that are slow or long."""
 
 import json
+import select
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.http import listener
-from tests.serving.api_kit import Parlour
+from tests.serving.api_kit import SST2, Parlour
 from tests.serving.http_api.kit import Asker
 
 
@@ -67,3 +68,18 @@ def test_connections_beyond_the_limit_are_closed(tmp_path: Path, monkeypatch: py
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
         assert is_closed(opened.enter_context(connect(parlour)))
+
+
+def test_an_answer_that_is_left_unread_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "UNREAD_S", 0.05)
+    body = json.dumps({"inputs": ["good"] * 1000}).encode()
+    head = f"POST /v1/tasks/sst2:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with Parlour(tmp_path, [SST2], http_port=None).open() as parlour, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", parlour.server.http_port or 0))
+        with suppress(ConnectionError):  # the server has closed the connection meanwhile
+            for _ in range(100):  # answers of some megabytes, which no buffer of the system holds
+                connection.sendall(head.encode() + body)
+        waiting = select.poll()
+        waiting.register(connection, 0)  # tells of an end alone, not of bytes that could be read
+        assert waiting.poll(30_000)
