@@ -1,16 +1,15 @@
 """Hooks of mkdocs.yml: what the site has that docs/ does not.
 
 The pages of docs/ are written for GitHub. Here they become pages of a site: links to files outside docs/ lead to a
-copy of the file under repository/, lists get the blank line and the indentation that Markdown's first dialect wants, and
-the reference is made from the code.
+copy of the file under repository/, lists get the blank line and the indentation that Python-Markdown wants, and the
+reference is made from the code.
 """
 
-import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from posixpath import normpath, relpath
+from posixpath import dirname, normpath, relpath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -26,6 +25,8 @@ COPIES = "repository"
 """Folder of the site for files of the repository that are not in docs/."""
 ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 LINK = re.compile(r"(?P<before>\]\(|\b(?:src|srcset|href)=\")(?P<target>[^)\"\s]+)(?=[)\"])")
+MARK = re.compile(r"^ *<!-- not run: .* -->\n", re.MULTILINE)
+"""Of a block that no test runs; it may not stand right above a fence in this dialect."""
 FENCE = re.compile(r"^ *```")
 ITEM = re.compile(r"^(?P<indent> *)(?:[-*]|\d+\.) ")
 
@@ -58,7 +59,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = inside if inside != here else f"{DOCS}/{here}"
     if here.startswith("reference/"):
         return markdown
-    text = "\n".join(_spaced(markdown.splitlines()))
+    text = "\n".join(_spaced(MARK.sub("", markdown).splitlines()))
     return LINK.sub(lambda match: match["before"] + _site_link(match["target"], source, here), text)
 
 
@@ -75,7 +76,7 @@ def _linked(source: str, path: Path) -> Iterator[str]:
     for match in LINK.finditer(path.read_text(encoding="utf-8")):
         target = match["target"].partition("#")[0]
         if target and not _is_outside(target):
-            yield normpath(f"{os.path.dirname(source)}/{target}").removeprefix("/")
+            yield normpath(f"{dirname(source)}/{target}").removeprefix("/")
 
 
 def _is_outside(target: str) -> bool:
@@ -93,12 +94,12 @@ def _site_link(target: str, source: str, here: str) -> str:
     if _is_outside(target):
         return target
     path, mark, anchor = target.partition("#")
-    wanted = normpath(f"{os.path.dirname(source)}/{path}").removeprefix("/")
+    wanted = normpath(f"{dirname(source)}/{path}").removeprefix("/")
     if (ROOT / wanted).is_dir():
         wanted = f"{wanted}/index.md"
     inside = wanted.removeprefix(f"{DOCS}/")
     placed = inside if inside != wanted else f"{COPIES}/{wanted}"
-    return relpath(placed, os.path.dirname(here) or ".") + mark + anchor
+    return relpath(placed, dirname(here) or ".") + mark + anchor
 
 
 def _spaced(lines: list[str]) -> Iterator[str]:

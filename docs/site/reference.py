@@ -1,4 +1,4 @@
-"""The reference pages of the site: of Python from docstrings, of the command line from its options, of gRPC from the protos."""
+"""The reference pages of the site, made from docstrings, from the commands and from the protos."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ from sidecast.cli.settings import OTHERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
-    "sidecast": "What most programs need: the client and its results, the registry, and `train`. A client needs no torch.",
+    "sidecast": "What most programs need: the client, its results, the registry and `train`. A client needs no torch.",
     "training": "Training, evaluation and publishing with every part given apart. It needs the extra `train`.",
     "ladder": "The model: backbones, side networks, answers. It needs the extra `train` or `serve`.",
     "vision": "Images: decoding, encoders, features. It needs the extra `train` or `serve`.",
