@@ -1,7 +1,6 @@
 """The pages whose blocks are executed, in order, in a folder that has what a reader has."""
 
 import contextlib
-import functools
 import json
 import os
 import shlex
@@ -43,7 +42,13 @@ def write_two_tasks(folder: Path) -> None:
 
 PAGES: dict[str, Callable[[Path], None] | None] = {
     "README.md": write_two_tasks,
+    "docs/guides/canary.md": write_reviews,
+    "docs/guides/csv.md": None,
+    "docs/guides/observe.md": write_reviews,
+    "docs/guides/publish.md": write_reviews,
+    "docs/guides/secure.md": write_reviews,
     "docs/python.md": write_reviews,
+    "docs/quickstart.md": None,
 }
 """By page: what makes its files, beside the backbone."""
 
@@ -58,20 +63,24 @@ class Reader:
 
     def run(self, block: Block) -> None:
         """Run one block. Raises what the block raises."""
-        text = functools.reduce(
-            lambda text, port: text.replace(f":{port}", f":{self.ports[port]}"), self.ports, block.text
-        )
         if block.title is not None:
             Path(block.title).parent.mkdir(parents=True, exist_ok=True)
-            Path(block.title).write_text(text, encoding="utf-8")
+            Path(block.title).write_text(self.addressed(block.text), encoding="utf-8")
         elif block.language == "python":
-            exec(compile("\n" * (block.line - 1) + text, str(block.page), "exec"), self.names)
+            text = "\n" * (block.line - 1) + self.addressed(block.text)
+            exec(compile(text, str(block.page), "exec"), self.names)
         elif block.language == "bash":
-            for command in commands_of(text):
+            for command in commands_of(block.text):
                 if command.startswith("sidecast serve"):
                     self.serve(command)
                 else:
-                    shell(command)
+                    shell(self.addressed(command))
+
+    def addressed(self, text: str) -> str:
+        """A text of the page with the server's ports in place of the page's."""
+        for page, port in self.ports.items():
+            text = text.replace(f"127.0.0.1:{page}", f"127.0.0.1:{port}")
+        return text
 
     def serve(self, command: str) -> None:
         """Start the server of a `sidecast serve` on free ports, until the page ends."""
@@ -92,11 +101,14 @@ def shell(command: str) -> str:
     Raises:
         AssertionError: the command fails.
     """
+    command, _, output = command.partition(" > ")
     words = shlex.split(command, comments=True)
     if words[0] == "sidecast":
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{command}\n{result.output}{result.stderr}"
-        return result.output
+        if output:
+            Path(output).write_text(result.stdout, encoding="utf-8")
+        return result.stdout
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
