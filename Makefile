@@ -10,16 +10,19 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed
 PEERS := $(VENV)/.installed-peers
 PINS := pyproject.toml constraints.txt
+# without the notice about its successor
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo demo-vision test test-fast test-slow test-cluster check fmt protos bench soak clean
+.PHONY: help setup setup-dev demo demo-vision test test-fast test-slow test-cluster check docs fmt protos bench soak clean
 
 help:
 	@echo "make demo   train three tasks on real text, serve them, swap one under load (seven minutes)"
 	@echo "make demo-vision  the same with questions about pictures, and a page of the answers"
 	@echo "make test   all test suites: fast, slow, and on Ray clusters of this machine"
-	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables, known vulnerabilities"
+	@echo "make check  format, lint, types, layer contracts, freshness of protos and tables, the documentation, known vulnerabilities"
+	@echo "make docs   build the documentation as a site into build/site, and check its links"
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer; TLS, tokens, killed callers (half an hour)"
@@ -80,6 +83,12 @@ check: $(DEV)
 	$(BIN)/python docs/generate_metrics.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/python -m tests.audit
+	$(MKDOCS) build --quiet
+
+# Pages, links and anchors are checked: a warning is an error (`strict` in mkdocs.yml).
+docs: $(DEV)
+	$(MKDOCS) build --quiet
+	@echo "the site is build/site: open build/site/index.html; search works from a server: python -m http.server --directory build/site"
 
 fmt: $(DEV)
 	$(BIN)/ruff check --fix .
