@@ -197,6 +197,17 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
             task.spec.CopyFrom(messages.write_spec(resident.spec))
         return pb.GetTaskResponse(task=task, generations=messages.write_generations(state))
 
+    async def version(self, task: str, version: int) -> tuple[pb.Version, Manifest]:
+        """One version as GetTask describes it, and its manifest.
+
+        Raises:
+            UnknownTask, UnknownVersion, StoreFailed.
+        """
+        state = self._pool.snapshot()
+        state.task_state(task).entry(version)
+        [described] = [known for known in messages.write_task(state, task).versions if known.version == version]
+        return described, await asyncio.to_thread(self._registry.manifest, task, version)
+
     async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:
         """List the registry's commits, oldest first."""
         if request.limit < 0:

@@ -128,7 +128,15 @@ class Server:
 
         pages = self._metrics_server.pages
         return make_app(
-            self._servicers, self.drain, self._inbox, pages, self._config, self._access, self._allow, echo_id=False
+            self._servicers,
+            self.drain,
+            self._inbox,
+            pages,
+            replace(self._config, port=0),  # that of Ray's proxy is not known here
+            self._access,
+            self._allow,
+            self.metrics,
+            echo_id=False,
         )
 
     @property
