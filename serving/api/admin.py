@@ -208,16 +208,14 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         [described] = [known for known in messages.write_task(state, task).versions if known.version == version]
         return described, await asyncio.to_thread(self._registry.manifest, task, version)
 
-    async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:
+    async def History(self, request: pb.HistoryRequest, context: CallContext) -> pb.HistoryResponse:
         """List the registry's commits, oldest first."""
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
         commits = await asyncio.to_thread(self._registry.history, request.task or None, request.limit)
         return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in commits])
 
-    async def GetComparison(
-        self, request: pb.GetComparisonRequest, context: ServicerContext
-    ) -> pb.GetComparisonResponse:
+    async def GetComparison(self, request: pb.GetComparisonRequest, context: CallContext) -> pb.GetComparisonResponse:
         """Answer how the versions of an alias's route compare on this server."""
         if request.disagreements < 0:
             raise InvalidInput("disagreements", f"must be at least 0, got {request.disagreements}")
@@ -229,7 +227,7 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         return write_comparisons(compared, self._comparisons.rolled_back(request.task, alias), request.disagreements)
 
     async def AwaitGeneration(
-        self, request: pb.AwaitGenerationRequest, context: ServicerContext
+        self, request: pb.AwaitGenerationRequest, context: CallContext
     ) -> pb.AwaitGenerationResponse:
         """Wait until every server that follows the registry serves a generation."""
         timeout_s = request.timeout.ToNanoseconds() / 1e9

@@ -152,6 +152,8 @@ class VersionDetails(TypedDict):
     resident: bool
     failure: str
     untrained: bool
+    metric: str
+    """That by which the task's versions are compared."""
     metrics: dict[str, float]
     """Scores on its validation rows."""
     calibration: dict[str, float | int] | None
@@ -234,6 +236,7 @@ def describe_details(version: pb.Version, manifest: Manifest) -> VersionDetails:
         resident=version.resident,
         failure=version.failure,
         untrained=version.untrained,
+        metric=manifest.spec.metric,
         metrics=manifest.metrics,
         calibration=manifest.calibration.model_dump() if manifest.calibration else None,
         provenance=manifest.provenance,
