@@ -54,7 +54,9 @@ def take(page: Any, url: str, name: str, look: str) -> None:
     page.set_viewport_size({"width": width, "height": max(height, 600)})
     page.wait_for_timeout(300)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(192, dither=Image.Dither.NONE).save(FOLDER / f"{name}-{look}.png", optimize=True)
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(
+        FOLDER / f"{name}-{look}.png", optimize=True
+    )
 
 
 def main(url: str, names: list[str]) -> None:

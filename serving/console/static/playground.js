@@ -134,7 +134,7 @@ export async function showPlayground(main, _, query, current) {
 			const answers = new Array(chosen.length);
 			const texts = chosen.map((choice, index) => index).filter((index) => byName.get(chosen[index].task).kind === "text");
 			const others = chosen.map((choice, index) => index).filter((index) => !texts.includes(index));
-			if (others.length) await together(others); // first: texts then find the backbone's pass in the cache
+			if (others.length) await together(others); // texts then find its pass in the cache
 			await Promise.all(texts.map(stream));
 			mark(answers);
 
@@ -158,7 +158,7 @@ export async function showPlayground(main, _, query, current) {
 					fill(heads[index], badge(`v${result.prediction.version}`));
 					fill(bodies[index], drawAnswer(task, result.prediction, isPlain() ? sent : sent[task.fields[0]]));
 				});
-				if (answer.timings) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000 });
+				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000 });
 				fill(timing, lanes.filter(Boolean));
 			}
 

@@ -1,4 +1,4 @@
-// All tasks: what runs, and how much is asked of it.
+// All tasks, and how much is asked of them.
 
 import { get } from "./api.js";
 import { badge, empty, fill, h, hue, ms, page, percent, rate, sparkline, tile } from "./dom.js";

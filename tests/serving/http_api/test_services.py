@@ -72,7 +72,8 @@ async def ask(app: Any, method: str, path: str, body: Any, token: str | None = N
     headers = [(b"content-type", b"application/json")]
     if token:
         headers.append((b"authorization", f"Bearer {token}".encode()))
-    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": query.encode()}
     await app(scope, receive, send)
     assert [event.get("more_body", False) for event in sent[1:]] == [True] * (len(sent) - 2) + [False]
     return sent[0]["status"], b"".join(event["body"] for event in sent[1:])
