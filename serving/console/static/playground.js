@@ -3,7 +3,7 @@
 import { events, get, may, post, Problem, taskPath } from "./api.js";
 import { drawAnswer, drawTimings, sameAnswer } from "./answers.js";
 import { badge, card, empty, fill, h, hue, ms, page } from "./dom.js";
-import { codeTabs, ImageFile, snippets } from "./snippets.js";
+import { codeTabs, snippets } from "./snippets.js";
 import { KINDS } from "./tasks.js";
 
 const FIRST_TASKS = 3;
@@ -105,7 +105,7 @@ export async function showPlayground(main, _, query, current) {
 			fill(code, empty("Choose a task."));
 			return;
 		}
-		const example = await row((file) => new ImageFile(file.name));
+		const example = await row((file) => file);
 		const streams = kept.chosen.length === 1 && byName.get(kept.chosen[0].task).kind === "text";
 		const shown = code.querySelector("[aria-selected=true]")?.textContent ?? language;
 		language = shown;

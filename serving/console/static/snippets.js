@@ -7,27 +7,21 @@ const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const python = (value) => {
 	if (typeof value === "string") return JSON.stringify(value);
 	if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
-	if (value instanceof ImageFile) return `Path(${JSON.stringify(value.name)})`;
+	if (value instanceof File) return `Path(${JSON.stringify(value.name)})`;
 	return `{${Object.entries(value).map(([key, inner]) => `${JSON.stringify(key)}: ${python(inner)}`).join(", ")}}`;
 };
 
-// Stands for an image in code: its file's name, not its bytes.
-export class ImageFile {
-	constructor(name) {
-		this.name = name;
-	}
-}
-
 const ref = (choice) => (choice.version ? `${choice.task}:${choice.version}` : choice.alias ? `${choice.task}@${choice.alias}` : choice.task);
 
-// chosen: [{task, version, alias}], row: a text or {name: text or ImageFile}, streams: one text task alone.
+// chosen: [{task, version, alias}], row: a text or {name: text or File}, streams: one text task alone.
 export function snippets(chosen, row, streams) {
 	const tls = location.protocol === "https:";
 	const asks = session.server.asks_tokens;
 	const port = session.server.grpc_port ?? "GRPC_PORT";
 	const host = `${location.hostname}:${port}`;
-	const images = typeof row === "object" && Object.values(row).some((value) => value instanceof ImageFile);
+	const images = typeof row === "object" && Object.values(row).some((value) => value instanceof File);
 	const one = chosen.length === 1;
+	files.length = 0;
 	return { Python: pythonCode(), curl: curlCode(), grpcurl: grpcurlCode() };
 
 	function pythonCode() {
@@ -42,29 +36,34 @@ export function snippets(chosen, row, streams) {
 	}
 
 	function curlCode() {
-		const inputs = JSON.stringify([withImages(row, (file) => ({ b64: `@${file.name}@` }))]);
+		const inputs = JSON.stringify([withImages(row, (file) => ({ b64: mark(file) }))]);
 		const body = one ? `{"inputs": ${inputs}${streams ? ', "stream": true' : ""}}` : `{"tasks": ${JSON.stringify(chosen.map(ref))}, "inputs": ${inputs}}`;
 		const path = one ? `v1/tasks/${ref(chosen[0])}:predict` : "v1/predict";
-		const data = quote(body).replace(/@([^"@]+)@/g, (_, name) => `'"$(base64 -w0 ${quote(name)})"'`);
+		const data = shell(body);
 		return [`curl ${streams ? "-N " : ""}${new URL(path, new URL(".", document.baseURI))} \\`, "  -H 'Content-Type: application/json' \\", ...(asks ? ['  -H "Authorization: Bearer $SIDECAST_TOKEN" \\'] : []), `  -d ${data}`].join("\n");
 	}
 
 	function grpcurlCode() {
 		const message = typeof row === "string" ? { text: row } : {
 			...(Object.values(row).some((value) => typeof value === "string") ? { fields: Object.fromEntries(Object.entries(row).filter(([, value]) => typeof value === "string")) } : {}),
-			...(images ? { images: Object.fromEntries(Object.entries(row).filter(([, value]) => value instanceof ImageFile).map(([name, file]) => [name, `@${file.name}@`])) } : {}),
+			...(images ? { images: Object.fromEntries(Object.entries(row).filter(([, value]) => value instanceof File).map(([name, file]) => [name, mark(file)])) } : {}),
 		};
 		const which = ({ task, version, alias }) => ({ task, ...(version ? { version } : alias ? { alias } : {}) });
 		const body = one ? { ...which(chosen[0]), ...(streams ? { row: message } : { rows: [message] }) } : { tasks: chosen.map(which), rows: [message] };
 		const method = streams ? "Generate" : one ? "Predict" : "PredictTasks";
-		const data = quote(JSON.stringify(body)).replace(/@([^"@]+)@/g, (_, name) => `'"$(base64 -w0 ${quote(name)})"'`);
+		const data = shell(JSON.stringify(body));
 		return [`grpcurl ${tls ? "" : "-plaintext "}\\`, ...(asks ? ['  -H "authorization: Bearer $SIDECAST_TOKEN" \\'] : []), `  -d ${data} \\`, `  ${host} sidecast.v1.Sidecast/${method}`].join("\n");
 	}
 }
 
+// An image in JSON is a mark, for which the shell puts the file's bytes.
+const files = [];
+const mark = ({ name }) => `\uE000${files.push(name) - 1}\uE000`;
+const shell = (json) => quote(json).replace(/\uE000(\d+)\uE000/g, (_, index) => `'"$(base64 -w0 ${quote(files[index] ?? "")})"'`);
+
 function withImages(row, make) {
 	if (typeof row === "string") return row;
-	return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, value instanceof ImageFile ? make(value) : value]));
+	return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, value instanceof File ? make(value) : value]));
 }
 
 // Tabs that show one of the texts, with a button that copies it.
