@@ -53,6 +53,7 @@ $(DEV): $(PINS) | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	$(BIN)/python tests/deploy/tools.py
+	$(BIN)/python tests/serving/console/chromium.py
 	@touch $(USER) $(DEMO) $@
 
 demo: $(DEMO)

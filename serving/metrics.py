@@ -155,6 +155,11 @@ class Metrics:
         self.cache_entries = make.gauge("sidecast_cache_entries", "Inputs in the activation cache.")
         for cause in EVICTION_CAUSES:
             self.cache_evictions.labels(cause)
+        self.cached_rows = make.counter(
+            "sidecast_cached_rows",
+            "Rows whose input's activations were in the cache, shadows' included.",
+            ("task", "version"),
+        )
 
     def _add_images(self, make: "_Maker") -> None:
         self.image_cache_hits = make.counter(
@@ -222,6 +227,7 @@ class Metrics:
                 self.requests,
                 self.request_seconds,
                 self.rows,
+                self.cached_rows,
                 self.truncated_rows,
                 self.load_failures,
                 self.task_queue_rows,
@@ -243,6 +249,7 @@ class Metrics:
             self.requests,
             self.request_seconds,
             self.rows,
+            self.cached_rows,
             self.shadow_rows,
             self.shadow_drift,
             self.shadow_seconds,
@@ -336,6 +343,11 @@ class Metrics:
         """Count look-ups in the activation cache, in inputs."""
         self.cache_hits.inc(hits)
         self.cache_misses.inc(misses)
+
+    def cached(self, task: str, version: int, rows: int) -> None:
+        """Count a version's rows whose input's activations were in the cache."""
+        if self._is_served(task, version):
+            self.cached_rows.labels(task, version).inc(rows)
 
     def cache_evicted(self, cause: str, inputs: int) -> None:
         """Count inputs that left the activation cache. `cause` is one of EVICTION_CAUSES."""

@@ -126,8 +126,9 @@ class Server:
         assert self._metrics_server
         assert self._access
         pages, allow = self._metrics_server.pages, scrape_guard(self._access, asyncio.get_running_loop())
-        tracer = self.metrics.tracer
-        app = make_app(servicers, self.drain, self._inbox, pages, self.config, self._access, allow, tracer=tracer)
+        assert self._components
+        config = replace(self.config, port=self.port, device=self._components.device)
+        app = make_app(servicers, self.drain, self._inbox, pages, config, self._access, allow, self.metrics)
         self._http = HttpServer(app, self._http_listener, self._certificates)
         await self._http.start()
 

@@ -1,6 +1,6 @@
 """Who calls, and what may they do: TLS certificates, tokens, scopes, rate limits, the audit log. Knows no gRPC."""
 
-from serving.access.access import REQUEST_ID, Access, check_exposure, request_id_of, scrape_guard
+from serving.access.access import LOOPBACK, REQUEST_ID, Access, check_exposure, request_id_of, scrape_guard
 from serving.access.audit import refuse_version
 from serving.access.caller import ANYBODY, Caller
 from serving.access.certificates import Certificates, Pem, open_certificates
@@ -10,6 +10,7 @@ from serving.access.trust import TrustPolicy
 __all__ = [
     "ADMIN",
     "ANYBODY",
+    "LOOPBACK",
     "PREDICT",
     "PUBLISH",
     "READ",

@@ -4,7 +4,7 @@ A pattern is a shell's: `*` is any text, `?` one character, `[abc]` one of these
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -64,6 +64,11 @@ class Scopes:
         held = tuple(scopes)
         for verb, by in GRANTED_BY.items():
             self._patterns[verb] = tuple(dict.fromkeys(scope.pattern for scope in held if scope.verb in by))
+
+    @property
+    def patterns(self) -> Mapping[str, Sequence[str]]:
+        """By verb: patterns of the tasks for which it is allowed."""
+        return self._patterns
 
     def allow(self, verb: str, task: str) -> bool:
         """Whether the verb is allowed for the task."""

@@ -197,16 +197,25 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
             task.spec.CopyFrom(messages.write_spec(resident.spec))
         return pb.GetTaskResponse(task=task, generations=messages.write_generations(state))
 
-    async def History(self, request: pb.HistoryRequest, context: ServicerContext) -> pb.HistoryResponse:
+    async def version(self, task: str, version: int) -> tuple[pb.Version, Manifest]:
+        """One version as GetTask describes it, and its manifest.
+
+        Raises:
+            UnknownTask, UnknownVersion, StoreFailed.
+        """
+        state = self._pool.snapshot()
+        state.task_state(task).entry(version)
+        [described] = [known for known in messages.write_task(state, task).versions if known.version == version]
+        return described, await asyncio.to_thread(self._registry.manifest, task, version)
+
+    async def History(self, request: pb.HistoryRequest, context: CallContext) -> pb.HistoryResponse:
         """List the registry's commits, oldest first."""
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
         commits = await asyncio.to_thread(self._registry.history, request.task or None, request.limit)
         return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in commits])
 
-    async def GetComparison(
-        self, request: pb.GetComparisonRequest, context: ServicerContext
-    ) -> pb.GetComparisonResponse:
+    async def GetComparison(self, request: pb.GetComparisonRequest, context: CallContext) -> pb.GetComparisonResponse:
         """Answer how the versions of an alias's route compare on this server."""
         if request.disagreements < 0:
             raise InvalidInput("disagreements", f"must be at least 0, got {request.disagreements}")
@@ -218,7 +227,7 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         return write_comparisons(compared, self._comparisons.rolled_back(request.task, alias), request.disagreements)
 
     async def AwaitGeneration(
-        self, request: pb.AwaitGenerationRequest, context: ServicerContext
+        self, request: pb.AwaitGenerationRequest, context: CallContext
     ) -> pb.AwaitGenerationResponse:
         """Wait until every server that follows the registry serves a generation."""
         timeout_s = request.timeout.ToNanoseconds() / 1e9

@@ -144,6 +144,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             priority=request.priority,
             tenant=self._tenants.of(context),
             route_key=request.route_key,
+            times=getattr(context, "times", None),
         )
 
     def _count(

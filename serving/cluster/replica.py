@@ -137,11 +137,11 @@ class Server:
             self.drain,
             self._inbox,
             pages,
-            self._config,
+            replace(self._config, port=0),  # that of Ray's proxy is not known here
             self._access,
             self._allow,
+            self.metrics,
             echo_id=False,
-            tracer=self.metrics.tracer,
         )
 
     @property

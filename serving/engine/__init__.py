@@ -13,6 +13,7 @@ from serving.engine.device import (
     trim_heaps,
 )
 from serving.engine.engine import Engine
+from serving.engine.request_times import RequestTimes
 from serving.engine.rows import EncodedImage, EngineRow, Event, Key, Resident
 from serving.engine.warmup import warm_up
 
@@ -25,6 +26,7 @@ __all__ = [
     "FinishReason",
     "Key",
     "Piece",
+    "RequestTimes",
     "Resident",
     "TextProgress",
     "check_fits",

@@ -24,6 +24,8 @@ class Reading:
     inputs: tuple[int, ...]
     """Their indices in the batch, in the order of the pass."""
     backbone_pass: BackbonePass
+    known: frozenset[int] = frozenset()
+    """Indices of the inputs that the cache knew."""
 
 
 class CachedBackbone:
@@ -61,7 +63,8 @@ class CachedBackbone:
         fresh = self._run([keys[index] for index in missing], depth, division) if missing else []
         if known:
             taps = fresh[0] if fresh else None
-            return [Reading(everything, self._backbone_pass(keys, known, taps, depth, needs_first_step))]
+            joined = self._backbone_pass(keys, known, taps, depth, needs_first_step)
+            return [Reading(everything, joined, frozenset(known))]
         readings = []
         chosen = set(needs_first_step)
         for group, taps in zip(division.groups, fresh, strict=True):

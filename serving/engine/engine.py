@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 
 import torch
 
@@ -26,9 +27,10 @@ from serving.engine.circuit_breaker import CircuitBreaker
 from serving.engine.detokenizer import IncrementalDetokenizer, Piece
 from serving.engine.images import odd_rows, stack_images
 from serving.engine.outcomes import checked, log_failures
-from serving.engine.rows import Deliver, EngineRow, Event, Resident
+from serving.engine.request_times import DeviceStage, RequestTimes, times_of
+from serving.engine.rows import Deliver, EngineRow, Event, Key, Resident
 from serving.errors import OutOfMemory, PassTooLarge, SideFailed
-from serving.metrics import Metrics, Stage
+from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -225,14 +227,37 @@ class Engine:
     def _begin(self, rows: Sequence[EngineRow], deliver: Deliver) -> None:
         """Run the backbone once for all rows; answer those that need no text, and let the others join the texts."""
         planned = plan([row.model_row for row in rows])
-        with self._timed("backbone"):
+        asked = times_of(row.times for row in rows)
+        with self._timed("backbone", asked):
             readings = self._cached_backbone.read(planned.inputs, planned.depth, planned.first_step_inputs)
             images = stack_images(self.backbone, rows, planned.images) if planned.images else None
+        known = frozenset().union(*(reading.known for reading in readings))
+        if known or asked:
+            self._note_inputs(rows, planned.groups, known)
+        for times in asked:
+            times.batch_rows += len(rows)
         for reading in readings:
             groups = planned.select(reading.inputs)
             scored = [group for group in groups if not group.makes_texts]
             self._score(rows, scored, reading.backbone_pass, images, deliver)
             self._join(rows, [group for group in groups if group.makes_texts], reading.backbone_pass, images)
+
+    def _note_inputs(self, rows: Sequence[EngineRow], groups: Sequence[Group], known: frozenset[int]) -> None:
+        """Count each version's rows whose input was in the cache, and what a request's inputs were."""
+        cached: dict[Key, int] = {}
+        inputs: dict[RequestTimes, set[int]] = {}
+        for group in groups:
+            for index, read in zip(group.indices, group.inputs, strict=True):
+                row = rows[index]
+                if read in known:
+                    cached[row.resident.key] = cached.get(row.resident.key, 0) + 1
+                if row.times:
+                    inputs.setdefault(row.times, set()).add(read)
+        for (task, version), count in cached.items():
+            self._metrics.cached(task, version, count)
+        for times, read_by in inputs.items():
+            times.inputs += len(read_by)
+            times.cached_inputs += len(read_by & known)
 
     def _score(
         self,
@@ -246,9 +271,13 @@ class Engine:
             return
         alone = {rows[index].resident.key for group in groups if group.has_one_side for index in group.indices}
         since = self._clock()
+        began = {times: (perf_counter(), times.side) for times in times_of(row.times for row in rows)}
 
         def deliver_outcomes(outcomes: Sequence[tuple[int, Answer | Exception]]) -> None:
             nonlocal since
+            for times in began and times_of(rows[index].times for index, _ in outcomes):
+                at, before = began[times]
+                times.side = before + perf_counter() - at  # before its answer: nothing may be noted after it
             resident = rows[outcomes[0][0]].resident  # all of them are of one side network
             slow = None
             if resident.key in alone:
@@ -300,8 +329,11 @@ class Engine:
             return
         began = self._clock()
         try:
-            with self._timed("decode"):
+            asked = times_of(row.times for row in self._running)
+            with self._timed("decode", asked):
                 steps = self._texts.step()
+            for times in asked:
+                times.steps += 1
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -396,9 +428,16 @@ class Engine:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _timed(self, stage: Stage) -> Iterator[None]:
-        """Time a stage; on a GPU until the work is done, not until it is launched."""
+    def _timed(self, stage: DeviceStage, asked: Collection[RequestTimes] = ()) -> Iterator[None]:
+        """Time a stage; on a GPU until the work is done, not until it is launched.
+
+        Args:
+            asked: of the requests that want to know it.
+        """
+        began = perf_counter()
         with self._metrics.timed(stage):
             yield
             if self.backbone.device.type == "cuda":
                 torch.cuda.synchronize(self.backbone.device)
+        for times in asked:
+            times.add(stage, perf_counter() - began)

@@ -19,6 +19,7 @@ from ladder.answering import Answerer, Generate, Row, Words
 from ladder.answers import Answer
 from ladder.backbone.tokenizer import Pair
 from serving.engine.detokenizer import Piece
+from serving.engine.request_times import RequestTimes
 
 Key = tuple[str, int]
 """(task, version)."""
@@ -76,6 +77,8 @@ class EngineRow:
     """Deliver its text piece by piece, and then whole."""
     words: Words | None = None
     """The words of its text, for a task that tags them."""
+    times: RequestTimes | None = None
+    """Where its stages' times are noted; None: nobody asks."""
 
     @property
     def how(self) -> Answerer:

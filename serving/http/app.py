@@ -12,12 +12,14 @@ from google.protobuf.descriptor import ServiceDescriptor
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 
-from serving.access import Access
+from serving.access import LOOPBACK, Access
 from serving.api import Drain, Inbox
 from serving.config import ServeConfig
 from serving.errors import DeadlineExpired, Draining, InvalidInput, ServingError, Unauthenticated
+from serving.http.admin import Admin
 from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
+from serving.http.console import Console, check_origin
 from serving.http.errors import MethodNotAllowed, NoRoute
 from serving.http.open_inference import HEADER_LENGTH, OpenInference
 from serving.http.openai import OpenAI
@@ -27,8 +29,10 @@ from serving.http.pages import Pages
 from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
 from serving.http.services import Services
+from serving.http.statistics import ServerState
 from serving.http.tasks import Tasks
 from serving.logs import request_id
+from serving.metrics import Metrics
 from serving.ports import Allow, StatusPages
 from serving.tracing import RequestTrace, Tracer, current_trace
 
@@ -52,9 +56,9 @@ def make_app(
     config: ServeConfig,
     access: Access,
     allow: Allow,
+    metrics: Metrics,
     *,
     echo_id: bool = True,
-    tracer: Tracer | None = None,
 ) -> App:
     """The application. Use it on the event loop of the servicers.
 
@@ -63,16 +67,29 @@ def make_app(
         drain, inbox: gRPC's: calls in flight and their bytes count together.
         access: decides who may call what.
         allow: decides who may read the metrics.
+        metrics: the servicers'; its tracer traces the requests.
         echo_id: send each request's id back in a header; Ray does it by itself.
-        tracer: traces the requests; None: no traces.
     """
-    services = Services(servicers, config.request.max_request_rows, access)
-    parts = (Tasks(services), OpenInference(services), OpenAI(services), Pages(pages, allow))
+    services = Services(
+        servicers, config.request.max_request_rows, access, allows_changes=config.access.admin_port is None
+    )
+    parts = (
+        Tasks(services),
+        Admin(services),
+        ServerState(services, metrics, config, access),
+        OpenInference(services),
+        OpenAI(services),
+        Pages(pages, allow),
+    )
     operations = [operation for part in parts for operation in part.operations()]
     operations.append(_document(operations))
-    endpoints = [Endpoint(operation, drain, inbox, access, config.max_message_bytes) for operation in operations]
+    operations += Console().operations()
+    is_local = not access.asks and bool(LOOPBACK.fullmatch(config.host))
+    endpoints = [
+        Endpoint(operation, drain, inbox, access, config.max_message_bytes, is_local) for operation in operations
+    ]
     routes = [Route(each.operation.path, each, methods=[each.operation.method]) for each in endpoints]
-    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id, tracer)
+    return Requests(Router(routes, redirect_slashes=False, default=_no_route), echo_id, metrics.tracer)
 
 
 class Requests:
@@ -139,14 +156,24 @@ class Endpoint:
 
     Args:
         max_bytes: of a body.
+        is_local: the server is for callers on this machine, who need no token.
     """
 
-    def __init__(self, operation: Operation, drain: Drain, inbox: Inbox, access: Access, max_bytes: int) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        drain: Drain,
+        inbox: Inbox,
+        access: Access,
+        max_bytes: int,
+        is_local: bool = False,
+    ) -> None:
         self.operation = operation
         self._drain = drain if not operation.lasting else Drain()  # one that never begins
         self._inbox = inbox
         self._access = access
         self._max_bytes = max_bytes
+        self._is_local = is_local
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         """Answer one request, as ASGI has it."""
@@ -161,6 +188,8 @@ class Endpoint:
             if self._drain.draining:
                 raise Draining()  # before the body is read
             body = None
+            if self.operation.is_change:
+                check_origin(call.headers, is_local=self._is_local)
             if self.operation.request:
                 await self._identify(call)
                 check_headers(call.headers, binary=self.operation.binary)

@@ -8,6 +8,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -87,6 +88,15 @@ def parse(data: bytes, model: type[Model]) -> Model:
         raise InvalidInput("body", f"holds more than {MAX_MARKS:,} values; send it in parts")
     try:
         return model.model_validate_json(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    raise InvalidInput(_path(fault["loc"]), fault["msg"].removeprefix("Value error, "))
+
+
+def parse_query(text: str, model: type[Model]) -> Model:
+    """The query of a path as `model`. Raises InvalidInput: an unknown name, or a value that breaks a rule."""
+    try:
+        return model.model_validate_strings(dict(parse_qsl(text, keep_blank_values=True)))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     raise InvalidInput(_path(fault["loc"]), fault["msg"].removeprefix("Value error, "))

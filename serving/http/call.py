@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from serving.engine import RequestTimes
 from serving.errors import DeadlineExpired, InvalidInput
 from serving.http.errors import BodyTooLarge, BodyTooSlow
 
@@ -51,6 +52,8 @@ class HttpCall:
         """What follows the JSON of the body: binary tensors of the Open Inference Protocol."""
         self.status = 0
         """Of the response; 0 until it begins."""
+        self.times: RequestTimes | None = None
+        """Where the servicer notes the time of each stage; None: the caller does not ask."""
         self.admitted = False
         """It has reached a servicer, which counts it."""
         self._deadline: float | None = None

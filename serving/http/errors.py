@@ -40,6 +40,15 @@ class MethodNotAllowed(HttpError):
     allowed: str
 
 
+class ForeignPage(HttpError):
+    """A page of another site has a browser send a change."""
+
+    reason = "FOREIGN_PAGE"
+    status = 403
+    message = "a page of {origin!q} may not change the registry; open the console of this server, or use another client"
+    origin: str
+
+
 class BodyTooSlow(HttpError):
     """The caller stopped sending before the body was complete."""
 

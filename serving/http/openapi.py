@@ -92,6 +92,7 @@ def _describe(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> di
             {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
             for name, text in operation.parameters.items()
         ]
+        + _queries(operation)
         + ([] if operation.lasting else HEADERS),
         "responses": _responses(operation, schemas),
     }
@@ -101,6 +102,15 @@ def _describe(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> di
             "content": {"application/json": {"schema": schemas[operation.request]}},
         }
     return described
+
+
+def _queries(operation: Operation) -> list[dict[str, Any]]:
+    """The parameters of the query, which are all optional."""
+    properties = operation.query.model_json_schema()["properties"] if operation.query else {}
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in properties.items()
+    ]
 
 
 def _responses(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:

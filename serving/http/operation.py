@@ -25,6 +25,8 @@ class Operation:
     """Called with the HttpCall and, if there is one, the body."""
     request: type[Body] | None = None
     """Of the body; None: it has none."""
+    query: type[Body] | None = None
+    """Of the path's query; None: what it has is ignored."""
     responses: Mapping[str, Any]
     """Type of the response with status 200, by media type. `str` and `bytes` are free text and any bytes."""
     negative: Mapping[int, Any] = field(default_factory=dict)
@@ -35,6 +37,8 @@ class Operation:
     """A request that is refused before its task is known counts in the metrics."""
     lasting: bool = False
     """It answers while the server shuts down, and a drain does not wait for it."""
+    is_change: bool = False
+    """It changes the registry: pages of other sites must not have a browser send it."""
     tag: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Descriptions of the path's parameters."""

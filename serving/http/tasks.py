@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from http import HTTPMethod
+from time import perf_counter
+from types import MappingProxyType
 from typing import Annotated, Any, NotRequired
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -11,10 +13,11 @@ from typing_extensions import TypedDict
 
 from ladder.answers import Answer
 from protos import sidecast_pb2 as pb
-from serving.engine import Piece
+from serving.engine import Piece, RequestTimes
 from serving.errors import InvalidInput, detached
 from serving.http.body import Body, Int64, Name, Priority, Row, Seconds, Version, read_input, read_inputs
 from serving.http.call import HttpCall
+from serving.http.documents import RouteDocument, Timings, describe, describe_times
 from serving.http.operation import Operation, Reply
 from serving.http.problem import Problem, problem_of
 from serving.http.replies import EVENT_STREAM, begin, event, json_bytes, json_reply, with_member, write_list
@@ -65,6 +68,8 @@ class Options(Body):
     """Where an alias's traffic is split, requests of one key get one version; empty: at random."""
     generation: GenerationSettings | None = None
     """For text tasks."""
+    timings: bool = False
+    """Say where the time went."""
 
     def fields(self) -> dict[str, Any]:
         """Fields of a message, but for the time, which the call itself keeps."""
@@ -136,6 +141,7 @@ class Predicted(TypedDict):
     """The alias that led to the version; null where the version was asked for."""
     labels: NotRequired[list[str]]
     """In the order of each answer's scores."""
+    timings: NotRequired[Timings]
     answers: list[Answered]
 
 
@@ -150,6 +156,8 @@ class TaskResult(TypedDict):
 class Results(TypedDict):
     """One result for each task, in their order."""
 
+    timings: NotRequired[Timings]
+    """Of all tasks together."""
     results: list[TaskResult]
 
 
@@ -165,6 +173,8 @@ class TaskVersion(TypedDict):
     """Loaded on this server."""
     failure: str
     """Why this server could not load it."""
+    untrained: bool
+    """No training has changed its weights."""
 
 
 class TaskDocument(TypedDict):
@@ -187,6 +197,8 @@ class TaskDocument(TypedDict):
     description: NotRequired[str]
     aliases: dict[str, int]
     """The version that answers for each alias here; 0: none."""
+    routes: dict[str, RouteDocument]
+    """How each alias's traffic is split, as the registry has it."""
     versions: list[TaskVersion]
 
 
@@ -251,6 +263,7 @@ class Tasks:
     async def predict(self, call: HttpCall, body: PredictBody) -> Reply:
         """Answer rows of one task, or stream the text of one."""
         call.limit(body.timeout)
+        began = _begin(call, body)
         which = which_of(call.parameters["task"], body.version, body.alias)
         if body.stream or EVENT_STREAM in call.headers.get("accept", ""):
             if len(body.inputs) != 1:
@@ -264,11 +277,12 @@ class Tasks:
             prediction = await self._services.predict(call, request)
         except InvalidInput as error:
             raise renamed(error, "inputs") from None
-        return json_bytes(await write_prediction(prediction))
+        return json_bytes(await write_prediction(prediction, _timings(call, began)))
 
     async def predict_tasks(self, call: HttpCall, body: PredictTasksBody) -> Reply:
         """Answer the same rows for many tasks."""
         call.limit(body.timeout)
+        began = _begin(call, body)
         self._services.check_rows(len(body.inputs) * len(body.tasks))
         refs = [pb.TaskRef(**which_of(choice.task, choice.version, choice.alias)) for choice in body.tasks]
         request = pb.PredictTasksRequest(tasks=refs, rows=await read_inputs(body.inputs), **body.fields())
@@ -283,7 +297,9 @@ class Tasks:
             else:
                 member, value = "prediction", await write_prediction(outcome)
             results.append(with_member({"task": ref.task}, member, value))
-        return json_bytes(b'{"results":[' + b",".join(results) + b"]}")
+        written = b"[" + b",".join(results) + b"]"
+        timings = _timings(call, began)
+        return json_bytes(with_member(timings, "results", written) if timings else b'{"results":' + written + b"}")
 
     async def list_tasks(self, call: HttpCall) -> Reply:
         """Describe every task."""
@@ -305,12 +321,13 @@ class Tasks:
             raise renamed(error, "inputs") from None
 
     async def _events(self, call: HttpCall, request: pb.GenerateRequest) -> AsyncGenerator[bytes, None]:
+        began = perf_counter()
         async with aclosing(await self._services.generate(call, request)) as events:
             async for one in events:
                 if isinstance(one, Piece):
                     yield event({"text": one.text, "tokens": one.tokens}, "piece")
                 else:
-                    yield event(_describe_text(one), "result")
+                    yield event(_describe_text(one) | _timings(call, began), "result")
 
 
 def which_of(text: str, version: int | None = None, alias: str | None = None) -> dict[str, Any]:
@@ -340,9 +357,25 @@ def told(error: Exception, inputs: str) -> Exception:
     return renamed(error, inputs) if isinstance(error, InvalidInput) else detached(error)
 
 
-async def write_prediction(prediction: Prediction) -> bytes:
-    """The JSON of one task's answers."""
+def _begin(call: HttpCall, body: Options) -> float:
+    """Have the call timed where the body asks for it; returns the time."""
+    call.times = RequestTimes() if body.timings else None
+    return perf_counter()
+
+
+def _timings(call: HttpCall, began: float) -> dict[str, Any]:
+    """The member of a response that says where the time went; empty where nobody asks."""
+    return {"timings": describe_times(call.times, perf_counter() - began)} if call.times else {}
+
+
+async def write_prediction(prediction: Prediction, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """The JSON of one task's answers.
+
+    Args:
+        more: further members.
+    """
     head: dict[str, Any] = {
+        **more,
         "task": prediction.task,
         "version": prediction.version,
         "generation": prediction.generation,
@@ -393,6 +426,7 @@ def describe_task(info: pb.TaskInfo) -> TaskDocument:
         if spec.kind in KINDS and KINDS[spec.kind].makes_text:
             document["max_new_tokens"] = spec.max_new_tokens
     document["aliases"] = {alias.alias: alias.serving for alias in info.aliases}
+    document["routes"] = {alias.alias: describe(alias.route) for alias in info.aliases}
     document["versions"] = [_describe_version(version) for version in info.versions]
     return document  # type: ignore[return-value]
 
@@ -406,4 +440,5 @@ def _describe_version(version: pb.Version) -> TaskVersion:
         retired=version.retired,
         resident=version.resident,
         failure=version.failure,
+        untrained=version.untrained,
     )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ladder.answers import Answer
 from ladder.decoding import Generation
-from serving.engine import EncodedImage, FinishReason, Resident
+from serving.engine import EncodedImage, FinishReason, RequestTimes, Resident
 from serving.errors import InvalidInput, ServingError
 from serving.scheduler import PRIORITIES, Outcome
 from side_registry.decoding_spec import GenerationSpec
@@ -134,6 +134,8 @@ class RequestOptions:
     """Where an alias's traffic is split, requests of one key get one version; "": at random."""
     where: str = ""
     """Goes before a field's name in error messages, such as "parameters."."""
+    times: RequestTimes | None = None
+    """Where the request's stages are timed; None: nobody asks."""
 
     def check(self) -> None:
         """Raises InvalidInput: a priority that does not exist, or a route key that is too long."""

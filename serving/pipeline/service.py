@@ -16,7 +16,7 @@ from time import perf_counter
 from ladder.answering import Generate, Words
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
-from serving.engine import EncodedImage, EngineRow, Key, Piece, TextProgress
+from serving.engine import EncodedImage, EngineRow, Key, Piece, RequestTimes, TextProgress
 from serving.errors import DeadlineExpired, InvalidInput, NotLoaded, ServingError, TooManyRows, TooSlow, detached
 from serving.images import ImageOutcome, ImagePool
 from serving.metrics import Metrics
@@ -34,7 +34,7 @@ from serving.pipeline.request import (
 )
 from serving.pipeline.row_images import RequestImages, first_image
 from serving.pipeline.tokenizer_pool import TokenizerPool
-from serving.scheduler import Batcher
+from serving.scheduler import Batcher, OnStarted
 from serving.versions import Arrivals, SidePool
 from side_registry.errors import RegistryError
 from side_registry.task import PRODUCTION, Pair, TaskRef
@@ -233,6 +233,7 @@ class PredictService:
 
     async def _encode(self, request: PredictRequest) -> list[Encoded | Refused]:
         """Tokenize the rows for each target and encode their images, or say what is wrong with it."""
+        began = perf_counter()
         rows, options = request.rows, request.options
         if not rows:
             raise InvalidInput("rows", "there are none; send at least one")
@@ -250,6 +251,9 @@ class PredictService:
                 self._observe(Observation.unrenderable(target, own, rows))
             elif isinstance(outcome, Encoded):
                 self._metrics.truncated(outcome.target.resident.task, sum(outcome.truncated))
+        if options.times:
+            options.times.prepare = perf_counter() - began
+            options.times.queued()
         return encoded if images is None else [images.give(outcome) for outcome in encoded]
 
     async def _encode_with_images(self, request: PredictRequest, images: RequestImages) -> list[Encoded | Refused]:
@@ -288,7 +292,16 @@ class PredictService:
         def index_of(
             target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None, words: Words | None
         ) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair, words=words)
+            row = EngineRow(
+                ids,
+                target.resident,
+                target.answerer,
+                request.options.tenant,
+                images,
+                pair,
+                words=words,
+                times=request.options.times,
+            )
             key = id(target.resident), ids, row.image_names if images else (), pair, words
             if row.alone or key not in indices:
                 indices[key] = len(rows)
@@ -316,7 +329,10 @@ class PredictService:
         started = perf_counter()
         try:
             outcomes = await self._batcher.submit(
-                rows, deadline=request.options.deadline, priority=request.options.priority, begun=begun.update
+                rows,
+                deadline=request.options.deadline,
+                priority=request.options.priority,
+                begun=_noting(begun, request.options.times),
             )
         except ABANDONED:
             seconds = perf_counter() - started
@@ -342,12 +358,18 @@ class PredictService:
         target = encoded.target
         [ids] = encoded.ids
         images = encoded.images[0] if encoded.images else ()
-        row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, streams=True)
+        times = request.options.times
+        row = EngineRow(
+            ids, target.resident, target.answerer, request.options.tenant, images, streams=True, times=times
+        )
         begun = set[int]()
         seconds = 0.0
         started = perf_counter()
         made = self._batcher.stream(
-            row, deadline=request.options.deadline, priority=request.options.priority, begun=begun.update
+            row,
+            deadline=request.options.deadline,
+            priority=request.options.priority,
+            begun=_noting(begun, request.options.times),
         )
         try:
             async with aclosing(made) as events:
@@ -373,6 +395,18 @@ class PredictService:
             self._observer.observe(observation)
         except Exception:  # a fault of the comparison must not take the caller's answer away
             log.exception("the observer of %s failed", observation.resident.task)
+
+
+def _noting(begun: set[int], times: RequestTimes | None) -> OnStarted:
+    """What notes the rows that go to the device, and the time until the first of them."""
+    if times is None:
+        return begun.update
+
+    def note(indices: Sequence[int]) -> None:
+        times.started()
+        begun.update(indices)
+
+    return note
 
 
 def _retrieve(encoding: "asyncio.Task[list[ImageOutcome]]") -> None:

@@ -10,6 +10,7 @@ import torch
 
 from ladder import Answer, Backbone, ClassAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
 from serving.engine.engine import Engine
+from serving.engine.request_times import RequestTimes
 from serving.engine.rows import EngineRow, Resident
 from serving.errors import SideFailed
 from serving.metrics import Metrics
@@ -154,6 +155,28 @@ def test_stages_are_timed(backbone: Backbone, residents, tokenizer: Tokenizer) -
     }
     assert (counts["backbone"], counts["side"]) == (1, 1)
     assert 1 <= counts["decode"] <= 5  # type: ignore[operator]
+
+
+def test_a_request_is_told_where_its_time_went(backbone: Backbone, residents, tokenizer: Tokenizer) -> None:
+    metrics = Metrics()
+    metrics.know([resident.task for resident in residents])
+    engine = Engine(backbone, metrics)
+
+    def ask(*texts: str) -> RequestTimes:
+        times = RequestTimes()
+        chosen = [residents[0], residents[2], residents[3]]  # two that score and one that makes a text
+        rows = [EngineRow(ids_of(tokenizer, text), resident, times=times) for text in texts for resident in chosen]
+        engine.predict([*rows, EngineRow(ids_of(tokenizer, "of somebody else"), residents[1])])
+        return times
+
+    first = ask("a film")
+    assert min(first.backbone, first.side, first.decode) > 0
+    assert (first.inputs, first.cached_inputs, first.batch_rows) == (1, 0, 4)
+    assert 1 <= first.steps <= 5
+    second = ask("a film", "another")
+    assert (second.inputs, second.cached_inputs) == (2, 1)
+    cached = metrics.registry.get_sample_value("sidecast_cached_rows_total", {"task": "sst2", "version": "1"})
+    assert cached == 1
 
 
 def test_predicting_does_not_change_the_backbone_or_make_gradients(

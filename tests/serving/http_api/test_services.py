@@ -19,6 +19,7 @@ from serving.config import AccessConfig, ServeConfig
 from serving.engine import Piece
 from serving.http.app import make_app
 from serving.http.call import HttpCall
+from serving.metrics import Metrics
 from serving.ports import StatusPages, allow_all
 
 TENSOR = {"name": "sentence", "datatype": "BYTES", "shape": [1], "data": ["a"]}
@@ -39,6 +40,14 @@ ASKED: list[tuple[str, str, Any, str]] = [
     ("GET", "/v1/tasks/sst2", None, "read"),
     ("GET", "/v1/models", None, "any"),
     ("GET", "/v1/models/sst2", None, "read"),
+    ("GET", "/v1/tasks/sst2/versions/1", None, "read"),
+    ("GET", "/v1/tasks/sst2/comparison", None, "read"),
+    ("GET", "/v1/tasks/sst2/comparison?disagreements=1", None, "admin"),
+    ("GET", "/v1/history?task=sst2", None, "read"),
+    ("GET", "/v1/servers", None, "any"),
+    ("POST", "/v1/tasks/sst2:setRoute", {"version": 1}, "publish"),
+    ("POST", "/v1/tasks/sst2:rollback", {}, "publish"),
+    ("POST", "/v1/tasks/sst2:retire", {"version": 1}, "admin"),
 ]
 
 
@@ -63,7 +72,8 @@ async def ask(app: Any, method: str, path: str, body: Any, token: str | None = N
     headers = [(b"content-type", b"application/json")]
     if token:
         headers.append((b"authorization", f"Bearer {token}".encode()))
-    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": query.encode()}
     await app(scope, receive, send)
     assert [event.get("more_body", False) for event in sent[1:]] == [True] * (len(sent) - 2) + [False]
     return sent[0]["status"], b"".join(event["body"] for event in sent[1:])
@@ -72,7 +82,7 @@ async def ask(app: Any, method: str, path: str, body: Any, token: str | None = N
 def application(inbox: Inbox, servicers: Any, access: Access | None = None) -> Any:
     config = ServeConfig(backbone="b", registry="r")
     access = access or Access(AccessConfig())
-    return make_app(servicers, Drain(), inbox, StatusPages(CollectorRegistry()), config, access, allow_all)
+    return make_app(servicers, Drain(), inbox, StatusPages(CollectorRegistry()), config, access, allow_all, Metrics())
 
 
 @pytest.mark.parametrize(("method", "path", "body", "needs"), ASKED)
