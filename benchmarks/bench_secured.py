@@ -44,11 +44,11 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
         [task] = registry.state().tasks
         issuer = Issuer(Path(folder) / "access")
         settings: dict[str, Any] = {"registry": Path(folder) / "registry", **loaded.settings(how.threads)}
-        secured_settings: dict[str, Any] = {**settings, **issuer.settings()}
+        secure_settings: dict[str, Any] = settings | issuer.settings()
         plain_port, secured_port = free_port(), free_port()
         with (
             serve(http_port=plain_port, **settings) as plain,
-            serve(http_port=secured_port, **secured_settings) as secured,
+            serve(http_port=secured_port, **secure_settings) as secured,
         ):
             numbers = count(10_000_000)
             without = Callers(plain, plain_port, task, how, numbers)

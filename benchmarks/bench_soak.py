@@ -35,6 +35,7 @@ from benchmarks.harness.samples import Column, Figures, Samples, Spread, quantil
 from benchmarks.soak.audit import GONE
 from benchmarks.soak.load import Record
 from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span
+from benchmarks.soak.versions import VARIANTS
 from benchmarks.soak.vitals import Vitals, growth
 
 QUICK_S = 1.0
@@ -72,7 +73,7 @@ def ask(
     """
     changes, seconds = how.size(changes, 6), QUICK_S if how.quick else how.seconds
     plan = Plan(
-        tasks=how.size(tasks, 4),
+        tasks=how.size(tasks, VARIANTS),
         rounds=how.rounds,
         changes=changes,
         pause_s=seconds / changes,

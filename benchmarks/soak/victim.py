@@ -1,6 +1,6 @@
 """A caller that is killed: `python -m benchmarks.soak.victim ASKED` streams texts over gRPC and HTTP until then.
 
-It prints a line once the server has answered it. No torch.
+Where no task makes texts it asks for other answers. It prints a line once the server has answered it. No torch.
 """
 
 import asyncio
@@ -23,16 +23,20 @@ async def ask(how: Mapping[str, Any]) -> None:
     """Ask for ever."""
     credentials = Credentials(Path(how["ca"]), Path(how["token_file"]))
     over_http = HttpCalls(how["http_url"], credentials, CALL_S)
-    task, text = how["text_tasks"][0], how["texts"][0]
+    task, text = next(iter(how["text_tasks"]), how["tasks"][0]), how["texts"][0]
+    streams = task in how["text_tasks"]
 
     async def ask_http() -> None:
         while True:
-            await over_http.stream(task, text, {})
+            await (over_http.stream(task, text, {}) if streams else over_http.predict(task, [text], {}))
 
     async with AsyncClient(how["address"], retry=False, **credentials.client()) as client:
 
         async def ask_grpc() -> None:
             while True:
+                if not streams:
+                    await client.predict(task, [text])
+                    continue
                 async for _ in client.stream(task, text):
                     pass
 
