@@ -87,7 +87,7 @@ def test_the_playground_asks_many_tasks_and_two_versions(browser: Browser, conso
         assert "one pass" in page.locator(".legend").first.inner_text()
         python = page.locator("pre").inner_text()
         assert 'client.predict_tasks(\n        ["cola", "names", "sst2", "sst2:2", "titles"]' in python
-        page.get_by_role("tab", name="curl").press("ArrowRight")
+        page.get_by_role("tab", name="curl", exact=True).press("ArrowRight")
         assert "sidecast.v1.Sidecast/PredictTasks" in page.locator("pre").inner_text()
 
     browser.browse(console, play)
