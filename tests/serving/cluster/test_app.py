@@ -26,6 +26,7 @@ from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
 from serving.cluster.replica import Server
 from serving.config import AccessConfig, ServeConfig
 from serving.errors import Overloaded
+from serving.metrics import Metrics
 from serving.ports import StatusPages, allow_all
 
 SETTINGS = {"backbone": "b", "registry": "r"}
@@ -75,6 +76,7 @@ async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
         _config=ServeConfig.from_values(SETTINGS),
         _access=Access(AccessConfig()),
         _allow=allow_all,
+        metrics=Metrics(),
     )
     app = Server.__serve_build_asgi_app__(replica)  # type: ignore[arg-type]
     sent: list[Any] = []
