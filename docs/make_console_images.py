@@ -22,7 +22,7 @@ PAGES = {
     "playground": "#/playground?task=sst2&task=verdict&task=entities&task=cola",
     "server": "#/server",
 }
-LOOKS = {"light": (1280, "light"), "dark": (1280, "dark"), "narrow": (360, "light")}
+LOOKS: dict[str, tuple[int, Any]] = {"light": (1280, "light"), "dark": (1280, "dark"), "narrow": (360, "light")}
 TEXTS = {
     "light": "Marie Curie is played by Emma Stone , who gives a warm and moving performance in Lisbon",
     "dark": "Akira Kurosawa shot it in Vienna , and it is a warm , funny and moving film",

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from http import HTTPMethod
-from typing import Any
+from typing import Any, NotRequired
 
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -77,7 +77,8 @@ class FollowerDocument(TypedDict):
     id: str
     address: str
     generation: int
-    seen: str
+    seen: NotRequired[str]
+    """When it announced itself last; this server does not say."""
 
 
 class ServersDocument(TypedDict):

@@ -14,7 +14,8 @@ from tests.serving.console.browser import Browser
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("#/tasks", "#/tasks/sst2", "#/playground", "#/server")
+PAGES = {"#/tasks": ".list tbody tr", "#/tasks/sst2": ".history li", "#/playground": ".answer", "#/server": ".facts"}
+"""Each page, and what is there once it is whole."""
 NARROW = 360
 
 
@@ -42,11 +43,11 @@ def run(page: Any, text: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible_and_fits_a_narrow_window(browser: Browser, console: str, scheme: str) -> None:
     def look(page: Any) -> None:
-        for path in PAGES:
+        for path, content in PAGES.items():
             visit(page, path)
             if path == "#/playground":
                 run(page, "Ada lives in Rome")
-            page.wait_for_load_state("networkidle")
+            page.wait_for_selector(content)
             assert faults_of(page) == [], path
             page.set_viewport_size({"width": NARROW, "height": 740})
             assert page.evaluate("document.documentElement.scrollWidth") == NARROW, path
@@ -87,7 +88,7 @@ def test_the_playground_asks_many_tasks_and_two_versions(browser: Browser, conso
         assert "one pass" in page.locator(".legend").first.inner_text()
         python = page.locator("pre").inner_text()
         assert 'client.predict_tasks(\n        ["cola", "names", "sst2", "sst2:2", "titles"]' in python
-        page.get_by_role("tab", name="curl").press("ArrowRight")
+        page.get_by_role("tab", name="curl", exact=True).press("ArrowRight")
         assert "sidecast.v1.Sidecast/PredictTasks" in page.locator("pre").inner_text()
 
     browser.browse(console, play)
