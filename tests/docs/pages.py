@@ -42,8 +42,11 @@ def write_two_tasks(folder: Path) -> None:
 
 PAGES: dict[str, Callable[[Path], None] | None] = {
     "README.md": write_two_tasks,
+    "docs/coming-from/peft.md": None,
     "docs/guides/canary.md": write_reviews,
     "docs/guides/csv.md": None,
+    "docs/guides/images.md": None,
+    "docs/guides/new-head.md": None,
     "docs/guides/observe.md": write_reviews,
     "docs/guides/publish.md": write_reviews,
     "docs/guides/secure.md": write_reviews,
