@@ -81,7 +81,6 @@ async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
         _config=ServeConfig.from_values(SETTINGS),
         _access=Access(AccessConfig()),
         _allow=allow_all,
-        metrics=Metrics(),
     )
     app = Server.__serve_build_asgi_app__(replica)  # type: ignore[arg-type]
     sent: list[Any] = []
