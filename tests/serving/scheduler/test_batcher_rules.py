@@ -176,6 +176,4 @@ TestRules.settings = settings(
 
 @pytest.mark.slow
 class TestRulesAtLength(Rules.TestCase):
-    settings = settings(
-        max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    settings = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
