@@ -80,7 +80,9 @@ def main() -> int:
         result = run(name, arguments)
         results.append(result)
         if result.exit_code == 1:
-            result = run(f"{name}, failed ones again", [*arguments, "--last-failed", "-n", "0"])
+            result = run(
+                f"{name}, failed ones again", [*arguments, "--last-failed", "--last-failed-no-failures=none", "-n", "0"]
+            )
             results.append(result)
         failed = failed or result.exit_code != 0
     print("", *results, sep="\n")

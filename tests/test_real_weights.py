@@ -11,7 +11,7 @@ from tests.sidecast.cli_kit import Serving, done
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_weights, pytest.mark.timeout(900)]  # first, the backbone comes
 
-TRAINING, HELD_OUT = 200, 60
+TRAINING, HELD_OUT = 300, 100
 
 
 def first_rows(source: Path, target: Path, count: int) -> list[dict[str, str]]:
