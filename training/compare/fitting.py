@@ -156,9 +156,7 @@ def _train(
             answers = answers_of(scorer, inputs.validation_rows)
             score = score_values(spec, answers, inputs.validation.examples)[spec.metric]
             epochs.append({"loss": total / batches, "score": score})
-            note(
-                f"epoch {epoch + 1}/{settings.epochs}: loss {total / batches:.4f}, {spec.metric} {score[spec.metric]:.4f}"
-            )
+            note(f"epoch {epoch + 1}/{settings.epochs}: loss {total / batches:.4f}, {spec.metric} {score:.4f}")
             if score >= max(line["score"] for line in epochs):
                 named = scorer.named_parameters()
                 best = {name: tensor.detach().clone() for name, tensor in named if tensor.requires_grad}

@@ -115,7 +115,8 @@ def small_encoder(config: Any) -> nn.Module:
     for name in heads:
         while values["d_model"] % values[name]:
             values[name] -= 1
-    values |= {"vocab_size": max(config.pad_token_id or 0, config.eos_token_id or 0, config.bos_token_id or 0) + 2}
+    special = [getattr(config, f"{name}_token_id", None) or 0 for name in ("pad", "bos", "eos", "decoder_start")]
+    values["vocab_size"] = max(special) + 1
     values |= {name: 1 for name in ("num_decoder_layers", "decoder_layers") if name in values}
     model: Any = AutoModel.from_config(type(config).from_dict(values))
     encoder = model.get_encoder()

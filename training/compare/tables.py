@@ -66,7 +66,7 @@ COLUMNS = (
 )
 
 NOTES = (
-    "Score: of the epoch with the best validation score, on {scored} rows; +- is the standard deviation over the seeds.",
+    "Score: of the epoch with the best validation score, on {scored} rows; +- is the deviation over seeds.",
     "Memory: {memory}. MB are 10^6 bytes; peak is the largest step's, p99 the 99th percentile of all steps.",
     "Time: a step's is the median from one step's end to the next; total is training and validation, by the clock. The "
     "backbone runs in every step; `sidecast train` keeps its activations between epochs, which is faster.",
