@@ -76,17 +76,15 @@ def load_source(inputs: Inputs) -> Source:
 
     Its words are those of the backbone.
     """
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
+    from transformers import AutoModel, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(inputs.source)
-    kind: Any = AutoModelForSeq2SeqLM if inputs.backbone.has_decoder else AutoModelForTextEncoding
-    model: Any = kind.from_pretrained(inputs.source, config=config, dtype=torch.float32).to(inputs.backbone.device)
+    kind: Any = AutoModelForSeq2SeqLM if inputs.backbone.has_decoder else AutoModel
+    model: Any = kind.from_pretrained(inputs.source, dtype=torch.float32).to(inputs.backbone.device)
     mean, unit = 0.0, 1.0
     if KINDS[inputs.spec.kind].has_range:
         targets = [float(example.target) for example in inputs.training.examples]
         mean, unit = statistics.fmean(targets), statistics.pstdev(targets) or 1.0
-    encoder = model.get_encoder() if inputs.backbone.has_decoder else model.encoder
-    return Source(model, encoder, inputs.spec, mean, unit)
+    return Source(model, model.get_encoder(), inputs.spec, mean, unit)
 
 
 def answers_of(scorer: Scorer, rows: Rows) -> list[Any]:
