@@ -65,7 +65,7 @@ def count_memory(
     held = list(modules)
     own = [tensor for module in held for tensor in (*module.parameters(), *module.buffers())]
     device = own[0].device if own else torch.device("cpu")
-    saved = _SavedTensors(own)
+    saved = SavedTensors(own)
     report = MemoryReport()
 
     def count_gradients(*_: object) -> None:
@@ -97,17 +97,19 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-class _SavedTensors:
+class SavedTensors:
     """The storages that autograd holds now, and the most bytes that it held."""
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         """Storages of `parameters` are not counted. They must outlive this object."""
         self.peak = 0
+        """May be set to 0 between steps, when nothing is held."""
         self._held = 0
         self._users: dict[int, int] = {}
         self._excluded = {tensor.untyped_storage()._cdata for tensor in parameters}
 
     def pack(self, tensor: Tensor) -> "_Saved":
+        """Count a tensor that autograd saves."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._excluded:
             return _Saved(tensor, None)
@@ -119,9 +121,11 @@ class _SavedTensors:
         return _Saved(tensor, self)
 
     def unpack(self, saved: "_Saved") -> Tensor:
+        """The tensor, for the backward pass."""
         return saved.tensor
 
     def release(self, tensor: Tensor) -> None:
+        """Count a tensor no more."""
         storage = tensor.untyped_storage()
         self._users[storage._cdata] -= 1
         if not self._users[storage._cdata]:
@@ -132,7 +136,7 @@ class _SavedTensors:
 class _Saved:
     """One saved tensor; autograd drops it when the backward pass has used it."""
 
-    def __init__(self, tensor: Tensor, counter: _SavedTensors | None) -> None:
+    def __init__(self, tensor: Tensor, counter: SavedTensors | None) -> None:
         self.tensor = tensor
         self._counter = counter
 

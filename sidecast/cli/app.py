@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("serving.status", "Show the replicas of an application on a Ray cluster."),
     "train": ("training.train", "Train a side network for a task on labelled rows."),
     "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
+    "compare": ("training.compare", "Compare side networks with LoRA, full fine-tuning and other methods."),
     "publish": ("registry.publish", "Put a run's side network in the registry as its task's next version."),
     "sign": ("registry.sign", "Sign a version that is in the registry."),
     "verify": ("registry.sign", "Check the signatures of a version."),
