@@ -8,6 +8,7 @@ OF_EXTRAS = frozenset(
         "grpc_reflection",
         "huggingface_hub",
         "numpy",
+        "peft",
         "psutil",
         "pyarrow",
         "ray",
@@ -23,7 +24,13 @@ OF_EXTRAS = frozenset(
     }
 )
 """Modules that `pip install sidecast` alone does not bring."""
-EXTRA: Mapping[str, str] = {"serve": "serve", "deploy": "cluster", "status": "cluster", "batch": "cluster"}
+EXTRA: Mapping[str, str] = {
+    "serve": "serve",
+    "deploy": "cluster",
+    "status": "cluster",
+    "batch": "cluster",
+    "absorb": "absorb",
+}
 """By command; others need `train`."""
 
 
