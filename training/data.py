@@ -247,7 +247,7 @@ def read_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENA
     return Labelled(_some(path, rows.values()), data_sha256(path))
 
 
-def _text_lines(path: str | Path, spec: TaskSpec, renames: Renames) -> Iterator[tuple[int, Row]]:
+def _text_lines(path: str | Path, spec: TaskSpec, renames: Renames) -> Iterator[Row]:
     if Path(path).suffix.lower() != ".txt":
         yield from iter_columns(path, _columns(spec, renames))
         return

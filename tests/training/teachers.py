@@ -1,4 +1,4 @@
-"""Tiny random teachers, as Hugging Face's own code and PEFT write them, that know which letter a sentence is made of."""
+"""Tiny random teachers, as Hugging Face's own code and PEFT write them, whose texts are letters."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_teacher(folder: Path, architecture: str = "bert", seed: int = 0, **changes: Any) -> Path:
-    """Write a random model whose answers differ from text to text: `bert` or `roberta`; `changes` go into its config."""
+    """Write a random `bert` or `roberta` whose answers differ from text to text; `changes` are of its config."""
     torch.manual_seed(seed)
     names = {"id2label": {0: "aa", 1: "bb"}, "label2id": {"aa": 0, "bb": 1}}
     if changes.get("num_labels", 2) != 2:
