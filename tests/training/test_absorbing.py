@@ -93,7 +93,7 @@ def test_two_architectures_teach_on_the_same_backbone_passes(
     assert provenance["publish_gate"]["measured"] == classes.measured
 
 
-def test_an_interrupted_run_goes_on_and_a_finished_one_is_measured_again(tiny_t5, bert, texts, tmp_path):
+def test_a_finished_run_is_measured_again_without_training(tiny_t5, bert, texts, tmp_path):
     plan = make_plan(tiny_t5, [bert], texts, tmp_path / "runs")
     [first], _ = absorb(plan)
     [again], _ = absorb(plan)
