@@ -228,6 +228,43 @@ def iter_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENA
         yield example
 
 
+def read_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> Labelled:
+    """The rows of a file without their targets, if it has some; of a .txt file, each line that has text.
+
+    Equal rows are taken once.
+
+    Raises:
+        DataError: the file cannot be read, a row does not fit the spec, there is no row, or a .txt file is given for a
+            task that reads more than one text.
+    """
+    rows: dict[tuple[str, ...], Example] = {}
+    for line, row in _text_lines(path, spec, renames):
+        try:
+            fields = _read_fields(spec, row, renames)
+        except (Misfit, InvalidRow) as error:
+            raise DataError(path, line, str(error)) from None
+        rows.setdefault(tuple(fields.values()), Example(fields=fields, target=None, line=line))
+    return Labelled(_some(path, rows.values()), data_sha256(path))
+
+
+def _text_lines(path: str | Path, spec: TaskSpec, renames: Renames) -> Iterator[Row]:
+    if Path(path).suffix.lower() != ".txt":
+        yield from iter_columns(path, _columns(spec, renames))
+        return
+    if len(spec.inputs) > 1:
+        raise DataError(path, None, f"a line is one text, and task {spec.name} reads {', '.join(spec.inputs)}")
+    [column] = _columns(spec, renames)
+    try:
+        with Path(path).expanduser().open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, {column: line.strip()}
+    except OSError as error:
+        raise DataError(path, None, error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(path, None, f"not UTF-8 at byte {error.start}") from None
+
+
 def iter_columns(path: str | Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of a file: the line where each starts, and its values of `columns` as the file has them.
 

@@ -93,6 +93,21 @@ class Teacher:
         return backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), side.memory_mask(backbone_pass.taps)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownAnswers:
+    """The answers of a teacher that is no longer at hand, to the training rows of a run in their order."""
+
+    identity: str
+    """As `Teacher.identity`."""
+    answers: Tensor
+    """(N, labels) log probabilities or (N,) values; float32, on the backbone's device."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Encoder blocks of the run's own backbone that it reads: none."""
+        return ()
+
+
 def _own_logits(backbone_pass: BackbonePass, prefix: Tokens, tokens: Tokens) -> Tensor:
     """(B, N) logits of the backbone itself for N tokens after `prefix`."""
     state = backbone_pass.decoder_taps(prefix).final
@@ -159,7 +174,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: Teacher | KnownAnswers,
         inputs: Sequence[Tokens],
         *,
         weight: float,
@@ -179,7 +194,7 @@ class Distillation:
         self._weight = weight
         self._temperature = temperature
         self._complete = complete
-        self._answers: Tensor | None = None
+        self._answers = teacher.answers if isinstance(teacher, KnownAnswers) else None
 
     @torch.no_grad()
     def prepare(self, step: Callable[[int, int], None]) -> None:
@@ -191,6 +206,7 @@ class Distillation:
         if self._answers is not None:
             return
         teacher = self._teacher
+        assert isinstance(teacher, Teacher)
         parts: list[Tensor] = []
         order: list[int] = []
         for indices in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
@@ -235,12 +251,14 @@ class Distillation:
         state = side.decode(forced_taps(backbone_pass, targets), side.encode(taps), side.memory_mask(taps))
         student = backbone.logits(state[real]).float()
         with torch.no_grad():
+            teacher = self._teacher
+            assert isinstance(teacher, Teacher)  # answers that are kept are of labels and values, not of tokens
             teacher_pass = backbone_pass
-            if self._teacher.backbone is not backbone:
-                teacher_pass = run_backbone(self._teacher.backbone, [self._inputs[row] for row in rows])
-            teacher = self._teacher.token_logits(teacher_pass, targets)[real].float()
-        shared = min(student.shape[-1], teacher.shape[-1])  # rows past the tokenizer's are padding of their matrices
-        soft = divergence(student[:, :shared], teacher[:, :shared], self._temperature)
+            if teacher.backbone is not backbone:
+                teacher_pass = run_backbone(teacher.backbone, [self._inputs[row] for row in rows])
+            theirs = teacher.token_logits(teacher_pass, targets)[real].float()
+        shared = min(student.shape[-1], theirs.shape[-1])  # rows past the tokenizer's are padding of their matrices
+        soft = divergence(student[:, :shared], theirs[:, :shared], self._temperature)
         return self._mix(F.cross_entropy(student, targets[real]), soft)
 
     def _mix(self, task: Tensor, soft: Tensor) -> Tensor:
@@ -248,7 +266,7 @@ class Distillation:
 
 
 def distillation_of(
-    recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens], complete: Complete | None = None
+    recipe: Recipe, teacher: Teacher | KnownAnswers | None, inputs: Sequence[Tokens], complete: Complete | None = None
 ) -> Distillation | None:
     """The distillation that a recipe asks for; None without a teacher."""
     if teacher is None:

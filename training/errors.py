@@ -7,6 +7,7 @@
     ├── RecipeError          a setting out of its range
     ├── RunError             a run folder cannot be used as asked
     ├── RequirementError     a gate's requirement cannot be read
+    ├── TeacherError         a model cannot be absorbed
     └── GateRefused          a run does not measure what its gate requires
 
 A task spec's file that cannot be used is the registry's InvalidSpec: specs are its documents.
@@ -137,6 +138,17 @@ class RequirementError(TrainingError):
 
     reason = "BAD_REQUIREMENT"
     message = "{self.requirement}: {self.why}"
+
+
+@dataclass(eq=False)
+class TeacherError(TrainingError):
+    """A model cannot be absorbed: it cannot be loaded safely, or its answers cannot teach the task."""
+
+    folder: str | Path
+    why: str
+
+    reason = "BAD_TEACHER"
+    message = "{self.folder}: {self.why}"
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
 from training.artifact import complete
 from training.batches import TokenizedRow, least_rows
-from training.distillation import Teacher, load_teacher
+from training.distillation import KnownAnswers, Teacher, load_teacher
 from training.errors import RunError
 from training.initialization import check_start, start_side
 from training.job import Job, Progress, Silent
@@ -87,18 +87,24 @@ def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | N
 
 
 def begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], Teacher | None]:
-    """The settings that a run of this job is known by, and its teacher. Raises as `train`."""
+    """The settings that a run of this job is known by, and its recipe's teacher. Raises as `train`."""
     recipe = job.recipe
-    settings = job.settings()
     teacher = None
     if recipe.distill:
         teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer, job.features)
+    return settings_with(teacher, job, run), teacher
+
+
+def settings_with(teacher: Teacher | KnownAnswers | None, job: Job, run: RunFolder) -> dict[str, Any]:
+    """The settings that a run of this job with this teacher is known by. Raises RunError, RecipeError."""
+    recipe = job.recipe
+    settings = job.settings()
     if teacher is not None:
         settings["teacher"] = teacher.identity  # not its path: a folder may move or change
     if len(job.training.examples) < least_rows(job.spec):
         raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
     check_start(recipe.init, recipe.init_order, job.backbone, job.spec)
-    return settings, teacher
+    return settings
 
 
 def _train(

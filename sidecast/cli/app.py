@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "deploy": ("serving.deploy", "Serve on a Ray cluster, with any number of replicas."),
     "status": ("serving.status", "Show the replicas of an application on a Ray cluster."),
     "train": ("training.train", "Train a side network for a task on labelled rows."),
+    "absorb": ("training.absorb", "Make side networks of fine-tuned Hugging Face or PEFT models."),
     "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
     "compare": ("training.compare", "Compare side networks with LoRA, full fine-tuning and other methods."),
     "publish": ("registry.publish", "Put a run's side network in the registry as its task's next version."),

@@ -30,6 +30,7 @@ EXTRA: Mapping[str, str] = {
     "status": "cluster",
     "batch": "cluster",
     "compare": "compare",
+    "absorb": "absorb",
 }
 """By command; others need `train`."""
 

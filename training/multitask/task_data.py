@@ -24,7 +24,7 @@ from training.batches import (
     target_tensor,
     tokenize,
 )
-from training.distillation import Distillation, Teacher, distillation_of
+from training.distillation import Distillation, KnownAnswers, Teacher, distillation_of
 from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.initialization import start_at_targets, start_at_words
@@ -39,23 +39,35 @@ from training.taps_cache import TapsCache
 class TaskInputs:
     """What all runs of one task read: its rows as tokens, images, and the backbone's activations of both parts."""
 
-    def __init__(self, job: Job, sides: Sequence[SideNetwork], layers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        job: Job,
+        sides: Sequence[SideNetwork],
+        layers: Sequence[int] = (),
+        passes: "TaskInputs | None" = None,
+    ) -> None:
         """Tokenizes the training rows; nothing is computed by the backbone yet.
 
         Args:
             job: of one of the runs; they differ in what the backbone does not know.
             sides: of all runs.
             layers: more encoder blocks that a teacher reads.
+            passes: of another task with the same inputs and side networks, whose activations are read and kept.
         """
         self.job = job
+        self._passes = passes
         self.rows: list[TokenizedRow] = tokenize(job.spec, job.tokenizer, job.training.examples)
         self.inputs = all_inputs(self.rows)
         self.per_row = len(self.rows[0].inputs)
         self.image_ids = image_ids(job.spec, [example.fields for example in job.training.examples])
         self.features = job.features
-        self.cache = TapsCache(job.backbone, sides, self.inputs, layers, distinct=bool(job.spec.images))
+        self.cache = (
+            passes.cache
+            if passes is not None
+            else TapsCache(job.backbone, sides, self.inputs, layers, distinct=bool(job.spec.images))
+        )
         scores_words = job.spec.kind == "classification" and any(side.config.head == "text" for side in sides)
-        self.kept = KeptPasses(sides, first_step=scores_words)
+        self.kept = passes.kept if passes is not None else KeptPasses(sides, first_step=scores_words)
         self.baseline = baseline_of(job.spec, job.validation.examples)
         self._runs = len(sides)
         self._images_prepared = False
@@ -72,6 +84,9 @@ class TaskInputs:
 
     def prepare(self, progress: Progress) -> None:
         """Compute what else all epochs of all runs read: the backbone's activations. A second call does nothing."""
+        if self._passes is not None:
+            self._passes.prepare(progress)
+            return
         if self._prepared:
             return
         self._prepared = True
@@ -82,7 +97,7 @@ class TaskInputs:
             self.cache.fill(cache_bytes, recipe.batch_rows, progress.reading)
         self.kept.max_bytes = max(0, cache_bytes - self.cache.kept_bytes)
 
-    def distillation(self, recipe: Recipe, teacher: Teacher | None) -> Distillation | None:
+    def distillation(self, recipe: Recipe, teacher: Teacher | KnownAnswers | None) -> Distillation | None:
         """Of runs with equal settings of it, one; None without a teacher."""
         key = (recipe.teacher, recipe.distill, recipe.distill_temperature)
         if key not in self._distillations:
@@ -109,7 +124,13 @@ class TaskInputs:
 class TaskData:
     """What the trainer needs of one task. The side network is not part of it."""
 
-    def __init__(self, job: Job, side: SideNetwork, teacher: Teacher | None, inputs: TaskInputs | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        side: SideNetwork,
+        teacher: Teacher | KnownAnswers | None,
+        inputs: TaskInputs | None = None,
+    ) -> None:
         """Starts the head where it starts at the rows; nothing is computed by the backbone yet.
 
         Args:
@@ -150,10 +171,20 @@ class TaskData:
         rows = draw_references(self.rows, seed)
         return rows, list(shuffled_batches(rows, recipe.batch_rows, seed, self.least_rows))
 
-    def loss(self, side: SideNetwork, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
-        """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
+    def loss(
+        self,
+        side: SideNetwork,
+        rows: Sequence[TokenizedRow],
+        indices: Sequence[int],
+        backbone_pass: BackbonePass | None = None,
+    ) -> torch.Tensor:
+        """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers.
+
+        Args:
+            backbone_pass: over the rows with these indices; None: it is computed, or read from the cache.
+        """
         targets = self.targets(rows, indices)
-        backbone_pass = self.inputs.read(indices)
+        backbone_pass = backbone_pass or self.inputs.read(indices)
         if self.distillation is None:
             return self.answerer.loss(backbone_pass, side, targets)
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
