@@ -1,4 +1,4 @@
-"""The answer of a side network for one row: a class, a value, a text or a vector. Plain data, no tensors."""
+"""The answer of a side network for one row: a class, a value, a text, a vector or several labels. Plain data."""
 
 from dataclasses import dataclass
 
@@ -34,4 +34,13 @@ class VectorAnswer:
     values: tuple[float, ...]
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsAnswer:
+    """The labels whose score reaches their threshold, most certain first, and the score of every label in the spec's
+    order. Each score is a probability by itself: they do not sum to 1."""
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer

@@ -33,11 +33,9 @@ class GoldenExample(Document):
 
 def expectation_fault(spec: TaskSpec, expected: Mapping[str, Any]) -> str | None:
     """Why no answer can be compared with an expectation; None if one can."""
-    kind = KINDS[spec.kind]
-    if kind.has_labels:
-        known, needed = ("label", "scores", "score"), ("scores", "score")
-    else:
-        known = needed = tuple(column.name for column in kind.columns)
+    columns = KINDS[spec.kind].columns
+    known = tuple(column.name for column in columns)
+    needed = tuple(column.name for column in columns if column.dtype == "float32") or known
     if unknown := sorted(set(expected) - set(known)):
         return f"unknown key {unknown[0][:80]!r}; an example of {spec.kind} expects {' or '.join(known)}"
     if not any(name in expected for name in needed):
@@ -75,6 +73,9 @@ def _value_fault(spec: TaskSpec, name: str, value: Any) -> str | None:
     match name:
         case "label":
             return None if value in spec.labels else f"{str(value)[:80]!r} is none of the spec's labels"
+        case "labels":
+            are_labels = isinstance(value, list | tuple) and all(label in spec.labels for label in value)
+            return None if are_labels else "must be a list of the spec's labels"
         case "text":
             return None if isinstance(value, str) else "must be a text"
         case "scores" | "embedding":

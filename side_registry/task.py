@@ -52,10 +52,11 @@ class TaskSpec(Document):
     """The row's fields that are images, in the order in which the side network reads them; the template does not have
     them. Documents of tasks that read text alone do not have it."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
-    """Classification: the classes, as the words the model says; integers are taken as their text. Empty for other
-    kinds."""
+    """Classification and multilabel: the classes, as the words the model says; integers are taken as their text. Empty
+    for other kinds."""
     label_index: bool = Field(default=False, exclude_if=lambda value: not value)
-    """Classification: integers in data files are positions in `labels`, from 0. Documents have it only where true."""
+    """Classification and multilabel: integers in data files are positions in `labels`, from 0. Documents have it only
+    where true."""
     open_labels: bool = Field(default=False, exclude_if=lambda value: not value)
     """Classification: targets may be texts that are no labels. Such rows teach nothing, and count as wrong in
     evaluation. Documents have it only where true."""

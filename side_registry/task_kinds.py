@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["classification", "regression", "text", "embedding"]
+Kind = Literal["classification", "regression", "text", "embedding", "multilabel"]
 
 Head = Literal["text", "linear", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
 
 DataType = Literal["string", "float32"]
 
-Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions"]
+Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions", "has_thresholds", "may_have_open_labels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class AnswerColumn:
     dtype: DataType
     is_list: bool = False
     """A row has TaskSpec.outputs values, not one."""
+    varies: bool = False
+    """A row has any number of values: a list in a table, and a JSON list as one element of a tensor."""
     attribute: str
     """Name of the value in the answer's class in `ladder/answers.py`."""
 
@@ -38,7 +40,7 @@ class TaskKind:
 
     name: Kind
     columns: tuple[AnswerColumn, ...]
-    """What an answer is made of. Metrics compare the first column with the target."""
+    """What an answer is made of. Metrics compare the first column with the target; with thresholds, all of them."""
     metrics: tuple[str, ...]
     """Metrics that a spec may name; the first is the default."""
     target: str
@@ -48,7 +50,14 @@ class TaskKind:
     makes_text: bool = False
     """The answer is generated token by token: it can be streamed, and the spec may hold decoding settings."""
     has_labels: bool = False
-    """The answer is one of the spec's labels."""
+    """The answer is made of the spec's labels; where it has one number for each, that is the label's score."""
+    least_labels: int = 2
+    """Fewest labels of a spec, where the kind has labels."""
+    may_have_open_labels: bool = False
+    """Targets may be texts that are no labels, where the spec says so."""
+    has_thresholds: bool = False
+    """Any number of the labels are right for a row. An answer has those whose score reaches the label's threshold,
+    which is fitted on the validation rows and kept in the manifest."""
     has_range: bool = False
     """The answer is one number. The spec may limit it by low and high; training starts at the targets' mean."""
     has_dimensions: bool = False
@@ -62,8 +71,10 @@ class TaskKind:
     """The backbone's LM head can teach too: the answer is words."""
 
 
-def _column(name: str, dtype: DataType, *, is_list: bool = False, attribute: str = "") -> AnswerColumn:
-    return AnswerColumn(name=name, dtype=dtype, is_list=is_list, attribute=attribute or name)
+def _column(
+    name: str, dtype: DataType, *, is_list: bool = False, varies: bool = False, attribute: str = ""
+) -> AnswerColumn:
+    return AnswerColumn(name=name, dtype=dtype, is_list=is_list, varies=varies, attribute=attribute or name)
 
 
 _ROWS = (
@@ -74,6 +85,7 @@ _ROWS = (
         target="label",
         heads=("linear", "text", "mlp"),
         has_labels=True,
+        may_have_open_labels=True,
         lm_head_teaches=True,
     ),
     TaskKind(
@@ -101,6 +113,17 @@ _ROWS = (
         heads=("linear", "mlp"),
         has_dimensions=True,
         target_is_input=True,
+        can_distill=False,
+    ),
+    TaskKind(
+        name="multilabel",
+        columns=(_column("labels", "string", varies=True), _column("scores", "float32", is_list=True)),
+        metrics=("f1_micro", "f1_macro", "average_precision"),
+        target="labels",
+        heads=("linear", "mlp"),
+        has_labels=True,
+        least_labels=1,
+        has_thresholds=True,
         can_distill=False,
     ),
 )

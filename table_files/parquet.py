@@ -32,15 +32,17 @@ class Parquet:
     def class_names(self, file: BinaryIO) -> dict[str, list[str]]:
         """By column: the names of its classes, for the columns whose values are positions in them.
 
-        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel.
+        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel and for
+        lists of them.
         """
         with _opened(file) as table:
             text = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         try:
             features = json.loads(text)["info"]["features"]
+            classes = {column: _item(feature) for column, feature in features.items()}
             return {
                 column: [str(name) for name in feature["names"]]
-                for column, feature in features.items()
+                for column, feature in classes.items()
                 if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another program's metadata
@@ -60,6 +62,15 @@ class Parquet:
             groups, skip = _groups(table.metadata, chunk.start, chunk.rows)
             batches = list(_slice(table.iter_batches(BATCH_ROWS, groups), skip, chunk.rows))
             return pa.Table.from_batches(batches, table.schema_arrow.remove_metadata())
+
+
+def _item(feature: Any) -> Any:
+    """The feature of a list's items; of anything else, itself. Lists are `[item]`, or of type Sequence or List."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "LargeList", "List"):
+        return feature.get("feature")
+    return feature
 
 
 @contextmanager

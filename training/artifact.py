@@ -8,7 +8,7 @@ and no golden examples, which need rows.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, SideConfig, SideNetwork, VectorAnswer, load_side
+from ladder import Answer, Backbone, ClassAnswer, LabelsAnswer, SideConfig, SideNetwork, VectorAnswer, load_side
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
 from side_registry.manifest import (
     MANIFEST,
@@ -36,7 +36,7 @@ from training.recipe import Recipe
 from training.run_folder import RunFolder
 from vision import FeatureFile
 
-NOT_SCORES = ("epoch", "baseline", "mean", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+NOT_SCORES = ("epoch", "baseline", "mean", "thresholds", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
 """What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
@@ -77,8 +77,9 @@ def complete(
         vision=None if job.images is None or not job.spec.images else job.images.vision,
         metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
-        examples=_golden_examples(job, run),
+        thresholds=best.get("thresholds", {}),
     )
+    manifest = manifest.model_copy(update={"examples": _golden_examples(job, run, manifest.label_thresholds)})
     images = [name for example in manifest.examples for name in example.images.values()]
     with run.writing(MANIFEST):
         write_manifest(run.path, manifest, files=dict.fromkeys([SIDE_NETWORK, *images]))
@@ -153,6 +154,8 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
         return {"label": answer.label, "scores": list(answer.scores)}
     if isinstance(answer, VectorAnswer):
         return {"embedding": list(answer.values)}
+    if isinstance(answer, LabelsAnswer):
+        return {"labels": list(answer.labels), "scores": list(answer.scores)}
     value = answer_value(answer)
     return {"value": value} if isinstance(value, float) else {"text": value}
 
@@ -183,7 +186,7 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
     }
 
 
-def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
+def _golden_examples(job: Job, run: RunFolder, thresholds: Sequence[float]) -> tuple[GoldenExample, ...]:
     """The first few validation rows with the answers of the weights as they stand in the file.
 
     Fewer where they are so long that together they would exceed what a server replays, or their images so large. With
@@ -196,7 +199,8 @@ def _golden_examples(job: Job, run: RunFolder) -> tuple[GoldenExample, ...]:
     if not rows:
         return ()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
-    model = Model(spec=job.spec, side=side, answerer=make_answerer(job.spec, side, job.tokenizer))
+    answerer = make_answerer(job.spec, side, job.tokenizer, thresholds=thresholds)
+    model = Model(spec=job.spec, side=side, answerer=answerer)
     encoder = None if job.images is None else job.images.encoder
     read_images = None if encoder is None else partial(encode_bytes, encoder)
     answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images)

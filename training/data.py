@@ -11,6 +11,10 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty, or a list of them (in .jsonl and Parquet): references, each of which is right.
 - embedding: a text that means the same; it may hold what the template's field may hold.
+- multilabel: a list of labels, which may be empty. In .csv and .tsv it is a JSON list (`["a", "b"]`), one label's text,
+  or nothing. Integers are positions with `label_index`, or with the names of a Parquet file's column of class labels.
+  Without either, a list of as many 0s and 1s as there are labels has a 1 for each label that is right, as `datasets`
+  writes them; so has a list of booleans or of 0.0s and 1.0s in any file.
 
 Knows no formats (table_files), tokens or tensors.
 """
@@ -30,16 +34,15 @@ from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
-from training.errors import DataError, RecipeError
+from training.errors import JSON_NAMES, DataError, RecipeError, shown
+from training.errors import Misfit as _Misfit
+from training.label_lists import POSITIONS, LabelsReader
 
 Renames = Mapping[str, str]
 """The column that a field, the target or `id` is read from, by its name, where they differ."""
 NO_RENAMES: Renames = {}
 ID = "id"
 """The column that identifies a row in predictions."""
-POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"
-
-JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,8 @@ class Example:
     fields: dict[str, str]
     """What the spec's `render` takes, and the ids of its images by their fields."""
     target: Any
-    """A label's text, a value, a text (a tuple where the row gives several), or an embedding's other text, by the
-    task's kind; None where it is not known."""
+    """A label's text, a value, a text (a tuple where the row gives several), an embedding's other text, or a frozenset
+    of labels, by the task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
     id: str | int | float | None = field(default=None, compare=False)
@@ -155,9 +158,7 @@ def iter_examples(
     renames = _with_images(path, spec, renames)
     names = _class_names(path, target) if KINDS[spec.kind].has_labels else []
     for line, row in iter_columns(path, _columns(spec, renames, target), _id_column(renames, with_ids)):
-        value = row[target]
-        if names and type(value) is int and 0 <= value < len(names):
-            value = names[value]
+        value = _named(row[target], names)
         try:
             fields = _read_fields(spec, row, renames)
             example = Example(fields=fields, target=read_target(value), line=line, id=_id(row, renames))
@@ -263,6 +264,13 @@ def _class_names(path: str | Path, column: str) -> Sequence[str]:
         return class_names(file, form).get(column, ())
 
 
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """A target, or each of a list of them, with the name of its class in place of its position in `names`."""
+    if names and isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return names[value] if names and type(value) is int and 0 <= value < len(names) else value
+
+
 def _id_column(renames: Renames, is_wanted: bool) -> tuple[str, ...]:
     return (renames.get(ID, ID),) if is_wanted else ()
 
@@ -270,10 +278,6 @@ def _id_column(renames: Renames, is_wanted: bool) -> tuple[str, ...]:
 def _id(row: dict[str, Any], renames: Renames) -> str | int | float | None:
     value = row.get(renames.get(ID, ID))
     return value if isinstance(value, str | int | float) else None
-
-
-class _Misfit(Exception):
-    """A value does not fit the spec; its reader's caller adds file and line."""
 
 
 def _read_fields(spec: TaskSpec, row: dict[str, Any], renames: Renames) -> dict[str, str]:
@@ -315,10 +319,10 @@ class _LabelReader:
         label = self._at(int(text)) if is_index else text
         if label not in self._labels:
             hint = "" if self._may_be_indices or not INTEGER.fullmatch(text) else f"; {POSITIONS}"
-            raise _Misfit(f"{self._what} is {_shown(text)}, not one of {', '.join(self._labels)}{hint}")
+            raise _Misfit(f"{self._what} is {shown(text)}, not one of {', '.join(self._labels)}{hint}")
         if is_index != self._are_indices:
             first = "a label's position" if self._are_indices else "a label's text"
-            raise _Misfit(f"{self._what} is {_shown(text)}, but {first} in the rows before; write all as text")
+            raise _Misfit(f"{self._what} is {shown(text)}, but {first} in the rows before; write all as text")
         return label
 
     def _at(self, index: int) -> str | None:
@@ -349,7 +353,7 @@ class _ValueReader:
                 raise ValueError
             return float(value)
         except (ValueError, OverflowError):
-            raise _Misfit(f"{self._what} is {_shown(str(value))}; give a number") from None
+            raise _Misfit(f"{self._what} is {shown(str(value))}; give a number") from None
 
 
 class _TextReader:
@@ -390,14 +394,11 @@ class _PositiveReader:
         return text
 
 
-READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float | tuple[str, ...]]]] = {
+READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float | tuple[str, ...] | frozenset[str]]]] = {
     "classification": _LabelReader,
     "regression": _ValueReader,
     "text": _TextReader,
     "embedding": _PositiveReader,
+    "multilabel": LabelsReader,
 }
 """By kind of task: makes the function that checks one value of the target's column."""
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -16,6 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
+"""By the type of a value: what a message calls it."""
+
 
 @dataclass(eq=False)
 class TrainingError(Exception):
@@ -110,6 +113,10 @@ class RecipeError(TrainingError):
     message = "{self.name} must be {self.rule}, got {self.value!r}"
 
 
+class Misfit(Exception):
+    """A value of a data file does not fit the spec; whoever reads the file adds its name and the line."""
+
+
 @dataclass(eq=False)
 class RunError(TrainingError):
     """A run folder cannot be used as asked."""
@@ -119,3 +126,8 @@ class RunError(TrainingError):
 
     reason = "BAD_RUN"
     message = "{self.folder}: {self.why}"
+
+
+def shown(text: str) -> str:
+    """A value as a message quotes it: its beginning, if it is long."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -15,6 +15,7 @@ from ladder import (
     ClassAnswer,
     Generation,
     Images,
+    LabelsAnswer,
     Row,
     SideNetwork,
     Tokenizer,
@@ -29,7 +30,7 @@ from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import RunError
-from training.metrics import score_values
+from training.metrics import LabelScores, score_values
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding counted."""
@@ -51,11 +52,14 @@ class Model:
     """Turns the side network's outputs into answers of the spec's kind."""
 
 
-def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0) -> Answerer:
+def make_answerer(
+    spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0, thresholds: Sequence[float] = ()
+) -> Answerer:
     """The answerer of `spec`'s kind for the head that `side` has.
 
     Args:
         unit: of a regression's loss: the targets' standard deviation.
+        thresholds: of the labels, as `Manifest.label_thresholds`.
     """
     return build_answerer(
         kind=spec.kind,
@@ -67,6 +71,7 @@ def make_answerer(spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit:
         tokenizer=tokenizer,
         unit=unit,
         generation=Generation(**spec.generation.settings),
+        thresholds=thresholds,
     )
 
 
@@ -89,7 +94,8 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise RunError(artifact.folder, f"trained with another tokenizer than {backbone.name} has; give that backbone")
     side = load_side_of(artifact, backbone)
-    return Model(spec=manifest.spec, side=side, answerer=make_answerer(manifest.spec, side, tokenizer))
+    answerer = make_answerer(manifest.spec, side, tokenizer, thresholds=manifest.label_thresholds)
+    return Model(spec=manifest.spec, side=side, answerer=answerer)
 
 
 def load_side_of(artifact: Artifact, backbone: Backbone) -> SideNetwork:
@@ -226,8 +232,10 @@ def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
         yield batch
 
 
-def answer_value(outcome: Answer) -> str | float | tuple[float, ...]:
-    """An answer without its scores: the label, the value, the text or the vector."""
+def answer_value(outcome: Answer) -> str | float | tuple[float, ...] | LabelScores:
+    """An answer as metrics take it: the label, the value, the text, the vector, or several labels and all scores."""
+    if isinstance(outcome, LabelsAnswer):
+        return LabelScores(outcome.labels, outcome.scores)
     if isinstance(outcome, ClassAnswer):
         return outcome.label
     if isinstance(outcome, VectorAnswer):

@@ -140,8 +140,9 @@ class Trainer:
         self.headline = tasks[0].job.spec.metric if len(tasks) == 1 else MEAN
         """The score that the best epoch has most of."""
         self.scores: list[dict[str, Any]] = []
-        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, memory and seconds. Of
-        several tasks: the mean of their metrics, and in `tasks` the loss, metrics and baseline of each by its name."""
+        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, thresholds, memory and
+        seconds. Of several tasks: the mean of their metrics, and in `tasks` the loss, metrics, baseline and thresholds
+        of each by its name."""
 
     def run_epochs(self) -> None:
         """Train and validate the epochs that the run folder lacks.
@@ -226,10 +227,11 @@ class Trainer:
             scores = [task.scores(served) for task in self.tasks]
         except NotFiniteError:
             raise RunError(self.run.path, f"its answers are not finite after epoch {epoch + 1}; {DIVERGED}") from None
-        parts: dict[str, dict[str, float]] = {}
+        parts: dict[str, dict[str, Any]] = {}
         for task, task_loss, theirs in zip(self.tasks, losses, scores, strict=True):
             baseline = {} if task.baseline is None else {"baseline": task.baseline.score}
-            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline}
+            thresholds = {"thresholds": task.thresholds} if task.thresholds else {}
+            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline, **thresholds}
         if len(self.tasks) == 1:
             [told] = scores
             [results] = parts.values()

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.call import Tenants, code_name, counting, deadline_of
@@ -232,3 +232,6 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
             message.text.text = answer.text
         case VectorAnswer():
             message.embedding.values.extend(answer.values)
+        case LabelsAnswer():
+            message.multilabel.labels.extend(answer.labels)
+            message.multilabel.scores.extend(answer.scores)

@@ -155,6 +155,10 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Regression(answer.regression.value, answer.truncated)
         case "embedding":
             return results.Embedding(tuple(answer.embedding.values), answer.truncated)
+        case "multilabel":
+            chosen = answer.multilabel
+            scores = dict(zip(labels, chosen.scores, strict=True))
+            return results.MultiLabel(tuple(chosen.labels), scores, answer.truncated)
         case _:
             return results.Text(answer.text.text, answer.truncated)
 

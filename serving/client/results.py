@@ -66,7 +66,19 @@ class Embedding:
     """As Classification's."""
 
 
-Answer = Classification | Regression | Text | Embedding
+@dataclass(frozen=True, slots=True)
+class MultiLabel:
+    """An answer of a multilabel task."""
+
+    labels: tuple[str, ...]
+    """The labels whose score reaches their threshold, highest score first; there may be none."""
+    scores: dict[str, float]
+    """Every label's score, 0 to 1, in the task's order. They do not sum to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+Answer = Classification | Regression | Text | Embedding | MultiLabel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +139,7 @@ class TaskSpec:
     """A task's spec: its kind, its template and its limits."""
 
     kind: str
-    """classification, regression, text or embedding."""
+    """classification, regression, text, embedding or multilabel."""
     template: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]

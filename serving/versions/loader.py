@@ -176,6 +176,7 @@ class Loader:
             head=side.config.head,
             tokenizer=self._tokenizer,
             generation=Generation(**spec.generation.settings),
+            thresholds=manifest.label_thresholds,
         )
 
 

@@ -34,6 +34,7 @@ SPECS = (
     make_spec("sst2", max_rows=100),
     make_spec("stars", kind="regression", low=0.0, high=5.0),
     make_spec("meaning", kind="embedding", dimensions=8),
+    make_spec("tags", kind="multilabel"),
     TITLES,
     make_spec("story", kind="text", max_new_tokens=1),
     make_spec("busy", kind="text", max_new_tokens=1),

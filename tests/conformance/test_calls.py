@@ -30,7 +30,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 WAIT_S = 30.0
 STAGES = ("queue", "tokenize", "backbone", "side")
-KINDS = ("sst2", "stars", "meaning", "titles")
+KINDS = ("sst2", "stars", "meaning", "titles", "tags")
 ROWS = [pb.Row(text=text) for text in TEXTS]
 
 
@@ -55,6 +55,9 @@ def check(answer: pb.Answer, expected: Any) -> None:
             assert answer.regression.value == pytest.approx(expected.expected["value"], abs=1e-5)
         case "embedding":
             assert list(answer.embedding.values) == pytest.approx(expected.expected["embedding"], abs=1e-5)
+        case "multilabel":
+            assert list(answer.multilabel.labels) == expected.expected["labels"]
+            assert list(answer.multilabel.scores) == pytest.approx(expected.expected["scores"], abs=1e-5)
         case "text":
             assert answer.text.text == expected.expected["text"]
         case kind:
@@ -105,7 +108,8 @@ def test_open_inference_describes_the_server_and_its_tasks(target: Target) -> No
 
 
 @pytest.mark.parametrize(
-    ("task", "output"), [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text")]
+    ("task", "output"),
+    [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text"), ("tags", "scores")],
 )
 def test_open_inference_answers_what_the_model_does(target: Target, world: World, task: str, output: str) -> None:
     response = target.oip.ModelInfer(infer(task, id="7", model_version="1"))
@@ -115,6 +119,9 @@ def test_open_inference_answers_what_the_model_does(target: Target, world: World
     if task == "sst2":
         labels = [label.decode() for label in outputs["label"].bytes_contents]
         assert labels == [answer["label"] for answer in expected]
+    if task == "tags":
+        labels = [json.loads(row) for row in outputs["labels"].bytes_contents]
+        assert labels == [answer["labels"] for answer in expected]
     if task == "titles":
         assert [text.decode() for text in outputs["text"].bytes_contents] == [answer["text"] for answer in expected]
     else:

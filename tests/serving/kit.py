@@ -12,6 +12,7 @@ from ladder import (
     Backbone,
     ClassAnswer,
     Generation,
+    LabelsAnswer,
     Row,
     SideConfig,
     SideNetwork,
@@ -26,7 +27,7 @@ from ladder.side.checkpoint import save_side
 from ladder.stacked.bank import SideBank
 from serving.engine import Piece, Resident
 from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, PredictService, RequestOptions
-from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
+from side_registry import KINDS, SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
 
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
@@ -34,15 +35,14 @@ TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too lon
 def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) -> TaskSpec:
     """A task of one field, `sentence`; `changes` are further fields of the spec."""
     values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
-    if kind == "classification":
+    if KINDS[values["kind"]].has_labels:
         values["labels"] = ("negative", "positive")
     return TaskSpec(**values | changes)
 
 
 def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "text", **shape: Any) -> SideNetwork:
     """A random side network, far enough from zero that two of them answer differently."""
-    outputs_of_kind = {"classification": len(spec.labels), "regression": 1, "embedding": spec.dimensions}
-    outputs = outputs_of_kind[spec.kind] if head != "text" else 0
+    outputs = spec.outputs if head != "text" else 0
     config = SideConfig(reduction=4, head=head, outputs=outputs, **shape)  # type: ignore[arg-type]
     side = SideNetwork(config, backbone.config)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "te
 
 def head_of(spec: TaskSpec) -> str:
     """The simplest head that can answer the task."""
-    return "linear" if spec.kind in ("regression", "embedding") else "text"
+    return "text" if "text" in KINDS[spec.kind].heads else "linear"
 
 
 def make_resident(
@@ -141,6 +141,8 @@ def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: s
             expected: dict[str, Any] = {"label": outcome.label, "scores": list(outcome.scores)}
         case VectorAnswer():
             expected = {"embedding": list(outcome.values)}
+        case LabelsAnswer():
+            expected = {"labels": list(outcome.labels), "scores": list(outcome.scores)}
         case ValueAnswer():
             expected = {"value": outcome.value}
         case TextAnswer():

@@ -8,7 +8,7 @@ import pytest
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import MetricError
-from training.metrics import METRICS, ranks, rows_to_answer, score, score_values
+from training.metrics import METRICS, LabelScores, ranks, rows_to_answer, score, score_values
 
 LABELS = ("no", "yes")
 TARGETS = ["yes", "yes", "yes", "no", "no"]
@@ -26,6 +26,7 @@ SOME: dict[str, tuple[list, list]] = {
     "rouge_l": (["a b", "c"], [("a b", "a c"), "d"]),
     "recall_at_1": ([1, 3], ["a b", "d"]),
     "mrr": ([1, 3], ["a b", "d"]),
+    **dict.fromkeys(("f1_micro", "f1_macro", "average_precision"), ([LabelScores(("yes",), (0.1, 0.9))], [{"yes"}])),
 }
 
 
@@ -58,6 +59,29 @@ def test_an_invalid_output_counts_wrong(target):
     assert invalid["f1"] == pytest.approx(2 / 3)
     assert score("accuracy", ["maybe"], [target])["accuracy"] == 0
     assert score("matthews", ["yes", "no", "maybe"], ["yes", "no", target])["matthews"] < 1
+
+
+def test_scores_of_several_labels_are_over_all_decisions_and_by_label():
+    answers = [
+        LabelScores(("a",), (0.9, 0.2, 0.1)),
+        LabelScores(("a", "b"), (0.8, 0.6, 0.1)),
+        LabelScores((), (0.4, 0.3, 0)),
+    ]
+    targets = [{"a"}, {"b"}, {"a"}]
+    # a: 1 hit, 1 false, 1 missed; b: 1 hit; c: no row has it, and no answer. Ranks of a: right, wrong, right
+    by_hand = {"f1_micro": 4 / 6, "f1_macro": (0.5 + 1) / 2, "average_precision": ((1 + 2 / 3) / 2 + 1) / 2}
+    for metric in by_hand:
+        scores = score(metric, answers, targets, labels=("a", "b", "c"))
+        assert scores == pytest.approx(by_hand)
+        assert next(iter(scores)) == metric
+
+
+def test_no_label_anywhere_scores_0_and_a_rows_without_labels_count():
+    nothing = LabelScores((), (0.1, 0.2))
+    assert score("f1_micro", [nothing], [set()], labels=LABELS) == dict.fromkeys(
+        ("f1_micro", "f1_macro", "average_precision"), 0.0
+    )
+    assert score("f1_micro", [LabelScores(("no",), (0.9, 0.2))], [set()], labels=LABELS)["f1_micro"] == 0
 
 
 def test_pearson_spearman_gives_the_mean_and_both_parts():

@@ -12,6 +12,8 @@ from training.recipe import Recipe
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
+MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("aa", "bb", "many"))
+"""Labels: some a, more than two b, at least eight letters."""
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 
@@ -24,9 +26,12 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
         share = pick.random()
         sentence = "".join("b" if pick.random() < share else "a" for _ in range(pick.randint(4, 10)))
         truth = sentence.count("b") / len(sentence)
-        target: object = {"classification": "bb" if truth > 0.5 else "aa", "regression": truth}.get(
-            spec.kind, sentence[0]
-        )
+        flags = {"aa": "a" in sentence, "bb": sentence.count("b") > 2, "many": len(sentence) > 7}
+        target: object = {
+            "classification": "bb" if truth > 0.5 else "aa",
+            "regression": truth,
+            "multilabel": [label for label, is_right in flags.items() if is_right],
+        }.get(spec.kind, sentence[0])
         made.append({"sentence": sentence, spec.target: target})
     return made
 

@@ -5,7 +5,8 @@ metric's own name, so that "the best epoch" is `max(..., key=lambda scores: scor
 models or tensors.
 """
 
+from training.metrics.label_sets import LabelScores
 from training.metrics.ranking import ranks
 from training.metrics.scoring import METRICS, rows_to_answer, score, score_values
 
-__all__ = ["METRICS", "ranks", "rows_to_answer", "score", "score_values"]
+__all__ = ["METRICS", "LabelScores", "ranks", "rows_to_answer", "score", "score_values"]

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from training.metrics.bleu import bleu
 from training.metrics.cider import cider
 from training.metrics.classes import accuracy, accuracy_f1, matthews
 from training.metrics.correlation import pearson_and_spearman
+from training.metrics.label_sets import score_label_sets
 from training.metrics.ranking import ranks, recall_and_mrr
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
@@ -33,7 +35,7 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
     """Score a model's answers by the spec's metric; the headline under the metric's own name.
 
     Args:
-        values: labels, numbers, texts or vectors, one for each of `rows_to_answer(spec, examples)`.
+        values: labels, numbers, texts, vectors or LabelScores, one for each of `rows_to_answer(spec, examples)`.
     Raises:
         MetricError: as `score`.
     """
@@ -45,15 +47,16 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
 
 
 def score(
-    metric: str, predictions: Sequence[str | float], targets: Sequence[Any], *, labels: Sequence[str] = ()
+    metric: str, predictions: Sequence[Any], targets: Sequence[Any], *, labels: Sequence[str] = ()
 ) -> dict[str, float]:
     """Score predictions against targets of the same order.
 
     Args:
         metric: one of METRICS.
         predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
-            For recall_at_1 and mrr: the rank that each target came out at, from 1.
-        targets: what they should be. Of a text, a tuple of several references too, each of which is right.
+            For recall_at_1 and mrr: the rank that each target came out at, from 1. For several labels: `LabelScores`.
+        targets: what they should be. Of a text, a tuple of several references too, each of which is right. For
+            several labels: sets of them.
         labels: the task's labels in the spec's order. `accuracy_f1` needs its two, the second being the positive one.
     Returns:
         The headline number under the metric's own name, then its parts if it has any, or other metrics of its family.
@@ -97,6 +100,13 @@ def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[st
     return {"mrr": mrr, "recall_at_1": recall}
 
 
+def _label_sets(
+    headline: str, predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]
+) -> dict[str, float]:
+    scores = score_label_sets(predictions, targets, labels)
+    return {headline: scores[headline], **scores}
+
+
 Metric = Callable[[Sequence[Any], Sequence[Any], Sequence[str]], dict[str, float]]
 
 
@@ -124,6 +134,9 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "rouge_l": _of_texts(rouge_l, bleu, cider),
         "recall_at_1": _recall_at_1,
         "mrr": _mrr,
+        "f1_micro": partial(_label_sets, "f1_micro"),
+        "f1_macro": partial(_label_sets, "f1_macro"),
+        "average_precision": partial(_label_sets, "average_precision"),
     }
 )
 """By name: a function of predictions, targets and labels, as `score` takes them."""

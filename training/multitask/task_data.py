@@ -29,6 +29,7 @@ from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
 from training.taps_cache import TapsCache
+from training.thresholds import choose_again, fit_thresholds
 
 
 class TaskData:
@@ -59,6 +60,8 @@ class TaskData:
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         """Batches of an epoch."""
         self.baseline = baseline_of(job.spec, job.validation.examples)
+        self.thresholds: dict[str, float] = {}
+        """By label, as the last `scores` fitted them on the validation rows; of a kind with thresholds."""
 
     def prepare(self, progress: Progress) -> None:
         """Compute what all epochs read: features of images, the backbone's activations, the teacher's answers."""
@@ -102,6 +105,9 @@ class TaskData:
         fields = rows_to_answer(job.spec, job.validation.examples)
         read_images = None if job.features is None else job.features.read
         answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images)
+        if KINDS[job.spec.kind].has_thresholds:
+            self.thresholds = fit_thresholds(job.spec.labels, answers, job.validation.examples)
+            answers = choose_again(self.answerer, list(self.thresholds.values()), answers)
         return score_answers(job.spec, answers, job.validation.examples)
 
     def _images(self, indices: Sequence[int]) -> Images:

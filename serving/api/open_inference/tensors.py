@@ -130,6 +130,8 @@ def write_outputs(
         datatype = DATATYPES[column.dtype]
         tensor = response.outputs.add(name=name, datatype=datatype, shape=_shape(column, len(answers), spec))
         values = [getattr(answer, column.attribute) for answer in answers]
+        if column.varies:
+            values = [json.dumps(items, ensure_ascii=False) for items in values]
         if column.is_list:
             values = [value for numbers in values for value in numbers]
         if raw:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sidecast.cli import options
+from sidecast.cli.answers import answer_values
 from sidecast.cli.app import UserError
 from sidecast.cli.output import plain, say, show_table
 from sidecast.cli.serving import decoding
@@ -97,7 +98,9 @@ def predict(
         "task": answers.task,
         "version": answers.version,
         "generation": answers.generation,
-        "answers": [_plain(answer) for answer in answers],
+        "answers": [
+            answer_values(answer, spec.kind, spec.labels) | {"truncated": answer.truncated} for answer in answers
+        ],
     }
     if as_json:
         say(True, document, "")
@@ -138,21 +141,11 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
         click.echo("the input is longer than the task's max_source_tokens, so its end was not read", err=True)
 
 
-def _plain(answer: Any) -> dict[str, Any]:
-    return _values(answer) | {"truncated": answer.truncated}
-
-
-def _values(answer: Any) -> dict[str, Any]:
-    if hasattr(answer, "label"):
-        return {"label": answer.label, "score": answer.score, "scores": answer.scores}
-    if hasattr(answer, "values"):
-        return {"embedding": list(answer.values)}
-    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
-
-
 def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "label"):
         return answer.label, f"{answer.score:.4f}"
+    if hasattr(answer, "labels"):
+        return ", ".join(answer.labels) or "(none)", " ".join(f"{answer.scores[one]:.4f}" for one in answer.labels)
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""

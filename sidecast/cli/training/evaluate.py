@@ -12,6 +12,7 @@ import click
 from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from side_registry.manifest import Artifact
 from sidecast.cli import options
+from sidecast.cli.answers import answer_values
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.training.bars import Bars
@@ -140,14 +141,13 @@ def evaluate(
                 faults = cache_warnings(spec, made.disk_fault)
         bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
         answers, truncated = candidate.answer(rows, lambda done, _: bars.update(bar, completed=done), read_images)
-    plain = [_plain(answer, spec) for answer in answers]
+    plain = [answer_values(answer, spec.kind, spec.labels) for answer in answers]
     if predictions is not None:
         _write(predictions, examples, plain, truncated)
     metrics: dict[str, float] = {}
     baseline = None
     if is_labelled:
-        scored = KINDS[spec.kind].columns[0].name
-        metrics = score_values(spec, [answer[scored] for answer in plain], examples)
+        metrics = score_values(spec, [_scored(answer, spec) for answer in plain], examples)
         baseline = baseline_of(spec, examples)
     score = metrics.get(spec.metric)
     share = sum(truncated) / len(rows)
@@ -299,7 +299,7 @@ def _write(
             for example, answer, cut in zip(examples, answers, truncated, strict=False):
                 identity = example.line if example.id is None else example.id
                 row = {"id": identity, "inputs": example.fields, "target": example.target, **answer, "truncated": cut}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=sorted) + "\n")  # a set of labels
     except OSError as error:
         raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 
@@ -311,12 +311,11 @@ def _open(path: str, mode: str) -> IO[str]:
         raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 
 
-def _plain(answer: Any, spec: TaskSpec) -> dict[str, Any]:
-    """A class, value, text or vector, from the model or from a client, as `predict --json` has it."""
-    if hasattr(answer, "label"):
-        scores = answer.scores
-        by_label = scores if isinstance(scores, dict) else dict(zip(spec.labels, scores, strict=True))
-        return {"label": answer.label, "score": answer.score, "scores": by_label}
-    if hasattr(answer, "values"):
-        return {"embedding": list(answer.values)}
-    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
+def _scored(answer: dict[str, Any], spec: TaskSpec) -> Any:
+    """What metrics compare with the target: the first column, and with several labels the scores too."""
+    from training.metrics import LabelScores
+
+    kind = KINDS[spec.kind]
+    if kind.has_thresholds:
+        return LabelScores(answer["labels"], list(answer["scores"].values()))
+    return answer[kind.columns[0].name]

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from ladder import (
     Answer,
     Backbone,
+    ChooseLabels,
     ClassAnswer,
     Classify,
     Embed,
     Generate,
+    LabelsAnswer,
     LabelTrie,
     NotFiniteError,
     Regress,
@@ -58,6 +60,7 @@ def asked(backbone: Backbone):
         ("linear", Embed(), {"words": True, "outputs": 5}),
         ("mlp", Classify(labels=("a", "b")), {"gate_form": "channel"}),
         ("linear", Classify(labels=("a", "b", "c")), {"encoder_layers": (1,)}),
+        ("linear", ChooseLabels(labels=("a", "b", "c"), thresholds=(0.2, 0.5, 0.9)), {}),
     ]
     for seed, (head, how, shape) in enumerate(ways):
         [module] = make_sides(backbone, 1, seed=seed, head=head, **shape)
@@ -69,6 +72,8 @@ def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
     match ours, theirs:
         case ClassAnswer(), ClassAnswer():
             return ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        case LabelsAnswer(), LabelsAnswer():
+            return ours.labels == theirs.labels and ours.scores == pytest.approx(theirs.scores, abs=1e-4)
         case VectorAnswer(), VectorAnswer():
             return ours.values == pytest.approx(theirs.values, abs=1e-4)
         case ValueAnswer(), ValueAnswer():
@@ -86,7 +91,7 @@ def rows_of(asked, picks: Sequence[tuple[int, int]], which: int) -> list[Row]:
     ]
 
 
-ALL = [(kind, read) for read in range(4) for kind in range(8)]
+ALL = [(kind, read) for read in range(4) for kind in range(9)]
 ALONE: dict[tuple[int, int], Answer | Exception] = {}
 
 
@@ -98,7 +103,7 @@ def alone_answers(backbone: Backbone, asked) -> dict[tuple[int, int], Answer | E
 
 
 @settings(max_examples=12, deadline=None)
-@given(picks=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=14))
+@given(picks=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), min_size=1, max_size=14))
 def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbone, asked, picks) -> None:
     alone = [alone_answers(backbone, asked)[pick] for pick in picks]
     for which in (0, 2):

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from ladder import Backbone, ClassAnswer, SideNetwork, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer, load_backbone
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    SideNetwork,
+    TextAnswer,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+    load_backbone,
+)
 from ladder.backbone.model import Taps
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedSide
@@ -50,6 +60,10 @@ from tests.serving.versions.kit import negate, refusal
         (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, "0.8"]}, True),
         (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, float("nan")]}, True),
         (VectorAnswer(values=(0.6, 0.8)), {"newer": "field"}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"labels": ["a"], "scores": [0.89, 0.41]}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.51, 0.4)), {"labels": [], "scores": [0.495, 0.4]}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"labels": ["a"], "scores": [0.9, 0.5]}, True),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"scores": [0.9]}, True),
     ],
 )
 def test_what_counts_as_a_difference(answered, expected, differs: bool) -> None:

@@ -38,6 +38,8 @@ from tests.serving.versions.kit import negate, refusal
         ("text", "text"),
         ("embedding", "linear"),
         ("embedding", "mlp"),
+        ("multilabel", "linear"),
+        ("multilabel", "mlp"),
     ],
 )
 def test_a_published_version_loads_and_answers_as_where_it_was_made(
