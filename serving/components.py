@@ -65,6 +65,7 @@ class Components:
             drain=drain,
             metrics=metrics,
             config=config,
+            device=self.device,
         )
 
 

@@ -1,7 +1,7 @@
 """Bytes, versions and aliases of side networks: a commit log on any object store. No torch, no server."""
 
 from side_registry.blobs import StoredArtifact
-from side_registry.decisions import Published, Rolled, checked_route
+from side_registry.decisions import GroupChanged, Published, Rolled, checked_route
 from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
@@ -9,11 +9,13 @@ from side_registry.errors import (
     Contended,
     CorruptBlob,
     DataclassError,
+    InvalidGroup,
     InvalidName,
     InvalidRoute,
     InvalidRow,
     InvalidSpec,
     LogReplaced,
+    NoEarlierGroup,
     NotARegistry,
     NothingToRollBack,
     RegistryError,
@@ -22,12 +24,14 @@ from side_registry.errors import (
     RouteChanged,
     StoreFailed,
     UnknownAlias,
+    UnknownGroup,
     UnknownTask,
     UnknownVersion,
     UnreadableCommit,
     VersionInUse,
 )
 from side_registry.golden import GoldenExample
+from side_registry.groups import GroupState, GroupVersion
 from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import (
     MANIFEST,
@@ -70,12 +74,17 @@ __all__ = [
     "DeleteTask",
     "GenerationSpec",
     "GoldenExample",
+    "GroupChanged",
+    "GroupState",
+    "GroupVersion",
+    "InvalidGroup",
     "InvalidName",
     "InvalidRoute",
     "InvalidRow",
     "InvalidSpec",
     "LogReplaced",
     "Manifest",
+    "NoEarlierGroup",
     "NotARegistry",
     "NothingToRollBack",
     "Publish",
@@ -100,6 +109,7 @@ __all__ = [
     "TaskSpec",
     "TaskState",
     "UnknownAlias",
+    "UnknownGroup",
     "UnknownTask",
     "UnknownVersion",
     "UnreadableCommit",

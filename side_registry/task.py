@@ -233,6 +233,13 @@ def check_task_name(name: str) -> str:
     return name
 
 
+def check_group_name(name: str) -> str:
+    """The name itself. Raises InvalidName."""
+    if not TASK_NAME.fullmatch(name):
+        raise InvalidName("group name", name, TASK_RULE)
+    return name
+
+
 def check_alias(alias: str) -> str:
     """The alias itself. It starts with a letter, so that it never looks like a version. Raises InvalidName."""
     if not ALIAS_NAME.fullmatch(alias):

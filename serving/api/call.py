@@ -6,7 +6,7 @@ Knows gRPC's context, and no messages.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 from grpc.aio import ServicerContext
@@ -14,6 +14,8 @@ from grpc.aio import ServicerContext
 from serving.api.status import code_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
+from serving.pipeline import Prediction
+from side_registry.task import TaskRef
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""
@@ -67,6 +69,41 @@ def code_name(error: BaseException, deadline: float | None) -> str:
         return code_of(error).name
     is_late = deadline is not None and time.monotonic() >= deadline - CLOCK_SKEW_S
     return (grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED).name
+
+
+class CountedTasks:
+    """What is known of one call about several tasks; its servicer fills it in while the call runs."""
+
+    refs: Sequence[TaskRef] = ()
+    outcomes: Sequence[Prediction | BaseException] = ()
+    """In the order of `refs`."""
+    deadline: float | None = None
+    """time.monotonic() seconds."""
+
+
+@contextlib.contextmanager
+def counting_tasks(metrics: Metrics) -> Iterator[CountedTasks]:
+    """Count the block as one request of each task, with the code of the task's outcome, or of the call's error.
+
+    A call that fails before its tasks are known is one request of no task.
+    """
+    start = time.perf_counter()
+    counted = CountedTasks()
+    try:
+        yield counted
+    except (Exception, asyncio.CancelledError) as error:
+        if not counted.refs:
+            metrics.request(None, None, code_name(error, counted.deadline))
+        if len(counted.outcomes) < len(counted.refs):
+            counted.outcomes = [error] * len(counted.refs)
+        raise
+    finally:
+        seconds = time.perf_counter() - start
+        for ref, outcome in zip(counted.refs, counted.outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                metrics.request(ref.task, None, code_name(outcome, counted.deadline), seconds)
+            else:
+                metrics.request(ref.task, outcome.version, "OK", seconds, len(outcome.answers))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ statuses of them.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -14,10 +13,10 @@ from grpc.aio import ServicerContext
 from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.api.call import Tenants, code_name, counting, deadline_of
+from serving.api.call import Tenants, counting, counting_tasks, deadline_of
 from serving.api.status import status_of
 from serving.engine import Piece
-from serving.errors import InvalidInput, RequestError
+from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.pipeline import (
     DecodingOverrides,
@@ -62,27 +61,26 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             return response
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
-        """Answer the same rows for many tasks; the fault of a task stands in its place."""
-        start = time.perf_counter()
-        try:
+        """Answer the same rows for many tasks, or for those of a group; the fault of a task stands in its place."""
+        with counting_tasks(self._metrics) as counted:
+            if request.group and request.tasks:
+                raise InvalidInput("group", "is given with tasks; give one of the two")
             self._service.check_counts(len(request.tasks), len(request.rows))
-        except RequestError as error:
-            self._metrics.request(None, None, code_name(error, None))
-            raise
-        refs = [read_ref(task) for task in request.tasks]
-        deadline = None
-        try:
+            counted.refs = refs = [read_ref(task) for task in request.tasks]
             options = self._options(request, context)
-            deadline = options.deadline
-            targets = self._service.resolve_tasks(refs, options)
+            counted.deadline = options.deadline
+            version = 0
+            if request.group:
+                group, targets = self._service.resolve_group(request.group, options)
+                counted.refs = refs = group.refs
+                version = group.version
+                self._service.check_counts(len(refs), len(request.rows))
+            else:
+                targets = self._service.resolve_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
-            outcomes = await self._service.predict_tasks(asked)
-        except (Exception, asyncio.CancelledError) as error:
-            self._count(refs, [error] * len(refs), start, deadline)
-            raise
-        self._count(refs, outcomes, start, deadline)
-        response = pb.PredictTasksResponse()
-        for task, outcome in zip(request.tasks, outcomes, strict=True):
+            counted.outcomes = outcomes = await self._service.predict_tasks(asked)
+        response = pb.PredictTasksResponse(group_version=version)
+        for task, outcome in zip(request.tasks or map(write_ref, refs), outcomes, strict=True):
             result = response.results.add(task=task)
             if isinstance(outcome, Exception):
                 result.error.CopyFrom(status_of(outcome))
@@ -117,26 +115,19 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             route_key=request.route_key,
         )
 
-    def _count(
-        self,
-        refs: Sequence[TaskRef],
-        outcomes: Sequence[Prediction | BaseException],
-        start: float,
-        deadline: float | None,
-    ) -> None:
-        seconds = time.perf_counter() - start
-        for ref, outcome in zip(refs, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                self._metrics.request(ref.task, None, code_name(outcome, deadline), seconds)
-            else:
-                self._metrics.request(ref.task, outcome.version, "OK", seconds, len(outcome.answers))
-
 
 def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
     """The task that a message names. An empty alias is none."""
     if message.HasField("version"):
         return TaskRef(message.task, version=message.version)
     return TaskRef(message.task, alias=message.alias or None)
+
+
+def write_ref(ref: TaskRef) -> pb.TaskRef:
+    """A task's reference as a message."""
+    if ref.version is not None:
+        return pb.TaskRef(task=ref.task, version=ref.version)
+    return pb.TaskRef(task=ref.task, alias=ref.alias) if ref.alias else pb.TaskRef(task=ref.task)
 
 
 async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:

@@ -92,6 +92,12 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
     return ref
 
 
+def check_group(name: str) -> None:
+    """Check that a group's name is a text, and not empty. Raises InvalidInputError."""
+    if not isinstance(name, str) or not name:
+        raise _invalid("group", f"must be the name of a group, got {_shown(name)}")
+
+
 def set_version_or_alias(request: pb.PredictRequest | pb.GenerateRequest | pb.GetTaskRequest, ref: pb.TaskRef) -> None:
     """Copy the version or the alias of a reference, where it has one, into a request."""
     if ref.HasField("version"):

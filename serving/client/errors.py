@@ -104,6 +104,12 @@ class UnknownAliasError(NotFoundError):
     default_reason = "UNKNOWN_ALIAS"
 
 
+class UnknownGroupError(NotFoundError):
+    """There is no such group."""
+
+    default_reason = "UNKNOWN_GROUP"
+
+
 class InvalidRequestError(SidecastError, code=grpc.StatusCode.INVALID_ARGUMENT, reasons=()):
     """Something about the request itself; the same request fails again."""
 
@@ -132,6 +138,12 @@ class InvalidRouteError(InvalidRequestError):
     """A route breaks a rule, or names the alias's main version."""
 
     default_reason = "INVALID_ROUTE"
+
+
+class InvalidGroupError(InvalidRequestError):
+    """A group's list of tasks breaks a rule."""
+
+    default_reason = "INVALID_GROUP"
 
 
 class InvalidArtifactError(InvalidRequestError):
@@ -174,6 +186,12 @@ class NothingToRollBackError(RefusedError):
     """The alias has no earlier version to go back to."""
 
     default_reason = "NOTHING_TO_ROLL_BACK"
+
+
+class NoEarlierGroupError(RefusedError):
+    """The group has no earlier version whose tasks can all be used."""
+
+    default_reason = "NO_EARLIER_GROUP"
 
 
 class RollbackUnclearError(RefusedError):

@@ -35,6 +35,39 @@ def read_outcome(result: pb.PredictTasksResponse.Result) -> results.Predictions 
     return read_predictions(result.prediction)
 
 
+def read_group(message: pb.Group) -> results.Group:
+    """A group and its tasks."""
+    return results.Group(group=message.group, version=message.version, tasks=_read_members(message.tasks))
+
+
+def read_group_change(response: pb.SetGroupResponse | pb.RollbackGroupResponse) -> results.GroupChanged:
+    """The outcome of a change of a group."""
+    return results.GroupChanged(
+        group=response.group.group,
+        version=response.group.version,
+        tasks=_read_members(response.group.tasks),
+        version_from=response.version_from,
+        generation=response.generation,
+    )
+
+
+def _read_members(tasks: Sequence[pb.TaskRef]) -> tuple[str, ...]:
+    return tuple(
+        f"{ref.task}:{ref.version}" if ref.HasField("version") else f"{ref.task}@{ref.alias}" if ref.alias else ref.task
+        for ref in tasks
+    )
+
+
+def read_residents(response: pb.ListResidentsResponse) -> results.Residents:
+    """The versions that one server has loaded."""
+    return results.Residents(
+        server=_read(routes.ServerInfo, response.server),
+        device=response.device,
+        residents=tuple(_read(results.Resident, resident) for resident in response.residents),
+        others=tuple(_read(routes.ServerInfo, server) for server in response.others),
+    )
+
+
 def read_piece(response: pb.GenerateResponse) -> results.Piece:
     """A piece of a streamed text."""
     return results.Piece(text=response.text, tokens=tuple(response.tokens))
@@ -183,6 +216,8 @@ def _read_action(action: pb.Action) -> results.Action:
         alias=action.alias or None,
         route=read_route(action.route) if action.HasField("route") else None,
         run_id=action.run_id or None,
+        group=action.group or None,
+        members=tuple(action.members),
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, overload
 
 from serving.client.images import ImageInput
-from serving.client.routes import Route
+from serving.client.routes import Route, ServerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +203,34 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A version that is loaded on one server."""
+
+    task: str
+    version: int
+    bytes: int
+    """Of its weights on the device."""
+    since: datetime | None
+    """When it was loaded."""
+    last_asked: datetime | None
+    """When it last answered a request there; None: it has not since it was loaded."""
+    requests: int
+    """That it answered there since it was loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residents:
+    """The versions that one server has loaded."""
+
+    server: ServerInfo
+    device: str
+    residents: tuple[Resident, ...]
+    """Sorted by task and version."""
+    others: tuple[ServerInfo, ...]
+    """The other servers that follow the registry and are alive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """The outcome of a publish."""
 
@@ -252,14 +280,40 @@ class Action:
     """One action of a commit. Fields that the verb has no use for are None."""
 
     verb: str
-    """publish, set_alias, set_route, rollback, retire or delete_task."""
+    """publish, set_alias, set_route, rollback, retire or delete_task; of a group set_group, rollback_group or
+    delete_group."""
     task: str
+    """Empty where it is about a group."""
     version: int | None
     alias: str | None
     route: Route | None = None
     """Set by set_route."""
     run_id: str | None = None
     """Set by publish: the run that made the version."""
+    group: str | None = None
+    """The group that it is about; `version` is the group's then."""
+    members: tuple[str, ...] = ()
+    """Set by set_group: references of the group's tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A name for several tasks that are asked together."""
+
+    group: str
+    version: int
+    """Of its list of tasks: each change makes the next one."""
+    tasks: tuple[str, ...]
+    """References, in the order in which they are answered: `sst2` follows production, `sst2:7` is that version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChanged(Group):
+    """The outcome of a change of a group."""
+
+    version_from: int
+    """Its version before; 0: there was no such group."""
+    generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

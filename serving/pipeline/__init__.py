@@ -10,6 +10,7 @@ from serving.pipeline.request import (
     Prediction,
     PredictRequest,
     Prompt,
+    Refused,
     RequestOptions,
     Target,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "PredictService",
     "Prediction",
     "Prompt",
+    "Refused",
     "RequestOptions",
     "Target",
     "encode",

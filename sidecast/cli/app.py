@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retire": ("registry.changes", "Take a version out of service for good."),
     "tasks": ("registry.listings", "List tasks, their aliases and versions."),
     "history": ("registry.listings", "List what changed: who, when, why."),
+    "group": ("registry.groups", "Name several tasks that are asked together."),
     "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
     "registry": ("registry.maintenance", "Maintain a registry: verify, gc, export, import."),
     "predict": ("serving.predict", "Send texts and images to a server and print the answers."),

@@ -5,19 +5,21 @@ the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from grpc.aio import ServicerContext
 
 from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.api.call import Tenants, counting, deadline_of
+from serving.api.call import Tenants, counting, counting_tasks, deadline_of
 from serving.api.drain import Drain
 from serving.api.inbox import Messages
+from serving.api.open_inference.groups import PREFIX, GroupModel, group_of
 from serving.api.open_inference.stream import FINAL, InferStream
 from serving.api.open_inference.tensors import (
     WHOLE_PROMPT,
@@ -40,6 +42,7 @@ from serving.pipeline import (
     Prediction,
     PredictRequest,
     PredictService,
+    Refused,
     RequestOptions,
     Target,
 )
@@ -52,6 +55,8 @@ NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters", "statistics")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 EMPTY_FINAL = "triton_enable_empty_final_response"
+
+Answerable = TypeVar("Answerable", Target, Prediction)
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -75,10 +80,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ServerReadyResponse(ready=self._ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
-        """Say whether this server can answer for a task, or for one version or alias of it."""
+        """Say whether this server can answer for a task, for one version or alias of it, or for a group."""
         try:
-            self._find(request.name, request.version)
-        except (RegistryError, NotServed):
+            if group_of(request.name) is not None:
+                self._group(request.name, request.version)
+            else:
+                self._find(request.name, request.version)
+        except (RegistryError, NotServed, InvalidInput):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._ready)
 
@@ -91,7 +99,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: ServicerContext
     ) -> pb.ModelMetadataResponse:
-        """Describe a task's tensors, versions and settings."""
+        """Describe the tensors, versions and settings of a task or a group."""
+        if group_of(request.name) is not None:
+            described = self._group(request.name, request.version).metadata()
+            described.platform = NAME
+            return described
         resident = self._find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=request.name,
@@ -103,8 +115,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
-        """Describe a task as Triton's tools ask for it."""
-        config = describe_config(self._find(request.name, request.version).spec)
+        """Describe a task or a group as Triton's tools ask for it."""
+        if group_of(request.name) is not None:
+            config = self._group(request.name, request.version).config()
+        else:
+            config = describe_config(self._find(request.name, request.version).spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
@@ -122,7 +137,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
-        """Answer rows of one task."""
+        """Answer rows of one task or group."""
+        if group_of(request.model_name) is not None:
+            return await self._infer_group(request, context)
         with counting(self._metrics, request.model_name) as counted:
             _, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
@@ -141,6 +158,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ModelInferRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
+        if group_of(request.model_name) is not None:
+            yield _final(await self._infer_group(request, context))
+            return
         with counting(self._metrics, request.model_name) as counted:
             target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
@@ -161,7 +181,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
-        options = RequestOptions(
+        options = self._options(request, context)
+        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
+        spec = target.resident.spec
+        requested_outputs(request, spec)  # raises before the rows are computed
+        count = count_rows(request, spec)
+        self._service.check_counts(1, count)
+        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
+
+    def _options(self, request: pb.ModelInferRequest, context: ServicerContext) -> RequestOptions:
+        return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
             decoding=_decoding(request),
             priority=_whole_number(request, "priority"),
@@ -169,12 +198,26 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             route_key=_text(request, "route_key"),
             where="parameters.",
         )
-        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
-        spec = target.resident.spec
-        requested_outputs(request, spec)  # raises before the rows are computed
-        count = count_rows(request, spec)
-        self._service.check_counts(1, count)
-        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
+
+    async def _infer_group(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+        """Answer rows of all tasks of a group. The fault of one task is that of the call."""
+        with counting_tasks(self._metrics) as counted:
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            group, targets = self._service.resolve_group(group_of(request.model_name) or "", options)
+            counted.refs = group.refs
+            specs = [target.resident.spec for target in _answerable(targets)]
+            model = GroupModel.of(request.model_name, group, specs)
+            model.check_version(request.model_version)
+            model.requested(request)  # raises before the rows are computed
+            count = count_rows(request, model)
+            self._service.check_counts(len(targets), count)
+            rows = await read_rows(request, model, count)
+            counted.outcomes = await self._service.predict_tasks(
+                PredictRequest(targets=targets, rows=rows, options=options)
+            )
+            predictions = {prediction.task: prediction for prediction in _answerable(counted.outcomes)}
+            return model.respond(request, predictions, min(one.generation for one in predictions.values()))
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -183,6 +226,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         _check_repository(request.repository_name)
         state = self._pool.snapshot()
         models = [model for name in sorted(state.tasks) for model in _index(state, name)]
+        models += [self._group_state(name) for name in sorted(state.groups)]
         return pb.RepositoryIndexResponse(
             models=[model for model in models if model.state == READY or not request.ready]
         )
@@ -195,7 +239,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if request.parameters:
             fault = "are not supported: what is loaded is what was published"
             raise InvalidInput("parameters", fault)
-        self._find(request.model_name, "")
+        if group_of(request.model_name) is not None:
+            self._group(request.model_name, "")
+        else:
+            self._find(request.model_name, "")
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -211,10 +258,43 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     def _ready(self) -> bool:
         return self._service.ready and not self._drain.draining
 
+    def _group(self, name: str, version: str) -> GroupModel:
+        """A group whose tasks can all answer.
+
+        Raises:
+            UnknownGroup; what `_find` raises of one of its tasks.
+            InvalidInput: another version than its current one.
+        """
+        state = self._pool.snapshot()
+        group = state.group(group_of(name) or "")
+        specs = [state.resolve(ref.task, version=ref.version, alias=ref.alias).spec for ref in group.refs]
+        model = GroupModel.of(name, group, specs)
+        model.check_version(version)
+        return model
+
+    def _group_state(self, group: str) -> pb.RepositoryIndexResponse.ModelIndex:
+        version = str(self._pool.snapshot().group(group).version)
+        model = pb.RepositoryIndexResponse.ModelIndex(name=PREFIX + group, version=version, state=READY)
+        try:
+            self._group(model.name, "")
+        except (RegistryError, NotServed) as error:
+            model.state, model.reason = UNAVAILABLE, str(error)
+        return model
+
     def _find(self, name: str, version: str) -> Resident:
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""
         ref = read_ref(name, version)
         return self._pool.resolve(ref.task, version=ref.version, alias=ref.alias)
+
+
+def _answerable(outcomes: Sequence[Answerable | Refused]) -> list[Answerable]:
+    """The outcomes of all tasks. Raises the first fault among them."""
+    answerable: list[Answerable] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        answerable.append(outcome)
+    return answerable
 
 
 def read_ref(model: str, version: str) -> TaskRef:
@@ -262,7 +342,7 @@ def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelI
     )
     names, raw = requested_outputs(request, prediction.spec), bool(request.raw_input_contents)
     write_outputs(response, names, prediction.answers, prediction.spec, raw=raw)
-    flag_truncated(response, prediction.truncated)
+    flag_truncated(response.outputs, prediction.truncated)
     return response
 
 
