@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos import sidecast_pb2 as pb
+from serving.api.native import read_ref, write_ref
 from serving.engine import Resident
 from serving.errors import InvalidInput
 from serving.metrics import Answered
@@ -111,9 +112,7 @@ def _write_decoding(spec: TaskSpec) -> pb.Generation | None:
 
 def read_member(ref: pb.TaskRef) -> str:
     """A task of a group, as the registry writes it."""
-    if ref.HasField("version"):
-        return str(TaskRef(ref.task, version=ref.version))
-    return str(TaskRef(ref.task, alias=ref.alias or None))
+    return str(read_ref(ref))
 
 
 def write_group(name: str, group: GroupVersion) -> pb.Group:
@@ -128,10 +127,7 @@ def write_group_change(kind: type[GroupResponse], changed: GroupChanged) -> Grou
 
 
 def _write_member(member: str) -> pb.TaskRef:
-    ref = TaskRef.parse(member)
-    if ref.version is not None:
-        return pb.TaskRef(task=ref.task, version=ref.version)
-    return pb.TaskRef(task=ref.task, alias=ref.alias) if ref.alias else pb.TaskRef(task=ref.task)
+    return write_ref(TaskRef.parse(member))
 
 
 def write_commit(commit: Commit, task: str, group: str = "") -> pb.Commit:
