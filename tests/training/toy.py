@@ -14,6 +14,7 @@ VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0,
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
 MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("aa", "bb", "many"))
 """Labels: some a, more than two b, at least eight letters."""
+MANY_METRICS = ("f1_micro", "f1_macro", "average_precision")
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 

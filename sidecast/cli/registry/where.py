@@ -59,7 +59,7 @@ def _ask(addresses: Sequence[str]) -> tuple[list[Document], list[Document]]:
             faults.append({"address": address, "why": NO_ADDRESS})
             continue
         try:
-            with Client(address, timeout=ASK_S) as client:
+            with Client(address, timeout=ASK_S, retry=False) as client:
                 servers.append(_document(client.residents()))
         except SidecastError as error:
             faults.append({"address": address, "why": f"did not tell: {error}"})
