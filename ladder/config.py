@@ -126,6 +126,9 @@ class SideConfig:
     words: bool = False
     """The linear head also reads the mean of the backbone's token embeddings, at its full width: the words of a text
     are more than a narrow side state can hold, and most of what an embedding needs."""
+    pair: bool = False
+    """The linear head reads the two texts of a pair apart: the mean of each one's tokens, how far the means differ, and
+    their product. With images, it so reads the text and the images. Otherwise it reads the mean of all tokens."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     tap_norm: TapNorm = "none"
@@ -163,6 +166,8 @@ class SideConfig:
             raise SideConfigError(f"a {self.head} head needs outputs {self._outputs_rule}, got {self.outputs}")
         if self.words and self.head != "linear":
             raise SideConfigError(f"words needs the linear head, got a {self.head} head")
+        if self.pair and (self.head != "linear" or self.words):
+            raise SideConfigError("pair needs the linear head, without words")
         if self.merge_last and self.head != "text":
             raise SideConfigError(
                 f"merge_last needs the text head: a {self.head} head has no backbone state to merge with"
@@ -218,6 +223,8 @@ class SideConfig:
             del values["visual"]  # as files were written before side networks read images
         if self.tap_norm == "none":
             del values["tap_norm"]  # as files were written before there was a choice
+        if not self.pair:
+            del values["pair"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -39,6 +40,9 @@ TASK_RULE = "1 to 64 of the letters a-z and A-Z, digits, '_' and '-', starting w
 ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 ALIAS_RULE = "1 to 32 of the letters a-z, digits, '_' and '-', starting with a letter"
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""For each text of a pair, its first character in the prompt and the one after its last."""
 
 
 class TaskSpec(Document):
@@ -112,6 +116,11 @@ class TaskSpec(Document):
         return (*self.fields, *self.images)
 
     @property
+    def has_pair(self) -> bool:
+        """Whether the template has two texts, which a side network can read apart."""
+        return len(self.fields) == 2
+
+    @property
     def outputs(self) -> int:
         """Width of a linear head for this task; 0 for text, which a linear head cannot answer."""
         kind = KINDS[self.kind]
@@ -132,6 +141,24 @@ class TaskSpec(Document):
         for name in self.fields:
             self._check_value(name, row[name])
         return self.template.format_map(row)
+
+    def render_pair(self, row: Mapping[str, str | bytes]) -> tuple[str, Pair]:
+        """As `render`, and where the texts of the two fields lie in the prompt. For a spec that `has_pair`.
+
+        Raises:
+            InvalidRow: as `render`.
+        """
+        prompt = self.render(row)
+        cuts: dict[str, tuple[int, int]] = {}
+        start = 0
+        for literal, name, _, _ in Formatter().parse(self.template):
+            start += len(literal)
+            if name is not None:
+                end = start + len(row[name])
+                cuts.setdefault(name, (start, end))
+                start = end
+        first, second = cuts.values()
+        return prompt, (first, second)
 
     def images_of(self, row: Mapping[str, str | bytes]) -> tuple[bytes, ...]:
         """The bytes of a row's images, in the order of `images`. They are not looked into.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ladder import Tokenizer
 from ladder.answering import IGNORED
+from ladder.backbone.tokenizer import Pair
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields, references
@@ -33,6 +34,8 @@ class TokenizedRow:
     target: Target
     references: tuple[Target, ...] = ()
     """All of the row's targets where its file gives several; `target` is one of them."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie in its first input; None for a task of one text or of more than two."""
 
     @property
     def length(self) -> int:
@@ -46,12 +49,23 @@ def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) 
     if KINDS[spec.kind].target_is_input:
         inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
     right = [references(example.target) for example in examples]
+    pairs = locate_pairs(spec, tokenizer, [example.fields for example in examples], inputs[0])
     targets = iter(TARGETS[spec.kind].encode(spec, tokenizer, [target for row in right for target in row]))
     rows: list[TokenizedRow] = []
-    for ids, row in zip(zip(*inputs, strict=True), right, strict=True):
+    for ids, row, pair in zip(zip(*inputs, strict=True), right, pairs, strict=True):
         encoded = tuple(islice(targets, len(row)))
-        rows.append(TokenizedRow(ids, encoded[0], encoded if len(encoded) > 1 else ()))
+        rows.append(TokenizedRow(ids, encoded[0], encoded if len(encoded) > 1 else (), pair))
     return rows
+
+
+def locate_pairs(
+    spec: TaskSpec, tokenizer: Tokenizer, rows: Sequence[Mapping[str, str]], ids: Sequence[Sequence[int]]
+) -> "list[Pair] | list[None]":
+    """Where the two texts of each row lie among its tokens `ids`; None for each where the spec has no pair."""
+    if not spec.has_pair:
+        return [None] * len(rows)
+    prompts, cuts = zip(*(spec.render_pair(row) for row in rows), strict=True)
+    return tokenizer.locate(prompts, cuts, ids)
 
 
 def draw_references(rows: Sequence[TokenizedRow], seed: str) -> list[TokenizedRow]:

@@ -9,7 +9,7 @@ distributions are too large to keep, and are computed with each batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from ladder import (
     BackbonePass,
     Classify,
     Generate,
-    Images,
     LabelTrie,
     Regress,
     SideNetwork,
@@ -32,6 +31,7 @@ from ladder import (
     run_backbone,
 )
 from ladder.answering import IGNORED, forced_taps
+from ladder.backbone.model import Taps
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
@@ -42,7 +42,7 @@ from training.recipe import Recipe
 from training.run_folder import SETTINGS
 
 Tokens = tuple[int, ...]
-ImagesOf = Callable[[Sequence[int]], Images]
+Complete = Callable[[Taps, Sequence[int]], Taps]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +164,7 @@ class Distillation:
         *,
         weight: float,
         temperature: float,
-        images: ImagesOf | None = None,
+        complete: Complete | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -172,13 +172,13 @@ class Distillation:
             inputs: the training rows' token ids.
             weight: w, the teacher's share of the loss, within 0 and 1.
             temperature: T, above 0; regression uses none.
-            images: of a task with images, those of rows by their indices among the inputs.
+            complete: adds to taps what side networks read besides, by the rows' indices among the inputs.
         """
         self._teacher = teacher
         self._inputs = inputs
         self._weight = weight
         self._temperature = temperature
-        self._images = images
+        self._complete = complete
         self._answers: Tensor | None = None
 
     @torch.no_grad()
@@ -194,8 +194,8 @@ class Distillation:
         for indices in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
             inputs = [self._inputs[index] for index in indices]
             backbone_pass = run_backbone(teacher.backbone, inputs, teacher.depth)
-            if self._images is not None:
-                backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
+            if self._complete is not None:
+                backbone_pass.taps = self._complete(backbone_pass.taps, indices)
             parts.append(teacher.answers(backbone_pass))
             order += indices
             step(len(order), len(self._inputs))
@@ -246,12 +246,14 @@ class Distillation:
 
 
 def distillation_of(
-    recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens], images: ImagesOf | None = None
+    recipe: Recipe, teacher: Teacher | None, inputs: Sequence[Tokens], complete: Complete | None = None
 ) -> Distillation | None:
     """The distillation that a recipe asks for; None without a teacher."""
     if teacher is None:
         return None
-    return Distillation(teacher, inputs, weight=recipe.distill, temperature=recipe.distill_temperature, images=images)
+    return Distillation(
+        teacher, inputs, weight=recipe.distill, temperature=recipe.distill_temperature, complete=complete
+    )
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

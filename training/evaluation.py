@@ -28,6 +28,7 @@ from ladder import (
 from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
+from training.batches import locate_pairs
 from training.data import Example
 from training.errors import RunError
 from training.metrics import LabelScores, score_values
@@ -169,10 +170,17 @@ def predict_rows(
     spec = model.spec
     encoded, truncated = tokenizer.encode_cut([spec.render(row) for row in fields], spec.max_source_tokens)
     images = _RowImages(spec, fields, read_images, backbone.device)
+    pairs = locate_pairs(spec, tokenizer, fields, encoded)
     answers: dict[int, Answer] = {}
     for indices in _batches(model, encoded):
         rows = [
-            Row(ids=tuple(encoded[index]), side=model.side, answerer=model.answerer, images=images.names[index])
+            Row(
+                ids=tuple(encoded[index]),
+                side=model.side,
+                answerer=model.answerer,
+                images=images.names[index],
+                pair=pairs[index],
+            )
             for index in indices
         ]
         for index, outcome in zip(indices, answer(backbone, rows, encode_images=images.encode), strict=True):

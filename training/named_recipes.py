@@ -35,6 +35,7 @@ BOTH: dict[str, Any] = {
     "gate_temperature": 0.1,
     "gate_start": 0.0,
     "tap_norm": "none",
+    "pair": "together",
     "dropout": 0.1,
     "bias": True,
 }

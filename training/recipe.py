@@ -87,6 +87,9 @@ class Recipe:
     """Mix a tap in after the side block, not before it."""
     merge_last: bool = False
     """Mix the backbone's last state into the answer (text head only)."""
+    pair: Literal["auto", "apart", "together"] = "auto"
+    """How a linear head reads two texts, or a text and its images: apart (the mean of each, their difference and
+    product) or together (one mean of all tokens). auto: apart, but together for embeddings."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     tap_norm: Literal["none", "rms"] = "rms"
@@ -127,6 +130,7 @@ class Recipe:
         _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
         _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
         _check("tap_norm", self.tap_norm, self.tap_norm in ("none", "rms"), "none or rms")
+        _check("pair", self.pair, self.pair in ("auto", "apart", "together"), "auto, apart or together")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
         orders = get_args(Order)
         _check("init_order", self.init_order, self.init_order in orders, " or ".join(orders))
@@ -190,6 +194,7 @@ class Recipe:
             gate_temperature=self.gate_temperature,
             gate_start=self.gate_start,
             words=kind.has_dimensions and head == "linear",
+            pair=self._reads_apart(spec, kind, head),
             mix_after=self.mix_after,
             merge_last=self.merge_last or keeps_answer,
             merge_start=self._merge_start(keeps_answer),
@@ -206,6 +211,13 @@ class Recipe:
         positions = max(tokens, POSITIONS)
         damped = self.image_gate == "damped"
         return VisualConfig(features=width, images=images, tokens=tokens, positions=positions, damped=damped)
+
+    def _reads_apart(self, spec: "TaskSpec", kind: "TaskKind", head: str) -> bool:
+        can = head == "linear" and (spec.has_pair or bool(spec.images)) and not kind.has_dimensions
+        if self.pair == "apart" and not can:
+            rule = f"together or auto for {spec.name}: apart needs a linear head, and two texts or images"
+            raise RecipeError("pair", self.pair, rule)
+        return can and self.pair != "together"
 
     def _rungs(self, head: str) -> tuple[int, ...] | Literal["half"] | None:
         if isinstance(self.encoder_layers, tuple):

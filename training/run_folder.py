@@ -70,8 +70,9 @@ class RunFolder:
         except OSError as error:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
         before = self._read("settings")
-        if "recipe" in before:  # a run from before this setting reads taps as they are
+        if "recipe" in before:  # a run from before these settings reads taps as they are, and texts together
             before["recipe"].setdefault("tap_norm", "none")
+            before["recipe"].setdefault("pair", "together")
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
             self._extend(before, settings)

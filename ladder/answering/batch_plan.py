@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ladder.answering.answerers import Answerer, Classify, Generate
+from ladder.backbone.tokenizer import Pair
 from ladder.stacked.grouping import Grouping, Run, group_rows
 from ladder.stacked.network import Side, StackedSide
 from ladder.stacked.products import Chunk
@@ -28,6 +29,8 @@ class Row:
     """Rows of different salts share no input and no image, though their tokens and names be equal."""
     images: tuple[str, ...] = ()
     """Names of its images, in their order. A side network that reads no images ignores them."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie, for a side network that reads them apart; others ignore it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -24,6 +24,7 @@ from ladder.decoding.generate import generate
 from ladder.decoding.segments import Segment
 from ladder.errors import is_out_of_memory
 from ladder.side.network import mean_of_real, mean_of_words
+from ladder.side.pairs import pair_tensor, text_and_images
 from ladder.stacked.grouping import Grouping
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedBatch, StackedSide
@@ -99,7 +100,8 @@ def _single_reading(
         return decoder.after(prefix).select(inputs)
 
     if not group.images:
-        return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps)
+        pairs = _pairs(group, part.positions, backbone_pass.backbone.device)
+        return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps, pairs=pairs)
     distinct = sorted(set(inputs))
     reads = [distinct.index(row) for row in inputs]
     read = _images(group, part.positions, images)
@@ -109,6 +111,13 @@ def _single_reading(
 def _images(group: Group, positions: Sequence[int], images: Images | None) -> Images | None:
     """The images of some rows of a group that name images."""
     return None if images is None else images.of_rows([group.images[position] for position in positions])
+
+
+def _pairs(group: Group, positions: Sequence[int], device: torch.device) -> Tensor | None:
+    """Where the two texts of some rows lie, for a side network that reads them apart."""
+    rows = [group.rows[position] for position in positions]
+    config = rows[0].side.config
+    return pair_tensor([row.pair for row in rows], device) if config.pair and config.visual is None else None
 
 
 def _deliver(
@@ -136,6 +145,8 @@ class StackedReading:
     mask: Tensor
     means: Tensor | None
     """(B, d), of a linear head: the mean of the side encoder's real tokens."""
+    pairs: Callable[[], Tensor | None]
+    """(B, 2, 2), for a side network that reads two texts apart; see `Taps.pairs`."""
     words: Callable[[], Tensor]
     """(B, D): the mean of the real tokens' embeddings."""
     states: dict[Prefix, Tensor]
@@ -146,7 +157,7 @@ class StackedReading:
         assert head is not None
         if isinstance(head, StackedLinear) and self.means is not None:
             return head.of_mean(self.means)
-        return head.read(self.memory, self.mask)
+        return head.read(self.memory, self.mask, self.pairs())
 
     def all_outputs(self) -> Tensor:
         """As `outputs`, and what `SideConfig.words` adds."""
@@ -188,11 +199,17 @@ class _StackedGroup:
                 memory=take(self._memory, part.positions),
                 mask=take(self._mask, part.positions),
                 means=None if means is None else take(means, part.positions),
+                pairs=partial(self._pairs, part.positions),
                 words=partial(self._words, part.positions),
                 states={prefix: states[prefix][part] for prefix in part.prefixes},
             )
             for part in parts
         ]
+
+    def _pairs(self, positions: Sequence[int]) -> Tensor | None:
+        if self._group.images:
+            return text_and_images(take(self._mask, positions), self._pass.taps.mask.shape[1])
+        return _pairs(self._group, positions, self._memory.device)
 
     def _words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]

@@ -9,6 +9,7 @@ from torch import Tensor
 from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.passes import BackbonePass
+from ladder.side.pairs import pairs_of
 
 if TYPE_CHECKING:
     from ladder.stacked.network import Side
@@ -42,6 +43,7 @@ class SingleReading:
         decoder_taps: the decoder's taps of each row after a prefix; None: the pass's.
         inputs: for each row, the row of the pass that it reads; None: row i reads row i.
         images: of these rows, for a side network that reads images; None: those of the pass.
+        pairs: of these rows, see `Taps.pairs`; None: those of the pass.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class SingleReading:
         decoder_taps: Callable[[tuple[int, ...]], Taps] | None = None,
         inputs: Sequence[int] | None = None,
         images: Images | None = None,
+        pairs: Tensor | None = None,
     ) -> None:
         self._pass = backbone_pass
         self._side = side
         self._decoder_taps = decoder_taps or backbone_pass.decoder_taps
         self._reads = inputs, images
+        self._pairs = pairs
 
     @property
     def backbone(self) -> Backbone:
@@ -68,7 +72,10 @@ class SingleReading:
 
     def outputs(self) -> Tensor:
         """See `Reading.outputs`."""
-        return self._side.read(self._memory, self._side.memory_mask(self._pass.taps, *self._reads))
+        taps = self._pass.taps
+        mask = self._side.memory_mask(taps, *self._reads)
+        pairs = pairs_of(self._side.config, taps, mask) if self._pairs is None else self._pairs
+        return self._side.read(self._memory, mask, pairs)
 
     def all_outputs(self) -> Tensor:
         """See `Reading.all_outputs`."""

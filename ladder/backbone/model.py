@@ -36,6 +36,9 @@ class Taps:
     """(B, S, D), the last block's output after the final norm; None if the pass stopped early."""
     images: Images | None = None
     """What side networks read besides an encoder's activations; the backbone does not read it."""
+    pairs: Tensor | None = None
+    """(B, 2, 2), where the two texts of a pair lie among the tokens of an input: the first of each and the one after
+    its last. Read by side networks with `SideConfig.pair`."""
 
     def select(self, rows: Tensor) -> "Taps":
         """The taps of `rows` (B',), in that order."""
@@ -45,6 +48,7 @@ class Taps:
             mask=self.mask[rows],
             final=None if self.final is None else self.final[rows],
             images=None if self.images is None else self.images.select(rows),
+            pairs=None if self.pairs is None else self.pairs[rows],
         )
 
 

@@ -10,6 +10,10 @@ from ladder.backbone.loading import read_json, resolve_folder
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError, NoTokenizerError
 
+Pair = tuple[tuple[int, int], tuple[int, int]]
+"""For each text of a pair, its first token (or character) and the one after its last. Both are equal where nothing of
+it is left."""
+
 
 class Vocabulary(Protocol):
     """Maps text to ids and back. `encode` adds no start or end token; `decode` ignores special tokens."""
@@ -168,6 +172,27 @@ class Tokenizer:
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """As `encode_batch`, for one prompt."""
         return self.encode_batch([text], max_tokens)[0]
+
+    def locate(self, prompts: Sequence[str], cuts: Sequence[Pair], ids: Sequence[Sequence[int]]) -> list[Pair]:
+        """Return where the two texts of each prompt lie among its tokens.
+
+        What comes before a text's first and after its last character is counted in tokens, which works for every
+        vocabulary. Where one token crosses such a place, it counts for either side.
+
+        Args:
+            cuts: of each prompt, the first character of each text and the one after its last.
+            ids: of each prompt, from `encode_batch`. A text that is cut off there is left out.
+        """
+        ends = [
+            prompt[:end].rstrip() for prompt, pair in zip(prompts, cuts, strict=True) for cut in pair for end in cut
+        ]
+        distinct = list(dict.fromkeys(ends))
+        counts = {end: len(tokens) for end, tokens in zip(distinct, self._vocabulary.encode(distinct), strict=True)}
+        start, pairs = len(self._start), []
+        for row, tokens in enumerate(ids):
+            a, b, c, d = (min(start + counts[end], len(tokens) - 1) for end in ends[4 * row : 4 * row + 4])
+            pairs.append(((a, b), (c, d)))
+        return pairs
 
     def encode_targets(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Return the ids of target texts: no start token, and at most `max_tokens` with the end token."""

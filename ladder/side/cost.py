@@ -19,6 +19,7 @@ from ladder.backbone.model import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig, VisualConfig, every_second
 from ladder.side.known_backbones import BackboneShape
 from ladder.side.network import SideNetwork, side_shape
+from ladder.side.pairs import PARTS
 from ladder.side.visual import BOX
 
 NUMBERS_OF_A_WEIGHT = 4
@@ -195,6 +196,8 @@ def kept_bytes(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
         taps, decoder_taps = _empty_taps(backbone, load, side.config.has_decoder)
         if side.config.visual is not None:
             taps = replace(taps, images=_empty_images(side.config.visual, load))
+        if side.config.pair:
+            taps = replace(taps, pairs=torch.zeros(len(taps.mask), 2, 2, dtype=torch.long, device=taps.mask.device))
         ours = (*side.parameters(), *side.buffers(), *frozen.parameters(), *_tensors(taps), *_tensors(decoder_taps))
         known = {_storage(tensor) for tensor in ours}
         kept: dict[int, int] = {}
@@ -233,7 +236,8 @@ def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
         rung = new * down + _block(shape, new, memory=memory)
         return total + 2 * new * down + len(config.decoder_layers or ()) * rung  # first downsample, upsample
     if config.head == "linear":
-        return total + 2 * (shape.width + config.words * backbone.d_model) * config.outputs
+        read = shape.width * (PARTS if config.pair else 1) + config.words * backbone.d_model
+        return total + 2 * read * config.outputs
     return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
 
 

@@ -27,6 +27,8 @@ from ladder.backbone.layers import (
 from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.rows import take
 from ladder.config import BackboneConfig, SideConfig
+from ladder.errors import InputsError
+from ladder.side.pairs import NO_PAIRS, PARTS, pair_features, pair_means, pairs_of
 from ladder.side.visual import VisualEmbedding, images_of, memory_mask, start_linear
 
 
@@ -214,7 +216,7 @@ class SideNetwork(nn.Module):
         if self.config.head != "linear":
             self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
         if self.config.head == "linear":
-            self.head = nn.Linear(width, self.config.outputs)
+            self.head = nn.Linear(width * PARTS if self.config.pair else width, self.config.outputs)
             if self.config.words:
                 self.words = nn.Linear(backbone.d_model, self.config.outputs, bias=False)
         elif self.config.head == "mlp":
@@ -265,8 +267,19 @@ class SideNetwork(nn.Module):
         """Return the side decoder's cross-attention keys and values of `memory` (B, S, d), from `encode`."""
         return cross_kv((rung.block for rung in self.decoder.rungs if isinstance(rung, Rung)), memory)
 
-    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
-        """Apply a linear head to the mean of real tokens, or an mlp head to the last one: (B, outputs), float32."""
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Apply a linear head to the mean of real tokens, or an mlp head to the last one: (B, outputs), float32.
+
+        Args:
+            pairs: (B, 2, 2), see `Taps.pairs`; for a head that reads the texts of a pair apart.
+
+        Raises:
+            InputsError: such a head, and no pairs.
+        """
+        if self.config.pair:
+            if pairs is None:
+                raise InputsError(NO_PAIRS)
+            return self.head(pair_features(pair_means(memory, pairs)))
         if self.config.head == "mlp":
             return self.head(self.upsample(last_of_real(memory, mask)).float())
         return self.head(mean_of_real(memory, mask))
@@ -274,11 +287,12 @@ class SideNetwork(nn.Module):
     def read_all(
         self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
     ) -> Tensor:
-        """As `read`; with `config.words`, add a linear layer on the mean of the token embeddings.
+        """As `read` with the pairs of `taps`; `config.words` adds a linear layer on the mean of the token embeddings.
 
         `inputs` and `images` as `encode`'s.
         """
-        outputs = self.read(memory, self.memory_mask(taps, inputs, images))
+        mask = self.memory_mask(taps, inputs, images)
+        outputs = self.read(memory, mask, pairs_of(self.config, taps, mask))
         return outputs + self.words(mean_of_words(taps, inputs)) if self.config.words else outputs
 
     def decoder_cache(self) -> DecoderCache:

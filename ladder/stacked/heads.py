@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ladder.errors import InputsError
 from ladder.side.network import MlpHead, SideNetwork, last_of_real, mean_of_real
+from ladder.side.pairs import NO_PAIRS, pair_features, pair_means
 from ladder.stacked.layout import norm_of
 
 
@@ -21,7 +23,7 @@ class StackedLinear:
     words: Tensor | None
     """(outputs, D)."""
 
-    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight."""
         return self.of_mean(mean_of_real(memory, mask))
 
@@ -45,6 +47,36 @@ class StackedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class StackedPair:
+    """A linear head on the two texts of a pair; see `ladder.side.pairs`."""
+
+    norm: Tensor
+    """(d,) the final norm's weight, which cannot be folded into a head that reads products."""
+    weight: Tensor
+    """(outputs, 4 d)."""
+    bias: Tensor
+
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight.
+
+        Raises:
+            InputsError: no pairs.
+        """
+        if pairs is None:
+            raise InputsError(NO_PAIRS)
+        return F.linear(pair_features(pair_means(memory, pairs) * self.norm), self.weight, self.bias)
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
+        return type(self)(self.norm.to(device), self.weight.to(device), self.bias.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(weight.nbytes for weight in (self.norm, self.weight, self.bias))
+
+
+@dataclass(frozen=True, slots=True)
 class StackedMlp:
     """An mlp head on the last real token of the side encoder, upsampled."""
 
@@ -53,7 +85,7 @@ class StackedMlp:
     bias: Tensor
     head: MlpHead
 
-    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight."""
         return self.head(F.linear(last_of_real(memory, mask).float(), self.upsample, self.bias))
 
@@ -67,7 +99,7 @@ class StackedMlp:
         return sum(weight.nbytes for weight in (self.upsample, self.bias, *self.head.parameters()))
 
 
-Head = StackedLinear | StackedMlp
+Head = StackedLinear | StackedPair | StackedMlp
 
 
 @torch.no_grad()
@@ -82,6 +114,8 @@ def head_of(side: SideNetwork) -> Head | None:
         copy.load_state_dict(head.state_dict())
         upsample = side.upsample.weight.float() * norm
         return StackedMlp(upsample, _bias(side.upsample), copy.eval().requires_grad_(False))
+    if side.config.pair:
+        return StackedPair(norm, head.weight.detach().float().clone(), _bias(head))
     words = side.words.weight.detach().float().clone() if side.config.words else None
     return StackedLinear(head.weight.float() * norm, _bias(head), words)
 

@@ -19,6 +19,7 @@ from ladder.backbone.model import Taps
 from ladder.backbone.rows import adjacent
 from ladder.config import SideConfig
 from ladder.side.network import SideNetwork, mean_of_words
+from ladder.side.pairs import pairs_of
 from ladder.side.visual import images_of, memory_mask, pooled
 from ladder.stacked.grouping import Gather, Grouping, group_rows
 from ladder.stacked.heads import Head, StackedLinear
@@ -66,16 +67,17 @@ class StackedSide:
         """As `SideNetwork.memory_mask`."""
         return memory_mask(self.config.visual, taps, inputs, images)
 
-    def read(self, memory: Tensor, mask: Tensor) -> Tensor:
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
         """As `SideNetwork.read`, of a memory from `encode`."""
         assert self.head is not None
-        return self.head.read(memory, mask)
+        return self.head.read(memory, mask, pairs)
 
     def read_all(
         self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
     ) -> Tensor:
         """As `SideNetwork.read_all`, of a memory from `encode`."""
-        outputs = self.read(memory, self.memory_mask(taps, inputs, images))
+        mask = self.memory_mask(taps, inputs, images)
+        outputs = self.read(memory, mask, pairs_of(self.config, taps, mask))
         if isinstance(self.head, StackedLinear) and self.head.words is not None:
             outputs = outputs + self.head.of_words(mean_of_words(taps, inputs))
         return outputs

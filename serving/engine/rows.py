@@ -18,6 +18,7 @@ from math import ceil
 
 from ladder.answering import Answerer, Generate, Row
 from ladder.answers import Answer
+from ladder.backbone.tokenizer import Pair
 from serving.engine.detokenizer import Piece
 
 Key = tuple[str, int]
@@ -72,6 +73,8 @@ class EngineRow:
     """The tenant's salt: rows of different tenants share no activations."""
     images: tuple[EncodedImage, ...] = ()
     """In the order of the spec's `images`; empty where the task reads text alone."""
+    pair: Pair | None = None
+    """Where the two texts of a pair lie among `ids`, for a side network that reads them apart."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
 
@@ -134,7 +137,14 @@ class EngineRow:
     @property
     def model_row(self) -> Row:
         """The row as `ladder.answering` takes it."""
-        return Row(ids=self.ids, side=self.resident.side, answerer=self.how, salt=self.salt, images=self.image_names)
+        return Row(
+            ids=self.ids,
+            side=self.resident.side,
+            answerer=self.how,
+            salt=self.salt,
+            images=self.image_names,
+            pair=self.pair,
+        )
 
 
 Event = Piece | Answer | Exception

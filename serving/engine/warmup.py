@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TOKENS = (8, 32, 128)
 """Lengths of the inputs."""
+PAIR = ((0, 4), (4, 8))
+"""Where two texts lie in an input, for side networks that read them apart."""
 FEW = 8
 """Rows of a small batch."""
 
@@ -105,7 +107,7 @@ def _run(
         blank = _blank_images(kinds)
         pairs = [(ids, kinds[index % len(kinds)]) for index, ids in enumerate(inputs)]
         pairs += [(inputs[0], kind) for kind in kinds[len(inputs) :]]
-        rows = [EngineRow(ids, kind, images=blank.get(kind.key, ())) for ids, kind in pairs]
+        rows = [EngineRow(ids, kind, images=blank.get(kind.key, ()), pair=PAIR) for ids, kind in pairs]
         engine.step(rows, (), _ignore)
         engine.step((), rows, _ignore)
         return

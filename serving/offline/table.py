@@ -21,7 +21,7 @@ from serving.offline.errors import OutOfRoom
 from serving.offline.images import EncodedOrFault, TableEncoder, name_images, read_column, row_images
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import TaskSpec
+from side_registry.task import Pair, TaskSpec
 from side_registry.task_kinds import KINDS
 from table_files import ImageSource
 
@@ -105,6 +105,8 @@ class TokenizedTable:
     table: pa.Table
     ids: Sequence[Sequence[Ids | Exception]]
     """For each task, each row's token ids, or why it has none."""
+    pairs: Sequence[Sequence[Pair | None]]
+    """For each task, where each row's two texts lie among its tokens, if its side network reads them apart."""
     truncated: Sequence[int]
     """For each task, how many rows' texts are cut."""
     images: Sequence[Sequence[tuple[str, ...]]]
@@ -171,6 +173,7 @@ class TableAnswerer:
         columns_of_images: dict[tuple[str, str], list[str | InvalidRow]] = {}
         files: dict[str, bytes] = {}
         ids: list[list[Ids | Exception]] = []
+        pairs: list[Sequence[Pair | None]] = []
         images: list[list[tuple[str, ...]]] = []
         truncated: list[int] = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
@@ -182,6 +185,7 @@ class TableAnswerer:
                 shared[key] = self._encoded(prompts, spec.max_source_tokens)
             rows, cut = shared[key]
             truncated.append(cut)
+            pairs.append(self._pairs(resident, [_values_of(table[column]) for column in columns], rows))
             wanted = [(name, task.columns[name]) for name in spec.images]
             for name, column in wanted:
                 if (name, column) not in columns_of_images:
@@ -191,7 +195,28 @@ class TableAnswerer:
             checked = [_with_names(row, [column[index] for column in names]) for index, row in enumerate(rows)]
             ids.append([row for row, _ in checked])
             images.append([row_names for _, row_names in checked])
-        return TokenizedTable(table, ids, truncated, images, files)
+        return TokenizedTable(table, ids, pairs, truncated, images, files)
+
+    def _pairs(
+        self, resident: Resident, columns: Sequence[Sequence[Any]], rows: Sequence[Ids | Exception]
+    ) -> Sequence[Pair | None]:
+        """Where the two texts of each row lie among its tokens; None for each where that does not matter."""
+        pairs: list[Pair | None] = [None] * len(rows)
+        if not resident.side.config.pair:
+            return pairs
+        known = [(index, ids) for index, ids in enumerate(rows) if not isinstance(ids, Exception)]
+        names = resident.spec.fields
+        texts = [
+            {name: _as_text(name, values[index]) for name, values in zip(names, columns, strict=True)}
+            for index, _ in known
+        ]
+        rendered = [resident.spec.render_pair(row) for row in texts]
+        located = self._tokenizer.locate(
+            [prompt for prompt, _ in rendered], [cuts for _, cuts in rendered], [ids for _, ids in known]
+        )
+        for (index, _), pair in zip(known, located, strict=True):
+            pairs[index] = pair
+        return pairs
 
     def answer(self, tokenized: TokenizedTable) -> list[list[Outcome]]:
         """Each task's outcome for each row. If memory runs out, all rows run again in passes of half the size.
@@ -230,7 +255,7 @@ class TableAnswerer:
     def _answer_span(
         self, tokenized: TokenizedTable, span: range, encoded: Mapping[str, EncodedOrFault], limits: PassLimits
     ) -> list[list[Outcome]]:
-        distinct: dict[tuple[int, Ids, tuple[str, ...], int], EngineRow] = {}
+        distinct: dict[tuple[int, Ids, tuple[str, ...], Pair | None, int], EngineRow] = {}
         rows: list[list[EngineRow | Exception]] = []
         for task, resident in enumerate(self._residents):
             rows.append([])
@@ -244,16 +269,13 @@ class TableAnswerer:
                 if isinstance(images, Exception):
                     rows[-1].append(images)
                     continue
-                row = EngineRow(ids, resident, images=images)
-                key = (
-                    task,
-                    ids,
-                    names,
-                    index if row.alone else 0,
-                )  # equal rows are one, unless each draws its own text
+                pair = tokenized.pairs[task][index]
+                row = EngineRow(ids, resident, images=images, pair=pair)
+                own = index if row.alone else 0  # equal rows are one, unless each draws its own text
+                key = (task, ids, names, pair, own)
                 rows[-1].append(distinct.setdefault(key, row))
         inputs: dict[Ids, list[EngineRow]] = {}
-        for (_, ids, _, _), row in distinct.items():
+        for (_, ids, *_), row in distinct.items():
             inputs.setdefault(ids, []).append(row)
         outcomes = answer_inputs(self._engine, list(inputs.values()), limits)
         return [[outcomes[row] if isinstance(row, EngineRow) else row for row in of_task] for of_task in rows]

@@ -12,7 +12,7 @@ from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
-from side_registry.task import PRODUCTION, TaskRef, TaskSpec
+from side_registry.task import PRODUCTION, Pair, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
 
@@ -29,6 +29,21 @@ def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:
     if spec.images:
         read_images(spec, rows)
     return prompts
+
+
+def cut_pairs(spec: TaskSpec, rows: Sequence[InputRow]) -> list[Pair]:
+    """Where the two texts of each row lie in its prompt, in characters. For rows that `render_rows` takes.
+
+    Raises:
+        InvalidInput: the first row that is a whole prompt, which does not say.
+    """
+    pairs = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            why = f"is a whole prompt, and task {spec.name!r} reads its two texts apart; give the fields "
+            raise InvalidInput(f"rows[{index}]", f"{why}{' and '.join(spec.fields)}")
+        pairs.append(spec.render_pair(row)[1])  # type: ignore[arg-type]  # it is rendered already
+    return pairs
 
 
 def read_images(spec: TaskSpec, rows: Sequence[InputRow]) -> list[tuple[bytes | EncodedImage, ...]]:
@@ -91,6 +106,10 @@ class Encoder(Protocol):
         """The tokens of each text, at most `max_tokens` of them, and for each text whether it is cut."""
         ...
 
+    def locate(self, prompts: Sequence[str], cuts: Sequence[Pair], ids: Sequence[Sequence[int]]) -> list[Pair]:
+        """Where the two texts of each prompt lie among its tokens; `cuts` is where they lie among its characters."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -103,12 +122,16 @@ class Encoded:
     """For each row, whether its prompt was longer than the spec's `max_source_tokens`, and so is cut."""
     images: Sequence[tuple[EncodedImage, ...]] = ()
     """Each row's images; empty where the task reads text alone."""
+    pairs: Sequence[Pair] = ()
+    """Where each row's two texts lie among its tokens; empty where the side network reads all tokens alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
     target: Target
     prompts: list[str]
+    cuts: Sequence[Pair]
+    """Where each prompt's two texts lie among its characters; empty where that does not matter."""
 
     @property
     def limit(self) -> int:
@@ -158,7 +181,9 @@ def _rendered(targets: Sequence[Target | Refused], rows: Sequence[InputRow]) -> 
 
 def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refused:
     try:
-        return _Rendered(target, render_rows(target.resident.spec, rows))
+        spec = target.resident.spec
+        prompts = render_rows(spec, rows)
+        return _Rendered(target, prompts, cut_pairs(spec, rows) if target.resident.side.config.pair else ())
     except ServingError as error:
         return detached(error)
 
@@ -176,7 +201,9 @@ def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]
         if isinstance(task, Exception):
             return task
         tokens = [ids[task.limit][prompt] for prompt in task.prompts]
-        return Encoded(task.target, task.prompts, [row for row, _ in tokens], [cut for _, cut in tokens])
+        rows = [row for row, _ in tokens]
+        pairs = tokenizer.locate(task.prompts, task.cuts, rows) if task.cuts else ()
+        return Encoded(task.target, task.prompts, rows, [cut for _, cut in tokens], pairs=pairs)
 
     return [[encoded(task) for task in request] for request in requests]
 

@@ -38,7 +38,7 @@ from serving.scheduler import Batcher
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
 from side_registry.groups import GroupVersion
-from side_registry.task import PRODUCTION, TaskRef
+from side_registry.task import PRODUCTION, Pair, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -247,18 +247,21 @@ class PredictService:
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and give each task its outcomes."""
         rows: list[EngineRow] = []
-        indices: dict[tuple[int, Ids, tuple[str, ...]], int] = {}
+        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None], int] = {}
 
-        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...]) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images)
-            key = id(target.resident), ids, row.image_names if images else ()
+        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None) -> int:
+            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair)
+            key = id(target.resident), ids, row.image_names if images else (), pair
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)
             return indices[key]
 
         tasks = [
-            (task, [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()))])
+            (
+                task,
+                [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()), task.pairs or repeat(None))],
+            )
             for task in encoded
             if isinstance(task, Encoded)
         ]

@@ -6,7 +6,7 @@ batcher's event loop. Knows no torch and no gRPC.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from ladder.answering import Answerer
+from ladder.backbone.tokenizer import Pair
 from serving.config import ShadowConfig
 from serving.engine import CircuitBreaker, EncodedImage, EngineRow, Key, Resident
 from serving.errors import Draining, InvalidInput, NotServed
@@ -126,7 +127,8 @@ class ShadowRunner:
         if not indices:
             return
         if _prompts_alike(case.seen.resident, resident):
-            self._submit(case, resident, indices, [case.seen.rows[index].ids for index in indices])
+            rows = [case.seen.rows[index] for index in indices]
+            self._submit(case, resident, indices, [row.ids for row in rows], [row.pair for row in rows])
         else:
             task = asyncio.get_running_loop().create_task(self._encode(case, resident, indices))
             self._tasks.add(task)
@@ -149,25 +151,32 @@ class ShadowRunner:
             self._encoding -= len(indices)
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
-            self._submit(case, resident, indices, encoded.ids)
+            self._submit(case, resident, indices, encoded.ids, encoded.pairs or [None] * len(indices))
         elif isinstance(encoded, NotServed):
             case.drop(resident, len(indices))
         else:  # its template makes no prompt of what callers send
             for index in indices:
                 case.add_outcome(resident, index, encoded)
 
-    def _submit(self, case: "ComparisonCase", resident: Resident, indices: list[int], ids: list[Ids]) -> None:
+    def _submit(
+        self,
+        case: "ComparisonCase",
+        resident: Resident,
+        indices: list[int],
+        ids: Sequence[Ids],
+        pairs: Sequence[Pair | None],
+    ) -> None:
         answerer = _answerer(case.seen, resident)
         answerable: list[int] = []
         rows: list[EngineRow] = []
-        for tokens, index in zip(ids, indices, strict=True):
+        for tokens, pair, index in zip(ids, pairs, indices, strict=True):
             asked = case.seen.rows[index]
             images = _images(asked, resident)
             if isinstance(images, InvalidInput):
                 case.add_outcome(resident, index, images)
                 continue
             answerable.append(index)
-            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images))
+            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images, pair))
         if not rows or rows[0].alone:
             return
         request = ShadowRows(case, resident, answerable, rows, self._breaker, self._comparisons)
@@ -330,7 +339,9 @@ def _shown(prompt: str, row: EngineRow) -> str:
 
 
 def _prompts_alike(left: Resident, right: Resident) -> bool:
-    """Whether both make the same tokens of an input."""
+    """Whether what was made of an input for the left is what the right reads too."""
+    if right.side.config.pair and not left.side.config.pair:
+        return False
     return (left.spec.template, left.spec.max_source_tokens) == (right.spec.template, right.spec.max_source_tokens)
 
 

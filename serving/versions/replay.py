@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from ladder.backbone import Backbone, Tokenizer
+from ladder.backbone.tokenizer import Pair
 from serving.config import BatchConfig, EngineConfig, LoadConfig
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.engine.activation_cache import ActivationCache
@@ -70,7 +71,7 @@ class Replayer:
             LoadFailed: the device has no memory for them now.
         """
         worked_s = turn_s = 0.0
-        steps = self._replay_twice(resident, self._rows(resident), images)
+        steps = self._replay_twice(resident, *self._rows(resident), images)
         while True:
             began = self._clock()
             try:
@@ -87,8 +88,8 @@ class Replayer:
                 turn_s = 0.0
                 yield
 
-    def _rows(self, resident: Resident) -> list[tuple[int, ...]]:
-        """Token ids of the examples. Raises ReplayTooLong, CorruptSide."""
+    def _rows(self, resident: Resident) -> tuple[list[tuple[int, ...]], Sequence[Pair | None]]:
+        """Token ids of the examples, and where two texts lie in each. Raises ReplayTooLong, CorruptSide."""
         spec = resident.spec
         try:
             prompts = [spec.render(example.fields) for example in resident.manifest.examples]
@@ -99,21 +100,32 @@ class Replayer:
         limit = self._config.replay_tokens
         if tokens > limit:
             raise ReplayTooLong(*resident.key, f"they have {tokens:,} tokens, the limit is {limit:,} (replay_tokens)")
-        return rows
+        if not resident.side.config.pair:
+            return rows, [None] * len(rows)
+        cuts = [spec.render_pair(example.fields)[1] for example in resident.manifest.examples]
+        return rows, self._tokenizer.locate(prompts, cuts, rows)
 
     def _replay_twice(
-        self, resident: Resident, rows: Sequence[tuple[int, ...]], images: GoldenImages | None
+        self,
+        resident: Resident,
+        rows: Sequence[tuple[int, ...]],
+        pairs: Sequence[Pair | None],
+        images: GoldenImages | None,
     ) -> Iterator[None]:
         """Replay again without the cache before refusing: one wrong cached pass would refuse all later versions too."""
         try:
-            yield from self._replay(resident, rows, images)
+            yield from self._replay(resident, rows, pairs, images)
         except GoldenMismatch:
             self.cache.clear()
             yield
-            yield from self._replay(resident, rows, images)
+            yield from self._replay(resident, rows, pairs, images)
 
     def _replay(
-        self, resident: Resident, rows: Sequence[tuple[int, ...]], images: GoldenImages | None
+        self,
+        resident: Resident,
+        rows: Sequence[tuple[int, ...]],
+        pairs: Sequence[Pair | None],
+        images: GoldenImages | None,
     ) -> Iterator[None]:
         engine = Engine(self._backbone, self._metrics, EngineConfig(side_timeout_s=math.inf), cache=self.cache)
         first = 0
@@ -122,8 +134,8 @@ class Replayer:
             examples = resident.manifest.examples[first : first + count]
             seen = [()] * count if images is None else (yield from images.encode(examples))
             batch = [
-                EngineRow(ids=ids, resident=resident, images=own)
-                for ids, own in zip(rows[first : first + count], seen, strict=True)
+                EngineRow(ids=ids, resident=resident, images=own, pair=pair)
+                for ids, pair, own in zip(rows[first : first + count], pairs[first : first + count], seen, strict=True)
             ]
             outcomes = yield from _answers(engine, batch)
             for index, row in enumerate(batch, start=first):

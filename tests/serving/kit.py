@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -164,7 +165,7 @@ def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) ->
         task=task,
         version=version,
         spec=spec or make_spec(task),
-        side=nothing,
+        side=cast(Any, SimpleNamespace(config=SideConfig())),
         answerer=nothing,
         manifest=nothing,
         bytes=10,

@@ -386,3 +386,13 @@ def test_a_multilabel_spec_has_one_label_or_more_and_no_open_labels():
         TaskSpec.from_toml(begin)
     with pytest.raises(InvalidSpec, match="open_labels is for classification, this task is multilabel"):
         TaskSpec.from_toml(f'{begin}labels = ["rude"]\nopen_labels = true')
+
+
+def test_a_prompt_says_where_its_two_texts_are():
+    spec = TaskSpec(name="nli", kind="classification", template="{{a}} {b}? {a} {b}", labels=("no", "yes"))
+    prompt, ((one, after_one), (two, after_two)) = spec.render_pair({"a": "first", "b": "2nd"})
+    assert prompt == "{a} 2nd? first 2nd"
+    assert (prompt[one:after_one], prompt[two:after_two]) == ("2nd", "first")
+    assert (one, two) == (4, 9)
+    assert spec.has_pair
+    assert not TaskSpec(name="one", kind="regression", template="{a} {a}").has_pair

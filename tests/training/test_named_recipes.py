@@ -49,6 +49,7 @@ def test_a_text_task_on_t5_base():
         encoder_layers=(1, 2, 3, 5, 6, 7, 9, 10, 11),
         decoder_layers=(1, 2, 3, 5, 6, 7, 9, 10, 11),
         tap_norm="none",
+        pair="together",
     )
 
 

@@ -17,6 +17,7 @@ from ladder import ChooseLabels, SideConfigError, SideNetwork, load_backbone, lo
 from ladder.backbone.loading import fingerprint
 from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
+from side_registry.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
@@ -505,3 +506,40 @@ def test_run_folder_can_move(tmp_path, finished, backbone, tokenizer):
 
 def test_gradients_are_on_again_after_a_run(finished):
     assert torch.is_grad_enabled()
+
+
+PAIR = TaskSpec(name="pair", kind="classification", template="{sentence} {other}", labels=("aa", "bb"))
+
+
+def test_two_texts_are_read_apart_by_default(tmp_path, backbone, tokenizer):
+    parts = []
+    for name, count in (("train", 48), ("validation", 16)):
+        records = [record | {"other": str(record["sentence"])[::-1]} for record in toy.rows(toy.CLASSES, count)]
+        parts.append(read_labelled(toy.write(tmp_path / f"pairs-{name}.jsonl", records), PAIR))
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, epochs=1)
+    run = train(replace(job, spec=PAIR, training=parts[0], validation=parts[1]), tmp_path / "run")
+    assert run.manifest.side["pair"] is True
+    model = load_model(run, backbone, tokenizer)
+    answers = predict(model, backbone, tokenizer, [example.fields for example in parts[1].examples])
+    assert score_answers(PAIR, answers, parts[1].examples)["accuracy"] == run.manifest.metrics["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "recipe", "pair"),
+    [
+        (PAIR, Recipe(), True),
+        (PAIR, Recipe(pair="together"), False),
+        (PAIR, Recipe(head="text"), False),
+        (PAIR, Recipe(head="mlp"), False),
+        (toy.CLASSES, Recipe(), False),
+        (toy.PAIRS, Recipe(), False),
+    ],
+)
+def test_which_heads_read_texts_apart(spec, recipe, pair):
+    assert recipe.side_config(spec).pair is pair
+
+
+@pytest.mark.parametrize(("spec", "head"), [(toy.CLASSES, "auto"), (PAIR, "text"), (PAIR, "mlp")])
+def test_texts_that_cannot_be_read_apart_are_an_error(spec, head):
+    with pytest.raises(RecipeError, match="apart needs a linear head, and two texts or images"):
+        Recipe(head=head, pair="apart").side_config(spec)

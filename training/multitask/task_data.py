@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from ladder import Images, SideNetwork
+from ladder import SideNetwork
+from ladder.backbone.model import Taps
+from ladder.side.pairs import pair_tensor
 from side_registry.task_kinds import KINDS
 from training.baseline import baseline_of
 from training.batches import (
@@ -53,8 +55,7 @@ class TaskData:
         self.answerer = make_answerer(job.spec, side, job.tokenizer, unit)
         layers = teacher.layers if teacher else ()
         self.cache = TapsCache(job.backbone, side, inputs, layers, distinct=bool(job.spec.images))
-        images = None if job.features is None else self._images
-        self.distillation = distillation_of(recipe, teacher, inputs, images)
+        self.distillation = distillation_of(recipe, teacher, inputs, self._complete)
         self.inputs_per_row = len(self.rows[0].inputs)
         self.least_rows = least_rows(job.spec)
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
@@ -85,8 +86,7 @@ class TaskData:
         """Of the rows with these indices, a scalar; with a teacher, mixed with the distance to its answers."""
         targets = target_tensor(self.job.spec, [rows[index] for index in indices], self.job.backbone.device)
         backbone_pass = self.cache.run(input_indices(indices, self.inputs_per_row))
-        if self.job.features is not None:
-            backbone_pass.taps = replace(backbone_pass.taps, images=self._images(indices))
+        backbone_pass.taps = self._complete(backbone_pass.taps, indices)
         if self.distillation is None:
             return self.answerer.loss(backbone_pass, side, targets)
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
@@ -110,7 +110,12 @@ class TaskData:
             answers = choose_again(self.answerer, list(self.thresholds.values()), answers)
         return score_answers(job.spec, answers, job.validation.examples)
 
-    def _images(self, indices: Sequence[int]) -> Images:
-        """The images of the rows with these indices."""
-        assert self.job.features is not None
-        return self.job.features.images([self.image_ids[index] for index in indices], self.job.backbone.device)
+    def _complete(self, taps: Taps, indices: Sequence[int]) -> Taps:
+        """The taps of the rows with these indices, with what else side networks read: images and pairs of texts."""
+        device = taps.mask.device
+        if self.job.spec.has_pair and self.inputs_per_row == 1:
+            taps = replace(taps, pairs=pair_tensor([self.rows[index].pair for index in indices], device))
+        if self.job.features is not None:
+            images = self.job.features.images([self.image_ids[index] for index in indices], device)
+            taps = replace(taps, images=images)
+        return taps

@@ -93,7 +93,7 @@ def init(
     spec = _spec(task, output, head, outputs)
     if spec.images:
         raise UserError(f"task {spec.name} reads images, and init makes side networks that read text alone; train one")
-    shape = {"encoder_layers": "all", "tap_norm": "none"} | {
+    shape = {"encoder_layers": "all", "tap_norm": "none", "pair": "together"} | {
         name: value for name, value in values.items() if value is not None
     }
     recipe = Recipe(head=head or "auto", **shape)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from transformers.utils import sentencepiece_model_pb2_new
 
 from ladder import BackboneError, load_tokenizer
+from side_registry.task import TaskSpec
 from tests import families, tiny
 
 TEXTS = ("the cat sat", "a gripping film, indeed: twice", "naïve 🐈 über", "", "  two  spaces\nand a line ")
@@ -170,3 +171,20 @@ def test_t5s_own_sentencepiece_model_and_tokenizer_json_agree(tmp_path, real_bac
     assert bare.encode_batch(texts) == converted.encode_batch(texts)
     for ids in converted.encode_batch(texts):
         assert bare.decode(ids).split() == converted.decode(ids).split()
+
+
+@pytest.mark.parametrize("kind", ["t5", "byt5", "mt5", "bart"])
+def test_two_texts_are_found_among_the_tokens_of_their_prompt(tmp_path, kind):
+    folder = tiny.make_t5(tmp_path / kind) if kind == "t5" else families.make(kind, tmp_path / kind)
+    tokenizer = load_tokenizer(folder)
+    spec = TaskSpec(name="mrpc", kind="classification", template="one: {one} two: {two}.", labels=("no", "yes"))
+    rows = [{"one": "the cat sat", "two": "a gripping film"}, {"one": "a b", "two": "two: the cat"}]
+    prompts, cuts = zip(*(spec.render_pair(row) for row in rows), strict=True)
+    ids = tokenizer.encode_batch(prompts)
+    for row, tokens, pair in zip(rows, ids, tokenizer.locate(prompts, cuts, ids), strict=True):
+        for text, (first, after) in zip(row.values(), pair, strict=True):
+            assert tokenizer.decode(tokens[first:after]).strip() == text
+            assert after < len(tokens)
+    short = tokenizer.encode_batch(prompts, 8)
+    for tokens, (one, two) in zip(short, tokenizer.locate(prompts, cuts, short), strict=True):
+        assert 0 <= one[0] <= one[1] <= two[0] <= two[1] <= len(tokens) - 1

@@ -58,6 +58,7 @@ def make_visual_sides(backbone: Backbone, count: int, **shape: object) -> list[S
         {"gate_start": 0.04, "visual": replace(VISUAL, damped=False)},
         {"visual": replace(VISUAL, tokens=0), "encoder_layers": ()},
         {"head": "linear", "words": True},
+        {"head": "linear", "pair": True},
         {"tap_norm": "rms", "encoder_layers": (1,)},
     ],
     ids=str,

@@ -236,3 +236,17 @@ def test_texts_that_are_drawn_are_drawn_for_each_row(table: Table, make: Callabl
     rows, counts = table.answered(texts(*["the same"] * 4), [drawn])
     assert len({row["drawn.text"] for row in rows}) > 1
     assert counts.passes == 1
+
+
+def test_a_pair_that_is_parted_elsewhere_is_another_row(table: Table, backbone: Backbone, tokenizer: Tokenizer):
+    spec = make_spec("mrpc", template="{one} {two}")
+    resident = make_resident(backbone, tokenizer, spec, head="linear", pair=True)
+    given = [("a gripping", "film"), ("a", "gripping film"), ("a gripping", "film"), ("", "film")]
+    rows, counts = table.answered(
+        pa.table({"one": [one for one, _ in given], "two": [two for _, two in given]}), [resident]
+    )
+    scores = [row["mrpc.scores"] for row in rows]
+    assert scores[0] == scores[2]
+    assert scores[0] != scores[1]
+    assert rows[3]["mrpc.error"]
+    assert counts.prompts == 1

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,8 +82,7 @@ class House:
 
 
 def resident(spec: Any) -> Resident:
-    side: Any = SimpleNamespace(config=SimpleNamespace(visual=None))
-    found = replace(empty_resident(spec.name, spec=spec), side=side)
+    found = empty_resident(spec.name, spec=spec)
     return replace(found, answerer=Generate(max_new_tokens=9, decode=str)) if spec.kind == "text" else found
 
 
