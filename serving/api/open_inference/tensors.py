@@ -71,7 +71,7 @@ class Inputs(Protocol):
         ...
 
 
-def describe_inputs(spec: Inputs) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+def describe_inputs(spec: TaskSpec | Inputs) -> list[pb.ModelMetadataResponse.TensorMetadata]:
     """The input tensors of a task: one for each field of its template, then one for each image."""
     return [pb.ModelMetadataResponse.TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in spec.inputs]
 
@@ -105,17 +105,17 @@ def config_output(column: AnswerColumn, spec: TaskSpec, name: str) -> pb.ModelOu
     return pb.ModelOutput(name=name, data_type=data_type, dims=_shape(column, 1, spec)[1:] or [1])
 
 
-def takes_whole_prompt(spec: Inputs) -> bool:
+def takes_whole_prompt(spec: TaskSpec | Inputs) -> bool:
     """Whether the tensor `text` is a whole prompt: the task has no field or image of that name."""
     return WHOLE_PROMPT not in spec.inputs
 
 
-def count_rows(request: pb.ModelInferRequest, spec: Inputs) -> int:
+def count_rows(request: pb.ModelInferRequest, spec: TaskSpec | Inputs) -> int:
     """How many rows a request has. Raises InvalidInput, TooManyRows: its inputs are not the task's."""
     return _count_rows([request.inputs[index] for index in _read_inputs(request.inputs, spec)], spec.max_rows)
 
 
-async def read_rows(request: pb.ModelInferRequest, spec: Inputs, rows: int) -> list[InputRow]:
+async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec | Inputs, rows: int) -> list[InputRow]:
     """The rows of a request that has so many; other calls go on between two of its tensors. Raises InvalidInput."""
     indices = _read_inputs(request.inputs, spec)
     texts: dict[str, list[str]] = {}
@@ -190,7 +190,7 @@ def _rows_by_name(columns: Mapping[str, list[Value]], rows: int) -> list[dict[st
     return [{name: values[row] for name, values in columns.items()} for row in range(rows)]
 
 
-def _read_inputs(inputs: Sequence[Tensor], spec: Inputs) -> list[int]:
+def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec | Inputs) -> list[int]:
     """Indices of the tensors that the task reads, each of which is there once. Others are ignored."""
     most = len(spec.inputs) + MAX_IGNORED
     names = [tensor.name for tensor in inputs[: most + 1]]
@@ -205,7 +205,7 @@ def _read_inputs(inputs: Sequence[Tensor], spec: Inputs) -> list[int]:
     raise InvalidInput("inputs", f"task {spec.name!r} takes {_needed(spec)}; got {got}")
 
 
-def _needed(spec: Inputs) -> str:
+def _needed(spec: TaskSpec | Inputs) -> str:
     """The inputs of a task, in words."""
     per_field = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})" if spec.fields else ""
     per_image = f"one BYTES tensor per image ({', '.join(spec.images)})" if spec.images else ""
