@@ -23,7 +23,7 @@ help:
 	@echo "make fmt    format the code          make protos  generate protos/"
 	@echo "make bench  measure everything, beside PEFT and CTranslate2 (three quarters of an hour)"
 	@echo "make soak   change a server's registry a thousand times, check every answer (a quarter of an hour)"
-	@echo "make setup  the sidecast command alone       make setup-dev  what tests and checks need too"
+	@echo "make setup  the sidecast command, to train and serve       make setup-dev  what tests and checks need too"
 
 setup: $(USER)
 setup-dev: $(DEV)
@@ -36,7 +36,7 @@ $(BIN)/python:
 $(USER): $(PINS) | $(BIN)/python
 	@echo "installing Sidecast into $(VENV) (a few minutes the first time)"
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[serve,train]'
 	@touch $@
 
 $(DEMO): $(PINS) | $(BIN)/python

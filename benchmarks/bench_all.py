@@ -22,8 +22,21 @@ from benchmarks.harness.goals import with_spreads
 from benchmarks.harness.machine import ROOT, look
 from benchmarks.harness.samples import RESULTS, BenchmarkError, plain_errors, write_document
 
-SCRIPTS = ("tasks", "peers", "generation", "many", "doors", "images", "training_memory", "pressure", "shadow", "server")
-"""Scripts that measure the engine, the server or training; the shortest first. doors: calls over gRPC."""
+SCRIPTS = (
+    "tasks",
+    "peers",
+    "generation",
+    "startup",
+    "many",
+    "doors",
+    "http",
+    "images",
+    "training_memory",
+    "pressure",
+    "shadow",
+    "server",
+)
+"""Scripts that measure the engine, the server or training; shortest first. doors: calls over gRPC; http: over HTTP."""
 LIMIT_S = 3600.0
 """Longest run of one script."""
 

@@ -1,20 +1,23 @@
 """The image's HEALTHCHECK: exit code 0 if the server of this container reports SERVING by grpc.health.v1, else 1.
 
-The port is read from where the server reads it: the command line of the container's first process, SIDECAST_PORT, or
-the settings file.
+With TLS it asks the metrics port's /readyz instead, which needs no client certificate. Ports are read from where the
+server reads them: the command line of the container's first process, SIDECAST_PORT and so on, or the settings file.
 """
 
+import http.client
 import os
+import ssl
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 TIMEOUT_S = 4.0
-DEFAULT_PORT = 8001
+DEFAULT_PORTS = {"port": 8001, "metrics_port": 8002}
 COMMAND_LINE = Path("/proc/1/cmdline")
 
 
@@ -28,11 +31,39 @@ def is_serving(target: str) -> bool:
     return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def port_of(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """The port of a server with this command line and environment."""
+def is_ready(port: int) -> bool:
+    """Return whether the server's metrics port says over HTTPS that it takes requests. It is this machine's own."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=TIMEOUT_S, context=context)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def port_of(words: Sequence[str], environ: Mapping[str, str], name: str = "port") -> int:
+    """The port of a server with this command line and environment; `name` is its setting."""
+    return int(_setting(words, environ, name) or DEFAULT_PORTS[name])
+
+
+def has_tls(words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a server with this command line and environment has a certificate."""
+    return bool(_setting(words, environ, "tls_cert"))
+
+
+def _setting(words: Sequence[str], environ: Mapping[str, str], name: str) -> Any:
+    """A setting's value; None where it is not given."""
+    given = _option(words, "--" + name.replace("_", "-")) or environ.get("SIDECAST_" + name.upper())
     file = _option(words, "--config") or environ.get("SIDECAST_CONFIG")
-    port = _option(words, "--port") or environ.get("SIDECAST_PORT")
-    return int(port or (tomllib.loads(Path(file).read_text("utf-8")) if file else {}).get("port", DEFAULT_PORT))
+    if given or not file:
+        return given
+    settings = tomllib.loads(Path(file).read_text("utf-8"))
+    return settings.get(name, settings.get("access", {}).get(name))
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
@@ -48,4 +79,6 @@ def _option(words: Sequence[str], name: str) -> str | None:
 
 if __name__ == "__main__":
     words = COMMAND_LINE.read_text("utf-8").split("\0")
+    if has_tls(words, os.environ):
+        sys.exit(not is_ready(port_of(words, os.environ, "metrics_port")))
     sys.exit(not is_serving(f"127.0.0.1:{port_of(words, os.environ)}"))

@@ -4,7 +4,16 @@ from ladder.answering.answerers import Answerer, ChooseLabels, Classify, Embed, 
 from ladder.answering.batch_plan import Row
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.mixed_batch import answer
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from ladder.backbone.images import Images
 from ladder.backbone.loading import load_backbone
 from ladder.backbone.model import Backbone, Taps
@@ -52,6 +61,8 @@ __all__ = [
     "SideConfig",
     "SideConfigError",
     "SideNetwork",
+    "Span",
+    "SpansAnswer",
     "Taps",
     "TextAnswer",
     "Tokenizer",

@@ -1,4 +1,4 @@
-"""The answer of a side network for one row: a class, a value, a text, a vector or several labels. Plain data."""
+"""The answer of a side network for one row: a class, a value, a text, a vector, several labels or spans. Plain data."""
 
 from dataclasses import dataclass
 
@@ -43,4 +43,27 @@ class LabelsAnswer:
     scores: tuple[float, ...]
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """An entity in a text. Positions count Unicode code points of the text as the caller sent it, from 0."""
+
+    start: int
+    end: int
+    """One past its last character."""
+    label: str
+    score: float
+    """Mean over its words of the label's probability."""
+    text: str
+    """Its characters, `text[start:end]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpansAnswer:
+    """The entities of a text, in its order. They do not overlap."""
+
+    spans: tuple[Span, ...]
+    outside: tuple[float, ...]
+    """For each word, the probability that it is in no entity."""
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer | SpansAnswer

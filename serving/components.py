@@ -18,13 +18,14 @@ from ladder.backbone import CompiledEncoder, Limits
 from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
+from serving.cores import most_threads
 from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
 from serving.images import ImagePool
 from serving.metrics import Metrics
 from serving.pipeline import PredictService
 from serving.rollout import AutoRollback, Comparisons, ShadowRunner, routed_of
 from serving.scheduler import Batcher
-from serving.versions import Loader, Presence, Progress, Reconciler, SidePool, address_of
+from serving.versions import Arrivals, Loader, Presence, Progress, RecentUse, Reconciler, SidePool, address_of
 from side_registry import Registry
 from side_registry.errors import RegistryError
 from vision import load_encoder
@@ -70,7 +71,9 @@ class Components:
 
 
 def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = None) -> Components:
-    """Open the registry, or make one where there is none; load the backbone, the encoder and all that is published.
+    """Open the registry, or make one where there is none; load the backbone, the encoder and what is published.
+
+    Versions that are not loaded after `first_loads_s` are loaded on a thread.
 
     Args:
         config: its port is the port that was taken.
@@ -83,6 +86,7 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     tokenizer = load_tokenizer(config.backbone)
     images = run_apart(_load_images, backbone, config, metrics)
     pool = SidePool()
+    recent = RecentUse(registry)
     encoder = _compiled(backbone, config)
     pass_limit = config.engine.max_pass_bytes or free_bytes(str(backbone.device)) // 2
     engine = Engine(backbone, metrics, replace(config.engine, max_pass_bytes=max(pass_limit, 1)), encoder)
@@ -94,20 +98,28 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
         config.load,
         metrics,
         tidy=loader.tidy,
+        on_change=lambda before, after: arrivals.notify(before, after),
         replay=lambda resident: run_steps_aside(loader.replay(resident)),
+        recent=recent.earlier,
     )
-    reconciler.start(progress)
+    arrivals = Arrivals(pool, reconciler.ask)
+    reconciler.begin(progress, config.load.first_loads_s)
     device = ThreadPoolExecutor(1, thread_name_prefix="device")
     device.submit(_warm_up, backbone, pool, encoder, config).result()
+    reconciler.start()  # after the device thread's first use of torch, which sets its number of threads
     batch = replace(config.batch, padding_cost=min(config.batch.padding_cost, engine.padding_cost))
     batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
     comparisons = _comparisons(pool, config.shadow)
     shadows = ShadowRunner(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
-    service = PredictService(pool, batcher, tokenizer, config.request, metrics, shadows, images)
+    service = PredictService(
+        pool, batcher, tokenizer, config.request, metrics, shadows, images, arrivals=arrivals, used=recent.note
+    )
     rollback = _auto_rollback(registry, comparisons, pool, config, reconciler.wake, metrics)
     rollback.start()
+    recent.start()
 
     def stop() -> None:
+        recent.stop()
         shadows.close()
         rollback.stop()
         reconciler.stop()
@@ -151,8 +163,9 @@ def _auto_rollback(
 
 
 def _load_backbone(config: ServeConfig) -> Backbone:
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    threads = config.threads or min(torch.get_num_threads(), most_threads() or torch.get_num_threads())
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     device = pick_device(config.device)
     check_fits(config, device)
     backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
@@ -192,7 +205,8 @@ def _compiled(backbone: Backbone, config: ServeConfig) -> CompiledEncoder | None
 
 
 def _warm_up(backbone: Backbone, pool: SidePool, encoder: CompiledEncoder | None, config: ServeConfig) -> None:
-    """Run on the device thread: torch keeps some of its state by thread."""
+    """Run on the device thread: torch keeps some of its state by thread, such as its number of threads."""
+    torch.get_num_threads()  # its first use: from now on, loads on other threads do not change the number of this one
     if encoder:
         with torch.inference_mode():
             encoder.warm_up()

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -145,6 +146,9 @@ class LoadConfig:
     replay_timeout_s: float = 30.0
     """Longest time to answer a version's golden examples, in seconds. A version that takes longer is refused, and tried
     again later."""
+    first_loads_s: float = 1.0
+    """Longest time a server loads versions before it is ready, in seconds. The others are loaded while it answers; a
+    request for one of them waits for it."""
     poll_s: float = 0.2
     """Time between two looks at the registry for changes, in seconds."""
     retry_s: float = 1.0
@@ -156,7 +160,7 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_side_bytes", "max_row_tokens", "replay_tokens")
-        _at_least(self, 0, "replay_bytes")
+        _at_least(self, 0, "replay_bytes", "first_loads_s")
         _above_zero(self, "poll_s", "retry_s", "max_retry_s", "replay_timeout_s")
 
 
@@ -243,6 +247,72 @@ class ImageConfig:
             raise ConfigError("vision_layer and vision_size are settings of an encoder; give vision, its folder, too")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessConfig:
+    """Who may call: TLS, callers' tokens, and limits of each caller. Files are read again when they change."""
+
+    tls_cert: str = ""
+    """PEM file of the server's certificate, followed by intermediate ones; empty: no TLS. It serves every port."""
+    tls_key: str = ""
+    """PEM file of the certificate's private key, without a password."""
+    tls_client_ca: str = ""
+    """PEM file of the authorities that clients' certificates must be signed by; empty: clients need none. Health checks
+    of the metrics port need none either."""
+    tokens: str = ""
+    """TOML file of callers' tokens, which `sidecast token create` writes; empty: none. With it or `jwt_keys`, every
+    call but health checks needs `authorization: Bearer TOKEN`, and the token says the caller's scopes and tenant."""
+    jwt_keys: str = ""
+    """JWKS that verifies callers' JWTs: a file, or an https URL, fetched again every five minutes; empty: no JWTs.
+    Needs the extra `jwt`."""
+    jwt_issuer: str = ""
+    """Issuer (`iss`) that a JWT must have."""
+    jwt_audience: str = ""
+    """Audience (`aud`) that a JWT must have."""
+    jwt_scopes_claim: str = "scope"
+    """Claim of a JWT with the caller's scopes: a list, or a text with spaces between them. Other scopes are ignored."""
+    jwt_tenant_claim: str = "tenant"
+    """Claim of a JWT with the caller's tenant; a JWT without it belongs to the tenant ""."""
+    caller_requests_per_s: float = 0.0
+    """Most requests a second of one caller to one task; 0: no limit. Requests beyond are rejected."""
+    caller_rows_per_s: float = 0.0
+    """Most rows a second of one caller to one task; 0: no limit. Requests beyond are rejected."""
+    caller_burst_s: float = 5.0
+    """A caller that sent nothing for so many seconds may send what it missed at once."""
+    admin_port: int | None = None
+    """gRPC port of its own for what changes the registry: publish, routes, roll back, retire. `port` then refuses
+    these; 0: a free one; not given: they come by `port`."""
+    admin_host: str = ""
+    """Address of `admin_port`, such as 127.0.0.1; empty: as `host`."""
+    audit_log: str = ""
+    """File for the audit log, one line of JSON for each change and each refusal; empty: standard error."""
+    insecure: bool = False
+    """Serve other machines without TLS or without tokens. Otherwise a server whose host is not this machine alone
+    refuses to start without them."""
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("tls_cert and tls_key belong together; give both")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ConfigError("tls_client_ca needs tls_cert and tls_key, the server's own certificate")
+        if self.jwt_keys and not (self.jwt_issuer and self.jwt_audience):
+            raise ConfigError("jwt_keys needs jwt_issuer and jwt_audience: which tokens are for this server")
+        if self.jwt_keys.startswith("http://") and not self.jwt_keys.startswith(
+            ("http://127.0.0.1", "http://localhost")
+        ):
+            raise ConfigError(f"jwt_keys must be a file or an https URL, got {self.jwt_keys}")
+        if self.admin_port is not None and not 0 <= self.admin_port <= 65535:
+            raise ConfigError(f"admin_port must be within 0..65535, got {self.admin_port}")
+        if self.admin_host and self.admin_port is None:
+            raise ConfigError("admin_host is the address of admin_port; give admin_port, too")
+        _at_least(self, 0, "caller_requests_per_s", "caller_rows_per_s")
+        _above_zero(self, "caller_burst_s")
+
+    @property
+    def names_callers(self) -> bool:
+        """Whether callers must say who they are."""
+        return bool(self.tokens or self.jwt_keys)
+
+
 REQUIRED = ("backbone", "registry")
 """Flat names that have no default."""
 
@@ -254,6 +324,7 @@ GROUPS = {
     "request": RequestConfig,
     "shadow": ShadowConfig,
     "images": ImageConfig,
+    "access": AccessConfig,
 }
 """Fields of `ServeConfig` that hold a group of settings; the name is also the group's table in a TOML file."""
 
@@ -267,11 +338,15 @@ class ServeConfig:
     registry: str
     """The registry: a folder, or a URL such as s3://bucket/path; created if it does not exist."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every interface. There is no authentication yet."""
+    """Address to listen on; 0.0.0.0 for every interface. Beyond this machine the server wants TLS and tokens, or
+    `insecure`."""
     port: int = 8001
     """Port of gRPC; 0: a free one."""
+    http_port: int | None = None
+    """Port of the HTTP API; 0: none; not given: 8000, or a free one where `port` is 0. It needs the extra `http`;
+    without it there is no HTTP API unless a port is given."""
     metrics_port: int = 8002
-    """Port of Prometheus metrics over HTTP; 0: a free one."""
+    """Port of Prometheus metrics over HTTP, or HTTPS where there is a certificate; 0: a free one."""
     device: str = "auto"
     """Where torch runs: auto (cuda if there is one), cpu, cuda, cuda:1."""
     dtype: str = "auto"
@@ -281,12 +356,15 @@ class ServeConfig:
     """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
     the same format."""
     threads: int = 0
-    """Threads of torch on a CPU; 0: torch's own choice."""
+    """Threads of torch on a CPU; 0: torch's own choice, and no more than the container's CPU quota has room for."""
+    openmp_spins: int = -1
+    """How often a waiting thread of torch looks for work before it sleeps (GOMP_SPINCOUNT); -1: OpenMP's own choice. 0
+    is for a machine whose cores other processes need."""
     grace_s: float = 30.0
     """Longest time for requests in flight after SIGTERM, in seconds."""
     max_message_bytes: int = 20 * 2**20
-    """Largest gRPC message, in bytes, decompressed. The default has room for 1,024 embeddings of 4,096 numbers. A text
-    of many megabytes delays other calls by tens of milliseconds."""
+    """Largest gRPC message, and largest body of an HTTP request, in bytes, decompressed. The default has room for 1,024
+    embeddings of 4,096 numbers over gRPC. A text of many megabytes delays other calls by tens of milliseconds."""
     max_in_flight_bytes: int = 512 * 2**20
     """Most bytes of requests in flight, decompressed; requests beyond are rejected, and streams wait. A request takes
     about three times its bytes of memory. Requests of up to 4 KiB are always accepted, and so is any request that finds
@@ -300,16 +378,23 @@ class ServeConfig:
     request: RequestConfig = field(default_factory=RequestConfig)
     shadow: ShadowConfig = field(default_factory=ShadowConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     def __post_init__(self) -> None:
         _not_empty(self, "backbone", "registry", "host")
         _at_least(self, 0, "threads", "grace_s")
+        _at_least(self, -1, "openmp_spins")
         _at_least(self, 1024, "max_message_bytes", "max_in_flight_bytes")
-        for name in ("port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
-        if self.port and self.port == self.metrics_port:
-            raise ConfigError(f"port and metrics_port must differ, both are {self.port}")
+        ports = {name: getattr(self, name) for name in ("port", "metrics_port", "http_port")}
+        for name, port in ports.items():
+            if port is not None and not 0 <= port <= 65535:
+                raise ConfigError(f"{name} must be within 0..65535, got {port}")
+        ports["admin_port"] = self.access.admin_port
+        for name, other in combinations(ports, 2):
+            if ports[name] and ports[name] == ports[other]:
+                raise ConfigError(f"{name} and {other} must differ, both are {ports[name]}")
+        if self.request.tenant_header and self.access.names_callers:
+            raise ConfigError("tenant_header must be empty where callers have tokens: a caller's token says its tenant")
         _one_of(self, "dtype", ("auto", "float32", "bfloat16"))
         _one_of(self, "quantize", ("none", "int8", "int4", "w8a8"))
         _one_of(self, "log_level", ("DEBUG", "INFO", "WARNING", "ERROR"))

@@ -9,14 +9,16 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       NotServed           the server cannot answer now
         NotLoaded (VersionRefused), OutOfMemory, PassTooLarge, Draining
         Shed              too much load
-          Overloaded, TooSlow, TaskOverloaded, TooManyBytes
+          Overloaded, TooSlow, TaskOverloaded, TooManyBytes, RateLimited
       DeadlineExpired
       SideFailed          one side network raised or answered NaN
       ImageFailed         the vision encoder raised or computed NaN
       LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, TextsTooLong, GoldenMismatch, ReplayTooLong, LoadFailed
+      AccessError         who calls is not known, or may not do this
+        Unauthenticated, PermissionDenied, NotThisPort
       StartError          the server cannot start; no caller sees it
-        PortInUse, CannotListen
+        PortInUse, CannotListen, HttpNotInstalled, UnusableFile, Exposed
 """
 
 from typing import ClassVar, TypeVar
@@ -141,6 +143,18 @@ class TooManyBytes(Shed):
     )
     used: int
     limit: int
+    retry_after_s: float
+
+
+class RateLimited(Shed):
+    """A caller sends more requests or rows of one task in a second than it may. `what` is what the limit counts."""
+
+    reason = "RATE_LIMITED"
+    message = "{caller} may send {limit:g} {what} a second to {task}; try again in {retry_after_s:.2f} s"
+    caller: str
+    task: str
+    what: str
+    limit: float
     retry_after_s: float
 
 
@@ -298,6 +312,38 @@ class LoadFailed(LoadError):
     transient: bool = False
 
 
+class AccessError(ServingError):
+    """The server does not let this caller do this. Nothing was done."""
+
+    reason = "ACCESS"
+
+
+class Unauthenticated(AccessError):
+    """The call has no credentials, or none that are valid. The message repeats nothing of them."""
+
+    reason = "UNAUTHENTICATED"
+    message = "the server does not know who calls: {why}"
+    why: str
+
+
+class PermissionDenied(AccessError):
+    """The caller is known, and its scopes do not allow this."""
+
+    reason = "PERMISSION_DENIED"
+    message = "{caller} may not {verb}; ask for a token with a scope such as {scope}"
+    caller: str
+    verb: str
+    scope: str
+
+
+class NotThisPort(AccessError):
+    """The registry is changed by another port of this server."""
+
+    reason = "NOT_THIS_PORT"
+    message = "{method} comes by the server's admin port alone; ask its operator for the address"
+    method: str
+
+
 class StartError(ServingError):
     """The server cannot start with these settings. No caller sees it."""
 
@@ -308,9 +354,22 @@ class PortInUse(StartError):
     """Another program listens on the port. `setting` is the setting that names the port."""
 
     reason = "PORT_IN_USE"
-    message = "port {port} is in use; stop what listens there, or choose another {setting} (0: a free one)"
+    message = "port {port} is in use; stop what listens there, or choose another {setting} ({otherwise})"
     port: int
     setting: str = "port"
+    otherwise: str = "0: a free one"
+    """What another choice means."""
+
+
+class HttpNotInstalled(StartError):
+    """The settings ask for the HTTP API, and its packages are not installed."""
+
+    reason = "HTTP_NOT_INSTALLED"
+    message = (
+        "http_port is {port}, but the packages of the HTTP API are not installed; "
+        "run: pip install 'sidecast[http]', or choose --http-port 0 for gRPC alone"
+    )
+    port: int
 
 
 class CannotListen(StartError):
@@ -321,3 +380,25 @@ class CannotListen(StartError):
     host: str
     port: int
     why: str
+
+
+class UnusableFile(StartError):
+    """A file of the access settings cannot be read, or what it says cannot be used."""
+
+    reason = "UNUSABLE_FILE"
+    message = "{what} {path} cannot be used: {why}"
+    what: str
+    path: str
+    why: str
+
+
+class Exposed(StartError):
+    """Other machines could reach a server without TLS or without callers' tokens."""
+
+    reason = "EXPOSED"
+    message = (
+        "other machines reach host {host}, and the server has no {missing}; give --tls-cert, --tls-key and --tokens "
+        "(or --jwt-keys), listen on 127.0.0.1, or give --insecure to let everybody in"
+    )
+    host: str
+    missing: str

@@ -79,7 +79,8 @@ class Metrics:
         self.rows = make.counter("sidecast_rows", "Rows of requests that were answered with OK.", ("task", "version"))
         self.in_flight_calls = make.gauge(
             "sidecast_in_flight_calls",
-            "gRPC calls that are being answered, without the streams that may last for ever (ModelStreamInfer, Watch).",
+            "gRPC calls and HTTP requests that are being answered, without the streams that may last for ever "
+            "(ModelStreamInfer, Watch).",
         )
         self.stage_seconds = make.seconds(
             "sidecast_stage_seconds",

@@ -1,6 +1,7 @@
 """Takes the server's ports, before anything heavy is loaded. Says plainly why a port cannot be had.
 
-The metrics port answers `/metrics`, `/healthz` and `/readyz` over HTTP, on an event loop in a thread of its own.
+The metrics port answers `/metrics`, `/healthz` and `/readyz` over HTTP, on an event loop in a thread of its own. The
+HTTP API has the same pages on its port.
 """
 
 import asyncio
@@ -9,13 +10,15 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
+import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from serving.errors import CannotListen, PortInUse, StartError
+from serving.access import Certificates, Pem
+from serving.errors import AccessError, CannotListen, PortInUse, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +33,19 @@ MAX_SCRAPES = 4
 MAX_REQUEST_BYTES = 1 << 14
 """Most bytes of a request's line and headers."""
 
+PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
+"""Headers of an answer that is one line."""
+
 State = Callable[[], str]
 """Why something is not so now, in a clause; empty where it is."""
+
+
+Allow = Callable[[Mapping[str, str], str], Awaitable[object]]
+"""Told a request's headers and the caller's address; raises AccessError where the caller may not read the metrics."""
+
+
+async def allow_all(headers: Mapping[str, str], peer: str) -> None:
+    """Let every caller read the metrics."""
 
 
 class Answer(NamedTuple):
@@ -40,15 +54,54 @@ class Answer(NamedTuple):
     status: str
     """Such as "200 OK"."""
     body: bytes
-    headers: tuple[tuple[str, str], ...] = (("Content-Type", "text/plain; charset=utf-8"),)
+    headers: tuple[tuple[str, str], ...] = PLAIN_TEXT
 
 
-class MetricsServer:
-    """Prometheus's text and health checks over HTTP. One request for each connection.
+class StatusPages:
+    """The answers to `/metrics`, `/healthz` and `/readyz`.
 
     Args:
         sick: why this process should be replaced by another: `/healthz` then answers 503 and says so.
         unready: why it takes no requests now: `/readyz` then answers 503 and says so.
+    """
+
+    def __init__(self, registry: CollectorRegistry, sick: State = lambda: "", unready: State = lambda: "") -> None:
+        self._app = make_wsgi_app(registry)
+        self.states = {"/healthz": sick, "/readyz": unready}
+        """By path."""
+
+    def health(self, path: str) -> Answer:
+        """The answer to a health check, one of `states`."""
+        why = self.states[path]()
+        return Answer("503 Service Unavailable", f"{why}\n".encode()) if why else Answer("200 OK", b"ok\n")
+
+    def metrics(self, query: str, headers: Mapping[str, str]) -> Answer:
+        """prometheus-client's answer, in the format and compression that the caller accepts. Takes a while.
+
+        Args:
+            headers: of the request; names are in lower case.
+        """
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "QUERY_STRING": query,
+            "HTTP_ACCEPT": headers.get("accept", ""),
+            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
+        }
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b"".join(self._app(environ, lambda status, sent, *_: started.append((status, sent))))
+        [(status, sent)] = started
+        return Answer(status, body, tuple(sent))
+
+
+class MetricsServer:
+    """The status pages on a port of their own. One request for each connection.
+
+    Args:
+        sick, unready: as those of StatusPages.
+        certificates: serves HTTPS with them. Where they ask for client certificates, `/metrics` needs one; the health
+            checks do not, because Kubernetes can show none.
+        allow: decides who may read `/metrics`.
 
     Raises:
         PortInUse, CannotListen.
@@ -61,12 +114,15 @@ class MetricsServer:
         registry: CollectorRegistry,
         sick: State = lambda: "",
         unready: State = lambda: "",
+        certificates: Certificates | None = None,
+        allow: Allow = allow_all,
     ) -> None:
-        self._app = make_wsgi_app(registry)
-        self._states = {"/healthz": sick, "/readyz": unready}
+        self._certificates = certificates
+        self._allow = allow
+        self.pages = StatusPages(registry, sick, unready)
         self._connections = 0
         self._scrapes = asyncio.Semaphore(MAX_SCRAPES)
-        listener = _bound(host, port, "metrics_port")
+        listener = listen(host, port, "metrics_port")
         self.port: int = listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -84,7 +140,11 @@ class MetricsServer:
             runner.run(self._serve(listener))
 
     async def _serve(self, listener: socket.socket) -> None:
-        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_REQUEST_BYTES)
+        tls: dict[str, Any] = {}
+        if self._certificates:
+            context = self._certificates.ssl_context(optional_client=True)
+            tls = {"ssl": context, "ssl_handshake_timeout": REQUEST_S, "ssl_shutdown_timeout": REQUEST_S}
+        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_REQUEST_BYTES, **tls)
         await self._ending.wait()
         server.close()  # the runner cancels what is left of the connections
 
@@ -111,33 +171,37 @@ class MetricsServer:
         method, _, rest = line.partition(" ")
         path, _, query = rest.rpartition(" ")[0].partition("?")
         if method in ("GET", "HEAD") and path == "/metrics":
+            headers = dict(map(_header, lines))
+            try:
+                await self._check(headers, writer)
+            except AccessError as error:
+                await _send(writer, _refusal_of(error), method)
+                return
             async with self._scrapes:
-                answer = await asyncio.to_thread(self._metrics, query, dict(map(_header, lines)))
+                answer = await asyncio.to_thread(self.pages.metrics, query, headers)
                 await _send(writer, answer, method)
         else:
             await _send(writer, self._answer(method, path), method)
 
+    async def _check(self, headers: Mapping[str, str], writer: asyncio.StreamWriter) -> None:
+        """Raises AccessError: the caller may not read the metrics."""
+        certificates = self._certificates
+        if certificates and certificates.asks_clients and not writer.get_extra_info("peercert"):
+            raise Unauthenticated("show a client certificate")
+        await self._allow(headers, str((writer.get_extra_info("peername") or ("",))[0]))
+
     def _answer(self, method: str, path: str) -> Answer:
         if method not in ("GET", "HEAD"):
             return Answer("405 Method Not Allowed", b"use GET\n", (("Allow", "GET, HEAD"),))
-        if path not in self._states:
-            return Answer("404 Not Found", f"there are /metrics, {', '.join(self._states)}\n".encode())
-        why = self._states[path]()
-        return Answer("503 Service Unavailable", f"{why}\n".encode()) if why else Answer("200 OK", b"ok\n")
+        if path not in self.pages.states:
+            return Answer("404 Not Found", f"there are /metrics, {', '.join(self.pages.states)}\n".encode())
+        return self.pages.health(path)
 
-    def _metrics(self, query: str, headers: Mapping[str, str]) -> Answer:
-        """prometheus-client's answer, in the format and compression that the caller accepts."""
-        environ = {
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": "/metrics",
-            "QUERY_STRING": query,
-            "HTTP_ACCEPT": headers.get("accept", ""),
-            "HTTP_ACCEPT_ENCODING": headers.get("accept-encoding", ""),
-        }
-        started: list[tuple[str, list[tuple[str, str]]]] = []
-        body = b"".join(self._app(environ, lambda status, sent, *_: started.append((status, sent))))
-        [(status, sent)] = started
-        return Answer(status, body, tuple(sent))
+
+def _refusal_of(error: AccessError) -> Answer:
+    if isinstance(error, Unauthenticated):
+        return Answer("401 Unauthorized", f"{error}\n".encode(), (*PLAIN_TEXT, ("WWW-Authenticate", "Bearer")))
+    return Answer("403 Forbidden", f"{error}\n".encode())
 
 
 def _header(line: str) -> tuple[str, str]:
@@ -155,21 +219,51 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer, method: str) -> No
         await writer.drain()
 
 
-def take_port(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Listen for gRPC. Returns the port, which is new when 0 was asked for.
+def take_port(
+    server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None = None, setting: str = "port"
+) -> int:
+    """Listen for gRPC, with TLS where there are certificates. Returns the port, which is new when 0 was asked for.
 
     Raises:
         PortInUse, CannotListen.
     """
-    _bound(host, port, "port").close()  # gRPC itself would give no cause, and print to standard error
+    listen(host, port, setting).close()  # gRPC itself would give no cause, and print to standard error
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if certificates:
+            return server.add_secure_port(address, _credentials(certificates))
+        return server.add_insecure_port(address)
     except RuntimeError as error:  # another process took the port since then, or the address is none
         raise CannotListen(host, port, str(error).splitlines()[0]) from None
 
 
-def _bound(host: str, port: int, setting: str) -> socket.socket:
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """gRPC asks for the certificate of every new connection, on a thread of its own."""
+    given = certificates.current
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        newest = certificates.current
+        if newest is given:
+            return None  # the one that is in use stays
+        configuration = _configuration(newest)
+        given = newest
+        return configuration
+
+    fetch: Any = renewed  # grpc-stubs does not know that None keeps the certificate
+    return grpc.dynamic_ssl_server_credentials(_configuration(given), fetch, certificates.asks_clients)
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
+
+
+def listen(host: str, port: int, setting: str, otherwise: str = "0: a free one") -> socket.socket:
     """A socket that listens there.
+
+    Args:
+        setting: the setting that names the port.
+        otherwise: what another choice of it means, for a message.
 
     Raises:
         PortInUse, CannotListen.
@@ -186,13 +280,9 @@ def _bound(host: str, port: int, setting: str) -> socket.socket:
             raise
         return listener
     except OSError as error:
-        raise _refusal(error, host, port, setting) from None
-
-
-def _refusal(error: OSError, host: str, port: int, setting: str) -> StartError:
-    if error.errno == errno.EADDRINUSE:
-        return PortInUse(port, setting)
-    return CannotListen(host, port, error.strerror or str(error))
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(port, setting, otherwise) from None
+        raise CannotListen(host, port, error.strerror or str(error)) from None
 
 
 def grpc_options(max_message_bytes: int) -> list[tuple[str, Any]]:

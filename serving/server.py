@@ -7,21 +7,29 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 
+from serving.access import Access, Certificates, check_exposure, open_certificates, scrape_guard
 from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
 from serving.engine import share_heaps
 from serving.errors import Draining
+from serving.http import wanted_port
 from serving.metrics import Metrics
-from serving.ports import MetricsServer, grpc_options, take_port
+from serving.ports import MetricsServer, grpc_options, listen, take_port
 from serving.versions import Presence, Progress, address_of
+
+if TYPE_CHECKING:
+    from serving.http.listener import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +53,33 @@ class Server:
         self.metrics = Metrics()
         self.drain = Drain()
         self.port = self.metrics_port = 0
+        self.admin_port: int | None = None
+        """None where changes come by `port`."""
+        self.http_port: int | None = None
+        """Of the HTTP API; None where there is none."""
         self.metrics.follow_calls(lambda: self.drain.in_flight)
         self._assemble = assemble
         self._progress = progress
         self._components: Components | None = None
         self._presence: Presence | None = None
-        self._grpc: grpc.aio.Server | None = None
+        self._grpc: list[grpc.aio.Server] = []
+        """That of `port`, and that of `admin_port` where it is set."""
         self._inbox: Inbox | None = None
+        self._access: Access | None = None
+        self._certificates: Certificates | None = None
         self._answering = False
-        self._http: MetricsServer | None = None
+        self._metrics_server: MetricsServer | None = None
+        self._http_listener: socket.socket | None = None
+        self._http: HttpServer | None = None
 
     @property
     def task_count(self) -> int:
-        """Tasks that can be called now."""
-        return len({task for task, _ in self._components.pool.snapshot().residents}) if self._components else 0
+        """Tasks that can be called now; calls of those that are still loading wait for them."""
+        if self._components is None:
+            return 0
+        state = self._components.pool.snapshot()
+        loaded = {task for task, _ in state.residents}
+        return len(loaded | {name for name in state.tasks if state.awaited(name)})
 
     @property
     def address(self) -> str:
@@ -74,7 +95,7 @@ class Server:
         """Take the ports, load, answer. When that fails, the ports are given back.
 
         Raises:
-            PortInUse, CannotListen: before anything is loaded.
+            Exposed, UnusableFile, PortInUse, CannotListen, HttpNotInstalled: before anything is loaded.
             RegistryError, BackboneError.
             Draining: the server was told to stop while it loads.
         """
@@ -84,13 +105,29 @@ class Server:
             self._components = await asyncio.to_thread(self._assemble, config, self.metrics, self._on_progress)
             self._presence = Presence(self._components.registry, self.address, lambda: self.generation)
             await join(self._components, self._presence, self.drain)
-            server = self._require_grpc()
-            add_services(self._components.servicers(self.config, self.metrics, self.drain, self._presence), server)
-            await server.start()
+            servicers = self._components.servicers(self.config, self.metrics, self.drain, self._presence)
+            for server in self._require_grpc():
+                add_services(servicers, server)
+                await server.start()
+            await self._start_http(servicers)
             self._answering = True
         except BaseException:
             await self._close(0)
             raise
+
+    async def _start_http(self, servicers: Mapping[ServiceDescriptor, Any]) -> None:
+        if self._http_listener is None:
+            return
+        from serving.http.app import make_app
+        from serving.http.listener import HttpServer
+
+        assert self._inbox
+        assert self._metrics_server
+        assert self._access
+        pages, allow = self._metrics_server.pages, scrape_guard(self._access, asyncio.get_running_loop())
+        app = make_app(servicers, self.drain, self._inbox, pages, self.config, self._access, allow)
+        self._http = HttpServer(app, self._http_listener, self._certificates)
+        await self._http.start()
 
     async def stop(self, grace_s: float | None = None) -> bool:
         """Refuse new calls, let those in flight finish, end. False when some were cut off after `grace_s`."""
@@ -118,14 +155,35 @@ class Server:
 
     def _take_ports(self) -> None:
         config = self.config
+        for host in (config.host, config.access.admin_host or config.host):
+            check_exposure(host, config.access)
+        certificates = self._certificates = open_certificates(config.access)
+        access = self._access = Access(config.access)
         options = grpc_options(config.max_message_bytes)
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
-        self._grpc = grpc.aio.server(interceptors=[Interceptor(self.drain, self._inbox)], options=options)
-        self.port = take_port(self._grpc, config.host, config.port)
-        self._http = MetricsServer(
-            config.host, config.metrics_port, self.metrics.registry, sick=self._sickness, unready=self._unreadiness
+        admin = config.access.admin_port
+        interceptors = [Interceptor(self.drain, self._inbox, access, allows_changes=admin is None)]
+        self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
+        self.port = take_port(self._grpc[-1], config.host, config.port, certificates)
+        if admin is not None:
+            interceptors = [Interceptor(self.drain, self._inbox, access)]
+            self._grpc.append(grpc.aio.server(interceptors=interceptors, options=options))
+            host = config.access.admin_host or config.host
+            self.admin_port = take_port(self._grpc[-1], host, admin, certificates, "admin_port")
+        http_port = wanted_port(config)
+        if http_port is not None:
+            self._http_listener = listen(config.host, http_port, "http_port", "--http-port 0: no HTTP API")
+            self.http_port = self._http_listener.getsockname()[1]
+        self._metrics_server = MetricsServer(
+            config.host,
+            config.metrics_port,
+            self.metrics.registry,
+            sick=self._sickness,
+            unready=self._unreadiness,
+            certificates=certificates,
+            allow=scrape_guard(access, asyncio.get_running_loop()),
         )
-        self.metrics_port = self._http.port
+        self.metrics_port = self._metrics_server.port
 
     def _sickness(self) -> str:
         """Why this process should be replaced; empty where it should not."""
@@ -140,21 +198,29 @@ class Server:
 
     async def _close(self, grace_s: float) -> None:
         await self._leave()
-        if self._grpc:
-            if not self._answering:
-                await self._grpc.start()  # one that never started does not give its port back
-            await self._grpc.stop(grace_s)
+        http = self._http
+        self._http = None
+        await asyncio.gather(self._close_grpc(grace_s), *((http.stop(),) if http else ()))
+        if self._http_listener:
+            self._http_listener.close()
         if self._inbox:
             self._inbox.close()
         if self._components:
             await self._components.service.close()
             await asyncio.to_thread(self._components.stop)
-        if self._http:
-            await asyncio.to_thread(self._http.close)
-        self._grpc = self._components = self._http = None
+        if self._metrics_server:
+            await asyncio.to_thread(self._metrics_server.close)
+        self._components = self._metrics_server = self._http_listener = None
+        self._grpc = []
 
-    def _require_grpc(self) -> grpc.aio.Server:
-        if self._grpc is None:
+    async def _close_grpc(self, grace_s: float) -> None:
+        if not self._answering:
+            for server in self._grpc:
+                await server.start()  # one that never started does not give its port back
+        await asyncio.gather(*(server.stop(grace_s) for server in self._grpc))
+
+    def _require_grpc(self) -> list[grpc.aio.Server]:
+        if not self._grpc:
             raise RuntimeError("the server has no ports; it was stopped")
         return self._grpc
 

@@ -33,9 +33,11 @@ class GoldenExample(Document):
 
 def expectation_fault(spec: TaskSpec, expected: Mapping[str, Any]) -> str | None:
     """Why no answer can be compared with an expectation; None if one can."""
-    columns = KINDS[spec.kind].columns
-    known = tuple(column.name for column in columns)
-    needed = tuple(column.name for column in columns if column.dtype == "float32") or known
+    kind = KINDS[spec.kind]
+    known = tuple(column.name for column in kind.columns)
+    needed = tuple(column.name for column in kind.columns if column.dtype == "float32") or known
+    if kind.has_spans:
+        known, needed = ("spans", "outside"), ("outside",)
     if unknown := sorted(set(expected) - set(known)):
         return f"unknown key {unknown[0][:80]!r}; an example of {spec.kind} expects {' or '.join(known)}"
     if not any(name in expected for name in needed):
@@ -78,12 +80,33 @@ def _value_fault(spec: TaskSpec, name: str, value: Any) -> str | None:
             return None if are_labels else "must be a list of the spec's labels"
         case "text":
             return None if isinstance(value, str) else "must be a text"
+        case "spans":
+            return _spans_fault(spec, value)
+        case "outside":
+            is_list = isinstance(value, list | tuple) and all(map(_is_finite, value))
+            return None if is_list else "must be finite numbers, one for each word"
         case "scores" | "embedding":
             count = spec.outputs
             is_list = isinstance(value, list | tuple) and len(value) == count
             return None if is_list and all(map(_is_finite, value)) else f"must be {count} finite numbers"
         case _:
             return None if _is_finite(value) else "must be a finite number"
+
+
+def _spans_fault(spec: TaskSpec, value: Any) -> str | None:
+    if not isinstance(value, list | tuple):
+        return "must be a list of spans"
+    for span in value:
+        if not isinstance(span, Mapping) or not {"start", "end", "label", "score"} <= span.keys():
+            return "each span must have start, end, label and score"
+        start, end = span["start"], span["end"]
+        if not (type(start) is int and type(end) is int and 0 <= start < end):
+            return f"must have 0 <= start < end, got {str(start)[:20]} and {str(end)[:20]}"
+        if span["label"] not in spec.labels:
+            return f"{str(span['label'])[:80]!r} is none of the spec's labels"
+        if not _is_finite(span["score"]):
+            return "a span's score must be a finite number"
+    return None
 
 
 def _is_finite(value: Any) -> bool:

@@ -72,6 +72,22 @@ class VisionRef(Document):
     fingerprint: Fingerprint
 
 
+class Calibration(Document):
+    """How a classification's scores are tempered: the logits are divided by one number, so labels stay the same."""
+
+    temperature: float = Field(ge=0.01, le=100)
+    """Fitted on the validation rows; above 1 scores are less sure."""
+    rows: int = Field(ge=1)
+    """On which it was fitted."""
+    nll: float
+    """Mean negative log-likelihood of these rows' labels, in nats."""
+    nll_before: float
+    """The same without the temperature."""
+    ece: float
+    """Expected calibration error on these rows."""
+    ece_before: float
+
+
 class Manifest(Document):
     """All that is known of one version; `manifest.json` in its folder."""
 
@@ -85,6 +101,8 @@ class Manifest(Document):
     vision: VisionRef | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of a side network that reads images. None: it reads text alone, or images whose encoder nobody named."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    calibration: Calibration | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None: scores are the model's own, as in versions from before there was a calibration."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
     untrained: bool = Field(default=False, exclude_if=lambda value: not value)
@@ -114,10 +132,17 @@ class Manifest(Document):
         """Id of the training run; empty when the provenance has none."""
         return str(self.provenance.get("run_id", ""))
 
+    @property
+    def temperature(self) -> float:
+        """What a classification's logits are divided by; 1 where there is no calibration."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if fault := newer_schema(self.schema_version):
             raise ValueError(fault)
+        if self.calibration is not None and self.spec.kind != "classification":
+            raise ValueError(f"calibration is for a classification, task {self.task[:80]!r} is a {self.spec.kind}")
         if self.task != self.spec.name:
             raise ValueError(f"task {self.task[:80]!r} and spec.name {self.spec.name!r} must be the same")
         if len(self.run_id) > MAX_NAME:
@@ -200,6 +225,22 @@ def write_manifest(folder: str | Path, manifest: Manifest, *, files: Iterable[st
     with replacing(folder / MANIFEST) as file:
         file.write(complete.to_json(indent=2))
     return complete
+
+
+def with_provenance(artifact: Artifact, folder: str | Path, more: Mapping[str, Any]) -> Artifact:
+    """Make an artifact in an empty folder whose manifest has more provenance; its files are links to the same files.
+
+    Raises:
+        ArtifactError: a file is missing.
+    """
+    folder = Path(folder)
+    for name in artifact.manifest.files:
+        (folder / name).symlink_to((artifact.folder / name).resolve())
+    provenance = {**artifact.manifest.provenance, **more}
+    write_manifest(
+        folder, artifact.manifest.model_copy(update={"provenance": provenance}), files=artifact.manifest.files
+    )
+    return read_artifact(folder)
 
 
 def parse_manifest(data: bytes, where: str | Path) -> Manifest:

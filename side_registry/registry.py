@@ -34,6 +34,7 @@ from side_registry.errors import (
 from side_registry.log import Action, Commit, Log
 from side_registry.manifest import Artifact, Manifest, check_publishable, read_artifact
 from side_registry.marker import find_marker, read_marker
+from side_registry.recent_tasks import read_recent, write_recent
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
 from side_registry.state import Fold, State, fold
@@ -141,6 +142,29 @@ class Registry:
         if not about and group is not None:
             self.state().group(group)
         return list(about)[-limit:]
+
+    def state_at(self, at: datetime) -> State:
+        """The state at a moment: after the log's last commit that is not later. Reads the log up to its end.
+
+        Commits have the times of their writers' clocks. Where a clock was fast, the order of the log counts: a commit
+        that precedes one of that moment had been made too.
+
+        Args:
+            at: without a time zone, of this machine's.
+
+        Raises:
+            UnreadableCommit, LogReplaced, StoreFailed.
+        """
+        at = at.astimezone(UTC)
+        folding = Fold(State())
+        later: list[Commit] = []
+        for commit in self._log.after(0):
+            later.append(commit)
+            if _is_until(commit, at):
+                for each in later:
+                    folding.add(each)
+                later.clear()
+        return folding.state()
 
     def manifest(self, task: str, version: int) -> Manifest:
         """The manifest of a version, retired or not. Raises what `artifact` raises."""
@@ -355,6 +379,20 @@ class Registry:
         """
         return self._servers.await_generation(generation, timeout_s, poll_s)
 
+    def recent_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that were called last on servers, the last one first: a hint. Raises StoreFailed."""
+        return read_recent(self.store)
+
+    def note_recent_tasks(self, tasks: Sequence[str]) -> None:
+        """Record which tasks were called last, the last one first.
+
+        Raises:
+            RegistryNotFound, LogReplaced: the registry was deleted, or another one is in its place. Nothing is written.
+            StoreFailed.
+        """
+        self._check_marker()
+        write_recent(self.store, tasks)
+
     def _catch_up(self, start: State) -> State:
         """Fold the commits after `start`, and return the newest known state. Keeps the state before an unreadable one.
 
@@ -466,6 +504,14 @@ def _new_commit(before: State, actions: Sequence[Action], author: str, message: 
         message=message,
         actions=tuple(actions),
     )
+
+
+def _is_until(commit: Commit, at: datetime) -> bool:
+    """Whether a commit is not later than a moment; False where its time does not read: those after it tell then."""
+    try:
+        return datetime.fromisoformat(commit.time).astimezone(UTC) <= at
+    except (ValueError, OverflowError):
+        return False
 
 
 def _whoami() -> str:

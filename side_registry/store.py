@@ -30,6 +30,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK_BYTES = 4 << 20
+WHOLE_BYTES = 16 << 20
+"""Largest object that is read at once where it may come in chunks."""
 
 DRAFT = re.compile(r"#\d+$")
 """End of the name that obstore gives a file in a local folder until all of it is written."""
@@ -159,14 +161,19 @@ class Store:
             return self._ask(get)
 
     def stream(self, path: str) -> Iterator[bytes] | None:
-        """An object in chunks of about CHUNK_BYTES; None when there is none.
+        """An object in chunks of about CHUNK_BYTES, or whole if it has at most WHOLE_BYTES; None when there is none.
 
         Raises:
             NotAFile: a local folder has something else at this place.
         """
         with _failures(self.url, path):
             result = self._ask(lambda: self._get(path))
-        return None if result is None else self._chunks(path, result.stream(min_chunk_size=CHUNK_BYTES))
+            if result is None:
+                return None
+            size = result.meta["size"]
+            if size <= WHOLE_BYTES:  # obstore's stream takes 7 ms for 1 MB of a local folder, all bytes at once 1 ms
+                return iter([self._ask(lambda: bytes(result.bytes()), size)])
+        return self._chunks(path, result.stream(min_chunk_size=CHUNK_BYTES))
 
     def find(self, path: str) -> Entry | None:
         """Size and time of an object, without reading it; None when there is none, or something that is no file."""

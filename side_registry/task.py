@@ -56,8 +56,8 @@ class TaskSpec(Document):
     """The row's fields that are images, in the order in which the side network reads them; the template does not have
     them. Documents of tasks that read text alone do not have it."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
-    """Classification and multilabel: the classes, as the words the model says; integers are taken as their text. Empty
-    for other kinds."""
+    """Classification and multilabel: the classes, as the words the model says; integers are taken as their text. Token
+    classification: the types of entities. Empty for other kinds."""
     label_index: bool = Field(default=False, exclude_if=lambda value: not value)
     """Classification and multilabel: integers in data files are positions in `labels`, from 0. Documents have it only
     where true."""
@@ -79,7 +79,7 @@ class TaskSpec(Document):
     generation: GenerationSpec = Field(default_factory=GenerationSpec, exclude_if=lambda value: value.is_default)
     """Text: how tokens are chosen. Documents of greedy tasks do not have it."""
     target: str = ""
-    """Name of the expected answer in data files; `label`, `score`, `target` or `positive` when not given."""
+    """Name of the expected answer in data files; `label`, `score`, `target`, `positive` or `spans` when not given."""
     metric: str = ""
     """What evaluation reports and training selects by; the first of its kind's metrics when not given."""
     description: str = Field(default="", max_length=10_000)
@@ -126,9 +126,21 @@ class TaskSpec(Document):
         kind = KINDS[self.kind]
         if kind.makes_text:
             return 0
+        if kind.has_spans:
+            return 2 * len(self.labels) + 1  # outside, and for each label the beginning and the inside of a span
         if kind.has_labels:
             return len(self.labels)
         return self.dimensions if kind.has_dimensions else 1
+
+    @cached_property
+    def frame(self) -> tuple[str, str]:
+        """What the template has before its only field and after it; for tasks that answer with spans of the text."""
+        before, after = "", ""
+        found = False
+        for literal, name, _, _ in Formatter().parse(self.template):
+            before, after = (before, after + literal) if found else (before + literal, after)
+            found |= name is not None
+        return before, after
 
     def render(self, row: Mapping[str, str | bytes]) -> str:
         """The prompt of one row. Fields that the template does not name are ignored, so that tasks can share a row.

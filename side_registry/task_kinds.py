@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["classification", "regression", "text", "embedding", "multilabel"]
+Kind = Literal["classification", "regression", "text", "embedding", "multilabel", "token_classification"]
 
 Head = Literal["text", "linear", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
 
-DataType = Literal["string", "float32"]
+DataType = Literal["string", "float32", "spans"]
+"""`spans`: a list of records with start, end, label, score and text."""
 
-Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions", "has_thresholds", "may_have_open_labels"]
+Fact = Literal[
+    "makes_text", "has_labels", "has_range", "has_dimensions", "has_thresholds", "has_spans", "may_have_open_labels"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,8 @@ class TaskKind:
     makes_text: bool = False
     """The answer is generated token by token: it can be streamed, and the spec may hold decoding settings."""
     has_labels: bool = False
-    """The answer is made of the spec's labels; where it has one number for each, that is the label's score."""
+    """The answer is made of the spec's labels; where it has one number for each, that is the label's score. With
+    `has_spans` each span has one of them."""
     least_labels: int = 2
     """Fewest labels of a spec, where the kind has labels."""
     may_have_open_labels: bool = False
@@ -58,6 +62,9 @@ class TaskKind:
     has_thresholds: bool = False
     """Any number of the labels are right for a row. An answer has those whose score reaches the label's threshold,
     which is fitted on the validation rows and kept in the manifest."""
+    has_spans: bool = False
+    """The answer is a list of spans of the text, which do not overlap. A head has outputs for each token, the template
+    has one field, once, and long texts are read in windows."""
     has_range: bool = False
     """The answer is one number. The spec may limit it by low and high; training starts at the targets' mean."""
     has_dimensions: bool = False
@@ -124,6 +131,16 @@ _ROWS = (
         has_labels=True,
         least_labels=1,
         has_thresholds=True,
+    ),
+    TaskKind(
+        name="token_classification",
+        columns=(_column("spans", "spans"),),
+        metrics=("entity_f1",),
+        target="spans",
+        heads=("linear",),
+        has_labels=True,
+        has_spans=True,
+        least_labels=1,
         can_distill=False,
     ),
 )

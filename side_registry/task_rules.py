@@ -19,6 +19,8 @@ from side_registry.task_kinds import KINDS, Fact, Kind, kinds_with
 MAX_DIMENSIONS = 4096
 MAX_LABEL = 1_000
 """Characters of one."""
+MAX_TYPES = 500
+"""Labels of a task that answers with spans: each token has two outputs for each."""
 MAX_IMAGES = 2
 """Image fields of a task."""
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -37,6 +39,7 @@ class Spec(Protocol):
     """What the rules read of a `TaskSpec`."""
 
     kind: Kind
+    template: str
     images: tuple[str, ...]
     labels: tuple[str, ...]
     label_index: bool
@@ -73,6 +76,7 @@ def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
         *_labels(spec),
         *_range(spec),
         *_embedding(spec, fields),
+        *_spans(spec, fields),
         *_kind(spec, fields),
     ]
     if faults:
@@ -199,6 +203,25 @@ def _embedding(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
         yield Fault(("dimensions",), f"dimensions must be 1 to {MAX_DIMENSIONS} for {spec.kind}, got 0")
     if kind.target_is_input and len(fields) != 1:
         why = f"template must have one field for {spec.kind}, the text that becomes a vector; got {', '.join(fields)}"
+        yield Fault(("template",), why)
+
+
+def _spans(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    if not KINDS[spec.kind].has_spans:
+        return
+    if not 1 <= len(spec.labels) <= MAX_TYPES:
+        why = f"labels must be 1 to {MAX_TYPES} types of entities for {spec.kind}, got {len(spec.labels)}"
+        yield Fault(("labels",), why)
+    for label in [label for label in spec.labels if label == "O" or label.startswith(("B-", "I-"))][:1]:
+        why = f"labels must be types of entities such as PER, not tags, for {spec.kind}; got {label[:80]!r}"
+        yield Fault(("labels",), why)
+    for name in ("label_index", "open_labels"):
+        if getattr(spec, name):
+            yield Fault((name,), f"{name} must be left out for {spec.kind}")
+    if spec.images:
+        yield Fault(("images",), f"images must be left out for {spec.kind}, which reads text alone")
+    if [name for _, name, _, _ in string.Formatter().parse(spec.template) if name is not None] != list(fields[:1]):
+        why = f"template must have one field, once, for {spec.kind}: the text whose entities are found"
         yield Fault(("template",), why)
 
 

@@ -95,6 +95,9 @@ def check_columns(line: int | None, has: Sequence[str], wants: Sequence[str]) ->
     for name in wants:
         if name not in has:
             listed = ", ".join(has[:20]) or "none"
-            raise TableFileError(line, f"no column {name!r}; the task needs {', '.join(wants)}, the file has {listed}")
+            spaced = next((each for each in has if each.strip() == name), None)
+            hint = "" if spaced is None else f"; remove the spaces in its column {spaced!r}"
+            needs = f"the task needs {', '.join(wants)}, the file has {listed}{hint}"
+            raise TableFileError(line, f"no column {name!r}; {needs}")
         if has.count(name) > 1:
             raise TableFileError(line, f"{has.count(name)} columns are named {name!r}; keep one")

@@ -19,6 +19,8 @@ from table_files.errors import ImageSourceError
 ID_COLUMN, IMAGE_COLUMN = "image_id", "image"
 ID_SUFFIX = "_id"
 """What follows an image's field in the name of the column of a file of rows that has the ids of images."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Most bytes of an image's file. Larger ones are not read, so that they are not in memory before they are refused."""
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Of files that an id names without its suffix; in any case."""
 
@@ -92,6 +94,9 @@ class ImageFolder(ImageSource):
         if file is None:
             return ImageSourceError(self.path, f"has no image {image_id!r}")
         try:
+            size = file.stat().st_size
+            if size > MAX_FILE_BYTES:
+                return ImageSourceError(file, f"has {size:,} bytes, and an image has at most {MAX_FILE_BYTES:,}")
             return file.read_bytes()
         except OSError as error:
             return ImageSourceError(file, error.strerror or str(error))

@@ -7,6 +7,7 @@ chunks by pyarrow, into typed columns. What looks like a time stays the text tha
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
@@ -83,8 +84,9 @@ def _parse(line: Line) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         why = f"bad JSON: {error.msg} at column {error.colno}; each line is one JSON object"
         raise TableFileError(line.number, why) from None
-    except ValueError as error:  # a number of thousands of digits
-        raise TableFileError(line.number, f"bad JSON: {error}") from None
+    except ValueError:  # Python's limit for whole numbers
+        why = f"bad JSON: a number has more than {sys.get_int_max_str_digits():,} digits; write it as a text"
+        raise TableFileError(line.number, why) from None
     if not isinstance(row, dict):
         why = "not a JSON object; each line is one, with a name and a value for each column"
         raise TableFileError(line.number, why)

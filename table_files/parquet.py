@@ -41,9 +41,9 @@ class Parquet:
             features = json.loads(text)["info"]["features"]
             classes = {column: _item(feature) for column, feature in features.items()}
             return {
-                column: [str(name) for name in feature["names"]]
-                for column, feature in classes.items()
-                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+                column: [str(name) for name in inner["names"]]
+                for column, feature in features.items()
+                if (inner := _inner(feature)).get("_type") == "ClassLabel"
             }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another program's metadata
             return {}
@@ -64,13 +64,11 @@ class Parquet:
             return pa.Table.from_batches(batches, table.schema_arrow.remove_metadata())
 
 
-def _item(feature: Any) -> Any:
-    """The feature of a list's items; of anything else, itself. Lists are `[item]`, or of type Sequence or List."""
-    if isinstance(feature, list) and len(feature) == 1:
-        return feature[0]
-    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "LargeList", "List"):
-        return feature.get("feature")
-    return feature
+def _inner(feature: Any) -> dict[str, Any]:
+    """The feature of a list's values, or the feature itself: `datasets` writes lists in several ways."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    inner = inner.get("feature", inner) if isinstance(inner, dict) else inner
+    return inner if isinstance(inner, dict) else {}
 
 
 @contextmanager

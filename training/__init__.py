@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from training.data import read_examples, read_labelled, split
     from training.job import Job
     from training.loaded_run import LoadedRun, load_run
+    from training.publishing import publish
     from training.recipe import Recipe
     from training.trainer import train, train_shared
 
@@ -16,6 +17,7 @@ __all__ = [
     "Recipe",
     "load_run",
     "load_task",
+    "publish",
     "read_examples",
     "read_labelled",
     "split",
@@ -28,6 +30,7 @@ _HOMES = {
     "data": ("read_examples", "read_labelled", "split"),
     "job": ("Job",),
     "loaded_run": ("LoadedRun", "load_run"),
+    "publishing": ("publish",),
     "recipe": ("Recipe",),
     "trainer": ("train", "train_shared"),
 }

@@ -16,27 +16,38 @@ from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, LabelsAnswer, SideConfig, SideNetwork, VectorAnswer, load_side
+from ladder import (
+    Answer,
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    SideConfig,
+    SideNetwork,
+    SpansAnswer,
+    VectorAnswer,
+    load_side,
+)
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
 from side_registry.manifest import (
     MANIFEST,
     SIDE_NETWORK,
     Artifact,
     BackboneRef,
+    Calibration,
     Manifest,
     read_artifact,
     write_manifest,
 )
 from side_registry.task import TaskSpec
 from training.errors import RunError
-from training.evaluation import Model, answer_value, make_answerer, predict
+from training.evaluation import Model, answer_value, make_answerer, predict, span_records
 from training.images import encode_bytes, with_bytes
 from training.job import Job
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 from vision import FeatureFile
 
-NOT_SCORES = ("epoch", "baseline", "mean", "thresholds", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+NOT_SCORES = ("epoch", "baseline", "calibration", "mean", "thresholds", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
 """What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
@@ -68,6 +79,7 @@ def complete(
         **{name: settings[name] for name in ("teacher", "reading", "extended", "shared_with") if name in settings},
         "epoch": best["epoch"],
     }
+    calibration = Calibration(**best["calibration"]) if "calibration" in best else None
     manifest = Manifest(
         task=job.spec.name,
         spec=job.spec,
@@ -76,8 +88,10 @@ def complete(
         side=side_config.to_dict(),
         vision=None if job.images is None or not job.spec.images else job.images.vision,
         metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
+        calibration=calibration,
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
         thresholds=best.get("thresholds", {}),
+        examples=_golden_examples(job, run, 1.0 if calibration is None else calibration.temperature),
     )
     manifest = manifest.model_copy(update={"examples": _golden_examples(job, run, manifest.label_thresholds)})
     images = [name for example in manifest.examples for name in example.images.values()]
@@ -156,6 +170,8 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
         return {"embedding": list(answer.values)}
     if isinstance(answer, LabelsAnswer):
         return {"labels": list(answer.labels), "scores": list(answer.scores)}
+    if isinstance(answer, SpansAnswer):
+        return {"spans": span_records(answer), "outside": list(answer.outside)}
     value = answer_value(answer)
     return {"value": value} if isinstance(value, float) else {"text": value}
 
@@ -186,7 +202,9 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
     }
 
 
-def _golden_examples(job: Job, run: RunFolder, thresholds: Sequence[float]) -> tuple[GoldenExample, ...]:
+def _golden_examples(
+    job: Job, run: RunFolder, temperature: float, thresholds: Sequence[float]
+) -> tuple[GoldenExample, ...]:
     """The first few validation rows with the answers of the weights as they stand in the file.
 
     Fewer where they are so long that together they would exceed what a server replays, or their images so large. With
@@ -199,11 +217,11 @@ def _golden_examples(job: Job, run: RunFolder, thresholds: Sequence[float]) -> t
     if not rows:
         return ()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
-    answerer = make_answerer(job.spec, side, job.tokenizer, thresholds=thresholds)
+    answerer = make_answerer(job.spec, side, job.tokenizer, temperature=temperature, thresholds=thresholds)
     model = Model(spec=job.spec, side=side, answerer=answerer)
     encoder = None if job.images is None else job.images.encoder
     read_images = None if encoder is None else partial(encode_bytes, encoder)
-    answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images)
+    answers = predict(model, job.backbone, job.tokenizer, rows, read_images=read_images, most_windows=1)
     return tuple(
         example.model_copy(update={"expected": golden_expectation(answer)})
         for example, answer in zip(examples, answers, strict=True)

@@ -1,6 +1,7 @@
 """The score of the best answer that ignores its input: what a side network must beat to have learned anything."""
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from training.metrics import LabelScores, score
 from training.metrics.caption_words import caption_words
 
 Gram = tuple[str, ...]
+WORD = re.compile(r"\w+")
 
 OF_CAPTIONS = ("cider", "bleu", "rouge_l")
 """Metrics of texts that are rarely equal: the commonest one says little."""
@@ -38,9 +40,9 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
     """The baseline on these examples: their commonest label or text, the mean of their values, or the set of labels
     that scores best.
 
-    Each reference of a row counts as a text. Metrics of captions take the most typical reference. `accuracy_f1` takes
-    the better one of its two labels, since the positive one alone has an F1 above 0. None for an embedding: equal
-    vectors rank nothing.
+    Of entities, each word is one, of the commonest label. Each reference of a row counts as a text. Metrics of captions
+    take the most typical reference. `accuracy_f1` takes the better one of its two labels, since the positive one alone
+    has an F1 above 0. None for an embedding: equal vectors rank nothing.
     """
     kind = KINDS[spec.kind]
     if kind.target_is_input:
@@ -48,6 +50,8 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
     targets = [example.target for example in examples]
     if kind.has_thresholds:
         return _best_labels(spec, targets)
+    if kind.has_spans:
+        return _of_words(spec, examples)
     if kind.has_range:
         answers: Sequence[str | float] = [sum(targets) / len(targets)]
     elif spec.metric == "accuracy_f1":
@@ -74,6 +78,18 @@ def _best_labels(spec: TaskSpec, targets: Sequence[frozenset[str]]) -> Baseline:
     answers = [LabelScores(labels, [0.5] * len(spec.labels))] * len(targets)
     value = score(spec.metric, answers, targets, labels=spec.labels)[spec.metric]
     return Baseline(", ".join(labels), value)
+
+
+def _of_words(spec: TaskSpec, examples: Sequence[Example]) -> Baseline:
+    [field] = spec.fields
+    counted = Counter(span["label"] for example in examples for span in example.target)
+    label = counted.most_common(1)[0][0] if counted else spec.labels[0]
+    words = [
+        [{"start": word.start(), "end": word.end(), "label": label} for word in WORD.finditer(example.fields[field])]
+        for example in examples
+    ]
+    targets = [example.target for example in examples]
+    return Baseline(label, score(spec.metric, words, targets, labels=spec.labels)[spec.metric])
 
 
 def _most_typical(texts: Sequence[str]) -> str:

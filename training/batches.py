@@ -15,13 +15,15 @@ from ladder.backbone.tokenizer import Pair
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields, references
+from training.tagging import tag_windows, windows_of
 
 BUCKET = 32
 """Batches whose rows are sorted by length together: a larger bucket wastes less padding and shuffles less."""
 
 
 Target = int | float | tuple[int, ...] | None
-"""A label's index, a value, a text's token ids, or the indices of several labels, by the task's kind; None where the
+"""A label's index, a value, a text's token ids, the indices of several labels, or tags of the input's tokens, by the
+task's kind; None where the
 target is an input."""
 
 
@@ -44,7 +46,15 @@ class TokenizedRow:
 
 
 def tokenize(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> list[TokenizedRow]:
-    """Token ids of every example, cut at the spec's length as a server cuts them."""
+    """Token ids of every example, cut at the spec's length as a server cuts them.
+
+    A long text whose words are tagged makes several rows: its windows.
+    """
+    if KINDS[spec.kind].has_spans:
+        texts = windows_of(spec, tokenizer, [example.fields for example in examples])
+        pairs = zip(texts, examples, strict=True)
+        tagged = (window for text, example in pairs for window in tag_windows(spec, text, example.target))
+        return [TokenizedRow((ids,), tags) for ids, tags in tagged]
     inputs = [_encode(spec, tokenizer, [example.fields for example in examples])]
     if KINDS[spec.kind].target_is_input:
         inputs.append(_encode(spec, tokenizer, [as_fields(spec, str(example.target)) for example in examples]))
@@ -79,7 +89,13 @@ def draw_references(rows: Sequence[TokenizedRow], seed: str) -> list[TokenizedRo
 
 
 def count_truncated(spec: TaskSpec, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
-    """How many examples have a text longer than the spec's `max_source_tokens`: its end is not read."""
+    """How many examples have a text longer than the spec's `max_source_tokens`: its end is not read.
+
+    Where words are tagged: longer than all windows together.
+    """
+    if KINDS[spec.kind].has_spans:
+        texts = windows_of(spec, tokenizer, [example.fields for example in examples])
+        return sum(text.truncated for text in texts)
     _, truncated = tokenizer.encode_cut([spec.render(example.fields) for example in examples], spec.max_source_tokens)
     if KINDS[spec.kind].target_is_input and examples[0].target is not None:
         texts = [spec.render(as_fields(spec, str(example.target))) for example in examples]
@@ -147,6 +163,7 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
     Returns:
         Classification: (B,) label indices, IGNORED for a target that is no label. Regression: (B,) float32.
         Text: (B, T) token ids, padded with IGNORED.
+        Token classification: (B, T) tags, IGNORED but for each word's first token.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
         Multilabel: (B, K) float32, 1 for the labels that are right, else 0.
     """
@@ -220,5 +237,6 @@ TARGETS: Mapping[str, TargetKind] = {
     "text": TargetKind(encode=_encode_texts, stack=_stack_texts),
     "embedding": TargetKind(encode=_encode_none, stack=_stack_pairs),
     "multilabel": TargetKind(encode=_encode_label_sets, stack=_stack_label_sets),
+    "token_classification": TargetKind(encode=_encode_none, stack=_stack_texts),  # tags come with their tokens
 }
 """By kind of task."""

@@ -15,6 +15,8 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
   or nothing. Integers are positions with `label_index`, or with the names of a Parquet file's column of class labels.
   Without either, a list of as many 0s and 1s as there are labels has a 1 for each label that is right, as `datasets`
   writes them; so has a list of booleans or of 0.0s and 1.0s in any file.
+- token_classification: spans of the text, each with a label. Rows may have tokens and their tags instead of the field
+  and the target; see `training.tagging.entities`.
 
 Knows no formats (table_files), tokens or tensors.
 """
@@ -34,9 +36,9 @@ from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
-from training.errors import JSON_NAMES, DataError, RecipeError, shown
-from training.errors import Misfit as _Misfit
+from training.errors import JSON_NAMES, DataError, Misfit, RecipeError, shown
 from training.label_lists import POSITIONS, LabelsReader
+from training.tagging import TAGS, TOKENS, SpanReader, check_spans, is_conll, join_tokens, read_conll
 
 Renames = Mapping[str, str]
 """The column that a field, the target or `id` is read from, by its name, where they differ."""
@@ -52,8 +54,8 @@ class Example:
     fields: dict[str, str]
     """What the spec's `render` takes, and the ids of its images by their fields."""
     target: Any
-    """A label's text, a value, a text (a tuple where the row gives several), an embedding's other text, or a frozenset
-    of labels, by the task's kind; None where it is not known."""
+    """A label's text, a value, a text (a tuple where the row gives several), an embedding's other text, a frozenset of
+    labels, or a list of spans, by the task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
     id: str | int | float | None = field(default=None, compare=False)
@@ -104,7 +106,8 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
 
 def known_names(spec: TaskSpec) -> tuple[str, ...]:
     """What may be renamed: the task's fields and images, its target, and `id`."""
-    return (*spec.inputs, spec.target, ID)
+    tagged = (TOKENS, TAGS) if KINDS[spec.kind].has_spans else ()
+    return (*spec.inputs, spec.target, *tagged, ID)
 
 
 def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
@@ -117,7 +120,7 @@ def check_renames(specs: Sequence[TaskSpec], renames: Renames) -> None:
 
 
 def read_examples(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> list[Example]:
-    """All examples of a .jsonl, .csv, .tsv or .parquet file, in its order.
+    """All examples of a .jsonl, .csv, .tsv, .parquet or (token classification) .conll file, in its order.
 
     Args:
         renames: the column that a field, or the target, is read from, where its name is another.
@@ -136,6 +139,8 @@ def read_to_evaluate(path: str | Path, spec: TaskSpec, renames: Renames = NO_REN
     """
     target = renames.get(spec.target, spec.target)
     renames = _with_images(path, spec, renames)
+    if _has_tags(path, spec, renames):
+        return _some(path, iter_examples(path, spec, renames, with_ids=True))
     first = next(iter_columns(path, _columns(spec, renames), (target,)), None)
     if first is not None and target in first[1]:
         return _some(path, iter_examples(path, spec, renames, with_ids=True))
@@ -156,15 +161,55 @@ def iter_examples(
     read_target = READERS[spec.kind](spec)
     target = renames.get(spec.target, spec.target)
     renames = _with_images(path, spec, renames)
-    names = _class_names(path, target) if KINDS[spec.kind].has_labels else []
-    for line, row in iter_columns(path, _columns(spec, renames, target), _id_column(renames, with_ids)):
+    kind = KINDS[spec.kind]
+    names = _class_names(path, target) if kind.has_labels and not kind.has_spans else []
+    ids = _id_column(renames, with_ids)
+    rows = (
+        _rows_of_tags(path, spec, renames, ids)
+        if _has_tags(path, spec, renames)
+        else iter_columns(path, _columns(spec, renames, target), ids)
+    )
+    for line, row in rows:
         value = _named(row[target], names)
         try:
             fields = _read_fields(spec, row, renames)
-            example = Example(fields=fields, target=read_target(value), line=line, id=_id(row, renames))
-        except (_Misfit, InvalidRow) as error:
+            checked = read_target(value)
+            if kind.has_spans:
+                checked = check_spans(fields[spec.fields[0]], checked)
+            example = Example(fields=fields, target=checked, line=line, id=_id(row, renames))
+        except (Misfit, InvalidRow) as error:
             raise DataError(path, line, str(error)) from None
         yield example
+
+
+def _has_tags(path: str | Path, spec: TaskSpec, renames: Renames) -> bool:
+    """Whether the file's rows have a tag for each token, instead of spans."""
+    if not KINDS[spec.kind].has_spans:
+        return False
+    if is_conll(path):
+        return True
+    tags = renames.get(TAGS, TAGS)
+    target = renames.get(spec.target, spec.target)
+    first = next(iter_columns(path, (), (tags, target)), None)
+    return first is not None and tags in first[1] and target not in first[1]
+
+
+def _rows_of_tags(path: str | Path, spec: TaskSpec, renames: Renames, ids: Sequence[str]) -> Iterator[Row]:
+    """The rows of a file of tokens and tags, as rows of a text and its spans."""
+    tokens, tags = renames.get(TOKENS, TOKENS), renames.get(TAGS, TAGS)
+    [field] = spec.fields
+    names: Sequence[str] = ()
+    if is_conll(path):
+        rows = ((line, {tokens: words, tags: theirs}) for line, words, theirs in read_conll(path))
+    else:
+        names = _class_names(path, tags)
+        rows = iter_columns(path, (tokens, tags), ids)
+    for line, row in rows:
+        try:
+            text, spans = join_tokens(row[tokens], row[tags], spec.labels, names)
+        except Misfit as error:
+            raise DataError(path, line, str(error)) from None
+        yield line, {**row, renames.get(field, field): text, renames.get(spec.target, spec.target): spans}
 
 
 def iter_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAMES) -> Iterator[Example]:
@@ -178,7 +223,7 @@ def iter_unlabelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENA
             )
         try:
             example = Example(fields=_read_fields(spec, row, renames), target=None, line=line, id=_id(row, renames))
-        except (_Misfit, InvalidRow) as error:
+        except (Misfit, InvalidRow) as error:
             raise DataError(path, line, str(error)) from None
         yield example
 
@@ -285,7 +330,7 @@ def _read_fields(spec: TaskSpec, row: dict[str, Any], renames: Renames) -> dict[
     spec.render(fields)  # training accepts what serving accepts
     for name in spec.images:
         if not fields[name].strip():
-            raise _Misfit(f"field {name!r} is empty; give the id of an image")
+            raise Misfit(f"field {name!r} is empty; give the id of an image")
     return fields
 
 
@@ -293,9 +338,9 @@ def _as_text(what: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Misfit(f"{what} is {JSON_NAMES.get(type(value), type(value).__name__)}; give a text")
+        raise Misfit(f"{what} is {JSON_NAMES.get(type(value), type(value).__name__)}; give a text")
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Misfit(f"{what} is {value}; give a text")
+        raise Misfit(f"{what} is {value}; give a text")
     return str(value)
 
 
@@ -319,10 +364,10 @@ class _LabelReader:
         label = self._at(int(text)) if is_index else text
         if label not in self._labels:
             hint = "" if self._may_be_indices or not INTEGER.fullmatch(text) else f"; {POSITIONS}"
-            raise _Misfit(f"{self._what} is {shown(text)}, not one of {', '.join(self._labels)}{hint}")
+            raise Misfit(f"{self._what} is {shown(text)}, not one of {', '.join(self._labels)}{hint}")
         if is_index != self._are_indices:
             first = "a label's position" if self._are_indices else "a label's text"
-            raise _Misfit(f"{self._what} is {shown(text)}, but {first} in the rows before; write all as text")
+            raise Misfit(f"{self._what} is {shown(text)}, but {first} in the rows before; write all as text")
         return label
 
     def _at(self, index: int) -> str | None:
@@ -340,20 +385,20 @@ class _ValueReader:
     def __call__(self, value: Any) -> float:
         number = self._number(value)
         if not math.isfinite(number):
-            raise _Misfit(f"{self._what} is {number}; give a finite number")
+            raise Misfit(f"{self._what} is {number}; give a finite number")
         if not self._low <= number <= self._high:
-            raise _Misfit(f"{self._what} is {number:g}, outside {self._low:g} to {self._high:g}")
+            raise Misfit(f"{self._what} is {number:g}, outside {self._low:g} to {self._high:g}")
         return number
 
     def _number(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise _Misfit(f"{self._what} is {JSON_NAMES.get(type(value), type(value).__name__)}; give a number")
+            raise Misfit(f"{self._what} is {JSON_NAMES.get(type(value), type(value).__name__)}; give a number")
         try:
             if isinstance(value, str) and "_" in value:  # Python reads 1_000 as a number
                 raise ValueError
             return float(value)
         except (ValueError, OverflowError):
-            raise _Misfit(f"{self._what} is {shown(str(value))}; give a number") from None
+            raise Misfit(f"{self._what} is {shown(str(value))}; give a number") from None
 
 
 class _TextReader:
@@ -366,15 +411,15 @@ class _TextReader:
         if not isinstance(value, list):
             return self._text(self._what, value)
         if not value:
-            raise _Misfit(f"{self._what} is an empty array; give it one text or more")
+            raise Misfit(f"{self._what} is an empty array; give it one text or more")
         return tuple(self._text(f"{self._what}, text {number},", each) for number, each in enumerate(value, 1))
 
     def _text(self, what: str, value: Any) -> str:
         text = _as_text(what, value)
         if not text.strip():
-            raise _Misfit(f"{what} is empty; give it some text")
+            raise Misfit(f"{what} is empty; give it some text")
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
-            raise _Misfit(f"{what} holds a NUL character or half a surrogate pair; remove it")
+            raise Misfit(f"{what} holds a NUL character or half a surrogate pair; remove it")
         return text
 
 
@@ -390,15 +435,16 @@ class _PositiveReader:
         try:
             self._spec.render(as_fields(self._spec, text))
         except InvalidRow as error:
-            raise _Misfit(f"{self._what} {error.why}") from None
+            raise Misfit(f"{self._what} {error.why}") from None
         return text
 
 
-READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], str | float | tuple[str, ...] | frozenset[str]]]] = {
+READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], Any]]] = {
     "classification": _LabelReader,
     "regression": _ValueReader,
     "text": _TextReader,
     "embedding": _PositiveReader,
     "multilabel": LabelsReader,
+    "token_classification": SpanReader,
 }
 """By kind of task: makes the function that checks one value of the target's column."""

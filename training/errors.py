@@ -5,7 +5,9 @@
     ├── DataError            a file of examples cannot be used
     ├── MetricError          predictions cannot be scored
     ├── RecipeError          a setting out of its range
-    └── RunError             a run folder cannot be used as asked
+    ├── RunError             a run folder cannot be used as asked
+    ├── RequirementError     a gate's requirement cannot be read
+    └── GateRefused          a run does not measure what its gate requires
 
 A task spec's file that cannot be used is the registry's InvalidSpec: specs are its documents.
 """
@@ -131,3 +133,39 @@ class RunError(TrainingError):
 def shown(text: str) -> str:
     """A value as a message quotes it: its beginning, if it is long."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+class Misfit(Exception):
+    """A value of a data file that does not fit the spec; what reads the file makes a DataError of it, with the line."""
+
+
+@dataclass(eq=False)
+class RequirementError(TrainingError):
+    """A gate's requirement cannot be read, or there is nothing to measure it on."""
+
+    requirement: str
+    """As it was given; for what is missing, the option's name."""
+    why: str
+
+    reason = "BAD_REQUIREMENT"
+    message = "{self.requirement}: {self.why}"
+
+
+@dataclass(eq=False)
+class GateRefused(TrainingError):
+    """A run does not measure what its gate requires; it was not published."""
+
+    task: str
+    faults: tuple[str, ...]
+    """What is not met, each with its figures."""
+    rows: int
+
+    reason = "GATE_REFUSED"
+    message = "{self.task} is not published: {self.listed} (measured on {self.rows} rows)"
+    exit_code: ClassVar[int] = 1
+    """Of the command: not a mistake in how it was called, which is 2."""
+
+    @property
+    def listed(self) -> str:
+        """The faults in one line."""
+        return "; ".join(self.faults)

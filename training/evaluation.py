@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ladder import (
     LabelsAnswer,
     Row,
     SideNetwork,
+    SpansAnswer,
     Tokenizer,
     ValueAnswer,
     VectorAnswer,
@@ -25,13 +26,17 @@ from ladder import (
     build_answerer,
     load_side,
 )
+from ladder.answering import WindowedText
 from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS
 from training.batches import locate_pairs
 from training.data import Example
 from training.errors import RunError
 from training.metrics import LabelScores, score_values
+from training.metrics.calibration import Fitted, fit_temperature
+from training.tagging import windows_of
 
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding counted."""
@@ -54,12 +59,18 @@ class Model:
 
 
 def make_answerer(
-    spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0, thresholds: Sequence[float] = ()
+    spec: TaskSpec,
+    side: SideNetwork,
+    tokenizer: Tokenizer,
+    unit: float = 1.0,
+    temperature: float = 1.0,
+    thresholds: Sequence[float] = (),
 ) -> Answerer:
     """The answerer of `spec`'s kind for the head that `side` has.
 
     Args:
         unit: of a regression's loss: the targets' standard deviation.
+        temperature: of a classification's scores.
         thresholds: of the labels, as `Manifest.label_thresholds`.
     """
     return build_answerer(
@@ -71,6 +82,7 @@ def make_answerer(
         head=side.config.head,
         tokenizer=tokenizer,
         unit=unit,
+        temperature=temperature,
         generation=Generation(**spec.generation.settings),
         thresholds=thresholds,
     )
@@ -95,7 +107,9 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise RunError(artifact.folder, f"trained with another tokenizer than {backbone.name} has; give that backbone")
     side = load_side_of(artifact, backbone)
-    answerer = make_answerer(manifest.spec, side, tokenizer, thresholds=manifest.label_thresholds)
+    answerer = make_answerer(
+        manifest.spec, side, tokenizer, temperature=manifest.temperature, thresholds=manifest.label_thresholds
+    )
     return Model(spec=manifest.spec, side=side, answerer=answerer)
 
 
@@ -142,9 +156,10 @@ def predict(
     fields: Sequence[Mapping[str, Any]],
     step: Step | None = None,
     read_images: ReadImages | None = None,
+    most_windows: int | None = None,
 ) -> list[Answer]:
     """As `predict_rows`, the answers alone."""
-    return predict_rows(model, backbone, tokenizer, fields, step, read_images)[0]
+    return predict_rows(model, backbone, tokenizer, fields, step, read_images, most_windows)[0]
 
 
 def predict_rows(
@@ -154,13 +169,17 @@ def predict_rows(
     fields: Sequence[Mapping[str, Any]],
     step: Step | None = None,
     read_images: ReadImages | None = None,
+    most_windows: int | None = None,
 ) -> tuple[list[Answer], list[bool]]:
     """Answers in the rows' order; for each row, whether its text was longer than `max_source_tokens`, and so is cut.
+
+    Texts whose words are tagged are read in windows, and are cut only where they are longer than all of them.
 
     Args:
         fields: rows, as `spec.render` takes them, and what `read_images` takes for each of the spec's images.
         step: called after each batch.
         read_images: for a task with images.
+        most_windows: of one text; None: as many as a server reads.
 
     Raises:
         InvalidRow: a row does not fit the spec.
@@ -168,6 +187,8 @@ def predict_rows(
         NotFiniteError: the side network answered with NaN.
     """
     spec = model.spec
+    if KINDS[spec.kind].has_spans:
+        return _tag_rows(model, backbone, windows_of(spec, tokenizer, fields, most_windows), step)
     encoded, truncated = tokenizer.encode_cut([spec.render(row) for row in fields], spec.max_source_tokens)
     images = _RowImages(spec, fields, read_images, backbone.device)
     pairs = locate_pairs(spec, tokenizer, fields, encoded)
@@ -190,6 +211,30 @@ def predict_rows(
         if step is not None:
             step(len(answers), len(encoded))
     return [answers[index] for index in range(len(encoded))], truncated
+
+
+def _tag_rows(
+    model: Model, backbone: Backbone, texts: Sequence[WindowedText], step: Step | None
+) -> tuple[list[Answer], list[bool]]:
+    """As `predict_rows`, for texts in windows."""
+    windows = [(row, window) for row, text in enumerate(texts) for window in text.windows]
+    outcomes: dict[int, Answer | Exception] = {}
+    for indices in _batches(model, [window.ids for _, window in windows]):
+        rows = [
+            Row(ids=windows[index][1].ids, side=model.side, answerer=model.answerer, words=windows[index][1].words)
+            for index in indices
+        ]
+        outcomes.update(zip(indices, answer(backbone, rows), strict=True))
+        if step is not None:
+            step(len(texts) * len(outcomes) // len(windows), len(texts))
+    answers: list[Answer] = []
+    ordered = iter(outcomes[index] for index in range(len(windows)))
+    for text in texts:
+        joined = text.join([next(ordered) for _ in text.windows])
+        if isinstance(joined, Exception):
+            raise joined
+        answers.append(joined)
+    return answers, [text.truncated for text in texts]
 
 
 class _RowImages:
@@ -240,8 +285,15 @@ def length_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int
         yield batch
 
 
-def answer_value(outcome: Answer) -> str | float | tuple[float, ...] | LabelScores:
-    """An answer as metrics take it: the label, the value, the text, the vector, or several labels and all scores."""
+def span_records(outcome: SpansAnswer) -> list[dict[str, Any]]:
+    """The spans, JSON-ready."""
+    return [asdict(span) for span in outcome.spans]
+
+
+def answer_value(outcome: Answer) -> Any:
+    """An answer without its scores: the label, the value, the text or the vector; or the spans."""
+    if isinstance(outcome, SpansAnswer):
+        return span_records(outcome)
     if isinstance(outcome, LabelsAnswer):
         return LabelScores(outcome.labels, outcome.scores)
     if isinstance(outcome, ClassAnswer):
@@ -249,6 +301,31 @@ def answer_value(outcome: Answer) -> str | float | tuple[float, ...] | LabelScor
     if isinstance(outcome, VectorAnswer):
         return outcome.values
     return outcome.value if isinstance(outcome, ValueAnswer) else outcome.text
+
+
+def confidences_of(answers: Sequence[Answer]) -> list[float] | None:
+    """The probability of each answered label; None where answers have none."""
+    scores = [outcome.score for outcome in answers if isinstance(outcome, ClassAnswer)]
+    return scores if scores else None
+
+
+def calibrate(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> Fitted | None:
+    """A temperature for a classification's scores; None for another kind, or where none makes them likelier.
+
+    Rows whose target is none of the labels are left out: no temperature can make it likelier.
+
+    Args:
+        answers: untempered ones.
+    """
+    rows = [
+        (answer.scores, spec.labels.index(example.target))
+        for answer, example in zip(answers, examples, strict=False)  # embeddings have more answers
+        if isinstance(answer, ClassAnswer) and example.target in spec.labels
+    ]
+    if not rows:
+        return None
+    probabilities, targets = zip(*rows, strict=True)
+    return fit_temperature(probabilities, targets)
 
 
 def score_answers(spec: TaskSpec, answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, float]:

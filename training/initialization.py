@@ -1,14 +1,15 @@
 """How a side network starts, before its first step.
 
 At random, or as a pruned copy of its backbone: LST's structural initialisation, which turns rows of the task into token
-ids, those into importances (Fisher), and those into weights. A regression head starts at the mean target. An embedding
-starts as the whitened mean of its text's token embeddings, with nothing added yet: whitening weighs what few texts
-share over what all do, and on real text this start alone finds more than the mean of the frozen backbone's last states,
-with half their numbers. Training has the side network add what single words cannot tell.
+ids and features of images, those into importances (Fisher), and those into weights. A regression head starts at the
+mean target. An embedding starts as the whitened mean of its text's token embeddings, with nothing added yet: whitening
+weighs what few texts share over what all do, and on real text this start alone finds more than the mean of the frozen
+backbone's last states, with half their numbers. Training has the side network add what single words cannot tell.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,13 @@ from side_registry.task_kinds import KINDS
 from training.data import Example, references
 from training.errors import RecipeError
 from training.fisher import Sample, check_has_loss, fisher
+from training.images import ImageFeatures
+from training.images.inputs import image_ids
 from training.recipe import SAMPLES, Init
+
+Features = Mapping[str, ImageFeatures]
+"""Features of the images of tasks, by the task's name."""
+NO_FEATURES: Features = MappingProxyType({})
 
 
 def start_side(
@@ -37,6 +44,7 @@ def start_side(
     samples: int = SAMPLES,
     seed: int = 0,
     align: bool | None = None,
+    features: Features = NO_FEATURES,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Give a freshly made side network its start, in place; the backbone stays as it is.
@@ -49,6 +57,7 @@ def start_side(
         order: consistent (ours) or reference (the authors' code's).
         align: see `ladder.side.structural_init.initialize`.
         samples: how many of `examples`, drawn by `seed`; all where there are fewer.
+        features: for fisher, of every task whose rows have images.
         progress: called with samples done and samples in all, now and then; only Fisher takes long enough.
 
     Raises:
@@ -63,8 +72,10 @@ def start_side(
         return
     if spec is None or tokenizer is None or not examples:
         raise RecipeError("init", init, "random or magnitude where there are no training rows")
-    drawn = draw_samples(spec, tokenizer, examples, samples, seed, others)
-    importance = fisher(backbone, drawn, encoder_only=not side.config.has_decoder, progress=progress)
+    drawn = draw_samples(spec, tokenizer, examples, samples, seed, others, features)
+    visual = None if side.config.visual is None else side.visual
+    only = not side.config.has_decoder
+    importance = fisher(backbone, drawn, visual=visual, encoder_only=only, progress=progress)
     initialize(side, backbone, importance, order=order, align=align)
 
 
@@ -75,7 +86,7 @@ def check_start(init: Init, order: Order, backbone: Backbone, spec: TaskSpec | N
     check_order(backbone, order)
     if init == "fisher":
         check_has_loss(backbone)
-        if spec is not None and KINDS[spec.kind].target_is_input:
+        if spec is not None and (KINDS[spec.kind].target_is_input or KINDS[spec.kind].has_spans):
             rule = f"random or magnitude for {spec.kind}, whose targets the backbone cannot say"
             raise RecipeError("init", init, rule)
 
@@ -87,11 +98,13 @@ def draw_samples(
     count: int,
     seed: int,
     others: Sequence[tuple[TaskSpec, Sequence[Example]]] = (),
+    features: Features = NO_FEATURES,
 ) -> list[Sample]:
     """`count` shuffled examples as token ids: the prompt, and the target as text (a label's word, a value's digits).
 
     Args:
         others: more tasks and their examples, which are drawn from as well.
+        features: of every task whose rows have images.
     """
     pool = [(task, example) for task, rows in ((spec, examples), *others) for example in rows]
     random.Random(f"fisher:{seed}").shuffle(pool)
@@ -99,7 +112,11 @@ def draw_samples(
     for task, example in pool[:count]:
         [source] = tokenizer.encode_batch([task.render(example.fields)], task.max_source_tokens)
         [target] = tokenizer.encode_targets([target_text(references(example.target)[0])], task.max_new_tokens)
-        drawn.append(Sample(tuple(source), tuple(target)))
+        images = None
+        if task.images:
+            [ids] = image_ids(task, [example.fields])
+            images = features[task.name].read(ids)
+        drawn.append(Sample(tuple(source), tuple(target), images))
     return drawn
 
 

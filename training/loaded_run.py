@@ -11,9 +11,17 @@ from side_registry.manifest import Manifest, read_artifact
 from side_registry.task import TaskSpec
 from table_files import ImageSource
 from training.data import Example
-from training.evaluation import Model, check_vision, load_model, predict, score_answers
+from training.evaluation import (
+    Model,
+    answer_value,
+    check_vision,
+    confidences_of,
+    load_model,
+    predict,
+    score_answers,
+)
 from training.images import encode_bytes, with_bytes
-from training.metrics import rows_to_answer
+from training.metrics import Evaluation, evaluation_of, rows_to_answer
 from vision import VisionEncoder
 
 
@@ -73,11 +81,23 @@ class LoadedRun:
             MetricError: no rows, or answers that cannot be scored.
             NotFiniteError: the side network answered NaN.
         """
+        return score_answers(self.spec, self.answers(examples, images), examples)
+
+    def evaluate(self, examples: Sequence[Example], images: ImageSource | None = None) -> Evaluation:
+        """What `sidecast evaluate` tells: scores, their 95 % intervals, calibration, and the scores of each class.
+
+        Arguments and errors as of `score`.
+        """
+        answers = self.answers(examples, images)
+        values = [answer_value(answer) for answer in answers]
+        return evaluation_of(self.spec, values, confidences_of(answers), examples)
+
+    def answers(self, examples: Sequence[Example], images: ImageSource | None = None) -> list[Answer]:
+        """Answers to `rows_to_answer(spec, examples)`; arguments and errors as of `score`."""
         rows: Sequence[Mapping[str, str | bytes]] = rows_to_answer(self.spec, examples)
         if images is not None:
             rows = with_bytes(self.spec, rows, images)
-        answers = self.predict(rows)
-        return score_answers(self.spec, answers, examples)
+        return self.predict(rows)
 
     def _fields(self, row: str | Mapping[str, str | bytes]) -> dict[str, Any]:
         """A text is the first field; where the template has more, `render` names those that are missing."""

@@ -42,6 +42,8 @@ BOTH: dict[str, Any] = {
 TEXT: dict[str, Any] = {**BOTH, "batch_rows": 100, "weight_decay": 0.0, "clip": 1.0, "reduction": 8}
 IMAGES: dict[str, Any] = {"learning_rate": 3e-3, "dropout": 0.0}
 """What measured best for tasks with images (docs/LOG.md)."""
+ENTITIES: dict[str, Any] = {"learning_rate": 3e-3}
+"""What measured best for token classification (docs/LOG.md)."""
 VISUAL: dict[str, Any] = {
     **BOTH,
     "epochs": 20,
@@ -76,7 +78,7 @@ def named_recipe(
     if name not in get_args(RecipeName):
         raise RecipeError("recipe", name, " or ".join(get_args(RecipeName)))
     if name == "default":
-        return Recipe(**({**IMAGES, **given} if specs[0].images else given))
+        return Recipe(**{**_measured(specs), **given})
     values = _visual(specs) if specs[0].images else _text(specs)
     if all("text" in KINDS[spec.kind].heads for spec in specs):
         values["head"] = "text"
@@ -92,6 +94,13 @@ def named_recipe(
         steps = values["epochs"] * sum(math.ceil(count / values["batch_rows"]) for count in rows)
         values["warmup"] = min(1.0, WARMUP_STEPS / steps)
     return Recipe(**values)
+
+
+def _measured(specs: Sequence["TaskSpec"]) -> dict[str, Any]:
+    """What the default recipe has besides a recipe's own defaults."""
+    if specs[0].images:
+        return IMAGES
+    return ENTITIES if KINDS[specs[0].kind].has_spans else {}
 
 
 def _text(specs: Sequence["TaskSpec"]) -> dict[str, Any]:
@@ -115,7 +124,8 @@ def _of_backbone(config: "BackboneConfig", specs: Sequence["TaskSpec"], has_text
     if specs[0].images:
         return {"init_order": order}
     values: dict[str, Any] = {}
-    if config.num_decoder_layers and not any(KINDS[spec.kind].target_is_input for spec in specs):
+    kinds = [KINDS[spec.kind] for spec in specs]
+    if config.num_decoder_layers and not any(kind.target_is_input or kind.has_spans for kind in kinds):
         values = {"init": "fisher", "init_samples": 1024, "init_order": order}
     layers = LAYERS.get(config.num_layers)
     if config.num_layers == max(LAYERS) and config.d_ff >= LARGEST_FF:

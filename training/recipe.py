@@ -42,8 +42,8 @@ class Recipe:
     batch_rows: int = 32
     """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
-    """Peak learning rate; the default recipe has 0.003 for a task with images. It rises linearly over `warmup`, then
-    falls linearly to 0."""
+    """Peak learning rate; the default recipe has 0.003 for a task with images and for token classification. It rises
+    linearly over `warmup`, then falls linearly to 0."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises, 0 to 1."""
     weight_decay: float = 0.0
@@ -176,9 +176,6 @@ class Recipe:
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
         if spec.images and image_width is None:
             raise RecipeError("image_width", None, f"that of a vision encoder for {spec.name}, which reads images")
-        if spec.images and self.init == "fisher":
-            rule = f"random or magnitude for {spec.name}: the backbone's own loss sees no images"
-            raise RecipeError("init", self.init, rule)
         self._check_teacher(kind)
         keeps_answer = self.start == "pretrained"
         if keeps_answer and head != "text":

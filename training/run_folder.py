@@ -70,6 +70,8 @@ class RunFolder:
         except OSError as error:
             raise RunError(self.path, f"cannot be written ({error.strerror}); choose another --output") from None
         before = self._read("settings")
+        if not isinstance(before, dict) or not isinstance(before.get("recipe", {}), dict):
+            raise RunError(self.path, f"its {SETTINGS} was not written by this program; choose another --output")
         if "recipe" in before:  # a run from before these settings reads taps as they are, and texts together
             before["recipe"].setdefault("tap_norm", "none")
             before["recipe"].setdefault("pair", "together")
@@ -253,8 +255,15 @@ def optimizer_tensors(side: SideNetwork, optimizer: torch.optim.Optimizer) -> di
 
 
 def restore(side: SideNetwork, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took, in place."""
-    side.load_state_dict({n.removeprefix("side."): t for n, t in tensors.items() if n.startswith("side.")})
+    """Put back what `optimizer_tensors` took, in place.
+
+    Raises:
+        ValueError: these are other tensors than this side network has.
+    """
+    try:
+        side.load_state_dict({n.removeprefix("side."): t for n, t in tensors.items() if n.startswith("side.")})
+    except RuntimeError as error:  # says what is missing or has another shape
+        raise ValueError(" ".join(str(error).split())[:200]) from None
     for name, parameter in side.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             stored = tensors.get(f"optimizer.{key}.{name}")

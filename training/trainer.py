@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training.job import Job, Progress, Silent
 from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
 from training.multitask.task_data import TaskData
 from training.optimizers import SCHEDULES, make_optimizer, update
-from training.run_folder import RunFolder, optimizer_tensors, restore
+from training.run_folder import LAST, RunFolder, optimizer_tensors, restore
 
 DIVERGED = "training diverged, try a smaller --lr"
 
@@ -140,9 +141,8 @@ class Trainer:
         self.headline = tasks[0].job.spec.metric if len(tasks) == 1 else MEAN
         """The score that the best epoch has most of."""
         self.scores: list[dict[str, Any]] = []
-        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, thresholds, memory and
-        seconds. Of several tasks: the mean of their metrics, and in `tasks` the loss, metrics, baseline and thresholds
-        of each by its name."""
+        """One line for each epoch that is done: its number from 1, loss, metrics, baseline, calibration, memory and
+        seconds. Of several tasks: the mean of their metrics, and in `tasks` what is of each task, by its name."""
 
     def run_epochs(self) -> None:
         """Train and validate the epochs that the run folder lacks.
@@ -165,15 +165,29 @@ class Trainer:
     def _go_on(self) -> None:
         """Restore the state after the last whole epoch; before the first, give the side network its start."""
         last = self.run.read_last()
+        if last is not None:
+            self.scores = last[0]
+        if len(self.scores) < self.recipe.epochs:
+            for task in self.tasks:
+                task.prepare_images(self.progress)
         if last is None:
             self._start()
             return
-        self.scores, tensors = last
-        restore(self.side, self.optimizer, tensors)
+        tensors = last[1]
+        try:
+            restore(self.side, self.optimizer, tensors)
+        except ValueError as error:
+            why = f"its {LAST} is of another version of the program ({error}); choose another --output"
+            raise RunError(self.run.path, why) from None
+        if not all(self.headline in line for line in self.scores):
+            why = f"its {LAST} does not tell {self.headline} of every epoch; choose another --output"
+            raise RunError(self.run.path, why)
 
     def _start(self) -> None:
+        """Give the side network what it starts from."""
         recipe = self.recipe
-        first, *others = [task.job for task in self.tasks]
+        jobs = [task.job for task in self.tasks]
+        first, *others = jobs
         start_side(
             self.side,
             self.backbone,
@@ -185,6 +199,7 @@ class Trainer:
             others=[(job.spec, job.training.examples) for job in others],
             samples=recipe.init_samples,
             seed=recipe.seed,
+            features={job.spec.name: job.features for job in jobs if job.features is not None},
             progress=self.progress.ranking,
         )
         if recipe.start == "pretrained":
@@ -231,7 +246,8 @@ class Trainer:
         for task, task_loss, theirs in zip(self.tasks, losses, scores, strict=True):
             baseline = {} if task.baseline is None else {"baseline": task.baseline.score}
             thresholds = {"thresholds": task.thresholds} if task.thresholds else {}
-            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline, **thresholds}
+            fitted = {} if task.calibration is None else {"calibration": asdict(task.calibration)}
+            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline, **thresholds, **fitted}
         if len(self.tasks) == 1:
             [told] = scores
             [results] = parts.values()

@@ -59,6 +59,8 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("rows of 10,000 resident tasks / of one alone", "many", "usual, all asked / *", 0.97, floor="F3 linear"),
         Goal("one of 10,000 resident tasks / one alone", "many", "usual, one asked / *", 0.97),
         Goal("a publish into 1,000 tasks / into one: time", "many", "publish to answer, * / 1", most=1.1),
+        Goal("a start with 1,000 tasks: seconds to an answer", "startup", "first answer, while loading, s", most=5),
+        Goal("the same, seconds until all are resident", "startup", "all resident, while loading, s", most=30),
     ),
     "Many tasks on one input": (
         Goal("16 tasks / one: time", "tasks", "text one input, * tasks / 1", most=1.4, floor="F4 text"),
@@ -100,10 +102,17 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
     "Served": (
         Goal("over gRPC, 256 callers / engine alone: rows/s", "server", "server / engine at saturation", 0.9),
         Goal("the same, 16 callers of 8 rows", "server", "server 16x8 / *", 0.9),
+        Goal("HTTP / gRPC, requests of 1 row: rows/s", "http", "HTTP / gRPC, 1 rows", 0.8),
+        Goal("the same, 8 rows", "http", "HTTP / gRPC, 8 rows", 0.8),
+        Goal("the same, 64 rows", "http", "HTTP / gRPC, 64 rows", 0.8),
         Goal("padding at saturation, GLUE's texts, 64 callers", "pressure", "padding, 64 callers", most=0.05),
         Goal("the same, 256 callers", "pressure", "padding, 256 callers", most=0.05),
         Goal("answers in time at twice the load / capacity, deadlines of 2 s", "pressure", "in time at * 2 s / *", 0.9),
         Goal("the same, deadlines of 5 s", "pressure", "in time at * 5 s / *", 0.9),
+        Goal("a busy core beside a server / none: p99", "neighbours", "p99, defaults, busy core / quiet", most=1.5),
+        Goal("(the same, threads that wait sleep at once)", "neighbours", "p99, no spinning, busy core / quiet"),
+        Goal("(its throughput at saturation / the defaults')", "neighbours", "saturated, no spinning / defaults"),
+        Goal("(a CPU quota of 1.5 cores / none: p99)", "neighbours", "p99, defaults, quota / quiet"),
         Goal("a shadow on all traffic, at half the load / none: p99", "shadow", "p99, shadow on all / *", most=1.03),
     ),
     "Images": (

@@ -16,7 +16,7 @@ from demo.backbone import get_backbone
 from demo.downloads import cache_folder
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
 from ladder.backbone import BackbonePass, CompiledEncoder, Limits, padded
-from ladder.side import as_served
+from ladder.side import as_served, load_side
 from serving.config import BatchConfig, LoadConfig
 from serving.engine import Engine, Resident
 from serving.versions import Loader
@@ -39,6 +39,8 @@ Rungs = Literal["all", "auto"]
 REDUCTION = 8
 LONGEST = 256
 """Most tokens of a text, in the spec of a text task."""
+OWN_TEXTS = 4
+"""Golden examples of a task that has texts of its own: as many as `sidecast train` writes."""
 GOLDEN = ("a gripping film", "it is neither good nor bad, and far too long for what it has to say")
 
 
@@ -206,12 +208,22 @@ def publish_tasks(
 
 
 def publish_copies(
-    folder: Path, loaded: Loaded, count: int, head: Head = "linear", rungs: Rungs = "auto", different: int = 16
+    folder: Path,
+    loaded: Loaded,
+    count: int,
+    head: Head = "linear",
+    rungs: Rungs = "auto",
+    different: int = 16,
+    own_texts: bool = False,
 ) -> Registry:
     """Make a registry with `count` tasks, of which only `different` have different weights.
 
     The store keeps equal files once, which saves disk space. A server loads the weights of each task, and replays its
     golden examples.
+
+    Args:
+        own_texts: each task has four golden examples that no other task has, instead of two that all have. Their
+            answers are computed here.
     """
     registry = Registry.open(folder / "registry", create=True)
     runs = []
@@ -221,7 +233,12 @@ def publish_copies(
         run = runs[number % len(runs)]
         manifest = read_artifact(run).manifest
         spec = manifest.spec.model_copy(update={"name": f"task-{number:05d}"})
-        write_manifest(run, manifest.model_copy(update={"task": spec.name, "spec": spec}))
+        changes: dict[str, Any] = {"task": spec.name, "spec": spec}
+        if own_texts:
+            side = load_side(run / SIDE_NETWORK, loaded.backbone.config)
+            texts = [f"text {index} of task {number}: {GOLDEN[index % 2]}" for index in range(OWN_TEXTS)]
+            changes["examples"] = _examples(loaded, spec, side, texts)
+        write_manifest(run, manifest.model_copy(update=changes))
         registry.publish(run, author="benchmark")
     return registry
 
@@ -240,10 +257,12 @@ def load_residents(registry: Registry, loaded: Loaded) -> list[Resident]:
     return [loader.load(task, 1) for task in sorted(registry.state().tasks)]
 
 
-def _examples(loaded: Loaded, spec: TaskSpec, side: SideNetwork) -> tuple[GoldenExample, ...]:
+def _examples(
+    loaded: Loaded, spec: TaskSpec, side: SideNetwork, texts: Sequence[str] = GOLDEN
+) -> tuple[GoldenExample, ...]:
     side = as_served(side, loaded.backbone.dtype).to(loaded.backbone.device)  # the linear head stays float32
     model = Model(spec=spec, side=side, answerer=make_answerer(spec, side, loaded.tokenizer))
-    rows = [{"sentence": text} for text in GOLDEN]
+    rows = [{"sentence": text} for text in texts]
     answers = predict(model, loaded.backbone, loaded.tokenizer, rows)
     return tuple(
         GoldenExample(fields=row, expected=golden_expectation(answer))

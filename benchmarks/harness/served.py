@@ -72,7 +72,7 @@ def serve(**settings: Any) -> Iterator[Served]:
     """
     with tempfile.TemporaryDirectory(prefix="sidecast-serve-") as folder:
         config = Path(folder) / "serve.toml"
-        lines = {"port": 0, "metrics_port": 0, "log_level": "WARNING", **settings}.items()
+        lines = {"port": 0, "metrics_port": 0, "http_port": 0, "log_level": "WARNING", **settings}.items()
         config.write_text("\n".join(f"{name} = {_toml(value)}" for name, value in lines), encoding="utf-8")
         command = [sys.executable, "-m", "sidecast.cli", "serve", "--config", str(config), "--json"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAST_")}

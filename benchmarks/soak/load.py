@@ -217,6 +217,8 @@ def _value(answer: Answer) -> AnswerValue:
             return list(answer.values)
         case Text():
             return answer.text
+        case _:
+            raise TypeError(f"the soak has no task that answers {answer!r}")
 
 
 async def run(

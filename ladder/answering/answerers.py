@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.reading import Reading, SingleReading
+from ladder.answering.tagging import IGNORED, TagWords
 from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
@@ -23,9 +24,6 @@ from ladder.decoding.settings import Generation
 from ladder.errors import LabelError, NotFiniteError
 from ladder.side.network import SideNetwork
 
-IGNORED = -100
-"""Padding in text targets, as torch's cross entropy takes it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
@@ -33,6 +31,9 @@ class Classify:
 
     labels: tuple[str, ...]
     trie: LabelTrie | None = None
+    temperature: float = 1.0
+    """The logits of an answer's scores are divided by it (arXiv:1706.04599). It changes neither the label nor the
+    loss."""
 
     def log_probabilities(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B, K) in float32."""
@@ -56,17 +57,23 @@ class Classify:
 
     def answers(self, reading: Reading) -> list[Answer | Exception]:
         """Answer each input; an exception in place of one that is not finite."""
-        return [self._row(row) for row in self._log_probabilities(reading).exp().tolist()]
+        log_probabilities = self._log_probabilities(reading)
+        probabilities = log_probabilities.exp().tolist()
+        if self.temperature == 1.0:
+            return [self._row(row, row) for row in probabilities]
+        tempered = torch.log_softmax(log_probabilities / self.temperature, -1).exp().tolist()
+        return [self._row(row, scores) for row, scores in zip(probabilities, tempered, strict=True)]
 
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
         """The decoder's tokens so far at each point where labels differ in the next one."""
         return () if self.trie is None else tuple(branch.prefix for branch in self.trie.branches)
 
-    def _row(self, scores: list[float]) -> Answer | Exception:
+    def _row(self, probabilities: list[float], scores: list[float]) -> Answer | Exception:
+        """The label is that of the untempered probabilities: rounding could make two tempered ones equal."""
         if not all(score == score for score in scores):  # NaN
             return NotFiniteError("the side network's scores are not finite numbers")
-        best = max(range(len(scores)), key=scores.__getitem__)
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return ClassAnswer(label=self.labels[best], score=scores[best], scores=tuple(scores))
 
 
@@ -223,7 +230,7 @@ class ChooseLabels:
         return self.choose(scores)
 
 
-Scoring = Classify | Regress | Embed | ChooseLabels
+Scoring = Classify | Regress | Embed | ChooseLabels | TagWords
 """Answerers that make no text."""
 Answerer = Scoring | Generate
 
@@ -234,6 +241,7 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "text": ("text",),
     "embedding": ("linear", "mlp"),
     "multilabel": ("linear", "mlp"),
+    "token_classification": ("linear",),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
 which this package does not import."""
@@ -249,11 +257,16 @@ def build_answerer(
     head: str,
     tokenizer: Tokenizer,
     unit: float = 1.0,
+    temperature: float = 1.0,
     generation: Generation | None = None,
     thresholds: Sequence[float] = (),
 ) -> Answerer:
     """Build the answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network,
     `thresholds` as in its manifest.
+
+    Args:
+        unit: of a regression's loss.
+        temperature: of a classification's scores.
 
     Raises:
         LabelError: labels that tokenize alike, an unknown kind, or a kind that this head cannot answer.
@@ -264,7 +277,8 @@ def build_answerer(
     match kind:
         case "classification":
             words = tuple(map(tuple, tokenizer.encode_targets(labels))) if head == "text" else None
-            return Classify(labels=tuple(labels), trie=LabelTrie(words) if words else None)
+            trie = LabelTrie(words) if words else None
+            return Classify(labels=tuple(labels), trie=trie, temperature=temperature)
         case "regression":
             return Regress(low=low, high=high, unit=unit)
         case "text":
@@ -274,5 +288,7 @@ def build_answerer(
             return Embed()
         case "multilabel":
             return ChooseLabels(labels=tuple(labels), thresholds=tuple(thresholds))
+        case "token_classification":
+            return TagWords(labels=tuple(labels))
         case _:
             raise LabelError(f"{kind!r} is not a kind of task; use {', '.join(HEADS)}")

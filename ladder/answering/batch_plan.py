@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ladder.answering.answerers import Answerer, Classify, Generate
+from ladder.answering.words import Words
 from ladder.backbone.tokenizer import Pair
 from ladder.stacked.grouping import Grouping, Run, group_rows
 from ladder.stacked.network import Side, StackedSide
@@ -31,6 +32,8 @@ class Row:
     """Names of its images, in their order. A side network that reads no images ignores them."""
     pair: Pair | None = None
     """Where the two texts of a pair lie, for a side network that reads them apart; others ignore it."""
+    words: Words | None = None
+    """The words of its text, for a task that tags them."""
 
 
 @dataclass(slots=True, eq=False)

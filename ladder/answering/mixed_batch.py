@@ -15,6 +15,7 @@ from torch import Tensor
 from ladder.answering.answerers import Generate, Scoring
 from ladder.answering.batch_plan import Answered, Group, Image, Prefix, Row, plan
 from ladder.answering.reading import SingleReading
+from ladder.answering.words import Words
 from ladder.answers import Answer
 from ladder.backbone.images import Images
 from ladder.backbone.model import Backbone, Taps
@@ -101,11 +102,16 @@ def _single_reading(
 
     if not group.images:
         pairs = _pairs(group, part.positions, backbone_pass.backbone.device)
-        return SingleReading(backbone_pass.select(inputs), part.side, decoder_taps, pairs=pairs)
+        selected = backbone_pass.select(inputs)
+        return SingleReading(selected, part.side, decoder_taps, pairs=pairs, words=_words(group, part))
     distinct = sorted(set(inputs))
     reads = [distinct.index(row) for row in inputs]
     read = _images(group, part.positions, images)
     return SingleReading(backbone_pass.select(distinct), part.side, decoder_taps, reads, read)
+
+
+def _words(group: Group, part: Answered) -> list[Words | None]:
+    return [group.rows[position].words for position in part.positions]
 
 
 def _images(group: Group, positions: Sequence[int], images: Images | None) -> Images | None:
@@ -147,9 +153,10 @@ class StackedReading:
     """(B, d), of a linear head: the mean of the side encoder's real tokens."""
     pairs: Callable[[], Tensor | None]
     """(B, 2, 2), for a side network that reads two texts apart; see `Taps.pairs`."""
-    words: Callable[[], Tensor]
+    mean_words: Callable[[], Tensor]
     """(B, D): the mean of the real tokens' embeddings."""
     states: dict[Prefix, Tensor]
+    words: Sequence[Words | None]
 
     def outputs(self) -> Tensor:
         """The head's outputs, (B, outputs) in float32."""
@@ -164,8 +171,12 @@ class StackedReading:
         head = self.side.head
         outputs = self.outputs()
         if isinstance(head, StackedLinear) and head.words is not None:
-            outputs = outputs + head.of_words(self.words())
+            outputs = outputs + head.of_words(self.mean_words())
         return outputs
+
+    def token_outputs(self) -> tuple[Tensor, Tensor]:
+        """A linear head's outputs for every token, (B, S, outputs) in float32, and which tokens are real."""
+        return self.side.read_tokens(self.memory), self.mask
 
     def state_after(self, prefix: Prefix) -> Tensor:
         """The state (B, D) from which the token after the start token and `prefix` is predicted."""
@@ -200,8 +211,9 @@ class _StackedGroup:
                 mask=take(self._mask, part.positions),
                 means=None if means is None else take(means, part.positions),
                 pairs=partial(self._pairs, part.positions),
-                words=partial(self._words, part.positions),
+                mean_words=partial(self._mean_words, part.positions),
                 states={prefix: states[prefix][part] for prefix in part.prefixes},
+                words=_words(self._group, part),
             )
             for part in parts
         ]
@@ -211,7 +223,7 @@ class _StackedGroup:
             return text_and_images(take(self._mask, positions), self._pass.taps.mask.shape[1])
         return _pairs(self._group, positions, self._memory.device)
 
-    def _words(self, positions: Sequence[int]) -> Tensor:
+    def _mean_words(self, positions: Sequence[int]) -> Tensor:
         inputs = [self._group.inputs[position] for position in positions]
         taps = self._pass.taps
         if self._group.images:  # several rows may read one input

@@ -12,6 +12,7 @@ from ladder.backbone.passes import BackbonePass
 from ladder.side.pairs import pairs_of
 
 if TYPE_CHECKING:
+    from ladder.answering.words import Words
     from ladder.stacked.network import Side
 
 
@@ -31,6 +32,15 @@ class Reading(Protocol):
         """As `outputs`, and what `SideConfig.words` adds."""
         ...
 
+    def token_outputs(self) -> tuple[Tensor, Tensor]:
+        """Apply a linear head to every token: (B, S, outputs) in float32, and which tokens are real, (B, S) bool."""
+        ...
+
+    @property
+    def words(self) -> "Sequence[Words | None]":
+        """For each input, the words of its text, where they are to be tagged."""
+        ...
+
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
         """Compute the state (B, D), ready for `Backbone.logits`, that predicts the token after start and `prefix`."""
         ...
@@ -44,6 +54,7 @@ class SingleReading:
         inputs: for each row, the row of the pass that it reads; None: row i reads row i.
         images: of these rows, for a side network that reads images; None: those of the pass.
         pairs: of these rows, see `Taps.pairs`; None: those of the pass.
+        words: of these rows' texts, where they are to be tagged.
     """
 
     def __init__(
@@ -54,12 +65,14 @@ class SingleReading:
         inputs: Sequence[int] | None = None,
         images: Images | None = None,
         pairs: Tensor | None = None,
+        words: "Sequence[Words | None]" = (),
     ) -> None:
         self._pass = backbone_pass
         self._side = side
         self._decoder_taps = decoder_taps or backbone_pass.decoder_taps
         self._reads = inputs, images
         self._pairs = pairs
+        self.words = words
 
     @property
     def backbone(self) -> Backbone:
@@ -80,6 +93,10 @@ class SingleReading:
     def all_outputs(self) -> Tensor:
         """See `Reading.all_outputs`."""
         return self._side.read_all(self._memory, self._pass.taps, *self._reads)
+
+    def token_outputs(self) -> tuple[Tensor, Tensor]:
+        """See `Reading.token_outputs`."""
+        return self._side.read_tokens(self._memory), self._side.memory_mask(self._pass.taps, *self._reads)
 
     def state_after(self, prefix: tuple[int, ...]) -> Tensor:
         """See `Reading.state_after`."""

@@ -102,15 +102,19 @@ class Backbone(nn.Module):
         """Dtype of the weights that are not quantized."""
         return self.shared.dtype
 
-    def forward(self, ids: Tensor, mask: Tensor, decoder_ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, decoder_ids: Tensor, visual: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, T, V) of the backbone alone.
 
         The only method through which gradients flow: Fisher importances differentiate copies of the weights. Training
         never calls it.
+
+        Args:
+            visual: (B, N, D), embedded tokens of images, which follow the text in the encoder. They have no relative
+                positions. Only Fisher importances give them: otherwise the backbone reads the text alone.
         """
-        final = self._encode(ids, mask, None).final
-        assert final is not None
-        state = self._decode(decoder_ids, final, mask, None).final
+        taps = self._encode(ids, mask, None, visual)
+        assert taps.final is not None
+        state = self._decode(decoder_ids, taps.final, taps.mask, None).final
         assert state is not None
         return self.logits(state)
 
@@ -141,9 +145,15 @@ class Backbone(nn.Module):
         """
         return self._encode(ids, mask, depth)
 
-    def _encode(self, ids: Tensor, mask: Tensor, depth: int | None) -> Taps:
-        hidden = embeddings = self.embed(ids)
-        bias = self.encoder.relative_bias(ids.shape[1], ids.shape[1]) + padding_bias(mask, self.dtype)
+    def _encode(self, ids: Tensor, mask: Tensor, depth: int | None, visual: Tensor | None = None) -> Taps:
+        embeddings = self.embed(ids)
+        bias = self.encoder.relative_bias(ids.shape[1], ids.shape[1])
+        if visual is not None:
+            embeddings = torch.cat([embeddings, visual.to(embeddings.dtype)], 1)
+            mask = torch.cat([mask, mask.new_ones(visual.shape[:2])], 1)
+            bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
+        bias = bias + padding_bias(mask, self.dtype)
+        hidden = embeddings
         blocks = []
         for block in self.encoder.blocks[:depth]:
             hidden = block(hidden, bias)

@@ -10,6 +10,9 @@ from ladder.backbone.loading import read_json, resolve_folder
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError, NoTokenizerError
 
+TokenOffsets = tuple[list[int], list[tuple[int, int]]]
+"""Ids of a text, and for each the characters (start, end) of the text that it stands for. A space may stand for none;
+several ids may share a character."""
 Pair = tuple[tuple[int, int], tuple[int, int]]
 """For each text of a pair, its first token (or character) and the one after its last. Both are equal where nothing of
 it is left."""
@@ -23,6 +26,10 @@ class Vocabulary(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        ...
+
+    def encode_offsets(self, texts: Sequence[str]) -> "list[TokenOffsets]":
+        """Return the ids of each text, and which of its characters each id stands for."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -52,6 +59,13 @@ class HuggingFace:
         # `Tokenizer` truncates: in the fast tokenizer truncation is state that threads share
         return self._inner(list(texts), add_special_tokens=False, truncation=False)["input_ids"]
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids of each text, and which of its characters each id stands for."""
+        if not self._inner.is_fast:
+            raise BackboneError("this tokenizer tells no positions in a text; give the folder a tokenizer.json")
+        encoded = self._inner(list(texts), add_special_tokens=False, truncation=False, return_offsets_mapping=True)
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids."""
         return self._inner.decode(list(ids), skip_special_tokens=True)
@@ -70,6 +84,11 @@ class SentencePiece:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
         return self._inner.encode(list(texts), num_threads=1)
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids of each text, and which of its characters each id stands for."""
+        encoded = self._inner.encode(list(texts), num_threads=1, return_type="offset_mapping")
+        return [(row["ids"], row["offsets"]) for row in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids."""
@@ -92,6 +111,12 @@ class Bytes:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
         return [[byte + self.FIRST for byte in text.encode()] for text in texts]
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids of each text, and which of its characters each id stands for."""
+        characters = [[index for index, char in enumerate(text) for _ in char.encode()] for text in texts]
+        offsets = [[(index, index + 1) for index in row] for row in characters]
+        return list(zip(self.encode(texts), offsets, strict=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids."""
@@ -168,6 +193,23 @@ class Tokenizer:
         room = self._room(max_tokens, self._start)
         cut = [room is not None and len(ids) > room for ids in bare]
         return [[*self._start, *ids[:room], self.eos_token_id] for ids in bare], cut
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[TokenOffsets]:
+        """Return the ids of each text without start and end token, and which of its characters each id stands for."""
+        return self._vocabulary.encode_offsets(texts) if texts else []
+
+    def complete(self, ids: Sequence[int], max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return a prompt's ids from those of `encode_offsets`: cut, between start and end token."""
+        return (*self._start, *ids[: self._room(max_tokens, self._start)], self.eos_token_id)
+
+    def room(self, max_tokens: int | None = None) -> int | None:
+        """Return the most tokens of a prompt between its start and end token; None: any number."""
+        return self._room(max_tokens, self._start)
+
+    @property
+    def start_tokens(self) -> int:
+        """Number of tokens before a prompt's own: 1 or 0."""
+        return len(self._start)
 
     def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
         """As `encode_batch`, for one prompt."""

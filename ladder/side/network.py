@@ -284,6 +284,10 @@ class SideNetwork(nn.Module):
             return self.head(self.upsample(last_of_real(memory, mask)).float())
         return self.head(mean_of_real(memory, mask))
 
+    def read_tokens(self, memory: Tensor) -> Tensor:
+        """Apply a linear head to every token: (B, S, outputs), float32."""
+        return self.head(memory.float())
+
     def read_all(
         self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
     ) -> Tensor:

@@ -31,6 +31,10 @@ class StackedLinear:
         """Compute the outputs (B, outputs) for the mean (B, d) in float32."""
         return F.linear(mean, self.weight, self.bias)
 
+    def of_tokens(self, memory: Tensor) -> Tensor:
+        """Compute the outputs (B, S, outputs) of every token of a memory (B, S, d) without its norm's weight."""
+        return F.linear(memory.float(), self.weight, self.bias)
+
     def of_words(self, mean: Tensor) -> Tensor | int:
         """Compute what is added for the mean embeddings (B, D) in float32."""
         return 0 if self.words is None else F.linear(mean, self.words)

@@ -72,6 +72,11 @@ class StackedSide:
         assert self.head is not None
         return self.head.read(memory, mask, pairs)
 
+    def read_tokens(self, memory: Tensor) -> Tensor:
+        """As `SideNetwork.read_tokens`, of a memory from `encode`."""
+        assert isinstance(self.head, StackedLinear)
+        return self.head.of_tokens(memory)
+
     def read_all(
         self, memory: Tensor, taps: Taps, inputs: Sequence[int] | None = None, images: Images | None = None
     ) -> Tensor:

@@ -13,6 +13,7 @@ from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api import admin_messages as messages
 from serving.api.admin_messages import read_route, write_awaited, write_comparisons, write_route
+from serving.api.call_context import CallContext
 from serving.api.drain import Drain
 from serving.errors import InvalidInput
 from serving.metrics import Answered
@@ -188,13 +189,13 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         generation = await self._change(self._registry.retire, request.task, request.version, **change)
         return pb.RetireResponse(task=request.task, version=request.version, generation=generation)
 
-    async def ListTasks(self, request: pb.ListTasksRequest, context: ServicerContext) -> pb.ListTasksResponse:
+    async def ListTasks(self, request: pb.ListTasksRequest, context: CallContext) -> pb.ListTasksResponse:
         """Describe every task of the registry."""
         state = self._pool.snapshot()
         tasks = [messages.write_task(state, name) for name in sorted(state.tasks)]
         return pb.ListTasksResponse(tasks=tasks, generations=messages.write_generations(state))
 
-    async def GetTask(self, request: pb.GetTaskRequest, context: ServicerContext) -> pb.GetTaskResponse:
+    async def GetTask(self, request: pb.GetTaskRequest, context: CallContext) -> pb.GetTaskResponse:
         """Describe one task."""
         state = self._pool.snapshot()
         task = messages.write_task(state, request.task)

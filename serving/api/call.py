@@ -1,6 +1,6 @@
 """What the servicers share about one call: its deadline, its tenant, and its count in the metrics.
 
-Knows gRPC's context, and no messages.
+Knows no messages.
 """
 
 import asyncio
@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 import grpc
-from grpc.aio import ServicerContext
 
+from serving.api.call_context import CallContext
+from serving.api.guard import known_caller
 from serving.api.status import code_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
@@ -23,14 +24,14 @@ CLOCK_SKEW_S = 0.02
 """A cancellation this close to the deadline counts as the deadline: the clocks of gRPC and of the caller differ."""
 
 
-def deadline_of(context: ServicerContext, timeout_s: float | None = None) -> float | None:
-    """The earlier of gRPC's deadline and the request's timeout, in time.monotonic() seconds; None without either."""
+def deadline_of(context: CallContext, timeout_s: float | None = None) -> float | None:
+    """The earlier of the call's deadline and the request's timeout, in monotonic seconds; None without either."""
     limits = [seconds for seconds in (context.time_remaining(), timeout_s) if seconds is not None]
     return time.monotonic() + min(limits) if limits else None
 
 
 class Tenants:
-    """Reads a call's tenant from its metadata.
+    """Reads a call's tenant: from its caller's token; where callers have none, from the call's metadata.
 
     Args:
         header: the metadata key that names the tenant; empty where there are no tenants.
@@ -39,12 +40,15 @@ class Tenants:
     def __init__(self, header: str = "") -> None:
         self._header = header
 
-    def of(self, context: ServicerContext) -> str:
+    def of(self, context: CallContext) -> str:
         """The tenant; "" where the call names none.
 
         Raises:
             InvalidInput: the name is too long.
         """
+        caller = known_caller()
+        if caller is not None:
+            return caller.tenant
         if not self._header:
             return ""
         tenant = next((value for key, value in context.invocation_metadata() or () if key == self._header), "")

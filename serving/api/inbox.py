@@ -5,7 +5,7 @@ gRPC bounds the size of one message, decompressed; nothing but this bounds all o
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -110,21 +110,32 @@ class Messages(AsyncIterator[Request]):
 
     Args:
         chunks: the bytes of each message.
+        check: raises where the caller may not send a message.
     """
 
-    def __init__(self, inbox: Inbox, chunks: AsyncIterator[bytes], kind: type[Request]) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        chunks: AsyncIterator[bytes],
+        kind: type[Request],
+        check: Callable[[Request], Awaitable[None]] | None = None,
+    ) -> None:
+        self._check = check
         self._inbox = inbox
         self._chunks = aiter(chunks)
         self._kind = kind
         self._held = 0
 
     async def __anext__(self) -> Request:
-        """The next message. Raises InvalidInput."""
+        """The next message. Raises InvalidInput, and what `check` raises."""
         self._inbox.give_back(self.take_bytes())
         data = await anext(self._chunks)
         await self._inbox.wait(len(data))
         self._held = len(data)
-        return await self._inbox.decode(data, self._kind)
+        message = await self._inbox.decode(data, self._kind)
+        if self._check:
+            await self._check(message)
+        return message
 
     def take_bytes(self) -> int:
         """Bytes of the message that came last. They count as in flight until the caller gives them back."""

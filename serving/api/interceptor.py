@@ -1,4 +1,4 @@
-"""Wraps every call: takes its bytes in, refuses it while draining or when it is no message, and makes errors statuses.
+"""Wraps every call: asks who calls, takes its bytes in, refuses it while draining, and makes errors statuses.
 
 The servicers behind it only raise. Health and reflection are wrapped too, but they answer until the end.
 """
@@ -14,9 +14,12 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServerInterceptor, ServicerContext
 
+from serving.access import Access
 from serving.api.drain import Drain
+from serving.api.guard import Guard, GuardedCall
 from serving.api.inbox import Inbox, Messages
 from serving.api.status import code_of, status_of, trailers
+from serving.config import AccessConfig
 from serving.errors import ServingError
 
 OUR_SERVICES = ("/inference.", "/sidecast.v1.")
@@ -31,9 +34,13 @@ LASTING = ("/inference.GRPCInferenceService/ModelStreamInfer", "/sidecast.v1.Adm
 class Interceptor(ServerInterceptor):
     """Wraps the handlers of a server, each once."""
 
-    def __init__(self, drain: Drain, inbox: Inbox) -> None:
+    def __init__(
+        self, drain: Drain, inbox: Inbox, access: Access | None = None, *, allows_changes: bool = True
+    ) -> None:
+        self._allows_changes = allows_changes
         self._drain = drain
         self._inbox = inbox
+        self._access = access
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         """By method."""
 
@@ -55,7 +62,9 @@ class Interceptor(ServerInterceptor):
         requests = "stream" if handler.request_streaming else "unary"
         kind = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        behavior = intercepted(method, getattr(handler, kind), self._drain, self._inbox)
+        behavior = intercepted(
+            method, getattr(handler, kind), self._drain, self._inbox, self._access, self._allows_changes
+        )
         return make(behavior, response_serializer=handler.response_serializer)  # no deserializer: it takes bytes
 
 
@@ -71,14 +80,25 @@ def method_of(path: str) -> MethodDescriptor:
 
 
 def intercepted(
-    method: MethodDescriptor, behavior: Callable[..., Any], drain: Drain, inbox: Inbox
+    method: MethodDescriptor,
+    behavior: Callable[..., Any],
+    drain: Drain,
+    inbox: Inbox,
+    access: Access | None = None,
+    allows_changes: bool = True,
 ) -> Callable[..., Any]:
-    """Wrap `behavior`, a servicer's method, so that it takes bytes and raises nothing."""
+    """Wrap `behavior`, a servicer's method, so that it takes bytes and raises nothing.
+
+    Args:
+        access: decides who may call it; None: everybody.
+        allows_changes: whether this port may change the registry.
+    """
     path = path_of(method)
     is_ours = path.startswith(OUR_SERVICES)
     call = _Call(
         drain=drain if is_ours else Drain(),  # one that never begins
         inbox=inbox,
+        guard=Guard(access or Access(AccessConfig()), path, allows_changes),
         kind=GetMessageClass(method.input_type),
         many=method.client_streaming,
         lasting=not is_ours or path in LASTING,
@@ -98,10 +118,19 @@ class _Call:
     """
 
     def __init__(
-        self, *, drain: Drain, inbox: Inbox, kind: type[Message], many: bool, lasting: bool, counted: bool
+        self,
+        *,
+        drain: Drain,
+        inbox: Inbox,
+        guard: Guard,
+        kind: type[Message],
+        many: bool,
+        lasting: bool,
+        counted: bool,
     ) -> None:
         self._drain = drain
         self._inbox = inbox
+        self._guard = guard
         self._kind = kind
         self._many = many
         self._lasting = lasting
@@ -111,13 +140,23 @@ class _Call:
         """Wrap a method with one response. A call that failed gives None, with the status in the context."""
 
         async def answer(data: Any, context: ServicerContext) -> Any:
+            call: GuardedCall | None = None
             try:
                 with self._drain.call(lasting=self._lasting):
-                    async with self._received(data) as request:
-                        return await behavior(request, context)
+                    call = await self._begin(context)
+                    async with self._received(data, call) as request:
+                        response = await behavior(request, context)
+                    if call:
+                        await call.show(response)
+                        call.end()
+                    return response
             except AbortError:
                 raise
-            except Exception as error:
+            except BaseException as error:
+                if call:
+                    call.end(error)
+                if not isinstance(error, Exception):
+                    raise
                 set_status(context, error)
 
         return answer
@@ -128,8 +167,14 @@ class _Call:
         async def stream(data: Any, context: ServicerContext) -> AsyncGenerator[Any, None]:
             try:
                 with self._drain.call(lasting=self._lasting):
-                    async with self._received(data) as request, contextlib.aclosing(behavior(request, context)) as made:
+                    call = await self._begin(context)
+                    async with (
+                        self._received(data, call) as request,
+                        contextlib.aclosing(behavior(request, context)) as made,
+                    ):
                         async for response in made:
+                            if call:
+                                await call.show(response)
                             yield response
             except AbortError:
                 raise
@@ -138,11 +183,21 @@ class _Call:
 
         return stream
 
+    async def _begin(self, context: ServicerContext) -> GuardedCall | None:
+        """Find out who calls, before anything is decoded."""
+        try:
+            return await self._guard.begin(context)
+        except ServingError as error:
+            if self._counted:
+                self._inbox.count_refusal(error)
+            raise
+
     @contextlib.asynccontextmanager
-    async def _received(self, data: Any) -> AsyncIterator[Any]:
-        """The request, counted as in flight within the block; of a stream, its messages."""
+    async def _received(self, data: Any, call: GuardedCall | None) -> AsyncIterator[Any]:
+        """The request, checked and counted as in flight within the block; of a stream, its messages."""
         if self._many:
-            messages = Messages(self._inbox, data, self._kind)
+            is_checked_here = call and not call.is_checked_singly
+            messages = Messages(self._inbox, data, self._kind, call.check if call and is_checked_here else None)
             try:
                 yield messages
             finally:
@@ -152,6 +207,8 @@ class _Call:
             try:
                 held.enter_context(self._inbox.hold(len(data)))
                 request = await self._inbox.decode(data, self._kind)
+                if call:
+                    await call.check(request)
             except ServingError as error:
                 if self._counted:
                     self._inbox.count_refusal(error)

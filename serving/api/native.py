@@ -10,10 +10,10 @@ from contextlib import aclosing
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, LabelsAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.api.call import Tenants, counting, counting_tasks, deadline_of
+from serving.api.call import CallContext, Tenants, counting, counting_tasks, deadline_of
 from serving.api.status import status_of
 from serving.engine import Piece
 from serving.errors import InvalidInput
@@ -26,7 +26,9 @@ from serving.pipeline import (
     PredictRequest,
     PredictService,
     Prompt,
+    Refused,
     RequestOptions,
+    Target,
 )
 from side_registry.task import TaskRef
 
@@ -47,21 +49,61 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: ServicerContext) -> pb.PredictResponse:
         """Answer rows of one task."""
+        response = pb.PredictResponse()
+        await write_prediction(await self.predict(request, context), response)
+        return response
+
+    async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
+        """Answer the same rows for many tasks, or for those of a group; the fault of a task stands in its place."""
+        refs, version, outcomes = await self._predict_tasks(request, context)
+        response = pb.PredictTasksResponse(group_version=version)
+        for task, outcome in zip(request.tasks or map(write_ref, refs), outcomes, strict=True):
+            result = response.results.add(task=task)
+            if isinstance(outcome, Exception):
+                result.error.CopyFrom(status_of(outcome))
+            else:
+                await write_prediction(outcome, result.prediction)
+        return response
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Answer one row of a text task piece by piece, and last with the whole text."""
+        async with aclosing(self.generate(request, context)) as events:
+            async for event in events:
+                yield _write_event(event)
+
+    async def predict(self, request: pb.PredictRequest, context: CallContext, kind: str = "") -> Prediction:
+        """Answer rows of one task, for any protocol.
+
+        Args:
+            kind: of task that may be asked; "": any.
+
+        Raises:
+            what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
+        """
         with counting(self._metrics, request.task) as counted:
             self._service.check_counts(1, len(request.rows))
             options = self._options(request, context)
             counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
+            target = await self._service.find(read_ref(request), options)
+            _check_kind(target, kind)
             asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
             counted.rows = len(prediction.answers)
-            response = pb.PredictResponse()
-            await write_prediction(prediction, response)
-            return response
+            return prediction
 
-    async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
-        """Answer the same rows for many tasks, or for those of a group; the fault of a task stands in its place."""
+    async def predict_tasks(
+        self, request: pb.PredictTasksRequest, context: CallContext
+    ) -> Sequence[Prediction | Refused]:
+        """Answer the same rows for many tasks, for any protocol; the fault of a task stands in its place."""
+        return (await self._predict_tasks(request, context))[2]
+
+    async def _predict_tasks(
+        self, request: pb.PredictTasksRequest, context: CallContext
+    ) -> tuple[Sequence[TaskRef], int, Sequence[Prediction | Refused]]:
+        """The tasks that were asked, the version of their group (0: there is none), and what each task answers."""
         with counting_tasks(self._metrics) as counted:
             if request.group and request.tasks:
                 raise InvalidInput("group", "is given with tasks; give one of the two")
@@ -76,36 +118,29 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
                 version = group.version
                 self._service.check_counts(len(refs), len(request.rows))
             else:
-                targets = self._service.resolve_tasks(refs, options)
+                targets = await self._service.find_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
             counted.outcomes = outcomes = await self._service.predict_tasks(asked)
-        response = pb.PredictTasksResponse(group_version=version)
-        for task, outcome in zip(request.tasks or map(write_ref, refs), outcomes, strict=True):
-            result = response.results.add(task=task)
-            if isinstance(outcome, Exception):
-                result.error.CopyFrom(status_of(outcome))
-            else:
-                await write_prediction(outcome, result.prediction)
-        return response
+        return refs, version, outcomes
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: ServicerContext
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Answer one row of a text task piece by piece, and last with the whole text."""
+    async def generate(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[Piece | Generated, None]:
+        """Answer one row of a text task piece by piece, and last with the whole text, for any protocol."""
         with counting(self._metrics, request.task) as counted:
             options = self._options(request, context)
             counted.deadline = options.deadline
-            target = self._service.resolve(read_ref(request), options)
+            target = await self._service.find(read_ref(request), options)
             asked = PredictRequest(targets=(target,), rows=[_read_row(request.row, "row")], options=options)
             async with aclosing(self._service.stream(asked)) as events:
                 async for event in events:
                     if isinstance(event, Generated):
                         counted.version = event.prediction.version
                         counted.rows = 1
-                    yield _write_event(event)
+                    yield event
 
     def _options(
-        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: ServicerContext
+        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: CallContext
     ) -> RequestOptions:
         return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
@@ -138,6 +173,12 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
             await asyncio.sleep(0)
         inputs.append(_read_row(row, f"rows[{index}]"))
     return inputs
+
+
+def _check_kind(target: Target, kind: str) -> None:
+    spec = target.resident.spec
+    if kind and spec.kind != kind:
+        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {kind} are answered here")
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
@@ -226,3 +267,9 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
         case LabelsAnswer():
             message.multilabel.labels.extend(answer.labels)
             message.multilabel.scores.extend(answer.scores)
+        case SpansAnswer():
+            message.token_classification.SetInParent()
+            for span in answer.spans:
+                message.token_classification.spans.add(
+                    start=span.start, end=span.end, label=span.label, score=span.score, text=span.text
+                )

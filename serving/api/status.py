@@ -34,6 +34,9 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.InvalidRoute: StatusCode.INVALID_ARGUMENT,
     registry.InvalidGroup: StatusCode.INVALID_ARGUMENT,
     registry.ArtifactError: StatusCode.INVALID_ARGUMENT,
+    serving.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    serving.NotThisPort: StatusCode.PERMISSION_DENIED,
+    serving.PermissionDenied: StatusCode.PERMISSION_DENIED,
     serving.LoadError: StatusCode.FAILED_PRECONDITION,
     registry.VersionInUse: StatusCode.FAILED_PRECONDITION,
     registry.NothingToRollBack: StatusCode.FAILED_PRECONDITION,
@@ -68,11 +71,11 @@ def code_of(error: BaseException) -> StatusCode:
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), StatusCode.INTERNAL)
 
 
-def status_of(error: BaseException) -> Status:
-    """The status that the caller gets. Logs errors that are INTERNAL."""
+def status_of(error: BaseException, request_id: str = "") -> Status:
+    """The status that the caller gets. Logs errors that are INTERNAL, under the request's id or a new one."""
     code = code_of(error)
     if code is StatusCode.INTERNAL:
-        return _internal(error)
+        return _internal(error, request_id or secrets.token_hex(8))
     return _status(code, str(error), _details(error))
 
 
@@ -81,8 +84,7 @@ def trailers(status: Status) -> tuple[tuple[str, bytes], ...]:
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
-def _internal(error: BaseException) -> Status:
-    request_id = secrets.token_hex(8)
+def _internal(error: BaseException, request_id: str) -> Status:
     traceback = (
         None if isinstance(error, serving.ServingError) else error
     )  # where it was raised, its traceback is logged
@@ -118,6 +120,7 @@ def _details(error: BaseException) -> list[Message]:
             | serving.TooSlow()
             | serving.TaskOverloaded()
             | serving.TooManyBytes()
+            | serving.RateLimited()
             | serving.OutOfMemory()
         ):
             details.append(RetryInfo(retry_delay=_duration(error.retry_after_s)))

@@ -247,11 +247,16 @@ class AsyncClient(_Caller):
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
         check_timeout(timeout)
         method = getattr(self._stub(call.service), call.method)
-        return method(call.request, timeout=timeout, metadata=call.metadata)
+        return method(call.request, timeout=timeout, metadata=self._metadata(call))
 
     def _stub(self, service: str) -> Any:
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._settings.target, self._settings.options())
+            target, options = self._settings.target, self._settings.options()
+            credentials = self._settings.credentials.channel_credentials()
+            if credentials:
+                self._channel = grpc.aio.secure_channel(target, credentials, options)
+            else:
+                self._channel = grpc.aio.insecure_channel(target, options)
             self._stubs = make_stubs(self._channel)
         return self._stubs[service]
 

@@ -154,10 +154,20 @@ def write_row(row: Row, where: str) -> pb.Row:
             case Mapping():
                 images = {name: value for name, value in row.items() if is_image(value)}
                 texts: Any = {name: value for name, value in row.items() if name not in images}
+                _check_texts(texts, where)
                 return pb.Row(fields=texts, images=_write_images(images, where))
     except (TypeError, UnicodeEncodeError) as error:
         raise _invalid(where, f"cannot be sent as text: {error}") from None
     raise _invalid(where, f"must be a text, fields by name, or a Prompt, got {type(row).__name__}")
+
+
+def _check_texts(texts: Mapping[str, Any], where: str) -> None:
+    """Raises InvalidInputError: a value is neither a text nor an image; it names the first such field."""
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            field = f"{where}.{name if _is_word(name) else _shown(name)}"
+            what = "must be a text, or an image as bytes, a path or a PIL.Image"
+            raise _invalid(field, f"{what}, got {type(value).__name__}")
 
 
 def _write_images(images: Mapping[str, Any], where: str) -> dict[str, bytes]:

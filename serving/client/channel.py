@@ -4,7 +4,8 @@ import ipaddress
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import Any, TypeVar
 
 import grpc
@@ -13,7 +14,9 @@ from grpc_health.v1 import health_pb2_grpc
 
 from protos import sidecast_pb2_grpc
 from serving.client.arguments import check_timeout
+from serving.client.credentials import Credentials, Token
 from serving.client.errors import InvalidInputError, SidecastError, from_call
+from serving.client.requests import Call
 from serving.client.results import Predictions
 
 DEFAULT_PORT = 8001
@@ -60,6 +63,7 @@ class Settings:
     timeout: float | None
     max_message_bytes: int
     retry: bool
+    credentials: Credentials = field(default_factory=Credentials)
 
     @property
     def target(self) -> str:
@@ -129,6 +133,11 @@ class _Caller:
         timeout: float | None = 60.0,
         max_message_bytes: int = 64 * 2**20,
         retry: bool = True,
+        tls: bool = False,
+        tls_ca: str | PathLike[str] | None = None,
+        client_cert: str | PathLike[str] | None = None,
+        client_key: str | PathLike[str] | None = None,
+        token: Token | None = None,
     ) -> None:
         """
         Args:
@@ -137,6 +146,11 @@ class _Caller:
                 not use it.
             max_message_bytes: largest answer; -1: no limit.
             retry: retry calls that end with UNAVAILABLE, as the docstring of `serving.client.client` describes.
+            tls: encrypt, and check the server's certificate. `tls_ca` and `client_cert` turn it on too.
+            tls_ca: PEM file of the authorities that the server's certificate must be signed by; None: gRPC's own list
+                of public ones.
+            client_cert, client_key: PEM files of this client's certificate and its key, where the server asks for one.
+            token: a bearer token that says who calls, or a function that returns the present one.
         """
         check_address(address)
         check_timeout(timeout)
@@ -144,7 +158,15 @@ class _Caller:
             raise InvalidInputError(
                 f"max_message_bytes: must be a whole number up to {LARGEST_MESSAGE_BYTES}, or -1 for no limit"
             )
-        self._settings = Settings(address=address, timeout=timeout, max_message_bytes=max_message_bytes, retry=retry)
+        self._settings = Settings(
+            address=address,
+            timeout=timeout,
+            max_message_bytes=max_message_bytes,
+            retry=retry,
+            credentials=Credentials(
+                tls=tls, tls_ca=tls_ca, client_cert=client_cert, client_key=client_key, token=token
+            ),
+        )
         self._connect()
 
     def _connect(self) -> None:
@@ -155,6 +177,9 @@ class _Caller:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (type(self), self._settings)
+
+    def _metadata(self, call: Call[Any]) -> tuple[tuple[str, str], ...]:
+        return call.metadata + self._settings.credentials.metadata()
 
     def _timeout(self, timeout: float | None) -> float | None:
         check_timeout(timeout)
@@ -169,4 +194,6 @@ class _Caller:
 
 
 def _reopen(kind: type, settings: Settings) -> Any:
-    return kind(**asdict(settings))
+    arguments = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    credentials = arguments.pop("credentials")
+    return kind(**arguments, **{each.name: getattr(credentials, each.name) for each in fields(credentials)})

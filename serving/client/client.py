@@ -51,7 +51,12 @@ class Client(_Caller):
     """
 
     def _connect(self) -> None:
-        self._channel = grpc.insecure_channel(self._settings.target, self._settings.options())
+        target, options = self._settings.target, self._settings.options()
+        credentials = self._settings.credentials.channel_credentials()
+        if credentials:
+            self._channel = grpc.secure_channel(target, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(target, options)
         self._stubs = make_stubs(self._channel)
 
     def predict(
@@ -339,7 +344,7 @@ class Client(_Caller):
     def _start(self, call: Call[Any], timeout: float | None) -> Any:
         check_timeout(timeout)
         method = getattr(self._stubs[call.service], call.method)
-        return method(call.request, timeout=timeout, metadata=call.metadata)
+        return method(call.request, timeout=timeout, metadata=self._metadata(call))
 
     def _is_serving(self, timeout: float) -> bool:
         request = health_pb2.HealthCheckRequest()

@@ -10,6 +10,8 @@
       OverloadedError            too much load; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
       RouteChangedError          look at the route again
+      UnauthenticatedError       the server does not know who calls
+      PermissionDeniedError      the caller's scopes do not allow it
       DeadlineExceededError
       CallCancelledError
       UnsupportedError           the server has no such method
@@ -240,6 +242,20 @@ class RouteChangedError(SidecastError):
     """The route is no longer the one that the request names as `seen`. Nothing was changed."""
 
     default_reason = "ROUTE_CHANGED"
+
+
+class UnauthenticatedError(SidecastError, code=grpc.StatusCode.UNAUTHENTICATED):
+    """The call has no token, or one that the server does not accept."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(
+    SidecastError, code=grpc.StatusCode.PERMISSION_DENIED, reasons=("PERMISSION_DENIED", "NOT_THIS_PORT")
+):
+    """The caller's scopes do not allow this, of which `fields` name one that would; or it comes by another port."""
+
+    default_reason = "PERMISSION_DENIED"
 
 
 class DeadlineExceededError(SidecastError, code=grpc.StatusCode.DEADLINE_EXCEEDED):

@@ -14,6 +14,8 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Modes of PIL's images that PNG keeps without loss."""
 AS_RGB = ("CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La", "PA")
 """Modes that are converted first, by Pillow's formulas."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Most bytes of a file that is read: of a path that is no image, such as a device, no more are in memory."""
 COMPRESSION = 1
 """zlib's level: higher ones take many times longer to save a few per cent."""
 
@@ -64,13 +66,27 @@ def image_bytes(value: Any) -> bytes:
     return _encoded(value) if _is_pil(value) else _read(value)
 
 
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image's file. Blocks on the disk.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: its name is no path, or it has more than MAX_FILE_BYTES bytes.
+    """
+    with Path(path).expanduser().open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES:,} bytes; give an image file")
+    return data
+
+
 def _is_pil(value: object) -> bool:
     return all(hasattr(value, name) for name in ("mode", "convert", "save", "getexif"))
 
 
 def _read(path: os.PathLike[str]) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        return read_image_file(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {os.fspath(path)!a}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -192,6 +192,9 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             chosen = answer.multilabel
             scores = dict(zip(labels, chosen.scores, strict=True))
             return results.MultiLabel(tuple(chosen.labels), scores, answer.truncated)
+        case "token_classification":
+            spans = (_read(results.Span, span) for span in answer.token_classification.spans)
+            return results.TokenClassification(tuple(spans), answer.truncated)
         case _:
             return results.Text(answer.text.text, answer.truncated)
 

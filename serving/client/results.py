@@ -78,7 +78,30 @@ class MultiLabel:
     """As Classification's."""
 
 
-Answer = Classification | Regression | Text | Embedding | MultiLabel
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An entity in a text. Positions count characters (code points) of the text that was sent, as Python does."""
+
+    start: int
+    end: int
+    """One past its last character."""
+    label: str
+    score: float
+    """Mean over its words of the label's probability."""
+    text: str
+    """`text[start:end]` of the text that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassification:
+    """An answer of a token classification task: the entities in the text's order. They do not overlap."""
+
+    spans: tuple[Span, ...]
+    truncated: bool = False
+    """The row's text was longer than all of the windows that the task reads: its end was not read."""
+
+
+Answer = Classification | Regression | Text | Embedding | MultiLabel | TokenClassification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +162,7 @@ class TaskSpec:
     """A task's spec: its kind, its template and its limits."""
 
     kind: str
-    """classification, regression, text, embedding or multilabel."""
+    """classification, regression, text, embedding, multilabel or token_classification."""
     template: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]

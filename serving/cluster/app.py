@@ -1,6 +1,7 @@
 """The Ray Serve application, for `sidecast deploy`, `serve run serving.cluster.app:build` and serveConfigV2.
 
-It has one deployment, which is the ingress and owns the device: Ray's HAProxy sends a call straight to a replica.
+It has one deployment, which is the ingress and owns the device: Ray's HAProxy sends a call straight to a replica. The
+HTTP API is on Ray's HTTP port.
 """
 
 from typing import Any, Self
@@ -78,7 +79,11 @@ class AppArgs(BaseModel):
     def _sound(self) -> Self:
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("give either replicas or autoscaling")
-        ServeConfig.from_values(self.settings)
+        config = ServeConfig.from_values(self.settings)
+        if config.access.tls_cert:
+            raise ValueError("tls_cert is for 'sidecast serve': Ray's gRPC has no TLS; end it in a proxy before Ray")
+        if config.access.admin_port is not None:
+            raise ValueError("admin_port is for 'sidecast serve': Ray gives all services one port")
         device = str(self.settings.get("device", "auto"))
         if device.startswith("cuda") and not self.gpus:
             raise ValueError(f"device is {device}, but gpus is 0: give each replica a GPU")
@@ -91,6 +96,7 @@ def build(args: AppArgs) -> Application:
     """Build the application. Ray calls it with validated arguments: AppArgs raises pydantic.ValidationError before."""
     from serving.cluster.replica import HEALTH_EVERY_S, Server
 
+    replica = Server if args.settings.get("http_port") == 0 else serve.ingress()(Server)
     config = ServeConfig.from_values(args.settings)
     most = args.autoscaling.max_replicas if args.autoscaling else args.replicas or 1
     options: dict[str, Any] = {
@@ -112,7 +118,7 @@ def build(args: AppArgs) -> Application:
         options["autoscaling_config"] = _autoscaling(args.autoscaling, config)
     else:
         options["num_replicas"] = args.replicas or 1
-    return serve.deployment(**options)(Server).bind(args.settings)
+    return serve.deployment(**options)(replica).bind(args.settings)
 
 
 def _autoscaling(wanted: Autoscaling, config: ServeConfig) -> AutoscalingConfig:

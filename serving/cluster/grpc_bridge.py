@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServicerContext
 
+from serving.access import Access
 from serving.api import HEALTH, SERVICES, Drain, Inbox, intercepted, path_of
 
 Metadata = list[tuple[str, str | bytes]]
@@ -152,14 +153,17 @@ class Calls:
         servicers: the servicer of each service.
         drain: counts the calls in flight, and refuses new ones once it has begun.
         inbox: takes the requests in.
+        access: decides who may call what; None: everybody everything.
     """
 
-    def __init__(self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain, inbox: Inbox) -> None:
+    def __init__(
+        self, servicers: Mapping[ServiceDescriptor, Any], drain: Drain, inbox: Inbox, access: Access | None = None
+    ) -> None:
         self._methods: dict[str, dict[str, Callable[..., Any]]] = {}
         for service, servicer in servicers.items():
             for method in service.methods:
                 by_path = self._methods.setdefault(method.name, {})
-                by_path[path_of(method)] = intercepted(method, getattr(servicer, method.name), drain, inbox)
+                by_path[path_of(method)] = intercepted(method, getattr(servicer, method.name), drain, inbox, access)
 
     async def answer(self, name: str, request: Any, context: RayContext) -> Message:
         """The response. If the call failed, an empty message, with the status in the context.

@@ -1,4 +1,4 @@
-"""One replica of the Ray Serve application: the components and servicers of a single process, called by Ray.
+"""One replica of the Ray Serve application: the components, servicers and HTTP API of a single process, called by Ray.
 
 It imports torch only when it starts, because Ray also imports this module in processes without a model.
 """
@@ -17,15 +17,18 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
+from serving.access import Access, scrape_guard, write_audit
 from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
 from serving.config import ServeConfig
+from serving.cores import set_spins
 from serving.errors import PortInUse
 from serving.metrics import Metrics
-from serving.ports import MetricsServer, State
+from serving.ports import Allow, MetricsServer, State
 
 if TYPE_CHECKING:
     from serving.components import Components
+    from serving.http.app import App
     from serving.scheduler import Batcher
 
 
@@ -64,6 +67,8 @@ class Server:
             raise
 
     async def _start(self, config: ServeConfig) -> None:
+        set_spins(config.openmp_spins)
+
         from serving.components import assemble, join
         from serving.engine import share_heaps
         from serving.scheduler import Utilization
@@ -75,8 +80,14 @@ class Server:
         self.node = get_node_ip_address()
         config = _of_replica(config, self.node)
         logging.getLogger("serving").setLevel(config.log_level)
-        self._http = _metrics_server(config, self.metrics, lambda: self._fault(), self._unreadiness)
-        self._open.push_async_callback(asyncio.to_thread, self._http.close)
+        self._config = config
+        self._access = Access(config.access)
+        write_audit(config.access.audit_log)
+        self._allow = scrape_guard(self._access, asyncio.get_running_loop())
+        self._metrics_server = _metrics_server(
+            config, self.metrics, lambda: self._fault(), self._unreadiness, self._allow
+        )
+        self._open.push_async_callback(asyncio.to_thread, self._metrics_server.close)
         parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
         self._fault = parts.fault
         self._open.push_async_callback(asyncio.to_thread, parts.stop)
@@ -86,9 +97,10 @@ class Server:
         presence = Presence(parts.registry, f"{self.node}/{self.id}", lambda: self.generation)
         self._open.push_async_callback(asyncio.to_thread, presence.stop)
         await join(parts, presence, self.drain)
-        inbox = Inbox(config.max_in_flight_bytes, self.metrics)
-        self._open.callback(inbox.close)
-        self._calls = Calls(parts.servicers(config, self.metrics, self.drain, presence), self.drain, inbox)
+        self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
+        self._open.callback(self._inbox.close)
+        self._servicers = parts.servicers(config, self.metrics, self.drain, presence)
+        self._calls = Calls(self._servicers, self.drain, self._inbox, self._access)
         self._checked_at = time.monotonic()
         leaving = asyncio.create_task(self._leave_when_forgotten())
         self._open.push_async_callback(end_tasks, {leaving})
@@ -109,6 +121,15 @@ class Server:
             if max(self._checked_at, left_at) == since:
                 self.drain.leave()
                 left_at = time.monotonic()
+
+    def __serve_build_asgi_app__(self) -> "App":
+        """The HTTP API. Ray calls this once the replica has started, and then the application for each request."""
+        from serving.http.app import make_app
+
+        pages = self._metrics_server.pages
+        return make_app(
+            self._servicers, self.drain, self._inbox, pages, self._config, self._access, self._allow, echo_id=False
+        )
 
     @property
     def generation(self) -> int:
@@ -153,7 +174,7 @@ class Server:
             "load": self._load.now,
             "residents": len(state.residents),
             "failed": len(state.failed),
-            "metrics": f"{self.node}:{self._http.port}",
+            "metrics": f"{self.node}:{self._metrics_server.port}",
             "start_s": self._start_s,
         }
 
@@ -191,12 +212,12 @@ def _batcher(parts: "Components") -> "Batcher":
     return parts.batcher
 
 
-def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State) -> MetricsServer:
+def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State, allow: Allow) -> MetricsServer:
     """Raises PortInUse, CannotListen."""
     first = config.metrics_port
     for port in range(first, first + METRICS_PORTS) if first else ():
         try:
-            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready)
+            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready, allow=allow)
         except PortInUse:
             continue
-    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready)
+    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready, allow=allow)

@@ -15,7 +15,9 @@ DEPLOYMENT = "Server"
 ATTEMPT = "SIDECAST_ATTEMPT"
 """Variable in the application's environment that differs between two tries of the same config. Ray does not try an
 unchanged config again after it failed."""
-NOT_OF_REPLICAS = ("host", "port", "grace_s")
+FILES = ("vision", "tokens", "jwt_keys", "audit_log")
+"""Settings that name files, which a replica needs as absolute paths. Some may be URLs."""
+NOT_OF_REPLICAS = ("host", "port", "http_port", "grace_s")
 """Settings of a single process that on a cluster are set for the proxies or the deployment."""
 
 
@@ -39,7 +41,7 @@ class Wanted:
     host: str
     port: int
     http_port: int
-    """Ray's HTTP port, for health checks of load balancers only."""
+    """Ray's HTTP port: the HTTP API, and health checks of load balancers."""
 
     @property
     def most(self) -> int:
@@ -76,7 +78,7 @@ def settings_of(config: ServeConfig) -> Document:
     for group, default in [(config, defaults), *((getattr(config, g), getattr(defaults, g)) for g in GROUPS)]:
         for name in (field.name for field in fields(group) if field.name not in GROUPS):
             value = getattr(group, name)
-            if name == "vision" and value:
+            if name in FILES and value and "://" not in value:
                 settings[name] = str(Path(value).expanduser().resolve())
             elif name not in NOT_OF_REPLICAS and value != getattr(default, name):
                 settings[name] = _tables(value) if name == "task_limits" else value

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from ladder.answers import Answer
+from ladder.answers import Answer, SpansAnswer
 from ladder.errors import is_out_of_memory
 from serving.engine.rows import EngineRow, Event, Resident
 from serving.errors import OutOfMemory, SideFailed
@@ -32,7 +32,7 @@ def _is_finite(outcome: Answer, kind: str) -> bool:
             value = getattr(outcome, column.attribute)
             if not all(map(math.isfinite, value if column.is_list else (value,))):
                 return False
-    return True
+    return not isinstance(outcome, SpansAnswer) or all(map(math.isfinite, outcome.outside))
 
 
 def log_failures(events: Sequence[tuple[EngineRow, Event]]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from ladder.answering import Answerer, Generate, Row
+from ladder.answering import Answerer, Generate, Row, Words
 from ladder.answers import Answer
 from ladder.backbone.tokenizer import Pair
 from serving.engine.detokenizer import Piece
@@ -77,6 +77,8 @@ class EngineRow:
     """Where the two texts of a pair lie among `ids`, for a side network that reads them apart."""
     streams: bool = False
     """Deliver its text piece by piece, and then whole."""
+    words: Words | None = None
+    """The words of its text, for a task that tags them."""
 
     @property
     def how(self) -> Answerer:
@@ -144,6 +146,7 @@ class EngineRow:
             salt=self.salt,
             images=self.image_names,
             pair=self.pair,
+            words=self.words,
         )
 
 

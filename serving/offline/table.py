@@ -7,30 +7,31 @@ Knows the engine: no files, no Ray.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from ladder.answering import WindowedText, Words
 from ladder.answers import Answer
 from serving.engine import Engine, EngineRow, Event, Piece, Resident
 from serving.errors import OutOfMemory
 from serving.offline.errors import OutOfRoom
 from serving.offline.images import EncodedOrFault, TableEncoder, name_images, read_column, row_images
+from serving.offline.tokenized import Ids, TokenizedTable, as_text, render, split_column, tokenize_prompts, values_of
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import Pair, TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.task import Pair
+from side_registry.task_kinds import KINDS, AnswerColumn
 from table_files import ImageSource
 
-Ids = tuple[int, ...]
 Outcome = Answer | Exception
 
-IMAGES_AT_ONCE = 256
-"""Most images whose features are in memory: 200 MB of a grid of 256 tokens with 768 features in float32."""
-TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32()}
+SPAN = pa.struct(
+    {"start": pa.int64(), "end": pa.int64(), "label": pa.string(), "score": pa.float32(), "text": pa.string()}
+)
+TYPES: Mapping[str, pa.DataType] = {"string": pa.string(), "float32": pa.float32(), "spans": pa.list_(SPAN)}
 """By the type of an answer's column."""
 
 
@@ -98,45 +99,6 @@ def fields_of(name: str, kind: str) -> list[pa.Field]:
     return [pa.field(f"{name}.{column}", type_) for column, type_ in types.items()]
 
 
-@dataclass(frozen=True)
-class TokenizedTable:
-    """A table whose rows were rendered and tokenized for each task."""
-
-    table: pa.Table
-    ids: Sequence[Sequence[Ids | Exception]]
-    """For each task, each row's token ids, or why it has none."""
-    pairs: Sequence[Sequence[Pair | None]]
-    """For each task, where each row's two texts lie among its tokens, if its side network reads them apart."""
-    truncated: Sequence[int]
-    """For each task, how many rows' texts are cut."""
-    images: Sequence[Sequence[tuple[str, ...]]]
-    """For each task, the names of each row's images, in the order of its spec's; none where `ids` has a fault."""
-    files: Mapping[str, bytes]
-    """The bytes of all images, by name."""
-
-    @cached_property
-    def prompts(self) -> int:
-        """Distinct prompts, over all tasks."""
-        return len({ids for rows in self.ids for ids in rows if not isinstance(ids, Exception)})
-
-    def names_of(self, rows: range) -> set[str]:
-        """The names of the images of some rows."""
-        return {name for of_task in self.images for index in rows for name in of_task[index]}
-
-    def spans(self) -> Iterator[range]:
-        """The rows in spans of at most IMAGES_AT_ONCE images; of a table without images, one span."""
-        start = 0
-        held: set[str] = set()
-        for index in range(self.table.num_rows):
-            names = self.names_of(range(index, index + 1))
-            if held and len(held | names) > IMAGES_AT_ONCE:
-                yield range(start, index)
-                start = index
-                held = set()
-            held |= names
-        yield range(start, self.table.num_rows)
-
-
 class TableAnswerer:
     """Answers tables with one engine. `tokenize` and `to_table` may run on any thread, `answer` on the device's.
 
@@ -169,27 +131,33 @@ class TableAnswerer:
 
         Tasks with the same template and columns share the result.
         """
-        shared: dict[object, tuple[list[Ids | Exception], int]] = {}
+        shared: dict[object, tuple[Sequence[Ids | WindowedText | Exception], int]] = {}
         columns_of_images: dict[tuple[str, str], list[str | InvalidRow]] = {}
         files: dict[str, bytes] = {}
-        ids: list[list[Ids | Exception]] = []
+        ids: list[list[Ids | WindowedText | Exception]] = []
         pairs: list[Sequence[Pair | None]] = []
         images: list[list[tuple[str, ...]]] = []
         truncated: list[int] = []
         for task, resident in zip(self._tasks, self._residents, strict=True):
             spec = resident.spec
             columns = tuple(task.columns[name] for name in spec.fields)
-            key = (spec.template, spec.max_chars, spec.max_source_tokens, columns)
+            tags_words = KINDS[spec.kind].has_spans
+            key = (spec.template, spec.max_chars, spec.max_source_tokens, columns, tags_words)
             if key not in shared:
-                prompts = render(spec, [_values_of(table[column]) for column in columns], table.num_rows)
-                shared[key] = self._encoded(prompts, spec.max_source_tokens)
+                values = [values_of(table[column]) for column in columns]
+                prompts = render(spec, values, table.num_rows)
+                shared[key] = (
+                    split_column(self._tokenizer, spec, prompts, values[0])
+                    if tags_words
+                    else tokenize_prompts(self._tokenizer, prompts, spec.max_source_tokens)
+                )
             rows, cut = shared[key]
             truncated.append(cut)
-            pairs.append(self._pairs(resident, [_values_of(table[column]) for column in columns], rows))
+            pairs.append(self._pairs(resident, [values_of(table[column]) for column in columns], rows))
             wanted = [(name, task.columns[name]) for name in spec.images]
             for name, column in wanted:
                 if (name, column) not in columns_of_images:
-                    read = read_column(name, _values_of(table[column]), self._source)
+                    read = read_column(name, values_of(table[column]), self._source)
                     columns_of_images[name, column] = name_images(read, files)
             names = [columns_of_images[image] for image in wanted]
             checked = [_with_names(row, [column[index] for column in names]) for index, row in enumerate(rows)]
@@ -198,16 +166,16 @@ class TableAnswerer:
         return TokenizedTable(table, ids, pairs, truncated, images, files)
 
     def _pairs(
-        self, resident: Resident, columns: Sequence[Sequence[Any]], rows: Sequence[Ids | Exception]
+        self, resident: Resident, columns: Sequence[Sequence[Any]], rows: Sequence[Ids | WindowedText | Exception]
     ) -> Sequence[Pair | None]:
         """Where the two texts of each row lie among its tokens; None for each where that does not matter."""
         pairs: list[Pair | None] = [None] * len(rows)
-        if not resident.side.config.pair:
+        if not (resident.spec.has_pair and resident.side.config.pair):
             return pairs
-        known = [(index, ids) for index, ids in enumerate(rows) if not isinstance(ids, Exception)]
+        known = [(index, ids) for index, ids in enumerate(rows) if isinstance(ids, tuple)]
         names = resident.spec.fields
         texts = [
-            {name: _as_text(name, values[index]) for name, values in zip(names, columns, strict=True)}
+            {name: as_text(name, values[index]) for name, values in zip(names, columns, strict=True)}
             for index, _ in known
         ]
         rendered = [resident.spec.render_pair(row) for row in texts]
@@ -255,8 +223,8 @@ class TableAnswerer:
     def _answer_span(
         self, tokenized: TokenizedTable, span: range, encoded: Mapping[str, EncodedOrFault], limits: PassLimits
     ) -> list[list[Outcome]]:
-        distinct: dict[tuple[int, Ids, tuple[str, ...], Pair | None, int], EngineRow] = {}
-        rows: list[list[EngineRow | Exception]] = []
+        distinct: dict[tuple[int, Ids, tuple[str, ...], Pair | None, int, Words | None], EngineRow] = {}
+        rows: list[list[EngineRow | _TextRows | Exception]] = []
         for task, resident in enumerate(self._residents):
             rows.append([])
             for index in span:
@@ -265,6 +233,16 @@ class TableAnswerer:
                 if isinstance(ids, Exception):
                     rows[-1].append(ids)
                     continue
+                if isinstance(ids, WindowedText):
+                    windows = [
+                        distinct.setdefault(
+                            (task, window.ids, (), None, 0, window.words),
+                            EngineRow(window.ids, resident, words=window.words),
+                        )
+                        for window in ids.windows
+                    ]
+                    rows[-1].append(_TextRows(ids, windows))
+                    continue
                 images = row_images(resident.spec.images, names, encoded) if names else ()
                 if isinstance(images, Exception):
                     rows[-1].append(images)
@@ -272,13 +250,12 @@ class TableAnswerer:
                 pair = tokenized.pairs[task][index]
                 row = EngineRow(ids, resident, images=images, pair=pair)
                 own = index if row.alone else 0  # equal rows are one, unless each draws its own text
-                key = (task, ids, names, pair, own)
-                rows[-1].append(distinct.setdefault(key, row))
+                rows[-1].append(distinct.setdefault((task, ids, names, pair, own, None), row))
         inputs: dict[Ids, list[EngineRow]] = {}
-        for (_, ids, *_), row in distinct.items():
-            inputs.setdefault(ids, []).append(row)
+        for row in distinct.values():
+            inputs.setdefault(row.ids, []).append(row)
         outcomes = answer_inputs(self._engine, list(inputs.values()), limits)
-        return [[outcomes[row] if isinstance(row, EngineRow) else row for row in of_task] for of_task in rows]
+        return [[_outcome(row, outcomes) for row in of_task] for of_task in rows]
 
     def to_table(self, tokenized: TokenizedTable, outcomes: Sequence[Sequence[Outcome]]) -> tuple[pa.Table, Counts]:
         """The table with the tasks' columns, and its counts without `passes`."""
@@ -292,14 +269,19 @@ class TableAnswerer:
                 table = table.append_column(column, pa.array(values, column.type))
         return table, counts
 
-    def _encoded(self, prompts: Sequence[str | Exception], limit: int) -> tuple[list[Ids | Exception], int]:
-        """Each prompt's token ids, and how many prompts are cut. Each distinct prompt is tokenized once."""
-        texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
-        encoded, cut = self._tokenizer.encode_cut(texts, limit)
-        ids = dict(zip(texts, map(tuple, encoded), strict=True))
-        is_cut = dict(zip(texts, cut, strict=True))
-        rows = [ids[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
-        return rows, sum(is_cut[prompt] for prompt in prompts if isinstance(prompt, str))
+
+@dataclass(frozen=True, slots=True)
+class _TextRows:
+    """A text whose words are tagged, and the rows of its windows."""
+
+    text: WindowedText
+    windows: Sequence[EngineRow]
+
+
+def _outcome(row: EngineRow | _TextRows | Exception, outcomes: Mapping[EngineRow, Outcome]) -> Outcome:
+    if isinstance(row, _TextRows):
+        return row.text.join([outcomes[window] for window in row.windows])
+    return outcomes[row] if isinstance(row, EngineRow) else row
 
 
 def _is_out_of_room(outcome: Outcome) -> bool:
@@ -307,50 +289,14 @@ def _is_out_of_room(outcome: Outcome) -> bool:
     return isinstance(outcome, OutOfMemory) and outcome.what == "row"
 
 
-def render(spec: TaskSpec, columns: Sequence[Sequence[Any]], rows: int) -> list[str | Exception]:
-    """The rows' prompts, or why a row has none. `columns` are the values of the spec's fields; there may be none."""
-    values = zip(*columns, strict=True) if columns else [()] * rows
-    return [_prompt(spec, dict(zip(spec.fields, row, strict=True))) for row in values]
-
-
-def _with_names(ids: Ids | Exception, names: Sequence[str | InvalidRow]) -> tuple[Ids | Exception, tuple[str, ...]]:
+def _with_names(
+    ids: Ids | WindowedText | Exception, names: Sequence[str | InvalidRow]
+) -> tuple[Ids | WindowedText | Exception, tuple[str, ...]]:
     """A row's tokens and the names of its images, or its first fault and no names."""
     if isinstance(ids, Exception):
         return ids, ()
     fault = next((name for name in names if isinstance(name, InvalidRow)), None)
     return (ids, tuple(map(str, names))) if fault is None else (fault, ())
-
-
-def _prompt(spec: TaskSpec, values: Mapping[str, Any]) -> str | Exception:
-    try:
-        return spec.render({name: _as_text(name, value) for name, value in values.items()})
-    except InvalidRow as error:
-        return error
-
-
-def _values_of(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as Python's; a text that is not UTF-8 becomes its UnicodeDecodeError."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value_of(scalar) for scalar in column]
-
-
-def _value_of(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
-
-
-def _as_text(name: str, value: Any) -> Any:
-    """Numbers become their text, as in training. Raises InvalidRow."""
-    if value is None:
-        raise InvalidRow(name, "is null; give a text")
-    if isinstance(value, UnicodeDecodeError):
-        raise InvalidRow(name, f"is not UTF-8 ({value.reason} at byte {value.start})")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value
 
 
 def answer_inputs(
@@ -417,12 +363,16 @@ def _take(waiting: "deque[Sequence[EngineRow]]", limits: PassLimits, room: int, 
     return taken
 
 
+def _value(column: AnswerColumn, outcome: Answer) -> Any:
+    value = getattr(outcome, column.attribute)
+    return [asdict(span) for span in value] if column.dtype == "spans" else value
+
+
 def _columns(resident: Resident, outcomes: Sequence[Outcome]) -> list[list[Any]]:
     """Values of the columns of `fields_of`, in their order."""
-    attributes = [column.attribute for column in KINDS[resident.spec.kind].columns]
     values = [
-        [None if isinstance(outcome, Exception) else getattr(outcome, attribute) for outcome in outcomes]
-        for attribute in attributes
+        [None if isinstance(outcome, Exception) else _value(column, outcome) for outcome in outcomes]
+        for column in KINDS[resident.spec.kind].columns
     ]
     versions = [resident.version] * len(outcomes)
     errors = [

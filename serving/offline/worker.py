@@ -25,7 +25,8 @@ from serving.offline.errors import UnreadableInput
 from serving.offline.images import TableEncoder
 from serving.offline.inputs import Shard, read
 from serving.offline.outputs import Output
-from serving.offline.table import Counts, OfflineTask, Outcome, PassLimits, TableAnswerer, TokenizedTable
+from serving.offline.table import Counts, OfflineTask, Outcome, PassLimits, TableAnswerer
+from serving.offline.tokenized import TokenizedTable
 from serving.versions import Loader
 from side_registry import Registry
 from table_files import open_images

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ladder.answering import Framed, OffsetTokenizer, WindowedText, Words, split_texts
+from ladder.answering.words import MAX_WINDOWS
+from ladder.answers import Answer
 from serving.engine import EncodedImage
 from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
@@ -99,7 +102,7 @@ def _whole_prompt(spec: TaskSpec, text: str, where: str) -> str:
     return text
 
 
-class Encoder(Protocol):
+class Encoder(OffsetTokenizer, Protocol):
     """What the service needs of a tokenizer; called from several threads."""
 
     def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
@@ -113,7 +116,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One task's rows as tokens."""
+    """One task's rows as tokens. Where the task tags words, a long text is several prompts: its windows."""
 
     target: Target
     prompts: list[str]
@@ -124,14 +127,38 @@ class Encoded:
     """Each row's images; empty where the task reads text alone."""
     pairs: Sequence[Pair] = ()
     """Where each row's two texts lie among its tokens; empty where the side network reads all tokens alike."""
+    texts: Sequence[WindowedText] = ()
+    """Each row's text; empty where the task does not tag words."""
+    window_inputs: Sequence[InputRow] = ()
+    """For each prompt the input that makes it alone; empty where the task does not tag words."""
+
+    @property
+    def words(self) -> list[Words]:
+        """For each prompt the words of its text; empty where the task does not tag words."""
+        return [window.words for text in self.texts for window in text.windows]
+
+    def join(self, outcomes: Sequence[Answer | Exception]) -> Sequence[Answer | Exception]:
+        """One outcome for each row, from one for each prompt."""
+        if not self.texts:
+            return outcomes
+        prompts = iter(outcomes)
+        return [text.join([next(prompts) for _ in text.windows]) for text in self.texts]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all rows together."""
+        return sum(map(len, self.ids))
 
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
     target: Target
     prompts: list[str]
-    cuts: Sequence[Pair]
+    rows: Sequence[InputRow]
+    cuts: Sequence[Pair] = ()
     """Where each prompt's two texts lie among its characters; empty where that does not matter."""
+    texts: Sequence[Framed] = ()
+    """Where the task tags words: each row's text, and what the template adds."""
 
     @property
     def limit(self) -> int:
@@ -161,18 +188,23 @@ def resolve(state: PoolState, ref: TaskRef, options: RequestOptions, *, many: bo
 
 
 def encode(
-    tokenizer: Encoder, requests: Sequence[tuple[Sequence[Target | Refused], Sequence[InputRow]]]
+    tokenizer: Encoder,
+    requests: Sequence[tuple[Sequence[Target | Refused], Sequence[InputRow]]],
+    most_windows: int = MAX_WINDOWS,
 ) -> list[list[Encoded | Refused] | Exception]:
     """Render each request's rows for its targets, and tokenize all prompts with one call. For a tokenizer thread.
 
     A request that fails as a whole is its exception in the result; the others are then tokenized without it.
+
+    Args:
+        most_windows: of one text whose words are tagged.
     """
     try:
-        return [*_tokenized(tokenizer, [_rendered(targets, rows) for targets, rows in requests])]
+        return [*_tokenized(tokenizer, [_rendered(targets, rows) for targets, rows in requests], most_windows)]
     except Exception as error:
         if len(requests) == 1:
             return [error]
-    return [outcome for request in requests for outcome in encode(tokenizer, [request])]
+    return [outcome for request in requests for outcome in encode(tokenizer, [request], most_windows)]
 
 
 def _rendered(targets: Sequence[Target | Refused], rows: Sequence[InputRow]) -> "list[_Rendered | Refused]":
@@ -183,29 +215,71 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
     try:
         spec = target.resident.spec
         prompts = render_rows(spec, rows)
-        return _Rendered(target, prompts, cut_pairs(spec, rows) if target.resident.side.config.pair else ())
+        if KINDS[spec.kind].has_spans:
+            return _Rendered(target, prompts, rows, texts=[_framed(spec, row) for row in rows])
+        reads_apart = spec.has_pair and target.resident.side.config.pair
+        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if reads_apart else ())
     except ServingError as error:
         return detached(error)
 
 
-def _tokenized(tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]") -> list[list[Encoded | Refused]]:
+def _framed(spec: TaskSpec, row: InputRow) -> Framed:
+    """The text of a row whose prompt was rendered before. Of a whole prompt it is all."""
+    if isinstance(row, Prompt):
+        return Framed("", row.text, "")
+    before, after = spec.frame
+    return Framed(before, row if isinstance(row, str) else str(row[spec.fields[0]]), after)
+
+
+def _part_of(spec: TaskSpec, row: InputRow, text: str) -> InputRow:
+    """The row with a part of its text."""
+    if isinstance(row, Prompt):
+        return Prompt(text)
+    return text if isinstance(row, str) else {**row, spec.fields[0]: text}
+
+
+def _tokenized(
+    tokenizer: Encoder, requests: "Sequence[list[_Rendered | Refused]]", most_windows: int
+) -> list[list[Encoded | Refused]]:
     """Tokenize each distinct prompt of all the requests once."""
     prompts: dict[int, dict[str, None]] = {}
+    texts: dict[int, dict[Framed, None]] = {}
     for request in requests:
         for task in request:
-            if isinstance(task, _Rendered):
+            if isinstance(task, _Rendered) and task.texts:
+                texts.setdefault(task.limit, {}).update(dict.fromkeys(task.texts))
+            elif isinstance(task, _Rendered):
                 prompts.setdefault(task.limit, {}).update(dict.fromkeys(task.prompts))
+    split = {
+        limit: dict(zip(framed, split_texts(tokenizer, list(framed), limit, most_windows), strict=True))
+        for limit, framed in texts.items()
+    }
     ids = {limit: _tokenize(tokenizer, list(texts), limit) for limit, texts in prompts.items()}
 
     def encoded(task: _Rendered | Refused) -> Encoded | Refused:
         if isinstance(task, Exception):
             return task
+        if task.texts:
+            return _in_windows(task, [split[task.limit][framed] for framed in task.texts])
         tokens = [ids[task.limit][prompt] for prompt in task.prompts]
         rows = [row for row, _ in tokens]
         pairs = tokenizer.locate(task.prompts, task.cuts, rows) if task.cuts else ()
         return Encoded(task.target, task.prompts, rows, [cut for _, cut in tokens], pairs=pairs)
 
     return [[encoded(task) for task in request] for request in requests]
+
+
+def _in_windows(task: _Rendered, texts: Sequence[WindowedText]) -> Encoded:
+    spec = task.target.resident.spec
+    windows = [(row, window) for row, text in zip(task.rows, texts, strict=True) for window in text.windows]
+    return Encoded(
+        task.target,
+        [window.prompt for _, window in windows],
+        [window.ids for _, window in windows],
+        [text.truncated for text in texts],
+        texts=texts,
+        window_inputs=[_part_of(spec, row, window.words.text) for row, window in windows],
+    )
 
 
 def _tokenize(tokenizer: Encoder, texts: list[str], limit: int) -> Mapping[str, tuple[Ids, bool]]:

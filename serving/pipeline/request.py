@@ -170,9 +170,13 @@ class Prediction:
     answers: tuple[Answer, ...]
     truncated: tuple[bool, ...]
     """For each row, whether its text was longer than the spec's `max_source_tokens`: its end was not read."""
+    input_tokens: int = 0
+    """Tokens that were read, of all rows together."""
 
     @classmethod
-    def of(cls, target: Target, answers: Sequence[Answer], truncated: Sequence[bool]) -> "Prediction":
+    def of(
+        cls, target: Target, answers: Sequence[Answer], truncated: Sequence[bool], input_tokens: int = 0
+    ) -> "Prediction":
         """The prediction of `target`, with an answer for each row."""
         resident = target.resident
         return cls(
@@ -183,6 +187,7 @@ class Prediction:
             spec=resident.spec,
             answers=tuple(answers),
             truncated=tuple(truncated),
+            input_tokens=input_tokens,
         )
 
 
@@ -195,11 +200,13 @@ class Generated:
     finish_reason: FinishReason
 
 
-def prediction_or_fault(target: Target, outcomes: Sequence[Outcome], truncated: Sequence[bool]) -> Prediction | Refused:
+def prediction_or_fault(
+    target: Target, outcomes: Sequence[Outcome], truncated: Sequence[bool], input_tokens: int = 0
+) -> Prediction | Refused:
     """The task's answers, or the first fault of this task among them. Any other exception is raised."""
     fault = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
     if fault is None:
-        return Prediction.of(target, outcomes, truncated)
+        return Prediction.of(target, outcomes, truncated, input_tokens)
     if isinstance(fault, ServingError):
         return fault
     try:

@@ -7,17 +7,17 @@ Knows no gRPC and runs no torch.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import repeat
 from time import perf_counter
 
-from ladder.answering import Generate
+from ladder.answering import Generate, Words
 from ladder.answers import TextAnswer
 from serving.config import RequestConfig
-from serving.engine import EncodedImage, EngineRow, Piece, TextProgress
-from serving.errors import DeadlineExpired, InvalidInput, ServingError, TooManyRows, TooSlow, detached
+from serving.engine import EncodedImage, EngineRow, Key, Piece, TextProgress
+from serving.errors import DeadlineExpired, InvalidInput, NotLoaded, ServingError, TooManyRows, TooSlow, detached
 from serving.images import ImageOutcome, ImagePool
 from serving.metrics import Metrics
 from serving.pipeline.observation import NoObserver, Observation, Observer
@@ -35,7 +35,7 @@ from serving.pipeline.request import (
 from serving.pipeline.row_images import RequestImages, first_image
 from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
-from serving.versions import PoolState, SidePool
+from serving.versions import Arrivals, PoolState, SidePool
 from side_registry.errors import RegistryError
 from side_registry.groups import GroupVersion
 from side_registry.task import PRODUCTION, Pair, TaskRef
@@ -52,6 +52,8 @@ class PredictService:
     Args:
         observer: gets an observation of every task whose alias has a route.
         images: encodes the images of requests; None: tasks that read images are not answered.
+        arrivals: lets requests wait for versions that are still loading; None: such requests fail.
+        used: told the name of each task that is called.
     """
 
     def __init__(
@@ -63,8 +65,12 @@ class PredictService:
         metrics: Metrics | None = None,
         observer: Observer | None = None,
         images: ImagePool | None = None,
+        arrivals: Arrivals | None = None,
+        used: Callable[[str], None] = lambda task: None,
     ) -> None:
         self._pool = pool
+        self._arrivals = arrivals
+        self._used = used
         self._batcher = batcher
         self._config = config or RequestConfig()
         self._metrics = metrics or Metrics()
@@ -74,8 +80,49 @@ class PredictService:
 
     @property
     def ready(self) -> bool:
-        """The first load is done."""
+        """The registry's tasks are known; requests wait for those that are still loading."""
         return self._pool.snapshot().generation >= 0
+
+    async def find(self, ref: TaskRef, options: RequestOptions) -> Target:
+        """As `resolve`; first waits, up to the deadline, for a version that is still loading.
+
+        Raises:
+            what `resolve` raises, and DeadlineExpired.
+        """
+        try:
+            return self.resolve(ref, options)
+        except NotLoaded:
+            await self.arrived(ref, options.deadline)
+        return self.resolve(ref, options)
+
+    async def find_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
+        """As `resolve_tasks`; first waits, up to the deadline, for versions that are still loading.
+
+        Raises:
+            what `resolve_tasks` raises, and DeadlineExpired.
+        """
+        targets = self.resolve_tasks(refs, options)
+        missing = [ref for ref, target in zip(refs, targets, strict=True) if isinstance(target, NotLoaded)]
+        if not any(map(self._awaited, missing)):
+            return targets
+        await asyncio.gather(*(self.arrived(ref, options.deadline) for ref in missing))
+        return self.resolve_tasks(refs, options)
+
+    async def arrived(self, ref: TaskRef, deadline: float | None) -> None:
+        """Wait while the version that answers for a task is still loading.
+
+        Args:
+            deadline: time.monotonic() seconds; None: no limit.
+
+        Raises:
+            DeadlineExpired.
+        """
+        while self._arrivals is not None and (key := self._awaited(ref)) is not None:
+            await self._arrivals.wait(key, deadline)
+
+    def _awaited(self, ref: TaskRef) -> Key | None:
+        """The version that a request to this task should wait for."""
+        return self._pool.snapshot().awaited(ref.task, version=ref.version, alias=ref.alias)
 
     def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
         """Find the version that answers a request to one task.
@@ -85,7 +132,9 @@ class PredictService:
             InvalidInput: options out of bounds, or settings of texts for a task that makes none.
         """
         options.check()
-        return resolve(self._pool.snapshot(), ref, options)
+        target = resolve(self._pool.snapshot(), ref, options)
+        self._used(ref.task)
+        return target
 
     def resolve_tasks(self, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
         """Find the versions that answer a request to many tasks, in the order of `refs`, on one state of the registry.
@@ -118,6 +167,7 @@ class PredictService:
         for ref in refs:
             try:
                 targets.append(resolve(state, ref, options, many=True))
+                self._used(ref.task)
             except (ServingError, RegistryError) as error:
                 targets.append(detached(error))
         return targets
@@ -185,7 +235,7 @@ class PredictService:
                     progress.add(piece)
                     yield piece
                 if not isinstance(event, Piece):
-                    whole = Prediction.of(encoded.target, [event], encoded.truncated)
+                    whole = Prediction.of(encoded.target, [event], encoded.truncated, encoded.token_count)
                     yield Generated(whole, progress.finish_reason)
 
     async def close(self) -> None:
@@ -247,11 +297,13 @@ class PredictService:
     ) -> list[Prediction | Refused]:
         """Submit all tasks' rows together, a task's repeated rows once, and give each task its outcomes."""
         rows: list[EngineRow] = []
-        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None], int] = {}
+        indices: dict[tuple[int, Ids, tuple[str, ...], Pair | None, Words | None], int] = {}
 
-        def index_of(target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None) -> int:
-            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair)
-            key = id(target.resident), ids, row.image_names if images else (), pair
+        def index_of(
+            target: Target, ids: Ids, images: tuple[EncodedImage, ...], pair: Pair | None, words: Words | None
+        ) -> int:
+            row = EngineRow(ids, target.resident, target.answerer, request.options.tenant, images, pair, words=words)
+            key = id(target.resident), ids, row.image_names if images else (), pair, words
             if row.alone or key not in indices:
                 indices[key] = len(rows)
                 rows.append(row)
@@ -260,7 +312,16 @@ class PredictService:
         tasks = [
             (
                 task,
-                [*map(index_of, repeat(task.target), task.ids, task.images or repeat(()), task.pairs or repeat(None))],
+                [
+                    *map(
+                        index_of,
+                        repeat(task.target),
+                        task.ids,
+                        task.images or repeat(()),
+                        task.pairs or repeat(None),
+                        task.words or repeat(None),
+                    )
+                ],
             )
             for task in encoded
             if isinstance(task, Encoded)
@@ -282,8 +343,11 @@ class PredictService:
         for task, task_indices in tasks:
             task_rows = [rows[index] for index in task_indices]
             task_outcomes = [outcomes[index] for index in task_indices]
-            self._observe(Observation.of(task, request.rows, task_rows, task_outcomes, seconds))
-            predictions.append(prediction_or_fault(task.target, task_outcomes, task.truncated))
+            inputs = task.window_inputs or request.rows
+            self._observe(Observation.of(task, inputs, task_rows, task_outcomes, seconds))
+            predictions.append(
+                prediction_or_fault(task.target, task.join(task_outcomes), task.truncated, task.token_count)
+            )
         answered = iter(predictions)
         return [next(answered) if isinstance(task, Encoded) else task for task in encoded]
 

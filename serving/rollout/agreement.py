@@ -4,7 +4,15 @@ import math
 from difflib import SequenceMatcher
 from operator import mul
 
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from side_registry.task import TaskSpec
 
 NEAR_VALUES = 0.05
@@ -36,6 +44,8 @@ def compare(expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float
         case LabelsAnswer() as left, LabelsAnswer() as right:
             both = _by_label(expected[0], left), _by_label(actual[0], right)
             return set(left.labels) == set(right.labels), _largest_distance(*both)
+        case SpansAnswer() as left, SpansAnswer() as right:
+            return _spans(left, right)
     return False, 1.0
 
 
@@ -52,6 +62,8 @@ def in_words(answer: Answer) -> str:
             return f"[{', '.join(f'{value:.3f}' for value in values[:4])}, ...] ({len(values)} numbers)"
         case LabelsAnswer(labels=labels):
             return ", ".join(labels) or "no label"
+        case SpansAnswer(spans=spans):
+            return ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in spans) or "no entities"
 
 
 def _by_label(spec: TaskSpec, answer: ClassAnswer | LabelsAnswer) -> dict[str, float]:
@@ -87,6 +99,13 @@ def _vectors(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[bool, f
     lengths = math.hypot(*left) * math.hypot(*right)
     cosine = sum(map(mul, left, right)) / lengths if lengths else 0.0
     return cosine >= NEAR_VECTORS, _clamped((1 - cosine) / 2)
+
+
+def _spans(left: SpansAnswer, right: SpansAnswer) -> tuple[bool, float]:
+    """Whether both find the same entities; 1 - F1 of the one's entities against the other's."""
+    first, second = ({(span.start, span.end, span.label) for span in answer.spans} for answer in (left, right))
+    found = len(first) + len(second)
+    return first == second, 1 - 2 * len(first & second) / found if found else 0.0
 
 
 def _clamped(drift: float) -> float:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
-from ladder.answering import Answerer
+from ladder.answering import Answerer, Words
 from ladder.backbone.tokenizer import Pair
 from serving.config import ShadowConfig
 from serving.engine import CircuitBreaker, EncodedImage, EngineRow, Key, Resident
@@ -37,6 +37,14 @@ MAX_PAUSE_S = 3600.0
 
 MAX_IMAGE_BYTES = 64 << 20
 """Most bytes of images' features that rows in shadow hold, on the engine's device, until they are answered."""
+
+
+class TokenizedInput(NamedTuple):
+    """A caller's input as a version's template makes it; an EngineRow has the same."""
+
+    ids: Ids
+    pair: Pair | None
+    words: Words | None
 
 
 class Queue(Protocol):
@@ -128,7 +136,7 @@ class ShadowRunner:
             return
         if _prompts_alike(case.seen.resident, resident):
             rows = [case.seen.rows[index] for index in indices]
-            self._submit(case, resident, indices, [row.ids for row in rows], [row.pair for row in rows])
+            self._submit(case, resident, indices, rows)
         else:
             task = asyncio.get_running_loop().create_task(self._encode(case, resident, indices))
             self._tasks.add(task)
@@ -142,7 +150,7 @@ class ShadowRunner:
         self._encoding += len(indices)
         target = Target(resident, None, resident.answerer)
         inputs = [case.seen.inputs[index] for index in indices]
-        work = partial(encode, self._tokenizer, [([target], inputs)])
+        work = partial(encode, self._tokenizer, [([target], inputs)], most_windows=1)  # one row for each input
         try:
             [result] = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except RuntimeError:  # it was closed
@@ -151,7 +159,9 @@ class ShadowRunner:
             self._encoding -= len(indices)
         encoded = result if isinstance(result, Exception) else result[0]
         if isinstance(encoded, Encoded):
-            self._submit(case, resident, indices, encoded.ids, encoded.pairs or [None] * len(indices))
+            pairs = encoded.pairs or [None] * len(indices)
+            words = encoded.words or [None] * len(indices)
+            self._submit(case, resident, indices, [*map(TokenizedInput, encoded.ids, pairs, words)])
         elif isinstance(encoded, NotServed):
             case.drop(resident, len(indices))
         else:  # its template makes no prompt of what callers send
@@ -163,20 +173,19 @@ class ShadowRunner:
         case: "ComparisonCase",
         resident: Resident,
         indices: list[int],
-        ids: Sequence[Ids],
-        pairs: Sequence[Pair | None],
+        inputs: Sequence[TokenizedInput | EngineRow],
     ) -> None:
         answerer = _answerer(case.seen, resident)
         answerable: list[int] = []
         rows: list[EngineRow] = []
-        for tokens, pair, index in zip(ids, pairs, indices, strict=True):
+        for one, index in zip(inputs, indices, strict=True):
             asked = case.seen.rows[index]
             images = _images(asked, resident)
             if isinstance(images, InvalidInput):
                 case.add_outcome(resident, index, images)
                 continue
             answerable.append(index)
-            rows.append(EngineRow(tokens, resident, answerer, asked.salt, images, pair))
+            rows.append(EngineRow(one.ids, resident, answerer, asked.salt, images, one.pair, words=one.words))
         if not rows or rows[0].alone:
             return
         request = ShadowRows(case, resident, answerable, rows, self._breaker, self._comparisons)

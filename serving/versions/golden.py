@@ -8,7 +8,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 
 
 def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *, exact_text: bool) -> str | None:
@@ -29,6 +37,8 @@ def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *,
             return _vector_difference(answer.values, expected.get("embedding"), tolerance)
         case LabelsAnswer():  # its labels follow from the scores and the manifest's thresholds
             return _scores_difference(answer.scores, expected.get("scores"), tolerance)
+        case SpansAnswer():
+            return _spans_difference(answer, expected, tolerance)
 
 
 def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:
@@ -73,6 +83,32 @@ def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> 
         return f"an embedding instead of {str(theirs)[:200]}"
     if not (distance := math.dist(ours, numbers)) <= tolerance:
         return f"an embedding {distance:.4g} away (tolerance {tolerance:g})"
+    return None
+
+
+def _spans_difference(answer: SpansAnswer, expected: Mapping[str, Any], tolerance: float) -> str | None:
+    """Compares each word's probability to be outside, and the spans that are sure whatever the tolerance does.
+
+    A span's edges may move where a word beside it is in doubt.
+    """
+    outside = expected.get("outside") or ()
+    if len(outside) != len(answer.outside):
+        return f"{len(answer.outside)} words instead of {len(outside)}"
+    for index, (ours, theirs) in enumerate(zip(answer.outside, outside, strict=True)):
+        if why := _number_difference(f"outside of word {index}", ours, theirs, tolerance):
+            return why
+    for span in expected.get("spans") or ():
+        known = {(ours.start, ours.end, ours.label): ours.score for ours in answer.spans}
+        where = f"{span['label']} at {span['start']} to {span['end']}"
+        score = known.get((span["start"], span["end"], span["label"]))
+        if score is not None:
+            if why := _number_difference(f"score of {where}", score, span["score"], tolerance):
+                return why
+        elif span["score"] > 0.5 + tolerance and not any(
+            ours.label == span["label"] and ours.start < span["end"] and span["start"] < ours.end
+            for ours in answer.spans
+        ):
+            return f"no {where}"
     return None
 
 

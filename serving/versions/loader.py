@@ -175,6 +175,7 @@ class Loader:
             max_new_tokens=spec.max_new_tokens,
             head=side.config.head,
             tokenizer=self._tokenizer,
+            temperature=manifest.temperature,
             generation=Generation(**spec.generation.settings),
             thresholds=manifest.label_thresholds,
         )

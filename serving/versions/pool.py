@@ -40,7 +40,9 @@ class PoolState:
     """All that a request needs to find its side network. Immutable: each change makes a new one."""
 
     generation: int = -1
-    """The registry's generation that is fully applied: every version of it loaded, or failed. -1 before the first."""
+    """The registry's generation that is applied: no request is answered by an older one's versions. Each version of it
+    is loaded, has failed, or is still to be loaded since the start and has none that answers in its place. -1 before
+    the first."""
     wanted: int = -1
     """The newest generation of the registry that is known here: `tasks` is its state."""
     tasks: Mapping[str, TaskState] = field(default_factory=lambda: NOTHING)
@@ -80,6 +82,21 @@ class PoolState:
         if alias not in state.aliases:
             raise UnknownAlias(task, alias, tuple(state.aliases))
         raise self._not_loaded(task, state.aliases[alias][-1])
+
+    def is_loading(self, key: Key) -> bool:
+        """Whether this version is still to be loaded: it is in the registry, and was not tried yet."""
+        task = self.tasks.get(key[0])
+        entry = task and task.versions.get(key[1])
+        return bool(entry) and not entry.retired and key not in self.residents and key not in self.failed
+
+    def awaited(self, task: str, *, version: int | None = None, alias: str | None = None) -> Key | None:
+        """The version whose load a request should wait for; None if waiting would not change what `resolve` does."""
+        state = self.tasks.get(task)
+        alias = PRODUCTION if alias is None else alias
+        if state is None or (version is None and (task, alias) in self.aliases):
+            return None
+        versions = reversed(state.aliases.get(alias, ())) if version is None else (version,)
+        return next(((task, number) for number in versions if self.is_loading((task, number))), None)
 
     def own(self, task: str, alias: str | None) -> Resident | None:
         """The resident that serves the alias itself, whatever its route; None if there is none."""

@@ -2,14 +2,17 @@
 
 One thread, the pool's only writer. It takes one step at a time (read the registry, load one version), so a rollback
 does not wait for a queue of loads, and a version that fails to load delays the others by one attempt. A version whose
-golden examples take long waits for the loads of all others between two turns of its replay. While the registry cannot
-be read, resident versions go on answering. Knows no torch and no requests.
+golden examples take long waits for the loads of all others between two turns of its replay. Tasks that were called
+recently come first; a version that a request waits for comes before all others. While the registry cannot be read,
+resident versions go on answering. Knows no torch and no requests.
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -30,6 +33,8 @@ STOP_S = 3.0
 """Longest wait for a load or a read of the registry in progress, in seconds. The thread does not keep the process."""
 MAX_REPLAYS = 8
 """Most replays that have begun and wait for their next turn: each holds the memory of a batch."""
+BACKLOG_POLL_S = 0.05
+"""Time between two looks at the registry while a server loads what was published before its start, in seconds."""
 RETRY_URGENCY = 10
 """Added to the urgency of versions that failed before: they come after all others."""
 
@@ -60,6 +65,7 @@ class Reconciler:
         on_change: called after each change of the pool.
         tidy: returns memory to the system. Called on the reconciler's thread after residents came or left, once nothing
             is left to load, and at most every TIDY_S seconds.
+        recent: names of tasks, the one that was called last first. Their versions are loaded before those of others.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Reconciler:
         on_change: OnChange | None = None,
         tidy: Callable[[], None] = lambda: None,
         replay: Callable[[Resident], Iterator[None]] = lambda resident: iter(()),
+        recent: Sequence[str] = (),
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -81,6 +88,14 @@ class Reconciler:
         self._on_change = on_change
         self._tidy = tidy
         self._replay = replay
+        self._recency = {name: rank for rank, name in enumerate(recent)}
+        self._backlog: set[Key] = set()
+        """Versions to load that were published before the start. No generation waits for them, since no version
+        answers in their place."""
+        self._asked: deque[Key] = deque()
+        """Versions that requests wait for, the first one first. Filled by other threads."""
+        self._interrupted: Key | None = None
+        """The version of `_asked` whose replay takes more turns: another version is loaded before its next turn."""
         self._pending: dict[Key, float] = {}
         """Versions to load, most urgent first, and when each was first wanted, by time.monotonic()."""
         self._replays: dict[Key, tuple[Resident, Iterator[None]]] = {}
@@ -94,23 +109,43 @@ class Reconciler:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
-    def start(self, progress: Progress | None = None) -> None:
-        """Load all versions of the registry, then follow it on a thread. Returns when the first generation is served.
+    def begin(self, progress: Progress | None = None, within_s: float = math.inf) -> None:
+        """Read the registry and load its versions, for `within_s` seconds; the thread loads the rest.
+
+        A load that has begun by then is finished. The registry's generation is served then: a request for a version
+        that is not loaded yet can wait for it.
 
         Raises:
             RegistryError: the registry cannot be read.
         """
+        until = time.monotonic() + within_s
         self._adopt(self._first_state())
+        self._backlog = set(self._pending)
         total = len(self._pending)
-        while self._pending:
+        while self._pending and time.monotonic() < until:
             task, version = self._next()
             if progress:
                 progress(total - len(self._pending), total, f"{task}:{version}")
             self._load(task, version)
         if progress:
-            progress(total, total, "")
+            progress(total - len(self._pending), total, "")
         self._settle()
+        if self._pending:
+            log.info("%d versions are loaded while the server answers", len(self._pending))
+
+    def start(self, progress: Progress | None = None) -> None:
+        """Follow the registry on a thread. Unless `begin` was called, it is called first, and loads everything.
+
+        Raises:
+            RegistryError: the registry cannot be read.
+        """
+        if self._pool.snapshot().wanted < 0:
+            self.begin(progress)
         self._thread.start()
+
+    def ask(self, key: Key) -> None:
+        """Load this version before all others, because a request waits for it. May be called on any thread."""
+        self._asked.append(key)
 
     def stop(self, timeout_s: float | None = STOP_S) -> None:
         """End the thread. Waits for a load in progress, for `timeout_s` at most (None: without limit)."""
@@ -143,12 +178,12 @@ class Reconciler:
         """Read the registry if it is time; if a version is missing, load it, or go on with its replay.
 
         Before each load it is time, unless the registry cannot be read: a version that was retired meanwhile is not
-        loaded.
+        loaded. Before the loads of the start it is time every BACKLOG_POLL_S.
 
         Returns:
             whether there is more to do.
         """
-        if (self._pending and not self._read_fault) or time.monotonic() - self._polled_at >= self._config.poll_s:
+        if time.monotonic() - self._polled_at >= self._poll_pause():
             self._poll()
         self._schedule_retries()
         if self._pending:
@@ -159,6 +194,12 @@ class Reconciler:
             self._is_tidy = True
             self._tidied_at = time.monotonic()
         return bool(self._pending)
+
+    def _poll_pause(self) -> float:
+        """Time from one look at the registry to the next one, in seconds."""
+        if not self._pending or self._read_fault:
+            return self._config.poll_s
+        return min(BACKLOG_POLL_S, self._config.poll_s) if self._backlog else 0.0
 
     def _first_state(self) -> State:
         try:
@@ -205,22 +246,24 @@ class Reconciler:
             after = place(after, name, tasks.get(name), before.tasks.get(name))
         self._replace(after, changed)
         self._plan(after, set(changed))
+        self._backlog = {key for key in self._backlog if key in self._pending and key[0] not in changed}
         log.info("registry generation %d: %d versions to load", state.generation, len(self._pending))
 
     def _plan(self, state: PoolState, changed: set[str]) -> None:
         """Queue the missing versions. Failed ones are tried again if their task changed, or after a long pause."""
         now = time.monotonic()
-        ranked: list[tuple[int, int, Key]] = []
+        ranked: list[tuple[int, int, int, Key]] = []
         for name in changed | {task for task, _ in self._pending} | {task for task, _ in state.failed}:
             task = state.tasks.get(name)
             missing = [version for version in task.live if (name, version) not in state.residents] if task else []
             for urgency, version in load_order(task, missing) if task else ():
                 failure = state.failed.get((name, version))
+                recency = self._recency.get(name, len(self._recency))
                 if failure is None:
-                    ranked.append((urgency, -version, (name, version)))
+                    ranked.append((urgency, recency, -version, (name, version)))
                 elif name in changed or now - failure.at >= self._config.max_retry_s:
-                    ranked.append((RETRY_URGENCY + urgency, -version, (name, version)))
-        self._pending = {key: self._pending.get(key, now) for _, _, key in sorted(ranked)}
+                    ranked.append((RETRY_URGENCY + urgency, recency, -version, (name, version)))
+        self._pending = {key: self._pending.get(key, now) for *_, key in sorted(ranked)}
         self._replays = {key: replay for key, replay in self._replays.items() if key in self._pending}
 
     def _schedule_retries(self) -> None:
@@ -237,7 +280,20 @@ class Reconciler:
             self._pending.setdefault(key, time.monotonic())
 
     def _next(self) -> Key:
-        """The most urgent version whose load has not begun; if all have, or many replays wait, the next replay."""
+        """The version to load, or whose replay goes on, in this step.
+
+        It is one that a request waits for, unless such a one had a turn of its replay in the step before; else the most
+        urgent version whose load has not begun; if all have, or many replays wait, the next replay.
+        """
+        if self._interrupted is not None:
+            self._asked.append(self._interrupted)
+            self._interrupted = None
+        else:
+            while self._asked:
+                key = self._asked.popleft()
+                if key in self._pending:
+                    self._interrupted = key  # until its load ends
+                    return key
         begins = self._pending if len(self._replays) < MAX_REPLAYS else ()
         return next((key for key in begins if key not in self._replays), None) or next(iter(self._replays))
 
@@ -258,6 +314,9 @@ class Reconciler:
             log.info("loaded %s:%d (%d bytes)", task, version, resident.bytes)
             self._metrics.swap_seconds.observe(time.monotonic() - wanted_at)
         del self._pending[task, version]
+        self._backlog.discard((task, version))
+        if self._interrupted == (task, version):
+            self._interrupted = None
 
     def _turn(self, task: str, version: int) -> Resident | None:
         """The version, ready to serve; None while its replay takes more turns. Raises LoadError."""
@@ -290,9 +349,12 @@ class Reconciler:
         log.log(level, "%s; %s goes on with what it had", error, task)
 
     def _settle(self) -> None:
-        """Count the wanted generation as served once all of its new versions were tried. Retries do not delay it."""
+        """Count the wanted generation as served once all of its new versions were tried.
+
+        Neither retries nor what was published before the start delay it.
+        """
         state = self._pool.snapshot()
-        if state.generation < state.wanted and all(key in state.failed for key in self._pending):
+        if state.generation < state.wanted and self._pending.keys() <= (state.failed.keys() | self._backlog):
             self._replace(replace(state, generation=state.wanted))
             log.info("serving registry generation %d", state.wanted)
 

@@ -6,7 +6,9 @@ A replay is bounded in tokens and in seconds. It is made in turns, so that the l
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
+from ladder.answering import Framed, Words, split_texts
 from ladder.backbone import Backbone, Tokenizer
 from ladder.backbone.tokenizer import Pair
 from serving.config import BatchConfig, EngineConfig, LoadConfig
@@ -18,6 +20,7 @@ from serving.versions.golden import difference, tolerance_for
 from serving.versions.visual import GoldenImages
 from side_registry.errors import InvalidRow
 from side_registry.golden import decoding_tokens
+from side_registry.task_kinds import KINDS
 
 TURN_S = 0.25
 """Seconds of work after which other loads go first. A load that has few examples ends in its first turn."""
@@ -26,6 +29,16 @@ BATCH_TOKENS = 1024
 """Most tokens of one batch of several examples. A turn cannot end within a batch, and a CPU needs seconds for 8,192."""
 
 Outcomes = dict[EngineRow, Event]
+
+
+class GoldenRow(NamedTuple):
+    """A golden example as tokens."""
+
+    ids: tuple[int, ...]
+    pair: Pair | None = None
+    """Where its two texts lie, for a side network that reads them apart."""
+    words: Words | None = None
+    """Of a task that tags words."""
 
 
 class Replayer:
@@ -71,7 +84,7 @@ class Replayer:
             LoadFailed: the device has no memory for them now.
         """
         worked_s = turn_s = 0.0
-        steps = self._replay_twice(resident, *self._rows(resident), images)
+        steps = self._replay_twice(resident, self._rows(resident), images)
         while True:
             began = self._clock()
             try:
@@ -88,45 +101,47 @@ class Replayer:
                 turn_s = 0.0
                 yield
 
-    def _rows(self, resident: Resident) -> tuple[list[tuple[int, ...]], Sequence[Pair | None]]:
-        """Token ids of the examples, and where two texts lie in each. Raises ReplayTooLong, CorruptSide."""
+    def _rows(self, resident: Resident) -> list[GoldenRow]:
+        """The examples as tokens; of a long text whose words are tagged, its first window.
+
+        Raises:
+            ReplayTooLong, CorruptSide.
+        """
         spec = resident.spec
         try:
             prompts = [spec.render(example.fields) for example in resident.manifest.examples]
         except InvalidRow as error:
             raise CorruptSide(*resident.key, f"a golden example's {error}") from error
-        rows = [tuple(ids) for ids in self._tokenizer.encode_batch(prompts, spec.max_source_tokens)]
-        tokens = sum(map(len, rows)) + len(rows) * decoding_tokens(spec)
+        if KINDS[spec.kind].has_spans:
+            before, after = spec.frame
+            texts = [Framed(before, example.fields[spec.fields[0]], after) for example in resident.manifest.examples]
+            split = split_texts(self._tokenizer, texts, spec.max_source_tokens, most=1)
+            rows = [GoldenRow(text.windows[0].ids, words=text.windows[0].words) for text in split]
+        else:
+            encoded = self._tokenizer.encode_batch(prompts, spec.max_source_tokens)
+            rows = [GoldenRow(tuple(ids)) for ids in encoded]
+        tokens = sum(len(row.ids) for row in rows) + len(rows) * decoding_tokens(spec)
         limit = self._config.replay_tokens
         if tokens > limit:
             raise ReplayTooLong(*resident.key, f"they have {tokens:,} tokens, the limit is {limit:,} (replay_tokens)")
-        if not resident.side.config.pair:
-            return rows, [None] * len(rows)
+        if not (spec.has_pair and resident.side.config.pair):
+            return rows
         cuts = [spec.render_pair(example.fields)[1] for example in resident.manifest.examples]
-        return rows, self._tokenizer.locate(prompts, cuts, rows)
+        pairs = self._tokenizer.locate(prompts, cuts, [row.ids for row in rows])
+        return [row._replace(pair=pair) for row, pair in zip(rows, pairs, strict=True)]
 
     def _replay_twice(
-        self,
-        resident: Resident,
-        rows: Sequence[tuple[int, ...]],
-        pairs: Sequence[Pair | None],
-        images: GoldenImages | None,
+        self, resident: Resident, rows: Sequence[GoldenRow], images: GoldenImages | None
     ) -> Iterator[None]:
         """Replay again without the cache before refusing: one wrong cached pass would refuse all later versions too."""
         try:
-            yield from self._replay(resident, rows, pairs, images)
+            yield from self._replay(resident, rows, images)
         except GoldenMismatch:
             self.cache.clear()
             yield
-            yield from self._replay(resident, rows, pairs, images)
+            yield from self._replay(resident, rows, images)
 
-    def _replay(
-        self,
-        resident: Resident,
-        rows: Sequence[tuple[int, ...]],
-        pairs: Sequence[Pair | None],
-        images: GoldenImages | None,
-    ) -> Iterator[None]:
+    def _replay(self, resident: Resident, rows: Sequence[GoldenRow], images: GoldenImages | None) -> Iterator[None]:
         engine = Engine(self._backbone, self._metrics, EngineConfig(side_timeout_s=math.inf), cache=self.cache)
         first = 0
         while first < len(rows):
@@ -134,8 +149,8 @@ class Replayer:
             examples = resident.manifest.examples[first : first + count]
             seen = [()] * count if images is None else (yield from images.encode(examples))
             batch = [
-                EngineRow(ids=ids, resident=resident, images=own, pair=pair)
-                for ids, pair, own in zip(rows[first : first + count], pairs[first : first + count], seen, strict=True)
+                EngineRow(ids=row.ids, resident=resident, images=own, pair=row.pair, words=row.words)
+                for row, own in zip(rows[first : first + count], seen, strict=True)
             ]
             outcomes = yield from _answers(engine, batch)
             for index, row in enumerate(batch, start=first):
@@ -144,14 +159,14 @@ class Replayer:
             if first < len(rows):
                 yield
 
-    def _batch_rows(self, resident: Resident, rows: Sequence[tuple[int, ...]]) -> int:
+    def _batch_rows(self, resident: Resident, rows: Sequence[GoldenRow]) -> int:
         """How many of the first rows are one batch: at least one."""
         beams = resident.spec.generation.num_beams if decoding_tokens(resident.spec) else 1
         most = max(min(self._batch.max_batch_rows, self._batch.max_running_rows) // beams, 1)
         most_tokens = min(self._batch.max_batch_tokens, BATCH_TOKENS)
         longest = 0
-        for count, ids in enumerate(rows[:most]):
-            longest = max(longest, len(ids))
+        for count, row in enumerate(rows[:most]):
+            longest = max(longest, len(row.ids))
             if count and (count + 1) * longest > most_tokens:
                 return count
         return min(len(rows), most)

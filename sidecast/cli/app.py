@@ -12,13 +12,15 @@ from typing import Any
 
 import click
 
+from sidecast.cli.missing import missing_text
+
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serving.serve", "Serve the registry's tasks over gRPC."),
     "deploy": ("serving.deploy", "Serve on a Ray cluster, with any number of replicas."),
     "status": ("serving.status", "Show the replicas of an application on a Ray cluster."),
     "train": ("training.train", "Train a side network for a task on labelled rows."),
     "evaluate": ("training.evaluate", "Score a run, a published version or a server on labelled rows."),
-    "publish": ("registry.changes", "Put a run's side network in the registry as its task's next version."),
+    "publish": ("registry.publish", "Put a run's side network in the registry as its task's next version."),
     "promote": ("registry.changes", "Point an alias at a version, or split its traffic."),
     "rollback": ("registry.changes", "Point an alias back at the version before, or end its canary."),
     "retire": ("registry.changes", "Take a version out of service for good."),
@@ -27,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "group": ("registry.groups", "Name several tasks that are asked together."),
     "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
     "registry": ("registry.maintenance", "Maintain a registry: verify, gc, export, import."),
+    "token": ("serving.token", "Make, list and revoke the tokens of a server's callers."),
     "predict": ("serving.predict", "Send texts and images to a server and print the answers."),
     "batch": ("serving.batch", "Answer tasks about every row of a dataset, with Ray Data."),
     "bench": ("serving.bench", "Put load on a server: latencies, throughput, stages."),
@@ -81,7 +84,8 @@ def app(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0; 2 for a user's mistake, reported in one line; 130 when interrupted.
+    """Run the command and exit: 0; 2 for a user's mistake, reported in one line; 130 when interrupted; 1 for what a
+    command refused by itself (an error with an `exit_code`), in one line too.
 
     Any other error is ours: it is raised, so that Python prints its traceback and exits with 1.
     """
@@ -102,11 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `sidecast history | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except ModuleNotFoundError as error:
+        text = missing_text(error.name, words, list(COMMANDS))
+        if text is None:
+            raise
+        _report(text, "NOT_INSTALLED", as_json="--json" in words)
     except Exception as error:
         reason = getattr(error, "reason", None)
         if not isinstance(reason, str):
             raise
-        _report(str(error), reason, as_json="--json" in words)
+        _report(str(error), reason, as_json="--json" in words, code=getattr(error, "exit_code", USER_ERROR))
 
 
 def _usage_text(error: click.ClickException) -> str:
@@ -122,11 +131,11 @@ def _from_environment(command: click.Context, parameter: click.Parameter) -> boo
     return command.get_parameter_source(parameter.name or "") is click.core.ParameterSource.ENVIRONMENT
 
 
-def _report(text: str, reason: str, *, as_json: bool) -> None:
-    """Print one line on standard error and exit with 2."""
+def _report(text: str, reason: str, *, as_json: bool, code: int = USER_ERROR) -> None:
+    """Print one line on standard error and exit with `code`."""
     from sidecast.cli.output import plain
 
     text = plain(" ".join(text.splitlines()))
     line: dict[str, Any] = {"error": {"reason": reason, "message": text}}
     click.echo(json.dumps(line) if as_json else f"Error: {text}", err=True)
-    sys.exit(USER_ERROR)
+    sys.exit(code)

@@ -10,9 +10,12 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli import sizes as sizes_of
+from sidecast.cli.missing import missing_text
 from sidecast.cli.output import say, show_table
 
-PACKAGES = ("torch", "transformers", "safetensors", "grpcio", "protobuf", "obstore", "prometheus-client")
+PACKAGES = ("grpcio", "protobuf", "obstore", "prometheus-client")
+MODEL_PACKAGES = ("torch", "transformers", "safetensors")
+"""Of the extras `serve` and `train`; all are there, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def doctor(
         return
     findings = [
         _check("installation", _installation),
-        _check("device", lambda: _device(device)),
+        _check("device", lambda: _device(device)) if _version("torch") else _without_torch(),
         _check("backbone", lambda: _backbone(backbone, quantize)) if backbone else _skipped("backbone"),
         _check("vision", lambda: _vision(vision, vision_layer, vision_size)) if vision else _skipped("vision"),
         _check("registry", lambda: _registry(registry)) if registry else _skipped("registry"),
@@ -90,6 +93,8 @@ class _Wrong(Exception):
 def _check(name: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(name, "ok", look())
+    except ModuleNotFoundError as error:
+        return Finding(name, "wrong", missing_text(error.name, ["doctor"], ["doctor"]) or str(error))
     except Exception as error:  # whatever is wrong is what the doctor is asked for
         text = str(error) or type(error).__name__
         return Finding(name, "wrong", text.splitlines()[0])
@@ -100,14 +105,30 @@ def _skipped(name: str) -> Finding:
     return Finding(name, "skipped", f"give {needs} to check it")
 
 
+def _without_torch() -> Finding:
+    return Finding("device", "skipped", "torch is not installed; serving and training need it")
+
+
 def _installation() -> str:
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            raise _Wrong(f"{package} is not installed; run pip install sidecast") from None
-    return f"Python {platform.python_version()}, {', '.join(versions)}"
+    versions = {package: _version(package) for package in (*MODEL_PACKAGES, *PACKAGES)}
+    missing = [package for package, version in versions.items() if version is None]
+    if missing == list(MODEL_PACKAGES):
+        note = "; client and command alone: pip install 'sidecast[serve]' or 'sidecast[train]' for more"
+    elif missing:
+        extra = "[serve]" if missing[0] in MODEL_PACKAGES else ""
+        raise _Wrong(f"{missing[0]} is not installed; run pip install 'sidecast{extra}'")
+    else:
+        note = ""
+    found = ", ".join(f"{package} {version}" for package, version in versions.items() if version is not None)
+    return f"Python {platform.python_version()}, {found}{note}"
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _device(name: str) -> str:
@@ -176,9 +197,8 @@ def _fit(backbone: str | None, registry: str | None, quantize: str) -> str:
 
 
 def _server(address: str | None) -> str:
-    from serving.client import Client
 
-    with Client(str(address)) as client:
+    with options.connect(str(address)) as client:
         tasks: list[Any] = client.tasks()
         if not client.ready():
             raise _Wrong(f"{address} answers, and is not ready")

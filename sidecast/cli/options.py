@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,59 @@ def variable(flag: str) -> str:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+CONNECTION = "sidecast.connection"
+"""Where a command's context has the arguments of `Client` that its options give."""
+
+
+def _connects(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Callback of click: keep an argument of `Client` for `connect`."""
+    if value:
+        ctx.meta.setdefault(CONNECTION, {})[param.name] = value
+
+
+def _server_options(**settings: Any) -> Callable[[Command], Command]:
+    """`--server`, and how it is reached; `connect` and `connection` read the latter."""
+    how = {"expose_value": False, "callback": _connects}
+    options = (
+        option("--server", metavar="HOST:PORT", help="A running server.", **settings),
+        option("--tls", is_flag=True, help="Encrypt the connection to the server.", **how),
+        option("--tls-ca", metavar="FILE", help="Authorities that the server's certificate is signed by; PEM.", **how),
+        option("--client-cert", metavar="FILE", help="This client's certificate, where the server asks; PEM.", **how),
+        option("--client-key", metavar="FILE", help="The key of --client-cert; PEM.", **how),
+        option("--token-file", metavar="FILE", help="A file with the token that says who calls.", **how),
+        click.option("--token", envvar="SIDECAST_TOKEN", hidden=True, **how),
+    )
+
+    def add(command: Command) -> Command:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return add
+
+
+def connection() -> dict[str, Any]:
+    """The arguments of `Client` and `AsyncClient` that this command's options give."""
+    from serving.client.credentials import read_token
+
+    context = click.get_current_context(silent=True)
+    how = dict(context.meta.get(CONNECTION, {})) if context else {}
+    file = how.pop("token_file", None)
+    if file and "token" not in how:
+        how["token"] = partial(read_token, file)
+    return how
+
+
+def connect(address: str) -> Any:
+    """A client of the server, with TLS and the token of this command's options."""
+    from serving.client import Client
+
+    return Client(address, **connection())
+
+
 registry = option("--registry", metavar="R", help="The registry: a folder, or a URL such as s3://bucket/path.")
-server = option("--server", metavar="HOST:PORT", help="A running server.")
+server = _server_options()
+required_server = _server_options(required=True)
 backbone = option("--backbone", metavar="B", help="A Hugging Face folder, or a hub id such as google/flan-t5-small.")
 device = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 dtype = option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")

@@ -106,9 +106,12 @@ def plain(text: str) -> str:
     return "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
 
 
-def scores_text(scores: Mapping[str, float]) -> str:
-    """`accuracy 0.9120, f1 0.9010`."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+def scores_text(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+    """`accuracy 0.9120, f1 0.9010`; with intervals `accuracy 0.9120 [0.8970, 0.9280]`."""
+    texts = {name: f"{name} {value:.4f}" for name, value in scores.items()}
+    for name, (low, high) in (intervals or {}).items():
+        texts[name] += f" [{low:.4f}, {high:.4f}]"
+    return ", ".join(texts.values())
 
 
 class _Bars(Progress):

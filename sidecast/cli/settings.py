@@ -8,7 +8,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -47,7 +47,12 @@ class GroupedCommand(click.Command):
 
 
 def setting_options(
-    settings: type, group: str, *, environment: bool = False, special: Mapping[str, Mapping[str, Any]] | None = None
+    settings: type,
+    group: str,
+    *,
+    environment: bool = False,
+    special: Mapping[str, Mapping[str, Any]] | None = None,
+    without: Collection[str] = (),
 ) -> Callable[[Command], Command]:
     """A decorator that adds an option for each field of a dataclass; fields that hold a table or a group get none.
 
@@ -57,14 +62,16 @@ def setting_options(
             switch can be set both ways; else a switch only turns its default.
         special: arguments of `click.option` by field, which replace those that follow from the field; `flag` is its
             name on the command line.
+        without: fields that get no option.
     """
     types = get_type_hints(settings)
     texts = field_texts(settings)
     options: list[Callable[[Command], Command]] = []
     for field in fields(settings):
-        if is_dataclass(types[field.name]) or get_origin(types[field.name]) is dict:
+        kind = types[field.name]
+        if is_dataclass(kind) or get_origin(kind) is dict or field.name in without:
             continue
-        attributes = {**_accepts(field, types[field.name], environment), **(special or {}).get(field.name, {})}
+        attributes = {**_accepts(field, kind, environment), **(special or {}).get(field.name, {})}
         attributes.setdefault("help", _help(texts.get(field.name, ""), field, attributes))
         flag = attributes.pop("flag")
         options.append(click.option(flag, field.name, cls=GroupedOption, group=group, **attributes))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client import Prompt, Row
+from serving.client.images import read_image_file
 from sidecast.loadtest.plan import LoadError, Plan
 from sidecast.loadtest.sentences import SENTENCES
 
@@ -209,6 +210,6 @@ def _read_columns(path: Path, fields: Fields, images: Collection[str]) -> Iterat
 
 def _read_image(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_image_file(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"the image {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

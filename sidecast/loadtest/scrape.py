@@ -1,9 +1,12 @@
 """What a server counted during a load: the difference between two readings of its Prometheus metrics."""
 
+import ssl
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from serving.client.credentials import Credentials
 
 STAGES = ("queue", "tokenize", "backbone", "side", "decode")
 DEVICE_STAGES = ("backbone", "side", "decode")
@@ -35,15 +38,23 @@ class Look:
     """Seconds of the runner's clock."""
 
 
-def read_metrics(url: str) -> Counts:
+def read_metrics(url: str, credentials: Credentials | None = None) -> Counts:
     """Read every counter now. Blocks.
+
+    Args:
+        credentials: those of the client that makes the load.
 
     Raises:
         ScrapeError: nothing answers there, or not with the metrics of a Sidecast server.
     """
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    credentials = credentials or Credentials()
     try:
-        with direct.open(url, timeout=ASK_S) as response:
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if credentials.uses_tls:
+            handlers.append(urllib.request.HTTPSHandler(context=_context(credentials)))
+        direct = urllib.request.build_opener(*handlers)
+        request = urllib.request.Request(url, headers=dict(credentials.metadata()))
+        with direct.open(request, timeout=ASK_S) as response:
             text = response.read().decode()
     except (OSError, ValueError) as error:
         raise ScrapeError(f"{url}: {getattr(error, 'reason', None) or error}") from None
@@ -51,6 +62,13 @@ def read_metrics(url: str) -> Counts:
     if not counts:
         raise ScrapeError(f"{url} has no metrics of a Sidecast server")
     return counts
+
+
+def _context(credentials: Credentials) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=credentials.tls_ca)
+    if credentials.client_cert:
+        context.load_cert_chain(credentials.client_cert, credentials.client_key)
+    return context
 
 
 def parse_metrics(text: str) -> Counts:

@@ -20,11 +20,13 @@ from benchmarks import (
     bench_all,
     bench_doors,
     bench_generation,
+    bench_http,
     bench_images,
     bench_many,
     bench_peers,
     bench_pressure,
     bench_server,
+    bench_startup,
     bench_tasks,
     random_backbone,
 )
@@ -179,7 +181,7 @@ def test_a_precision_that_ctranslate2_lacks_is_one_line_here(loaded, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_doors, bench_pressure])
+@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_startup, bench_doors, bench_http, bench_pressure])
 def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
     document = run(script, tiny_t5, dtype, monkeypatch)
     name = document["name"]

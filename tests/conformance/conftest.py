@@ -31,7 +31,7 @@ def one_process(world: World) -> Iterator[Target]:
     file = world.folder / "serve.toml"
     file.write_text(_toml(world.settings), encoding="utf-8")
     with Serving(world.folder, "--config", file) as server:
-        target = Target("one process", server.address, 1, lambda: [server.ready["metrics"]])
+        target = Target("one process", server.address, server.ready["http"], 1, lambda: [server.ready["metrics"]])
         yield target
         target.close()
         assert server.stop() == 0
@@ -44,7 +44,7 @@ def ray_serve(world: World) -> Iterator[Target]:
         cluster.deploy(world.settings, replicas=2, cpus=1)
         ports = [cluster.metrics_port, cluster.metrics_port + 1]
         urls = [f"http://{LOOPBACK}:{port}/metrics" for port in ports]
-        target = Target("Ray Serve", cluster.address, 2, lambda: urls)
+        target = Target("Ray Serve", cluster.address, f"http://{LOOPBACK}:{cluster.http_port}", 2, lambda: urls)
         yield target
         target.close()
 

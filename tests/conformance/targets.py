@@ -35,6 +35,7 @@ SPECS = (
     make_spec("stars", kind="regression", low=0.0, high=5.0),
     make_spec("meaning", kind="embedding", dimensions=8),
     make_spec("tags", kind="multilabel"),
+    make_spec("names", kind="token_classification"),
     TITLES,
     make_spec("story", kind="text", max_new_tokens=1),
     make_spec("busy", kind="text", max_new_tokens=1),
@@ -127,13 +128,17 @@ class Target:
     """A deployment to call: channel, client and stubs.
 
     Args:
+        http: URL of its HTTP API.
         followers: number of its servers that follow the registry.
         metrics: returns the URL of each server's metrics.
     """
 
-    def __init__(self, name: str, address: str, followers: int, metrics: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, name: str, address: str, http: str, followers: int, metrics: Callable[[], Iterable[str]]
+    ) -> None:
         self.name = name
         self.address = address
+        self.http = http
         self.followers = followers
         self._metrics = metrics
         self.channel = grpc.insecure_channel(address, [("grpc.enable_retries", 0)])

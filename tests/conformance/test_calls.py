@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -30,7 +31,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 WAIT_S = 30.0
 STAGES = ("queue", "tokenize", "backbone", "side")
-KINDS = ("sst2", "stars", "meaning", "titles", "tags")
+KINDS = ("sst2", "stars", "meaning", "names", "titles", "tags")
 ROWS = [pb.Row(text=text) for text in TEXTS]
 
 
@@ -58,10 +59,20 @@ def check(answer: pb.Answer, expected: Any) -> None:
         case "multilabel":
             assert list(answer.multilabel.labels) == expected.expected["labels"]
             assert list(answer.multilabel.scores) == pytest.approx(expected.expected["scores"], abs=1e-5)
+        case "token_classification":
+            check_spans([MessageToDict(span) for span in answer.token_classification.spans], expected.expected["spans"])
         case "text":
             assert answer.text.text == expected.expected["text"]
         case kind:
             raise AssertionError(kind)
+
+
+def check_spans(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Compare spans: as messages, which leave out a start of 0 and have integers as text, or as JSON."""
+    for answer, wanted in zip(found, expected, strict=True):
+        assert (int(answer.get("start", 0)), int(answer["end"])) == (wanted["start"], wanted["end"])
+        assert (answer["label"], answer["text"]) == (wanted["label"], wanted["text"])
+        assert answer["score"] == pytest.approx(wanted["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("task", KINDS)
@@ -109,7 +120,14 @@ def test_open_inference_describes_the_server_and_its_tasks(target: Target) -> No
 
 @pytest.mark.parametrize(
     ("task", "output"),
-    [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text"), ("tags", "scores")],
+    [
+        ("sst2", "scores"),
+        ("stars", "value"),
+        ("meaning", "embedding"),
+        ("titles", "text"),
+        ("tags", "scores"),
+        ("names", "spans"),
+    ],
 )
 def test_open_inference_answers_what_the_model_does(target: Target, world: World, task: str, output: str) -> None:
     response = target.oip.ModelInfer(infer(task, id="7", model_version="1"))
@@ -122,7 +140,10 @@ def test_open_inference_answers_what_the_model_does(target: Target, world: World
     if task == "tags":
         labels = [json.loads(row) for row in outputs["labels"].bytes_contents]
         assert labels == [answer["labels"] for answer in expected]
-    if task == "titles":
+    if task == "names":
+        for found, answer in zip(outputs["spans"].bytes_contents, expected, strict=True):
+            check_spans(json.loads(found), answer["spans"])
+    elif task == "titles":
         assert [text.decode() for text in outputs["text"].bytes_contents] == [answer["text"] for answer in expected]
     else:
         numbers = [number for answer in expected for number in _numbers(answer[output])]

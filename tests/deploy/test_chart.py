@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.access import check_exposure
 from serving.config import read_config
 from tests.deploy.kit import CHART, ROOT, Objects, chart, check, only, overlay, run, startup_s, with_components
 from tests.marks import slow
@@ -143,3 +144,37 @@ def test_every_value_has_a_rule() -> None:
     for name, value in values.items():
         if isinstance(value, dict) and "properties" in rules[name]:
             assert value.keys() == rules[name]["properties"].keys(), name
+
+
+SECRETS = ("access.tlsSecret=tls", "access.clientCA=true", "access.tokensSecret=tokens", "access.insecure=false")
+
+
+def test_with_secrets_the_server_has_tls_and_tokens_and_is_probed_over_https() -> None:
+    objects = chart(*SECRETS)
+    for each in objects:
+        check(each, "1.37")
+    config = read_config(tomllib.loads(only("ConfigMap", objects)["data"]["sidecast.toml"]), environ={})
+    check_exposure(config.host, config.access)
+    pod = only("Deployment", objects)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    access = config.access
+    for file in (access.tls_cert, access.tls_key, access.tls_client_ca, access.tokens):
+        assert str(Path(file).parent) in mounts
+    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert secrets == {"tls", "tokens"}
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {probe["port"] for probe in probes.values()} == {config.metrics_port}
+    assert {probe["scheme"] for probe in probes.values()} == {"HTTPS"}
+    assert [probe["path"] for probe in probes.values()] == ["/readyz", "/readyz", "/healthz"]
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_without_a_secret_it_installs_only_where_that_is_said(missing: int) -> None:
+    sets = [value for place, value in enumerate(SECRETS) if place != missing]
+    words = [word for value in sets for word in ("--set", value)]
+    done = run("helm", "template", "sidecast", CHART, *words)
+    assert done.returncode
+    assert "give access.tlsSecret and access.tokensSecret, or access.insecure=true" in done.stderr
+    settings = tomllib.loads(only("ConfigMap", chart(*sets[:-1]))["data"]["sidecast.toml"])
+    assert settings["insecure"] is True

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from deploy.healthcheck import is_serving, port_of
+from deploy.healthcheck import has_tls, is_ready, is_serving, port_of
 from tests.deploy.kit import DEPLOY, ROOT
 
 
@@ -53,7 +53,11 @@ def test_the_context_holds_what_is_copied(steps: list[tuple[str, str]]) -> None:
 def test_an_image_has_no_extras_but_those_asked_for(steps: list[tuple[str, str]], project: dict[str, Any]) -> None:
     assert values(steps, "ARG")[-1] == 'EXTRAS=""'
     what = [value for value in values(steps, "RUN") if "pip install" in value][-1].split()[-1]
-    for extras, package in (("", "."), ("cluster", ".[cluster]"), ("cluster,quantized", ".[cluster,quantized]")):
+    for extras, package in (
+        ("", ".[serve]"),
+        ("cluster", ".[serve,cluster]"),
+        ("cluster,quantized", ".[serve,cluster,quantized]"),
+    ):
         done = subprocess.run(["sh", "-c", f"echo {what}"], env={"EXTRAS": extras}, capture_output=True, text=True)
         assert done.stdout == f"{package}\n"
     known = project["project"]["optional-dependencies"]
@@ -120,4 +124,25 @@ def test_the_health_check_asks_where_the_server_listens(
     file = tmp_path / "sidecast.toml"
     file.write_text("port = 9004\n[batch]\nmax_batch_rows = 8\n")
     command = ["python", "sidecast", "serve", *words.replace("FILE", str(file)).split()]
+    assert not has_tls(command, {name: value.replace("FILE", str(file)) for name, value in environ.items()})
     assert port_of(command, {name: value.replace("FILE", str(file)) for name, value in environ.items()}) == port
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "text"),
+    [
+        ("--tls-cert c", {}, ""),
+        ("", {"SIDECAST_TLS_CERT": "c"}, ""),
+        ("--config FILE", {}, 'tls_cert = "c"\nmetrics_port = 9005'),
+        ("--config FILE", {}, 'metrics_port = 9005\n[access]\ntls_cert = "c"'),
+    ],
+)
+def test_with_tls_the_health_check_asks_the_metrics_port(
+    tmp_path: Path, words: str, environ: dict[str, str], text: str
+) -> None:
+    file = tmp_path / "sidecast.toml"
+    file.write_text(text)
+    command = ["serve", *words.replace("FILE", str(file)).split()]
+    assert has_tls(command, environ)
+    assert port_of(command, environ, "metrics_port") == (9005 if text else 8002)
+    assert not is_ready(1)

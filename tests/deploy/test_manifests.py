@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.access import check_exposure
 from serving.config import read_config
 from tests.deploy.kit import (
     CHART,
@@ -51,11 +52,12 @@ def test_the_runtime_of_kserve_is_a_pod_of_the_server() -> None:
     assert model["modelFormat"]["name"] in [each["name"] for each in runtime["supportedModelFormats"]]
     assert model["protocolVersion"] in runtime["protocolVersions"]
     (container,) = runtime["containers"]
-    environment = {each["name"]: each["value"] for each in model["env"]}
+    environment = {each["name"]: each["value"] for each in [*container["env"], *model["env"]]}
     _, *words = container["args"]
     options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     config = read_config(options, environ=environment)
     assert config.registry == "s3://example-bucket/registry"
+    check_exposure("0.0.0.0", config.access)
     assert str(config.threads) == container["resources"]["limits"]["cpu"]
     assert (port(pod, "h2c"), port(pod, "server-metrics")) == (config.port, config.metrics_port)
     assert {container[f"{each}Probe"]["grpc"]["port"] for each in ("startup", "readiness", "liveness")} == {config.port}
@@ -274,3 +276,9 @@ def test_the_page_names_files_that_exist() -> None:
     named = set(re.findall(r"deploy/[\w./-]+\w", page)) - {"deploy/"}
     assert len(named) > 5
     assert not [each for each in named if not (ROOT / each).exists()]
+
+
+def test_a_server_that_lets_everybody_in_says_so() -> None:
+    config = read_config({}, environ={}, file=KUBERNETES / "single/sidecast.toml")
+    assert config.access.insecure
+    check_exposure(config.host, config.access)

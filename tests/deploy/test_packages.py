@@ -19,6 +19,7 @@ NAMES = {
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "PIL": "pillow",
+    "jwt": "pyjwt",
     "yaml": "pyyaml",
 }
 """Packages that are not called as the module that they bring."""
@@ -29,6 +30,7 @@ OF_AN_EXTRA = {
     "matplotlib": "plot",
     "bitsandbytes": "quantized",
     "h5py": "hdf5",
+    "pyjwt": "jwt",
 }
 """Packages that a user's install lacks; each is imported where its absence is told by what to install."""
 
@@ -72,7 +74,17 @@ def packages_of(tree: ast.AST, own: set[str]) -> set[str]:
 def test_a_users_install_is_what_the_modules_import(project: dict[str, Any]) -> None:
     own = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     used = set().union(*(packages_of(ast.parse(path.read_text("utf-8")), own) for path in modules(project)))
-    assert used - OF_AN_EXTRA.keys() == {package(each) for each in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"]
+    listed = [*project["project"]["dependencies"], *extras["model"], *extras["serve"], *extras["train"]]
+    assert used - OF_AN_EXTRA.keys() == {package(each) for each in listed} - {"sidecast"}
+
+
+def test_commands_know_what_the_base_lacks(project: dict[str, Any]) -> None:
+    from sidecast.cli.missing import OF_EXTRAS
+
+    extras = project["project"]["optional-dependencies"]
+    lacking = {package(need) for name in ("model", "serve", "train", "cluster") for need in extras[name]} - {"sidecast"}
+    assert {NAMES.get(name, name).replace("_", "-") for name in OF_EXTRAS} == lacking | {"tokenizers"}
 
 
 def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> None:
@@ -81,8 +93,9 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
         assert name in {package(each) for each in extras[extra]}
     development = {package(each) for each in extras["dev"]}
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
-    assert not development & {package(each) for name in ("cluster", "demo") for each in extras[name]}
-    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,plot,quantized]"
+    listed = {package(each) for name in ("cluster", "demo", "model", "serve", "train") for each in extras[name]}
+    assert development & listed == {"sidecast"}
+    assert extras["dev"][0] == "sidecast[cluster,demo,hdf5,http,jwt,plot,quantized,serve,train]"
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:

@@ -13,12 +13,15 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
+from ladder.answering import Words
 from ladder.answering.answerers import Generate
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.config import SideConfig
 from ladder.decoding.settings import Generation
 from serving.components import Components
 from serving.config import LoadConfig, RequestConfig, ServeConfig
@@ -47,6 +50,7 @@ RTE = TaskSpec(
 TWEETS = TaskSpec(name="tweets", kind="regression", template="rate: {text}", low=-4, high=4)
 TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_chars=300)
 MEANING = TaskSpec(name="meaning", kind="embedding", template="{sentence}", dimensions=3)
+NAMES = TaskSpec(name="names", kind="token_classification", template="find: {text}", labels=("PER", "LOC"))
 SPECS = (SST2, RTE, TWEETS, TITLES)
 VQA = TaskSpec(
     name="vqa", kind="classification", template="question: {question}", images=("image",), labels=("no", "yes")
@@ -73,12 +77,33 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
     return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
 
 
+def capitals(words: Words) -> SpansAnswer:
+    """The rule of tasks that tag words: those that begin with a capital are persons."""
+    spans = [
+        Span(start=start, end=end, label="PER", score=0.75, text=words.text[start:end])
+        for start, end in words.bounds
+        if words.text[start].isupper()
+    ]
+    return SpansAnswer(spans=tuple(spans), outside=(0.25,) * len(words.bounds))
+
+
 class Bytes:
     """A tokenizer whose tokens are the bytes of the text."""
+
+    start_tokens = 0
 
     def encode_cut(self, texts: Sequence[str], max_tokens: int | None = None) -> tuple[list[list[int]], list[bool]]:
         ids = [list(text.encode()) for text in texts]
         return ids, [max_tokens is not None and len(tokens) > max_tokens for tokens in ids]
+
+    def encode_offsets(self, texts: Sequence[str]) -> list[Any]:
+        return [(list(t.encode()), [(n, n + 1) for n, char in enumerate(t) for _ in char.encode()]) for t in texts]
+
+    def room(self, max_tokens: int | None = None) -> int | None:
+        return max_tokens
+
+    def complete(self, ids: Sequence[int], max_tokens: int | None = None) -> tuple[int, ...]:
+        return tuple(ids[:max_tokens])
 
 
 class RuleBatcher:
@@ -114,6 +139,8 @@ class RuleBatcher:
             await asyncio.sleep(0.01)
 
     def _answer(self, row: EngineRow) -> Answer:
+        if row.words is not None:
+            return capitals(row.words)
         return rule(row.resident.spec, bytes(row.ids).decode())
 
 
@@ -221,7 +248,13 @@ class Parlour:
         self.service = RuleService(self.pool)
         for spec in specs:
             self.publish(spec)
-        values = {"backbone": "none", "registry": str(folder / "registry"), "port": 0, "metrics_port": 0}
+        values = {
+            "backbone": "none",
+            "registry": str(folder / "registry"),
+            "port": 0,
+            "metrics_port": 0,
+            "http_port": 0,
+        }
         self.config = ServeConfig(**values | config, load=LoadConfig(poll_s=0.05, max_side_bytes=100_000))
         self.server = cast(Server, None)
 
@@ -267,7 +300,7 @@ class Parlour:
             task=task,
             version=version,
             spec=spec,
-            side=nothing,
+            side=cast(Any, SimpleNamespace(config=SideConfig())),
             answerer=answerer if spec.kind == "text" else nothing,
             manifest=manifest,
             bytes=1,

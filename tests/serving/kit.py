@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +17,7 @@ from ladder import (
     Row,
     SideConfig,
     SideNetwork,
+    SpansAnswer,
     TextAnswer,
     Tokenizer,
     ValueAnswer,
@@ -24,11 +25,13 @@ from ladder import (
     answer,
     build_answerer,
 )
+from ladder.answering import Framed, Words, split_texts
 from ladder.side.checkpoint import save_side
 from ladder.stacked.bank import SideBank
 from serving.engine import Piece, Resident
 from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, PredictService, RequestOptions
-from side_registry import KINDS, SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
+from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
+from side_registry.task_kinds import KINDS
 
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
@@ -38,6 +41,8 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
     values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
     if KINDS[values["kind"]].has_labels:
         values["labels"] = ("negative", "positive")
+    if kind == "token_classification":
+        values["labels"] = ("PER", "LOC")
     return TaskSpec(**values | changes)
 
 
@@ -135,7 +140,8 @@ def make_run(
 
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
     """The resident's answer to one text, as a golden example."""
-    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer)
+    words = words_of(tokenizer, text) if KINDS[resident.spec.kind].has_spans else None
+    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer, words=words)
     [outcome] = answer(backbone, [row])
     match outcome:
         case ClassAnswer():
@@ -144,6 +150,8 @@ def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: s
             expected = {"embedding": list(outcome.values)}
         case LabelsAnswer():
             expected = {"labels": list(outcome.labels), "scores": list(outcome.scores)}
+        case SpansAnswer():
+            expected = {"spans": [asdict(span) for span in outcome.spans], "outside": list(outcome.outside)}
         case ValueAnswer():
             expected = {"value": outcome.value}
         case TextAnswer():
@@ -156,6 +164,13 @@ def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: s
 def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]:
     """Token ids of a prompt, at most `limit`."""
     return tuple(tokenizer.encode(text, limit))
+
+
+def words_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> Words:
+    """The words of a text that is a whole prompt of at most `limit` tokens."""
+    [split] = split_texts(tokenizer, [Framed("", text, "")], limit)
+    [window] = split.windows
+    return window.words
 
 
 def empty_resident(task: str, version: int = 1, spec: TaskSpec | None = None) -> Resident:

@@ -14,9 +14,10 @@ from ladder import Backbone, ClassAnswer, Tokenizer
 from ladder.backbone.compiled import CompiledEncoder
 from serving import components
 from serving.components import Components, assemble
-from serving.config import BatchConfig, EngineConfig, ImageConfig, ServeConfig
+from serving.config import BatchConfig, EngineConfig, ImageConfig, LoadConfig, ServeConfig
 from serving.metrics import Metrics
-from side_registry import Registry, UnknownTask
+from serving.pipeline.request import RequestOptions, Target
+from side_registry import Registry, TaskRef, UnknownTask
 from tests.ladder.counting import Counting
 from tests.serving.kit import TEXTS, make_run, make_spec, predict
 from tests.vision.folders import make_model, save
@@ -25,7 +26,7 @@ from vision import EncoderError, load_encoder
 
 @asynccontextmanager
 async def assembled(
-    backbone: Path, registry: Path, images: ImageConfig | None = None, **engine: Any
+    backbone: Path, registry: Path, images: ImageConfig | None = None, load: LoadConfig | None = None, **engine: Any
 ) -> AsyncIterator[Components]:
     config = ServeConfig(
         backbone=str(backbone),
@@ -35,6 +36,7 @@ async def assembled(
         batch=BatchConfig(max_batch_rows=8, max_batch_tokens=512),  # few shapes to compile
         engine=EngineConfig(**engine),
         images=images or ImageConfig(),
+        load=load or LoadConfig(),
     )
     parts = await asyncio.to_thread(assemble, config, Metrics())
     yield parts
@@ -48,6 +50,21 @@ async def test_a_registry_that_is_not_there_yet_is_made_and_served(tmp_path: Pat
         assert (parts.pool.snapshot().generation, parts.pool.snapshot().residents) == (0, {})
         with pytest.raises(UnknownTask, match="nothing is published yet"):
             await predict(parts.service, "sst2", ["a"])
+
+
+async def test_a_server_answers_for_tasks_that_are_still_loading_and_notes_their_calls(
+    tmp_path: Path, tiny_t5: Path, backbone: Backbone, tokenizer: Tokenizer
+) -> None:
+    registry = Registry.open(tmp_path / "registry", create=True)
+    for task in ("cola", "sst2"):
+        registry.publish(make_run(tmp_path / task, backbone, tokenizer, make_spec(task)))
+    load = LoadConfig(first_loads_s=0)
+    async with assembled(tiny_t5, tmp_path / "registry", load=load, warmup_s=0) as parts:
+        assert parts.service.ready
+        assert parts.pool.snapshot().generation == 2
+        targets = await parts.service.find_tasks([TaskRef("cola"), TaskRef("sst2", version=1)], RequestOptions())
+        assert [target.resident.key for target in targets if isinstance(target, Target)] == [("cola", 1), ("sst2", 1)]
+    assert registry.recent_tasks() == ("sst2", "cola")
 
 
 async def test_the_vision_encoder_is_loaded_with_its_settings_or_the_start_says_why_not(

@@ -29,7 +29,7 @@ from protos import sidecast_pb2 as pb
 from serving.client import errors as errors
 from serving.client.client import Client
 from serving.components import Components
-from serving.config import ServeConfig
+from serving.config import AccessConfig, ServeConfig
 from serving.errors import CannotListen, PortInUse
 from serving.server import Server
 from side_registry import RegistryNotFound
@@ -68,7 +68,9 @@ def test_two_servers_never_share_a_port(parlour: Parlour, tmp_path: Path) -> Non
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 async def test_an_address_that_is_not_ours_is_told(tmp_path: Path, host: str) -> None:
     with pytest.raises(CannotListen, match=host):
-        await Server(Parlour(tmp_path, [], host=host).config, must_not_assemble).start()
+        await Server(
+            Parlour(tmp_path, [], host=host, access=AccessConfig(insecure=True)).config, must_not_assemble
+        ).start()
 
 
 async def test_a_failed_start_gives_its_ports_back(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": {},
     "embedding": {"dimensions": 2},
     "multilabel": {"labels": ["rude", "threat"]},
+    "token_classification": {"labels": ["PER"]},
 }
+SPAN = {"start": 0, "end": 3, "label": "PER", "score": 0.9}
 
 
 def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> Path:
@@ -56,6 +58,11 @@ def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> P
         ("multilabel", {"labels": ["kind"], "scores": [0.1, 0.9]}, "must be a list of the spec's labels"),
         ("multilabel", {"labels": "rude", "scores": [0.1, 0.9]}, "must be a list of the spec's labels"),
         ("multilabel", {"scores": [0.1]}, "must be 2 finite numbers"),
+        ("token_classification", {"spans": []}, "needs outside"),
+        ("token_classification", {"outside": ["0"]}, "must be finite numbers, one for each word"),
+        ("token_classification", {"outside": [0.5], "spans": [SPAN | {"label": "LOC"}]}, "none of the spec's labels"),
+        ("token_classification", {"outside": [0.5], "spans": [SPAN | {"end": 0}]}, "must have 0 <= start < end"),
+        ("token_classification", {"outside": [0.5], "spans": [{"start": 0}]}, "must have start, end, label and score"),
     ],
 )
 def test_an_example_that_cannot_be_compared_is_refused(tmp_path: Path, kind: str, expected: dict, says: str) -> None:
@@ -72,6 +79,7 @@ def test_an_example_that_cannot_be_compared_is_refused(tmp_path: Path, kind: str
         ("regression", {"value": -3}),
         ("text", {"text": ""}),
         ("embedding", {"embedding": [0.6, 0.8]}),
+        ("token_classification", {"outside": [0.1, 0.9], "spans": [SPAN]}),
     ],
 )
 def test_an_example_that_can_be_compared_is_kept(tmp_path: Path, kind: str, expected: dict) -> None:

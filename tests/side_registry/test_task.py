@@ -128,6 +128,34 @@ def test_a_bad_embedding_says_which_field(change: dict, why: str):
         TaskSpec.model_validate({"name": "a", "kind": "embedding", "template": "{text}"} | change)
 
 
+def test_a_token_classification_has_types_of_entities_and_one_field():
+    spec = TaskSpec(name="a", kind="token_classification", template="a {{b}}: {text}!", labels=("PER",))
+    assert (spec.outputs, spec.target, spec.metric, spec.frame) == (3, "spans", "entity_f1", ("a {b}: ", "!"))
+    assert TaskSpec.model_validate_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"labels": ()}, "labels must be 1 to 500 types of entities"),
+        ({"labels": tuple(map(str, range(501)))}, "labels must be 1 to 500 types of entities .* got 501"),
+        ({"labels": ("O", "B-PER")}, "types of entities such as PER, not tags"),
+        ({"labels": ("PER", "PER")}, "labels must be distinct"),
+        ({"template": "{a} {b}"}, "template must have one field, once"),
+        ({"template": "{a} {a}"}, "template must have one field, once"),
+        ({"images": ("image",)}, "images must be left out"),
+        ({"label_index": True}, "label_index must be left out"),
+        ({"open_labels": True}, "open_labels must be left out"),
+        ({"metric": "accuracy"}, "metric must be entity_f1"),
+    ],
+)
+def test_a_bad_token_classification_says_which_field(change: dict, why: str):
+    with pytest.raises(ValidationError, match=why):
+        TaskSpec.model_validate(
+            {"name": "a", "kind": "token_classification", "template": "{text}", "labels": ("PER",)} | change
+        )
+
+
 def test_only_embeddings_have_dimensions_and_other_documents_are_as_they_were():
     with pytest.raises(ValidationError, match="dimensions are for embedding, this task is text"):
         TaskSpec(name="a", kind="text", template="{a}", dimensions=8)

@@ -163,7 +163,6 @@ def test_a_server_replays_the_golden_examples_and_evaluate_sends_it_the_images(f
         ({"vision": None, "vision_layer": 1}, "need --vision V"),
         ({"images": "/nowhere"}, "there is no such folder or file of images"),
         ({"vision": "/nowhere"}, "/nowhere"),
-        ({"init": "fisher"}, "sees no images"),
         ({"image_tokens": 25}, "has 4 x 4"),
         ({"image_tokens": 5}, "a square number"),
         ({"vision_layer": 99}, "99"),

@@ -98,3 +98,12 @@ def test_what_is_no_source_of_images(tmp_path):
 def test_an_error_goes_between_processes():
     error = ImageSourceError(Path("images"), "has no image 'a'")
     assert str(pickle.loads(pickle.dumps(error))) == "images: has no image 'a'"
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("table_files.image_sources.MAX_FILE_BYTES", 1000)
+    for name, size in (("a.png", 1000), ("b.png", 1001)):
+        (tmp_path / name).write_bytes(bytes(size))
+    each = dict(open_images(tmp_path).read_each(["a", "b"]))
+    assert len(each["a"]) == 1000
+    assert "b.png: has 1,001 bytes, and an image has at most 1,000" in str(each["b"])

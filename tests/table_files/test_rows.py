@@ -161,6 +161,11 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix, column
     assert error.why == f"no column {column!r}; {needs}, the file has {', '.join(row)}"
 
 
+def test_spaces_around_a_columns_name_are_told(tmp_path):
+    error = refused_bytes(tmp_path, "rows.csv", b"sentence, label\na, positive\n")
+    assert error.why.endswith("the file has sentence,  label; remove the spaces in its column ' label'")
+
+
 def test_a_column_missing_in_one_json_row_is_told_with_its_line(tmp_path):
     content = b'{"sentence": "a", "label": "positive"}\n\n{"sentence": "a"}\n'
     error = refused_bytes(tmp_path, "rows.jsonl", content)
@@ -190,7 +195,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
         (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "more than 100 objects and arrays inside each other"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' is given twice; keep one"),
         (b'{"a": "x", "b": {"c": [{"d": 1, "d": 1}]}}', "the key 'd' is given twice; keep one"),
-        (b'{"sentence": ' + b"1" * 5000 + b"}", "bad JSON: Exceeds the limit"),
+        (b'{"sentence": ' + b"1" * 5000 + b"}", "bad JSON: a number has more than 4,300 digits; write it as a text"),
     ],
     ids=["cut off", "two objects", "array", "string", "open", "deep", "key twice", "inner key twice", "long number"],
 )

@@ -455,6 +455,22 @@ def test_what_is_wrong_with_the_file_is_told_with_path_and_line(tmp_path, name, 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
+        (
+            "rows.jsonl",
+            b'{"sentence": "%s", "label": "positive"}\n',
+            "has 10000000 characters, at most 20000 are allowed",
+        ),
+        ("rows.csv", b"sentence,label\n%s,positive\n", "has 10000000 characters, at most 20000 are allowed"),
+        ("rows.jsonl", b"%s\n", "bad JSON: Expecting value at column 1"),
+    ],
+)
+def test_a_line_of_millions_of_characters_is_refused(tmp_path, name, content, why):
+    assert why in str(refused_bytes(tmp_path, name, content % (b"a" * 10_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
         ("rows.jsonl", b"", "holds no examples"),
         ("rows.csv", b"sentence,label\n", "holds no examples"),
         ("rows.csv", b"", "empty; the first line names the columns: sentence, label"),

@@ -1,5 +1,8 @@
 """Fisher importances of batches equal those of single rows, of transformers' gradients, and of the LST authors."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,7 +11,10 @@ from transformers import T5ForConditionalGeneration
 
 from ladder import SideNetwork, load_backbone
 from ladder.backbone.families.t5 import backbone_name
+from ladder.backbone.images import Images
+from ladder.config import VisualConfig
 from ladder.side.structural_init import initialize
+from ladder.side.visual import VisualEmbedding
 from tests import tiny
 from tests.exact import float64
 from tests.ladder import golden
@@ -29,13 +35,42 @@ def backbone(tiny_t5):
     return load_backbone(tiny_t5)
 
 
-def by_transformers(folder, samples: list[Sample]) -> dict[str, torch.Tensor]:
-    """One row after the other through Hugging Face's T5, with its own loss, in float64."""
+def with_images(samples: list[Sample]) -> list[Sample]:
+    """The first has no image, the second one, and so on, of four tokens."""
+    torch.manual_seed(3)
+    return [
+        samples[0],
+        *(replace(sample, images=torch.randn(1 + row % 2, 4, 6)) for row, sample in enumerate(samples[1:])),
+    ]
+
+
+def visual_embedding(backbone) -> VisualEmbedding:
+    torch.manual_seed(4)
+    embedding = VisualEmbedding(VisualConfig(features=6, images=2, tokens=4), backbone.config)
+    embedding.reset()
+    return embedding
+
+
+def by_transformers(folder, samples: list[Sample], visual: VisualEmbedding | None = None) -> dict[str, torch.Tensor]:
+    """One row after the other through Hugging Face's T5, with its own loss, in float64.
+
+    Tokens of images follow the text's, and have no relative positions.
+    """
     model = T5ForConditionalGeneration.from_pretrained(folder).double().eval()
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    bias_of_text = attention.compute_bias
     sums = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+
+    def bias(texts: int, queries: int, keys: int, **given) -> torch.Tensor:
+        return torch.nn.functional.pad(bias_of_text(texts, texts, **given), (0, keys - texts, 0, queries - texts))
+
     for sample in samples:
         model.zero_grad()
-        model(input_ids=torch.tensor([sample.source]), labels=torch.tensor([sample.target])).loss.backward()
+        embedded = model.shared(torch.tensor([sample.source]))
+        if sample.images is not None:
+            embedded = torch.cat([embedded, visual(Images.of(sample.images[None])).detach()], 1)
+        attention.compute_bias = partial(bias, len(sample.source))
+        model(inputs_embeds=embedded, labels=torch.tensor([sample.target])).loss.backward()
         for name, weight in model.named_parameters():
             if weight.grad is not None:
                 sums[name] += weight.grad.square()
@@ -45,13 +80,16 @@ def by_transformers(folder, samples: list[Sample]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_equals_the_squared_gradients_of_transformers(tmp_path, tied):
+@pytest.mark.parametrize("reads_images", [False, True])
+def test_equals_the_squared_gradients_of_transformers(tmp_path, tied, reads_images):
     kind = {"feed_forward_proj": "relu", "tie_word_embeddings": True} if tied else {}
     folder = tiny.make_t5(tmp_path / "t5", **kind)
     backbone = load_backbone(folder).double()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    samples = with_images(SAMPLES) if reads_images else SAMPLES
+    visual = visual_embedding(backbone).double() if reads_images else None
     with float64():
-        ours, theirs = fisher(backbone, SAMPLES), by_transformers(folder, SAMPLES)
+        ours, theirs = fisher(backbone, samples, visual=visual), by_transformers(folder, samples, visual)
     assert len(ours) == 3 * (4 + (2 if tied else 3)) + 2 * (8 + (2 if tied else 3)) + 2
     for name, tensor in ours.items():
         assert_close(tensor.double(), theirs[name], **EXACT, msg=name)
@@ -63,10 +101,12 @@ def test_equals_the_squared_gradients_of_transformers(tmp_path, tied):
 
 def test_batches_equal_single_rows_and_their_order_is_nothing(tiny_t5, monkeypatch):
     backbone = load_backbone(tiny_t5).double()
+    samples = with_images(SAMPLES)
+    visual = visual_embedding(backbone).double()
     with float64():
-        together = fisher(backbone, SAMPLES[::-1])
+        together = fisher(backbone, samples[::-1], visual=visual)
         monkeypatch.setattr("training.fisher.BATCH_TOKENS", 1)
-        alone = fisher(backbone, SAMPLES)
+        alone = fisher(backbone, samples, visual=visual)
     for name, tensor in together.items():
         assert_close(tensor, alone[name], **EXACT, msg=name)
 
@@ -92,6 +132,14 @@ def test_progress_counts_rows(backbone, monkeypatch):
     calls = []
     fisher(backbone, SAMPLES, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(2, 4), (3, 4), (4, 4)]
+
+
+def test_tokens_of_images_count_as_a_batch_s(backbone, monkeypatch):
+    monkeypatch.setattr("training.fisher.BATCH_TOKENS", 40)
+    samples = [replace(SAMPLES[0], images=torch.zeros(2, 4, 6))] * 4  # of 5 + 8 + 2 tokens
+    calls = []
+    fisher(backbone, samples, visual=visual_embedding(backbone), progress=lambda done, total: calls.append(done))
+    assert calls == [2, 4]
 
 
 def test_under_no_grad_and_in_bfloat16(tiny_t5):

@@ -27,11 +27,29 @@ SOME: dict[str, tuple[list, list]] = {
     "recall_at_1": ([1, 3], ["a b", "d"]),
     "mrr": ([1, 3], ["a b", "d"]),
     **dict.fromkeys(("f1_micro", "f1_macro", "average_precision"), ([LabelScores(("yes",), (0.1, 0.9))], [{"yes"}])),
+    "entity_f1": ([[]], [[{"start": 0, "end": 2, "label": "yes"}]]),
 }
 
 
 def test_accuracy_is_the_share_of_right_answers():
     assert score("accuracy", PREDICTIONS, TARGETS) == {"accuracy": pytest.approx(3 / 5)}
+
+
+def test_entities_are_right_where_edges_and_label_are():
+    def entities(*found: tuple[int, int, str]) -> list[dict]:
+        return [{"start": start, "end": end, "label": label} for start, end, label in found]
+
+    targets = [entities((0, 3, "yes"), (4, 9, "no")), entities((0, 5, "yes")), []]
+    predictions = [
+        entities((0, 3, "yes"), (4, 7, "no")),
+        entities((0, 2, "yes"), (2, 5, "yes")),
+        entities((1, 2, "no")),
+    ]
+    scores = score("entity_f1", predictions, targets, labels=LABELS)
+    by_hand = {"entity_f1": 2 * 1 / (5 + 3), "precision": 1 / 5, "recall": 1 / 3, "f1_yes": 2 * 1 / (3 + 2), "f1_no": 0}
+    assert scores == pytest.approx(by_hand)
+    assert score("entity_f1", targets, targets, labels=LABELS)["entity_f1"] == 1
+    assert score("entity_f1", [[]], [[]], labels=LABELS)["entity_f1"] == 0
 
 
 def test_matthews_is_the_correlation_of_the_confusion_matrix():

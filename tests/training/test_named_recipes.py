@@ -28,6 +28,11 @@ def test_the_default_of_a_task_with_images_is_what_measured_best_for_them():
     assert named_recipe("default", [spec], {"dropout": 0.1}) == Recipe(learning_rate=3e-3, dropout=0.1)
 
 
+def test_the_default_of_token_classification_is_what_measured_best_for_it():
+    assert named_recipe("default", [toy.NAMES], {}) == Recipe(learning_rate=3e-3)
+    assert named_recipe("default", [toy.NAMES], {"learning_rate": 1e-3}) == Recipe()
+
+
 def test_an_unknown_name_is_named():
     with pytest.raises(RecipeError, match="recipe must be default or paper, got 'papr'"):
         named_recipe("papr", [toy.CLASSES], {})

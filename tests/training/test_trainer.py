@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from ladder import ChooseLabels, SideConfigError, SideNetwork, load_backbone, load_tokenizer
@@ -278,6 +279,34 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_when_there_is_room(
     assert train(job, tmp_path / "run").side_network.read_bytes() == first.side_network.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("scores", "tensors", "why"),
+    [
+        ('[{"epoch": 1, "accuracy": 0.5}]', {"side.other": torch.zeros(2)}, "of another version of the program"),
+        ('[{"epoch": 1}]', None, "does not tell accuracy of every epoch"),
+        ("{", None, "does not read"),
+    ],
+    ids=["other tensors", "other scores", "no JSON"],
+)
+def test_a_run_folder_of_another_version_is_one_clear_error(tmp_path, finished, scores, tensors, why):
+    job, first, _ = finished
+    run = Path(shutil.copytree(first.folder, tmp_path / "run"))
+    (run / "manifest.json").unlink()
+    kept = load_file(run / "last.safetensors") if tensors is None else tensors
+    save_file(kept, run / "last.safetensors", {"scores": scores})
+    with pytest.raises(RunError, match=why):
+        train(job, run)
+
+
+@pytest.mark.parametrize("settings", ["[]", '{"recipe": 7}', '"text"'])
+def test_settings_that_are_none_are_one_clear_error(tmp_path, finished, settings):
+    job, first, _ = finished
+    run = Path(shutil.copytree(first.folder, tmp_path / "run"))
+    (run / "run.json").write_text(f'{{"settings": {settings}}}')
+    with pytest.raises(RunError, match="was not written by this program"):
+        train(job, run)
+
+
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -285,7 +314,10 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def test_every_epochs_line_has_loss_score_baseline_and_memory(finished):
     _, first, _ = finished
     [line] = lines_of(first.folder)
+    fitted = line.pop("calibration", None)
     assert list(line) == ["epoch", "loss", "accuracy", "baseline", "peak_rss_bytes", "seconds"]
+    stored = first.manifest.calibration
+    assert fitted == (None if stored is None else stored.model_dump())
     assert line["peak_rss_bytes"] > 1 << 26
     assert set(first.manifest.metrics) == {"loss", "accuracy"}
 

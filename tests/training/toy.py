@@ -15,6 +15,7 @@ TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens
 MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("aa", "bb", "many"))
 """Labels: some a, more than two b, at least eight letters."""
 MANY_METRICS = ("f1_micro", "f1_macro", "average_precision")
+NAMES = TaskSpec(name="names", kind="token_classification", template="{text}", labels=("PER", "LOC"))
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 
@@ -22,6 +23,8 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
     pick = random.Random(seed)
     if spec.kind == "embedding":
         return pairs(pick, count)
+    if spec.kind == "token_classification":
+        return [tagged(pick) for _ in range(count)]
     made: list[dict[str, object]] = []
     for _ in range(count):
         share = pick.random()
@@ -44,6 +47,18 @@ def pairs(pick: random.Random, count: int) -> list[dict[str, object]]:
         letters = pick.choices("abcdef", k=pick.randint(3, 8))
         made.append({"sentence": "".join(letters), "positive": "".join(pick.sample(letters, len(letters))).upper()})
     return made
+
+
+def tagged(pick: random.Random) -> dict[str, object]:
+    """Words of a and b; those of X are persons and those of Y places, one word or two."""
+    tokens: list[str] = []
+    tags: list[str] = []
+    for _ in range(pick.randint(2, 5)):
+        letter, label = pick.choice([("ab", ""), ("ab", ""), ("X", "PER"), ("Y", "LOC")])
+        for number in range(pick.randint(1, 2)):
+            tokens.append("".join(pick.choices(letter, k=3)))
+            tags.append(("I-" if number else "B-") + label if label else "O")
+    return {"tokens": tokens, "tags": tags}
 
 
 def write(path: Path, records: list[dict[str, object]]) -> Path:

@@ -7,6 +7,18 @@ models or tensors.
 
 from training.metrics.label_sets import LabelScores
 from training.metrics.ranking import ranks
-from training.metrics.scoring import METRICS, rows_to_answer, score, score_values
+from training.metrics.report import Evaluation, evaluation_of
+from training.metrics.scoring import METRICS, measurable, measure, rows_to_answer, score, score_values
 
-__all__ = ["METRICS", "LabelScores", "ranks", "rows_to_answer", "score", "score_values"]
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "LabelScores",
+    "evaluation_of",
+    "measurable",
+    "measure",
+    "ranks",
+    "rows_to_answer",
+    "score",
+    "score_values",
+]

@@ -35,14 +35,19 @@ def cider(predictions: Sequence[str], references: Sequence[tuple[str, ...]]) -> 
     A score depends on all rows' references: compare scores of the same file only. One row alone gets 0, since all of
     its n-grams are in every row.
     """
+    scores = cider_rows(predictions, references)
+    return math.fsum(scores) / len(scores)
+
+
+def cider_rows(predictions: Sequence[str], references: Sequence[tuple[str, ...]]) -> list[float]:
+    """The score of each row, with the document frequencies of all rows."""
     counted = [[_grams(reference) for reference in row] for row in references]
     frequencies = Counter(chain.from_iterable(set(chain.from_iterable(row)) for row in counted))
     rows = math.log(len(references))
-    scores = [
+    return [
         _row(_vector(_grams(prediction), frequencies, rows), (_vector(grams, frequencies, rows) for grams in row))
         for prediction, row in zip(predictions, counted, strict=True)
     ]
-    return math.fsum(scores) / len(scores)
 
 
 def _grams(text: str) -> Counter[Gram]:

@@ -17,7 +17,12 @@ def pearson_and_spearman(predictions: Sequence[Any], targets: Sequence[Any]) -> 
     """
     answered = _finite("predictions", predictions)
     right = _finite("targets", targets)
-    return _correlation(answered, right), _correlation(_average_ranks(answered), _average_ranks(right))
+    return correlations(answered, right)
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Both correlations of two (N,) arrays of finite numbers."""
+    return _correlation(x, y), _correlation(_average_ranks(x), _average_ranks(y))
 
 
 def _finite(what: str, values: Sequence[Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ CHUNK = 1024
 """Rows whose similarities are in memory together."""
 
 
-def recall_and_mrr(target_ranks: Sequence[Any]) -> tuple[float, float]:
+def recall_and_mrr(target_ranks: Sequence[Any] | np.ndarray) -> tuple[float, float]:
     """The share of rows whose own target ranks first, and the mean reciprocal rank.
 
     Raises:

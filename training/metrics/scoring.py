@@ -3,7 +3,7 @@
 `rows_to_answer` says which rows a model has to answer, `score_values` what its answers are worth.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -13,9 +13,11 @@ from side_registry.task_kinds import KINDS
 from training.data import Example, as_fields, references
 from training.errors import MetricError
 from training.metrics.bleu import bleu
+from training.metrics.calibration import calibration_error
 from training.metrics.cider import cider
-from training.metrics.classes import accuracy, accuracy_f1, matthews
+from training.metrics.classes import accuracy, accuracy_f1, matthews, pairs_of
 from training.metrics.correlation import pearson_and_spearman
+from training.metrics.entities import entity_scores
 from training.metrics.label_sets import score_label_sets
 from training.metrics.ranking import ranks, recall_and_mrr
 from training.metrics.rouge import rouge_l
@@ -54,6 +56,7 @@ def score(
     Args:
         metric: one of METRICS.
         predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
+            For entity_f1: lists of objects with start, end and label, as the targets are.
             For recall_at_1 and mrr: the rank that each target came out at, from 1. For several labels: `LabelScores`.
         targets: what they should be. Of a text, a tuple of several references too, each of which is right. For
             several labels: sets of them.
@@ -73,15 +76,15 @@ def score(
 
 
 def _accuracy(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
-    return {"accuracy": accuracy(predictions, targets)}
+    return {"accuracy": accuracy(pairs_of(predictions, targets))}
 
 
 def _matthews(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
-    return {"matthews": matthews(predictions, targets)}
+    return {"matthews": matthews(pairs_of(predictions, targets))}
 
 
 def _accuracy_f1(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
-    right, f1 = accuracy_f1(predictions, targets, labels)
+    right, f1 = accuracy_f1(pairs_of(predictions, targets), labels)
     return {"accuracy_f1": (right + f1) / 2, "accuracy": right, "f1": f1}
 
 
@@ -137,6 +140,73 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "f1_micro": partial(_label_sets, "f1_micro"),
         "f1_macro": partial(_label_sets, "f1_macro"),
         "average_precision": partial(_label_sets, "average_precision"),
+        "entity_f1": entity_scores,
     }
 )
 """By name: a function of predictions, targets and labels, as `score` takes them."""
+
+FAMILIES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "accuracy": ("accuracy",),
+        "matthews": ("matthews",),
+        "accuracy_f1": ("accuracy_f1", "accuracy", "f1"),
+        "pearson_spearman": ("pearson_spearman", "pearson", "spearman"),
+        "exact_match": ("exact_match",),
+        "vqa_accuracy": ("vqa_accuracy", "exact_match"),
+        "cider": ("cider", "bleu", "rouge_l"),
+        "bleu": ("bleu", "cider", "rouge_l"),
+        "rouge_l": ("rouge_l", "bleu", "cider"),
+        "recall_at_1": ("recall_at_1", "mrr"),
+        "mrr": ("mrr", "recall_at_1"),
+    }
+)
+"""The names of the scores that each of METRICS returns, known without rows."""
+
+
+def measurable(spec: TaskSpec) -> dict[str, str]:
+    """Every score that a task's answers can have, with the metric that computes it; the spec's own metric first."""
+    metrics = dict.fromkeys((spec.metric, *KINDS[spec.kind].metrics))
+    if len(spec.labels) != 2 and spec.metric != "accuracy_f1":
+        metrics.pop("accuracy_f1", None)
+    found: dict[str, str] = {}
+    for metric in metrics:
+        for name in FAMILIES[metric]:
+            found.setdefault(name, metric)
+    if has_probabilities(spec):
+        found["ece"] = "ece"
+    return found
+
+
+def has_probabilities(spec: TaskSpec) -> bool:
+    """Whether an answer has a probability, so that its calibration can be measured."""
+    return spec.kind == "classification"
+
+
+def measure(
+    spec: TaskSpec,
+    values: Sequence[Any],
+    examples: Sequence[Example],
+    names: Iterable[str],
+    confidences: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """The scores with these names, in their order.
+
+    Args:
+        values: as `score_values` takes them.
+        names: some of `measurable(spec)`.
+        confidences: the probability of each answered label, for `ece`.
+    Raises:
+        MetricError: as `score`.
+    """
+    computed_by = measurable(spec)
+    scores: dict[str, float] = {}
+    names = list(names)
+    for metric in dict.fromkeys(computed_by[name] for name in names):
+        if metric == "ece":
+            assert confidences is not None
+            right = [value == example.target for value, example in zip(values, examples, strict=True)]
+            scores["ece"] = calibration_error(confidences, right)
+            continue
+        found = score_values(spec.model_copy(update={"metric": metric}), values, examples)
+        scores |= {name: value for name, value in found.items() if name not in scores}
+    return {name: scores[name] for name in names}

@@ -25,11 +25,12 @@ from training.batches import (
     tokenize,
 )
 from training.distillation import Teacher, distillation_of
-from training.evaluation import Model, make_answerer, predict, score_answers
+from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
+from training.metrics.calibration import Fitted
 from training.taps_cache import TapsCache
 from training.thresholds import choose_again, fit_thresholds
 
@@ -63,12 +64,18 @@ class TaskData:
         self.baseline = baseline_of(job.spec, job.validation.examples)
         self.thresholds: dict[str, float] = {}
         """By label, as the last `scores` fitted them on the validation rows; of a kind with thresholds."""
+        self.calibration: Fitted | None = None
+        """Of the weights that were scored last."""
 
-    def prepare(self, progress: Progress) -> None:
-        """Compute what all epochs read: features of images, the backbone's activations, the teacher's answers."""
+    def prepare_images(self, progress: Progress) -> None:
+        """Compute the features of all images."""
         job = self.job
         if job.features is not None:
             job.features.prepare(job.image_ids(job.training, job.validation), progress.images)
+
+    def prepare(self, progress: Progress) -> None:
+        """Compute what else all epochs read: the backbone's activations, and the teacher's answers."""
+        job = self.job
         cache_bytes = job.recipe.cache_bytes // job.sharing
         if cache_bytes:
             self.cache.fill(cache_bytes, job.recipe.batch_rows, progress.reading)
@@ -92,7 +99,7 @@ class TaskData:
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
 
     def scores(self, served: SideNetwork) -> dict[str, float]:
-        """Scores on the validation rows, the task's metric among them.
+        """Scores on the validation rows, the task's metric among them. A classification is calibrated on them too.
 
         Args:
             served: the weights as they would be served.
@@ -108,6 +115,7 @@ class TaskData:
         if KINDS[job.spec.kind].has_thresholds:
             self.thresholds = fit_thresholds(job.spec.labels, answers, job.validation.examples)
             answers = choose_again(self.answerer, list(self.thresholds.values()), answers)
+        self.calibration = calibrate(job.spec, answers, job.validation.examples)
         return score_answers(job.spec, answers, job.validation.examples)
 
     def _complete(self, taps: Taps, indices: Sequence[int]) -> Taps:

@@ -17,7 +17,9 @@ from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, counting_tasks, deadline_of
+from serving.api.call_context import CallContext
 from serving.api.drain import Drain
+from serving.api.guard import check_request
 from serving.api.inbox import Messages
 from serving.api.open_inference.groups import PREFIX, GroupModel, group_of
 from serving.api.open_inference.stream import FINAL, InferStream
@@ -75,11 +77,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Say that the process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
-        """Say whether the first load is done, and the server is not draining."""
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: CallContext) -> pb.ServerReadyResponse:
+        """Say whether the tasks are known, and the server is not draining."""
         return pb.ServerReadyResponse(ready=self._ready)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
         """Say whether this server can answer for a task, for one version or alias of it, or for a group."""
         try:
             if group_of(request.name) is not None:
@@ -91,20 +93,18 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ModelReadyResponse(ready=self._ready)
 
     async def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: ServicerContext
+        self, request: pb.ServerMetadataRequest, context: CallContext
     ) -> pb.ServerMetadataResponse:
         """Describe the server."""
         return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
-    async def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: ServicerContext
-    ) -> pb.ModelMetadataResponse:
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         """Describe the tensors, versions and settings of a task or a group."""
         if group_of(request.name) is not None:
             described = self._group(request.name, request.version).metadata()
             described.platform = NAME
             return described
-        resident = self._find(request.name, request.version)
+        resident = await self._arrived(request.name, request.version, context)
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[model.version for model in _index(self._pool.snapshot(), request.name) if model.state == READY],
@@ -119,7 +119,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if group_of(request.name) is not None:
             config = self._group(request.name, request.version).config()
         else:
-            config = describe_config(self._find(request.name, request.version).spec)
+            config = describe_config((await self._arrived(request.name, request.version, context)).spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
@@ -136,7 +136,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             keys = sorted(key for key in state.residents if request.name in ("", key[0]))
         return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Answer rows of one task or group."""
         if group_of(request.model_name) is not None:
             return await self._infer_group(request, context)
@@ -159,9 +159,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
         if group_of(request.model_name) is not None:
+            await check_request(request)
             yield _final(await self._infer_group(request, context))
             return
         with counting(self._metrics, request.model_name) as counted:
+            await check_request(request)
             target, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
             if not KINDS[target.resident.spec.kind].makes_text or len(asked.rows) > 1:
@@ -179,17 +181,17 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                     elif event.text:
                         yield _piece(request, event, target.resident)
 
-    async def _read(self, request: pb.ModelInferRequest, context: ServicerContext) -> tuple[Target, PredictRequest]:
+    async def _read(self, request: pb.ModelInferRequest, context: CallContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
         options = self._options(request, context)
-        target = self._service.resolve(read_ref(request.model_name, request.model_version), options)
+        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
         spec = target.resident.spec
         requested_outputs(request, spec)  # raises before the rows are computed
         count = count_rows(request, spec)
         self._service.check_counts(1, count)
         return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
 
-    def _options(self, request: pb.ModelInferRequest, context: ServicerContext) -> RequestOptions:
+    def _options(self, request: pb.ModelInferRequest, context: CallContext) -> RequestOptions:
         return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
             decoding=_decoding(request),
@@ -199,7 +201,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             where="parameters.",
         )
 
-    async def _infer_group(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+    async def _infer_group(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Answer rows of all tasks of a group. The fault of one task is that of the call."""
         with counting_tasks(self._metrics) as counted:
             options = self._options(request, context)
@@ -242,7 +244,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if group_of(request.model_name) is not None:
             self._group(request.model_name, "")
         else:
-            self._find(request.model_name, "")
+            await self._arrived(request.model_name, "", context)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -280,6 +282,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         except (RegistryError, NotServed) as error:
             model.state, model.reason = UNAVAILABLE, str(error)
         return model
+
+    async def _arrived(self, name: str, version: str, context: CallContext) -> Resident:
+        """As `_find`; first waits, up to the call's deadline, for a version that is still loading."""
+        await self._service.arrived(read_ref(name, version), deadline_of(context))
+        return self._find(name, version)
 
     def _find(self, name: str, version: str) -> Resident:
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""

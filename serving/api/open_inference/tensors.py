@@ -9,6 +9,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -36,8 +37,8 @@ MAX_IGNORED = 64
 Tensor = pb.ModelInferRequest.InferInputTensor
 Value = TypeVar("Value", str, bytes)
 
-DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32"}
-"""By the type of an answer's column."""
+DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32": "FP32", "spans": "BYTES"}
+"""By the type of an answer's column. The spans of a row are one element: a JSON list of objects."""
 
 CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 
@@ -168,10 +169,12 @@ def write_outputs(
         values: list[Any] = [getattr(answer, column.attribute) for answer in answers]
         if column.varies:
             values = [json.dumps(items, ensure_ascii=False) for items in values]
+        elif column.dtype == "spans":
+            values = [json.dumps([asdict(span) for span in spans], ensure_ascii=False) for spans in values]
         if column.is_list:
             values = [value for numbers in values for value in numbers]
         if raw:
-            response.raw_output_contents.append(_pack(datatype, values))
+            response.raw_output_contents.append(pack(datatype, values))
         elif datatype == "BYTES":
             tensor.contents.bytes_contents.extend(value.encode() for value in values)
         else:
@@ -296,7 +299,8 @@ def _texts(tensor: Tensor, elements: Sequence[bytes], rows: int) -> list[str]:
     return texts
 
 
-def _pack(datatype: str, values: Sequence[Any]) -> bytes:
+def pack(datatype: str, values: Sequence[Any]) -> bytes:
+    """The raw contents of a tensor, as `split_raw` reads them."""
     if datatype != "BYTES":
         return np.asarray(values, "<f4").tobytes()
     encoded = [value.encode() for value in values]

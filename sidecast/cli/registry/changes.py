@@ -1,12 +1,10 @@
-"""Commands that change a registry: publish, promote, rollback, retire. Each is one commit."""
+"""Commands that change a registry: promote, rollback, retire; `publish.py` has publish. Each is one commit."""
 
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from side_registry import read_artifact
-from side_registry.manifest import check_publishable
 from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import say
@@ -32,66 +30,7 @@ wait = click.option(
 )
 
 
-@click.command(short_help="Put a run's side network in the registry as its task's next version.")
-@click.argument("run")
-@options.registry
-@options.server
-@click.option("--promote", is_flag=True, help="Point production at the new version: short for --alias production.")
-@click.option("--alias", help="Alias to point at the new version, such as production or canary.")
-@click.option("--allow-untrained", is_flag=True, help="Publish a run that no training has changed (sidecast init).")
-@message
-@wait
-@options.as_json
-def publish(
-    run: str,
-    registry: str | None,
-    server: str | None,
-    promote: bool,
-    alias: str | None,
-    allow_untrained: bool,
-    message: str,
-    wait: float | None,
-    as_json: bool,
-) -> None:
-    """Publish the run folder RUN as its task's next version.
-
-    A new task's first version becomes production. A later one moves no alias without --promote or --alias: callers
-    still get the version that they had.
-    """
-    if promote and alias is not None:
-        raise UserError("--promote is short for --alias production; give one of the two")
-    options.choose(registry=registry, server=server)
-    artifact = read_artifact(run)
-    check_publishable(artifact.manifest, run, allow_untrained=allow_untrained)  # before a registry is made for it
-    view = open_view(registry, server, create=True)
-    before = view.aliases(artifact.manifest.task)
-    done = view.publish(run, PRODUCTION if promote else alias, message, allow_untrained)
-    production = done["aliases"].get(PRODUCTION, before.get(PRODUCTION))
-    _tell(view, done | {"production": production}, _published(done, before, production), wait, as_json)
-
-
-def _published(done: Document, before: dict[str, int], production: int | None) -> str:
-    """What a publish did, which version callers get now, and the command that changes that.
-
-    Args:
-        before: the version of each alias before.
-        production: the version that production points at now.
-    """
-    task, version = done["task"], done["version"]
-    name = f"{task} version {version}"
-    texts = [f"{name} was published before from this very run" if done["already"] else f"published {name}"]
-    texts += [_moved(task, f"{alias} now points at it", alias, before.get(alias)) for alias in done["aliases"]]
-    if production == version:
-        return "; ".join(texts if done["aliases"] else [*texts, f"{PRODUCTION} points at it"])
-    next_command = options.command_here("promote", task, version)
-    if production is None:
-        return "; ".join([*texts, f"{task} has no {PRODUCTION} version yet: {next_command}"])
-    return "; ".join(
-        [*texts, f"callers still get version {production}: {next_command} moves them to version {version}"]
-    )
-
-
-def _moved(task: str, text: str, alias: str, before: int | None) -> str:
+def moved(task: str, text: str, alias: str, before: int | None) -> str:
     """That an alias moved, from where, and how to undo it."""
     if before is None:
         return text
@@ -167,7 +106,7 @@ def promote(
         before = view.aliases(task).get(alias)
         done = view.promote(task, version, alias, message)
         text = f"{task}@{alias} is version {version}"
-        _tell(view, done, text if before == version else _moved(task, text, alias, before), wait, as_json)
+        tell(view, done, text if before == version else moved(task, text, alias, before), wait, as_json)
         return
     name = f"{task}@{alias}"
 
@@ -183,7 +122,7 @@ def promote(
     else:
         done = _change_route(view, task, alias, changed, message)
     judged = _judged(done, by_default=canary is not None and routes.is_default(bounds))
-    _tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{judged}", wait, as_json)
+    tell(view, done, f"{name} is {routes.in_words(done['version'], done['route'])}{judged}", wait, as_json)
 
 
 def _change_route(
@@ -274,7 +213,7 @@ def rollback(
             f"the canary of {task}@{alias} is ended: version {done['version_from']} has no share any more, "
             f"version {done['version_to']} answers all"
         )
-    _tell(view, done, text, wait, as_json)
+    tell(view, done, text, wait, as_json)
 
 
 @click.command(short_help="Take a version out of service for good.")
@@ -290,7 +229,7 @@ def retire(task: str, version: int, registry: str | None, server: str | None, me
     say(as_json, done, f"{task} version {version} is retired (generation {done['generation']})")
 
 
-def _tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
+def tell(view: View, done: Document, text: str, wait: float | None, as_json: bool) -> None:
     """Print what was done, and with `wait` the servers that serve it. Exits with 1 if not all of them do."""
     text += f" (generation {done['generation']})"
     if wait is None:

@@ -1,11 +1,14 @@
 """Commands that read a registry: tasks, history."""
 
+from datetime import UTC, datetime
+
 import click
 
 from sidecast.cli import options
+from sidecast.cli.app import UserError
 from sidecast.cli.output import say, show_table
 from sidecast.cli.registry import routes
-from sidecast.cli.registry.views import Document, open_view
+from sidecast.cli.registry.views import Document, View, open_view
 from sidecast.cli.registry.where import show_where
 
 
@@ -62,14 +65,63 @@ def _notes(task: Document) -> str:
     return "; ".join(notes)
 
 
+def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """Callback of click: ISO 8601, as UTC."""
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"give a time such as 2026-03-31T18:00:00Z (ISO 8601), got {value!r}") from None
+
+
+def _show_moment(view: View, task: str | None, moment: datetime, as_json: bool) -> None:
+    """Print what aliases pointed at. Raises UnknownTask for a task that never was."""
+    then = view.at(moment)
+    if task is not None:
+        then["tasks"] = [entry for entry in then["tasks"] if entry["task"] == task]
+        if not then["tasks"]:
+            view.history(task, 1)
+    told = moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    named = f"{told} (generation {then['generation']})"
+    if as_json or not then["tasks"]:
+        say(as_json, {"time": told, **then}, f"{task or 'no task'} was not in the registry at {named}")
+        return
+    show_table(
+        ("task", "alias", "version"),
+        [
+            (entry["task"], alias, routes.in_words(version, entry["routes"].get(alias, routes.plain())))
+            for entry in then["tasks"]
+            for alias, version in sorted(entry["aliases"].items()) or [("none", "")]
+        ],
+        title=f"at {named}",
+        below=("version",),
+    )
+
+
 @click.command(short_help="List what changed: who, when, why.")
 @click.argument("task", required=False)
 @options.registry
 @options.server
 @click.option("--limit", type=click.IntRange(min=1), help="Only the newest changes.")
+@click.option(
+    "--at",
+    callback=_moment,
+    metavar="TIME",
+    help="Instead: what each alias pointed at then, such as 2026-03-31T18:00:00Z; without an offset, local time.",
+)
 @options.as_json
-def history(task: str | None, registry: str | None, server: str | None, limit: int | None, as_json: bool) -> None:
-    """List the changes of TASK, or of the whole registry, oldest first."""
+def history(
+    task: str | None, registry: str | None, server: str | None, limit: int | None, at: datetime | None, as_json: bool
+) -> None:
+    """List the changes of TASK, or of the whole registry, oldest first; or with --at, which versions served then."""
+    if at is not None:
+        if limit is not None:
+            raise UserError(
+                "--at tells what served at a moment, --limit shortens the list of changes; give one of them"
+            )
+        _show_moment(open_view(registry, server), task, at, as_json)
+        return
     show_history(open_view(registry, server).history(task, limit or 0), as_json)
 
 

@@ -27,7 +27,7 @@ NO_INPUTS = (
 @click.option(
     "--disagreements", type=click.IntRange(1, 1000), metavar="N", help="Show the newest N inputs that differ."
 )
-@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.required_server
 @options.as_json
 def shadow(task: str, alias: str, disagreements: int | None, server: str, as_json: bool) -> None:
     """Compare the versions that share or shadow the traffic of TASK's alias, as one server saw it.
@@ -37,9 +37,8 @@ def shadow(task: str, alias: str, disagreements: int | None, server: str, as_jso
     apart: 0 the same, 1 nothing in common. Cost is the device's time for a row that a version
     answers as a shadow.
     """
-    from serving.client import Client
 
-    with Client(server) as client:
+    with options.connect(server) as client:
         comparisons = client.comparison(task, alias=alias, disagreements=disagreements or 0)
         route = client.task(task).routes.get(alias)
     if as_json:

@@ -39,6 +39,10 @@ class View(Protocol):
         """Remove a group. Returns the generation."""
         ...
 
+    def at(self, moment: datetime) -> Document:
+        """Each task's aliases and routes at a moment, sorted by name, and the generation then."""
+        ...
+
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
         """Move an alias to a version."""
         ...
@@ -82,9 +86,7 @@ def open_view(registry: str | None, server: str | None, *, create: bool = False)
     """Open the view that the options name; `create` makes a registry that does not exist yet."""
     source, where = options.choose(registry=registry, server=server)
     if source == "server":
-        from serving.client import Client
-
-        return ServerView(Client(where))
+        return ServerView(options.connect(where))
     from side_registry import Registry
 
     return RegistryView(Registry.open(where, create=create))
@@ -164,6 +166,14 @@ class RegistryView(_Groups):
             }
             for commit in self._registry.history(task, limit, group=group)
         ]
+
+    def at(self, moment: datetime) -> Document:
+        """As `View.at`."""
+        state = self._registry.state_at(moment)
+        tasks = [
+            {"task": name, "aliases": task.serving, "routes": _routes(task.routes)} for name, task in state.live.items()
+        ]
+        return {"generation": state.generation, "tasks": tasks}
 
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
         """As `View.promote`."""
@@ -270,6 +280,10 @@ class ServerView(_Groups):
             for commit in self._client.history(task, limit=limit, group=group)
         ]
 
+    def at(self, moment: datetime) -> Document:
+        """As `View.at`: what the server's history adds up to."""
+        return aliases_at(self.history(None), moment)
+
     def promote(self, task: str, version: int, alias: str, message: str) -> Document:
         """As `View.promote`."""
         done = self._client.promote(task, version, alias=alias, message=message)
@@ -330,6 +344,35 @@ class ServerView(_Groups):
         """As `View.publish`."""
         done = self._client.publish(run, alias=alias, message=message, allow_untrained=allow_untrained)
         return _published(done)
+
+
+def aliases_at(changes: Sequence[Document], moment: datetime) -> Document:
+    """What `Registry.state_at` tells of aliases and routes, from the documents of a whole history."""
+    made = [place for place, change in enumerate(changes, 1) if datetime.fromisoformat(change["time"]) <= moment]
+    before = changes[: max(made, default=0)]
+    aliases: dict[str, dict[str, int]] = {}
+    shares: dict[str, dict[str, Document]] = {}
+    for action in (action for change in before for action in change["actions"]):
+        task, alias = action["task"], action["alias"]
+        if action["verb"] == "delete_task":
+            aliases.pop(task, None)
+            shares.pop(task, None)
+            continue
+        theirs, split = aliases.setdefault(task, {}), shares.setdefault(task, {})
+        if action["verb"] == "set_route":
+            split[alias] = action["route"]
+        elif action["verb"] in ("set_alias", "rollback"):
+            theirs[alias] = action["version"]
+            split.pop(alias, None)
+    tasks = [
+        {
+            "task": task,
+            "aliases": theirs,
+            "routes": {alias: route for alias, route in sorted(shares[task].items()) if route != routes.plain()},
+        }
+        for task, theirs in sorted(aliases.items())
+    ]
+    return {"generation": before[-1]["generation"] if before else 0, "tasks": tasks}
 
 
 def _time(time: datetime | None) -> str | None:

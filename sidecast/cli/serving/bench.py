@@ -39,7 +39,7 @@ def _seconds(name: str, default: float, help: str, *, zero: bool = False) -> Any
 
 @click.command(short_help="Put load on a server: latencies, throughput, stages.")
 @click.argument("task", nargs=-1)
-@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.required_server
 @click.option("--concurrency", callback=_numbers, metavar="N,...", help=f"Callers at a time.  [default: {CONCURRENCY}]")
 @click.option("--rate", callback=_numbers, metavar="R,...", help="Requests a second, instead of --concurrency.")
 @click.option(
@@ -174,27 +174,32 @@ async def _run(
 ) -> tuple[dict[str, Any], Any]:
     """The document, and the levels that it is made of."""
     from serving.client import AsyncClient
+    from serving.client.credentials import Credentials
     from sidecast.loadtest.asking import ClientAsker, find_targets
     from sidecast.loadtest.inputs import Inputs
     from sidecast.loadtest.report import make_document
     from sidecast.loadtest.runner import Runner
     from sidecast.loadtest.scrape import read_metrics
 
-    url = metrics_url or guess_metrics_url(server)
-    async with AsyncClient(server, retry=False) as client:
+    how = options.connection()
+    credentials = Credentials(**how)
+    url = metrics_url or guess_metrics_url(server, "https" if credentials.uses_tls else "http")
+    async with AsyncClient(server, retry=False, **how) as client:
         targets = await find_targets(client, refs, plan)
         inputs = Inputs(targets, plan, prompts)
         began = datetime.now(UTC)
         with _telling(bars, plan) as tell:
-            levels = await Runner(plan, inputs, ClientAsker(client, plan), lambda: read_metrics(url), tell).run()
+            levels = await Runner(
+                plan, inputs, ClientAsker(client, plan), lambda: read_metrics(url, credentials), tell
+            ).run()
     about = {"server": server, "metrics_url": url, "began": began.isoformat(timespec="seconds")}
     return about | make_document(plan, targets, inputs, levels), levels
 
 
-def guess_metrics_url(server: str) -> str:
+def guess_metrics_url(server: str, scheme: str = "http") -> str:
     """The URL of the metrics of a server that was started with default ports."""
     host = server.rpartition(":")[0] if ":" in server else server
-    return f"http://{host}:{METRICS_PORT}/metrics"
+    return f"{scheme}://{host}:{METRICS_PORT}/metrics"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from serving.cluster.status import Deployed
 
 EVERYWHERE = "0.0.0.0"
-OPEN_DOORS = (
-    "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without authentication"
-)
+OPEN_DOORS = "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without TLS"
 REMOVE_S = 60.0
 """Longest time for a removal after which the cluster is stopped, in seconds, whatever --wait says."""
 SCALING = {
@@ -84,21 +83,24 @@ def _scaling(command: options.Command) -> options.Command:
     is_flag=True,
     help="Send equal inputs to the same replica, whose cache has them. Only where this command starts the cluster.",
 )
-@options.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Ray's HTTP port.")
+@options.option(
+    "--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the HTTP API."
+)
 @click.option("--wait", type=click.FloatRange(0), default=600.0, show_default=True, metavar="S", help="0: do not wait.")
 @click.option("--check/--no-check", default=True, help="Refuse what the cluster has no room for.  [default: check]")
 @click.option("--dry-run", is_flag=True, help="Print the Serve config (YAML) that would be sent.")
 @click.option("--down", is_flag=True, help="Remove the application, and the cluster that this command had started.")
 @which_cluster
-@settings
+@partial(settings, without=("http_port",))
 def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **settings: Any) -> None:
     """Serve every task of a registry on a Ray cluster; deploying again updates what runs.
 
     A replica is the same server as 'sidecast serve', with the same settings. Without --address, and if no cluster runs
     on this machine, one is started in the background. If an update fails, the old replicas keep running.
 
-    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host. Anyone who reaches
-    them can call the server and its Admin service: there is no authentication. Keep them behind a firewall.
+    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host, without TLS. Anyone
+    who reaches them can call the server, within the scopes of a token where --tokens or --jwt-keys ask for one. Keep
+    them behind a firewall.
     """
     where = {option: settings.pop(option) for option in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])
@@ -129,6 +131,7 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     Raises:
         UserError, ConfigError: before anything is touched.
     """
+    from serving.access import check_exposure
     from serving.cluster.deploy import check_args
     from serving.cluster.serve_config import Wanted, app_args
     from serving.config import read_config
@@ -143,12 +146,14 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     chosen = read_config(settings, file=config)
     if not chosen.port:
         raise UserError("--port 0 is for one process: callers of a cluster must know its port")
+    host = chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE
+    check_exposure(host, chosen.access, ends_tls=False)
     wanted = Wanted(
         name=name,
         args=app_args(chosen, cpus=cpus, gpus=gpus, max_ongoing_requests=ongoing, autoscaling=scaling or None),
         replicas=None if scaling else replicas or 1,
         surge=surge,
-        host=chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE,
+        host=host,
         port=chosen.port,
         http_port=http_port,
     )

@@ -57,7 +57,7 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
     metavar="[NAME=]FILE",
     help="An image file (JPEG, PNG, WebP). NAME where the task has two; may be given again.",
 )
-@options.option("--server", required=True, metavar="HOST:PORT", help="A running server.")
+@options.required_server
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds to wait for the answer.")
 @click.option("--priority", type=click.IntRange(1, 4), default=None, help="1, served first, to 4.")
 @click.option("--route-key", default="", metavar="KEY", help="Where traffic is split, one key gets one version.")
@@ -88,10 +88,9 @@ def predict(
 
     With --group NAME, all tasks of that group answer, and there is no TASK. Fields are those of all its tasks.
     """
-    from serving.client import Client
     from side_registry import TaskRef
 
-    with Client(server) as client:
+    with options.connect(server) as client:
         if group is not None:
             if stream:
                 raise UserError("--stream is for one text task; leave --group away")
@@ -201,4 +200,8 @@ def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""
+    if hasattr(answer, "spans"):
+        scores = " ".join(f"{span.score:.4f}" for span in answer.spans[:SHOWN])
+        found = ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in answer.spans)
+        return found or "no entities", scores + (" ..." if len(answer.spans) > SHOWN else "")
     return (f"{answer.value:.4f}", "") if hasattr(answer, "value") else (answer.text, "")

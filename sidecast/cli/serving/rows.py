@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.client.images import read_image_file
 from sidecast.cli.app import UserError
 
 
@@ -79,7 +80,7 @@ def _named_image(names: Sequence[str], text: str) -> tuple[str, str]:
 
 def _read_image(file: str) -> bytes:
     try:
-        return Path(file).expanduser().read_bytes()
+        return read_image_file(file)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         hint = "; URLs are not fetched: download the file first" if "://" in file else ""

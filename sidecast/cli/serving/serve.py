@@ -14,33 +14,51 @@ from sidecast.cli.serving.server_settings import settings
 from sidecast.cli.settings import GroupedCommand
 
 
-@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC.")
+@click.command(cls=GroupedCommand, short_help="Serve the registry's tasks over gRPC and HTTP.")
 @settings
 @click.option("--config", metavar="FILE", envvar="SIDECAST_CONFIG", help="A TOML file with any of the settings.")
 @options.as_json
 def serve(as_json: bool, config: str | None, **flags: Any) -> None:
-    """Serve every task of a registry by its name, over both gRPC services, until SIGTERM or Ctrl-C.
+    """Serve every task of a registry by its name, over gRPC and HTTP, until SIGTERM or Ctrl-C.
 
     Prints one line when it is ready. A version published while it runs is served within a second.
     """
-    from serving.config import read_config
-    from serving.server import run_server
+    from serving.access import check_exposure, write_audit
+    from serving.config import ConfigError, read_config
+    from serving.cores import set_spins
 
     chosen = read_config(flags, file=config)
+    for host in (chosen.host, chosen.access.admin_host or chosen.host):
+        check_exposure(host, chosen.access)
+    set_spins(chosen.openmp_spins)
+
+    from serving.server import run_server
+
     options.pick_device(chosen.device)  # report a mistake before ports open and the backbone loads
-    logging.basicConfig(
-        level=chosen.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.name != "sidecast.audit")  # those lines are JSON alone
+    logging.basicConfig(level=chosen.log_level, handlers=[handler])
+
+    try:
+        write_audit(chosen.access.audit_log)
+    except OSError as error:
+        raise ConfigError(f"audit_log {chosen.access.audit_log} cannot be written: {error.strerror}") from None
+    scheme = "https" if chosen.access.tls_cert else "http"
 
     def ready(server: Any) -> None:
         document = {
             "ready": True,
             "address": f"{chosen.host}:{server.port}",
-            "metrics": f"http://{chosen.host}:{server.metrics_port}/metrics",
+            "http": None if server.http_port is None else f"{scheme}://{chosen.host}:{server.http_port}",
+            "metrics": f"{scheme}://{chosen.host}:{server.metrics_port}/metrics",
             "tasks": server.task_count,
             "generation": server.generation,
         }
-        line = "ready: gRPC on {address}, metrics on {metrics}, {tasks} tasks, generation {generation}"
+        if chosen.access.admin_port is not None:
+            document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
+        http = "" if server.http_port is None else " HTTP on {http},"
+        line = f"ready: gRPC on {{address}},{http} metrics on {{metrics}}, {{tasks}} tasks, generation {{generation}}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
     code = run_server(chosen, ready)

@@ -20,6 +20,7 @@ from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
     cache_warnings,
+    class_warnings,
     length_warnings,
     score_warnings,
     show_warnings,
@@ -294,11 +295,12 @@ def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: b
 
     started = time.monotonic()
     truncated = [_truncated(job) for job in jobs]
-    cut = [
+    doubts = [
         length_warnings(job.spec, {f"{name} rows": share for name, share in shares.items()})
+        + class_warnings(job.spec, job.training.examples, job.validation.examples)
         for job, shares in zip(jobs, truncated, strict=True)
     ]
-    show_warnings([warning for warnings in cut for warning in warnings], as_json=as_json)
+    show_warnings([warning for warnings in doubts for warning in warnings], as_json=as_json)
     with progress_bar(quiet=as_json) as bars:
         if shared:
             artifacts = train_shared(jobs, output, Bars(bars, "shared"))
@@ -306,7 +308,7 @@ def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: b
             artifacts = [run_training(jobs[0], output, Bars(bars, jobs[0].spec.name))]
     seconds = round(time.monotonic() - started, 1)
     documents: list[dict[str, Any]] = []
-    for job, artifact, shares, warnings in zip(jobs, artifacts, truncated, cut, strict=True):
+    for job, artifact, shares, warnings in zip(jobs, artifacts, truncated, doubts, strict=True):
         folder = str(Path(output) / job.spec.name) if shared else output
         documents.append(_report(job, artifact, folder, shares, warnings, seconds, as_json=as_json))
     return documents
@@ -317,7 +319,7 @@ def _report(
     artifact: "Artifact",
     output: str,
     truncated: dict[str, float],
-    cut: list[str],
+    doubts: list[str],
     seconds: float,
     *,
     as_json: bool,
@@ -348,7 +350,7 @@ def _report(
         "truncated": truncated,
         "epoch": epoch,
         "seconds": seconds,
-        "warnings": cut + unbeaten,
+        "warnings": doubts + unbeaten,
     }
 
 

@@ -1,6 +1,6 @@
 """What `train` and `evaluate` say with a score: the baseline, and what makes the score doubtful."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,8 +8,12 @@ import click
 if TYPE_CHECKING:
     from side_registry import TaskSpec
     from training.baseline import Baseline
+    from training.data import Example
 
 REMEDY = "raise max_source_tokens in the task's spec, or shorten the texts"
+
+SHOWN = 5
+"""Most labels that a warning lists."""
 
 
 def baseline_document(score: float | None, baseline: "Baseline | None") -> dict[str, Any]:
@@ -40,6 +44,22 @@ def length_warnings(spec: "TaskSpec", shares: Mapping[str, float]) -> list[str]:
     parts = " and ".join(f"{share:.1%} of the {name}" for name, share in cut.items())
     limit = f"max_source_tokens = {spec.max_source_tokens}"
     return [f"{spec.name}: {parts} are longer than {limit}, and their ends are not read; {REMEDY}"]
+
+
+def class_warnings(spec: "TaskSpec", training: Sequence["Example"], validation: Sequence["Example"]) -> list[str]:
+    """A sentence about labels that no training row has, and one about validation rows that all have one label."""
+    if spec.kind != "classification":
+        return []
+    warnings: list[str] = []
+    learned = {example.target for example in training}
+    if missing := [label for label in spec.labels if label not in learned]:
+        names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
+        warnings.append(f"{spec.name}: no training row has the label {names}: it is never learned; check the file")
+    seen = {example.target for example in validation}
+    if len(seen) == 1 and len(spec.labels) > 1:
+        only = f"all {len(validation)} validation rows have the label {next(iter(seen))}"
+        warnings.append(f"{spec.name}: {only}, so that their score says little; give rows of every label")
+    return warnings
 
 
 def score_warnings(spec: "TaskSpec", score: float | None, baseline: "Baseline | None") -> list[str]:

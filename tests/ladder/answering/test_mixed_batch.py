@@ -23,12 +23,14 @@ from ladder import (
     NotFiniteError,
     Regress,
     Row,
+    SpansAnswer,
     ValueAnswer,
     VectorAnswer,
     answer,
     load_backbone,
     run_backbone,
 )
+from ladder.answering import TagWords, Words
 from ladder.answering.answerers import Scoring
 from ladder.answering.batch_plan import Plan, plan
 from ladder.answering.mixed_batch import score
@@ -40,6 +42,11 @@ WORDS = LabelTrie(((7, 1), (9, 4, 1), (9, 5, 1)))
 """Two of the labels part after their first token."""
 SAME_START = LabelTrie(((9, 4, 1), (9, 5, 1)))
 IDS = [(5, 8, 13, 1), (40, 1), (5, 8, 13, 22, 17, 1), (90, 12, 1)]
+WORDS_OF = [
+    Words("abcdefgh", tuple((token, token + 1) for token in range(len(ids) - 1)), tuple(range(len(ids) - 1)))
+    for ids in IDS
+]
+"""Each token but the last is a word of one letter."""
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +60,15 @@ def asked(backbone: Backbone):
     bank, kinds = SideBank(backbone), []
     ways: list[tuple[str, Scoring, dict[str, Any]]] = [
         ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {}),
-        ("text", Classify(labels=("b", "c"), trie=SAME_START), {}),
+        ("text", Classify(labels=("b", "c"), trie=SAME_START, temperature=0.4), {}),
         ("text", Classify(labels=("a", "b", "c"), trie=WORDS), {"gate": "none"}),
         ("linear", Classify(labels=("a", "b", "c")), {}),
         ("linear", Regress(), {"outputs": 1}),
         ("linear", Embed(), {"words": True, "outputs": 5}),
         ("mlp", Classify(labels=("a", "b")), {"gate_form": "channel"}),
-        ("linear", Classify(labels=("a", "b", "c")), {"encoder_layers": (1,)}),
+        ("linear", Classify(labels=("a", "b", "c"), temperature=2.5), {"encoder_layers": (1,)}),
+        ("linear", TagWords(labels=("PER", "LOC")), {"outputs": 5}),
+        ("linear", TagWords(labels=("EMAIL",)), {"outputs": 3, "reduction": 8}),
         ("linear", ChooseLabels(labels=("a", "b", "c"), thresholds=(0.2, 0.5, 0.9)), {}),
     ]
     for seed, (head, how, shape) in enumerate(ways):
@@ -78,6 +87,9 @@ def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
             return ours.values == pytest.approx(theirs.values, abs=1e-4)
         case ValueAnswer(), ValueAnswer():
             return ours.value == pytest.approx(theirs.value, abs=1e-4, rel=1e-4)
+        case SpansAnswer(), SpansAnswer():
+            edges = [[(span.start, span.end, span.label) for span in answer.spans] for answer in (ours, theirs)]
+            return edges[0] == edges[1] and ours.outside == pytest.approx(theirs.outside, abs=1e-4)
         case _:
             return False
 
@@ -86,12 +98,12 @@ def rows_of(asked, picks: Sequence[tuple[int, int]], which: int) -> list[Row]:
     """`which`: 0 the stacked ones, 1 the modules, 2 in turns."""
     kinds = [asked[kind] for kind, _ in picks]
     return [
-        Row(ids=IDS[read], side=each[place % 2 if which == 2 else which], answerer=each[2])
+        Row(ids=IDS[read], side=each[place % 2 if which == 2 else which], answerer=each[2], words=WORDS_OF[read])
         for place, (each, (_, read)) in enumerate(zip(kinds, picks, strict=True))
     ]
 
 
-ALL = [(kind, read) for read in range(4) for kind in range(9)]
+ALL = [(kind, read) for read in range(4) for kind in range(11)]
 ALONE: dict[tuple[int, int], Answer | Exception] = {}
 
 
@@ -103,12 +115,30 @@ def alone_answers(backbone: Backbone, asked) -> dict[tuple[int, int], Answer | E
 
 
 @settings(max_examples=12, deadline=None)
-@given(picks=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), min_size=1, max_size=14))
+@given(picks=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), min_size=1, max_size=14))
 def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbone, asked, picks) -> None:
     alone = [alone_answers(backbone, asked)[pick] for pick in picks]
     for which in (0, 2):
         together = answer(backbone, rows_of(asked, picks, which))
         assert all(close(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("kind", [0, 3])
+def test_a_temperature_divides_the_logits_and_keeps_the_label(backbone: Backbone, asked, kind: int, which: int) -> None:
+    plain = rows_of(asked, [(kind, read) for read in range(4)], which)
+    how = plain[0].answerer
+    assert isinstance(how, Classify)
+    before = answer(backbone, plain)
+    for temperature in (0.1, 0.5, 3.0, 1e6):
+        tempered = [replace(row, answerer=replace(how, temperature=temperature)) for row in plain]
+        for ours, theirs in zip(answer(backbone, tempered), before, strict=True):
+            assert isinstance(ours, ClassAnswer)
+            assert isinstance(theirs, ClassAnswer)
+            expected = torch.softmax(torch.tensor(theirs.scores).log() / temperature, -1).tolist()
+            assert ours.scores == pytest.approx(expected, abs=1e-5)
+            assert ours.label == theirs.label
+            assert ours.score == max(ours.scores)
 
 
 def test_every_row_is_delivered_once_modules_last(backbone: Backbone, asked) -> None:

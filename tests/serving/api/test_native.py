@@ -291,7 +291,7 @@ async def test_each_task_of_a_call_that_is_cancelled_is_counted() -> None:
         def check_counts(self, tasks: int, rows: int) -> None:
             pass
 
-        def resolve_tasks(self, refs: Any, options: Any) -> Any:
+        async def find_tasks(self, refs: Any, options: Any) -> Any:
             return refs
 
         async def predict_tasks(self, request: Any) -> None:

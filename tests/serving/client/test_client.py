@@ -149,7 +149,7 @@ def test_a_version_and_an_alias_tell_their_own_spec(tmp_path: Path) -> None:
         (("sst2", "a gripping film"), errors.InvalidInputError, "rows: must be a list, got one str"),
         (("sst2", [7]), errors.InvalidInputError, "rows[0]: must be a text"),
         (("sst2", ["a", "\ud800"]), errors.InvalidInputError, "rows[1]: cannot be sent as text"),
-        (("rte", [{"sentence1": 7}]), errors.InvalidInputError, "rows[0]: cannot be sent as text"),
+        (("rte", [{"sentence1": 7}]), errors.InvalidInputError, "rows[0].sentence1: must be a text, or an image"),
         (("rte", [{"sentence1": "a"}]), errors.InvalidInputError, "rows[0].sentence2: is missing"),
         (("rte", [{"sentence1": "a", "sentence2": "b"}] * 6), errors.TooManyRowsError, "the limit is 5"),
         (("titles", ["x" * 301]), errors.InvalidInputError, "301 characters"),

@@ -57,13 +57,23 @@ def test_a_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (Path("a\0b"), "rows[0].image: cannot be read: 'a\\x00b': embedded null byte"),
         (Image.new("F", (2, 2)), "rows[0].image: is a PIL image of mode F, which is not sent; convert it to RGB first"),
         (Image.new("RGB", (0, 2)), "rows[0].image: cannot be saved as PNG: "),
-        (3.5, "rows[0]: cannot be sent as text: "),
+        (3.5, "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got float"),
+        (pixels(), "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got ndarray"),
+        (None, "rows[0].image: must be a text, or an image as bytes, a path or a PIL.Image, got NoneType"),
     ],
 )
 def test_what_is_no_image_is_named(value: Any, says: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         calls.predict("vqa", [{"question": "q", "image": value}], None, None, None, None, 0, "")
     assert says in str(caught.value)
+
+
+def test_a_path_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.client.images.MAX_FILE_BYTES", 1000)
+    with pytest.raises(
+        InvalidInputError, match=r"row\.image: cannot be read: '/dev/zero': it has more than 1,000 bytes"
+    ):
+        write_row({"image": Path("/dev/zero")}, "row")
 
 
 @pytest.mark.parametrize("images", [{"image": "cat.png"}, {"image": None}])
@@ -114,7 +124,8 @@ def test_both_clients_send_images(tmp_path: Path) -> None:
 
 async def test_the_async_client_reads_files_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
-    monkeypatch.setattr(Path, "read_bytes", lambda _: threads.append(threading.current_thread()) or b"x")
+    read = "serving.client.images.read_image_file"
+    monkeypatch.setattr(read, lambda _: threads.append(threading.current_thread()) or b"x")
     async with AsyncClient("127.0.0.1:1", retry=False) as client:
         with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):
             await client.predict("vqa", [{"image": Path("cat.png")}], timeout=5)

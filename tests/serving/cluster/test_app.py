@@ -4,12 +4,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
+from ray.serve._private.http_util import ASGIAppReplicaWrapper
 
 from protos import sidecast_pb2 as pb
 from serving.api.drain import Drain
@@ -19,7 +22,10 @@ from serving.api.services import ADMIN, HEALTH, NATIVE
 from serving.api.status import DETAILS_KEY
 from serving.cluster.app import AppArgs, build
 from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
+from serving.cluster.replica import Server
+from serving.config import ServeConfig
 from serving.errors import Overloaded
+from serving.ports import StatusPages
 
 SETTINGS = {"backbone": "b", "registry": "r"}
 
@@ -34,6 +40,8 @@ ROOT = Path(__file__).parents[3]
         ({"settings": SETTINGS | {"max_batch_rows": "many"}}, "must be of type int"),
         ({"settings": SETTINGS | {"device": "cuda"}}, "give each replica a GPU"),
         ({"settings": SETTINGS | {"device": "cuda:1"}, "gpus": 1}, "say cuda, or auto"),
+        ({"settings": SETTINGS | {"tls_cert": "c", "tls_key": "k"}}, "Ray's gRPC has no TLS"),
+        ({"settings": SETTINGS | {"admin_port": 8003}}, "Ray gives all services one port"),
         ({"settings": SETTINGS, "replicas": 2, "autoscaling": {}}, "either replicas or autoscaling"),
         ({"settings": SETTINGS, "autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas <="),
         ({"settings": SETTINGS, "cpu": 1}, "Extra inputs"),
@@ -47,6 +55,39 @@ def test_arguments_that_cannot_be_are_told(args: dict[str, Any], why: str) -> No
 @pytest.mark.parametrize("more", [{}, {"replicas": 3}, {"autoscaling": {"min_replicas": 0, "max_replicas": 4}}])
 def test_an_application_is_built(more: dict[str, Any]) -> None:
     assert build(AppArgs.model_validate({"settings": SETTINGS} | more))
+
+
+@pytest.mark.parametrize(("more", "answers"), [({}, True), ({"http_port": 0}, False)])
+def test_a_replica_answers_http_unless_it_is_switched_off(more: dict[str, Any], answers: bool) -> None:
+    application = build(AppArgs.model_validate({"settings": SETTINGS | more}))
+    replica = application._bound_deployment.func_or_class
+    assert issubclass(replica, Server)
+    assert issubclass(replica, ASGIAppReplicaWrapper) is answers
+
+
+async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
+    replica = SimpleNamespace(
+        _servicers={service: Servicer(service) for service in SERVICES},
+        drain=Drain(),
+        _inbox=Inbox(),
+        _metrics_server=SimpleNamespace(pages=StatusPages(CollectorRegistry())),
+        _config=ServeConfig.from_values(SETTINGS),
+    )
+    app = Server.__serve_build_asgi_app__(replica)  # type: ignore[arg-type]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    headers = [(b"x-request-id", b"job-7")]
+    scope = {"type": "http", "method": "GET", "path": "/v1/nothing", "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 404
+    assert b'"request_id":"job-7"' in sent[1]["body"]
+    assert b"x-request-id" not in dict(sent[0]["headers"])  # Ray adds it
 
 
 class Context:

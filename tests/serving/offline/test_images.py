@@ -11,7 +11,7 @@ import pytest
 from ladder import Backbone, ClassAnswer, TextAnswer, Tokenizer
 from serving.engine import Engine
 from serving.errors import IncompatibleSide
-from serving.offline import table as offline_table
+from serving.offline import tokenized
 from serving.offline.errors import MissingColumn, OutputTaken, WrongTask
 from serving.offline.images import TableEncoder
 from serving.offline.plan import Wanted
@@ -114,7 +114,7 @@ def test_answers_are_the_models(wanted: Wanted, visual: VisualRuns, tmp_path: Pa
 def test_few_images_are_in_memory_at_a_time(
     wanted: Wanted, visual: VisualRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline_table, "IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(tokenized, "IMAGES_AT_ONCE", 2)
     encode = TableEncoder.encode
     encoded: list[int] = []
 

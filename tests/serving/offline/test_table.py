@@ -6,7 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ladder import Backbone, ClassAnswer, LabelsAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    SpansAnswer,
+    TextAnswer,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from serving.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow, Resident
@@ -15,6 +24,7 @@ from serving.metrics import Metrics
 from serving.offline.errors import OutOfRoom
 from serving.offline.table import Counts, OfflineTask, PassLimits, TableAnswerer, answer_inputs
 from tests.serving.kit import ids_of, make_resident, make_spec
+from training.evaluation import Model, predict_rows
 
 TEXTS = ["a gripping film", "dull", "a gripping film", "neither good nor bad, and far too long", "dull?"]
 
@@ -68,6 +78,7 @@ def residents(make: Callable[..., Resident]) -> list[Resident]:
         make("title", "text", max_new_tokens=5),
         make("vector", "embedding", dimensions=4),
         make("tagged", "multilabel"),
+        make("names", "token_classification", max_source_tokens=24),
     ]
 
 
@@ -83,7 +94,10 @@ def test_each_answer_is_what_the_engine_says_of_the_row_alone(
     for row, text in zip(rows, TEXTS, strict=True):
         assert row["sentence"] == text
         for resident in residents:
-            name, [wanted] = resident.task, alone.predict([EngineRow(ids_of(tokenizer, text), resident)])
+            name = resident.task
+            if name == "names":
+                continue
+            [wanted] = alone.predict([EngineRow(ids_of(tokenizer, text), resident)])
             assert (row[f"{name}.version"], row[f"{name}.error"]) == (1, None)
             if isinstance(wanted, ClassAnswer):
                 assert row[f"{name}.label"] == wanted.label
@@ -101,10 +115,29 @@ def test_each_answer_is_what_the_engine_says_of_the_row_alone(
                 assert row[f"{name}.embedding"] == pytest.approx(wanted.values, abs=1e-4)
 
 
+def test_spans_are_those_of_the_text_whatever_its_windows(
+    table: Table, residents: list[Resident], tokenizer: Tokenizer, backbone: Backbone
+):
+    names = residents[-1]
+    rows, counts = table.answered(texts(*TEXTS), [names], PassLimits(rows=2))
+    model = Model(spec=names.spec, side=names.side, answerer=names.answerer)  # type: ignore[arg-type]
+    wanted, _ = predict_rows(model, backbone, tokenizer, [{"sentence": text} for text in TEXTS])
+    for row, text, answer in zip(rows, TEXTS, wanted, strict=True):
+        assert isinstance(answer, SpansAnswer)
+        assert [(span["start"], span["end"], span["label"], span["text"]) for span in row["names.spans"]] == [
+            (span.start, span.end, span.label, text[span.start : span.end]) for span in answer.spans
+        ]
+        assert [span["score"] for span in row["names.spans"]] == pytest.approx(
+            [span.score for span in answer.spans], abs=1e-4
+        )
+    assert any(row["names.spans"] for row in rows)
+    assert counts.truncated == {"names": 0}
+
+
 def test_tasks_of_one_prompt_share_its_pass(table: Table, residents: list[Resident]):
     _, counts = table.answered(texts(*TEXTS), residents)
-    assert (counts.rows, counts.prompts, counts.passes) == (5, 4, 4)
-    assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0, "tagged": 0}
+    assert (counts.rows, counts.prompts, counts.passes) == (5, 6, 6)  # a text is two more prompts in windows
+    assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0, "tagged": 0, "names": 0}
 
 
 def test_prompts_that_differ_cost_a_pass_each(table: Table, make: Callable[..., Resident]):
@@ -127,11 +160,11 @@ def test_a_bad_row_fails_alone(table: Table, residents: list[Resident], make: Ca
         "field 'sentence' is null; give a text",
         None,
     ]
-    for column in ("sst2.label", "sst2.scores", "stars.value", "title.text", "vector.embedding"):
+    for column in ("sst2.label", "sst2.scores", "stars.value", "title.text", "vector.embedding", "names.spans"):
         assert [row[column] is None for row in rows] == [False, True, True, False]
     assert [bool(row["short.error"]) for row in rows] == [False, True, True, True]
     assert [row["short.version"] for row in rows] == [1, 1, 1, 1]
-    assert counts.failures == {"sst2": 2, "stars": 2, "title": 2, "vector": 2, "tagged": 2, "short": 3}
+    assert counts.failures == {"sst2": 2, "stars": 2, "title": 2, "vector": 2, "tagged": 2, "names": 2, "short": 3}
 
 
 def test_a_side_network_that_fails_leaves_the_others(table: Table, make: Callable[..., Resident]):

@@ -12,15 +12,25 @@ import pytest
 from ladder import Backbone, ClassAnswer, Tokenizer, ValueAnswer
 from serving.config import BatchConfig, RequestConfig
 from serving.engine.engine import Engine
-from serving.engine.rows import EngineRow, Resident
-from serving.errors import DeadlineExpired, Draining, InvalidInput, Overloaded, SideFailed, TooManyRows
+from serving.engine.rows import EngineRow, Key, Resident
+from serving.errors import (
+    DeadlineExpired,
+    Draining,
+    InvalidInput,
+    NotLoaded,
+    Overloaded,
+    SideFailed,
+    TooManyRows,
+    VersionRefused,
+)
 from serving.metrics import Metrics
-from serving.pipeline.request import Prediction, Prompt
+from serving.pipeline.request import Prediction, Prompt, RequestOptions, Target
 from serving.pipeline.service import PredictService
 from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler.batcher import Batcher
+from serving.versions.arrivals import Arrivals
 from serving.versions.placement import add
-from serving.versions.pool import PoolState, SidePool
+from serving.versions.pool import Failure, PoolState, SidePool
 from side_registry import TaskRef, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import empty_resident, make_resident, make_spec, predict, predict_tasks
 from tests.serving.scheduler.batch_kit import AnswersAtOnce
@@ -389,3 +399,44 @@ async def test_a_closed_tokenizer_takes_nothing(house: House) -> None:
     tokenizers.close()
     with pytest.raises(Draining):
         await tokenizers.encode([], ["late"])
+
+
+async def test_requests_wait_for_a_version_that_is_still_loading_and_for_no_other(house: House) -> None:
+    asked: list[Key] = []
+    used: list[str] = []
+    arrivals = Arrivals(house.pool, asked.append)
+    service = PredictService(house.pool, house.batcher, house.tokenizer, arrivals=arrivals, used=used.append)
+    state = house.pool.snapshot()
+    tasks = {name: task_state(1, {"production": (1,)}, name=name) for name in ("late", "never")}
+    failure = Failure(reason="LOAD_FAILED", why="it is broken", attempts=1, transient=False, at=0.0)
+    state = replace(state, tasks={**state.tasks, **tasks}, failed={("never", 1): failure})
+    house.pool.replace(state)
+    options = RequestOptions()
+    one = asyncio.create_task(service.find(TaskRef("late"), options))
+    refs = [TaskRef("sst2"), TaskRef("late", version=1), TaskRef("never"), TaskRef("unknown")]
+    many = asyncio.create_task(service.find_tasks(refs, options))
+    await asyncio.sleep(0)
+    with pytest.raises(NotLoaded, match="it is broken"):
+        await service.find(TaskRef("never"), options)
+    assert (await service.find(TaskRef("sst2"), options)).resident.task == "sst2"
+    assert not one.done()
+    assert not many.done()
+    assert asked == [("late", 1)]
+    loaded = add(state, empty_resident("late"))
+    arrivals.notify(house.pool.replace(loaded), loaded)
+    assert (await one).resident.key == ("late", 1)
+    found = await many
+    assert [target.resident.task for target in found[:2] if isinstance(target, Target)] == ["sst2", "late"]
+    assert [type(target) for target in found[2:]] == [VersionRefused, UnknownTask]
+    assert {"sst2", "late"} == set(used)
+
+
+async def test_a_request_for_a_version_that_is_still_loading_ends_at_its_deadline(house: House) -> None:
+    service = PredictService(
+        house.pool, house.batcher, house.tokenizer, arrivals=Arrivals(house.pool, lambda key: None)
+    )
+    state = house.pool.snapshot()
+    late = task_state(1, {"production": (1,)}, name="late")
+    house.pool.replace(replace(state, tasks={**state.tasks, "late": late}))
+    with pytest.raises(DeadlineExpired):
+        await service.find(TaskRef("late"), RequestOptions(deadline=time.monotonic() + 0.01))

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from serving.rollout.agreement import COMPARED_TOKENS, compare, in_words
 from serving.rollout.comparison import MAX_ROLLED_BACK, Comparisons, Disagreement, Routed, Window, routed_of
 from serving.versions.pool import PoolState
@@ -20,6 +29,7 @@ STARS = make_spec("stars", kind="regression", low=1.0, high=5.0)
 COUNTS = make_spec("counts", kind="regression")
 TITLES = make_spec("titles", kind="text")
 TAGS = make_spec("tags", kind="multilabel")
+NAMES = make_spec("names", kind="token_classification")
 MEANING = make_spec("meaning", kind="embedding", dimensions=2)
 
 
@@ -39,6 +49,11 @@ def valued(value: float) -> ValueAnswer:
 
 def text(words: str) -> TextAnswer:
     return TextAnswer(text=words, tokens=tuple(map(hash, words.split())))
+
+
+def tagged(*edges: tuple[int, int]) -> SpansAnswer:
+    spans = [Span(start=start, end=end, label="PER", score=0.9, text="x") for start, end in edges]
+    return SpansAnswer(spans=tuple(spans), outside=(0.5,))
 
 
 def vector(degrees: float) -> VectorAnswer:
@@ -66,6 +81,10 @@ def vector(degrees: float) -> VectorAnswer:
         (TAGS, labelled(0.6, 0.7), labelled(0.9, 0.8), True, 0.3),
         (TAGS, labelled(0.6, 0.7), labelled(0.4, 0.7), False, 0.2),
         (TAGS, labelled(0.1, 0.2), labelled(0.1, 0.2), True, 0.0),
+        (NAMES, tagged((0, 3), (4, 7)), tagged((0, 3), (4, 7)), True, 0.0),
+        (NAMES, tagged((0, 3), (4, 7)), tagged((0, 3), (4, 9)), False, 0.5),
+        (NAMES, tagged((0, 3)), tagged(), False, 1.0),
+        (NAMES, tagged(), tagged(), True, 0.0),
         (SST2, classed(0.2, 0.8), valued(0.8), False, 1.0),
         (MEANING, vector(0), VectorAnswer(values=(1.0, 0.0, 0.0)), False, 1.0),
     ],

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from serving.config import LoadConfig
@@ -80,6 +80,7 @@ class House:
     Args:
         on_change: called after each change of the pool; None records the changes.
         tidy: what the reconciler calls to return memory.
+        recent: tasks that were called recently, the last one first.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class House:
         store: Store | None = None,
         on_change: OnChange | None = None,
         tidy: Callable[[], None] = lambda: None,
+        recent: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.registry = Registry.open(store or folder / "registry", create=True)
@@ -106,6 +108,7 @@ class House:
             on_change or (lambda *change: self.changes.append(change)),
             tidy,
             self.loader.replay,
+            recent,
         )
         self._runs = 0
 

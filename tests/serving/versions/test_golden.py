@@ -17,6 +17,7 @@ from ladder import (
     VectorAnswer,
     load_backbone,
 )
+from ladder.answers import Span, SpansAnswer
 from ladder.backbone.model import Taps
 from ladder.stacked.heads import StackedLinear
 from ladder.stacked.network import StackedSide
@@ -32,6 +33,14 @@ from serving.versions.replay import Replayer
 from side_registry import GoldenExample, Manifest, Registry
 from tests.serving.kit import TEXTS, make_spec
 from tests.serving.versions.kit import negate, refusal
+
+
+def span(start: int, end: int, **changes: Any) -> dict[str, Any]:
+    return {"start": start, "end": end, "label": "PER", "score": 0.9, "text": "Ann"} | changes
+
+
+def tagged(*spans: dict[str, Any]) -> SpansAnswer:
+    return SpansAnswer(spans=tuple(Span(**one) for one in spans), outside=(0.1, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,15 @@ from tests.serving.versions.kit import negate, refusal
         (LabelsAnswer(labels=("a",), scores=(0.51, 0.4)), {"labels": [], "scores": [0.495, 0.4]}, False),
         (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"labels": ["a"], "scores": [0.9, 0.5]}, True),
         (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"scores": [0.9]}, True),
+        (tagged(span(0, 3)), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, False),
+        (tagged(span(0, 3)), {"outside": [0.15, 0.9], "spans": [span(0, 3)]}, True),
+        (tagged(span(0, 3)), {"outside": [0.1]}, True),
+        (tagged(span(0, 3)), {"outside": [0.1, "0.9"]}, True),
+        (tagged(), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, True),
+        (tagged(), {"outside": [0.1, 0.9], "spans": [span(0, 3, score=0.51)]}, False),
+        (tagged(span(0, 5)), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, False),
+        (tagged(span(0, 3, label="LOC")), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, True),
+        (tagged(span(0, 3, score=0.8)), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, True),
     ],
 )
 def test_what_counts_as_a_difference(answered, expected, differs: bool) -> None:
@@ -228,6 +246,11 @@ def test_a_float32_embedding_holds_on_a_bfloat16_server(publish, registry: Regis
 def test_another_embedding_than_the_golden_one_is_refused(publish, loader: Loader) -> None:
     publish(make_spec(kind="embedding", dimensions=2000), change=_negate_head)
     assert "an embedding 2 away (tolerance 0.001)" in str(refusal(loader, GoldenMismatch))
+
+
+def test_other_entities_than_the_golden_ones_are_refused(publish, loader: Loader) -> None:
+    publish(make_spec(kind="token_classification"), change=_negate_head)
+    assert "outside of word 0" in str(refusal(loader, GoldenMismatch))
 
 
 def _negate_head(side: SideNetwork) -> None:

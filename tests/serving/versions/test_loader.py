@@ -24,7 +24,7 @@ from serving.versions.golden import difference
 from serving.versions.loader import Loader
 from side_registry import BackboneRef, Manifest, Registry, StoreFailed
 from side_registry.blobs import Blobs
-from tests.serving.kit import ids_of, make_spec
+from tests.serving.kit import ids_of, make_spec, words_of
 from tests.serving.versions.kit import negate, refusal
 
 
@@ -40,6 +40,7 @@ from tests.serving.versions.kit import negate, refusal
         ("embedding", "mlp"),
         ("multilabel", "linear"),
         ("multilabel", "mlp"),
+        ("token_classification", "linear"),
     ],
 )
 def test_a_published_version_loads_and_answers_as_where_it_was_made(
@@ -50,7 +51,8 @@ def test_a_published_version_loads_and_answers_as_where_it_was_made(
     assert resident.key == ("sst2", 1)
     assert isinstance(resident.side, StackedSide)
     assert resident.bytes == resident.side.bytes >= loader.bank.bytes > 0
-    row = Row(ids=ids_of(tokenizer, "dull"), side=resident.side, answerer=resident.answerer)
+    words = words_of(tokenizer, "dull") if kind == "token_classification" else None
+    row = Row(ids=ids_of(tokenizer, "dull"), side=resident.side, answerer=resident.answerer, words=words)
     [answered] = answer(backbone, [row])
     assert not isinstance(answered, Exception)
     assert difference(answered, resident.manifest.examples[1].expected, 1e-5, exact_text=True) is None
@@ -110,6 +112,7 @@ OTHER_BACKBONE = BackboneRef(name="t5-other", fingerprint="sha256:0123")
         ("classification", {"side": {"from": "the future"}}, CorruptSide, ("its settings do not read", "from")),
         ("classification", {"encoder_layers": [0, 2]}, CorruptSide, ("another shape than its manifest says",)),
         ("classification", {"outputs": 3}, CorruptSide, ("3 outputs, its classification spec needs 2",)),
+        ("token_classification", {"outputs": 2}, CorruptSide, ("2 outputs, its token_classification spec needs 5",)),
         ("embedding", {"outputs": 3}, CorruptSide, ("3 outputs, its embedding spec needs 5",)),
         ("embedding", {"head": "text", "outputs": 0}, CorruptSide, ("another shape than its manifest says",)),
     ],

@@ -55,6 +55,81 @@ def test_start_loads_everything_before_it_returns_and_reports_progress(house: Ho
     assert house.value("sidecast_resident_bytes") == 30
 
 
+def test_a_start_serves_the_registry_before_all_of_it_is_loaded(house: House) -> None:
+    for task in ("sst2", "cola"):
+        house.publish(task)
+    house.reconciler.begin(within_s=0)
+    state = house.pool.snapshot()
+    assert (state.generation, state.wanted, dict(state.residents)) == (2, 2, {})
+    assert state.awaited("sst2") == ("sst2", 1)
+    assert house.settle().resolve("sst2").version == 1
+    assert house.pool.snapshot().awaited("sst2") is None
+
+
+def test_a_new_version_of_a_task_that_is_still_loading_delays_its_generation(house: House) -> None:
+    for task in ("sst2", "cola", "qnli"):
+        house.publish(task)
+    house.reconciler.begin(within_s=0)
+    house.reconciler.step()
+    house.publish("sst2", alias="production")
+    house.loader.turns["sst2", 2] = 3
+    served = [house.pool.snapshot().generation]
+    while house.reconciler.step():
+        state = house.pool.snapshot()
+        served.append(state.generation)
+        assert (state.generation == 4) == (("sst2", 2) in state.residents)
+    assert served[0] == 3
+
+
+def test_tasks_that_were_called_recently_are_loaded_first(tmp_path: Path) -> None:
+    house = House(tmp_path, recent=("qnli", "gone", "sst2"))
+    for task in ("cola", "sst2", "mrpc", "qnli"):
+        house.publish(task)
+    house.reconciler.begin()
+    assert [task for task, _ in house.loader.loads] == ["qnli", "sst2", "cola", "mrpc"]
+
+
+def test_a_version_that_a_request_waits_for_is_loaded_before_all_others(house: House) -> None:
+    for task in ("cola", "mrpc", "qnli", "sst2"):
+        house.publish(task)
+    house.reconciler.begin(within_s=0)
+    house.reconciler.ask(("sst2", 1))
+    house.reconciler.ask(("nothing", 1))
+    house.reconciler.ask(("qnli", 1))
+    house.settle()
+    assert [task for task, _ in house.loader.loads] == ["sst2", "qnli", "cola", "mrpc"]
+
+
+def test_a_long_replay_that_a_request_waits_for_lets_others_load_between_its_turns(house: House) -> None:
+    for task in ("cola", "mrpc", "qnli", "sst2"):
+        house.publish(task)
+    house.loader.turns["sst2", 1] = 3
+    house.reconciler.begin(within_s=0)
+    house.reconciler.ask(("sst2", 1))
+    arrived: list[str] = []
+    while house.reconciler.step():
+        arrived += [task for task, _ in house.pool.snapshot().residents if task not in arrived]
+    assert arrived == ["cola", "mrpc", "qnli"]
+    assert house.loader.replays == [("sst2", 1)] * 3
+    assert house.pool.holds(("sst2", 1))
+
+
+def test_the_registry_is_not_read_before_each_load_of_a_start(tmp_path: Path) -> None:
+    house = House(tmp_path, LoadConfig(poll_s=1000))
+    for number in range(5):
+        house.publish(f"task-{number}")
+    reads: list[int] = []
+    wait = house.flaky.wait
+    house.flaky.wait = lambda after, timeout_s, poll_s=0.2: reads.append(after) or wait(after, timeout_s, poll_s)  # type: ignore[method-assign]
+    house.reconciler.begin(within_s=0)
+    now = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now)
+        house.settle()
+    assert len(reads) == 1
+    assert len(house.pool.snapshot().residents) == 5
+
+
 def test_a_publish_and_a_rollback_are_followed_by_the_thread(tmp_path: Path) -> None:
     house = House(tmp_path, LoadConfig(poll_s=0.01))
     house.publish()

@@ -62,7 +62,7 @@ def test_a_dry_run_prints_what_serve_deploy_takes(tmp_path: Path, nowhere: tuple
 @pytest.mark.parametrize(("address", "host"), [("http://127.0.0.1:1", "127.0.0.1"), ("http://head:8265", "0.0.0.0")])
 def test_elsewhere_it_listens_for_all_unless_told_otherwise(address: str, host: str):
     def listens_on(*words: str) -> str:
-        ran = done("deploy", *SETTINGS, "--address", address, "--dry-run", *words)
+        ran = done("deploy", *SETTINGS, "--address", address, "--dry-run", "--insecure", *words)
         return yaml.safe_load(ran.out)["http_options"]["host"]
 
     assert listens_on() == host
@@ -76,6 +76,7 @@ def test_elsewhere_it_listens_for_all_unless_told_otherwise(address: str, host: 
         (("--min-replicas", 4, "--max-replicas", 2), "min_replicas <= initial_replicas <= max_replicas must hold"),
         (("--device", "cuda"), "give each replica a GPU"),
         (("--max-batch-rows", 0), "max_batch_rows must be >= 1, got 0"),
+        (("--host", "10.0.0.7"), "other machines reach host 10.0.0.7, and the server has no callers' tokens"),
         (("--port", 0), "callers of a cluster must know its port"),
         (("--replicas", 0), "0 is not in the range x>=1"),
     ],

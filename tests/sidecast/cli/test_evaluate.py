@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from serving.components import assemble
+from serving.config import ServeConfig
 from side_registry import read_artifact
+from tests.serving.api_kit import serving
 from tests.sidecast.cli.house import EVALUATE, TASK, House
 from tests.sidecast.cli_kit import done, sidecast
 from tests.training import toy
@@ -16,8 +19,13 @@ def test_evaluate_a_run_tells_scores_and_writes_every_answer(house: House, tmp_p
     words = [*house.words(EVALUATE), "--run", house / "run-1", "--predictions", answers]
     ran = done(*words)
     document = done(*words, "--json").document
+    shown = {
+        name: f"{name} {document['metrics'][name]:.4f} [{low:.4f}, {high:.4f}]"
+        for name, (low, high) in document["intervals"].items()
+    }
+    assert list(shown) == ["accuracy", "ece"]
     assert ran.out.startswith(
-        f"letters: accuracy {document['score']:.4f} on 30 rows; baseline {document['baseline']:.4f}"
+        f"letters: {shown['accuracy']}, {shown['ece']} on 30 rows; baseline {document['baseline']:.4f}"
     )
     metrics = read_artifact(house / "run-1").manifest.metrics
     assert document["score"] == pytest.approx(metrics["accuracy"])
@@ -95,6 +103,33 @@ def test_a_run_and_the_version_made_of_it_score_the_same(house: House) -> None:
         words = house.words(f"evaluate letters:{version} --data @/validation.jsonl")
         ran = done(*words, "--registry", house / "registry", "--backbone", house / "t5", "--json").document
         assert ran == run | {"source": "registry", "version": version}
+
+
+def test_a_server_a_registry_and_a_run_tell_the_same_numbers(house: House) -> None:
+    words = [*house.words(EVALUATE), "--report", "--json"]
+    calibrated = [read_artifact(house / f"run-{version}").manifest.calibration for version in (1, 2)]
+    assert any(calibrated), "one of the two has a temperature, or this test says little"
+    config = ServeConfig(backbone=str(house / "t5"), registry=str(house / "registry"), port=0, metrics_port=0)
+    with serving(config, assemble) as (server, _):
+        for version in (1, 2):
+            words[1] = f"letters:{version}"
+            served = done(*words, "--server", f"127.0.0.1:{server.port}").document
+            stored = done(*words, "--registry", house / "registry", "--backbone", house / "t5").document
+            words[1] = "letters"
+            run = done(*words, "--run", house / f"run-{version}").document
+            assert stored == run | {"source": "registry", "version": version}
+            assert served["metrics"] == pytest.approx(run["metrics"], abs=1e-5)
+            assert served["classes"] == run["classes"]
+            for name, interval in run["intervals"].items():
+                assert served["intervals"][name] == pytest.approx(interval, abs=1e-5)
+
+
+def test_the_report_has_a_line_for_each_class(house: House) -> None:
+    ran = done(*house.words(EVALUATE), "--run", house / "run-1", "--report")
+    _, heading, *lines = ran.out.splitlines()
+    assert heading.split() == ["class", "rows", "answered", "precision", "recall", "f1"]
+    assert [line.split()[0] for line in lines] == ["aa", "bb"]
+    assert sum(int(line.split()[1]) for line in lines) == 30
 
 
 def test_a_task_may_be_named_by_its_toml_file(house: House, tmp_path: Path) -> None:

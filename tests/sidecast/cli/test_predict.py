@@ -281,9 +281,12 @@ def test_evaluate_on_a_server_takes_its_spec_and_its_limits(parlour: Parlour, tm
     data = toy.write(tmp_path / "rows.jsonl", rows)
     words = ["evaluate", "rte", "--data", data, "--server", parlour.address, "--predictions", tmp_path / "answers"]
     document = done(*words, "--json").document
-    assert document["metrics"] == {"accuracy": 7 / 8}
+    assert document["metrics"]["accuracy"] == 7 / 8
+    assert list(document["intervals"]) == list(document["metrics"]) == ["accuracy", "ece"]
     assert (document["source"], document["version"], document["rows"]) == ("server", 1, 8)
-    assert done(*words).out == 'rte version 1: accuracy 0.8750 on 8 rows; baseline 0.8750 (always "no")\n'
+    told = done(*words).out
+    assert told.startswith("rte version 1: accuracy 0.8750 [")
+    assert told.endswith(' on 8 rows; baseline 0.8750 (always "no")\n')
     answers = [json.loads(line) for line in (tmp_path / "answers").read_text(encoding="utf-8").splitlines()]
     assert [each["label"] for each in answers] == ["no"] * 7 + ["yes"]
     asked = done("predict", "rte", "sentence1=a", "sentence2=b", "--server", parlour.address, "--json").document

@@ -173,6 +173,17 @@ def test_tasks_fit_a_terminal(registry: Path, columns: int) -> None:
     assert "an-alias-with-a-long-name-4 1" in text
 
 
+def test_what_served_then_fits_a_terminal(registry: Path, columns: int) -> None:
+    where = ["--registry", registry]
+    alias = "an-alias-with-a-long-name-of-32"
+    Registry.open(registry).set_alias("letters", alias, 2)
+    done("promote", "letters", 1, "--alias", alias, "--canary", "12.5%", "--max-disagreement", "5%", *where)
+    text = " ".join(" ".join(shown(columns, "history", "letters", "--at", "2999-01-01", *where)).split())
+    assert "(generation 4)" in text
+    assert f"letters {alias} " in text
+    assert "letters production 1" in text
+
+
 def test_a_wide_terminal_and_a_pipe_have_one_line_for_each_row(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     piped = done("history", "--registry", registry).out
     monkeypatch.setenv("COLUMNS", "80")

@@ -30,7 +30,15 @@ SERVE = "serve --backbone @/t5 --registry @/registry --port 0 --metrics-port 0"
         (f"{SERVE} --port 9 --metrics-port 9", "port and metrics_port must differ, both are 9"),
         (f"{SERVE} --max-batch-rows 0", "max_batch_rows must be >= 1, got 0"),
         (f"{SERVE} --grace-s -1", "grace_s must be >= 0, got -1.0"),
-        (f"{SERVE} --host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
+        (f"{SERVE} --host no.such.host.invalid --insecure", "cannot listen on no.such.host.invalid"),
+        (
+            f"{SERVE} --host 0.0.0.0",
+            "other machines reach host 0.0.0.0, and the server has no TLS and no callers' tokens",
+        ),
+        (f"{SERVE} --host 0.0.0.0 --tokens @/none.toml", "and the server has no TLS; give --tls-cert"),
+        (f"{SERVE} --tls-cert @/none", "tls_cert and tls_key belong together; give both"),
+        (f"{SERVE} --tls-cert @/none --tls-key @/none", "the TLS certificate"),
+        (f"{SERVE} --tokens @/none.toml", "the tokens file"),
         (f"{SERVE} --config @/nothing", "No such file or directory"),
     ],
 )
@@ -68,9 +76,10 @@ class Started:
 
     port, metrics_port, task_count, generation = 8123, 8124, 3, 7
 
-    def __init__(self, code: int = 0) -> None:
+    def __init__(self, code: int = 0, http_port: int | None = None) -> None:
         self.config: Any = None
         self.code = code
+        self.http_port = http_port
 
     def __call__(self, config: Any, on_ready: Any) -> int:
         self.config = config
@@ -87,10 +96,17 @@ def test_serve_prints_one_line_when_it_is_ready(house: House, monkeypatch: pytes
     assert done(*house.words(SERVE), "--json").document == {
         "ready": True,
         "address": "127.0.0.1:8123",
+        "http": None,
         "metrics": "http://127.0.0.1:8124/metrics",
         "tasks": 3,
         "generation": 7,
     }
+
+
+def test_the_line_has_the_http_port_where_there_is_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.server.run_server", Started(http_port=8125))
+    assert "8123, HTTP on http://127.0.0.1:8125, metrics on" in house.run(SERVE).out
+    assert done(*house.words(SERVE), "--json").document["http"] == "http://127.0.0.1:8125"
 
 
 def test_serve_ends_with_the_servers_exit_code(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,16 @@ def test_train_and_evaluate_warn_of_what_makes_a_score_doubtful(house: House, tm
     assert plain.err.count("Warning: letters: ") == 2
 
 
+def test_train_warns_of_labels_that_no_row_has(house: House, tmp_path: Path) -> None:
+    rows = [row for row in toy.rows(toy.CLASSES, 64) if row["label"] == "aa"]
+    only = toy.write(tmp_path / "only.jsonl", rows)
+    files = ["--train", only, "--validation", only, "--epochs", 1, "--reduction", 4, "--json"]
+    ran = done("train", house / "letters.toml", "--backbone", house / "t5", *files, "--output", tmp_path / "run")
+    first, second = ran.document["warnings"][:2]
+    assert first == "letters: no training row has the label bb: it is never learned; check the file"
+    assert f"all {len(rows)} validation rows have the label aa" in second
+
+
 def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_path: Path) -> None:
     """One command: files named by the task, its column by --rename, and a part of the rows that validates."""
     for name in ("letters", "sst2"):

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
+from torch.testing import assert_close
 
-from ladder import load_backbone, load_tokenizer
+from ladder import SideNetwork, load_backbone, load_side, load_tokenizer
 from ladder.errors import InputsError
+from ladder.side import initialize
 from side_registry.errors import InvalidRow
 from side_registry.manifest import read_artifact
 from tests.training import pictures
@@ -16,7 +19,9 @@ from training import artifact as artifact_module
 from training.baseline import baseline_of
 from training.errors import DataError, RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
+from training.fisher import fisher
 from training.images import ImageFeatures, ImageInputs, encode_bytes
+from training.initialization import draw_samples
 from training.job import Silent
 from training.loaded_run import load_run
 from training.metrics import rows_to_answer
@@ -258,9 +263,25 @@ def test_starts_as_a_pruned_backbone(tmp_path, backbone, tokenizer, encoder):
     assert train(job, tmp_path / "run").manifest.side["visual"] is not None
 
 
+@pytest.mark.parametrize("spec", [pictures.TASK, pictures.PAIR], ids=lambda spec: spec.name)
+def test_fisher_reads_the_images_of_the_drawn_rows(tmp_path, backbone, tokenizer, encoder, spec):
+    settings = {"init": "fisher", "init_samples": 6, "learning_rate": 1e-30, "epochs": 1}
+    job = pictures.job(tmp_path, encoder, backbone, tokenizer, spec, count=16, **settings)
+    train(job, tmp_path / "run")
+    trained = load_side(tmp_path / "run" / "side_network.safetensors", backbone.config)
+    torch.manual_seed(job.recipe.seed)
+    expected = SideNetwork(job.side_config(), backbone.config)
+    drawn = draw_samples(spec, tokenizer, job.training.examples, 6, job.recipe.seed, (), {spec.name: job.features})
+    assert {sample.images.shape for sample in drawn} == {(len(spec.images), 4, 16)}
+    importance = fisher(backbone, drawn, visual=expected.visual, encoder_only=True)
+    initialize(expected, backbone, importance, order="consistent")
+    for name, tensor in trained.state_dict().items():
+        assert_close(tensor, expected.state_dict()[name], rtol=0, atol=1e-20, msg=name)
+    blind = fisher(backbone, [replace(sample, images=None) for sample in drawn], encoder_only=True)
+    assert not torch.equal(importance["shared"], blind["shared"])
+
+
 def test_settings_that_images_cannot_have():
-    with pytest.raises(RecipeError, match="sees no images"):
-        Recipe(init="fisher").side_config(pictures.TASK, 16)
     with pytest.raises(RecipeError, match="vision encoder"):
         Recipe().side_config(pictures.TASK)
     for tokens in (0, 5, -4):

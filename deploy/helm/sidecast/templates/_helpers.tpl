@@ -34,3 +34,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $mebibytes := add (int .Values.memoryMebibytes) (ceil (mulf .Values.tasks.count .Values.tasks.mebibytes) | int) -}}
 {{- if mod $mebibytes 1024 }}{{ $mebibytes }}Mi{{ else }}{{ div $mebibytes 1024 }}Gi{{ end }}
 {{- end }}
+
+{{- /* Kubernetes asks gRPC for its health without TLS alone; with TLS it asks the metrics port, and checks no certificate. */ -}}
+{{- define "sidecast.probe" -}}
+{{- $root := index . 0 -}}
+{{- if $root.Values.access.tlsSecret -}}
+httpGet:
+  path: {{ index . 1 }}
+  port: 8002
+  scheme: HTTPS
+{{- else -}}
+grpc:
+  port: 8001
+{{- end }}
+{{- end }}

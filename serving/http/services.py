@@ -1,0 +1,106 @@
+"""The gRPC servicers, as HTTP requests call them. All requests that reach a servicer pass `Services.admit`."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from protos import open_inference_pb2 as oip
+from protos import sidecast_pb2 as pb
+from serving.access import Access
+from serving.api.admin import AdminServicer
+from serving.api.guard import Guard, GuardedCall
+from serving.api.native import NativeServicer
+from serving.api.open_inference import OpenInferenceServicer
+from serving.api.permissions import RULES
+from serving.api.services import ADMIN, NATIVE, OPEN_INFERENCE
+from serving.engine import Piece
+from serving.errors import TooManyRows
+from serving.http.call import HttpCall
+from serving.pipeline import Generated, Prediction, Refused
+
+
+class Services:
+    """What operations call. Each method raises what the servicer's method raises, and what a `Guard` raises.
+
+    Args:
+        servicers: the servicer of each service.
+        max_rows: of one request.
+        access: decides who may call what, by the rules of the gRPC methods.
+    """
+
+    def __init__(self, servicers: Mapping[ServiceDescriptor, Any], max_rows: int, access: Access) -> None:
+        self._native: NativeServicer = servicers[NATIVE]
+        self._admin: AdminServicer = servicers[ADMIN]
+        self._inference: OpenInferenceServicer = servicers[OPEN_INFERENCE]
+        self._max_rows = max_rows
+        self._guards = {path: Guard(access, path) for path in RULES}
+
+    async def _admit(self, call: HttpCall, method: str, message: Message) -> GuardedCall | None:
+        guarded = await self._guards[method].begin(call)
+        if guarded:
+            await guarded.check(message)
+        call.admitted = True
+        return guarded
+
+    def check_rows(self, rows: int) -> None:
+        """Raises TooManyRows: one request has more than any may have. Called before anything is made of them."""
+        if rows > self._max_rows:
+            raise TooManyRows(rows, self._max_rows)
+
+    async def predict(self, call: HttpCall, request: pb.PredictRequest, kind: str = "") -> Prediction:
+        """The answers of one task, which is of the kind."""
+        await self._admit(call, "/sidecast.v1.Sidecast/Predict", request)
+        return await self._native.predict(request, call, kind)
+
+    async def predict_tasks(self, call: HttpCall, request: pb.PredictTasksRequest) -> Sequence[Prediction | Refused]:
+        """The answers of many tasks, or what is wrong with each."""
+        await self._admit(call, "/sidecast.v1.Sidecast/PredictTasks", request)
+        return await self._native.predict_tasks(request, call)
+
+    async def generate(self, call: HttpCall, request: pb.GenerateRequest) -> AsyncGenerator[Piece | Generated, None]:
+        """The pieces of a text, and last the whole."""
+        await self._admit(call, "/sidecast.v1.Sidecast/Generate", request)
+        return self._native.generate(request, call)
+
+    async def list_tasks(self, call: HttpCall) -> Sequence[pb.TaskInfo]:
+        """Every task of the registry that the caller may read."""
+        request = pb.ListTasksRequest()
+        guarded = await self._admit(call, "/sidecast.v1.Admin/ListTasks", request)
+        response = await self._admin.ListTasks(request, call)
+        if guarded:
+            await guarded.show(response)
+        return response.tasks
+
+    async def get_task(self, call: HttpCall, request: pb.GetTaskRequest) -> pb.TaskInfo:
+        """One task."""
+        await self._admit(call, "/sidecast.v1.Admin/GetTask", request)
+        return (await self._admin.GetTask(request, call)).task
+
+    async def infer(self, call: HttpCall, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+        """The answers of one task as tensors."""
+        await self._admit(call, "/inference.GRPCInferenceService/ModelInfer", request)
+        return await self._inference.ModelInfer(request, call)
+
+    async def model_metadata(self, call: HttpCall, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+        """The tensors of one task."""
+        await self._admit(call, "/inference.GRPCInferenceService/ModelMetadata", request)
+        return await self._inference.ModelMetadata(request, call)
+
+    async def model_ready(self, call: HttpCall, request: oip.ModelReadyRequest) -> bool:
+        """Whether one task can be asked here."""
+        await self._admit(call, "/inference.GRPCInferenceService/ModelReady", request)
+        return (await self._inference.ModelReady(request, call)).ready
+
+    async def server_metadata(self, call: HttpCall) -> oip.ServerMetadataResponse:
+        """The server's name and version."""
+        request = oip.ServerMetadataRequest()
+        await self._admit(call, "/inference.GRPCInferenceService/ServerMetadata", request)
+        return await self._inference.ServerMetadata(request, call)
+
+    async def server_ready(self, call: HttpCall) -> bool:
+        """Whether the server answers requests."""
+        request = oip.ServerReadyRequest()
+        await self._admit(call, "/inference.GRPCInferenceService/ServerReady", request)
+        return (await self._inference.ServerReady(request, call)).ready

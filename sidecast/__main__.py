@@ -1,0 +1,5 @@
+"""`python -m sidecast` is the `sidecast` command."""
+
+from sidecast.cli.app import main
+
+main()
