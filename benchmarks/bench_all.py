@@ -27,6 +27,7 @@ SCRIPTS = (
     "peers",
     "generation",
     "startup",
+    "neighbours",
     "many",
     "doors",
     "http",

@@ -210,7 +210,7 @@ def fit(model: Scorer, plan: Plan, rate: float, training: Rows, validation: Rows
         model.train()
         total = 0.0
         for step, indices in enumerate(shuffled_batches(training.tokens, plan.batch_rows, f"{plan.seed}:{epoch}")):
-            share = SCHEDULES["adamw"](epoch * steps + step, steps * plan.epochs, WARMUP)
+            share = SCHEDULES["adamw"](epoch * steps + step, steps * plan.epochs, WARMUP, "linear")
             loss = loss_of(model, training, indices)
             update(model, optimizer, loss, rate * share, CLIP)
             total += loss.item()

@@ -208,6 +208,11 @@ class SideConfig:
         return SideConfig(**values | {"encoder_layers": encoder, "decoder_layers": decoder if self.has_decoder else ()})
 
     @property
+    def reads_two_texts(self) -> bool:
+        """Whether the head must be told where two texts lie among the tokens. A text and its images need no telling."""
+        return self.pair and self.visual is None
+
+    @property
     def has_decoder(self) -> bool:
         """Whether the side network has a decoder: only with a text head."""
         return self.head == "text"

@@ -6,7 +6,8 @@
         print(client.predict("sst2", ["a gripping film"])[0].label)
 
 `Client` and `AsyncClient` call a server, and raise subclasses of `SidecastError`. `Registry` reads and changes a
-registry without a server. A name is imported when it is first used: a client needs neither torch nor a registry.
+registry without a server. `train` trains a side network on rows in memory or in files. A name is imported when it is
+first used: a client needs neither torch nor a registry.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         VersionRefusedError,
     )
     from side_registry import Registry, TaskRef, TaskSpec
+    from sidecast.training import TrainedRun, train
 
     __version__: str
 
@@ -116,6 +118,7 @@ __all__ = [
     "TextStream",
     "TokenClassification",
     "TooManyRowsError",
+    "TrainedRun",
     "UnauthenticatedError",
     "UnavailableError",
     "UnknownAliasError",
@@ -126,10 +129,13 @@ __all__ = [
     "UnsupportedError",
     "VersionInUseError",
     "VersionRefusedError",
+    "train",
 ]
 
 _OF_REGISTRY = ("Registry", "TaskRef", "TaskSpec")
-"""Names that `side_registry` has; `serving.client` has the others."""
+"""Names that `side_registry` has."""
+_OF_TRAINING = ("TrainedRun", "train")
+"""Names that need torch; `serving.client` has the others."""
 
 
 def __getattr__(name: str) -> Any:
@@ -141,9 +147,22 @@ def __getattr__(name: str) -> Any:
 
         return version("sidecast")
     if name in __all__:
+        if name in _OF_TRAINING:
+            return getattr(_training(), name)
         home = "side_registry" if name in _OF_REGISTRY else "serving.client"
         return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'sidecast' has no attribute {name!r}")
+
+
+def _training() -> Any:
+    """Raises ModuleNotFoundError: the extra `train` is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module("sidecast.training")
+    except ModuleNotFoundError as error:
+        why = f"{error}; sidecast.train needs an extra: pip install 'sidecast[train]'"
+        raise ModuleNotFoundError(why, name=error.name) from error
 
 
 def __dir__() -> list[str]:

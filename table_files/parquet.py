@@ -32,14 +32,13 @@ class Parquet:
     def class_names(self, file: BinaryIO) -> dict[str, list[str]]:
         """By column: the names of its classes, for the columns whose values are positions in them.
 
-        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel and for
+        From what the library `datasets` writes into the schema's metadata, for its features of type ClassLabel and
         lists of them.
         """
         with _opened(file) as table:
             text = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         try:
             features = json.loads(text)["info"]["features"]
-            classes = {column: _item(feature) for column, feature in features.items()}
             return {
                 column: [str(name) for name in inner["names"]]
                 for column, feature in features.items()

@@ -35,6 +35,8 @@ from training.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "data" / "surface"
 PACKAGES = ("ladder", "serving", "side_registry", "sidecast", "training", "demo")
+FOLLOWED = ("serving", "side_registry", "sidecast")
+"""Packages whose classes are told of where a method returns them; `training` and `ladder` have users of their own."""
 PROTOCOLS = ("__aenter__", "__aiter__", "__anext__", "__enter__", "__getitem__", "__iter__", "__len__", "__next__")
 """Special methods that users of a class rely on: with, for, len and so on."""
 WIDTH = 110
@@ -304,7 +306,7 @@ def _returned(kind: type) -> Iterator[type]:
 
 
 def _classes_in(hint: Any) -> Iterator[type]:
-    if inspect.isclass(hint) and hint.__module__.partition(".")[0] in PACKAGES:
+    if inspect.isclass(hint) and hint.__module__.partition(".")[0] in FOLLOWED:
         yield hint
     for argument in get_args(hint):
         yield from _classes_in(argument)

@@ -9,19 +9,24 @@ if TYPE_CHECKING:
     from training.loaded_run import LoadedRun, load_run
     from training.publishing import publish
     from training.recipe import Recipe
+    from training.sweep import Sweep, SweepRun, sweep_jobs, train_many
     from training.trainer import train, train_shared
 
 __all__ = [
     "Job",
     "LoadedRun",
     "Recipe",
+    "Sweep",
+    "SweepRun",
     "load_run",
     "load_task",
     "publish",
     "read_examples",
     "read_labelled",
     "split",
+    "sweep_jobs",
     "train",
+    "train_many",
     "train_shared",
 ]
 
@@ -32,6 +37,7 @@ _HOMES = {
     "loaded_run": ("LoadedRun", "load_run"),
     "publishing": ("publish",),
     "recipe": ("Recipe",),
+    "sweep": ("Sweep", "SweepRun", "sweep_jobs", "train_many"),
     "trainer": ("train", "train_shared"),
 }
 

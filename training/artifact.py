@@ -91,9 +91,10 @@ def complete(
         calibration=calibration,
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
         thresholds=best.get("thresholds", {}),
-        examples=_golden_examples(job, run, 1.0 if calibration is None else calibration.temperature),
     )
-    manifest = manifest.model_copy(update={"examples": _golden_examples(job, run, manifest.label_thresholds)})
+    temperature = 1.0 if calibration is None else calibration.temperature
+    examples = _golden_examples(job, run, temperature, manifest.label_thresholds)
+    manifest = manifest.model_copy(update={"examples": examples})
     images = [name for example in manifest.examples for name in example.images.values()]
     with run.writing(MANIFEST):
         write_manifest(run.path, manifest, files=dict.fromkeys([SIDE_NETWORK, *images]))

@@ -183,11 +183,13 @@ class Distillation:
 
     @torch.no_grad()
     def prepare(self, step: Callable[[int, int], None]) -> None:
-        """Compute the teacher's answers to every row, for classification and regression.
+        """Compute the teacher's answers to every row, for classification and regression. A second call does nothing.
 
         Args:
             step: called with rows done and rows in all.
         """
+        if self._answers is not None:
+            return
         teacher = self._teacher
         parts: list[Tensor] = []
         order: list[int] = []

@@ -115,10 +115,6 @@ class RecipeError(TrainingError):
     message = "{self.name} must be {self.rule}, got {self.value!r}"
 
 
-class Misfit(Exception):
-    """A value of a data file does not fit the spec; whoever reads the file adds its name and the line."""
-
-
 @dataclass(eq=False)
 class RunError(TrainingError):
     """A run folder cannot be used as asked."""

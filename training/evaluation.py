@@ -25,8 +25,9 @@ from ladder import (
     answer,
     build_answerer,
     load_side,
+    run_backbone,
 )
-from ladder.answering import WindowedText
+from ladder.answering import ReadInputs, WindowedText
 from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
 from side_registry.task import TaskSpec
@@ -157,9 +158,10 @@ def predict(
     step: Step | None = None,
     read_images: ReadImages | None = None,
     most_windows: int | None = None,
+    read_inputs: ReadInputs = run_backbone,
 ) -> list[Answer]:
     """As `predict_rows`, the answers alone."""
-    return predict_rows(model, backbone, tokenizer, fields, step, read_images, most_windows)[0]
+    return predict_rows(model, backbone, tokenizer, fields, step, read_images, most_windows, read_inputs)[0]
 
 
 def predict_rows(
@@ -170,6 +172,7 @@ def predict_rows(
     step: Step | None = None,
     read_images: ReadImages | None = None,
     most_windows: int | None = None,
+    read_inputs: ReadInputs = run_backbone,
 ) -> tuple[list[Answer], list[bool]]:
     """Answers in the rows' order; for each row, whether its text was longer than `max_source_tokens`, and so is cut.
 
@@ -180,6 +183,7 @@ def predict_rows(
         step: called after each batch.
         read_images: for a task with images.
         most_windows: of one text; None: as many as a server reads.
+        read_inputs: as `ladder.answer` takes it.
 
     Raises:
         InvalidRow: a row does not fit the spec.
@@ -188,7 +192,7 @@ def predict_rows(
     """
     spec = model.spec
     if KINDS[spec.kind].has_spans:
-        return _tag_rows(model, backbone, windows_of(spec, tokenizer, fields, most_windows), step)
+        return _tag_rows(model, backbone, windows_of(spec, tokenizer, fields, most_windows), step, read_inputs)
     encoded, truncated = tokenizer.encode_cut([spec.render(row) for row in fields], spec.max_source_tokens)
     images = _RowImages(spec, fields, read_images, backbone.device)
     pairs = locate_pairs(spec, tokenizer, fields, encoded)
@@ -204,7 +208,8 @@ def predict_rows(
             )
             for index in indices
         ]
-        for index, outcome in zip(indices, answer(backbone, rows, encode_images=images.encode), strict=True):
+        outcomes = answer(backbone, rows, encode_images=images.encode, read_inputs=read_inputs)
+        for index, outcome in zip(indices, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 raise outcome
             answers[index] = outcome
@@ -214,7 +219,7 @@ def predict_rows(
 
 
 def _tag_rows(
-    model: Model, backbone: Backbone, texts: Sequence[WindowedText], step: Step | None
+    model: Model, backbone: Backbone, texts: Sequence[WindowedText], step: Step | None, read_inputs: ReadInputs
 ) -> tuple[list[Answer], list[bool]]:
     """As `predict_rows`, for texts in windows."""
     windows = [(row, window) for row, text in enumerate(texts) for window in text.windows]
@@ -224,7 +229,7 @@ def _tag_rows(
             Row(ids=windows[index][1].ids, side=model.side, answerer=model.answerer, words=windows[index][1].words)
             for index in indices
         ]
-        outcomes.update(zip(indices, answer(backbone, rows), strict=True))
+        outcomes.update(zip(indices, answer(backbone, rows, read_inputs=read_inputs), strict=True))
         if step is not None:
             step(len(texts) * len(outcomes) // len(windows), len(texts))
     answers: list[Answer] = []

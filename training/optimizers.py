@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from training.recipe import OptimizerName
+from training.recipe import OptimizerName, Schedule
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
@@ -64,19 +64,27 @@ def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dic
         parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then a linear fall that ends after the last step."""
+def schedule(step: int, steps: int, warmup: float, shape: Schedule = "linear") -> float:
+    """Share of the peak learning rate: a linear rise, then what `shape` says; a fall ends after the last step."""
     rise = warmup * steps
-    return (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    left = (steps - step) / max(steps - rise, 1)
+    if shape == "cosine":
+        return (1 - math.cos(math.pi * left)) / 2
+    return left if shape == "linear" else 1.0
 
 
-def reference_schedule(step: int, steps: int, warmup: float) -> float:
-    """As `schedule`, but the rise starts at 0: the authors' first step changes nothing."""
+def reference_schedule(step: int, steps: int, warmup: float, _: Schedule = "linear") -> float:
+    """As `schedule`'s linear one, but the rise starts at 0: the authors' first step changes nothing."""
     rise = round(warmup * steps)
     return step / rise if step < rise else (steps - step) / max(steps - rise, 1)
 
 
-SCHEDULES: dict[str, Callable[[int, int, float], float]] = {"adamw": schedule, "reference": reference_schedule}
+SCHEDULES: dict[str, Callable[[int, int, float, Schedule], float]] = {
+    "adamw": schedule,
+    "reference": reference_schedule,
+}
 """By the optimizer's name."""
 
 
@@ -91,9 +99,14 @@ def make_optimizer(
 
 def update(side: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
     """Move the side network's weights one step down the gradient of `loss`, of length `clip` at most."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    apply_gradients(side, optimizer, rate, clip)
+
+
+def apply_gradients(side: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
+    """Move the side network's weights one step down the gradients that they hold, of length `clip` at most."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     torch.nn.utils.clip_grad_norm_(side.parameters(), clip)
     optimizer.step()

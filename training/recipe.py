@@ -20,6 +20,7 @@ Init = Literal["random", "magnitude", "fisher"]
 Order = Literal["consistent", "reference"]
 OptimizerName = Literal["adamw", "reference"]
 ImageGate = Literal["damped", "free"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 SAMPLES = 128
 """Default number of rows that Fisher importances are summed over."""
@@ -29,6 +30,10 @@ MERGE_LOGIT = -2.0
 moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
 POSITIONS = 100
 """Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
+LATER = {"tap_norm": "none", "pair": "together", "schedule": "linear", "patience": 0}
+"""What runs did from before a setting was there, by its name."""
+SWEPT = ("learning_rate", "seed", "reduction", "dropout", "head")
+"""Settings that take several values in `sidecast train` and `sidecast.train`: a run for each combination."""
 SOFTER = 2.0
 """Default temperature of distillation."""
 
@@ -43,9 +48,14 @@ class Recipe:
     """Rows in one training step. Rows of similar length go together."""
     learning_rate: float = 1e-3
     """Peak learning rate; the default recipe has 0.003 for a task with images and for token classification. It rises
-    linearly over `warmup`, then falls linearly to 0."""
+    linearly over `warmup`, then falls as `schedule` says."""
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises, 0 to 1."""
+    schedule: Schedule = "linear"
+    """What the learning rate does after its rise: it falls to 0 linearly (linear) or along a cosine (cosine), or stays
+    (constant)."""
+    patience: int = 0
+    """Epochs in a row without a better score after which training ends; 0: all epochs are trained."""
     weight_decay: float = 0.0
     """Weight decay of the optimizer."""
     optimizer: OptimizerName = "adamw"
@@ -114,14 +124,18 @@ class Recipe:
     dropout: float = 0.1
     """Dropout inside the side network; the default recipe has 0 for a task with images."""
     cache_gb: float = 4.0
-    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Features of images may
-    have as much again."""
+    """Most memory for backbone activations kept between epochs, in 10^9 bytes; 0: keep none. Training rows come first,
+    then validation rows. Features of images may have as much again."""
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, ">= 1")
         _check("batch_rows", self.batch_rows, self.batch_rows >= 1, ">= 1")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "> 0")
         _check("warmup", self.warmup, 0 <= self.warmup <= 1, "within 0 and 1")
+        _check("schedule", self.schedule, self.schedule in get_args(Schedule), "linear, cosine or constant")
+        falls = self.schedule == "linear" or self.optimizer == "adamw"
+        _check("schedule", self.schedule, falls, "linear where the optimizer is reference")
+        _check("patience", self.patience, self.patience >= 0, ">= 0")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, ">= 0")
         _check("optimizer", self.optimizer, self.optimizer in get_args(OptimizerName), "adamw or reference")
         _check("clip", self.clip, self.clip > 0, "> 0")
@@ -243,7 +257,12 @@ class Recipe:
     @property
     def cache_bytes(self) -> int:
         """Size of the activation cache; 0 for a single epoch, which would use no entry twice."""
-        return int(self.cache_gb * 1e9) if self.epochs > 1 else 0
+        return self.max_cache_bytes if self.epochs > 1 else 0
+
+    @property
+    def max_cache_bytes(self) -> int:
+        """Size of the activation cache that several runs share, whose entries are used more than once in any case."""
+        return int(self.cache_gb * 1e9)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

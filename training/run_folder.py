@@ -27,6 +27,7 @@ from torch import Tensor
 from ladder import SideNetwork, save_side
 from side_registry.manifest import MANIFEST, SIDE_NETWORK
 from training.errors import RunError
+from training.recipe import LATER
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
 PART = ".part"
@@ -72,9 +73,8 @@ class RunFolder:
         before = self._read("settings")
         if not isinstance(before, dict) or not isinstance(before.get("recipe", {}), dict):
             raise RunError(self.path, f"its {SETTINGS} was not written by this program; choose another --output")
-        if "recipe" in before:  # a run from before these settings reads taps as they are, and texts together
-            before["recipe"].setdefault("tap_norm", "none")
-            before["recipe"].setdefault("pair", "together")
+        if "recipe" in before:
+            before["recipe"] = LATER | before["recipe"]
         differing = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if differing == ["recipe"] and _wants_more_epochs(before["recipe"], settings["recipe"]):
             self._extend(before, settings)

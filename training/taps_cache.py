@@ -3,7 +3,8 @@
 Kept in bfloat16, up to a bound in bytes, shortest rows first; rows past it run through the backbone each time. The
 batches in which they are computed depend on the data alone, so that an interrupted run goes on with the same numbers.
 Rows with images often have the same text: then each distinct text is computed and kept once, and rows read it.
-Rounding moves an activation by at most 0.4 %, in training alone: validation and serving never see this cache.
+Rounding moves an activation by at most 0.4 %, in training alone: validation keeps its passes exactly, see
+`training.multitask.kept_passes`.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class TapsCache:
     def __init__(
         self,
         backbone: Backbone,
-        side: SideNetwork,
+        sides: Sequence[SideNetwork],
         inputs: Sequence[tuple[int, ...]],
         also: Sequence[int] = (),
         *,
@@ -41,9 +42,9 @@ class TapsCache:
         """Keeps nothing yet; see `fill`.
 
         Args:
-            side: the encoder blocks that it reads are kept.
+            sides: the encoder blocks that they read are kept.
             inputs: token ids of all rows.
-            also: more encoder blocks to keep, where `side` has a decoder.
+            also: more encoder blocks to keep, where a side network has a decoder.
             distinct: compute equal inputs once. The numbers then differ by rounding from those of other batches, so
                 tasks without images, where few inputs are equal, do not.
         """
@@ -54,10 +55,13 @@ class TapsCache:
             self._reads = [number[ids] for ids in inputs]
             inputs = list(number)
         self._inputs = inputs
-        self._depth = side.encoder_depth
-        self._decodes = side.config.has_decoder
-        self._layers = tuple(sorted({*side.encoder.layers, *(also if self._decodes else ())}))
+        self._depth = deepest(sides)
+        self._decodes = self._depth is None
+        read = {layer for side in sides for layer in side.encoder.layers}
+        self._layers = tuple(sorted({*read, *(also if self._decodes else ())}))
         self._kept: dict[int, _Kept] = {}
+        self.kept_bytes = 0
+        """Of activations."""
 
     def fill(self, max_bytes: int, batch_rows: int, step: Callable[[int, int], None]) -> None:
         """Run the backbone over the rows until `max_bytes` are kept.
@@ -67,15 +71,14 @@ class TapsCache:
             step: called with rows done and rows in all.
         """
         order = sorted(range(len(self._inputs)), key=lambda index: len(self._inputs[index]))
-        kept_bytes = 0
         for start in range(0, len(order), batch_rows):
-            if kept_bytes >= max_bytes:
+            if self.kept_bytes >= max_bytes:
                 break
             indices = order[start : start + batch_rows]
             backbone_pass = run_backbone(self._backbone, [self._inputs[index] for index in indices], self._depth)
             for index, row in zip(indices, self._round(backbone_pass), strict=True):
                 self._kept[index] = row
-                kept_bytes += row.blocks.nbytes + (0 if row.first_step is None else row.first_step.nbytes)
+                self.kept_bytes += row.blocks.nbytes + (0 if row.first_step is None else row.first_step.nbytes)
             step(start + len(indices), len(order))
         step(len(order), len(order))
 
@@ -139,3 +142,10 @@ class TapsCache:
             mask=torch.ones_like(start, dtype=torch.bool),
             final=backbone.decoder.final_norm(blocks[-1]),
         )
+
+
+def deepest(sides: Sequence[SideNetwork]) -> int | None:
+    """Encoder blocks that the deepest of some side networks reads; None: all, and the decoder."""
+    depths = [side.encoder_depth for side in sides]
+    known = [depth for depth in depths if depth is not None]
+    return max(known) if len(known) == len(depths) else None

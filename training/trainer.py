@@ -45,7 +45,7 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     """
     run = RunFolder(output)
     side_config = job.side_config()
-    settings, teacher = _begin_settings(job, run)
+    settings, teacher = begin_settings(job, run)
     run.begin(settings, job.backbone_source, job.vision_source)
     if run.complete:
         return read_artifact(run.path)
@@ -69,7 +69,7 @@ def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | N
     jobs = shared_jobs(jobs)
     side_config = shared_side_config(jobs)
     run = RunFolder(output)
-    begun = [_begin_settings(job, run) for job in jobs]
+    begun = [begin_settings(job, run) for job in jobs]
     settings = shared_settings([settings for settings, _ in begun])
     run.begin(settings, jobs[0].backbone_source, jobs[0].vision_source)
     parts = [RunFolder(run.path / job.spec.name) for job in jobs]
@@ -86,7 +86,7 @@ def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | N
     return artifacts
 
 
-def _begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], Teacher | None]:
+def begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], Teacher | None]:
     """The settings that a run of this job is known by, and its teacher. Raises as `train`."""
     recipe = job.recipe
     settings = job.settings()
@@ -151,18 +151,31 @@ class Trainer:
             RunError: the folder's state is damaged, or training diverged.
         """
         recipe = self.recipe
-        self._go_on()
-        if len(self.scores) < recipe.epochs:
+        self.go_on()
+        if not self.is_done:
             for task in self.tasks:
                 task.prepare(self.progress)
         self.progress.start(recipe.epochs, self.steps)
-        for epoch in range(len(self.scores), recipe.epochs):
-            torch.manual_seed(_seed(recipe.seed, epoch))  # dropout, the same after an interruption
+        while not self.is_done:
+            epoch = len(self.scores)
+            self.begin_epoch(epoch)
             started = time.monotonic()
             loss, losses = self._train_epoch(epoch)
-            self._validate(epoch, loss, losses, started)
+            self.finish_epoch(epoch, loss, losses, started)
 
-    def _go_on(self) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs of the recipe are trained, or the last ones of its patience were no better."""
+        scores = [line[self.headline] for line in self.scores]
+        waited = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        return len(scores) >= self.recipe.epochs or 0 < self.recipe.patience <= waited
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw dropout from here on as this epoch does in every attempt."""
+        torch.manual_seed(_seed(self.recipe.seed, epoch))
+        self.side.train()
+
+    def go_on(self) -> None:
         """Restore the state after the last whole epoch; before the first, give the side network its start."""
         last = self.run.read_last()
         if last is not None:
@@ -209,18 +222,21 @@ class Trainer:
         """One pass over the rows; the mean loss of a step, and that of each task's steps."""
         total = 0.0
         totals = [0.0] * len(self.tasks)
-        self.side.train()
-        for step, (number, rows, indices) in enumerate(self._batches(epoch)):
+        for step, (number, rows, indices) in enumerate(self.batches(epoch)):
             loss = self.tasks[number].loss(self.side, rows, indices)
-            self._update(loss, epoch * self.steps + step)
+            update(self.side, self.optimizer, loss, self.rate(epoch, step), self.recipe.clip)
             total += loss.item()
             totals[number] += loss.item()
-            if not math.isfinite(total):
-                raise RunError(self.run.path, f"the loss is not finite in epoch {epoch + 1}; {DIVERGED}")
+            self.check_loss(total, epoch)
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps, [loss / task.steps for loss, task in zip(totals, self.tasks, strict=True)]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[int, list[TokenizedRow], list[int]]]:
+    def check_loss(self, loss: float, epoch: int) -> None:
+        """Raises RunError: the loss is not finite."""
+        if not math.isfinite(loss):
+            raise RunError(self.run.path, f"the loss is not finite in epoch {epoch + 1}; {DIVERGED}")
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, list[TokenizedRow], list[int]]]:
         """A task's number, its rows and the indices of a batch of them, for each step. Tasks follow in drawn order."""
         epochs = [task.epoch(epoch) for task in self.tasks]
         order = [number for number, (_, batches) in enumerate(epochs) for _ in batches]
@@ -229,13 +245,24 @@ class Trainer:
         for number in order:
             yield number, epochs[number][0], next(left[number])
 
-    def _update(self, loss: torch.Tensor, step: int) -> None:
+    def rate(self, epoch: int, step: int) -> float:
+        """The learning rate of this step of this epoch, both from 0."""
         recipe = self.recipe
-        share = SCHEDULES[recipe.optimizer](step, self.steps * recipe.epochs, recipe.warmup)
-        update(self.side, self.optimizer, loss, recipe.learning_rate * share, recipe.clip)
+        share_at = SCHEDULES[recipe.optimizer]
+        share = share_at(epoch * self.steps + step, self.steps * recipe.epochs, recipe.warmup, recipe.schedule)
+        return recipe.learning_rate * share
 
-    def _validate(self, epoch: int, loss: float, losses: Sequence[float], started: float) -> None:
-        """Score the validation rows with the weights as they would be served, and store the epoch."""
+    def finish_epoch(self, epoch: int, loss: float, losses: Sequence[float], started: float) -> None:
+        """Score the validation rows with the weights as they would be served, and store the epoch.
+
+        Args:
+            loss: the mean of the epoch's steps.
+            losses: the mean of each task's steps.
+            started: when the epoch began, by `time.monotonic`.
+
+        Raises:
+            RunError: answers are not finite, or the folder cannot be written.
+        """
         self.side.eval()
         served = as_served(self.side, self.backbone.dtype)
         try:

@@ -2,7 +2,7 @@
 
 from ladder.answering.answerers import Answerer, Classify, Generate, build_answerer, forced_taps
 from ladder.answering.batch_plan import Group, Plan, Row, plan
-from ladder.answering.mixed_batch import score
+from ladder.answering.mixed_batch import ReadInputs, score
 from ladder.answering.tagging import IGNORED, TagWords
 from ladder.answering.words import Framed, OffsetTokenizer, WindowedText, Words, split_texts
 
@@ -15,6 +15,7 @@ __all__ = [
     "Group",
     "OffsetTokenizer",
     "Plan",
+    "ReadInputs",
     "Row",
     "TagWords",
     "WindowedText",

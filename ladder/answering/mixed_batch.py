@@ -36,6 +36,8 @@ Observe = Callable[[str, float], None]
 """Called with a stage ("backbone", "side", "decode") and its seconds."""
 Encode = Callable[[Sequence[Image]], Images]
 """Makes the features of distinct images: row i is image i."""
+ReadInputs = Callable[[Backbone, Sequence[Sequence[int]], int | None], BackbonePass]
+"""Makes the pass over distinct inputs (token ids) with so many blocks, as `run_backbone` does."""
 
 
 class _Decoder:
@@ -123,7 +125,7 @@ def _pairs(group: Group, positions: Sequence[int], device: torch.device) -> Tens
     """Where the two texts of some rows lie, for a side network that reads them apart."""
     rows = [group.rows[position] for position in positions]
     config = rows[0].side.config
-    return pair_tensor([row.pair for row in rows], device) if config.pair and config.visual is None else None
+    return pair_tensor([row.pair for row in rows], device) if config.reads_two_texts else None
 
 
 def _deliver(
@@ -245,12 +247,17 @@ class _StackedGroup:
 
 @torch.inference_mode()
 def answer(
-    backbone: Backbone, rows: Sequence[Row], observe: Observe | None = None, encode_images: Encode | None = None
+    backbone: Backbone,
+    rows: Sequence[Row],
+    observe: Observe | None = None,
+    encode_images: Encode | None = None,
+    read_inputs: ReadInputs = run_backbone,
 ) -> list[Answer | Exception]:
     """Answer rows of any tasks, texts too, in one go.
 
     Args:
         encode_images: for rows that name images; without it, side networks that read images fail.
+        read_inputs: runs the backbone, or returns an earlier pass over the same inputs.
 
     Returns:
         Answers in the rows' order; an exception in place of a row that its side network failed.
@@ -260,7 +267,7 @@ def answer(
     planned = plan(rows)
     clock = _Clock(observe, backbone.device)
     with clock.stage("backbone"):
-        backbone_pass = run_backbone(backbone, [ids for _, ids in planned.inputs], planned.depth)
+        backbone_pass = read_inputs(backbone, [ids for _, ids in planned.inputs], planned.depth)
         images = encode_images(planned.images) if encode_images is not None and planned.images else None
     results: list[Answer | Exception] = [RuntimeError("not answered")] * len(rows)
 

@@ -170,7 +170,7 @@ class TableAnswerer:
     ) -> Sequence[Pair | None]:
         """Where the two texts of each row lie among its tokens; None for each where that does not matter."""
         pairs: list[Pair | None] = [None] * len(rows)
-        if not (resident.spec.has_pair and resident.side.config.pair):
+        if not resident.side.config.reads_two_texts:
             return pairs
         known = [(index, ids) for index, ids in enumerate(rows) if isinstance(ids, tuple)]
         names = resident.spec.fields

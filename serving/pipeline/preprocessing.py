@@ -217,8 +217,8 @@ def _render_target(target: Target, rows: Sequence[InputRow]) -> _Rendered | Refu
         prompts = render_rows(spec, rows)
         if KINDS[spec.kind].has_spans:
             return _Rendered(target, prompts, rows, texts=[_framed(spec, row) for row in rows])
-        reads_apart = spec.has_pair and target.resident.side.config.pair
-        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if reads_apart else ())
+        reads_two = target.resident.side.config.reads_two_texts
+        return _Rendered(target, prompts, rows, cut_pairs(spec, rows) if reads_two else ())
     except ServingError as error:
         return detached(error)
 

@@ -349,7 +349,7 @@ def _shown(prompt: str, row: EngineRow) -> str:
 
 def _prompts_alike(left: Resident, right: Resident) -> bool:
     """Whether what was made of an input for the left is what the right reads too."""
-    if right.side.config.pair and not left.side.config.pair:
+    if right.side.config.reads_two_texts and not left.side.config.reads_two_texts:
         return False
     return (left.spec.template, left.spec.max_source_tokens) == (right.spec.template, right.spec.max_source_tokens)
 

@@ -214,3 +214,6 @@ def _check_outputs(task: str, version: int, spec: TaskSpec, side: SideConfig) ->
     if side.head != "text" and side.outputs != spec.outputs:
         why = f"its head has {side.outputs} outputs, its {spec.kind} spec needs {spec.outputs}"
         raise CorruptSide(task, version, why)
+    if side.reads_two_texts and not spec.has_pair:
+        why = f"its head reads two texts apart, its template has the fields {', '.join(spec.fields) or 'none'}"
+        raise CorruptSide(task, version, why)

@@ -124,7 +124,7 @@ class Replayer:
         limit = self._config.replay_tokens
         if tokens > limit:
             raise ReplayTooLong(*resident.key, f"they have {tokens:,} tokens, the limit is {limit:,} (replay_tokens)")
-        if not (spec.has_pair and resident.side.config.pair):
+        if not resident.side.config.reads_two_texts:
             return rows
         cuts = [spec.render_pair(example.fields)[1] for example in resident.manifest.examples]
         pairs = self._tokenizer.locate(prompts, cuts, [row.ids for row in rows])

@@ -15,6 +15,7 @@ OF_EXTRAS = frozenset(
         "sacrebleu",
         "safetensors",
         "sentencepiece",
+        "seqeval",
         "tokenizers",
         "torch",
         "transformers",

@@ -14,14 +14,15 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from ladder import Backbone, Row, Tokenizer, answer
+from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.answers import Answer
 from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from serving.api.status import DETAILS_KEY
 from serving.client.client import Client
 from side_registry import GoldenExample, Manifest, Registry, TaskSpec
-from tests.serving.kit import ids_of, make_resident, make_run, make_spec
+from tests.serving.kit import make_resident, make_run, make_spec
 from tests.visual_runs import COLOURS, VISUAL_SPECS, VisualRuns
+from training.evaluation import Model, predict
 
 assert _DETAILS.pool.FindMessageTypeByName("google.rpc.ErrorInfo")  # so that details can be printed
 
@@ -85,13 +86,14 @@ class World:
         """The model's answers to each of kit.TEXTS, one at a time and without a server."""
         return self.registry.manifest(task, version).examples
 
-    def model_answer(self, spec: TaskSpec, text: str, seed: int = 1) -> Answer | Exception:
+    def model_answer(self, spec: TaskSpec, text: str, seed: int = 1) -> Answer:
         """The answer of the model of `run(spec, seed)` to one text, without a server or a cache."""
         torch.manual_seed(seed)
         resident = make_resident(self._backbone, self._tokenizer, spec, seed=seed)
-        ids = ids_of(self._tokenizer, spec.render({"sentence": text}))
-        [outcome] = answer(self._backbone, [Row(ids=ids, side=resident.side, answerer=resident.answerer)])
-        return outcome
+        assert isinstance(resident.side, SideNetwork)
+        model = Model(spec=spec, side=resident.side, answerer=resident.answerer)
+        [found] = predict(model, self._backbone, self._tokenizer, [{"sentence": text}])
+        return found
 
     def broken(self, spec: TaskSpec, seed: int = 9) -> int:
         """Publish a version that no server loads, because it was trained on another backbone."""

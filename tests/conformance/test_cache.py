@@ -1,5 +1,7 @@
 """The activation cache over the wire: a cached answer equals the uncached one, and tasks share one backbone pass."""
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -36,12 +38,20 @@ def _values(answer: Any) -> list[Any]:
         return list(answer.scores.values() if isinstance(answer.scores, dict) else answer.scores)
     if hasattr(answer, "values"):
         return list(answer.values)
+    if hasattr(answer, "spans"):
+        return [_places([asdict(span) for span in answer.spans])]
     return [answer.value if hasattr(answer, "value") else answer.text]
+
+
+def _places(spans: list[dict[str, Any]]) -> str:
+    return str([(span["start"], span["end"], span["label"]) for span in spans])
 
 
 def _tensor_values(response: oip.ModelInferResponse) -> list[Any]:
     """The same of the Open Inference Protocol, where the last tensor holds them."""
     contents = response.outputs[-1].contents
+    if response.outputs[-1].name == "spans":
+        return [_places(json.loads(text)) for text in contents.bytes_contents]
     return list(contents.fp32_contents) or [text.decode() for text in contents.bytes_contents]
 
 

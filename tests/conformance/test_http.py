@@ -40,7 +40,8 @@ def test_tensors_are_those_of_the_short_form(target: Target) -> None:
 def test_a_text_is_streamed(target: Target, world: World) -> None:
     response = post(target, "/v1/tasks/titles:predict", {"inputs": [TEXTS[0]], "stream": True})
     assert response.headers["Content-Type"].startswith("text/event-stream")
-    data = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line.startswith("data: ")]
+    lines = response.content.decode().split("\n")  # always UTF-8, as server-sent events are
+    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     assert data[-1]["text"] == world.expected("titles")[0].expected["text"]
     assert "".join(piece["text"] for piece in data[:-1]) == data[-1]["text"]
 

@@ -24,6 +24,10 @@ NAMES = {
 }
 """Packages that are not called as the module that they bring."""
 OF_AN_EXTRA = {
+    "pydantic-core": "http",
+    "starlette": "http",
+    "typing-extensions": "http",
+    "uvicorn": "http",
     "ray": "cluster",
     "requests": "cluster",
     "pyyaml": "cluster",

@@ -13,7 +13,7 @@ from serving.client import errors
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SUBMODULES = ("cli", "loadtest")
+SUBMODULES = ("cli", "loadtest", "training")
 CAMEL = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
 
 

@@ -55,12 +55,18 @@ def test_every_help_is_there() -> None:
 def test_the_client_and_the_registry_import_nothing_of_the_extras(tmp_path) -> None:
     code = BLOCKED + (
         "import sidecast\n"
-        "for name in sidecast.__all__: getattr(sidecast, name)\n"
+        "for name in {*sidecast.__all__} - {'train', 'TrainedRun'}: getattr(sidecast, name)\n"
         f"sidecast.Registry.open({str(tmp_path / 'registry')!r}, create=True).state()\n"
         "sidecast.Client('127.0.0.1:1').close()\n"
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_training_from_python_says_what_to_install() -> None:
+    done = python("-c", BLOCKED + "import sidecast\nsidecast.train")
+    assert done.returncode == 1
+    assert done.stderr.endswith("sidecast.train needs an extra: pip install 'sidecast[train]'\n")
 
 
 @pytest.mark.slow

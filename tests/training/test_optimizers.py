@@ -98,3 +98,16 @@ def test_reference_rate_starts_at_nothing():
 def test_unknown_optimizer():
     with pytest.raises(RecipeError, match="adamw or reference"):
         Recipe(optimizer="sgd")  # type: ignore[arg-type]
+
+
+def test_the_other_schedules_rise_alike_and_fall_along_a_cosine_or_stay():
+    for shape in ("cosine", "constant"):
+        assert [schedule(step, 100, 0.1, shape) for step in range(10)] == [
+            schedule(step, 100, 0.1) for step in range(10)
+        ]
+    assert {schedule(step, 100, 0.1, "constant") for step in range(10, 100)} == {1.0}
+    for step in range(10, 100):
+        expected = (1 + math.cos(math.pi * (step - 10) / 90)) / 2
+        assert schedule(step, 100, 0.1, "cosine") == pytest.approx(expected)
+    with pytest.raises(RecipeError, match="schedule must be linear where the optimizer is reference"):
+        Recipe(optimizer="reference", schedule="cosine")

@@ -95,7 +95,7 @@ def test_an_epoch_has_every_batch_of_every_task_in_mixed_order(tmp_path, backbon
     orders = []
     for epoch in range(2):
         seen = Counter()
-        steps = list(trainer._batches(epoch))
+        steps = list(trainer.batches(epoch))
         for number, _, indices in steps:
             seen.update((number, index) for index in indices)
         orders.append([number for number, _, _ in steps])

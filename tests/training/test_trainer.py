@@ -27,7 +27,7 @@ from training.errors import RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.job import Silent
 from training.metrics import rows_to_answer
-from training.recipe import Recipe
+from training.recipe import LATER, Recipe
 from training.taps_cache import TapsCache
 from training.trainer import train
 
@@ -145,7 +145,7 @@ def test_reference_optimizer_goes_on_with_its_moments(tmp_path, backbone, tokeni
 def test_kept_activations_are_the_backbones_own(backbone, tokenizer, spec, head):
     side = SideNetwork(Recipe(head=head, reduction=4, encoder_layers=(0, 2)).side_config(spec), backbone.config)
     inputs = [tuple(tokenizer.encode(text)) for text in ("a", "abcd", "abcdefgh")]
-    cache = TapsCache(backbone, side, inputs)
+    cache = TapsCache(backbone, [side], inputs)
     fresh = cache.run([2, 0])
     cache.fill(10**9, 2, lambda done, total: None)
     kept = cache.run([2, 0])
@@ -179,6 +179,14 @@ def test_best_epoch_is_kept_not_the_last(tmp_path, backbone, tokenizer):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert artifact.manifest.metrics["accuracy"] == max(line["accuracy"] for line in lines)
     assert artifact.manifest.provenance["epoch"] == max(lines, key=lambda line: line["accuracy"])["epoch"]
+
+
+def test_patience_ends_a_run_whose_score_gets_no_better(tmp_path, backbone, tokenizer):
+    """A learning rate that changes nothing: the first epoch is the best, and two more are waited for."""
+    job = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=9, learning_rate=1e-30, patience=2)
+    artifact = train(job, tmp_path / "run")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert artifact.manifest.provenance["epoch"] == 1
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, backbone, tokenizer):
@@ -235,11 +243,12 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path, backbone, tokenizer):
 
 
 def test_a_run_from_before_taps_were_normalized_goes_on_without(tmp_path, backbone, tokenizer):
-    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, tap_norm="none")
+    short = toy.job(tmp_path, toy.CLASSES, backbone, tokenizer, count=16, epochs=1, tap_norm="none", pair="together")
     before = train(short, tmp_path / "run")
     settings = tmp_path / "run" / "run.json"
     document = json.loads(settings.read_text())
-    del document["settings"]["recipe"]["tap_norm"]
+    for name in LATER:
+        del document["settings"]["recipe"][name]
     settings.write_text(json.dumps(document))
     with pytest.raises(RunError, match=r"another recipe \(tap_norm none, not rms\)"):
         train(replace(short, recipe=replace(short.recipe, tap_norm="rms")), tmp_path / "run")

@@ -11,6 +11,7 @@ from training.recipe import Recipe
 
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
+TWO_TEXTS = TaskSpec(name="ends", kind="classification", template="{sentence} | {end}", labels=("aa", "bb"))
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
 MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("aa", "bb", "many"))
 """Labels: some a, more than two b, at least eight letters."""
@@ -36,7 +37,8 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
             "regression": truth,
             "multilabel": [label for label, is_right in flags.items() if is_right],
         }.get(spec.kind, sentence[0])
-        made.append({"sentence": sentence, spec.target: target})
+        ends = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        made.append({"sentence": sentence, **ends, spec.target: target})
     return made
 
 

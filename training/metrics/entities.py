@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from training.metrics.classes import ClassScores
+
 Entity = Mapping[str, Any]
 """With start, end and label."""
 
@@ -36,6 +38,34 @@ def entity_scores(
         "recall": float(total["recall"]),
         **{name: float(scores["f1-score"]) for name, scores in by_label.items()},
     }
+
+
+def entity_counts(found: Sequence[Entity], right: Sequence[Entity]) -> tuple[int, int, int]:
+    """How many entities of one text are right, how many were answered, and how many there should be."""
+    answered = {(entity["start"], entity["end"], entity["label"]) for entity in found}
+    expected = {(entity["start"], entity["end"], entity["label"]) for entity in right}
+    return len(answered & expected), len(answered), len(expected)
+
+
+def entity_classes(
+    predictions: Sequence[Sequence[Entity]], targets: Sequence[Sequence[Entity]], labels: Sequence[str]
+) -> dict[str, ClassScores]:
+    """The scores of each label, in the labels' order; their rows are entities."""
+    classes: dict[str, ClassScores] = {}
+    for label in labels:
+        counts = [
+            entity_counts(*([entity for entity in entities if entity["label"] == label] for entities in pair))
+            for pair in zip(predictions, targets, strict=True)
+        ]
+        hits, answered, expected = (sum(part) for part in zip(*counts, strict=True))
+        classes[label] = ClassScores(
+            precision=hits / answered if answered else 0.0,
+            recall=hits / expected if expected else 0.0,
+            f1=2 * hits / (answered + expected) if answered + expected else 0.0,
+            rows=expected,
+            answered=answered,
+        )
+    return classes
 
 
 def _tags(entities: Sequence[Entity], cuts: Sequence[int], labels: Sequence[str]) -> list[str]:

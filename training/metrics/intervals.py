@@ -17,6 +17,7 @@ from training.metrics.calibration import calibration_error
 from training.metrics.cider import cider_rows
 from training.metrics.classes import accuracy, accuracy_f1, matthews, pairs_of
 from training.metrics.correlation import correlations
+from training.metrics.entities import entity_counts
 from training.metrics.ranking import ranks, recall_and_mrr
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
@@ -51,9 +52,11 @@ def intervals(
         names: some of `measurable(spec)`.
         confidences: the probability of each answered label, for `ece`.
     """
-    if KINDS[spec.kind].has_labels:
+    if KINDS[spec.kind].has_spans:
+        statistic = _of_entities(values, [example.target for example in examples])
+    elif KINDS[spec.kind].has_labels:
         return _of_labels(spec, values, examples, names, confidences)
-    if KINDS[spec.kind].has_range:
+    elif KINDS[spec.kind].has_range:
         statistic = _of_values(values, [example.target for example in examples])
     elif KINDS[spec.kind].target_is_input:
         [field] = spec.fields
@@ -110,6 +113,20 @@ def _of_values(values: Sequence[Any], targets: Sequence[Any]) -> Statistic:
     def scores(rows: np.ndarray) -> Mapping[str, float]:
         pearson, spearman = correlations(answered[rows], right[rows])
         return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
+
+    return scores
+
+
+def _of_entities(values: Sequence[Any], targets: Sequence[Any]) -> Statistic:
+    counts = np.array([entity_counts(found, right) for found, right in zip(values, targets, strict=True)])
+
+    def scores(rows: np.ndarray) -> Mapping[str, float]:
+        hits, answered, expected = counts[rows].sum(0)
+        return {
+            "entity_f1": 2 * hits / max(answered + expected, 1),
+            "precision": hits / max(answered, 1),
+            "recall": hits / max(expected, 1),
+        }
 
     return scores
 

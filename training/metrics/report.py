@@ -8,6 +8,7 @@ from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example
 from training.metrics.classes import ClassScores, class_scores, pairs_of
+from training.metrics.entities import entity_classes
 from training.metrics.intervals import Interval, intervals
 from training.metrics.scoring import FAMILIES, has_probabilities, measure
 
@@ -38,6 +39,9 @@ def evaluation_of(
     names = [*FAMILIES[spec.metric], *(["ece"] if has_probabilities(spec) else [])]
     scores = measure(spec, values, examples, names, confidences)
     classes: dict[str, ClassScores] = {}
-    if KINDS[spec.kind].has_labels:
-        classes = class_scores(pairs_of(values, [example.target for example in examples]), spec.labels)
+    targets = [example.target for example in examples]
+    if KINDS[spec.kind].has_spans:
+        classes = entity_classes(values, targets, spec.labels)
+    elif KINDS[spec.kind].has_labels:
+        classes = class_scores(pairs_of(values, targets), spec.labels)
     return Evaluation(scores=scores, intervals=intervals(spec, values, examples, names, confidences), classes=classes)

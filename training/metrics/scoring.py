@@ -158,6 +158,10 @@ FAMILIES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "rouge_l": ("rouge_l", "bleu", "cider"),
         "recall_at_1": ("recall_at_1", "mrr"),
         "mrr": ("mrr", "recall_at_1"),
+        "f1_micro": ("f1_micro", "f1_macro", "average_precision"),
+        "f1_macro": ("f1_macro", "f1_micro", "average_precision"),
+        "average_precision": ("average_precision", "f1_micro", "f1_macro"),
+        "entity_f1": ("entity_f1", "precision", "recall"),
     }
 )
 """The names of the scores that each of METRICS returns, known without rows."""

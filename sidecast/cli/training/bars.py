@@ -63,3 +63,18 @@ class Bars:
         note = scores_text(headline) + (" (best)" if best else "")
         if self.current is not None:
             self.bars.update(self.current, note=note)
+
+
+class SweepBars(Bars):
+    """As `Bars`, with one bar for the steps of all runs."""
+
+    def __init__(self, bars: Progress, task: str) -> None:
+        super().__init__(bars, task)
+        self.done = 0
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """One more step of one of the runs."""
+        if self.current is None:
+            self.current = self.bars.add_task(self.task, total=self.epochs * self.steps, note="")
+        self.done += 1
+        self.bars.update(self.current, completed=self.done, note=f"loss {loss:.4f}")

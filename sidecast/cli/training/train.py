@@ -15,6 +15,7 @@ from sidecast.cli.percent import Share
 from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
 from sidecast.cli.training.bars import Bars
 from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
+from sidecast.cli.training.sweep import Several, combinations, run_sweep
 from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
 from sidecast.cli.training.verdict import (
     baseline_document,
@@ -26,7 +27,7 @@ from sidecast.cli.training.verdict import (
     show_warnings,
 )
 from training.named_recipes import RecipeName, named_recipe
-from training.recipe import Recipe
+from training.recipe import SWEPT, Recipe
 
 if TYPE_CHECKING:
     from ladder.config import BackboneConfig
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from training.job import Job
     from vision import FeatureFile
 
-SPECIAL = {
-    "learning_rate": {"flag": "--lr"},
+SPECIAL: dict[str, dict[str, Any]] = {
+    **{name: {"type": Several(name)} for name in SWEPT},
+    "learning_rate": {"flag": "--lr", "type": Several("learning_rate")},
     "encoder_layers": {
         "type": str,
         "callback": options.layers_or_all,
@@ -124,6 +126,10 @@ def train(
 
     A task whose rows have images needs --images and --vision, or --features.
 
+    --lr, --seed, --reduction, --dropout and --head take several values, such as --lr 3e-4,1e-3 --seed 0,1,2: then a run
+    for each combination is trained, all at once, into RUN/lr-3e-4-seed-0 and so on. RUN/best is the one with the best
+    score on the validation rows.
+
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
     """
@@ -136,9 +142,13 @@ def train(
     specs = [load_task(task) for task in tasks]
     _check(specs, output, validation_files, validation_share, shared=shared)
     check_renames(specs, renames)
-    chosen = _Recipes(recipe_name, {name: value for name, value in recipe.items() if value is not None}, shared)
-    for spec, settings in zip(specs, chosen.of(specs), strict=True):
-        settings.side_config(spec, 1 if spec.images else None)  # report mistakes in settings before the backbone loads
+    given_settings = {name: value for name, value in recipe.items() if value is not None}
+    choices = [_Recipes(recipe_name, settings, shared) for settings in combinations(given_settings)]
+    if shared and len(choices) > 1:
+        raise UserError("--shared trains one run: give each setting one value")
+    for chosen in choices:
+        for spec, settings in zip(specs, chosen.of(specs), strict=True):
+            settings.side_config(spec, 1 if spec.images else None)  # report mistakes before the backbone loads
     share = None if validation_share is None else validation_share / WHOLE
     names = [spec.name for spec in specs]
     pictures = PerTask.parse("--images", images, names)
@@ -158,38 +168,40 @@ def train(
         share,
         renames,
     )
-    seed = recipe["seed"] or 0
+    seed = choices[0].given.get("seed", 0)
     data = [files.read(spec, seed, given) for spec, given in zip(specs, arguments, strict=True)]
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     encoder = None if encoder_source is None else encoder_source.load(loaded.device)
-    settings_of = chosen.of(specs, [len(rows.training.examples) for rows in data], loaded.config)
-    jobs: list[Job] = []
-    for spec, rows, settings, given in zip(specs, data, settings_of, arguments, strict=True):
-        inputs = None
-        if rows.images is not None:
-            inputs = ImageInputs(
-                source=rows.images,
-                encoder=encoder,
-                encoder_source=encoder_source,
-                cache_dir=given.cache_folder,
+    counts = [len(rows.training.examples) for rows in data]
+    jobs: list[list[Job]] = [[] for _ in specs]
+    for chosen in choices:
+        settings_of = chosen.of(specs, counts, loaded.config)
+        for runs, spec, rows, settings, given in zip(jobs, specs, data, settings_of, arguments, strict=True):
+            inputs = None
+            if rows.images is not None:
+                inputs = ImageInputs(
+                    source=rows.images,
+                    encoder=encoder,
+                    encoder_source=encoder_source,
+                    cache_dir=given.cache_folder,
+                )
+            job = Job(
+                spec=spec,
+                backbone=loaded,
+                backbone_source=options.backbone_source(backbone),
+                tokenizer=tokenizer,
+                training=rows.training,
+                validation=rows.validation,
+                recipe=settings,
+                reading=rows.reading,
+                images=inputs,
+                sharing=len(specs) if shared else 1,
             )
-        job = Job(
-            spec=spec,
-            backbone=loaded,
-            backbone_source=options.backbone_source(backbone),
-            tokenizer=tokenizer,
-            training=rows.training,
-            validation=rows.validation,
-            recipe=settings,
-            reading=rows.reading,
-            images=inputs,
-            sharing=len(specs) if shared else 1,
-        )
-        jobs.append(job)
+            runs.append(job)
     if shared:
-        documents = _run(jobs, output, shared=True, as_json=as_json)
+        documents = _run([job for [job] in jobs], output, shared=True, as_json=as_json)
     else:
-        documents = [_run([job], filled(output, job.spec.name), as_json=as_json)[0] for job in jobs]
+        documents = [_run_task(runs, filled(output, runs[0].spec.name), as_json=as_json) for runs in jobs]
     if as_json:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
@@ -286,6 +298,14 @@ def _check(
     if len(specs) > 1 and not shared and PLACEHOLDER not in output:
         needed = f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each"
         raise UserError(f"{needed}; or --shared, for one side network of all")
+
+
+def _run_task(runs: Sequence["Job"], output: str, *, as_json: bool) -> dict[str, Any]:
+    """Train the run of one task, or its runs together. Return the document."""
+    if len(runs) > 1:
+        return run_sweep(runs, output, _truncated(runs[0]), as_json=as_json)
+    [document] = _run(runs, output, as_json=as_json)
+    return document
 
 
 def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: bool) -> list[dict[str, Any]]:

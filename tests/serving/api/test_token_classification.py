@@ -115,8 +115,9 @@ def test_evaluate_on_a_server_scores_spans(parlour: Parlour, tmp_path) -> None:
     data = toy.write(tmp_path / "rows.jsonl", rows)
     file = tmp_path / "answers"
     words = ["evaluate", "names", "--data", data, "--server", parlour.address, "--predictions", file]
-    document = done(*words, "--json").document
-    assert document["metrics"] == {"entity_f1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3, "f1_PER": 0.8, "f1_LOC": 0}
+    document = done(*words, "--json", "--report").document
+    assert {label: scores["f1"] for label, scores in document["classes"].items()} == {"PER": 0.8, "LOC": 0.0}
+    assert document["metrics"] == dict.fromkeys(("entity_f1", "precision", "recall"), 2 / 3)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [line["inputs"] for line in lines] == [{"text": "Ann met Bob"}, {"text": "Eve left"}]
     assert lines[1]["target"] == [{"start": 0, "end": 3, "label": "PER"}]

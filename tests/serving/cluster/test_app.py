@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ray.serve._private.http_util import ASGIAppReplicaWrapper
 
 from protos import sidecast_pb2 as pb
+from serving.access import Access
 from serving.api.drain import Drain
 from serving.api.inbox import Inbox
 from serving.api.interceptor import path_of
@@ -23,9 +24,9 @@ from serving.api.status import DETAILS_KEY
 from serving.cluster.app import AppArgs, build
 from serving.cluster.grpc_bridge import SERVICES, Arrived, CallContext, Calls
 from serving.cluster.replica import Server
-from serving.config import ServeConfig
+from serving.config import AccessConfig, ServeConfig
 from serving.errors import Overloaded
-from serving.ports import StatusPages
+from serving.ports import StatusPages, allow_all
 
 SETTINGS = {"backbone": "b", "registry": "r"}
 
@@ -72,6 +73,8 @@ async def test_a_replica_has_the_http_api_of_a_single_process() -> None:
         _inbox=Inbox(),
         _metrics_server=SimpleNamespace(pages=StatusPages(CollectorRegistry())),
         _config=ServeConfig.from_values(SETTINGS),
+        _access=Access(AccessConfig()),
+        _allow=allow_all,
     )
     app = Server.__serve_build_asgi_app__(replica)  # type: ignore[arg-type]
     sent: list[Any] = []

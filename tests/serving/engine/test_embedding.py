@@ -117,7 +117,8 @@ def test_evaluate_on_a_server_ranks_each_target_among_all(parlour: Parlour, tmp_
     assert [line["embedding"] for line in lines] == [pytest.approx(vector(a)) for a, _ in pairs]
     assert [(line["inputs"], line["target"]) for line in lines] == [({"sentence": a}, b) for a, b in pairs]
     assert document["baseline"] is None
-    assert done(*words).out == "meaning version 1: recall_at_1 0.5000, mrr 0.7083 on 4 rows\n"
+    scores = "recall_at_1 0.5000 [0.0000, 1.0000], mrr 0.7083 [0.4167, 1.0000]"
+    assert done(*words).out == f"meaning version 1: {scores} on 4 rows\n"
 
 
 def test_a_table_shows_no_more_than_four_numbers() -> None:

@@ -116,7 +116,11 @@ def test_bytes_in_flight_count_with_grpcs(own: Asker, room: Parlour) -> None:
     with inbox.hold(2 * SMALL_BYTES):
         assert own.problem(SST2, {"inputs": ["a" * SMALL_BYTES]})[:2] == (429, "TOO_MANY_BYTES")
         own.post(SST2, ROW)
-    assert inbox.bytes == 0
+    for _ in range(1000):  # the caller may have the answer a moment before the server forgets the request
+        if not inbox.bytes:
+            return
+        time.sleep(0.01)
+    raise AssertionError(inbox.bytes)
 
 
 def test_a_deadline_ends_a_request(own: Asker, room: Parlour) -> None:

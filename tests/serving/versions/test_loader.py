@@ -112,6 +112,7 @@ OTHER_BACKBONE = BackboneRef(name="t5-other", fingerprint="sha256:0123")
         ("classification", {"side": {"from": "the future"}}, CorruptSide, ("its settings do not read", "from")),
         ("classification", {"encoder_layers": [0, 2]}, CorruptSide, ("another shape than its manifest says",)),
         ("classification", {"outputs": 3}, CorruptSide, ("3 outputs, its classification spec needs 2",)),
+        ("classification", {"pair": True}, CorruptSide, ("reads two texts apart", "the fields sentence")),
         ("token_classification", {"outputs": 2}, CorruptSide, ("2 outputs, its token_classification spec needs 5",)),
         ("embedding", {"outputs": 3}, CorruptSide, ("3 outputs, its embedding spec needs 5",)),
         ("embedding", {"head": "text", "outputs": 0}, CorruptSide, ("another shape than its manifest says",)),

@@ -92,6 +92,21 @@ def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_pat
     assert "holds a run with another reading (validation_share 0.25, not 0.5)" in told
 
 
+def test_train_several_rates_and_seeds_at_once(house: House, tmp_path: Path) -> None:
+    words = [*house.words(TRAIN), "--epochs", 1, "--lr", "1e-3,1e-30", "--seed", "0,1", "--output", tmp_path / "runs"]
+    ran = done(*words)
+    heading, first, second, best, ready = ran.out.splitlines()
+    assert heading.split() == ["learning", "rate", "runs", "mean", "accuracy", "deviation"]
+    assert [line.split()[:2] for line in (first, second)] == [["0.001", "2"], ["1e-30", "2"]]
+    document = done(*words, "--json").document
+    assert best.startswith(f"letters: best is {document['best']}: accuracy {document['score']:.4f}")
+    assert ready == f"{tmp_path / 'runs'}/best is ready: sidecast publish {tmp_path / 'runs'}/best --registry R"
+    assert len(document["runs"]) == 4
+    assert read_artifact(document["run"]).manifest.metrics["accuracy"] == document["score"]
+    assert "name each once" in sidecast(*words, "--lr", "1e-3,0.001").mistake
+    assert "not one of 'auto', 'text', 'linear', 'mlp'" in sidecast(*words, "--head", "linear,wide").mistake
+
+
 def test_train_goes_on_with_more_epochs(house: House, tmp_path: Path) -> None:
     words = [*house.words(TRAIN), "--output", tmp_path / "run"]
     for epochs in (1, 2):
