@@ -19,7 +19,14 @@ DataType = Literal["string", "float32", "spans"]
 """`spans`: a list of records with start, end, label, score and text."""
 
 Fact = Literal[
-    "makes_text", "has_labels", "has_range", "has_dimensions", "has_thresholds", "has_spans", "may_have_open_labels"
+    "makes_text",
+    "has_labels",
+    "has_range",
+    "has_dimensions",
+    "has_thresholds",
+    "has_spans",
+    "may_have_label_index",
+    "may_have_open_labels",
 ]
 
 
@@ -57,6 +64,8 @@ class TaskKind:
     `has_spans` each span has one of them."""
     least_labels: int = 2
     """Fewest labels of a spec, where the kind has labels."""
+    may_have_label_index: bool = False
+    """Targets may be positions of labels, where the spec says so."""
     may_have_open_labels: bool = False
     """Targets may be texts that are no labels, where the spec says so."""
     has_thresholds: bool = False
@@ -92,6 +101,7 @@ _ROWS = (
         target="label",
         heads=("linear", "text", "mlp"),
         has_labels=True,
+        may_have_label_index=True,
         may_have_open_labels=True,
         lm_head_teaches=True,
     ),
@@ -130,6 +140,7 @@ _ROWS = (
         heads=("linear", "mlp"),
         has_labels=True,
         least_labels=1,
+        may_have_label_index=True,
         has_thresholds=True,
     ),
     TaskKind(
@@ -149,5 +160,6 @@ KINDS: Mapping[str, TaskKind] = MappingProxyType({kind.name: kind for kind in _R
 
 
 def kinds_with(fact: Fact) -> str:
-    """Names of the kinds for which `fact` is true, for a message: "classification"."""
-    return " and ".join(kind.name for kind in KINDS.values() if getattr(kind, fact))
+    """Names of the kinds for which `fact` is true, for a message: "classification, multilabel and text"."""
+    *others, last = (kind.name for kind in KINDS.values() if getattr(kind, fact))
+    return f"{', '.join(others)} and {last}" if others else last

@@ -27,7 +27,7 @@ FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 LABEL_FIELDS: Mapping[str, Fact] = {
     "labels": "has_labels",
-    "label_index": "has_labels",
+    "label_index": "may_have_label_index",
     "open_labels": "may_have_open_labels",
 }
 """Fields of a spec about labels, and what must hold for the kind to have them."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -128,8 +128,24 @@ class GuardedCall:
         charges = await self._charges(request)
         if charges is None:
             return
-        tasks = tuple(task for task, _ in charges)
         verb = self._rule.verb_of(request) if self._rule.verb_of else self._verb
+        await self._allow(verb, charges)
+        if self._rule.is_change:
+            self._is_change_begun = True
+            self._tasks = tuple(task for task, _ in charges)
+            if self._access.asks:
+                (request.header if hasattr(request, "header") else request).change.author = self.caller.name
+
+    async def check_group(self, tasks: Iterable[str], rows: int) -> None:
+        """Check a request for these tasks, which the servicer found by the group that the request names.
+
+        Raises:
+            Unauthenticated, PermissionDenied, RateLimited.
+        """
+        await self._allow(self._verb, tuple((task, rows) for task in tasks))
+
+    async def _allow(self, verb: str, charges: Charges) -> None:
+        tasks = tuple(task for task, _ in charges)
         try:
             if self._rule.is_checked_singly:
                 self.caller = await self._access.authenticate(self._headers)
@@ -139,11 +155,6 @@ class GuardedCall:
         except (AccessError, RateLimited) as error:
             self._refuse(error, tasks)
             raise
-        if self._rule.is_change:
-            self._is_change_begun = True
-            self._tasks = tasks
-            if self._access.asks:
-                (request.header if hasattr(request, "header") else request).change.author = self.caller.name
 
     async def _charges(self, request: Any) -> Charges | None:
         """The request's tasks and their rows. An upload's manifest may be large, so it is read on a thread."""
@@ -199,6 +210,25 @@ async def check_request(request: Any) -> None:
     call = _call.get()
     if call is not None:
         await call.check(request)
+
+
+async def check_group(tasks: Iterable[str], rows: int = 0) -> None:
+    """Check the call that is being answered, for the tasks of a group: the caller needs the verb for each of them.
+
+    The rules of the table check no call that names a group, since only the servicer knows its tasks.
+
+    Raises:
+        Unauthenticated, PermissionDenied, RateLimited.
+    """
+    call = _call.get()
+    if call is not None:
+        await call.check_group(tasks, rows)
+
+
+def may_read(task: str) -> bool:
+    """Whether who makes the call that is being answered may see a task."""
+    call = _call.get()
+    return call is None or call.caller.scopes.allow(READ, task)
 
 
 def known_caller() -> Caller | None:

@@ -14,6 +14,7 @@ from ladder.answers import Answer, ClassAnswer, LabelsAnswer, SpansAnswer, TextA
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.call import CallContext, Tenants, counting, counting_tasks, deadline_of
+from serving.api.guard import check_group
 from serving.api.status import status_of
 from serving.engine import Piece
 from serving.errors import InvalidInput
@@ -107,18 +108,18 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         with counting_tasks(self._metrics) as counted:
             if request.group and request.tasks:
                 raise InvalidInput("group", "is given with tasks; give one of the two")
-            self._service.check_counts(len(request.tasks), len(request.rows))
-            counted.refs = refs = [read_ref(task) for task in request.tasks]
+            version = 0
+            refs: Sequence[TaskRef] = [read_ref(task) for task in request.tasks]
+            if request.group:
+                group = self._service.group(request.group)
+                await check_group((ref.task for ref in group.refs), len(request.rows))
+                refs = group.refs
+                version = group.version
+            self._service.check_counts(len(refs), len(request.rows))
+            counted.refs = refs
             options = self._options(request, context)
             counted.deadline = options.deadline
-            version = 0
-            if request.group:
-                group, targets = self._service.resolve_group(request.group, options)
-                counted.refs = refs = group.refs
-                version = group.version
-                self._service.check_counts(len(refs), len(request.rows))
-            else:
-                targets = await self._service.find_tasks(refs, options)
+            targets = await self._service.find_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
             counted.outcomes = outcomes = await self._service.predict_tasks(asked)
         return refs, version, outcomes

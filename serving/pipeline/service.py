@@ -35,7 +35,7 @@ from serving.pipeline.request import (
 from serving.pipeline.row_images import RequestImages, first_image
 from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher
-from serving.versions import Arrivals, PoolState, SidePool
+from serving.versions import Arrivals, SidePool
 from side_registry.errors import RegistryError
 from side_registry.groups import GroupVersion
 from side_registry.task import PRODUCTION, Pair, TaskRef
@@ -124,6 +124,10 @@ class PredictService:
         """The version that a request to this task should wait for."""
         return self._pool.snapshot().awaited(ref.task, version=ref.version, alias=ref.alias)
 
+    def group(self, name: str) -> GroupVersion:
+        """The tasks that a group has now. Raises UnknownGroup."""
+        return self._pool.snapshot().group(name)
+
     def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
         """Find the version that answers a request to one task.
 
@@ -146,21 +150,8 @@ class PredictService:
         """
         if not refs:
             raise InvalidInput("tasks", "there are none; name at least one")
-        return self._targets(self._pool.snapshot(), refs, options)
-
-    def resolve_group(self, name: str, options: RequestOptions) -> tuple[GroupVersion, list[Target | Refused]]:
-        """Find the versions that answer a request to a group's tasks, as `resolve_tasks`; and which tasks these are.
-
-        Raises:
-            UnknownGroup.
-            InvalidInput: as `resolve_tasks`.
-        """
-        state = self._pool.snapshot()
-        group = state.group(name)
-        return group, self._targets(state, group.refs, options)
-
-    def _targets(self, state: PoolState, refs: Sequence[TaskRef], options: RequestOptions) -> list[Target | Refused]:
         options.check()
+        state = self._pool.snapshot()
         if not options.route_key:  # a task that is named twice gets one version
             options = replace(options, route_key=f"{random.getrandbits(64)}")
         targets: list[Target | Refused] = []

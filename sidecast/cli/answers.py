@@ -1,6 +1,7 @@
 """Answers of a model or of a server as plain values: what `predict --json` and `evaluate --predictions` write."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from side_registry.task_kinds import KINDS, AnswerColumn
@@ -21,4 +22,6 @@ def answer_values(answer: Any, kind: str, labels: Sequence[str]) -> dict[str, An
 def _plain(value: Any, column: AnswerColumn, labels: Sequence[str], has_labels: bool) -> Any:
     if column.is_list and has_labels and not isinstance(value, dict):
         return dict(zip(labels, value, strict=True))
+    if column.dtype == "spans":
+        return [asdict(span) for span in value]
     return list(value) if isinstance(value, tuple) else value

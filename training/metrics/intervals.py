@@ -18,6 +18,7 @@ from training.metrics.cider import cider_rows
 from training.metrics.classes import accuracy, accuracy_f1, matthews, pairs_of
 from training.metrics.correlation import correlations
 from training.metrics.entities import entity_counts
+from training.metrics.label_sets import resampler
 from training.metrics.ranking import ranks, recall_and_mrr
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
@@ -52,7 +53,9 @@ def intervals(
         names: some of `measurable(spec)`.
         confidences: the probability of each answered label, for `ece`.
     """
-    if KINDS[spec.kind].has_spans:
+    if KINDS[spec.kind].has_thresholds:
+        statistic = resampler(values, [example.target for example in examples], spec.labels)
+    elif KINDS[spec.kind].has_spans:
         statistic = _of_entities(values, [example.target for example in examples])
     elif KINDS[spec.kind].has_labels:
         return _of_labels(spec, values, examples, names, confidences)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from protos import open_inference_pb2 as pb
 from serving.api.open_inference.tensors import (
+    MAX_OUTPUTS,
     check_output,
     config_output,
     describe_inputs,
@@ -18,18 +19,17 @@ from serving.api.open_inference.tensors import (
     flag_truncated,
     write_outputs,
 )
+from serving.api.permissions import GROUP
 from serving.errors import InvalidInput
 from serving.pipeline import Prediction
 from side_registry.groups import GroupVersion
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS, AnswerColumn
 
-PREFIX = "group/"
-
 
 def group_of(model: str) -> str | None:
     """The group that a model's name means; None for a task's name, which has no slash."""
-    return model[len(PREFIX) :] if model.startswith(PREFIX) else None
+    return model[len(GROUP) :] if model.startswith(GROUP) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ class GroupModel:
         known = list(firsts)
         for name, spec in self.specs.items():
             known += [f"{name}.{column.name}" for column in KINDS[spec.kind].columns]
+        if len(request.outputs) > max(MAX_OUTPUTS, len(known)):
+            raise InvalidInput("outputs", f"{len(request.outputs)} in one request; name each once")
         names = [check_output(request, index, known, self.name) for index in range(len(request.outputs))]
         split = [name.partition(".") for name in dict.fromkeys(names)] or [(name, "", "") for name in firsts]
         return [(task, column or firsts[task]) for task, _, column in split]

@@ -4,6 +4,7 @@ Turns messages into requests of the service, and its answers into messages; `ten
 the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,9 +20,9 @@ from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, counting_tasks, deadline_of
 from serving.api.call_context import CallContext
 from serving.api.drain import Drain
-from serving.api.guard import check_request
+from serving.api.guard import check_group, check_request, may_read
 from serving.api.inbox import Messages
-from serving.api.open_inference.groups import PREFIX, GroupModel, group_of
+from serving.api.open_inference.groups import GroupModel, group_of
 from serving.api.open_inference.stream import FINAL, InferStream
 from serving.api.open_inference.tensors import (
     WHOLE_PROMPT,
@@ -35,6 +36,7 @@ from serving.api.open_inference.tensors import (
     takes_whole_prompt,
     write_outputs,
 )
+from serving.api.permissions import GROUP, infer_rows
 from serving.engine import Piece, Resident
 from serving.errors import InvalidInput, NotServed
 from serving.metrics import Answered, Metrics, installed_version
@@ -50,6 +52,7 @@ from serving.pipeline import (
 )
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
+from side_registry.groups import GroupVersion
 from side_registry.task import VERSION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
@@ -85,7 +88,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Say whether this server can answer for a task, for one version or alias of it, or for a group."""
         try:
             if group_of(request.name) is not None:
-                self._group(request.name, request.version)
+                self._group_model(request.name, request.version, await self._checked_group(request.name))
             else:
                 self._find(request.name, request.version)
         except (RegistryError, NotServed, InvalidInput):
@@ -101,7 +104,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
         """Describe the tensors, versions and settings of a task or a group."""
         if group_of(request.name) is not None:
-            described = self._group(request.name, request.version).metadata()
+            described = (await self._group(request.name, request.version, context)).metadata()
             described.platform = NAME
             return described
         resident = await self._arrived(request.name, request.version, context)
@@ -117,7 +120,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
         """Describe a task or a group as Triton's tools ask for it."""
         if group_of(request.name) is not None:
-            config = self._group(request.name, request.version).config()
+            config = (await self._group(request.name, request.version, context)).config()
         else:
             config = describe_config((await self._arrived(request.name, request.version, context)).spec)
         config.platform = config.backend = NAME
@@ -204,10 +207,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def _infer_group(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
         """Answer rows of all tasks of a group. The fault of one task is that of the call."""
         with counting_tasks(self._metrics) as counted:
+            group = await self._checked_group(request.model_name, infer_rows(request))
+            counted.refs = group.refs
             options = self._options(request, context)
             counted.deadline = options.deadline
-            group, targets = self._service.resolve_group(group_of(request.model_name) or "", options)
-            counted.refs = group.refs
+            targets = await self._service.find_tasks(group.refs, options)
             specs = [target.resident.spec for target in _answerable(targets)]
             model = GroupModel.of(request.model_name, group, specs)
             model.check_version(request.model_version)
@@ -228,7 +232,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         _check_repository(request.repository_name)
         state = self._pool.snapshot()
         models = [model for name in sorted(state.tasks) for model in _index(state, name)]
-        models += [self._group_state(name) for name in sorted(state.groups)]
+        groups = {name: group.current for name, group in sorted(state.groups.items())}
+        models += [self._group_state(*one) for one in groups.items() if all(may_read(r.task) for r in one[1].refs)]
         return pb.RepositoryIndexResponse(
             models=[model for model in models if model.state == READY or not request.ready]
         )
@@ -242,7 +247,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             fault = "are not supported: what is loaded is what was published"
             raise InvalidInput("parameters", fault)
         if group_of(request.model_name) is not None:
-            self._group(request.model_name, "")
+            await self._group(request.model_name, "", context)
         else:
             await self._arrived(request.model_name, "", context)
         return pb.RepositoryModelLoadResponse()
@@ -260,25 +265,39 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     def _ready(self) -> bool:
         return self._service.ready and not self._drain.draining
 
-    def _group(self, name: str, version: str) -> GroupModel:
+    async def _checked_group(self, model: str, rows: int = 0) -> GroupVersion:
+        """The tasks of a group, each of which the caller may ask for what the call is.
+
+        Raises:
+            UnknownGroup, Unauthenticated, PermissionDenied, RateLimited.
+        """
+        group = self._service.group(group_of(model) or "")
+        await check_group((ref.task for ref in group.refs), rows)
+        return group
+
+    async def _group(self, name: str, version: str, context: CallContext) -> GroupModel:
+        """As `_group_model`; first waits, up to the call's deadline, for versions that are still loading."""
+        group = await self._checked_group(name)
+        await asyncio.gather(*(self._service.arrived(ref, deadline_of(context)) for ref in group.refs))
+        return self._group_model(name, version, group)
+
+    def _group_model(self, name: str, version: str, group: GroupVersion) -> GroupModel:
         """A group whose tasks can all answer.
 
         Raises:
-            UnknownGroup; what `_find` raises of one of its tasks.
+            what `_find` raises of one of its tasks.
             InvalidInput: another version than its current one.
         """
         state = self._pool.snapshot()
-        group = state.group(group_of(name) or "")
         specs = [state.resolve(ref.task, version=ref.version, alias=ref.alias).spec for ref in group.refs]
         model = GroupModel.of(name, group, specs)
         model.check_version(version)
         return model
 
-    def _group_state(self, group: str) -> pb.RepositoryIndexResponse.ModelIndex:
-        version = str(self._pool.snapshot().group(group).version)
-        model = pb.RepositoryIndexResponse.ModelIndex(name=PREFIX + group, version=version, state=READY)
+    def _group_state(self, name: str, group: GroupVersion) -> pb.RepositoryIndexResponse.ModelIndex:
+        model = pb.RepositoryIndexResponse.ModelIndex(name=GROUP + name, version=str(group.version), state=READY)
         try:
-            self._group(model.name, "")
+            self._group_model(model.name, "", group)
         except (RegistryError, NotServed) as error:
             model.state, model.reason = UNAVAILABLE, str(error)
         return model

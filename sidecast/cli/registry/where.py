@@ -34,9 +34,7 @@ def show_where(registry: str | None, server: str | None, as_json: bool) -> None:
 
 
 def _of_server(address: str) -> tuple[list[Document], list[Document]]:
-    from serving.client import Client
-
-    with Client(address) as client:
+    with options.connect(address) as client:
         told = client.residents()
     others, faults = _ask([server.address for server in told.others])
     return [_document(told), *(one for one in others if one["id"] != told.server.id)], faults
@@ -49,7 +47,7 @@ def _of_registry(url: str) -> tuple[list[Document], list[Document]]:
 
 
 def _ask(addresses: Sequence[str]) -> tuple[list[Document], list[Document]]:
-    """What the servers at these addresses tell, and why some do not."""
+    """What the servers at these addresses tell, and why some do not. All are asked with the command's TLS and token."""
     from serving.client import Client, SidecastError
 
     servers: list[Document] = []
@@ -59,7 +57,7 @@ def _ask(addresses: Sequence[str]) -> tuple[list[Document], list[Document]]:
             faults.append({"address": address, "why": NO_ADDRESS})
             continue
         try:
-            with Client(address, timeout=ASK_S, retry=False) as client:
+            with Client(address, timeout=ASK_S, retry=False, **options.connection()) as client:
                 servers.append(_document(client.residents()))
         except SidecastError as error:
             faults.append({"address": address, "why": f"did not tell: {error}"})
