@@ -283,15 +283,13 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         generation = await self._change(self._registry.delete_group, request.group, **change)
         return pb.DeleteGroupResponse(group=request.group, generation=generation)
 
-    async def ListGroups(self, request: pb.ListGroupsRequest, context: ServicerContext) -> pb.ListGroupsResponse:
+    async def ListGroups(self, request: pb.ListGroupsRequest, context: CallContext) -> pb.ListGroupsResponse:
         """Describe every group of the registry."""
         state = self._pool.snapshot()
         groups = [messages.write_group(name, group.current) for name, group in sorted(state.groups.items())]
         return pb.ListGroupsResponse(groups=groups, generations=messages.write_generations(state))
 
-    async def ListResidents(
-        self, request: pb.ListResidentsRequest, context: ServicerContext
-    ) -> pb.ListResidentsResponse:
+    async def ListResidents(self, request: pb.ListResidentsRequest, context: CallContext) -> pb.ListResidentsResponse:
         """Tell which versions this server has loaded, and which other servers there are."""
         state = self._pool.snapshot()
         if request.task:

@@ -5,8 +5,9 @@ statuses of them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from grpc.aio import ServicerContext
 
@@ -40,6 +41,17 @@ SHOWN_NAME = 80
 GIVE_ONE = "give exactly one of fields, text and prompt"
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredTasks:
+    """What many tasks answer."""
+
+    refs: Sequence[TaskRef]
+    outcomes: Sequence[Prediction | Refused]
+    """In the order of `refs`; the fault of a task stands in its place."""
+    group_version: int
+    """Of the group that named the tasks; 0: there was none."""
+
+
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
     """Answers calls of `sidecast.v1.Sidecast`, and counts each of their tasks as one request."""
 
@@ -56,9 +68,9 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
         """Answer the same rows for many tasks, or for those of a group; the fault of a task stands in its place."""
-        refs, version, outcomes = await self._predict_tasks(request, context)
-        response = pb.PredictTasksResponse(group_version=version)
-        for task, outcome in zip(request.tasks or map(write_ref, refs), outcomes, strict=True):
+        answered = await self.predict_tasks(request, context)
+        response = pb.PredictTasksResponse(group_version=answered.group_version)
+        for task, outcome in zip(request.tasks or map(write_ref, answered.refs), answered.outcomes, strict=True):
             result = response.results.add(task=task)
             if isinstance(outcome, Exception):
                 result.error.CopyFrom(status_of(outcome))
@@ -74,11 +86,13 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             async for event in events:
                 yield _write_event(event)
 
-    async def predict(self, request: pb.PredictRequest, context: CallContext, kind: str = "") -> Prediction:
+    async def predict(
+        self, request: pb.PredictRequest, context: CallContext, kinds: Collection[str] = ()
+    ) -> Prediction:
         """Answer rows of one task, for any protocol.
 
         Args:
-            kind: of task that may be asked; "": any.
+            kinds: of task that may be asked; empty: any.
 
         Raises:
             what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
@@ -88,23 +102,15 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             options = self._options(request, context)
             counted.deadline = options.deadline
             target = await self._service.find(read_ref(request), options)
-            _check_kind(target, kind)
+            _check_kind(target, kinds)
             asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
             counted.rows = len(prediction.answers)
             return prediction
 
-    async def predict_tasks(
-        self, request: pb.PredictTasksRequest, context: CallContext
-    ) -> Sequence[Prediction | Refused]:
-        """Answer the same rows for many tasks, for any protocol; the fault of a task stands in its place."""
-        return (await self._predict_tasks(request, context))[2]
-
-    async def _predict_tasks(
-        self, request: pb.PredictTasksRequest, context: CallContext
-    ) -> tuple[Sequence[TaskRef], int, Sequence[Prediction | Refused]]:
-        """The tasks that were asked, the version of their group (0: there is none), and what each task answers."""
+    async def predict_tasks(self, request: pb.PredictTasksRequest, context: CallContext) -> AnsweredTasks:
+        """Answer the same rows for many tasks, or for those of a group, for any protocol."""
         with counting_tasks(self._metrics) as counted:
             if request.group and request.tasks:
                 raise InvalidInput("group", "is given with tasks; give one of the two")
@@ -122,7 +128,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             targets = await self._service.find_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
             counted.outcomes = outcomes = await self._service.predict_tasks(asked)
-        return refs, version, outcomes
+        return AnsweredTasks(refs, outcomes, version)
 
     async def generate(
         self, request: pb.GenerateRequest, context: CallContext
@@ -176,10 +182,11 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
     return inputs
 
 
-def _check_kind(target: Target, kind: str) -> None:
+def _check_kind(target: Target, kinds: Collection[str]) -> None:
     spec = target.resident.spec
-    if kind and spec.kind != kind:
-        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {kind} are answered here")
+    if kinds and spec.kind not in kinds:
+        able = " or ".join(kinds)
+        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {able} are answered here")
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:

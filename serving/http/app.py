@@ -19,6 +19,7 @@ from serving.errors import DeadlineExpired, Draining, InvalidInput, ServingError
 from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
 from serving.http.errors import MethodNotAllowed, NoRoute
+from serving.http.groups import Groups
 from serving.http.open_inference import HEADER_LENGTH, OpenInference
 from serving.http.openai import OpenAI
 from serving.http.openapi import openapi
@@ -26,6 +27,7 @@ from serving.http.operation import Operation, Reply
 from serving.http.pages import Pages
 from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
+from serving.http.residents import Residents
 from serving.http.services import Services
 from serving.http.tasks import Tasks
 from serving.ports import Allow, StatusPages
@@ -59,7 +61,14 @@ def make_app(
         echo_id: send each request's id back in a header; Ray does it by itself.
     """
     services = Services(servicers, config.request.max_request_rows, access)
-    parts = (Tasks(services), OpenInference(services), OpenAI(services), Pages(pages, allow))
+    parts = (
+        Tasks(services),
+        Groups(services),
+        Residents(services),
+        OpenInference(services),
+        OpenAI(services),
+        Pages(pages, allow),
+    )
     operations = [operation for part in parts for operation in part.operations()]
     operations.append(_document(operations))
     endpoints = [Endpoint(operation, drain, inbox, access, config.max_message_bytes) for operation in operations]

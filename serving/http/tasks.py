@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from ladder.answers import Answer
 from protos import sidecast_pb2 as pb
+from serving.api.native import AnsweredTasks
 from serving.engine import Piece
 from serving.errors import InvalidInput, detached
 from serving.http.body import Body, Int64, Name, Priority, Row, Seconds, Version, read_input, read_inputs
@@ -112,15 +113,28 @@ class PredictTasksBody(Options):
     inputs: Annotated[list[Row], Field(min_length=1)]
 
 
+class Entity(TypedDict):
+    """A part of a text, in characters (code points) of the text that was sent."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+    text: str
+
+
 class Answered(TypedDict):
     """One row's answer. Which members it has follows from the task's kind."""
 
     label: NotRequired[str]
+    labels: NotRequired[list[str]]
+    """Those whose score reaches their threshold, highest first."""
     score: NotRequired[float]
     scores: NotRequired[list[float]]
     value: NotRequired[float]
     text: NotRequired[str]
     embedding: NotRequired[list[float]]
+    spans: NotRequired[list[Entity]]
     truncated: bool
     """The row's text was longer than the task's max_source_tokens: its end was not read."""
 
@@ -273,17 +287,10 @@ class Tasks:
         refs = [pb.TaskRef(**which_of(choice.task, choice.version, choice.alias)) for choice in body.tasks]
         request = pb.PredictTasksRequest(tasks=refs, rows=await read_inputs(body.inputs), **body.fields())
         try:
-            outcomes = await self._services.predict_tasks(call, request)
+            answered = await self._services.predict_tasks(call, request)
         except InvalidInput as error:
             raise renamed(error, "inputs") from None
-        results = []
-        for ref, outcome in zip(refs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                member, value = "error", to_json(problem_of(told(outcome, "inputs"), call.request_id))
-            else:
-                member, value = "prediction", await write_prediction(outcome)
-            results.append(with_member({"task": ref.task}, member, value))
-        return json_bytes(b'{"results":[' + b",".join(results) + b"]}")
+        return json_bytes(b'{"results":' + await write_outcomes(answered, call.request_id) + b"}")
 
     async def list_tasks(self, call: HttpCall) -> Reply:
         """Describe every task."""
@@ -338,6 +345,18 @@ def renamed(error: InvalidInput, inputs: str) -> InvalidInput:
 def told(error: Exception, inputs: str) -> Exception:
     """The error in the words of a request whose rows are called `inputs`."""
     return renamed(error, inputs) if isinstance(error, InvalidInput) else detached(error)
+
+
+async def write_outcomes(answered: AnsweredTasks, request_id: str) -> bytes:
+    """The JSON list of what many tasks answer."""
+    results = []
+    for ref, outcome in zip(answered.refs, answered.outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            member, value = "error", to_json(problem_of(told(outcome, "inputs"), request_id))
+        else:
+            member, value = "prediction", await write_prediction(outcome)
+        results.append(with_member({"task": ref.task}, member, value))
+    return b"[" + b",".join(results) + b"]"
 
 
 async def write_prediction(prediction: Prediction) -> bytes:

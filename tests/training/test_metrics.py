@@ -3,12 +3,14 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from side_registry.task import TaskSpec
 from training.data import Example
 from training.errors import MetricError
 from training.metrics import METRICS, LabelScores, ranks, rows_to_answer, score, score_values
+from training.metrics.label_sets import label_set_classes, resampler, score_label_sets
 
 LABELS = ("no", "yes")
 TARGETS = ["yes", "yes", "yes", "no", "no"]
@@ -278,3 +280,22 @@ def test_other_kinds_are_asked_their_rows_alone():
     spec = TaskSpec(name="a", kind="text", template="{text}")
     assert rows_to_answer(spec, examples(("a", "A"))) == [{"text": "a"}]
     assert score_values(spec, ["A", "x"], examples(("a", "A"), ("b", "B"))) == {"exact_match": 0.5}
+
+
+def test_scores_of_drawn_rows_are_those_of_label_sets():
+    pick = np.random.default_rng(3)
+    labels = ("a", "b", "c")
+    values = pick.integers(0, 5, (30, 3)) / 4  # some are equal
+    answers = [LabelScores([n for n, v in zip(labels, row, strict=True) if v > 0.5], row) for row in values.tolist()]
+    targets = [frozenset(n for n in labels[:2] if pick.random() < 0.4) for _ in answers]
+    scores = resampler(answers, targets, labels)
+    for drawn in (np.arange(30), pick.integers(0, 30, 30), np.full(30, 7)):
+        expected = score_label_sets([answers[row] for row in drawn], [targets[row] for row in drawn], labels)
+        assert scores(drawn) == pytest.approx(expected)
+
+
+def test_the_report_of_label_sets_has_each_label():
+    answers = [LabelScores(["a"], [0.9, 0.1]), LabelScores(["a", "b"], [0.8, 0.7])]
+    classes = label_set_classes(answers, [frozenset({"a"}), frozenset({"b"})], ("a", "b"))
+    assert (classes["a"].precision, classes["a"].recall, classes["a"].rows, classes["a"].answered) == (0.5, 1.0, 1, 2)
+    assert (classes["b"].f1, classes["b"].rows) == (1.0, 1)
