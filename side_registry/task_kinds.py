@@ -142,6 +142,7 @@ _ROWS = (
         least_labels=1,
         may_have_label_index=True,
         has_thresholds=True,
+        can_distill=False,
     ),
     TaskKind(
         name="token_classification",

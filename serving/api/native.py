@@ -15,7 +15,7 @@ from ladder.answers import Answer, ClassAnswer, LabelsAnswer, SpansAnswer, TextA
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.call import CallContext, Tenants, counting, counting_tasks, deadline_of
-from serving.api.guard import check_group
+from serving.api.guard import checked_group
 from serving.api.status import status_of
 from serving.engine import Piece
 from serving.errors import InvalidInput
@@ -117,8 +117,7 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             version = 0
             refs: Sequence[TaskRef] = [read_ref(task) for task in request.tasks]
             if request.group:
-                group = self._service.group(request.group)
-                await check_group((ref.task for ref in group.refs), len(request.rows))
+                group = await checked_group(self._service.group, request.group, len(request.rows))
                 refs = group.refs
                 version = group.version
             self._service.check_counts(len(refs), len(request.rows))

@@ -25,7 +25,7 @@ class Rule:
     """None: it is open to everybody."""
     tasks: Callable[[Any], Charges | None] = lambda request: ()
     """The tasks of a request; (): it names none, so a caller needs the verb for any task; None: nothing to check here,
-    as in later messages of an upload, or where the servicer calls `check_group` with the tasks of a group."""
+    as in later messages of an upload, or where the servicer calls `checked_group`."""
     verb_of: Callable[[Any], str] | None = None
     """The verb of one request, where it depends on what is asked."""
     hide: Callable[[Any, MayRead], None] | None = None

@@ -20,7 +20,7 @@ from protos import open_inference_pb2_grpc
 from serving.api.call import Tenants, counting, counting_tasks, deadline_of
 from serving.api.call_context import CallContext
 from serving.api.drain import Drain
-from serving.api.guard import check_group, check_request, may_read
+from serving.api.guard import check_request, checked_group, may_read
 from serving.api.inbox import Messages
 from serving.api.open_inference.groups import GroupModel, group_of
 from serving.api.open_inference.stream import FINAL, InferStream
@@ -266,14 +266,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return self._service.ready and not self._drain.draining
 
     async def _checked_group(self, model: str, rows: int = 0) -> GroupVersion:
-        """The tasks of a group, each of which the caller may ask for what the call is.
-
-        Raises:
-            UnknownGroup, Unauthenticated, PermissionDenied, RateLimited.
-        """
-        group = self._service.group(group_of(model) or "")
-        await check_group((ref.task for ref in group.refs), rows)
-        return group
+        """As `checked_group`, by the model's name."""
+        return await checked_group(self._service.group, group_of(model) or "", rows)
 
     async def _group(self, name: str, version: str, context: CallContext) -> GroupModel:
         """As `_group_model`; first waits, up to the call's deadline, for versions that are still loading."""
