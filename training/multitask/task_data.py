@@ -31,10 +31,10 @@ from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
 from training.metrics.calibration import Fitted
+from training.multilabel.thresholds import choose_again, fit_thresholds
 from training.multitask.kept_passes import KeptPasses
 from training.recipe import Recipe
 from training.taps_cache import TapsCache
-from training.thresholds import choose_again, fit_thresholds
 
 
 class TaskInputs:
