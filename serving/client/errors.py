@@ -1,11 +1,11 @@
 """Errors of a client's call, and how a gRPC status becomes one of them.
 
     SidecastError
-      NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError
+      NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError, UnknownGroupError
       InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidRouteError,
-                                 InvalidArtifactError, MessageTooLargeError
+                                 InvalidGroupError, InvalidArtifactError, MessageTooLargeError
       RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
-                                 NothingToRollBackError, RollbackUnclearError
+                                 NothingToRollBackError, RollbackUnclearError, NoEarlierGroupError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
       OverloadedError            too much load; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
