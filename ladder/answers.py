@@ -1,4 +1,4 @@
-"""The answer of a side network for one row: a class, a value, a text, a vector, several labels or spans. Plain data."""
+"""The answer of a side network for one row: a class, value, text, vector, several labels, spans, relevance."""
 
 from dataclasses import dataclass
 
@@ -66,4 +66,11 @@ class SpansAnswer:
     """For each word, the probability that it is in no entity."""
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer | SpansAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelevanceAnswer:
+    """How relevant a passage is for a query, 0 to 1."""
+
+    relevance: float
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer | SpansAnswer | RelevanceAnswer

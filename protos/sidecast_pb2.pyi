@@ -113,13 +113,14 @@ class PredictResponse(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("classification", "regression", "text", "embedding", "token_classification", "multilabel", "truncated")
+    __slots__ = ("classification", "regression", "text", "embedding", "token_classification", "multilabel", "ranking", "truncated")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     MULTILABEL_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     regression: Regression
@@ -127,8 +128,9 @@ class Answer(_message.Message):
     embedding: Embedding
     token_classification: TokenClassification
     multilabel: MultiLabel
+    ranking: Relevance
     truncated: bool
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., multilabel: _Optional[_Union[MultiLabel, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., multilabel: _Optional[_Union[MultiLabel, _Mapping]] = ..., ranking: _Optional[_Union[Relevance, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "scores")
@@ -165,6 +167,12 @@ class MultiLabel(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     scores: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, labels: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Relevance(_message.Message):
+    __slots__ = ("relevance",)
+    RELEVANCE_FIELD_NUMBER: _ClassVar[int]
+    relevance: float
+    def __init__(self, relevance: _Optional[float] = ...) -> None: ...
 
 class TokenClassification(_message.Message):
     __slots__ = ("spans",)
@@ -220,6 +228,51 @@ class PredictTasksResponse(_message.Message):
     results: _containers.RepeatedCompositeFieldContainer[PredictTasksResponse.Result]
     group_version: int
     def __init__(self, results: _Optional[_Iterable[_Union[PredictTasksResponse.Result, _Mapping]]] = ..., group_version: _Optional[int] = ...) -> None: ...
+
+class RankRequest(_message.Message):
+    __slots__ = ("task", "version", "alias", "query", "passages", "top", "timeout", "priority", "route_key")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    PASSAGES_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    alias: str
+    query: str
+    passages: _containers.RepeatedScalarFieldContainer[str]
+    top: int
+    timeout: _duration_pb2.Duration
+    priority: int
+    route_key: str
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., query: _Optional[str] = ..., passages: _Optional[_Iterable[str]] = ..., top: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
+
+class RankResponse(_message.Message):
+    __slots__ = ("task", "version", "generation", "alias", "results")
+    class Ranked(_message.Message):
+        __slots__ = ("index", "score", "truncated")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        SCORE_FIELD_NUMBER: _ClassVar[int]
+        TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        score: float
+        truncated: bool
+        def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    generation: int
+    alias: str
+    results: _containers.RepeatedCompositeFieldContainer[RankResponse.Ranked]
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., results: _Optional[_Iterable[_Union[RankResponse.Ranked, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("task", "version", "alias", "row", "timeout", "generation", "priority", "route_key")

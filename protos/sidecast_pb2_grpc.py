@@ -45,6 +45,11 @@ class SidecastStub:
                 request_serializer=protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
                 response_deserializer=protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/sidecast.v1.Sidecast/Rank',
+                request_serializer=protos_dot_sidecast__pb2.RankRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.RankResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/sidecast.v1.Sidecast/Generate',
                 request_serializer=protos_dot_sidecast__pb2.GenerateRequest.SerializeToString,
@@ -69,6 +74,13 @@ class SidecastServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Scores passages for a query and sorts them by their relevance, all by one version. For tasks of the kind ranking.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request, context):
         """Makes one row's text and tells it while it is made. For text tasks; Predict gives the same text at once.
         """
@@ -88,6 +100,11 @@ def add_SidecastServicer_to_server(servicer, server):
                     servicer.PredictTasks,
                     request_deserializer=protos_dot_sidecast__pb2.PredictTasksRequest.FromString,
                     response_serializer=protos_dot_sidecast__pb2.PredictTasksResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=protos_dot_sidecast__pb2.RankRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.RankResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -149,6 +166,33 @@ class Sidecast:
             '/sidecast.v1.Sidecast/PredictTasks',
             protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
             protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Sidecast/Rank',
+            protos_dot_sidecast__pb2.RankRequest.SerializeToString,
+            protos_dot_sidecast__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,

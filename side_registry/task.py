@@ -79,7 +79,7 @@ class TaskSpec(Document):
     generation: GenerationSpec = Field(default_factory=GenerationSpec, exclude_if=lambda value: value.is_default)
     """Text: how tokens are chosen. Documents of greedy tasks do not have it."""
     target: str = ""
-    """Name of the expected answer in data files; `label`, `score`, `target`, `positive` or `spans` when not given."""
+    """Name of the expected answer in data files; that of the kind in KINDS when not given."""
     metric: str = ""
     """What evaluation reports and training selects by; the first of its kind's metrics when not given."""
     description: str = Field(default="", max_length=10_000)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["classification", "regression", "text", "embedding", "multilabel", "token_classification"]
+Kind = Literal["classification", "regression", "text", "embedding", "multilabel", "token_classification", "ranking"]
 
 Head = Literal["text", "linear", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
@@ -25,6 +25,7 @@ Fact = Literal[
     "has_dimensions",
     "has_thresholds",
     "has_spans",
+    "ranks",
     "may_have_label_index",
     "may_have_open_labels",
 ]
@@ -74,6 +75,9 @@ class TaskKind:
     has_spans: bool = False
     """The answer is a list of spans of the text, which do not overlap. A head has outputs for each token, the template
     has one field, once, and long texts are read in windows."""
+    ranks: bool = False
+    """The answer says how relevant a passage is for a query. The template has two fields, of which the first that it
+    names is the query. Metrics compare the passages of each query with each other."""
     has_range: bool = False
     """The answer is one number. The spec may limit it by low and high; training starts at the targets' mean."""
     has_dimensions: bool = False
@@ -153,6 +157,15 @@ _ROWS = (
         has_labels=True,
         has_spans=True,
         least_labels=1,
+        can_distill=False,
+    ),
+    TaskKind(
+        name="ranking",
+        columns=(_column("relevance", "float32"),),
+        metrics=("ndcg_at_10", "mrr_at_10"),
+        target="relevance",
+        heads=("linear", "mlp"),
+        ranks=True,
         can_distill=False,
     ),
 )

@@ -77,6 +77,7 @@ def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
         *_range(spec),
         *_embedding(spec, fields),
         *_spans(spec, fields),
+        *_ranking(spec, fields),
         *_kind(spec, fields),
     ]
     if faults:
@@ -155,6 +156,16 @@ def _images(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
     if len(set(images)) < len(images):
         yield Fault(("images",), f"images must be distinct, got {', '.join(images)[:200]}")
     if images and KINDS[spec.kind].target_is_input:
+        yield Fault(("images",), f"images must be left out for {spec.kind}, which compares texts")
+
+
+def _ranking(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    if not KINDS[spec.kind].ranks:
+        return
+    if len(fields) != 2:
+        why = f"template must have two fields for {spec.kind}, the query and then the passage, got {len(fields)}"
+        yield Fault(("template",), why)
+    if spec.images:
         yield Fault(("images",), f"images must be left out for {spec.kind}, which compares texts")
 
 

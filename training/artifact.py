@@ -21,6 +21,7 @@ from ladder import (
     Backbone,
     ClassAnswer,
     LabelsAnswer,
+    RelevanceAnswer,
     SideConfig,
     SideNetwork,
     SpansAnswer,
@@ -173,6 +174,8 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
         return {"labels": list(answer.labels), "scores": list(answer.scores)}
     if isinstance(answer, SpansAnswer):
         return {"spans": span_records(answer), "outside": list(answer.outside)}
+    if isinstance(answer, RelevanceAnswer):
+        return {"relevance": answer.relevance}
     value = answer_value(answer)
     return {"value": value} if isinstance(value, float) else {"text": value}
 

@@ -11,7 +11,7 @@ from typing import Any
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example, references
-from training.metrics import LabelScores, score
+from training.metrics import LabelScores, score, score_values
 from training.metrics.caption_words import caption_words
 
 Gram = tuple[str, ...]
@@ -50,6 +50,8 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
     targets = [example.target for example in examples]
     if kind.has_thresholds:
         return _best_labels(spec, targets)
+    if kind.ranks:
+        return Baseline("the same score", score_values(spec, [0.0] * len(examples), examples)[spec.metric])
     if kind.has_spans:
         return _of_words(spec, examples)
     if kind.has_range:

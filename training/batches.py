@@ -165,6 +165,7 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
         Text: (B, T) token ids, padded with IGNORED.
         Token classification: (B, T) tags, IGNORED but for each word's first token.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
+        Ranking: (B,) float32, the relevances.
         Multilabel: (B, K) float32, 1 for the labels that are right, else 0.
     """
     return TARGETS[spec.kind].stack(spec, rows, device)
@@ -237,6 +238,7 @@ TARGETS: Mapping[str, TargetKind] = {
     "text": TargetKind(encode=_encode_texts, stack=_stack_texts),
     "embedding": TargetKind(encode=_encode_none, stack=_stack_pairs),
     "multilabel": TargetKind(encode=_encode_label_sets, stack=_stack_label_sets),
+    "ranking": TargetKind(encode=_encode_values, stack=_stack_values),
     "token_classification": TargetKind(encode=_encode_none, stack=_stack_texts),  # tags come with their tokens
 }
 """By kind of task."""

@@ -15,6 +15,7 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
   or nothing. Integers are positions with `label_index`, or with the names of a Parquet file's column of class labels.
   Without either, a list of as many 0s and 1s as there are labels has a 1 for each label that is right, as `datasets`
   writes them; so has a list of booleans or of 0.0s and 1.0s in any file.
+- ranking: a number from 0 (not relevant) to 1 (relevant). Each row is a query with one of its passages.
 - token_classification: spans of the text, each with a label. Rows may have tokens and their tags instead of the field
   and the target; see `training.tagging.entities`.
 
@@ -102,6 +103,11 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
     training = [example for index, example in enumerate(whole.examples) if index not in held_out]
     validation = [example for index, example in enumerate(whole.examples) if index in held_out]
     return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
+
+
+def kept_together(spec: TaskSpec) -> tuple[str, ...]:
+    """The fields by which `split` keeps rows together: images, or the query of a ranking; none: all fields."""
+    return spec.fields[:1] if KINDS[spec.kind].ranks else spec.images
 
 
 def known_names(spec: TaskSpec) -> tuple[str, ...]:
@@ -401,6 +407,15 @@ class _ValueReader:
             raise Misfit(f"{self._what} is {shown(str(value))}; give a number") from None
 
 
+class _RelevanceReader(_ValueReader):
+    """Numbers from 0 to 1."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self._low = 0.0
+        self._high = 1.0
+
+
 class _TextReader:
     """Texts that a tokenizer can take, or lists of them."""
 
@@ -446,5 +461,6 @@ READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], Any]]] = {
     "embedding": _PositiveReader,
     "multilabel": LabelsReader,
     "token_classification": SpanReader,
+    "ranking": _RelevanceReader,
 }
 """By kind of task: makes the function that checks one value of the target's column."""

@@ -16,6 +16,7 @@ from ladder import (
     Generation,
     Images,
     LabelsAnswer,
+    RelevanceAnswer,
     Row,
     SideNetwork,
     SpansAnswer,
@@ -301,6 +302,8 @@ def answer_value(outcome: Answer) -> Any:
         return span_records(outcome)
     if isinstance(outcome, LabelsAnswer):
         return LabelScores(outcome.labels, outcome.scores)
+    if isinstance(outcome, RelevanceAnswer):
+        return outcome.relevance
     if isinstance(outcome, ClassAnswer):
         return outcome.label
     if isinstance(outcome, VectorAnswer):

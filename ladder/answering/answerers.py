@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.reading import Reading, SingleReading
 from ladder.answering.tagging import IGNORED, TagWords
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, LabelsAnswer, RelevanceAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
 from ladder.backbone.tokenizer import Tokenizer
@@ -230,7 +230,29 @@ class ChooseLabels:
         return self.choose(scores)
 
 
-Scoring = Classify | Regress | Embed | ChooseLabels | TagWords
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """The relevance of a passage for a query, from a linear or mlp head with one output: the sigmoid of it."""
+
+    def logits(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B,) in float32."""
+        return SingleReading(backbone_pass, side).outputs().float()[:, 0]
+
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean binary cross entropy; `targets` (B,) are relevances, 0 to 1."""
+        return F.binary_cross_entropy_with_logits(self.logits(backbone_pass, side), targets)
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite."""
+        return [
+            RelevanceAnswer(relevance=score)
+            if score == score
+            else NotFiniteError("the side network's score is not a finite number")
+            for [score] in reading.outputs().float().sigmoid().tolist()
+        ]
+
+
+Scoring = Classify | Regress | Embed | ChooseLabels | TagWords | Rank
 """Answerers that make no text."""
 Answerer = Scoring | Generate
 
@@ -242,6 +264,7 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "embedding": ("linear", "mlp"),
     "multilabel": ("linear", "mlp"),
     "token_classification": ("linear",),
+    "ranking": ("linear", "mlp"),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
 which this package does not import."""
@@ -290,5 +313,7 @@ def build_answerer(
             return ChooseLabels(labels=tuple(labels), thresholds=tuple(thresholds))
         case "token_classification":
             return TagWords(labels=tuple(labels))
+        case "ranking":
+            return Rank()
         case _:
             raise LabelError(f"{kind!r} is not a kind of task; use {', '.join(HEADS)}")

@@ -1,17 +1,27 @@
-"""The servicer of `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate.
+"""The servicer of `sidecast.v1.Sidecast`: Predict, PredictTasks, Rank and Generate.
 
 Turns messages into requests of the service, and its answers into messages. Errors are raised: the interceptor makes
 statuses of them.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.call import CallContext, Tenants, counting, counting_tasks, deadline_of
@@ -33,12 +43,16 @@ from serving.pipeline import (
     Target,
 )
 from side_registry.task import TaskRef
+from side_registry.task_kinds import KINDS
 
 PAUSE_ROWS = 256
 """Rows of a message that are read, or numbers of an answer that are written, before other calls go on."""
 SHOWN_NAME = 80
 """Characters of a row's name in an error."""
 GIVE_ONE = "give exactly one of fields, text and prompt"
+RANKINGS = tuple(kind.name for kind in KINDS.values() if kind.ranks)
+"""Kinds of task that Rank asks."""
+ROW_FIELD = re.compile(r"rows\[(\d+)\]\.(.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,55 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         async with aclosing(self.generate(request, context)) as events:
             async for event in events:
                 yield _write_event(event)
+
+    async def Rank(self, request: pb.RankRequest, context: ServicerContext) -> pb.RankResponse:
+        """Score passages for a query and sort them."""
+        prediction = await self.rank(request, context)
+        response = pb.RankResponse(
+            task=prediction.task,
+            version=prediction.version,
+            generation=prediction.generation,
+            alias=prediction.alias or "",
+        )
+        for index in ranked(prediction)[: request.top or None]:
+            score = relevance(prediction.answers[index])
+            response.results.add(index=index, score=score, truncated=prediction.truncated[index])
+        return response
+
+    async def rank(self, request: pb.RankRequest, context: CallContext) -> Prediction:
+        """Score passages for a query, for any protocol; the answers are in the passages' order.
+
+        Raises:
+            what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
+        """
+        with counting(self._metrics, request.task) as counted:
+            self._service.check_counts(1, len(request.passages))
+            if request.top < 0:
+                raise InvalidInput("top", f"must be at least 0, got {request.top}")
+            if not request.passages:
+                raise InvalidInput("passages", "there are none; send at least one")
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            target = await self._service.find(read_ref(request), options)
+            _check_kind(target, RANKINGS)
+            query, passage = target.resident.spec.fields
+            rows = [{query: request.query, passage: text} for text in request.passages]
+            size = target.resident.spec.max_rows
+            parts: list[Prediction] = []
+            for start in range(0, len(rows), size):
+                part = PredictRequest(targets=(target,), rows=rows[start : start + size], options=options)
+                try:
+                    parts.append(await self._service.predict(part))
+                except InvalidInput as error:
+                    raise _of_passages(error, start, query) from None
+            counted.version = parts[0].version
+            counted.rows = len(rows)
+            return replace(
+                parts[0],
+                answers=tuple(answer for part in parts for answer in part.answers),
+                truncated=tuple(cut for part in parts for cut in part.truncated),
+                input_tokens=sum(part.input_tokens for part in parts),
+            )
 
     async def predict(
         self, request: pb.PredictRequest, context: CallContext, kinds: Collection[str] = ()
@@ -146,18 +209,47 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
                     yield event
 
     def _options(
-        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: CallContext
+        self,
+        request: pb.PredictRequest | pb.PredictTasksRequest | pb.RankRequest | pb.GenerateRequest,
+        context: CallContext,
     ) -> RequestOptions:
+        none = pb.Generation()
         return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
-            decoding=read_generation(request.generation),
+            decoding=read_generation(none if isinstance(request, pb.RankRequest) else request.generation),
             priority=request.priority,
             tenant=self._tenants.of(context),
             route_key=request.route_key,
         )
 
 
-def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
+def _of_passages(error: InvalidInput, start: int, query: str) -> InvalidInput:
+    """The error with the names of a RankRequest: `passages[3]` for `rows[3].passage`.
+
+    Args:
+        start: index of the first of the rows.
+        query: the field of the query.
+    """
+    found = ROW_FIELD.fullmatch(error.field)
+    if found is None:
+        return error
+    index, field = found.groups()
+    return InvalidInput("query" if field == query else f"passages[{start + int(index)}]", error.why)
+
+
+def relevance(answer: Answer) -> float:
+    """The score of a ranking's answer."""
+    assert isinstance(answer, RelevanceAnswer)
+    return answer.relevance
+
+
+def ranked(prediction: Prediction) -> list[int]:
+    """Indices of the passages, highest score first; of equal scores in the request's order."""
+    scores = [relevance(answer) for answer in prediction.answers]
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+
+def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest | pb.RankRequest) -> TaskRef:
     """The task that a message names. An empty alias is none."""
     if message.HasField("version"):
         return TaskRef(message.task, version=message.version)
@@ -212,7 +304,9 @@ def read_generation(message: pb.Generation) -> DecodingOverrides:
     return DecodingOverrides({field.name: value for field, value in message.ListFields()})
 
 
-def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest) -> float | None:
+def _timeout(
+    request: pb.PredictRequest | pb.PredictTasksRequest | pb.RankRequest | pb.GenerateRequest,
+) -> float | None:
     """Seconds."""
     if not request.HasField("timeout"):
         return None
@@ -274,6 +368,8 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
         case LabelsAnswer():
             message.multilabel.labels.extend(answer.labels)
             message.multilabel.scores.extend(answer.scores)
+        case RelevanceAnswer():
+            message.ranking.relevance = answer.relevance
         case SpansAnswer():
             message.token_classification.SetInParent()
             for span in answer.spans:

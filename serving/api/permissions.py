@@ -138,6 +138,7 @@ KNOWN = Rule(verb=READ)
 _NATIVE = {
     "Predict": Rule(verb=PREDICT, tasks=lambda r: ((r.task, len(r.rows)),), is_limited=True),
     "PredictTasks": Rule(verb=PREDICT, tasks=_asked, is_limited=True),
+    "Rank": Rule(verb=PREDICT, tasks=lambda r: ((r.task, len(r.passages)),), is_limited=True),
     "Generate": Rule(verb=PREDICT, tasks=lambda r: ((r.task, 1),), is_limited=True),
 }
 _ADMIN = {

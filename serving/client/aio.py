@@ -14,10 +14,11 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
-from serving.client.arguments import check_timeout, need_work, read_decoding
+from serving.client.arguments import RERANK_ROWS, check_timeout, need_work, read_decoding, split_passages
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
+from serving.client.responses import joined_rankings
 from serving.client.results import (
     Commit,
     Event,
@@ -26,6 +27,7 @@ from serving.client.results import (
     Predictions,
     Promoted,
     Published,
+    Ranking,
     Residents,
     Retired,
     Rolled,
@@ -95,6 +97,27 @@ class AsyncClient(_Caller):
         timeout = self._timeout(timeout)
         call = await _built(rows, partial(calls.predict_group, group, rows, timeout, decoding, priority, route_key))
         return await self._do(call, timeout)
+
+    async def rerank(
+        self,
+        task: str,
+        query: str,
+        passages: Sequence[str],
+        *,
+        version: int | None = None,
+        top: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Ranking:
+        """As `Client.rerank`."""
+        timeout = self._timeout(timeout)
+        parts: list[Ranking] = []
+        for part in split_passages(passages):
+            call = calls.rank(task, query, part, version, top or 0, timeout, priority, route_key)
+            parts.append(await self._do(call, timeout))
+            task, version = parts[0].task, parts[0].version
+        return joined_rankings(parts, RERANK_ROWS, top or 0)
 
     def stream(
         self,

@@ -22,10 +22,11 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
-from serving.client.arguments import check_timeout, read_decoding
+from serving.client.arguments import RERANK_ROWS, check_timeout, read_decoding, split_passages
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
+from serving.client.responses import joined_rankings
 from serving.client.results import (
     Commit,
     Event,
@@ -34,6 +35,7 @@ from serving.client.results import (
     Predictions,
     Promoted,
     Published,
+    Ranking,
     Residents,
     Retired,
     Rolled,
@@ -138,6 +140,37 @@ class Client(_Caller):
         """
         timeout = self._timeout(timeout)
         return self._do(calls.predict_group(group, rows, timeout, decoding, priority, route_key), timeout)
+
+    def rerank(
+        self,
+        task: str,
+        query: str,
+        passages: Sequence[str],
+        *,
+        version: int | None = None,
+        top: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Ranking:
+        """Sort passages by their relevance for a query, by a task of the kind ranking.
+
+        A long list goes in parts of RERANK_ROWS passages, one after the other, all to the version that answered the
+        first; the timeout is that of each part.
+
+        Args:
+            top: only so many of the best; None: all.
+            timeout, priority, route_key: as of `predict`.
+        Raises:
+            InvalidInputError: the task is of another kind; there is no passage, or one is empty or no text.
+        """
+        timeout = self._timeout(timeout)
+        parts: list[Ranking] = []
+        for part in split_passages(passages):
+            call = calls.rank(task, query, part, version, top or 0, timeout, priority, route_key)
+            parts.append(self._do(call, timeout))
+            task, version = parts[0].task, parts[0].version
+        return joined_rankings(parts, RERANK_ROWS, top or 0)
 
     def stream(
         self,

@@ -44,6 +44,7 @@ from serving.client.responses import (
     read_predictions,
     read_promoted,
     read_published,
+    read_ranking,
     read_residents,
     read_retired,
     read_rolled,
@@ -126,6 +127,24 @@ def predict_group(
         return {result.task.task: read_outcome(result) for result in response.results}
 
     return Call("sidecast", "PredictTasks", request, parse, _affinity(request.rows))
+
+
+def rank(
+    task: str,
+    query: str,
+    passages: Sequence[str],
+    version: int | None,
+    top: int,
+    timeout: float | None,
+    priority: int,
+    route_key: str,
+) -> Call[results.Ranking]:
+    """Passages of one query."""
+    ref = parse_ref(task, version)
+    request = build(pb.RankRequest, task=ref.task, query=query, passages=passages, top=top)
+    set_version_or_alias(request, ref)
+    set_options(request, timeout, None, priority, route_key)
+    return Call("sidecast", "Rank", request, read_ranking)
 
 
 def stream(

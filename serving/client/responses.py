@@ -1,7 +1,7 @@
 """A client's results, made from a server's responses. Pure functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC
 from typing import Any, TypeVar
 
@@ -26,6 +26,24 @@ def read_predictions(response: pb.PredictResponse) -> results.Predictions:
         alias=response.alias or None,
         answers=tuple(_read_answer(answer, response.labels) for answer in response.answers),
     )
+
+
+def read_ranking(response: pb.RankResponse) -> results.Ranking:
+    """The passages in the order of their relevance."""
+    return results.Ranking(
+        task=response.task,
+        version=response.version,
+        generation=response.generation,
+        alias=response.alias or None,
+        passages=tuple(results.RankedPassage(one.index, one.score, one.truncated) for one in response.results),
+    )
+
+
+def joined_rankings(parts: Sequence[results.Ranking], size: int, top: int) -> results.Ranking:
+    """One ranking of the rankings of a list's parts, each but the last of `size` passages; 0 for `top`: all of them."""
+    passages = [replace(one, index=one.index + number * size) for number, part in enumerate(parts) for one in part]
+    passages.sort(key=lambda passage: (-passage.score, passage.index))
+    return replace(parts[0], passages=tuple(passages[: top or None]))
 
 
 def read_outcome(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
@@ -192,6 +210,8 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             chosen = answer.multilabel
             scores = dict(zip(labels, chosen.scores, strict=True))
             return results.MultiLabel(tuple(chosen.labels), scores, answer.truncated)
+        case "ranking":
+            return results.Relevance(answer.ranking.relevance, answer.truncated)
         case "token_classification":
             spans = (_read(results.Span, span) for span in answer.token_classification.spans)
             return results.TokenClassification(tuple(spans), answer.truncated)

@@ -101,7 +101,52 @@ class TokenClassification:
     """The row's text was longer than all of the windows that the task reads: its end was not read."""
 
 
-Answer = Classification | Regression | Text | Embedding | MultiLabel | TokenClassification
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """An answer of a ranking task: how relevant the passage is for the query."""
+
+    relevance: float
+    """0 to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
+    """A passage in the order of its relevance."""
+
+    index: int
+    """In the list that was sent, from 0."""
+    score: float
+    """0 to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking(Sequence[RankedPassage]):
+    """Passages, highest score first, and the version that scored all of them."""
+
+    task: str
+    version: int
+    generation: int
+    """The registry's generation that the server served."""
+    alias: str | None
+    """The alias that led to the version; None where the version was asked for."""
+    passages: tuple[RankedPassage, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> RankedPassage: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedPassage, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
+        return self.passages[index]
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+
+Answer = Classification | Regression | Text | Embedding | MultiLabel | TokenClassification | Relevance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +207,7 @@ class TaskSpec:
     """A task's spec: its kind, its template and its limits."""
 
     kind: str
-    """classification, regression, text, embedding, multilabel or token_classification."""
+    """classification, regression, text, embedding, multilabel, token_classification or ranking."""
     template: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]

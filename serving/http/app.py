@@ -27,6 +27,7 @@ from serving.http.operation import Operation, Reply
 from serving.http.pages import Pages
 from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
+from serving.http.rerank import Rerank
 from serving.http.residents import Residents
 from serving.http.services import Services
 from serving.http.tasks import Tasks
@@ -67,6 +68,7 @@ def make_app(
         Residents(services),
         OpenInference(services),
         OpenAI(services),
+        Rerank(services),
         Pages(pages, allow),
     )
     operations = [operation for part in parts for operation in part.operations()]

@@ -234,7 +234,7 @@ class OpenAI:
         own = prediction.spec.dimensions
         if body.dimensions not in (None, own):
             raise InvalidInput("dimensions", f"must be {own}, the task's own number, got {body.dimensions}")
-        document = {"object": "list", "model": body.model, "usage": _usage(prediction.input_tokens)}
+        document = {"object": "list", "model": body.model, "usage": usage_of(prediction.input_tokens)}
 
         def describe(index: int, answer: VectorAnswer) -> EmbeddingData:
             embedding: Any = answer.values
@@ -264,7 +264,7 @@ class OpenAI:
             "object": "list",
             "created": int(time.time()),
             "model": body.model,
-            "usage": _usage(prediction.input_tokens),
+            "usage": usage_of(prediction.input_tokens),
         }
         answers = cast(Sequence[ClassAnswer | LabelsAnswer], prediction.answers)
         data = await write_list((describe(*each) for each in enumerate(answers)), prediction.spec.outputs)
@@ -284,7 +284,7 @@ class OpenAI:
 
         answers = cast(Sequence[TextAnswer], prediction.answers)
         made = sum(len(answer.tokens) for answer in answers)
-        head = {**self._head(call, body), "usage": _usage(prediction.input_tokens, made)}
+        head = {**self._head(call, body), "usage": usage_of(prediction.input_tokens, made)}
         choices = await write_list(describe(*each) for each in enumerate(answers))
         return json_bytes(with_member(head, "choices", choices))
 
@@ -351,7 +351,7 @@ class OpenAI:
                 if with_usage:
                     [answer] = one.prediction.answers
                     assert isinstance(answer, TextAnswer)
-                    usage = _usage(one.prediction.input_tokens, len(answer.tokens))
+                    usage = usage_of(one.prediction.input_tokens, len(answer.tokens))
                     yield event({**head, "choices": [], "usage": usage})
         yield DONE
 
@@ -393,7 +393,8 @@ def _renamed(error: InvalidInput, where: str) -> InvalidInput:
     return renamed(InvalidInput(field, error.why), where)
 
 
-def _usage(read: int, made: int | None = None) -> Usage:
+def usage_of(read: int, made: int | None = None) -> Usage:
+    """Tokens that were read, and where texts were made those too."""
     if made is None:
         return Usage(prompt_tokens=read, total_tokens=read)
     return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)

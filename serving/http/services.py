@@ -59,6 +59,11 @@ class Services:
         await self._admit(call, "/sidecast.v1.Sidecast/PredictTasks", request)
         return await self._native.predict_tasks(request, call)
 
+    async def rank(self, call: HttpCall, request: pb.RankRequest) -> Prediction:
+        """The scores of passages for a query, in the passages' order."""
+        await self._admit(call, "/sidecast.v1.Sidecast/Rank", request)
+        return await self._native.rank(request, call)
+
     async def generate(self, call: HttpCall, request: pb.GenerateRequest) -> AsyncGenerator[Piece | Generated, None]:
         """The pieces of a text, and last the whole."""
         await self._admit(call, "/sidecast.v1.Sidecast/Generate", request)

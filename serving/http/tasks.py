@@ -132,6 +132,7 @@ class Answered(TypedDict):
     score: NotRequired[float]
     scores: NotRequired[list[float]]
     value: NotRequired[float]
+    relevance: NotRequired[float]
     text: NotRequired[str]
     embedding: NotRequired[list[float]]
     spans: NotRequired[list[Entity]]

@@ -8,6 +8,7 @@ from ladder.answers import (
     Answer,
     ClassAnswer,
     LabelsAnswer,
+    RelevanceAnswer,
     SpansAnswer,
     TextAnswer,
     ValueAnswer,
@@ -46,6 +47,8 @@ def compare(expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float
             return set(left.labels) == set(right.labels), _largest_distance(*both)
         case SpansAnswer() as left, SpansAnswer() as right:
             return _spans(left, right)
+        case RelevanceAnswer(relevance=left), RelevanceAnswer(relevance=right):
+            return abs(left - right) <= NEAR_VALUES, _clamped(abs(left - right))
     return False, 1.0
 
 
@@ -60,6 +63,8 @@ def in_words(answer: Answer) -> str:
             return text
         case VectorAnswer(values=values):
             return f"[{', '.join(f'{value:.3f}' for value in values[:4])}, ...] ({len(values)} numbers)"
+        case RelevanceAnswer(relevance=relevance):
+            return f"{relevance:.3f}"
         case LabelsAnswer(labels=labels):
             return ", ".join(labels) or "no label"
         case SpansAnswer(spans=spans):

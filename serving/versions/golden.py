@@ -12,6 +12,7 @@ from ladder.answers import (
     Answer,
     ClassAnswer,
     LabelsAnswer,
+    RelevanceAnswer,
     SpansAnswer,
     TextAnswer,
     ValueAnswer,
@@ -39,6 +40,8 @@ def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *,
             return _scores_difference(answer.scores, expected.get("scores"), tolerance)
         case SpansAnswer():
             return _spans_difference(answer, expected, tolerance)
+        case RelevanceAnswer():
+            return _number_difference("relevance", answer.relevance, expected.get("relevance"), tolerance)
 
 
 def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:

@@ -37,6 +37,7 @@ SPECS = (
     make_spec("meaning", kind="embedding", dimensions=8),
     make_spec("tags", kind="multilabel"),
     make_spec("names", kind="token_classification"),
+    make_spec("passages", kind="ranking", max_rows=2),
     TITLES,
     make_spec("story", kind="text", max_new_tokens=1),
     make_spec("busy", kind="text", max_new_tokens=1),

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import requests
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
@@ -22,7 +23,7 @@ from protos import sidecast_pb2_grpc
 from serving.api.services import OURS
 from tests.conformance.cluster import wait_until
 from tests.conformance.targets import LONG, SPECS, TENANT, Target, World, outcome
-from tests.serving.kit import TEXTS
+from tests.serving.kit import QUERY, TEXTS
 from tests.sidecast.cli_kit import ROOT, python
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,6 +94,17 @@ def test_one_call_answers_many_tasks_and_an_unknown_one_fails_alone(target: Targ
             check(answer, expected)
     assert failed.error.code == grpc.StatusCode.NOT_FOUND.value[0]
     assert "no task 'nope'" in failed.error.message
+
+
+def test_passages_are_ranked_by_what_the_model_says(target: Target, world: World) -> None:
+    """More of them than a request of the task may have rows."""
+    expected = [example.expected["relevance"] for example in world.expected("passages")]
+    ranking = target.client.rerank("passages", QUERY, TEXTS)
+    assert [one.index for one in ranking] == sorted(range(len(TEXTS)), key=lambda index: -expected[index])
+    assert [one.score for one in ranking] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    body = {"model": "passages", "query": QUERY, "documents": list(TEXTS), "top_n": 1}
+    [best] = requests.post(f"{target.http}/v1/rerank", json=body, timeout=60).json()["results"]
+    assert best == {"index": ranking[0].index, "relevance_score": pytest.approx(ranking[0].score, abs=1e-5)}
 
 
 def test_a_stream_tells_the_text_that_predict_makes(target: Target, world: World) -> None:

@@ -20,7 +20,17 @@ import numpy as np
 
 from ladder.answering import Words
 from ladder.answering.answerers import Generate
-from ladder.answers import Answer, ClassAnswer, LabelsAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from ladder.config import SideConfig
 from ladder.decoding.settings import Generation
 from serving.components import Components
@@ -52,6 +62,7 @@ TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_char
 MEANING = TaskSpec(name="meaning", kind="embedding", template="{sentence}", dimensions=3)
 NAMES = TaskSpec(name="names", kind="token_classification", template="find: {text}", labels=("PER", "LOC"))
 TOPICS = TaskSpec(name="topics", kind="multilabel", template="{sentence}", labels=("art", "war", "law"))
+PASSAGES = TaskSpec(name="passages", kind="ranking", template="{query} | {passage}", max_rows=5)
 SPECS = (SST2, RTE, TWEETS, TITLES)
 VQA = TaskSpec(
     name="vqa", kind="classification", template="question: {question}", images=("image",), labels=("no", "yes")
@@ -69,6 +80,8 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
     score = min(len(prompt), 100) / 100
     if spec.kind == "regression":
         return ValueAnswer(value=score * 8 - 4)
+    if spec.kind == "ranking":
+        return RelevanceAnswer(relevance=score)
     if spec.kind == "text":
         return TextAnswer(text=prompt.upper(), tokens=(1, 2))
     if spec.kind == "embedding":

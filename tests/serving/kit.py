@@ -14,6 +14,7 @@ from ladder import (
     ClassAnswer,
     Generation,
     LabelsAnswer,
+    RelevanceAnswer,
     Row,
     SideConfig,
     SideNetwork,
@@ -33,6 +34,8 @@ from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, Pr
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
 from side_registry.task_kinds import KINDS
 
+QUERY = "films"
+"""The other field of tasks that have one, in golden examples."""
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
 
@@ -43,6 +46,8 @@ def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) 
         values["labels"] = ("negative", "positive")
     if kind == "token_classification":
         values["labels"] = ("PER", "LOC")
+    if KINDS[values["kind"]].ranks:
+        values["template"] = "{query} | {sentence}"
     return TaskSpec(**values | changes)
 
 
@@ -141,7 +146,12 @@ def make_run(
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
     """The resident's answer to one text, as a golden example."""
     words = words_of(tokenizer, text) if KINDS[resident.spec.kind].has_spans else None
-    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer, words=words)
+    fields = {"sentence": text}
+    prompt = text
+    if KINDS[resident.spec.kind].ranks:
+        fields["query"] = QUERY
+        prompt = resident.spec.render(fields)
+    row = Row(ids=ids_of(tokenizer, prompt), side=resident.side, answerer=resident.answerer, words=words)
     [outcome] = answer(backbone, [row])
     match outcome:
         case ClassAnswer():
@@ -154,11 +164,13 @@ def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: s
             expected = {"spans": [asdict(span) for span in outcome.spans], "outside": list(outcome.outside)}
         case ValueAnswer():
             expected = {"value": outcome.value}
+        case RelevanceAnswer():
+            expected = {"relevance": outcome.relevance}
         case TextAnswer():
             expected = {"text": outcome.text}
         case Exception():
             raise outcome
-    return GoldenExample(fields={"sentence": text}, expected=expected)
+    return GoldenExample(fields=fields, expected=expected)
 
 
 def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]:

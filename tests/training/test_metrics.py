@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from side_registry.task import TaskSpec
+from training.baseline import baseline_of
 from training.data import Example
 from training.errors import MetricError
-from training.metrics import METRICS, LabelScores, ranks, rows_to_answer, score, score_values
+from training.metrics import METRICS, LabelScores, evaluation_of, ranks, rows_to_answer, score, score_values
 from training.metrics.label_sets import label_set_classes, resampler, score_label_sets
+from training.metrics.relevance import Ranked
 
 LABELS = ("no", "yes")
 TARGETS = ["yes", "yes", "yes", "no", "no"]
@@ -28,6 +30,7 @@ SOME: dict[str, tuple[list, list]] = {
     "rouge_l": (["a b", "c"], [("a b", "a c"), "d"]),
     "recall_at_1": ([1, 3], ["a b", "d"]),
     "mrr": ([1, 3], ["a b", "d"]),
+    **dict.fromkeys(("ndcg_at_10", "mrr_at_10"), ([Ranked((0.1, 0.9), (0.0, 1.0))],) * 2),
     **dict.fromkeys(("f1_micro", "f1_macro", "average_precision"), ([LabelScores(("yes",), (0.1, 0.9))], [{"yes"}])),
     "entity_f1": ([[]], [[{"start": 0, "end": 2, "label": "yes"}]]),
 }
@@ -299,3 +302,33 @@ def test_the_report_of_label_sets_has_each_label():
     classes = label_set_classes(answers, [frozenset({"a"}), frozenset({"b"})], ("a", "b"))
     assert (classes["a"].precision, classes["a"].recall, classes["a"].rows, classes["a"].answered) == (0.5, 1.0, 1, 2)
     assert (classes["b"].f1, classes["b"].rows) == (1.0, 1)
+
+
+RANKING = TaskSpec(name="passages", kind="ranking", template="{query} | {passage}")
+
+
+def passages(*rows: tuple[str, float]) -> list[Example]:
+    return [Example(fields={"query": query, "passage": "p"}, target=target, line=1) for query, target in rows]
+
+
+def test_passages_are_compared_with_those_of_their_query():
+    rows = passages(("a", 1.0), ("b", 0.0), ("a", 0.0), ("b", 0.5), ("b", 1.0), ("alone", 1.0), ("none", 0.0))
+    scores = [0.4, 0.9, 0.6, 0.2, 0.7, 0.9, 0.9]  # a: 0 1 -> second; b: 0, 1, 0.5
+    second, third = 1 / math.log2(3), 1 / math.log2(4)
+    ndcg = (second + (second + 0.5 * third) / (1 + 0.5 * second)) / 2
+    assert score_values(RANKING, scores, rows) == {"ndcg_at_10": pytest.approx(ndcg), "mrr_at_10": 0.5}
+    best = [row.target for row in rows]
+    assert score_values(RANKING, best, rows) == {"ndcg_at_10": 1.0, "mrr_at_10": 1.0}
+    found = evaluation_of(RANKING, best, None, rows)
+    assert found.intervals == {"ndcg_at_10": (1.0, 1.0), "mrr_at_10": (1.0, 1.0)}
+    assert str(baseline_of(RANKING, rows)).endswith('(always "the same score")')
+
+
+def test_passages_that_are_all_equally_relevant_rank_nothing():
+    with pytest.raises(MetricError, match="no query has passages that differ in relevance"):
+        score_values(RANKING, [0.1, 0.2], passages(("a", 1.0), ("a", 1.0)))
+
+
+def test_a_relevant_passage_after_the_tenth_counts_as_not_found():
+    rows = passages(*[("a", 0.0)] * 10, ("a", 1.0))
+    assert score_values(RANKING, [0.5] * 11, rows)["mrr_at_10"] == 0.0

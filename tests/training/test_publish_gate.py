@@ -10,6 +10,7 @@ from tests.training import toy
 from training.errors import GateRefused, RequirementError
 from training.metrics import METRICS, measurable, measure, score
 from training.metrics.label_sets import LabelScores
+from training.metrics.relevance import Ranked
 from training.metrics.scoring import FAMILIES
 from training.publish_gate import PublishGate, Requirement, Rival, gate_text
 
@@ -84,6 +85,8 @@ def test_the_families_are_what_metrics_return() -> None:
             targets = values
             if kind.has_thresholds:
                 values, targets = [LabelScores(["a"], [0.9, 0.1])] * 2, [{"a"}, {"b"}]
+            if kind.ranks:
+                values = targets = [Ranked((0.1, 0.9), (0.0, 1.0))]
             assert tuple(score(metric, values, targets, labels=["a", "b"])) == FAMILIES[metric]
 
 

@@ -73,9 +73,10 @@ class InterruptAfter(Silent):
         (toy.CLASSES, "text", 0.7),
         (toy.VALUES, "auto", 0.7),
         (toy.MANY, "auto", 0.8),
+        (toy.BEGINNINGS, "auto", 0.8),
         slow(toy.TEXTS, "auto", 0.6),
     ],
-    ids=["linear", "label words", "regression", "multilabel", "text"],
+    ids=["linear", "label words", "regression", "multilabel", "ranking", "text"],
 )
 def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, tokenizer, spec, head, least):
     job = toy.job(tmp_path, spec, backbone, tokenizer, epochs=3, head=head, count=160, dropout=0.0)

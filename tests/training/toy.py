@@ -17,6 +17,8 @@ MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("a
 """Labels: some a, more than two b, at least eight letters."""
 MANY_METRICS = ("f1_micro", "f1_macro", "average_precision")
 NAMES = TaskSpec(name="names", kind="token_classification", template="{text}", labels=("PER", "LOC"))
+BEGINNINGS = TaskSpec(name="beginnings", kind="ranking", template="{query} {sentence}")
+"""Relevant: a sentence that is mostly b."""
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 
@@ -36,8 +38,11 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
             "classification": "bb" if truth > 0.5 else "aa",
             "regression": truth,
             "multilabel": [label for label, is_right in flags.items() if is_right],
+            "ranking": float(truth > 0.5),
         }.get(spec.kind, sentence[0])
-        ends = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        ends: dict[str, object] = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        if "query" in spec.fields:
+            ends = {"query": pick.choice("xyz")}
         made.append({"sentence": sentence, **ends, spec.target: target})
     return made
 

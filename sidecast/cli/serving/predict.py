@@ -197,6 +197,8 @@ def _cells(answer: Any) -> tuple[str, str]:
         return answer.label, f"{answer.score:.4f}"
     if hasattr(answer, "labels"):
         return ", ".join(answer.labels) or "(none)", " ".join(f"{answer.scores[one]:.4f}" for one in answer.labels)
+    if hasattr(answer, "relevance"):
+        return f"{answer.relevance:.4f}", ""
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""
