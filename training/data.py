@@ -38,7 +38,7 @@ from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
 from training.errors import JSON_NAMES, DataError, Misfit, RecipeError, shown
-from training.multilabel.label_lists import POSITIONS, LabelsReader
+from training.label_lists import POSITIONS, LabelsReader
 from training.tagging import TAGS, TOKENS, SpanReader, check_spans, is_conll, join_tokens, read_conll
 
 Renames = Mapping[str, str]

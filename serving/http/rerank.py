@@ -103,8 +103,9 @@ class Rerank:
         try:
             prediction = await self._services.rank(call, request)
         except InvalidInput as error:
-            names = {"task": "model", "route_key": "user", "passages": "documents"}
-            raise renamed(InvalidInput(names.get(error.field, error.field), error.why), "documents") from None
+            names = {"task": "model", "route_key": "user"}
+            field = names.get(error.field, error.field).replace("passages", "documents", 1)
+            raise renamed(InvalidInput(field, error.why), "documents") from None
 
         def describe(index: int) -> RankedPassage:
             passage = RankedPassage(index=index, relevance_score=relevance(prediction.answers[index]))

@@ -81,7 +81,7 @@ def test_from_toml_reads_paths_and_text(tmp_path: Path):
         ({"name": "ѕst2"}, "name"),  # a Cyrillic letter
         ({"name": "x" * 65}, "name"),
         ({"name": ""}, "name"),
-        ({"kind": "ranking"}, "kind"),
+        ({"kind": "sorting"}, "kind"),
         ({"template": "no field"}, "at least one field"),
         ({"template": "{} {1}"}, "plain name"),
         ({"template": "{a.__class__}"}, "plain name"),

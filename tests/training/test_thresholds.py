@@ -6,7 +6,7 @@ import pytest
 
 from ladder import ChooseLabels, LabelsAnswer
 from training.data import Example
-from training.multilabel.thresholds import choose_again, fit_thresholds
+from training.multitask.thresholds import choose_again, fit_thresholds
 
 LABELS = ("rude", "threat")
 

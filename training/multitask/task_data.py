@@ -31,8 +31,8 @@ from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
 from training.metrics.calibration import Fitted
-from training.multilabel.thresholds import choose_again, fit_thresholds
 from training.multitask.kept_passes import KeptPasses
+from training.multitask.thresholds import choose_again, fit_thresholds
 from training.recipe import Recipe
 from training.taps_cache import TapsCache
 

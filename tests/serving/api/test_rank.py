@@ -61,8 +61,8 @@ def test_the_async_client_ranks_the_same(parlour: Parlour) -> None:
     ("task", "query", "passages", "why"),
     [
         ("sst2", QUERY, TEXTS, "'sst2' is classification, only tasks of kind ranking"),
-        ("passages", "", TEXTS, "query is empty"),
-        ("passages", QUERY, [*TEXTS, "\0"], r"passages\[7\] holds a NUL"),
+        ("passages", "", TEXTS, "query: is empty"),
+        ("passages", QUERY, [*TEXTS, "\0"], r"passages\[7\]: holds a NUL"),
         ("passages", QUERY, [], "must be at least one text"),
         ("passages", QUERY, "text", "must be a list of texts"),
         ("passages", QUERY, [1], "passages"),

@@ -36,7 +36,7 @@ def test_documents_come_most_relevant_first(ask: Asker, path: str) -> None:
     ("changes", "detail"),
     [
         ({"model": "sst2"}, "model: 'sst2' is classification"),
-        ({"query": ""}, "query is empty"),
+        ({"query": ""}, "query: is empty"),
         ({"documents": [*TEXTS, ""]}, "documents[6]"),
         ({"documents": [{"title": "a"}]}, "documents[0]: must be a text"),
         ({"documents": []}, "documents"),
