@@ -1,10 +1,20 @@
 """The model: a frozen backbone with taps, side networks that read them, decoding, checkpoints."""
 
-from ladder.answering.answerers import Answerer, Classify, Embed, Generate, Regress, build_answerer
+from ladder.answering.answerers import Answerer, ChooseLabels, Classify, Embed, Generate, Regress, build_answerer
 from ladder.answering.batch_plan import Row
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.mixed_batch import answer
-from ladder.answers import Answer, ClassAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from ladder.backbone.images import Images
 from ladder.backbone.loading import load_backbone
 from ladder.backbone.model import Backbone, Taps
@@ -33,6 +43,7 @@ __all__ = [
     "BackboneError",
     "BackbonePass",
     "CheckpointError",
+    "ChooseLabels",
     "ClassAnswer",
     "Classify",
     "Embed",
@@ -42,9 +53,11 @@ __all__ = [
     "Images",
     "LabelError",
     "LabelTrie",
+    "LabelsAnswer",
     "LadderError",
     "NotFiniteError",
     "Regress",
+    "RelevanceAnswer",
     "Row",
     "SideBank",
     "SideConfig",

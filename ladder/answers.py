@@ -1,4 +1,4 @@
-"""The answer of a side network for one row: a class, a value, a text, a vector or spans. Plain data, no tensors."""
+"""The answer of a side network for one row: a class, value, text, vector, several labels, spans, relevance."""
 
 from dataclasses import dataclass
 
@@ -35,6 +35,15 @@ class VectorAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelsAnswer:
+    """The labels whose score reaches their threshold, most certain first, and the score of every label in the spec's
+    order. Each score is a probability by itself: they do not sum to 1."""
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """An entity in a text. Positions count Unicode code points of the text as the caller sent it, from 0."""
 
@@ -57,4 +66,11 @@ class SpansAnswer:
     """For each word, the probability that it is in no entity."""
 
 
-Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | SpansAnswer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelevanceAnswer:
+    """How relevant a passage is for a query, 0 to 1."""
+
+    relevance: float
+
+
+Answer = ClassAnswer | ValueAnswer | TextAnswer | VectorAnswer | LabelsAnswer | SpansAnswer | RelevanceAnswer

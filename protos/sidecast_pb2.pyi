@@ -113,20 +113,24 @@ class PredictResponse(_message.Message):
     def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("classification", "regression", "text", "embedding", "token_classification", "truncated")
+    __slots__ = ("classification", "regression", "text", "embedding", "token_classification", "multilabel", "ranking", "truncated")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     TOKEN_CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    MULTILABEL_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     regression: Regression
     text: Text
     embedding: Embedding
     token_classification: TokenClassification
+    multilabel: MultiLabel
+    ranking: Relevance
     truncated: bool
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassification, _Mapping]] = ..., multilabel: _Optional[_Union[MultiLabel, _Mapping]] = ..., ranking: _Optional[_Union[Relevance, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "scores")
@@ -156,6 +160,20 @@ class Embedding(_message.Message):
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class MultiLabel(_message.Message):
+    __slots__ = ("labels", "scores")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Relevance(_message.Message):
+    __slots__ = ("relevance",)
+    RELEVANCE_FIELD_NUMBER: _ClassVar[int]
+    relevance: float
+    def __init__(self, relevance: _Optional[float] = ...) -> None: ...
+
 class TokenClassification(_message.Message):
     __slots__ = ("spans",)
     SPANS_FIELD_NUMBER: _ClassVar[int]
@@ -177,23 +195,25 @@ class Span(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class PredictTasksRequest(_message.Message):
-    __slots__ = ("tasks", "rows", "timeout", "generation", "priority", "route_key")
+    __slots__ = ("tasks", "rows", "timeout", "generation", "priority", "route_key", "group")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[TaskRef]
     rows: _containers.RepeatedCompositeFieldContainer[Row]
     timeout: _duration_pb2.Duration
     generation: Generation
     priority: int
     route_key: str
-    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class PredictTasksResponse(_message.Message):
-    __slots__ = ("results",)
+    __slots__ = ("results", "group_version")
     class Result(_message.Message):
         __slots__ = ("task", "prediction", "error")
         TASK_FIELD_NUMBER: _ClassVar[int]
@@ -204,8 +224,55 @@ class PredictTasksResponse(_message.Message):
         error: _status_pb2.Status
         def __init__(self, task: _Optional[_Union[TaskRef, _Mapping]] = ..., prediction: _Optional[_Union[PredictResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_VERSION_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[PredictTasksResponse.Result]
-    def __init__(self, results: _Optional[_Iterable[_Union[PredictTasksResponse.Result, _Mapping]]] = ...) -> None: ...
+    group_version: int
+    def __init__(self, results: _Optional[_Iterable[_Union[PredictTasksResponse.Result, _Mapping]]] = ..., group_version: _Optional[int] = ...) -> None: ...
+
+class RankRequest(_message.Message):
+    __slots__ = ("task", "version", "alias", "query", "passages", "top", "timeout", "priority", "route_key")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    PASSAGES_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_KEY_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    alias: str
+    query: str
+    passages: _containers.RepeatedScalarFieldContainer[str]
+    top: int
+    timeout: _duration_pb2.Duration
+    priority: int
+    route_key: str
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., query: _Optional[str] = ..., passages: _Optional[_Iterable[str]] = ..., top: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., route_key: _Optional[str] = ...) -> None: ...
+
+class RankResponse(_message.Message):
+    __slots__ = ("task", "version", "generation", "alias", "results")
+    class Ranked(_message.Message):
+        __slots__ = ("index", "score", "truncated")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        SCORE_FIELD_NUMBER: _ClassVar[int]
+        TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        score: float
+        truncated: bool
+        def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    generation: int
+    alias: str
+    results: _containers.RepeatedCompositeFieldContainer[RankResponse.Ranked]
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., alias: _Optional[str] = ..., results: _Optional[_Iterable[_Union[RankResponse.Ranked, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("task", "version", "alias", "row", "timeout", "generation", "priority", "route_key")
@@ -537,12 +604,14 @@ class Version(_message.Message):
     def __init__(self, version: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., message: _Optional[str] = ..., run_id: _Optional[str] = ..., retired: _Optional[bool] = ..., resident: _Optional[bool] = ..., failure: _Optional[str] = ..., untrained: _Optional[bool] = ...) -> None: ...
 
 class HistoryRequest(_message.Message):
-    __slots__ = ("task", "limit")
+    __slots__ = ("task", "limit", "group")
     TASK_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     task: str
     limit: int
-    def __init__(self, task: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    group: str
+    def __init__(self, task: _Optional[str] = ..., limit: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
 
 class HistoryResponse(_message.Message):
     __slots__ = ("commits",)
@@ -563,20 +632,24 @@ class Commit(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[Action, _Mapping]]] = ...) -> None: ...
 
 class Action(_message.Message):
-    __slots__ = ("verb", "task", "version", "alias", "route", "run_id")
+    __slots__ = ("verb", "task", "version", "alias", "route", "run_id", "group", "members")
     VERB_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     verb: str
     task: str
     version: int
     alias: str
     route: Route
     run_id: str
-    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., run_id: _Optional[str] = ...) -> None: ...
+    group: str
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, verb: _Optional[str] = ..., task: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., route: _Optional[_Union[Route, _Mapping]] = ..., run_id: _Optional[str] = ..., group: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()
@@ -729,3 +802,115 @@ class ServerInfo(_message.Message):
     generation: int
     seen: _timestamp_pb2.Timestamp
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., generation: _Optional[int] = ..., seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("group", "version", "tasks")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    version: int
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskRef]
+    def __init__(self, group: _Optional[str] = ..., version: _Optional[int] = ..., tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ...) -> None: ...
+
+class SetGroupRequest(_message.Message):
+    __slots__ = ("group", "tasks", "change")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskRef]
+    change: Change
+    def __init__(self, group: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskRef, _Mapping]]] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+
+class SetGroupResponse(_message.Message):
+    __slots__ = ("group", "generation", "version_from")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FROM_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    generation: int
+    version_from: int
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ..., generation: _Optional[int] = ..., version_from: _Optional[int] = ...) -> None: ...
+
+class RollbackGroupRequest(_message.Message):
+    __slots__ = ("group", "to", "change")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    to: int
+    change: Change
+    def __init__(self, group: _Optional[str] = ..., to: _Optional[int] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+
+class RollbackGroupResponse(_message.Message):
+    __slots__ = ("group", "generation", "version_from")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FROM_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    generation: int
+    version_from: int
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ..., generation: _Optional[int] = ..., version_from: _Optional[int] = ...) -> None: ...
+
+class DeleteGroupRequest(_message.Message):
+    __slots__ = ("group", "change")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    change: Change
+    def __init__(self, group: _Optional[str] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+
+class DeleteGroupResponse(_message.Message):
+    __slots__ = ("group", "generation")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    generation: int
+    def __init__(self, group: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class ListGroupsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListGroupsResponse(_message.Message):
+    __slots__ = ("groups", "generations")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    generations: Generations
+    def __init__(self, groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., generations: _Optional[_Union[Generations, _Mapping]] = ...) -> None: ...
+
+class ListResidentsRequest(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    def __init__(self, task: _Optional[str] = ...) -> None: ...
+
+class ListResidentsResponse(_message.Message):
+    __slots__ = ("server", "device", "residents", "others")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    RESIDENTS_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    server: ServerInfo
+    device: str
+    residents: _containers.RepeatedCompositeFieldContainer[Resident]
+    others: _containers.RepeatedCompositeFieldContainer[ServerInfo]
+    def __init__(self, server: _Optional[_Union[ServerInfo, _Mapping]] = ..., device: _Optional[str] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., others: _Optional[_Iterable[_Union[ServerInfo, _Mapping]]] = ...) -> None: ...
+
+class Resident(_message.Message):
+    __slots__ = ("task", "version", "bytes", "since", "last_asked", "requests")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    LAST_ASKED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: int
+    bytes: int
+    since: _timestamp_pb2.Timestamp
+    last_asked: _timestamp_pb2.Timestamp
+    requests: int
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[int] = ..., bytes: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_asked: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., requests: _Optional[int] = ...) -> None: ...

@@ -45,6 +45,11 @@ class SidecastStub:
                 request_serializer=protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
                 response_deserializer=protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/sidecast.v1.Sidecast/Rank',
+                request_serializer=protos_dot_sidecast__pb2.RankRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.RankResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.unary_stream(
                 '/sidecast.v1.Sidecast/Generate',
                 request_serializer=protos_dot_sidecast__pb2.GenerateRequest.SerializeToString,
@@ -69,6 +74,13 @@ class SidecastServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Scores passages for a query and sorts them by their relevance, all by one version. For tasks of the kind ranking.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request, context):
         """Makes one row's text and tells it while it is made. For text tasks; Predict gives the same text at once.
         """
@@ -88,6 +100,11 @@ def add_SidecastServicer_to_server(servicer, server):
                     servicer.PredictTasks,
                     request_deserializer=protos_dot_sidecast__pb2.PredictTasksRequest.FromString,
                     response_serializer=protos_dot_sidecast__pb2.PredictTasksResponse.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=protos_dot_sidecast__pb2.RankRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.RankResponse.SerializeToString,
             ),
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
@@ -149,6 +166,33 @@ class Sidecast:
             '/sidecast.v1.Sidecast/PredictTasks',
             protos_dot_sidecast__pb2.PredictTasksRequest.SerializeToString,
             protos_dot_sidecast__pb2.PredictTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Sidecast/Rank',
+            protos_dot_sidecast__pb2.RankRequest.SerializeToString,
+            protos_dot_sidecast__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -248,6 +292,31 @@ class AdminStub:
                 request_serializer=protos_dot_sidecast__pb2.WatchRequest.SerializeToString,
                 response_deserializer=protos_dot_sidecast__pb2.WatchEvent.FromString,
                 _registered_method=True)
+        self.SetGroup = channel.unary_unary(
+                '/sidecast.v1.Admin/SetGroup',
+                request_serializer=protos_dot_sidecast__pb2.SetGroupRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.SetGroupResponse.FromString,
+                _registered_method=True)
+        self.RollbackGroup = channel.unary_unary(
+                '/sidecast.v1.Admin/RollbackGroup',
+                request_serializer=protos_dot_sidecast__pb2.RollbackGroupRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.RollbackGroupResponse.FromString,
+                _registered_method=True)
+        self.DeleteGroup = channel.unary_unary(
+                '/sidecast.v1.Admin/DeleteGroup',
+                request_serializer=protos_dot_sidecast__pb2.DeleteGroupRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.DeleteGroupResponse.FromString,
+                _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/sidecast.v1.Admin/ListGroups',
+                request_serializer=protos_dot_sidecast__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
+        self.ListResidents = channel.unary_unary(
+                '/sidecast.v1.Admin/ListResidents',
+                request_serializer=protos_dot_sidecast__pb2.ListResidentsRequest.SerializeToString,
+                response_deserializer=protos_dot_sidecast__pb2.ListResidentsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -324,6 +393,40 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGroup(self, request, context):
+        """Gives a group its tasks, or makes it: the group's next version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackGroup(self, request, context):
+        """Gives a group the tasks that it had in an earlier version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGroup(self, request, context):
+        """Removes a group; its tasks stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroups(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResidents(self, request, context):
+        """Tells which versions this one server has loaded, where, and since when; and which other servers follow the registry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -376,6 +479,31 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=protos_dot_sidecast__pb2.WatchRequest.FromString,
                     response_serializer=protos_dot_sidecast__pb2.WatchEvent.SerializeToString,
+            ),
+            'SetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGroup,
+                    request_deserializer=protos_dot_sidecast__pb2.SetGroupRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.SetGroupResponse.SerializeToString,
+            ),
+            'RollbackGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackGroup,
+                    request_deserializer=protos_dot_sidecast__pb2.RollbackGroupRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.RollbackGroupResponse.SerializeToString,
+            ),
+            'DeleteGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGroup,
+                    request_deserializer=protos_dot_sidecast__pb2.DeleteGroupRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.DeleteGroupResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=protos_dot_sidecast__pb2.ListGroupsRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'ListResidents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResidents,
+                    request_deserializer=protos_dot_sidecast__pb2.ListResidentsRequest.FromString,
+                    response_serializer=protos_dot_sidecast__pb2.ListResidentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -650,6 +778,141 @@ class Admin:
             '/sidecast.v1.Admin/Watch',
             protos_dot_sidecast__pb2.WatchRequest.SerializeToString,
             protos_dot_sidecast__pb2.WatchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/SetGroup',
+            protos_dot_sidecast__pb2.SetGroupRequest.SerializeToString,
+            protos_dot_sidecast__pb2.SetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/RollbackGroup',
+            protos_dot_sidecast__pb2.RollbackGroupRequest.SerializeToString,
+            protos_dot_sidecast__pb2.RollbackGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/DeleteGroup',
+            protos_dot_sidecast__pb2.DeleteGroupRequest.SerializeToString,
+            protos_dot_sidecast__pb2.DeleteGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/ListGroups',
+            protos_dot_sidecast__pb2.ListGroupsRequest.SerializeToString,
+            protos_dot_sidecast__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResidents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecast.v1.Admin/ListResidents',
+            protos_dot_sidecast__pb2.ListResidentsRequest.SerializeToString,
+            protos_dot_sidecast__pb2.ListResidentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,7 @@ class Components:
             drain=drain,
             metrics=metrics,
             config=config,
+            device=self.device,
         )
 
 

@@ -1,7 +1,7 @@
 """Bytes, versions and aliases of side networks: a commit log on any object store. No torch, no server."""
 
 from side_registry.blobs import StoredArtifact
-from side_registry.decisions import Published, Rolled, checked_route
+from side_registry.decisions import GroupChanged, Published, Rolled, checked_route
 from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
@@ -9,12 +9,14 @@ from side_registry.errors import (
     Contended,
     CorruptBlob,
     DataclassError,
+    InvalidGroup,
     InvalidName,
     InvalidRoute,
     InvalidRow,
     InvalidSignature,
     InvalidSpec,
     LogReplaced,
+    NoEarlierGroup,
     NotARegistry,
     NothingToRollBack,
     RegistryError,
@@ -24,12 +26,14 @@ from side_registry.errors import (
     SigningFailed,
     StoreFailed,
     UnknownAlias,
+    UnknownGroup,
     UnknownTask,
     UnknownVersion,
     UnreadableCommit,
     VersionInUse,
 )
 from side_registry.golden import GoldenExample
+from side_registry.groups import GroupState, GroupVersion
 from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
 from side_registry.manifest import (
     MANIFEST,
@@ -72,6 +76,10 @@ __all__ = [
     "DeleteTask",
     "GenerationSpec",
     "GoldenExample",
+    "GroupChanged",
+    "GroupState",
+    "GroupVersion",
+    "InvalidGroup",
     "InvalidName",
     "InvalidRoute",
     "InvalidRow",
@@ -79,6 +87,7 @@ __all__ = [
     "InvalidSpec",
     "LogReplaced",
     "Manifest",
+    "NoEarlierGroup",
     "NotARegistry",
     "NothingToRollBack",
     "Publish",
@@ -104,6 +113,7 @@ __all__ = [
     "TaskSpec",
     "TaskState",
     "UnknownAlias",
+    "UnknownGroup",
     "UnknownTask",
     "UnknownVersion",
     "UnreadableCommit",

@@ -16,7 +16,7 @@ from side_registry.log import Log
 from side_registry.state import State
 from side_registry.store import BadObject, Store
 
-SCHEMA = 4
+SCHEMA = 5
 """Of checkpoints alone. Raise it when the state gets a new field: old checkpoints lack it, the log has it."""
 
 EVERY = 64

@@ -9,12 +9,34 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from side_registry.documents import explain
-from side_registry.errors import InvalidRoute, NothingToRollBack, RollbackUnclear, RouteChanged, VersionInUse
-from side_registry.log import Action, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute
+from side_registry.errors import (
+    InvalidGroup,
+    InvalidRoute,
+    NothingToRollBack,
+    RegistryError,
+    RollbackUnclear,
+    RouteChanged,
+    VersionInUse,
+)
+from side_registry.groups import GroupState, check_members
+from side_registry.groups import rollback_target as group_rollback_target
+from side_registry.log import (
+    MAX_MEMBERS,
+    Action,
+    DeleteGroup,
+    DeleteTask,
+    Publish,
+    Retire,
+    Rollback,
+    RollbackGroup,
+    SetAlias,
+    SetGroup,
+    SetRoute,
+)
 from side_registry.manifest import Manifest
 from side_registry.route import PLAIN, Route
 from side_registry.state import State, TaskState, rollback_target
-from side_registry.task import PRODUCTION
+from side_registry.task import PRODUCTION, TaskRef, check_group_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +63,19 @@ class Rolled:
     version_to: int
     canary_ended: bool = False
     """The alias stayed at `version_to`, and the shares of its traffic were taken away."""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChanged:
+    """What a change of a group did."""
+
+    group: str
+    version: int
+    version_from: int
+    """Its version before; 0: there was no such group."""
+    members: tuple[str, ...]
+    """References of its tasks now."""
     generation: int = 0
 
 
@@ -148,12 +183,56 @@ def retire(state: State, task: str, version: int) -> Sequence[Action]:
         aliases = tuple(alias for alias, number in current.serving.items() if number == version)
         routed = tuple(alias for alias, route in current.routes.items() if version in route.versions)
         raise VersionInUse(task, version, aliases, routed)
+    holding = tuple(name for name, group in state.live_groups.items() if (task, version) in group.current.pinned)
+    if holding:
+        raise VersionInUse(task, version, (), groups=holding)
     return [Retire(task=task, version=version)]
 
 
 def delete_task(state: State, task: str) -> Sequence[Action]:
     """Take a task out of use."""
     return [DeleteTask(task=state.task(task).name)]
+
+
+def set_group(state: State, group: str, members: Sequence[str]) -> tuple[Sequence[Action], GroupChanged]:
+    """Give a group these tasks, or make it. Each of them must exist."""
+    check_group_name(group)
+    if len(members) > MAX_MEMBERS:
+        raise InvalidGroup(group, f"it would have {len(members)} tasks, at most {MAX_MEMBERS} are allowed")
+    for ref in check_members(group, members):
+        state.resolve(ref)
+    known = state.groups.get(group) or GroupState(name=group)
+    wanted = tuple(members)
+    if known.past and known.current.members == wanted:
+        version = known.current.version
+        return [], GroupChanged(group=group, version=version, version_from=version, members=wanted)
+    version = known.last_version + 1
+    before = known.current.version if known.past else 0
+    changed = GroupChanged(group=group, version=version, version_from=before, members=wanted)
+    return [SetGroup(group=group, version=version, members=wanted)], changed
+
+
+def rollback_group(state: State, group: str, to: int | None) -> tuple[Sequence[Action], GroupChanged]:
+    """Give a group the tasks of its version before, or of `to`, skipping those with tasks that cannot be used."""
+    known = state.group(group)
+    current = known.current.version
+    usable = [one.version for one in known.past if all(_can_be_used(state, ref) for ref in one.refs)]
+    target = group_rollback_target(known, usable, to)
+    changed = GroupChanged(group=group, version=target.version, version_from=current, members=target.members)
+    return [RollbackGroup(group=group, version_from=current, version_to=target.version)], changed
+
+
+def delete_group(state: State, group: str) -> Sequence[Action]:
+    """Remove a group; its tasks stay."""
+    return [DeleteGroup(group=state.group(group).name)]
+
+
+def _can_be_used(state: State, ref: TaskRef) -> bool:
+    try:
+        state.resolve(ref)
+    except RegistryError:
+        return False
+    return True
 
 
 def publish_action(manifest: Manifest, version: int, digest: str) -> Publish:

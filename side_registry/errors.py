@@ -4,10 +4,11 @@
       RegistryError
         RegistryNotFound  NotARegistry  StoreFailed            the address
         UnknownTask  UnknownVersion  UnknownAlias              the named thing does not exist
+        UnknownGroup
         VersionInUse  NothingToRollBack  RollbackUnclear       the change is not possible now
-        RouteChanged  Contended
+        RouteChanged  Contended  NoEarlierGroup
         InvalidName  InvalidSpec  InvalidRow  InvalidRoute     an argument is wrong
-        ArtifactError  InvalidSignature  SigningFailed
+        InvalidGroup  ArtifactError  InvalidSignature  SigningFailed
         CorruptBlob  UnreadableCommit  LogReplaced             stored data is wrong
 
 Each has fields (so it pickles), a stable `reason`, and a message of one sentence that says what to do. Imports nothing
@@ -134,19 +135,61 @@ class UnknownAlias(RegistryError):
         return f"task {_quoted(self.task)} has no alias {_quoted(self.alias)}; {remedy}"
 
 
+class UnknownGroup(RegistryError):
+    """There was never such a group, or it is deleted. `known` are those that exist."""
+
+    reason = "UNKNOWN_GROUP"
+    group: str
+    known: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        subject = f"there is no group {_quoted(self.group)}"
+        if not self.known:
+            return f"{subject}; there is none yet: sidecast group set NAME TASK... makes one"
+        if similar := _similar(self.group, self.known):
+            return f"{subject}; did you mean {_either(similar)}?"
+        return f"{subject}; there are: {_listed(sorted(self.known))}"
+
+
+class InvalidGroup(RegistryError):
+    """A group's list of tasks breaks a rule."""
+
+    reason = "INVALID_GROUP"
+    message = "group {group!q} cannot be made so: {why}"
+    group: str
+    why: str
+
+
+class NoEarlierGroup(RegistryError):
+    """The group, now at `version`, has no earlier version (or not `to`) whose tasks can all be used."""
+
+    reason = "NO_EARLIER_GROUP"
+    group: str
+    version: int
+    to: int | None = None
+
+    def __str__(self) -> str:
+        earlier = "no earlier version" if self.to is None else f"no earlier version {self.to}"
+        subject = f"group {_quoted(self.group)} is version {self.version} and has {earlier} whose tasks can all be used"
+        return f"{subject}; set the tasks that you want: sidecast group set {self.group} TASK..."
+
+
 class VersionInUse(RegistryError):
-    """`aliases` point to the version; `routed` are the aliases that name it in their route."""
+    """`aliases` point to the version; `routed` are the aliases that name it in their route, `groups` have it."""
 
     reason = "VERSION_IN_USE"
     task: str
     version: int
     aliases: Sequence[str]
     routed: Sequence[str] = ()
+    groups: Sequence[str] = ()
 
     def __str__(self) -> str:
         subject = f"version {self.version} of task {_quoted(self.task)}"
         if self.aliases:
             return f"{subject} is in use as {_listed(sorted(self.aliases))}; move that elsewhere first"
+        if self.groups:
+            return f"{subject} is in group {_listed(sorted(self.groups))}; set that without it first"
         return f"{subject} has a share or is a shadow of {_listed(sorted(self.routed))}; end that first"
 
 

@@ -34,12 +34,10 @@ class GoldenExample(Document):
 def expectation_fault(spec: TaskSpec, expected: Mapping[str, Any]) -> str | None:
     """Why no answer can be compared with an expectation; None if one can."""
     kind = KINDS[spec.kind]
+    known = tuple(column.name for column in kind.columns)
+    needed = tuple(column.name for column in kind.columns if column.dtype == "float32") or known
     if kind.has_spans:
         known, needed = ("spans", "outside"), ("outside",)
-    elif kind.has_labels:
-        known, needed = ("label", "scores", "score"), ("scores", "score")
-    else:
-        known = needed = tuple(column.name for column in kind.columns)
     if unknown := sorted(set(expected) - set(known)):
         return f"unknown key {unknown[0][:80]!r}; an example of {spec.kind} expects {' or '.join(known)}"
     if not any(name in expected for name in needed):
@@ -77,6 +75,9 @@ def _value_fault(spec: TaskSpec, name: str, value: Any) -> str | None:
     match name:
         case "label":
             return None if value in spec.labels else f"{str(value)[:80]!r} is none of the spec's labels"
+        case "labels":
+            are_labels = isinstance(value, list | tuple) and all(label in spec.labels for label in value)
+            return None if are_labels else "must be a list of the spec's labels"
         case "text":
             return None if isinstance(value, str) else "must be a text"
         case "spans":

@@ -16,7 +16,7 @@ from side_registry.errors import RegistryError, StoreFailed, UnreadableCommit
 from side_registry.manifest import Digest
 from side_registry.route import Route, Version
 from side_registry.store import BadObject, Store
-from side_registry.task import ALIAS_NAME, TASK_NAME
+from side_registry.task import ALIAS_NAME, TASK_NAME, VERSION
 
 MAX_COMMIT_BYTES = 4 << 20
 READ_AHEAD = 16
@@ -28,6 +28,13 @@ NAME = re.compile(r"log/(?P<generation>\d{20})\.json")
 
 TaskName = Annotated[str, StringConstraints(pattern=rf"^{TASK_NAME.pattern}$")]
 AliasName = Annotated[str, StringConstraints(pattern=rf"^{ALIAS_NAME.pattern}$")]
+Reference = Annotated[
+    str,
+    StringConstraints(pattern=rf"^{TASK_NAME.pattern}(@{ALIAS_NAME.pattern}|:{VERSION.pattern})?$"),
+]
+"""Of a task: `sst2`, `sst2@canary` or `sst2:7`."""
+MAX_MEMBERS = 1000
+"""Tasks of a group."""
 
 
 class Publish(Document):
@@ -87,7 +94,34 @@ class DeleteTask(Document):
     task: TaskName
 
 
-Action = Publish | SetAlias | SetRoute | Rollback | Retire | DeleteTask
+class SetGroup(Document):
+    """The group has these tasks from now on: its next version."""
+
+    type: Literal["set_group"] = "set_group"
+    group: TaskName
+    version: Version
+    members: tuple[Reference, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
+
+
+class RollbackGroup(Document):
+    """The group has the tasks of an earlier version of its past again; the versions after that leave its past."""
+
+    type: Literal["rollback_group"] = "rollback_group"
+    group: TaskName
+    version_from: Version
+    version_to: Version
+
+
+class DeleteGroup(Document):
+    """There is no such group any more. Its tasks stay."""
+
+    type: Literal["delete_group"] = "delete_group"
+    group: TaskName
+
+
+TaskAction = Publish | SetAlias | SetRoute | Rollback | Retire | DeleteTask
+GroupAction = SetGroup | RollbackGroup | DeleteGroup
+Action = TaskAction | GroupAction
 
 
 class Commit(Document):
@@ -108,7 +142,12 @@ class Commit(Document):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that it changes, without repetition."""
-        return tuple(dict.fromkeys(action.task for action in self.actions))
+        return tuple(dict.fromkeys(action.task for action in self.actions if isinstance(action, TaskAction)))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that it changes, without repetition."""
+        return tuple(dict.fromkeys(action.group for action in self.actions if isinstance(action, GroupAction)))
 
 
 class Log:

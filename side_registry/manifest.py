@@ -24,6 +24,7 @@ from side_registry.golden import (
     tolerance_fault,
 )
 from side_registry.task import TaskSpec
+from side_registry.task_kinds import KINDS, kinds_with
 from side_registry.weights import frame_fault
 
 MANIFEST = "manifest.json"
@@ -37,6 +38,8 @@ MAX_FILES = 64
 MAX_NAME = 200
 """Characters of fingerprints, of a run's id and of the backbone's name: the log repeats them."""
 
+THRESHOLD = 0.5
+"""Of a label whose threshold was not fitted."""
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -104,6 +107,9 @@ class Manifest(Document):
     """Where it came from: data_sha256, seed, recipe, code_version, time, run_id."""
     untrained: bool = Field(default=False, exclude_if=lambda value: not value)
     """No training has changed its weights: `sidecast init` made it. A trained run's manifest does not have it."""
+    thresholds: dict[str, float] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Multilabel: the score from which a label is part of an answer, by label, 0 to 1; THRESHOLD for labels that it
+    lacks. Manifests of other kinds do not have it."""
     examples: tuple[GoldenExample, ...] = Field(default=(), max_length=MAX_EXAMPLES)
     tolerance: dict[str, float] = Field(default_factory=lambda: dict(TOLERANCE))
     """How far an example's numbers may be off, by the backbone's dtype."""
@@ -113,6 +119,13 @@ class Manifest(Document):
     def is_untrained(self) -> bool:
         """Whether no training has changed its weights. Runs of older programs say so in their provenance alone."""
         return self.untrained or self.provenance.get("made_by") == "init"
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """A threshold for each label, in the spec's order; none where the kind has no thresholds."""
+        if not KINDS[self.spec.kind].has_thresholds:
+            return ()
+        return tuple(self.thresholds.get(label, THRESHOLD) for label in self.spec.labels)
 
     @property
     def run_id(self) -> str:
@@ -139,12 +152,26 @@ class Manifest(Document):
                 raise ValueError(f"files: {name[:80]!r} is not a plain file name")
         if fault := tolerance_fault(self.tolerance):
             raise ValueError(f"tolerance.{fault}")
+        if fault := self._threshold_fault():
+            raise ValueError(f"thresholds: {fault}")
         for index, example in enumerate(self.examples):
             if fault := expectation_fault(self.spec, example.expected):
                 raise ValueError(f"examples.{index}.expected: {fault}")
             if fault := self._image_fault(example):
                 raise ValueError(f"examples.{index}.images: {fault}")
         return self
+
+    def _threshold_fault(self) -> str | None:
+        """Why the thresholds are not those of its task; None if they are."""
+        if self.thresholds and not KINDS[self.spec.kind].has_thresholds:
+            return f"are for {kinds_with('has_thresholds')}, task {self.task!r} is {self.spec.kind}"
+        labels = set(self.spec.labels)
+        for label, threshold in self.thresholds.items():
+            if label not in labels:
+                return f"{label[:80]!r} is none of the spec's labels"
+            if not 0 <= threshold <= 1:
+                return f"{label[:80]!r} must be within 0..1, got {threshold:g}"
+        return None
 
     def _image_fault(self, example: GoldenExample) -> str | None:
         """Why an example's images are not those of its task; None if they are."""

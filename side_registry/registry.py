@@ -22,7 +22,7 @@ from typing import TypeAlias, TypeVar
 from side_registry import decisions
 from side_registry.blobs import Blobs, StoredArtifact
 from side_registry.checkpoints import EVERY, load_checkpoint, save_checkpoint
-from side_registry.decisions import Published, Rolled
+from side_registry.decisions import GroupChanged, Published, Rolled
 from side_registry.errors import (
     ArtifactError,
     Contended,
@@ -122,23 +122,27 @@ class Registry:
                 return None
             time.sleep(min(poll_s, left))
 
-    def history(self, task: str | None = None, limit: int = 0) -> list[Commit]:
-        """Every commit, or those about one task (a deleted one too), oldest first; only the newest `limit` unless 0.
+    def history(self, task: str | None = None, limit: int = 0, *, group: str | None = None) -> list[Commit]:
+        """Every commit, or those about one task or group (a deleted one too), oldest first; only the newest `limit`
+        unless 0.
 
         Raises:
-            UnknownTask: no commit is about it.
+            UnknownTask, UnknownGroup: no commit is about it.
         """
-        if task is None:
+        if task is None and group is None:
             start = max(self.state().generation - limit, 0) if limit else 0
             return list(self._log.after(start))[-limit:]
         about, end = deque[Commit](), self.state().generation
         while end and not (limit and len(about) >= limit):
             start = max(end - HISTORY_CHUNK, 0) if limit else 0
-            chunk = [commit for commit in islice(self._log.after(start), end - start) if task in commit.tasks]
+            commits = islice(self._log.after(start), end - start)
+            chunk = [commit for commit in commits if task in commit.tasks or group in commit.groups]
             about.extendleft(reversed(chunk))
             end = start
-        if not about:
+        if not about and task is not None:
             self.state().task(task)
+        if not about and group is not None:
+            self.state().group(group)
         return list(about)[-limit:]
 
     def commits_after(self, generation: int) -> Iterator[Commit]:
@@ -342,6 +346,42 @@ class Registry:
             UnknownTask, Contended, StoreFailed.
         """
         return self._change(lambda state: decisions.delete_task(state, task), author, message)
+
+    def set_group(
+        self, group: str, members: Sequence[str], *, author: str | None = None, message: str = ""
+    ) -> GroupChanged:
+        """Give a group its tasks, or make it: its next version. Commits nothing when it has them already.
+
+        Args:
+            members: references: `sst2` follows production, `sst2@canary` that alias, `sst2:7` stays at that version.
+
+        Raises:
+            InvalidGroup: no task, too many, or one twice.
+            UnknownTask, UnknownVersion (a retired one too), UnknownAlias, InvalidName, Contended, StoreFailed.
+        """
+        generation, changed = self.commit(lambda state: decisions.set_group(state, group, members), author, message)
+        return replace(changed, generation=generation)
+
+    def rollback_group(
+        self, group: str, to: int | None = None, *, author: str | None = None, message: str = ""
+    ) -> GroupChanged:
+        """Give a group the tasks that it had in the version before, or in `to`. Versions with tasks that are no longer
+        there, or at retired versions, are skipped.
+
+        Raises:
+            NoEarlierGroup: there is no such version.
+            UnknownGroup, Contended, StoreFailed.
+        """
+        generation, changed = self.commit(lambda state: decisions.rollback_group(state, group, to), author, message)
+        return replace(changed, generation=generation)
+
+    def delete_group(self, group: str, *, author: str | None = None, message: str = "") -> int:
+        """Remove a group; its tasks stay. Set again, its versions go on counting. Returns the generation.
+
+        Raises:
+            UnknownGroup, Contended, StoreFailed.
+        """
+        return self._change(lambda state: decisions.delete_group(state, group), author, message)
 
     def announce(self, server: Announced) -> None:
         """Record that a server follows this registry and which generation it serves.

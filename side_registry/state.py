@@ -7,8 +7,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from side_registry.errors import UnknownAlias, UnknownTask, UnknownVersion, UnreadableCommit
-from side_registry.log import Action, Commit, DeleteTask, Publish, Retire, Rollback, SetAlias, SetRoute, log_path
+from side_registry.errors import UnknownAlias, UnknownGroup, UnknownTask, UnknownVersion, UnreadableCommit
+from side_registry.groups import GroupState, apply_group
+from side_registry.log import (
+    Commit,
+    DeleteTask,
+    GroupAction,
+    Publish,
+    Retire,
+    Rollback,
+    SetAlias,
+    SetRoute,
+    TaskAction,
+    log_path,
+)
 from side_registry.route import PLAIN, Route
 from side_registry.task import PRODUCTION, TaskRef
 
@@ -108,6 +120,20 @@ class State:
     """Id of the last commit."""
     tasks: Mapping[str, TaskState] = field(default_factory=dict)
     """By name; deleted ones too (`live` leaves them out)."""
+    groups: Mapping[str, GroupState] = field(default_factory=dict)
+    """By name; deleted ones too (`live_groups` leaves them out)."""
+
+    @property
+    def live_groups(self) -> dict[str, GroupState]:
+        """The groups that are not deleted, by name."""
+        return {name: group for name, group in sorted(self.groups.items()) if group.past}
+
+    def group(self, name: str) -> GroupState:
+        """A group that is not deleted. Raises UnknownGroup."""
+        group = self.groups.get(name)
+        if group is None or not group.past:
+            raise UnknownGroup(name, tuple(self.live_groups))
+        return group
 
     @property
     def live(self) -> dict[str, TaskState]:
@@ -140,6 +166,7 @@ class Fold:
         self._start = start
         self._last: Commit | None = None
         self._tasks: dict[str, TaskState] = {}
+        self._groups: dict[str, GroupState] = {}
 
     def add(self, commit: Commit) -> None:
         """Apply all of a commit's actions, or none.
@@ -156,18 +183,30 @@ class Fold:
             raise UnreadableCommit(log_path(commit.generation), f"it does not follow this log's commit {generation}")
         if self._last is None:
             self._tasks = dict(self._start.tasks)
+            self._groups = dict(self._start.groups)
         changed: dict[str, TaskState] = {}
+        groups: dict[str, GroupState] = {}
         for action in commit.actions:
+            if isinstance(action, GroupAction):
+                group = groups.get(action.group) or self._groups.get(action.group) or GroupState(name=action.group)
+                groups[action.group] = _apply_group(group, action, commit)
+                continue
             task = changed.get(action.task) or self._tasks.get(action.task) or TaskState(name=action.task)
             changed[action.task] = _apply(task, action, commit)
         self._tasks.update(changed)
+        self._groups.update(groups)
         self._last = commit
 
     def state(self) -> State:
         """The state after the last commit that was added."""
         if self._last is None:
             return self._start
-        return State(generation=self._last.generation, head=self._last.id, tasks=dict(self._tasks))
+        return State(
+            generation=self._last.generation,
+            head=self._last.id,
+            tasks=dict(self._tasks),
+            groups=dict(self._groups),
+        )
 
 
 def fold(commits: Iterable[Commit], start: State | None = None) -> State:
@@ -187,7 +226,15 @@ def rollback_target(task: TaskState, alias: str, to: int | None = None) -> int |
     return None
 
 
-def _apply(task: TaskState, action: Action, commit: Commit) -> TaskState:
+def _apply_group(group: GroupState, action: GroupAction, commit: Commit) -> GroupState:
+    try:
+        return apply_group(group, action)
+    except ValueError as error:
+        where = f"its {action.type} of {group.name!r}: {error}"
+        raise UnreadableCommit(log_path(commit.generation), where) from None
+
+
+def _apply(task: TaskState, action: TaskAction, commit: Commit) -> TaskState:
     try:
         match action:
             case Publish():

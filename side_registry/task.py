@@ -56,10 +56,11 @@ class TaskSpec(Document):
     """The row's fields that are images, in the order in which the side network reads them; the template does not have
     them. Documents of tasks that read text alone do not have it."""
     labels: tuple[str, ...] = Field(default=(), max_length=MAX_LABELS)
-    """Classification: the classes, as the words the model says; integers are taken as their text. Token
+    """Classification and multilabel: the classes, as the words the model says; integers are taken as their text. Token
     classification: the types of entities. Empty for other kinds."""
     label_index: bool = Field(default=False, exclude_if=lambda value: not value)
-    """Classification: integers in data files are positions in `labels`, from 0. Documents have it only where true."""
+    """Classification and multilabel: integers in data files are positions in `labels`, from 0. Documents have it only
+    where true."""
     open_labels: bool = Field(default=False, exclude_if=lambda value: not value)
     """Classification: targets may be texts that are no labels. Such rows teach nothing, and count as wrong in
     evaluation. Documents have it only where true."""
@@ -78,7 +79,7 @@ class TaskSpec(Document):
     generation: GenerationSpec = Field(default_factory=GenerationSpec, exclude_if=lambda value: value.is_default)
     """Text: how tokens are chosen. Documents of greedy tasks do not have it."""
     target: str = ""
-    """Name of the expected answer in data files; `label`, `score`, `target`, `positive` or `spans` when not given."""
+    """Name of the expected answer in data files; that of the kind in KINDS when not given."""
     metric: str = ""
     """What evaluation reports and training selects by; the first of its kind's metrics when not given."""
     description: str = Field(default="", max_length=10_000)
@@ -268,6 +269,13 @@ def check_task_name(name: str) -> str:
     """The name itself. Raises InvalidName."""
     if not TASK_NAME.fullmatch(name):
         raise InvalidName("task name", name, TASK_RULE)
+    return name
+
+
+def check_group_name(name: str) -> str:
+    """The name itself. Raises InvalidName."""
+    if not TASK_NAME.fullmatch(name):
+        raise InvalidName("group name", name, TASK_RULE)
     return name
 
 

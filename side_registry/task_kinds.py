@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["classification", "regression", "text", "embedding", "token_classification"]
+Kind = Literal["classification", "regression", "text", "embedding", "multilabel", "token_classification", "ranking"]
 
 Head = Literal["text", "linear", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
@@ -18,7 +18,17 @@ Head = Literal["text", "linear", "mlp"]
 DataType = Literal["string", "float32", "spans"]
 """`spans`: a list of records with start, end, label, score and text."""
 
-Fact = Literal["makes_text", "has_labels", "has_range", "has_dimensions", "has_spans"]
+Fact = Literal[
+    "makes_text",
+    "has_labels",
+    "has_range",
+    "has_dimensions",
+    "has_thresholds",
+    "has_spans",
+    "ranks",
+    "may_have_label_index",
+    "may_have_open_labels",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +39,8 @@ class AnswerColumn:
     dtype: DataType
     is_list: bool = False
     """A row has TaskSpec.outputs values, not one."""
+    varies: bool = False
+    """A row has any number of values: a list in a table, and a JSON list as one element of a tensor."""
     attribute: str
     """Name of the value in the answer's class in `ladder/answers.py`."""
 
@@ -39,7 +51,7 @@ class TaskKind:
 
     name: Kind
     columns: tuple[AnswerColumn, ...]
-    """What an answer is made of. Metrics compare the first column with the target."""
+    """What an answer is made of. Metrics compare the first column with the target; with thresholds, all of them."""
     metrics: tuple[str, ...]
     """Metrics that a spec may name; the first is the default."""
     target: str
@@ -49,10 +61,23 @@ class TaskKind:
     makes_text: bool = False
     """The answer is generated token by token: it can be streamed, and the spec may hold decoding settings."""
     has_labels: bool = False
-    """The answer has labels of the spec's: it is one of them, or with `has_spans` each span has one."""
+    """The answer is made of the spec's labels; where it has one number for each, that is the label's score. With
+    `has_spans` each span has one of them."""
+    least_labels: int = 2
+    """Fewest labels of a spec, where the kind has labels."""
+    may_have_label_index: bool = False
+    """Targets may be positions of labels, where the spec says so."""
+    may_have_open_labels: bool = False
+    """Targets may be texts that are no labels, where the spec says so."""
+    has_thresholds: bool = False
+    """Any number of the labels are right for a row. An answer has those whose score reaches the label's threshold,
+    which is fitted on the validation rows and kept in the manifest."""
     has_spans: bool = False
     """The answer is a list of spans of the text, which do not overlap. A head has outputs for each token, the template
     has one field, once, and long texts are read in windows."""
+    ranks: bool = False
+    """The answer says how relevant a passage is for a query. The template has two fields, of which the first that it
+    names is the query. Metrics compare the passages of each query with each other."""
     has_range: bool = False
     """The answer is one number. The spec may limit it by low and high; training starts at the targets' mean."""
     has_dimensions: bool = False
@@ -66,8 +91,10 @@ class TaskKind:
     """The backbone's LM head can teach too: the answer is words."""
 
 
-def _column(name: str, dtype: DataType, *, is_list: bool = False, attribute: str = "") -> AnswerColumn:
-    return AnswerColumn(name=name, dtype=dtype, is_list=is_list, attribute=attribute or name)
+def _column(
+    name: str, dtype: DataType, *, is_list: bool = False, varies: bool = False, attribute: str = ""
+) -> AnswerColumn:
+    return AnswerColumn(name=name, dtype=dtype, is_list=is_list, varies=varies, attribute=attribute or name)
 
 
 _ROWS = (
@@ -78,6 +105,8 @@ _ROWS = (
         target="label",
         heads=("linear", "text", "mlp"),
         has_labels=True,
+        may_have_label_index=True,
+        may_have_open_labels=True,
         lm_head_teaches=True,
     ),
     TaskKind(
@@ -108,6 +137,18 @@ _ROWS = (
         can_distill=False,
     ),
     TaskKind(
+        name="multilabel",
+        columns=(_column("labels", "string", varies=True), _column("scores", "float32", is_list=True)),
+        metrics=("f1_micro", "f1_macro", "average_precision"),
+        target="labels",
+        heads=("linear", "mlp"),
+        has_labels=True,
+        least_labels=1,
+        may_have_label_index=True,
+        has_thresholds=True,
+        can_distill=False,
+    ),
+    TaskKind(
         name="token_classification",
         columns=(_column("spans", "spans"),),
         metrics=("entity_f1",),
@@ -115,6 +156,16 @@ _ROWS = (
         heads=("linear",),
         has_labels=True,
         has_spans=True,
+        least_labels=1,
+        can_distill=False,
+    ),
+    TaskKind(
+        name="ranking",
+        columns=(_column("relevance", "float32"),),
+        metrics=("ndcg_at_10", "mrr_at_10"),
+        target="relevance",
+        heads=("linear", "mlp"),
+        ranks=True,
         can_distill=False,
     ),
 )
@@ -123,5 +174,6 @@ KINDS: Mapping[str, TaskKind] = MappingProxyType({kind.name: kind for kind in _R
 
 
 def kinds_with(fact: Fact) -> str:
-    """Names of the kinds for which `fact` is true, for a message: "classification"."""
-    return " and ".join(kind.name for kind in KINDS.values() if getattr(kind, fact))
+    """Names of the kinds for which `fact` is true, for a message: "classification, multilabel and text"."""
+    *others, last = (kind.name for kind in KINDS.values() if getattr(kind, fact))
+    return f"{', '.join(others)} and {last}" if others else last

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import fault_text
-from side_registry.task_kinds import KINDS, Kind, kinds_with
+from side_registry.task_kinds import KINDS, Fact, Kind, kinds_with
 
 MAX_DIMENSIONS = 4096
 MAX_LABEL = 1_000
@@ -25,6 +25,12 @@ MAX_IMAGES = 2
 """Image fields of a task."""
 FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+LABEL_FIELDS: Mapping[str, Fact] = {
+    "labels": "has_labels",
+    "label_index": "may_have_label_index",
+    "open_labels": "may_have_open_labels",
+}
+"""Fields of a spec about labels, and what must hold for the kind to have them."""
 STAND_INS = {"name": "task", "template": "{text}"}
 """Instead of values that are wrong by themselves, so that the other fields can be checked."""
 
@@ -71,6 +77,7 @@ def check_rules(spec: Spec, fields: tuple[str, ...]) -> None:
         *_range(spec),
         *_embedding(spec, fields),
         *_spans(spec, fields),
+        *_ranking(spec, fields),
         *_kind(spec, fields),
     ]
     if faults:
@@ -152,18 +159,29 @@ def _images(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
         yield Fault(("images",), f"images must be left out for {spec.kind}, which compares texts")
 
 
+def _ranking(spec: Spec, fields: tuple[str, ...]) -> Iterator[Fault]:
+    if not KINDS[spec.kind].ranks:
+        return
+    if len(fields) != 2:
+        why = f"template must have two fields for {spec.kind}, the query and then the passage, got {len(fields)}"
+        yield Fault(("template",), why)
+    if spec.images:
+        yield Fault(("images",), f"images must be left out for {spec.kind}, which compares texts")
+
+
 def _labels(spec: Spec) -> Iterator[Fault]:
-    if not KINDS[spec.kind].has_labels:
-        given = {"labels": bool(spec.labels), "label_index": spec.label_index, "open_labels": spec.open_labels}
-        for name, is_given in given.items():
-            if is_given:
-                verb = "are" if name == "labels" else "is"
-                able = kinds_with("has_labels") if name == "labels" else "classification"
-                yield Fault((name,), f"{name} {verb} for {able}, this task is {spec.kind}")
+    kind = KINDS[spec.kind]
+    for name, fact in LABEL_FIELDS.items():
+        if getattr(spec, name) and not getattr(kind, fact):
+            verb = "are" if name == "labels" else "is"
+            yield Fault((name,), f"{name} {verb} for {kinds_with(fact)}, this task is {spec.kind}")
+    if not kind.has_labels:
         return
     labels = spec.labels
-    if len(labels) < 2 and not KINDS[spec.kind].has_spans:
-        yield Fault(("labels",), f"labels must be at least two for {spec.kind}, got {len(labels)}")
+    least = kind.least_labels
+    if len(labels) < least:
+        words = "two" if least == 2 else str(least)
+        yield Fault(("labels",), f"labels must be at least {words} for {spec.kind}, got {len(labels)}")
     for label in [label for label in labels if not label or label != label.strip() or text_fault(label)][:1]:
         yield Fault(("labels",), f"labels must be words without spaces around them, got {label[:80]!r}")
     if long := next((label for label in labels if len(label) > MAX_LABEL), None):

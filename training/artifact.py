@@ -8,7 +8,7 @@ and no golden examples, which need rows.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,18 @@ from typing import Any
 
 import torch
 
-from ladder import Answer, Backbone, ClassAnswer, SideConfig, SideNetwork, SpansAnswer, VectorAnswer, load_side
+from ladder import (
+    Answer,
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    SideConfig,
+    SideNetwork,
+    SpansAnswer,
+    VectorAnswer,
+    load_side,
+)
 from side_registry.golden import MAX_REPLAY_TOKENS, GoldenExample, replay_tokens
 from side_registry.manifest import (
     MANIFEST,
@@ -37,7 +48,7 @@ from training.recipe import Recipe
 from training.run_folder import RunFolder
 from vision import FeatureFile
 
-NOT_SCORES = ("epoch", "baseline", "calibration", "mean", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
+NOT_SCORES = ("epoch", "baseline", "calibration", "mean", "thresholds", "peak_rss_bytes", "peak_cuda_bytes", "seconds")
 """What an epoch's line has besides scores and the loss."""
 GOLDEN_EXAMPLES = 4
 """Validation rows whose answers go into the manifest, for a server to replay."""
@@ -80,8 +91,11 @@ def complete(
         metrics={name: float(value) for name, value in best.items() if name not in NOT_SCORES},
         calibration=calibration,
         provenance=_provenance(settings, origin, dtype=settings["dtype"]),
-        examples=_golden_examples(job, run, 1.0 if calibration is None else calibration.temperature),
+        thresholds=best.get("thresholds", {}),
     )
+    temperature = 1.0 if calibration is None else calibration.temperature
+    examples = _golden_examples(job, run, temperature, manifest.label_thresholds)
+    manifest = manifest.model_copy(update={"examples": examples})
     images = [name for example in manifest.examples for name in example.images.values()]
     with run.writing(MANIFEST):
         write_manifest(run.path, manifest, files=dict.fromkeys([SIDE_NETWORK, *images]))
@@ -156,8 +170,12 @@ def golden_expectation(answer: Answer) -> dict[str, Any]:
         return {"label": answer.label, "scores": list(answer.scores)}
     if isinstance(answer, VectorAnswer):
         return {"embedding": list(answer.values)}
+    if isinstance(answer, LabelsAnswer):
+        return {"labels": list(answer.labels), "scores": list(answer.scores)}
     if isinstance(answer, SpansAnswer):
         return {"spans": span_records(answer), "outside": list(answer.outside)}
+    if isinstance(answer, RelevanceAnswer):
+        return {"relevance": answer.relevance}
     value = answer_value(answer)
     return {"value": value} if isinstance(value, float) else {"text": value}
 
@@ -188,7 +206,9 @@ def _provenance(settings: Mapping[str, Any], origin: Mapping[str, Any], *, dtype
     }
 
 
-def _golden_examples(job: Job, run: RunFolder, temperature: float) -> tuple[GoldenExample, ...]:
+def _golden_examples(
+    job: Job, run: RunFolder, temperature: float, thresholds: Sequence[float]
+) -> tuple[GoldenExample, ...]:
     """The first few validation rows with the answers of the weights as they stand in the file.
 
     Fewer where they are so long that together they would exceed what a server replays, or their images so large. With
@@ -201,7 +221,7 @@ def _golden_examples(job: Job, run: RunFolder, temperature: float) -> tuple[Gold
     if not rows:
         return ()
     side = load_side(run.side_network, job.backbone.config, device=job.backbone.device, dtype=job.backbone.dtype)
-    answerer = make_answerer(job.spec, side, job.tokenizer, temperature=temperature)
+    answerer = make_answerer(job.spec, side, job.tokenizer, temperature=temperature, thresholds=thresholds)
     model = Model(spec=job.spec, side=side, answerer=answerer)
     encoder = None if job.images is None else job.images.encoder
     read_images = None if encoder is None else partial(encode_bytes, encoder)

@@ -11,7 +11,7 @@ from typing import Any
 from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from training.data import Example, references
-from training.metrics import score
+from training.metrics import LabelScores, score, score_values
 from training.metrics.caption_words import caption_words
 
 Gram = tuple[str, ...]
@@ -37,7 +37,8 @@ class Baseline:
 
 
 def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
-    """The baseline on these examples: their commonest label or text, or the mean of their values.
+    """The baseline on these examples: their commonest label or text, the mean of their values, or the set of labels
+    that scores best.
 
     Of entities, each word is one, of the commonest label. Each reference of a row counts as a text. Metrics of captions
     take the most typical reference. `accuracy_f1` takes the better one of its two labels, since the positive one alone
@@ -47,6 +48,10 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
     if kind.target_is_input:
         return None
     targets = [example.target for example in examples]
+    if kind.has_thresholds:
+        return _best_labels(spec, targets)
+    if kind.ranks:
+        return Baseline("the same score", score_values(spec, [0.0] * len(examples), examples)[spec.metric])
     if kind.has_spans:
         return _of_words(spec, examples)
     if kind.has_range:
@@ -59,6 +64,22 @@ def baseline_of(spec: TaskSpec, examples: Sequence[Example]) -> Baseline | None:
         answers = [Counter(text for target in targets for text in references(target)).most_common(1)[0][0]]
     scored = [Baseline(answer, _score(spec, answer, targets)) for answer in answers]
     return max(scored, key=lambda baseline: baseline.score)
+
+
+def _best_labels(spec: TaskSpec, targets: Sequence[frozenset[str]]) -> Baseline:
+    """The labels in order of their number of rows, as many as score best. Equal scores for all rows rank nothing."""
+    counts = Counter(label for target in targets for label in target)
+    labels = sorted(spec.labels, key=lambda label: -counts[label])
+    if spec.metric == "f1_micro":
+        hits = 0
+        parts: list[float] = []
+        for many, label in enumerate(labels, 1):
+            hits += counts[label]
+            parts.append(2 * hits / ((many * len(targets) + counts.total()) or 1))
+        labels = labels[: parts.index(max(parts)) + 1]
+    answers = [LabelScores(labels, [0.5] * len(spec.labels))] * len(targets)
+    value = score(spec.metric, answers, targets, labels=spec.labels)[spec.metric]
+    return Baseline(", ".join(labels), value)
 
 
 def _of_words(spec: TaskSpec, examples: Sequence[Example]) -> Baseline:

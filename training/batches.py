@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ BUCKET = 32
 
 
 Target = int | float | tuple[int, ...] | None
-"""A label's index, a value, a text's token ids, or tags of the input's tokens, by the task's kind; None where the
+"""A label's index, a value, a text's token ids, the indices of several labels, or tags of the input's tokens, by the
+task's kind; None where the
 target is an input."""
 
 
@@ -163,17 +165,19 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
         Text: (B, T) token ids, padded with IGNORED.
         Token classification: (B, T) tags, IGNORED but for each word's first token.
         Embedding: (2B,), a number for each distinct input, in the order of `input_indices`.
+        Ranking: (B,) float32, the relevances.
+        Multilabel: (B, K) float32, 1 for the labels that are right, else 0.
     """
-    return TARGETS[spec.kind].stack(rows, device)
+    return TARGETS[spec.kind].stack(spec, rows, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetKind:
     """What becomes of the targets of a kind of task."""
 
-    encode: Callable[[TaskSpec, Tokenizer, Sequence[str | float]], Sequence[Target]]
+    encode: Callable[[TaskSpec, Tokenizer, Sequence[Any]], Sequence[Target]]
     """Examples' targets to those of TokenizedRow, in the same order."""
-    stack: Callable[[Sequence[TokenizedRow], torch.device], Tensor]
+    stack: Callable[[TaskSpec, Sequence[TokenizedRow], torch.device], Tensor]
     """A batch's rows to the tensor that `target_tensor` describes."""
 
 
@@ -190,24 +194,39 @@ def _encode_texts(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | 
     return [tuple(ids) for ids in tokenizer.encode_targets([str(target) for target in targets], spec.max_new_tokens)]
 
 
+def _encode_label_sets(
+    spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[frozenset[str]]
+) -> list[tuple[int, ...]]:
+    index = {label: number for number, label in enumerate(spec.labels)}
+    return [tuple(sorted(index[label] for label in target)) for target in targets]
+
+
 def _encode_none(spec: TaskSpec, tokenizer: Tokenizer, targets: Sequence[str | float]) -> list[None]:
     return [None] * len(targets)
 
 
-def _stack_labels(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+def _stack_labels(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
     return torch.tensor([row.target for row in rows], dtype=torch.long, device=device)
 
 
-def _stack_values(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+def _stack_values(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
     return torch.tensor([row.target for row in rows], dtype=torch.float32, device=device)
 
 
-def _stack_texts(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+def _stack_texts(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
     tokens = [torch.tensor(row.target) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=IGNORED).to(device)
 
 
-def _stack_pairs(rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+def _stack_label_sets(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
+    flags = torch.zeros(len(rows), len(spec.labels))
+    for index, row in enumerate(rows):
+        assert isinstance(row.target, tuple)
+        flags[index, list(row.target)] = 1
+    return flags.to(device)
+
+
+def _stack_pairs(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.device) -> Tensor:
     inputs = [ids for part in zip(*(row.inputs for row in rows), strict=True) for ids in part]
     distinct = {ids: number for number, ids in enumerate(dict.fromkeys(inputs))}
     return torch.tensor([distinct[ids] for ids in inputs], device=device)
@@ -218,6 +237,8 @@ TARGETS: Mapping[str, TargetKind] = {
     "regression": TargetKind(encode=_encode_values, stack=_stack_values),
     "text": TargetKind(encode=_encode_texts, stack=_stack_texts),
     "embedding": TargetKind(encode=_encode_none, stack=_stack_pairs),
+    "multilabel": TargetKind(encode=_encode_label_sets, stack=_stack_label_sets),
+    "ranking": TargetKind(encode=_encode_values, stack=_stack_values),
     "token_classification": TargetKind(encode=_encode_none, stack=_stack_texts),  # tags come with their tokens
 }
 """By kind of task."""

@@ -11,6 +11,11 @@ by its id, in a column named as the field (`image`) or with `_id` after it (`ima
 - regression: a finite number (in text too), inside the spec's low and high.
 - text: any text that is not empty, or a list of them (in .jsonl and Parquet): references, each of which is right.
 - embedding: a text that means the same; it may hold what the template's field may hold.
+- multilabel: a list of labels, which may be empty. In .csv and .tsv it is a JSON list (`["a", "b"]`), one label's text,
+  or nothing. Integers are positions with `label_index`, or with the names of a Parquet file's column of class labels.
+  Without either, a list of as many 0s and 1s as there are labels has a 1 for each label that is right, as `datasets`
+  writes them; so has a list of booleans or of 0.0s and 1.0s in any file.
+- ranking: a number from 0 (not relevant) to 1 (relevant). Each row is a query with one of its passages.
 - token_classification: spans of the text, each with a label. Rows may have tokens and their tags instead of the field
   and the target; see `training.tagging.entities`.
 
@@ -32,7 +37,8 @@ from side_registry.task import TaskSpec
 from side_registry.task_kinds import KINDS
 from side_registry.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
-from training.errors import DataError, Misfit, RecipeError
+from training.errors import JSON_NAMES, DataError, Misfit, RecipeError, shown
+from training.label_lists import POSITIONS, LabelsReader
 from training.tagging import TAGS, TOKENS, SpanReader, check_spans, is_conll, join_tokens, read_conll
 
 Renames = Mapping[str, str]
@@ -40,9 +46,6 @@ Renames = Mapping[str, str]
 NO_RENAMES: Renames = {}
 ID = "id"
 """The column that identifies a row in predictions."""
-POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"
-
-JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,8 @@ class Example:
     fields: dict[str, str]
     """What the spec's `render` takes, and the ids of its images by their fields."""
     target: Any
-    """A label's text, a value, a text (a tuple where the row gives several), an embedding's other text, or a list of
-    spans, by the task's kind; None where it is not known."""
+    """A label's text, a value, a text (a tuple where the row gives several), an embedding's other text, a frozenset of
+    labels, or a list of spans, by the task's kind; None where it is not known."""
     line: int
     """Line where the row starts in its file, from 1 (Parquet: the row's number)."""
     id: str | int | float | None = field(default=None, compare=False)
@@ -100,6 +103,11 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
     training = [example for index, example in enumerate(whole.examples) if index not in held_out]
     validation = [example for index, example in enumerate(whole.examples) if index in held_out]
     return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
+
+
+def kept_together(spec: TaskSpec) -> tuple[str, ...]:
+    """The fields by which `split` keeps rows together: images, or the query of a ranking; none: all fields."""
+    return spec.fields[:1] if KINDS[spec.kind].ranks else spec.images
 
 
 def known_names(spec: TaskSpec) -> tuple[str, ...]:
@@ -168,9 +176,7 @@ def iter_examples(
         else iter_columns(path, _columns(spec, renames, target), ids)
     )
     for line, row in rows:
-        value = row[target]
-        if names and type(value) is int and 0 <= value < len(names):
-            value = names[value]
+        value = _named(row[target], names)
         try:
             fields = _read_fields(spec, row, renames)
             checked = read_target(value)
@@ -346,6 +352,13 @@ def _class_names(path: str | Path, column: str) -> Sequence[str]:
         return class_names(file, form).get(column, ())
 
 
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """A target, or each of a list of them, with the name of its class in place of its position in `names`."""
+    if names and isinstance(value, list):
+        return [_named(item, names) for item in value]
+    return names[value] if names and type(value) is int and 0 <= value < len(names) else value
+
+
 def _id_column(renames: Renames, is_wanted: bool) -> tuple[str, ...]:
     return (renames.get(ID, ID),) if is_wanted else ()
 
@@ -394,10 +407,10 @@ class _LabelReader:
         label = self._at(int(text)) if is_index else text
         if label not in self._labels:
             hint = "" if self._may_be_indices or not INTEGER.fullmatch(text) else f"; {POSITIONS}"
-            raise Misfit(f"{self._what} is {_shown(text)}, not one of {', '.join(self._labels)}{hint}")
+            raise Misfit(f"{self._what} is {shown(text)}, not one of {', '.join(self._labels)}{hint}")
         if is_index != self._are_indices:
             first = "a label's position" if self._are_indices else "a label's text"
-            raise Misfit(f"{self._what} is {_shown(text)}, but {first} in the rows before; write all as text")
+            raise Misfit(f"{self._what} is {shown(text)}, but {first} in the rows before; write all as text")
         return label
 
     def _at(self, index: int) -> str | None:
@@ -428,7 +441,16 @@ class _ValueReader:
                 raise ValueError
             return float(value)
         except (ValueError, OverflowError):
-            raise Misfit(f"{self._what} is {_shown(str(value))}; give a number") from None
+            raise Misfit(f"{self._what} is {shown(str(value))}; give a number") from None
+
+
+class _RelevanceReader(_ValueReader):
+    """Numbers from 0 to 1."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self._low = 0.0
+        self._high = 1.0
 
 
 class _TextReader:
@@ -474,10 +496,8 @@ READERS: Mapping[str, Callable[[TaskSpec], Callable[[Any], Any]]] = {
     "regression": _ValueReader,
     "text": _TextReader,
     "embedding": _PositiveReader,
+    "multilabel": LabelsReader,
     "token_classification": SpanReader,
+    "ranking": _RelevanceReader,
 }
 """By kind of task: makes the function that checks one value of the target's column."""
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -19,6 +19,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+JSON_NAMES = {type(None): "null", bool: "a boolean", dict: "an object", list: "an array", bytes: "bytes"}
+"""By the type of a value: what a message calls it."""
+
 
 @dataclass(eq=False)
 class TrainingError(Exception):
@@ -122,6 +125,11 @@ class RunError(TrainingError):
 
     reason = "BAD_RUN"
     message = "{self.folder}: {self.why}"
+
+
+def shown(text: str) -> str:
+    """A value as a message quotes it: its beginning, if it is long."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 class Misfit(Exception):

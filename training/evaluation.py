@@ -15,6 +15,8 @@ from ladder import (
     ClassAnswer,
     Generation,
     Images,
+    LabelsAnswer,
+    RelevanceAnswer,
     Row,
     SideNetwork,
     SpansAnswer,
@@ -34,7 +36,7 @@ from side_registry.task_kinds import KINDS
 from training.batches import locate_pairs
 from training.data import Example
 from training.errors import RunError
-from training.metrics import score_values
+from training.metrics import LabelScores, score_values
 from training.metrics.calibration import Fitted, fit_temperature
 from training.tagging import windows_of
 
@@ -59,13 +61,19 @@ class Model:
 
 
 def make_answerer(
-    spec: TaskSpec, side: SideNetwork, tokenizer: Tokenizer, unit: float = 1.0, temperature: float = 1.0
+    spec: TaskSpec,
+    side: SideNetwork,
+    tokenizer: Tokenizer,
+    unit: float = 1.0,
+    temperature: float = 1.0,
+    thresholds: Sequence[float] = (),
 ) -> Answerer:
     """The answerer of `spec`'s kind for the head that `side` has.
 
     Args:
         unit: of a regression's loss: the targets' standard deviation.
         temperature: of a classification's scores.
+        thresholds: of the labels, as `Manifest.label_thresholds`.
     """
     return build_answerer(
         kind=spec.kind,
@@ -78,6 +86,7 @@ def make_answerer(
         unit=unit,
         temperature=temperature,
         generation=Generation(**spec.generation.settings),
+        thresholds=thresholds,
     )
 
 
@@ -100,7 +109,9 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise RunError(artifact.folder, f"trained with another tokenizer than {backbone.name} has; give that backbone")
     side = load_side_of(artifact, backbone)
-    answerer = make_answerer(manifest.spec, side, tokenizer, temperature=manifest.temperature)
+    answerer = make_answerer(
+        manifest.spec, side, tokenizer, temperature=manifest.temperature, thresholds=manifest.label_thresholds
+    )
     return Model(spec=manifest.spec, side=side, answerer=answerer)
 
 
@@ -289,6 +300,10 @@ def answer_value(outcome: Answer) -> Any:
     """An answer without its scores: the label, the value, the text or the vector; or the spans."""
     if isinstance(outcome, SpansAnswer):
         return span_records(outcome)
+    if isinstance(outcome, LabelsAnswer):
+        return LabelScores(outcome.labels, outcome.scores)
+    if isinstance(outcome, RelevanceAnswer):
+        return outcome.relevance
     if isinstance(outcome, ClassAnswer):
         return outcome.label
     if isinstance(outcome, VectorAnswer):

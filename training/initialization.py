@@ -120,8 +120,10 @@ def draw_samples(
     return drawn
 
 
-def target_text(target: str | float) -> str:
-    """A target as the backbone would write it: 3.8 is "3.8", as in the LST authors' targets."""
+def target_text(target: str | float | frozenset[str]) -> str:
+    """A target as the backbone would write it: 3.8 is "3.8", as in the LST authors' targets; labels with commas."""
+    if isinstance(target, frozenset):
+        return ", ".join(sorted(target)) or "none"
     return target if isinstance(target, str) else f"{target:.1f}"
 
 

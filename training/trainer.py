@@ -278,8 +278,9 @@ class Trainer:
         parts: dict[str, dict[str, Any]] = {}
         for task, task_loss, theirs in zip(self.tasks, losses, scores, strict=True):
             baseline = {} if task.baseline is None else {"baseline": task.baseline.score}
+            thresholds = {"thresholds": task.thresholds} if task.thresholds else {}
             fitted = {} if task.calibration is None else {"calibration": asdict(task.calibration)}
-            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline, **fitted}
+            parts[task.job.spec.name] = {"loss": task_loss, **theirs, **baseline, **thresholds, **fitted}
         if len(self.tasks) == 1:
             [told] = scores
             [results] = parts.values()

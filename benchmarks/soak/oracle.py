@@ -16,7 +16,7 @@ import torch
 from benchmarks.harness.models import Loaded
 from benchmarks.soak.load import AnswerValue
 from benchmarks.soak.versions import make_spec
-from ladder import Answer, ClassAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
+from ladder import Answer, ClassAnswer, LabelsAnswer, Row, TextAnswer, ValueAnswer, VectorAnswer, answer
 from ladder.answering import plan, score
 from ladder.backbone import run_backbone
 from side_registry import KINDS, Registry
@@ -80,7 +80,7 @@ def distance(actual: AnswerValue, expected: AnswerValue) -> float:
 
 def _value(answer: Answer | Exception) -> AnswerValue:
     match answer:
-        case ClassAnswer():
+        case ClassAnswer() | LabelsAnswer():
             return answer.scores
         case ValueAnswer():
             return (answer.value,)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ladder.answering.label_trie import LabelTrie
 from ladder.answering.reading import Reading, SingleReading
 from ladder.answering.tagging import IGNORED, TagWords
-from ladder.answers import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, ClassAnswer, LabelsAnswer, RelevanceAnswer, TextAnswer, ValueAnswer, VectorAnswer
 from ladder.backbone.model import Taps
 from ladder.backbone.passes import BackbonePass
 from ladder.backbone.tokenizer import Tokenizer
@@ -197,7 +197,62 @@ class Embed:
         return VectorAnswer(values=tuple(values))
 
 
-Scoring = Classify | Regress | Embed | TagWords
+@dataclass(frozen=True, kw_only=True)
+class ChooseLabels:
+    """Any number of the labels, from a linear or mlp head with an output for each: the sigmoid of it is the score."""
+
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...] = ()
+    """For each label, the score from which it is part of an answer; empty: 0.5 for all."""
+
+    def logits(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B, K) in float32."""
+        return SingleReading(backbone_pass, side).outputs().float()
+
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean binary cross entropy over rows and labels; `targets` (B, K) are 1 for labels that are right, else 0."""
+        return F.binary_cross_entropy_with_logits(self.logits(backbone_pass, side), targets)
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite."""
+        return [self._row(row) for row in reading.outputs().float().sigmoid().tolist()]
+
+    def choose(self, scores: Sequence[float]) -> LabelsAnswer:
+        """Make the answer of the scores of all labels."""
+        thresholds = self.thresholds or (0.5,) * len(self.labels)
+        chosen = [index for index, score in enumerate(scores) if score >= thresholds[index]]
+        chosen.sort(key=lambda index: -scores[index])
+        return LabelsAnswer(labels=tuple(self.labels[index] for index in chosen), scores=tuple(scores))
+
+    def _row(self, scores: list[float]) -> Answer | Exception:
+        if not all(score == score for score in scores):  # NaN
+            return NotFiniteError("the side network's scores are not finite numbers")
+        return self.choose(scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """The relevance of a passage for a query, from a linear or mlp head with one output: the sigmoid of it."""
+
+    def logits(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
+        """(B,) in float32."""
+        return SingleReading(backbone_pass, side).outputs().float()[:, 0]
+
+    def loss(self, backbone_pass: BackbonePass, side: SideNetwork, targets: Tensor) -> Tensor:
+        """Mean binary cross entropy; `targets` (B,) are relevances, 0 to 1."""
+        return F.binary_cross_entropy_with_logits(self.logits(backbone_pass, side), targets)
+
+    def answers(self, reading: Reading) -> list[Answer | Exception]:
+        """Answer each input; an exception in place of one that is not finite."""
+        return [
+            RelevanceAnswer(relevance=score)
+            if score == score
+            else NotFiniteError("the side network's score is not a finite number")
+            for [score] in reading.outputs().float().sigmoid().tolist()
+        ]
+
+
+Scoring = Classify | Regress | Embed | ChooseLabels | TagWords | Rank
 """Answerers that make no text."""
 Answerer = Scoring | Generate
 
@@ -207,7 +262,9 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "regression": ("linear", "mlp"),
     "text": ("text",),
     "embedding": ("linear", "mlp"),
+    "multilabel": ("linear", "mlp"),
     "token_classification": ("linear",),
+    "ranking": ("linear", "mlp"),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
 which this package does not import."""
@@ -225,8 +282,10 @@ def build_answerer(
     unit: float = 1.0,
     temperature: float = 1.0,
     generation: Generation | None = None,
+    thresholds: Sequence[float] = (),
 ) -> Answerer:
-    """Build the answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network.
+    """Build the answerer of a task: `kind`, `labels`, range and length as in its spec, `head` as in its side network,
+    `thresholds` as in its manifest.
 
     Args:
         unit: of a regression's loss.
@@ -250,7 +309,11 @@ def build_answerer(
             return Generate(max_new_tokens=max_new_tokens, decode=tokenizer.decode, generation=how)
         case "embedding":
             return Embed()
+        case "multilabel":
+            return ChooseLabels(labels=tuple(labels), thresholds=tuple(thresholds))
         case "token_classification":
             return TagWords(labels=tuple(labels))
+        case "ranking":
+            return Rank()
         case _:
             raise LabelError(f"{kind!r} is not a kind of task; use {', '.join(HEADS)}")

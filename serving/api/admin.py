@@ -16,11 +16,12 @@ from serving.api.admin_messages import read_route, write_awaited, write_comparis
 from serving.api.call_context import CallContext
 from serving.api.drain import Drain
 from serving.errors import InvalidInput
+from serving.metrics import Answered
 from serving.rollout import Compared, Comparisons
 from serving.versions import PoolState, Presence, SidePool
 from side_registry import Published, Registry
 from side_registry.decisions import checked_route
-from side_registry.errors import ArtifactError, RouteChanged
+from side_registry.errors import ArtifactError, RegistryError, RouteChanged
 from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, need_side_network, parse_manifest
 from side_registry.route import Route
 from side_registry.servers import Announced
@@ -116,6 +117,8 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         max_upload_bytes: of one published run's files together.
         comparisons: of the routes' versions.
         presence: this server's own.
+        device: where this server's versions are.
+        answered: what a version (task, version) has answered here.
     """
 
     def __init__(
@@ -128,6 +131,8 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         max_upload_bytes: int,
         comparisons: Comparisons,
         presence: Presence,
+        device: str = "cpu",
+        answered: Callable[[str, int], Answered] = lambda task, version: Answered(),
     ) -> None:
         self._pool = pool
         self._registry = registry
@@ -136,6 +141,8 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         self._max_upload_bytes = max_upload_bytes
         self._comparisons = comparisons
         self._presence = presence
+        self._device = device
+        self._answered = answered
         self._servers: asyncio.Task[list[Announced]] | None = None
         """The newest read of the servers that the registry knows."""
         self._servers_read_at = 0.0
@@ -212,8 +219,11 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
         """List the registry's commits, oldest first."""
         if request.limit < 0:
             raise InvalidInput("limit", f"must be at least 0, got {request.limit}")
-        commits = await asyncio.to_thread(self._registry.history, request.task or None, request.limit)
-        return pb.HistoryResponse(commits=[messages.write_commit(commit, request.task) for commit in commits])
+        task, group = request.task, request.group
+        if task and group:
+            raise InvalidInput("group", "is given with task; give one of the two")
+        commits = await asyncio.to_thread(self._registry.history, task or None, request.limit, group=group or None)
+        return pb.HistoryResponse(commits=[messages.write_commit(commit, task, group) for commit in commits])
 
     async def GetComparison(self, request: pb.GetComparisonRequest, context: CallContext) -> pb.GetComparisonResponse:
         """Answer how the versions of an alias's route compare on this server."""
@@ -260,6 +270,45 @@ class AdminServicer(sidecast_pb2_grpc.AdminServicer):
 
     def _note_read(self, _: object) -> None:
         self._servers_read_at = time.monotonic()
+
+    async def SetGroup(self, request: pb.SetGroupRequest, context: ServicerContext) -> pb.SetGroupResponse:
+        """Give a group its tasks, or make it."""
+        members = [messages.read_member(task) for task in request.tasks]
+        change = messages.read_change(request.change)
+        changed = await self._change(self._registry.set_group, request.group, members, **change)
+        return messages.write_group_change(pb.SetGroupResponse, changed)
+
+    async def RollbackGroup(
+        self, request: pb.RollbackGroupRequest, context: ServicerContext
+    ) -> pb.RollbackGroupResponse:
+        """Give a group the tasks of an earlier version."""
+        change = messages.read_change(request.change)
+        changed = await self._change(self._registry.rollback_group, request.group, request.to or None, **change)
+        return messages.write_group_change(pb.RollbackGroupResponse, changed)
+
+    async def DeleteGroup(self, request: pb.DeleteGroupRequest, context: ServicerContext) -> pb.DeleteGroupResponse:
+        """Remove a group."""
+        change = messages.read_change(request.change)
+        generation = await self._change(self._registry.delete_group, request.group, **change)
+        return pb.DeleteGroupResponse(group=request.group, generation=generation)
+
+    async def ListGroups(self, request: pb.ListGroupsRequest, context: CallContext) -> pb.ListGroupsResponse:
+        """Describe every group of the registry."""
+        state = self._pool.snapshot()
+        groups = [messages.write_group(name, group.current) for name, group in sorted(state.groups.items())]
+        return pb.ListGroupsResponse(groups=groups, generations=messages.write_generations(state))
+
+    async def ListResidents(self, request: pb.ListResidentsRequest, context: CallContext) -> pb.ListResidentsResponse:
+        """Tell which versions this server has loaded, and which other servers there are."""
+        state = self._pool.snapshot()
+        if request.task:
+            state.task_state(request.task)
+        residents = [one for key, one in sorted(state.residents.items()) if request.task in ("", key[0])]
+        try:
+            me, *others = await self._followers()
+        except RegistryError:  # out of reach: this server tells of itself
+            me, others = self._presence.now, []
+        return messages.write_residents(me, others, self._device, residents, self._answered)
 
     async def Watch(self, request: pb.WatchRequest, context: ServicerContext) -> AsyncIterator[pb.WatchEvent]:
         """Answer the state, and then every change of it, until the caller or the server leaves."""

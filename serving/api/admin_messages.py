@@ -1,6 +1,6 @@
 """The server's and the registry's records as messages of `sidecast.v1.Admin`, and back. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
@@ -8,18 +8,34 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos import sidecast_pb2 as pb
+from serving.api.native import read_ref, write_ref
+from serving.engine import Resident
 from serving.errors import InvalidInput
+from serving.metrics import Answered
 from serving.rollout import Compared, Disagreement, RolledBack
 from serving.versions import PoolState
-from side_registry import Published
-from side_registry.log import Action, Commit, Publish, Retire, Rollback, SetAlias, SetRoute
+from side_registry import GroupChanged, Published
+from side_registry.groups import GroupVersion
+from side_registry.log import (
+    Action,
+    Commit,
+    DeleteGroup,
+    Publish,
+    Retire,
+    Rollback,
+    RollbackGroup,
+    SetAlias,
+    SetGroup,
+    SetRoute,
+)
 from side_registry.route import Route
 from side_registry.servers import Announced
 from side_registry.state import TaskState, VersionState
-from side_registry.task import PRODUCTION, TaskSpec
+from side_registry.task import PRODUCTION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
 Written = TypeVar("Written", bound=Message)
+GroupResponse = TypeVar("GroupResponse", pb.SetGroupResponse, pb.RollbackGroupResponse)
 
 MAX_ROUTE_VERSIONS = 1000
 
@@ -94,13 +110,38 @@ def _write_decoding(spec: TaskSpec) -> pb.Generation | None:
     return pb.Generation(**settings)
 
 
-def write_commit(commit: Commit, task: str) -> pb.Commit:
-    """A commit of the registry's log, with its actions about `task`; "": with all of them."""
+def read_member(ref: pb.TaskRef) -> str:
+    """A task of a group, as the registry writes it."""
+    return str(read_ref(ref))
+
+
+def write_group(name: str, group: GroupVersion) -> pb.Group:
+    """A group and its tasks."""
+    return pb.Group(group=name, version=group.version, tasks=map(_write_member, group.members))
+
+
+def write_group_change(kind: type[GroupResponse], changed: GroupChanged) -> GroupResponse:
+    """The outcome of a change of a group."""
+    group = pb.Group(group=changed.group, version=changed.version, tasks=map(_write_member, changed.members))
+    return kind(group=group, generation=changed.generation, version_from=changed.version_from)
+
+
+def _write_member(member: str) -> pb.TaskRef:
+    return write_ref(TaskRef.parse(member))
+
+
+def write_commit(commit: Commit, task: str, group: str = "") -> pb.Commit:
+    """A commit of the registry's log, with its actions about `task` or `group`; "" for both: with all of them."""
+    name = task or group
     return pb.Commit(
         generation=commit.generation,
         time=_timestamp(commit.time),
         change=pb.Change(author=commit.author, message=commit.message),
-        actions=[_write_action(action) for action in commit.actions if task in ("", action.task)],
+        actions=[
+            _write_action(action)
+            for action in commit.actions
+            if name == "" or (getattr(action, "group" if group else "task", None) == name)
+        ],
     )
 
 
@@ -158,6 +199,12 @@ def _write_action(action: Action) -> pb.Action:
             return pb.Action(verb=action.type, task=action.task, version=action.version, run_id=action.run_id)
         case Retire():
             return pb.Action(verb=action.type, task=action.task, version=action.version)
+        case SetGroup():
+            return pb.Action(verb=action.type, group=action.group, version=action.version, members=action.members)
+        case RollbackGroup():
+            return pb.Action(verb=action.type, group=action.group, version=action.version_to)
+        case DeleteGroup():
+            return pb.Action(verb=action.type, group=action.group)
         case _:
             return pb.Action(verb=action.type, task=action.task)
 
@@ -237,6 +284,29 @@ def _time(seconds: float) -> Timestamp:
     time = Timestamp()
     time.FromNanoseconds(int(seconds * 1e9))
     return time
+
+
+def write_residents(
+    server: Announced,
+    others: Sequence[Announced],
+    device: str,
+    residents: Sequence[Resident],
+    answered: Callable[[str, int], Answered],
+) -> pb.ListResidentsResponse:
+    """The versions that a server has loaded, with what they answered."""
+    return pb.ListResidentsResponse(
+        server=_write(pb.ServerInfo, server),
+        device=device,
+        residents=[_write_resident(one, answered(one.task, one.version)) for one in residents],
+        others=[_write(pb.ServerInfo, other) for other in others],
+    )
+
+
+def _write_resident(resident: Resident, answered: Answered) -> pb.Resident:
+    message = _write(pb.Resident, resident, since=_time(resident.since), last_asked=None, requests=answered.requests)
+    if answered.at:
+        message.last_asked.CopyFrom(_time(answered.at))
+    return message
 
 
 def write_awaited(generation: int, servers: Sequence[Announced]) -> pb.AwaitGenerationResponse:

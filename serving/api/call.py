@@ -6,7 +6,7 @@ Knows no messages.
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 
@@ -15,7 +15,9 @@ from serving.api.guard import known_caller
 from serving.api.status import code_of
 from serving.errors import InvalidInput
 from serving.metrics import Metrics
+from serving.pipeline import Prediction
 from serving.tracing import current_trace
+from side_registry.task import TaskRef
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""
@@ -72,6 +74,46 @@ def code_name(error: BaseException, deadline: float | None) -> str:
         return code_of(error).name
     is_late = deadline is not None and time.monotonic() >= deadline - CLOCK_SKEW_S
     return (grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED).name
+
+
+class CountedTasks:
+    """What is known of one call about several tasks; its servicer fills it in while the call runs."""
+
+    refs: Sequence[TaskRef] = ()
+    outcomes: Sequence[Prediction | BaseException] = ()
+    """In the order of `refs`."""
+    deadline: float | None = None
+    """time.monotonic() seconds."""
+
+
+@contextlib.contextmanager
+def counting_tasks(metrics: Metrics) -> Iterator[CountedTasks]:
+    """Count the block as one request of each task, with the code of the task's outcome, or of the call's error.
+
+    A call that fails before its tasks are known is one request of no task.
+    """
+    start = time.perf_counter()
+    counted = CountedTasks()
+    try:
+        yield counted
+    except (Exception, asyncio.CancelledError) as error:
+        if not counted.refs:
+            metrics.request(None, None, code_name(error, counted.deadline))
+        if len(counted.outcomes) < len(counted.refs):
+            counted.outcomes = [error] * len(counted.refs)
+        raise
+    finally:
+        seconds = time.perf_counter() - start
+        trace = current_trace.get()
+        for ref, outcome in zip(counted.refs, counted.outcomes, strict=True):
+            version, code, rows = None, "OK", 0
+            if isinstance(outcome, BaseException):
+                code = code_name(outcome, counted.deadline)
+            else:
+                version, rows = outcome.version, len(outcome.answers)
+            metrics.request(ref.task, version, code, seconds, rows)
+            if trace is not None:
+                trace.answered(ref.task, version, code, rows)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,6 +12,8 @@ from serving.api.permissions import RULES, Charges, Rule
 from serving.api.status import code_of
 from serving.errors import AccessError, NotThisPort, PermissionDenied, RateLimited
 from serving.logs import request_id
+from side_registry.errors import UnknownGroup
+from side_registry.groups import GroupVersion
 
 RECHECK_S = 1.0
 """Longest that a stream of events goes on without another look at its caller's token, in seconds."""
@@ -129,22 +131,42 @@ class GuardedCall:
         charges = await self._charges(request)
         if charges is None:
             return
-        tasks = tuple(task for task, _ in charges)
         verb = self._rule.verb_of(request) if self._rule.verb_of else self._verb
+        await self._allow(verb, charges)
+        if self._rule.is_change:
+            self._is_change_begun = True
+            self._tasks = tuple(task for task, _ in charges)
+            if self._access.asks:
+                (request.header if hasattr(request, "header") else request).change.author = self.caller.name
+
+    async def check_group(self, name: str, tasks: Iterable[str] | None, rows: int) -> None:
+        """Check a request that names a group.
+
+        Args:
+            tasks: of the group; None: there is no such group, which only a caller who may ask every task is told.
+            rows: of the request.
+
+        Raises:
+            Unauthenticated, RateLimited.
+            PermissionDenied: it does not name the group's tasks.
+        """
+        try:
+            await self._allow(self._verb, None if tasks is None else tuple((task, rows) for task in tasks))
+        except PermissionDenied as error:
+            raise PermissionDenied(error.caller, f"{self._verb} all tasks of group {name[:80]}", self._verb) from None
+
+    async def _allow(self, verb: str, charges: Charges | None) -> None:
+        """Check a request for these tasks; None: for all that there are."""
+        tasks = None if charges is None else tuple(task for task, _ in charges)
         try:
             if self._rule.is_checked_singly:
                 self.caller = await self._access.authenticate(self._headers)
             self._access.authorize(self.caller, verb, tasks)
-            if self._rule.is_limited:
+            if self._rule.is_limited and charges:
                 self._access.charge(self.caller, self._peer, charges)
         except (AccessError, RateLimited) as error:
-            self._refuse(error, tasks)
+            self._refuse(error, tasks or ())
             raise
-        if self._rule.is_change:
-            self._is_change_begun = True
-            self._tasks = tasks
-            if self._access.asks:
-                (request.header if hasattr(request, "header") else request).change.author = self.caller.name
 
     async def _charges(self, request: Any) -> Charges | None:
         """The request's tasks and their rows. An upload's manifest may be large, so it is read on a thread."""
@@ -200,6 +222,36 @@ async def check_request(request: Any) -> None:
     call = _call.get()
     if call is not None:
         await call.check(request)
+
+
+async def checked_group(find: Callable[[str], GroupVersion], name: str, rows: int = 0) -> GroupVersion:
+    """The tasks of a group that the call which is being answered names: its caller needs the verb for each of them.
+
+    The rules of the table check no call that names a group, since only the servicer knows its tasks.
+
+    Args:
+        find: gives a group, or raises UnknownGroup.
+        rows: of the request.
+
+    Raises:
+        UnknownGroup, Unauthenticated, PermissionDenied, RateLimited.
+    """
+    call = _call.get()
+    try:
+        group = find(name)
+    except UnknownGroup:
+        if call is not None:
+            await call.check_group(name, None, rows)
+        raise
+    if call is not None:
+        await call.check_group(name, (ref.task for ref in group.refs), rows)
+    return group
+
+
+def may_read(task: str) -> bool:
+    """Whether who makes the call that is being answered may see a task."""
+    call = _call.get()
+    return call is None or call.caller.scopes.allow(READ, task)
 
 
 def known_caller() -> Caller | None:

@@ -1,23 +1,34 @@
-"""The servicer of `sidecast.v1.Sidecast`: Predict, PredictTasks and Generate.
+"""The servicer of `sidecast.v1.Sidecast`: Predict, PredictTasks, Rank and Generate.
 
 Turns messages into requests of the service, and its answers into messages. Errors are raised: the interceptor makes
 statuses of them.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 from grpc.aio import ServicerContext
 
-from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
-from serving.api.call import CallContext, Tenants, code_name, counting, deadline_of
+from serving.api.call import CallContext, Tenants, counting, counting_tasks, deadline_of
+from serving.api.guard import checked_group
 from serving.api.status import status_of
 from serving.engine import Piece
-from serving.errors import InvalidInput, RequestError
+from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.pipeline import (
     DecodingOverrides,
@@ -31,14 +42,28 @@ from serving.pipeline import (
     RequestOptions,
     Target,
 )
-from serving.tracing import current_trace
 from side_registry.task import TaskRef
+from side_registry.task_kinds import KINDS
 
 PAUSE_ROWS = 256
 """Rows of a message that are read, or numbers of an answer that are written, before other calls go on."""
 SHOWN_NAME = 80
 """Characters of a row's name in an error."""
 GIVE_ONE = "give exactly one of fields, text and prompt"
+RANKINGS = tuple(kind.name for kind in KINDS.values() if kind.ranks)
+"""Kinds of task that Rank asks."""
+ROW_FIELD = re.compile(r"rows\[(\d+)\]\.(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredTasks:
+    """What many tasks answer."""
+
+    refs: Sequence[TaskRef]
+    outcomes: Sequence[Prediction | Refused]
+    """In the order of `refs`; the fault of a task stands in its place."""
+    group_version: int
+    """Of the group that named the tasks; 0: there was none."""
 
 
 class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
@@ -56,9 +81,10 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
         return response
 
     async def PredictTasks(self, request: pb.PredictTasksRequest, context: ServicerContext) -> pb.PredictTasksResponse:
-        """Answer the same rows for many tasks; the fault of a task stands in its place."""
-        response = pb.PredictTasksResponse()
-        for task, outcome in zip(request.tasks, await self.predict_tasks(request, context), strict=True):
+        """Answer the same rows for many tasks, or for those of a group; the fault of a task stands in its place."""
+        answered = await self.predict_tasks(request, context)
+        response = pb.PredictTasksResponse(group_version=answered.group_version)
+        for task, outcome in zip(request.tasks or map(write_ref, answered.refs), answered.outcomes, strict=True):
             result = response.results.add(task=task)
             if isinstance(outcome, Exception):
                 result.error.CopyFrom(status_of(outcome))
@@ -74,11 +100,62 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             async for event in events:
                 yield _write_event(event)
 
-    async def predict(self, request: pb.PredictRequest, context: CallContext, kind: str = "") -> Prediction:
+    async def Rank(self, request: pb.RankRequest, context: ServicerContext) -> pb.RankResponse:
+        """Score passages for a query and sort them."""
+        prediction = await self.rank(request, context)
+        response = pb.RankResponse(
+            task=prediction.task,
+            version=prediction.version,
+            generation=prediction.generation,
+            alias=prediction.alias or "",
+        )
+        for index in ranked(prediction)[: request.top or None]:
+            score = relevance(prediction.answers[index])
+            response.results.add(index=index, score=score, truncated=prediction.truncated[index])
+        return response
+
+    async def rank(self, request: pb.RankRequest, context: CallContext) -> Prediction:
+        """Score passages for a query, for any protocol; the answers are in the passages' order.
+
+        Raises:
+            what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
+        """
+        with counting(self._metrics, request.task) as counted:
+            self._service.check_counts(1, len(request.passages))
+            if request.top < 0:
+                raise InvalidInput("top", f"must be at least 0, got {request.top}")
+            if not request.passages:
+                raise InvalidInput("passages", "there are none; send at least one")
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            target = await self._service.find(read_ref(request), options)
+            _check_kind(target, RANKINGS)
+            query, passage = target.resident.spec.fields
+            rows = [{query: request.query, passage: text} for text in request.passages]
+            size = target.resident.spec.max_rows
+            parts: list[Prediction] = []
+            for start in range(0, len(rows), size):
+                part = PredictRequest(targets=(target,), rows=rows[start : start + size], options=options)
+                try:
+                    parts.append(await self._service.predict(part))
+                except InvalidInput as error:
+                    raise _of_passages(error, start, query) from None
+            counted.version = parts[0].version
+            counted.rows = len(rows)
+            return replace(
+                parts[0],
+                answers=tuple(answer for part in parts for answer in part.answers),
+                truncated=tuple(cut for part in parts for cut in part.truncated),
+                input_tokens=sum(part.input_tokens for part in parts),
+            )
+
+    async def predict(
+        self, request: pb.PredictRequest, context: CallContext, kinds: Collection[str] = ()
+    ) -> Prediction:
         """Answer rows of one task, for any protocol.
 
         Args:
-            kind: of task that may be asked; "": any.
+            kinds: of task that may be asked; empty: any.
 
         Raises:
             what `PredictService.predict` raises, and InvalidInput: the task is of another kind.
@@ -88,36 +165,32 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
             options = self._options(request, context)
             counted.deadline = options.deadline
             target = await self._service.find(read_ref(request), options)
-            _check_kind(target, kind)
+            _check_kind(target, kinds)
             asked = PredictRequest(targets=(target,), rows=await read_rows(request.rows), options=options)
             prediction = await self._service.predict(asked)
             counted.version = prediction.version
             counted.rows = len(prediction.answers)
             return prediction
 
-    async def predict_tasks(
-        self, request: pb.PredictTasksRequest, context: CallContext
-    ) -> Sequence[Prediction | Refused]:
-        """Answer the same rows for many tasks, for any protocol; the fault of a task stands in its place."""
-        start = time.perf_counter()
-        try:
-            self._service.check_counts(len(request.tasks), len(request.rows))
-        except RequestError as error:
-            self._metrics.request(None, None, code_name(error, None))
-            raise
-        refs = [read_ref(task) for task in request.tasks]
-        deadline = None
-        try:
+    async def predict_tasks(self, request: pb.PredictTasksRequest, context: CallContext) -> AnsweredTasks:
+        """Answer the same rows for many tasks, or for those of a group, for any protocol."""
+        with counting_tasks(self._metrics) as counted:
+            if request.group and request.tasks:
+                raise InvalidInput("group", "is given with tasks; give one of the two")
+            version = 0
+            refs: Sequence[TaskRef] = [read_ref(task) for task in request.tasks]
+            if request.group:
+                group = await checked_group(self._service.group, request.group, len(request.rows))
+                refs = group.refs
+                version = group.version
+            self._service.check_counts(len(refs), len(request.rows))
+            counted.refs = refs
             options = self._options(request, context)
-            deadline = options.deadline
+            counted.deadline = options.deadline
             targets = await self._service.find_tasks(refs, options)
             asked = PredictRequest(targets=targets, rows=await read_rows(request.rows), options=options)
-            outcomes = await self._service.predict_tasks(asked)
-        except (Exception, asyncio.CancelledError) as error:
-            self._count(refs, [error] * len(refs), start, deadline)
-            raise
-        self._count(refs, outcomes, start, deadline)
-        return outcomes
+            counted.outcomes = outcomes = await self._service.predict_tasks(asked)
+        return AnsweredTasks(refs, outcomes, version)
 
     async def generate(
         self, request: pb.GenerateRequest, context: CallContext
@@ -136,42 +209,59 @@ class NativeServicer(sidecast_pb2_grpc.SidecastServicer):
                     yield event
 
     def _options(
-        self, request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest, context: CallContext
+        self,
+        request: pb.PredictRequest | pb.PredictTasksRequest | pb.RankRequest | pb.GenerateRequest,
+        context: CallContext,
     ) -> RequestOptions:
+        none = pb.Generation()
         return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
-            decoding=read_generation(request.generation),
+            decoding=read_generation(none if isinstance(request, pb.RankRequest) else request.generation),
             priority=request.priority,
             tenant=self._tenants.of(context),
             route_key=request.route_key,
             times=getattr(context, "times", None),
         )
 
-    def _count(
-        self,
-        refs: Sequence[TaskRef],
-        outcomes: Sequence[Prediction | BaseException],
-        start: float,
-        deadline: float | None,
-    ) -> None:
-        seconds = time.perf_counter() - start
-        trace = current_trace.get()
-        for ref, outcome in zip(refs, outcomes, strict=True):
-            version, code, rows = None, "OK", 0
-            if isinstance(outcome, BaseException):
-                code = code_name(outcome, deadline)
-            else:
-                version, rows = outcome.version, len(outcome.answers)
-            self._metrics.request(ref.task, version, code, seconds, rows)
-            if trace is not None:
-                trace.answered(ref.task, version, code, rows)
+
+def _of_passages(error: InvalidInput, start: int, query: str) -> InvalidInput:
+    """The error with the names of a RankRequest: `passages[3]` for `rows[3].passage`.
+
+    Args:
+        start: index of the first of the rows.
+        query: the field of the query.
+    """
+    found = ROW_FIELD.fullmatch(error.field)
+    if found is None:
+        return error
+    index, field = found.groups()
+    return InvalidInput("query" if field == query else f"passages[{start + int(index)}]", error.why)
 
 
-def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest) -> TaskRef:
+def relevance(answer: Answer) -> float:
+    """The score of a ranking's answer."""
+    assert isinstance(answer, RelevanceAnswer)
+    return answer.relevance
+
+
+def ranked(prediction: Prediction) -> list[int]:
+    """Indices of the passages, highest score first; of equal scores in the request's order."""
+    scores = [relevance(answer) for answer in prediction.answers]
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+
+def read_ref(message: pb.TaskRef | pb.PredictRequest | pb.GenerateRequest | pb.RankRequest) -> TaskRef:
     """The task that a message names. An empty alias is none."""
     if message.HasField("version"):
         return TaskRef(message.task, version=message.version)
     return TaskRef(message.task, alias=message.alias or None)
+
+
+def write_ref(ref: TaskRef) -> pb.TaskRef:
+    """A task's reference as a message."""
+    if ref.version is not None:
+        return pb.TaskRef(task=ref.task, version=ref.version)
+    return pb.TaskRef(task=ref.task, alias=ref.alias) if ref.alias else pb.TaskRef(task=ref.task)
 
 
 async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
@@ -184,10 +274,11 @@ async def read_rows(rows: Sequence[pb.Row]) -> list[InputRow]:
     return inputs
 
 
-def _check_kind(target: Target, kind: str) -> None:
+def _check_kind(target: Target, kinds: Collection[str]) -> None:
     spec = target.resident.spec
-    if kind and spec.kind != kind:
-        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {kind} are answered here")
+    if kinds and spec.kind not in kinds:
+        able = " or ".join(kinds)
+        raise InvalidInput("task", f"{spec.name!r} is {spec.kind}, only tasks of kind {able} are answered here")
 
 
 def _read_row(row: pb.Row, where: str) -> InputRow:
@@ -214,7 +305,9 @@ def read_generation(message: pb.Generation) -> DecodingOverrides:
     return DecodingOverrides({field.name: value for field, value in message.ListFields()})
 
 
-def _timeout(request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest) -> float | None:
+def _timeout(
+    request: pb.PredictRequest | pb.PredictTasksRequest | pb.RankRequest | pb.GenerateRequest,
+) -> float | None:
     """Seconds."""
     if not request.HasField("timeout"):
         return None
@@ -273,6 +366,11 @@ def _write_answer(message: pb.Answer, answer: Answer) -> None:
             message.text.text = answer.text
         case VectorAnswer():
             message.embedding.values.extend(answer.values)
+        case LabelsAnswer():
+            message.multilabel.labels.extend(answer.labels)
+            message.multilabel.scores.extend(answer.scores)
+        case RelevanceAnswer():
+            message.ranking.relevance = answer.relevance
         case SpansAnswer():
             message.token_classification.SetInParent()
             for span in answer.spans:

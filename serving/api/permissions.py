@@ -24,8 +24,8 @@ class Rule:
     verb: str | None
     """None: it is open to everybody."""
     tasks: Callable[[Any], Charges | None] = lambda request: ()
-    """The tasks of a request; (): it names none, so a caller needs the verb for any task; None: nothing to check, as in
-    later messages of an upload."""
+    """The tasks of a request; (): it names none, so a caller needs the verb for any task; None: nothing to check here,
+    as in later messages of an upload, or where the servicer calls `checked_group`."""
     verb_of: Callable[[Any], str] | None = None
     """The verb of one request, where it depends on what is asked."""
     hide: Callable[[Any, MayRead], None] | None = None
@@ -53,7 +53,7 @@ def _must_name(field: str) -> Callable[[Any], Charges]:
     return lambda request: ((getattr(request, field), 0),)
 
 
-def _infer_rows(request: Any) -> int:
+def infer_rows(request: Any) -> int:
     """As the tensors say; whether they tell the truth is checked when they are read."""
     return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
 
@@ -95,15 +95,50 @@ def _comparison_verb(request: Any) -> str:
     return ADMIN if request.disagreements else READ
 
 
+EVERY_TASK: Charges = (("", 0),)
+"""No scope but that of all tasks allows it."""
+GROUP = "group/"
+"""What the names of models that are groups begin with."""
+
+
+def _model(field: str, rows: Callable[[Any], int] = lambda request: 0) -> Callable[[Any], Charges | None]:
+    """The task that is the model in a field; None for a group."""
+
+    def tasks(request: Any) -> Charges | None:
+        name = getattr(request, field)
+        return None if name.startswith(GROUP) else ((name, rows(request)),)
+
+    return tasks
+
+
+def _asked(request: Any) -> Charges | None:
+    """The tasks of PredictTasks; None for those of a group."""
+    if request.group:
+        return None
+    return tuple((ref.task, len(request.rows)) for ref in request.tasks)
+
+
+def _hide_groups(response: Any, may_read: MayRead) -> None:
+    """Keep the groups all of whose tasks the caller may read."""
+    kept = [group for group in response.groups if all(may_read(ref.task) for ref in group.tasks)]
+    kept = [type(group).FromString(group.SerializeToString()) for group in kept]  # they die with the list
+    del response.groups[:]
+    response.groups.extend(kept)
+
+
+def _hide_models(response: Any, may_read: MayRead) -> None:
+    """Keep the tasks that the caller may read; the servicer lists only groups that it may."""
+    _hide_in("models", "name")(response, lambda name: name.startswith(GROUP) or may_read(name))
+
+
 OPEN = Rule(verb=None)
 KNOWN = Rule(verb=READ)
 """Any caller with a scope."""
 
 _NATIVE = {
     "Predict": Rule(verb=PREDICT, tasks=lambda r: ((r.task, len(r.rows)),), is_limited=True),
-    "PredictTasks": Rule(
-        verb=PREDICT, tasks=lambda r: tuple((ref.task, len(r.rows)) for ref in r.tasks), is_limited=True
-    ),
+    "PredictTasks": Rule(verb=PREDICT, tasks=_asked, is_limited=True),
+    "Rank": Rule(verb=PREDICT, tasks=lambda r: ((r.task, len(r.passages)),), is_limited=True),
     "Generate": Rule(verb=PREDICT, tasks=lambda r: ((r.task, 1),), is_limited=True),
 }
 _ADMIN = {
@@ -117,24 +152,29 @@ _ADMIN = {
     "GetComparison": Rule(verb=READ, verb_of=_comparison_verb, tasks=_must_name("task")),
     "AwaitGeneration": KNOWN,
     "Watch": Rule(verb=READ, hide=_hide_in("changed", "task")),
+    "SetGroup": Rule(verb=PUBLISH, tasks=lambda r: EVERY_TASK, is_change=True),
+    "RollbackGroup": Rule(verb=PUBLISH, tasks=lambda r: EVERY_TASK, is_change=True),
+    "DeleteGroup": Rule(verb=PUBLISH, tasks=lambda r: EVERY_TASK, is_change=True),
+    "ListGroups": Rule(verb=READ, hide=_hide_groups),
+    "ListResidents": Rule(verb=READ, tasks=_named("task"), hide=_hide_in("residents", "task")),
 }
 _OPEN_INFERENCE = {
     "ServerLive": OPEN,
     "ServerReady": OPEN,
     "ServerMetadata": KNOWN,
-    "ModelReady": Rule(verb=READ, tasks=_must_name("name")),
-    "ModelMetadata": Rule(verb=READ, tasks=_must_name("name")),
-    "ModelConfig": Rule(verb=READ, tasks=_must_name("name")),
+    "ModelReady": Rule(verb=READ, tasks=_model("name")),
+    "ModelMetadata": Rule(verb=READ, tasks=_model("name")),
+    "ModelConfig": Rule(verb=READ, tasks=_model("name")),
     "ModelStatistics": Rule(verb=READ, tasks=_named("name"), hide=_hide_in("model_stats", "name")),
-    "ModelInfer": Rule(verb=PREDICT, tasks=lambda r: ((r.model_name, _infer_rows(r)),), is_limited=True),
+    "ModelInfer": Rule(verb=PREDICT, tasks=_model("model_name", infer_rows), is_limited=True),
     "ModelStreamInfer": Rule(
         verb=PREDICT,
-        tasks=lambda r: ((r.model_name, _infer_rows(r)),),
+        tasks=_model("model_name", infer_rows),
         is_limited=True,
         is_checked_singly=True,
     ),
-    "RepositoryIndex": Rule(verb=READ, hide=_hide_in("models", "name")),
-    "RepositoryModelLoad": Rule(verb=READ, tasks=_must_name("model_name")),
+    "RepositoryIndex": Rule(verb=READ, hide=_hide_models),
+    "RepositoryModelLoad": Rule(verb=READ, tasks=_model("model_name")),
     "RepositoryModelUnload": Rule(verb=ADMIN, tasks=_must_name("model_name")),
 }
 _OTHERS = {

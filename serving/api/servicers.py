@@ -34,12 +34,14 @@ def make_servicers(
     drain: Drain,
     metrics: Metrics,
     config: ServeConfig,
+    device: str = "cpu",
 ) -> Mapping[ServiceDescriptor, Any]:
     """The servicer of each of SERVICES.
 
     Args:
         presence: this server's own.
         wake: makes the server look at the registry now.
+        device: where the versions are.
     """
     tenants = Tenants(config.request.tenant_header)
     admin = AdminServicer(
@@ -50,6 +52,8 @@ def make_servicers(
         max_upload_bytes=config.load.max_side_bytes,
         comparisons=comparisons,
         presence=presence,
+        device=device,
+        answered=metrics.answered,
     )
     return {
         OPEN_INFERENCE: OpenInferenceServicer(service, pool, metrics, drain, tenants),

@@ -26,11 +26,13 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.UnknownTask: StatusCode.NOT_FOUND,
     registry.UnknownVersion: StatusCode.NOT_FOUND,
     registry.UnknownAlias: StatusCode.NOT_FOUND,
+    registry.UnknownGroup: StatusCode.NOT_FOUND,
     serving.RequestError: StatusCode.INVALID_ARGUMENT,
     registry.InvalidName: StatusCode.INVALID_ARGUMENT,
     registry.InvalidSpec: StatusCode.INVALID_ARGUMENT,
     registry.InvalidRow: StatusCode.INVALID_ARGUMENT,
     registry.InvalidRoute: StatusCode.INVALID_ARGUMENT,
+    registry.InvalidGroup: StatusCode.INVALID_ARGUMENT,
     registry.ArtifactError: StatusCode.INVALID_ARGUMENT,
     registry.InvalidSignature: StatusCode.INVALID_ARGUMENT,
     serving.Unauthenticated: StatusCode.UNAUTHENTICATED,
@@ -40,6 +42,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.VersionInUse: StatusCode.FAILED_PRECONDITION,
     registry.NothingToRollBack: StatusCode.FAILED_PRECONDITION,
     registry.RollbackUnclear: StatusCode.FAILED_PRECONDITION,
+    registry.NoEarlierGroup: StatusCode.FAILED_PRECONDITION,
     registry.NotARegistry: StatusCode.FAILED_PRECONDITION,
     registry.SigningFailed: StatusCode.FAILED_PRECONDITION,
     registry.CorruptBlob: StatusCode.FAILED_PRECONDITION,
@@ -113,6 +116,8 @@ def _details(error: BaseException) -> list[Message]:
             details.append(_bad_request(error.what, f"use {error.rule}"))
         case registry.InvalidRoute():
             details.append(_bad_request("route", error.why))
+        case registry.InvalidGroup():
+            details.append(_bad_request("tasks", error.why))
         case (
             serving.Overloaded()
             | serving.TooSlow()

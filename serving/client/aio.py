@@ -14,11 +14,26 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
-from serving.client.arguments import check_timeout, need_work, read_decoding
+from serving.client.arguments import RERANK_ROWS, check_timeout, need_work, read_decoding, split_passages
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
-from serving.client.results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+from serving.client.responses import joined_rankings
+from serving.client.results import (
+    Commit,
+    Event,
+    Group,
+    GroupChanged,
+    Predictions,
+    Promoted,
+    Published,
+    Ranking,
+    Residents,
+    Retired,
+    Rolled,
+    Row,
+    TaskInfo,
+)
 from serving.client.routes import Awaited, Bounds, Comparisons, Route, Routed
 from serving.client.streams import AsyncTextStream
 
@@ -68,6 +83,42 @@ class AsyncClient(_Caller):
         call = await _built(rows, partial(calls.predict_tasks, tasks, rows, timeout, decoding, priority, route_key))
         return await self._do(call, timeout)
 
+    async def predict_group(
+        self,
+        group: str,
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Outcomes:
+        """As `Client.predict_group`."""
+        timeout = self._timeout(timeout)
+        call = await _built(rows, partial(calls.predict_group, group, rows, timeout, decoding, priority, route_key))
+        return await self._do(call, timeout)
+
+    async def rerank(
+        self,
+        task: str,
+        query: str,
+        passages: Sequence[str],
+        *,
+        version: int | None = None,
+        top: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Ranking:
+        """As `Client.rerank`."""
+        timeout = self._timeout(timeout)
+        parts: list[Ranking] = []
+        for part in split_passages(passages):
+            call = calls.rank(task, query, part, version, top or 0, timeout, priority, route_key)
+            parts.append(await self._do(call, timeout))
+            task, version = parts[0].task, parts[0].version
+        return joined_rankings(parts, RERANK_ROWS, top or 0)
+
     def stream(
         self,
         task: str,
@@ -98,9 +149,29 @@ class AsyncClient(_Caller):
         """As `Client.task`."""
         return await self._do(calls.task(name), self._settings.timeout)
 
-    async def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
+    async def history(self, task: str | None = None, *, limit: int = 0, group: str | None = None) -> list[Commit]:
         """As `Client.history`."""
-        return await self._do(calls.history(task, limit), self._settings.timeout)
+        return await self._do(calls.history(task, limit, group), self._settings.timeout)
+
+    async def residents(self, task: str | None = None) -> Residents:
+        """As `Client.residents`."""
+        return await self._do(calls.residents(task), self._settings.timeout)
+
+    async def groups(self) -> list[Group]:
+        """As `Client.groups`."""
+        return await self._do(calls.groups(), self._settings.timeout)
+
+    async def set_group(self, group: str, tasks: Sequence[str], *, message: str = "") -> GroupChanged:
+        """As `Client.set_group`."""
+        return await self._do(calls.set_group(group, tasks, message), self._settings.timeout)
+
+    async def rollback_group(self, group: str, *, to: int | None = None, message: str = "") -> GroupChanged:
+        """As `Client.rollback_group`."""
+        return await self._do(calls.rollback_group(group, to, message), self._settings.timeout)
+
+    async def delete_group(self, group: str, *, message: str = "") -> int:
+        """As `Client.delete_group`."""
+        return await self._do(calls.delete_group(group, message), self._settings.timeout)
 
     async def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
         """As `Client.promote`."""

@@ -14,6 +14,8 @@ from serving.client.images import image_bytes, is_image, needs_work
 from serving.client.results import Prompt, Row
 from serving.client.routes import RATES, Bounds, Route, read_rate, read_shares
 
+RERANK_ROWS = 1000
+"""Most passages of one call."""
 LONGEST_TIMEOUT_S = 1e9
 """Longest timeout of a call, about 31 years. gRPC's clock and the protocol's durations end some time after it."""
 
@@ -92,7 +94,28 @@ def parse_ref(text: str, version: int | None = None, alias: str | None = None) -
     return ref
 
 
-def set_version_or_alias(request: pb.PredictRequest | pb.GenerateRequest | pb.GetTaskRequest, ref: pb.TaskRef) -> None:
+def split_passages(passages: Sequence[str]) -> list[Sequence[str]]:
+    """The passages in parts of at most RERANK_ROWS.
+
+    Raises:
+        InvalidInputError: there is none, or it is one text instead of a list.
+    """
+    if isinstance(passages, str) or not isinstance(passages, Sequence):
+        raise _invalid("passages", f"must be a list of texts, got {_shown(passages)}")
+    if not passages:
+        raise _invalid("passages", "must be at least one text")
+    return [passages[start : start + RERANK_ROWS] for start in range(0, len(passages), RERANK_ROWS)]
+
+
+def check_group(name: str) -> None:
+    """Check that a group's name is a text, and not empty. Raises InvalidInputError."""
+    if not isinstance(name, str) or not name:
+        raise _invalid("group", f"must be the name of a group, got {_shown(name)}")
+
+
+def set_version_or_alias(
+    request: pb.PredictRequest | pb.RankRequest | pb.GenerateRequest | pb.GetTaskRequest, ref: pb.TaskRef
+) -> None:
     """Copy the version or the alias of a reference, where it has one, into a request."""
     if ref.HasField("version"):
         request.version = ref.version
@@ -101,7 +124,7 @@ def set_version_or_alias(request: pb.PredictRequest | pb.GenerateRequest | pb.Ge
 
 
 def set_options(
-    request: pb.PredictRequest | pb.PredictTasksRequest | pb.GenerateRequest,
+    request: pb.PredictRequest | pb.PredictTasksRequest | pb.RankRequest | pb.GenerateRequest,
     timeout: float | None,
     decoding: Mapping[str, Any] | None,
     priority: int,
@@ -122,6 +145,7 @@ def set_options(
     for name, value in (decoding or {}).items():
         is_flag = name == "early_stopping" and isinstance(value, bool)  # on the wire it is a word
         wire_value = str(value).lower() if is_flag else value
+        assert not isinstance(request, pb.RankRequest)
         _set_named(request.generation, name, wire_value, "generation.", "setting")
     set_field(request, "priority", priority)
     set_field(request, "route_key", route_key)

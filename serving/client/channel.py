@@ -26,7 +26,16 @@ LARGEST_MESSAGE_BYTES = 2**31 - 1
 CONNECT_S = 10.0
 """Seconds added to the timeout of a call that waits at the server, for the connection."""
 
-RETRIED = ("Retire", "ListTasks", "GetTask", "History", "GetComparison", "AwaitGeneration")
+RETRIED = (
+    "Retire",
+    "ListTasks",
+    "ListGroups",
+    "ListResidents",
+    "GetTask",
+    "History",
+    "GetComparison",
+    "AwaitGeneration",
+)
 """Methods of Admin that are retried; of Sidecast all are. A call whose answer is lost may have changed the registry: a
 second try of a change, other than a retirement, could undo what somebody else changed in between."""
 

@@ -6,8 +6,8 @@
 Retries: a call that ends with UNAVAILABLE before any answer (no connection, a server that drains or is lost, a version
 that still loads), or with UNKNOWN, which is how a proxy's error page arrives, is tried up to 5 times in all, after
 random pauses of at most 0.1, 0.2, 0.4 and 0.8 s, within its timeout. Calls that must not be done twice are not retried:
-promote, set_route, rollback and publish, which may have succeeded although the answer is lost; nor is watch.
-`retry=False` turns retries off.
+promote, set_route, set_group, delete_group, rollbacks and publish, which may have succeeded although the answer is
+lost; nor is watch. `retry=False` turns retries off.
 
 Needs gRPC and the protos only: no torch, no registry.
 """
@@ -22,11 +22,26 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from serving.client import requests as calls
-from serving.client.arguments import check_timeout, read_decoding
+from serving.client.arguments import RERANK_ROWS, check_timeout, read_decoding, split_passages
 from serving.client.channel import CONNECT_S, READY_POLL_S, Outcomes, Result, _Caller, make_stubs
 from serving.client.errors import UnreachableError
 from serving.client.requests import Call
-from serving.client.results import Commit, Event, Predictions, Promoted, Published, Retired, Rolled, Row, TaskInfo
+from serving.client.responses import joined_rankings
+from serving.client.results import (
+    Commit,
+    Event,
+    Group,
+    GroupChanged,
+    Predictions,
+    Promoted,
+    Published,
+    Ranking,
+    Residents,
+    Retired,
+    Rolled,
+    Row,
+    TaskInfo,
+)
 from serving.client.routes import Awaited, Bounds, Comparisons, Route, Routed
 from serving.client.streams import TextStream
 
@@ -105,6 +120,58 @@ class Client(_Caller):
         decoding = read_decoding(decoding, generation)
         return self._do(calls.predict_tasks(tasks, rows, timeout, decoding, priority, route_key), timeout)
 
+    def predict_group(
+        self,
+        group: str,
+        rows: Sequence[Row],
+        *,
+        timeout: float | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Outcomes:
+        """Answer the same rows for the tasks of a group, as `predict_tasks`.
+
+        Returns:
+            By task, without alias or version: its answers, or the SidecastError with which it failed.
+        Raises:
+            UnknownGroupError: there is no such group.
+            SidecastError: the whole request failed.
+        """
+        timeout = self._timeout(timeout)
+        return self._do(calls.predict_group(group, rows, timeout, decoding, priority, route_key), timeout)
+
+    def rerank(
+        self,
+        task: str,
+        query: str,
+        passages: Sequence[str],
+        *,
+        version: int | None = None,
+        top: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        route_key: str = "",
+    ) -> Ranking:
+        """Sort passages by their relevance for a query, by a task of the kind ranking.
+
+        A long list goes in parts of RERANK_ROWS passages, one after the other, all to the version that answered the
+        first; the timeout is that of each part.
+
+        Args:
+            top: only so many of the best; None: all.
+            timeout, priority, route_key: as of `predict`.
+        Raises:
+            InvalidInputError: the task is of another kind; there is no passage, or one is empty or no text.
+        """
+        timeout = self._timeout(timeout)
+        parts: list[Ranking] = []
+        for part in split_passages(passages):
+            call = calls.rank(task, query, part, version, top or 0, timeout, priority, route_key)
+            parts.append(self._do(call, timeout))
+            task, version = parts[0].task, parts[0].version
+        return joined_rankings(parts, RERANK_ROWS, top or 0)
+
     def stream(
         self,
         task: str,
@@ -138,13 +205,42 @@ class Client(_Caller):
         """One task. Its `spec` is that of the named version: production's, or that of `sst2@canary` or `sst2:7`."""
         return self._do(calls.task(name), self._settings.timeout)
 
-    def history(self, task: str | None = None, *, limit: int = 0) -> list[Commit]:
-        """The registry's commits, or those about one task, oldest first.
+    def history(self, task: str | None = None, *, limit: int = 0, group: str | None = None) -> list[Commit]:
+        """The registry's commits, or those about one task or one group, oldest first.
 
         Args:
             limit: only the newest `limit` commits; 0: all.
         """
-        return self._do(calls.history(task, limit), self._settings.timeout)
+        return self._do(calls.history(task, limit, group), self._settings.timeout)
+
+    def residents(self, task: str | None = None) -> Residents:
+        """The versions that this one server has loaded, of one task or of all: where, how large, since when, and when
+        they last answered. On Ray Serve it is one replica, any of them."""
+        return self._do(calls.residents(task), self._settings.timeout)
+
+    def groups(self) -> list[Group]:
+        """All groups, sorted by name."""
+        return self._do(calls.groups(), self._settings.timeout)
+
+    def set_group(self, group: str, tasks: Sequence[str], *, message: str = "") -> GroupChanged:
+        """Give a group its tasks, or make it. A task with a version (`sst2:7`) stays there until the group changes.
+
+        Raises:
+            InvalidGroupError: no task, or one twice.
+        """
+        return self._do(calls.set_group(group, tasks, message), self._settings.timeout)
+
+    def rollback_group(self, group: str, *, to: int | None = None, message: str = "") -> GroupChanged:
+        """Give a group the tasks that it had in the version before, or in `to`, an earlier one.
+
+        Raises:
+            NoEarlierGroupError: there is no such version, or one of its tasks cannot be used any more.
+        """
+        return self._do(calls.rollback_group(group, to, message), self._settings.timeout)
+
+    def delete_group(self, group: str, *, message: str = "") -> int:
+        """Remove a group; its tasks stay. Returns the registry's generation."""
+        return self._do(calls.delete_group(group, message), self._settings.timeout)
 
     def promote(self, task: str, version: int, *, alias: str | None = None, message: str = "") -> Promoted:
         """Move an alias to a version; None: `production`. Ends the alias's route."""

@@ -1,11 +1,11 @@
 """Errors of a client's call, and how a gRPC status becomes one of them.
 
     SidecastError
-      NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError
+      NotFoundError              UnknownTaskError, UnknownVersionError, UnknownAliasError, UnknownGroupError
       InvalidRequestError        InvalidInputError, TooManyRowsError, InvalidNameError, InvalidRouteError,
-                                 InvalidArtifactError, MessageTooLargeError
+                                 InvalidGroupError, InvalidArtifactError, MessageTooLargeError
       RefusedError               VersionRefusedError, IncompatibleSideError, VersionInUseError,
-                                 NothingToRollBackError, RollbackUnclearError
+                                 NothingToRollBackError, RollbackUnclearError, NoEarlierGroupError
       UnavailableError           UnreachableError, NotLoadedError, DrainingError
       OverloadedError            too much load; try again after `retry_after_s`
       ContendedError             other writers were faster; try again
@@ -106,6 +106,12 @@ class UnknownAliasError(NotFoundError):
     default_reason = "UNKNOWN_ALIAS"
 
 
+class UnknownGroupError(NotFoundError):
+    """There is no such group."""
+
+    default_reason = "UNKNOWN_GROUP"
+
+
 class InvalidRequestError(SidecastError, code=grpc.StatusCode.INVALID_ARGUMENT, reasons=()):
     """Something about the request itself; the same request fails again."""
 
@@ -134,6 +140,12 @@ class InvalidRouteError(InvalidRequestError):
     """A route breaks a rule, or names the alias's main version."""
 
     default_reason = "INVALID_ROUTE"
+
+
+class InvalidGroupError(InvalidRequestError):
+    """A group's list of tasks breaks a rule."""
+
+    default_reason = "INVALID_GROUP"
 
 
 class InvalidArtifactError(InvalidRequestError):
@@ -176,6 +188,12 @@ class NothingToRollBackError(RefusedError):
     """The alias has no earlier version to go back to."""
 
     default_reason = "NOTHING_TO_ROLL_BACK"
+
+
+class NoEarlierGroupError(RefusedError):
+    """The group has no earlier version whose tasks can all be used."""
+
+    default_reason = "NO_EARLIER_GROUP"
 
 
 class RollbackUnclearError(RefusedError):

@@ -20,6 +20,7 @@ from serving.client import results as results
 from serving.client import routes as routes
 from serving.client.arguments import (
     build,
+    check_group,
     check_timeout,
     parse_ref,
     set_field,
@@ -37,10 +38,14 @@ from serving.client.responses import (
     read_commit,
     read_comparisons,
     read_event,
+    read_group,
+    read_group_change,
     read_outcome,
     read_predictions,
     read_promoted,
     read_published,
+    read_ranking,
+    read_residents,
     read_retired,
     read_rolled,
     read_routed,
@@ -105,6 +110,43 @@ def predict_tasks(
     return Call("sidecast", "PredictTasks", request, parse, _affinity(request.rows))
 
 
+def predict_group(
+    group: str,
+    rows: Sequence[results.Row],
+    timeout: float | None,
+    decoding: Mapping[str, Any] | None,
+    priority: int,
+    route_key: str,
+) -> Call[dict[str, results.Predictions | SidecastError]]:
+    """The same rows for the tasks of a group."""
+    check_group(group)
+    request = build(pb.PredictTasksRequest, group=group, rows=write_rows(rows))
+    set_options(request, timeout, decoding, priority, route_key)
+
+    def parse(response: pb.PredictTasksResponse) -> dict[str, results.Predictions | SidecastError]:
+        return {result.task.task: read_outcome(result) for result in response.results}
+
+    return Call("sidecast", "PredictTasks", request, parse, _affinity(request.rows))
+
+
+def rank(
+    task: str,
+    query: str,
+    passages: Sequence[str],
+    version: int | None,
+    top: int,
+    timeout: float | None,
+    priority: int,
+    route_key: str,
+) -> Call[results.Ranking]:
+    """Passages of one query."""
+    ref = parse_ref(task, version)
+    request = build(pb.RankRequest, task=ref.task, query=query, passages=passages, top=top)
+    set_version_or_alias(request, ref)
+    set_options(request, timeout, None, priority, route_key)
+    return Call("sidecast", "Rank", request, read_ranking)
+
+
 def stream(
     task: str,
     row: results.Row,
@@ -140,9 +182,9 @@ def task(name: str) -> Call[results.TaskInfo]:
     return Call("admin", "GetTask", request, lambda response: read_task(response.task))
 
 
-def history(task: str | None, limit: int) -> Call[list[results.Commit]]:
-    """The newest `limit` commits, or all where it is 0; those about one task, or about all."""
-    request = build(pb.HistoryRequest, task=task or "", limit=limit)
+def history(task: str | None, limit: int, group: str | None) -> Call[list[results.Commit]]:
+    """The newest `limit` commits, or all where it is 0; those about one task or group, or about all."""
+    request = build(pb.HistoryRequest, task=task or "", limit=limit, group=group or "")
     return Call("admin", "History", request, lambda response: [read_commit(commit) for commit in response.commits])
 
 
@@ -197,6 +239,42 @@ def retire(task: str, version: int, message: str) -> Call[results.Retired]:
     """Take a version out of service."""
     request = build(pb.RetireRequest, task=task, version=version, change=_change(message))
     return Call("admin", "Retire", request, read_retired)
+
+
+def residents(task: str | None) -> Call[results.Residents]:
+    """The versions that the server has loaded, of one task or of all."""
+    request = build(pb.ListResidentsRequest, task=task or "")
+    return Call("admin", "ListResidents", request, read_residents)
+
+
+def groups() -> Call[list[results.Group]]:
+    """All groups."""
+
+    def parse(response: pb.ListGroupsResponse) -> list[results.Group]:
+        return [read_group(group) for group in response.groups]
+
+    return Call("admin", "ListGroups", pb.ListGroupsRequest(), parse)
+
+
+def set_group(group: str, tasks: Sequence[str], message: str) -> Call[results.GroupChanged]:
+    """Give a group its tasks, or make it."""
+    check_group(group)
+    request = build(pb.SetGroupRequest, group=group, tasks=write_refs(tasks), change=_change(message))
+    return Call("admin", "SetGroup", request, read_group_change)
+
+
+def rollback_group(group: str, to: int | None, message: str) -> Call[results.GroupChanged]:
+    """Give a group the tasks of an earlier version."""
+    check_group(group)
+    request = build(pb.RollbackGroupRequest, group=group, to=to or 0, change=_change(message))
+    return Call("admin", "RollbackGroup", request, read_group_change)
+
+
+def delete_group(group: str, message: str) -> Call[int]:
+    """Remove a group. The result is the generation."""
+    check_group(group)
+    request = build(pb.DeleteGroupRequest, group=group, change=_change(message))
+    return Call("admin", "DeleteGroup", request, lambda response: response.generation)
 
 
 def publish(

@@ -1,7 +1,7 @@
 """A client's results, made from a server's responses. Pure functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC
 from typing import Any, TypeVar
 
@@ -28,11 +28,62 @@ def read_predictions(response: pb.PredictResponse) -> results.Predictions:
     )
 
 
+def read_ranking(response: pb.RankResponse) -> results.Ranking:
+    """The passages in the order of their relevance."""
+    return results.Ranking(
+        task=response.task,
+        version=response.version,
+        generation=response.generation,
+        alias=response.alias or None,
+        passages=tuple(results.RankedPassage(one.index, one.score, one.truncated) for one in response.results),
+    )
+
+
+def joined_rankings(parts: Sequence[results.Ranking], size: int, top: int) -> results.Ranking:
+    """One ranking of the rankings of a list's parts, each but the last of `size` passages; 0 for `top`: all of them."""
+    passages = [replace(one, index=one.index + number * size) for number, part in enumerate(parts) for one in part]
+    passages.sort(key=lambda passage: (-passage.score, passage.index))
+    return replace(parts[0], passages=tuple(passages[: top or None]))
+
+
 def read_outcome(result: pb.PredictTasksResponse.Result) -> results.Predictions | SidecastError:
     """The answers of one of several tasks, or the error with which it failed."""
     if result.WhichOneof("outcome") == "error":
         return from_status(result.error)
     return read_predictions(result.prediction)
+
+
+def read_group(message: pb.Group) -> results.Group:
+    """A group and its tasks."""
+    return results.Group(group=message.group, version=message.version, tasks=_read_members(message.tasks))
+
+
+def read_group_change(response: pb.SetGroupResponse | pb.RollbackGroupResponse) -> results.GroupChanged:
+    """The outcome of a change of a group."""
+    return results.GroupChanged(
+        group=response.group.group,
+        version=response.group.version,
+        tasks=_read_members(response.group.tasks),
+        version_from=response.version_from,
+        generation=response.generation,
+    )
+
+
+def _read_members(tasks: Sequence[pb.TaskRef]) -> tuple[str, ...]:
+    return tuple(
+        f"{ref.task}:{ref.version}" if ref.HasField("version") else f"{ref.task}@{ref.alias}" if ref.alias else ref.task
+        for ref in tasks
+    )
+
+
+def read_residents(response: pb.ListResidentsResponse) -> results.Residents:
+    """The versions that one server has loaded."""
+    return results.Residents(
+        server=_read(routes.ServerInfo, response.server),
+        device=response.device,
+        residents=tuple(_read(results.Resident, resident) for resident in response.residents),
+        others=tuple(_read(routes.ServerInfo, server) for server in response.others),
+    )
 
 
 def read_piece(response: pb.GenerateResponse) -> results.Piece:
@@ -155,6 +206,12 @@ def _read_answer(answer: pb.Answer, labels: Sequence[str]) -> results.Answer:
             return results.Regression(answer.regression.value, answer.truncated)
         case "embedding":
             return results.Embedding(tuple(answer.embedding.values), answer.truncated)
+        case "multilabel":
+            chosen = answer.multilabel
+            scores = dict(zip(labels, chosen.scores, strict=True))
+            return results.MultiLabel(tuple(chosen.labels), scores, answer.truncated)
+        case "ranking":
+            return results.Relevance(answer.ranking.relevance, answer.truncated)
         case "token_classification":
             spans = (_read(results.Span, span) for span in answer.token_classification.spans)
             return results.TokenClassification(tuple(spans), answer.truncated)
@@ -182,6 +239,8 @@ def _read_action(action: pb.Action) -> results.Action:
         alias=action.alias or None,
         route=read_route(action.route) if action.HasField("route") else None,
         run_id=action.run_id or None,
+        group=action.group or None,
+        members=tuple(action.members),
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, overload
 
 from serving.client.images import ImageInput
-from serving.client.routes import Route
+from serving.client.routes import Route, ServerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,18 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class MultiLabel:
+    """An answer of a multilabel task."""
+
+    labels: tuple[str, ...]
+    """The labels whose score reaches their threshold, highest score first; there may be none."""
+    scores: dict[str, float]
+    """Every label's score, 0 to 1, in the task's order. They do not sum to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """An entity in a text. Positions count characters (code points) of the text that was sent, as Python does."""
 
@@ -89,7 +101,52 @@ class TokenClassification:
     """The row's text was longer than all of the windows that the task reads: its end was not read."""
 
 
-Answer = Classification | Regression | Text | Embedding | TokenClassification
+@dataclass(frozen=True, slots=True)
+class Relevance:
+    """An answer of a ranking task: how relevant the passage is for the query."""
+
+    relevance: float
+    """0 to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
+    """A passage in the order of its relevance."""
+
+    index: int
+    """In the list that was sent, from 0."""
+    score: float
+    """0 to 1."""
+    truncated: bool = False
+    """As Classification's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking(Sequence[RankedPassage]):
+    """Passages, highest score first, and the version that scored all of them."""
+
+    task: str
+    version: int
+    generation: int
+    """The registry's generation that the server served."""
+    alias: str | None
+    """The alias that led to the version; None where the version was asked for."""
+    passages: tuple[RankedPassage, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> RankedPassage: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedPassage, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
+        return self.passages[index]
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+
+Answer = Classification | Regression | Text | Embedding | MultiLabel | TokenClassification | Relevance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +207,7 @@ class TaskSpec:
     """A task's spec: its kind, its template and its limits."""
 
     kind: str
-    """classification, regression, text, embedding or token_classification."""
+    """classification, regression, text, embedding, multilabel, token_classification or ranking."""
     template: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]
@@ -214,6 +271,34 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A version that is loaded on one server."""
+
+    task: str
+    version: int
+    bytes: int
+    """Of its weights on the device."""
+    since: datetime | None
+    """When it was loaded."""
+    last_asked: datetime | None
+    """When it last answered a request there; None: it has not since it was loaded."""
+    requests: int
+    """That it answered there since it was loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residents:
+    """The versions that one server has loaded."""
+
+    server: ServerInfo
+    device: str
+    residents: tuple[Resident, ...]
+    """Sorted by task and version."""
+    others: tuple[ServerInfo, ...]
+    """The other servers that follow the registry and are alive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """The outcome of a publish."""
 
@@ -263,14 +348,40 @@ class Action:
     """One action of a commit. Fields that the verb has no use for are None."""
 
     verb: str
-    """publish, set_alias, set_route, rollback, retire or delete_task."""
+    """publish, set_alias, set_route, rollback, retire or delete_task; of a group set_group, rollback_group or
+    delete_group."""
     task: str
+    """Empty where it is about a group."""
     version: int | None
     alias: str | None
     route: Route | None = None
     """Set by set_route."""
     run_id: str | None = None
     """Set by publish: the run that made the version."""
+    group: str | None = None
+    """The group that it is about; `version` is the group's then."""
+    members: tuple[str, ...] = ()
+    """Set by set_group: references of the group's tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A name for several tasks that are asked together."""
+
+    group: str
+    version: int
+    """Of its list of tasks: each change makes the next one."""
+    tasks: tuple[str, ...]
+    """References, in the order in which they are answered: `sst2` follows production, `sst2:7` is that version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChanged(Group):
+    """The outcome of a change of a group."""
+
+    version_from: int
+    """Its version before; 0: there was no such group."""
+    generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

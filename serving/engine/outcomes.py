@@ -4,10 +4,11 @@ import logging
 import math
 from collections.abc import Sequence
 
-from ladder.answers import Answer, ClassAnswer, SpansAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import Answer, SpansAnswer
 from ladder.errors import is_out_of_memory
 from serving.engine.rows import EngineRow, Event, Resident
 from serving.errors import OutOfMemory, SideFailed
+from side_registry.task_kinds import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +21,18 @@ def checked(resident: Resident, outcome: Answer | Exception) -> Answer | Excepti
         failure = SideFailed(resident.task, resident.version, str(outcome) or type(outcome).__name__)
         failure.__cause__ = outcome
         return failure
-    if not _is_finite(outcome):
+    if not _is_finite(outcome, resident.spec.kind):
         return SideFailed(resident.task, resident.version, "its answer is not a finite number")
     return outcome
 
 
-def _is_finite(outcome: Answer) -> bool:
-    if isinstance(outcome, ClassAnswer):
-        return all(map(math.isfinite, outcome.scores))
-    if isinstance(outcome, VectorAnswer):
-        return all(map(math.isfinite, outcome.values))
-    if isinstance(outcome, SpansAnswer):
-        return all(map(math.isfinite, outcome.outside))
-    return not isinstance(outcome, ValueAnswer) or math.isfinite(outcome.value)
+def _is_finite(outcome: Answer, kind: str) -> bool:
+    for column in KINDS[kind].columns:
+        if column.dtype == "float32":
+            value = getattr(outcome, column.attribute)
+            if not all(map(math.isfinite, value if column.is_list else (value,))):
+                return False
+    return not isinstance(outcome, SpansAnswer) or all(map(math.isfinite, outcome.outside))
 
 
 def log_failures(events: Sequence[tuple[EngineRow, Event]]) -> None:

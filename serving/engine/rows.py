@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from side_registry.task import TaskSpec
@@ -42,6 +43,8 @@ class Resident:
     manifest: Manifest
     bytes: int
     """Bytes of its weights on the device."""
+    since: float = field(default_factory=time.time, compare=False)
+    """When it was loaded, in seconds since 1970."""
 
     @property
     def key(self) -> Key:

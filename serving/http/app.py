@@ -21,6 +21,7 @@ from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
 from serving.http.console import Console, check_origin
 from serving.http.errors import MethodNotAllowed, NoRoute
+from serving.http.groups import Groups
 from serving.http.open_inference import HEADER_LENGTH, OpenInference
 from serving.http.openai import OpenAI
 from serving.http.openapi import openapi
@@ -28,6 +29,8 @@ from serving.http.operation import Operation, Reply
 from serving.http.pages import Pages
 from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
+from serving.http.rerank import Rerank
+from serving.http.residents import Residents
 from serving.http.services import Services
 from serving.http.statistics import ServerState
 from serving.http.tasks import Tasks
@@ -75,10 +78,13 @@ def make_app(
     )
     parts = (
         Tasks(services),
+        Groups(services),
+        Residents(services),
         Admin(services),
         ServerState(services, metrics, config, access),
         OpenInference(services),
         OpenAI(services),
+        Rerank(services),
         Pages(pages, allow),
     )
     operations = [operation for part in parts for operation in part.operations()]

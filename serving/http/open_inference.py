@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from protos import open_inference_pb2 as pb
 from serving.api.open_inference.tensors import pack, split_raw
+from serving.api.permissions import GROUP
 from serving.errors import InvalidInput
 from serving.http.body import IMAGE_SCHEMA, SHOWN, Body, Int64, Name, decode_base64
 from serving.http.call import HttpCall
@@ -170,6 +171,7 @@ class OpenInference:
         versioned = model | {"version": "A version's number, or an alias."}
         yield from self._on_model("/v2/models/{model}", model, "")
         yield from self._on_model("/v2/models/{model}/versions/{version}", versioned, "Version")
+        yield from self._on_model("/v2/models/group/{group}", {"group": "A group."}, "Group")
         yield _get("serverMetadata", "/v2", "Describe the server", self.server_metadata, ServerMetadata)
         yield _get("serverLive", "/v2/health/live", "Say that the process answers", self.live, Live, lasting=True)
         yield _get(
@@ -223,7 +225,7 @@ class OpenInference:
 
     async def model_metadata(self, call: HttpCall) -> Reply:
         """Describe a task's tensors."""
-        request = pb.ModelMetadataRequest(name=call.parameters["model"], version=call.parameters.get("version", ""))
+        request = pb.ModelMetadataRequest(name=_model_of(call), version=call.parameters.get("version", ""))
         found = await self._services.model_metadata(call, request)
         return json_reply(
             ModelMetadata(
@@ -238,7 +240,7 @@ class OpenInference:
 
     async def model_ready(self, call: HttpCall) -> Reply:
         """Say whether a task can be asked here."""
-        name = call.parameters["model"]
+        name = _model_of(call)
         request = pb.ModelReadyRequest(name=name, version=call.parameters.get("version", ""))
         ready = await self._services.model_ready(call, request)
         return json_reply(ModelReady(name=name, ready=ready), 200 if ready else 404)
@@ -258,6 +260,12 @@ class OpenInference:
         return json_reply(Ready(ready=ready), 200 if ready else 503)
 
 
+def _model_of(call: HttpCall) -> str:
+    """The model that the path names: a task, or `group/NAME`."""
+    group = call.parameters.get("group")
+    return call.parameters["model"] if group is None else GROUP + group
+
+
 def _get(name: str, path: str, summary: str, handler: Any, response: Any, **more: Any) -> Operation:
     return Operation(
         name=name,
@@ -274,7 +282,7 @@ def _get(name: str, path: str, summary: str, handler: Any, response: Any, **more
 def read_request(call: HttpCall, body: InferBody) -> pb.ModelInferRequest:
     """The request as gRPC has it, with typed elements. Raises InvalidInput."""
     request = pb.ModelInferRequest(
-        model_name=call.parameters["model"], model_version=call.parameters.get("version", ""), id=body.id
+        model_name=_model_of(call), model_version=call.parameters.get("version", ""), id=body.id
     )
     _read_parameters(body.parameters, request.parameters)
     for output in body.outputs:

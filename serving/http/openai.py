@@ -5,7 +5,7 @@ A model is a task: `sst2`, `sst2:7` or `sst2@canary`. A prompt or an input is th
 
 import base64
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from http import HTTPMethod
 from typing import Annotated, Any, Literal, NotRequired, cast
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from ladder.answers import ClassAnswer, TextAnswer, VectorAnswer
+from ladder.answers import ClassAnswer, LabelsAnswer, TextAnswer, VectorAnswer
 from protos import sidecast_pb2 as pb
 from serving.engine import Piece
 from serving.errors import InvalidInput
@@ -156,8 +156,11 @@ class ClassData(TypedDict):
 
     index: int
     label: str
+    """The label with the highest probability."""
+    labels: NotRequired[list[str]]
+    """Of a multilabel task: those whose score reaches their threshold, highest first."""
     probs: list[float]
-    """In the order of the task's labels."""
+    """In the order of the task's labels. Those of a multilabel task do not sum to 1."""
     num_classes: int
 
 
@@ -227,11 +230,11 @@ class OpenAI:
 
     async def embeddings(self, call: HttpCall, body: EmbeddingsBody) -> Reply:
         """Embed texts."""
-        prediction = await self._predict(call, body, read_texts(body.input, "input"), "input", "embedding")
+        prediction = await self._predict(call, body, read_texts(body.input, "input"), "input", ["embedding"])
         own = prediction.spec.dimensions
         if body.dimensions not in (None, own):
             raise InvalidInput("dimensions", f"must be {own}, the task's own number, got {body.dimensions}")
-        document = {"object": "list", "model": body.model, "usage": _usage(prediction.input_tokens)}
+        document = {"object": "list", "model": body.model, "usage": usage_of(prediction.input_tokens)}
 
         def describe(index: int, answer: VectorAnswer) -> EmbeddingData:
             embedding: Any = answer.values
@@ -246,19 +249,24 @@ class OpenAI:
     async def classify(self, call: HttpCall, body: ClassifyBody) -> Reply:
         """Classify rows."""
         rows = body.input if isinstance(body.input, list) else [body.input]
-        prediction = await self._predict(call, body, rows, "input", "classification")
+        prediction = await self._predict(call, body, rows, "input", ["classification", "multilabel"])
+        names = prediction.spec.labels
 
-        def describe(index: int, answer: ClassAnswer) -> ClassData:
-            return ClassData(index=index, label=answer.label, probs=list(answer.scores), num_classes=len(answer.scores))
+        def describe(index: int, answer: ClassAnswer | LabelsAnswer) -> ClassData:
+            probs = list(answer.scores)
+            if isinstance(answer, ClassAnswer):
+                return ClassData(index=index, label=answer.label, probs=probs, num_classes=len(probs))
+            best = names[max(range(len(probs)), key=probs.__getitem__)]
+            return ClassData(index=index, label=best, labels=list(answer.labels), probs=probs, num_classes=len(probs))
 
         document = {
             "id": f"classify-{call.request_id}",
             "object": "list",
             "created": int(time.time()),
             "model": body.model,
-            "usage": _usage(prediction.input_tokens),
+            "usage": usage_of(prediction.input_tokens),
         }
-        answers = cast(Sequence[ClassAnswer], prediction.answers)
+        answers = cast(Sequence[ClassAnswer | LabelsAnswer], prediction.answers)
         data = await write_list((describe(*each) for each in enumerate(answers)), prediction.spec.outputs)
         return json_bytes(with_member(document, "data", data))
 
@@ -268,7 +276,7 @@ class OpenAI:
         generation = body.generation()
         if body.stream:
             return await self._stream(call, body, prompts, generation)
-        prediction = await self._predict(call, body, prompts, "prompt", "text", generation)
+        prediction = await self._predict(call, body, prompts, "prompt", ["text"], generation)
         limit = generation.max_new_tokens or prediction.spec.max_new_tokens
 
         def describe(index: int, answer: TextAnswer) -> Choice:
@@ -276,7 +284,7 @@ class OpenAI:
 
         answers = cast(Sequence[TextAnswer], prediction.answers)
         made = sum(len(answer.tokens) for answer in answers)
-        head = {**self._head(call, body), "usage": _usage(prediction.input_tokens, made)}
+        head = {**self._head(call, body), "usage": usage_of(prediction.input_tokens, made)}
         choices = await write_list(describe(*each) for each in enumerate(answers))
         return json_bytes(with_member(head, "choices", choices))
 
@@ -296,10 +304,10 @@ class OpenAI:
         body: _Request,
         rows: Sequence[Any],
         where: str,
-        kind: str,
+        kinds: Collection[str],
         generation: pb.Generation | None = None,
     ) -> Prediction:
-        """Answer rows, which the request calls `where`, of a task of the kind."""
+        """Answer rows, which the request calls `where`, of a task of one of the kinds."""
         self._services.check_rows(len(rows))
         request = pb.PredictRequest(
             **which_of(body.model),
@@ -308,7 +316,7 @@ class OpenAI:
             generation=generation,
         )
         try:
-            return await self._services.predict(call, request, kind)
+            return await self._services.predict(call, request, kinds)
         except InvalidInput as error:
             raise _renamed(error, where) from None
 
@@ -343,7 +351,7 @@ class OpenAI:
                 if with_usage:
                     [answer] = one.prediction.answers
                     assert isinstance(answer, TextAnswer)
-                    usage = _usage(one.prediction.input_tokens, len(answer.tokens))
+                    usage = usage_of(one.prediction.input_tokens, len(answer.tokens))
                     yield event({**head, "choices": [], "usage": usage})
         yield DONE
 
@@ -385,7 +393,8 @@ def _renamed(error: InvalidInput, where: str) -> InvalidInput:
     return renamed(InvalidInput(field, error.why), where)
 
 
-def _usage(read: int, made: int | None = None) -> Usage:
+def usage_of(read: int, made: int | None = None) -> Usage:
+    """Tokens that were read, and where texts were made those too."""
     if made is None:
         return Usage(prompt_tokens=read, total_tokens=read)
     return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)

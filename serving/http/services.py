@@ -1,6 +1,6 @@
 """The gRPC servicers, as HTTP requests call them. All requests that reach a servicer pass `Services.admit`."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -11,14 +11,14 @@ from protos import sidecast_pb2 as pb
 from serving.access import ANYBODY, READ, Access, Caller
 from serving.api.admin import AdminServicer
 from serving.api.guard import Guard, GuardedCall
-from serving.api.native import NativeServicer
+from serving.api.native import AnsweredTasks, NativeServicer
 from serving.api.open_inference import OpenInferenceServicer
 from serving.api.permissions import RULES
 from serving.api.services import ADMIN, NATIVE, OPEN_INFERENCE
 from serving.engine import Piece
 from serving.errors import TooManyRows
 from serving.http.call import HttpCall
-from serving.pipeline import Generated, Prediction, Refused
+from serving.pipeline import Generated, Prediction
 from side_registry.manifest import Manifest
 
 Asked = TypeVar("Asked", bound=Message)
@@ -60,15 +60,20 @@ class Services:
         if rows > self._max_rows:
             raise TooManyRows(rows, self._max_rows)
 
-    async def predict(self, call: HttpCall, request: pb.PredictRequest, kind: str = "") -> Prediction:
-        """The answers of one task, which is of the kind."""
+    async def predict(self, call: HttpCall, request: pb.PredictRequest, kinds: Collection[str] = ()) -> Prediction:
+        """The answers of one task, which is of one of the kinds."""
         await self._admit(call, "/sidecast.v1.Sidecast/Predict", request)
-        return await self._native.predict(request, call, kind)
+        return await self._native.predict(request, call, kinds)
 
-    async def predict_tasks(self, call: HttpCall, request: pb.PredictTasksRequest) -> Sequence[Prediction | Refused]:
-        """The answers of many tasks, or what is wrong with each."""
+    async def predict_tasks(self, call: HttpCall, request: pb.PredictTasksRequest) -> AnsweredTasks:
+        """The answers of many tasks, or of those of a group, or what is wrong with each."""
         await self._admit(call, "/sidecast.v1.Sidecast/PredictTasks", request)
         return await self._native.predict_tasks(request, call)
+
+    async def rank(self, call: HttpCall, request: pb.RankRequest) -> Prediction:
+        """The scores of passages for a query, in the passages' order."""
+        await self._admit(call, "/sidecast.v1.Sidecast/Rank", request)
+        return await self._native.rank(request, call)
 
     async def generate(self, call: HttpCall, request: pb.GenerateRequest) -> AsyncGenerator[Piece | Generated, None]:
         """The pieces of a text, and last the whole."""
@@ -152,6 +157,24 @@ class Services:
         """Who calls."""
         guarded = await self._admit(call, "/inference.GRPCInferenceService/ServerMetadata", oip.ServerMetadataRequest())
         return guarded.caller if guarded else ANYBODY
+
+    async def list_groups(self, call: HttpCall) -> Sequence[pb.Group]:
+        """Every group of the registry all of whose tasks the caller may read."""
+        request = pb.ListGroupsRequest()
+        guarded = await self._admit(call, "/sidecast.v1.Admin/ListGroups", request)
+        response = await self._admin.ListGroups(request, call)
+        if guarded:
+            await guarded.show(response)
+        return response.groups
+
+    async def list_residents(self, call: HttpCall) -> pb.ListResidentsResponse:
+        """The versions that are loaded here, of the tasks that the caller may read."""
+        request = pb.ListResidentsRequest()
+        guarded = await self._admit(call, "/sidecast.v1.Admin/ListResidents", request)
+        response = await self._admin.ListResidents(request, call)
+        if guarded:
+            await guarded.show(response)
+        return response
 
     async def infer(self, call: HttpCall, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
         """The answers of one task as tensors."""

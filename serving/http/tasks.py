@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from ladder.answers import Answer
 from protos import sidecast_pb2 as pb
+from serving.api.native import AnsweredTasks
 from serving.engine import Piece, RequestTimes
 from serving.errors import InvalidInput, detached
 from serving.http.body import Body, Int64, Name, Priority, Row, Seconds, Version, read_input, read_inputs
@@ -117,15 +118,29 @@ class PredictTasksBody(Options):
     inputs: Annotated[list[Row], Field(min_length=1)]
 
 
+class Entity(TypedDict):
+    """A part of a text, in characters (code points) of the text that was sent."""
+
+    start: int
+    end: int
+    label: str
+    score: float
+    text: str
+
+
 class Answered(TypedDict):
     """One row's answer. Which members it has follows from the task's kind."""
 
     label: NotRequired[str]
+    labels: NotRequired[list[str]]
+    """Those whose score reaches their threshold, highest first."""
     score: NotRequired[float]
     scores: NotRequired[list[float]]
     value: NotRequired[float]
+    relevance: NotRequired[float]
     text: NotRequired[str]
     embedding: NotRequired[list[float]]
+    spans: NotRequired[list[Entity]]
     truncated: bool
     """The row's text was longer than the task's max_source_tokens: its end was not read."""
 
@@ -287,17 +302,10 @@ class Tasks:
         refs = [pb.TaskRef(**which_of(choice.task, choice.version, choice.alias)) for choice in body.tasks]
         request = pb.PredictTasksRequest(tasks=refs, rows=await read_inputs(body.inputs), **body.fields())
         try:
-            outcomes = await self._services.predict_tasks(call, request)
+            answered = await self._services.predict_tasks(call, request)
         except InvalidInput as error:
             raise renamed(error, "inputs") from None
-        results = []
-        for ref, outcome in zip(refs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                member, value = "error", to_json(problem_of(told(outcome, "inputs"), call.request_id))
-            else:
-                member, value = "prediction", await write_prediction(outcome)
-            results.append(with_member({"task": ref.task}, member, value))
-        written = b"[" + b",".join(results) + b"]"
+        written = await write_outcomes(answered, call.request_id)
         timings = _timings(call, began)
         return json_bytes(with_member(timings, "results", written) if timings else b'{"results":' + written + b"}")
 
@@ -366,6 +374,18 @@ def _begin(call: HttpCall, body: Options) -> float:
 def _timings(call: HttpCall, began: float) -> dict[str, Any]:
     """The member of a response that says where the time went; empty where nobody asks."""
     return {"timings": describe_times(call.times, perf_counter() - began)} if call.times else {}
+
+
+async def write_outcomes(answered: AnsweredTasks, request_id: str) -> bytes:
+    """The JSON list of what many tasks answer."""
+    results = []
+    for ref, outcome in zip(answered.refs, answered.outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            member, value = "error", to_json(problem_of(told(outcome, "inputs"), request_id))
+        else:
+            member, value = "prediction", await write_prediction(outcome)
+        results.append(with_member({"task": ref.task}, member, value))
+    return b"[" + b",".join(results) + b"]"
 
 
 async def write_prediction(prediction: Prediction, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:

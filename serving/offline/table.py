@@ -92,7 +92,7 @@ class Counts:
 def fields_of(name: str, kind: str) -> list[pa.Field]:
     """The columns that a task of that kind adds, with their full names."""
     types = {
-        column.name: pa.list_(TYPES[column.dtype]) if column.is_list else TYPES[column.dtype]
+        column.name: pa.list_(TYPES[column.dtype]) if column.is_list or column.varies else TYPES[column.dtype]
         for column in KINDS[kind].columns
     }
     types |= {"version": pa.int64(), "error": pa.string()}

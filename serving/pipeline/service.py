@@ -37,6 +37,7 @@ from serving.pipeline.tokenizer_pool import TokenizerPool
 from serving.scheduler import Batcher, OnStarted
 from serving.versions import Arrivals, SidePool
 from side_registry.errors import RegistryError
+from side_registry.groups import GroupVersion
 from side_registry.task import PRODUCTION, Pair, TaskRef
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,10 @@ class PredictService:
     def _awaited(self, ref: TaskRef) -> Key | None:
         """The version that a request to this task should wait for."""
         return self._pool.snapshot().awaited(ref.task, version=ref.version, alias=ref.alias)
+
+    def group(self, name: str) -> GroupVersion:
+        """The tasks that a group has now. Raises UnknownGroup."""
+        return self._pool.snapshot().group(name)
 
     def resolve(self, ref: TaskRef, options: RequestOptions) -> Target:
         """Find the version that answers a request to one task.

@@ -4,7 +4,16 @@ import math
 from difflib import SequenceMatcher
 from operator import mul
 
-from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from side_registry.task import TaskSpec
 
 NEAR_VALUES = 0.05
@@ -33,8 +42,13 @@ def compare(expected: VersionAnswer, actual: VersionAnswer) -> tuple[bool, float
             return left.text == right.text, _text_drift(left, right)
         case VectorAnswer(values=left), VectorAnswer(values=right) if len(left) == len(right):
             return _vectors(left, right)
+        case LabelsAnswer() as left, LabelsAnswer() as right:
+            both = _by_label(expected[0], left), _by_label(actual[0], right)
+            return set(left.labels) == set(right.labels), _largest_distance(*both)
         case SpansAnswer() as left, SpansAnswer() as right:
             return _spans(left, right)
+        case RelevanceAnswer(relevance=left), RelevanceAnswer(relevance=right):
+            return abs(left - right) <= NEAR_VALUES, _clamped(abs(left - right))
     return False, 1.0
 
 
@@ -49,17 +63,26 @@ def in_words(answer: Answer) -> str:
             return text
         case VectorAnswer(values=values):
             return f"[{', '.join(f'{value:.3f}' for value in values[:4])}, ...] ({len(values)} numbers)"
+        case RelevanceAnswer(relevance=relevance):
+            return f"{relevance:.3f}"
+        case LabelsAnswer(labels=labels):
+            return ", ".join(labels) or "no label"
         case SpansAnswer(spans=spans):
             return ", ".join(f"{span.text} ({span.label} {span.start}-{span.end})" for span in spans) or "no entities"
 
 
-def _by_label(spec: TaskSpec, answer: ClassAnswer) -> dict[str, float]:
+def _by_label(spec: TaskSpec, answer: ClassAnswer | LabelsAnswer) -> dict[str, float]:
     return dict(zip(spec.labels, answer.scores, strict=True))
 
 
 def _total_variation(left: dict[str, float], right: dict[str, float]) -> float:
     """Total variation distance of two distributions."""
     return _clamped(sum(abs(left.get(label, 0.0) - right.get(label, 0.0)) for label in {*left, *right}) / 2)
+
+
+def _largest_distance(left: dict[str, float], right: dict[str, float]) -> float:
+    """Of the two scores of a label; a label that one version does not know has the score 0 there."""
+    return _clamped(max(abs(left.get(label, 0.0) - right.get(label, 0.0)) for label in {*left, *right}))
 
 
 def _values(spec: TaskSpec, left: float, right: float) -> tuple[bool, float]:

@@ -8,7 +8,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ladder.answers import Answer, ClassAnswer, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 
 
 def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *, exact_text: bool) -> str | None:
@@ -27,8 +36,12 @@ def difference(answer: Answer, expected: Mapping[str, Any], tolerance: float, *,
             return None
         case VectorAnswer():
             return _vector_difference(answer.values, expected.get("embedding"), tolerance)
+        case LabelsAnswer():  # its labels follow from the scores and the manifest's thresholds
+            return _scores_difference(answer.scores, expected.get("scores"), tolerance)
         case SpansAnswer():
             return _spans_difference(answer, expected, tolerance)
+        case RelevanceAnswer():
+            return _number_difference("relevance", answer.relevance, expected.get("relevance"), tolerance)
 
 
 def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> float:
@@ -38,13 +51,9 @@ def tolerance_for(tolerances: Mapping[str, float], dtypes: Iterable[str]) -> flo
 
 
 def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], tolerance: float) -> str | None:
-    scores = expected.get("scores")
-    if scores is not None:
-        if not isinstance(scores, list | tuple) or len(scores) != len(answer.scores):
-            return f"{len(answer.scores)} scores instead of {str(scores)[:200]}"
-        for index, (ours, theirs) in enumerate(zip(answer.scores, scores, strict=True)):
-            if why := _number_difference(f"score {index}", ours, theirs, tolerance):
-                return why
+    if expected.get("scores") is not None:
+        if why := _scores_difference(answer.scores, expected["scores"], tolerance):
+            return why
     elif why := _number_difference("score", answer.score, expected.get("score"), tolerance):
         return why
     label = expected.get("label")
@@ -52,6 +61,18 @@ def _class_difference(answer: ClassAnswer, expected: Mapping[str, Any], toleranc
     if label is not None and label != answer.label and answer.score - runner_up > 2 * tolerance:
         return f"label {answer.label!r} instead of {label!r}"
     return None
+
+
+def _scores_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> str | None:
+    if theirs is None:
+        return None
+    if not isinstance(theirs, list | tuple) or len(theirs) != len(ours):
+        return f"{len(ours)} scores instead of {str(theirs)[:200]}"
+    differences = (
+        _number_difference(f"score {index}", *scores, tolerance)
+        for index, scores in enumerate(zip(ours, theirs, strict=True))
+    )
+    return next((why for why in differences if why), None)
 
 
 def _vector_difference(ours: Sequence[float], theirs: Any, tolerance: float) -> str | None:

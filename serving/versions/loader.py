@@ -210,6 +210,7 @@ class Loader:
             tokenizer=self._tokenizer,
             temperature=manifest.temperature,
             generation=Generation(**spec.generation.settings),
+            thresholds=manifest.label_thresholds,
         )
 
 

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from serving.engine import Key, Resident
 from serving.errors import NotLoaded, VersionRefused
-from side_registry.errors import UnknownAlias, UnknownTask
+from side_registry.errors import UnknownAlias, UnknownGroup, UnknownTask
+from side_registry.groups import GroupState, GroupVersion
 from side_registry.route import Route, pick
 from side_registry.state import TaskState
 from side_registry.task import PRODUCTION
@@ -46,6 +47,8 @@ class PoolState:
     """The newest generation of the registry that is known here: `tasks` is its state."""
     tasks: Mapping[str, TaskState] = field(default_factory=lambda: NOTHING)
     """The registry's live tasks."""
+    groups: Mapping[str, GroupState] = field(default_factory=lambda: NOTHING)
+    """The registry's live groups, by name."""
     residents: Mapping[Key, Resident] = field(default_factory=lambda: NOTHING)
     aliases: Mapping[tuple[str, str], int] = field(default_factory=lambda: NOTHING)
     """(task, alias) to the version that serves it on this server: always a resident one."""
@@ -125,6 +128,13 @@ class PoolState:
         if state is None:
             raise UnknownTask(task, tuple(self.tasks))
         return state
+
+    def group(self, name: str) -> GroupVersion:
+        """The tasks that a group has now. Raises UnknownGroup."""
+        group = self.groups.get(name)
+        if group is None:
+            raise UnknownGroup(name, tuple(self.groups))
+        return group.current
 
     def _by_route(self, state: TaskState, alias: str, served: int, key: str) -> int:
         """The version for a key. It is drawn from the registry's whole route: what else is loaded changes no draw."""

@@ -243,7 +243,7 @@ class Reconciler:
         tasks = state.live
         self._metrics.know(tasks)
         changed = [name for name in {*tasks, *before.tasks} if tasks.get(name) is not before.tasks.get(name)]
-        after = replace(before, wanted=state.generation, tasks=tasks)
+        after = replace(before, wanted=state.generation, tasks=tasks, groups=state.live_groups)
         for name in changed:
             after = place(after, name, tasks.get(name), before.tasks.get(name))
         self._replace(after, changed)

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retire": ("registry.changes", "Take a version out of service for good."),
     "tasks": ("registry.listings", "List tasks, their aliases and versions."),
     "history": ("registry.listings", "List what changed: who, when, why."),
+    "group": ("registry.groups", "Name several tasks that are asked together."),
     "shadow": ("registry.shadow", "Compare the versions that share or shadow an alias's traffic."),
     "webhooks": ("registry.webhooks", "Tell an HTTP server of every change of a registry."),
     "registry": ("registry.maintenance", "Maintain a registry: verify, gc, export, import."),

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import requests
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
@@ -22,7 +23,7 @@ from protos import sidecast_pb2_grpc
 from serving.api.services import OURS
 from tests.conformance.cluster import wait_until
 from tests.conformance.targets import LONG, SPECS, TENANT, Target, World, outcome
-from tests.serving.kit import TEXTS
+from tests.serving.kit import QUERY, TEXTS
 from tests.sidecast.cli_kit import ROOT, python
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,7 +32,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 WAIT_S = 30.0
 STAGES = ("queue", "tokenize", "backbone", "side")
-KINDS = ("sst2", "stars", "meaning", "names", "titles")
+KINDS = ("sst2", "stars", "meaning", "names", "titles", "tags")
 ROWS = [pb.Row(text=text) for text in TEXTS]
 
 
@@ -56,6 +57,9 @@ def check(answer: pb.Answer, expected: Any) -> None:
             assert answer.regression.value == pytest.approx(expected.expected["value"], abs=1e-5)
         case "embedding":
             assert list(answer.embedding.values) == pytest.approx(expected.expected["embedding"], abs=1e-5)
+        case "multilabel":
+            assert list(answer.multilabel.labels) == expected.expected["labels"]
+            assert list(answer.multilabel.scores) == pytest.approx(expected.expected["scores"], abs=1e-5)
         case "token_classification":
             check_spans([MessageToDict(span) for span in answer.token_classification.spans], expected.expected["spans"])
         case "text":
@@ -92,6 +96,17 @@ def test_one_call_answers_many_tasks_and_an_unknown_one_fails_alone(target: Targ
     assert "no task 'nope'" in failed.error.message
 
 
+def test_passages_are_ranked_by_what_the_model_says(target: Target, world: World) -> None:
+    """More of them than a request of the task may have rows."""
+    expected = [example.expected["relevance"] for example in world.expected("passages")]
+    ranking = target.client.rerank("passages", QUERY, TEXTS)
+    assert [one.index for one in ranking] == sorted(range(len(TEXTS)), key=lambda index: -expected[index])
+    assert [one.score for one in ranking] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    body = {"model": "passages", "query": QUERY, "documents": list(TEXTS), "top_n": 1}
+    [best] = requests.post(f"{target.http}/v1/rerank", json=body, timeout=60).json()["results"]
+    assert best == {"index": ranking[0].index, "relevance_score": pytest.approx(ranking[0].score, abs=1e-5)}
+
+
 def test_a_stream_tells_the_text_that_predict_makes(target: Target, world: World) -> None:
     *pieces, last = target.native.Generate(pb.GenerateRequest(task="titles", row=ROWS[0]))
     assert (
@@ -117,7 +132,14 @@ def test_open_inference_describes_the_server_and_its_tasks(target: Target) -> No
 
 @pytest.mark.parametrize(
     ("task", "output"),
-    [("sst2", "scores"), ("stars", "value"), ("meaning", "embedding"), ("titles", "text"), ("names", "spans")],
+    [
+        ("sst2", "scores"),
+        ("stars", "value"),
+        ("meaning", "embedding"),
+        ("titles", "text"),
+        ("tags", "scores"),
+        ("names", "spans"),
+    ],
 )
 def test_open_inference_answers_what_the_model_does(target: Target, world: World, task: str, output: str) -> None:
     response = target.oip.ModelInfer(infer(task, id="7", model_version="1"))
@@ -127,6 +149,9 @@ def test_open_inference_answers_what_the_model_does(target: Target, world: World
     if task == "sst2":
         labels = [label.decode() for label in outputs["label"].bytes_contents]
         assert labels == [answer["label"] for answer in expected]
+    if task == "tags":
+        labels = [json.loads(row) for row in outputs["labels"].bytes_contents]
+        assert labels == [answer["labels"] for answer in expected]
     if task == "names":
         for found, answer in zip(outputs["spans"].bytes_contents, expected, strict=True):
             check_spans(json.loads(found), answer["spans"])

@@ -1,5 +1,6 @@
 """The registry's verbs over the wire, and how every server of a target follows them."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from protos import sidecast_pb2 as pb
+from serving.client import Predictions
 from serving.client.client import Client
 from serving.client.errors import RollbackUnclearError, SidecastError
 from side_registry import MANIFEST, SIDE_NETWORK
@@ -228,3 +230,26 @@ def test_an_upload_whose_caller_leaves_before_its_end_publishes_nothing(target: 
     over.set()
     time.sleep(ARRIVES_S)
     assert outcome(lambda: target.admin.GetTask(pb.GetTaskRequest(task=spec.name))).reason == "UNKNOWN_TASK"
+
+
+def test_a_group_is_set_asked_as_one_and_rolled_back(target: Target, world: World) -> None:
+    group = target.own("group").name
+    acknowledged(target, target.client.set_group(group, ["sst2:1"]).generation)
+    acknowledged(target, target.client.set_group(group, ["tags", "sst2"]).generation)
+    answers = target.client.predict_group(group, TEXTS)
+    assert {task: len(one) for task, one in answers.items() if isinstance(one, Predictions)} == {
+        "tags": len(TEXTS),
+        "sst2": len(TEXTS),
+    }
+    request = infer(f"group/{group}")
+    labels, classes = target.oip.ModelInfer(request).outputs
+    assert [json.loads(row) for row in labels.contents.bytes_contents] == [
+        example.expected["labels"] for example in world.expected("tags")
+    ]
+    assert [label.decode() for label in classes.contents.bytes_contents] == [
+        example.expected["label"] for example in world.expected("sst2")
+    ]
+    acknowledged(target, target.client.rollback_group(group).generation)
+    assert list(target.client.predict_group(group, TEXTS)) == ["sst2"]
+    assert target.client.residents("tags").residents[0].requests >= 0
+    target.client.delete_group(group)

@@ -13,7 +13,7 @@ from tests.serving.kit import TEXTS
 
 pytestmark = pytest.mark.timeout(300)
 
-KINDS = ("sst2", "stars", "meaning", "titles")
+KINDS = ("sst2", "stars", "meaning", "titles", "tags")
 
 
 def post(target: Target, path: str, body: Any, **headers: str) -> requests.Response:

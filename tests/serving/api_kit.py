@@ -20,7 +20,17 @@ import numpy as np
 
 from ladder.answering import Words
 from ladder.answering.answerers import Generate
-from ladder.answers import Answer, ClassAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    RelevanceAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from ladder.config import SideConfig
 from ladder.decoding.settings import Generation
 from serving.components import Components
@@ -51,6 +61,8 @@ TWEETS = TaskSpec(name="tweets", kind="regression", template="rate: {text}", low
 TITLES = TaskSpec(name="titles", kind="text", template="title: {body}", max_chars=300)
 MEANING = TaskSpec(name="meaning", kind="embedding", template="{sentence}", dimensions=3)
 NAMES = TaskSpec(name="names", kind="token_classification", template="find: {text}", labels=("PER", "LOC"))
+TOPICS = TaskSpec(name="topics", kind="multilabel", template="{sentence}", labels=("art", "war", "law"))
+PASSAGES = TaskSpec(name="passages", kind="ranking", template="{query} | {passage}", max_rows=5)
 SPECS = (SST2, RTE, TWEETS, TITLES)
 VQA = TaskSpec(
     name="vqa", kind="classification", template="question: {question}", images=("image",), labels=("no", "yes")
@@ -68,11 +80,15 @@ def rule(spec: TaskSpec, prompt: str) -> Answer:
     score = min(len(prompt), 100) / 100
     if spec.kind == "regression":
         return ValueAnswer(value=score * 8 - 4)
+    if spec.kind == "ranking":
+        return RelevanceAnswer(relevance=score)
     if spec.kind == "text":
         return TextAnswer(text=prompt.upper(), tokens=(1, 2))
     if spec.kind == "embedding":
         return VectorAnswer(values=(float(np.float32(score)), 0.0, float(np.float32((1 - score**2) ** 0.5))))
     scores = ((1 - score), score, *[0.0] * (len(spec.labels) - 2))
+    if spec.kind == "multilabel":
+        return LabelsAnswer(labels=tuple(n for n, s in zip(spec.labels, scores, strict=True) if s > 0.4), scores=scores)
     best = max(range(len(scores)), key=scores.__getitem__)
     return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
 

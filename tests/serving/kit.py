@@ -13,6 +13,8 @@ from ladder import (
     Backbone,
     ClassAnswer,
     Generation,
+    LabelsAnswer,
+    RelevanceAnswer,
     Row,
     SideConfig,
     SideNetwork,
@@ -32,16 +34,20 @@ from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, Pr
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
 from side_registry.task_kinds import KINDS
 
+QUERY = "films"
+"""The other field of tasks that have one, in golden examples."""
 TEXTS = ("a gripping film", "dull", "it is neither good nor bad, and far too long for what it has to say")
 
 
 def make_spec(name: str = "sst2", kind: str = "classification", **changes: Any) -> TaskSpec:
     """A task of one field, `sentence`; `changes` are further fields of the spec."""
     values: dict[str, Any] = {"name": name, "kind": kind, "template": "{sentence}"}
-    if kind == "classification":
+    if KINDS[values["kind"]].has_labels:
         values["labels"] = ("negative", "positive")
     if kind == "token_classification":
         values["labels"] = ("PER", "LOC")
+    if KINDS[values["kind"]].ranks:
+        values["template"] = "{query} | {sentence}"
     return TaskSpec(**values | changes)
 
 
@@ -59,7 +65,7 @@ def make_side(backbone: Backbone, spec: TaskSpec, seed: int = 0, head: str = "te
 
 def head_of(spec: TaskSpec) -> str:
     """The simplest head that can answer the task."""
-    return "text" if spec.kind in ("classification", "text") else "linear"
+    return "text" if "text" in KINDS[spec.kind].heads else "linear"
 
 
 def make_resident(
@@ -140,22 +146,31 @@ def make_run(
 def golden(backbone: Backbone, tokenizer: Tokenizer, resident: Resident, text: str) -> GoldenExample:
     """The resident's answer to one text, as a golden example."""
     words = words_of(tokenizer, text) if KINDS[resident.spec.kind].has_spans else None
-    row = Row(ids=ids_of(tokenizer, text), side=resident.side, answerer=resident.answerer, words=words)
+    fields = {"sentence": text}
+    prompt = text
+    if KINDS[resident.spec.kind].ranks:
+        fields["query"] = QUERY
+        prompt = resident.spec.render(fields)
+    row = Row(ids=ids_of(tokenizer, prompt), side=resident.side, answerer=resident.answerer, words=words)
     [outcome] = answer(backbone, [row])
     match outcome:
         case ClassAnswer():
             expected: dict[str, Any] = {"label": outcome.label, "scores": list(outcome.scores)}
         case VectorAnswer():
             expected = {"embedding": list(outcome.values)}
+        case LabelsAnswer():
+            expected = {"labels": list(outcome.labels), "scores": list(outcome.scores)}
         case SpansAnswer():
             expected = {"spans": [asdict(span) for span in outcome.spans], "outside": list(outcome.outside)}
         case ValueAnswer():
             expected = {"value": outcome.value}
+        case RelevanceAnswer():
+            expected = {"relevance": outcome.relevance}
         case TextAnswer():
             expected = {"text": outcome.text}
         case Exception():
             raise outcome
-    return GoldenExample(fields={"sentence": text}, expected=expected)
+    return GoldenExample(fields=fields, expected=expected)
 
 
 def ids_of(tokenizer: Tokenizer, text: str, limit: int = 128) -> tuple[int, ...]:

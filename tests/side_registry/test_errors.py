@@ -11,12 +11,14 @@ from side_registry.errors import (
     Contended,
     CorruptBlob,
     DataclassError,
+    InvalidGroup,
     InvalidName,
     InvalidRoute,
     InvalidRow,
     InvalidSignature,
     InvalidSpec,
     LogReplaced,
+    NoEarlierGroup,
     NotARegistry,
     NothingToRollBack,
     RegistryError,
@@ -26,6 +28,7 @@ from side_registry.errors import (
     SigningFailed,
     StoreFailed,
     UnknownAlias,
+    UnknownGroup,
     UnknownTask,
     UnknownVersion,
     UnreadableCommit,
@@ -67,6 +70,27 @@ MESSAGES = [
         "task 'sst2' has no alias 'canary'; its aliases: beta, production",
     ),
     (UnknownAlias("sst2", "canary"), "task 'sst2' has no alias 'canary'; it has no alias yet, set one"),
+    (
+        UnknownGroup("guard"),
+        "there is no group 'guard'; there is none yet: sidecast group set NAME TASK... makes one",
+    ),
+    (UnknownGroup("gard", ("guard", "other")), "there is no group 'gard'; did you mean 'guard'?"),
+    (UnknownGroup("x", ("guard", "all")), "there is no group 'x'; there are: all, guard"),
+    (InvalidGroup("guard", "it would have no task"), "group 'guard' cannot be made so: it would have no task"),
+    (
+        NoEarlierGroup("guard", 3),
+        "group 'guard' is version 3 and has no earlier version whose tasks can all be used; "
+        "set the tasks that you want: sidecast group set guard TASK...",
+    ),
+    (
+        NoEarlierGroup("guard", 3, 2),
+        "group 'guard' is version 3 and has no earlier version 2 whose tasks can all be used; "
+        "set the tasks that you want: sidecast group set guard TASK...",
+    ),
+    (
+        VersionInUse("sst2", 3, (), (), ("guard", "all")),
+        "version 3 of task 'sst2' is in group all, guard; set that without it first",
+    ),
     (
         VersionInUse("sst2", 3, ("production", "beta"), ("canary",)),
         "version 3 of task 'sst2' is in use as beta, production; move that elsewhere first",

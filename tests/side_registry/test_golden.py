@@ -15,6 +15,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "regression": {},
     "text": {},
     "embedding": {"dimensions": 2},
+    "multilabel": {"labels": ["rude", "threat"]},
     "token_classification": {"labels": ["PER"]},
 }
 SPAN = {"start": 0, "end": 3, "label": "PER", "score": 0.9}
@@ -34,8 +35,8 @@ def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> P
 @pytest.mark.parametrize(
     ("kind", "expected", "says"),
     [
-        ("classification", {}, "needs scores or score"),
-        ("classification", {"label": "positive"}, "needs scores or score"),
+        ("classification", {}, "needs score or scores"),
+        ("classification", {"label": "positive"}, "needs score or scores"),
         ("classification", {"newer": 1}, "unknown key 'newer'"),
         ("classification", {"scores": [0.1, 0.9], "lable": "positive"}, "unknown key 'lable'"),
         ("classification", {"scores": [0.1, 0.9], "label": "neutral"}, "'neutral' is none of the spec's labels"),
@@ -53,6 +54,10 @@ def write(folder: Path, kind: str, expected: dict[str, Any], **change: Any) -> P
         ("embedding", {}, "needs embedding"),
         ("embedding", {"embedding": [0.6, 0.8, 0.0]}, "must be 2 finite numbers"),
         ("embedding", {"embedding": []}, "must be 2 finite numbers"),
+        ("multilabel", {"labels": ["rude"]}, "needs scores"),
+        ("multilabel", {"labels": ["kind"], "scores": [0.1, 0.9]}, "must be a list of the spec's labels"),
+        ("multilabel", {"labels": "rude", "scores": [0.1, 0.9]}, "must be a list of the spec's labels"),
+        ("multilabel", {"scores": [0.1]}, "must be 2 finite numbers"),
         ("token_classification", {"spans": []}, "needs outside"),
         ("token_classification", {"outside": ["0"]}, "must be finite numbers, one for each word"),
         ("token_classification", {"outside": [0.5], "spans": [SPAN | {"label": "LOC"}]}, "none of the spec's labels"),

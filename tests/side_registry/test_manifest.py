@@ -127,3 +127,32 @@ def test_a_golden_examples_images_are_files_of_the_artifact():
 def test_a_golden_example_with_other_images(images: dict[str, str], why: str):
     with pytest.raises(ValidationError, match=why):
         Manifest.model_validate(image_manifest(images, {"golden-0.png": 1}))
+
+
+MANY = {"name": "sst2", "kind": "multilabel", "template": "{sentence}", "labels": ["rude", "threat"]}
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "why"),
+    [
+        ({"rude": 1.1}, r"thresholds: 'rude' must be within 0\.\.1, got 1\.1"),
+        ({"threat": -0.1}, r"thresholds: 'threat' must be within 0\.\.1, got -0\.1"),
+        ({"rude": float("nan")}, "must be within"),
+        ({"kind": 0.5}, "'kind' is none of the spec's labels"),
+    ],
+)
+def test_thresholds_are_within_0_and_1_and_of_the_specs_labels(tmp_path: Path, thresholds: dict, why: str):
+    edit(make_run(tmp_path / "run"), spec=MANY, examples=[], thresholds=thresholds)
+    with pytest.raises(ArtifactError, match=why):
+        read_artifact(tmp_path / "run")
+
+
+def test_a_label_without_a_threshold_has_one_half_and_other_kinds_have_none(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert read_artifact(run).manifest.label_thresholds == ()
+    assert "thresholds" not in (run / MANIFEST).read_text()
+    edit(run, spec=MANY, examples=[], thresholds={"threat": 0.25})
+    assert read_artifact(run).manifest.label_thresholds == (0.5, 0.25)
+    edit(run, spec=MANY | {"kind": "classification"})
+    with pytest.raises(ArtifactError, match="thresholds: are for multilabel, task 'sst2' is classification"):
+        read_artifact(run)

@@ -81,7 +81,7 @@ def test_from_toml_reads_paths_and_text(tmp_path: Path):
         ({"name": "ѕst2"}, "name"),  # a Cyrillic letter
         ({"name": "x" * 65}, "name"),
         ({"name": ""}, "name"),
-        ({"kind": "ranking"}, "kind"),
+        ({"kind": "sorting"}, "kind"),
         ({"template": "no field"}, "at least one field"),
         ({"template": "{} {1}"}, "plain name"),
         ({"template": "{a.__class__}"}, "plain name"),
@@ -335,7 +335,7 @@ def test_label_index_is_for_labels_that_are_no_numbers_and_stored_only_where_tru
     assert b"label_index" not in TaskSpec.from_toml(f'{CLASSES}labels = ["x", "y"]').to_json()
     with pytest.raises(InvalidSpec, match="label_index must be left out where a label is a number: '1'"):
         TaskSpec.from_toml(f"{CLASSES}labels = [1, 2]\nlabel_index = true")
-    with pytest.raises(InvalidSpec, match="label_index is for classification, this task is text"):
+    with pytest.raises(InvalidSpec, match="label_index is for classification and multilabel, this task is text"):
         TaskSpec.from_toml('name = "a"\nkind = "text"\ntemplate = "{a}"\nlabel_index = true')
 
 
@@ -404,6 +404,16 @@ def test_an_image_where_a_text_belongs():
 def test_bad_images_say_why(values: dict[str, Any], why: str):
     with pytest.raises(ValidationError, match=why):
         image_spec(**values)
+
+
+def test_a_multilabel_spec_has_one_label_or_more_and_no_open_labels():
+    begin = 'name = "a"\nkind = "multilabel"\ntemplate = "{s}"\n'
+    spec = TaskSpec.from_toml(f'{begin}labels = ["rude"]')
+    assert (spec.outputs, spec.target, spec.metric) == (1, "labels", "f1_micro")
+    with pytest.raises(InvalidSpec, match="labels must be at least 1 for multilabel, got 0"):
+        TaskSpec.from_toml(begin)
+    with pytest.raises(InvalidSpec, match="open_labels is for classification, this task is multilabel"):
+        TaskSpec.from_toml(f'{begin}labels = ["rude"]\nopen_labels = true')
 
 
 def test_a_prompt_says_where_its_two_texts_are():

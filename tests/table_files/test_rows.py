@@ -53,11 +53,15 @@ def test_brackets_in_a_text_are_no_depth(tmp_path):
 def test_parquet_tells_the_class_names_that_datasets_stored(tmp_path):
     features = {
         "label": {"names": ["World", "Sports"], "_type": "ClassLabel"},
+        "topics": {"feature": {"names": ["a", "b"], "_type": "ClassLabel"}, "_type": "List"},
+        "older": {"feature": {"names": ["c"], "_type": "ClassLabel"}, "length": -1, "_type": "Sequence"},
+        "oldest": [{"names": ["d"], "_type": "ClassLabel"}],
         "text": {"dtype": "string", "_type": "Value"},
     }
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     table = pa.table({"label": [1, 0], "text": ["a", "b"]})
-    for stored, names in ((metadata, {"label": ["World", "Sports"]}), ({b"huggingface": b"[1]"}, {}), (None, {})):
+    known = {"label": ["World", "Sports"], "topics": ["a", "b"], "older": ["c"], "oldest": ["d"]}
+    for stored, names in ((metadata, known), ({b"huggingface": b"[1]"}, {}), (None, {})):
         pq.write_table(table.replace_schema_metadata(stored), tmp_path / "rows.parquet")
         with (tmp_path / "rows.parquet").open("rb") as file:
             assert class_names(file, format_of("rows.parquet")) == names

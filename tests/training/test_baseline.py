@@ -43,6 +43,22 @@ def test_captions_take_the_most_typical_one() -> None:
     assert baseline.score > 1
 
 
+@pytest.mark.parametrize(
+    ("metric", "answer", "score"),
+    [
+        ("f1_micro", "aa, bb", 2 * 5 / (8 + 6)),
+        ("f1_macro", "aa, bb, many", (1.5 / 1.75 + 1 / 1.5 + 0.5 / 1.25) / 3),
+        ("average_precision", "aa, bb, many", (0.75 + 0.5 + 0.25) / 3),
+    ],
+)
+def test_several_labels_are_those_of_most_rows_as_many_as_score_best(metric: str, answer: str, score: float) -> None:
+    spec = toy.MANY.model_copy(update={"metric": metric})
+    targets = [frozenset(target) for target in ({"aa"}, {"aa", "bb"}, {"aa", "bb", "many"}, set())]
+    baseline = baseline_of(spec, examples(list(targets)))
+    assert baseline is not None
+    assert (baseline.answer, baseline.score) == (answer, pytest.approx(score))
+
+
 def test_it_reads_as_a_remark() -> None:
     assert str(baseline_of(toy.CLASSES, examples(["aa", "aa", "bb"]))) == 'baseline 0.6667 (always "aa")'
     assert str(baseline_of(toy.VALUES, examples([0.25, 0.5]))) == "baseline 0.0000 (always the mean, 0.375)"

@@ -110,6 +110,65 @@ def test_numbers_in_a_field_become_their_text(tmp_path, suffix):
 # Targets
 
 
+MANY = TaskSpec(name="many", kind="multilabel", template="{sentence}", labels=("rude", "threat", "spam"))
+MANY_BY_INDEX = MANY.model_copy(update={"label_index": True})
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "labels"),
+    [
+        (MANY, ["spam", "rude"], {"rude", "spam"}),
+        (MANY, [], set()),
+        (MANY, [1, 0, 1], {"rude", "spam"}),
+        (MANY, [0.0, 1.0, 0.0], {"threat"}),
+        (MANY, [False, False, False], set()),
+        (MANY_BY_INDEX, [2, 0], {"rude", "spam"}),
+        (MANY_BY_INDEX, [1.0, 0.0, 0.0], {"rude"}),
+        (MANY_BY_INDEX, ["threat"], {"threat"}),
+        (MANY, "spam", {"spam"}),
+        (MANY, "", set()),
+        (MANY, '["spam", "rude"]', {"rude", "spam"}),
+    ],
+)
+def test_a_list_of_labels_is_texts_positions_or_flags(tmp_path, spec, value, labels):
+    [example] = read_examples(write(tmp_path / "rows.jsonl", [{"sentence": "a", "labels": value}]), spec)
+    assert example.target == labels
+
+
+def test_a_cell_of_a_csv_file_is_a_json_list_of_labels(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('sentence,labels\na,"[""spam"", ""rude""]"\nb,\nc,threat\n')
+    assert [example.target for example in read_examples(path, MANY)] == [{"spam", "rude"}, set(), {"threat"}]
+
+
+def test_a_parquet_list_of_class_labels_has_the_names_of_its_metadata(tmp_path):
+    feature = {"feature": {"names": ["spam", "rude"], "_type": "ClassLabel"}, "_type": "Sequence"}
+    metadata = {b"huggingface": json.dumps({"info": {"features": {"labels": feature}}}).encode()}
+    table = pa.table({"sentence": ["a", "b"], "labels": [[0, 1], []]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert [example.target for example in read_examples(tmp_path / "rows.parquet", MANY)] == [{"spam", "rude"}, set()]
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "why"),
+    [
+        (MANY, ["kind"], "target 'labels' has 'kind', not one of 'rude, threat, spam'"),
+        (MANY, None, "target 'labels' is null; give a list of labels"),
+        (MANY, {"rude": 1}, "target 'labels' is an object; give a list of labels"),
+        (MANY, [0, 2], "target 'labels' has '2' in its list; give labels' texts; integers are the labels' positions"),
+        (MANY, [1, 0], "is a list of 2 numbers for 3 labels; give a 0 or 1 for each"),
+        (MANY, ["rude", 1], "target 'labels' has 'rude' in its list"),
+        (MANY, "[spam]", "no JSON list"),
+        (MANY, "rude;spam", "has 'rude;spam', not one of"),
+        (MANY_BY_INDEX, [3], "target 'labels' has 3; positions are 0 to 2"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(tmp_path, spec, value, why):
+    error = refused(write(tmp_path / "rows.jsonl", [{"sentence": "a", "labels": value}]), spec)
+    assert error.line == 1
+    assert why in str(error)
+
+
 NUMBERS = TaskSpec(
     name="numbers", kind="classification", template="{sentence}", labels=("one", "two", "three", "four", "five")
 )

@@ -3,12 +3,17 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from side_registry.task import TaskSpec
+from training.baseline import baseline_of
 from training.data import Example
 from training.errors import MetricError
-from training.metrics import METRICS, ranks, rows_to_answer, score, score_values
+from training.metrics import METRICS, LabelScores, evaluation_of, ranks, rows_to_answer, score, score_values
+from training.metrics.label_sets import label_set_classes, resampler, score_label_sets
+from training.metrics.relevance import Ranked
+from training.metrics.scoring import RANKINGS
 
 LABELS = ("no", "yes")
 TARGETS = ["yes", "yes", "yes", "no", "no"]
@@ -26,6 +31,8 @@ SOME: dict[str, tuple[list, list]] = {
     "rouge_l": (["a b", "c"], [("a b", "a c"), "d"]),
     "recall_at_1": ([1, 3], ["a b", "d"]),
     "mrr": ([1, 3], ["a b", "d"]),
+    **dict.fromkeys(("ndcg_at_10", "mrr_at_10"), ([Ranked((0.1, 0.9), (0.0, 1.0))],) * 2),
+    **dict.fromkeys(("f1_micro", "f1_macro", "average_precision"), ([LabelScores(("yes",), (0.1, 0.9))], [{"yes"}])),
     "entity_f1": ([[]], [[{"start": 0, "end": 2, "label": "yes"}]]),
 }
 
@@ -76,6 +83,29 @@ def test_an_invalid_output_counts_wrong(target):
     assert invalid["f1"] == pytest.approx(2 / 3)
     assert score("accuracy", ["maybe"], [target])["accuracy"] == 0
     assert score("matthews", ["yes", "no", "maybe"], ["yes", "no", target])["matthews"] < 1
+
+
+def test_scores_of_several_labels_are_over_all_decisions_and_by_label():
+    answers = [
+        LabelScores(("a",), (0.9, 0.2, 0.1)),
+        LabelScores(("a", "b"), (0.8, 0.6, 0.1)),
+        LabelScores((), (0.4, 0.3, 0)),
+    ]
+    targets = [{"a"}, {"b"}, {"a"}]
+    # a: 1 hit, 1 false, 1 missed; b: 1 hit; c: no row has it, and no answer. Ranks of a: right, wrong, right
+    by_hand = {"f1_micro": 4 / 6, "f1_macro": (0.5 + 1) / 2, "average_precision": ((1 + 2 / 3) / 2 + 1) / 2}
+    for metric in by_hand:
+        scores = score(metric, answers, targets, labels=("a", "b", "c"))
+        assert scores == pytest.approx(by_hand)
+        assert next(iter(scores)) == metric
+
+
+def test_no_label_anywhere_scores_0_and_a_rows_without_labels_count():
+    nothing = LabelScores((), (0.1, 0.2))
+    assert score("f1_micro", [nothing], [set()], labels=LABELS) == dict.fromkeys(
+        ("f1_micro", "f1_macro", "average_precision"), 0.0
+    )
+    assert score("f1_micro", [LabelScores(("no",), (0.9, 0.2))], [set()], labels=LABELS)["f1_micro"] == 0
 
 
 def test_pearson_spearman_gives_the_mean_and_both_parts():
@@ -157,7 +187,7 @@ def test_the_order_of_rows_does_not_matter(metric):
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_nothing_to_score_is_an_error(metric):
-    with pytest.raises(MetricError, match="nothing to score"):
+    with pytest.raises(MetricError, match="no query has" if metric in RANKINGS else "nothing to score"):
         score(metric, [], [], labels=LABELS)
 
 
@@ -254,3 +284,52 @@ def test_other_kinds_are_asked_their_rows_alone():
     spec = TaskSpec(name="a", kind="text", template="{text}")
     assert rows_to_answer(spec, examples(("a", "A"))) == [{"text": "a"}]
     assert score_values(spec, ["A", "x"], examples(("a", "A"), ("b", "B"))) == {"exact_match": 0.5}
+
+
+def test_scores_of_drawn_rows_are_those_of_label_sets():
+    pick = np.random.default_rng(3)
+    labels = ("a", "b", "c")
+    values = pick.integers(0, 5, (30, 3)) / 4  # some are equal
+    answers = [LabelScores([n for n, v in zip(labels, row, strict=True) if v > 0.5], row) for row in values.tolist()]
+    targets = [frozenset(n for n in labels[:2] if pick.random() < 0.4) for _ in answers]
+    scores = resampler(answers, targets, labels)
+    for drawn in (np.arange(30), pick.integers(0, 30, 30), np.full(30, 7)):
+        expected = score_label_sets([answers[row] for row in drawn], [targets[row] for row in drawn], labels)
+        assert scores(drawn) == pytest.approx(expected)
+
+
+def test_the_report_of_label_sets_has_each_label():
+    answers = [LabelScores(["a"], [0.9, 0.1]), LabelScores(["a", "b"], [0.8, 0.7])]
+    classes = label_set_classes(answers, [frozenset({"a"}), frozenset({"b"})], ("a", "b"))
+    assert (classes["a"].precision, classes["a"].recall, classes["a"].rows, classes["a"].answered) == (0.5, 1.0, 1, 2)
+    assert (classes["b"].f1, classes["b"].rows) == (1.0, 1)
+
+
+RANKING = TaskSpec(name="passages", kind="ranking", template="{query} | {passage}")
+
+
+def passages(*rows: tuple[str, float]) -> list[Example]:
+    return [Example(fields={"query": query, "passage": "p"}, target=target, line=1) for query, target in rows]
+
+
+def test_passages_are_compared_with_those_of_their_query():
+    rows = passages(("a", 1.0), ("b", 0.0), ("a", 0.0), ("b", 0.5), ("b", 1.0), ("alone", 1.0), ("none", 0.0))
+    scores = [0.4, 0.9, 0.6, 0.2, 0.7, 0.9, 0.9]  # a: 0 1 -> second; b: 0, 1, 0.5
+    second, third = 1 / math.log2(3), 1 / math.log2(4)
+    ndcg = (second + (second + 0.5 * third) / (1 + 0.5 * second)) / 2
+    assert score_values(RANKING, scores, rows) == {"ndcg_at_10": pytest.approx(ndcg), "mrr_at_10": 0.5}
+    best = [row.target for row in rows]
+    assert score_values(RANKING, best, rows) == {"ndcg_at_10": 1.0, "mrr_at_10": 1.0}
+    found = evaluation_of(RANKING, best, None, rows)
+    assert found.intervals == {"ndcg_at_10": (1.0, 1.0), "mrr_at_10": (1.0, 1.0)}
+    assert str(baseline_of(RANKING, rows)).endswith('(always "the same score")')
+
+
+def test_passages_that_are_all_equally_relevant_rank_nothing():
+    with pytest.raises(MetricError, match="no query has passages that differ in relevance"):
+        score_values(RANKING, [0.1, 0.2], passages(("a", 1.0), ("a", 1.0)))
+
+
+def test_a_relevant_passage_after_the_tenth_counts_as_not_found():
+    rows = passages(*[("a", 0.0)] * 10, ("a", 1.0))
+    assert score_values(RANKING, [0.5] * 11, rows)["mrr_at_10"] == 0.0

@@ -9,6 +9,8 @@ from side_registry.task_kinds import KINDS
 from tests.training import toy
 from training.errors import GateRefused, RequirementError
 from training.metrics import METRICS, measurable, measure, score
+from training.metrics.label_sets import LabelScores
+from training.metrics.relevance import Ranked
 from training.metrics.scoring import FAMILIES
 from training.publish_gate import PublishGate, Requirement, Rival, gate_text
 
@@ -80,7 +82,12 @@ def test_the_families_are_what_metrics_return() -> None:
         for metric in kind.metrics:
             some = {"classification": ["a", "b"], "regression": [0.0, 1.0], "text": ["a", "b"]}
             values = [[], []] if kind.has_spans else some.get(kind.name, [1, 1])
-            assert tuple(score(metric, values, values, labels=["a", "b"])) == FAMILIES[metric]
+            targets = values
+            if kind.has_thresholds:
+                values, targets = [LabelScores(["a"], [0.9, 0.1])] * 2, [{"a"}, {"b"}]
+            if kind.ranks:
+                values = targets = [Ranked((0.1, 0.9), (0.0, 1.0))]
+            assert tuple(score(metric, values, targets, labels=["a", "b"])) == FAMILIES[metric]
 
 
 def test_any_score_of_the_kind_can_be_measured() -> None:

@@ -100,8 +100,9 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
         (toy.CLASSES, {"head": "text"}),
         (toy.TWO_TEXTS, {}),
         (toy.NAMES, {}),
+        (toy.MANY, {}),
     ],
-    ids=["linear", "mlp", "regression", "embedding", "label words", "two texts apart", "words"],
+    ids=["linear", "mlp", "regression", "embedding", "label words", "two texts apart", "words", "several labels"],
 )
 def test_each_run_equals_the_same_run_alone(tmp_path, backbone, tokenizer, spec, settings):
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=24, dropout=0.1, **settings)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from ladder import SideConfigError, SideNetwork, load_backbone, load_tokenizer
+from ladder import ChooseLabels, SideConfigError, SideNetwork, load_backbone, load_tokenizer
 from ladder.backbone.loading import fingerprint
 from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
@@ -72,9 +72,11 @@ class InterruptAfter(Silent):
         (toy.CLASSES, "linear", 0.8),
         (toy.CLASSES, "text", 0.7),
         (toy.VALUES, "auto", 0.7),
+        (toy.MANY, "auto", 0.8),
+        (toy.BEGINNINGS, "auto", 0.8),
         slow(toy.TEXTS, "auto", 0.6),
     ],
-    ids=["linear", "label words", "regression", "text"],
+    ids=["linear", "label words", "regression", "multilabel", "ranking", "text"],
 )
 def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, tokenizer, spec, head, least):
     job = toy.job(tmp_path, spec, backbone, tokenizer, epochs=3, head=head, count=160, dropout=0.0)
@@ -87,7 +89,7 @@ def test_learns_and_scores_the_same_from_the_run_folder(tmp_path, backbone, toke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS, toy.PAIRS], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS, toy.PAIRS, toy.MANY], ids=lambda spec: spec.kind)
 def test_interrupted_and_run_again_ends_with_the_same_bytes(tmp_path, backbone, tokenizer, spec):
     """In the first epoch, at the begin of the second, and at its end."""
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=48)
@@ -460,6 +462,21 @@ def test_an_embedding_needs_pairs_to_compare(tmp_path, backbone, tokenizer):
         toy.job(tmp_path, toy.PAIRS, backbone, tokenizer, count=3, batch_rows=2, epochs=1), tmp_path / "run"
     )
     assert artifact.manifest.metrics["loss"] > 0
+
+
+def test_a_multilabel_run_keeps_the_thresholds_that_its_scores_are_made_with(tmp_path, backbone, tokenizer):
+    job = toy.job(tmp_path, toy.MANY, backbone, tokenizer, count=16, epochs=1)
+    manifest = train(job, tmp_path / "run").manifest
+    assert list(manifest.thresholds) == list(toy.MANY.labels)
+    model = load_model(read_artifact(tmp_path / "run"), backbone, tokenizer)
+    assert isinstance(model.answerer, ChooseLabels)
+    assert model.answerer.thresholds == manifest.label_thresholds
+    for example in manifest.examples:
+        scores = example.expected["scores"]
+        reached = {
+            label for label, score in zip(toy.MANY.labels, scores, strict=True) if score >= manifest.thresholds[label]
+        }
+        assert set(example.expected["labels"]) == reached
 
 
 def test_golden_examples_of_an_embedding_are_its_vectors(tmp_path, backbone, tokenizer):

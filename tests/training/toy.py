@@ -13,7 +13,12 @@ CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}",
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)
 TWO_TEXTS = TaskSpec(name="ends", kind="classification", template="{sentence} | {end}", labels=("aa", "bb"))
 TEXTS = TaskSpec(name="echo", kind="text", template="{sentence}", max_new_tokens=6)
+MANY = TaskSpec(name="has", kind="multilabel", template="{sentence}", labels=("aa", "bb", "many"))
+"""Labels: some a, more than two b, at least eight letters."""
+MANY_METRICS = ("f1_micro", "f1_macro", "average_precision")
 NAMES = TaskSpec(name="names", kind="token_classification", template="{text}", labels=("PER", "LOC"))
+BEGINNINGS = TaskSpec(name="beginnings", kind="ranking", template="{query} {sentence}")
+"""Relevant: a sentence that is mostly b."""
 PAIRS = TaskSpec(name="capitals", kind="embedding", template="{sentence}", dimensions=8)
 
 
@@ -28,10 +33,16 @@ def rows(spec: TaskSpec, count: int, seed: int = 0) -> list[dict[str, object]]:
         share = pick.random()
         sentence = "".join("b" if pick.random() < share else "a" for _ in range(pick.randint(4, 10)))
         truth = sentence.count("b") / len(sentence)
-        target: object = {"classification": "bb" if truth > 0.5 else "aa", "regression": truth}.get(
-            spec.kind, sentence[0]
-        )
-        ends = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        flags = {"aa": "a" in sentence, "bb": sentence.count("b") > 2, "many": len(sentence) > 7}
+        target: object = {
+            "classification": "bb" if truth > 0.5 else "aa",
+            "regression": truth,
+            "multilabel": [label for label, is_right in flags.items() if is_right],
+            "ranking": float(truth > 0.5),
+        }.get(spec.kind, sentence[0])
+        ends: dict[str, object] = {"end": sentence[-3:]} if "end" in spec.fields else {}
+        if "query" in spec.fields:
+            ends = {"query": pick.choice("xyz")}
         made.append({"sentence": sentence, **ends, spec.target: target})
     return made
 

@@ -5,6 +5,7 @@ metric's own name, so that "the best epoch" is `max(..., key=lambda scores: scor
 models or tensors.
 """
 
+from training.metrics.label_sets import LabelScores
 from training.metrics.ranking import ranks
 from training.metrics.report import Evaluation, evaluation_of
 from training.metrics.scoring import METRICS, measurable, measure, rows_to_answer, score, score_values
@@ -12,6 +13,7 @@ from training.metrics.scoring import METRICS, measurable, measure, rows_to_answe
 __all__ = [
     "METRICS",
     "Evaluation",
+    "LabelScores",
     "evaluation_of",
     "measurable",
     "measure",

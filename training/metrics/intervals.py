@@ -1,7 +1,8 @@
 """Bootstrap intervals: how far a score would move with other rows of the same kind.
 
 Rows are drawn with replacement, 1,000 times, from a fixed seed; the interval has the middle 95 % of the scores. CIDEr's
-document frequencies stay those of the whole file, and an embedding's targets stay all candidates.
+document frequencies stay those of the whole file, and an embedding's targets stay all candidates. Of a
+ranking, queries are drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,9 @@ from training.metrics.cider import cider_rows
 from training.metrics.classes import accuracy, accuracy_f1, matthews, pairs_of
 from training.metrics.correlation import correlations
 from training.metrics.entities import entity_counts
+from training.metrics.label_sets import resampler
 from training.metrics.ranking import ranks, recall_and_mrr
+from training.metrics.relevance import by_query, ranking_scores
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
 from training.metrics.vqa import vqa_accuracy
@@ -52,7 +55,15 @@ def intervals(
         names: some of `measurable(spec)`.
         confidences: the probability of each answered label, for `ece`.
     """
-    if KINDS[spec.kind].has_spans:
+    if KINDS[spec.kind].ranks:
+        queries = [example.fields[spec.fields[0]] for example in examples]
+        of_queries = ranking_scores(by_query(queries, values, [example.target for example in examples]))
+        rows = len(of_queries["ndcg_at_10"])
+        found = _bootstrap(lambda drawn: {name: float(each[drawn].mean()) for name, each in of_queries.items()}, rows)
+        return {name: found[name] for name in names}
+    if KINDS[spec.kind].has_thresholds:
+        statistic = resampler(values, [example.target for example in examples], spec.labels)
+    elif KINDS[spec.kind].has_spans:
         statistic = _of_entities(values, [example.target for example in examples])
     elif KINDS[spec.kind].has_labels:
         return _of_labels(spec, values, examples, names, confidences)

@@ -10,6 +10,7 @@ from training.data import Example
 from training.metrics.classes import ClassScores, class_scores, pairs_of
 from training.metrics.entities import entity_classes
 from training.metrics.intervals import Interval, intervals
+from training.metrics.label_sets import label_set_classes
 from training.metrics.scoring import FAMILIES, has_probabilities, measure
 
 
@@ -40,7 +41,9 @@ def evaluation_of(
     scores = measure(spec, values, examples, names, confidences)
     classes: dict[str, ClassScores] = {}
     targets = [example.target for example in examples]
-    if KINDS[spec.kind].has_spans:
+    if KINDS[spec.kind].has_thresholds:
+        classes = label_set_classes(values, targets, spec.labels)
+    elif KINDS[spec.kind].has_spans:
         classes = entity_classes(values, targets, spec.labels)
     elif KINDS[spec.kind].has_labels:
         classes = class_scores(pairs_of(values, targets), spec.labels)

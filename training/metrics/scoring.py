@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,9 @@ from training.metrics.cider import cider
 from training.metrics.classes import accuracy, accuracy_f1, matthews, pairs_of
 from training.metrics.correlation import pearson_and_spearman
 from training.metrics.entities import entity_scores
+from training.metrics.label_sets import score_label_sets
 from training.metrics.ranking import ranks, recall_and_mrr
+from training.metrics.relevance import by_query, ranking_scores
 from training.metrics.rouge import rouge_l
 from training.metrics.texts import exact_match
 from training.metrics.vqa import vqa_accuracy
@@ -35,7 +38,8 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
     """Score a model's answers by the spec's metric; the headline under the metric's own name.
 
     Args:
-        values: labels, numbers, texts or vectors, one for each of `rows_to_answer(spec, examples)`.
+        values: labels, numbers, texts, vectors, LabelScores or relevances, one for each of
+            `rows_to_answer(spec, examples)`.
     Raises:
         MetricError: as `score`.
     """
@@ -43,6 +47,9 @@ def score_values(spec: TaskSpec, values: Sequence[Any], examples: Sequence[Examp
     if KINDS[spec.kind].target_is_input:
         [field] = spec.fields
         values = ranks([(example.fields[field], str(example.target)) for example in examples], values)
+    if KINDS[spec.kind].ranks:
+        rankings = by_query([example.fields[spec.fields[0]] for example in examples], values, targets)
+        return score(spec.metric, rankings, rankings)
     return score(spec.metric, values, targets, labels=spec.labels)
 
 
@@ -55,8 +62,10 @@ def score(
         metric: one of METRICS.
         predictions: label texts, texts or values. A text that is no label is an invalid output: it counts as wrong.
             For entity_f1: lists of objects with start, end and label, as the targets are.
-            For recall_at_1 and mrr: the rank that each target came out at, from 1.
-        targets: what they should be. Of a text, a tuple of several references too, each of which is right.
+            For recall_at_1 and mrr: the rank that each target came out at, from 1. For several labels: `LabelScores`.
+        targets: what they should be. Of a text, a tuple of several references too, each of which is right. For
+            several labels: sets of them.
+            For ndcg_at_10 and mrr_at_10 both are the `Ranked` of each query.
         labels: the task's labels in the spec's order. `accuracy_f1` needs its two, the second being the positive one.
     Returns:
         The headline number under the metric's own name, then its parts if it has any, or other metrics of its family.
@@ -67,7 +76,7 @@ def score(
         raise MetricError(metric, f"unknown; give one of {', '.join(METRICS)}")
     if len(predictions) != len(targets):
         raise MetricError(metric, f"{len(predictions)} predictions for {len(targets)} targets")
-    if not targets:
+    if not targets and metric not in RANKINGS:
         raise MetricError(metric, "nothing to score: 0 predictions")
     return METRICS[metric](predictions, targets, labels)
 
@@ -100,6 +109,23 @@ def _mrr(predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[st
     return {"mrr": mrr, "recall_at_1": recall}
 
 
+def _label_sets(
+    headline: str, predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]
+) -> dict[str, float]:
+    scores = score_label_sets(predictions, targets, labels)
+    return {headline: scores[headline], **scores}
+
+
+def _rankings(
+    headline: str, predictions: Sequence[Any], targets: Sequence[Any], labels: Sequence[str]
+) -> dict[str, float]:
+    scores = {name: float(values.mean()) for name, values in ranking_scores(predictions).items()}
+    return {headline: scores[headline], **scores}
+
+
+RANKINGS = ("ndcg_at_10", "mrr_at_10")
+"""Metrics of passages by query."""
+
 Metric = Callable[[Sequence[Any], Sequence[Any], Sequence[str]], dict[str, float]]
 
 
@@ -127,7 +153,11 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
         "rouge_l": _of_texts(rouge_l, bleu, cider),
         "recall_at_1": _recall_at_1,
         "mrr": _mrr,
+        "f1_micro": partial(_label_sets, "f1_micro"),
+        "f1_macro": partial(_label_sets, "f1_macro"),
+        "average_precision": partial(_label_sets, "average_precision"),
         "entity_f1": entity_scores,
+        **{name: partial(_rankings, name) for name in RANKINGS},
     }
 )
 """By name: a function of predictions, targets and labels, as `score` takes them."""
@@ -145,7 +175,12 @@ FAMILIES: MappingProxyType[str, tuple[str, ...]] = MappingProxyType(
         "rouge_l": ("rouge_l", "bleu", "cider"),
         "recall_at_1": ("recall_at_1", "mrr"),
         "mrr": ("mrr", "recall_at_1"),
+        "f1_micro": ("f1_micro", "f1_macro", "average_precision"),
+        "f1_macro": ("f1_macro", "f1_micro", "average_precision"),
+        "average_precision": ("average_precision", "f1_micro", "f1_macro"),
         "entity_f1": ("entity_f1", "precision", "recall"),
+        "ndcg_at_10": ("ndcg_at_10", "mrr_at_10"),
+        "mrr_at_10": ("mrr_at_10", "ndcg_at_10"),
     }
 )
 """The names of the scores that each of METRICS returns, known without rows."""

@@ -32,6 +32,7 @@ from training.job import Job, Progress
 from training.metrics import rows_to_answer
 from training.metrics.calibration import Fitted
 from training.multitask.kept_passes import KeptPasses
+from training.multitask.thresholds import choose_again, fit_thresholds
 from training.recipe import Recipe
 from training.taps_cache import TapsCache
 
@@ -151,6 +152,8 @@ class TaskData:
         self.steps = count_batches(len(self.rows), recipe.batch_rows, self.least_rows)
         """Batches of an epoch."""
         self.baseline = self.inputs.baseline
+        self.thresholds: dict[str, float] = {}
+        """By label, as the last `scores` fitted them on the validation rows; of a kind with thresholds."""
         self.calibration: Fitted | None = None
         """Of the weights that were scored last."""
 
@@ -208,5 +211,8 @@ class TaskData:
         read_images = None if self.inputs.features is None else self.inputs.features.read
         read_inputs = self.inputs.kept.run
         answers = predict(model, job.backbone, job.tokenizer, fields, read_images=read_images, read_inputs=read_inputs)
+        if KINDS[job.spec.kind].has_thresholds:
+            self.thresholds = fit_thresholds(job.spec.labels, answers, job.validation.examples)
+            answers = choose_again(self.answerer, list(self.thresholds.values()), answers)
         self.calibration = calibrate(job.spec, answers, job.validation.examples)
         return score_answers(job.spec, answers, job.validation.examples)

@@ -4,22 +4,25 @@ Turns messages into requests of the service, and its answers into messages; `ten
 the tensors. Errors are raised: the interceptor makes statuses of them.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from grpc.aio import ServicerContext
 
 from ladder.answers import TextAnswer
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.api.call import Tenants, counting, deadline_of
+from serving.api.call import Tenants, counting, counting_tasks, deadline_of
 from serving.api.call_context import CallContext
 from serving.api.drain import Drain
-from serving.api.guard import check_request
+from serving.api.guard import check_request, checked_group, may_read
 from serving.api.inbox import Messages
+from serving.api.open_inference.groups import GroupModel, group_of
 from serving.api.open_inference.stream import FINAL, InferStream
 from serving.api.open_inference.tensors import (
     WHOLE_PROMPT,
@@ -33,6 +36,7 @@ from serving.api.open_inference.tensors import (
     takes_whole_prompt,
     write_outputs,
 )
+from serving.api.permissions import GROUP, infer_rows
 from serving.engine import Piece, Resident
 from serving.errors import InvalidInput, NotServed
 from serving.metrics import Answered, Metrics, installed_version
@@ -42,11 +46,13 @@ from serving.pipeline import (
     Prediction,
     PredictRequest,
     PredictService,
+    Refused,
     RequestOptions,
     Target,
 )
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
+from side_registry.groups import GroupVersion
 from side_registry.task import VERSION, TaskRef, TaskSpec
 from side_registry.task_kinds import KINDS
 
@@ -54,6 +60,8 @@ NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters", "statistics")
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 EMPTY_FINAL = "triton_enable_empty_final_response"
+
+Answerable = TypeVar("Answerable", Target, Prediction)
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -77,10 +85,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ServerReadyResponse(ready=self._ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: CallContext) -> pb.ModelReadyResponse:
-        """Say whether this server can answer for a task, or for one version or alias of it."""
+        """Say whether this server can answer for a task, for one version or alias of it, or for a group."""
         try:
-            self._find(request.name, request.version)
-        except (RegistryError, NotServed):
+            if group_of(request.name) is not None:
+                self._group_model(request.name, request.version, await self._checked_group(request.name))
+            else:
+                self._find(request.name, request.version)
+        except (RegistryError, NotServed, InvalidInput):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._ready)
 
@@ -91,7 +102,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ServerMetadataResponse(name=NAME, version=installed_version("sidecast"), extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: CallContext) -> pb.ModelMetadataResponse:
-        """Describe a task's tensors, versions and settings."""
+        """Describe the tensors, versions and settings of a task or a group."""
+        if group_of(request.name) is not None:
+            described = (await self._group(request.name, request.version, context)).metadata()
+            described.platform = NAME
+            return described
         resident = await self._arrived(request.name, request.version, context)
         return pb.ModelMetadataResponse(
             name=request.name,
@@ -103,9 +118,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: ServicerContext) -> pb.ModelConfigResponse:
-        """Describe a task as Triton's tools ask for it."""
-        resident = await self._arrived(request.name, request.version, context)
-        config = describe_config(resident.spec)
+        """Describe a task or a group as Triton's tools ask for it."""
+        if group_of(request.name) is not None:
+            config = (await self._group(request.name, request.version, context)).config()
+        else:
+            config = describe_config((await self._arrived(request.name, request.version, context)).spec)
         config.platform = config.backend = NAME
         return pb.ModelConfigResponse(config=config)
 
@@ -123,7 +140,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return pb.ModelStatisticsResponse(model_stats=[_statistics(*key, self._metrics.answered(*key)) for key in keys])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
-        """Answer rows of one task."""
+        """Answer rows of one task or group."""
+        if group_of(request.model_name) is not None:
+            return await self._infer_group(request, context)
         with counting(self._metrics, request.model_name) as counted:
             _, asked = await self._read(request, context)
             counted.deadline = asked.options.deadline
@@ -142,6 +161,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ModelInferRequest, context: ServicerContext
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """One request of a stream: a text of one row piece by piece, everything else as ModelInfer would."""
+        if group_of(request.model_name) is not None:
+            await check_request(request)
+            yield _final(await self._infer_group(request, context))
+            return
         with counting(self._metrics, request.model_name) as counted:
             await check_request(request)
             target, asked = await self._read(request, context)
@@ -163,7 +186,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def _read(self, request: pb.ModelInferRequest, context: CallContext) -> tuple[Target, PredictRequest]:
         """The version that answers, and the request to it: its rows are read by that version's spec."""
-        options = RequestOptions(
+        options = self._options(request, context)
+        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
+        spec = target.resident.spec
+        requested_outputs(request, spec)  # raises before the rows are computed
+        count = count_rows(request, spec)
+        self._service.check_counts(1, count)
+        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
+
+    def _options(self, request: pb.ModelInferRequest, context: CallContext) -> RequestOptions:
+        return RequestOptions(
             deadline=deadline_of(context, _timeout(request)),
             decoding=_decoding(request),
             priority=_whole_number(request, "priority"),
@@ -171,12 +203,27 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             route_key=_text(request, "route_key"),
             where="parameters.",
         )
-        target = await self._service.find(read_ref(request.model_name, request.model_version), options)
-        spec = target.resident.spec
-        requested_outputs(request, spec)  # raises before the rows are computed
-        count = count_rows(request, spec)
-        self._service.check_counts(1, count)
-        return target, PredictRequest(targets=(target,), rows=await read_rows(request, spec, count), options=options)
+
+    async def _infer_group(self, request: pb.ModelInferRequest, context: CallContext) -> pb.ModelInferResponse:
+        """Answer rows of all tasks of a group. The fault of one task is that of the call."""
+        with counting_tasks(self._metrics) as counted:
+            group = await self._checked_group(request.model_name, infer_rows(request))
+            counted.refs = group.refs
+            options = self._options(request, context)
+            counted.deadline = options.deadline
+            targets = await self._service.find_tasks(group.refs, options)
+            specs = [target.resident.spec for target in _answerable(targets)]
+            model = GroupModel.of(request.model_name, group, specs)
+            model.check_version(request.model_version)
+            model.requested(request)  # raises before the rows are computed
+            count = count_rows(request, model)
+            self._service.check_counts(len(targets), count)
+            rows = await read_rows(request, model, count)
+            counted.outcomes = await self._service.predict_tasks(
+                PredictRequest(targets=targets, rows=rows, options=options)
+            )
+            predictions = {prediction.task: prediction for prediction in _answerable(counted.outcomes)}
+            return model.respond(request, predictions, min(one.generation for one in predictions.values()))
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
@@ -185,6 +232,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         _check_repository(request.repository_name)
         state = self._pool.snapshot()
         models = [model for name in sorted(state.tasks) for model in _index(state, name)]
+        groups = {name: group.current for name, group in sorted(state.groups.items())}
+        models += [self._group_state(*one) for one in groups.items() if all(may_read(r.task) for r in one[1].refs)]
         return pb.RepositoryIndexResponse(
             models=[model for model in models if model.state == READY or not request.ready]
         )
@@ -197,7 +246,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if request.parameters:
             fault = "are not supported: what is loaded is what was published"
             raise InvalidInput("parameters", fault)
-        await self._arrived(request.model_name, "", context)
+        if group_of(request.model_name) is not None:
+            await self._group(request.model_name, "", context)
+        else:
+            await self._arrived(request.model_name, "", context)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -213,6 +265,37 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     def _ready(self) -> bool:
         return self._service.ready and not self._drain.draining
 
+    async def _checked_group(self, model: str, rows: int = 0) -> GroupVersion:
+        """As `checked_group`, by the model's name."""
+        return await checked_group(self._service.group, group_of(model) or "", rows)
+
+    async def _group(self, name: str, version: str, context: CallContext) -> GroupModel:
+        """As `_group_model`; first waits, up to the call's deadline, for versions that are still loading."""
+        group = await self._checked_group(name)
+        await asyncio.gather(*(self._service.arrived(ref, deadline_of(context)) for ref in group.refs))
+        return self._group_model(name, version, group)
+
+    def _group_model(self, name: str, version: str, group: GroupVersion) -> GroupModel:
+        """A group whose tasks can all answer.
+
+        Raises:
+            what `_find` raises of one of its tasks.
+            InvalidInput: another version than its current one.
+        """
+        state = self._pool.snapshot()
+        specs = [state.resolve(ref.task, version=ref.version, alias=ref.alias).spec for ref in group.refs]
+        model = GroupModel.of(name, group, specs)
+        model.check_version(version)
+        return model
+
+    def _group_state(self, name: str, group: GroupVersion) -> pb.RepositoryIndexResponse.ModelIndex:
+        model = pb.RepositoryIndexResponse.ModelIndex(name=GROUP + name, version=str(group.version), state=READY)
+        try:
+            self._group_model(model.name, "", group)
+        except (RegistryError, NotServed) as error:
+            model.state, model.reason = UNAVAILABLE, str(error)
+        return model
+
     async def _arrived(self, name: str, version: str, context: CallContext) -> Resident:
         """As `_find`; first waits, up to the call's deadline, for a version that is still loading."""
         await self._service.arrived(read_ref(name, version), deadline_of(context))
@@ -222,6 +305,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Raises UnknownTask, UnknownVersion, UnknownAlias, NotLoaded."""
         ref = read_ref(name, version)
         return self._pool.resolve(ref.task, version=ref.version, alias=ref.alias)
+
+
+def _answerable(outcomes: Sequence[Answerable | Refused]) -> list[Answerable]:
+    """The outcomes of all tasks. Raises the first fault among them."""
+    answerable: list[Answerable] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        answerable.append(outcome)
+    return answerable
 
 
 def read_ref(model: str, version: str) -> TaskRef:
@@ -269,7 +362,7 @@ def _respond(request: pb.ModelInferRequest, prediction: Prediction) -> pb.ModelI
     )
     names, raw = requested_outputs(request, prediction.spec), bool(request.raw_input_contents)
     write_outputs(response, names, prediction.answers, prediction.spec, raw=raw)
-    flag_truncated(response, prediction.truncated)
+    flag_truncated(response.outputs, prediction.truncated)
     return response
 
 

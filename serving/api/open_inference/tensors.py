@@ -8,10 +8,10 @@ Other tensors are ignored. Elements come raw or typed, never both. Faults name t
 import asyncio
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -43,19 +43,50 @@ DATATYPES: Mapping[str, Literal["BYTES", "FP32"]] = {"string": "BYTES", "float32
 CONFIG_TYPES: Mapping[str, Literal["TYPE_STRING", "TYPE_FP32"]] = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}
 
 
-def describe_inputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+class Inputs(Protocol):
+    """What the inputs of a request are checked against: a task's spec, or a group of tasks."""
+
+    @property
+    def name(self) -> str:
+        """Of the task or group."""
+        ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of its texts."""
+        ...
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of its images."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Both."""
+        ...
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of a request."""
+        ...
+
+
+def describe_inputs(spec: TaskSpec | Inputs) -> list[pb.ModelMetadataResponse.TensorMetadata]:
     """The input tensors of a task: one for each field of its template, then one for each image."""
     return [pb.ModelMetadataResponse.TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in spec.inputs]
 
 
 def describe_outputs(spec: TaskSpec) -> list[pb.ModelMetadataResponse.TensorMetadata]:
     """The output tensors of a task, by its kind."""
-    return [
-        pb.ModelMetadataResponse.TensorMetadata(
-            name=column.name, datatype=DATATYPES[column.dtype], shape=_shape(column, -1, spec)
-        )
-        for column in KINDS[spec.kind].columns
-    ]
+    return [describe_output(column, spec, column.name) for column in KINDS[spec.kind].columns]
+
+
+def describe_output(column: AnswerColumn, spec: TaskSpec, name: str) -> pb.ModelMetadataResponse.TensorMetadata:
+    """The output tensor of one column of a task's answers."""
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=name, datatype=DATATYPES[column.dtype], shape=_shape(column, -1, spec)
+    )
 
 
 def describe_config(spec: TaskSpec) -> pb.ModelConfig:
@@ -64,29 +95,28 @@ def describe_config(spec: TaskSpec) -> pb.ModelConfig:
         name=spec.name,
         max_batch_size=spec.max_rows,
         input=[pb.ModelInput(name=name, data_type="TYPE_STRING", dims=[1]) for name in spec.inputs],
-        output=[
-            pb.ModelOutput(
-                name=column.name,
-                data_type=CONFIG_TYPES[DATATYPES[column.dtype]],
-                dims=_shape(column, 1, spec)[1:] or [1],
-            )
-            for column in KINDS[spec.kind].columns
-        ],
+        output=[config_output(column, spec, column.name) for column in KINDS[spec.kind].columns],
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=KINDS[spec.kind].makes_text),
     )
 
 
-def takes_whole_prompt(spec: TaskSpec) -> bool:
+def config_output(column: AnswerColumn, spec: TaskSpec, name: str) -> pb.ModelOutput:
+    """The output tensor of one column of a task's answers, as Triton's tools ask for it."""
+    data_type = CONFIG_TYPES[DATATYPES[column.dtype]]
+    return pb.ModelOutput(name=name, data_type=data_type, dims=_shape(column, 1, spec)[1:] or [1])
+
+
+def takes_whole_prompt(spec: TaskSpec | Inputs) -> bool:
     """Whether the tensor `text` is a whole prompt: the task has no field or image of that name."""
     return WHOLE_PROMPT not in spec.inputs
 
 
-def count_rows(request: pb.ModelInferRequest, spec: TaskSpec) -> int:
+def count_rows(request: pb.ModelInferRequest, spec: TaskSpec | Inputs) -> int:
     """How many rows a request has. Raises InvalidInput, TooManyRows: its inputs are not the task's."""
     return _count_rows([request.inputs[index] for index in _read_inputs(request.inputs, spec)], spec.max_rows)
 
 
-async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec, rows: int) -> list[InputRow]:
+async def read_rows(request: pb.ModelInferRequest, spec: TaskSpec | Inputs, rows: int) -> list[InputRow]:
     """The rows of a request that has so many; other calls go on between two of its tensors. Raises InvalidInput."""
     indices = _read_inputs(request.inputs, spec)
     texts: dict[str, list[str]] = {}
@@ -113,12 +143,18 @@ def requested_outputs(request: pb.ModelInferRequest, spec: TaskSpec) -> list[str
     known = [column.name for column in KINDS[spec.kind].columns]
     if len(request.outputs) > MAX_OUTPUTS:
         raise InvalidInput("outputs", f"{len(request.outputs)} in one request; use {_listed(known)}")
-    for output in request.outputs:
-        if output.name not in known:
-            raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of task {spec.name!r}; use {_listed(known)}")
-        if "classification" in output.parameters or SHARED_MEMORY in output.parameters:
-            raise InvalidInput(f"outputs.{output.name}", "classification and shared memory are not supported")
-    return list(dict.fromkeys(output.name for output in request.outputs)) or known
+    names = [check_output(request, index, known, f"task {spec.name!r}") for index in range(len(request.outputs))]
+    return list(dict.fromkeys(names)) or known
+
+
+def check_output(request: pb.ModelInferRequest, index: int, known: Sequence[str], whose: str) -> str:
+    """The name of a requested output. Raises InvalidInput: it is not among the known ones, or asks for more."""
+    output = request.outputs[index]
+    if output.name not in known:
+        raise InvalidInput(f"outputs.{_short(output.name)}", f"is none of {whose}; use {_listed(known)}")
+    if "classification" in output.parameters or SHARED_MEMORY in output.parameters:
+        raise InvalidInput(f"outputs.{output.name}", "classification and shared memory are not supported")
+    return output.name
 
 
 def write_outputs(
@@ -131,7 +167,9 @@ def write_outputs(
         datatype = DATATYPES[column.dtype]
         tensor = response.outputs.add(name=name, datatype=datatype, shape=_shape(column, len(answers), spec))
         values: list[Any] = [getattr(answer, column.attribute) for answer in answers]
-        if column.dtype == "spans":
+        if column.varies:
+            values = [json.dumps(items, ensure_ascii=False) for items in values]
+        elif column.dtype == "spans":
             values = [json.dumps([asdict(span) for span in spans], ensure_ascii=False) for spans in values]
         if column.is_list:
             values = [value for numbers in values for value in numbers]
@@ -143,11 +181,11 @@ def write_outputs(
             tensor.contents.fp32_contents.extend(values)
 
 
-def flag_truncated(response: pb.ModelInferResponse, truncated: Sequence[bool]) -> None:
-    """Say on every output tensor which rows' texts were cut."""
+def flag_truncated(outputs: Iterable[pb.ModelInferResponse.InferOutputTensor], truncated: Sequence[bool]) -> None:
+    """Say on these output tensors which rows' texts were cut."""
     rows = [row for row, is_cut in enumerate(truncated) if is_cut]
     if rows:
-        for tensor in response.outputs:
+        for tensor in outputs:
             tensor.parameters[TRUNCATED_ROWS].string_param = json.dumps(rows)
 
 
@@ -155,7 +193,7 @@ def _rows_by_name(columns: Mapping[str, list[Value]], rows: int) -> list[dict[st
     return [{name: values[row] for name, values in columns.items()} for row in range(rows)]
 
 
-def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec) -> list[int]:
+def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec | Inputs) -> list[int]:
     """Indices of the tensors that the task reads, each of which is there once. Others are ignored."""
     most = len(spec.inputs) + MAX_IGNORED
     names = [tensor.name for tensor in inputs[: most + 1]]
@@ -170,7 +208,7 @@ def _read_inputs(inputs: Sequence[Tensor], spec: TaskSpec) -> list[int]:
     raise InvalidInput("inputs", f"task {spec.name!r} takes {_needed(spec)}; got {got}")
 
 
-def _needed(spec: TaskSpec) -> str:
+def _needed(spec: TaskSpec | Inputs) -> str:
     """The inputs of a task, in words."""
     per_field = f"one BYTES tensor per field of its template ({', '.join(spec.fields)})" if spec.fields else ""
     per_image = f"one BYTES tensor per image ({', '.join(spec.images)})" if spec.images else ""

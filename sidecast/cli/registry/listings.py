@@ -9,17 +9,25 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import say, show_table
 from sidecast.cli.registry import routes
 from sidecast.cli.registry.views import Document, View, open_view
+from sidecast.cli.registry.where import show_where
 
 
 @click.command(short_help="List tasks, their aliases and versions.")
 @options.registry
 @options.server
+@click.option("--where", is_flag=True, help="Show on which servers each version is loaded, and when it was asked.")
 @options.as_json
-def tasks(registry: str | None, server: str | None, as_json: bool) -> None:
+def tasks(registry: str | None, server: str | None, where: bool, as_json: bool) -> None:
     """List the tasks of a registry or of a running server, with what each alias points at and how it is split.
 
     For a server it also shows which versions are loaded, and why one is not.
+
+    --where asks every server that follows the registry: its device, the bytes of each version there, since when it is
+    loaded, and when it last answered a request.
     """
+    if where:
+        show_where(registry, server, as_json)
+        return
     document = open_view(registry, server).tasks()
     if as_json or not document["tasks"]:
         say(as_json, document, "no tasks yet: sidecast publish RUN adds one")
@@ -114,7 +122,11 @@ def history(
             )
         _show_moment(open_view(registry, server), task, at, as_json)
         return
-    changes = open_view(registry, server).history(task, limit or 0)
+    show_history(open_view(registry, server).history(task, limit or 0), as_json)
+
+
+def show_history(changes: list[Document], as_json: bool) -> None:
+    """Print changes of a registry."""
     if as_json:
         say(True, changes, "")
         return
@@ -131,6 +143,11 @@ def history(
 def _actions(change: Document) -> str:
     texts = []
     for action in change["actions"]:
+        if action.get("group"):
+            members = f": {', '.join(action['members'])}" if action["members"] else ""
+            version = f" {action['version']}" if action["version"] is not None else ""
+            texts.append(f"{action['verb']} {action['group']}{version}{members}")
+            continue
         target = action["task"] + (f"@{action['alias']}" if action["alias"] else "")
         if action["route"]:
             texts.append(f"{action['verb']} {target}: {routes.change_in_words(action['route'])}")

@@ -22,8 +22,24 @@ class View(Protocol):
         """Tasks with their aliases, routes and versions, sorted by name."""
         ...
 
-    def history(self, task: str | None, limit: int = 0) -> list[Document]:
-        """The newest `limit` changes; 0: all."""
+    def history(self, task: str | None, limit: int = 0, group: str | None = None) -> list[Document]:
+        """The newest `limit` changes; 0: all. Of a task, of a group, or of everything."""
+        ...
+
+    def groups(self) -> list[Document]:
+        """Groups with their tasks, sorted by name."""
+        ...
+
+    def set_group(self, group: str, tasks: Sequence[str], message: str) -> Document:
+        """Give a group its tasks, or make it."""
+        ...
+
+    def rollback_group(self, group: str, to: int | None, message: str) -> Document:
+        """Give a group the tasks of an earlier version."""
+        ...
+
+    def delete_group(self, group: str, message: str) -> int:
+        """Remove a group. Returns the generation."""
         ...
 
     def at(self, moment: datetime) -> Document:
@@ -86,11 +102,35 @@ def is_route_changed(error: Exception) -> bool:
     return getattr(error, "reason", "") == "ROUTE_CHANGED"
 
 
-class RegistryView:
+class _Groups:
+    """The groups of a view: `Registry` and `Client` take the same arguments."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def set_group(self, group: str, tasks: Sequence[str], message: str) -> Document:
+        """As `View.set_group`."""
+        return _group_changed(self._source.set_group(group, tasks, message=message))
+
+    def rollback_group(self, group: str, to: int | None, message: str) -> Document:
+        """As `View.rollback_group`."""
+        return _group_changed(self._source.rollback_group(group, to=to, message=message))
+
+    def delete_group(self, group: str, message: str) -> int:
+        """As `View.delete_group`."""
+        return self._source.delete_group(group, message=message)
+
+
+class RegistryView(_Groups):
     """A registry that this process opens."""
 
     def __init__(self, registry: Any) -> None:
+        super().__init__(registry)
         self._registry = registry
+
+    def groups(self) -> list[Document]:
+        """As `View.groups`."""
+        return [_group(name, group.current) for name, group in self._registry.state().live_groups.items()]
 
     def tasks(self) -> Document:
         """As `View.tasks`."""
@@ -119,7 +159,7 @@ class RegistryView:
             "versions": versions,
         }
 
-    def history(self, task: str | None, limit: int = 0) -> list[Document]:
+    def history(self, task: str | None, limit: int = 0, group: str | None = None) -> list[Document]:
         """As `View.history`."""
         return [
             {
@@ -127,9 +167,9 @@ class RegistryView:
                 "time": commit.time,
                 "author": commit.author,
                 "message": commit.message,
-                "actions": [_action(action) for action in commit.actions if task in (None, action.task)],
+                "actions": [_action(action) for action in commit.actions if _is_about(action, task, group)],
             }
-            for commit in self._registry.history(task, limit)
+            for commit in self._registry.history(task, limit, group=group)
         ]
 
     def at(self, moment: datetime) -> Document:
@@ -199,11 +239,16 @@ class RegistryView:
         return _published(done)
 
 
-class ServerView:
+class ServerView(_Groups):
     """The registry of a running server."""
 
     def __init__(self, client: Any) -> None:
+        super().__init__(client)
         self._client = client
+
+    def groups(self) -> list[Document]:
+        """As `View.groups`."""
+        return [_group(group.group, group) for group in self._client.groups()]
 
     def tasks(self) -> Document:
         """As `View.tasks`."""
@@ -235,7 +280,7 @@ class ServerView:
             "versions": versions,
         }
 
-    def history(self, task: str | None, limit: int = 0) -> list[Document]:
+    def history(self, task: str | None, limit: int = 0, group: str | None = None) -> list[Document]:
         """As `View.history`."""
         return [
             {
@@ -243,19 +288,9 @@ class ServerView:
                 "time": _time(commit.time),
                 "author": commit.author,
                 "message": commit.message,
-                "actions": [
-                    {
-                        "verb": action.verb,
-                        "task": action.task,
-                        "version": action.version,
-                        "alias": action.alias,
-                        "route": action.route and routes.document(action.route),
-                        "run_id": action.run_id,
-                    }
-                    for action in commit.actions
-                ],
+                "actions": [_client_action(action) for action in commit.actions],
             }
-            for commit in self._client.history(task, limit=limit)
+            for commit in self._client.history(task, limit=limit, group=group)
         ]
 
     def at(self, moment: datetime) -> Document:
@@ -366,7 +401,43 @@ def _time(time: datetime | None) -> str | None:
     return time and time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _group(name: str, group: Any) -> Document:
+    """A group of the registry, whose tasks are its members, or of a client."""
+    return {"group": name, "version": group.version, "tasks": list(getattr(group, "members", None) or group.tasks)}
+
+
+def _group_changed(changed: Any) -> Document:
+    numbers = {"version_from": changed.version_from, "generation": changed.generation}
+    return _group(changed.group, changed) | numbers
+
+
+def _is_about(action: Any, task: str | None, group: str | None) -> bool:
+    if group is not None:
+        return getattr(action, "group", None) == group
+    return task is None or getattr(action, "task", None) == task
+
+
+def _client_action(action: Any) -> Document:
+    if action.group:
+        return _group_action(action.verb, action.group, action.version, action.members)
+    return {
+        "verb": action.verb,
+        "task": action.task,
+        "version": action.version,
+        "alias": action.alias,
+        "route": action.route and routes.document(action.route),
+        "run_id": action.run_id,
+    }
+
+
+def _group_action(verb: str, group: str, version: int | None, members: Sequence[str]) -> Document:
+    return {"verb": verb, "group": group, "version": version, "members": list(members)}
+
+
 def _action(action: Any) -> Document:
+    if group := getattr(action, "group", None):
+        version = getattr(action, "version", getattr(action, "version_to", None))
+        return _group_action(action.type, group, version, getattr(action, "members", ()))
     version = getattr(action, "version", getattr(action, "version_to", None))
     route = getattr(action, "route", None)
     return {

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sidecast.cli import options
+from sidecast.cli.answers import answer_values
 from sidecast.cli.app import UserError
 from sidecast.cli.output import plain, say, show_table
 from sidecast.cli.serving import decoding
 from sidecast.cli.serving.rows import rows_of, with_images
 
 if TYPE_CHECKING:
-    from serving.client import TextStream
+    from serving.client import Client, TextStream
 
 SHOWN = 4
 """How many numbers of a vector a table shows."""
@@ -24,16 +25,22 @@ INPUT_SHOWN = 100
 
 def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Callback of click: texts come as arguments or by --text; both options are read before. With images none may be
-    needed.
+    needed. With --group there is no TASK: the first argument is a text.
     """
+    first = ctx.params["task"]
+    if ctx.params["group"]:
+        value = (first, *value) if first is not None else value
+    elif first is None:
+        raise click.UsageError("Missing argument 'TASK': name a task, or give --group.", ctx)
     if not value and not ctx.params["literal"] and not ctx.params["images"]:
         raise click.MissingParameter(ctx=ctx, param=param)
     return value
 
 
 @click.command(short_help="Send texts and images to a server and print the answers.")
-@click.argument("task")
+@click.argument("task", required=False)
 @click.argument("text", nargs=-1, metavar="TEXT...", callback=_some_text)
+@click.option("--group", is_eager=True, metavar="NAME", help="Ask all tasks of a group, instead of TASK.")
 @click.option(
     "--text",
     "literal",
@@ -58,8 +65,9 @@ def _some_text(ctx: click.Context, param: click.Parameter, value: tuple[str, ...
 @decoding.options
 @options.as_json
 def predict(
-    task: str,
+    task: str | None,
     text: Sequence[str],
+    group: str | None,
     literal: Sequence[str],
     images: Sequence[str],
     server: str,
@@ -77,10 +85,19 @@ def predict(
     --text.
 
     A task that reads one image answers each TEXT about each --image. A task that reads two takes one of each name.
+
+    With --group NAME, all tasks of that group answer, and there is no TASK. Fields are those of all its tasks.
     """
     from side_registry import TaskRef
 
     with options.connect(server) as client:
+        if group is not None:
+            if stream:
+                raise UserError("--stream is for one text task; leave --group away")
+            asked = {"timeout": timeout, "priority": priority or 0, "route_key": route_key}
+            predict_group(client, group, (text, literal, images), asked | {"decoding": decoding.settings(how)}, as_json)
+            return
+        assert task is not None
         spec = client.task(str(TaskRef.parse(task))).spec
         if spec is None:
             raise UserError(f"{server} has no version of {task} loaded; see sidecast tasks --server {server}")
@@ -96,7 +113,9 @@ def predict(
         "task": answers.task,
         "version": answers.version,
         "generation": answers.generation,
-        "answers": [_plain(answer) for answer in answers],
+        "answers": [
+            answer_values(answer, spec.kind, spec.labels) | {"truncated": answer.truncated} for answer in answers
+        ],
     }
     if as_json:
         say(True, document, "")
@@ -111,6 +130,42 @@ def predict(
     if cut:
         limit = f"{spec.max_source_tokens} tokens (max_source_tokens)"
         click.echo(f"longer than {limit}, so its end was not read: input {', '.join(cut)}", err=True)
+
+
+def predict_group(
+    client: "Client", group: str, words: tuple[Sequence[str], Sequence[str], Sequence[str]], how: Any, as_json: bool
+) -> None:
+    """Ask all tasks of a group, and print their answers. Exits with 1 if a task failed."""
+    from serving.client import SidecastError
+
+    text, literal, images = words
+    known = {one.group: one.tasks for one in client.groups()}
+    specs = {ref.partition("@")[0].partition(":")[0]: client.task(ref).spec for ref in known.get(group, ())}
+    loaded = [spec for spec in specs.values() if spec is not None]
+    fields = list(dict.fromkeys(name for spec in loaded for name in spec.fields))
+    names = list(dict.fromkeys(name for spec in loaded for name in spec.images))
+    rows: list[Any] = with_images(names, rows_of(fields, text, literal, names), images) if fields or names else [*text]
+    outcomes = client.predict_group(group, rows, **how)
+    inputs = _inputs([*text, *literal], images, len(rows))
+    documents: dict[str, Any] = {}
+    for task, outcome in outcomes.items():
+        spec = specs.get(task)
+        if isinstance(outcome, SidecastError):
+            documents[task] = {"error": {"reason": outcome.reason, "message": str(outcome)}}
+            if not as_json:
+                click.echo(f"{task}: {outcome}", err=True)
+            continue
+        labels = spec.labels if spec is not None else ()
+        kind = spec.kind if spec is not None else ""
+        answers = [answer_values(one, kind, labels) | {"truncated": one.truncated} for one in outcome] if kind else []
+        documents[task] = {"version": outcome.version, "generation": outcome.generation, "answers": answers}
+        if not as_json:
+            cells = [(*_cells(answer), _beginning(row)) for answer, row in zip(outcome, inputs, strict=True)]
+            show_table(("answer", "score", "input"), cells, title=f"{task} version {outcome.version}")
+    if as_json:
+        say(True, {"group": group, "tasks": documents}, "")
+    if any("error" in document for document in documents.values()):
+        click.get_current_context().exit(1)
 
 
 def _inputs(texts: Sequence[str], images: Sequence[str], rows: int) -> list[str]:
@@ -137,23 +192,13 @@ def _print_stream(stream: "TextStream", as_json: bool) -> None:
         click.echo("the input is longer than the task's max_source_tokens, so its end was not read", err=True)
 
 
-def _plain(answer: Any) -> dict[str, Any]:
-    return _values(answer) | {"truncated": answer.truncated}
-
-
-def _values(answer: Any) -> dict[str, Any]:
-    if hasattr(answer, "label"):
-        return {"label": answer.label, "score": answer.score, "scores": answer.scores}
-    if hasattr(answer, "values"):
-        return {"embedding": list(answer.values)}
-    if hasattr(answer, "spans"):
-        return {"spans": [asdict(span) for span in answer.spans]}
-    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}
-
-
 def _cells(answer: Any) -> tuple[str, str]:
     if hasattr(answer, "label"):
         return answer.label, f"{answer.score:.4f}"
+    if hasattr(answer, "labels"):
+        return ", ".join(answer.labels) or "(none)", " ".join(f"{answer.scores[one]:.4f}" for one in answer.labels)
+    if hasattr(answer, "relevance"):
+        return f"{answer.relevance:.4f}", ""
     if hasattr(answer, "values"):
         first = " ".join(f"{value:.4f}" for value in answer.values[:SHOWN])
         return first + (" ..." if len(answer.values) > SHOWN else ""), ""

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from rich.progress import Progress
 from side_registry import KINDS, Registry, TaskRef, TaskSpec, read_artifact
 from side_registry.manifest import Artifact
 from sidecast.cli import options
+from sidecast.cli.answers import answer_values
 from sidecast.cli.app import UserError
 from sidecast.cli.training.bars import Bars
 from sidecast.cli.training.image_options import ImageArguments
@@ -151,13 +152,17 @@ class Answered:
     """A candidate's answers to labelled rows."""
 
     answers: list[dict[str, Any]]
-    """As `plain_answer` makes them."""
+    """As `answer_values` makes them."""
     truncated: list[bool]
     faults: list[str]
     """Warnings."""
 
     def values(self, spec: TaskSpec) -> list[Any]:
         """What metrics compare with the targets."""
+        from training.metrics import LabelScores
+
+        if KINDS[spec.kind].has_thresholds:
+            return [LabelScores(answer["labels"], list(answer["scores"].values())) for answer in self.answers]
         column = KINDS[spec.kind].columns[0].name
         return [answer[column] for answer in self.answers]
 
@@ -214,7 +219,9 @@ def answers_of(
             faults = cache_warnings(spec, made.disk_fault)
     bar = bars.add_task(f"{spec.name}: answering", total=len(rows), note="")
     answers, truncated = candidate.answer(sent, lambda done, _: bars.update(bar, completed=done), read_images)
-    return Answered([plain_answer(answer, candidate.spec) for answer in answers], truncated, faults)
+    return Answered(
+        [answer_values(answer, candidate.spec.kind, candidate.spec.labels) for answer in answers], truncated, faults
+    )
 
 
 def _requests(rows: Rows, size: int) -> Iterator[list[Any]]:
@@ -238,16 +245,3 @@ def _spec_of(task: str, described: Any) -> TaskSpec:
     names = [field.name for field in fields(described) if field.name != "fields"]  # these follow from the template
     values = {name: getattr(described, name) for name in names}
     return TaskSpec(name=task, **values)
-
-
-def plain_answer(answer: Any, spec: TaskSpec) -> dict[str, Any]:
-    """A class, value, text or vector, from the model or from a client, as `predict --json` has it."""
-    if hasattr(answer, "label"):
-        scores = answer.scores
-        by_label = scores if isinstance(scores, dict) else dict(zip(spec.labels, scores, strict=True))
-        return {"label": answer.label, "score": answer.score, "scores": by_label}
-    if hasattr(answer, "values"):
-        return {"embedding": list(answer.values)}
-    if hasattr(answer, "spans"):
-        return {"spans": [asdict(span) for span in answer.spans]}
-    return {"value": answer.value} if hasattr(answer, "value") else {"text": answer.text}

@@ -184,7 +184,7 @@ def _write(
             for example, answer, cut in zip(examples, answers, truncated, strict=False):
                 identity = example.line if example.id is None else example.id
                 row = {"id": identity, "inputs": example.fields, "target": example.target, **answer, "truncated": cut}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=sorted) + "\n")  # a set of labels
     except OSError as error:
         raise UserError(f"--predictions {path} cannot be written: {error.strerror}") from None
 

@@ -256,7 +256,7 @@ class _Files:
 
     def read(self, spec: "TaskSpec", seed: int, arguments: ImageArguments) -> _Rows:
         """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
-        from training.data import known_names, split
+        from training.data import kept_together, known_names, split
 
         renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
         reading: dict[str, Any] = {"renames": renames} if renames else {}
@@ -265,7 +265,7 @@ class _Files:
         if self.share is None:
             path = self.validation.required("--validation", spec.name)
             return _Rows(training, self._labelled(path, spec, renames, images), reading, images)
-        training, validation = split(training, self.share, seed, by=spec.images)
+        training, validation = split(training, self.share, seed, by=kept_together(spec))
         return _Rows(training, validation, {**reading, "validation_share": self.share}, images)
 
     def _labelled(

@@ -48,13 +48,16 @@ def length_warnings(spec: "TaskSpec", shares: Mapping[str, float]) -> list[str]:
 
 def class_warnings(spec: "TaskSpec", training: Sequence["Example"], validation: Sequence["Example"]) -> list[str]:
     """A sentence about labels that no training row has, and one about validation rows that all have one label."""
-    if spec.kind != "classification":
+    has_many = spec.kind == "multilabel"
+    if spec.kind != "classification" and not has_many:
         return []
     warnings: list[str] = []
-    learned = {example.target for example in training}
+    learned = {label for example in training for label in (example.target if has_many else (example.target,))}
     if missing := [label for label in spec.labels if label not in learned]:
         names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
         warnings.append(f"{spec.name}: no training row has the label {names}: it is never learned; check the file")
+    if has_many:
+        return warnings
     seen = {example.target for example in validation}
     if len(seen) == 1 and len(spec.labels) > 1:
         only = f"all {len(validation)} validation rows have the label {next(iter(seen))}"

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from ladder import (
     Answer,
     Backbone,
+    ChooseLabels,
     ClassAnswer,
     Classify,
     Embed,
     Generate,
+    LabelsAnswer,
     LabelTrie,
     NotFiniteError,
     Regress,
@@ -67,6 +69,7 @@ def asked(backbone: Backbone):
         ("linear", Classify(labels=("a", "b", "c"), temperature=2.5), {"encoder_layers": (1,)}),
         ("linear", TagWords(labels=("PER", "LOC")), {"outputs": 5}),
         ("linear", TagWords(labels=("EMAIL",)), {"outputs": 3, "reduction": 8}),
+        ("linear", ChooseLabels(labels=("a", "b", "c"), thresholds=(0.2, 0.5, 0.9)), {}),
     ]
     for seed, (head, how, shape) in enumerate(ways):
         [module] = make_sides(backbone, 1, seed=seed, head=head, **shape)
@@ -78,6 +81,8 @@ def close(ours: Answer | Exception, theirs: Answer | Exception) -> bool:
     match ours, theirs:
         case ClassAnswer(), ClassAnswer():
             return ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        case LabelsAnswer(), LabelsAnswer():
+            return ours.labels == theirs.labels and ours.scores == pytest.approx(theirs.scores, abs=1e-4)
         case VectorAnswer(), VectorAnswer():
             return ours.values == pytest.approx(theirs.values, abs=1e-4)
         case ValueAnswer(), ValueAnswer():
@@ -98,7 +103,7 @@ def rows_of(asked, picks: Sequence[tuple[int, int]], which: int) -> list[Row]:
     ]
 
 
-ALL = [(kind, read) for read in range(4) for kind in range(10)]
+ALL = [(kind, read) for read in range(4) for kind in range(11)]
 ALONE: dict[tuple[int, int], Answer | Exception] = {}
 
 
@@ -110,7 +115,7 @@ def alone_answers(backbone: Backbone, asked) -> dict[tuple[int, int], Answer | E
 
 
 @settings(max_examples=12, deadline=None)
-@given(picks=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=14))
+@given(picks=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), min_size=1, max_size=14))
 def test_any_batch_is_answered_as_each_row_by_its_module_alone(backbone: Backbone, asked, picks) -> None:
     alone = [alone_answers(backbone, asked)[pick] for pick in picks]
     for which in (0, 2):

@@ -328,3 +328,43 @@ def test_with_an_admin_port_changes_come_by_it_alone(tmp_path: Path) -> None:
         with Client(f"127.0.0.1:{parlour.server.admin_port}") as admin:
             assert admin.publish(parlour.run(SST2, 1)).version == 2
             assert admin.predict("sst2", ["good"]).version == 1
+
+
+def test_a_group_is_for_those_who_may_ask_all_its_tasks(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.parlour.registry.set_group("mine", ["sst2"])
+    house.parlour.registry.set_group("both", ["sst2", "titles"])
+    with house.parlour.open(), house.channel() as channel:
+        tensors = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def listed(name: str) -> list[str]:
+            index = tensors.RepositoryIndex(oip.RepositoryIndexRequest(), metadata=house.metadata(name))
+            return [model.name for model in index.models]
+
+        row = {"sentence": "good", "body": "good"}
+        with house.client("caller") as caller:
+            assert list(caller.predict_group("both", [row])) == ["sst2", "titles"]
+            assert [group.group for group in caller.groups()] == ["both", "mine"]
+            with pytest.raises(PermissionDeniedError):
+                caller.set_group("mine", ["titles"])
+        with house.client("other") as other:
+            assert list(other.predict_group("mine", [row])) == ["sst2"]
+            assert [group.group for group in other.groups()] == ["mine"]
+            for group in ("both", "nope"):  # a refusal does not say whether it exists
+                with pytest.raises(PermissionDeniedError, match=f"may not predict all tasks of group {group}"):
+                    other.predict_group(group, [row])
+        assert listed("caller") == ["sst2", "titles", "group/both", "group/mine"]
+        assert listed("other") == ["sst2", "group/mine"]
+        inputs = [oip.ModelInferRequest.InferInputTensor(name="sentence", datatype="BYTES", shape=[1])]
+        inputs[0].contents.bytes_contents.append(b"good")
+        for call in (
+            lambda: tensors.ModelMetadata(
+                oip.ModelMetadataRequest(name="group/both"), metadata=house.metadata("other")
+            ),
+            lambda: tensors.ModelInfer(
+                oip.ModelInferRequest(model_name="group/both", inputs=inputs), metadata=house.metadata("other")
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                call()
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED

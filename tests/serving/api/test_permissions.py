@@ -49,7 +49,8 @@ def test_every_method_that_takes_a_task_reads_it() -> None:
 
 def test_every_change_is_in_the_audit_log_and_needs_more_than_read() -> None:
     changes = {path for path, rule in RULES.items() if rule.is_change}
-    assert changes == {ADMIN_SERVICE + name for name in ("Publish", "SetRoute", "Rollback", "Retire")}
+    of_groups = ("SetGroup", "RollbackGroup", "DeleteGroup")
+    assert changes == {ADMIN_SERVICE + name for name in ("Publish", "SetRoute", "Rollback", "Retire", *of_groups)}
     assert {RULES[path].verb for path in changes} == {PUBLISH, ADMIN}
 
 
@@ -72,6 +73,10 @@ def tensor(*shape: int) -> oip.ModelInferRequest.InferInputTensor:
             pb.PredictTasksRequest(tasks=[pb.TaskRef(task="a"), pb.TaskRef(task="b", version=1)], rows=[pb.Row()] * 2),
             (("a", 2), ("b", 2)),
         ),
+        (SIDECAST + "PredictTasks", pb.PredictTasksRequest(group="a", rows=[pb.Row()]), None),
+        (OPEN + "ModelInfer", oip.ModelInferRequest(model_name="group/a"), None),
+        (OPEN + "RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="group/a"), (("group/a", 0),)),
+        (ADMIN_SERVICE + "SetGroup", pb.SetGroupRequest(group="a", tasks=[pb.TaskRef(task="b")]), (("", 0),)),
         (SIDECAST + "Generate", pb.GenerateRequest(task="a"), (("a", 1),)),
         (OPEN + "ModelInfer", oip.ModelInferRequest(model_name="a", inputs=[tensor(1), tensor(4, 1)]), (("a", 4),)),
         (OPEN + "ModelInfer", oip.ModelInferRequest(model_name="a", inputs=[tensor()]), (("a", 0),)),
@@ -116,6 +121,11 @@ def test_lists_keep_what_a_caller_may_read() -> None:
     history = pb.HistoryResponse(commits=[pb.Commit(generation=i, actions=a) for i, a in enumerate(actions)])
     (commit,) = shown(ADMIN_SERVICE + "History", history).commits
     assert (commit.generation, [action.task for action in commit.actions]) == (0, ["b"])
+    groups = [pb.Group(group=name, tasks=[pb.TaskRef(task=task) for task in name]) for name in ("ab", "b", "bb")]
+    assert [g.group for g in shown(ADMIN_SERVICE + "ListGroups", pb.ListGroupsResponse(groups=groups)).groups] == [
+        "b",
+        "bb",
+    ]
     event = pb.WatchEvent(changed=[pb.Served(task=name) for name in "ab"])
     assert [served.task for served in shown(ADMIN_SERVICE + "Watch", event).changed] == ["b"]
     index = oip.RepositoryIndexResponse(

@@ -4,35 +4,42 @@ import math
 
 import pytest
 
-from ladder import Answer, ClassAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder import Answer, ClassAnswer, LabelsAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from serving.engine import Resident
 from serving.engine.outcomes import checked
 from serving.errors import OutOfMemory, SideFailed
-from tests.serving.kit import empty_resident
+from tests.serving.kit import empty_resident, make_spec
 
 RESIDENT = empty_resident("sst2", 3)
 
 
+def of_kind(kind: str) -> Resident:
+    return empty_resident("sst2", 3, make_spec(kind=kind))
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_an_answer_with_a_number_that_is_not_finite_is_a_failure_of_its_side_network(number: float) -> None:
-    answers: list[Answer] = [
-        ClassAnswer(label="a", score=1.0, scores=(1.0, number)),
-        ValueAnswer(value=number),
-        VectorAnswer(values=(number, 0.0)),
-    ]
-    for answer in answers:
-        failure = checked(RESIDENT, answer)
+    answers: dict[str, Answer] = {
+        "classification": ClassAnswer(label="a", score=1.0, scores=(1.0, number)),
+        "regression": ValueAnswer(value=number),
+        "embedding": VectorAnswer(values=(number, 0.0)),
+        "multilabel": LabelsAnswer(labels=("a",), scores=(1.0, number)),
+    }
+    for kind, answer in answers.items():
+        failure = checked(of_kind(kind), answer)
         assert isinstance(failure, SideFailed)
         assert (failure.task, failure.version) == ("sst2", 3)
 
 
 def test_finite_answers_and_texts_pass_as_they_are() -> None:
-    answers: list[Answer] = [
-        ClassAnswer(label="a", score=1.0, scores=(1.0, 0.0)),
-        ValueAnswer(value=-1e30),
-        VectorAnswer(values=(1.0, 0.0)),
-        TextAnswer(text="nan", tokens=(3,)),
-    ]
-    assert [checked(RESIDENT, answer) for answer in answers] == answers
+    answers: dict[str, Answer] = {
+        "classification": ClassAnswer(label="a", score=1.0, scores=(1.0, 0.0)),
+        "regression": ValueAnswer(value=-1e30),
+        "embedding": VectorAnswer(values=(1.0, 0.0)),
+        "text": TextAnswer(text="nan", tokens=(3,)),
+        "multilabel": LabelsAnswer(labels=(), scores=(0.2, 0.0)),
+    }
+    assert {kind: checked(of_kind(kind), answer) for kind, answer in answers.items()} == answers
 
 
 def test_an_exception_is_a_failure_with_its_cause_and_no_memory_is_nobodys_fault() -> None:

@@ -6,7 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ladder import Backbone, ClassAnswer, SpansAnswer, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    SpansAnswer,
+    TextAnswer,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from serving.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.rows import EngineRow, Resident
@@ -68,6 +77,7 @@ def residents(make: Callable[..., Resident]) -> list[Resident]:
         make("stars", "regression"),
         make("title", "text", max_new_tokens=5),
         make("vector", "embedding", dimensions=4),
+        make("tagged", "multilabel"),
         make("names", "token_classification", max_source_tokens=24),
     ]
 
@@ -97,6 +107,9 @@ def test_each_answer_is_what_the_engine_says_of_the_row_alone(
                 assert row[f"{name}.value"] == pytest.approx(wanted.value, abs=1e-4)
             elif isinstance(wanted, TextAnswer):
                 assert row[f"{name}.text"] == wanted.text
+            elif isinstance(wanted, LabelsAnswer):
+                assert row[f"{name}.labels"] == list(wanted.labels)
+                assert row[f"{name}.scores"] == pytest.approx(wanted.scores, abs=1e-4)
             else:
                 assert isinstance(wanted, VectorAnswer)
                 assert row[f"{name}.embedding"] == pytest.approx(wanted.values, abs=1e-4)
@@ -124,7 +137,7 @@ def test_spans_are_those_of_the_text_whatever_its_windows(
 def test_tasks_of_one_prompt_share_its_pass(table: Table, residents: list[Resident]):
     _, counts = table.answered(texts(*TEXTS), residents)
     assert (counts.rows, counts.prompts, counts.passes) == (5, 6, 6)  # a text is two more prompts in windows
-    assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0, "names": 0}
+    assert counts.failures == {"sst2": 0, "stars": 0, "title": 0, "vector": 0, "tagged": 0, "names": 0}
 
 
 def test_prompts_that_differ_cost_a_pass_each(table: Table, make: Callable[..., Resident]):
@@ -151,7 +164,7 @@ def test_a_bad_row_fails_alone(table: Table, residents: list[Resident], make: Ca
         assert [row[column] is None for row in rows] == [False, True, True, False]
     assert [bool(row["short.error"]) for row in rows] == [False, True, True, True]
     assert [row["short.version"] for row in rows] == [1, 1, 1, 1]
-    assert counts.failures == {"sst2": 2, "stars": 2, "title": 2, "vector": 2, "names": 2, "short": 3}
+    assert counts.failures == {"sst2": 2, "stars": 2, "title": 2, "vector": 2, "tagged": 2, "names": 2, "short": 3}
 
 
 def test_a_side_network_that_fails_leaves_the_others(table: Table, make: Callable[..., Resident]):

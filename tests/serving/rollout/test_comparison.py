@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from ladder.answers import Answer, ClassAnswer, Span, SpansAnswer, TextAnswer, ValueAnswer, VectorAnswer
+from ladder.answers import (
+    Answer,
+    ClassAnswer,
+    LabelsAnswer,
+    Span,
+    SpansAnswer,
+    TextAnswer,
+    ValueAnswer,
+    VectorAnswer,
+)
 from serving.rollout.agreement import COMPARED_TOKENS, compare, in_words
 from serving.rollout.comparison import MAX_ROLLED_BACK, Comparisons, Disagreement, Routed, Window, routed_of
 from serving.versions.pool import PoolState
@@ -19,6 +28,7 @@ SST2 = make_spec("sst2")
 STARS = make_spec("stars", kind="regression", low=1.0, high=5.0)
 COUNTS = make_spec("counts", kind="regression")
 TITLES = make_spec("titles", kind="text")
+TAGS = make_spec("tags", kind="multilabel")
 NAMES = make_spec("names", kind="token_classification")
 MEANING = make_spec("meaning", kind="embedding", dimensions=2)
 
@@ -26,6 +36,11 @@ MEANING = make_spec("meaning", kind="embedding", dimensions=2)
 def classed(*scores: float, spec: TaskSpec = SST2) -> ClassAnswer:
     best = max(range(len(scores)), key=scores.__getitem__)
     return ClassAnswer(label=spec.labels[best], score=scores[best], scores=scores)
+
+
+def labelled(*scores: float) -> LabelsAnswer:
+    labels = tuple(label for label, score in zip(TAGS.labels, scores, strict=True) if score >= 0.5)
+    return LabelsAnswer(labels=labels, scores=scores)
 
 
 def valued(value: float) -> ValueAnswer:
@@ -63,6 +78,9 @@ def vector(degrees: float) -> VectorAnswer:
         (MEANING, vector(0), vector(5), True, (1 - math.cos(math.radians(5))) / 2),
         (MEANING, vector(0), vector(90), False, 0.5),
         (MEANING, vector(0), vector(180), False, 1.0),
+        (TAGS, labelled(0.6, 0.7), labelled(0.9, 0.8), True, 0.3),
+        (TAGS, labelled(0.6, 0.7), labelled(0.4, 0.7), False, 0.2),
+        (TAGS, labelled(0.1, 0.2), labelled(0.1, 0.2), True, 0.0),
         (NAMES, tagged((0, 3), (4, 7)), tagged((0, 3), (4, 7)), True, 0.0),
         (NAMES, tagged((0, 3), (4, 7)), tagged((0, 3), (4, 9)), False, 0.5),
         (NAMES, tagged((0, 3)), tagged(), False, 1.0),

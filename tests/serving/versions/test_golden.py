@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from ladder import Backbone, ClassAnswer, SideNetwork, TextAnswer, Tokenizer, ValueAnswer, VectorAnswer, load_backbone
+from ladder import (
+    Backbone,
+    ClassAnswer,
+    LabelsAnswer,
+    SideNetwork,
+    TextAnswer,
+    Tokenizer,
+    ValueAnswer,
+    VectorAnswer,
+    load_backbone,
+)
 from ladder.answers import Span, SpansAnswer
 from ladder.backbone.model import Taps
 from ladder.stacked.heads import StackedLinear
@@ -59,6 +69,10 @@ def tagged(*spans: dict[str, Any]) -> SpansAnswer:
         (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, "0.8"]}, True),
         (VectorAnswer(values=(0.6, 0.8)), {"embedding": [0.6, float("nan")]}, True),
         (VectorAnswer(values=(0.6, 0.8)), {"newer": "field"}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"labels": ["a"], "scores": [0.89, 0.41]}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.51, 0.4)), {"labels": [], "scores": [0.495, 0.4]}, False),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"labels": ["a"], "scores": [0.9, 0.5]}, True),
+        (LabelsAnswer(labels=("a",), scores=(0.9, 0.4)), {"scores": [0.9]}, True),
         (tagged(span(0, 3)), {"outside": [0.1, 0.9], "spans": [span(0, 3)]}, False),
         (tagged(span(0, 3)), {"outside": [0.15, 0.9], "spans": [span(0, 3)]}, True),
         (tagged(span(0, 3)), {"outside": [0.1]}, True),

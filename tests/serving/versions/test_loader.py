@@ -38,6 +38,8 @@ from tests.serving.versions.kit import negate, refusal
         ("text", "text"),
         ("embedding", "linear"),
         ("embedding", "mlp"),
+        ("multilabel", "linear"),
+        ("multilabel", "mlp"),
         ("token_classification", "linear"),
     ],
 )

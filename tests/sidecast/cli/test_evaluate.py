@@ -76,6 +76,27 @@ def test_evaluate_reads_positions_where_the_given_task_says_so(house: House, tmp
     assert done("evaluate", spec, *words, "--json").document == expected
 
 
+def test_a_task_with_several_labels_is_trained_scored_and_published(house: House, tmp_path: Path) -> None:
+    spec = tmp_path / "has.toml"
+    spec.write_text('name = "has"\nkind = "multilabel"\ntemplate = "{sentence}"\nlabels = ["aa", "bb", "many"]\n')
+    data = toy.write(tmp_path / "rows.jsonl", toy.rows(toy.MANY, 40))
+    train = ["train", spec, "--backbone", house / "t5", "--train", data, "--validation", data, "--reduction", "4"]
+    done(*train, "--epochs", "1", "--output", tmp_path / "run")
+    words = ["evaluate", spec, "--data", data, "--predictions", tmp_path / "answers.jsonl"]
+    document = done(*words, "--run", tmp_path / "run", "--json").document
+    manifest = read_artifact(tmp_path / "run").manifest
+    assert document["metrics"] == pytest.approx({name: manifest.metrics[name] for name in toy.MANY_METRICS})
+    assert document["baseline_answer"].split(", ")[0] in toy.MANY.labels
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [set(row["target"]) for row in rows] == [set(row["labels"]) for row in toy.rows(toy.MANY, 40)]  # type: ignore[arg-type]
+    for row in rows:
+        reached = {label for label, score in row["scores"].items() if score >= manifest.thresholds[label]}
+        assert set(row["labels"]) == reached
+    done("publish", tmp_path / "run", "--registry", tmp_path / "registry")
+    published = done(*words, "--registry", tmp_path / "registry", "--backbone", house / "t5", "--json").document
+    assert published == document | {"source": "registry", "version": 1}
+
+
 def test_a_run_and_the_version_made_of_it_score_the_same(house: House) -> None:
     for version in (1, 2):
         run = done(*house.words(EVALUATE), "--run", house / f"run-{version}", "--json").document
