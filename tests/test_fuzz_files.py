@@ -24,8 +24,8 @@ from serving.access.trust import read_trust
 from serving.config import ConfigError, read_config
 from serving.errors import ServingError
 from serving.http.body import parse
-from serving.http.open_inference import InferBody
-from serving.http.tasks import PredictBody
+from serving.http.operations.open_inference import InferBody
+from serving.http.operations.tasks import PredictBody
 from side_registry.errors import ArtifactError, InvalidSignature
 from side_registry.manifest import MANIFEST, parse_manifest
 from side_registry.signing import SigningKey, TrustedKeys, check_signature

@@ -16,24 +16,24 @@ from serving.access import LOOPBACK, Access
 from serving.api import Drain, Inbox
 from serving.config import ServeConfig
 from serving.errors import DeadlineExpired, Draining, InvalidInput, ServingError, Unauthenticated
-from serving.http.admin import Admin
 from serving.http.body import Body, check_headers, parse
 from serving.http.call import CallerGone, HttpCall, Receive, read_body
-from serving.http.console import Console, check_origin
 from serving.http.errors import MethodNotAllowed, NoRoute
-from serving.http.groups import Groups
-from serving.http.open_inference import HEADER_LENGTH, OpenInference
-from serving.http.openai import OpenAI
 from serving.http.openapi import openapi
 from serving.http.operation import Operation, Reply
-from serving.http.pages import Pages
+from serving.http.operations.admin import Admin
+from serving.http.operations.console import Console, check_origin
+from serving.http.operations.groups import Groups
+from serving.http.operations.open_inference import HEADER_LENGTH, OpenInference
+from serving.http.operations.openai import OpenAI
+from serving.http.operations.pages import Pages
+from serving.http.operations.rerank import Rerank
+from serving.http.operations.residents import Residents
+from serving.http.operations.statistics import ServerState
+from serving.http.operations.tasks import Tasks
 from serving.http.problem import problem_response
 from serving.http.replies import EventStream, json_bytes
-from serving.http.rerank import Rerank
-from serving.http.residents import Residents
 from serving.http.services import Services
-from serving.http.statistics import ServerState
-from serving.http.tasks import Tasks
 from serving.logs import request_id
 from serving.metrics import Metrics
 from serving.ports import Allow, StatusPages

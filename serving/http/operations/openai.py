@@ -21,10 +21,10 @@ from serving.errors import InvalidInput
 from serving.http.body import ROW_SCHEMA, Body, Int64, Name, read_input, read_inputs
 from serving.http.call import HttpCall
 from serving.http.operation import Operation, Reply
+from serving.http.operations.tasks import GenerationSettings, renamed, told, which_of
 from serving.http.problem import openai_error, problem_of
 from serving.http.replies import EVENT_STREAM, begin, event, json_bytes, json_reply, with_member, write_list
 from serving.http.services import Services
-from serving.http.tasks import GenerationSettings, renamed, told, which_of
 from serving.pipeline import Generated, Prediction
 from side_registry.task import PRODUCTION
 

@@ -13,9 +13,9 @@ from serving.errors import InvalidInput
 from serving.http.body import Row, read_inputs
 from serving.http.call import HttpCall
 from serving.http.operation import Operation, Reply
+from serving.http.operations.tasks import JSON, Options, TaskResult, renamed, write_outcomes
 from serving.http.replies import json_bytes, json_reply, with_member
 from serving.http.services import Services
-from serving.http.tasks import JSON, Options, TaskResult, renamed, write_outcomes
 
 
 class PredictGroupBody(Options):

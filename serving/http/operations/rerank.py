@@ -12,11 +12,11 @@ from serving.api.native import ranked, relevance
 from serving.errors import InvalidInput
 from serving.http.body import Body, Int64, Name
 from serving.http.call import HttpCall
-from serving.http.openai import Usage, usage_of
 from serving.http.operation import Operation, Reply
+from serving.http.operations.openai import Usage, usage_of
+from serving.http.operations.tasks import JSON, renamed, which_of
 from serving.http.replies import json_bytes, with_member, write_list
 from serving.http.services import Services
-from serving.http.tasks import JSON, renamed, which_of
 
 Document = Annotated[
     Any,

@@ -8,9 +8,9 @@ from typing_extensions import TypedDict
 from protos import sidecast_pb2 as pb
 from serving.http.call import HttpCall
 from serving.http.operation import Operation, Reply
+from serving.http.operations.tasks import JSON
 from serving.http.replies import json_bytes, with_member, write_list
 from serving.http.services import Services
-from serving.http.tasks import JSON
 
 
 class Server(TypedDict):
