@@ -32,7 +32,7 @@ from training.builtin_tasks import load_task
 from training.data import read_labelled
 from training.job import Job
 from training.loaded_run import load_run
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.trainer import train
 
 Setting = Mapping[str, Any]

@@ -49,7 +49,7 @@ from training.builtin_tasks import load_task
 from training.data import Example, read_examples, read_labelled
 from training.evaluation import length_batches
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.trainer import train
 
 SHAPES = {"encode_8x32": (8, 32), "encode_32x32": (32, 32)}

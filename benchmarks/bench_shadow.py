@@ -24,7 +24,7 @@ from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples,
 from benchmarks.harness.served import Served, counted, serve
 from side_registry import Registry
 from side_registry.route import PLAIN, Route
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 
 CALLERS = 64
 QUICK_S = 1.0

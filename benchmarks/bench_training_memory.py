@@ -59,7 +59,7 @@ from ladder.side import NAMED
 from ladder.side.visual import VisualEmbedding
 from sidecast.cli.options import pick_device
 from training.memory import count_memory
-from training.optimizers import make_optimizer, update
+from training.recipes.optimizers import make_optimizer, update
 
 FEATURES = 2048
 """Width of CLIP RN101's features."""

@@ -56,8 +56,8 @@ from training.job import Job
 from training.memory import count_memory
 from training.metrics import score_values
 from training.multitask.task_data import TaskData
-from training.optimizers import SCHEDULES, make_optimizer, update
-from training.recipe import Recipe
+from training.recipes.optimizers import SCHEDULES, make_optimizer, update
+from training.recipes.recipe import Recipe
 from training.trainer import train
 from vision import FeatureFile
 

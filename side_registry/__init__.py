@@ -2,7 +2,6 @@
 
 from side_registry.blobs import StoredArtifact
 from side_registry.decisions import GroupChanged, Published, Rolled, checked_route
-from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import SCHEMA_VERSION
 from side_registry.errors import (
     ArtifactError,
@@ -48,10 +47,11 @@ from side_registry.manifest import (
 from side_registry.registry import Registry
 from side_registry.route import PLAIN, WHOLE, Bounds, Route
 from side_registry.servers import Announced, Awaited
+from side_registry.specs.decoding_spec import GenerationSpec
+from side_registry.specs.task import PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
+from side_registry.specs.task_kinds import KINDS, TaskKind
 from side_registry.state import State, TaskState, VersionState, fold
 from side_registry.store import Store
-from side_registry.task import PRODUCTION, TaskRef, TaskSpec, check_alias, check_task_name
-from side_registry.task_kinds import KINDS, TaskKind
 
 __all__ = [
     "KINDS",

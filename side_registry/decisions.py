@@ -35,8 +35,8 @@ from side_registry.log import (
 )
 from side_registry.manifest import Manifest
 from side_registry.route import PLAIN, Route
+from side_registry.specs.task import PRODUCTION, TaskRef, check_group_name
 from side_registry.state import State, TaskState, rollback_target
-from side_registry.task import PRODUCTION, TaskRef, check_group_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

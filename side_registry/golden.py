@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from side_registry.documents import Document
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 
 MAX_EXAMPLES = 1024
 MAX_TOLERANCE = 0.2

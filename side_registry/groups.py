@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from side_registry.errors import InvalidGroup, NoEarlierGroup, UnknownGroup
 from side_registry.log import DeleteGroup, GroupAction, RollbackGroup, SetGroup
-from side_registry.task import TaskRef
+from side_registry.specs.task import TaskRef
 
 GROUP_MEMORY = 64
 """Versions of a group's past that are kept: a rollback goes no further."""

@@ -15,8 +15,8 @@ from side_registry.documents import MAX_NUMBER, SCHEMA_VERSION, Document, explai
 from side_registry.errors import RegistryError, StoreFailed, UnreadableCommit
 from side_registry.manifest import Digest
 from side_registry.route import Route, Version
+from side_registry.specs.task import ALIAS_NAME, TASK_NAME, VERSION
 from side_registry.store import BadObject, Store
-from side_registry.task import ALIAS_NAME, TASK_NAME, VERSION
 
 MAX_COMMIT_BYTES = 4 << 20
 READ_AHEAD = 16

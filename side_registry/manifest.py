@@ -23,8 +23,8 @@ from side_registry.golden import (
     replay_tokens,
     tolerance_fault,
 )
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS, kinds_with
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS, kinds_with
 from side_registry.weights import frame_fault
 
 MANIFEST = "manifest.json"

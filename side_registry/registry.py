@@ -38,9 +38,9 @@ from side_registry.recent_tasks import read_recent, write_recent
 from side_registry.route import Route
 from side_registry.servers import Announced, Awaited, Servers
 from side_registry.signing import Signatures, check_signature
+from side_registry.specs.task import PRODUCTION, check_alias
 from side_registry.state import Fold, State, fold
 from side_registry.store import Store
-from side_registry.task import PRODUCTION, check_alias
 
 ATTEMPTS = 64
 PATIENCE_S = 60.0

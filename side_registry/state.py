@@ -22,7 +22,7 @@ from side_registry.log import (
     log_path,
 )
 from side_registry.route import PLAIN, Route
-from side_registry.task import PRODUCTION, TaskRef
+from side_registry.specs.task import PRODUCTION, TaskRef
 
 ALIAS_MEMORY = 64
 """Versions of an alias's past that are kept: a rollback goes no further."""

@@ -16,7 +16,7 @@ from training import train as train_job
 from training.data import Labelled, kept_together, read_labelled
 from training.errors import DataError, RecipeError
 from training.job import Progress
-from training.recipe import SWEPT
+from training.recipes.recipe import SWEPT
 
 Rows = Any
 """A list of dicts, a pandas DataFrame, a Dataset of the library datasets, or the path of a file of rows."""

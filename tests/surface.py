@@ -31,7 +31,7 @@ from serving.errors import ServingError, StartError
 from serving.metrics import Metrics
 from side_registry import Commit, Manifest, RegistryError, Route, TaskSpec
 from sidecast.cli.app import app
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 FOLDER = Path(__file__).parent / "data" / "surface"
 PACKAGES = ("ladder", "serving", "side_registry", "sidecast", "training", "demo")

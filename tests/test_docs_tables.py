@@ -12,7 +12,7 @@ from serving.cluster.app import Autoscaling
 from serving.config import ServeConfig, TaskLimits
 from side_registry import TaskSpec
 from sidecast.cli.training.train import train
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 ROW = re.compile(r"^\| (`[^|]+`) \| (?:[a-z][a-z, ]* \| )?([^|]+) \|", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Whatever differs by a task's kind has an entry for every kind of `side_registry/task_kinds.py`, and no other.
+"""Whatever differs by a task's kind has an entry for every kind of `side_registry/specs/task_kinds.py`, and no other.
 
 When a new kind makes one of these fail, the message names the table that lacks it.
 """
@@ -16,12 +16,12 @@ from ladder.config import Head
 from protos import sidecast_pb2 as pb
 from serving.api.open_inference import tensors
 from serving.offline import table
-from side_registry import task_kinds
-from side_registry.task_kinds import KINDS, Kind, TaskKind
+from side_registry.specs import task_kinds
+from side_registry.specs.task_kinds import KINDS, Kind, TaskKind
 from training import batches, data
 
 TABLES = {
-    "Kind in side_registry/task_kinds.py": get_args(Kind),
+    "Kind in side_registry/specs/task_kinds.py": get_args(Kind),
     "HEADS in ladder/answering/answerers.py": answerers.HEADS,
     "READERS in training/data.py": data.READERS,
     "TARGETS in training/batches.py": batches.TARGETS,
@@ -34,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kin
 
 @pytest.mark.parametrize("where", TABLES)
 def test_every_table_by_kind_has_exactly_the_known_kinds(where: str) -> None:
-    assert set(TABLES[where]) == set(KINDS), f"make {where} agree with KINDS in side_registry/task_kinds.py"
+    assert set(TABLES[where]) == set(KINDS), f"make {where} agree with KINDS in side_registry/specs/task_kinds.py"
 
 
 @each_kind

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from training.job import Job
     from training.loaded_run import LoadedRun, load_run
     from training.publishing import publish
-    from training.recipe import Recipe
+    from training.recipes.recipe import Recipe
     from training.sweep import Sweep, SweepRun, sweep_jobs, train_many
     from training.trainer import train, train_shared
 

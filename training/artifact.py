@@ -39,12 +39,12 @@ from side_registry.manifest import (
     read_artifact,
     write_manifest,
 )
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.errors import RunError
 from training.evaluation import Model, answer_value, make_answerer, predict, span_records
 from training.images import encode_bytes, with_bytes
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.run_folder import RunFolder
 from vision import FeatureFile
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ladder import Tokenizer
 from ladder.answering import IGNORED
 from ladder.backbone.tokenizer import Pair
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.data import Example, as_fields, references
 from training.tagging import tag_windows, windows_of
 

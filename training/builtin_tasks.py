@@ -7,7 +7,7 @@ are then equal prompts, and the backbone's activations of one serve every task.
 import os
 from pathlib import Path
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.errors import UnknownBuiltinTask
 
 FOLDER = Path(__file__).with_name("tasks")

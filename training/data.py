@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from side_registry.errors import InvalidRow
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
-from side_registry.task_rules import INTEGER
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
+from side_registry.specs.task_rules import INTEGER
 from table_files import ID_SUFFIX, Format, Row, TableFileError, class_names, format_of, read_rows
 from training.errors import JSON_NAMES, DataError, Misfit, RecipeError, shown
 from training.label_lists import POSITIONS, LabelsReader

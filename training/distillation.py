@@ -33,12 +33,12 @@ from ladder import (
 from ladder.answering import IGNORED, forced_taps
 from ladder.backbone.model import Taps
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.errors import RecipeError, RunError
 from training.evaluation import BATCH_TOKENS, Model, check_vision, length_batches, load_model
 from training.images import ImageFeatures
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.run_folder import SETTINGS
 
 Tokens = tuple[int, ...]

@@ -31,8 +31,8 @@ from ladder import (
 from ladder.answering import ReadInputs, WindowedText
 from ladder.errors import InputsError
 from side_registry.manifest import NO_TOKENIZER, Artifact
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.batches import locate_pairs
 from training.data import Example
 from training.errors import RunError

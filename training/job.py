@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from ladder import Backbone, SideConfig, Tokenizer
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.data import Labelled
 from training.images import ImageFeatures, ImageInputs
 from training.images.inputs import image_ids
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 
 class Progress(Protocol):

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.errors import JSON_NAMES, Misfit, shown
 
 POSITIONS = "integers are the labels' positions, from 0, only with label_index = true in the task's spec"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ladder import Answer, Answerer, Backbone, SideNetwork, Tokenizer
 from side_registry.manifest import Manifest, read_artifact
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from table_files import ImageSource
 from training.data import Example
 from training.evaluation import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.errors import GateRefused, RequirementError
 from training.metrics import measurable
 

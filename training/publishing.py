@@ -9,7 +9,7 @@ from typing import Any
 from ladder import Backbone, Tokenizer
 from side_registry import Published, Registry
 from side_registry.manifest import Artifact, check_publishable, read_artifact, with_provenance
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from table_files import ImageSource
 from training.data import NO_RENAMES, Example, Renames, data_sha256, read_examples
 from training.errors import RequirementError

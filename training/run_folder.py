@@ -27,7 +27,7 @@ from torch import Tensor
 from ladder import SideNetwork, save_side
 from side_registry.manifest import MANIFEST, SIDE_NETWORK
 from training.errors import RunError
-from training.recipe import LATER
+from training.recipes.recipe import LATER
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
 PART = ".part"

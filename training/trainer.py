@@ -25,11 +25,11 @@ from training.artifact import complete
 from training.batches import TokenizedRow, least_rows
 from training.distillation import KnownAnswers, Teacher, load_teacher
 from training.errors import RunError
-from training.initialization import check_start, start_side
 from training.job import Job, Progress, Silent
 from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
 from training.multitask.task_data import TaskData
-from training.optimizers import SCHEDULES, make_optimizer, update
+from training.recipes.initialization import check_start, start_side
+from training.recipes.optimizers import SCHEDULES, make_optimizer, update
 from training.run_folder import LAST, RunFolder, optimizer_tensors, restore
 
 DIVERGED = "training diverged, try a smaller --lr"

@@ -25,7 +25,7 @@ from side_registry.manifest import VisionRef, read_artifact
 from sidecast.cli.options import pick_device
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from vision import VisionEncoder
 
 Head = Literal["linear", "text", "generate"]

@@ -16,8 +16,8 @@ from benchmarks.soak.load import CANARY
 from benchmarks.soak.versions import make_spec
 from side_registry import Registry
 from side_registry.route import PLAIN, Route
+from side_registry.specs.task import PRODUCTION
 from side_registry.state import TaskState, rollback_target
-from side_registry.task import PRODUCTION
 
 KEPT = 4
 """Live versions of a task. If there are more, the oldest that no alias or route names is retired."""

@@ -26,7 +26,7 @@ from benchmarks.harness.samples import BenchmarkError, plain_errors
 from benchmarks.harness.secured import Credentials
 from benchmarks.soak.http_calls import HttpCalls
 from serving.client import Answer, AsyncClient, Classification, Embedding, Predictions, Regression, SidecastError, Text
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 from sidecast.loadtest.loops import open_loop
 from sidecast.loadtest.plan import Open
 

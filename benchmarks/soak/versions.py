@@ -11,7 +11,7 @@ from ladder.side import as_served
 from side_registry import KINDS, SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskSpec, write_manifest
 from training.artifact import golden_expectation
 from training.evaluation import Model, make_answerer, predict
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 GOLDEN = ({"sentence": "a gripping film"}, {"sentence": "far too long for what it has to say"})
 REDUCTIONS = (4, 8, 16)

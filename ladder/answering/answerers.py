@@ -266,8 +266,8 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "token_classification": ("linear",),
     "ranking": ("linear", "mlp"),
 }
-"""By kind of task, the heads that can answer it; the first is the usual one. As KINDS in `side_registry/task_kinds.py`,
-which this package does not import."""
+"""By kind of task, the heads that can answer it; the first is the usual one. As KINDS in
+`side_registry/specs/task_kinds.py`, which this package does not import."""
 
 
 def build_answerer(

@@ -25,7 +25,7 @@ from side_registry.errors import ArtifactError, RegistryError, RouteChanged
 from side_registry.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, need_side_network, parse_manifest
 from side_registry.route import Route
 from side_registry.servers import Announced
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 
 UPLOADED = "the uploaded run"
 

@@ -30,9 +30,9 @@ from side_registry.log import (
 )
 from side_registry.route import Route
 from side_registry.servers import Announced
+from side_registry.specs.task import PRODUCTION, TaskRef, TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from side_registry.state import TaskState, VersionState
-from side_registry.task import PRODUCTION, TaskRef, TaskSpec
-from side_registry.task_kinds import KINDS
 
 Written = TypeVar("Written", bound=Message)
 GroupResponse = TypeVar("GroupResponse", pb.SetGroupResponse, pb.RollbackGroupResponse)

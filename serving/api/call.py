@@ -17,7 +17,7 @@ from serving.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.pipeline import Prediction
 from serving.tracing import current_trace
-from side_registry.task import TaskRef
+from side_registry.specs.task import TaskRef
 
 MAX_TENANT = 256
 """Characters of a tenant's name."""

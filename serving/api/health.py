@@ -12,7 +12,7 @@ from serving.api.drain import Drain
 from serving.api.services import OURS
 from serving.pipeline import PredictService
 from serving.versions import SidePool
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 
 WATCH_POLL_S = 0.05
 

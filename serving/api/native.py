@@ -42,8 +42,8 @@ from serving.pipeline import (
     RequestOptions,
     Target,
 )
-from side_registry.task import TaskRef
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskRef
+from side_registry.specs.task_kinds import KINDS
 
 PAUSE_ROWS = 256
 """Rows of a message that are read, or numbers of an answer that are written, before other calls go on."""

@@ -8,7 +8,7 @@ from ladder.answers import Answer, SpansAnswer
 from ladder.errors import is_out_of_memory
 from serving.engine.rows import EngineRow, Event, Resident
 from serving.errors import OutOfMemory, SideFailed
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,8 @@ from serving.offline.images import EncodedOrFault, TableEncoder, name_images, re
 from serving.offline.tokenized import Ids, TokenizedTable, as_text, render, split_column, tokenize_prompts, values_of
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import Pair
-from side_registry.task_kinds import KINDS, AnswerColumn
+from side_registry.specs.task import Pair
+from side_registry.specs.task_kinds import KINDS, AnswerColumn
 from table_files import ImageSource
 
 Outcome = Answer | Exception

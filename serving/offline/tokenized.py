@@ -10,7 +10,7 @@ import pyarrow as pa
 from ladder.answering import Framed, WindowedText, split_texts
 from serving.pipeline import Encoder
 from side_registry.errors import InvalidRow
-from side_registry.task import Pair, TaskSpec
+from side_registry.specs.task import Pair, TaskSpec
 
 Ids = tuple[int, ...]
 

@@ -15,8 +15,8 @@ from serving.errors import InvalidInput, ServingError, TooManyRows, detached
 from serving.pipeline.request import DecodingOverrides, Ids, InputRow, Prompt, Refused, RequestOptions, Target
 from serving.versions import PoolState
 from side_registry.errors import InvalidRow
-from side_registry.task import PRODUCTION, Pair, TaskRef, TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import PRODUCTION, Pair, TaskRef, TaskSpec
+from side_registry.specs.task_kinds import KINDS
 
 
 def render_rows(spec: TaskSpec, rows: Sequence[InputRow]) -> list[str]:

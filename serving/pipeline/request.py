@@ -11,10 +11,10 @@ from ladder.decoding import Generation
 from serving.engine import EncodedImage, FinishReason, RequestTimes, Resident
 from serving.errors import InvalidInput, ServingError
 from serving.scheduler import PRIORITIES, Outcome
-from side_registry.decoding_spec import GenerationSpec
 from side_registry.errors import RegistryError
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.decoding_spec import GenerationSpec
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 
 if TYPE_CHECKING:
     from ladder.answering import Answerer

@@ -38,7 +38,7 @@ from serving.scheduler import Batcher, OnStarted
 from serving.versions import Arrivals, SidePool
 from side_registry.errors import RegistryError
 from side_registry.groups import GroupVersion
-from side_registry.task import PRODUCTION, Pair, TaskRef
+from side_registry.specs.task import PRODUCTION, Pair, TaskRef
 
 log = logging.getLogger(__name__)
 

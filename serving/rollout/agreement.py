@@ -14,7 +14,7 @@ from ladder.answers import (
     ValueAnswer,
     VectorAnswer,
 )
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 
 NEAR_VALUES = 0.05
 """Values agree if their distance is at most this part of the task's range."""

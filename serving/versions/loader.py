@@ -36,7 +36,7 @@ from side_registry.errors import ArtifactError, CorruptBlob, RegistryError
 from side_registry.manifest import SIDE_NETWORK, Manifest
 from side_registry.registry import Registry
 from side_registry.signing import signed_digests
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from side_registry.weights import frame_fault
 
 MAX_WHY = 500

@@ -14,8 +14,8 @@ from serving.errors import NotLoaded, VersionRefused
 from side_registry.errors import UnknownAlias, UnknownGroup, UnknownTask
 from side_registry.groups import GroupState, GroupVersion
 from side_registry.route import Route, pick
+from side_registry.specs.task import PRODUCTION
 from side_registry.state import TaskState
-from side_registry.task import PRODUCTION
 
 NOTHING: Mapping = MappingProxyType({})
 

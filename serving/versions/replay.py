@@ -20,7 +20,7 @@ from serving.versions.golden import difference, tolerance_for
 from serving.versions.visual import GoldenImages
 from side_registry.errors import InvalidRow
 from side_registry.golden import decoding_tokens
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 
 TURN_S = 0.25
 """Seconds of work after which other loads go first. A load that has few examples ends in its first turn."""

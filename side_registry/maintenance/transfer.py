@@ -27,9 +27,9 @@ from side_registry.maintenance.exports import (
 )
 from side_registry.manifest import Blob
 from side_registry.registry import Registry
+from side_registry.specs.task import PRODUCTION, TaskRef
 from side_registry.state import State, TaskState
 from side_registry.store import Progress, Store, no_progress, parallel_map
-from side_registry.task import PRODUCTION, TaskRef
 
 Aliases = Literal["missing", "all", "none"]
 """Which aliases an import sets: those that the target's task lacks, all as they were exported, or none."""

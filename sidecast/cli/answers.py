@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from side_registry.task_kinds import KINDS, AnswerColumn
+from side_registry.specs.task_kinds import KINDS, AnswerColumn
 
 
 def answer_values(answer: Any, kind: str, labels: Sequence[str]) -> dict[str, Any]:

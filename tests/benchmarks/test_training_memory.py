@@ -15,7 +15,7 @@ from benchmarks.harness.gpu_kernels import gpu_kernels
 from benchmarks.harness.live_memory import LiveMemory
 from tests.benchmarks.local import run
 from training.memory import count_memory
-from training.optimizers import make_optimizer, update
+from training.recipes.optimizers import make_optimizer, update
 
 
 def test_live_memory_follows_storages_until_they_are_freed():

@@ -32,7 +32,7 @@ from ladder.stacked.bank import SideBank
 from serving.engine import Piece, Resident
 from serving.pipeline import Generated, InputRow, Prediction, PredictRequest, PredictService, RequestOptions
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, TaskRef, TaskSpec, write_manifest
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 
 QUERY = "films"
 """The other field of tasks that have one, in golden examples."""

@@ -11,7 +11,7 @@ from model_signing.verifying import Config
 from side_registry import InvalidSignature, Registry, SigningFailed, StoredArtifact
 from side_registry.maintenance import collect, export_task, import_task
 from side_registry.signing import SigningKey, TrustedKeys, check_signature, signed_digests
-from side_registry.task import TaskRef
+from side_registry.specs.task import TaskRef
 from tests.serving.access.authority import Authority
 from tests.side_registry.runs import memory_store
 from tests.side_registry.signing_kit import KeyPair, make_key

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.training import toy
 from tests.vision import folders
 from training.data import read_labelled
 from training.images import EncoderSource, ImageInputs, open_images
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 TASK = TaskSpec(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ladder import load_backbone, load_tokenizer
 from side_registry import Registry
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.training import toy
 from tests.training.teachers import make_adapter, make_teacher
 from training.absorbing import AbsorbPlan, absorb, teacher_spec
@@ -19,7 +19,7 @@ from training.absorbing.gate import AbsorbGate
 from training.absorbing.teacher import check_labels, in_order_of, load_teacher_model
 from training.data import read_labelled, read_unlabelled
 from training.errors import DataError, GateRefused, RecipeError, RequirementError, TeacherError
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
 ROWS = [("aab",), ("bb",), ("abababab",)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.training import toy
 from training.baseline import baseline_of
 from training.builtin_tasks import load_task

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladder import load_tokenizer
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.batches import (
     TokenizedRow,
     all_inputs,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from side_registry.errors import InvalidSpec
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from tests.paths import glue_file
 from training.builtin_tasks import FOLDER, builtin_tasks, load_task
 from training.errors import DataError, MetricError, TrainingError, UnknownBuiltinTask

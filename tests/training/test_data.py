@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.paths import glue_file
 from tests.table_files.files import SUFFIXES, write
 from training.builtin_tasks import load_task

@@ -15,7 +15,7 @@ from ladder.answering.answerers import IGNORED
 from ladder.backbone.loading import fingerprint
 from ladder.config import Head
 from side_registry.manifest import read_artifact
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
@@ -24,7 +24,7 @@ from training.data import read_labelled
 from training.distillation import Distillation, Teacher, divergence, load_teacher
 from training.errors import RecipeError, RunError
 from training.evaluation import Model, load_model, make_answerer, predict
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.trainer import train
 
 PAIRS = TaskSpec(name="pairs", kind="embedding", template="{sentence}", dimensions=8, target="other")

@@ -9,7 +9,8 @@ from ladder.side.structural_init import initialize
 from tests.training import toy
 from training.errors import RecipeError
 from training.fisher import fisher
-from training.initialization import (
+from training.job import Silent
+from training.recipes.initialization import (
     check_start,
     draw_samples,
     start_at_targets,
@@ -18,8 +19,7 @@ from training.initialization import (
     target_text,
     whitening,
 )
-from training.job import Silent
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.trainer import train
 
 

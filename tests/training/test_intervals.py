@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from side_registry import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 from tests.training import toy
 from training.data import Example
 from training.metrics import evaluation_of, measurable, measure, score

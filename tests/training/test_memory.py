@@ -12,7 +12,7 @@ from ladder import Backbone, BackbonePass, SideNetwork
 from ladder.answering import Classify
 from ladder.config import BackboneConfig, SideConfig
 from training.memory import MemoryReport, count_memory
-from training.optimizers import make_optimizer, update
+from training.recipes.optimizers import make_optimizer, update
 
 FLOAT = 4
 SHAPE = BackboneConfig(d_model=16, d_kv=4, d_ff=24, num_heads=2, num_layers=2, num_decoder_layers=0, vocab_size=32)

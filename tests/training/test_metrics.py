@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.baseline import baseline_of
 from training.data import Example
 from training.errors import MetricError

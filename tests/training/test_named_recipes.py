@@ -8,8 +8,8 @@ from ladder.config import BackboneConfig
 from tests.training import pictures, toy
 from training.builtin_tasks import load_task
 from training.errors import RecipeError
-from training.named_recipes import named_recipe
-from training.recipe import Recipe
+from training.recipes.named_recipes import named_recipe
+from training.recipes.recipe import Recipe
 
 BASE = BackboneConfig(
     d_model=768, d_kv=64, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12, vocab_size=32128

@@ -12,8 +12,8 @@ from ladder import BackbonePass, Generate
 from tests.exact import float64
 from tests.ladder import golden
 from training.errors import RecipeError
-from training.optimizers import SCHEDULES, ReferenceAdamW, make_optimizer, reference_schedule, schedule, update
-from training.recipe import Recipe
+from training.recipes.optimizers import SCHEDULES, ReferenceAdamW, make_optimizer, reference_schedule, schedule, update
+from training.recipes.recipe import Recipe
 
 RECIPE = Recipe(optimizer="reference", learning_rate=3e-3, warmup=0.2, clip=1.0, weight_decay=0.0)
 STEPS = 10

@@ -11,8 +11,8 @@ from tests.marks import slow
 from tests.training import toy
 from training.errors import RecipeError
 from training.evaluation import load_model, make_answerer
-from training.optimizers import make_optimizer, update
-from training.recipe import Recipe
+from training.recipes.optimizers import make_optimizer, update
+from training.recipes.recipe import Recipe
 from training.trainer import train
 
 SENTENCES = ["ab", "aabba", "bbbbbbb", "the quick fox"]

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from side_registry import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 from tests.training import toy
 from training.errors import GateRefused, RequirementError
 from training.metrics import METRICS, measurable, measure, score

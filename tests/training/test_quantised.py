@@ -13,7 +13,7 @@ from tests.marks import slow
 from tests.training import toy
 from training.errors import RunError
 from training.evaluation import load_model, predict
-from training.initialization import start_side
+from training.recipes.initialization import start_side
 from training.trainer import train
 
 

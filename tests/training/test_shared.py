@@ -15,12 +15,12 @@ from tests.training.test_trainer import InterruptAfter, Interrupted, lines_of
 from training.batches import count_batches
 from training.errors import RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
-from training.initialization import draw_samples
 from training.job import Silent
 from training.loaded_run import load_run
 from training.metrics import rows_to_answer
 from training.multitask.shared import shared_jobs, shared_side_config
 from training.multitask.task_data import TaskData
+from training.recipes.initialization import draw_samples
 from training.run_folder import RunFolder
 from training.trainer import Trainer, train_shared
 

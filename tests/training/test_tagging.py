@@ -12,15 +12,15 @@ import pytest
 
 from ladder import SpansAnswer, load_backbone, load_tokenizer
 from ladder.answering import IGNORED
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.training import toy
 from training.artifact import golden_expectation
 from training.baseline import baseline_of
 from training.batches import count_truncated, tokenize
 from training.data import DataError, read_examples, read_to_evaluate
 from training.errors import RecipeError
-from training.initialization import check_start
 from training.loaded_run import load_run
+from training.recipes.initialization import check_start
 from training.tagging import windows_of
 from training.trainer import train
 

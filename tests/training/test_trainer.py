@@ -18,7 +18,7 @@ from ladder import ChooseLabels, SideConfigError, SideNetwork, load_backbone, lo
 from ladder.backbone.loading import fingerprint
 from side_registry.golden import GoldenExample, replay_tokens
 from side_registry.manifest import read_artifact
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests import tiny
 from tests.marks import slow
 from tests.training import toy
@@ -27,7 +27,7 @@ from training.errors import RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.job import Silent
 from training.metrics import rows_to_answer
-from training.recipe import LATER, Recipe
+from training.recipes.recipe import LATER, Recipe
 from training.taps_cache import TapsCache
 from training.trainer import train
 

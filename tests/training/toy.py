@@ -4,10 +4,10 @@ import json
 import random
 from pathlib import Path
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.data import read_labelled
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 CLASSES = TaskSpec(name="letters", kind="classification", template="{sentence}", labels=("aa", "bb"))
 VALUES = TaskSpec(name="share", kind="regression", template="{sentence}", low=0, high=1)

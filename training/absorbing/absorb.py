@@ -16,7 +16,7 @@ from torch import Tensor
 from ladder import Backbone, Tokenizer
 from side_registry import Registry
 from side_registry.manifest import Artifact
-from side_registry.task import TASK_NAME, TASK_RULE, TaskSpec
+from side_registry.specs.task import TASK_NAME, TASK_RULE, TaskSpec
 from training.absorbing.folders import TeacherFolder
 from training.absorbing.gate import AbsorbGate, agreement_of, labelled_scores
 from training.absorbing.savings import LATENCY_ROWS, Cost, Savings, cost_after
@@ -36,7 +36,7 @@ from training.errors import DataError, GateRefused, RecipeError, TeacherError
 from training.job import Job, Progress, Silent
 from training.loaded_run import load_run
 from training.publishing import gated, message_with_gate
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 HELD_OUT = 0.1
 """Share of the texts that the gate measures on, and of the rest, the share by which the best epoch is chosen."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladder import Answer
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.data import Example
 from training.errors import RequirementError
 from training.evaluation import answer_value, score_answers

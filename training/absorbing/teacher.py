@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.absorbing.folders import TeacherFolder
 from training.errors import TeacherError
 

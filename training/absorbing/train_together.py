@@ -17,7 +17,7 @@ from training.artifact import complete
 from training.distillation import KnownAnswers
 from training.job import Job, Progress
 from training.multitask.task_data import TaskData, TaskInputs
-from training.optimizers import update
+from training.recipes.optimizers import update
 from training.run_folder import RunFolder
 from training.trainer import Trainer, settings_with
 

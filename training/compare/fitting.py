@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ladder.answering import IGNORED
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 from training.batches import count_batches, shuffled_batches
 from training.compare.errors import CompareError
 from training.compare.inputs import Inputs
@@ -27,7 +27,7 @@ from training.compare.serving_cost import serving_cost
 from training.compare.step_log import StepLog
 from training.evaluation import BATCH_TOKENS, length_batches
 from training.metrics import score_values
-from training.optimizers import schedule
+from training.recipes.optimizers import schedule
 
 Note = Callable[[str], None]
 

@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from ladder import Backbone, Tokenizer
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.compare.errors import CompareError
 from training.compare.forgetting import Continuations
 from training.compare.rows import Rows

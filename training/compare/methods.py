@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.compare.scorers import AttentionProbe, Bottleneck, LinearProbe, Scorer, SideTuning
 
 RANK = 8

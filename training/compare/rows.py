@@ -9,7 +9,7 @@ from torch import Tensor
 from ladder import Backbone, Tokenizer
 from ladder.backbone.passes import padded
 from ladder.side.pairs import pair_tensor
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.batches import TokenizedRow, target_tensor, tokenize
 from training.data import Labelled
 

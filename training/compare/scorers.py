@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ladder.side.network import mean_of_real
 from ladder.side.pairs import PARTS, pair_features, pair_means
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.compare.rows import Batch
 
 

@@ -23,7 +23,7 @@ from training.compare.step_log import StepLog
 from training.job import Job, Silent
 from training.loaded_run import LoadedRun, load_run
 from training.multitask.task_data import TaskData
-from training.named_recipes import named_recipe
+from training.recipes.named_recipes import named_recipe
 from training.run_folder import RunFolder
 from training.trainer import Trainer, begin_settings
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.compare.documents import SUCCESS
 from training.compare.methods import METHODS
 from training.compare.serving_cost import MANY

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from side_registry.manifest import VisionRef
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from table_files import ImageSource, ImageSourceError
 from table_files import open_images as open_source
 from training.data import Example, data_sha256

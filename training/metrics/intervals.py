@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.data import Example, references
 from training.metrics.bleu import bleu_of_statistics, bleu_statistics
 from training.metrics.calibration import calibration_error

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from ladder import SideConfig
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.errors import RecipeError
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 MEAN = "mean"
 """Of the tasks' metrics, each as it is: a metric with a larger range counts more."""

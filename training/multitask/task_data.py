@@ -11,7 +11,7 @@ import torch
 from ladder import BackbonePass, SideNetwork
 from ladder.backbone.model import Taps
 from ladder.side.pairs import pair_tensor
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 from training.baseline import baseline_of
 from training.batches import (
     TokenizedRow,
@@ -27,13 +27,13 @@ from training.batches import (
 from training.distillation import Distillation, KnownAnswers, Teacher, distillation_of
 from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
-from training.initialization import start_at_targets, start_at_words
 from training.job import Job, Progress
 from training.metrics import rows_to_answer
 from training.metrics.calibration import Fitted
 from training.multitask.kept_passes import KeptPasses
 from training.multitask.thresholds import choose_again, fit_thresholds
-from training.recipe import Recipe
+from training.recipes.initialization import start_at_targets, start_at_words
+from training.recipes.recipe import Recipe
 from training.taps_cache import TapsCache
 
 

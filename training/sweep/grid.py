@@ -8,7 +8,7 @@ from typing import Any
 
 from training.errors import RecipeError
 from training.job import Job
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 SHORT = {"learning_rate": "lr"}
 """Names of settings in folders' names, where they are not the recipe's."""

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 
 from ladder import BackbonePass, SideNetwork
 from training.multitask.task_data import TaskData
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 from training.trainer import Trainer
 
 OWN_SETTINGS = ("learning_rate", "weight_decay", "clip", "warmup")

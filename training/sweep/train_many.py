@@ -20,7 +20,7 @@ from training.distillation import Teacher
 from training.errors import RecipeError, RunError
 from training.job import Job, Progress, Silent
 from training.multitask.task_data import TaskData, TaskInputs
-from training.optimizers import apply_gradients
+from training.recipes.optimizers import apply_gradients
 from training.run_folder import SETTINGS, RunFolder
 from training.sweep.grid import run_name, varying
 from training.sweep.results import Sweep, SweepRun

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.errors import Misfit
 
 TOKENS = "tokens"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ladder import Tokenizer
 from ladder.answering import IGNORED, Framed, WindowedText, split_texts
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from training.tagging.entities import Span
 
 

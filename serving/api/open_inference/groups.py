@@ -23,8 +23,8 @@ from serving.api.permissions import GROUP
 from serving.errors import InvalidInput
 from serving.pipeline import Prediction
 from side_registry.groups import GroupVersion
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS, AnswerColumn
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS, AnswerColumn
 
 
 def group_of(model: str) -> str | None:

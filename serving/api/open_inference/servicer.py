@@ -53,8 +53,8 @@ from serving.pipeline import (
 from serving.versions import PoolState, SidePool
 from side_registry.errors import RegistryError
 from side_registry.groups import GroupVersion
-from side_registry.task import VERSION, TaskRef, TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import VERSION, TaskRef, TaskSpec
+from side_registry.specs.task_kinds import KINDS
 
 NAME = "sidecast"
 EXTENSIONS = ("model_repository", "model_configuration", "schedule_policy", "parameters", "statistics")

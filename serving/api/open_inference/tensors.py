@@ -19,8 +19,8 @@ from ladder.answers import Answer
 from protos import open_inference_pb2 as pb
 from serving.errors import InvalidInput, TooManyRows
 from serving.pipeline import InputRow, Prompt
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS, AnswerColumn
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS, AnswerColumn
 
 WHOLE_PROMPT = "text"
 TYPED = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)

@@ -26,7 +26,7 @@ from serving.http.problem import openai_error, problem_of
 from serving.http.replies import EVENT_STREAM, begin, event, json_bytes, json_reply, with_member, write_list
 from serving.http.services import Services
 from serving.pipeline import Generated, Prediction
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 
 JSON = "application/json"
 OWNER = "sidecast"

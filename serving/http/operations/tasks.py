@@ -24,8 +24,8 @@ from serving.http.problem import Problem, problem_of
 from serving.http.replies import EVENT_STREAM, begin, event, json_bytes, json_reply, with_member, write_list
 from serving.http.services import Services
 from serving.pipeline import Generated, Prediction
-from side_registry.task import TaskRef
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskRef
+from side_registry.specs.task_kinds import KINDS
 
 JSON = "application/json"
 TASK = "A task, `TASK:VERSION` or `TASK@ALIAS`."

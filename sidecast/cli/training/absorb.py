@@ -13,7 +13,7 @@ from sidecast.cli.settings import GroupedCommand, setting_options
 from sidecast.cli.training.bars import Bars
 from sidecast.cli.training.task_files import PerTask
 from sidecast.cli.training.verdict import show_warnings
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from side_registry import TaskSpec
@@ -115,7 +115,7 @@ def absorb(
     from training.absorbing import absorb as absorb_all
     from training.absorbing.folders import look_into
     from training.data import check_renames, read_labelled, read_unlabelled
-    from training.named_recipes import named_recipe
+    from training.recipes.named_recipes import named_recipe
 
     if alias is not None and registry is None:
         raise UserError("--alias needs --registry R, where versions are published")

@@ -70,7 +70,7 @@ def import_lst(
     import ladder
     from ladder.backbone import check_method, quantize_backbone
     from ladder.lst_compat import Claims, import_side, read_checkpoint
-    from training.recipe import Recipe
+    from training.recipes.recipe import Recipe
 
     check_method(quantize)
     spec = untrained_run.task_of(task, output, kind="text")

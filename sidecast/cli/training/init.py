@@ -86,7 +86,7 @@ def init(
     import ladder
     from ladder.backbone import check_method, quantize_backbone
     from training.data import read_examples
-    from training.recipe import Recipe
+    from training.recipes.recipe import Recipe
 
     check_method(quantize)
     _check_rows(init, task, data, samples_file, samples)
@@ -173,7 +173,7 @@ def _start(
     step: Step,
 ) -> int:
     """Initialize a side network in place; return how many rows were used."""
-    from training.initialization import SAMPLES, start_side
+    from training.recipes.initialization import SAMPLES, start_side
 
     if init == "fisher" and tokenizer is None:
         raise UserError("--data needs a backbone folder with a tokenizer; give token ids by --samples-file")

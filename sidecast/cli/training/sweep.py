@@ -17,7 +17,7 @@ from sidecast.cli.training.verdict import (
     score_warnings,
     show_warnings,
 )
-from training.recipe import SWEPT, Recipe
+from training.recipes.recipe import SWEPT, Recipe
 
 if TYPE_CHECKING:
     from training.baseline import Baseline

@@ -26,8 +26,8 @@ from sidecast.cli.training.verdict import (
     score_warnings,
     show_warnings,
 )
-from training.named_recipes import RecipeName, named_recipe
-from training.recipe import SWEPT, Recipe
+from training.recipes.named_recipes import RecipeName, named_recipe
+from training.recipes.recipe import SWEPT, Recipe
 
 if TYPE_CHECKING:
     from ladder.config import BackboneConfig

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from transformers.utils import sentencepiece_model_pb2_new
 
 from ladder import BackboneError, load_tokenizer
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests import families, tiny
 
 TEXTS = ("the cat sat", "a gripping film, indeed: twice", "naïve 🐈 über", "", "  two  spaces\nand a line ")

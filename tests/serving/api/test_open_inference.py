@@ -19,7 +19,7 @@ from ladder.decoding.settings import Generation
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc, sidecast_pb2, sidecast_pb2_grpc
 from serving.client.errors import from_status
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.serving.api_kit import SST2, TITLES, Parlour, rule
 
 TEXTS = ["a gripping film", "dull ünicode 🙂", "x" * 90]

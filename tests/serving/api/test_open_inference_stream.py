@@ -24,7 +24,7 @@ from serving.client.errors import from_status
 from serving.client.results import GeneratedText, Piece
 from serving.config import RequestConfig
 from serving.errors import SideFailed
-from side_registry.task import PRODUCTION
+from side_registry.specs.task import PRODUCTION
 from tests.serving.api_kit import TITLES, Parlour
 
 WORDS = ["TITLE:", " ONE", " TWO", " THREE"]

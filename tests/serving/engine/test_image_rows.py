@@ -16,7 +16,7 @@ from serving.engine import engine as engine_module
 from serving.engine.engine import Engine
 from serving.engine.rows import EncodedImage, EngineRow, Event, Resident
 from serving.errors import PassTooLarge, SideFailed
-from side_registry.decoding_spec import GenerationSpec
+from side_registry.specs.decoding_spec import GenerationSpec
 from tests.serving.kit import ids_of, make_resident, make_spec
 from tests.serving.visual_kit import CELLS, VISUAL, WIDTH, encoded, ladder_images, visual_spec
 

@@ -21,7 +21,7 @@ from serving.scheduler.requests import ShadowRequest
 from serving.versions.placement import add
 from serving.versions.pool import SidePool
 from side_registry.route import Route
-from side_registry.task import TaskSpec
+from side_registry.specs.task import TaskSpec
 from tests.serving.kit import make_resident, make_spec, predict
 from tests.serving.versions.test_pool import task_state
 from tests.serving.visual_kit import VISUAL

@@ -13,7 +13,7 @@ from sidecast.cli.serving.serve import serve
 from sidecast.cli.settings import GroupedCommand, field_texts, setting_options
 from sidecast.cli.training.train import train
 from tests.sidecast.cli_kit import sidecast
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 IN_A_FILE_ONLY = {"task_limits"}
 

@@ -21,11 +21,11 @@ from training.errors import DataError, RecipeError, RunError
 from training.evaluation import load_model, predict, score_answers
 from training.fisher import fisher
 from training.images import ImageFeatures, ImageInputs, encode_bytes
-from training.initialization import draw_samples
 from training.job import Silent
 from training.loaded_run import load_run
 from training.metrics import rows_to_answer
-from training.recipe import Recipe
+from training.recipes.initialization import draw_samples
+from training.recipes.recipe import Recipe
 from training.run_folder import RunFolder
 from training.trainer import train
 from vision import FeatureFile, load_encoder

@@ -12,8 +12,8 @@ from training.errors import RecipeError
 if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` needs the settings alone
     from ladder import SideConfig
     from ladder.config import VisualConfig
-    from side_registry.task import TaskSpec
-    from side_registry.task_kinds import TaskKind
+    from side_registry.specs.task import TaskSpec
+    from side_registry.specs.task_kinds import TaskKind
 
 Start = Literal["fresh", "pretrained"]
 Init = Literal["random", "magnitude", "fisher"]
@@ -175,7 +175,7 @@ class Recipe:
             SideConfigError: settings that make no side network.
         """
         from ladder import SideConfig
-        from side_registry.task_kinds import KINDS
+        from side_registry.specs.task_kinds import KINDS
         from training.batches import least_rows
 
         kind = KINDS[spec.kind]

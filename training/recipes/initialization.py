@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.backbone import full_precision
 from ladder.side import MlpHead, Order, check_order, initialize, magnitude
-from side_registry.task import TaskSpec
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task import TaskSpec
+from side_registry.specs.task_kinds import KINDS
 from training.data import Example, references
 from training.errors import RecipeError
 from training.fisher import Sample, check_has_loss, fisher
 from training.images import ImageFeatures
 from training.images.inputs import image_ids
-from training.recipe import SAMPLES, Init
+from training.recipes.recipe import SAMPLES, Init
 
 Features = Mapping[str, ImageFeatures]
 """Features of the images of tasks, by the task's name."""

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import Document
 from side_registry.errors import InvalidName, InvalidRow, InvalidSpec
-from side_registry.task_kinds import KINDS, Kind
-from side_registry.task_rules import MAX_DIMENSIONS, check_rules, template_fields, text_fault, toml_faults
+from side_registry.specs.decoding_spec import GenerationSpec
+from side_registry.specs.task_kinds import KINDS, Kind
+from side_registry.specs.task_rules import MAX_DIMENSIONS, check_rules, template_fields, text_fault, toml_faults
 
 PRODUCTION = "production"
 """The alias of a reference that names none."""

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from side_registry.task_kinds import KINDS
+from side_registry.specs.task_kinds import KINDS
 from training.errors import RecipeError
-from training.recipe import Recipe
+from training.recipes.recipe import Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` needs the names alone
     from ladder.config import BackboneConfig
-    from side_registry.task import TaskSpec
+    from side_registry.specs.task import TaskSpec
 
 RecipeName = Literal["default", "paper"]
 

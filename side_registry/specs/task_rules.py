@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from side_registry.decoding_spec import GenerationSpec
 from side_registry.documents import fault_text
-from side_registry.task_kinds import KINDS, Fact, Kind, kinds_with
+from side_registry.specs.decoding_spec import GenerationSpec
+from side_registry.specs.task_kinds import KINDS, Fact, Kind, kinds_with
 
 MAX_DIMENSIONS = 4096
 MAX_LABEL = 1_000

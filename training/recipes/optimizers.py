@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from training.recipe import OptimizerName, Schedule
+from training.recipes.recipe import OptimizerName, Schedule
 
 
 class ReferenceAdamW(torch.optim.Optimizer):

@@ -1,0 +1,1 @@
+"""How a side network is trained: the settings, the sets of settings that have a name, optimizers, and starts."""
