@@ -32,7 +32,7 @@ from side_registry.signing import SigningKey, TrustedKeys, check_signature
 from side_registry.weights import frame_fault
 from tests.ladder.side.test_network import random_side
 from tests.side_registry.runs import make_run, weights
-from tests.side_registry.signing_kit import make_key
+from tests.side_registry.signing.signing_kit import make_key
 
 pytestmark = pytest.mark.slow
 

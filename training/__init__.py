@@ -36,7 +36,7 @@ _HOMES = {
     "job": ("Job",),
     "loaded_run": ("LoadedRun", "load_run"),
     "publishing": ("publish",),
-    "recipe": ("Recipe",),
+    "recipes.recipe": ("Recipe",),
     "sweep": ("Sweep", "SweepRun", "sweep_jobs", "train_many"),
     "trainer": ("train", "train_shared"),
 }

@@ -9,10 +9,10 @@ import pytest
 
 from side_registry import Registry, Store
 from side_registry.maintenance.verify import verify
+from tests.side_registry.races.test_races import published_versions
+from tests.side_registry.races.writers import Writers
 from tests.side_registry.runs import make_run
 from tests.side_registry.store.s3_kit import s3_server
-from tests.side_registry.test_races import published_versions
-from tests.side_registry.writers import Writers
 
 LARGE = 1 << 18
 """Bytes of a side network that takes a while to write."""

@@ -29,8 +29,8 @@ from side_registry import (
     fold,
 )
 from side_registry.log import log_path
+from tests.side_registry.races.turns import before_next_commit
 from tests.side_registry.runs import make_regression_run
-from tests.side_registry.turns import before_next_commit
 
 CANARY = Route(shares={3: 500}, bounds=Bounds(error_rate=0.01, min_rows=20))
 SHADOW = Route(shadows=(1,))

@@ -7,7 +7,7 @@ import pytest
 from serving.access import TrustPolicy
 from serving.errors import UnusableFile
 from side_registry.signing import SigningKey
-from tests.side_registry.signing_kit import make_key
+from tests.side_registry.signing.signing_kit import make_key
 
 DIGESTS = {"manifest.json": "1" * 64, "side_network.safetensors": "2" * 64}
 

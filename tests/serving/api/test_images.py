@@ -14,8 +14,8 @@ from protos import sidecast_pb2 as pb
 from serving.client import Client, requests
 from serving.pipeline import Prompt
 from side_registry import SIDE_NETWORK, GoldenExample, read_artifact, write_manifest
+from tests.serving.api.open_inference.test_open_inference import infer, packed, raw, typed
 from tests.serving.api.test_native import refusal
-from tests.serving.api.test_open_inference import infer, packed, raw, typed
 from tests.serving.api_kit import CAPTIONS, SST2, VISUAL_SPECS, VQA, Parlour, rule
 
 CAT = b"\x89PNG\r\n\x1a\n\xff\x00 cat"

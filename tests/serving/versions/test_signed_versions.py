@@ -19,7 +19,7 @@ from side_registry.signing import SigningKey, signed_digests
 from tests.serving.api_kit import serving
 from tests.serving.kit import make_run, make_spec
 from tests.serving.versions.kit import refusal
-from tests.side_registry.signing_kit import KeyPair, make_key
+from tests.side_registry.signing.signing_kit import KeyPair, make_key
 from tests.sidecast.cli_kit import wait_until
 
 

@@ -17,8 +17,8 @@ from side_registry.blobs import Blobs
 from side_registry.log import log_path
 from side_registry.maintenance.gc import GRACE, collect
 from side_registry.maintenance.verify import verify
+from tests.side_registry.races.turns import Turns, TurnStore
 from tests.side_registry.runs import make_run, upload
-from tests.side_registry.turns import Turns, TurnStore
 
 MakeRun = Callable[..., Path]
 

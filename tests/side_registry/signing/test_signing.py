@@ -14,7 +14,7 @@ from side_registry.signing import SigningKey, TrustedKeys, check_signature, sign
 from side_registry.specs.task import TaskRef
 from tests.serving.access.authority import Authority
 from tests.side_registry.runs import memory_store
-from tests.side_registry.signing_kit import KeyPair, make_key
+from tests.side_registry.signing.signing_kit import KeyPair, make_key
 
 
 @pytest.fixture

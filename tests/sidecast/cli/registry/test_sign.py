@@ -6,7 +6,7 @@ import pytest
 
 from side_registry import Registry
 from tests.side_registry.runs import make_run
-from tests.side_registry.signing_kit import KeyPair, make_key
+from tests.side_registry.signing.signing_kit import KeyPair, make_key
 from tests.sidecast.cli_kit import done, sidecast
 
 

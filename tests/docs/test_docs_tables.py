@@ -14,7 +14,7 @@ from side_registry import TaskSpec
 from sidecast.cli.training.train import train
 from training.recipes.recipe import Recipe
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| (`[^|]+`) \| (?:[a-z][a-z, ]* \| )?([^|]+) \|", re.MULTILINE)
 NAME = re.compile(r"`([^`]+)`")
 NUMBER = re.compile(r"[0-9.]+(?:e-?[0-9]+)?")

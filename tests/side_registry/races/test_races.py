@@ -9,8 +9,8 @@ import pytest
 from side_registry import Commit, Contended, Publish, Registry
 from side_registry.log import Log, log_path
 from side_registry.registry import ATTEMPTS
+from tests.side_registry.races.turns import before_next_commit
 from tests.side_registry.runs import make_run
-from tests.side_registry.turns import before_next_commit
 
 
 def published_versions(registry: Registry, task: str) -> list[int]:

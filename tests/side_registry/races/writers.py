@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Writers:
@@ -19,7 +19,7 @@ class Writers:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.side_registry.writers"],
+            [sys.executable, "-m", "tests.side_registry.races.writers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

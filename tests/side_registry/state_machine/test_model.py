@@ -22,8 +22,8 @@ from side_registry import PLAIN, Bounds, Registry, RegistryError, Route, Store, 
 from side_registry.checkpoints import read_checkpoint
 from side_registry.log import Log, log_path
 from side_registry.state import State
-from tests.side_registry.model import Model, Refused
 from tests.side_registry.runs import make_run
+from tests.side_registry.state_machine.model import Model, Refused
 
 TASKS = ("sst2", "cola")
 ROUTES = (

@@ -17,7 +17,7 @@ from serving.server import Server
 from side_registry import Registry
 from tests.serving.kit import make_run, make_spec
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("serving", "ladder", "side_registry")
 
 
