@@ -17,7 +17,7 @@ import psutil
 
 from ladder import load_backbone, load_tokenizer
 from serving.client.client import Client
-from serving.client.errors import UnavailableError
+from serving.client.errors import SidecastError, UnavailableError
 from side_registry import Registry
 from tests.conformance.cluster import LOOPBACK, Cluster, wait_until
 from tests.serving.kit import make_run, make_spec
@@ -233,7 +233,7 @@ def _call(fleet: Fleet, seen: Seen, stop: Event, retry: bool, pause_s: float) ->
             stop.wait(pause_s)
 
 
-def assert_unavailable(seen: Seen) -> None:
-    """Assert that all failed calls failed with UNAVAILABLE, which a caller may retry."""
-    others = {repr(call.error) for call in seen.failed if not isinstance(call.error, UnavailableError)}
+def assert_unavailable(seen: Seen, *also: type[SidecastError]) -> None:
+    """Assert that all failed calls failed with UNAVAILABLE, which a caller may retry, or as in `also`."""
+    others = {repr(call.error) for call in seen.failed if not isinstance(call.error, (UnavailableError, *also))}
     assert not others, others

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos import sidecast_pb2 as pb
 from protos import sidecast_pb2_grpc
 from serving.api.status import DETAILS_KEY
+from serving.client.errors import OverloadedError, UnavailableError
 from tests.cluster.kit import SOON_S, Fleet, Seen, assert_unavailable, traffic
 from tests.conformance.cluster import wait_until
 
@@ -107,9 +108,9 @@ def test_removing_the_application_answers_the_calls_in_flight(fleet: Fleet) -> N
         long_calls = [pool.submit(client.predict, "sst2", each) for each in texts]
         wait_until(lambda: fleet.metric(status, "sidecast_queue_rows") > LONG_CALLS * LONG_ROWS // 2, SOON_S)
         fleet.remove()
-        wait_until(lambda: bool(seen.failed), SOON_S)
+        wait_until(lambda: any(isinstance(call.error, UnavailableError) for call in seen.failed), SOON_S)
         assert [len(call.result(SOON_S)) for call in long_calls] == [LONG_ROWS] * LONG_CALLS
-    assert_unavailable(seen)
+    assert_unavailable(seen, OverloadedError)  # behind the long calls, a short one's deadline may be too near
 
 
 def test_after_a_shutdown_calls_fail_with_unavailable(fleet: Fleet) -> None:

@@ -181,7 +181,15 @@ def outcome(call: Callable[[], Any]) -> Outcome:
         failed: Any = error
         trailers: dict[Any, Any] = dict(failed.trailing_metadata() or ())
         status = Status.FromString(trailers[DETAILS_KEY]) if DETAILS_KEY in trailers else None
-        return Outcome(failed.code().name, failed.details() or "", status and MessageToDict(status))
+        return Outcome(
+            failed.code().name, failed.details() or "", status and _without_request_id(MessageToDict(status))
+        )
+
+
+def _without_request_id(status: dict[str, Any]) -> dict[str, Any]:
+    """Each call has an id of its own."""
+    details = [detail for detail in status.get("details", []) if "requestId" not in detail]
+    return status | {"details": details}
 
 
 def _read(url: str) -> str:

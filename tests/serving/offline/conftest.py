@@ -20,7 +20,7 @@ from tests.serving.kit import make_run, make_spec
 from tests.serving.offline.kit import ROWS, Ray, run
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone, tokenizer: Tokenizer) -> str:
     """A registry with sst2:1, sst2:2 (production), stars:1, pair:1."""
     folder = tmp_path_factory.mktemp("published")
@@ -56,7 +56,7 @@ def ray(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, tokenizer: Tokenize
     return stand_in
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"id": number, "sentence": f"film {number}" if number != 5 else ""} for number in range(ROWS)]
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"

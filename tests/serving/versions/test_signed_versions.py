@@ -1,6 +1,5 @@
 """Versions with and without a trusted signature: in the loader, and in a server that follows its registry."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_a_version_is_not_downloaded_before_somebody_trusted_signed_it(
         sign(registry, 1, make_key(tmp_path, "stranger"))
         for _ in range(2):
             assert "is not trusted for this task" in str(refusal(loader, UntrustedSide))
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sidecast.audit"]
+    lines = [record.__dict__["audit"] for record in caplog.records if record.name == "sidecast.audit"]
     assert [(line["event"], line["verb"], line["result"]) for line in lines] == [
         ("refusal", "load", "UNTRUSTED_SIDE")
     ] * 2  # one for each reason, not for each try
