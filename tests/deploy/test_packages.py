@@ -21,6 +21,7 @@ NAMES = {
     "PIL": "pillow",
     "jwt": "pyjwt",
     "opentelemetry": "opentelemetry-sdk",
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 """Packages that are not called as the module that they bring."""
@@ -34,6 +35,7 @@ OF_AN_EXTRA = {
     "pyyaml": "cluster",
     "matplotlib": "plot",
     "bitsandbytes": "quantized",
+    "peft": "absorb",
     "h5py": "hdf5",
     "opentelemetry-sdk": "otel",
     "pyjwt": "jwt",
@@ -91,7 +93,9 @@ def test_commands_know_what_the_base_lacks(project: dict[str, Any]) -> None:
     from sidecast.cli.missing import OF_EXTRAS
 
     extras = project["project"]["optional-dependencies"]
-    lacking = {package(need) for name in ("model", "serve", "train", "cluster") for need in extras[name]} - {"sidecast"}
+    lacking = {package(need) for name in ("model", "serve", "train", "absorb", "cluster") for need in extras[name]} - {
+        "sidecast"
+    }
     assert {NAMES.get(name, name).replace("_", "-") for name in OF_EXTRAS} == lacking | {"tokenizers"}
 
 
@@ -103,7 +107,10 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
     listed = {package(each) for name in ("cluster", "demo", "model", "serve", "train") for each in extras[name]}
     assert development & listed == {"sidecast"}
-    assert extras["dev"][0] == "sidecast[cluster,demo,docs,hdf5,http,jwt,otel,plot,quantized,serve,signing,train]"
+    assert (
+        extras["dev"][0]
+        == "sidecast[absorb,cluster,compare,demo,docs,hdf5,http,jwt,otel,plot,quantized,serve,signing,train]"
+    )
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:
