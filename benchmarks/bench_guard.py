@@ -7,12 +7,12 @@ A call is one new text of about 32 tokens and the answers of all classifiers; on
 - Sidecast: a real `sidecast serve` in a process of its own, asked over gRPC with PredictTasks by a group. Side networks
   have r 8, a linear head and a rung on every second block, as `sidecast train` makes them for classification.
 - separate models: 8 `transformers` pipelines in this process, each with its own encoder and linear head.
-- PEFT: one encoder in this process with 8 LoRAs of rank 8 and 8 linear heads; the LoRAs in turn, a pass for each, and in
-  one mixed batch (`adapter_names`) of 8 rows. Without PEFT these rows are left out.
+- PEFT: one encoder in this process with 8 LoRAs of rank 8 and 8 linear heads. The LoRAs are asked in turn, a pass for
+  each; and in one mixed batch (`adapter_names`) of 8 rows. Without PEFT these rows are left out.
 
-All have the same backbone, dtype and threads, and tokenise the text in the call. The peers have no server between them
-and the caller. `weights_mb`: bytes of all parameters that a variant holds; Sidecast's server holds the decoder too,
-which these tasks do not use. `peak_rss_mb`: most memory of the server's process, where the system tells it.
+All have the same backbone, dtype and threads, and tokenise the text in the call. Calls of the peers cross no process.
+`weights_mb`: bytes of all parameters that a variant holds; Sidecast's server holds the decoder too, which these tasks
+do not use. `peak_rss_mb`: most memory of the server's process, where the system tells it.
 """
 
 import tempfile

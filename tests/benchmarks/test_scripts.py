@@ -190,7 +190,9 @@ def test_bench_secured_runs_and_has_the_ratios_of_its_goals(tiny_t5, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_startup, bench_doors, bench_http, bench_pressure])
+@pytest.mark.parametrize(
+    "script", [bench_tasks, bench_guard, bench_many, bench_startup, bench_doors, bench_http, bench_pressure]
+)
 def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
     document = run(script, tiny_t5, dtype, monkeypatch)
     name = document["name"]
