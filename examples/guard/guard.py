@@ -27,8 +27,8 @@ def check(client: Client, policy: Policy, text: str, group: str = GROUP) -> Deci
     for task, outcome in client.predict_group(group, [text]).items():
         if isinstance(outcome, SidecastError):
             answers[task] = outcome
-        elif isinstance(outcome[0], Classification):
-            answers[task] = outcome[0].scores
+        elif isinstance(answer := outcome[0], Classification):
+            answers[task] = answer.scores
         else:
             raise PolicyError(f"{task} is no classification; remove it from the group {group}")
     return policy.decide(answers)
