@@ -29,7 +29,7 @@ from benchmarks.bench_doors import WORDS
 from benchmarks.harness.classifiers import LoraClassifiers, Pipelines, stored_bytes
 from benchmarks.harness.cli import How, answer, measuring
 from benchmarks.harness.models import Loaded, load_residents, publish_copies
-from benchmarks.harness.samples import Column, Figures, Samples, Spread, Variant
+from benchmarks.harness.samples import Column, Samples, Spread, Variant
 from benchmarks.harness.served import Served, serve
 from serving.client import Client, SidecastError
 
@@ -74,7 +74,7 @@ def asked(
     numbers: Iterator[int],
     weights: int,
     device: str,
-    more: Callable[[], Figures] = dict,
+    more: Callable[[], dict[str, float]] = dict,
 ) -> Variant:
     """Return a variant that asks about new texts.
 
