@@ -110,4 +110,4 @@ $(PEERS): $(DEV)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-run demo-vision-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo-run demo-vision-run guard-run build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,6 +25,7 @@ from benchmarks.harness.samples import RESULTS, BenchmarkError, plain_errors, wr
 SCRIPTS = (
     "tasks",
     "peers",
+    "guard",
     "generation",
     "startup",
     "neighbours",

@@ -74,6 +74,15 @@ GOALS: Mapping[str, tuple[Goal, ...]] = {
         Goal("the same, over gRPC", "doors", "text Predict, new / kept", 10, floor="F7 text, one input"),
     ),
     "Compared with peers": (
+        Goal(
+            "8 classifiers on one text, over gRPC / 8 separate models: calls/s",
+            "guard",
+            "* tasks, Sidecast / separate *",
+            4,
+        ),
+        Goal("(the same / PEFT's 8 LoRAs in turn)", "guard", "* tasks, Sidecast / *in turn"),
+        Goal("(the same / PEFT's 8 LoRAs in a mixed batch)", "guard", "* tasks, Sidecast / *mixed batch"),
+        Goal("(the same / 8 separate models: bytes of weights)", "guard", "weights, Sidecast / separate *"),
         Goal("32 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 32 rows", 3),
         Goal("16 rows, 16 tasks / PEFT's 16 LoRAs", "peers", "engine / PEFT mixed, 16 rows", 3),
         Goal("(PEFT's 16 LoRAs / its one, 32 rows)", "peers", "PEFT mixed / *, 32 rows"),

@@ -20,6 +20,7 @@ from benchmarks import (
     bench_all,
     bench_doors,
     bench_generation,
+    bench_guard,
     bench_http,
     bench_images,
     bench_many,
@@ -189,13 +190,26 @@ def test_bench_secured_runs_and_has_the_ratios_of_its_goals(tiny_t5, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("script", [bench_tasks, bench_many, bench_startup, bench_doors, bench_http, bench_pressure])
+@pytest.mark.parametrize(
+    "script", [bench_tasks, bench_guard, bench_many, bench_startup, bench_doors, bench_http, bench_pressure]
+)
 def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
     document = run(script, tiny_t5, dtype, monkeypatch)
     name = document["name"]
     assert script.__name__ == f"benchmarks.bench_{name}"
     quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
     assert set(missing(name, document)) <= quick
+
+
+@pytest.mark.slow
+def test_bench_guard_leaves_peft_out_where_it_is_missing(tiny_t5, monkeypatch):
+    monkeypatch.setattr(bench_guard, "find_spec", lambda name: None)
+    document = run(bench_guard, tiny_t5, "float32", monkeypatch)
+    assert list(document["variants"]) == [bench_guard.SIDECAST, bench_guard.SEPARATE]
+    assert document["ratios"].keys() == {
+        "3 tasks, Sidecast / separate models in pipelines",
+        "weights, Sidecast / separate models in pipelines",
+    }
 
 
 @pytest.mark.slow
