@@ -33,6 +33,7 @@ OF_AN_EXTRA = {
     "requests": "cluster",
     "pyyaml": "cluster",
     "matplotlib": "plot",
+    "tensorboard": "tensorboard",
     "bitsandbytes": "quantized",
     "h5py": "hdf5",
     "opentelemetry-sdk": "otel",
@@ -103,7 +104,9 @@ def test_extras_hold_what_the_other_imports_need(project: dict[str, Any]) -> Non
     assert {"pytest", "ruff", "moto", "kubernetes-validate"} <= development
     listed = {package(each) for name in ("cluster", "demo", "model", "serve", "train") for each in extras[name]}
     assert development & listed == {"sidecast"}
-    assert extras["dev"][0] == "sidecast[cluster,demo,docs,hdf5,http,jwt,otel,plot,quantized,serve,signing,train]"
+    assert extras["dev"][0] == (
+        "sidecast[absorb,cluster,compare,demo,docs,hdf5,http,jwt,otel,plot,quantized,serve,signing,tensorboard,train]"
+    )
 
 
 def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None:
