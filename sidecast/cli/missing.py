@@ -17,6 +17,7 @@ OF_EXTRAS = frozenset(
         "safetensors",
         "sentencepiece",
         "seqeval",
+        "sklearn",
         "tokenizers",
         "torch",
         "transformers",

@@ -20,6 +20,7 @@ NAMES = {
     "google.rpc": "googleapis-common-protos",
     "PIL": "pillow",
     "jwt": "pyjwt",
+    "sklearn": "scikit-learn",
     "opentelemetry": "opentelemetry-sdk",
     "yaml": "pyyaml",
 }
@@ -32,6 +33,7 @@ OF_AN_EXTRA = {
     "ray": "cluster",
     "requests": "cluster",
     "pyyaml": "cluster",
+    "peft": "absorb",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
     "bitsandbytes": "quantized",
@@ -92,7 +94,9 @@ def test_commands_know_what_the_base_lacks(project: dict[str, Any]) -> None:
     from sidecast.cli.missing import OF_EXTRAS
 
     extras = project["project"]["optional-dependencies"]
-    lacking = {package(need) for name in ("model", "serve", "train", "cluster") for need in extras[name]} - {"sidecast"}
+    lacking = {package(need) for name in ("absorb", "model", "serve", "train", "cluster") for need in extras[name]} - {
+        "sidecast"
+    }
     assert {NAMES.get(name, name).replace("_", "-") for name in OF_EXTRAS} == lacking | {"tokenizers"}
 
 
