@@ -5,6 +5,7 @@
     metrics.jsonl              one line an epoch: loss, scores, baseline, peak memory, seconds
     last.safetensors           weights, optimizer and scores after the last whole epoch, which more epochs go on from
     side_network.safetensors   the best epoch's weights
+    curves.png                 the loss and the metric over epochs, where `sidecast train` drew them
     golden-0.png ...           images of the golden examples
     manifest.json              written last: a folder that has it is complete
 
@@ -30,6 +31,7 @@ from training.errors import RunError
 from training.recipes.recipe import LATER
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
+CURVES = "curves.png"
 PART = ".part"
 """Ending of a file that is being written."""
 
@@ -190,6 +192,20 @@ class RunFolder:
                 return json.loads((opened.metadata() or {})["scores"]), tensors
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RunError(self.path, f"its {LAST} does not read ({error}); delete the folder") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Each whole epoch's line of the log; none before the first.
+
+        Raises:
+            RunError: the log is damaged.
+        """
+        try:
+            text = (self.path / METRICS).read_text(encoding="utf-8")
+            return [{**json.loads(line)} for line in text.splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(self.path, f"its {METRICS} does not read ({error}); delete the folder") from None
 
     def save_best(self, side: SideNetwork) -> None:
         """Store the weights of the best epoch so far, in float32. Raises RunError."""

@@ -34,6 +34,8 @@ EXTRA: Mapping[str, str] = {
     "absorb": "absorb",
 }
 """By command; others need `train`."""
+EXTRA_OF_MODULE: Mapping[str, str] = {"matplotlib": "plot", "tensorboard": "tensorboard"}
+"""Of modules that an option needs, whatever the command."""
 
 
 def missing_text(module: str | None, words: Sequence[str], commands: Sequence[str]) -> str | None:
@@ -44,8 +46,8 @@ def missing_text(module: str | None, words: Sequence[str], commands: Sequence[st
         commands: names of commands.
     """
     name = (module or "").partition(".")[0]
-    if name not in OF_EXTRAS:
+    if name not in OF_EXTRAS and name not in EXTRA_OF_MODULE:
         return None
     command = next((word for word in words if word in commands), "train")
-    extra = EXTRA.get(command, "train")
+    extra = EXTRA_OF_MODULE.get(name) or EXTRA.get(command, "train")
     return f"{name} is not installed; sidecast {command} needs it here: pip install 'sidecast[{extra}]'"

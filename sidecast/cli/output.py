@@ -49,6 +49,15 @@ def show_table(
     console.print(table)
 
 
+def show_text(text: str) -> None:
+    """Print a sentence, broken between words where it is longer than the terminal; to a pipe or a file as one line."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    for line in Text(plain(text)).wrap(console, console.width, overflow="fold"):
+        console.print(Text(line.plain.rstrip(), no_wrap=True))
+
+
 def _show_stacked(
     console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, below: Sequence[str]
 ) -> None:

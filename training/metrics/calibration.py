@@ -35,6 +35,37 @@ class Fitted:
     ece_before: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """Answers whose probabilities are close to each other."""
+
+    number: int
+    """From 0: it holds probabilities from number / BINS on."""
+    rows: int
+    confidence: float
+    """Mean probability of the answers."""
+    right: float
+    """Share of them that is right."""
+
+
+def reliability(confidences: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> list[Bin]:
+    """The bins of the calibration error that have answers, in order.
+
+    Args:
+        confidences, right: as `calibration_error` takes them.
+    """
+    confidence = np.asarray(confidences, np.float64)
+    bins = _bins(confidence)
+    rows = np.bincount(bins, minlength=BINS)
+    sums = np.bincount(bins, weights=confidence, minlength=BINS)
+    hits = np.bincount(bins, weights=np.asarray(right, np.float64), minlength=BINS)
+    return [
+        Bin(number=number, rows=count, confidence=sums[number] / count, right=hits[number] / count)
+        for number, count in enumerate(rows.tolist())
+        if count
+    ]
+
+
 def calibration_error(confidences: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> float:
     """Expected calibration error (ECE), 0 to 1.
 
@@ -46,9 +77,13 @@ def calibration_error(confidences: Sequence[float] | np.ndarray, right: Sequence
         right: (N,) whether it is the target.
     """
     confidence = np.asarray(confidences, np.float64)
-    bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - np.asarray(right, np.float64), minlength=BINS)
+    gaps = np.bincount(_bins(confidence), weights=confidence - np.asarray(right, np.float64), minlength=BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    """(N,) the number of each probability's bin."""
+    return np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
 
 
 def fit_temperature(probabilities: Sequence[Sequence[float]], targets: Sequence[int]) -> Fitted | None:

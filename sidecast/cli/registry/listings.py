@@ -38,7 +38,7 @@ def tasks(registry: str | None, server: str | None, where: bool, as_json: bool) 
             (task["task"], task["kind"] or "?", _aliases(task), _versions(task), _notes(task))
             for task in document["tasks"]
         ],
-        below=("versions", "aliases", "notes"),
+        below=("kind", "versions", "aliases", "notes"),
     )
 
 
@@ -95,7 +95,7 @@ def _show_moment(view: View, task: str | None, moment: datetime, as_json: bool) 
             for alias, version in sorted(entry["aliases"].items()) or [("none", "")]
         ],
         title=f"at {named}",
-        below=("version",),
+        below=("alias", "version"),
     )
 
 
@@ -136,7 +136,7 @@ def show_history(changes: list[Document], as_json: bool) -> None:
             (change["generation"], change["time"], change["author"], _actions(change), change["message"])
             for change in changes
         ],
-        below=("what", "why"),
+        below=("author", "what", "why"),
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecast.cli.output import plain, say, show_table
+from sidecast.cli.output import say, show_table, show_text
 from sidecast.cli.percent import percent
 from sidecast.cli.serving.cluster import dashboard, fail, failures, local_cluster, which_cluster
 
@@ -75,13 +75,13 @@ def _show(deployed: "Deployed", note: str, as_json: bool) -> None:
     if as_json:
         return say(True, deployed.document | ({"note": note} if note else {}), "")
     title = f"{deployed.name}: {deployed.status.lower()}, {deployed.running} of {deployed.wanted} replicas run"
-    click.echo(title)
+    show_text(title)
     if deployed.message:
-        click.echo(plain(deployed.message))
+        show_text(deployed.message)
     show_table(HEADINGS, [_row(replica) for replica in deployed.replicas], below=("node", "pid", "since"))
-    click.echo(f"proxies: {', '.join(f'{proxy.node} {proxy.status.lower()}' for proxy in deployed.proxies) or 'none'}")
+    show_text(f"proxies: {', '.join(f'{proxy.node} {proxy.status.lower()}' for proxy in deployed.proxies) or 'none'}")
     if note:
-        click.echo(note)
+        show_text(note)
     return None
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 @options.backbone
 @click.option("--report", is_flag=True, help="Precision, recall and F1 of each class too.")
 @click.option("--predictions", metavar="FILE", help="Write each row and its answer there, as JSON lines.")
+@click.option(
+    "--plots", metavar="FOLDER", help="Write pictures there: of a classification or a regression, as PNG files."
+)
 @image_options
 @options.rename
 @options.device
@@ -58,6 +61,7 @@ def evaluate(
     backbone: str | None,
     report: bool,
     predictions: str | None,
+    plots: str | None,
     images: str | None,
     features: str | None,
     vision: str | None,
@@ -79,6 +83,7 @@ def evaluate(
     from training.baseline import baseline_of
     from training.data import check_renames, read_to_evaluate
     from training.metrics import evaluation_of, rows_to_answer
+    from training.plots import draw_evaluation
 
     arguments = ImageArguments(images, features, vision, vision_layer, vision_size, cache_dir)
     known = _known_spec(task)
@@ -100,6 +105,8 @@ def evaluate(
     is_labelled = examples[0].target is not None
     if report and not KINDS[spec.kind].has_labels:
         raise UserError(f"--report is for tasks with classes, and {spec.name} is a {spec.kind} task; leave it out")
+    if plots is not None:
+        _check_plots(plots, spec, data, is_labelled=is_labelled)
     if predictions is not None:
         _open(predictions, "a").close()  # report a mistake before the work, not after it
     elif not is_labelled:
@@ -115,10 +122,13 @@ def evaluate(
     intervals: dict[str, tuple[float, float]] = {}
     classes: dict[str, ClassScores] = {}
     baseline = None
+    drawn: list[str] = []
     if is_labelled:
         evaluation = evaluation_of(spec, answered.values(spec), answered.confidences, examples)
         metrics, intervals, classes = evaluation.scores, evaluation.intervals, evaluation.classes
         baseline = baseline_of(spec, examples)
+    if plots is not None:
+        drawn = _draw(plots, draw_evaluation(spec, answered.values(spec), answered.confidences, examples))
     score = metrics.get(spec.metric)
     share = sum(answered.truncated) / len(rows)
     warnings = length_warnings(spec, {"rows": share}) + score_warnings(spec, score, baseline)
@@ -135,6 +145,7 @@ def evaluate(
         **({"classes": {label: asdict(scores) for label, scores in classes.items()}} if report else {}),
         **baseline_document(score, baseline),
         "truncated": share,
+        **({"plots": drawn} if drawn else {}),
         "warnings": warnings,
     }
     named = spec.name + (f" version {candidate.version}" if candidate.version else "")
@@ -142,6 +153,8 @@ def evaluate(
     say(as_json, document, f"{named}: {scored_text if is_labelled else _unscored(examples, predictions)}")
     if report and not as_json:
         _show_classes(classes)
+    if drawn and not as_json:
+        click.echo(f"pictures: {', '.join(drawn)}")
     show_warnings(warnings, as_json=as_json)
 
 
@@ -153,6 +166,34 @@ def _show_classes(classes: Mapping[str, "ClassScores"]) -> None:
             for label, one in classes.items()
         ],
     )
+
+
+def _check_plots(folder: str, spec: TaskSpec, data: str, *, is_labelled: bool) -> None:
+    """Report a mistake before the work, not after it, and make the folder."""
+    from training.plots import PLOTTED_KINDS, check_can_draw
+
+    if spec.kind not in PLOTTED_KINDS:
+        kinds = " and ".join(PLOTTED_KINDS)
+        raise UserError(
+            f"--plots is for tasks of the kinds {kinds}, and {spec.name} is a {spec.kind} task; leave it out"
+        )
+    if not is_labelled:
+        raise UserError(f"--plots compares answers with targets, and the rows of {data} have none; leave it out")
+    check_can_draw()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--plots {folder} cannot be written: {error.strerror}") from None
+
+
+def _draw(folder: str, pictures: Mapping[str, bytes]) -> list[str]:
+    """Write the pictures; return their paths."""
+    try:
+        for name, picture in pictures.items():
+            (Path(folder) / name).write_bytes(picture)
+    except OSError as error:
+        raise UserError(f"--plots {folder} cannot be written: {error.strerror}") from None
+    return [str(Path(folder) / name) for name in pictures]
 
 
 def _known_spec(task: str) -> TaskSpec | None:

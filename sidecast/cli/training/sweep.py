@@ -10,6 +10,7 @@ import click
 
 from sidecast.cli.output import progress_bar, scores_text, show_table
 from sidecast.cli.training.bars import SweepBars
+from sidecast.cli.training.curves import Curves
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
@@ -56,17 +57,32 @@ def combinations(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**rest, **dict(zip(grid, values, strict=True))} for values in itertools.product(*grid.values())]
 
 
-def run_sweep(jobs: Sequence["Job"], output: str, truncated: dict[str, float], *, as_json: bool) -> dict[str, Any]:
-    """Train the runs of one task together; print the results, or with `as_json` nothing. Return the document."""
+def run_sweep(
+    jobs: Sequence["Job"], output: str, tensorboard: str | None, truncated: dict[str, float], *, as_json: bool
+) -> dict[str, Any]:
+    """Train the runs of one task together; print the results, or with `as_json` nothing. Return the document.
+
+    Args:
+        tensorboard: where event files go, written when all runs are done.
+        truncated: the share of the training and of the validation rows that is cut.
+    """
     from training.baseline import baseline_of
     from training.sweep import train_many
+    from training.sweep.grid import run_name, varying
 
     started = time.monotonic()
     spec = jobs[0].spec
     warnings = length_warnings(spec, {f"{name} rows": share for name, share in truncated.items()})
     show_warnings(warnings, as_json=as_json)
+    curves: dict[str, Curves] = {}
+    for job in jobs:
+        name = run_name(job.recipe, varying(jobs))
+        event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name / name}
+        curves[name] = Curves(Path(output) / name, [spec], event_folders)
     with progress_bar(quiet=as_json) as bars:
         sweep = train_many(jobs, output, SweepBars(bars, f"{spec.name}, {len(jobs)} runs"))
+    for run in sweep.runs:
+        curves[run.name].finish()
     failed = [f"{spec.name}: run {run.name} failed: {run.error}" for run in sweep.runs if run.error is not None]
     baseline = baseline_of(spec, jobs[0].validation.examples)
     unbeaten = score_warnings(spec, sweep.best.score, baseline)

@@ -1,5 +1,6 @@
 """`sidecast train`: train a side network for each of one or more tasks, or one for all, into run folders."""
 
+import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
 from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
-from sidecast.cli.training.bars import Bars
+from sidecast.cli.training.curves import Curves, FollowedBars
 from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
 from sidecast.cli.training.sweep import Several, combinations, run_sweep
 from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
@@ -78,6 +79,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
 @click.option(
     "--shared", is_flag=True, help="Train one side network for all tasks; the run folder of each is RUN/TASK."
 )
+@click.option(
+    "--tensorboard",
+    metavar="FOLDER",
+    help="Write TensorBoard's event files there after each epoch, into FOLDER/TASK.",
+)
 @image_options_by_task
 @options.rename
 @options.device
@@ -103,6 +109,7 @@ def train(
     validation_share: int | None,
     output: str,
     shared: bool,
+    tensorboard: str | None,
     images: Sequence[str],
     features: Sequence[str],
     vision: str | None,
@@ -130,6 +137,8 @@ def train(
     for each combination is trained, all at once, into RUN/lr-3e-4-seed-0 and so on. RUN/best is the one with the best
     score on the validation rows.
 
+    RUN/curves.png shows the loss and the metric over the epochs, where matplotlib is installed (extra plot).
+
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
     """
@@ -140,6 +149,8 @@ def train(
     from training.job import Job
 
     specs = [load_task(task) for task in tasks]
+    if tensorboard is not None:
+        importlib.import_module("tensorboard.summary")  # a missing extra is told before data are read
     _check(specs, output, validation_files, validation_share, shared=shared)
     check_renames(specs, renames)
     given_settings = {name: value for name, value in recipe.items() if value is not None}
@@ -199,9 +210,9 @@ def train(
             )
             runs.append(job)
     if shared:
-        documents = _run([job for [job] in jobs], output, shared=True, as_json=as_json)
+        documents = _run([job for [job] in jobs], output, tensorboard, shared=True, as_json=as_json)
     else:
-        documents = [_run_task(runs, filled(output, runs[0].spec.name), as_json=as_json) for runs in jobs]
+        documents = [_run_task(runs, filled(output, runs[0].spec.name), tensorboard, as_json=as_json) for runs in jobs]
     if as_json:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
@@ -300,15 +311,17 @@ def _check(
         raise UserError(f"{needed}; or --shared, for one side network of all")
 
 
-def _run_task(runs: Sequence["Job"], output: str, *, as_json: bool) -> dict[str, Any]:
+def _run_task(runs: Sequence["Job"], output: str, tensorboard: str | None, *, as_json: bool) -> dict[str, Any]:
     """Train the run of one task, or its runs together. Return the document."""
     if len(runs) > 1:
-        return run_sweep(runs, output, _truncated(runs[0]), as_json=as_json)
-    [document] = _run(runs, output, as_json=as_json)
+        return run_sweep(runs, output, tensorboard, _truncated(runs[0]), as_json=as_json)
+    [document] = _run(runs, output, tensorboard, as_json=as_json)
     return document
 
 
-def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: bool) -> list[dict[str, Any]]:
+def _run(
+    jobs: Sequence["Job"], output: str, tensorboard: str | None, *, shared: bool = False, as_json: bool
+) -> list[dict[str, Any]]:
     """Train one side network; print the result of each task, or with `as_json` nothing. Return the documents."""
     from training.trainer import train as run_training
     from training.trainer import train_shared
@@ -321,11 +334,15 @@ def _run(jobs: Sequence["Job"], output: str, *, shared: bool = False, as_json: b
         for job, shares in zip(jobs, truncated, strict=True)
     ]
     show_warnings([warning for warnings in doubts for warning in warnings], as_json=as_json)
+    specs = [job.spec for job in jobs]
+    event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name for spec in specs}
+    curves = Curves(output, specs, event_folders, shared=shared)
     with progress_bar(quiet=as_json) as bars:
         if shared:
-            artifacts = train_shared(jobs, output, Bars(bars, "shared"))
+            artifacts = train_shared(jobs, output, FollowedBars(bars, "shared", curves))
         else:
-            artifacts = [run_training(jobs[0], output, Bars(bars, jobs[0].spec.name))]
+            artifacts = [run_training(jobs[0], output, FollowedBars(bars, jobs[0].spec.name, curves))]
+    curves.finish()
     seconds = round(time.monotonic() - started, 1)
     documents: list[dict[str, Any]] = []
     for job, artifact, shares, warnings in zip(jobs, artifacts, truncated, doubts, strict=True):

@@ -146,13 +146,21 @@ def test_the_replicas_fit_a_terminal(monkeypatch, capsys, columns: int):
     own = {"generation": 1100, "wanted": 1200, "in_flight": 300, "queued_rows": 4000, "busy": 0.5123, "load": 0.2}
     when = "2026-11-21T18:56:54Z"
     replica = Replica(id="8g3kz1qa", node="10.244.115.201", pid=4194301, state="RUNNING", since=when, own=own)
-    proxies = [Proxy(node="10.244.115.201", status="HEALTHY")]
-    found = Deployed(name="sidecast", status="RUNNING", message="", wanted=1, replicas=[replica], proxies=proxies)
+    proxies = [Proxy(node=f"10.244.115.{number}", status="HEALTHY") for number in range(201, 207)]
+    found = Deployed(
+        name="sidecast",
+        status="RUNNING",
+        message="a reason in many words " * 6,
+        wanted=1,
+        replicas=[replica],
+        proxies=proxies,
+    )
     status_command._show(found, "", False)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= columns
-    assert lines[1].split()[0] == "replica"
-    shown = " ".join(lines[2:-1])
+    assert "replica" in [line.split()[0] for line in lines]
+    shown = " ".join(lines)
+    assert all(f"{proxy.node} healthy" in shown for proxy in proxies)
     for part in ("8g3kz1qa", "10.244.115.201", "4194301", "1100 of 1200", "300", "4000", "51.23%", "20%", when):
         assert part in shown
 

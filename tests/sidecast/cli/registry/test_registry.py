@@ -1,5 +1,6 @@
 """The registry's commands: publish, promote, rollback, retire, tasks, history."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from side_registry import Registry
+from side_registry.manifest import MANIFEST
 from sidecast.cli.output import show_table
+from tests.side_registry.runs import make_run
 from tests.sidecast.cli.house import House
 from tests.sidecast.cli_kit import done, sidecast
 
@@ -182,6 +185,27 @@ def test_what_served_then_fits_a_terminal(registry: Path, columns: int) -> None:
     assert "(generation 4)" in text
     assert f"letters {alias} " in text
     assert "letters production 1" in text
+
+
+def test_the_longest_names_fit_a_terminal(tmp_path: Path, columns: int) -> None:
+    """Each is there whole, on one line."""
+    task, alias, author = "t" * 64, "a" * 32, "an-author-whose-name-has-all-the-letters@the-host-of-all-builds.example"
+    run = make_run(tmp_path / "run", task)
+    spec = {"name": task, "kind": "token_classification", "template": "{sentence}", "labels": ["PER", "LOC"]}
+    manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8")) | {"spec": spec, "examples": []}
+    (run / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    where = ["--registry", tmp_path / "registry"]
+    done("publish", run, *where)
+    Registry.open(tmp_path / "registry").set_alias(task, alias, 1, author=author)
+    for names, words in (
+        ((task, alias), ["tasks"]),
+        ((task, alias), ["history", "--at", "2999-01-01"]),
+        ((task, author), ["history"]),
+    ):
+        lines = shown(columns, *words, *where)
+        assert [name for name in names if not any(name in line for line in lines)] == []
+    [kind] = [line for line in shown(columns, "tasks", *where) if "token_classification" in line]
+    assert ("kind: " in kind) == (columns == 80)
 
 
 def test_a_wide_terminal_and_a_pipe_have_one_line_for_each_row(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:

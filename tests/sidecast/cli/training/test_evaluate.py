@@ -92,6 +92,8 @@ def test_a_task_with_several_labels_is_trained_scored_and_published(house: House
     for row in rows:
         reached = {label for label, score in row["scores"].items() if score >= manifest.thresholds[label]}
         assert set(row["labels"]) == reached
+    told = "--plots is for tasks of the kinds classification and regression, and has is a multilabel task; leave it out"
+    assert sidecast(*words, "--run", tmp_path / "run", "--plots", tmp_path / "plots").mistake == told
     done("publish", tmp_path / "run", "--registry", tmp_path / "registry")
     published = done(*words, "--registry", tmp_path / "registry", "--backbone", house / "t5", "--json").document
     assert published == document | {"source": "registry", "version": 1}
