@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs"
 COPIES = "repository"
 """Folder of the site for files of the repository that are not in docs/."""
-ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/README.md")
 LINK = re.compile(r"(?P<before>\]\(|\b(?:src|srcset|href)=\")(?P<target>[^)\"\s]+)(?=[)\"])")
 MARK = re.compile(r"^ *<!-- not run: .* -->\n", re.MULTILINE)
 """Of a block that no test runs; it may not stand right above a fence in this dialect."""

@@ -156,6 +156,8 @@ class VersionDetails(TypedDict):
     """That by which the task's versions are compared."""
     metrics: dict[str, float]
     """Scores on its validation rows."""
+    thresholds: NotRequired[dict[str, float]]
+    """Of a multilabel task: the score from which a label is part of an answer, by label."""
     calibration: dict[str, float | int] | None
     provenance: dict[str, Any]
     backbone: BackboneDocument
@@ -224,7 +226,7 @@ def _value(value: Any) -> Any:
 def describe_details(version: pb.Version, manifest: Manifest) -> VersionDetails:
     """One version, without its golden examples: they are texts of its data."""
     backbone = manifest.backbone
-    return VersionDetails(
+    details = VersionDetails(
         task=manifest.task,
         version=version.version,
         kind=manifest.spec.kind,
@@ -247,3 +249,6 @@ def describe_details(version: pb.Version, manifest: Manifest) -> VersionDetails:
         side=manifest.side,
         files=[FileDocument(name=name, sha256=blob.sha256, size=blob.size) for name, blob in manifest.files.items()],
     )
+    if manifest.label_thresholds:
+        details["thresholds"] = dict(zip(manifest.spec.labels, manifest.label_thresholds, strict=True))
+    return details

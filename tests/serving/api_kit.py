@@ -10,7 +10,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,7 +239,9 @@ class RuleService(PredictService):
         self.route_keys.append(options.route_key)
 
 
-def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny") -> Path:
+def make_run(
+    folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny", thresholds: Mapping[str, float] | None = None
+) -> Path:
     """Write a run folder, ready to publish, whose side network is a few bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SIDE_NETWORK).write_bytes(weights(f"side network of {spec.name}, seed {seed}".encode() * 100))
@@ -250,6 +252,7 @@ def make_run(folder: Path, spec: TaskSpec, seed: int = 0, backbone: str = "tiny"
         tokenizer_fingerprint="sha256:bytes",
         side={},
         provenance={"run_id": f"run-{seed}"},
+        thresholds=dict(thresholds or {}),
     )
     write_manifest(folder, manifest)
     return folder

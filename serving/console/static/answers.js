@@ -5,37 +5,42 @@ import { empty, h, hue, ms, percent, svg } from "./dom.js";
 const BARS = 8;
 const NUMBERS = 96;
 
-// The card of one task's answer. `text` is the value of the task's only text field, where it has one.
-export function drawAnswer(task, prediction, text) {
+// The card of one task's answer. `text` is the value of the task's only text field, where it has one; `thresholds` are those
+// of a multilabel version by label, where they are known.
+export function drawAnswer(task, prediction, text, thresholds = {}) {
 	const answer = prediction.answers[0];
-	const parts = body(task, prediction, answer, text);
+	const parts = body(task, prediction, answer, text, thresholds);
 	return [parts, answer.truncated ? h("p.note", `Only the first ${task.max_source_tokens} tokens of the text were read.`) : null];
 }
 
-function body(task, prediction, answer, text) {
+function body(task, prediction, answer, text, thresholds) {
 	if (answer.spans) return spans(answer.spans, text ?? "", prediction.labels ?? []);
 	if (answer.embedding) return embedding(answer.embedding);
 	if (answer.text !== undefined) return h("p.made", answer.text || h("span.muted", "an empty text"));
 	if (answer.value !== undefined) return gauge(answer.value, task);
-	if (answer.scores) return bars(prediction.labels ?? [], answer);
-	if (answer.score !== undefined) return h("div", h("p.verdict", percent(answer.score)), bar("score", answer.score, true));
+	if (answer.scores) return bars(prediction.labels ?? [], answer, thresholds);
+	if (answer.relevance !== undefined) return h("div", h("p.verdict", percent(answer.relevance)), bar("relevance", answer.relevance, true));
 	return empty("This kind of answer is not drawn here.", JSON.stringify(answer));
 }
 
-function bars(labels, answer) {
+function bars(labels, answer, thresholds) {
 	const several = Array.isArray(answer.labels);
 	const chosen = new Set(several ? answer.labels : [answer.label]);
 	const order = answer.scores.map((score, index) => [labels[index] ?? String(index), score]);
-	if (order.length > BARS) order.sort((one, other) => other[1] - one[1]);
+	if (order.length > BARS) order.sort((one, other) => chosen.has(other[0]) - chosen.has(one[0]) || other[1] - one[1]);
 	return h("div",
 		h("p.verdict", several ? (answer.labels.length ? answer.labels.join(", ") : h("span.muted", "none of the labels")) : answer.label),
-		h("div.bars", order.slice(0, BARS).map(([label, score]) => bar(label, score, chosen.has(label)))),
-		order.length > BARS ? h("p.muted.small", `and ${order.length - BARS} labels below these`) : null);
+		h("div.bars", order.slice(0, BARS).map(([label, score]) => bar(label, score, chosen.has(label), thresholds[label]))),
+		several && Object.keys(thresholds).length ? h("p.muted.small", "A line marks the score from which a label is part of the answer.") : null,
+		order.length > BARS ? h("p.muted.small", `and ${order.length - BARS} more labels`) : null);
 }
 
-function bar(label, score, best) {
+function bar(label, score, best, threshold) {
+	const share = (part) => `${Math.max(0, Math.min(1, part)) * 100}%`;
+	const limit = threshold === undefined ? null : h("span.threshold", { style: { left: share(threshold) } });
 	return h("div", { class: `bar ${best ? "best" : ""}` }, h("span.bar-label", { title: label }, label),
-		h("span.track", { "aria-hidden": "true" }, h("span", { style: { width: `${Math.max(0, Math.min(1, score)) * 100}%` } })), h("span.bar-value", percent(score)));
+		h("span.score", { "aria-hidden": "true", title: limit && `threshold ${percent(threshold)}` }, h("span.track", h("span", { style: { width: share(score) } })), limit),
+		h("span.bar-value", percent(score), limit ? h("span.unseen", `, threshold ${percent(threshold)}`) : null));
 }
 
 function gauge(value, task) {

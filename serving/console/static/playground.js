@@ -7,6 +7,7 @@ import { codeTabs, snippets } from "./snippets.js";
 import { KINDS } from "./tasks.js";
 
 const FIRST_TASKS = 3;
+const limits = new Map(); // thresholds of multilabel versions, which never change
 const kept = { chosen: null, values: {}, files: {} }; // stays while other pages are shown
 
 export async function showPlayground(main, _, query, current) {
@@ -138,6 +139,11 @@ export async function showPlayground(main, _, query, current) {
 			await Promise.all(texts.map(stream));
 			mark(answers);
 
+			function draw(index, thresholds) {
+				const task = byName.get(chosen[index].task);
+				fill(bodies[index], drawAnswer(task, answers[index], typeof sent === "string" ? sent : sent[task.fields[0]], thresholds));
+			}
+
 			async function together(indices) {
 				const began = performance.now();
 				let answer;
@@ -153,13 +159,14 @@ export async function showPlayground(main, _, query, current) {
 						fail(index, result.error.detail, result.error.reason);
 						return;
 					}
-					const task = byName.get(chosen[index].task);
 					answers[index] = result.prediction;
 					fill(heads[index], badge(`v${result.prediction.version}`));
-					fill(bodies[index], drawAnswer(task, result.prediction, isPlain() ? sent : sent[task.fields[0]]));
+					draw(index);
 				});
 				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000 });
 				fill(timing, lanes.filter(Boolean));
+				const several = indices.filter((index) => byName.get(chosen[index].task).kind === "multilabel" && answers[index]);
+				await Promise.all(several.map(async (index) => draw(index, await thresholdsOf(answers[index]))));
 			}
 
 			async function stream(index) {
@@ -224,6 +231,21 @@ function firstTasks(tasks) {
 	const able = tasks.filter((task) => may("predict", task.task) && !task.images && task.aliases.production);
 	const plain = able.filter((task) => task.fields.length === 1);
 	return (plain.length ? plain : able).slice(0, FIRST_TASKS).map((task) => ({ task: task.task, which: "" }));
+}
+
+// The thresholds of a multilabel version by label; none where they cannot be read.
+async function thresholdsOf({ task, version }) {
+	const key = `${task}:${version}`;
+	if (!limits.has(key)) {
+		if (!may("read", task)) return {};
+		try {
+			limits.set(key, (await get(taskPath(task, `/versions/${version}`))).thresholds ?? {});
+		} catch (error) {
+			if (!(error instanceof Problem)) throw error;
+			return {};
+		}
+	}
+	return limits.get(key);
 }
 
 function told(error) {

@@ -7,7 +7,7 @@ from serving.console import assets
 from tests.serving.api_kit import SST2, Parlour
 from tests.serving.http_api.kit import Asker
 
-MAX_BYTES = 100_000
+MAX_BYTES = 110_000
 UNSAFE = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser")
 
 

@@ -9,7 +9,8 @@ import requests
 
 from serving.access.tokens import create_token
 from serving.config import AccessConfig
-from tests.serving.api_kit import RTE, SST2, Parlour
+from serving.errors import SideFailed
+from tests.serving.api_kit import NAMES, PASSAGES, RTE, SST2, TOPICS, Parlour
 from tests.serving.console.browser import Browser
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,34 @@ def test_the_playground_asks_many_tasks_and_two_versions(browser: Browser, conso
         assert "sidecast.v1.Sidecast/PredictTasks" in page.locator("pre").inner_text()
 
     browser.browse(console, play)
+
+
+def test_the_playground_draws_several_labels_relevance_entities_and_an_error(browser: Browser, tmp_path: Path) -> None:
+    values = {"query": "film", "passage": "a film", "sentence": "x" * 45, "text": "\U0001f600 Ada met bob"}
+
+    def play(page: Any) -> None:
+        visit(page, "#/playground?task=names&task=passages&task=sst2&task=topics")
+        for field, value in values.items():
+            page.locator(f"#field-{field}").fill(value)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".results[aria-busy=false] .answer")
+        topics, passages, names, sst2 = (
+            page.locator(f"article[aria-label={task}]") for task in ("topics", "passages", "names", "sst2")
+        )
+        assert topics.locator(".verdict").inner_text() == "art, war"
+        lines = [line.get_attribute("style") for line in topics.locator(".bar .threshold").all()]
+        assert lines == ["left: 30%;", "left: 50%;", "left: 50%;"]
+        assert topics.locator(".bar.best .bar-label").all_inner_texts() == ["art", "war"]
+        assert passages.locator(".verdict").inner_text() == "13\u00a0%"
+        assert names.locator("mark").all_text_contents() == ["AdaPER"]
+        assert "the side network of sst2:1 failed" in sst2.locator(".fault").inner_text()
+        assert faults_of(page) == []
+
+    kept = Parlour(tmp_path, [SST2, NAMES, PASSAGES], http_port=None)
+    kept.publish(TOPICS, thresholds={"art": 0.3})
+    kept.service.trouble["sst2"] = SideFailed("sst2", 1, "a test")
+    with kept.open() as parlour:
+        browser.browse(f"http://127.0.0.1:{parlour.server.http_port}/", play)
 
 
 def test_a_version_is_promoted_shadowed_and_rolled_back_by_keyboard(browser: Browser, console: str) -> None:
