@@ -88,9 +88,10 @@ class Reader:
     def serve(self, command: str) -> None:
         """Start the server of a `sidecast serve` on free ports, until the page ends."""
         words = shlex.split(command, comments=True)[2:]
-        parser = app.get_command(click.Context(app), "serve")
+        context = app.make_context("sidecast", ["serve"])
+        parser = app.get_command(context, "serve")
         assert parser is not None
-        flags = parser.make_context("serve", words).params
+        flags = parser.make_context("serve", words, parent=context).params
         for name in ("as_json", "config"):
             flags.pop(name)
         config = read_config({**flags, "port": 0, "metrics_port": 0})
