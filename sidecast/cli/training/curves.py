@@ -54,15 +54,15 @@ class Curves:
     def finish(self) -> None:
         """Write the events that are missing, and the picture where matplotlib is installed. Raises RunError."""
         from training.plots import can_draw, draw_curves
-        from training.run_folder import CURVES, RunFolder
+        from training.run_folder import CURVES, METRICS, RunFolder
 
         self.follow()
         for events in self._events.values():
             events.close()
         for spec in self._specs if can_draw() else ():
             lines = self._lines(spec.name)
-            if len(lines) >= LEAST_EPOCHS:
-                folder = RunFolder(self._run.path / spec.name) if self._shared else self._run
+            folder = RunFolder(self._run.path / spec.name) if self._shared else self._run
+            if len(lines) >= LEAST_EPOCHS and _is_older(folder.path / CURVES, self._run.path / METRICS):
                 folder.write_bytes(CURVES, draw_curves(lines, spec.name, spec.metric))
 
     def _lines(self, task: str) -> list[dict[str, Any]]:
@@ -73,6 +73,11 @@ class Curves:
         if not self._shared:
             return lines if all("loss" in line for line in lines) else []
         return part_lines(lines, task) if all(task in line.get("tasks", ()) for line in lines) else []
+
+
+def _is_older(picture: Path, log: Path) -> bool:
+    """Whether the log has epochs that the picture lacks. A finished run that is asked for again is left as it is."""
+    return not picture.exists() or picture.stat().st_mtime_ns < log.stat().st_mtime_ns
 
 
 class FollowedBars(Bars):
