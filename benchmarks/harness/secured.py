@@ -1,22 +1,13 @@
 """TLS and tokens of a server that is measured: an authority of its own, certificates and tokens that can be renewed."""
 
-import datetime
-import ipaddress
 import json
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from benchmarks.harness.authority import Authority, replace
 from serving.access.tokens import create_token, revoke_token
-
-DAY = datetime.timedelta(days=1)
-NAMES = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +40,11 @@ class Issuer:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("authority")
-        itself = _builder(self._name, self._name, self._key)
-        itself = itself.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        self.credentials = Credentials(folder / "ca.pem", folder / "token")
+        self._authority = Authority(folder)
+        self.credentials = Credentials(self._authority.ca, folder / "token")
         """Of callers; their token is renewed."""
-        self.operator = Credentials(folder / "ca.pem", folder / "operator-token")
+        self.operator = Credentials(self._authority.ca, folder / "operator-token")
         """For what must last: a watch ends when its token is revoked."""
-        self.credentials.ca.write_bytes(_pem(itself.sign(self._key, hashes.SHA256())))
         token = create_token(folder / "tokens.toml", name="operator", scopes=["admin"])
         self.operator.token_file.write_text(token, encoding="utf-8")
         self.renewals = 0
@@ -82,43 +69,9 @@ class Issuer:
             revoke_token(self._folder / "tokens.toml", f"callers-{self.renewals - 2}")
 
     def _issue(self) -> None:
-        token = create_token(self._folder / "tokens.toml", name=f"callers-{self.renewals}", scopes=["admin"])
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name("server"), self._name, key).add_extension(NAMES, critical=False)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _replace(self._folder / "server.crt", _pem(builder.sign(self._key, hashes.SHA256())))
-        _replace(self._folder / "server.key", private)
-        self._token = token
+        self._token = create_token(self._folder / "tokens.toml", name=f"callers-{self.renewals}", scopes=["admin"])
+        self._authority.issue("server")
 
     def hand_out(self) -> None:
         """Let callers use the newest token: once the server has read it."""
-        _replace(self.credentials.token_file, self._token.encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_bytes(data)
-    new.replace(path)
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - DAY)
-        .not_valid_after(now + DAY)
-    )
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+        replace(self.credentials.token_file, self._token.encode())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.authority import Authority
 from serving.access.certificates import Certificates, open_certificates
 from serving.config import AccessConfig
 from serving.errors import UnusableFile
-from tests.serving.access.authority import Authority
 
 
 @pytest.fixture

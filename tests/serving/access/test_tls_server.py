@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.authority import Authority
 from serving.client import AsyncClient, Client, UnreachableError
 from serving.config import AccessConfig
-from tests.serving.access.authority import Authority
 from tests.serving.api_kit import SST2, Parlour
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from benchmarks.harness.authority import Authority
 from serving.access.tokens import create_token
 from serving.config import AccessConfig
-from tests.serving.access.authority import Authority
 from tests.serving.api_kit import RTE, SST2, Parlour
 
 

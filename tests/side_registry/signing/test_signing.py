@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from model_signing.verifying import Config
 
+from benchmarks.harness.authority import Authority
 from side_registry import InvalidSignature, Registry, SigningFailed, StoredArtifact
 from side_registry.maintenance import collect, export_task, import_task
 from side_registry.signing import SigningKey, TrustedKeys, check_signature, signed_digests
 from side_registry.specs.task import TaskRef
-from tests.serving.access.authority import Authority
 from tests.side_registry.runs import memory_store
 from tests.side_registry.signing.signing_kit import KeyPair, make_key
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.authority import Authority
 from serving.access.tokens import create_token
 from serving.client.credentials import Credentials
 from serving.config import AccessConfig
 from sidecast.loadtest.scrape import ScrapeError, read_metrics
-from tests.serving.access.authority import Authority
 from tests.serving.api_kit import SST2, Parlour
 from tests.sidecast.cli_kit import done, sidecast
 
