@@ -21,7 +21,19 @@ from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
 from serving.cores import most_threads
-from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
+from serving.engine import (
+    Engine,
+    SpareCores,
+    YieldingSteps,
+    check_fits,
+    free_bytes,
+    pick_device,
+    run_apart,
+    run_aside,
+    run_steps_aside,
+    running_aside,
+    warm_up,
+)
 from serving.images import ImagePool
 from serving.metrics import Metrics
 from serving.pipeline import PredictService
@@ -111,7 +123,8 @@ def assemble(config: ServeConfig, metrics: Metrics, progress: Progress | None = 
     device.submit(_warm_up, backbone, pool, encoder, config).result()
     reconciler.start()  # after the device thread's first use of torch, which sets its number of threads
     batch = replace(config.batch, padding_cost=min(config.batch.padding_cost, engine.padding_cost))
-    batcher = Batcher(engine, batch, metrics, config.limits, device, config.shadow)
+    cores = device.submit(torch.get_num_threads).result()
+    batcher = Batcher(_yielding(engine, cores, config), batch, metrics, config.limits, device, config.shadow)
     comparisons = _comparisons(pool, config.shadow)
     shadows = ShadowRunner(batcher, comparisons, tokenizer, config.shadow, metrics, pool.holds)
     service = PredictService(
@@ -174,6 +187,12 @@ def _load_backbone(config: ServeConfig) -> Backbone:
     backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
     log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
     return backbone
+
+
+def _yielding(engine: Engine, cores: int, config: ServeConfig) -> Engine | YieldingSteps:
+    """The engine; where its number of threads is free to choose, it leaves cores to busy neighbours."""
+    is_fixed = config.threads or config.engine.compile  # compiled code is made for one number of threads
+    return engine if is_fixed or cores == 1 else YieldingSteps(engine, SpareCores(cores), running_aside)
 
 
 def _load_images(backbone: Backbone, config: ServeConfig, metrics: Metrics) -> ImagePool | None:

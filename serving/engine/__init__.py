@@ -9,12 +9,14 @@ from serving.engine.device import (
     run_apart,
     run_aside,
     run_steps_aside,
+    running_aside,
     share_heaps,
     trim_heaps,
 )
 from serving.engine.engine import Engine
 from serving.engine.request_times import RequestTimes
 from serving.engine.rows import EncodedImage, EngineRow, Event, Key, Resident
+from serving.engine.spare_cores import SpareCores, YieldingSteps
 from serving.engine.warmup import warm_up
 
 __all__ = [
@@ -28,13 +30,16 @@ __all__ = [
     "Piece",
     "RequestTimes",
     "Resident",
+    "SpareCores",
     "TextProgress",
+    "YieldingSteps",
     "check_fits",
     "free_bytes",
     "pick_device",
     "run_apart",
     "run_aside",
     "run_steps_aside",
+    "running_aside",
     "share_heaps",
     "trim_heaps",
     "warm_up",

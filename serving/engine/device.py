@@ -114,6 +114,8 @@ Result = TypeVar("Result")
 
 _OVER = object()
 """What `next` returns after an iterator's last step."""
+_ASIDE: set[int] = set()
+"""The threads on which work runs aside now."""
 
 ARENA_MAX = -8
 """glibc's M_ARENA_MAX."""
@@ -174,12 +176,20 @@ def _is_over(steps: Iterator[None]) -> bool:
     return next(steps, _OVER) is _OVER
 
 
+def running_aside() -> int:
+    """How much work runs aside now: as many cores are in use."""
+    return len(_ASIDE)
+
+
 def _on_one_core(work: Callable[..., Result], *args: object) -> Result:
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
+    me = threading.get_ident()
+    _ASIDE.add(me)
     try:
         return work(*args)
     finally:
+        _ASIDE.remove(me)
         torch.set_num_threads(usual)
 
 

@@ -20,6 +20,7 @@ from serving.engine.device import (
     run_apart,
     run_aside,
     run_steps_aside,
+    running_aside,
     trim_heaps,
 )
 from tests.vision.folders import make_model, save
@@ -122,6 +123,7 @@ def test_what_runs_aside_takes_one_core_and_leaves_the_others_as_they_were() -> 
     torch.set_num_threads(3)
     try:
         assert run_aside(torch.get_num_threads) == 1
+        assert (run_aside(running_aside), running_aside()) == (1, 0)
         with pytest.raises(KeyError):
             run_aside(fail, [])
         assert (torch.get_num_threads(), run_apart(torch.get_num_threads)) == (3, 3)
