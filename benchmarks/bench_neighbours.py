@@ -2,11 +2,12 @@
 
     python -m benchmarks.bench_neighbours
 
-Servers with other settings, each started anew for each measurement: the defaults; `openmp_spins = 0`, so that threads
-that wait sleep at once; `openmp_spins = 3000`; one thread. Single rows arrive at --rate a second: on a quiet machine,
-while a process of ours keeps one core busy, and with a CPU quota of 1.5 cores where this process may make a control
-group (it leaves those rounds out elsewhere, and says so). And on a quiet machine 64 callers that wait for their
-answers, for the throughput at saturation. Run it alone: other work on the machine counts as a neighbour, too.
+Servers with other settings, each started anew for each measurement: the defaults; as many threads as cores, whatever
+the neighbours do; the same with `openmp_spins = 0`, so that threads that wait sleep at once, and with 3000; one thread.
+Single rows arrive at --rate a second: on a quiet machine, while a process of ours keeps one core busy, and with a CPU
+quota of 1.5 cores where this process may make a control group (it leaves those rounds out elsewhere, and says so). And
+on a quiet machine 64 callers that wait for their answers, for the throughput at saturation. Run it alone: other work on
+the machine counts as a neighbour, too.
 """
 
 import contextlib
@@ -34,10 +35,12 @@ CALLERS = 64
 QUOTA_CORES = 1.5
 PERIOD_US = 100_000
 QUICK_S = 1.0
+CORES = os.cpu_count() or 1
 SERVERS: Mapping[str, Mapping[str, Any]] = {
     "defaults": {},
-    "no spinning": {"openmp_spins": 0},
-    "short spinning": {"openmp_spins": 3000},
+    "fixed threads": {"threads": CORES},
+    "no spinning": {"threads": CORES, "openmp_spins": 0},
+    "short spinning": {"threads": CORES, "openmp_spins": 3000},
     "one thread": {"threads": 1},
 }
 QUIET, NEIGHBOUR, QUOTA, SATURATED = "quiet", "busy core", "quota", "saturated"

@@ -54,11 +54,11 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
             without = Callers(plain, plain_port, task, how, numbers)
             both = Callers(secured, secured_port, task, how, numbers, issuer.credentials)
             samples = how.turns([*without.variants(WAYS), *both.variants(WAYS, SECURED)])
-    return samples, ratios(samples), {"callers": how.size(CALLERS, 2), "head": "linear"}
+    return samples, ratios(samples), {"callers": CALLERS, "head": "linear"}
 
 
 @click.command()
-@measuring(rounds=5, seconds=3.0)
+@measuring(rounds=5, seconds=5.0)
 def main(**arguments: Any) -> None:
     """Rows a second with TLS and tokens, compared with neither."""
     answer(ask, name="secured", title="TLS and tokens", columns=COLUMNS, arguments=arguments)

@@ -359,7 +359,8 @@ class ServeConfig:
     """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
     the same format."""
     threads: int = 0
-    """Threads of torch on a CPU; 0: torch's own choice, and no more than the container's CPU quota has room for."""
+    """Threads of torch on a CPU; 0: torch's own choice, no more than the container's CPU quota has room for, and fewer
+    while other processes use the cores."""
     openmp_spins: int = -1
     """How often a waiting thread of torch looks for work before it sleeps (GOMP_SPINCOUNT); -1: OpenMP's own choice. 0
     is for a machine whose cores other processes need."""

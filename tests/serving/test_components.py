@@ -15,6 +15,7 @@ from ladder.backbone.compiled import CompiledEncoder
 from serving import components
 from serving.components import Components, assemble
 from serving.config import BatchConfig, EngineConfig, ImageConfig, LoadConfig, ServeConfig
+from serving.engine import Engine, SpareCores
 from serving.metrics import Metrics
 from serving.pipeline.request import RequestOptions, Target
 from side_registry import Registry, TaskRef, UnknownTask
@@ -26,13 +27,18 @@ from vision import EncoderError, load_encoder
 
 @asynccontextmanager
 async def assembled(
-    backbone: Path, registry: Path, images: ImageConfig | None = None, load: LoadConfig | None = None, **engine: Any
+    backbone: Path,
+    registry: Path,
+    images: ImageConfig | None = None,
+    load: LoadConfig | None = None,
+    threads: int = 1,
+    **engine: Any,
 ) -> AsyncIterator[Components]:
     config = ServeConfig(
         backbone=str(backbone),
         registry=str(registry),
         dtype="float32",
-        threads=1,
+        threads=threads,
         batch=BatchConfig(max_batch_rows=8, max_batch_tokens=512),  # few shapes to compile
         engine=EngineConfig(**engine),
         images=images or ImageConfig(),
@@ -101,3 +107,34 @@ async def test_a_compiled_encoder_answers_as_the_eager_one_and_compiles_no_more_
     for answer, example in zip(found.answers, registry.manifest("sst2", 1).examples, strict=True):
         assert isinstance(answer, ClassAnswer)
         assert answer.scores == pytest.approx(example.expected["scores"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("threads", "steps_on"), [(0, 1), (2, 2)])
+async def test_steps_leave_cores_to_neighbours_unless_the_number_of_threads_is_set(
+    tmp_path: Path,
+    tiny_t5: Path,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    steps_on: int,
+) -> None:
+    registry = Registry.open(tmp_path / "registry", create=True)
+    registry.publish(make_run(tmp_path / "sst2", backbone, tokenizer, make_spec("sst2")))
+    monkeypatch.setattr(SpareCores, "count", lambda self: 1)
+    seen: list[int] = []
+    step = Engine.step
+
+    def record(self: Engine, *args: Any) -> bool:
+        seen.append(torch.get_num_threads())
+        return step(self, *args)
+
+    monkeypatch.setattr(Engine, "step", record)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        async with assembled(tiny_t5, tmp_path / "registry", threads=threads, warmup_s=0) as parts:
+            await predict(parts.service, "sst2", ["a"])
+    finally:
+        torch.set_num_threads(usual)
+    assert seen[-1] == steps_on
