@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from tests import lock
+from tests.deploy import lock
 from tests.deploy.kit import ROOT
 
 NAMES = {

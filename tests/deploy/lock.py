@@ -1,4 +1,4 @@
-"""Makes `hashes.txt` of `constraints.txt`: `python -m tests.lock`, with `uv` installed (`pip install uv`).
+"""Makes `hashes.txt` of `constraints.txt`: `python -m tests.deploy.lock`, with `uv` installed (`pip install uv`).
 
 Every package that `make setup-dev` installs, with the SHA-256 of each of its archives, of every platform and Python.
 torch and what it alone brings are left out: other indexes have other archives of it, such as those for CPUs alone.
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PINS = ROOT / "constraints.txt"
 LOCK = ROOT / "hashes.txt"
 OLDEST = "3.11.5"
@@ -17,7 +17,7 @@ OLDEST = "3.11.5"
 LEFT_OUT = "torch"
 """Installed without hashes."""
 HEAD = """\
-# Made by `python -m tests.lock` of constraints.txt. `make HASHED=1 setup-dev` installs these archives and no others.
+# Made by `python -m tests.deploy.lock` of constraints.txt. `make HASHED=1 setup-dev` installs these archives alone.
 """
 
 
