@@ -264,7 +264,7 @@ class _Call:
             yield request
 
 
-def set_status(context: ServicerContext, error: Exception) -> None:
+def set_status(context: Any, error: Exception) -> None:
     """Have a call end with the error's status, once its method has returned.
 
     Not `abort`: gRPC's error then holds the call's frames, and with them the request, until garbage is collected.

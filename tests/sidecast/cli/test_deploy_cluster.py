@@ -150,8 +150,9 @@ def test_with_tls_and_tokens_it_is_as_safe_as_one_process_and_its_replicas_are_t
         row = {"inputs": ["good"]}
         assert ask(f"{http}/v1/tasks/sst2:predict", json=row).status_code == 200
         assert ask(f"{http}/v1/tasks/sst2:predict", json=row, headers={}).status_code == 401
-        metrics = replica(house)["own"]["metrics"]
-        assert "sidecast_rows_total" in ask(f"https://{metrics}/metrics").text
+        serving = replica(house)
+        metrics_port = serving["own"]["metrics"].rpartition(":")[2]
+        assert "sidecast_rows_total" in ask(f"https://127.0.0.1:{metrics_port}/metrics").text
         for port in (house.port, house.http_port):
             with pytest.raises(ssl.SSLError), open_tls(port, authority.ca, None) as plain:
                 plain.recv(1)  # TLS 1.3 tells a refusal of the client's certificate only here
@@ -159,7 +160,7 @@ def test_with_tls_and_tokens_it_is_as_safe_as_one_process_and_its_replicas_are_t
         authority.issue("server")
         wait_until(lambda: serial(house.http_port, authority.ca, caller) != before, RENEWED_S)
         assert ask(f"{http}/v1/tasks/sst2:predict", json=row).status_code == 200
-        [own_port] = own_grpc_ports(replica(house)["pid"])
+        [own_port] = own_grpc_ports(serving["pid"])
         for elsewhere in other_addresses():
             with grpc.insecure_channel(f"{elsewhere}:{own_port}") as channel, pytest.raises(grpc.RpcError) as refused:
                 sidecast_pb2_grpc.SidecastStub(channel).Predict(pb.PredictRequest(), metadata=metadata, timeout=30)
