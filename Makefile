@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(PIP_INSTALL) --constraint constraints.txt
+# HASHED=1, as in CI: no archive of what tests and checks need but those of hashes.txt; torch is excepted.
+HASHED ?=
+LOCK := --no-deps --require-hashes --requirement hashes.txt
 # A stamp says that the packages of one kind are there. Each kind adds packages to the one environment, so a larger
 # kind's recipe touches the stamps of those that it holds.
 USER := $(VENV)/.installed-user
@@ -50,8 +54,9 @@ $(DEMO): $(PINS) | $(BIN)/python
 
 $(DEV): $(PINS) | $(BIN)/python
 	@echo "installing Sidecast and what tests and checks need into $(VENV) (several minutes the first time)"
+	$(if $(HASHED),$(PIP_INSTALL) $(LOCK))
 	$(PIP) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) $(if $(HASHED),--no-index --no-build-isolation) --editable '.[dev]'
 	$(BIN)/python tests/deploy/tools.py
 	$(BIN)/python tests/serving/console/chromium.py
 	@touch $(USER) $(DEMO) $@

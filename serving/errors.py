@@ -16,9 +16,9 @@ stable `reason`. Errors about unknown tasks, versions and aliases are in `side_r
       LoadError           the server refuses to load a version
         IncompatibleSide, CorruptSide, SideTooLarge, TextsTooLong, GoldenMismatch, ReplayTooLong, LoadFailed
       AccessError         who calls is not known, or may not do this
-        Unauthenticated, PermissionDenied, NotThisPort
+        Unauthenticated, PermissionDenied, NotThisPort, NotThisMachine
       StartError          the server cannot start; no caller sees it
-        PortInUse, CannotListen, HttpNotInstalled, TracingNotInstalled, UnusableFile, Exposed
+        PortInUse, CannotListen, HttpNotInstalled, TracingNotInstalled, UnusableFile, Exposed, NoProxyTls
 """
 
 from typing import ClassVar, TypeVar
@@ -355,6 +355,13 @@ class NotThisPort(AccessError):
     method: str
 
 
+class NotThisMachine(AccessError):
+    """Another machine called a replica on Ray past its proxy, or a proxy that is for its own machine alone."""
+
+    reason = "NOT_THIS_MACHINE"
+    message = "this address answers its own machine alone; ask its operator for the server's"
+
+
 class StartError(ServingError):
     """The server cannot start with these settings. No caller sees it."""
 
@@ -424,3 +431,14 @@ class Exposed(StartError):
     )
     host: str
     missing: str
+
+
+class NoProxyTls(StartError):
+    """A replica on Ray has a certificate, and the proxy before it does not show one."""
+
+    reason = "NO_PROXY_TLS"
+    message = (
+        "this cluster's proxy ends no TLS {how}: start the cluster with 'sidecast deploy --tls-cert ...' and the same "
+        "settings; where something before Ray ends TLS, leave tls_cert out"
+    )
+    how: str

@@ -171,6 +171,18 @@ class RequestTrace:
         self._span.add_event("answer", attributes)
         self._span.set_attributes(attributes)
 
+    def request(self, name: str, request_id: str) -> "RequestTrace":
+        """Begin the span of one of a stream's requests."""
+        start = time.monotonic_ns() + self._offset_ns
+        attributes = {"sidecast.request_id": request_id[:MAX_NAME]}
+        span = self._otel.start_span(name, context=self._below, attributes=attributes, start_time=start)
+        return RequestTrace(self._otel, span, self._offset_ns)
+
+    def end_call(self, code: str) -> None:
+        """End the span of a gRPC call, or of one of a stream's requests, with the name of its status."""
+        self.set(rpc__response__status_code=code)
+        self.end(fault=code if code in GRPC_FAULTS else "")
+
     def end(self, *, fault: str = "") -> None:
         """End the span. `fault`: why it is an error; empty: it is none."""
         from opentelemetry.trace import Status, StatusCode

@@ -172,18 +172,15 @@ def scrape_guard(
     return check_there
 
 
-def check_exposure(host: str, config: AccessConfig, *, ends_tls: bool = True) -> None:
+def check_exposure(host: str, config: AccessConfig) -> None:
     """Check that other machines reach a server only if it has TLS and knows its callers, or is meant to be open.
-
-    Args:
-        ends_tls: whether the server itself can have TLS.
 
     Raises:
         Exposed.
     """
     if config.insecure or LOOPBACK.fullmatch(host):
         return
-    has_tls = bool(config.tls_cert) or not ends_tls
-    missing = [what for what, there in (("TLS", has_tls), ("callers' tokens", config.names_callers)) if not there]
+    needs = (("TLS", bool(config.tls_cert)), ("callers' tokens", config.names_callers))
+    missing = [what for what, there in needs if not there]
     if missing:
         raise Exposed(host, " and no ".join(missing))

@@ -210,21 +210,23 @@ class _UrlKeys:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.current = fetch_keys(url)
+        self._keys = fetch_keys(url)
         self._fetched_at = time.monotonic()
         self._fetching: asyncio.Task[None] | None = None
+
+    @property
+    def current(self) -> Keys:
+        """The newest keys. Old ones are fetched again in the background: for callers who are known already, too."""
+        if time.monotonic() - self._fetched_at > REFRESH_S:
+            self._fetch()
+        return self._keys
 
     async def get(self, kid: str) -> Any:
         """The key; None where there is none. Waits for one fetch if the key is unknown."""
         key = _pick(self.current, kid)
-        age = time.monotonic() - self._fetched_at
-        if age > REFRESH_S or (key is None and age > RETRY_S):
-            fetching = self._fetch()
-            if key is None:
-                await asyncio.shield(fetching)
-        elif key is None and self._fetching:
-            await asyncio.shield(self._fetching)
-        return _pick(self.current, kid)
+        if key is None and (self._fetching or time.monotonic() - self._fetched_at > RETRY_S):
+            await asyncio.shield(self._fetch())
+        return _pick(self._keys, kid)
 
     def _fetch(self) -> "asyncio.Task[None]":
         if self._fetching is None:
@@ -233,7 +235,7 @@ class _UrlKeys:
 
     async def _refresh(self) -> None:
         try:
-            self.current = await asyncio.to_thread(fetch_keys, self._url)
+            self._keys = await asyncio.to_thread(fetch_keys, self._url)
         except (OSError, ValueError) as error:
             log.error("the keys of JWTs at %s cannot be fetched: %s; those before stay in use", self._url, error)
         finally:

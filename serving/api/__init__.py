@@ -3,7 +3,7 @@
 from serving.api.drain import Drain, end_tasks
 from serving.api.guard import Guards
 from serving.api.inbox import Inbox
-from serving.api.interceptor import Interceptor, intercepted, path_of
+from serving.api.interceptor import Interceptor, intercepted, path_of, set_status
 from serving.api.services import HEALTH, SERVICES, add_services
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "end_tasks",
     "intercepted",
     "path_of",
+    "set_status",
 ]

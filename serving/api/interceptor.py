@@ -23,7 +23,7 @@ from serving.api.status import code_of, status_of, trailers
 from serving.config import AccessConfig
 from serving.errors import ServingError
 from serving.logs import request_id
-from serving.tracing import GRPC_FAULTS, RequestTrace, Tracer, current_trace
+from serving.tracing import RequestTrace, Tracer, current_trace
 
 OUR_SERVICES = ("/inference.", "/sidecast.v1.")
 """Begin the methods that are refused while the server drains."""
@@ -103,21 +103,20 @@ def intercepted(
     Args:
         access: decides who may call it; None: everybody.
         allows_changes: whether this port may change the registry.
-        tracer: traces the calls, but for health, reflection and streams that may last for ever; None: no traces.
+        tracer: traces the calls, but for health and reflection; None: no traces.
     """
     path = path_of(method)
     is_ours = path.startswith(OUR_SERVICES)
-    is_lasting = not is_ours or path in LASTING
     call = _Call(
         drain=drain if is_ours else Drain(),  # one that never begins
         inbox=inbox,
         guard=Guard(access or Access(AccessConfig()), path, allows_changes),
         kind=GetMessageClass(method.input_type),
         many=method.client_streaming,
-        lasting=is_lasting,
+        lasting=not is_ours or path in LASTING,
         counted=path.startswith(PREDICTIONS),
         name=path.removeprefix("/"),
-        tracer=None if is_lasting else tracer,
+        tracer=tracer if is_ours else None,
     )
     return call.streaming(behavior) if method.server_streaming else call.answering(behavior)
 
@@ -184,7 +183,7 @@ class _Call:
                 set_status(context, error)
             finally:
                 if trace is not None:
-                    _end(trace, code)
+                    trace.end_call(code)
 
         return answer
 
@@ -215,7 +214,7 @@ class _Call:
                 set_status(context, error)
             finally:
                 if trace is not None:
-                    _end(trace, code)
+                    trace.end_call(code)
 
         return stream
 
@@ -265,7 +264,7 @@ class _Call:
             yield request
 
 
-def set_status(context: ServicerContext, error: Exception) -> None:
+def set_status(context: Any, error: Exception) -> None:
     """Have a call end with the error's status, once its method has returned.
 
     Not `abort`: gRPC's error then holds the call's frames, and with them the request, until garbage is collected.
@@ -280,8 +279,3 @@ def set_status(context: ServicerContext, error: Exception) -> None:
 def _code_name(error: BaseException) -> str:
     is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
     return (grpc.StatusCode.CANCELLED if is_cancelled else code_of(error)).name
-
-
-def _end(trace: RequestTrace, code: str) -> None:
-    trace.set(rpc__response__status_code=code)
-    trace.end(fault=code if code in GRPC_FAULTS else "")

@@ -37,6 +37,7 @@ CODES: Mapping[type[Exception], StatusCode] = {
     registry.InvalidSignature: StatusCode.INVALID_ARGUMENT,
     serving.Unauthenticated: StatusCode.UNAUTHENTICATED,
     serving.NotThisPort: StatusCode.PERMISSION_DENIED,
+    serving.NotThisMachine: StatusCode.PERMISSION_DENIED,
     serving.PermissionDenied: StatusCode.PERMISSION_DENIED,
     serving.LoadError: StatusCode.FAILED_PRECONDITION,
     registry.VersionInUse: StatusCode.FAILED_PRECONDITION,

@@ -80,8 +80,6 @@ class AppArgs(BaseModel):
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("give either replicas or autoscaling")
         config = ServeConfig.from_values(self.settings)
-        if config.access.tls_cert:
-            raise ValueError("tls_cert is for 'sidecast serve': Ray's gRPC has no TLS; end it in a proxy before Ray")
         if config.access.admin_port is not None:
             raise ValueError("admin_port is for 'sidecast serve': Ray gives all services one port")
         device = str(self.settings.get("device", "auto"))

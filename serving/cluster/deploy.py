@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from serving.cluster.local_cluster import LocalCluster, start
+from serving.cluster.local_cluster import LocalCluster, ProxyTls, start
 from serving.cluster.serve_config import (
     DEPLOYMENT,
     Wanted,
@@ -324,13 +324,16 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def start_here(folder: Path, dashboard_port: int, *, affinity: bool = False) -> LocalCluster:
+def start_here(
+    folder: Path, dashboard_port: int, *, affinity: bool = False, tls: ProxyTls | None = None
+) -> LocalCluster:
     """Start a cluster of this machine alone, and wait until it answers.
 
     Args:
         affinity: send calls with equal inputs to the same replica.
+        tls: callers come over TLS; None: without.
 
     Raises:
         LocalClusterError
     """
-    return start(folder, dashboard_port, answers, affinity=affinity)
+    return start(folder, dashboard_port, answers, affinity=affinity, tls=tls)

@@ -18,7 +18,9 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc.aio import AbortError, ServicerContext
 
 from serving.access import Access
-from serving.api import HEALTH, SERVICES, Drain, Inbox, intercepted, path_of
+from serving.api import HEALTH, SERVICES, Drain, Inbox, intercepted, path_of, set_status
+from serving.cluster.own_machine import is_own_peer, refusal
+from serving.config import AccessConfig
 from serving.tracing import Tracer
 
 Metadata = list[tuple[str, str | bytes]]
@@ -32,6 +34,10 @@ class RayContext(Protocol):
 
     def invocation_metadata(self) -> Metadata:
         """The caller's metadata."""
+        ...
+
+    def peer(self) -> str | None:
+        """Who is at the other end of the connection, to this process or to Ray's proxy."""
         ...
 
     def set_code(self, code: grpc.StatusCode) -> None:
@@ -156,6 +162,7 @@ class Calls:
         inbox: takes the requests in.
         access: decides who may call what; None: everybody everything.
         tracer: traces the calls; None: no traces.
+        own_machine: refuse calls of other machines.
     """
 
     def __init__(
@@ -165,7 +172,11 @@ class Calls:
         inbox: Inbox,
         access: Access | None = None,
         tracer: Tracer | None = None,
+        *,
+        own_machine: bool = False,
     ) -> None:
+        self._access = access or Access(AccessConfig())
+        self._own_machine = own_machine
         self._methods: dict[str, dict[str, Callable[..., Any]]] = {}
         for service, servicer in servicers.items():
             for method in service.methods:
@@ -180,6 +191,8 @@ class Calls:
             request: an Arrived, or an async iterator of them.
         """
         method, data = self._method(name, request)
+        if self._refuses(name, context):
+            return _NOTHING()
         try:
             response = await method(data, CallContext(context))
         except AbortError:
@@ -189,11 +202,21 @@ class Calls:
     async def stream(self, name: str, request: Any, context: RayContext) -> AsyncGenerator[Message, None]:
         """The responses. If the call fails they end, with the status in the context."""
         method, data = self._method(name, request)
+        if self._refuses(name, context):
+            return
         try:
             async for response in method(data, CallContext(context)):
                 yield response
         except AbortError:
             return
+
+    def _refuses(self, name: str, context: RayContext) -> bool:
+        """Whether the call is another machine's, which is not let in; the status is in the context then."""
+        if not self._own_machine or is_own_peer(peer := context.peer()):
+            return False
+        [path, *_] = self._methods[name]
+        set_status(CallContext(context), refusal(self._access, str(peer), path, ""))
+        return True
 
     def _method(self, name: str, request: Any) -> tuple[Callable[..., Any], Any]:
         """The method, and the bytes of its request or of each of its requests.

@@ -9,17 +9,22 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from serving.access import Certificates
 from serving.client import AFFINITY as HEADER
+from serving.cluster import proxy_tls
+from serving.cluster.proxy_tls import TlsPorts
 
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -31,7 +36,7 @@ ENVIRONMENT = {
 """Environment with which Ray must be started on every node. Calls go straight to replicas, replicas run at normal
 priority (Ray's default is nice 15), and a dead proxy is replaced at once."""
 AFFINITY = {
-    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"""hash req.hdr({HEADER})
+    proxy_tls.BALANCE: f"""hash req.hdr({HEADER})
     hash-type consistent sdbm avalanche
     hash-balance-factor 125"""
 }
@@ -79,6 +84,21 @@ class LocalCluster:
     """File of the token that Ray asks for; empty if the user's environment says how to sign in."""
     affinity: bool = False
     """Whether calls with equal inputs go to the same replica."""
+    tls: dict[str, Any] = field(default_factory=dict)
+    """Fields of TlsPorts; empty: calls come without TLS."""
+
+    @property
+    def tls_ports(self) -> TlsPorts | None:
+        """Where its proxy ends TLS; None where it does not."""
+        return TlsPorts(**self.tls) if self.tls else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyTls:
+    """How the proxy of a cluster that is to be started ends TLS. Ray's own ports, inside, are chosen at the start."""
+
+    ports: TlsPorts
+    certificates: Certificates
 
 
 def folder_for(dashboard_port: int) -> Path:
@@ -98,12 +118,20 @@ def find(folder: Path) -> LocalCluster | None:
     return cluster if _process(cluster) or _members(cluster) else None
 
 
-def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, affinity: bool = False) -> LocalCluster:
+def start(
+    folder: Path,
+    dashboard_port: int,
+    ready: Callable[[str], bool],
+    *,
+    affinity: bool = False,
+    tls: ProxyTls | None = None,
+) -> LocalCluster:
     """Start a cluster and wait until it answers. Blocks for seconds.
 
     Args:
         ready: whether the dashboard of an address answers.
         affinity: calls go by their input.
+        tls: callers come over TLS; None: without.
 
     Raises:
         LocalClusterError
@@ -116,15 +144,23 @@ def start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], *, af
             raise LocalClusterError(
                 f"the cluster in {folder} runs and does not answer; end it with --down, then try again"
             )
-        return _start(folder, dashboard_port, ready, affinity)
+        return _start(folder, dashboard_port, ready, affinity, tls)
 
 
-def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affinity: bool) -> LocalCluster:
+def _start(
+    folder: Path, dashboard_port: int, ready: Callable[[str], bool], affinity: bool, tls: ProxyTls | None
+) -> LocalCluster:
     token = token_of(folder)
     if token:
         _make_token(Path(token))
-    gcs_port, *others = _free_ports(7)
+    gcs_port, inner_port, inner_http_port, *others = _free_ports(9)
     environment = _environment(folder, token, *others[2:]) | (AFFINITY if affinity else {})
+    goes_by_input = environment.items() >= AFFINITY.items()  # the user's environment may ask for it too
+    ports = None
+    if tls is not None:
+        ports = replace(tls.ports, inner_port=inner_port, inner_http_port=inner_http_port)
+        balance = environment.get(proxy_tls.BALANCE, proxy_tls.DEFAULT_BALANCE)
+        environment |= proxy_tls.environment(_make_tls_files(folder, tls.certificates), ports, balance)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, *RAY, *_arguments(folder, dashboard_port, gcs_port, *others[:2])],
@@ -142,7 +178,8 @@ def _start(folder: Path, dashboard_port: int, ready: Callable[[str], bool], affi
         dashboard=f"http://{LOOPBACK}:{dashboard_port}",
         gcs=f"{LOOPBACK}:{gcs_port}",
         token=token,
-        affinity=environment.items() >= AFFINITY.items(),  # the user's environment may ask for it too
+        affinity=goes_by_input,
+        tls=asdict(ports) if ports else {},
     )
     (folder / FILE).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
     try:
@@ -222,6 +259,15 @@ def _make_token(file: Path) -> None:
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(secrets.token_hex(32), encoding="utf-8")
+
+
+def _make_tls_files(folder: Path, certificates: Certificates) -> Path:
+    """The folder of the files that the proxy reads, with nothing of a cluster before."""
+    files = folder / "tls"
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(mode=0o700)
+    proxy_tls.write_files(files, certificates.current)
+    return files
 
 
 def _auth(token: str) -> dict[str, str]:

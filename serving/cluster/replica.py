@@ -17,10 +17,12 @@ from google.protobuf.message import Message
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serving.access import Access, scrape_guard
+from serving.access import Access, Certificates, open_certificates, scrape_guard
 from serving.api import Drain, Inbox, end_tasks
 from serving.cluster.grpc_bridge import SERVICES, Calls, RayContext
-from serving.config import ServeConfig
+from serving.cluster.own_machine import own_machine_alone
+from serving.cluster.proxy_tls import LOOPBACK, ProxyCertificate, proxy_certificate
+from serving.config import AccessConfig, ServeConfig
 from serving.cores import set_spins
 from serving.errors import PortInUse
 from serving.logs import log_packages, write_audit
@@ -41,6 +43,9 @@ FORGOTTEN_S = 3 * HEALTH_EVERY_S
 """Ray stops the health checks of a replica before it stops it, and gives no other sign. After so long without a check,
 long-lived streams are ended, so that callers open them again at another replica. If only Ray's controller is away, they
 are opened again at this one."""
+EVERYWHERE = "0.0.0.0"
+CERTIFICATE_EVERY_S = 1.0
+"""Pause between two looks whether the proxy has the newest certificate."""
 METRICS_PORTS = 64
 """Ports that replicas of one node try for their metrics, from `metrics_port` on."""
 
@@ -83,14 +88,23 @@ class Server:
         config = _of_replica(config, self.node)
         log_packages(config.log_format, config.log_level)  # Ray gives them no handler
         self._config = config
+        certificates = open_certificates(config.access)
         if tracer := open_tracer(config.otlp_endpoint, config.trace_ratio):
             self.metrics.tracer = tracer
             self._open.push_async_callback(asyncio.to_thread, tracer.close)
+        proxy = proxy_certificate(certificates, os.environ)
         self._access = Access(config.access)
         write_audit(config.access.audit_log)
         self._allow = scrape_guard(self._access, asyncio.get_running_loop())
+        self._metrics_host = EVERYWHERE if _is_for_others(config.access) else LOOPBACK
         self._metrics_server = _metrics_server(
-            config, self.metrics, lambda: self._fault(), self._unreadiness, self._allow
+            self._metrics_host,
+            config,
+            self.metrics,
+            lambda: self._fault(),
+            self._unreadiness,
+            certificates,
+            self._allow,
         )
         self._open.push_async_callback(asyncio.to_thread, self._metrics_server.close)
         parts = self._parts = await asyncio.to_thread(assemble, config, self.metrics)
@@ -105,10 +119,19 @@ class Server:
         self._inbox = Inbox(config.max_in_flight_bytes, self.metrics)
         self._open.callback(self._inbox.close)
         self._servicers = parts.servicers(config, self.metrics, self.drain, presence)
-        self._calls = Calls(self._servicers, self.drain, self._inbox, self._access, self.metrics.tracer)
+        self._calls = Calls(
+            self._servicers,
+            self.drain,
+            self._inbox,
+            self._access,
+            self.metrics.tracer,
+            own_machine=not config.access.insecure,
+        )
         self._checked_at = time.monotonic()
-        leaving = asyncio.create_task(self._leave_when_forgotten())
-        self._open.push_async_callback(end_tasks, {leaving})
+        tasks = {asyncio.create_task(self._leave_when_forgotten())}
+        if proxy is not None:
+            tasks.add(asyncio.create_task(_keep_certificate(proxy)))
+        self._open.push_async_callback(end_tasks, tasks)
         self._is_ready = True
         self._start_s = time.monotonic() - started
         log.info("replica %s is ready after %.1f s at generation %d", self.id, self._start_s, self.generation)
@@ -132,7 +155,7 @@ class Server:
         from serving.http.app import make_app
 
         pages = self._metrics_server.pages
-        return make_app(
+        app = make_app(
             self._servicers,
             self.drain,
             self._inbox,
@@ -143,6 +166,7 @@ class Server:
             self.metrics,
             echo_id=False,
         )
+        return app if self._config.access.insecure else own_machine_alone(app, self._access)
 
     @property
     def generation(self) -> int:
@@ -187,7 +211,7 @@ class Server:
             "load": self._load.now,
             "residents": len(state.residents),
             "failed": len(state.failed),
-            "metrics": f"{self.node}:{self._metrics_server.port}",
+            "metrics": f"{LOOPBACK if self._metrics_host == LOOPBACK else self.node}:{self._metrics_server.port}",
             "start_s": self._start_s,
         }
 
@@ -225,12 +249,37 @@ def _batcher(parts: "Components") -> "Batcher":
     return parts.batcher
 
 
-def _metrics_server(config: ServeConfig, metrics: Metrics, sick: State, unready: State, allow: Allow) -> MetricsServer:
+def _is_for_others(config: AccessConfig) -> bool:
+    """Whether other machines may reach a port of the replica's own."""
+    return config.insecure or (bool(config.tls_cert) and config.names_callers)
+
+
+async def _keep_certificate(proxy: ProxyCertificate) -> None:
+    """Give the proxy each renewed certificate."""
+    while True:
+        try:
+            if await asyncio.to_thread(proxy.refresh):
+                log.info("the proxy shows the newest certificate")
+        except OSError as error:
+            log.error("%s", error)
+        await asyncio.sleep(CERTIFICATE_EVERY_S)
+
+
+def _metrics_server(
+    host: str,
+    config: ServeConfig,
+    metrics: Metrics,
+    sick: State,
+    unready: State,
+    certificates: Certificates | None,
+    allow: Allow,
+) -> MetricsServer:
     """Raises PortInUse, CannotListen."""
     first = config.metrics_port
-    for port in range(first, first + METRICS_PORTS) if first else ():
+    for port in (*(range(first, first + METRICS_PORTS) if first else ()), 0):
         try:
-            return MetricsServer("0.0.0.0", port, metrics.registry, sick, unready, allow=allow)
+            return MetricsServer(host, port, metrics.registry, sick, unready, certificates, allow)
         except PortInUse:
-            continue
-    return MetricsServer("0.0.0.0", 0, metrics.registry, sick, unready, allow=allow)
+            if not port:
+                raise
+    raise AssertionError("port 0 is the last")

@@ -1,10 +1,12 @@
 """Builds the Serve config that `sidecast deploy` sends to a Ray cluster. Knows no Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from serving.access import Certificates
+from serving.cluster.proxy_tls import LOOPBACK, TlsPorts
 from serving.config import GROUPS, ConfigError, ServeConfig, TaskLimits
 
 Document = dict[str, Any]
@@ -15,7 +17,7 @@ DEPLOYMENT = "Server"
 ATTEMPT = "SIDECAST_ATTEMPT"
 """Variable in the application's environment that differs between two tries of the same config. Ray does not try an
 unchanged config again after it failed."""
-FILES = ("vision", "tokens", "jwt_keys", "audit_log")
+FILES = ("vision", "tls_cert", "tls_key", "tls_client_ca", "tokens", "jwt_keys", "trust", "audit_log")
 """Settings that name files, which a replica needs as absolute paths. Some may be URLs."""
 NOT_OF_REPLICAS = ("host", "port", "http_port", "grace_s")
 """Settings of a single process that on a cluster are set for the proxies or the deployment."""
@@ -42,12 +44,28 @@ class Wanted:
     port: int
     http_port: int
     """Ray's HTTP port: the HTTP API, and health checks of load balancers."""
+    certificates: Certificates | None = None
+    """What callers are shown; None: they come without TLS."""
 
     @property
     def most(self) -> int:
         """Replicas at the start."""
         scaling = self.args.get("autoscaling") or {}
         return self.replicas or max(1, scaling.get("initial_replicas") or scaling.get("min_replicas", 1))
+
+    @property
+    def tls(self) -> TlsPorts | None:
+        """Where the cluster's proxy should end TLS; None: nowhere."""
+        if self.certificates is None:
+            return None
+        asks = self.certificates.asks_clients
+        return TlsPorts(host=self.host, port=self.port, http_port=self.http_port, asks_clients=asks)
+
+    def behind(self, ports: TlsPorts | None) -> "Wanted":
+        """As Ray is told it: its own ports, where the proxy before them ends TLS."""
+        if ports is None:
+            return self
+        return replace(self, host=LOOPBACK, port=ports.inner_port, http_port=ports.inner_http_port)
 
     @property
     def needs(self) -> dict[str, float]:

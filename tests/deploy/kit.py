@@ -26,8 +26,8 @@ Objects = list[dict[str, Any]]
 
 
 def run(program: str, *words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run kubectl or helm, the environment's, which tests/deploy/tools.py installs, or else the machine's; or promtool,
-    which Debian's package `prometheus` has. The test is skipped where there is none."""
+    """Run kubectl, helm or promtool: the environment's, which tests/deploy/tools.py installs, or else the machine's.
+    The test is skipped where there is none."""
     path = os.pathsep.join([f"{sys.prefix}/bin", os.environ.get("PATH", os.defpath)])
     found = shutil.which(program, path=path)
     if found is None:

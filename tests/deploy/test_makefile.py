@@ -32,12 +32,18 @@ class Clone:
 
     def make(self, target: str) -> list[str]:
         """Run a target and return what of Sidecast it installed: ".[dev]" for the extra `dev`."""
+        return [line.split()[-1] for line in self.installs(target) if "--editable" in line]
+
+    def installs(self, *words: str) -> list[str]:
+        """Run make with these words and return what it asked of pip."""
         log = self.folder / "pip.log"
         log.write_text("")
-        command = ["make", "--silent", "PYTHON=./interpreter", target]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = ["make", "--silent", "PYTHON=./interpreter", *words]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HASHED", "MAKE", "MFLAGS"))
+        }
         subprocess.run(command, cwd=self.folder, env=environment, check=True, capture_output=True, timeout=60)
-        return [line.split()[-1] for line in log.read_text().splitlines() if "--editable" in line]
+        return log.read_text().splitlines()
 
     def change_pins(self) -> None:
         """Make the lists of packages newer than all stamps."""
@@ -88,3 +94,11 @@ def test_an_installation_that_failed_is_done_again(clone: Clone) -> None:
         clone.make("demo")
     (clone.folder / "broken").unlink()
     assert clone.make("demo") == [".[demo]"]
+
+
+def test_in_ci_no_archive_but_those_of_the_lock_is_installed_and_torch_from_anywhere(clone: Clone) -> None:
+    assert "export HASHED=1\n" in (ROOT / ".ci" / "run").read_text()
+    locked, torch, ours = clone.installs("HASHED=1", "setup-dev")
+    assert locked.endswith("--no-deps --require-hashes --requirement hashes.txt")
+    assert torch.endswith("--constraint constraints.txt torch")
+    assert ours.endswith("--constraint constraints.txt --no-index --no-build-isolation --editable .[dev]")

@@ -59,9 +59,17 @@ def labels(scrape: Families) -> Mapping[str, frozenset[str]]:
     return {sample.name: frozenset(sample.labels) for sample in samples}
 
 
-def rules() -> list[dict[str, Any]]:
+def rules(kind: str = "alert") -> list[dict[str, Any]]:
+    """Alerts, or with "record" what is recorded. Their expressions name no recorded series, but what these are."""
     file = yaml.safe_load((DEPLOY / "prometheus/rules.yaml").read_text())
-    return [rule for group in file["spec"]["groups"] for rule in group["rules"]]
+    found = [rule for group in file["spec"]["groups"] for rule in group["rules"]]
+    recorded: dict[str, str] = {}
+    for rule in found:
+        for name, expression in recorded.items():
+            rule["expr"] = rule["expr"].replace(name, f"({expression})")
+        if "record" in rule:
+            recorded[rule["record"]] = rule["expr"]
+    return [rule for rule in found if kind in rule]
 
 
 def panels() -> list[dict[str, Any]]:
@@ -69,7 +77,8 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> Iterator[Any]:
-    yield from (pytest.param(rule["expr"], id=rule["alert"]) for rule in rules())
+    for kind in ("alert", "record"):
+        yield from (pytest.param(rule["expr"], id=rule[kind]) for rule in rules(kind))
     for panel in panels():
         for target in panel.get("targets", ()):
             yield pytest.param(target["expr"], id=f"{panel['title']}-{target['refId']}")
@@ -136,6 +145,18 @@ def test_alerts_keep_the_namespace(rule: dict[str, Any]) -> None:
         assert "namespace" in each.modifier.labels
 
 
+def test_a_recorded_series_is_named_by_its_labels_and_what_it_is() -> None:
+    """As Prometheus has it: level:metric:operations."""
+    for rule in rules("record"):
+        level, metric, _ = rule["record"].split(":")
+        assert "namespace" in level.split("_")
+        selected = named(nodes(rule["expr"]), "MatrixSelector")
+        assert selected
+        assert metric.startswith("sidecast_request")
+        outer = named(nodes(rule["expr"]), "AggregateExpr")
+        assert all(set(level.split("_")) <= set(each.modifier.labels) for each in outer)
+
+
 @pytest.mark.parametrize(
     ("alert", "metric"),
     [
@@ -187,7 +208,7 @@ def test_promtool_finds_no_fault(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     spec = yaml.safe_load(RULES.read_text())["spec"]
     for rule in (rule for group in spec["groups"] for rule in group["rules"]):
-        del rule["annotations"]  # the expected alerts are told by their labels
+        rule.pop("annotations", None)  # the expected alerts are told by their labels
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
     (tmp_path / "tests.yaml").write_text((DEPLOY / "prometheus/rules_test.yaml").read_text())
     done = run("promtool", "test", "rules", tmp_path / "tests.yaml")

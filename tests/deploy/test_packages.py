@@ -1,6 +1,7 @@
 """What `pip install .` brings is what the installed packages import; what an extra brings is asked for in one line."""
 
 import ast
+import importlib.metadata
 import re
 import sys
 import tomllib
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
+from tests.deploy import lock
 from tests.deploy.kit import ROOT
 
 NAMES = {
@@ -117,3 +120,40 @@ def test_everything_that_is_installed_is_pinned(project: dict[str, Any]) -> None
     pins = {name.replace("_", "-") for name in pins}
     lists = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
     assert {package(each) for needs in lists for each in needs} - pins == {"sidecast"}
+
+
+@pytest.fixture(scope="module")
+def locked() -> dict[str, tuple[str, int]]:
+    """Each package of the lock: its version, and how many archives it has hashes of."""
+    found = {}
+    for entry in re.split(r"\n(?=\S)", lock.LOCK.read_text(encoding="utf-8").removeprefix(lock.HEAD)):
+        name, version = re.match(r"(\S+?)==(\S+)", entry).groups()  # pyright: ignore
+        found[package(name).replace(".", "-")] = version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}", entry))
+    return found
+
+
+def test_the_lock_has_the_pinned_versions_each_with_hashes(locked: dict[str, tuple[str, int]]) -> None:
+    pins = dict(line.split("==") for line in lock.PINS.read_text().splitlines())
+    pins = {package(name).replace(".", "-"): version for name, version in pins.items()}
+    assert {name: version for name, (version, _) in locked.items() if pins.get(name, version) != version} == {}
+    assert all(hashes for _, hashes in locked.values())
+
+
+def test_the_lock_has_all_that_tests_and_checks_need_here_but_torch(locked: dict[str, tuple[str, int]]) -> None:
+    assert needed("sidecast", "dev") - locked.keys() == {"sidecast", lock.LEFT_OUT}
+
+
+def needed(name: str, *extras: str) -> set[str]:
+    """An installed package, with these extras, and all that it needs; of torch and pip, they alone."""
+    found, left = set(), [(name, extra) for extra in ("", *extras)]
+    seen = set(left)
+    while left:
+        name, extra = left.pop()
+        found.add(name)
+        for text in importlib.metadata.requires(name) or () if name not in (lock.LEFT_OUT, "pip") else ():
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                new = {(package(need.name).replace(".", "-"), each) for each in ("", *need.extras)} - seen
+                seen |= new
+                left += new
+    return found - {"pip"}

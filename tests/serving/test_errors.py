@@ -25,6 +25,7 @@ EXAMPLES = [
     errors.Unauthenticated("the token has expired; get a new one"),
     errors.PermissionDenied("ci", "publish sst2", "publish:sst2"),
     errors.NotThisPort("Publish"),
+    errors.NotThisMachine(),
     errors.IncompatibleSide("sst2", "t5-small", "t5-base"),
     errors.CorruptSide("sst2", 3, "bits flipped", transient=True),
     errors.UntrustedSide("sst2", 3, "it has no signature"),

@@ -10,8 +10,9 @@ import pytest
 import requests
 
 from ladder import Backbone, Tokenizer
+from protos import open_inference_pb2 as oip
+from protos import open_inference_pb2_grpc, sidecast_pb2_grpc
 from protos import sidecast_pb2 as pb
-from protos import sidecast_pb2_grpc
 from serving.config import BatchConfig
 from serving.engine.engine import Engine
 from serving.errors import TracingNotInstalled
@@ -78,6 +79,35 @@ def test_a_collector_gets_calls_with_their_callers_context_and_swaps(tmp_path: P
     assert collected.resource["service.name"] == "sidecast"
     assert not [span for span in collected.spans if b"healthz" in span.SerializeToString()]
     assert not [span for span in collected.spans if TEXT.encode() in span.SerializeToString()]
+
+
+def test_streams_have_spans_and_each_request_of_one_has_its_own_below(tmp_path: Path) -> None:
+    infer, watch = "inference.GRPCInferenceService/ModelStreamInfer", "sidecast.v1.Admin/Watch"
+    with collector() as collected:
+        parlour = Parlour(tmp_path, [SST2], otlp_endpoint=collected.endpoint)
+        with parlour.open(), grpc.insecure_channel(parlour.address) as channel:
+            metadata = [("traceparent", CALLER)]
+            watching = sidecast_pb2_grpc.AdminStub(channel).Watch(pb.WatchRequest(), metadata=metadata)
+            next(watching)
+            asked = [ask_tensor("good", "sst2"), ask_tensor("bad", "unknown")]
+            stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert len(list(stub.ModelStreamInfer(iter(asked), metadata=metadata))) == 2
+            parlour.stop(0.1).result(30)
+    assert attributes(collected.one(watch, TRACE))["rpc.response.status_code"] == "UNAVAILABLE", "the server ended it"
+    stream = collected.one(infer, TRACE)
+    assert stream.parent_span_id == collected.one(watch).parent_span_id == SPAN
+    requests = {attributes(span)["sidecast.request_id"]: span for span in collected.named("request", TRACE)}
+    assert requests.keys() == {"good", "bad"}
+    assert {span.parent_span_id for span in requests.values()} == {stream.span_id}
+    codes = {name: attributes(span)["rpc.response.status_code"] for name, span in requests.items()}
+    assert codes == {"good": "OK", "bad": "NOT_FOUND"}
+    assert collected.one("tokenize", TRACE).parent_span_id == requests["good"].span_id
+
+
+def ask_tensor(request_id: str, task: str) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name=task, id=request_id)
+    request.inputs.add(name="sentence", datatype="BYTES", shape=[1]).contents.bytes_contents.append(TEXT.encode())
+    return request
 
 
 async def test_a_request_has_a_span_for_each_stage(backbone: Backbone, tokenizer: Tokenizer) -> None:

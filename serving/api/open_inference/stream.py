@@ -4,18 +4,22 @@ A request that fails gets an error under its id, and the stream goes on, as in T
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 from protos import open_inference_pb2 as pb
+from serving.api.call import code_name
 from serving.api.drain import Drain, end_tasks
 from serving.api.inbox import Messages
 from serving.api.status import status_of
 from serving.errors import Draining
+from serving.tracing import current_trace
 
 FINAL = "triton_final_response"
 """Parameter of a response: true on the last response of its request."""
 
+REQUEST = "request"
+"""Name of the span of one of a stream's requests."""
 MAX_REQUESTS = 1024
 """Requests of one stream that run at a time; further ones are not read until one of these ends."""
 MAX_UNREAD = 64
@@ -88,12 +92,31 @@ class InferStream:
 
     async def _serve(self, request: pb.ModelInferRequest) -> None:
         try:
-            with self._drain.call():
+            with self._drain.call(), _traced(request.id):
                 async with aclosing(self._answer(request)) as responses:
                     async for response in responses:
                         await self._unread.put(pb.ModelStreamInferResponse(infer_response=response))
         except Exception as error:
             await self._unread.put(_refusal(request, error))
+
+
+@contextmanager
+def _traced(request_id: str) -> Iterator[None]:
+    """A span for one request of the stream, below that of the stream, if that is traced. For a task of its own."""
+    stream = current_trace.get()
+    if stream is None:
+        yield
+        return
+    trace = stream.request(REQUEST, request_id)
+    current_trace.set(trace)
+    code = "OK"
+    try:
+        yield
+    except BaseException as error:
+        code = code_name(error, None)
+        raise
+    finally:
+        trace.end_call(code)
 
 
 def _refusal(request: pb.ModelInferRequest, error: Exception) -> pb.ModelStreamInferResponse:

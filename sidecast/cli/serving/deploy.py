@@ -26,11 +26,15 @@ from sidecast.cli.settings import GroupedCommand
 
 if TYPE_CHECKING:
     from serving.cluster.deploy import Cluster
+    from serving.cluster.local_cluster import ProxyTls
+    from serving.cluster.proxy_tls import TlsPorts
     from serving.cluster.serve_config import Wanted
     from serving.cluster.status import Deployed
 
 EVERYWHERE = "0.0.0.0"
-OPEN_DOORS = "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without TLS"
+OPEN_DOORS = "Note: --host is the proxy's; replicas' own ports are on all addresses of the machine, without TLS, and "
+LET_IN = {True: "let everybody in (--insecure)", False: "refuse other machines"}
+IN_THE_START = "Note: {options} is no part of the configuration; it is in how a cluster is started"
 REMOVE_S = 60.0
 """Longest time for a removal after which the cluster is stopped, in seconds, whatever --wait says."""
 SCALING = {
@@ -98,9 +102,9 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **s
     A replica is the same server as 'sidecast serve', with the same settings. Without --address, and if no cluster runs
     on this machine, one is started in the background. If an update fails, the old replicas keep running.
 
-    Ray gives each replica ports of its own on all addresses of its machine, regardless of --host, without TLS. Anyone
-    who reaches them can call the server, within the scopes of a token where --tokens or --jwt-keys ask for one. Keep
-    them behind a firewall.
+    TLS (--tls-cert) is for a cluster that this command starts. Ray gives each replica ports of its own on all addresses
+    of its machine, regardless of --host, without TLS. They answer this machine's proxy alone, or with --insecure
+    everybody: then keep them behind a firewall.
     """
     where = {option: settings.pop(option) for option in ("address", "dashboard_port", "cluster_folder")}
     url = dashboard(where["address"], where["dashboard_port"])
@@ -112,15 +116,19 @@ def deploy(name: str, as_json: bool, wait: float, dry_run: bool, down: bool, **s
         check = settings.pop("check")
         affinity = settings.pop("affinity")
         wanted = _wanted(name, url, **settings)
+        tell = _teller(as_json)
         if dry_run:
-            if affinity:
-                _teller(as_json)("Note: --affinity is no part of the configuration; it is in how a cluster is started")
+            for option in (*(("--affinity",) if affinity else ()), *(("--tls-cert",) if wanted.tls else ())):
+                tell(IN_THE_START.format(options=option))
             _print_config(wanted)
             return
-        tell = _teller(as_json)
         if affinity and not (ours and ours.affinity):
-            _check_affinity(url)
-        cluster, started, warning = _deploy(wanted, url, where, check, affinity, tell)
+            _check_started(url, "with --affinity")
+        tls = ours.tls_ports if ours else None
+        if not _fits(wanted.tls, tls):
+            what = "with this --tls-client-ca, --host and ports, and TLS" if wanted.tls else "without --tls-cert"
+            _check_started(url, what)
+        cluster, started, warning = _deploy(wanted, url, where, check, affinity, tls, tell)
         with _left_running(_down_words(name, where) if started else "", tell):
             deployed = _await(cluster, name, wait, as_json) if wait else None
             _tell_done(wanted, cluster, deployed, started, warning, as_json)
@@ -131,7 +139,7 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     Raises:
         UserError, ConfigError: before anything is touched.
     """
-    from serving.access import check_exposure
+    from serving.access import check_exposure, open_certificates
     from serving.cluster.deploy import check_args
     from serving.cluster.serve_config import Wanted, app_args
     from serving.config import read_config
@@ -147,7 +155,7 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
     if not chosen.port:
         raise UserError("--port 0 is for one process: callers of a cluster must know its port")
     host = chosen.host if is_here(url) or chosen.host not in LOOPBACK else EVERYWHERE
-    check_exposure(host, chosen.access, ends_tls=False)
+    check_exposure(host, chosen.access)
     wanted = Wanted(
         name=name,
         args=app_args(chosen, cpus=cpus, gpus=gpus, max_ongoing_requests=ongoing, autoscaling=scaling or None),
@@ -156,6 +164,7 @@ def _wanted(name: str, url: str, config: str | None, **settings: Any) -> "Wanted
         host=host,
         port=chosen.port,
         http_port=http_port,
+        certificates=open_certificates(chosen.access),
     )
     check_args(wanted)
     return wanted
@@ -169,39 +178,65 @@ def _print_config(wanted: "Wanted") -> None:
     click.echo(yaml.safe_dump(serve_config(wanted), sort_keys=False, allow_unicode=True), nl=False)
 
 
-def _check_affinity(url: str) -> None:
+def _fits(wanted: "TlsPorts | None", has: "TlsPorts | None") -> bool:
+    """Whether callers of a cluster find the TLS that is wanted."""
+    return wanted is has or (wanted is not None and has is not None and wanted.fits(has))
+
+
+def _check_started(url: str, how: str) -> None:
     """
+    Args:
+        how: a running cluster was not started so.
+
     Raises:
-        UserError: a cluster runs there, which was started without.
+        UserError: a cluster runs there.
     """
     from serving.cluster.deploy import answers
 
     if answers(url):
         raise UserError(
-            f"this command did not start the cluster at {url} with --affinity: end it and deploy again, or leave the"
-            " option out (docs/scaling.md tells how to start one of your own with it)"
+            f"this command did not start the cluster at {url} {how}: end it and deploy again, or deploy as it "
+            "was started (docs/scaling.md and docs/security.md tell about clusters that you start yourself)"
         )
 
 
 def _deploy(
-    wanted: "Wanted", url: str, where: dict[str, Any], check: bool, affinity: bool, tell: Callable[[str], None]
+    wanted: "Wanted",
+    url: str,
+    where: dict[str, Any],
+    check: bool,
+    affinity: bool,
+    tls: "TlsPorts | None",
+    tell: Callable[[str], None],
 ) -> tuple["Cluster", bool, str]:
-    """Return the cluster that took the application, whether it was started for it, and a warning or an empty text."""
+    """Return the cluster that took the application, whether it was started for it, and a warning or an empty text.
+
+    Args:
+        tls: where the proxy of the running cluster ends TLS.
+    """
     from serving.cluster.deploy import Cluster, answers, start_here
     from serving.cluster.local_cluster import stop
 
     if where["address"] or answers(url):
         cluster = Cluster(url)
-        return cluster, False, cluster.deploy(wanted, check=check)
+        return cluster, False, cluster.deploy(wanted.behind(tls), check=check)
     folder = folder_of(where["cluster_folder"], where["dashboard_port"])
     tell(f"no Ray cluster runs at {url}: starting one on this machine, its files in {folder}")
-    ours = start_here(folder, where["dashboard_port"], affinity=affinity)
+    ours = start_here(folder, where["dashboard_port"], affinity=affinity, tls=_proxy_tls(wanted))
     try:
         cluster = Cluster(url)
-        return cluster, True, cluster.deploy(wanted, check=check)
+        return cluster, True, cluster.deploy(wanted.behind(ours.tls_ports), check=check)
     except BaseException:  # nothing runs there
         stop(ours)
         raise
+
+
+def _proxy_tls(wanted: "Wanted") -> "ProxyTls | None":
+    from serving.cluster.local_cluster import ProxyTls
+
+    if wanted.tls is None or wanted.certificates is None:
+        return None
+    return ProxyTls(ports=wanted.tls, certificates=wanted.certificates)
 
 
 def _down_words(name: str, where: dict[str, Any]) -> str:
@@ -279,7 +314,7 @@ def _tell_done(
         document["warning"] = warning
         _teller(as_json)(f"Warning: {warning}")
     if wanted.host in LOOPBACK:
-        _teller(as_json)(OPEN_DOORS)
+        _teller(as_json)(OPEN_DOORS + LET_IN[bool(wanted.args["settings"].get("insecure"))])
     say(as_json, document, line)
 
 

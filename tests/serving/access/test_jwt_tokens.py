@@ -177,6 +177,24 @@ async def test_keys_of_a_url_are_fetched_again_for_an_unknown_key(monkeypatch: p
     await made.caller(signed(OTHER, kid="other"))  # those before stay in use
 
 
+async def test_a_key_that_a_url_withdraws_ends_the_callers_that_are_known_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published = [public(EC, "ec")]
+    fetch = lambda url: parse_keys(json.dumps({"keys": published}).encode())  # noqa: E731
+    monkeypatch.setattr(jwt_tokens, "fetch_keys", fetch)
+    made = JwtVerifier(AccessConfig(jwt_keys="https://i.example/jwks", jwt_issuer=ISSUER, jwt_audience=AUDIENCE))
+    token = signed()
+    await made.caller(token)
+    published[:] = [public(OTHER, "other")]
+    monkeypatch.setattr(jwt_tokens, "REFRESH_S", -1.0)
+    await made.caller(token)  # fetched while it is answered
+    assert made._keys._fetching is not None  # type: ignore[union-attr]
+    await made._keys._fetching  # type: ignore[union-attr]
+    with pytest.raises(Unauthenticated, match="does not publish"):
+        await made.caller(token)
+
+
 @pytest.mark.parametrize(
     "jwks", [{}, [], {"keys": []}, {"keys": [{"kty": "oct", "k": "AAAA"}]}, {"keys": [public(EC, "a", use="enc")]}]
 )

@@ -51,6 +51,7 @@ EXAMPLES: list[tuple[Exception, grpc.StatusCode, str]] = [
     (serving.Unauthenticated("send a token"), grpc.StatusCode.UNAUTHENTICATED, "UnauthenticatedError"),
     (serving.PermissionDenied("ci", "read", "read"), grpc.StatusCode.PERMISSION_DENIED, "PermissionDeniedError"),
     (serving.NotThisPort("Publish"), grpc.StatusCode.PERMISSION_DENIED, "PermissionDeniedError"),
+    (serving.NotThisMachine(), grpc.StatusCode.PERMISSION_DENIED, "PermissionDeniedError"),
     (serving.PassTooLarge(4_000, 9_000, 8_000), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.TextsTooLong("sst2", 2, 9_000, 4_096), grpc.StatusCode.FAILED_PRECONDITION, "RefusedError"),
     (serving.OutOfMemory(32), grpc.StatusCode.RESOURCE_EXHAUSTED, "OverloadedError"),

@@ -46,7 +46,6 @@ ROOT = Path(__file__).parents[3]
         ({"settings": SETTINGS | {"max_batch_rows": "many"}}, "must be of type int"),
         ({"settings": SETTINGS | {"device": "cuda"}}, "give each replica a GPU"),
         ({"settings": SETTINGS | {"device": "cuda:1"}, "gpus": 1}, "say cuda, or auto"),
-        ({"settings": SETTINGS | {"tls_cert": "c", "tls_key": "k"}}, "Ray's gRPC has no TLS"),
         ({"settings": SETTINGS | {"admin_port": 8003}}, "Ray gives all services one port"),
         ({"settings": SETTINGS, "replicas": 2, "autoscaling": {}}, "either replicas or autoscaling"),
         ({"settings": SETTINGS, "autoscaling": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas <="),

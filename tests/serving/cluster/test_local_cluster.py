@@ -15,8 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.harness.authority import Authority
+from serving.access import Certificates
 from serving.cluster import local_cluster
-from serving.cluster.local_cluster import LocalCluster, LocalClusterError, find, start, stop, token_of
+from serving.cluster.local_cluster import LocalCluster, LocalClusterError, ProxyTls, find, start, stop, token_of
+from serving.cluster.proxy_tls import TlsPorts
+from serving.cluster.serve_config import serve_config
+from tests.serving.cluster.test_deploy import wanted
 
 
 @pytest.fixture
@@ -142,6 +147,35 @@ def test_a_cluster_has_the_affinity_that_is_asked_for_and_remembers_it(
     try:
         assert (psutil.Process(cluster.pid).environ().get(BALANCE) == BY_INPUT) == has_it
         assert (find(short_folder) or cluster).affinity == cluster.affinity == has_it
+    finally:
+        stop(cluster)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(cluster.pid, 0)
+
+
+def test_a_cluster_with_tls_is_started_with_it_and_remembers_rays_ports_behind_it(
+    monkeypatch: pytest.MonkeyPatch, short_folder: Path, tmp_path: Path
+):
+    certificate, key = Authority(tmp_path).issue("server")
+    ports = TlsPorts(host="127.0.0.1", port=8001, http_port=8000, asks_clients=False)
+    tls = ProxyTls(ports=ports, certificates=Certificates(certificate, key))
+    monkeypatch.delenv(BALANCE, raising=False)
+    monkeypatch.setattr(local_cluster, "RAY", ("-c", SLEEP))
+    cluster = start(short_folder, 1, lambda address: bool(members(short_folder)), affinity=True, tls=tls)
+    try:
+        given = psutil.Process(cluster.pid).environ()
+        assert given[BALANCE].startswith(f"{BY_INPUT}\nlisten sidecast_grpc\n")
+        assert (Path(given["SIDECAST_TLS"]) / "tls.pem").read_bytes().startswith(certificate.read_bytes())
+        found = find(short_folder) or cluster
+        assert found.affinity
+        inner = found.tls_ports
+        assert inner is not None
+        assert ports.fits(inner)
+        assert 0 < inner.inner_port != inner.inner_http_port > 0
+        assert f"server ray 127.0.0.1:{inner.inner_port}" in given[BALANCE]
+        document = serve_config(wanted().behind(inner))
+        assert document["http_options"] == {"host": "127.0.0.1", "port": inner.inner_http_port}
+        assert document["grpc_options"]["port"] == inner.inner_port
     finally:
         stop(cluster)
         with contextlib.suppress(ChildProcessError):

@@ -5,13 +5,17 @@ import re
 import socket
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from benchmarks.harness.authority import Authority
 from serving.cluster.deploy import DeployFailed
 from serving.cluster.local_cluster import AUTH
+from serving.cluster.serve_config import Wanted
 from serving.cluster.status import Deployed, Proxy, Replica
 from sidecast.cli.app import UserError
 from sidecast.cli.serving import deploy as deploy_command
@@ -76,7 +80,10 @@ def test_elsewhere_it_listens_for_all_unless_told_otherwise(address: str, host: 
         (("--min-replicas", 4, "--max-replicas", 2), "min_replicas <= initial_replicas <= max_replicas must hold"),
         (("--device", "cuda"), "give each replica a GPU"),
         (("--max-batch-rows", 0), "max_batch_rows must be >= 1, got 0"),
-        (("--host", "10.0.0.7"), "other machines reach host 10.0.0.7, and the server has no callers' tokens"),
+        (
+            ("--host", "10.0.0.7"),
+            "other machines reach host 10.0.0.7, and the server has no TLS and no callers' tokens",
+        ),
         (("--port", 0), "callers of a cluster must know its port"),
         (("--replicas", 0), "0 is not in the range x>=1"),
     ],
@@ -172,9 +179,7 @@ def test_where_python_proxies_stand_before_it_a_deployment_says_what_that_costs(
         def has_fast_proxies(self) -> bool:
             return False
 
-    wanted = deploy_command._wanted(
-        "sidecast", "http://127.0.0.1:1", None, **given(backbone="b/c", registry="r", cpus=1.0, gpus=0.0)
-    )
+    wanted = wanted_here()
     found = Deployed(
         name="sidecast",
         status="RUNNING",
@@ -186,7 +191,7 @@ def test_where_python_proxies_stand_before_it_a_deployment_says_what_that_costs(
     deploy_command._tell_done(wanted, Slow(), found, False, "Serve keeps its port", False)  # type: ignore[arg-type]
     told = capsys.readouterr()
     assert "Warning: Serve keeps its port; calls go" in told.err
-    assert "replicas' own ports are on all addresses" in told.err
+    assert "replicas' own ports are on all addresses of the machine, without TLS, and refuse other" in told.err
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in told.err
     assert told.out == "sidecast runs: 0 replicas, gRPC on 127.0.0.1:8001\n"
 
@@ -228,19 +233,41 @@ def test_a_cluster_that_was_started_for_a_config_that_is_refused_is_ended(monkey
     ended: list[object] = []
     monkeypatch.setattr("serving.cluster.deploy.Cluster", Refuses)
     monkeypatch.setattr("serving.cluster.deploy.answers", lambda url: False)
-    monkeypatch.setattr("serving.cluster.deploy.start_here", lambda folder, port, affinity: "ours")
+    ours = SimpleNamespace(tls_ports=None)
+    monkeypatch.setattr("serving.cluster.deploy.start_here", lambda folder, port, affinity, tls: ours)
     monkeypatch.setattr("serving.cluster.local_cluster.stop", ended.append)
     where = {"address": None, "dashboard_port": 1, "cluster_folder": None}
     with pytest.raises(DeployFailed):
-        deploy_command._deploy(None, "http://127.0.0.1:1", where, True, False, lambda text: None)  # type: ignore[arg-type]
-    assert ended == ["ours"]
+        deploy_command._deploy(wanted_here(), "http://127.0.0.1:1", where, True, False, None, lambda text: None)
+    assert ended == [ours]
 
 
 def test_affinity_is_of_a_cluster_that_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.cluster.deploy.answers", lambda url: url.endswith(":8265"))
-    with pytest.raises(UserError, match="did not start the cluster at"):
-        deploy_command._check_affinity("http://127.0.0.1:8265")
-    deploy_command._check_affinity("http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"did not start the cluster at .* with --affinity"):
+        deploy_command._check_started("http://127.0.0.1:8265", "with --affinity")
+    deploy_command._check_started("http://127.0.0.1:1", "with --affinity")
+
+
+def test_tls_is_of_a_cluster_that_is_started_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nowhere: tuple[object, ...]
+) -> None:
+    authority = Authority(tmp_path / "tls")
+    certificate, key = authority.issue("server")
+    tls = ("--tls-cert", certificate, "--tls-key", key)
+    dry = done("deploy", *SETTINGS, *tls, "--dry-run", *nowhere)
+    assert "--tls-cert is no part of the configuration" in dry.err
+    [application] = yaml.safe_load(dry.out)["applications"]
+    assert application["args"]["settings"]["tls_cert"] == str(certificate)
+    monkeypatch.setattr("serving.cluster.deploy.answers", lambda url: True)
+    refused = sidecast("deploy", *SETTINGS, *tls, *nowhere)
+    assert "did not start the cluster at" in refused.mistake
+    assert "cannot be used" in sidecast("deploy", *SETTINGS, "--tls-cert", key, "--tls-key", key, *nowhere).mistake
+    here = wanted_here(tls_cert=str(certificate), tls_key=str(key)).tls
+    assert here is not None
+    assert deploy_command._fits(here, replace(here, inner_port=1))
+    assert not deploy_command._fits(here, replace(here, asks_clients=True))
+    assert not deploy_command._fits(None, here)
 
 
 def test_a_removal_that_is_not_waited_for_is_told_as_one(monkeypatch: pytest.MonkeyPatch, nowhere: tuple[object, ...]):
@@ -255,6 +282,11 @@ def test_a_removal_that_is_not_waited_for_is_told_as_one(monkeypatch: pytest.Mon
     ran = done("deploy", "--down", "--wait", 0, "--address", "http://head:8265")
     assert ran.out == "sidecast is being removed\n"
     assert asked == [0]
+
+
+def wanted_here(**settings: object) -> Wanted:
+    asked = given(backbone="b/c", registry="r", cpus=1.0, gpus=0.0, **settings)
+    return deploy_command._wanted("sidecast", "http://127.0.0.1:1", None, **asked)
 
 
 def given(**values: object) -> dict:
