@@ -7,7 +7,6 @@ Finished trainings in the output folder are used again.
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ladder.errors import LadderError
 from side_registry import RegistryError
 from sidecast import Registry
 from training import Job, Recipe, load_run, read_labelled, train
+from training.baseline import baseline_of
 from training.errors import TrainingError
 
 GROUP = "guard"
@@ -35,9 +35,10 @@ class Score:
     task: str
     train_rows: int
     test_rows: int
-    accuracy: float
-    majority: float
-    """Accuracy of the training rows' most frequent label."""
+    metric: str
+    score: float
+    baseline: float
+    """Score of the best answer that is the same for all rows."""
     seconds: float
     """Of the training."""
 
@@ -68,15 +69,15 @@ class Trainer:
         seconds = time.monotonic() - started
         self._registry.publish(folder, alias="production")
         test = read_labelled(files["test"], spec).examples
-        answers = load_run(folder, self._backbone, self._tokenizer).answers(test)
-        targets = [str(example.target) for example in test]
-        usual = Counter(str(example.target) for example in job.training.examples).most_common(1)[0][0]
+        baseline = baseline_of(spec, test)
+        assert baseline is not None
         return Score(
             task=spec.name,
             train_rows=len(job.training.examples),
             test_rows=len(test),
-            accuracy=share(targets, [str(getattr(answer, "label", "")) for answer in answers]),
-            majority=share(targets, [usual] * len(targets)),
+            metric=spec.metric,
+            score=load_run(folder, self._backbone, self._tokenizer).score(test)[spec.metric],
+            baseline=baseline.score,
             seconds=seconds,
         )
 
@@ -85,20 +86,16 @@ class Trainer:
         self._registry.set_group(GROUP, tasks)
 
 
-def share(targets: Sequence[str], answers: Sequence[str]) -> float:
-    """Return the share of answers that equal their target."""
-    return sum(map(str.__eq__, targets, answers)) / len(targets)
-
-
 def table(scores: Sequence[Score]) -> str:
     """Return the scores as a Markdown table."""
     lines = [
-        "| task | training rows | test rows | accuracy | most frequent label | seconds |",
-        "|---|---|---|---|---|---|",
+        "| task | training rows | test rows | metric | score | same answer to all | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for score in scores:
         sizes = f"{score.train_rows:,} | {score.test_rows:,}"
-        lines.append(f"| {score.task} | {sizes} | {score.accuracy:.3f} | {score.majority:.3f} | {score.seconds:.0f} |")
+        measured = f"{score.metric} | {score.score:.3f} | {score.baseline:.3f}"
+        lines.append(f"| {score.task} | {sizes} | {measured} | {score.seconds:.0f} |")
     return "\n".join(lines)
 
 
@@ -116,7 +113,9 @@ def main(output: Path, data: Path | None, backbone: str | None, rows: int, epoch
         scores = []
         for task in read_tasks(data, rows):
             scores.append(trainer.train(task))
-            click.echo(f"{task.spec.name}: accuracy {scores[-1].accuracy:.3f} in {scores[-1].seconds:.0f} s", err=True)
+            click.echo(
+                f"{task.spec.name}: {scores[-1].metric} {scores[-1].score:.3f} in {scores[-1].seconds:.0f} s", err=True
+            )
         trainer.set_group([score.task for score in scores])
         click.echo(table(scores))
         click.echo(f"\nsidecast serve --backbone {source} --registry {output / 'registry'}")
