@@ -258,13 +258,13 @@ Answerer = Scoring | Generate
 
 
 HEADS: Mapping[str, tuple[Head, ...]] = {
-    "classification": ("linear", "text", "mlp"),
-    "regression": ("linear", "mlp"),
+    "classification": ("linear", "text", "attention", "mlp"),
+    "regression": ("linear", "attention", "mlp"),
     "text": ("text",),
     "embedding": ("linear", "mlp"),
-    "multilabel": ("linear", "mlp"),
+    "multilabel": ("linear", "attention", "mlp"),
     "token_classification": ("linear",),
-    "ranking": ("linear", "mlp"),
+    "ranking": ("linear", "attention", "mlp"),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in
 `side_registry/specs/task_kinds.py`, which this package does not import."""
