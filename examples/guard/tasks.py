@@ -28,6 +28,8 @@ SOURCES = {
 """Label of the task `topic` by file of ratings."""
 GLUE = ("cola", "sst2")
 """GLUE tasks of one text: their built-in specs fit the files."""
+BALANCED = ("question", "stance")
+"""Tasks with one label that is much rarer than the other."""
 SPLITS = ("train", "validation", "test")
 ENDS = " .!?'\""
 NEUTRAL, OPINION, HEATED = 0.5, 1.0, 2.0
@@ -65,7 +67,7 @@ def rated_tasks(ratings: Mapping[str, Sequence[Snippet]]) -> list[TaskRows]:
     """Return the five tasks that are made of rated texts."""
     snippets = {**ratings, "tweets": without_contrived(ratings["tweets"])}
     return [
-        TaskRows(spec=_spec(name, labels), rows=_labelled(name, snippets, label_of, strip=name == "question"))
+        TaskRows(spec=_spec(name, labels), rows=_labelled(name, snippets, label_of))
         for name, (labels, label_of) in RATED.items()
     ]
 
@@ -117,13 +119,10 @@ def _spec(name: str, labels: tuple[str, ...]) -> TaskSpec:
     return TaskSpec(name=name, kind="classification", template="{sentence}", labels=labels, metric="accuracy")
 
 
-def _labelled(
-    task: str, ratings: Mapping[str, Sequence[Snippet]], label_of: LabelOf, *, strip: bool
-) -> dict[str, list[Row]]:
-    """Return the rows of a task by split; reviews stay together.
+def _labelled(task: str, ratings: Mapping[str, Sequence[Snippet]], label_of: LabelOf) -> dict[str, list[Row]]:
+    """Return the rows of a task by split; reviews stay together. In BALANCED tasks labels are equally frequent.
 
-    Args:
-        strip: remove the marks at a text's end, which would tell the label. The labels are then made equally frequent.
+    Of `question`, marks at a text's end are removed: they would tell the label.
     """
     labels: dict[str, str] = {}
     usable: list[Snippet] = []
@@ -131,7 +130,7 @@ def _labelled(
         for snippet in ratings[source]:
             if (label := label_of(source, snippet)) is None:
                 continue
-            text = snippet.text.strip(ENDS) if strip else snippet.text
+            text = snippet.text.strip(ENDS) if task == "question" else snippet.text
             labels[text] = label
             usable.append(Snippet(f"{source}-{snippet.id}", snippet.rating, text))
     parts = split(distinct(usable), task)
@@ -139,7 +138,7 @@ def _labelled(
         name: [{"sentence": snippet.text, "label": labels[snippet.text]} for snippet in part]
         for name, part in parts.items()
     }
-    return {name: balanced(part) for name, part in rows.items()} if strip else rows
+    return {name: balanced(part) for name, part in rows.items()} if task in BALANCED else rows
 
 
 def balanced(rows: Iterable[Row]) -> list[Row]:

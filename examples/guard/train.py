@@ -21,9 +21,10 @@ from examples.guard.tasks import TaskRows, read_tasks, write_rows
 from ladder.errors import LadderError
 from side_registry import RegistryError
 from sidecast import Registry
-from training import Job, Recipe, load_run, read_labelled, train
+from training import Job, load_run, read_labelled, train
 from training.baseline import baseline_of
 from training.errors import TrainingError
+from training.recipes.named_recipes import named_recipe
 
 GROUP = "guard"
 
@@ -46,8 +47,8 @@ class Score:
 class Trainer:
     """Trains tasks on one loaded backbone and publishes them."""
 
-    def __init__(self, backbone: str, folder: Path, recipe: Recipe) -> None:
-        self._source, self._folder, self._recipe = backbone, folder, recipe
+    def __init__(self, backbone: str, folder: Path, epochs: int) -> None:
+        self._source, self._folder, self._epochs = backbone, folder, epochs
         self._backbone = ladder.load_backbone(backbone)
         self._tokenizer = ladder.load_tokenizer(backbone)
         self._registry = Registry.open(str(folder / "registry"), create=True)
@@ -63,7 +64,7 @@ class Trainer:
             tokenizer=self._tokenizer,
             training=read_labelled(files["train"], spec),
             validation=read_labelled(files["validation"], spec),
-            recipe=self._recipe,
+            recipe=named_recipe("default", [spec], {"epochs": self._epochs}),
         )
         folder = train(job, self._folder / "runs" / spec.name).folder
         seconds = time.monotonic() - started
@@ -109,7 +110,7 @@ def main(output: Path, data: Path | None, backbone: str | None, rows: int, epoch
     """Train the guard's classifiers, publish them, and set the group `guard`."""
     try:
         source = backbone or str(get_backbone(cache_folder()))
-        trainer = Trainer(source, output, Recipe(epochs=epochs))
+        trainer = Trainer(source, output, epochs)
         scores = []
         for task in read_tasks(data, rows):
             scores.append(trainer.train(task))
