@@ -506,7 +506,7 @@ def test_golden_examples_stay_within_what_is_replayed(tmp_path, backbone, tokeni
 
 
 def test_head_that_cannot_answer_the_kind():
-    with pytest.raises(RecipeError, match="linear or attention or mlp for regression"):
+    with pytest.raises(RecipeError, match="linear, attention or mlp for regression"):
         Recipe(head="text").side_config(toy.VALUES)
 
 

@@ -4,6 +4,7 @@ The first sentence under a field is the help of its option in `sidecast train`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -184,7 +185,7 @@ class Recipe:
         allowed = kind.heads
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
-            raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
+            raise RecipeError("head", head, f"{_either(allowed)} for {spec.kind}")
         if self.batch_rows < least_rows(spec):
             raise RecipeError("batch_rows", self.batch_rows, f">= {least_rows(spec)} for {spec.kind}")
         if self.decoder_layers and head != "text":
@@ -281,3 +282,9 @@ class Recipe:
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
         raise RecipeError(name, value, rule)
+
+
+def _either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

@@ -58,7 +58,9 @@ Step = Callable[[int, int], None]
 @click.option(
     "--head", type=click.Choice(["text", "linear", "attention", "mlp"]), help="[default: the task's; without one, text]"
 )
-@click.option("--outputs", type=click.IntRange(1), metavar="N", help="Of a linear or mlp head without --task.")
+@click.option(
+    "--outputs", type=click.IntRange(1), metavar="N", help="Of a linear, attention or mlp head without --task."
+)
 @options.device
 @options.quantize
 @options.as_json
