@@ -107,8 +107,8 @@ class StackedAttention:
 
     def to(self, device: torch.device) -> Self:
         """Copy to a device."""
-        tensors = (self.queries, self.norm, self.weight, self.bias)
-        return type(self)(*(tensor.to(device) for tensor in tensors), self.pair)
+        queries, norm = self.queries.to(device), self.norm.to(device)
+        return type(self)(queries, norm, self.weight.to(device), self.bias.to(device), self.pair)
 
     @property
     def bytes(self) -> int:
