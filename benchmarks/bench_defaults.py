@@ -53,6 +53,7 @@ QUESTIONS: Mapping[str, Mapping[str, Setting]] = {
         "fisher, consistent": {"init": "fisher", "init_order": "consistent"},
         "fisher, reference": {"init": "fisher", "init_order": "reference"},
     },
+    "attention": {"attention head": {"head": "attention"}},
     "head": {"mlp head": {"head": "mlp"}, "text head": {"head": "text"}},
     "taps": {"raw taps": {"tap_norm": "none"}},
     "dropout": {"dropout 0": {"dropout": 0.0}},

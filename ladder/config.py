@@ -3,16 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from ladder.errors import SideConfigError
 
 Gate = Literal["learnable", "none", "one", "fixed"]
 GateForm = Literal["scalar", "channel"]
 TapNorm = Literal["none", "rms"]
-Head = Literal["text", "linear", "mlp"]
+Head = Literal["text", "linear", "attention", "mlp"]
 LATER = frozenset({"model_type", "max_positions", "embedding_scale"})
 """Fields of BackboneConfig that were added after the first fingerprints were made."""
+READS_PAIRS: tuple[Head, ...] = ("linear", "attention")
+"""Heads that can read the two texts of a pair apart."""
 SHARED_BIAS = ("t5", "mt5")
 """Types of backbones whose blocks share one relative bias, which visual tokens are left out of."""
 
@@ -127,18 +129,20 @@ class SideConfig:
     """The linear head also reads the mean of the backbone's token embeddings, at its full width: the words of a text
     are more than a narrow side state can hold, and most of what an embedding needs."""
     pair: bool = False
-    """The linear head reads the two texts of a pair apart: the mean of each one's tokens, how far the means differ, and
-    their product. With images, it so reads the text and the images. Otherwise it reads the mean of all tokens."""
+    """The head reads the two texts of a pair apart: the mean of each one's tokens (attention: what its queries find in
+    each), how far these differ, and their product. With images, it so reads the text and the images. Otherwise it reads
+    all tokens as one text. For linear and attention heads."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     tap_norm: TapNorm = "none"
     """What happens to each token's vector before its downsample, in the taps and in the token embeddings that the side
     state starts from: nothing (none, as in the paper), or division by its root mean square, without weights (rms)."""
     head: Head = "text"
-    """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder. mlp: a
-    trained head of two layers, on the upsampled last token of the side encoder (BART's classification head)."""
+    """text: upsample into the backbone's frozen LM head. linear: a trained head on the mean of the side encoder.
+    attention: a trained head on the tokens of the side encoder that learned queries attend to. mlp: a trained head of
+    two layers, on the upsampled last token of the side encoder (BART's classification head)."""
     outputs: int = 0
-    """Outputs of a linear or mlp head: the number of labels, 1 for regression, an embedding's dimensions."""
+    """Outputs of a linear, attention or mlp head: the number of labels, 1 for regression, an embedding's dimensions."""
     dropout: float = 0.1
     """Dropout inside the side network in training."""
     visual: VisualConfig | None = None
@@ -153,8 +157,8 @@ class SideConfig:
             raise SideConfigError(f"gate_form must be scalar or channel, got {self.gate_form!r}")
         if self.tap_norm not in ("none", "rms"):
             raise SideConfigError(f"tap_norm must be none or rms, got {self.tap_norm!r}")
-        if self.head not in ("text", "linear", "mlp"):
-            raise SideConfigError(f"head must be text, linear or mlp, got {self.head!r}")
+        if self.head not in get_args(Head):
+            raise SideConfigError(f"head must be text, linear, attention or mlp, got {self.head!r}")
         for name in ("gate_start", "merge_start"):
             if not math.isfinite(getattr(self, name)):
                 raise SideConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
@@ -166,8 +170,8 @@ class SideConfig:
             raise SideConfigError(f"a {self.head} head needs outputs {self._outputs_rule}, got {self.outputs}")
         if self.words and self.head != "linear":
             raise SideConfigError(f"words needs the linear head, got a {self.head} head")
-        if self.pair and (self.head != "linear" or self.words):
-            raise SideConfigError("pair needs the linear head, without words")
+        if self.pair and (self.head not in READS_PAIRS or self.words):
+            raise SideConfigError("pair needs the linear head, without words, or the attention head")
         if self.merge_last and self.head != "text":
             raise SideConfigError(
                 f"merge_last needs the text head: a {self.head} head has no backbone state to merge with"
@@ -190,9 +194,7 @@ class SideConfig:
             SideConfigError: a width less than r, or a layer or a decoder that the backbone lacks.
         """
         if self.has_decoder and not backbone.num_decoder_layers:
-            raise SideConfigError(
-                "this backbone has no decoder here, and a text head needs one: use a linear or an mlp head"
-            )
+            raise SideConfigError("this backbone has no decoder here, and a text head needs one: use another head")
         if self.visual is not None and backbone.model_type not in SHARED_BIAS:
             raise SideConfigError(
                 f"a side network reads images beside a backbone of type {' or '.join(SHARED_BIAS)}, got "

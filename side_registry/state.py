@@ -3,13 +3,14 @@
 Knows no store. Folding is a pure function, so any two readers of the same log hold the same state.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from side_registry.errors import UnknownAlias, UnknownGroup, UnknownTask, UnknownVersion, UnreadableCommit
 from side_registry.groups import GroupState, apply_group
 from side_registry.log import (
+    Action,
     Commit,
     DeleteTask,
     GroupAction,
@@ -215,6 +216,13 @@ def fold(commits: Iterable[Commit], start: State | None = None) -> State:
     for commit in commits:
         folding.add(commit)
     return folding.state()
+
+
+def state_after(state: State, actions: Sequence[Action]) -> State:
+    """What these actions would make of a state, without a commit."""
+    if not actions:
+        return state
+    return fold([Commit(generation=state.generation + 1, id="", time="", actions=tuple(actions))], state)
 
 
 def rollback_target(task: TaskState, alias: str, to: int | None = None) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from examples.guard.policy import Decision, Policy, PolicyError, read_policy
-from sidecast import Classification, Client, SidecastError
+from sidecast import Classification, Client, SidecastError, TokenClassification
 
 GROUP = "guard"
 POLICY = Path(__file__).with_name("policy.toml")
@@ -27,11 +27,34 @@ def check(client: Client, policy: Policy, text: str, group: str = GROUP) -> Deci
     for task, outcome in client.predict_group(group, [text]).items():
         if isinstance(outcome, SidecastError):
             answers[task] = outcome
-        elif isinstance(answer := outcome[0], Classification):
-            answers[task] = answer.scores
         else:
-            raise PolicyError(f"{task} is no classification; remove it from the group {group}")
+            answers[task] = _scores(task, outcome[0], policy, group)
     return policy.decide(answers)
+
+
+def check_labels(client: Client, policy: Policy) -> None:
+    """Compare the policy's labels with those of the tasks, once: a text without an entity does not show its label.
+
+    Raises:
+        SidecastError: the server does not answer, or has no such task.
+        PolicyError: a task has no such label.
+    """
+    for rule in policy.rules:
+        spec = client.task(rule.task).spec
+        if spec is not None and rule.label not in spec.labels:
+            raise PolicyError(f"the policy names the label {rule.label}; {rule.task} has {', '.join(spec.labels)}")
+
+
+def _scores(task: str, answer: object, policy: Policy, group: str) -> dict[str, float]:
+    """The score of each label; of entities, the highest one with the label, 0 where there is none."""
+    if isinstance(answer, Classification):
+        return dict(answer.scores)
+    if isinstance(answer, TokenClassification):
+        scores = {rule.label: 0.0 for rule in policy.rules if rule.task == task}
+        for span in answer.spans:
+            scores[span.label] = max(span.score, scores.get(span.label, 0.0))
+        return scores
+    raise PolicyError(f"{task} finds neither labels nor entities; remove it from the group {group}")
 
 
 @click.command()
@@ -44,6 +67,7 @@ def main(texts: tuple[str, ...], server: str, group: str, file: Path) -> None:
     try:
         policy = read_policy(file)
         with Client(server) as client:
+            check_labels(client, policy)
             for text in texts:
                 click.echo(f"{check(client, policy, text, group)}  | {text}")
     except (PolicyError, SidecastError) as error:

@@ -1,4 +1,4 @@
-"""The guard's tasks and their rows: rated texts of a package that the demo uses and, where a folder is given, GLUE.
+"""The guard's tasks and their rows: texts of two packages and, where a folder is given, GLUE.
 
 Every task has the template `{sentence}`, so all of them read the same prompt and share one pass of the backbone. GLUE's
 tasks of two texts are not used: a request is one text.
@@ -15,6 +15,7 @@ from demo.dataset import VADER, split
 from demo.downloads import cache_folder, fetch
 from demo.folders import DemoError
 from demo.ratings import Snippet, distinct, read_archive, without_contrived
+from examples.guard.personal import LABELS, PRESIDIO, Person, personal_rows, read_package
 from sidecast import TaskSpec
 from training import load_task
 
@@ -27,6 +28,8 @@ SOURCES = {
 """Label of the task `topic` by file of ratings."""
 GLUE = ("cola", "sst2")
 """GLUE tasks of one text: their built-in specs fit the files."""
+BALANCED = ("question", "stance")
+"""Tasks with one label that is much rarer than the other."""
 SPLITS = ("train", "validation", "test")
 ENDS = " .!?'\""
 NEUTRAL, OPINION, HEATED = 0.5, 1.0, 2.0
@@ -48,13 +51,13 @@ def read_tasks(glue: Path | None, train_rows: int) -> list[TaskRows]:
     """Return all tasks with their rows.
 
     Args:
-        glue: folder with `cola/train.jsonl`, `cola/validation.jsonl`, `sst2/...`; None: the package's tasks alone.
+        glue: folder with `cola/train.jsonl`, `cola/validation.jsonl`, `sst2/...`; None: the packages' tasks alone.
         train_rows: most training rows of a task; validation and test have at most a fifth of it each.
     Raises:
-        DemoError: the package cannot be had, or the folder does not have the files.
+        DemoError: a package cannot be had, or the folder does not have the files.
     """
     ratings = read_archive(fetch(VADER, cache_folder()))
-    tasks = rated_tasks(ratings)
+    tasks = [*rated_tasks(ratings), personal(*read_package(fetch(PRESIDIO, cache_folder())))]
     if glue is not None:
         tasks += [read_glue(glue, name) for name in GLUE]
     return [TaskRows(spec=task.spec, rows=shortened(task.rows, train_rows)) for task in tasks]
@@ -64,9 +67,15 @@ def rated_tasks(ratings: Mapping[str, Sequence[Snippet]]) -> list[TaskRows]:
     """Return the five tasks that are made of rated texts."""
     snippets = {**ratings, "tweets": without_contrived(ratings["tweets"])}
     return [
-        TaskRows(spec=_spec(name, labels), rows=_labelled(name, snippets, label_of, strip=name == "question"))
+        TaskRows(spec=_spec(name, labels), rows=_labelled(name, snippets, label_of))
         for name, (labels, label_of) in RATED.items()
     ]
+
+
+def personal(templates: Sequence[str], people: Sequence[Person]) -> TaskRows:
+    """Return the task that finds personal data."""
+    spec = TaskSpec(name="personal", kind="token_classification", template="{sentence}", labels=LABELS)
+    return TaskRows(spec=spec, rows=personal_rows(templates, people))
 
 
 def _topic(source: str, snippet: Snippet) -> str | None:
@@ -110,13 +119,10 @@ def _spec(name: str, labels: tuple[str, ...]) -> TaskSpec:
     return TaskSpec(name=name, kind="classification", template="{sentence}", labels=labels, metric="accuracy")
 
 
-def _labelled(
-    task: str, ratings: Mapping[str, Sequence[Snippet]], label_of: LabelOf, *, strip: bool
-) -> dict[str, list[Row]]:
-    """Return the rows of a task by split; reviews stay together.
+def _labelled(task: str, ratings: Mapping[str, Sequence[Snippet]], label_of: LabelOf) -> dict[str, list[Row]]:
+    """Return the rows of a task by split; reviews stay together. In BALANCED tasks labels are equally frequent.
 
-    Args:
-        strip: remove the marks at a text's end, which would tell the label. The labels are then made equally frequent.
+    Of `question`, marks at a text's end are removed: they would tell the label.
     """
     labels: dict[str, str] = {}
     usable: list[Snippet] = []
@@ -124,7 +130,7 @@ def _labelled(
         for snippet in ratings[source]:
             if (label := label_of(source, snippet)) is None:
                 continue
-            text = snippet.text.strip(ENDS) if strip else snippet.text
+            text = snippet.text.strip(ENDS) if task == "question" else snippet.text
             labels[text] = label
             usable.append(Snippet(f"{source}-{snippet.id}", snippet.rating, text))
     parts = split(distinct(usable), task)
@@ -132,7 +138,7 @@ def _labelled(
         name: [{"sentence": snippet.text, "label": labels[snippet.text]} for snippet in part]
         for name, part in parts.items()
     }
-    return {name: balanced(part) for name, part in rows.items()} if strip else rows
+    return {name: balanced(part) for name, part in rows.items()} if task in BALANCED else rows
 
 
 def balanced(rows: Iterable[Row]) -> list[Row]:
@@ -159,7 +165,7 @@ def read_glue(folder: Path, name: str) -> TaskRows:
     random.Random(0).shuffle(train)
     kept = len(train) // 10
     rows = {"train": train[kept:], "validation": train[:kept], "test": _read(folder / name / "validation.jsonl")}
-    return TaskRows(spec=load_task(name), rows=rows)
+    return TaskRows(spec=load_task(name).model_copy(update={"metric": "accuracy"}), rows=rows)
 
 
 def _read(path: Path) -> list[Row]:

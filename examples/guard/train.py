@@ -7,7 +7,6 @@ Finished trainings in the output folder are used again.
 """
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,10 @@ from examples.guard.tasks import TaskRows, read_tasks, write_rows
 from ladder.errors import LadderError
 from side_registry import RegistryError
 from sidecast import Registry
-from training import Job, Recipe, load_run, read_labelled, train
+from training import Job, load_run, read_labelled, train
+from training.baseline import baseline_of
 from training.errors import TrainingError
+from training.recipes.named_recipes import named_recipe
 
 GROUP = "guard"
 
@@ -35,9 +36,10 @@ class Score:
     task: str
     train_rows: int
     test_rows: int
-    accuracy: float
-    majority: float
-    """Accuracy of the training rows' most frequent label."""
+    metric: str
+    score: float
+    baseline: float
+    """Score of the best answer that is the same for all rows."""
     seconds: float
     """Of the training."""
 
@@ -45,8 +47,8 @@ class Score:
 class Trainer:
     """Trains tasks on one loaded backbone and publishes them."""
 
-    def __init__(self, backbone: str, folder: Path, recipe: Recipe) -> None:
-        self._source, self._folder, self._recipe = backbone, folder, recipe
+    def __init__(self, backbone: str, folder: Path, epochs: int) -> None:
+        self._source, self._folder, self._epochs = backbone, folder, epochs
         self._backbone = ladder.load_backbone(backbone)
         self._tokenizer = ladder.load_tokenizer(backbone)
         self._registry = Registry.open(str(folder / "registry"), create=True)
@@ -62,21 +64,21 @@ class Trainer:
             tokenizer=self._tokenizer,
             training=read_labelled(files["train"], spec),
             validation=read_labelled(files["validation"], spec),
-            recipe=self._recipe,
+            recipe=named_recipe("default", [spec], {"epochs": self._epochs}),
         )
         folder = train(job, self._folder / "runs" / spec.name).folder
         seconds = time.monotonic() - started
         self._registry.publish(folder, alias="production")
         test = read_labelled(files["test"], spec).examples
-        answers = load_run(folder, self._backbone, self._tokenizer).answers(test)
-        targets = [str(example.target) for example in test]
-        usual = Counter(str(example.target) for example in job.training.examples).most_common(1)[0][0]
+        baseline = baseline_of(spec, test)
+        assert baseline is not None
         return Score(
             task=spec.name,
             train_rows=len(job.training.examples),
             test_rows=len(test),
-            accuracy=share(targets, [str(getattr(answer, "label", "")) for answer in answers]),
-            majority=share(targets, [usual] * len(targets)),
+            metric=spec.metric,
+            score=load_run(folder, self._backbone, self._tokenizer).score(test)[spec.metric],
+            baseline=baseline.score,
             seconds=seconds,
         )
 
@@ -85,20 +87,16 @@ class Trainer:
         self._registry.set_group(GROUP, tasks)
 
 
-def share(targets: Sequence[str], answers: Sequence[str]) -> float:
-    """Return the share of answers that equal their target."""
-    return sum(map(str.__eq__, targets, answers)) / len(targets)
-
-
 def table(scores: Sequence[Score]) -> str:
     """Return the scores as a Markdown table."""
     lines = [
-        "| task | training rows | test rows | accuracy | most frequent label | seconds |",
-        "|---|---|---|---|---|---|",
+        "| task | training rows | test rows | metric | score | same answer to all | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for score in scores:
         sizes = f"{score.train_rows:,} | {score.test_rows:,}"
-        lines.append(f"| {score.task} | {sizes} | {score.accuracy:.3f} | {score.majority:.3f} | {score.seconds:.0f} |")
+        measured = f"{score.metric} | {score.score:.3f} | {score.baseline:.3f}"
+        lines.append(f"| {score.task} | {sizes} | {measured} | {score.seconds:.0f} |")
     return "\n".join(lines)
 
 
@@ -112,11 +110,13 @@ def main(output: Path, data: Path | None, backbone: str | None, rows: int, epoch
     """Train the guard's classifiers, publish them, and set the group `guard`."""
     try:
         source = backbone or str(get_backbone(cache_folder()))
-        trainer = Trainer(source, output, Recipe(epochs=epochs))
+        trainer = Trainer(source, output, epochs)
         scores = []
         for task in read_tasks(data, rows):
             scores.append(trainer.train(task))
-            click.echo(f"{task.spec.name}: accuracy {scores[-1].accuracy:.3f} in {scores[-1].seconds:.0f} s", err=True)
+            click.echo(
+                f"{task.spec.name}: {scores[-1].metric} {scores[-1].score:.3f} in {scores[-1].seconds:.0f} s", err=True
+            )
         trainer.set_group([score.task for score in scores])
         click.echo(table(scores))
         click.echo(f"\nsidecast serve --backbone {source} --registry {output / 'registry'}")

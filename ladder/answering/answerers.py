@@ -79,7 +79,7 @@ class Classify:
 
 @dataclass(frozen=True, kw_only=True)
 class Regress:
-    """A number from a linear or mlp head with one output, clipped to the spec's range."""
+    """A number from a linear, attention or mlp head with one output, clipped to the spec's range."""
 
     low: float | None = None
     high: float | None = None
@@ -199,7 +199,7 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseLabels:
-    """Any number of the labels, from a linear or mlp head with an output for each: the sigmoid of it is the score."""
+    """Any number of the labels, from a head with an output for each: the sigmoid of it is the score."""
 
     labels: tuple[str, ...]
     thresholds: tuple[float, ...] = ()
@@ -232,7 +232,7 @@ class ChooseLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """The relevance of a passage for a query, from a linear or mlp head with one output: the sigmoid of it."""
+    """The relevance of a passage for a query, from a head with one output: the sigmoid of it."""
 
     def logits(self, backbone_pass: BackbonePass, side: SideNetwork) -> Tensor:
         """(B,) in float32."""
@@ -258,13 +258,13 @@ Answerer = Scoring | Generate
 
 
 HEADS: Mapping[str, tuple[Head, ...]] = {
-    "classification": ("linear", "text", "mlp"),
-    "regression": ("linear", "mlp"),
+    "classification": ("linear", "text", "attention", "mlp"),
+    "regression": ("linear", "attention", "mlp"),
     "text": ("text",),
     "embedding": ("linear", "mlp"),
-    "multilabel": ("linear", "mlp"),
+    "multilabel": ("linear", "attention", "mlp"),
     "token_classification": ("linear",),
-    "ranking": ("linear", "mlp"),
+    "ranking": ("linear", "attention", "mlp"),
 }
 """By kind of task, the heads that can answer it; the first is the usual one. As KINDS in
 `side_registry/specs/task_kinds.py`, which this package does not import."""

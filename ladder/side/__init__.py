@@ -1,5 +1,6 @@
 """A side network: rungs, heads, files, starts, cost. What learns."""
 
+from ladder.side.attention_head import AttentionHead
 from ladder.side.checkpoint import as_served, load_side
 from ladder.side.cost import CostModel, Load, backbone_flops, count_parameters, kept_patterns, side_flops
 from ladder.side.known_backbones import NAMED, backbone_shape
@@ -8,6 +9,7 @@ from ladder.side.structural_init import Order, check_order, initialize, magnitud
 
 __all__ = [
     "NAMED",
+    "AttentionHead",
     "CostModel",
     "Load",
     "MlpHead",

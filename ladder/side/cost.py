@@ -17,6 +17,7 @@ from ladder.backbone.images import Images
 from ladder.backbone.layers import BlockShape, absorbs_projection
 from ladder.backbone.model import Backbone, Taps
 from ladder.config import BackboneConfig, SideConfig, VisualConfig, every_second
+from ladder.side.attention_head import QUERIES
 from ladder.side.known_backbones import BackboneShape
 from ladder.side.network import SideNetwork, side_shape
 from ladder.side.pairs import PARTS
@@ -238,6 +239,9 @@ def side_flops(config: SideConfig, backbone: BackboneConfig, load: Load) -> int:
     if config.head == "linear":
         read = shape.width * (PARTS if config.pair else 1) + config.words * backbone.d_model
         return total + 2 * read * config.outputs
+    if config.head == "attention":
+        texts, parts = (2, PARTS) if config.pair else (1, 1)
+        return total + 2 * QUERIES * shape.width * (memory * (1 + texts) + parts * config.outputs)
     return total + down + 2 * backbone.d_model * (backbone.d_model + config.outputs)
 
 

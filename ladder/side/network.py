@@ -28,6 +28,7 @@ from ladder.backbone.model import Backbone, Taps
 from ladder.backbone.rows import take
 from ladder.config import BackboneConfig, SideConfig
 from ladder.errors import InputsError
+from ladder.side.attention_head import AttentionHead, texts_of
 from ladder.side.pairs import NO_PAIRS, PARTS, pair_features, pair_means, pairs_of
 from ladder.side.visual import VisualEmbedding, images_of, memory_mask, start_linear
 
@@ -213,12 +214,14 @@ class SideNetwork(nn.Module):
             self.decoder = SideStack(self.config, backbone, decoder=True)
             if self.config.merge_last:
                 self.merge_logit = nn.Parameter(torch.full((1,), self.config.merge_start))
-        if self.config.head != "linear":
+        if self.config.head in ("text", "mlp"):
             self.upsample = nn.Linear(width, backbone.d_model, bias=self.config.bias)
         if self.config.head == "linear":
             self.head = nn.Linear(width * PARTS if self.config.pair else width, self.config.outputs)
             if self.config.words:
                 self.words = nn.Linear(backbone.d_model, self.config.outputs, bias=False)
+        elif self.config.head == "attention":
+            self.head = AttentionHead(width, self.config.outputs, pair=self.config.pair)
         elif self.config.head == "mlp":
             self.head = MlpHead(backbone.d_model, self.config.outputs, self.config.dropout)
         if not self.encoder.first_downsample.weight.is_meta:
@@ -268,7 +271,8 @@ class SideNetwork(nn.Module):
         return cross_kv((rung.block for rung in self.decoder.rungs if isinstance(rung, Rung)), memory)
 
     def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
-        """Apply a linear head to the mean of real tokens, or an mlp head to the last one: (B, outputs), float32.
+        """Apply a linear head to the mean of real tokens, an attention head to those that it attends to, or an mlp head
+        to the last one: (B, outputs), float32.
 
         Args:
             pairs: (B, 2, 2), see `Taps.pairs`; for a head that reads the texts of a pair apart.
@@ -276,6 +280,8 @@ class SideNetwork(nn.Module):
         Raises:
             InputsError: such a head, and no pairs.
         """
+        if self.config.head == "attention":
+            return self.head(memory, texts_of(self.config.pair, memory.shape[1], mask, pairs))
         if self.config.pair:
             if pairs is None:
                 raise InputsError(NO_PAIRS)

@@ -24,10 +24,15 @@ def pair_means(state: Tensor, pairs: Tensor) -> Tensor:
     Args:
         pairs: (B, 2, 2), see `Taps.pairs`.
     """
-    tokens = torch.arange(state.shape[1], device=state.device)
-    inside = (tokens >= pairs[..., :1]) & (tokens < pairs[..., 1:])  # (B, 2, S)
+    inside = tokens_inside(pairs, state.shape[1])
     counts = inside.sum(-1, keepdim=True).clamp(min=1)
     return inside.float() @ state.float() / counts
+
+
+def tokens_inside(pairs: Tensor, tokens: int) -> Tensor:
+    """Return which of S `tokens` belong to each text of `pairs` (B, 2, 2): (B, 2, S) bool."""
+    indices = torch.arange(tokens, device=pairs.device)
+    return (indices >= pairs[..., :1]) & (indices < pairs[..., 1:])
 
 
 def pairs_of(config: SideConfig, taps: Taps, mask: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Linear and mlp heads of stacked side networks, with the side encoder's final norm folded in. In float32."""
+"""Heads of stacked side networks, but text heads, with the side encoder's final norm folded in. In float32."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.errors import InputsError
+from ladder.side.attention_head import AttentionHead, attended, attention_features, texts_of
 from ladder.side.network import MlpHead, SideNetwork, last_of_real, mean_of_real
 from ladder.side.pairs import NO_PAIRS, pair_features, pair_means
 from ladder.stacked.layout import norm_of
@@ -81,6 +82,41 @@ class StackedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class StackedAttention:
+    """An attention head on one text or on the two of a pair; see `ladder.side.attention_head`."""
+
+    queries: Tensor
+    """(queries, d)."""
+    norm: Tensor
+    """(d,) the final norm's weight, by which what the queries find is multiplied."""
+    weight: Tensor
+    """(outputs, queries * d) or, for a pair, (outputs, 4 * queries * d)."""
+    bias: Tensor
+    pair: bool
+
+    def read(self, memory: Tensor, mask: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Compute the outputs (B, outputs) for a memory (B, S, d) without its norm's weight.
+
+        Raises:
+            InputsError: of a pair, and no pairs.
+        """
+        inside = texts_of(self.pair, memory.shape[1], mask, pairs)
+        memory = memory.float()
+        found = attended(memory, F.linear(memory, self.queries), inside) * self.norm
+        return F.linear(attention_features(found, pair=self.pair), self.weight, self.bias)
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device."""
+        queries, norm = self.queries.to(device), self.norm.to(device)
+        return type(self)(queries, norm, self.weight.to(device), self.bias.to(device), self.pair)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(weight.nbytes for weight in (self.queries, self.norm, self.weight, self.bias))
+
+
+@dataclass(frozen=True, slots=True)
 class StackedMlp:
     """An mlp head on the last real token of the side encoder, upsampled."""
 
@@ -103,7 +139,7 @@ class StackedMlp:
         return sum(weight.nbytes for weight in (self.upsample, self.bias, *self.head.parameters()))
 
 
-Head = StackedLinear | StackedPair | StackedMlp
+Head = StackedLinear | StackedPair | StackedAttention | StackedMlp
 
 
 @torch.no_grad()
@@ -118,6 +154,9 @@ def head_of(side: SideNetwork) -> Head | None:
         copy.load_state_dict(head.state_dict())
         upsample = side.upsample.weight.float() * norm
         return StackedMlp(upsample, _bias(side.upsample), copy.eval().requires_grad_(False))
+    if isinstance(head, AttentionHead):
+        queries, weight = head.queries.weight.float() * norm, head.out.weight.detach().float().clone()
+        return StackedAttention(queries, norm, weight, _bias(head.out), side.config.pair)
     if side.config.pair:
         return StackedPair(norm, head.weight.detach().float().clone(), _bias(head))
     words = side.words.weight.detach().float().clone() if side.config.words else None

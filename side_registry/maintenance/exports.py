@@ -1,6 +1,6 @@
 """What an export is on disk: a folder, or the same folder as one .tar file.
 
-    export.json              which versions, and where the aliases pointed
+    export.json              which versions, where the aliases pointed, and the groups that have the task
     blobs/sha256/<digest>    their manifests and files
 
 Knows no registry. Trusts no export: names are checked, contents are verified.
@@ -22,6 +22,7 @@ from side_registry.blobs import blob_path, is_file_of
 from side_registry.documents import SCHEMA_VERSION, Document, explain, newer_schema, replacing
 from side_registry.errors import ArtifactError
 from side_registry.log import AliasName, TaskName, Version
+from side_registry.maintenance.group_transfer import ExportedGroup
 from side_registry.manifest import (
     MAX_MANIFEST_BYTES,
     NO_TOKENIZER,
@@ -64,6 +65,8 @@ class Export(Document):
     versions: tuple[ExportedVersion, ...] = Field(min_length=1)
     """Oldest first."""
     aliases: dict[AliasName, Version] = Field(default_factory=dict)
+    groups: tuple[ExportedGroup, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Those that have the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ def _fault(export: Export) -> str | None:
         return "its versions must be different, oldest first"
     if lost := [alias for alias, version in export.aliases.items() if version not in numbers]:
         return f"its alias {lost[0]} points to a version that it does not hold"
+    if len({group.name for group in export.groups}) < len(export.groups):
+        return "it has a group twice"
     return None
 
 

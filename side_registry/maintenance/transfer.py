@@ -1,13 +1,14 @@
-"""A task copied from one registry to another: its versions and its aliases.
+"""A task copied from one registry to another: its versions, its aliases and the groups that have it.
 
 A version is identified by its manifest, so one that the target has already keeps its number there, and a second import
 changes nothing. Other versions get the target's next numbers, all of them and the aliases in one commit. A version that
-is retired in the target stays retired. Routes are not copied: they are about traffic, not about versions.
+is retired in the target stays retired. A group arrives with the last of its tasks. Routes are not copied: they are
+about traffic, not about versions.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -25,14 +26,15 @@ from side_registry.maintenance.exports import (
     folder_to_write,
     open_export,
 )
+from side_registry.maintenance.group_transfer import ImportedGroups, groups_of, import_groups
 from side_registry.manifest import Blob
 from side_registry.registry import Registry
 from side_registry.specs.task import PRODUCTION, TaskRef
-from side_registry.state import State, TaskState
+from side_registry.state import State, TaskState, state_after
 from side_registry.store import Progress, Store, no_progress, parallel_map
 
 Aliases = Literal["missing", "all", "none"]
-"""Which aliases an import sets: those that the target's task lacks, all as they were exported, or none."""
+"""Which aliases and groups an import sets: those that the target lacks, all as they were exported, or none."""
 
 UPLOAD_THREADS = 2
 """Files that an import uploads in parallel: each is whole in memory meanwhile."""
@@ -51,6 +53,10 @@ class Imported:
     """Numbers in the export of versions that are retired in the target, and stay so."""
     aliases: Mapping[str, int]
     """Aliases that moved, to versions of the target."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Groups that changed, and their version in the target."""
+    waiting: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Groups that the target lacks, and those of their tasks that it lacks too, as they were exported."""
     generation: int = 0
 
 
@@ -136,6 +142,7 @@ def _listing(registry: Registry, ref: TaskRef) -> Export:
             for entry in entries
         ),
         aliases={alias: number for alias, number in task.serving.items() if number in numbers},
+        groups=groups_of(state, task.name),
     )
 
 
@@ -180,16 +187,30 @@ def _decide(
     new = [version for version in kept if version.manifest_sha256 not in live]
     wanted = _wanted_aliases(task, export, aliases, numbers)
     moves = {alias: number for alias, number in wanted.items() if task.serving.get(alias) != number}
+    publishes = [publish_action(version.manifest, numbers[version.version], version.manifest_sha256) for version in new]
+    actions = [
+        *publishes,
+        *(SetAlias(task=export.task, alias=alias, version=number) for alias, number in moves.items()),
+    ]
+    groups = _groups(state, actions, export, aliases)
     imported = Imported(
         task=export.task,
         versions=numbers,
         new=tuple(numbers[version.version] for version in new),
         retired=tuple(version.version for version in versions if version not in kept),
         aliases=moves,
+        groups=groups.changed,
+        waiting=groups.waiting,
     )
-    publishes = [publish_action(version.manifest, numbers[version.version], version.manifest_sha256) for version in new]
-    sets = [SetAlias(task=export.task, alias=alias, version=number) for alias, number in moves.items()]
-    return [*publishes, *sets], imported
+    return [*actions, *groups.actions], imported
+
+
+def _groups(state: State, actions: Sequence[Action], export: Export, aliases: Aliases) -> ImportedGroups:
+    """What happens to groups, once these actions have happened."""
+    if aliases == "none":
+        return ImportedGroups()
+    after = state_after(state, actions)
+    return import_groups(after, export.groups, replaces=aliases == "all")
 
 
 def _wanted_aliases(task: TaskState, export: Export, aliases: Aliases, numbers: Mapping[int, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 Kind = Literal["classification", "regression", "text", "embedding", "multilabel", "token_classification", "ranking"]
 
-Head = Literal["text", "linear", "mlp"]
+Head = Literal["text", "linear", "attention", "mlp"]
 """As in `ladder/config.py`, which this package does not import."""
 
 DataType = Literal["string", "float32", "spans"]
@@ -103,7 +103,7 @@ _ROWS = (
         columns=(_column("label", "string"), _column("score", "float32"), _column("scores", "float32", is_list=True)),
         metrics=("accuracy", "matthews", "accuracy_f1"),
         target="label",
-        heads=("linear", "text", "mlp"),
+        heads=("linear", "text", "attention", "mlp"),
         has_labels=True,
         may_have_label_index=True,
         may_have_open_labels=True,
@@ -114,7 +114,7 @@ _ROWS = (
         columns=(_column("value", "float32"),),
         metrics=("pearson_spearman",),
         target="score",
-        heads=("linear", "mlp"),
+        heads=("linear", "attention", "mlp"),
         has_range=True,
     ),
     TaskKind(
@@ -141,7 +141,7 @@ _ROWS = (
         columns=(_column("labels", "string", varies=True), _column("scores", "float32", is_list=True)),
         metrics=("f1_micro", "f1_macro", "average_precision"),
         target="labels",
-        heads=("linear", "mlp"),
+        heads=("linear", "attention", "mlp"),
         has_labels=True,
         least_labels=1,
         may_have_label_index=True,
@@ -164,7 +164,7 @@ _ROWS = (
         columns=(_column("relevance", "float32"),),
         metrics=("ndcg_at_10", "mrr_at_10"),
         target="relevance",
-        heads=("linear", "mlp"),
+        heads=("linear", "attention", "mlp"),
         ranks=True,
         can_distill=False,
     ),

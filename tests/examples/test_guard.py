@@ -8,10 +8,11 @@ import pytest
 
 from demo.folders import DemoError
 from demo.ratings import Snippet
-from examples.guard.guard import POLICY, check
+from examples.guard.guard import POLICY, check, check_labels
+from examples.guard.personal import COPIES, LABELS, personal_rows, read_package
 from examples.guard.policy import Policy, PolicyError, Rule, read_policy
 from examples.guard.tasks import RATED, rated_tasks, read_glue
-from sidecast import Classification, Regression, SideFailedError
+from sidecast import Classification, Regression, SideFailedError, Span, TokenClassification
 
 BLOCK = Rule(task="tone", label="heated", threshold=0.9, action="block")
 ROUTE = Rule(task="topic", label="product", threshold=0.5, action="route", to="shop")
@@ -75,8 +76,8 @@ def test_a_wrong_policy_is_one_error(text: str, why: str, tmp_path: Path) -> Non
 
 def test_the_policy_of_the_example_fits_its_tasks() -> None:
     rules = read_policy(POLICY).rules
-    assert {rule.task for rule in rules} <= RATED.keys()
-    assert all(rule.label in RATED[rule.task][0] for rule in rules)
+    labels = {name: labels for name, (labels, _) in RATED.items()} | {"personal": LABELS}
+    assert all(rule.label in labels[rule.task] for rule in rules)
 
 
 def test_a_request_is_one_call_of_the_group() -> None:
@@ -90,8 +91,56 @@ def test_a_request_is_one_call_of_the_group() -> None:
     assert check(client, Policy(rules=[BLOCK]), "no!").action == "block"
     assert calls == [("guard", ["no!"])]
     client.predict_group = lambda group, rows: {"tone": [Regression(0.5)]}
-    with pytest.raises(PolicyError, match="tone is no classification"):
+    with pytest.raises(PolicyError, match="tone finds neither labels nor entities"):
         check(client, Policy(rules=[BLOCK]), "no!")
+
+
+def test_of_entities_the_highest_score_of_a_label_counts() -> None:
+    spans = (Span(0, 2, "card", 0.6, "12"), Span(3, 5, "card", 0.9, "34"), Span(6, 7, "name", 1.0, "X"))
+    found = {"personal": [TokenClassification(spans)], "none": [TokenClassification(())]}
+    client: Any = SimpleNamespace(
+        predict_group=lambda group, rows: found,
+        task=lambda name: SimpleNamespace(spec=SimpleNamespace(labels=("card", "name"))),
+    )
+    rules = [Rule(task=task, label="card", threshold=0.8, action="block") for task in ("none", "personal")]
+    assert str(check(client, Policy(rules=rules), "12 34 X")) == "block: personal, card 0.90"
+    assert check(client, Policy(rules=rules[:1]), "12 34 X").action == "allow"
+    check_labels(client, Policy(rules=rules))
+    with pytest.raises(PolicyError, match="names the label cart; personal has card, name"):
+        check_labels(client, Policy(rules=[Rule(task="personal", label="cart", threshold=0.8, action="block")]))
+
+
+PEOPLE = [
+    {"GivenName": f"Ann{n}", "Surname": "Lee", "StreetAddress": f"{n} High St", "ZipCode": "1", "City": "Rome"}
+    for n in range(40)
+]
+
+
+def test_spans_are_what_was_filled_in_and_test_rows_have_other_people_and_sentences() -> None:
+    templates = [
+        f"{{{{first_name}}}} of {{{{city}}}} wrote {n}: {{{{address}}}}, {{{{credit_card_number}}}}." for n in range(20)
+    ]
+    rows = personal_rows([*templates, "nobody"], PEOPLE)
+    assert rows == personal_rows([*templates, "nobody"], PEOPLE)
+    names: dict[str, set[str]] = {}
+    for part, filled in rows.items():
+        for row in filled:
+            found = [(span["label"], row["sentence"][span["start"] : span["end"]]) for span in row["spans"]]
+            if row["sentence"] == "nobody":
+                assert not found
+                continue
+            assert [label for label, _ in found] == ["person", "address", "card"]
+            assert found[0][1].startswith("Ann")
+            assert found[1][1].endswith(" High St, 1 Rome")
+            names.setdefault(part, set()).add(found[0][1])
+    assert not names["train"] & names["test"]
+    assert sum(map(len, rows.values())) == 20 * COPIES + 1
+
+
+def test_a_package_that_is_another_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "x.whl").write_bytes(b"")
+    with pytest.raises(DemoError, match=r"x\.whl is not what it should be"):
+        read_package(tmp_path / "x.whl")
 
 
 def test_rows_of_the_rated_tasks_have_the_labels_of_their_spec_and_no_text_twice() -> None:

@@ -9,7 +9,7 @@ from ladder import Backbone, SideConfig, SideNetwork, Taps
 from ladder.stacked.bank import SideBank
 from ladder.stacked.network import StackedSide
 
-OUTPUTS = {"text": 0, "linear": 3, "mlp": 2}
+OUTPUTS = {"text": 0, "linear": 3, "attention": 3, "mlp": 2}
 
 
 def make_sides(backbone: Backbone, count: int, seed: int = 0, head: str = "text", **shape: object) -> list[SideNetwork]:

@@ -16,7 +16,7 @@ from training.absorbing import AbsorbPlan, absorb, teacher_spec
 from training.absorbing import train_together as together
 from training.absorbing.folders import look_into
 from training.absorbing.gate import AbsorbGate
-from training.absorbing.teacher import check_labels, in_order_of, load_teacher_model
+from training.absorbing.teacher import HfTeacher, check_labels, in_order_of, load_teacher_model
 from training.data import read_labelled, read_unlabelled
 from training.errors import DataError, GateRefused, RecipeError, RequirementError, TeacherError
 from training.recipes.recipe import Recipe
@@ -93,12 +93,24 @@ def test_two_architectures_teach_on_the_same_backbone_passes(
     assert provenance["publish_gate"]["measured"] == classes.measured
 
 
-def test_a_finished_run_is_measured_again_without_training(tiny_t5, bert, texts, tmp_path):
+def test_a_finished_run_is_measured_again_without_training_or_asking(
+    tiny_t5, bert, texts, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[int] = []
+    answers = HfTeacher.answers
+    monkeypatch.setattr(
+        HfTeacher, "answers", lambda self, rows, step: asked.append(len(rows)) or answers(self, rows, step)
+    )
     plan = make_plan(tiny_t5, [bert], texts, tmp_path / "runs")
     [first], _ = absorb(plan)
     [again], _ = absorb(plan)
     assert again.measured == first.measured
     assert again.artifact.manifest == first.artifact.manifest
+    assert asked == [len(plan.texts.examples)]
+    [kept] = (tmp_path / "runs" / ".answers").iterdir()
+    kept.write_bytes(b"torn")
+    [third], _ = absorb(plan)
+    assert (third.measured, len(asked)) == (first.measured, 2)
 
 
 def test_the_gate_refuses_with_figures(tiny_t5, bert, texts, tmp_path):
@@ -154,6 +166,15 @@ def test_labels_go_into_the_order_of_the_task(bert):
         check_labels(other, teacher)
     with pytest.raises(TeacherError, match="answers labels, and task share is regression"):
         check_labels(toy.VALUES, teacher)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about a name of transformers
+def test_an_adapter_that_is_a_pickle_is_refused(bert, tmp_path):
+    folder = make_adapter(tmp_path / "lora", bert)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(TeacherError, match=r"has no adapter_model\.safetensors, and adapter_model\.bin is a pickle"):
+        look_into(folder)
 
 
 def test_pickles_alone_are_refused(tmp_path):

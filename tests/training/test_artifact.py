@@ -100,7 +100,7 @@ def test_another_folder_is_left_alone(backbone, tmp_path: Path) -> None:
 def test_a_head_that_cannot_answer_the_task_is_refused_before_anything_is_written(backbone, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the head has 3 outputs, and task letters .* needs 2; give another task"):
         write(tmp_path / "run", backbone, spec=toy.CLASSES, head="linear", outputs=3)
-    with pytest.raises(RecipeError, match="head must be linear or mlp for regression, got 'text'"):
+    with pytest.raises(RecipeError, match="head must be linear, attention or mlp for regression, got 'text'"):
         write(tmp_path / "run", backbone, spec=toy.VALUES)
     assert not (tmp_path / "run").exists()
 

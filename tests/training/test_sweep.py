@@ -95,6 +95,7 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
     [
         (toy.CLASSES, {"head": "linear"}),
         (toy.CLASSES, {"head": "mlp", "gate": "fixed"}),
+        (toy.TWO_TEXTS, {"head": "attention"}),
         (toy.VALUES, {"weight_decay": 0.1, "tap_norm": "none"}),
         (toy.PAIRS, {}),
         (toy.CLASSES, {"head": "text"}),
@@ -102,7 +103,17 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
         (toy.NAMES, {}),
         (toy.MANY, {}),
     ],
-    ids=["linear", "mlp", "regression", "embedding", "label words", "two texts apart", "words", "several labels"],
+    ids=[
+        "linear",
+        "mlp",
+        "attention",
+        "regression",
+        "embedding",
+        "label words",
+        "two texts apart",
+        "words",
+        "several labels",
+    ],
 )
 def test_each_run_equals_the_same_run_alone(tmp_path, backbone, tokenizer, spec, settings):
     job = toy.job(tmp_path, spec, backbone, tokenizer, count=24, dropout=0.1, **settings)

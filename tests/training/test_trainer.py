@@ -417,7 +417,7 @@ def test_rungs_stand_on_every_second_block_unless_told_otherwise(backbone):
         Recipe(encoder_layers="most")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "text"])
+@pytest.mark.parametrize("head", ["linear", "attention", "mlp", "text"])
 def test_new_side_networks_read_normalized_taps_unless_told_otherwise(head):
     assert Recipe(head=head).side_config(toy.CLASSES).tap_norm == "rms"
     assert Recipe(head=head, tap_norm="none").side_config(toy.CLASSES).tap_norm == "none"
@@ -425,16 +425,26 @@ def test_new_side_networks_read_normalized_taps_unless_told_otherwise(head):
         Recipe(tap_norm="layer")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("spec", "outputs"), [(toy.CLASSES, 2), (toy.VALUES, 1), (toy.PAIRS, 8)])
-def test_an_mlp_head_answers_what_a_linear_one_can(tmp_path, backbone, tokenizer, spec, outputs):
-    config = Recipe(head="mlp").side_config(spec)
-    assert (config.head, config.outputs, config.has_decoder) == ("mlp", outputs, False)
+@pytest.mark.parametrize(
+    ("head", "spec", "outputs"),
+    [
+        ("mlp", toy.CLASSES, 2),
+        ("mlp", toy.VALUES, 1),
+        ("mlp", toy.PAIRS, 8),
+        ("attention", toy.CLASSES, 2),
+        ("attention", toy.VALUES, 1),
+        ("attention", toy.MANY, 3),
+    ],
+)
+def test_other_heads_answer_what_a_linear_one_can(tmp_path, backbone, tokenizer, head, spec, outputs):
+    config = Recipe(head=head).side_config(spec)
+    assert (config.head, config.outputs, config.has_decoder) == (head, outputs, False)
     assert Recipe().side_config(spec).head == "linear"
-    artifact = train(toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1, head="mlp"), tmp_path / "run")
-    assert load_model(artifact, backbone, tokenizer).side.config.head == "mlp"
+    artifact = train(toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1, head=head), tmp_path / "run")
+    assert load_model(artifact, backbone, tokenizer).side.config.head == head
 
 
-@pytest.mark.parametrize("head", ["mlp", "linear"])
+@pytest.mark.parametrize("head", ["mlp", "linear", "attention"])
 def test_text_is_for_the_text_head(head):
     with pytest.raises(RecipeError, match="head must be text for text"):
         Recipe(head=head).side_config(toy.TEXTS)
@@ -496,7 +506,7 @@ def test_golden_examples_stay_within_what_is_replayed(tmp_path, backbone, tokeni
 
 
 def test_head_that_cannot_answer_the_kind():
-    with pytest.raises(RecipeError, match="linear or mlp for regression"):
+    with pytest.raises(RecipeError, match="linear, attention or mlp for regression"):
         Recipe(head="text").side_config(toy.VALUES)
 
 
@@ -573,6 +583,7 @@ def test_two_texts_are_read_apart_by_default(tmp_path, backbone, tokenizer):
         (PAIR, Recipe(pair="together"), False),
         (PAIR, Recipe(head="text"), False),
         (PAIR, Recipe(head="mlp"), False),
+        (PAIR, Recipe(head="attention"), True),
         (toy.CLASSES, Recipe(), False),
         (toy.PAIRS, Recipe(), False),
     ],
@@ -583,5 +594,5 @@ def test_which_heads_read_texts_apart(spec, recipe, pair):
 
 @pytest.mark.parametrize(("spec", "head"), [(toy.CLASSES, "auto"), (PAIR, "text"), (PAIR, "mlp")])
 def test_texts_that_cannot_be_read_apart_are_an_error(spec, head):
-    with pytest.raises(RecipeError, match="apart needs a linear head, and two texts or images"):
+    with pytest.raises(RecipeError, match="apart needs a linear or an attention head, and two texts or images"):
         Recipe(head=head, pair="apart").side_config(spec)

@@ -19,6 +19,7 @@ from side_registry.manifest import Artifact
 from side_registry.specs.task import TASK_NAME, TASK_RULE, TaskSpec
 from training.absorbing.folders import TeacherFolder
 from training.absorbing.gate import AbsorbGate, agreement_of, labelled_scores
+from training.absorbing.kept_answers import kept_answers
 from training.absorbing.savings import LATENCY_ROWS, Cost, Savings, cost_after
 from training.absorbing.teacher import (
     HfTeacher,
@@ -187,7 +188,7 @@ def _ask(plan: AbsorbPlan, number: int, parts: Sequence[Sequence[Example]], prog
     check_labels(spec, teacher)
     every = [*parts, [] if labelled is None else labelled.examples]
     rows = [texts_of(spec, example.fields) for part in every for example in part]
-    outputs = in_order_of(spec, teacher, teacher.answers(rows, progress.teaching))
+    outputs = in_order_of(spec, teacher, kept_answers(teacher, rows, plan.output, progress.teaching))
     training, validation, held_out, scored = outputs.split([len(part) for part in every])
     return _Taught(
         cost=_cost_before(teacher, spec, parts[-1]),

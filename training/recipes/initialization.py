@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ladder import Backbone, SideNetwork, Tokenizer
 from ladder.backbone import full_precision
-from ladder.side import MlpHead, Order, check_order, initialize, magnitude
+from ladder.side import AttentionHead, MlpHead, Order, check_order, initialize, magnitude
 from side_registry.specs.task import TaskSpec
 from side_registry.specs.task_kinds import KINDS
 from training.data import Example, references
@@ -134,7 +134,7 @@ def start_at_targets(side: SideNetwork, examples: Sequence[Example]) -> float:
         The targets' standard deviation; 1 where they are all equal.
     """
     targets = torch.tensor([float(example.target) for example in examples])
-    last = side.head.out if isinstance(side.head, MlpHead) else side.head
+    last = side.head.out if isinstance(side.head, MlpHead | AttentionHead) else side.head
     with torch.no_grad():
         last.bias.fill_(targets.mean().item())
     deviation = targets.std(correction=0).item()

@@ -4,6 +4,7 @@ The first sentence under a field is the help of its option in `sidecast train`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,6 +33,7 @@ POSITIONS = 100
 """Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
 LATER = {"tap_norm": "none", "pair": "together", "schedule": "linear", "patience": 0}
 """What runs did from before a setting was there, by its name."""
+HEADS = ("auto", "text", "linear", "attention", "mlp")
 SWEPT = ("learning_rate", "seed", "reduction", "dropout", "head")
 """Settings that take several values in `sidecast train` and `sidecast.train`: a run for each combination."""
 SOFTER = 2.0
@@ -73,10 +75,11 @@ class Recipe:
     LST authors do (reference). See `ladder.side.structural_init`."""
     init_samples: int = SAMPLES
     """Training rows that fisher reads."""
-    head: Literal["auto", "text", "linear", "mlp"] = "auto"
-    """What gives the answer: the backbone's LM head (text), or trained layers (linear, mlp). auto: text for text tasks,
-    linear for all others, which then need no decoder. text for classification scores the labels as words. mlp: two
-    layers on the last token, for the tasks that linear can answer (BART's head)."""
+    head: Literal["auto", "text", "linear", "attention", "mlp"] = "auto"
+    """What gives the answer: the backbone's LM head (text), or trained layers (linear, attention, mlp). auto: text for
+    text tasks, linear for all others, which then need no decoder. text for classification scores the labels as words.
+    attention: a layer on the tokens that learned queries attend to, where linear reads a mean. mlp: two layers on the
+    last token, for the tasks that linear can answer (BART's head)."""
     reduction: int = 8
     """r: side widths are the backbone's divided by r."""
     encoder_layers: tuple[int, ...] | Literal["auto", "all"] = "auto"
@@ -98,8 +101,8 @@ class Recipe:
     merge_last: bool = False
     """Mix the backbone's last state into the answer (text head only)."""
     pair: Literal["auto", "apart", "together"] = "auto"
-    """How a linear head reads two texts, or a text and its images: apart (the mean of each, their difference and
-    product) or together (one mean of all tokens). auto: apart, but together for embeddings."""
+    """How a linear or an attention head reads two texts, or a text and its images: apart (what it finds in each, their
+    difference and product) or together (all tokens as one text). auto: apart, but together for embeddings."""
     bias: bool = True
     """Biases in the down- and upsample projections."""
     tap_norm: Literal["none", "rms"] = "rms"
@@ -142,7 +145,7 @@ class Recipe:
         _check("seed", self.seed, 0 <= self.seed < 2**32, "within 0 and 2**32 - 1")
         named = isinstance(self.encoder_layers, tuple) or self.encoder_layers in ("auto", "all")
         _check("encoder_layers", self.encoder_layers, named, "block numbers, auto or all")
-        _check("head", self.head, self.head in ("auto", "text", "linear", "mlp"), "auto, text, linear or mlp")
+        _check("head", self.head, self.head in HEADS, "auto, text, linear, attention or mlp")
         _check("tap_norm", self.tap_norm, self.tap_norm in ("none", "rms"), "none or rms")
         _check("pair", self.pair, self.pair in ("auto", "apart", "together"), "auto, apart or together")
         _check("init", self.init, self.init in get_args(Init), "random, magnitude or fisher")
@@ -182,7 +185,7 @@ class Recipe:
         allowed = kind.heads
         head = allowed[0] if self.head == "auto" else self.head
         if head not in allowed:
-            raise RecipeError("head", head, f"{' or '.join(allowed)} for {spec.kind}")
+            raise RecipeError("head", head, f"{_either(allowed)} for {spec.kind}")
         if self.batch_rows < least_rows(spec):
             raise RecipeError("batch_rows", self.batch_rows, f">= {least_rows(spec)} for {spec.kind}")
         if self.decoder_layers and head != "text":
@@ -224,9 +227,11 @@ class Recipe:
         return VisualConfig(features=width, images=images, tokens=tokens, positions=positions, damped=damped)
 
     def _reads_apart(self, spec: "TaskSpec", kind: "TaskKind", head: str) -> bool:
-        can = head == "linear" and (spec.has_pair or bool(spec.images)) and not kind.has_dimensions
+        can = head in ("linear", "attention") and (spec.has_pair or bool(spec.images)) and not kind.has_dimensions
         if self.pair == "apart" and not can:
-            rule = f"together or auto for {spec.name}: apart needs a linear head, and two texts or images"
+            rule = (
+                f"together or auto for {spec.name}: apart needs a linear or an attention head, and two texts or images"
+            )
             raise RecipeError("pair", self.pair, rule)
         return can and self.pair != "together"
 
@@ -277,3 +282,9 @@ class Recipe:
 def _check(name: str, value: object, holds: bool, rule: str) -> None:
     if not holds:
         raise RecipeError(name, value, rule)
+
+
+def _either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

@@ -100,7 +100,12 @@ def export(task: str, target: Path, registry: str | None, as_json: bool) -> None
     with _progress(as_json) as progress:
         done = export_task(_store(registry), TaskRef.parse(task), target, progress)
     numbers = ", ".join(str(version.version) for version in done.versions)
-    document = {"task": done.task, "versions": [version.version for version in done.versions], "aliases": done.aliases}
+    document = {
+        "task": done.task,
+        "versions": [version.version for version in done.versions],
+        "aliases": done.aliases,
+        "groups": [group.name for group in done.groups],
+    }
     say(as_json, document | {"target": str(target)}, f"exported {done.task} version {numbers} to {target}")
 
 
@@ -112,7 +117,7 @@ def export(task: str, target: Path, registry: str | None, as_json: bool) -> None
     type=click.Choice(["missing", "all", "none"]),
     default="missing",
     show_default=True,
-    help="Aliases to set: those that the task lacks here, all as exported, none.",
+    help="Aliases and groups to set: those that are not here yet, all as exported, none.",
 )
 @click.option("--message", "-m", default="", help="Why; kept in the history.")
 @options.as_json
@@ -128,6 +133,10 @@ def import_(source: Path, registry: str | None, aliases: Any, message: str, as_j
     show_table(("exported version", "version", ""), rows, title=f"{done.task} (generation {done.generation})")
     for alias, version in done.aliases.items():
         click.echo(f"{done.task}@{alias} is version {version}")
+    for group, version in done.groups.items():
+        click.echo(f"group {group} is version {version}")
+    for group, lacking in done.waiting.items():
+        click.echo(f"group {group} is not set yet: import {', '.join(lacking)} too")
 
 
 def _address(registry: str | None) -> str:

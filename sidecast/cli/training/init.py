@@ -55,8 +55,12 @@ Step = Callable[[int, int], None]
 @click.option("--mix-after", is_flag=True, default=None, help="Mix taps in after the side blocks, not before.")
 @click.option("--no-bias", "bias", is_flag=True, flag_value=False, default=None, help="No biases in projections.")
 @click.option("--merge-last", is_flag=True, default=None, help="Mix the backbone's last state in (text head).")
-@click.option("--head", type=click.Choice(["text", "linear", "mlp"]), help="[default: the task's; without one, text]")
-@click.option("--outputs", type=click.IntRange(1), metavar="N", help="Of a linear or mlp head without --task.")
+@click.option(
+    "--head", type=click.Choice(["text", "linear", "attention", "mlp"]), help="[default: the task's; without one, text]"
+)
+@click.option(
+    "--outputs", type=click.IntRange(1), metavar="N", help="Of a linear, attention or mlp head without --task."
+)
 @options.device
 @options.quantize
 @options.as_json

@@ -70,6 +70,8 @@ def asked(backbone: Backbone):
         ("linear", TagWords(labels=("PER", "LOC")), {"outputs": 5}),
         ("linear", TagWords(labels=("EMAIL",)), {"outputs": 3, "reduction": 8}),
         ("linear", ChooseLabels(labels=("a", "b", "c"), thresholds=(0.2, 0.5, 0.9)), {}),
+        ("attention", Classify(labels=("a", "b", "c")), {}),
+        ("attention", Regress(), {"outputs": 1}),
     ]
     for seed, (head, how, shape) in enumerate(ways):
         [module] = make_sides(backbone, 1, seed=seed, head=head, **shape)

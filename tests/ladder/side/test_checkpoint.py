@@ -164,12 +164,14 @@ def test_a_lying_header_takes_no_memory(tmp_path, backbone):
         load_side(path, backbone.config)
 
 
-@pytest.mark.parametrize("config", [{"head": "linear"}, {"head": "linear", "words": True}, {"head": "mlp"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"head": "linear"}, {"head": "linear", "words": True}, {"head": "mlp"}, {"head": "attention"}], ids=str
+)
 def test_a_head_of_its_own_is_served_as_it_was_trained(tmp_path, backbone, config):
     """Rounding 3.14159 to bfloat16, whatever it is stored in afterwards, would move every answer by 0.001."""
     side = SideNetwork(SideConfig(outputs=1, reduction=4, **config), backbone.config)
     with torch.no_grad():
-        (side.head.out if config["head"] == "mlp" else side.head).bias.fill_(3.14159)
+        getattr(side.head, "out", side.head).bias.fill_(3.14159)
     save_side(tmp_path / "side.safetensors", side)
     served = load_side(tmp_path / "side.safetensors", backbone.config, dtype=torch.bfloat16)
     for name, tensor in served.state_dict().items():

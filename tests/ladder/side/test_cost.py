@@ -80,6 +80,7 @@ SHAPES = {
     "late": SideConfig(reduction=2, mix_after=True, merge_last=True, gate="none", bias=False),
     "linear": SideConfig(reduction=2, encoder_layers=(0, 1), head="linear", outputs=5),
     "mlp": SideConfig(reduction=2, head="mlp", outputs=4),
+    "attention": SideConfig(reduction=2, head="attention", outputs=4),
     "images": SideConfig(reduction=2, encoder_layers=(1,), visual=VisualConfig(features=10, tokens=4)),
     "images, linear": SideConfig(reduction=2, head="linear", outputs=5, visual=VisualConfig(features=10, tokens=0)),
 }

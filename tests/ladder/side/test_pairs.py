@@ -43,9 +43,10 @@ def test_a_text_and_its_images_are_a_pair() -> None:
     assert text_and_images(mask, 3).tolist() == [[[0, 2], [3, 5]], [[0, 3], [3, 4]]]
 
 
+@pytest.mark.parametrize("head", ["linear", "attention"])
 @pytest.mark.parametrize("shape", [{}, {"tap_norm": "rms", "encoder_layers": (1,)}], ids=str)
-def test_stacked_equal_their_modules(t5: Backbone, shape: dict[str, object]) -> None:
-    sides = make_sides(t5, max(PICKS) + 1, head="linear", pair=True, **shape)
+def test_stacked_equal_their_modules(t5: Backbone, head: str, shape: dict[str, object]) -> None:
+    sides = make_sides(t5, max(PICKS) + 1, head=head, pair=True, **shape)
     held = stacked(SideBank(t5), sides)
     taps = replace(t5.encode(*make_inputs(len(PICKS))), pairs=PAIRS)
     memory = StackedBatch([held[pick] for pick in PICKS]).encode(taps)
@@ -55,11 +56,12 @@ def test_stacked_equal_their_modules(t5: Backbone, shape: dict[str, object]) -> 
     assert_close(torch.cat(found), one_by_one([sides[pick] for pick in PICKS], taps), **CLOSE)
 
 
+@pytest.mark.parametrize("head", ["linear", "attention"])
 @pytest.mark.parametrize("in_bank", [True, False])
-def test_equal_tokens_that_are_parted_elsewhere_are_other_rows(t5: Backbone, in_bank: bool) -> None:
+def test_equal_tokens_that_are_parted_elsewhere_are_other_rows(t5: Backbone, in_bank: bool, head: str) -> None:
     """Beside a task that reads all tokens alike, of the same shape; a row that does not say fails alone."""
     bank, how = SideBank(t5), Classify(labels=("a", "b", "c"))
-    [apart] = make_sides(t5, 1, head="linear", pair=True)
+    [apart] = make_sides(t5, 1, head=head, pair=True)
     [together] = make_sides(t5, 1, head="linear")
     sides = stacked(bank, [apart, together]) if in_bank else [apart, together]
     ids = (5, 8, 13, 22, 17, 1)
@@ -79,8 +81,9 @@ def test_equal_tokens_that_are_parted_elsewhere_are_other_rows(t5: Backbone, in_
     assert not isinstance(fine, NotFiniteError)
 
 
-def test_a_network_that_is_not_told_where_its_texts_are_says_so(t5: Backbone) -> None:
-    [side] = make_sides(t5, 1, head="linear", pair=True)
+@pytest.mark.parametrize("head", ["linear", "attention"])
+def test_a_network_that_is_not_told_where_its_texts_are_says_so(t5: Backbone, head: str) -> None:
+    [side] = make_sides(t5, 1, head=head, pair=True)
     taps = t5.encode(*make_inputs(2))
     with pytest.raises(InputsError, match="reads two texts apart"):
         side.read_all(side.encode(taps), taps)
@@ -91,5 +94,5 @@ def test_the_setting_is_in_files_only_where_it_is_on() -> None:
     config = SideConfig(head="linear", outputs=2, pair=True)
     assert SideConfig.from_dict(config.to_dict()) == config
     for head, outputs, words in (("text", 0, False), ("mlp", 2, False), ("linear", 2, True)):
-        with pytest.raises(SideConfigError, match="pair needs the linear head"):
+        with pytest.raises(SideConfigError, match="pair needs the linear head, without words, or the attention head"):
             SideConfig(head=head, outputs=outputs, words=words, pair=True)  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def test_every_gate_equals_its_module(t5: Backbone, gate: str, form: str, mix_af
 
 
 @pytest.mark.parametrize("kind", SPEAKING)
-@pytest.mark.parametrize("head", ["text", "linear", "mlp"])
+@pytest.mark.parametrize("head", ["text", "linear", "attention", "mlp"])
 def test_every_family_equals_its_modules(backbones: dict[str, Backbone], kind: str, head: str) -> None:
     check(backbones[kind], PICKS, head)
 
@@ -107,7 +107,7 @@ def test_dropped_layers_equal_their_modules(t5: Backbone, encoder: tuple[int, ..
     check(t5, PICKS, "text", encoder_layers=encoder, decoder_layers=decoder)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", ["linear", "attention", "mlp"])
 def test_heads_of_their_own_equal_their_modules_without_biases_and_with_words(t5: Backbone, head: str) -> None:
     check(t5, PICKS, head, bias=False, words=head == "linear", encoder_layers="half")
 
@@ -168,7 +168,7 @@ def test_what_changes_no_arithmetic_is_one_shape(t5: Backbone) -> None:
     bank, same = SideBank(t5), [{"gate": "none"}, {"gate": "one"}, {"gate_form": "channel"}, {"bias": False}]
     shapes = {stacked(bank, make_sides(t5, 1, **each))[0].shape for each in ({}, *same)}
     assert len(shapes) == 1
-    heads = {stacked(bank, make_sides(t5, 1, head=head))[0].shape for head in ("linear", "mlp")}
+    heads = {stacked(bank, make_sides(t5, 1, head=head))[0].shape for head in ("linear", "attention", "mlp")}
     assert len(heads) == 1
     other = [{"mix_after": True}, {"encoder_layers": (0,)}, {"reduction": 8}, {"tap_norm": "rms"}]
     assert len({stacked(bank, make_sides(t5, 1, **each))[0].shape for each in other} | shapes | heads) == 6
@@ -218,7 +218,8 @@ def test_rows_that_joined_later_do_not_see_columns_before_them(t5: Backbone) -> 
 
 
 @pytest.mark.parametrize(
-    ("head", "tap_norm"), [("text", "none"), ("linear", "none"), ("mlp", "none"), ("text", "rms"), ("linear", "rms")]
+    ("head", "tap_norm"),
+    [("text", "none"), ("linear", "none"), ("attention", "none"), ("mlp", "none"), ("text", "rms"), ("linear", "rms")],
 )
 def test_bfloat16_is_as_near_to_float32_as_a_modules(tmp_path: Path, head: str, tap_norm: str) -> None:
     """At most twice as far off as the module in bfloat16, and within 5 % of the largest number."""

@@ -94,12 +94,24 @@ class TestTransfer:
         assert ran.out.endswith("sst2@production is version 1\n")
         again = done(*words, "--json").document
         versions = {"versions": {"1": 1, "2": 2}, "new": [], "retired": []}
-        assert again == {"task": "sst2", **versions, "aliases": {}, "generation": 1}
+        assert again == {"task": "sst2", **versions, "aliases": {}, "groups": {}, "waiting": {}, "generation": 1}
         other = Registry.open(tmp_path / "other")
         history = other.history()
         assert history[0].message == f"import of sst2 1, 2 of registry {registry.id}"
         other.retire("sst2", 2)
         assert any(line.split() == ["2", "retired", "here"] for line in done(*words).out.splitlines())
+
+    def test_groups_are_told(self, registry: Registry, tmp_path: Path):
+        registry.set_group("guard", ["sst2:2"])
+        path, where = tmp_path / "out.tar", ("--registry", tmp_path / "other")
+        ran = done("registry", "export", "sst2", path, "--registry", registry.url, "--json")
+        assert ran.document["groups"] == ["guard"]
+        assert "group guard is version 1\n" in done("registry", "import", path, *where).out
+        registry.publish(make_run(tmp_path / "rte", "rte"))
+        registry.set_group("guard", ["sst2:2", "rte"])
+        done("registry", "export", "sst2", path, "--registry", registry.url)
+        ran = done("registry", "import", path, *where, "--aliases", "all")
+        assert "group guard is not set yet: import rte too\n" in ran.out
 
     def test_mistakes(self, registry: Registry, tmp_path: Path):
         assert (

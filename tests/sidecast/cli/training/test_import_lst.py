@@ -159,7 +159,7 @@ def words(checkpoint: Path, backbone: Path, run: Path) -> tuple[object, ...]:
         ("b", "--gate-temperature 0", "gate_temperature must be > 0, got 0.0"),
         ("b", "--head linear", "'linear' is not 'text'"),
         ("b", "--task sst3", "no built-in task 'sst3'"),
-        ("b", "--task stsb", "head must be linear or mlp for regression, got 'text'"),
+        ("b", "--task stsb", "head must be linear, attention or mlp for regression, got 'text'"),
         ("b", "--settings @/nothing.json", "--settings @/nothing.json does not read as JSON"),
         ("b", "--settings @/list.json", "must hold a JSON object"),
         ("b", "--settings @/r4.json", "r 4 is claimed, and the checkpoint's widths are those of r 8"),

@@ -157,7 +157,7 @@ def test_training_does_not_take_it_for_its_own(house: Path, tmp_path: Path) -> N
         (f"{INIT} --init fisher --samples-file @/nothing", "nothing is no whole safetensors file"),
         (f"{INIT} --head linear", "a linear head needs --task, or --outputs N"),
         (f"{INIT} --task @/letters.toml --outputs 3", "task letters with a linear head has 2 outputs, not 3"),
-        (f"{INIT} --task stsb --head text", "head must be linear or mlp for regression, got 'text'"),
+        (f"{INIT} --task stsb --head text", "head must be linear, attention or mlp for regression, got 'text'"),
         (f"{INIT} --reduction 9", "reduction must be at most d_kv 8, got 9"),
         (f"{INIT} --encoder-layers 7", "encoder_layers must be within 0..2 on this backbone, got [7]"),
         (f"{INIT} --head linear --outputs 2 --merge-last", "merge_last needs the text head"),
