@@ -1,4 +1,4 @@
-"""A release is one version: in pyproject.toml, the changelog, the tag, and wherever an image is named. CONTRIBUTING.md says how it is made."""
+"""A release is one version: in pyproject.toml, changelog, tags and image tags. CONTRIBUTING.md says how it is made."""
 
 import re
 import shutil
