@@ -191,7 +191,7 @@ export async function showPlayground(main, _, query, current) {
 					fill(heads[index], badge(`v${result.prediction.version}`));
 					draw(index);
 				});
-				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000 });
+				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000, pictures: indices.some((index) => byName.get(chosen[index].task).images?.length) });
 				fill(timing, lanes.filter(Boolean));
 				const several = indices.filter((index) => byName.get(chosen[index].task).kind === "multilabel" && answers[index]);
 				await Promise.all(several.map(async (index) => draw(index, await thresholdsOf(answers[index]))));
@@ -216,7 +216,7 @@ export async function showPlayground(main, _, query, current) {
 							answers[index] = { answers: [{ text: data.text }] };
 							fill(heads[index], badge(`v${data.version}`));
 							bodies[index].append(h("p.muted.small", `${data.token_count} tokens${data.finish_reason === "length" ? ", cut at the longest allowed" : ""}${first === null ? "" : ` · first piece after ${ms(first)}`}`));
-							if (data.timings) lanes[1 + index] = drawTimings(data.timings, { title: `${task}, as a stream`, trip: (performance.now() - began) / 1000 });
+							if (data.timings) lanes[1 + index] = drawTimings(data.timings, { title: `${task}, as a stream`, trip: (performance.now() - began) / 1000, pictures: byName.get(task).images?.length });
 							fill(timing, lanes.filter(Boolean));
 						}
 					}
