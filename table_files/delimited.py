@@ -4,6 +4,9 @@ A value with the delimiter, a quote or a line end in it is quoted, and quotes in
 as Python's csv module reads them: one within a value that does not begin with a quote is text, and so is what follows a
 closing quote (`"x"y"z` is the value `xy"z`). A quote that is never closed is refused. A TSV value cannot hold both a
 tab and a line end: that is how a quote that closes in a later row looks. Blank lines are skipped.
+
+A CSV file whose header has semicolons and no comma is read with semicolons: so spreadsheets write it in languages whose
+decimal sign is the comma.
 """
 
 import csv
@@ -39,7 +42,7 @@ class Delimited:
 
     def rows(self, file: BinaryIO, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
         """Each row's values of `columns`. Raises TableFileError: no header, a column missing, or a bad row."""
-        records = self._records(file)
+        records = self._records(file, self._delimiter_of(file))
         header = next(records, None)
         if header is None:
             raise TableFileError(None, f"empty; the first line names the columns: {', '.join(columns)}")
@@ -51,7 +54,7 @@ class Delimited:
 
     def cut(self, file: BinaryIO, chunk_rows: int) -> Iterator[tuple[Chunk, pa.Schema]]:
         """Chunks by their bytes: none is cut within a quoted value. Raises TableFileError: a bad row."""
-        records = self._records(file)
+        records = self._records(file, self._delimiter_of(file))
         header = next(records, None)
         if header is None:
             return
@@ -66,15 +69,23 @@ class Delimited:
 
     def read(self, file: BinaryIO, chunk: Chunk, schema: pa.Schema) -> pa.Table:
         """All columns of the header. Raises TableFileError: a bad row."""
-        first = next(self._records(file), None)
+        delimiter = self._delimiter_of(file)
+        first = next(self._records(file, delimiter), None)
         header = [] if first is None else first.values
         file.seek(chunk.offset)
-        records = _checked(self._records(file, chunk.line, chunk.offset), len(header))
+        records = _checked(self._records(file, delimiter, chunk.line, chunk.offset), len(header))
         rows = [record.values for record in islice(records, chunk.rows)]
         columns = zip(*rows, strict=True) if rows else [()] * len(header)
         return pa.table([pa.array(column, pa.string()) for column in columns], names=header)
 
-    def _records(self, file: BinaryIO, line: int = 1, offset: int = 0) -> Iterator[_Record]:
+    def _delimiter_of(self, file: BinaryIO) -> str:
+        """By the header, which the file's position is before and stays."""
+        begin = file.tell()
+        header = file.readline()
+        file.seek(begin)
+        return ";" if self._delimiter == "," and b";" in header and b"," not in header else self._delimiter
+
+    def _records(self, file: BinaryIO, delimiter: str, line: int = 1, offset: int = 0) -> Iterator[_Record]:
         """Records from the file's position on. The csv module takes no line before it needs it: ends are exact."""
         end = offset
         last = ""
@@ -89,7 +100,7 @@ class Delimited:
             is_over = True
 
         csv.field_size_limit(MAX_CHARACTERS)  # the module's only way: for the whole process
-        reader = csv.reader(texts(), delimiter=self._delimiter)
+        reader = csv.reader(texts(), delimiter=delimiter)
         while True:
             first = line + reader.line_num
             begin = end

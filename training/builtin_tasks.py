@@ -24,7 +24,8 @@ def load_task(name_or_path: str | Path) -> TaskSpec:
         return TaskSpec.from_toml(Path(name_or_path))
     known = _builtin_files()
     if name_or_path not in known:
-        raise UnknownBuiltinTask(str(name_or_path), known)
+        file = f"{name_or_path}.toml"
+        raise UnknownBuiltinTask(str(name_or_path), known, file if Path(file).is_file() else "")
     return TaskSpec.from_toml(known[str(name_or_path)])
 
 

@@ -51,6 +51,8 @@ class UnknownBuiltinTask(TrainingError):
     name: str
     known: Iterable[str]
     """Names of the built-in tasks; kept as a tuple."""
+    file: str = ""
+    """The task spec here that is called so, if there is one."""
 
     reason = "UNKNOWN_BUILTIN_TASK"
     message = "no built-in task {self.name!r}{self.hint}; give one of {self.names}, or a task spec's .toml file"
@@ -66,7 +68,9 @@ class UnknownBuiltinTask(TrainingError):
 
     @property
     def hint(self) -> str:
-        """The nearest of the known names, in brackets; nothing where none is near."""
+        """The file of that name or the nearest of the known names, in brackets; nothing where none is near."""
+        if self.file:
+            return f" (did you mean {self.file}?)"
         near = difflib.get_close_matches(self.name.lower()[:64], tuple(self.known), n=1)
         return f" (did you mean {near[0]}?)" if near else ""
 

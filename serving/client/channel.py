@@ -98,6 +98,10 @@ def check_address(address: str) -> None:
         address.encode()
     except (AttributeError, UnicodeEncodeError):
         raise InvalidInputError(f"address: must be HOST:PORT, got {ascii(address)[:100]}") from None
+    if address.startswith(("http://", "https://")):
+        raise InvalidInputError(
+            f"address: must be HOST:PORT of the gRPC port, such as 127.0.0.1:8001; got {address[:100]}"
+        )
 
 
 def _is_ipv6(host: str) -> bool:

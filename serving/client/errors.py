@@ -33,6 +33,15 @@ PROXY_WITHOUT_SERVER = ("Received http2 header with status: 5", "RayServeAPIServ
 """Parts of the message that a caller gets from a proxy with no server behind it: gRPC's text for an HTTP 5xx page, and
 Ray Serve's text before it has an application."""
 
+CAUSES = {
+    "Connection refused": "no server listens there",
+    "Expected SETTINGS frame": "that port does not speak gRPC; a server's gRPC port is 8001, unless it says another",
+    "WRONG_VERSION_NUMBER": "that port has no TLS",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not signed by an authority that this client trusts",
+    "hostname lookup error": "its host name cannot be resolved",
+}
+"""What is in gRPC's text of a failed connection, and what it means."""
+
 BY_REASON: dict[str, type["SidecastError"]] = {}
 """The class for each reason that a server sends. Filled as the classes are defined."""
 BY_CODE: dict[grpc.StatusCode, type["SidecastError"]] = {}
@@ -316,12 +325,16 @@ def from_call(error: Any, address: str) -> SidecastError:
     if status := _rich_status(error.trailing_metadata()):
         return from_status(status)
     if code is grpc.StatusCode.UNAVAILABLE or any(words in details for words in PROXY_WITHOUT_SERVER):
-        return UnreachableError(f"no answer from {address}: {details}")
+        return UnreachableError(f"no answer from {address}: {_cause(details)}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return MessageTooLargeError(f"{details}; send fewer rows in one call")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError(f"no answer from {address} within the timeout")
     return _by_code(code)(details or f"the call failed with {code}")
+
+
+def _cause(details: str) -> str:
+    return next((cause for words, cause in CAUSES.items() if words in details), details)
 
 
 def _by_code(code: grpc.StatusCode | None) -> type[SidecastError]:

@@ -122,6 +122,8 @@ class Reconciler:
         """
         until = time.monotonic() + within_s
         self._adopt(self._first_state())
+        if not self._pool.snapshot().tasks:
+            log.warning("the registry has no task yet: publish one, or check the address of the registry")
         self._backlog = set(self._pending)
         total = len(self._pending)
         while self._pending and time.monotonic() < until:

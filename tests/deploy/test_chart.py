@@ -170,6 +170,25 @@ def test_with_secrets_the_server_has_tls_and_tokens_and_is_probed_over_https() -
     assert [probe["path"] for probe in probes.values()] == ["/readyz", "/readyz", "/healthz"]
 
 
+def test_the_component_for_access_is_what_the_chart_makes(tmp_path: Path) -> None:
+    names = ("access.tlsSecret=sidecast-tls", "access.tokensSecret=sidecast-tokens", "access.insecure=false")
+    plain = with_components(tmp_path, "single", "components/access")
+    chosen = {"chart": compared(chart(*names)), "component": compared(plain)}
+    configs = {}
+    for name, objects in chosen.items():
+        pod = objects["Deployment", "sidecast"]["spec"]["template"]["spec"]
+        environment = {each["name"]: each["value"] for each in pod["containers"][0].pop("env", [])}
+        settings = objects["ConfigMap", "settings"].pop("data")["sidecast.toml"]
+        file = tmp_path / f"{name}.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        configs[name] = read_config({}, environ=environment, file=file)
+        pod["volumes"].sort(key=lambda volume: volume["name"])
+    assert chosen["component"] == chosen["chart"]
+    access = configs["component"].access
+    assert access == configs["chart"].access
+    assert not access.insecure
+
+
 @pytest.mark.parametrize("missing", [0, 2])
 def test_without_a_secret_it_installs_only_where_that_is_said(missing: int) -> None:
     sets = [value for place, value in enumerate(SECRETS) if place != missing]

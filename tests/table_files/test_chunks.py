@@ -108,6 +108,12 @@ def test_values_of_csv_stay_text(tmp_path):
     assert rows_of(path, 1) == rows_of(path, 9) == wanted
 
 
+def test_chunks_of_a_csv_file_with_semicolons(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id;text\n1;1,5\n2;b\n3;c\n")
+    assert rows_of(path, 2) == [{"id": "1", "text": "1,5"}, {"id": "2", "text": "b"}, {"id": "3", "text": "c"}]
+
+
 def test_times_of_json_stay_text_and_those_of_parquet_stay_times(tmp_path):
     rows = [{"when": "2026-01-01", "all": [{"at": "2026-01-01 10:00:00"}]}, {"when": "now", "all": []}]
     assert rows_of(write(tmp_path / "rows.jsonl", rows), 1) == rows

@@ -102,6 +102,15 @@ def test_a_byte_order_mark_blank_lines_crlf_and_a_missing_last_line_end_are_fine
     assert rows_of(path) == [(start, values), (start + 3, values)]
 
 
+@pytest.mark.parametrize("header", ["sentence;label", '\ufeff"label";"sentence"'])
+def test_a_csv_file_whose_header_has_semicolons_alone_is_read_with_them(tmp_path, header):
+    path = tmp_path / "rows.csv"
+    values = {"sentence": "1,5 euros", "label": '"a;b"'}
+    names = [name.strip('\ufeff"') for name in header.split(";")]
+    path.write_text(f"{header}\r\n{';'.join(values[name] for name in names)}\r\n", "utf-8")
+    assert rows_of(path) == [(2, {"sentence": "1,5 euros", "label": "a;b"})]
+
+
 def test_lines_are_counted_through_quoted_line_ends(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b'sentence,label\n"one\ntwo\r\n\nfour",positive\nfive,negative\n')

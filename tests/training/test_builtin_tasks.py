@@ -91,6 +91,13 @@ def test_an_unknown_task_lists_the_builtin_ones_and_the_nearest():
     assert text.endswith("or a task spec's .toml file")
 
 
+def test_a_file_that_is_named_without_its_suffix_is_what_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sst.toml").touch()
+    with pytest.raises(UnknownBuiltinTask, match=r"no built-in task 'sst' \(did you mean sst\.toml\?\)"):
+        load_task("sst")
+
+
 @pytest.mark.parametrize("as_type", [str, Path])
 def test_a_users_task_is_read_from_its_file(tmp_path, as_type):
     path = tmp_path / "tickets.toml"

@@ -89,9 +89,9 @@ function said({ spans, labels, label, text }) {
 }
 
 // Where the time of a request went: one backbone pass as one bar, side networks as slivers.
-export function drawTimings(timings, { sides = [], title, trip, pieces } = {}) {
+export function drawTimings(timings, { sides = [], title, trip, pieces, pictures } = {}) {
 	const parts = [
-		{ key: "prepare", name: "Tokenize", seconds: timings.prepare_s },
+		{ key: "prepare", name: pictures ? "Tokens and pictures" : "Tokenize", seconds: timings.prepare_s },
 		{ key: "queue", name: "Queue", seconds: timings.queue_s, help: "for the device" },
 		{ key: "backbone", name: "Backbone", seconds: timings.backbone_s, help: timings.inputs && timings.cached_inputs === timings.inputs ? "its activations were in the cache" : "one pass, for every task" },
 		...(sides.length ? [{ key: "side", name: sides.length > 1 ? `${sides.length} side networks` : "Side network", seconds: timings.side_s, help: sides.length > 1 ? "together" : "" }] : []),

@@ -40,17 +40,45 @@ export async function showPlayground(main, _, query, current) {
 	function drawInputs() {
 		const names = isPlain() ? [""] : fields();
 		fill(inputs,
+			images().length ? h("div.pictures", images().map(drawPicture)) : null,
 			names.map((name) => [
 				h("label", { for: `field-${name}` }, name || "Text", name && kept.chosen.length > 1 ? h("span.muted.small", ` for ${users("fields", name)}`) : null),
 				h("textarea", { id: `field-${name}`, "data-key": `field ${name}`, rows: names.length > 1 ? 2 : 4, spellcheck: "false", placeholder: "Write or paste a text", value: kept.values[name] ?? "", oninput: (event) => { kept.values[name] = event.target.value; drawCode(); }, onkeydown: (event) => {
 					if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
 				} }),
-			]),
-			images().map((name) => {
-				const file = kept.files[name];
-				const preview = file ? h("img.preview", { alt: `The picture for ${name}`, src: URL.createObjectURL(file) }) : null;
-				return [h("label", { for: `image-${name}` }, name, h("span.muted.small", " JPEG, PNG or WebP")), h("input", { id: `image-${name}`, type: "file", accept: "image/jpeg,image/png,image/webp", onchange: (event) => { kept.files[name] = event.target.files[0]; drawInputs(); drawCode(); } }), preview];
-			}));
+			]));
+	}
+
+	// A picture is chosen, dropped or pasted.
+	function drawPicture(name) {
+		const file = kept.files[name];
+		const shown = h("img.preview", { alt: "", onerror: () => shown.replaceWith(h("span.fault", "The browser cannot show this file.")) });
+		if (file) shown.src = URL.createObjectURL(file);
+		return h("label.picture", {
+			ondragover: (event) => event.preventDefault(),
+			ondrop: (event) => {
+				event.preventDefault();
+				takePicture(name, event.dataTransfer.files);
+			},
+		},
+		h("span", name, kept.chosen.length > 1 ? h("span.muted.small", ` for ${users("images", name)}`) : null),
+		file ? [shown, h("span.muted.small", file.name)] : h("span.muted.small", "Choose, drop or paste a JPEG, PNG or WebP file."),
+		h("input.unseen", { id: `image-${name}`, "data-key": `image ${name}`, type: "file", accept: "image/jpeg,image/png,image/webp", onchange: (event) => takePicture(name, event.target.files) }));
+	}
+
+	function takePicture(name, files) {
+		if (!files.length) return;
+		kept.files[name] = files[0];
+		drawInputs();
+		drawCode();
+	}
+
+	function paste(event) {
+		const place = images().find((name) => !kept.files[name]) ?? images().at(-1);
+		const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+		if (!place || !files.length) return;
+		event.preventDefault();
+		takePicture(place, files);
 	}
 
 	const users = (member, name) => kept.chosen.filter((choice) => (byName.get(choice.task)[member] ?? []).includes(name)).map((choice) => choice.task).filter((task, index, all) => all.indexOf(task) === index).join(", ");
@@ -163,7 +191,7 @@ export async function showPlayground(main, _, query, current) {
 					fill(heads[index], badge(`v${result.prediction.version}`));
 					draw(index);
 				});
-				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000 });
+				if (indices.some((index) => answers[index])) lanes[0] = drawTimings(answer.timings, { sides: indices.filter((index) => answers[index]).map((index) => chosen[index].task), title: indices.length > 1 ? `${indices.length} tasks in one request` : chosen[indices[0]].task, trip: (performance.now() - began) / 1000, pictures: indices.some((index) => byName.get(chosen[index].task).images?.length) });
 				fill(timing, lanes.filter(Boolean));
 				const several = indices.filter((index) => byName.get(chosen[index].task).kind === "multilabel" && answers[index]);
 				await Promise.all(several.map(async (index) => draw(index, await thresholdsOf(answers[index]))));
@@ -188,7 +216,7 @@ export async function showPlayground(main, _, query, current) {
 							answers[index] = { answers: [{ text: data.text }] };
 							fill(heads[index], badge(`v${data.version}`));
 							bodies[index].append(h("p.muted.small", `${data.token_count} tokens${data.finish_reason === "length" ? ", cut at the longest allowed" : ""}${first === null ? "" : ` · first piece after ${ms(first)}`}`));
-							if (data.timings) lanes[1 + index] = drawTimings(data.timings, { title: `${task}, as a stream`, trip: (performance.now() - began) / 1000 });
+							if (data.timings) lanes[1 + index] = drawTimings(data.timings, { title: `${task}, as a stream`, trip: (performance.now() - began) / 1000, pictures: byName.get(task).images?.length });
 							fill(timing, lanes.filter(Boolean));
 						}
 					}
@@ -213,7 +241,7 @@ export async function showPlayground(main, _, query, current) {
 
 	fill(main, ...page("Playground", "One input, any number of tasks: the backbone reads it once."),
 		h("div.columns",
-			h("form.stack.ask", { onsubmit: ask },
+			h("form.stack.ask", { onsubmit: ask, onpaste: paste },
 				card("Input", {}, inputs, h("div.buttons.start", run, h("span.muted.small", h("kbd", "Ctrl"), " ", h("kbd", "Enter")))),
 				card("Tasks", { extra: tasks.length > 8 ? search : null }, picker)),
 			h("div.stack", results, card("Where the time went", {}, timing), card("The same call", {}, code))));

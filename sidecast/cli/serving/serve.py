@@ -55,7 +55,8 @@ def serve(as_json: bool, config: str | None, **flags: Any) -> None:
         if chosen.access.admin_port is not None:
             document["admin"] = f"{chosen.access.admin_host or chosen.host}:{server.admin_port}"
         http = "" if server.http_port is None else " HTTP on {http},"
-        line = f"ready: gRPC on {{address}},{http} metrics on {{metrics}}, {{tasks}} tasks, generation {{generation}}"
+        noun = "task" if server.task_count == 1 else "tasks"
+        line = f"ready: gRPC on {{address}},{http} metrics on {{metrics}}, {{tasks}} {noun}, generation {{generation}}"
         click.echo(json.dumps(document) if as_json else line.format(**document))
 
     code = run_server(chosen, ready)

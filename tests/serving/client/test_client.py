@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -360,8 +361,24 @@ def test_ready_tells_and_waits(ask: Ask) -> None:
 
 
 def test_nobody_there_is_an_error_that_names_the_address() -> None:
-    with Client("127.0.0.1:1", retry=False) as client, pytest.raises(errors.UnreachableError, match=r"127\.0\.0\.1:1"):
+    expected = r"no answer from 127\.0\.0\.1:1: no server listens there"
+    with Client("127.0.0.1:1", retry=False) as client, pytest.raises(errors.UnreachableError, match=expected):
         client.predict("sst2", ["a"])
+
+
+def test_an_address_of_http_is_told_from_one_of_grpc() -> None:
+    with pytest.raises(errors.InvalidInputError, match="HOST:PORT of the gRPC port"):
+        Client("http://127.0.0.1:8000")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        for secured, cause in ((False, "does not speak gRPC"), (True, "has no TLS")):
+            client = Client(f"127.0.0.1:{server.server_port}", retry=False, tls=secured)
+            with client, pytest.raises(errors.UnreachableError, match=cause):
+                client.predict("sst2", ["a"])
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize(

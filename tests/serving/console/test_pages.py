@@ -10,8 +10,9 @@ import requests
 from serving.access.tokens import create_token
 from serving.config import AccessConfig
 from serving.errors import SideFailed
-from tests.serving.api_kit import NAMES, PASSAGES, RTE, SST2, TOPICS, Parlour
+from tests.serving.api_kit import NAMES, NLVR, PASSAGES, RTE, SST2, TOPICS, Parlour
 from tests.serving.console.browser import Browser
+from tests.serving.images.kit import picture
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,35 @@ def test_the_playground_draws_several_labels_relevance_entities_and_an_error(bro
     kept.service.trouble["sst2"] = SideFailed("sst2", 1, "a test")
     with kept.open() as parlour:
         browser.browse(f"http://127.0.0.1:{parlour.server.http_port}/", play)
+
+
+PASTE = """file => {
+    const data = new DataTransfer();
+    data.items.add(new File([Uint8Array.from(file.bytes)], "pasted.png", { type: "image/png" }));
+    document.querySelector("form.ask").dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+}"""
+
+
+def test_pictures_are_chosen_or_pasted_and_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    pictures = [picture(colour) for colour in (40, 200)]
+
+    def play(page: Any) -> None:
+        visit(page, "#/playground?task=nlvr")
+        page.locator("#image-left").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": pictures[0]})
+        page.evaluate(PASTE, {"bytes": list(pictures[1])})
+        left, right = (box.bounding_box() for box in page.locator(".picture img").all())
+        assert left["y"] == right["y"]
+        assert left["x"] + left["width"] < right["x"]
+        page.locator("#field-sentence").fill("the second is bright")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("article[aria-label=nlvr] .verdict")
+        assert '"left": Path("a.png"), "right": Path("pasted.png")' in page.locator("pre").inner_text()
+        assert faults_of(page) == []
+
+    with Parlour(tmp_path, [NLVR], http_port=None).open() as parlour:
+        browser.browse(f"http://127.0.0.1:{parlour.server.http_port}/", play)
+        [[row]] = parlour.service.rows
+        assert row == {"sentence": "the second is bright", "left": pictures[0], "right": pictures[1]}
 
 
 def test_a_version_is_promoted_shadowed_and_rolled_back_by_keyboard(browser: Browser, console: str) -> None:

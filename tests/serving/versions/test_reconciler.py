@@ -41,6 +41,15 @@ def test_an_empty_registry_is_served_at_once(house: House) -> None:
     assert (state.generation, state.wanted) == (0, 0)
 
 
+def test_a_start_without_any_task_is_worth_a_warning(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.reconciler.begin()
+    assert "the registry has no task yet" in caplog.text
+    house.publish("sst2")
+    caplog.clear()
+    house.reconciler.begin()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_start_loads_everything_before_it_returns_and_reports_progress(house: House) -> None:
     for task in ("sst2", "cola", "stsb"):
         house.publish(task)
