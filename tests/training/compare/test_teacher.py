@@ -45,8 +45,8 @@ def compared(folder: Path, spec: TaskSpec, tiny_t5: Path, method: str) -> tuple[
 
 @pytest.mark.parametrize(
     ("spec", "method"),
-    [(toy.TWO_TEXTS, "full"), (TWO_VALUES, "full"), (toy.CLASSES, "lora"), (toy.CLASSES, "pruning")],
-    ids=["labels", "values", "PEFT", "pruned"],
+    [(toy.TWO_TEXTS, "full"), (TWO_VALUES, "full"), (toy.CLASSES, "lora")],
+    ids=["labels", "values", "PEFT"],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_was_compared_teaches_with_the_answers_that_it_was_scored_by(tmp_path, tiny_t5, spec, method):
