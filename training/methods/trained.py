@@ -30,7 +30,7 @@ SAME = ("kind", "template", "labels")
 """Of the task's spec: what another task must have in common with it to get its answers."""
 
 
-def save_trained(file: Path, scorer: Scorer, method: str, backbone: Backbone) -> dict[str, Tensor]:
+def save_trained(file: Path, scorer: Scorer, method: str, backbone: Backbone) -> Mapping[str, Tensor]:
     """Write what was trained. Return its tensors, by name."""
     trained = {name: tensor for name, tensor in scorer.named_parameters() if tensor.requires_grad}
     made_of = {

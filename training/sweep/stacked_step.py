@@ -53,7 +53,7 @@ class StackedSides:
         """
         computed = [self._part(task, rows, part, share) for part, share in task.parts(rows, indices)]
         losses, parts = zip(*computed, strict=True)
-        dense = [None if grads[0] is None else sum(grads[1:], grads[0]) for grads in zip(*parts, strict=True)]
+        dense = [None if grads[0] is None else torch.stack(grads).sum(0) for grads in zip(*parts, strict=True)]
         for index, side in enumerate(self._sides):
             for (_, parameter), gradient in zip(_trained(side), dense, strict=True):
                 parameter.grad = None if gradient is None else gradient[index]
