@@ -33,6 +33,7 @@ OF_AN_EXTRA = {
     "ray": "cluster",
     "requests": "cluster",
     "pyyaml": "cluster",
+    "accelerate": "distributed",
     "peft": "absorb",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
