@@ -171,6 +171,11 @@ def target_tensor(spec: TaskSpec, rows: Sequence[TokenizedRow], device: torch.de
     return TARGETS[spec.kind].stack(spec, rows, device)
 
 
+def count_targets(targets: Tensor) -> int:
+    """How many targets of a batch a mean loss is taken over: labels, tokens or words that teach; or rows."""
+    return len(targets) if targets.is_floating_point() else int((targets != IGNORED).sum())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetKind:
     """What becomes of the targets of a kind of task."""

@@ -8,6 +8,9 @@ A frozen teacher answers the same in every epoch: its labels and values are comp
 distributions are too large to keep, and are computed with each batch.
 """
 
+import hashlib
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +35,17 @@ from ladder import (
 )
 from ladder.answering import IGNORED, forced_taps
 from ladder.backbone.model import Taps
+from ladder.backbone.passes import padded
 from side_registry.manifest import MANIFEST, SIDE_NETWORK, read_artifact
 from side_registry.specs.task import TaskSpec
 from side_registry.specs.task_kinds import KINDS
 from training.errors import RecipeError, RunError
 from training.evaluation import BATCH_TOKENS, Model, check_vision, length_batches, load_model
 from training.images import ImageFeatures
+from training.methods.rows import Batch
+from training.methods.trained import TrainedModel, load_trained
 from training.recipes.recipe import Recipe
-from training.run_folder import SETTINGS
+from training.run_folder import SETTINGS, SWEEP
 
 Tokens = tuple[int, ...]
 Complete = Callable[[Taps, Sequence[int]], Taps]
@@ -47,25 +53,30 @@ Complete = Callable[[Taps, Sequence[int]], Taps]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A frozen model that answers the same task: a backbone's own LM head, or a side network of the run's backbone."""
+    """A frozen model that answers the same task: a backbone's own LM head, or side networks of the run's backbone.
+
+    The answer of several side networks is the mean of theirs: of probabilities, or of values.
+    """
 
     identity: str
     """Names the teacher's weights: a run goes on with the same teacher only."""
     backbone: Backbone
     trie: LabelTrie | None = None
     """The labels as token ids, where its LM head answers a classification."""
-    model: Model | None = None
-    """The side network; None where the LM head itself answers."""
+    models: tuple[Model, ...] = ()
+    """The side networks; none where the LM head itself answers."""
 
     @property
     def depth(self) -> int | None:
         """Encoder blocks of its backbone that it needs, as in SideNetwork.encoder_depth."""
-        return None if self.model is None else self.model.side.encoder_depth
+        depths = [model.side.encoder_depth for model in self.models]
+        known = [depth for depth in depths if depth is not None]
+        return max(known) if known and len(known) == len(depths) else None
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Encoder blocks of the run's own backbone that it reads."""
-        return () if self.model is None else self.model.side.encoder.layers
+        return tuple(sorted({layer for model in self.models for layer in model.side.encoder.layers}))
 
     def answers(self, backbone_pass: BackbonePass) -> Tensor:
         """Its log probabilities of the labels, (B, labels), or its values, (B,); float32.
@@ -73,24 +84,61 @@ class Teacher:
         Args:
             backbone_pass: of the teacher's own backbone over B rows.
         """
-        if self.model is None:
+        if not self.models:
             assert self.trie is not None
             return self.trie.log_probabilities(lambda prefix, tokens: _own_logits(backbone_pass, prefix, tokens))
-        side, answerer = self.model.side, self.model.answerer
-        if isinstance(answerer, Classify):
-            return answerer.log_probabilities(backbone_pass, side)
-        assert isinstance(answerer, Regress)
-        return answerer.values(backbone_pass, side)
+        answers: list[Tensor] = []
+        for model in self.models:
+            side, answerer = model.side, model.answerer
+            if isinstance(answerer, Regress):
+                answers.append(answerer.values(backbone_pass, side))
+            else:
+                assert isinstance(answerer, Classify)
+                answers.append(answerer.log_probabilities(backbone_pass, side))
+        return torch.stack(answers).mean(0) if answers[0].dim() == 1 else mean_probabilities(answers)
 
     def token_logits(self, backbone_pass: BackbonePass, targets: Tensor) -> Tensor:
         """Its logits (B, T, V) for each token of the targets (B, T), when it reads the tokens before it."""
         backbone = backbone_pass.backbone
         taps = forced_taps(backbone_pass, targets)
-        if self.model is None:
+        if not self.models:
             assert taps.final is not None
             return backbone.logits(taps.final)
-        side = self.model.side
-        return backbone.logits(side.decode(taps, side.encode(backbone_pass.taps), side.memory_mask(backbone_pass.taps)))
+        read = backbone_pass.taps
+        sides = [model.side for model in self.models]
+        logits = [backbone.logits(side.decode(taps, side.encode(read), side.memory_mask(read))) for side in sides]
+        return logits[0] if len(logits) == 1 else mean_probabilities([one.float().log_softmax(-1) for one in logits])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodTeacher:
+    """A model that `sidecast compare` trained on the run's backbone: it reads the same tokens."""
+
+    backbone: Backbone
+    model: TrainedModel
+
+    @property
+    def identity(self) -> str:
+        """As `Teacher.identity`."""
+        return self.model.identity
+
+    @property
+    def depth(self) -> int:
+        """As `Teacher.depth`; it has an encoder of its own."""
+        return 0
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Encoder blocks of the run's own backbone that it reads: none."""
+        return ()
+
+
+AnyTeacher = Teacher | MethodTeacher
+
+
+def mean_probabilities(answers: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of probabilities, of log probabilities of one shape."""
+    return torch.stack(list(answers)).logsumexp(0) - math.log(len(answers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +164,18 @@ def _own_logits(backbone_pass: BackbonePass, prefix: Tokens, tokens: Tokens) -> 
 
 
 def load_teacher(
-    source: str, spec: TaskSpec, backbone: Backbone, tokenizer: Tokenizer, features: ImageFeatures | None = None
-) -> Teacher:
-    """The teacher of a recipe: "backbone", a finished run's folder, or another T5's folder or hub id.
+    source: str,
+    spec: TaskSpec,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    features: ImageFeatures | None = None,
+    backbone_source: str = "",
+) -> AnyTeacher:
+    """The teacher of a recipe: "backbone", a run's folder, a file of `sidecast compare`, another T5's folder or hub id.
 
     Args:
         features: of a task with images: a run that teaches it reads the same ones. An LM head reads none.
+        backbone_source: the folder or hub id of the backbone, from which a model of `sidecast compare` is made.
 
     Raises:
         RecipeError: it has no answers for this kind of task.
@@ -131,8 +185,15 @@ def load_teacher(
     folder = Path(source).expanduser()
     if source != "backbone" and (folder / MANIFEST).is_file():
         return _from_run(folder, spec, backbone, tokenizer, features)
+    if source != "backbone" and (folder / SWEEP).is_file():
+        runs = [_from_run(run, spec, backbone, tokenizer, features) for run in _sweep_runs(folder)]
+        identity = hashlib.sha256(" ".join(run.identity for run in runs).encode()).hexdigest()
+        models = tuple(model for run in runs for model in run.models)
+        return Teacher(identity=f"sha256:{identity}", backbone=backbone, models=models)
     if source != "backbone" and (folder / SETTINGS).is_file():
         raise RunError(folder, "is not finished, so it cannot teach; run it again to its end")
+    if source != "backbone" and folder.is_file():
+        return MethodTeacher(backbone=backbone, model=load_trained(folder, spec, backbone, backbone_source))
     if not KINDS[spec.kind].lm_head_teaches:
         raise RecipeError("teacher", source, f"a finished run's folder for {spec.kind}: an LM head says words alone")
     model = backbone
@@ -146,6 +207,15 @@ def load_teacher(
         raise RecipeError("teacher", source, "a run's folder or a backbone with a decoder: this one says nothing")
     words = tuple(map(tuple, tokenizer.encode_targets(spec.labels)))
     return Teacher(identity=identity, backbone=model, trie=LabelTrie(words) if words else None)
+
+
+def _sweep_runs(folder: Path) -> list[Path]:
+    """The folders of a sweep's runs that did not fail."""
+    try:
+        runs = json.loads((folder / SWEEP).read_text(encoding="utf-8"))["runs"]
+        return [folder / run["run"] for run in runs if run["error"] is None]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(folder, f"its {SWEEP} does not read ({error}); train the runs again") from None
 
 
 def _from_run(
@@ -166,7 +236,9 @@ def _from_run(
             taught = f"{visual.tokens} tokens of {visual.features} features"
             why = f"reads images of {taught}, and these have {features.tokens} of {features.width}"
             raise RunError(folder, f"{why}; give --image-tokens {visual.tokens} and its encoder")
-    return Teacher(identity=f"sha256:{artifact.manifest.files[SIDE_NETWORK].sha256}", backbone=backbone, model=model)
+    return Teacher(
+        identity=f"sha256:{artifact.manifest.files[SIDE_NETWORK].sha256}", backbone=backbone, models=(model,)
+    )
 
 
 class Distillation:
@@ -174,7 +246,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Teacher | KnownAnswers,
+        teacher: AnyTeacher | KnownAnswers,
         inputs: Sequence[Tokens],
         *,
         weight: float,
@@ -206,7 +278,7 @@ class Distillation:
         if self._answers is not None:
             return
         teacher = self._teacher
-        assert isinstance(teacher, Teacher)
+        assert not isinstance(teacher, KnownAnswers)
         parts: list[Tensor] = []
         order: list[int] = []
         for indices in length_batches([len(ids) for ids in self._inputs], BATCH_TOKENS):
@@ -214,7 +286,11 @@ class Distillation:
             backbone_pass = run_backbone(teacher.backbone, inputs, teacher.depth)
             if self._complete is not None:
                 backbone_pass.taps = self._complete(backbone_pass.taps, indices)
-            parts.append(teacher.answers(backbone_pass))
+            if isinstance(teacher, Teacher):
+                parts.append(teacher.answers(backbone_pass))
+            else:
+                ids, mask = padded(teacher.backbone, inputs)
+                parts.append(teacher.model.answers(Batch(ids, mask, backbone_pass.taps.pairs)))
             order += indices
             step(len(order), len(self._inputs))
         answers = torch.cat(parts)
@@ -266,7 +342,10 @@ class Distillation:
 
 
 def distillation_of(
-    recipe: Recipe, teacher: Teacher | KnownAnswers | None, inputs: Sequence[Tokens], complete: Complete | None = None
+    recipe: Recipe,
+    teacher: AnyTeacher | KnownAnswers | None,
+    inputs: Sequence[Tokens],
+    complete: Complete | None = None,
 ) -> Distillation | None:
     """The distillation that a recipe asks for; None without a teacher."""
     if teacher is None:

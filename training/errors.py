@@ -131,6 +131,12 @@ class RunError(TrainingError):
     message = "{self.folder}: {self.why}"
 
 
+class NoMemoryError(RunError):
+    """Memory ran out in a step of training."""
+
+    reason = "OUT_OF_MEMORY"
+
+
 def shown(text: str) -> str:
     """A value as a message quotes it: its beginning, if it is long."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -115,15 +115,15 @@ def load_model(artifact: Artifact, backbone: Backbone, tokenizer: Tokenizer) -> 
     return Model(spec=manifest.spec, side=side, answerer=answerer)
 
 
-def load_side_of(artifact: Artifact, backbone: Backbone) -> SideNetwork:
-    """The side network alone, which no tokenizer is needed for.
+def load_side_of(artifact: Artifact, backbone: Backbone, dtype: torch.dtype | None = None) -> SideNetwork:
+    """The side network alone, which no tokenizer is needed for; in the backbone's dtype unless another is given.
 
     Raises:
         RunError: it was trained on another backbone.
         CheckpointError: its weights do not fit or are damaged.
     """
     _check_backbone(artifact, backbone)
-    return load_side(artifact.side_network, backbone.config, device=backbone.device, dtype=backbone.dtype)
+    return load_side(artifact.side_network, backbone.config, device=backbone.device, dtype=dtype or backbone.dtype)
 
 
 def _check_backbone(artifact: Artifact, backbone: Backbone) -> None:

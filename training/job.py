@@ -11,6 +11,7 @@ from side_registry.specs.task import TaskSpec
 from training.data import Labelled
 from training.images import ImageFeatures, ImageInputs
 from training.images.inputs import image_ids
+from training.processes import ALONE, Processes
 from training.recipes.recipe import Recipe
 
 
@@ -83,6 +84,8 @@ class Job:
     """Of a task whose rows have images."""
     sharing: int = 1
     """Tasks that share the side network, and in equal parts the memory of `Recipe.cache_gb`."""
+    processes: Processes = ALONE
+    """Those that train the run together; each has the memory of `Recipe.cache_gb`."""
 
     def side_config(self) -> SideConfig:
         """The side network's shape, resolved. Raises RecipeError, SideConfigError."""
@@ -125,6 +128,8 @@ class Job:
             settings["images"] = self.images.identity(self.image_ids(self.training, self.validation))
         if self.backbone.quantization != "none":  # left out otherwise: so that runs from before this setting continue
             settings["quantize"] = self.backbone.quantization
+        if self.processes.count > 1:  # their sums are rounded in another way, and dropout draws others
+            settings["processes"] = self.processes.count
         if self.reading:
             settings["reading"] = dict(self.reading)
         return settings

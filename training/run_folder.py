@@ -32,6 +32,8 @@ from training.recipes.recipe import LATER
 
 SETTINGS, METRICS, LAST = "run.json", "metrics.jsonl", "last.safetensors"
 CURVES = "curves.png"
+SWEEP = "sweep.json"
+"""In a folder of several runs: their results."""
 PART = ".part"
 """Ending of a file that is being written."""
 

@@ -63,23 +63,32 @@ class TapsCache:
         self.kept_bytes = 0
         """Of activations."""
 
-    def fill(self, max_bytes: int, batch_rows: int, step: Callable[[int, int], None]) -> None:
+    def fill(
+        self,
+        max_bytes: int,
+        batch_rows: int,
+        step: Callable[[int, int], None],
+        indices: Sequence[int] | None = None,
+    ) -> None:
         """Run the backbone over the rows until `max_bytes` are kept.
 
         Args:
             batch_rows: rows of one pass.
             step: called with rows done and rows in all.
+            indices: of the inputs that will be read; None: all.
         """
-        order = sorted(range(len(self._inputs)), key=lambda index: len(self._inputs[index]))
+        read = range(len(self._reads or self._inputs)) if indices is None else indices
+        wanted = set(read if self._reads is None else (self._reads[index] for index in read))
+        order = sorted(wanted, key=lambda index: (len(self._inputs[index]), index))
         for start in range(0, len(order), batch_rows):
             if self.kept_bytes >= max_bytes:
                 break
-            indices = order[start : start + batch_rows]
-            backbone_pass = run_backbone(self._backbone, [self._inputs[index] for index in indices], self._depth)
-            for index, row in zip(indices, self._round(backbone_pass), strict=True):
+            batch = order[start : start + batch_rows]
+            backbone_pass = run_backbone(self._backbone, [self._inputs[index] for index in batch], self._depth)
+            for index, row in zip(batch, self._round(backbone_pass), strict=True):
                 self._kept[index] = row
                 self.kept_bytes += row.blocks.nbytes + (0 if row.first_step is None else row.first_step.nbytes)
-            step(start + len(indices), len(order))
+            step(start + len(batch), len(order))
         step(len(order), len(order))
 
     def run(self, indices: Sequence[int]) -> BackbonePass:

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,20 @@ from typing import Any
 import torch
 
 from ladder import Backbone, NotFiniteError, SideConfig, SideNetwork
+from ladder.errors import is_out_of_memory
 from ladder.side import as_served
 from side_registry.manifest import Artifact, read_artifact
+from side_registry.specs.task_kinds import KINDS
 from training.artifact import complete
 from training.batches import TokenizedRow, least_rows
-from training.distillation import KnownAnswers, Teacher, load_teacher
-from training.errors import RunError
+from training.distillation import AnyTeacher, KnownAnswers, load_teacher
+from training.errors import NoMemoryError, RecipeError, RunError
 from training.job import Job, Progress, Silent
 from training.multitask.shared import MEAN, part_lines, part_settings, shared_jobs, shared_settings, shared_side_config
 from training.multitask.task_data import TaskData
 from training.recipes.initialization import check_start, start_side
-from training.recipes.optimizers import SCHEDULES, make_optimizer, update
+from training.recipes.optimizers import SCHEDULES, apply_gradients, make_optimizer
+from training.recipes.run_start import load_run_start
 from training.run_folder import LAST, RunFolder, optimizer_tensors, restore
 
 DIVERGED = "training diverged, try a smaller --lr"
@@ -46,11 +50,15 @@ def train(job: Job, output: str | Path, progress: Progress | None = None) -> Art
     run = RunFolder(output)
     side_config = job.side_config()
     settings, teacher = begin_settings(job, run)
-    run.begin(settings, job.backbone_source, job.vision_source)
+    with job.processes.first_before_others():
+        run.begin(settings, job.backbone_source, job.vision_source)
     if run.complete:
         return read_artifact(run.path)
     scores = _train([job], run, side_config, [teacher], progress)
-    return complete(job, run, settings, side_config, max(scores, key=lambda line: line[job.spec.metric]))
+    if job.processes.is_first:
+        complete(job, run, settings, side_config, max(scores, key=lambda line: line[job.spec.metric]))
+    job.processes.wait()
+    return read_artifact(run.path)
 
 
 def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | None = None) -> list[Artifact]:
@@ -66,6 +74,7 @@ def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | N
     Raises:
         as `train`; RecipeError also for tasks that cannot share a side network.
     """
+    check_alone(jobs)
     jobs = shared_jobs(jobs)
     side_config = shared_side_config(jobs)
     run = RunFolder(output)
@@ -86,16 +95,24 @@ def train_shared(jobs: Sequence[Job], output: str | Path, progress: Progress | N
     return artifacts
 
 
-def begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], Teacher | None]:
+def check_alone(jobs: Sequence[Job]) -> None:
+    """Raises RecipeError: jobs that only one process trains, and several are there."""
+    count = max(job.processes.count for job in jobs)
+    if count > 1:
+        raise RecipeError("processes", count, "1 where several runs or tasks are trained together")
+
+
+def begin_settings(job: Job, run: RunFolder) -> tuple[dict[str, Any], AnyTeacher | None]:
     """The settings that a run of this job is known by, and its recipe's teacher. Raises as `train`."""
     recipe = job.recipe
     teacher = None
     if recipe.distill:
-        teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer, job.features)
+        source = job.backbone_source
+        teacher = load_teacher(recipe.teacher, job.spec, job.backbone, job.tokenizer, job.features, source)
     return settings_with(teacher, job, run), teacher
 
 
-def settings_with(teacher: Teacher | KnownAnswers | None, job: Job, run: RunFolder) -> dict[str, Any]:
+def settings_with(teacher: AnyTeacher | KnownAnswers | None, job: Job, run: RunFolder) -> dict[str, Any]:
     """The settings that a run of this job with this teacher is known by. Raises RunError, RecipeError."""
     recipe = job.recipe
     settings = job.settings()
@@ -104,6 +121,13 @@ def settings_with(teacher: Teacher | KnownAnswers | None, job: Job, run: RunFold
     if len(job.training.examples) < least_rows(job.spec):
         raise RunError(run.path, f"{job.spec.kind} needs {least_rows(job.spec)} training rows or more, to compare them")
     check_start(recipe.init, recipe.init_order, job.backbone, job.spec)
+    if job.processes.count > 1 and KINDS[job.spec.kind].target_is_input:
+        rule = f"1 for {job.spec.kind}, which compares all rows of a step"
+        raise RecipeError("processes", job.processes.count, rule)
+    if recipe.starts_from_run:
+        start = load_run_start(recipe.start, job.backbone)
+        start.check(job.side_config())
+        settings["recipe"]["start"] = start.identity  # not its path: a folder may move or change
     return settings
 
 
@@ -111,7 +135,7 @@ def _train(
     jobs: Sequence[Job],
     run: RunFolder,
     side_config: SideConfig,
-    teachers: Sequence[Teacher | None],
+    teachers: Sequence[AnyTeacher | None],
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Train all epochs that the folder lacks; return a line of scores for each epoch."""
@@ -139,6 +163,7 @@ class Trainer:
         self.tasks = tasks
         self.recipe = recipe
         self.backbone = tasks[0].job.backbone
+        self.processes = tasks[0].job.processes
         self.run = run
         self.side = side
         self.progress = progress
@@ -166,7 +191,8 @@ class Trainer:
             epoch = len(self.scores)
             self.begin_epoch(epoch)
             started = time.monotonic()
-            loss, losses = self._train_epoch(epoch)
+            with self.telling_of_memory():
+                loss, losses = self._train_epoch(epoch)
             self.finish_epoch(epoch, loss, losses, started)
 
     @property
@@ -178,7 +204,7 @@ class Trainer:
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw dropout from here on as this epoch does in every attempt."""
-        torch.manual_seed(_seed(self.recipe.seed, epoch))
+        torch.manual_seed(_seed(self.recipe.seed, epoch, self.processes.index))
         self.side.train()
 
     def go_on(self) -> None:
@@ -223,19 +249,41 @@ class Trainer:
         )
         if recipe.start == "pretrained":
             self.side.silence()
+        elif recipe.starts_from_run:
+            load_run_start(recipe.start, self.backbone).copy_into(self.side, first.spec)
+        start = {name: tensor.cpu() for name, tensor in self.side.state_dict().items()}
+        self.side.load_state_dict(self.processes.from_first(start))  # a GPU's sums differ from process to process
 
     def _train_epoch(self, epoch: int) -> tuple[float, list[float]]:
         """One pass over the rows; the mean loss of a step, and that of each task's steps."""
         total = 0.0
         totals = [0.0] * len(self.tasks)
         for step, (number, rows, indices) in enumerate(self.batches(epoch)):
-            loss = self.tasks[number].loss(self.side, rows, indices)
-            update(self.side, self.optimizer, loss, self.rate(epoch, step), self.recipe.clip)
-            total += loss.item()
-            totals[number] += loss.item()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.tasks[number].add_gradients(self.side, rows, indices)
+            loss = self.processes.sum_gradients(self.side, loss)
+            apply_gradients(self.side, self.optimizer, self.rate(epoch, step), self.recipe.clip)
+            total += loss
+            totals[number] += loss
             self.check_loss(total, epoch)
             self.progress.step(epoch, step, total / (step + 1))
         return total / self.steps, [loss / task.steps for loss, task in zip(totals, self.tasks, strict=True)]
+
+    @contextmanager
+    def telling_of_memory(self) -> Iterator[None]:
+        """Turn memory that runs out in a step into a NoMemoryError, which says what needs less."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            recipe, layers = self.recipe, ",".join(map(str, self.side.encoder.layers))
+            rows = -(-recipe.batch_rows // recipe.accumulate)
+            less = f"a larger --reduction than {recipe.reduction}, or fewer --encoder-layers than {layers}"
+            if rows > 1 and not KINDS[self.tasks[0].job.spec.kind].target_is_input:
+                less = f"--accumulate {2 * recipe.accumulate}, which learns the same, {less}"
+            why = f"memory ran out while {rows} rows were computed; give another --output, and {less}"
+            raise NoMemoryError(self.run.path, why) from error
 
     def check_loss(self, loss: float, epoch: int) -> None:
         """Raises RunError: the loss is not finite."""
@@ -269,6 +317,12 @@ class Trainer:
         Raises:
             RunError: answers are not finite, or the folder cannot be written.
         """
+        if self.processes.is_first:
+            self._score(epoch, loss, losses, started)
+        self.scores = self.processes.from_first(self.scores)
+
+    def _score(self, epoch: int, loss: float, losses: Sequence[float], started: float) -> None:
+        """As `finish_epoch`, by the first process."""
         self.side.eval()
         served = as_served(self.side, self.backbone.dtype)
         try:
@@ -306,5 +360,6 @@ def _peak_memory(backbone: Backbone) -> dict[str, int]:
     return peak
 
 
-def _seed(seed: int, epoch: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:6])
+def _seed(seed: int, epoch: int, process: int) -> int:
+    drawn = f"{seed}:{epoch}:{process}" if process else f"{seed}:{epoch}"
+    return int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:6])

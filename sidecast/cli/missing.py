@@ -34,7 +34,7 @@ EXTRA: Mapping[str, str] = {
     "absorb": "absorb",
 }
 """By command; others need `train`."""
-EXTRA_OF_MODULE: Mapping[str, str] = {"matplotlib": "plot", "tensorboard": "tensorboard"}
+EXTRA_OF_MODULE: Mapping[str, str] = {"accelerate": "distributed", "matplotlib": "plot", "tensorboard": "tensorboard"}
 """Of modules that an option needs, whatever the command."""
 
 

@@ -36,6 +36,7 @@ OF_AN_EXTRA = {
     "ray": "cluster",
     "requests": "cluster",
     "pyyaml": "cluster",
+    "accelerate": "distributed",
     "peft": "absorb",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",

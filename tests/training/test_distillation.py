@@ -115,7 +115,7 @@ def test_value_loss_is_the_mix_of_both(backbone, tokenizer):
     answerer = make_answerer(toy.VALUES, side, tokenizer, unit=0.5)
     model = Model(spec=toy.VALUES, side=master, answerer=make_answerer(toy.VALUES, master, tokenizer))
     inputs = [tuple(tokenizer.encode(text)) for text in SENTENCES]
-    teacher = Teacher(identity="x", backbone=backbone, model=model)
+    teacher = Teacher(identity="x", backbone=backbone, models=(model,))
     distillation = Distillation(teacher, inputs, weight=0.25, temperature=9.0)
     distillation.prepare(lambda rows, total: None)
     backbone_pass = run_backbone(backbone, [inputs[1], inputs[2]])

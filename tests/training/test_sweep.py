@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from ladder import Backbone, load_backbone, load_tokenizer
+from ladder import Backbone, load_backbone, load_tokenizer, run_backbone
 from tests.training import toy
 from training import Job, load_run, sweep_jobs, train, train_many
+from training.distillation import load_teacher
 from training.errors import RecipeError, RunError
 from training.job import Silent
 
@@ -102,6 +103,7 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
         (toy.TWO_TEXTS, {}),
         (toy.NAMES, {}),
         (toy.MANY, {}),
+        (toy.CLASSES, {"accumulate": 3}),
     ],
     ids=[
         "linear",
@@ -113,6 +115,7 @@ def test_validation_scores_are_the_same_whether_passes_are_kept_or_not(tmp_path,
         "two texts apart",
         "words",
         "several labels",
+        "parts of a step",
     ],
 )
 def test_each_run_equals_the_same_run_alone(tmp_path, backbone, tokenizer, spec, settings):
@@ -203,3 +206,27 @@ def test_settings_that_make_no_sweep_are_one_clear_error(tmp_path, backbone, tok
     train(job, tmp_path / "single")
     with pytest.raises(RunError, match="single run"):
         train_many(sweep_jobs(job, seed=(0, 1)), tmp_path / "single")
+
+
+@pytest.mark.parametrize("spec", [toy.CLASSES, toy.VALUES, toy.TEXTS], ids=lambda spec: spec.kind)
+def test_the_runs_of_a_sweep_teach_as_one(tmp_path, backbone, tokenizer, spec):
+    """The mean of their probabilities or values."""
+    job = toy.job(tmp_path, spec, backbone, tokenizer, count=16, epochs=1)
+    runs = train_many(sweep_jobs(job, learning_rate=(1e-3, 1e-2)), tmp_path / "sweep").runs
+    inputs = [tuple(tokenizer.encode(text)) for text in ("ab", "aabba")]
+    whole = run_backbone(backbone, inputs)
+    one, other = (load_teacher(str(run.artifact.folder), spec, backbone, tokenizer) for run in runs)
+    together = load_teacher(str(tmp_path / "sweep"), spec, backbone, tokenizer)
+    if spec is toy.TEXTS:
+        targets = torch.tensor([[5, 6, 1], [7, 1, -100]])
+        answers = [teacher.token_logits(whole, targets).softmax(-1) for teacher in (one, other, together)]
+    else:
+        answers = [teacher.answers(whole) for teacher in (one, other, together)]
+        answers = [answer if spec is toy.VALUES else answer.exp() for answer in answers]
+    assert not torch.allclose(answers[0], answers[1])
+    assert_close((answers[0] + answers[1]) / 2, answers[2])
+    taught = replace(job, recipe=replace(job.recipe, distill=0.5, teacher=str(tmp_path / "sweep")))
+    assert train(taught, tmp_path / "student").manifest.provenance["teacher"] == together.identity
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    with pytest.raises(RunError, match=r"its sweep\.json does not read"):
+        load_teacher(str(tmp_path / "sweep"), spec, backbone, tokenizer)

@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ladder import SideConfigError
 from ladder.errors import is_out_of_memory
 from training.baseline import baseline_of
 from training.compare.documents import FAILED, NO_MEMORY, SUCCESS, run_config, run_document
-from training.compare.errors import CompareError
 from training.compare.fitting import fit
 from training.compare.folder import ComparisonFolder
 from training.compare.inputs import Inputs, check_task
 from training.compare.measured import Measured
-from training.compare.methods import METHODS, Method
 from training.compare.pareto import pareto_page
 from training.compare.side_run import train_side_network
 from training.compare.tables import Table
-from training.errors import RunError
+from training.errors import NoMemoryError, RecipeError, RunError
+from training.methods.errors import CompareError
+from training.methods.methods import METHODS, Method
+from training.plots import can_draw, draw_figures
 
 Note = Callable[[str], None]
 
@@ -38,7 +40,7 @@ def compare(
     command: str,
     note: Note,
 ) -> Table:
-    """Train every method with every seed, and write the results after each run.
+    """Train every method with every seed, and write the results after each run, and pictures after the last.
 
     Runs follow seed by seed, so that an unfinished comparison has all methods.
 
@@ -64,7 +66,10 @@ def compare(
             folder.write("results.csv", table.csv())
             folder.write("results.json", table.json())
             folder.write("pareto.html", pareto_page(table))
-    return Table(documents, inputs.spec, command)
+    table = Table(documents, inputs.spec, command)
+    for figure, picture in draw_figures(table.rows, inputs.spec.metric).items() if can_draw() else ():
+        folder.write_bytes(f"{figure}.png", picture)
+    return table
 
 
 def _run(
@@ -92,7 +97,9 @@ def _run(
     measured, outcome = None, {"status": SUCCESS, "error": ""}
     try:
         measured = _measure(method, seed, rate, inputs, folder, lambda text: note(f"{name}: {text}"))
-    except (CompareError, RunError) as error:
+    except NoMemoryError as error:
+        outcome = {"status": NO_MEMORY, "error": str(error)}
+    except (CompareError, RecipeError, RunError, SideConfigError) as error:
         outcome = {"status": FAILED, "error": str(error)}
     except Exception as error:
         if not is_out_of_memory(error):
@@ -116,6 +123,7 @@ def _measure(
         baseline = baseline_of(inputs.spec, inputs.scored.examples)
         assert baseline is not None
         return Measured(scores={inputs.spec.metric: baseline.score})
-    if method.make is None:
-        return train_side_network(seed, rate, inputs, folder.run_path(name), note)
+    if method.recipe is not None:
+        given = method.recipe(inputs.backbone.config)
+        return train_side_network(seed, rate, given, inputs, folder.run_path(name), note)
     return fit(method, seed, rate, inputs, folder.run_path(name, ".safetensors"), note)

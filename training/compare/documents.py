@@ -16,7 +16,7 @@ import torch
 
 from training.compare.inputs import Inputs
 from training.compare.measured import Measured
-from training.compare.methods import Method
+from training.methods.methods import Method
 
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch", "sidecast")
 SUCCESS, NO_MEMORY, FAILED = "success", "out of memory", "failed"

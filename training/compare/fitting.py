@@ -2,30 +2,29 @@
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ladder.answering import IGNORED
 from side_registry.specs.task_kinds import KINDS
 from training.batches import count_batches, shuffled_batches
-from training.compare.errors import CompareError
 from training.compare.inputs import Inputs
 from training.compare.measured import Measured
-from training.compare.methods import HEAD_RATE, Method, Source
-from training.compare.rows import Rows
-from training.compare.scorers import Scorer
 from training.compare.serving_cost import serving_cost
 from training.compare.step_log import StepLog
 from training.evaluation import BATCH_TOKENS, length_batches
+from training.methods.errors import CompareError
+from training.methods.methods import HEAD_RATE, Method
+from training.methods.rows import Rows
+from training.methods.scorers import Scorer
+from training.methods.source import Source, load_source
+from training.methods.trained import quiet, save_trained
 from training.metrics import score_values
 from training.recipes.optimizers import schedule
 
@@ -42,9 +41,9 @@ def fit(method: Method, seed: int, rate: float, inputs: Inputs, weights: Path, n
     Raises:
         CompareError: the loss is not finite.
     """
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
-        source = load_source(inputs)
+        source = source_of(inputs)
         before = _forgetting_loss(inputs, source, None)
         assert method.make is not None
         scorer = method.make(source).to(inputs.backbone.device)
@@ -53,8 +52,7 @@ def fit(method: Method, seed: int, rate: float, inputs: Inputs, weights: Path, n
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
     scorer.load_state_dict(best, strict=False)
     scorer.eval()
-    trained = {name: tensor for name, tensor in scorer.named_parameters() if tensor.requires_grad}
-    save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, weights)
+    trained = save_trained(weights, scorer, method.name, inputs.backbone)
     after = _forgetting_loss(inputs, source, scorer)
     return Measured(
         scores=score_values(inputs.spec, answers_of(scorer, inputs.scored_rows), inputs.scored_rows.examples),
@@ -71,20 +69,13 @@ def fit(method: Method, seed: int, rate: float, inputs: Inputs, weights: Path, n
     )
 
 
-def load_source(inputs: Inputs) -> Source:
-    """Load the encoder from the backbone's folder, as Hugging Face's class of it, in float32.
-
-    Its words are those of the backbone.
-    """
-    from transformers import AutoModel, AutoModelForSeq2SeqLM
-
-    kind: Any = AutoModelForSeq2SeqLM if inputs.backbone.has_decoder else AutoModel
-    model: Any = kind.from_pretrained(inputs.source, dtype=torch.float32).to(inputs.backbone.device)
+def source_of(inputs: Inputs) -> Source:
+    """The encoder that every method starts from."""
     mean, unit = 0.0, 1.0
     if KINDS[inputs.spec.kind].has_range:
         targets = [float(example.target) for example in inputs.training.examples]
         mean, unit = statistics.fmean(targets), statistics.pstdev(targets) or 1.0
-    return Source(model, model.get_encoder(), inputs.spec, mean, unit)
+    return load_source(inputs.source, inputs.backbone, inputs.spec, mean, unit)
 
 
 def answers_of(scorer: Scorer, rows: Rows) -> list[Any]:
@@ -208,21 +199,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set):
         return sorted(value)
     return value if isinstance(value, str | int | float | list | dict | None) else str(value)
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Without the progress bars and warnings of Hugging Face's libraries."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT asks T5 for an attribute by its old name
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

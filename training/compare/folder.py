@@ -4,6 +4,7 @@
     runs/lora-seed-0.json      one finished run, in the form of PEFT's method_comparison
     runs/lora-seed-0.safetensors   what it trained; of a side network a run folder, `runs/lst-seed-0`
     results.md, results.csv, results.json, pareto.html
+    figure-1.png ...           the LST paper's figures of these runs, where matplotlib is installed
 
 Each file is replaced at once. A run that was interrupted has no JSON file, and is made again.
 """
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.compare.errors import CompareError
+from training.methods.errors import CompareError
 
 COMPARISON = "comparison.json"
 RUNS = "runs"
@@ -71,11 +72,15 @@ class ComparisonFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replace a file at once. Raises CompareError: it cannot be written."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """As `write`."""
         file = self.path / name
         part = file.with_name(file.name + PART)
         try:
-            with part.open("w", encoding="utf-8") as opened:
-                opened.write(text)
+            with part.open("wb") as opened:
+                opened.write(data)
                 opened.flush()
                 os.fsync(opened.fileno())
             part.replace(file)

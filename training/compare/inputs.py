@@ -7,10 +7,10 @@ from typing import Any
 from ladder import Backbone, Tokenizer
 from side_registry.specs.task import TaskSpec
 from side_registry.specs.task_kinds import KINDS
-from training.compare.errors import CompareError
 from training.compare.forgetting import Continuations
-from training.compare.rows import Rows
 from training.data import Labelled
+from training.methods.errors import CompareError
+from training.methods.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

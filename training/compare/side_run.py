@@ -6,9 +6,10 @@ those of a step like the other methods'. `sidecast train` keeps them, which is f
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +31,20 @@ from training.trainer import Trainer, begin_settings
 Note = Callable[[str], None]
 
 
-def train_side_network(seed: int, rate: float, inputs: Inputs, folder: Path, note: Note) -> Measured:
-    """Train the default side network with one seed; an interrupted run goes on after its last whole epoch.
+def train_side_network(
+    seed: int, rate: float, given: Mapping[str, Any], inputs: Inputs, folder: Path, note: Note
+) -> Measured:
+    """Train a side network with one seed; an interrupted run goes on after its last whole epoch.
 
     Steps and seconds are then those of the epochs that were left.
 
     Args:
+        given: what differs from the default recipe.
         folder: the run folder, complete afterwards.
         note: called with a line about each epoch.
     """
     before = inputs.continuations.backbone_loss()
-    job = _job(seed, rate, inputs)
+    job = _job(seed, rate, given, inputs)
     run = RunFolder(folder)
     side_config = job.side_config()
     settings, teacher = begin_settings(job, run)
@@ -78,9 +82,10 @@ def encoder_tensors(backbone: Backbone) -> list[Tensor]:
     return [backbone.shared, *(tensor for part in parts for tensor in (*part.parameters(), *part.buffers()))]
 
 
-def _job(seed: int, rate: float, inputs: Inputs) -> Job:
+def _job(seed: int, rate: float, more: Mapping[str, Any], inputs: Inputs) -> Job:
     settings = inputs.settings
     given = {
+        **more,
         "epochs": settings.epochs,
         "batch_rows": settings.batch_rows,
         "warmup": settings.warmup,

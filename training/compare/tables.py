@@ -11,8 +11,8 @@ from typing import Any
 
 from side_registry.specs.task import TaskSpec
 from training.compare.documents import SUCCESS
-from training.compare.methods import METHODS
 from training.compare.serving_cost import MANY
+from training.methods.methods import METHODS
 
 MEGABYTE = 1e6
 GIGA = 1e9

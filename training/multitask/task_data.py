@@ -17,6 +17,7 @@ from training.batches import (
     TokenizedRow,
     all_inputs,
     count_batches,
+    count_targets,
     draw_references,
     input_indices,
     least_rows,
@@ -24,7 +25,7 @@ from training.batches import (
     target_tensor,
     tokenize,
 )
-from training.distillation import Distillation, KnownAnswers, Teacher, distillation_of
+from training.distillation import AnyTeacher, Distillation, KnownAnswers, distillation_of
 from training.evaluation import Model, calibrate, make_answerer, predict, score_answers
 from training.images.inputs import image_ids
 from training.job import Job, Progress
@@ -95,10 +96,12 @@ class TaskInputs:
         recipe = job.recipe
         cache_bytes = (recipe.cache_bytes if self._runs == 1 else recipe.max_cache_bytes) // job.sharing
         if cache_bytes:
-            self.cache.fill(cache_bytes, recipe.batch_rows, progress.reading)
+            own = job.processes.own(range(len(self.rows)))
+            read = None if job.processes.count == 1 else input_indices(own, self.per_row)
+            self.cache.fill(cache_bytes, recipe.batch_rows, progress.reading, read)
         self.kept.max_bytes = max(0, cache_bytes - self.cache.kept_bytes)
 
-    def distillation(self, recipe: Recipe, teacher: Teacher | KnownAnswers | None) -> Distillation | None:
+    def distillation(self, recipe: Recipe, teacher: AnyTeacher | KnownAnswers | None) -> Distillation | None:
         """Of runs with equal settings of it, one; None without a teacher."""
         key = (recipe.teacher, recipe.distill, recipe.distill_temperature)
         if key not in self._distillations:
@@ -129,7 +132,7 @@ class TaskData:
         self,
         job: Job,
         side: SideNetwork,
-        teacher: Teacher | KnownAnswers | None,
+        teacher: AnyTeacher | KnownAnswers | None,
         inputs: TaskInputs | None = None,
     ) -> None:
         """Starts the head where it starts at the rows; nothing is computed by the backbone yet.
@@ -191,6 +194,27 @@ class TaskData:
         if self.distillation is None:
             return self.answerer.loss(backbone_pass, side, targets)
         return self.distillation.loss(self.answerer, backbone_pass, side, targets, indices)
+
+    def add_gradients(self, side: SideNetwork, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> float:
+        """Add the gradients of a step's loss to those that the side network holds. Return the loss."""
+        total = 0.0
+        for part, share in self.parts(rows, indices):
+            loss = self.loss(side, rows, part) * share
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def parts(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> list[tuple[Sequence[int], float]]:
+        """The parts in which this process computes its rows of a step, each with its share of the step's loss."""
+        wanted = self.job.recipe.accumulate
+        processes = self.job.processes
+        if wanted == processes.count == 1:
+            return [(indices, 1.0)]
+        own = processes.own(indices)
+        size = max(1, -(-len(own) // wanted))
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        taught = max(1, count_targets(self.targets(rows, indices)))
+        return [(part, count_targets(self.targets(rows, part)) / taught) for part in parts]
 
     def targets(self, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> torch.Tensor:
         """Of the rows with these indices, as the answerer's loss takes them."""

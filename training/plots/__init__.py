@@ -1,4 +1,4 @@
-"""Pictures of training and evaluation as PNG files, and event files for TensorBoard.
+"""Pictures of training, evaluation and comparisons as PNG files, and event files for TensorBoard.
 
 matplotlib and tensorboard are extras. Each is imported when something is drawn or written.
 """
@@ -6,6 +6,15 @@ matplotlib and tensorboard are extras. Each is imported when something is drawn 
 from training.plots.curves import draw_curves
 from training.plots.evaluation import PLOTTED_KINDS, draw_evaluation
 from training.plots.event_files import EventFiles
+from training.plots.figures import draw_figures
 from training.plots.picture import can_draw, check_can_draw
 
-__all__ = ["PLOTTED_KINDS", "EventFiles", "can_draw", "check_can_draw", "draw_curves", "draw_evaluation"]
+__all__ = [
+    "PLOTTED_KINDS",
+    "EventFiles",
+    "can_draw",
+    "check_can_draw",
+    "draw_curves",
+    "draw_evaluation",
+    "draw_figures",
+]

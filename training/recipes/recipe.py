@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `sidecast train --help` 
     from side_registry.specs.task import TaskSpec
     from side_registry.specs.task_kinds import TaskKind
 
-Start = Literal["fresh", "pretrained"]
 Init = Literal["random", "magnitude", "fisher"]
 Order = Literal["consistent", "reference"]
 OptimizerName = Literal["adamw", "reference"]
@@ -31,7 +30,7 @@ MERGE_LOGIT = -2.0
 moves no probability of two labels by 0.03. Nearer to 1, training unlearns a wrong backbone slowly."""
 POSITIONS = 100
 """Frozen embeddings of an image token's position, as many as the LST authors have; more where an image has more."""
-LATER = {"tap_norm": "none", "pair": "together", "schedule": "linear", "patience": 0}
+LATER = {"tap_norm": "none", "pair": "together", "schedule": "linear", "patience": 0, "accumulate": 1}
 """What runs did from before a setting was there, by its name."""
 HEADS = ("auto", "text", "linear", "attention", "mlp")
 SWEPT = ("learning_rate", "seed", "reduction", "dropout", "head")
@@ -48,6 +47,9 @@ class Recipe:
     """Passes over the training rows."""
     batch_rows: int = 32
     """Rows in one training step. Rows of similar length go together."""
+    accumulate: int = 1
+    """Parts in which a step's rows are computed, one after another, for want of memory. Their gradients add up to those
+    of the whole step; dropout draws others."""
     learning_rate: float = 1e-3
     """Peak learning rate; the default recipe has 0.003 for a task with images and for token classification. It rises
     linearly over `warmup`, then falls as `schedule` says."""
@@ -108,17 +110,21 @@ class Recipe:
     tap_norm: Literal["none", "rms"] = "rms"
     """What happens to each token's vector before a rung downsamples it: division by its root mean square (rms), or
     nothing (none, as in the paper). The same for the token embeddings that the side state starts from."""
-    start: Start = "fresh"
-    """What the answers start from: nothing (fresh), or the backbone's own answers (pretrained, text head only).
-    pretrained turns merge_last on. It suits templates that the backbone understands without training."""
+    start: str = "fresh"
+    """What training starts from: nothing (fresh), the backbone's own answers (pretrained, text head only), or the side
+    network of a finished run, by its folder. pretrained turns merge_last on. It suits templates that the backbone
+    understands without training. A run: of the same backbone and of a side network of the same shape; the head is
+    copied too where both tasks have the same kind of answers."""
     distill: float = 0.0
     """Share of the loss that is agreement with a teacher, 0 to 1; 0: no teacher. The rest is the task's own loss."""
     distill_temperature: float = SOFTER
     """Temperature that softens the teacher's and the student's distributions. Regression has none."""
     teacher: str = "backbone"
-    """The teacher: backbone (its LM head), the folder of a finished run, or another T5. It teaches where `distill` is
-    above 0. backbone: for classification and text. A run: its side network, of the same task and backbone. Another T5:
-    its LM head; it must have the same tokenizer."""
+    """The teacher: backbone (its LM head), the folder of a finished run, a file of `sidecast compare`, or another T5.
+    It teaches where `distill` is above 0. backbone: for classification and text. A run: its side network, of the same
+    task and backbone; the folder of many runs at once: the mean of their answers. A file of `sidecast compare`, such as
+    runs/full-seed-0.safetensors: the model that it trained on the same task and backbone. Another T5: its LM head; it
+    must have the same tokenizer."""
     image_tokens: int = 36
     """Tokens of each image: the encoder's square grid is max-pooled to as many, a square number."""
     image_gate: ImageGate = "free"
@@ -133,6 +139,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, ">= 1")
         _check("batch_rows", self.batch_rows, self.batch_rows >= 1, ">= 1")
+        parts = 1 <= self.accumulate <= self.batch_rows
+        _check("accumulate", self.accumulate, parts, f"within 1 and batch_rows, {self.batch_rows}")
         _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "> 0")
         _check("warmup", self.warmup, 0 <= self.warmup <= 1, "within 0 and 1")
         _check("schedule", self.schedule, self.schedule in get_args(Schedule), "linear, cosine or constant")
@@ -160,7 +168,9 @@ class Recipe:
         _check("distill_temperature", self.distill_temperature, softens, "> 0")
         softened = self.distill > 0 or self.distill_temperature == SOFTER
         _check("distill", self.distill, softened, "above 0 where there is a distill_temperature")
-        _check("start", self.start, self.start in get_args(Start), "fresh or pretrained")
+        _check("start", self.start, bool(self.start), "fresh, pretrained or the folder of a finished run")
+        copies = not self.starts_from_run or self.init == "random"
+        _check("init", self.init, copies, f"random where training starts from {self.start}")
         square = 1 <= self.image_tokens == math.isqrt(abs(self.image_tokens)) ** 2
         _check("image_tokens", self.image_tokens, square, "a square number >= 1")
         _check("image_gate", self.image_gate, self.image_gate in get_args(ImageGate), "damped or free")
@@ -188,6 +198,7 @@ class Recipe:
             raise RecipeError("head", head, f"{_either(allowed)} for {spec.kind}")
         if self.batch_rows < least_rows(spec):
             raise RecipeError("batch_rows", self.batch_rows, f">= {least_rows(spec)} for {spec.kind}")
+        self._check_parts(spec, kind)
         if self.decoder_layers and head != "text":
             rule = f"left out for a {head} head, which has no decoder"
             raise RecipeError("decoder_layers", list(self.decoder_layers), rule)
@@ -252,12 +263,23 @@ class Recipe:
         counts = self.init == "fisher" or self.init_samples == SAMPLES
         _check("init", self.init, counts, f"fisher where init_samples is {self.init_samples}")
 
+    def _check_parts(self, spec: "TaskSpec", kind: "TaskKind") -> None:
+        if self.accumulate > 1 and kind.target_is_input:
+            raise RecipeError("accumulate", self.accumulate, f"1 for {kind.name}, which compares all rows of a step")
+        if self.accumulate > 1 and self.distill and spec.open_labels:
+            raise RecipeError("accumulate", self.accumulate, f"1 for {spec.name}, which has open labels and a teacher")
+
     def _check_teacher(self, kind: "TaskKind") -> None:
         if self.distill and not kind.can_distill:
             raise RecipeError("distill", self.distill, f"0 for {kind.name}, which no teacher answers")
         if self.distill and self.teacher == "backbone" and not kind.lm_head_teaches:
             rule = f"a finished run's folder for {kind.name}: the backbone itself says words, not values"
             raise RecipeError("teacher", self.teacher, rule)
+
+    @property
+    def starts_from_run(self) -> bool:
+        """Whether `start` names a run's folder."""
+        return self.start not in ("fresh", "pretrained")
 
     @property
     def cache_bytes(self) -> int:

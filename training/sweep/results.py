@@ -10,10 +10,10 @@ from typing import Any
 from side_registry.manifest import Artifact
 from training.errors import RunError
 from training.job import Job
-from training.run_folder import RunFolder
+from training.run_folder import SWEEP, RunFolder
 
-SUMMARY, BEST = "sweep.json", "best"
-"""In the sweep's folder: the results, and a link to the best run's folder."""
+BEST = "best"
+"""In the sweep's folder: a link to the best run's folder."""
 
 
 @dataclass(kw_only=True)
@@ -105,7 +105,7 @@ class Sweep:
     def write(self) -> None:
         """Write `sweep.json`, and link `best` to the best run's folder. Raises RunError."""
         folder = RunFolder(self.folder)
-        folder.write_bytes(SUMMARY, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        folder.write_bytes(SWEEP, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         with folder.writing(BEST):
             link = self.folder / (BEST + ".part")
             link.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ladder import BackbonePass, SideNetwork
+from training.batches import TokenizedRow
 from training.multitask.task_data import TaskData
 from training.recipes.recipe import Recipe
 from training.trainer import Trainer
@@ -44,25 +45,33 @@ class StackedSides:
             for name, parameter in parameters.items():
                 parameter.data = self._stacked[name].data[index]
 
-    def gradients(self, task: TaskData, backbone_pass: BackbonePass, targets: Tensor) -> list[float]:
-        """Compute each network's loss, and leave its gradients in its parameters.
+    def gradients(self, task: TaskData, rows: Sequence[TokenizedRow], indices: Sequence[int]) -> list[float]:
+        """Compute each network's loss on the rows of a step, and leave its gradients in its parameters.
 
         Returns:
             The networks' losses.
         """
-        module = _Loss(self._sides[0], task, backbone_pass, targets)
+        computed = [self._part(task, rows, part, share) for part, share in task.parts(rows, indices)]
+        losses, parts = zip(*computed, strict=True)
+        dense = [None if grads[0] is None else torch.stack(grads).sum(0) for grads in zip(*parts, strict=True)]
+        for index, side in enumerate(self._sides):
+            for (_, parameter), gradient in zip(_trained(side), dense, strict=True):
+                parameter.grad = None if gradient is None else gradient[index]
+        return torch.stack(losses).sum(0).tolist()
+
+    def _part(
+        self, task: TaskData, rows: Sequence[TokenizedRow], indices: Sequence[int], share: float
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The networks' losses on these rows times `share`, and their gradients; None for a parameter that has none."""
+        module = _Loss(self._sides[0], task, task.inputs.read(indices), task.targets(rows, indices))
 
         def loss_of(parameters: dict[str, Tensor]) -> Tensor:
             return functional_call(module, {f"side.{name}": value for name, value in parameters.items()}, ())
 
-        losses: Tensor = vmap(loss_of, randomness="same")(self._stacked)
+        losses: Tensor = vmap(loss_of, randomness="same")(self._stacked) * share
         gradients = torch.autograd.grad(losses.sum(), list(self._stacked.values()), allow_unused=True)
         # torch's fused optimizers read gradients as if their strides were the parameters'
-        dense = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-        for index, side in enumerate(self._sides):
-            for (_, parameter), gradient in zip(_trained(side), dense, strict=True):
-                parameter.grad = None if gradient is None else gradient[index]
-        return losses.tolist()
+        return losses.detach(), [None if gradient is None else gradient.contiguous() for gradient in gradients]
 
 
 def _trained(side: SideNetwork) -> list[tuple[str, nn.Parameter]]:

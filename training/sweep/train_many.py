@@ -16,7 +16,7 @@ from ladder import SideNetwork
 from side_registry.manifest import read_artifact
 from training.artifact import complete
 from training.batches import TokenizedRow
-from training.distillation import Teacher
+from training.distillation import AnyTeacher
 from training.errors import RecipeError, RunError
 from training.job import Job, Progress, Silent
 from training.multitask.task_data import TaskData, TaskInputs
@@ -25,7 +25,7 @@ from training.run_folder import SETTINGS, RunFolder
 from training.sweep.grid import run_name, varying
 from training.sweep.results import Sweep, SweepRun
 from training.sweep.stacked_step import StackedSides, stack_key
-from training.trainer import Trainer, begin_settings
+from training.trainer import Trainer, begin_settings, check_alone
 
 
 def train_many(jobs: Sequence[Job], output: str | Path, progress: Progress | None = None) -> Sweep:
@@ -96,7 +96,7 @@ class _Sweep:
         sweep.write()
         return sweep
 
-    def _start(self, teachers: Sequence[Teacher | None]) -> dict[int, _Active]:
+    def _start(self, teachers: Sequence[AnyTeacher | None]) -> dict[int, _Active]:
         """The runs that are not complete, by their number, each with its start or with the state that its folder has.
 
         What is kept of the backbone depends on all runs, so that it is the same after an interruption.
@@ -131,7 +131,8 @@ class _Sweep:
             first, *others = [one for one in left if len(one.trainer.scores) == epoch]
             key = stack_key(first.trainer)
             together = [one for one in others if key is not None and stack_key(one.trainer) == key]
-            self._train_epoch([first, *together], epoch)
+            with first.trainer.telling_of_memory():
+                self._train_epoch([first, *together], epoch)
             left = [one for one in left if one.run.error is None and not one.trainer.is_done]
 
     def _train_epoch(self, group: Sequence[_Active], epoch: int) -> None:
@@ -181,16 +182,15 @@ def _gradients(
     first = group[0].trainer
     [task] = first.tasks
     if stacked is not None:
-        return stacked.gradients(task, task.inputs.read(indices), task.targets(rows, indices))
+        return stacked.gradients(task, rows, indices)
     first.optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(first.side, rows, indices)
-    loss.backward()
-    return [loss.item()]
+    return [task.add_gradients(first.side, rows, indices)]
 
 
 def _check(jobs: Sequence[Job], output: Path) -> None:
     if not jobs:
         raise RecipeError("jobs", 0, "one or more")
+    check_alone(jobs)
     first = jobs[0]
     for job in jobs[1:]:
         same_data = (job.training.sha256, job.validation.sha256) == (first.training.sha256, first.validation.sha256)

@@ -9,16 +9,18 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli.output import say, show_table
-from training.compare.method_names import METHOD_NAMES
+from training.methods.method_names import FIGURES, METHOD_NAMES, VARIANT_NAMES
 
 
 def _methods(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Callback of click: names with commas between them; none: all methods."""
+    """Callback of click: names with commas between them; none: all methods but their variants."""
     if value is None:
         return METHOD_NAMES
-    names = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
-    if unknown := [name for name in names if name not in METHOD_NAMES]:
-        raise click.BadParameter(f"{unknown[0]!r} is no method; give some of {', '.join(METHOD_NAMES)}")
+    parts = [part.strip() for part in value.split(",")]
+    names = tuple(dict.fromkeys(name for part in parts for name in FIGURES.get(part, (part,))))
+    if unknown := [name for name in names if name not in (*METHOD_NAMES, *VARIANT_NAMES)]:
+        known = ", ".join((*METHOD_NAMES, *VARIANT_NAMES, *FIGURES))
+        raise click.BadParameter(f"{unknown[0]!r} is no method; give some of {known}")
     return names
 
 
@@ -42,8 +44,9 @@ def _rates(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
             rates[name] = float(rate)
         except ValueError:
             raise click.BadParameter(f"give METHOD=RATE, such as lora=1e-3, got {text!r}") from None
-        if name not in METHOD_NAMES or name == "majority":
-            raise click.BadParameter(f"{name!r} is no method that trains; give one of {', '.join(METHOD_NAMES[1:])}")
+        if name not in (*METHOD_NAMES[1:], *VARIANT_NAMES):
+            known = ", ".join((*METHOD_NAMES[1:], *VARIANT_NAMES))
+            raise click.BadParameter(f"{name!r} is no method that trains; give one of {known}")
         if not 0 < rates[name] < float("inf"):
             raise click.BadParameter(f"the learning rate of {name} must be above 0, got {rate}")
     return rates
@@ -58,7 +61,9 @@ def _rates(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 )
 @click.option("--test", "test_file", metavar="FILE", help="Rows that are scored.  [default: the validation rows]")
 @click.option("--output", required=True, metavar="FOLDER", help="Where results go; a folder of its own.")
-@click.option("--methods", callback=_methods, metavar="M,...", help="Methods, by name.  [default: all]")
+@click.option(
+    "--methods", callback=_methods, metavar="M,...", help="Methods, or figures, by name.  [default: all methods]"
+)
 @click.option("--seeds", default="0", show_default=True, callback=_seeds, metavar="N,...", help="A run for each.")
 @click.option("--epochs", default=3, show_default=True, type=click.IntRange(1), help="Passes over the training rows.")
 @click.option("--batch-rows", default=32, show_default=True, type=click.IntRange(1), help="Rows of a training step.")
@@ -89,6 +94,9 @@ def compare(
     FOLDER gets results.md, results.csv, results.json, pareto.html, and in runs/ a file of each finished run. After an
     interruption the same command goes on with the runs that are not finished; more methods and seeds can be added.
     Memory that runs out is a result, too.
+
+    --methods figure-1, figure-5 ... figure-8 are the methods of a figure of the LST paper, variants of other sizes and
+    starts among them. FOLDER/figure-5.png and so on show their runs, where matplotlib is installed (extra plot).
     """
     from training.builtin_tasks import load_task
     from training.compare.comparison import check_installed

@@ -49,6 +49,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "help": "Encoder blocks with a rung, numbered from 0, or all.  [default: every second; all for a text head]",
     },
     "decoder_layers": {"type": str, "callback": options.layers, "metavar": "I,J,..."},
+    "start": {"metavar": "fresh|pretrained|RUN"},
     "teacher": {"metavar": "T"},
     "bias": {"help": "Leave out the biases of the down- and upsample projections."},
 }
@@ -139,6 +140,9 @@ def train(
 
     RUN/curves.png shows the loss and the metric over the epochs, where matplotlib is installed (extra plot).
 
+    On several GPUs: accelerate launch -m sidecast train TASK ..., or torchrun -m; each process trains on its share of
+    every step's rows (extra distributed).
+
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
     """
@@ -147,6 +151,7 @@ def train(
     from training.data import check_renames
     from training.images import ImageInputs
     from training.job import Job
+    from training.processes import join_processes
 
     specs = [load_task(task) for task in tasks]
     if tensorboard is not None:
@@ -181,6 +186,8 @@ def train(
     )
     seed = choices[0].given.get("seed", 0)
     data = [files.read(spec, seed, given) for spec, given in zip(specs, arguments, strict=True)]
+    processes, device = join_processes(device)
+    quiet = as_json or not processes.is_first
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
     encoder = None if encoder_source is None else encoder_source.load(loaded.device)
     counts = [len(rows.training.examples) for rows in data]
@@ -207,13 +214,14 @@ def train(
                 reading=rows.reading,
                 images=inputs,
                 sharing=len(specs) if shared else 1,
+                processes=processes,
             )
             runs.append(job)
     if shared:
-        documents = _run([job for [job] in jobs], output, tensorboard, shared=True, as_json=as_json)
+        documents = _run([job for [job] in jobs], output, tensorboard, shared=True, as_json=quiet)
     else:
-        documents = [_run_task(runs, filled(output, runs[0].spec.name), tensorboard, as_json=as_json) for runs in jobs]
-    if as_json:
+        documents = [_run_task(runs, filled(output, runs[0].spec.name), tensorboard, as_json=quiet) for runs in jobs]
+    if as_json and processes.is_first:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
 
@@ -315,8 +323,7 @@ def _run_task(runs: Sequence["Job"], output: str, tensorboard: str | None, *, as
     """Train the run of one task, or its runs together. Return the document."""
     if len(runs) > 1:
         return run_sweep(runs, output, tensorboard, _truncated(runs[0]), as_json=as_json)
-    [document] = _run(runs, output, tensorboard, as_json=as_json)
-    return document
+    return next(iter(_run(runs, output, tensorboard, as_json=as_json)), {})
 
 
 def _run(
@@ -336,6 +343,9 @@ def _run(
     show_warnings([warning for warnings in doubts for warning in warnings], as_json=as_json)
     specs = [job.spec for job in jobs]
     event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name for spec in specs}
+    if not jobs[0].processes.is_first:
+        train_shared(jobs, output) if shared else run_training(jobs[0], output)
+        return []
     curves = Curves(output, specs, event_folders, shared=shared)
     with progress_bar(quiet=as_json) as bars:
         if shared:

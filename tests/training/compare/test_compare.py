@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from ladder import load_backbone, load_tokenizer
+from side_registry.manifest import read_artifact
+from tests import families
 from tests.training import toy
 from training.compare import comparison
 from training.compare.comparison import compare
-from training.compare.errors import CompareError
-from training.compare.fitting import load_source, loss_of
+from training.compare.fitting import loss_of, source_of
 from training.compare.folder import ComparisonFolder
 from training.compare.inputs import Inputs, Settings, check_task
-from training.compare.method_names import METHOD_NAMES
-from training.compare.methods import METHODS
 from training.compare.pareto import front
 from training.compare.step_log import StepLog
 from training.compare.tables import Table
 from training.data import read_labelled
+from training.methods.errors import CompareError
+from training.methods.method_names import FIGURES, METHOD_NAMES, VARIANT_NAMES
+from training.methods.methods import METHODS
+from training.plots import draw_figures
 
 TRAINED = [name for name, method in METHODS.items() if method.make is not None]
 FEW = ("majority", "linear-probe", "lst")
@@ -60,7 +63,7 @@ def test_a_method_changes_what_it_trains_and_nothing_else(inputs: Inputs, name: 
     torch.manual_seed(0)
     make = METHODS[name].make
     assert make is not None
-    scorer = make(load_source(inputs)).train()
+    scorer = make(source_of(inputs)).train()
     before = {key: tensor.detach().clone() for key, tensor in scorer.named_parameters()}
     optimizer = torch.optim.AdamW([tensor for tensor in scorer.parameters() if tensor.requires_grad], lr=0.1)
     for _ in range(2):
@@ -75,8 +78,27 @@ def test_a_method_changes_what_it_trains_and_nothing_else(inputs: Inputs, name: 
     assert (name in ("full", "pruning")) == (len(trained) == len(before))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_methods_are_compared_on_the_encoder_of_a_bart(inputs: Inputs, tmp_path: Path) -> None:
+    """Y-tuning's setting. The decoder is not loaded, so there is nothing to forget."""
+    names = ("attention-probe", "lst", "side-tuning", "bitfit", "lora", "adapters", "full")
+    source = str(families.make("bart", tmp_path / "bart"))
+    backbone, tokenizer = load_backbone(source, dtype="float32"), load_tokenizer(source)
+    bart = replace(inputs, backbone=backbone, source=source, tokenizer=tokenizer)
+    table, _ = run(bart, tmp_path / "out", names)
+    rows = {row["method"]: row for row in table.rows}
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(names, "success")
+    assert rows["full"]["trained_percent"] == 100
+    assert all(0 < rows[name]["trained_percent"] < 100 for name in names[:-1])
+    assert rows["lst"]["peak_mb"] < rows["full"]["peak_mb"]
+    assert {row["forgetting"] for row in table.rows} == {None}
+    trained = read_artifact(tmp_path / "out/runs/lst-seed-0").manifest
+    assert (trained.backbone.fingerprint, trained.side["decoder_layers"]) == (backbone.fingerprint, [])
+
+
 def test_names_are_those_of_the_methods() -> None:
-    assert tuple(METHODS) == METHOD_NAMES
+    assert tuple(METHODS) == (*METHOD_NAMES, *VARIANT_NAMES)
+    assert {name for names in FIGURES.values() for name in names} <= METHODS.keys()
 
 
 def test_a_step_counts_parameters_gradients_state_and_what_autograd_saved() -> None:
@@ -135,6 +157,32 @@ def test_results_are_written_repeat_exactly_and_nothing_is_made_twice(
     assert made == ["linear-probe"]
     assert sum(note.endswith("finished before") for note in notes) == 5
     assert [row["scores"] for row in resumed.rows] == [row["scores"] for row in table.rows]
+
+
+def test_variants_of_a_side_network_differ_in_what_they_say_and_are_drawn(inputs: Inputs, tmp_path: Path) -> None:
+    """A figure is drawn where it shows a variant; figure 1 shows methods alone."""
+    names = ("lst", "lst-r4", "lst-r16", "lst-last", "lst-no-taps")
+    table, _ = run(inputs, tmp_path / "out", names)
+    failed = [row["method"] for row in table.rows if row["status"] != "success"]
+    assert failed == ["lst-r16"]  # this backbone's heads are 8 wide
+    sides = {
+        name: read_artifact(tmp_path / f"out/runs/{name}-seed-0").manifest.side for name in names if name not in failed
+    }
+    assert {name: side["reduction"] for name, side in sides.items() if side["reduction"] != 8} == {"lst-r4": 4}
+    assert sides["lst-last"]["encoder_layers"] == [inputs.backbone.config.num_layers - 1]
+    assert {name for name, side in sides.items() if side["gate"] == "one"} == {"lst-no-taps"}
+    drawn = sorted(file.name for file in (tmp_path / "out").glob("*.png"))
+    assert drawn == ["figure-5.png", "figure-6.png", "figure-8.png"]
+
+
+def test_figures_show_what_has_a_score() -> None:
+    row = {"deviation": None, "peak_mb": 10.0, "score": 0.5}
+    rows = [{**row, "method": name} for name in ("linear-probe", "lst", "full")]
+    assert list(draw_figures(rows, "accuracy")) == ["figure-1"]
+    rows += [{**row, "method": "lst-no-taps", "deviation": 0.1}, {**row, "method": "lst-fisher", "score": None}]
+    assert list(draw_figures(rows, "accuracy")) == ["figure-1", "figure-8"]
+    half = [{**row, "method": "full-half", "peak_mb": 8.0}]
+    assert draw_figures([*rows, *half], "accuracy")["figure-6"].startswith(b"\x89PNG")
 
 
 def test_memory_that_runs_out_is_a_result(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

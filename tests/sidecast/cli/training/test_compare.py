@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
+from sidecast.cli.training.compare import compare
 from tests.sidecast.cli_kit import done, sidecast
 from tests.training import toy
 
@@ -22,6 +24,12 @@ def test_the_command_prints_the_methods_of_its_choice(tiny_t5: Path, tmp_path: P
     )
     assert [row["method"] for row in ran.document["methods"]] == ["majority", "attention-probe"]
     assert ran.document["runs"][1]["run_info"]["train_config"]["learning_rate"] == 1e-2
+
+
+def test_a_figure_stands_for_its_methods() -> None:
+    [methods] = [option for option in compare.params if option.name == "methods"]
+    given = methods.process_value(click.Context(compare), "figure-8,majority,lst")
+    assert given == ("lst", "lst-no-taps", "side-tuning", "majority")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ladder.side.network import mean_of_real
 from ladder.side.pairs import PARTS, pair_features, pair_means
 from side_registry.specs.task import TaskSpec
 from side_registry.specs.task_kinds import KINDS
-from training.compare.rows import Batch
+from training.methods.rows import Batch
 
 
 def by_rms(state: Tensor) -> Tensor:
@@ -38,6 +38,7 @@ class Scorer(nn.Module):
         """
         super().__init__()
         self.encoder: Any = encoder
+        self.spec = spec
         self.pair = spec.has_pair
         self.mean = mean
         self.unit = unit

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from side_registry.specs.task import TaskSpec
-from training.compare.scorers import AttentionProbe, Bottleneck, LinearProbe, Scorer, SideTuning
+from ladder.config import BackboneConfig
+from training.methods.errors import CompareError
+from training.methods.scorers import AttentionProbe, Bottleneck, LinearProbe, Scorer, SideTuning
+from training.methods.source import Source
 
 RANK = 8
 """Of LoRA."""
@@ -27,32 +29,6 @@ SMALLER = 8
 """Side-Tuning's encoder is so many times narrower than the backbone's."""
 HEAD_RATE = 1e-3
 """Learning rate of the head where the encoder is trained; on a frozen encoder all parameters have the method's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A fresh encoder of Hugging Face's, and what its head needs to know."""
-
-    model: Any
-    """The whole model; the decoder is only there to measure forgetting."""
-    encoder: Any
-    spec: TaskSpec
-    mean: float
-    unit: float
-
-    @property
-    def width(self) -> int:
-        """Of the encoder's states."""
-        return self.encoder.config.hidden_size
-
-    @property
-    def layers(self) -> int:
-        """States that the encoder can return: the embeddings and one of each block."""
-        return self.encoder.config.num_hidden_layers + 1
-
-    def scorer(self, kind: type[Scorer] = Scorer, encoder: nn.Module | None = None, **more: Any) -> Scorer:
-        """A model of this kind on the encoder, or on one that wraps it."""
-        return kind(encoder or self.encoder, self.width, self.spec, self.mean, self.unit, **more)
 
 
 Make = Callable[[Source], Scorer]
@@ -71,10 +47,25 @@ class Method:
     """None: a side network, or no model at all."""
     peft: bool = False
     """Whether PEFT is needed."""
+    recipe: Callable[[BackboneConfig], dict[str, Any]] | None = None
+    """Of a side network: the settings that differ from the default recipe; None: no side network."""
 
 
 def _full(source: Source) -> Scorer:
     return source.scorer()
+
+
+def _upper(share: float) -> Make:
+    """All weights of the upper blocks, `share` of them; the others and the embeddings stay as they are."""
+
+    def make(source: Source) -> Scorer:
+        source.encoder.requires_grad_(False)
+        blocks = source.encoder.block if hasattr(source.encoder, "block") else source.encoder.layers
+        for block in blocks[len(blocks) - max(1, round(share * len(blocks))) :]:
+            block.requires_grad_(True)
+        return source.scorer()
+
+    return make
 
 
 def _linear_probe(source: Source) -> Scorer:
@@ -99,8 +90,6 @@ def small_encoder(config: Any) -> nn.Module:
         CompareError: a model whose sizes are not known here.
     """
     from transformers import AutoModel
-
-    from training.compare.errors import CompareError
 
     sizes = {
         "t5": ("d_model", "d_kv", "d_ff"),
@@ -137,14 +126,17 @@ def _bitfit(source: Source) -> Scorer:
     return source.scorer()
 
 
-def _adapters(source: Source) -> Scorer:
-    source.encoder.requires_grad_(False)
-    width = min(BOTTLENECK, source.width // 2)
-    for parent in list(source.encoder.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear) and name in ("o", "wo", "out_proj", "fc2"):
-                setattr(parent, name, Bottleneck(layer, width).to(layer.weight.device))
-    return source.scorer()
+def _adapters(bottleneck: int) -> Make:
+    def make(source: Source) -> Scorer:
+        source.encoder.requires_grad_(False)
+        width = min(bottleneck, source.width // 2)
+        for parent in list(source.encoder.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.Linear) and name in ("o", "wo", "out_proj", "fc2"):
+                    setattr(parent, name, Bottleneck(layer, width).to(layer.weight.device))
+        return source.scorer()
+
+    return make
 
 
 def _pruned(source: Source) -> Scorer:
@@ -165,6 +157,19 @@ def _of_peft(config: Callable[[Any, Source], Any]) -> Make:
         return source.scorer(encoder=wrapped)
 
     return make
+
+
+def _lora(rank: int) -> Make:
+    return _of_peft(lambda peft, source: peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1))
+
+
+def _every(step: int) -> Callable[[BackboneConfig], dict[str, Any]]:
+    """A rung on every so many blocks, the last among them."""
+    return lambda config: {"encoder_layers": tuple(range((config.num_layers - 1) % step, config.num_layers, step))}
+
+
+def _side(name: str, text: str, recipe: Callable[[BackboneConfig], dict[str, Any]]) -> Method:
+    return Method(name=name, text=f"as lst, {text}", learning_rate=1e-3, recipe=recipe)
 
 
 def _prompt(peft: Any, source: Source) -> Any:
@@ -189,7 +194,12 @@ _ROWS = (
         learning_rate=3e-3,
         make=_attention_probe,
     ),
-    Method(name="lst", text="a side network, as `sidecast train` makes it by default", learning_rate=1e-3),
+    Method(
+        name="lst",
+        text="a side network, as `sidecast train` makes it by default",
+        learning_rate=1e-3,
+        recipe=lambda config: {},
+    ),
     Method(
         name="side-tuning",
         text=f"a separate encoder, {SMALLER} times narrower, next to the frozen one (arXiv:1912.13503; our code)",
@@ -227,14 +237,14 @@ _ROWS = (
         name="lora",
         text=f"matrices of rank {RANK} on queries and values (arXiv:2106.09685; PEFT's code)",
         learning_rate=1e-3,
-        make=_of_peft(lambda peft, source: peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.1)),
+        make=_lora(RANK),
         peft=True,
     ),
     Method(
         name="adapters",
         text=f"two layers of width {BOTTLENECK} after attention and after feed-forward (arXiv:1902.00751; our code)",
         learning_rate=1e-3,
-        make=_adapters,
+        make=_adapters(BOTTLENECK),
     ),
     Method(
         name="pruning",
@@ -245,4 +255,33 @@ _ROWS = (
     Method(name="full", text="all weights of the encoder: full fine-tuning", learning_rate=3e-4, make=_full),
 )
 
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
+_VARIANTS = (
+    *(_side(f"lst-r{r}", f"with r {r}", lambda config, r=r: {"reduction": r}) for r in (4, 16, 32)),
+    _side("lst-all", "with a rung on every block", lambda config: {"encoder_layers": "all"}),
+    _side("lst-quarter", "with a rung on every fourth block", _every(4)),
+    _side(
+        "lst-last", "with a rung on the last block alone", lambda config: {"encoder_layers": (config.num_layers - 1,)}
+    ),
+    _side("lst-magnitude", "started as the backbone's largest weights", lambda config: {"init": "magnitude"}),
+    _side("lst-fisher", "started as the weights that matter most to the rows", lambda config: {"init": "fisher"}),
+    _side("lst-no-taps", "without taps: it reads the embeddings alone", lambda config: {"gate": "one"}),
+    *(
+        Method(name=f"lora-r{r}", text=f"as lora, of rank {r}", learning_rate=1e-3, make=_lora(r), peft=True)
+        for r in (2, 32)
+    ),
+    *(
+        Method(name=f"adapters-{w}", text=f"as adapters, of width {w}", learning_rate=1e-3, make=_adapters(w))
+        for w in (16, 256)
+    ),
+    *(
+        Method(
+            name=f"full-{name}",
+            text=f"as full, but the upper {name} of the blocks alone",
+            learning_rate=3e-4,
+            make=make,
+        )
+        for name, make in (("half", _upper(1 / 2)), ("quarter", _upper(1 / 4)))
+    ),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in (*_ROWS, *_VARIANTS)})
