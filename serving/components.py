@@ -21,7 +21,17 @@ from serving.api import Drain
 from serving.api.servicers import make_servicers
 from serving.config import ServeConfig, ShadowConfig
 from serving.cores import most_threads
-from serving.engine import Engine, check_fits, free_bytes, pick_device, run_apart, run_aside, run_steps_aside, warm_up
+from serving.engine import (
+    Engine,
+    check_fits,
+    free_bytes,
+    pick_device,
+    pick_precision,
+    run_apart,
+    run_aside,
+    run_steps_aside,
+    warm_up,
+)
 from serving.images import ImagePool
 from serving.metrics import Metrics
 from serving.pipeline import PredictService
@@ -171,8 +181,9 @@ def _load_backbone(config: ServeConfig) -> Backbone:
         torch.set_num_threads(threads)
     device = pick_device(config.device)
     check_fits(config, device)
-    backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
-    log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
+    dtype = pick_precision(config.dtype, device)
+    backbone = load_backbone(config.backbone, device=device, dtype=dtype, quantize=config.quantize)
+    log.info("backbone %s on %s in %s, %s", backbone.name, device, backbone.dtype, backbone.fingerprint)
     return backbone
 
 

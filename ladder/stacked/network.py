@@ -7,6 +7,7 @@ products read them as views. Equal to the modules but for rounding. Never traine
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class StackedSide:
     slot: int
     head: Head | None
     """None: a text head, which is the backbone's."""
+    recorded: "Recorded | None" = None
+    """What computes batches of recorded shapes; None: all run eagerly."""
 
     @property
     def shape(self) -> StackShape:
@@ -95,6 +98,20 @@ class StackedSide:
 Side = SideNetwork | StackedSide
 
 
+class Recorded(Protocol):
+    """`ladder.stacked.recorded.RecordedSides`. Both methods return None for a batch of no recorded shape."""
+
+    def encode(self, sides: Sequence[StackedSide], taps: Taps, inputs: Sequence[int] | None) -> Tensor | None:
+        """As `StackedBatch.encode` of rows without images."""
+        ...
+
+    def first_step(
+        self, sides: Sequence[StackedSide], taps: Taps, memory: Tensor, mask: Tensor, inputs: Sequence[int] | None
+    ) -> Tensor | None:
+        """As `StackedBatch.decode` of one token without a cache."""
+        ...
+
+
 class StackedBatch:
     """Rows of side networks of one shape, and which row is whose. Made for one batch; holds its side networks.
 
@@ -145,6 +162,9 @@ class StackedBatch:
         """
         if self.shape.visual is not None:
             return self._encode_visual(taps, inputs, images_of(taps, inputs, images))
+        recorded = self._sides[0].recorded
+        if recorded is not None and (memory := recorded.encode(self._sides, taps, inputs)) is not None:
+            return memory
         reads = self._reads(inputs)
         state = self._start("encoder", taps, reads)
         tokens = state.shape[1]
@@ -212,6 +232,9 @@ class StackedBatch:
             cache: extended in place; from `decoder_cache`. Its rows are in the order of `sides`.
             inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
         """
+        recorded = None if cache else self._sides[0].recorded
+        if recorded and (states := recorded.first_step(self._sides, taps, memory, memory_mask, inputs)) is not None:
+            return states
         reads = self._reads(inputs)
         state = self._start("decoder", taps, reads)
         queries = state.shape[1]
