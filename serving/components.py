@@ -181,7 +181,7 @@ def _load_backbone(config: ServeConfig) -> Backbone:
         torch.set_num_threads(threads)
     device = pick_device(config.device)
     check_fits(config, device)
-    dtype = pick_precision(config.dtype, device)
+    dtype = pick_precision(config.dtype, device, config.quantize)
     backbone = load_backbone(config.backbone, device=device, dtype=dtype, quantize=config.quantize)
     log.info("backbone %s on %s in %s, %s", backbone.name, device, backbone.dtype, backbone.fingerprint)
     return backbone

@@ -104,7 +104,7 @@ def _launches(step: Any) -> int:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         step((), (), lambda _: None)
         torch.cuda.synchronize()
-    return sum("LaunchKernel" in event.name for event in profiled.events())
+    return sum("LaunchKernel" in event.name for event in profiled.events() or ())
 
 
 def swaps(loaded: Loaded, how: How) -> dict[str, Any]:

@@ -78,10 +78,11 @@ class Loaded:
         return {"backbone": self.folder, "threads": threads, "compile": self.compiles, **kind}
 
     def quantised(self, quantize: str) -> "Loaded":
-        """Return the same backbone with quantised matrices."""
+        """Return the same backbone with quantised matrices, in the precision that a server would choose."""
         if self.backbone.quantization == quantize:
             return self
-        backbone = load_backbone(self.folder, device=self.device, dtype=self.dtype, quantize=quantize)
+        dtype = pick_precision("auto", self.device, quantize)
+        backbone = load_backbone(self.folder, device=self.device, dtype=dtype, quantize=quantize)
         encoder = _compiled(backbone) if self.compiles else None
         return replace(self, backbone=backbone, encoder=encoder, sides=None)
 
@@ -140,7 +141,7 @@ def load(
     folder = source or str(get_backbone(cache_folder()))
     if Path(folder).exists():
         folder = str(Path(folder).resolve())
-    backbone = load_backbone(folder, device=device, dtype=pick_precision(dtype, device), quantize=quantize)
+    backbone = load_backbone(folder, device=device, dtype=pick_precision(dtype, device, quantize), quantize=quantize)
     encoder = _compiled(backbone) if compiles else None
     return Loaded(folder=folder, backbone=backbone, tokenizer=load_tokenizer(folder), encoder=encoder)
 

@@ -46,4 +46,5 @@ def test_a_server_takes_bfloat16_where_the_processor_multiplies_it(monkeypatch: 
         monkeypatch.setattr(device, "has_bfloat16", lambda bfloat16=bfloat16: bfloat16)
         assert pick_precision("auto", "cpu") == precision
         assert pick_precision("float32", "cpu") == "float32"
+        assert pick_precision("auto", "cpu", "w8a8") == "auto"
         assert pick_precision("auto", "meta") == "auto"
