@@ -11,6 +11,7 @@ not installed. Exits with 1 if a comparison failed or a measurement ended with a
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -76,6 +77,13 @@ class Bench:
         return backbones.loaded(self._folder, self.where, dtype)
 
 
+def shares(only: Sequence[str]) -> dict[str, float]:
+    """Return each part and the share of the limit until which its measurements begin; `only` some share it equally."""
+    if not only:
+        return PARTS
+    return {part: (index + 1) / len(only) for index, part in enumerate(only)}
+
+
 @click.command()
 @click.option("--device", "where", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Some of the parts.  [default: all]")
@@ -94,8 +102,8 @@ def main(where: str, only: tuple[str, ...], quick: bool, out: Path | None, limit
         run = Run(path, {"name": "gpu", "date": date, "machine": machine.to_dict(), "settings": settings}, limit)
         with run.watched():
             bench = Bench(run, Path(folder), where, quick, seed)
-            for part in only or PARTS:
-                with run.part(part, PARTS[part]):
+            for part, until in shares(only).items():
+                with run.part(part, until):
                     getattr(bench, part)()
             run.finish()
     faults = run.faults()

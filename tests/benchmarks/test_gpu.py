@@ -79,3 +79,9 @@ def test_what_fails_is_noted_and_the_next_goes_on(tmp_path: Path) -> None:
     assert parts["one"]["good"] == {"same": True}
     assert parts["two"]["late"] == {"left_out": "no time"}
     assert run.faults() == ["one: broken", "one: differs", "three: error"]
+
+
+def test_some_parts_share_the_time_equally() -> None:
+    assert gpu.shares(()) == gpu.PARTS
+    assert gpu.shares(("speed", "device")) == {"speed": 0.5, "device": 1.0}
+    assert list(gpu.PARTS.values()) == sorted(gpu.PARTS.values())
