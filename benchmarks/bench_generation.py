@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.bench_peers import KINDS, agreement, kinds_of
 from benchmarks.harness.cli import How, answer, measuring
-from benchmarks.harness.converted import Converted
+from benchmarks.harness.converted import Converted, fastest_environment
 from benchmarks.harness.inputs import Inputs
 from benchmarks.harness.models import LONGEST, Loaded, make_residents
 from benchmarks.harness.peers import hugging_face, pad
@@ -161,8 +161,17 @@ class CTranslate2:
     def __init__(self, loaded: Loaded, how: How, wave: Wave, folder: Path) -> None:
         self.how, self.wave = how, wave
         self.kind = KINDS[loaded.hardware][0]
-        self.converted = Converted(loaded, folder, self.kind)
+        self.tried: dict[str, float | None] = {}
+        self.converted = self._convert(loaded, folder)
         self.agreement = agreement(loaded, self.converted)
+
+    def _convert(self, loaded: Loaded, folder: Path) -> Converted:
+        """Start it in the environment in which it is fastest here."""
+        if self.how.quick:
+            return Converted(loaded, folder, self.kind)
+        rows = [wanted.ids for wanted in self.wave.draw()]
+        name, self.tried = fastest_environment(loaded, folder, self.kind, rows)
+        return Converted(loaded, folder, self.kind, name)
 
     @property
     def names(self) -> list[str]:
@@ -217,6 +226,7 @@ def ask(loaded: Loaded, how: How, peers: Sequence[str] = PEERS) -> tuple[Samples
             theirs = CTranslate2(loaded, how, wave, Path(folder))
             systems.append(theirs)
             settings["first_words_as_ours"] = {theirs.kind: theirs.agreement}
+            settings["ctranslate2_ms"] = {theirs.kind: theirs.tried}
         samples = how.turns([variant for system in systems for variant in system.variants()])
     return samples, ratios(samples), settings | {"reduction": 8, "rungs": "all"}
 

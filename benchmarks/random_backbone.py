@@ -15,6 +15,7 @@ from benchmarks.harness.peers import hush
 from benchmarks.harness.samples import BenchmarkError, plain_errors
 from demo.backbone import get_backbone
 from demo.downloads import cache_folder
+from ladder.config import BackboneConfig
 from ladder.side import NAMED
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
@@ -26,12 +27,20 @@ def make_random(shape: str, folder: Path, tokenizer: Path, seed: int = 0) -> Pat
     Raises:
         BenchmarkError: no such shape.
     """
+    if shape not in NAMED:
+        raise BenchmarkError(f"unknown shape {shape}; known are {', '.join(NAMED)}")
+    write_random(NAMED[shape].config, folder, seed)
+    for name in TOKENIZER:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    return folder
+
+
+def write_random(config: BackboneConfig, folder: Path, seed: int = 0) -> None:
+    """Write a Hugging Face folder in bfloat16, without a tokenizer."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     hush()
-    if shape not in NAMED:
-        raise BenchmarkError(f"unknown shape {shape}; known are {', '.join(NAMED)}")
-    config = NAMED[shape].config
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
     names += ("feed_forward_proj", "decoder_start_token_id", "pad_token_id", "eos_token_id")
     values: dict[str, Any] = {name: getattr(config, name) for name in names}
@@ -40,10 +49,6 @@ def make_random(shape: str, folder: Path, tokenizer: Path, seed: int = 0) -> Pat
         torch.manual_seed(seed)
         model: Any = T5ForConditionalGeneration(T5Config(**values))
     model.to(torch.bfloat16).save_pretrained(folder)
-    for name in TOKENIZER:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    return folder
 
 
 @click.command()

@@ -28,6 +28,7 @@ from serving.engine import (
     check_fits,
     free_bytes,
     pick_device,
+    pick_precision,
     run_apart,
     run_aside,
     run_steps_aside,
@@ -184,8 +185,9 @@ def _load_backbone(config: ServeConfig) -> Backbone:
         torch.set_num_threads(threads)
     device = pick_device(config.device)
     check_fits(config, device)
-    backbone = load_backbone(config.backbone, device=device, dtype=config.dtype, quantize=config.quantize)
-    log.info("backbone %s on %s, %s", backbone.name, device, backbone.fingerprint)
+    dtype = pick_precision(config.dtype, device, config.quantize)
+    backbone = load_backbone(config.backbone, device=device, dtype=dtype, quantize=config.quantize)
+    log.info("backbone %s on %s in %s, %s", backbone.name, device, backbone.dtype, backbone.fingerprint)
     return backbone
 
 

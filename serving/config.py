@@ -353,8 +353,9 @@ class ServeConfig:
     device: str = "auto"
     """Where torch runs: auto (cuda if there is one), cpu, cuda, cuda:1."""
     dtype: str = "auto"
-    """Precision of the backbone and the side networks: auto, float32 or bfloat16. auto: bfloat16 on a GPU that has it,
-    else float32."""
+    """Precision of the backbone and the side networks: auto, float32 or bfloat16. auto: bfloat16 on a device whose
+    matrix products have it (GPUs since Ampere; CPUs with AVX512-BF16 or AMX, if the backbone is not quantised), else
+    float32."""
     quantize: str = "none"
     """Format of the backbone's matrices: none, int8, int4 or w8a8. The server serves side networks that were trained on
     the same format."""

@@ -5,10 +5,14 @@ engine took twice its time (see `serving.engine.device`). So only the other proc
 pipe while others are measured. It times its calls itself, so that the pipe and pickle do not count.
 """
 
+import math
 import multiprocessing
+import os
 import signal
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +22,20 @@ import torch
 
 from benchmarks.harness.models import Loaded
 from benchmarks.harness.peers import hush, peer
-from benchmarks.harness.samples import BenchmarkError
+from benchmarks.harness.samples import BenchmarkError, time_calls
+
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "defaults": {},
+    "MKL": {"CT2_USE_MKL": "1"},
+    "no MKL": {"CT2_USE_MKL": "0"},
+    "AVX2": {"CT2_FORCE_CPU_ISA": "AVX2"},
+    "AVX512": {"CT2_FORCE_CPU_ISA": "AVX512"},
+    "AVX512, MKL": {"CT2_FORCE_CPU_ISA": "AVX512", "CT2_USE_MKL": "1"},
+    "AVX512, no MKL": {"CT2_FORCE_CPU_ISA": "AVX512", "CT2_USE_MKL": "0"},
+}
+"""Settings of CTranslate2's process on a CPU, of which the fastest counts."""
+TRIED_S = 0.5
+"""Seconds of calls with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +48,7 @@ class Conversion:
     """CTranslate2's precision: int8, float32 ..."""
     hardware: str
     threads: int
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +65,17 @@ class Converted:
 
     Its process ends with this one, or at `close`.
 
+    Args:
+        environment: one of ENVIRONMENTS.
+
     Raises:
         BenchmarkError: it is not installed, or does not support this precision here; all methods: the process ended.
     """
 
-    def __init__(self, loaded: Loaded, folder: Path, kind: str) -> None:
+    def __init__(self, loaded: Loaded, folder: Path, kind: str, environment: str = "defaults") -> None:
         self.kind, self.spent_s = kind, 0.0
-        conversion = Conversion(loaded.folder, str(folder / kind), kind, loaded.hardware, torch.get_num_threads())
+        threads, settings = torch.get_num_threads(), ENVIRONMENTS[environment]
+        conversion = Conversion(loaded.folder, str(folder / kind), kind, loaded.hardware, threads, settings)
         self._words = _vocabulary(loaded)
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
@@ -109,6 +131,30 @@ class Converted:
         return BenchmarkError(f"CTranslate2's process has ended, exit code {self.process.exitcode}")
 
 
+def fastest_environment(
+    loaded: Loaded, folder: Path, kind: str, rows: Sequence[Sequence[int]]
+) -> tuple[str, dict[str, float | None]]:
+    """Return the name of CTranslate2's fastest environment for one step of `rows`, and the milliseconds of each.
+
+    None for those that this processor or this build of CTranslate2 lacks. On a GPU there is only one.
+    """
+    tried: dict[str, float | None] = {}
+    for name in ENVIRONMENTS if loaded.hardware == "cpu" else ("defaults",):
+        try:
+            with closing(Converted(loaded, folder, kind, name)) as converted:
+                words = converted.words(rows)
+                spent = time_calls(
+                    lambda _, converted=converted, words=words: converted.step(words),
+                    seconds=TRIED_S,
+                    lead_s=TRIED_S,
+                    clock=converted.clock,
+                )
+                tried[name] = round(1e3 * statistics.median(spent), 2)
+        except BenchmarkError:
+            tried[name] = None
+    return min(tried, key=lambda name: tried[name] or math.inf), tried
+
+
 def _vocabulary(loaded: Loaded) -> list[str]:
     from transformers import AutoTokenizer
 
@@ -133,6 +179,7 @@ def _run_process(pipe: Connection, conversion: Conversion) -> None:
 
 
 def _translator(conversion: Conversion) -> Any:
+    os.environ.update(conversion.environment)  # before the library is loaded
     ctranslate2 = peer("ctranslate2")
     hush()
     torch.set_num_threads(1)  # torch does the conversion, and must leave no thread pool behind

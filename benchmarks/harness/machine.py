@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ INSTRUCTION_SETS = {
     "sve": "sve",
 }
 """Instruction sets that change the speed of matrix products (x86, then ARM): the flag in CPU_FACTS by name."""
+BFLOAT16 = "AVX512-BF16/VNNI"
+NAMED_BY = {
+    ("amx",): "AMX",
+    ("avx512_bf16", "avx512_vnni"): BFLOAT16,
+    ("avx512_bf16",): "AVX512-BF16",
+    ("avx512_vnni",): "AVX512-VNNI",
+    ("avx512f",): "AVX512",
+    ("avx2",): "AVX2",
+    ("bf16",): "ARM-BF16",
+    ("asimd",): "NEON",
+}
+"""How results name a processor: by the first of these whose instruction sets it has."""
+EARLIER = "AVX2"
+"""The processor of all results that do not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +70,8 @@ class Machine:
 
     @property
     def slug(self) -> str:
-        """Name of the GPU, or else of the CPU, for file names."""
-        return slug(self.gpu or self.cpu)
+        """Name of the GPU, or else of the CPU and its instruction set, for file names."""
+        return slug(self.gpu or f"{self.cpu} {instructions(self.to_dict())}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -98,6 +113,16 @@ def instruction_sets() -> list[str] | None:
         return None
     present = set(flags.split())
     return [name for name, flag in INSTRUCTION_SETS.items() if flag in present]
+
+
+def instructions(machine: Mapping[str, Any]) -> str:
+    """Name the instruction set of a machine in a results file: CUDA, or the processor's best for matrix products."""
+    if machine["gpu"] is not None:
+        return "CUDA"
+    present = machine.get("instruction_sets")
+    if present is None:
+        return EARLIER
+    return next((name for sets, name in NAMED_BY.items() if set(sets) <= set(present)), "unknown instructions")
 
 
 def _cpu_fact(name: str) -> str | None:

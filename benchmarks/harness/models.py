@@ -15,10 +15,11 @@ import torch
 from demo.backbone import get_backbone
 from demo.downloads import cache_folder
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
-from ladder.backbone import BackbonePass, CompiledEncoder, Limits, padded
+from ladder.backbone import BackbonePass, CompiledEncoder, CudaGraphs, Limits, RecordedBackbone, Rehearsal, padded
 from ladder.side import as_served, load_side
+from ladder.stacked import RecordedSides, SideBank
 from serving.config import BatchConfig, LoadConfig
-from serving.engine import Engine, Resident
+from serving.engine import Engine, Resident, pick_precision
 from serving.versions import Loader
 from side_registry import SIDE_NETWORK, BackboneRef, GoldenExample, Manifest, Registry, TaskSpec, write_manifest
 from side_registry.manifest import VisionRef, read_artifact
@@ -52,13 +53,15 @@ class Loaded:
     """Folder or hub id."""
     backbone: Backbone
     tokenizer: Tokenizer
-    encoder: CompiledEncoder | None = None
-    """The compiled encoder, if there is one; engines can share it."""
+    encoder: CompiledEncoder | RecordedBackbone | None = None
+    """The compiled or recorded encoder, if there is one; engines can share it."""
+    sides: RecordedSides | None = None
+    """Records the side networks' passes, if they are recorded."""
 
     @property
     def compiles(self) -> bool:
         """Whether the encoder is compiled."""
-        return self.encoder is not None
+        return isinstance(self.encoder, CompiledEncoder)
 
     def engine(self) -> Engine:
         """Return a new engine with a server's defaults."""
@@ -75,11 +78,21 @@ class Loaded:
         return {"backbone": self.folder, "threads": threads, "compile": self.compiles, **kind}
 
     def quantised(self, quantize: str) -> "Loaded":
-        """Return the same backbone with quantised matrices."""
+        """Return the same backbone with quantised matrices, in the precision that a server would choose."""
         if self.backbone.quantization == quantize:
             return self
-        backbone = load_backbone(self.folder, device=self.device, dtype=self.dtype, quantize=quantize)
-        return replace(self, backbone=backbone, encoder=_compiled(backbone) if self.compiles else None)
+        dtype = pick_precision("auto", self.device, quantize)
+        backbone = load_backbone(self.folder, device=self.device, dtype=dtype, quantize=quantize)
+        encoder = _compiled(backbone) if self.compiles else None
+        return replace(self, backbone=backbone, encoder=encoder, sides=None)
+
+    def recorded(self, shapes: Sequence[tuple[int, int]]) -> "Loaded":
+        """Return the same backbone with passes of these rows and tokens recorded: CUDA graphs, on a CPU a rehearsal."""
+        on_gpu = self.hardware == "cuda"
+        recorder = CudaGraphs(self.backbone.device) if on_gpu else Rehearsal()
+        encoder = RecordedBackbone(self.backbone, shapes, recorder)
+        encoder.warm_up()
+        return replace(self, encoder=encoder, sides=RecordedSides(recorder, shapes))
 
     @property
     def hardware(self) -> str:
@@ -128,7 +141,7 @@ def load(
     folder = source or str(get_backbone(cache_folder()))
     if Path(folder).exists():
         folder = str(Path(folder).resolve())
-    backbone = load_backbone(folder, device=device, dtype=dtype, quantize=quantize)
+    backbone = load_backbone(folder, device=device, dtype=pick_precision(dtype, device, quantize), quantize=quantize)
     encoder = _compiled(backbone) if compiles else None
     return Loaded(folder=folder, backbone=backbone, tokenizer=load_tokenizer(folder), encoder=encoder)
 
@@ -253,7 +266,8 @@ def make_residents(
 
 def load_residents(registry: Registry, loaded: Loaded) -> list[Resident]:
     """Load every task's first version onto the device, with the server's loader."""
-    loader = Loader(registry, loaded.backbone, loaded.tokenizer, LoadConfig())
+    bank = SideBank(loaded.backbone, loaded.sides)
+    loader = Loader(registry, loaded.backbone, loaded.tokenizer, LoadConfig(), bank)
     return [loader.load(task, 1) for task in sorted(registry.state().tasks)]
 
 

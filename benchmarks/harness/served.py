@@ -1,5 +1,6 @@
 """Starts `sidecast serve` in a process of its own on free ports of this machine, and reads its metrics."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,13 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.samples import BenchmarkError
-from benchmarks.harness.secured import Credentials
+from serving.config import ServeConfig
+
+if TYPE_CHECKING:  # it needs the extra `signing`
+    from benchmarks.harness.secured import Credentials
 
 START_S = 1800.0
 STOP_S = 60.0
@@ -39,7 +43,7 @@ class Served:
     pid: int
     http_url: str = ""
     """Empty: it has no HTTP API."""
-    credentials: Credentials | None = None
+    credentials: "Credentials | None" = None
     """Of callers, where it has TLS and tokens."""
 
     def client(self) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class Served:
         return psutil.Process(self.pid).memory_info().rss
 
 
-def counted(metrics_url: str, credentials: Credentials | None = None) -> dict[str, float]:
+def counted(metrics_url: str, credentials: "Credentials | None" = None) -> dict[str, float]:
     """Return the value of every metric by name and labels, such as `sidecast_stage_seconds_sum backbone`.
 
     Raises:
@@ -77,7 +81,7 @@ def counted(metrics_url: str, credentials: Credentials | None = None) -> dict[st
 
 
 @contextmanager
-def serve(credentials: Credentials | None = None, **settings: Any) -> Iterator[Served]:
+def serve(credentials: "Credentials | None" = None, **settings: Any) -> Iterator[Served]:
     """Run a server until the block ends, with settings as in a configuration file: `max_batch_rows=64`.
 
     It does not get SIDECAST_* variables. `credentials` are those of its callers, if its settings ask for some.
@@ -106,6 +110,40 @@ def serve(credentials: Credentials | None = None, **settings: Any) -> Iterator[S
             )
         finally:
             _stop(process)
+
+
+@contextmanager
+def serve_here(**settings: Any) -> Iterator[Served]:
+    """As `serve`, in this process: it starts in no time, but shares the interpreter with what calls it."""
+    from serving.server import Server
+
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    config = ServeConfig.from_values({"port": 0, "metrics_port": 0, "log_level": "WARNING", **plain})
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> Server:
+        server = Server(config)
+        await server.start()
+        return server
+
+    try:
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+        try:
+            yield Served(
+                address=f"{config.host}:{server.port}",
+                metrics_url=f"http://{config.host}:{server.metrics_port}/metrics",
+                tasks=server.task_count,
+                start_s=0.0,
+                pid=os.getpid(),
+            )
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(5.0), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def free_port() -> int:

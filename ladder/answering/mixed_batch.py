@@ -192,7 +192,9 @@ class _StackedGroup:
         self._pass = backbone_pass
         self._group = group
         self._sides = [row.side for row in group.rows if isinstance(row.side, StackedSide)]
-        self._batch = StackedBatch(self._sides, Grouping(range(len(self._sides)), group.runs))
+        self._tokens = backbone_pass.taps.mask.shape[1]
+        every = len(self._sides)
+        self._batch = StackedBatch(self._sides, Grouping(range(every), group.runs), every * self._tokens)
         read = _images(group, range(len(self._sides)), images) if group.images else None
         self._memory = self._batch.encode(backbone_pass.taps, group.inputs, read)
         self._mask = self._batch.memory_mask(backbone_pass.taps, group.inputs, read)
@@ -239,7 +241,8 @@ class _StackedGroup:
         taps = decoder.after(prefix).select([self._group.inputs[position] for position in positions])
         batch = self._batch
         if len(positions) < len(self._sides):
-            batch = StackedBatch([self._sides[position] for position in positions])
+            few = [self._sides[position] for position in positions]
+            batch = StackedBatch(few, tokens=len(few) * self._tokens)
         states = batch.decode(taps, take(self._memory, positions), take(self._mask, positions))[:, -1]
         row_of = {position: row for row, position in enumerate(positions)}
         return {part: take(states, [row_of[position] for position in part.positions]) for part in parts}

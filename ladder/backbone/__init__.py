@@ -16,6 +16,8 @@ from ladder.backbone.quantize import (
     held_bytes,
     quantize_backbone,
 )
+from ladder.backbone.recorded import RecordedBackbone
+from ladder.backbone.recordings import CudaGraphs, Recorder, Rehearsal
 from ladder.backbone.tokenizer import Tokenizer
 
 __all__ = [
@@ -23,10 +25,14 @@ __all__ = [
     "Backbone",
     "BackbonePass",
     "CompiledEncoder",
+    "CudaGraphs",
     "Division",
     "Images",
     "Limits",
     "Part",
+    "RecordedBackbone",
+    "Recorder",
+    "Rehearsal",
     "Taps",
     "Tokenizer",
     "check_method",

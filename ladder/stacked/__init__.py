@@ -2,8 +2,10 @@
 
 from ladder.stacked.bank import SideBank
 from ladder.stacked.network import Side, StackedSide
+from ladder.stacked.recorded import RecordedSides
 
 __all__ = [
+    "RecordedSides",
     "Side",
     "SideBank",
     "StackedSide",

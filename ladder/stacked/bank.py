@@ -20,7 +20,7 @@ from ladder.backbone.model import Backbone
 from ladder.side.network import SideNetwork
 from ladder.stacked.heads import head_of
 from ladder.stacked.layout import StackShape, fold, layout_of, shape_of
-from ladder.stacked.network import Side, StackedSide
+from ladder.stacked.network import Recorded, Side, StackedSide
 from ladder.stacked.products import Buckets, Chunk
 
 FEWEST_SLOTS = 16
@@ -98,10 +98,14 @@ class SideBank:
     """The weights of all stackable side networks of one backbone, on its device. A server has one.
 
     Thread-safe: a loader adds while the device thread reads.
+
+    Args:
+        recorded: computes batches of recorded shapes.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, recorded: Recorded | None = None) -> None:
         self._backbone = backbone
+        self._recorded = recorded
         self._pools: dict[StackShape, ShapePool] = {}
         self._buckets = Buckets()
         self._lock = threading.Lock()
@@ -126,7 +130,7 @@ class SideBank:
             except BaseException:
                 self._gone.append((shape, chunk.number, slot))
                 raise
-        handle = StackedSide(side.config, chunk, slot, head)
+        handle = StackedSide(side.config, chunk, slot, head, self._recorded)
         weakref.finalize(handle, self._gone.append, (shape, chunk.number, slot)).atexit = False
         return handle
 

@@ -2,7 +2,8 @@
 
 Differences that do not change the arithmetic are folded away. Gates of every kind become a `keep` for each channel and
 a scaled downsample. Norms' weights go into the matrix that follows. q, k and v become one matrix, as do both halves of
-a gated feed-forward, and all rungs' keys and values of the memory. Equal to the module but for rounding.
+a gated feed-forward, all rungs' keys and values of the memory, and v and o for a decoder's first token. Equal to the
+module but for rounding.
 """
 
 from collections.abc import Iterator
@@ -138,6 +139,7 @@ def _parts(shape: StackShape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{name}.qkv", (width, 3 * inner)
             yield f"{name}.o", (inner, width)
             if stack == "decoder":
+                yield f"{name}.vo", (width, width)
                 yield f"{name}.cross.q", (width, inner)
                 yield f"{name}.cross.o", (inner, width)
             yield f"{name}.wi", (width, hidden)
@@ -220,6 +222,7 @@ def _rung(rung: Rung) -> Iterator[tuple[str, Tensor]]:
     yield "qkv", torch.cat([_matrix(linear, norm) for linear in (attention.q, attention.k, attention.v)], 1)
     yield "o", _matrix(attention.o)
     if hasattr(block, "cross_attention"):
+        yield "vo", _matrix(attention.v, norm) @ _matrix(attention.o)  # attention of one token, whose share is 1
         yield "cross.q", _matrix(block.cross_attention.q, norm_of(block.cross_norm))
         yield "cross.o", _matrix(block.cross_attention.o)
     into = (feed.wi_0, feed.wi_1) if feed.gated else (feed.wi,)

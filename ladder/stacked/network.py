@@ -7,6 +7,7 @@ products read them as views. Equal to the modules but for rounding. Never traine
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class StackedSide:
     slot: int
     head: Head | None
     """None: a text head, which is the backbone's."""
+    recorded: "Recorded | None" = None
+    """What computes batches of recorded shapes; None: all run eagerly."""
 
     @property
     def shape(self) -> StackShape:
@@ -95,6 +98,20 @@ class StackedSide:
 Side = SideNetwork | StackedSide
 
 
+class Recorded(Protocol):
+    """`ladder.stacked.recorded.RecordedSides`. Both methods return None for a batch of no recorded shape."""
+
+    def encode(self, sides: Sequence[StackedSide], taps: Taps, inputs: Sequence[int] | None) -> Tensor | None:
+        """As `StackedBatch.encode` of rows without images."""
+        ...
+
+    def first_step(
+        self, sides: Sequence[StackedSide], taps: Taps, memory: Tensor, mask: Tensor, inputs: Sequence[int] | None
+    ) -> Tensor | None:
+        """As `StackedBatch.decode` of one token without a cache."""
+        ...
+
+
 class StackedBatch:
     """Rows of side networks of one shape, and which row is whose. Made for one batch; holds its side networks.
 
@@ -103,13 +120,17 @@ class StackedBatch:
     Args:
         sides: of each row, in any order, at least one.
         grouping: of these rows, where it is known already.
+        tokens: of all rows together, for a batch that keeps nothing: where they are few, a CPU computes in float32.
 
     Raises:
         ValueError: side networks of several shapes.
     """
 
-    def __init__(self, sides: Sequence[StackedSide], grouping: Grouping[Chunk] | None = None) -> None:
+    def __init__(
+        self, sides: Sequence[StackedSide], grouping: Grouping[Chunk] | None = None, tokens: int | None = None
+    ) -> None:
         self.shape = sides[0].shape
+        self._dtype = _fastest_dtype(sides, tokens)
         self._sides = sides
         if any(side.shape is not self.shape and side.shape != self.shape for side in sides):
             raise ValueError("side networks of different shapes cannot be computed together: make a batch of each")
@@ -119,7 +140,7 @@ class StackedBatch:
         grouping = grouping or group_rows([(side.chunk, side.slot) for side in sides])
         self._order = grouping.order
         self._runs = grouping.runs
-        self._products = Products(self._layout, self._runs)
+        self._products = Products(self._layout, self._runs, self._dtype)
         self._computed_index = self._row_index = None
         if adjacent(self._order) is None:
             self._computed_index = torch.tensor(self._order, device=self._device)
@@ -145,6 +166,9 @@ class StackedBatch:
         """
         if self.shape.visual is not None:
             return self._encode_visual(taps, inputs, images_of(taps, inputs, images))
+        recorded = self._sides[0].recorded
+        if recorded is not None and (memory := recorded.encode(self._sides, taps, inputs)) is not None:
+            return memory
         reads = self._reads(inputs)
         state = self._start("encoder", taps, reads)
         tokens = state.shape[1]
@@ -212,8 +236,12 @@ class StackedBatch:
             cache: extended in place; from `decoder_cache`. Its rows are in the order of `sides`.
             inputs: for each row, the row of `taps` that it reads; None: row i reads row i.
         """
+        recorded = None if cache else self._sides[0].recorded
+        if recorded and (states := recorded.first_step(self._sides, taps, memory, memory_mask, inputs)) is not None:
+            return states
         reads = self._reads(inputs)
         state = self._start("decoder", taps, reads)
+        memory = memory.to(self._dtype)
         queries = state.shape[1]
         bias = None
         keys = (cache.length if cache else 0) + queries
@@ -263,6 +291,7 @@ class StackedBatch:
 
     def _normalized(self, tap: Tensor) -> Tensor:
         """A tap (N, T, D) as downsamples read it: normalized once, however many side networks read it."""
+        tap = tap.to(self._dtype)
         return rms_normalized(tap, self.shape.epsilon) if self.shape.tap_norm == "rms" else tap
 
     def _visual(self, images: Images) -> Tensor:
@@ -324,13 +353,14 @@ class StackedBatch:
 
     def _decoder_attend(self, name: str, bias: Tensor | None, cached: KeyValues | None, state: Tensor) -> None:
         """The side decoder's self-attention."""
+        if bias is None:
+            self._products.add(state, f"{name}.vo", self._norm(state))
+            return
         projected = self._products.matmul(f"{name}.qkv", self._norm(state))  # no buffer: a cache may keep it
         query, keys, values = self._to_row_order(projected).chunk(3, -1)
-        mixed = values
-        if bias is not None:
-            pair = self._split(keys), self._split(values)
-            pair = cached.extend(*pair) if cached is not None else pair
-            mixed = self._attend(self._split(query), *pair, bias)
+        pair = self._split(keys), self._split(values)
+        pair = cached.extend(*pair) if cached is not None else pair
+        mixed = self._attend(self._split(query), *pair, bias)
         self._products.add(state, f"{name}.o", self._to_computed_order(mixed))
 
     def _cross_attend(self, name: str, bias: Tensor, keys: Tensor, values: Tensor, state: Tensor) -> None:
@@ -394,6 +424,20 @@ class StackedBatch:
 
     def _to_computed_order(self, rows: Tensor) -> Tensor:
         return rows if self._computed_index is None else rows.index_select(0, self._computed_index)
+
+
+FEW_TOKENS = 128
+"""So many tokens of one side network take a CPU no less time in bfloat16 than in float32, with the conversion of its
+weights."""
+
+
+def _fastest_dtype(sides: Sequence[StackedSide], tokens: int | None) -> torch.dtype:
+    """The dtype of a batch: its weights', or float32 for few tokens."""
+    weights = sides[0].chunk.rows
+    few = tokens is not None and tokens <= FEW_TOKENS and sides[0].shape.visual is None
+    if few and weights.device.type == "cpu" and all(side is sides[0] for side in sides):
+        return torch.float32
+    return weights.dtype
 
 
 def _unit(state: Tensor, least: Tensor) -> Tensor:

@@ -29,10 +29,11 @@ class Products:
     Rows are (B, T, width) in the order of computation: each run's are adjacent, and there each side network's.
     """
 
-    def __init__(self, layout: Layout, runs: Sequence[Run[Chunk]]) -> None:
+    def __init__(self, layout: Layout, runs: Sequence[Run[Chunk]], dtype: torch.dtype | None = None) -> None:
+        """`dtype`: to compute in; None: that of the chunks."""
         self._layout = layout
         self._runs = runs
-        self._rows = [run.chunk.rows[run.slots] for run in runs]
+        self._rows = [run.chunk.rows[run.slots].to(dtype or run.chunk.rows.dtype) for run in runs]
         self._views: dict[str, list[Tensor]] = {}
         self._buffers: dict[str, Tensor] = {}
 

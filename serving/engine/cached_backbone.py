@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ladder.backbone import Backbone, BackbonePass, Division, Part, Taps, padded
+from ladder.backbone import Backbone, BackbonePass, Division, Part, RecordedBackbone, Taps, padded
 from serving.engine.activation_cache import ActivationCache, Key, Known, layers_of
 from serving.metrics import Metrics
 
@@ -14,7 +14,7 @@ LEFT_OUT_COST = 0.15
 """Cost of a token of padding that the encoder leaves out (a real token: 1). Side networks and decoders compute it."""
 
 Encode = Callable[[Tensor, Tensor, int | None], Taps]
-"""`Backbone.encode`, or a compiled one: (B, S) ids, mask, depth."""
+"""`Backbone.encode`, or a compiled or recorded one: (B, S) ids, mask, depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,8 @@ class CachedBackbone:
         """Run the first decoder step of some inputs."""
         taps = backbone_pass.select(indices).taps
         assert taps.final is not None, "the encoder stopped early; a decoder needs all of it"
+        if isinstance(self._encode_whole, RecordedBackbone):
+            return self._encode_whole.first_step(taps.final, taps.mask)
         start = taps.mask.new_full((len(indices), 1), self.backbone.config.decoder_start_token_id, dtype=torch.long)
         return self.backbone.decode(start, taps.final, taps.mask)
 

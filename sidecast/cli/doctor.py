@@ -10,6 +10,8 @@ import click
 
 from sidecast.cli import options
 from sidecast.cli import sizes as sizes_of
+from sidecast.cli import speed as speed_of
+from sidecast.cli.app import UserError
 from sidecast.cli.missing import missing_text
 from sidecast.cli.output import say, show_table
 
@@ -36,6 +38,9 @@ class Finding:
 @options.vision
 @options.vision_layer
 @options.vision_size
+@click.option(
+    "--speed", is_flag=True, help="Also measure --backbone in every precision of --device: needs memory for all."
+)
 @click.option("--sizes", is_flag=True, help="Instead: what side networks of usual shapes would cost on --backbone.")
 @click.option("--reduction", callback=sizes_of.reductions, metavar="R,...", help="With --sizes.  [default: 4,8,16]")
 @click.option(
@@ -56,6 +61,7 @@ def doctor(
     vision: str | None,
     vision_layer: int | None,
     vision_size: int | None,
+    speed: bool,
     sizes: bool,
     as_json: bool,
     **shape: Any,
@@ -66,6 +72,8 @@ def doctor(
     weights, arithmetic and memory. That needs only the backbone's config.json (for names such as t5-base, nothing).
     """
     sizes_of.check_options(sizes, backbone, **shape)
+    if speed and not backbone:
+        raise UserError("--speed measures a backbone: give --backbone")
     if sizes:
         sizes_of.show_sizes(str(backbone), as_json=as_json, **shape)
         return
@@ -73,6 +81,7 @@ def doctor(
         _check("installation", _installation),
         _check("device", lambda: _device(device)) if _version("torch") else _without_torch(),
         _check("backbone", lambda: _backbone(backbone, quantize)) if backbone else _skipped("backbone"),
+        _check("speed", lambda: speed_of.compare(str(backbone), device)) if speed else _skipped("speed"),
         _check("vision", lambda: _vision(vision, vision_layer, vision_size)) if vision else _skipped("vision"),
         _check("registry", lambda: _registry(registry)) if registry else _skipped("registry"),
         _check("fit", lambda: _fit(backbone, registry, quantize)) if backbone and registry else _skipped("fit"),
@@ -101,7 +110,7 @@ def _check(name: str, look: Callable[[], str]) -> Finding:
 
 
 def _skipped(name: str) -> Finding:
-    needs = "--backbone and --registry" if name == "fit" else f"--{name}"
+    needs = {"fit": "--backbone and --registry", "speed": "--backbone and --speed"}.get(name, f"--{name}")
     return Finding(name, "skipped", f"give {needs} to check it")
 
 

@@ -177,7 +177,7 @@ def test_the_last_line_is_one_json_object(capsys, as_json):
 
 def test_the_result_file_is_named_by_date_machine_and_benchmark(tmp_path):
     path = make_report().save(tmp_path / "results")
-    assert path.name == "2026-01-02-some-chip-9-toy.json"
+    assert path.name == "2026-01-02-some-chip-9-avx512-vnni-toy.json"
     assert json.loads(path.read_text()) == make_report().document()
     on_gpu = replace(SOME_MACHINE, gpu="NVIDIA H100 80GB HBM3", device="cuda:0")
     assert make_report(machine=on_gpu).file_name == "2026-01-02-nvidia-h100-80gb-hbm3-toy.json"

@@ -276,3 +276,25 @@ def test_bucket_tables_equal_the_formula(queries: int, keys: int, both: bool) ->
     positions = torch.arange(keys)
     expected = relative_bucket(positions - positions[keys - queries :, None], 32, 128, both)
     assert torch.equal(made.table(queries, keys, 32, 128, both, device), expected.flatten())
+
+
+@pytest.mark.parametrize("head", ["text", "linear"])
+@torch.inference_mode()
+def test_few_tokens_of_one_side_network_in_bfloat16_are_computed_in_float32(tiny_t5: Path, head: str) -> None:
+    backbone = load_backbone(tiny_t5, dtype="bfloat16")
+    [side, other] = make_sides(backbone, 2, head=head)
+    [held, second] = stacked(SideBank(backbone), [as_served(side, torch.bfloat16), as_served(other, torch.bfloat16)])
+    ids, mask = make_inputs(3)
+    taps = backbone.encode(ids, mask)
+    assert taps.final is not None
+    plain, few = StackedBatch([held] * 3), StackedBatch([held] * 3, tokens=network.FEW_TOKENS)
+    memory = few.encode(taps)
+    assert memory.dtype == torch.float32
+    assert_close(memory[mask], plain.encode(taps)[mask].float(), atol=0.05, rtol=0.05)
+    assert StackedBatch([held] * 3, tokens=network.FEW_TOKENS + 1).encode(taps).dtype == torch.bfloat16
+    assert StackedBatch([held, second], tokens=1).encode(taps, [0, 1]).dtype == torch.bfloat16
+    if head == "text":
+        step = backbone.decode(ids.new_zeros(3, 1), taps.final, mask)
+        states = plain.decode(step, plain.encode(taps), mask)
+        assert_close(few.decode(step, memory, mask), states.float(), atol=0.1, rtol=0.1)
+        assert_close(few.decode(step, plain.encode(taps), mask), states.float(), atol=0.1, rtol=0.1)

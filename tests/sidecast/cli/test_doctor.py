@@ -15,13 +15,13 @@ def checks_of(ran: Ran) -> dict[str, tuple[str, str]]:
 def test_doctor_finds_all_well(house: House, parlour: Parlour) -> None:
     words = ["doctor", "--backbone", house / "t5", "--registry", house / "registry", "--server", parlour.address]
     found = checks_of(done(*words, "--json"))
-    assert {name for name, (state, _) in found.items() if state != "ok"} == {"vision"}
+    assert {name for name, (state, _) in found.items() if state != "ok"} == {"speed", "vision"}
     assert found["vision"] == ("skipped", "give --vision to check it")
     assert found["backbone"][1].startswith("t5: 3+2 blocks, width 32")
     assert found["registry"][1] == "generation 2, 1 tasks, 2 versions"
     assert found["server"][1] == "ready, 4 tasks"
     shown = done(*words).out
-    assert [line.split()[1] for line in shown.splitlines()] == ["state"] + ["ok"] * 3 + ["skipped"] + ["ok"] * 3
+    assert [line.split()[1] for line in shown.splitlines()] == ["state"] + ["ok"] * 3 + ["skipped"] * 2 + ["ok"] * 3
 
 
 def test_doctor_says_what_is_wrong(house: House) -> None:
@@ -46,7 +46,7 @@ def test_doctor_loads_a_vision_encoder(house: House, tmp_path: Path) -> None:
 
 def test_doctor_skips_what_is_not_named(house: House) -> None:
     ran = done("doctor")
-    assert [line.split()[1] for line in ran.out.splitlines()[1:]] == ["ok", "ok"] + ["skipped"] * 5
+    assert [line.split()[1] for line in ran.out.splitlines()[1:]] == ["ok", "ok"] + ["skipped"] * 6
     found = checks_of(sidecast("doctor", "--registry", house / "nothing", "--json"))
     assert found["registry"][0] == "wrong"
     assert "there is no registry at" in found["registry"][1]
