@@ -16,6 +16,9 @@ import torch
 LOOK_S = 0.25
 """Shortest time between two looks at the cores, in seconds. A look takes a fifth of a millisecond."""
 
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
+"""What Linux counts as use of a core."""
+
 
 class Usage(NamedTuple):
     """Processor time until now, in seconds, of the cores that this process may use."""
@@ -89,6 +92,6 @@ def look_at_cores() -> Usage:
     if not hasattr(os, "sched_getaffinity"):
         return Usage(0.0, 0.0, os.cpu_count() or 1, time.monotonic())
     usable = os.sched_getaffinity(0)
-    cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in usable]
-    busy_s = sum(times.user + times.nice + times.system + times.irq + times.softirq + times.steal for times in cores)
+    cores = [times._asdict() for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in usable]
+    busy_s = sum(times.get(kind, 0.0) for times in cores for kind in BUSY)
     return Usage(busy_s, own.user + own.system, len(usable), time.monotonic())
