@@ -191,7 +191,11 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
         [task] = registry.state().tasks
         with serve(registry=Path(folder) / "registry", http_port=http_port, **loaded.settings(how.threads)) as served:
             samples = how.turns(Callers(served, http_port, task, how, count(10_000_000)).variants())
-    return samples, ratios(samples), {"callers": CALLERS, "head": "linear"}
+    return (
+        samples,
+        ratios(samples),
+        {"callers": {rows: how.size(callers, 2) for rows, callers in CALLERS.items()}, "head": "linear"},
+    )
 
 
 @click.command()

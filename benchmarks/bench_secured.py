@@ -54,7 +54,11 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
             without = Callers(plain, plain_port, task, how, numbers)
             both = Callers(secured, secured_port, task, how, numbers, issuer.credentials)
             samples = how.turns([*without.variants(WAYS), *both.variants(WAYS, SECURED)])
-    return samples, ratios(samples), {"callers": CALLERS, "head": "linear"}
+    return (
+        samples,
+        ratios(samples),
+        {"callers": {rows: how.size(callers, 2) for rows, callers in CALLERS.items()}, "head": "linear"},
+    )
 
 
 @click.command()

@@ -79,7 +79,9 @@ def test_rows_that_do_not_fit_are_one_clear_error(tiny_t5: Path, tmp_path: Path,
 
 
 def test_an_unknown_setting_names_those_that_there_are(tiny_t5: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="lr must be one of the settings epochs, batch_rows, learning_rate"):
+    with pytest.raises(
+        RecipeError, match="lr must be one of the settings epochs, batch_rows, accumulate, learning_rate"
+    ):
         train(tiny_t5, tmp_path / "run", ROWS, lr=1e-3)
 
 

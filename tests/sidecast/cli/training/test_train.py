@@ -104,7 +104,9 @@ def test_train_several_rates_and_seeds_at_once(house: House, tmp_path: Path) -> 
     assert len(document["runs"]) == 4
     assert read_artifact(document["run"]).manifest.metrics["accuracy"] == document["score"]
     assert "name each once" in sidecast(*words, "--lr", "1e-3,0.001").mistake
-    assert "not one of 'auto', 'text', 'linear', 'mlp'" in sidecast(*words, "--head", "linear,wide").mistake
+    assert (
+        "not one of 'auto', 'text', 'linear', 'attention', 'mlp'" in sidecast(*words, "--head", "linear,wide").mistake
+    )
 
 
 def test_train_goes_on_with_more_epochs(house: House, tmp_path: Path) -> None:
