@@ -17,7 +17,7 @@ MOST_MB = 1500
 LONGEST_S = 5
 """For one input."""
 APART = ("sh", "-c", '"$@"; exit $?', "sh")
-"""Runs a command as a grandchild: libFuzzer reads the peak memory of a process, and Linux hands a child its parent's."""
+"""Runs a command as a grandchild: libFuzzer reads a process's peak memory, and Linux hands a child its parent's."""
 
 
 def test_no_bytes_crash_hang_or_fill_a_reader(tmp_path: Path) -> None:
