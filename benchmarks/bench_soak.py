@@ -1,7 +1,7 @@
 """Does a server stay right, fast and small while its registry changes a thousand times?
 
     python -m benchmarks.bench_soak                                  # a quarter of an hour
-    python -m benchmarks.bench_soak --secured --seconds 60 --save    # `make soak`: half an hour
+    python -m benchmarks.bench_soak --secured --dtype float32 --seconds 60 --save    # `make soak`: half an hour
 
 A real `sidecast serve`, callers in a process of their own that ask at a steady rate, and a writer that publishes,
 promotes, rolls back, retires, splits and shadows versions, and sometimes publishes one that no server can load; each
