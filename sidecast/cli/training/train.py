@@ -1,6 +1,5 @@
 """`sidecast train`: train a side network for each of one or more tasks, or one for all, into run folders."""
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
 from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
-from sidecast.cli.training.curves import Curves, FollowedBars
+from sidecast.cli.training.curves import Curves, FollowedBars, Tracking
 from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
 from sidecast.cli.training.sweep import Several, combinations, run_sweep
 from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
@@ -85,6 +84,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     metavar="FOLDER",
     help="Write TensorBoard's event files there after each epoch, into FOLDER/TASK.",
 )
+@click.option(
+    "--wandb", metavar="PROJECT", help="Send each epoch to this project of Weights & Biases, a run for each run folder."
+)
 @image_options_by_task
 @options.rename
 @options.device
@@ -111,6 +113,7 @@ def train(
     output: str,
     shared: bool,
     tensorboard: str | None,
+    wandb: str | None,
     images: Sequence[str],
     features: Sequence[str],
     vision: str | None,
@@ -154,8 +157,8 @@ def train(
     from training.processes import join_processes
 
     specs = [load_task(task) for task in tasks]
-    if tensorboard is not None:
-        importlib.import_module("tensorboard.summary")  # a missing extra is told before data are read
+    tracking = Tracking(tensorboard, wandb)
+    tracking.check()
     _check(specs, output, validation_files, validation_share, shared=shared)
     check_renames(specs, renames)
     given_settings = {name: value for name, value in recipe.items() if value is not None}
@@ -218,9 +221,9 @@ def train(
             )
             runs.append(job)
     if shared:
-        documents = _run([job for [job] in jobs], output, tensorboard, shared=True, as_json=quiet)
+        documents = _run([job for [job] in jobs], output, tracking, shared=True, as_json=quiet)
     else:
-        documents = [_run_task(runs, filled(output, runs[0].spec.name), tensorboard, as_json=quiet) for runs in jobs]
+        documents = [_run_task(runs, filled(output, runs[0].spec.name), tracking, as_json=quiet) for runs in jobs]
     if as_json and processes.is_first:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
@@ -319,15 +322,15 @@ def _check(
         raise UserError(f"{needed}; or --shared, for one side network of all")
 
 
-def _run_task(runs: Sequence["Job"], output: str, tensorboard: str | None, *, as_json: bool) -> dict[str, Any]:
+def _run_task(runs: Sequence["Job"], output: str, tracking: Tracking, *, as_json: bool) -> dict[str, Any]:
     """Train the run of one task, or its runs together. Return the document."""
     if len(runs) > 1:
-        return run_sweep(runs, output, tensorboard, _truncated(runs[0]), as_json=as_json)
-    return next(iter(_run(runs, output, tensorboard, as_json=as_json)), {})
+        return run_sweep(runs, output, tracking, _truncated(runs[0]), as_json=as_json)
+    return next(iter(_run(runs, output, tracking, as_json=as_json)), {})
 
 
 def _run(
-    jobs: Sequence["Job"], output: str, tensorboard: str | None, *, shared: bool = False, as_json: bool
+    jobs: Sequence["Job"], output: str, tracking: Tracking, *, shared: bool = False, as_json: bool
 ) -> list[dict[str, Any]]:
     """Train one side network; print the result of each task, or with `as_json` nothing. Return the documents."""
     from training.trainer import train as run_training
@@ -341,12 +344,10 @@ def _run(
         for job, shares in zip(jobs, truncated, strict=True)
     ]
     show_warnings([warning for warnings in doubts for warning in warnings], as_json=as_json)
-    specs = [job.spec for job in jobs]
-    event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name for spec in specs}
     if not jobs[0].processes.is_first:
         train_shared(jobs, output) if shared else run_training(jobs[0], output)
         return []
-    curves = Curves(output, specs, event_folders, shared=shared)
+    curves = Curves(output, jobs, tracking, shared=shared)
     with progress_bar(quiet=as_json) as bars:
         if shared:
             artifacts = train_shared(jobs, output, FollowedBars(bars, "shared", curves))

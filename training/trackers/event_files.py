@@ -3,13 +3,14 @@
 Written by the tensorboard package's own writer. A run that goes on adds the epochs that the folder lacks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.errors import RunError
+from training.trackers.numbers import numbers_of
 
 REMEDY = "choose another folder for TensorBoard"
 
@@ -57,7 +58,7 @@ class EventFiles:
 
                 self._writer = Writer(str(self.folder))
             for line in new:
-                for name, value in _numbers(line):
+                for name, value in numbers_of(line):
                     self._writer.add_scalar(name, value, line["epoch"])
             self._writer.flush()
         except OSError as error:
@@ -83,12 +84,3 @@ def _losses(folder: Path) -> dict[int, float]:
     if "loss" not in events.Tags()[TENSORS]:
         return {}
     return {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")}
-
-
-def _numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Name and value of what a line measures; of what is nested, `calibration/temperature`."""
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "epoch":
-            yield prefix + name, value
