@@ -12,9 +12,10 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
-from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
+from sidecast.cli.settings import GroupedOption, setting_options
 from sidecast.cli.training.curves import Curves, FollowedBars, Tracking
 from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
+from sidecast.cli.training.on_ray import RememberingCommand, train_on_ray, words_of
 from sidecast.cli.training.sweep import Several, combinations, run_sweep
 from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
 from sidecast.cli.training.verdict import (
@@ -55,7 +56,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """What does not follow from a recipe's fields: short names, and how values are written on the command line."""
 
 
-@click.command(cls=GroupedCommand, short_help="Train a side network for a task on labelled rows.")
+@click.command(cls=RememberingCommand, short_help="Train a side network for a task on labelled rows.")
 @click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
@@ -87,6 +88,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
 @click.option(
     "--wandb", metavar="PROJECT", help="Send each epoch to this project of Weights & Biases, a run for each run folder."
 )
+@click.option(
+    "--ray-workers",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Train on N workers of a Ray cluster, with Ray Train, one on each GPU.",
+)
+@click.option(
+    "--ray-address", default="", metavar="A", help="The cluster's.  [default: one of its own, on this machine]"
+)
 @image_options_by_task
 @options.rename
 @options.device
@@ -114,6 +125,8 @@ def train(
     shared: bool,
     tensorboard: str | None,
     wandb: str | None,
+    ray_workers: int,
+    ray_address: str,
     images: Sequence[str],
     features: Sequence[str],
     vision: str | None,
@@ -144,7 +157,8 @@ def train(
     RUN/curves.png shows the loss and the metric over the epochs, where matplotlib is installed (extra plot).
 
     On several GPUs: accelerate launch -m sidecast train TASK ..., or torchrun -m; each process trains on its share of
-    every step's rows (extra distributed).
+    every step's rows (extra distributed). --ray-workers does it on a Ray cluster, whose machines must all have the
+    files and RUN under the same paths.
 
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
@@ -168,6 +182,8 @@ def train(
     for chosen in choices:
         for spec, settings in zip(specs, chosen.of(specs), strict=True):
             settings.side_config(spec, 1 if spec.images else None)  # report mistakes before the backbone loads
+    if ray_workers:
+        train_on_ray(words_of(click.get_current_context()), ray_workers, ray_address, device)
     share = None if validation_share is None else validation_share / WHOLE
     names = [spec.name for spec in specs]
     pictures = PerTask.parse("--images", images, names)
