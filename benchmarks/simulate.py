@@ -4,7 +4,7 @@
     python -m benchmarks.simulate --check measured.json
 
 Service times are measured, by `bench_server` by default; the scaling policy is the server's. A day of each fleet is
-simulated as a fluid, a shorter time request by request, and the store's requests are counted. docs/scaling.md lists the
+simulated as a fluid, a shorter time request by request, and the store's requests are counted. docs/operation/scaling.md lists the
 assumptions. With --check, only the measurements of a file are predicted, and printed next to the predictions.
 """
 
