@@ -129,7 +129,7 @@ def mebibytes(memory: str) -> int:
 
 @pytest.mark.parametrize(("tasks", "components"), [(512, []), (10_000, ["components/ten-thousand-tasks"])])
 def test_time_to_start_and_memory_follow_the_number_of_tasks(tmp_path: Path, tasks: int, components: list[str]) -> None:
-    """The rule of docs/operation/deploying.md allows a task twice the time and 1.5 times the memory that were measured."""
+    """The rule of docs/operation/deploying.md allows a task twice the time and 1.5 times the memory measured."""
     objects = with_components(tmp_path, "single", *components)
     (container,) = only("Deployment", objects)["spec"]["template"]["spec"]["containers"]
     assert startup_s(container["startupProbe"]) == 600 + tasks / 4
