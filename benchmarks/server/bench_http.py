@@ -6,7 +6,8 @@ A real `sidecast serve` in a process of its own, with its defaults; this process
 where a request has 64 rows, each keep one request in flight: Predict over gRPC, `POST /v1/tasks/{task}:predict` over
 HTTP, and the Open Inference Protocol's REST, with 1, 8 and 64 rows of one task. Both clients make each request of its
 texts and read each answer to numbers; that of HTTP keeps its connections. A text has about 32 tokens and is never sent
-twice. Server and callers share the cores.
+twice. Server and callers share the cores. Rows a second are the rows in flight over the mean time of a request
+(Little's law): of long requests too few end within a measurement to count them.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -146,13 +148,13 @@ class Callers:
                     durations.append(time.perf_counter() - sent)
                 return True
 
-            await closed_loop(ask, callers.qsize(), time.perf_counter, lambda: time.perf_counter() < end)
-            spent = time.perf_counter() - counted_from
+            in_flight = callers.qsize()
+            await closed_loop(ask, in_flight, time.perf_counter, lambda: time.perf_counter() < end)
         if not durations:
             raise BenchmarkError(f"no request of {rows} rows ended in {self._how.seconds:g} s; give more --seconds")
         milliseconds = [1e3 * seconds for seconds in durations]
         return {
-            "rows_per_s": len(durations) * rows / spent,
+            "rows_per_s": in_flight * rows / fmean(durations),
             "p50_ms": quantile(milliseconds, 0.5),
             "p99_ms": quantile(milliseconds, 0.99),
         }
