@@ -62,7 +62,7 @@ def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str,
 
 
 @click.command()
-@measuring(rounds=5, seconds=5.0)
+@measuring(rounds=15, seconds=3.0)
 def main(**arguments: Any) -> None:
     """Rows a second with TLS and tokens, compared with neither."""
     answer(ask, name="secured", title="TLS and tokens", columns=COLUMNS, arguments=arguments)

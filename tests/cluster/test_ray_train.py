@@ -9,11 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
-from torch.testing import assert_close
 
 from tests.conformance.cluster import wait_until
-from tests.sidecast.cli_kit import ROOT, done, plain_environment
+from tests.sidecast.cli_kit import ROOT, plain_environment
 from tests.training import toy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -22,7 +20,7 @@ TASK = 'name = "letters"\nkind = "classification"\ntemplate = "{sentence}"\nlabe
 SETTINGS = ("--batch-rows", 8, "--dropout", 0, "--reduction", 4, "--device", "cpu", "--dtype", "float32")
 
 
-def words(tiny_t5: Path, folder: Path, rows: int = 17) -> list[object]:
+def words(tiny_t5: Path, folder: Path, rows: int) -> list[object]:
     (folder / "letters.toml").write_text(TASK, encoding="utf-8")
     data = toy.write(folder / "rows.jsonl", toy.rows(toy.CLASSES, rows))
     return ["train", "letters.toml", "--backbone", tiny_t5, "--train", data.name, "--validation", data.name, *SETTINGS]
@@ -37,43 +35,30 @@ def start(folder: Path, *more: object) -> subprocess.Popen[str]:
     )
 
 
-def test_two_workers_learn_what_one_process_learns(tiny_t5: Path, tmp_path: Path) -> None:
-    train = words(tiny_t5, tmp_path)
-    started = start(tmp_path, *train, "--epochs", 2, "--output", "two", "--json")
-    out, err = started.communicate(timeout=250)
-    assert started.returncode == 0, err
-    paths = [tmp_path / word if word in ("letters.toml", "rows.jsonl") else word for word in train]
-    alone = done(*paths, "--epochs", 2, "--output", tmp_path / "alone", "--json").document
-    assert json.loads(out)["metrics"] == pytest.approx(alone["metrics"], abs=1e-3)
-    theirs = load_file(tmp_path / "alone" / "last.safetensors")
-    for name, tensor in load_file(tmp_path / "two" / "last.safetensors").items():
-        assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
-
-
-def test_a_run_goes_on_after_a_worker_is_lost(tiny_t5: Path, tmp_path: Path) -> None:
-    train = words(tiny_t5, tmp_path, 400)
-    started = start(tmp_path, *train, "--epochs", 60, "--output", "run")
+def test_two_workers_train_a_run_which_goes_on_after_one_is_lost(tiny_t5: Path, tmp_path: Path) -> None:
+    """What two processes learn is tested without Ray."""
+    started = start(tmp_path, *words(tiny_t5, tmp_path, 200), "--epochs", 40, "--output", "run", "--json")
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() or started.poll() is not None, 200)
-    [*_, worker] = [
-        process
-        for process in psutil.Process(started.pid).children(recursive=True)
-        if "RayTrainWorker" in "".join(process.cmdline())
-    ]
-    os.kill(worker.pid, signal.SIGKILL)
+    children = psutil.Process(started.pid).children(recursive=True)
+    workers = [process for process in children if "RayTrainWorker" in "".join(process.cmdline())]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
     out, err = started.communicate(timeout=250)
     assert started.returncode == 0, err
     assert "workers were lost, attempt 1 of 3" in err
-    assert "run is ready" in out
-    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [*range(1, 61)]
+    document = json.loads(out)
+    assert (document["run"], document["metrics"]["accuracy"]) == ("run", pytest.approx(1.0, abs=0.1))
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [*range(1, 41)]
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["processes"] == 2
 
 
-def test_mistakes_are_one_line(tiny_t5: Path, tmp_path: Path) -> None:
-    train = words(tiny_t5, tmp_path)
+def test_a_mistake_that_workers_find_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("")
-    started = start(tmp_path, *train, "--epochs", 1, "--output", "run")
+    started = start(tmp_path, *words(tiny_t5, tmp_path, 8), "--epochs", 1, "--output", "run")
     out, err = started.communicate(timeout=250)
     assert (started.returncode, out) == (2, "")
-    assert err.splitlines()[-1].startswith("error: run ")
-    assert "Traceback" not in err
+    [line] = err.splitlines()
+    assert line == "Error: run: holds no run.json, so it is no run folder; choose an empty one"

@@ -59,7 +59,7 @@ def train_on_ray(words: Sequence[str], workers: int, address: str, device: str) 
     from serving.offline.placing import Replicas, place
     from serving.offline.ray_session import ray_session
 
-    with ray_session(address) as nodes:
+    with redirect_stdout(sys.stderr), ray_session(address) as nodes:  # Ray prints there what befalls workers
         placed = place(Replicas(address=address, device=device, count=workers), nodes, workers)
         code, out, err = _train([*words, *ALONE], placed)
     click.echo(out, nl=False)
@@ -78,7 +78,8 @@ def _train(words: Sequence[str], placed: "Placed") -> tuple[int, str, str]:
 
     outcome = ray.remote(num_cpus=0)(_Outcome).remote()
     resources = {"CPU": placed.cpus, "GPU": placed.gpus}
-    for attempt in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
+        lost = ""
         with tempfile.TemporaryDirectory(prefix="sidecast-ray-train-") as folder:
             trainer = TorchTrainer(
                 _work,
@@ -100,11 +101,10 @@ def _train(words: Sequence[str], placed: "Placed") -> tuple[int, str, str]:
                 trainer.fit()
             except TrainingFailedError as error:
                 lost = str(error).strip().splitlines()[-1]
-            else:
-                return ray.get(outcome.read.remote())
-        if (told := ray.get(outcome.read.remote())) is not None:
+        told: tuple[int, str, str] | None = ray.get(outcome.read.remote())  # type: ignore[assignment]
+        if told is not None:
             return told
-        click.echo(f"workers were lost, attempt {attempt + 1} of {ATTEMPTS}: {lost}", err=True)
+        click.echo(f"workers were lost, attempt {attempt} of {ATTEMPTS}: {lost}", err=True)
     raise UserError(f"workers were lost {ATTEMPTS} times; the same command goes on after the last whole epoch")
 
 
