@@ -85,8 +85,9 @@ class Curves:
         self._run = RunFolder(output)
         self._specs = [job.spec for job in jobs]
         self._shared = shared
+        tracked = jobs if tracking != Tracking() else ()  # else the folder is not read before the run begins
         self._trackers = {
-            job.spec.name: tracking.open(job, self._run, self._lines(job.spec.name), name) for job in jobs
+            job.spec.name: tracking.open(job, self._run, self._lines(job.spec.name), name) for job in tracked
         }
 
     def follow(self) -> None:
