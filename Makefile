@@ -107,7 +107,7 @@ bench: $(PEERS)
 	$(BIN)/python -m benchmarks.bench_all --save; failed=$$?; $(BIN)/python -m benchmarks.harness.table --write; exit $$failed
 
 soak: $(DEV)
-	$(BIN)/python -m benchmarks.bench_soak --secured --dtype float32 --seconds 60 --save
+	$(BIN)/python -m benchmarks.soak.bench_soak --secured --dtype float32 --seconds 60 --save
 
 $(PEERS): $(DEV)
 	@echo "installing what the server is compared with: PEFT, CTranslate2"

@@ -22,25 +22,25 @@ from benchmarks.harness.goals import with_spreads
 from benchmarks.harness.machine import ROOT, look
 from benchmarks.harness.samples import RESULTS, BenchmarkError, plain_errors, write_document
 
-SCRIPTS = (
-    "tasks",
-    "peers",
-    "guard",
-    "generation",
-    "startup",
-    "neighbours",
-    "many",
-    "doors",
-    "http",
-    "secured",
-    "images",
-    "training_memory",
-    "pressure",
-    "shadow",
-    "server",
-)
-"""Scripts that measure the engine, the server or training; shortest first. doors: calls over gRPC; http: over HTTP;
-secured: with TLS and tokens."""
+SCRIPTS: Mapping[str, str] = {
+    "tasks": "engine",
+    "peers": "engine",
+    "guard": "server",
+    "generation": "engine",
+    "startup": "server",
+    "neighbours": "server",
+    "many": "engine",
+    "doors": "server",
+    "http": "server",
+    "secured": "server",
+    "images": "server",
+    "training_memory": "training",
+    "pressure": "server",
+    "shadow": "server",
+    "server": "server",
+}
+"""Scripts that measure the engine, the server or training, and the folder of each; shortest first. doors: calls over
+gRPC; http: over HTTP; secured: with TLS and tokens."""
 LIMIT_S = 3600.0
 """Longest run of one script."""
 
@@ -51,7 +51,7 @@ def run(script: str, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         BenchmarkError: it failed; its error is on standard error.
     """
-    module = "benchmarks.floors" if script == "floors" else f"benchmarks.bench_{script}"
+    module = "benchmarks.engine.floors" if script == "floors" else f"benchmarks.{SCRIPTS[script]}.bench_{script}"
     command = [sys.executable, "-m", module, "--json", *words]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False, cwd=ROOT)
@@ -96,7 +96,7 @@ def print_goals(document: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.option("--only", type=click.Choice(SCRIPTS), multiple=True, help="Some of the scripts.  [default: all]")
+@click.option("--only", type=click.Choice(tuple(SCRIPTS)), multiple=True, help="Some of the scripts.  [default: all]")
 @backbone_options
 @click.option("--quick", is_flag=True, help="See in minutes whether all work; the figures mean nothing.")
 @click.option("--full", is_flag=True, help="Also start a server of 10,000 tasks: many minutes more.")
@@ -109,7 +109,7 @@ def main(only: tuple[str, ...], quick: bool, full: bool, save: bool, **arguments
         date = time.strftime("%Y-%m-%d", time.gmtime())
         path = RESULTS / f"{date}-{machine.slug}.json"
         del loaded
-        reports, failed = run_all(only or SCRIPTS, words_of(arguments), quick, full)
+        reports, failed = run_all(only or tuple(SCRIPTS), words_of(arguments), quick, full)
         document = document_of(reports, machine.to_dict(), date, _read(path) if save else {})
         if save:
             write_document(document, path)

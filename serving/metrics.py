@@ -1,7 +1,7 @@
 """Metrics of a server: prometheus-client, base units, bounded labels.
 
 The labels `task` and `version` are tasks and versions of the registry; other values become "unknown". After a change of
-a metric run `python docs/generate_metrics.py`, which writes the table of docs/metrics.md.
+a metric run `python docs/generate_metrics.py`, which writes the table of docs/serving/metrics.md.
 """
 
 import importlib.metadata

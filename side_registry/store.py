@@ -351,7 +351,7 @@ def why(error: BaseException) -> str:
     text = str(error)
     address = ADDRESS.search(text)
     if METADATA.search(text):
-        return "no credentials were found; set them in the environment, docs/registry.md says which"
+        return "no credentials were found; set them in the environment, docs/registry/registry.md says which"
     if "Account must be specified" in text:
         return "its account is not known; set AZURE_STORAGE_ACCOUNT_NAME"
     if any(code in text for code in NO_BUCKET):

@@ -6,6 +6,7 @@
     last.safetensors           weights, optimizer and scores after the last whole epoch, which more epochs go on from
     side_network.safetensors   the best epoch's weights
     curves.png                 the loss and the metric over epochs, where `sidecast train` drew them
+    wandb-TASK.json            which run of Weights & Biases has the epochs, with `sidecast train --wandb`
     golden-0.png ...           images of the golden examples
     manifest.json              written last: a folder that has it is complete
 

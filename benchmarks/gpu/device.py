@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.bench_tasks import predict
+from benchmarks.engine.bench_tasks import predict
 from benchmarks.harness.cli import How, synchronize
 from benchmarks.harness.inputs import Inputs
 from benchmarks.harness.models import HEADS, Loaded, make_residents, publish_tasks

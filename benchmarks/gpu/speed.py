@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import bench_generation, bench_peers, bench_tasks
+from benchmarks.engine import bench_generation, bench_peers, bench_tasks
 from benchmarks.gpu import streams
 from benchmarks.gpu.run import Run
 from benchmarks.harness.cli import How
@@ -18,7 +18,7 @@ STREAMS = (32, 128)
 
 
 def measure(run: Run, loaded: Loaded, how: How) -> None:
-    """Measure what `benchmarks.bench_tasks`, `bench_peers` and `bench_generation` do, and streams."""
+    """Measure what `benchmarks.engine.bench_tasks`, `bench_peers` and `bench_generation` do, and streams."""
     kinds = {"eager": loaded}
     run.measure("recording", lambda: _recorded(kinds))
     if how.quick:

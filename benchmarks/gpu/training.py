@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_training_memory import GIGABYTE, METHODS, TEXT, Setting
 from benchmarks.gpu.run import Run
 from benchmarks.harness.cli import synchronize
+from benchmarks.training.bench_training_memory import GIGABYTE, METHODS, TEXT, Setting
 from ladder import Backbone
 from training.memory import count_memory
 from training.recipes.optimizers import make_optimizer, update

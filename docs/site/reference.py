@@ -24,7 +24,8 @@ PACKAGES = {
     "side_registry": "The registry of versions, aliases and routes. It needs no torch.",
 }
 PROTOS = {
-    "sidecast": "The native service, `sidecast.v1`: [what it is for](../../serving.md#two-grpc-services-one-port).",
+    "sidecast": "The native service, `sidecast.v1`: "
+    "[what it is for](../../serving/serving.md#two-grpc-services-one-port).",
     "open_inference": "The Open Inference Protocol v2, `inference`, which `tritonclient` and others speak.",
 }
 TYPES = {

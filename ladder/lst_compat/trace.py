@@ -1,7 +1,7 @@
 """Records every activation of a backbone and one side network for one batch, by name, to compare implementations.
 
 The names are those of the LST authors' modules (act.encoder.side_block.3.out; 3 is the backbone block's number).
-`docs/tracing.md` lists them. Needs no tokenizer.
+`docs/models/tracing.md` lists them. Needs no tokenizer.
 """
 
 from collections.abc import Iterator

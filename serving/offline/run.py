@@ -7,21 +7,21 @@ part and reports. So memory is bounded by the shards in work, and a part is ther
 import contextlib
 import importlib.util
 import json
-import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from serving.offline.errors import ClusterBusy, ClusterTooSmall, NoRay, ReplicasLost, ShardFailed
+from serving.offline.errors import ClusterBusy, NoRay, ReplicasLost, ShardFailed
 from serving.offline.inputs import Shard
 from serving.offline.outputs import Output
+from serving.offline.placing import Placed, Replicas, place
 from serving.offline.plan import Plan, Scanned, Wanted, make_plan
-from serving.offline.table import Counts, PassLimits
+from serving.offline.ray_session import ray_session
+from serving.offline.table import Counts
 from serving.offline.worker import Replica, ReplicaConfig, as_row
 
 MAX_BLOCKS = 2000
@@ -35,32 +35,8 @@ RESTARTS = 3
 RETRIES = 2
 """Most retries of a shard whose replica's process ended. A shard that fails otherwise is not tried again."""
 
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a warning else
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # on standard error, of actors whose arguments might be lost
-}
-"""Ray's environment variables, unless the user set them."""
-
 Progress = Callable[[int, int], None]
 """Called with the number of rows that are done, and of all rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replicas:
-    """Where and how a run computes. None of it changes the answers."""
-
-    address: str = ""
-    """Address of a Ray cluster; "" starts Ray on this machine for the length of the run."""
-    device: str = "auto"
-    """cpu, cuda or auto: cuda if the cluster has GPUs."""
-    count: int = 0
-    """Replicas. 0: one for each GPU, or without GPUs one for each node."""
-    gpus: float = 1.0
-    """GPUs of each replica on cuda: a part of one GPU, or whole ones."""
-    cpus: int = 0
-    """CPUs of each replica. 0: on cpu as many as the nodes have for `count` replicas; on cuda one."""
-    limits: PassLimits = field(default_factory=PassLimits)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,7 +99,7 @@ def run_batch(
 def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progress: Progress) -> None:
     began = time.monotonic()
     progress(summary.done_before, summary.rows)
-    with _ray(replicas.address) as nodes:
+    with ray_session(replicas.address) as nodes:
         placed = place(replicas, nodes, len(plan.missing))
         summary.replicas = placed.count
         summary.device = placed.device
@@ -136,62 +112,6 @@ def _run(wanted: Wanted, replicas: Replicas, plan: Plan, summary: Summary, progr
             summary.counts.add(Counts(**sums, **by_task))
             progress(summary.done_before + summary.counts.rows, summary.rows)
     summary.seconds = time.monotonic() - began - summary.start_s
-
-
-Node = Mapping[str, float]
-"""Ray's resources of one node, by name: CPU, GPU."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """The replicas of a run, of a size that the cluster can hold. `cpus` and `gpus` are of each replica."""
-
-    count: int
-    device: str
-    cpus: int
-    gpus: float
-    limits: PassLimits
-
-
-def place(replicas: Replicas, nodes: Sequence[Node], shards: int) -> Placed:
-    """Choose number, device and size of the replicas. A replica is on one node.
-
-    Args:
-        shards: to be answered. There are at most as many replicas.
-
-    Raises:
-        ClusterTooSmall
-    """
-    has_gpus = any(node.get("GPU") for node in nodes)
-    device = ("cuda" if has_gpus else "cpu") if replicas.device == "auto" else replicas.device
-    gpus = replicas.gpus if device.startswith("cuda") else 0.0
-    if gpus:
-        room = sum(_fitting_gpus(node, gpus) for node in nodes)
-    else:
-        room = sum(_fitting_cpus(node, 1) > 0 for node in nodes)
-    count = min(replicas.count or room or 1, shards)
-    cpus = replicas.cpus or (1 if gpus else _most_cpus(nodes, count))
-    fitting = sum(min(_fitting_cpus(node, cpus), _fitting_gpus(node, gpus) if gpus else count) for node in nodes)
-    if fitting < count:
-        raise ClusterTooSmall(count, cpus, gpus, fitting)
-    return Placed(count=count, device=device, cpus=cpus, gpus=gpus, limits=replicas.limits)
-
-
-def _fitting_cpus(node: Node, cpus: int) -> int:
-    """Replicas that a node has CPUs for."""
-    return int(node.get("CPU", 0.0) // cpus)
-
-
-def _fitting_gpus(node: Node, gpus: float) -> int:
-    """Replicas that a node has GPUs for. No replica has parts of two GPUs."""
-    count = int(node.get("GPU", 0.0))
-    return count * int(1 / gpus) if gpus < 1 else count // int(gpus)
-
-
-def _most_cpus(nodes: Sequence[Node], count: int) -> int:
-    """The most CPUs that each of `count` replicas can have; at least 1."""
-    most = max((_fitting_cpus(node, 1) for node in nodes), default=0)
-    return next((cpus for cpus in range(most, 1, -1) if sum(_fitting_cpus(node, cpus) for node in nodes) >= count), 1)
 
 
 def _replica_config(wanted: Wanted, plan: Plan, placed: Placed) -> ReplicaConfig:
@@ -214,48 +134,6 @@ def _replica_config(wanted: Wanted, plan: Plan, placed: Placed) -> ReplicaConfig
         vision_size=wanted.vision_size,
         images=wanted.images,
     )
-
-
-@contextlib.contextmanager
-def _ray(address: str) -> Iterator[list[Node]]:
-    """Start or join a Ray cluster for the length of the block, without its log output. Yields the nodes.
-
-    Raises:
-        NoRay
-    """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise NoRay(f"{error}; pip install 'sidecast[cluster]'") from None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    try:
-        with _no_stderr():
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # Ray raises many kinds here, without a common class
-        ray.shutdown()
-        raise NoRay(" ".join(str(error).split())) from None
-    try:
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Discard what is written to standard error, also by Ray's C++ libraries, which report their log level there."""
-    stderr = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
 
 
 @contextlib.contextmanager

@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Any other error is ours: it is raised, so that Python prints its traceback and exits with 1.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines about what a command reports
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(app.main(words, prog_name="sidecast", standalone_mode=False) or 0)

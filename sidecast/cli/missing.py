@@ -34,7 +34,12 @@ EXTRA: Mapping[str, str] = {
     "absorb": "absorb",
 }
 """By command; others need `train`."""
-EXTRA_OF_MODULE: Mapping[str, str] = {"accelerate": "distributed", "matplotlib": "plot", "tensorboard": "tensorboard"}
+EXTRA_OF_MODULE: Mapping[str, str] = {
+    "accelerate": "distributed",
+    "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
 """Of modules that an option needs, whatever the command."""
 
 

@@ -23,7 +23,7 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def make_document(plan: Plan, targets: Sequence[Target], inputs: Inputs, levels: Sequence[Ran]) -> Document:
-    """All figures; docs/load-testing.md describes each field."""
+    """All figures; docs/operation/load-testing.md describes each field."""
     return {
         "plan": _plan(plan),
         "tasks": [{"task": target.ref, "kind": target.kind, "version": target.version} for target in targets],

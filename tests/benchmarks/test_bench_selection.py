@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import bench_selection
+from benchmarks.engine import bench_selection
 from tests.benchmarks.local import run
 
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from tokenizers.processors import TemplateProcessing
 
-from benchmarks import compare_absorb
+from benchmarks.training import compare_absorb
 from tests import tiny
 from tests.training import toy
 

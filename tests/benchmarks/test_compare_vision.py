@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from benchmarks import compare_vision
-from benchmarks.compare_vision import METHODS, ClipT5, Comparison
+from benchmarks.training import compare_vision
+from benchmarks.training.compare_vision import METHODS, ClipT5, Comparison
 from ladder import Images, load_backbone
 from ladder.config import VisualConfig
 

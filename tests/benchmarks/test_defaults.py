@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bench_defaults
-from benchmarks.bench_defaults import BASE, Plan, split, summary
+from benchmarks.training import bench_defaults
+from benchmarks.training.bench_defaults import BASE, Plan, split, summary
 
 
 def plan(rows: int, scored: int, selecting: int = 0) -> Plan:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.floors import (
+from benchmarks.engine.floors import (
     Part,
     Rates,
     best_ratios,

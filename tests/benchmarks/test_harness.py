@@ -15,8 +15,6 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bench_server
-from benchmarks.bench_server import by_length, server_figures
 from benchmarks.harness import load, machine
 from benchmarks.harness.machine import ROOT, Machine, look, slug
 from benchmarks.harness.samples import (
@@ -33,6 +31,8 @@ from benchmarks.harness.samples import (
     take_turns,
     time_calls,
 )
+from benchmarks.server import bench_server
+from benchmarks.server.bench_server import by_length, server_figures
 from sidecast.loadtest.measure import Call, Failure, Window
 from sidecast.loadtest.plan import Closed
 from sidecast.loadtest.runner import Ran
@@ -323,7 +323,7 @@ def test_the_servers_figures_come_from_callers_and_its_own_counts():
 @pytest.mark.slow
 def test_bench_server_runs_in_processes_of_its_own_and_ends_in_its_json_line(tiny_t5):
     words = ["--quick", "--backbone", str(tiny_t5), "--threads", "1", "--dtype", "float32"]
-    command = [sys.executable, "-m", "benchmarks.bench_server", *words]
+    command = [sys.executable, "-m", "benchmarks.server.bench_server", *words]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100
     )

@@ -16,31 +16,27 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import (
-    bench_all,
-    bench_doors,
-    bench_generation,
-    bench_guard,
-    bench_http,
-    bench_images,
-    bench_many,
-    bench_peers,
-    bench_pressure,
-    bench_secured,
-    bench_server,
-    bench_startup,
-    bench_tasks,
-    random_backbone,
-)
+from benchmarks import bench_all, random_backbone
 from benchmarks.bench_all import SCRIPTS
-from benchmarks.bench_generation import ratios
-from benchmarks.bench_many import merge
+from benchmarks.engine import bench_generation, bench_many, bench_peers, bench_tasks
+from benchmarks.engine.bench_generation import ratios
+from benchmarks.engine.bench_many import merge
 from benchmarks.harness import peers
 from benchmarks.harness.converted import Converted
 from benchmarks.harness.goals import GOALS
 from benchmarks.harness.inputs import END, FIRST, Inputs
 from benchmarks.harness.models import Loaded, load, make_spec
 from benchmarks.harness.samples import BenchmarkError, Samples
+from benchmarks.server import (
+    bench_doors,
+    bench_guard,
+    bench_http,
+    bench_images,
+    bench_pressure,
+    bench_secured,
+    bench_server,
+    bench_startup,
+)
 from ladder import load_backbone
 from ladder.side.known_backbones import NAMED
 from tests.benchmarks.local import run
@@ -196,7 +192,7 @@ def test_bench_secured_runs_and_has_the_ratios_of_its_goals(tiny_t5, monkeypatch
 def test_a_script_runs_and_has_the_ratios_of_its_goals(script, dtype, tiny_t5, monkeypatch):
     document = run(script, tiny_t5, dtype, monkeypatch)
     name = document["name"]
-    assert script.__name__ == f"benchmarks.bench_{name}"
+    assert script.__name__ == f"benchmarks.{SCRIPTS[name]}.bench_{name}"
     quick = {"padding, 64 callers", "padding, 256 callers"}  # of fewer callers then
     assert set(missing(name, document)) <= quick
 
@@ -249,7 +245,7 @@ def test_bench_server_runs_in_bfloat16(tiny_t5, monkeypatch):
 @pytest.mark.slow
 def test_bench_all_gathers_reports_and_goes_on_where_one_fails(tiny_t5, monkeypatch):
     """Its scripts are processes of their own; one of them cannot start."""
-    monkeypatch.setattr(bench_all, "SCRIPTS", ("no_such_script", "tasks"))
+    monkeypatch.setattr(bench_all, "SCRIPTS", {"no_such_script": "engine", "tasks": "engine"})
     words = ["--backbone", str(tiny_t5), "--threads", "1", "--device", "cpu", "--dtype", "bfloat16", "--quick"]
     done = CliRunner().invoke(bench_all.main, words)
     assert done.exit_code == 1, done.output

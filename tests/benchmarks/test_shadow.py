@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_shadow
-from benchmarks.bench_shadow import AGAIN, ALONE, SHADOWED, figures, ratios
 from benchmarks.harness.load import Arrivals
 from benchmarks.harness.samples import Samples
+from benchmarks.server import bench_shadow
+from benchmarks.server.bench_shadow import AGAIN, ALONE, SHADOWED, figures, ratios
 from tests.benchmarks.local import run
 
 

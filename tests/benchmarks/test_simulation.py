@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness.samples import BenchmarkError
-from benchmarks.simulate import compare, main
 from benchmarks.simulation import routing, traces
 from benchmarks.simulation.fleet import Fleet, FleetConfig, Steady
 from benchmarks.simulation.pool import PoolConfig, simulate
 from benchmarks.simulation.registry import StoreConfig, follow
 from benchmarks.simulation.replica import ServerConfig
 from benchmarks.simulation.service import Line, Service, fit, newest, read_lines
+from benchmarks.simulation.simulate import compare, main
 from serving.cluster.autoscaling import LoadPolicy
 
 ONE_BY_ONE = ServerConfig(max_rows=1, wait_s=0.0)

@@ -8,11 +8,11 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from benchmarks import bench_training_memory
-from benchmarks.bench_training_memory import TEXT, VL, bitfit, full, lst
 from benchmarks.harness.goals import GOALS
 from benchmarks.harness.gpu_kernels import gpu_kernels
 from benchmarks.harness.live_memory import LiveMemory
+from benchmarks.training import bench_training_memory
+from benchmarks.training.bench_training_memory import TEXT, VL, bitfit, full, lst
 from tests.benchmarks.local import run
 from training.memory import count_memory
 from training.recipes.optimizers import make_optimizer, update

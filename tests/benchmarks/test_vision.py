@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from benchmarks.bench_vision import Images, colours, measure, read_daquar, read_easy_vqa, read_flickr8k
+from benchmarks.training.bench_vision import Images, colours, measure, read_daquar, read_easy_vqa, read_flickr8k
 from tests.vision.images import saved
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}

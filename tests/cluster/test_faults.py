@@ -1,4 +1,4 @@
-"""What fails and what does not when parts of a cluster end, while calls go on. docs/faults.md promises it."""
+"""What fails and what does not when parts of a cluster end, while calls go on. docs/serving/faults.md promises it."""
 
 import os
 import signal

@@ -63,7 +63,7 @@ def test_an_image_has_no_extras_but_those_asked_for(steps: list[tuple[str, str]]
     known = project["project"]["optional-dependencies"]
     assert not [need for need in project["project"]["dependencies"] if need.startswith("ray")]
     assert [need for need in known["cluster"] if need.startswith("ray[")]
-    asked = re.findall(r"--build-arg EXTRAS=([\w,]+)", (ROOT / "docs/deploying.md").read_text())
+    asked = re.findall(r"--build-arg EXTRAS=([\w,]+)", (ROOT / "docs/operation/deploying.md").read_text())
     assert asked
     assert {extra for extras in asked for extra in extras.split(",")} <= set(known)
 

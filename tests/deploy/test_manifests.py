@@ -129,7 +129,7 @@ def mebibytes(memory: str) -> int:
 
 @pytest.mark.parametrize(("tasks", "components"), [(512, []), (10_000, ["components/ten-thousand-tasks"])])
 def test_time_to_start_and_memory_follow_the_number_of_tasks(tmp_path: Path, tasks: int, components: list[str]) -> None:
-    """The rule of docs/deploying.md allows a task twice the time and 1.5 times the memory that were measured."""
+    """The rule of docs/operation/deploying.md allows a task twice the time and 1.5 times the memory measured."""
     objects = with_components(tmp_path, "single", *components)
     (container,) = only("Deployment", objects)["spec"]["template"]["spec"]["containers"]
     assert startup_s(container["startupProbe"]) == 600 + tasks / 4
@@ -186,8 +186,8 @@ def test_every_selector_names_the_instance(name: str) -> None:
 
 
 def test_two_servers_in_one_namespace_are_apart(tmp_path: Path) -> None:
-    """By what docs/deploying.md says to write for a second one."""
-    page = (ROOT / "docs/deploying.md").read_text()
+    """By what docs/operation/deploying.md says to write for a second one."""
+    page = (ROOT / "docs/operation/deploying.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     file = yaml.safe_load(example)
     file["resources"] = [os.path.relpath(KUBERNETES / "single", tmp_path)]
@@ -278,7 +278,7 @@ def test_the_unit_waits_for_no_sign_that_the_server_does_not_give() -> None:
 
 
 def test_the_page_names_files_that_exist() -> None:
-    page = (ROOT / "docs/deploying.md").read_text()
+    page = (ROOT / "docs/operation/deploying.md").read_text()
     named = set(re.findall(r"deploy/[\w./-]+\w", page)) - {"deploy/"}
     assert len(named) > 5
     assert not [each for each in named if not (ROOT / each).exists()]

@@ -232,5 +232,5 @@ def test_the_dashboard_filters_by_variables_that_it_has() -> None:
 
 
 def test_the_page_tells_every_alert() -> None:
-    page = (ROOT / "docs/deploying.md").read_text()
+    page = (ROOT / "docs/operation/deploying.md").read_text()
     assert set(re.findall(r"`(Sidecast[A-Z]\w+)`", page)) == {rule["alert"] for rule in rules()}

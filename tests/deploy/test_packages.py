@@ -40,6 +40,7 @@ OF_AN_EXTRA = {
     "peft": "absorb",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "bitsandbytes": "quantized",
     "h5py": "hdf5",
     "opentelemetry-sdk": "otel",

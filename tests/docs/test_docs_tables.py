@@ -61,9 +61,9 @@ def documented(page: str) -> Iterator[tuple[str, float]]:
 @pytest.mark.parametrize(
     ("page", "defaults", "least"),
     [
-        ("pressure.md", of_fields(ServeConfig) | of_fields(TaskLimits), 13),
-        ("scaling.md", of_model(Autoscaling), 6),
-        ("tasks.md", of_options() | of_model(TaskSpec) | of_embedding(), 17),
+        ("serving/pressure.md", of_fields(ServeConfig) | of_fields(TaskLimits), 13),
+        ("operation/scaling.md", of_model(Autoscaling), 6),
+        ("models/tasks.md", of_options() | of_model(TaskSpec) | of_embedding(), 17),
     ],
 )
 def test_documented_defaults_are_the_codes(page: str, defaults: dict[str, Any], least: int) -> None:

@@ -13,12 +13,12 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import bench_soak
-from benchmarks.bench_soak import APART, verdict
 from benchmarks.harness.models import Loaded, load
 from benchmarks.harness.samples import BenchmarkError
 from benchmarks.harness.served import Served
+from benchmarks.soak import bench_soak
 from benchmarks.soak.audit import Fault, audit
+from benchmarks.soak.bench_soak import APART, verdict
 from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Record
 from benchmarks.soak.oracle import Oracle, distance

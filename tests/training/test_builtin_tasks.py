@@ -47,7 +47,7 @@ def test_tasks_with_the_same_fields_share_prompts_and_with_them_activations():
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_the_documentation_lists_every_builtin_task(name):
-    text = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    text = (DOCS / "models" / "tasks.md").read_text(encoding="utf-8")
     [listed] = re.findall(r"\(or one of the built-in ones: (.*?); see `training/tasks/`\)", text, re.DOTALL)
     assert f"`{name}`" in listed
 

@@ -15,7 +15,7 @@ Document = dict[str, Any]
 WHOLE = 10_000
 BOUNDS = ("error_rate", "latency", "disagreement")
 DEFAULT_BOUNDS: Document = {"error_rate": 0.01, "latency": 2.0}
-"""Bounds of a canary for which none are given; docs/routes.md says why these."""
+"""Bounds of a canary for which none are given; docs/registry/routes.md says why these."""
 
 
 def document(route: Any) -> Document:

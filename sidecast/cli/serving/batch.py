@@ -80,8 +80,9 @@ def batch(
     encoder that they were trained with. Versions are fixed when a run begins. After an interruption, the same command
     (without --overwrite) computes the parts that are missing.
     """
+    from serving.offline.placing import Replicas
     from serving.offline.plan import Wanted
-    from serving.offline.run import Replicas, run_batch
+    from serving.offline.run import run_batch
     from serving.offline.table import PassLimits
 
     asked = Wanted(input=input, output=output, format=form, **wanted)  # type: ignore[arg-type]

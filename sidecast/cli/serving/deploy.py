@@ -196,7 +196,8 @@ def _check_started(url: str, how: str) -> None:
     if answers(url):
         raise UserError(
             f"this command did not start the cluster at {url} {how}: end it and deploy again, or deploy as it "
-            "was started (docs/scaling.md and docs/security.md tell about clusters that you start yourself)"
+            "was started (docs/operation/scaling.md and docs/operation/security.md tell about clusters that you start "
+            "yourself)"
         )
 
 

@@ -14,6 +14,7 @@ from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text, show_table
 from sidecast.cli.training.candidates import (
     Backbones,
+    Candidate,
     answers_of,
     check_images_given,
     in_registry,
@@ -89,15 +90,7 @@ def evaluate(
     known = _known_spec(task)
     name = known.name if known is not None and task.endswith(".toml") else task
     source, where = options.choose(run=run, registry=registry, server=server)
-    backbones = Backbones(device, dtype, quantize)
-    if source == "server":
-        candidate = on_server(name, where)
-    elif source == "run":
-        candidate = in_run(where, backbone, backbones, task=name)
-    elif backbone is None:
-        raise UserError("--registry needs --backbone B: the folder or hub id that the side network was trained on")
-    else:
-        candidate = in_registry(name, where, backbone, backbones)
+    candidate = _find(name, source, where, backbone, Backbones(device, dtype, quantize))
     spec = _as_read(candidate.spec, known)
     check_images_given(candidate, spec, arguments)
     check_renames([spec], renames)
@@ -107,12 +100,7 @@ def evaluate(
         raise UserError(f"--report is for tasks with classes, and {spec.name} is a {spec.kind} task; leave it out")
     if plots is not None:
         _check_plots(plots, spec, data, is_labelled=is_labelled)
-    if predictions is not None:
-        _open(predictions, "a").close()  # report a mistake before the work, not after it
-    elif not is_labelled:
-        column = renames.get(spec.target, spec.target)
-        remedy = f"name the column with --rename {spec.target}=COLUMN, or give --predictions FILE for the answers alone"
-        raise UserError(f"{data} has no column {column!r}, so there is nothing to score; {remedy}")
+    _check_predictions(predictions, spec, data, renames, is_labelled=is_labelled)
     rows = rows_to_answer(spec, examples) if is_labelled else [example.fields for example in examples]
     with progress_bar(quiet=as_json) as bars:
         answered = answers_of(candidate, spec, rows, examples, data, arguments, bars)
@@ -158,6 +146,17 @@ def evaluate(
     show_warnings(warnings, as_json=as_json)
 
 
+def _find(name: str, source: str, where: str, backbone: str | None, backbones: Backbones) -> Candidate:
+    """What is scored: on a server, of a run or in a registry."""
+    if source == "server":
+        return on_server(name, where)
+    if source == "run":
+        return in_run(where, backbone, backbones, task=name)
+    if backbone is None:
+        raise UserError("--registry needs --backbone B: the folder or hub id that the side network was trained on")
+    return in_registry(name, where, backbone, backbones)
+
+
 def _show_classes(classes: Mapping[str, "ClassScores"]) -> None:
     show_table(
         ("class", "rows", "answered", "precision", "recall", "f1"),
@@ -184,6 +183,18 @@ def _check_plots(folder: str, spec: TaskSpec, data: str, *, is_labelled: bool) -
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--plots {folder} cannot be written: {error.strerror}") from None
+
+
+def _check_predictions(
+    path: str | None, spec: TaskSpec, data: str, renames: Mapping[str, str], *, is_labelled: bool
+) -> None:
+    """Report before the work a file that cannot be written, or rows without targets and no file for their answers."""
+    if path is not None:
+        _open(path, "a").close()
+    elif not is_labelled:
+        column = renames.get(spec.target, spec.target)
+        remedy = f"name the column with --rename {spec.target}=COLUMN, or give --predictions FILE for the answers alone"
+        raise UserError(f"{data} has no column {column!r}, so there is nothing to score; {remedy}")
 
 
 def _draw(folder: str, pictures: Mapping[str, bytes]) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from sidecast.cli.output import progress_bar, scores_text, show_table
 from sidecast.cli.training.bars import SweepBars
-from sidecast.cli.training.curves import Curves
+from sidecast.cli.training.curves import Curves, Tracking
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
@@ -58,12 +58,12 @@ def combinations(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_sweep(
-    jobs: Sequence["Job"], output: str, tensorboard: str | None, truncated: dict[str, float], *, as_json: bool
+    jobs: Sequence["Job"], output: str, tracking: Tracking, truncated: dict[str, float], *, as_json: bool
 ) -> dict[str, Any]:
     """Train the runs of one task together; print the results, or with `as_json` nothing. Return the document.
 
     Args:
-        tensorboard: where event files go, written when all runs are done.
+        tracking: is written when all runs are done.
         truncated: the share of the training and of the validation rows that is cut.
     """
     from training.baseline import baseline_of
@@ -77,8 +77,7 @@ def run_sweep(
     curves: dict[str, Curves] = {}
     for job in jobs:
         name = run_name(job.recipe, varying(jobs))
-        event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name / name}
-        curves[name] = Curves(Path(output) / name, [spec], event_folders)
+        curves[name] = Curves(Path(output) / name, [job], tracking, name=name)
     with progress_bar(quiet=as_json) as bars:
         sweep = train_many(jobs, output, SweepBars(bars, f"{spec.name}, {len(jobs)} runs"))
     for run in sweep.runs:

@@ -1,9 +1,7 @@
 """`sidecast train`: train a side network for each of one or more tasks, or one for all, into run folders."""
 
-import importlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,11 +11,13 @@ from sidecast.cli import options
 from sidecast.cli.app import UserError
 from sidecast.cli.output import progress_bar, say, scores_text
 from sidecast.cli.percent import Share
-from sidecast.cli.settings import GroupedCommand, GroupedOption, setting_options
-from sidecast.cli.training.curves import Curves, FollowedBars
-from sidecast.cli.training.image_options import ImageArguments, image_options_by_task
+from sidecast.cli.settings import GroupedOption, setting_options
+from sidecast.cli.training.curves import Curves, FollowedBars, Tracking
+from sidecast.cli.training.image_options import image_options_by_task
+from sidecast.cli.training.on_ray import RememberingCommand, train_on_ray, words_of
 from sidecast.cli.training.sweep import Several, combinations, run_sweep
-from sidecast.cli.training.task_files import PLACEHOLDER, PerTask, filled
+from sidecast.cli.training.task_files import PerTask, filled
+from sidecast.cli.training.train_inputs import Files, Recipes, arguments_of, check, image_inputs
 from sidecast.cli.training.verdict import (
     baseline_document,
     baseline_text,
@@ -27,17 +27,12 @@ from sidecast.cli.training.verdict import (
     score_warnings,
     show_warnings,
 )
-from training.recipes.named_recipes import RecipeName, named_recipe
+from training.recipes.named_recipes import RecipeName
 from training.recipes.recipe import SWEPT, Recipe
 
 if TYPE_CHECKING:
-    from ladder.config import BackboneConfig
-    from side_registry import TaskSpec
     from side_registry.manifest import Artifact
-    from table_files import ImageSource
-    from training.data import Labelled
     from training.job import Job
-    from vision import FeatureFile
 
 SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"type": Several(name)} for name in SWEPT},
@@ -56,7 +51,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """What does not follow from a recipe's fields: short names, and how values are written on the command line."""
 
 
-@click.command(cls=GroupedCommand, short_help="Train a side network for a task on labelled rows.")
+@click.command(cls=RememberingCommand, short_help="Train a side network for a task on labelled rows.")
 @click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @options.option("--backbone", required=True, metavar="B", help="A backbone: a Hugging Face folder, or a hub id.")
 @click.option(
@@ -85,6 +80,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     metavar="FOLDER",
     help="Write TensorBoard's event files there after each epoch, into FOLDER/TASK.",
 )
+@click.option(
+    "--wandb", metavar="PROJECT", help="Send each epoch to this project of Weights & Biases, a run for each run folder."
+)
+@click.option(
+    "--ray-workers",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Train on N workers of a Ray cluster, with Ray Train, one on each GPU.",
+)
+@click.option(
+    "--ray-address", default="", metavar="A", help="The cluster's.  [default: one of its own, on this machine]"
+)
 @image_options_by_task
 @options.rename
 @options.device
@@ -111,6 +119,9 @@ def train(
     output: str,
     shared: bool,
     tensorboard: str | None,
+    wandb: str | None,
+    ray_workers: int,
+    ray_address: str,
     images: Sequence[str],
     features: Sequence[str],
     vision: str | None,
@@ -141,7 +152,8 @@ def train(
     RUN/curves.png shows the loss and the metric over the epochs, where matplotlib is installed (extra plot).
 
     On several GPUs: accelerate launch -m sidecast train TASK ..., or torchrun -m; each process trains on its share of
-    every step's rows (extra distributed).
+    every step's rows (extra distributed). --ray-workers does it on a Ray cluster, whose machines must all have the
+    files and RUN under the same paths.
 
     After an interruption, the same command continues after the last complete epoch; a finished run continues with more
     --epochs. `sidecast publish` takes the run folder.
@@ -149,61 +161,42 @@ def train(
     from serving.client.shares import WHOLE
     from training.builtin_tasks import load_task
     from training.data import check_renames
-    from training.images import ImageInputs
     from training.job import Job
     from training.processes import join_processes
 
     specs = [load_task(task) for task in tasks]
-    if tensorboard is not None:
-        importlib.import_module("tensorboard.summary")  # a missing extra is told before data are read
-    _check(specs, output, validation_files, validation_share, shared=shared)
+    tracking = Tracking(tensorboard, wandb)
+    tracking.check()
+    check(specs, output, validation_files, validation_share, shared=shared)
     check_renames(specs, renames)
     given_settings = {name: value for name, value in recipe.items() if value is not None}
-    choices = [_Recipes(recipe_name, settings, shared) for settings in combinations(given_settings)]
+    choices = [Recipes(recipe_name, settings, shared) for settings in combinations(given_settings)]
     if shared and len(choices) > 1:
         raise UserError("--shared trains one run: give each setting one value")
     for chosen in choices:
         for spec, settings in zip(specs, chosen.of(specs), strict=True):
             settings.side_config(spec, 1 if spec.images else None)  # report mistakes before the backbone loads
-    share = None if validation_share is None else validation_share / WHOLE
+    if ray_workers:
+        train_on_ray(words_of(click.get_current_context()), ray_workers, ray_address, device)
     names = [spec.name for spec in specs]
-    pictures = PerTask.parse("--images", images, names)
-    extracted = PerTask.parse("--features", features, names)
-    arguments = [
-        ImageArguments(pictures.of(name), extracted.of(name), vision, vision_layer, vision_size, cache_dir)
-        for name in names
-    ]
-    encoder_source = arguments[0].encoder_source
-    for spec, given in zip(specs, arguments, strict=True):
-        by_name = spec.name in pictures.named or spec.name in extracted.named
-        given.check_used([spec] if by_name else specs)
-        given.check(spec, has_encoder=encoder_source is not None)
-    files = _Files(
+    image_arguments = arguments_of(specs, images, features, (vision, vision_layer, vision_size, cache_dir))
+    files = Files(
         PerTask.parse("--train", train_files, names),
         PerTask.parse("--validation", validation_files, names),
-        share,
+        None if validation_share is None else validation_share / WHOLE,
         renames,
     )
     seed = choices[0].given.get("seed", 0)
-    data = [files.read(spec, seed, given) for spec, given in zip(specs, arguments, strict=True)]
+    data = [files.read(spec, seed, given) for spec, given in zip(specs, image_arguments, strict=True)]
     processes, device = join_processes(device)
     quiet = as_json or not processes.is_first
     loaded, tokenizer = options.load_backbone(backbone, device, dtype, quantize)
-    encoder = None if encoder_source is None else encoder_source.load(loaded.device)
+    inputs = image_inputs(data, image_arguments, loaded.device)
     counts = [len(rows.training.examples) for rows in data]
-    jobs: list[list[Job]] = [[] for _ in specs]
-    for chosen in choices:
-        settings_of = chosen.of(specs, counts, loaded.config)
-        for runs, spec, rows, settings, given in zip(jobs, specs, data, settings_of, arguments, strict=True):
-            inputs = None
-            if rows.images is not None:
-                inputs = ImageInputs(
-                    source=rows.images,
-                    encoder=encoder,
-                    encoder_source=encoder_source,
-                    cache_dir=given.cache_folder,
-                )
-            job = Job(
+    recipes = [chosen.of(specs, counts, loaded.config) for chosen in choices]
+    jobs = [
+        [
+            Job(
                 spec=spec,
                 backbone=loaded,
                 backbone_source=options.backbone_source(backbone),
@@ -212,122 +205,31 @@ def train(
                 validation=rows.validation,
                 recipe=settings,
                 reading=rows.reading,
-                images=inputs,
+                images=pictures,
                 sharing=len(specs) if shared else 1,
                 processes=processes,
             )
-            runs.append(job)
+            for settings in runs
+        ]
+        for spec, rows, pictures, runs in zip(specs, data, inputs, zip(*recipes, strict=True), strict=True)
+    ]
     if shared:
-        documents = _run([job for [job] in jobs], output, tensorboard, shared=True, as_json=quiet)
+        documents = _run([job for [job] in jobs], output, tracking, shared=True, as_json=quiet)
     else:
-        documents = [_run_task(runs, filled(output, runs[0].spec.name), tensorboard, as_json=quiet) for runs in jobs]
+        documents = [_run_task(runs, filled(output, runs[0].spec.name), tracking, as_json=quiet) for runs in jobs]
     if as_json and processes.is_first:
         say(True, documents[0] if len(documents) == 1 else {"runs": documents}, "")
 
 
-@dataclass(frozen=True)
-class _Recipes:
-    """The recipe that was named, with the settings that were given."""
-
-    name: str
-    given: dict[str, Any]
-    shared: bool
-
-    def of(
-        self,
-        specs: Sequence["TaskSpec"],
-        rows: Sequence[int] | None = None,
-        backbone: "BackboneConfig | None" = None,
-    ) -> list[Recipe]:
-        """Each task's; one for all where they share a side network. Raises RecipeError."""
-        if not self.shared:
-            counts = [None] * len(specs) if rows is None else [[count] for count in rows]
-            return [
-                named_recipe(self.name, [spec], self.given, count, backbone)
-                for spec, count in zip(specs, counts, strict=True)
-            ]
-        from training.multitask.shared import shared_recipe
-
-        recipe = named_recipe(self.name, specs, self.given, rows, backbone)
-        return [shared_recipe(recipe, specs)] * len(specs)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One task's."""
-
-    training: "Labelled"
-    validation: "Labelled"
-    reading: dict[str, Any]
-    """As `Job.reading`."""
-    images: "ImageSource | FeatureFile | None" = None
-    """Of a task with images."""
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where rows come from, and how."""
-
-    train: PerTask
-    validation: PerTask
-    share: float | None
-    renames: dict[str, str]
-
-    def read(self, spec: "TaskSpec", seed: int, arguments: ImageArguments) -> _Rows:
-        """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
-        from training.data import kept_together, known_names, split
-
-        renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
-        reading: dict[str, Any] = {"renames": renames} if renames else {}
-        images = arguments.open_source() if spec.images else None
-        training = self._labelled(self.train.required("--train", spec.name), spec, renames, images)
-        if self.share is None:
-            path = self.validation.required("--validation", spec.name)
-            return _Rows(training, self._labelled(path, spec, renames, images), reading, images)
-        training, validation = split(training, self.share, seed, by=kept_together(spec))
-        return _Rows(training, validation, {**reading, "validation_share": self.share}, images)
-
-    def _labelled(
-        self, path: str, spec: "TaskSpec", renames: dict[str, str], images: "ImageSource | FeatureFile | None"
-    ) -> "Labelled":
-        """The rows of a file, whose images are all there."""
-        from training.data import read_labelled
-        from training.images import check_images
-
-        labelled = read_labelled(path, spec, renames)
-        if images is not None:
-            check_images(spec, path, labelled.examples, images)
-        return labelled
-
-
-def _check(
-    specs: Sequence["TaskSpec"], output: str, validation: Sequence[str], share: int | None, *, shared: bool
-) -> None:
-    if bool(validation) == (share is not None):
-        raise UserError(
-            "give either --validation FILE, or --validation-share S to validate on a share of the training rows"
-        )
-    names = [spec.name for spec in specs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"task {twice[0]} is named twice; name it once")
-    if shared and len(specs) < 2:
-        raise UserError("--shared needs two tasks or more")
-    if shared and PLACEHOLDER in output:
-        raise UserError(f"--output {output}: with --shared, name one folder; each task's run is a folder in it")
-    if len(specs) > 1 and not shared and PLACEHOLDER not in output:
-        needed = f"{len(specs)} tasks need {PLACEHOLDER} in --output, such as runs/{PLACEHOLDER}: a run each"
-        raise UserError(f"{needed}; or --shared, for one side network of all")
-
-
-def _run_task(runs: Sequence["Job"], output: str, tensorboard: str | None, *, as_json: bool) -> dict[str, Any]:
+def _run_task(runs: Sequence["Job"], output: str, tracking: Tracking, *, as_json: bool) -> dict[str, Any]:
     """Train the run of one task, or its runs together. Return the document."""
     if len(runs) > 1:
-        return run_sweep(runs, output, tensorboard, _truncated(runs[0]), as_json=as_json)
-    return next(iter(_run(runs, output, tensorboard, as_json=as_json)), {})
+        return run_sweep(runs, output, tracking, _truncated(runs[0]), as_json=as_json)
+    return next(iter(_run(runs, output, tracking, as_json=as_json)), {})
 
 
 def _run(
-    jobs: Sequence["Job"], output: str, tensorboard: str | None, *, shared: bool = False, as_json: bool
+    jobs: Sequence["Job"], output: str, tracking: Tracking, *, shared: bool = False, as_json: bool
 ) -> list[dict[str, Any]]:
     """Train one side network; print the result of each task, or with `as_json` nothing. Return the documents."""
     from training.trainer import train as run_training
@@ -341,12 +243,10 @@ def _run(
         for job, shares in zip(jobs, truncated, strict=True)
     ]
     show_warnings([warning for warnings in doubts for warning in warnings], as_json=as_json)
-    specs = [job.spec for job in jobs]
-    event_folders = {} if tensorboard is None else {spec.name: Path(tensorboard) / spec.name for spec in specs}
     if not jobs[0].processes.is_first:
         train_shared(jobs, output) if shared else run_training(jobs[0], output)
         return []
-    curves = Curves(output, specs, event_folders, shared=shared)
+    curves = Curves(output, jobs, tracking, shared=shared)
     with progress_bar(quiet=as_json) as bars:
         if shared:
             artifacts = train_shared(jobs, output, FollowedBars(bars, "shared", curves))

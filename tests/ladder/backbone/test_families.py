@@ -433,11 +433,11 @@ def test_configs_that_make_no_backbone(values, message):
 
 @pytest.fixture
 def roberta(tmp_path, monkeypatch):
-    """The example of docs/adding-a-backbone.md as a module, registered; and a tiny folder for it."""
-    page = (Path(__file__).parents[3] / "docs" / "adding-a-backbone.md").read_text(encoding="utf-8")
+    """The example of docs/guides/new-backbone.md as a module, registered; and a tiny folder for it."""
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "new-backbone.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
     example: dict[str, Any] = {}
-    exec(compile(code, "docs/adding-a-backbone.md", "exec"), example)
+    exec(compile(code, "docs/guides/new-backbone.md", "exec"), example)
     monkeypatch.setitem(FAMILIES, "roberta", example["Roberta"]())
     shape = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = RobertaConfig(**shape, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1)

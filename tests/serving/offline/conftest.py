@@ -51,7 +51,7 @@ def ray(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, tokenizer: Tokenize
     for module in (offline_plan, offline_worker):
         monkeypatch.setattr(module, "load_backbone", load)
         monkeypatch.setattr(module, "load_tokenizer", lambda source: tokenizer)
-    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext([{"CPU": 1.0}]))
+    monkeypatch.setattr(offline, "ray_session", lambda address: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(offline, "_reports", stand_in.reports)
     return stand_in
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from serving.offline.inputs import Shard
+from serving.offline.placing import Placed, Replicas
 from serving.offline.plan import Wanted
-from serving.offline.run import Placed, Replicas, Summary, run_batch
+from serving.offline.run import Summary, run_batch
 from serving.offline.worker import Replica, ReplicaConfig, as_row
 
 ROWS = 23

@@ -14,8 +14,9 @@ from serving.errors import IncompatibleSide
 from serving.offline import tokenized
 from serving.offline.errors import MissingColumn, OutputTaken, WrongTask
 from serving.offline.images import TableEncoder
+from serving.offline.placing import Replicas
 from serving.offline.plan import Wanted
-from serving.offline.run import Replicas, run_batch
+from serving.offline.run import run_batch
 from serving.offline.table import PassLimits
 from side_registry import Registry
 from table_files import ImageSourceError

@@ -26,8 +26,9 @@ from serving.offline.errors import (
     WrongTask,
 )
 from serving.offline.outputs import Output
+from serving.offline.placing import Replicas
 from serving.offline.plan import Wanted
-from serving.offline.run import Replicas, run_batch
+from serving.offline.run import run_batch
 from side_registry import Registry, UnknownAlias, UnknownTask, UnknownVersion
 from tests.serving.kit import make_run, make_spec
 from tests.serving.offline.kit import ROWS, Ray, names, parts, refused, run

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serving.offline.errors import ClusterTooSmall
-from serving.offline.run import Replicas, place
+from serving.offline.placing import Replicas, place
 
 
 class TestPlace:

@@ -121,7 +121,7 @@ class TestResume:
         assert (ray.ran, parts(wanted), unfinished.exists()) == ([1], whole, False)
 
     def test_done_twice_is_done_once(self, ray: Ray, wanted: Wanted, finished: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(offline, "_ray", None)
+        monkeypatch.setattr(offline, "ray_session", None)
         summary = run(wanted)
         assert (summary.done_before, summary.counts.rows, summary.rows) == (ROWS, 0, ROWS)
 

@@ -35,7 +35,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             report = replica({name: [value] for name, value in as_row(shard).items()})  # type: ignore[dict-item]
             yield {name: value for name, [value] in report.items()}
 
-    monkeypatch.setattr(offline, "_ray", lambda address: nullcontext([{"CPU": 1.0}]))
+    monkeypatch.setattr(offline, "ray_session", lambda address: nullcontext([{"CPU": 1.0}]))
     monkeypatch.setattr(offline, "_reports", reports)
 
 

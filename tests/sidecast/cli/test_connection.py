@@ -11,7 +11,7 @@ from serving.client.credentials import Credentials
 from serving.config import AccessConfig
 from sidecast.loadtest.scrape import ScrapeError, read_metrics
 from tests.serving.api_kit import SST2, Parlour
-from tests.sidecast.cli_kit import done, sidecast
+from tests.sidecast.cli_kit import done, python, sidecast
 
 
 class Secured:
@@ -56,6 +56,14 @@ def test_what_is_missing_is_said_in_one_line(secured: Secured) -> None:
     assert "tls_ca: cannot read" in sidecast("tasks", *where, "--tls-ca", "/nothing/there").mistake
     denied = sidecast("retire", "sst2", "1", *where, *secured.tls, "--token-file", secured.token).mistake
     assert "ci may not admin sst2" in denied
+
+
+def test_tls_at_a_port_without_it_is_one_line(tmp_path: Path) -> None:
+    with Parlour(tmp_path, [SST2]).open() as parlour:
+        ran = python("-m", "sidecast", "tasks", "--server", parlour.address, "--tls")
+    assert ran.returncode == 2
+    [line] = ran.stderr.splitlines()
+    assert "that port has no TLS" in line
 
 
 def test_a_load_test_reads_the_metrics_with_the_same_credentials(secured: Secured) -> None:

@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line(words: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_the_documented_table_is_what_the_command_prints() -> None:
-    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/models/tasks.md").read_text(encoding="utf-8")
     [table] = re.findall(r"^(t5-base: .*?)```", page, re.MULTILINE | re.DOTALL)
     documented = table.splitlines()
     printed = [line.rstrip() for line in done("doctor", "--sizes", "--backbone", "t5-base").out.splitlines()]

@@ -9,7 +9,7 @@ import pytest
 from tests.sidecast.cli.house import EVALUATE, TRAIN, House
 from tests.sidecast.cli_kit import done, sidecast
 from tests.training import toy
-from tests.training.events import scalars
+from tests.training.trackers.events import scalars
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -41,14 +41,30 @@ def test_every_run_of_a_sweep_has_events(house: House, tmp_path: Path) -> None:
         assert scalars(tmp_path / "events" / "letters" / run["run"])["loss"] == {1: pytest.approx(line["loss"])}
 
 
+def test_every_epoch_goes_to_weights_and_biases(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    from tests.training.trackers.wandb_files import runs, settings
+
+    words = [*house.words(TRAIN), "--epochs", 1, "--wandb", "letters", "--output", tmp_path / "run"]
+    with settings(monkeypatch, tmp_path):
+        assert "run is ready" in done(*words).out
+    [[begun, epoch]] = runs(tmp_path).values()
+    [line] = log(tmp_path / "run")
+    assert begun["name"] == "letters run"
+    assert json.loads(begun["config"]["recipe"])["epochs"] == 1
+    assert (epoch["step"], epoch["loss"]) == (1, pytest.approx(line["loss"]))
+
+
 def test_without_its_extra_a_picture_is_left_out_and_an_option_says_what_to_install(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("matplotlib", "tensorboard"):
+    for name in ("matplotlib", "tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, name, None)
     train = [*house.words(TRAIN), "--epochs", 2, "--output", tmp_path / "run"]
     mistake = sidecast(*train, "--tensorboard", tmp_path / "events").mistake
     assert mistake == "tensorboard is not installed; sidecast train needs it here: pip install 'sidecast[tensorboard]'"
+    mistake = sidecast(*train, "--wandb", "letters").mistake
+    assert mistake == "wandb is not installed; sidecast train needs it here: pip install 'sidecast[wandb]'"
     assert not (tmp_path / "run").exists()
     done(*train)
     assert not (tmp_path / "run" / "curves.png").exists()

@@ -1,0 +1,1 @@
+"""Ray Serve, compared with single processes."""
