@@ -12,7 +12,8 @@ import sidecast
 from serving.client import errors
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted({*DOCS.rglob("*.md")} - {*DOCS.glob("decisions/*.md")})]
 SUBMODULES = ("cli", "loadtest", "training")
 CAMEL = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
 
