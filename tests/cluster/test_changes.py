@@ -105,7 +105,8 @@ def test_removing_the_application_answers_the_calls_in_flight(fleet: Fleet) -> N
         traffic(fleet, retry=False) as seen,
     ):
         texts = [[f"text {call} {row}" for row in range(LONG_ROWS)] for call in range(LONG_CALLS)]
-        long_calls = [pool.submit(client.predict, "sst2", each, timeout=SOON_S) for each in texts]
+        later_s = 10 * SOON_S  # it takes seconds; single rows before make the replica expect minutes, and refuse
+        long_calls = [pool.submit(client.predict, "sst2", each, timeout=later_s) for each in texts]
         wait_until(lambda: fleet.metric(status, "sidecast_queue_rows") > LONG_CALLS * LONG_ROWS // 2, SOON_S)
         fleet.remove()
         wait_until(lambda: any(isinstance(call.error, UnavailableError) for call in seen.failed), SOON_S)
