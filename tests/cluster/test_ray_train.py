@@ -52,6 +52,7 @@ def test_two_workers_train_a_run_which_goes_on_after_one_is_lost(tiny_t5: Path, 
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [*range(1, 41)]
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["processes"] == 2
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]  # Ray Train's own files are gone
 
 
 def test_a_mistake_that_workers_find_is_one_line(tiny_t5: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ import click
 from sidecast.cli.app import UserError
 from sidecast.cli.app import main as run_command
 from sidecast.cli.settings import GroupedCommand
+from sidecast.cli.training.task_files import filled
 
 if TYPE_CHECKING:
     from serving.offline.placing import Placed
@@ -45,15 +47,17 @@ def words_of(ctx: click.Context) -> list[str]:
     return ctx.meta[__name__]
 
 
-def train_on_ray(words: Sequence[str], workers: int, address: str, device: str) -> NoReturn:
+def train_on_ray(words: Sequence[str], workers: int, address: str, device: str, output: str) -> NoReturn:
     """Run `sidecast train` with these words on several workers, print what the first one prints, and exit as it does.
 
     Args:
         address: of a cluster; "" starts one on this machine, for as long as it takes.
         device: as `--device` has it; auto: GPUs, if the cluster has any.
+        output: the run folder, as `--output` has it. Ray Train's own files are beside it while the run goes: all
+            machines must see them.
 
     Raises:
-        UserError: workers were lost again and again.
+        UserError: workers were lost again and again, or the place of the run folder cannot be written.
         NoRay, ClusterTooSmall: there is no such cluster, or it is too small.
     """
     from serving.offline.placing import Replicas, place
@@ -61,13 +65,13 @@ def train_on_ray(words: Sequence[str], workers: int, address: str, device: str) 
 
     with redirect_stdout(sys.stderr), ray_session(address) as nodes:  # Ray prints there what befalls workers
         placed = place(Replicas(address=address, device=device, count=workers), nodes, workers)
-        code, out, err = _train([*words, *ALONE], placed)
+        code, out, err = _train([*words, *ALONE], placed, Path(filled(output, "task")).absolute().parent)
     click.echo(out, nl=False)
     click.echo(err, nl=False, err=True)
     sys.exit(code)
 
 
-def _train(words: Sequence[str], placed: "Placed") -> tuple[int, str, str]:
+def _train(words: Sequence[str], placed: "Placed", beside: Path) -> tuple[int, str, str]:
     """Start the workers until they end by themselves. Exit code and output of the first one, or of one that failed."""
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -77,18 +81,19 @@ def _train(words: Sequence[str], placed: "Placed") -> tuple[int, str, str]:
     from training.processes import PATIENCE
 
     outcome = ray.remote(num_cpus=0)(_Outcome).remote()
+    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    work = partial(_work, list(words), str(Path.cwd()), environment, outcome)  # no config: Ray may show one
     resources = {"CPU": placed.cpus, "GPU": placed.gpus}
-    for attempt in range(1, ATTEMPTS + 1):
-        lost = ""
-        with tempfile.TemporaryDirectory(prefix="sidecast-ray-train-") as folder:
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".ray-train-", dir=beside)
+    except OSError as error:
+        raise UserError(f"{beside} cannot be written ({error.strerror}); choose another --output") from None
+    with scratch as folder:
+        for attempt in range(1, ATTEMPTS + 1):
+            lost = ""
             trainer = TorchTrainer(
-                _work,
-                train_loop_config={
-                    "words": list(words),
-                    "folder": str(Path.cwd()),
-                    "environment": {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)},
-                    "outcome": outcome,
-                },
+                work,
                 torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
                 scaling_config=ScalingConfig(
                     num_workers=placed.count,
@@ -101,10 +106,10 @@ def _train(words: Sequence[str], placed: "Placed") -> tuple[int, str, str]:
                 trainer.fit()
             except TrainingFailedError as error:
                 lost = str(error).strip().splitlines()[-1]
-        told: tuple[int, str, str] | None = ray.get(outcome.read.remote())  # type: ignore[assignment]
-        if told is not None:
-            return told
-        click.echo(f"workers were lost, attempt {attempt} of {ATTEMPTS}: {lost}", err=True)
+            told: tuple[int, str, str] | None = ray.get(outcome.read.remote())  # type: ignore[assignment]
+            if told is not None:
+                return told
+            click.echo(f"workers were lost, attempt {attempt} of {ATTEMPTS}: {lost}", err=True)
     raise UserError(f"workers were lost {ATTEMPTS} times; the same command goes on after the last whole epoch")
 
 
@@ -128,19 +133,19 @@ class WorkerFailed(Exception):
     """Ends the other workers."""
 
 
-def _work(how: Mapping[str, Any]) -> None:
+def _work(words: Sequence[str], folder: str, environment: Mapping[str, str], outcome: Any) -> None:
     """What a worker does."""
     import ray
     import ray.train
 
-    os.environ.update(how["environment"])
+    os.environ.update(environment)
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with chdir(how["folder"]), redirect_stdout(out), redirect_stderr(err):
+    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         try:
-            run_command(["train", *how["words"]])
+            run_command(["train", *words])
         except SystemExit as ended:
             code = int(ended.code or 0)
     if code or ray.train.get_context().get_world_rank() == 0:
-        ray.get(how["outcome"].tell.remote(code, out.getvalue(), err.getvalue()))
+        ray.get(outcome.tell.remote(code, out.getvalue(), err.getvalue()))
     if code:
         raise WorkerFailed

@@ -177,7 +177,7 @@ def train(
         for spec, settings in zip(specs, chosen.of(specs), strict=True):
             settings.side_config(spec, 1 if spec.images else None)  # report mistakes before the backbone loads
     if ray_workers:
-        train_on_ray(words_of(click.get_current_context()), ray_workers, ray_address, device)
+        train_on_ray(words_of(click.get_current_context()), ray_workers, ray_address, device, output)
     names = [spec.name for spec in specs]
     image_arguments = arguments_of(specs, images, features, (vision, vision_layer, vision_size, cache_dir))
     files = Files(
