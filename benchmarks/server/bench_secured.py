@@ -11,6 +11,7 @@ not measured.
 import tempfile
 from itertools import count
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import click
@@ -27,14 +28,16 @@ SECURED = ", TLS and tokens"
 
 
 def ratios(samples: Samples) -> dict[str, Spread]:
-    """The ratios of the report."""
-    return {
+    """The ratios of the report: of each kind of request, and the geometric mean of them in each round."""
+    each = {
         f"{way}{SECURED} / without, {rows} rows": samples.ratio(
             "rows_per_s", f"{way}, {rows} rows{SECURED}", f"{way}, {rows} rows"
         )
         for rows in ROWS
         for way in WAYS
     }
+    rounds = zip(*(spread.values for spread in each.values()), strict=True)
+    return {f"all{SECURED} / without": Spread(tuple(map(geometric_mean, rounds))), **each}
 
 
 def ask(loaded: Loaded, how: How) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:

@@ -144,28 +144,34 @@ def _lines(file: Path) -> list[str]:
         raise BenchmarkError(f"cannot read {file.name} of a task: {error.strerror or error}") from None
 
 
-def train_one(task: str, setting: dict[str, Any], backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> float:
-    """Train one setting; return its headline score, times 100."""
+def job_of(task: str, setting: Setting, backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> Job:
+    """Return the job that trains a setting on the rows that `split` wrote into `folder`."""
     spec = load_task(task)
-    template = setting.pop("template", None)
+    recipe = dict(setting)
+    template = recipe.pop("template", None)
     if template is not None:
         bare = " ".join(f"{{{name}}}" for name in spec.fields)
         text = template.replace("{task}", task).replace("{fields}", spec.template).replace("{bare}", bare)
         spec = spec.model_copy(update={"template": text})
-    job = Job(
+    return Job(
         spec=spec,
         backbone=backbone,
         backbone_source=backbone.name,
         tokenizer=tokenizer,
         training=read_labelled(folder / "train.jsonl", spec),
         validation=read_labelled(folder / "selecting.jsonl", spec),
-        recipe=Recipe(**setting),
+        recipe=Recipe(**recipe),
     )
+
+
+def train_one(task: str, setting: Setting, backbone: Backbone, tokenizer: Tokenizer, folder: Path) -> float:
+    """Train one setting; return its headline score, times 100."""
+    job = job_of(task, setting, backbone, tokenizer, folder)
     with tempfile.TemporaryDirectory(prefix="sidecast-defaults-") as output:
         run_folder = Path(output) / "run"
         train(job, run_folder)
         run = load_run(run_folder, backbone, tokenizer)
-        return 100 * run.score(read_labelled(folder / "scored.jsonl", spec).examples)[spec.metric]
+        return 100 * run.score(read_labelled(folder / "scored.jsonl", job.spec).examples)[job.spec.metric]
 
 
 def summary(lines: Sequence[Mapping[str, Any]], settings: Sequence[str], tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -200,8 +206,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     (Console() if Console().is_terminal else Console(width=WIDTH)).print(table)
 
 
-def _read_base(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, Any]:
-    """NAME=JSON, such as learning_rate=3e-3."""
+def read_settings(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> dict[str, Any]:
+    """Callback of click: NAME=JSON, such as learning_rate=3e-3, any number of times."""
     try:
         pairs = [item.split("=", 1) for item in value]
         read = {name: json.loads(text) for name, text in pairs}
@@ -210,11 +216,13 @@ def _read_base(ctx: click.Context, param: click.Parameter, value: Sequence[str])
     return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
 
 
-def _read_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def read_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Callback of click: names, separated by commas."""
     return tuple(value.split(","))
 
 
-def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+def read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Callback of click: numbers, separated by commas."""
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
@@ -225,12 +233,14 @@ def _read_numbers(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.option("--backbone", required=True, metavar="B", help="A Hugging Face folder, or a hub id.")
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="Holds <task>/train.jsonl.")
 @click.option("--question", "questions", required=True, multiple=True, type=click.Choice(list(QUESTIONS)))
-@click.option("--tasks", default="sst2,mrpc,stsb,qnli", show_default=True, callback=_read_names)
-@click.option("--seeds", default="0,1", show_default=True, callback=_read_numbers)
+@click.option("--tasks", default="sst2,mrpc,stsb,qnli", show_default=True, callback=read_names)
+@click.option("--seeds", default="0,1", show_default=True, callback=read_numbers)
 @click.option("--rows", default=2000, show_default=True, help="Training rows of a task.")
 @click.option("--selecting", default=500, show_default=True, help="Rows that select the best epoch.")
 @click.option("--scored", default=1000, show_default=True, help="Rows to score on; 0: DIR/<task>/validation.jsonl.")
-@click.option("--set", "base", multiple=True, callback=_read_base, metavar="NAME=JSON", help="A recipe field of all.")
+@click.option(
+    "--set", "base", multiple=True, callback=read_settings, metavar="NAME=JSON", help="A recipe field of all."
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Append each score there as a JSON line.")
 def main(
