@@ -4,8 +4,8 @@ that all of them taught.
     python -m benchmarks.training.bench_seeds --backbone B --data DIR
 
 The rows are drawn as in `benchmarks.training.bench_defaults`, and the code of `sidecast train` trains the runs. "one"
-is the mean of the runs' scores; "best" is the run that `sidecast train --seed 0,1,2` links as RUN/best. "taught" has the
-sweep's folder as `--teacher`; it costs as much as one run to serve, where mean answers cost as much as all runs.
+is the mean of the runs' scores; "best" is the run that `sidecast train --seed 0,1,2` links as RUN/best. "taught" has
+the sweep's folder as `--teacher`; it costs as much as one run to serve, where mean answers cost as much as all runs.
 Differences are taken on the same task and seeds. Nothing is timed.
 """
 
