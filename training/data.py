@@ -78,7 +78,8 @@ def read_labelled(path: str | Path, spec: TaskSpec, renames: Renames = NO_RENAME
 
 
 def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> tuple[Labelled, Labelled]:
-    """Training and validation examples of one file, each in its order. Rows with equal fields stay together.
+    """Training and validation examples of one file, each in its order. Rows with equal fields stay together, and each
+    target has about its share of both.
 
     Args:
         share: of the rows that validate, about, between 0 and 1; one distinct row at least.
@@ -94,8 +95,7 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
         groups[tuple(values)].append(index)
     if len(groups) < 2:
         raise RecipeError("validation_share", share, "left out for a file with fewer than two different rows")
-    distinct = list(groups.values())
-    random.Random(f"{seed}:validation").shuffle(distinct)
+    distinct = _interleaved(list(groups.values()), whole.examples, random.Random(f"{seed}:validation"))
     held_out = set(distinct[0])
     for indices in distinct[1:-1]:
         if len(held_out) + len(indices) <= share * len(whole.examples):
@@ -103,6 +103,22 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
     training = [example for index, example in enumerate(whole.examples) if index not in held_out]
     validation = [example for index, example in enumerate(whole.examples) if index in held_out]
     return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
+
+
+def _interleaved(groups: list[list[int]], examples: Sequence[Example], order: random.Random) -> list[list[int]]:
+    """Groups of rows in random order, in which any beginning has about as much of each target as the whole.
+
+    Systematic sampling: the groups of a target are evenly spread from 0 to 1, with a random start.
+    """
+    order.shuffle(groups)
+    by_target: dict[str, list[list[int]]] = defaultdict(list)
+    for group in groups:
+        by_target[repr(examples[group[0]].target)].append(group)
+    placed: list[tuple[float, list[int]]] = []
+    for alike in by_target.values():
+        start = order.random()
+        placed += [((number + start) / len(alike), group) for number, group in enumerate(alike)]
+    return [group for _, group in sorted(placed, key=lambda each: each[0])]
 
 
 def kept_together(spec: TaskSpec) -> tuple[str, ...]:

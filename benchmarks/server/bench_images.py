@@ -2,11 +2,12 @@
 
     python -m benchmarks.server.bench_images
 
-`PredictService` in this process, with all components of a server and its defaults, but no gRPC. Two servers: one of
-text and image tasks with a vision encoder, one of the same text tasks alone. A "new" image or question has never been
-sent; a "known" one has just been answered for another question, image or task. Images are JPEG files of 320 x 240
-pixels, questions have about 16 tokens, other texts about 32. One call at a time, except for "beside images". The
-figures of a call also say how many inputs the backbone computed and how many images the encoder did.
+`PredictService` in this process, with all components of a server of text and image tasks and its defaults, but no gRPC.
+What vision costs text is measured over gRPC, on two real `sidecast serve` with processes of their own: one of the same
+tasks with the vision encoder, one of the text tasks alone. A "new" image or question has never been sent; a "known" one
+has just been answered for another question, image or task. Images are JPEG files of 320 x 240 pixels, questions have
+about 16 tokens, other texts about 32. One call at a time, except for "beside images". The figures of a call also say
+how many inputs the backbone computed and how many images the encoder did.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from benchmarks.harness.cli import How, answer, measuring
 from benchmarks.harness.models import Head, Loaded, make_run
 from benchmarks.harness.pictures import SIZE, Pictures, find_encoder
 from benchmarks.harness.samples import BenchmarkError, Column, Figures, Samples, Spread, Variant, pace, speed
+from benchmarks.harness.served import serve
+from serving.client import Client
 from serving.components import assemble
 from serving.config import ServeConfig
 from serving.metrics import Metrics
@@ -160,9 +163,9 @@ class ImageCalls:
 class TextCalls:
     """Variants of the text task of one kind of head: on a server with a vision encoder, and on one without."""
 
-    def __init__(self, head: Head, hosts: "Hosts", how: How, texts: "Texts") -> None:
+    def __init__(self, head: Head, host: Host, servers: "Servers", how: How, texts: "Texts") -> None:
         self.head: Head = head
-        self._hosts, self._how, self._texts = hosts, how, texts
+        self._host, self._servers, self._how, self._texts = host, servers, how, texts
         self._rows = how.size(ROWS, 4)
 
     def variants(self) -> list[Variant]:
@@ -192,7 +195,7 @@ class TextCalls:
     def _in_turn(self, rows: int) -> Figures:
         """Call both servers in turn, so that other work on the machine slows both alike."""
         durations: dict[str, list[float]] = {"with": [], "without": []}
-        order = [("with", self._hosts.vision), ("without", self._hosts.text)]
+        order = [("with", self._servers.vision), ("without", self._servers.text)]
         self._time_pair(order, rows)  # not counted: the variant before left other threads and caches
         ended = time.perf_counter() + LONG * self._how.seconds
         while time.perf_counter() < ended or not durations["with"]:
@@ -201,18 +204,18 @@ class TextCalls:
             order.reverse()
         return {f"{name}_ms": pace(seconds, rows)["ms"] for name, seconds in durations.items()}
 
-    def _time_pair(self, order: Sequence[tuple[str, Host]], rows: int) -> dict[str, float]:
+    def _time_pair(self, order: Sequence[tuple[str, Client]], rows: int) -> dict[str, float]:
         """Return the seconds of one call of new rows on each server, by the server's name."""
         found = {}
-        for name, host in order:
-            call = host.predict([self._task], [self._texts.text_row() for _ in range(rows)])
+        for name, client in order:
+            new = [self._texts.text_row() for _ in range(rows)]
             began = time.perf_counter()
-            host.run(call)
+            client.predict(self._task, new)
             found[name] = time.perf_counter() - began
         return found
 
     def _beside(self, image_callers: int) -> Figures:
-        host = self._hosts.vision
+        host = self._host
         before = host.counts()
         began = time.perf_counter()
         durations = host.run(self._call_beside(host, image_callers))
@@ -269,11 +272,11 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Hosts:
-    """The two servers."""
+class Servers:
+    """Clients of the two servers with processes of their own."""
 
-    vision: Host
-    text: Host
+    vision: Client
+    text: Client
 
 
 def text_task(head: Head) -> str:
@@ -313,18 +316,22 @@ def ask(loaded: Loaded, how: How, vision: Path | None) -> tuple[Samples, dict[st
         publish(folder, loaded, encoder, tasks, how.seed)
         common = {**loaded.settings(how.threads), **({"warmup_s": 0.0} if how.quick else {})}
         texts = Texts(how.seed)
-        hosts = Hosts(
-            Host(ServeConfig.from_values({**common, "registry": folder / "vision", "vision": str(encoder_folder)})),
-            Host(ServeConfig.from_values({**common, "registry": folder / "text"})),
-        )
+        with_images = {**common, "registry": folder / "vision", "vision": str(encoder_folder)}
+        host = Host(ServeConfig.from_values(with_images))
         try:
-            names = {head: [image_task(head, number) for number in range(tasks)] for head in HEADS}
-            images = [ImageCalls(head, hosts.vision, names[head], how, texts) for head in HEADS]
-            text = [TextCalls(head, hosts, how, texts) for head in HEADS]
-            samples = how.turns([variant for calls in (*images, *text) for variant in calls.variants()])
+            with (
+                serve(**with_images) as vision_server,
+                serve(**common, registry=folder / "text") as text_server,
+                Client(vision_server.address) as vision_client,
+                Client(text_server.address) as text_client,
+            ):
+                names = {head: [image_task(head, number) for number in range(tasks)] for head in HEADS}
+                images = [ImageCalls(head, host, names[head], how, texts) for head in HEADS]
+                servers = Servers(vision_client, text_client)
+                text = [TextCalls(head, host, servers, how, texts) for head in HEADS]
+                samples = how.turns([variant for calls in (*images, *text) for variant in calls.variants()])
         finally:
-            hosts.vision.close()
-            hosts.text.close()
+            host.close()
     ratios = {name: spread for calls in (*images, *text) for name, spread in calls.ratios(samples).items()}
     settings = {
         "tasks": tasks,

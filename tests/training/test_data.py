@@ -428,6 +428,18 @@ def test_a_split_is_the_seeds_and_no_row_is_on_both_sides(tmp_path):
     assert {training.sha256, validation.sha256} == {whole.sha256}
 
 
+def test_a_split_takes_its_share_of_each_label_rare_ones_too(tmp_path):
+    labels = ["positive"] * 180 + ["negative"] * 20
+    rows = [{"sentence": str(number), "label": label} for number, label in enumerate(labels)]
+    whole = read_labelled(write(tmp_path / "rows.jsonl", rows), SST2)
+    drawn = set()
+    for seed in range(20):
+        _, validation = split(whole, 0.1, seed)
+        assert [example.target for example in validation.examples].count("negative") == 2
+        drawn |= {example.line for example in validation.examples}
+    assert len(drawn) > 150  # not the same rows each time
+
+
 def test_a_split_leaves_a_row_on_each_side_or_is_refused(tmp_path):
     whole = read_labelled(write(tmp_path / "two.jsonl", [{"sentence": t, "label": "positive"} for t in "ab"]), SST2)
     for share in (0.001, 0.999):
