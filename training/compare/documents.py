@@ -93,7 +93,7 @@ def run_document(
         },
         "sidecast": {
             "memory": "torch.cuda.max_memory_allocated" if inputs.backbone.device.type == "cuda" else "counted",
-            "step_time": steps.seconds if steps else 0.0,
+            "step_time": steps.seconds if steps else None,
             "cpu_time": done.cpu_seconds,
             "serving": None if done.serving is None else asdict(done.serving),
             "forgetting": done.forgetting,

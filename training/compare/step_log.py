@@ -69,9 +69,9 @@ class StepLog:
         return sum(self.bytes) // len(self.bytes) if self.bytes else 0
 
     @property
-    def seconds(self) -> float:
-        """The median time from the end of one step to the end of the next; 0 with fewer than two steps."""
-        return float(np.median(np.diff(self.marks))) if len(self.marks) > 1 else 0.0
+    def seconds(self) -> float | None:
+        """The median time from the end of one step to the end of the next; None with fewer than two steps."""
+        return float(np.median(np.diff(self.marks))) if len(self.marks) > 1 else None
 
     def _count(self, *_: object) -> None:
         if self._device.type == "cuda":

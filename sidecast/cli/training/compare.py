@@ -133,4 +133,4 @@ def compare(
     table = run_comparison(inputs, methods, seeds, rates, folder, command, (lambda text: None) if as_json else note)
     say(as_json, table.document(), f"{output}/results.md has the table, {output}/pareto.html memory against quality")
     if not as_json:
-        show_table(table.headings, table.cells)
+        show_table(table.headings, table.cells, below=table.headings[2:])
