@@ -146,7 +146,7 @@ class LoadConfig:
     replay_timeout_s: float = 30.0
     """Longest time to answer a version's golden examples, in seconds. A version that takes longer is refused, and tried
     again later."""
-    first_loads_s: float = 1.0
+    first_loads_s: float = 0.5
     """Longest time a server loads versions before it is ready, in seconds. The others are loaded while it answers; a
     request for one of them waits for it."""
     poll_s: float = 0.2
