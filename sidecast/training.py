@@ -13,7 +13,7 @@ from side_registry import Registry, TaskSpec
 from side_registry.registry import Published
 from training import Job, LoadedRun, Recipe, Sweep, load_run, load_task, split, sweep_jobs, train_many
 from training import train as train_job
-from training.data import Labelled, kept_together, read_labelled
+from training.data import Labelled, kept_together, read_labelled, share_reading
 from training.errors import DataError, RecipeError
 from training.job import Progress
 from training.recipes.recipe import SWEPT
@@ -121,7 +121,7 @@ def train(
     training = _labelled("training rows", rows, spec, names)
     if validation is None:
         training, held_out = split(training, validation_share, recipe.seed, by=kept_together(spec))
-        reading["validation_share"] = validation_share
+        reading |= share_reading(validation_share)
     else:
         held_out = _labelled("validation rows", validation, spec, names)
     source = str(backbone)

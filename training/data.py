@@ -105,6 +105,11 @@ def split(whole: Labelled, share: float, seed: int, by: Sequence[str] = ()) -> t
     return Labelled(training, whole.sha256), Labelled(validation, whole.sha256)
 
 
+def share_reading(share: float) -> dict[str, Any]:
+    """How a run's settings say that `split` drew its validation rows. A run that drew them otherwise does not go on."""
+    return {"validation_share": share, "validation_drawn": "evenly by target"}
+
+
 def _interleaved(groups: list[list[int]], examples: Sequence[Example], order: random.Random) -> list[list[int]]:
     """Groups of rows in random order, in which any beginning has about as much of each target as the whole.
 

@@ -21,10 +21,9 @@ import click
 import torch
 
 from benchmarks.harness.machine import look
-from benchmarks.harness.samples import plain_errors
+from benchmarks.harness.samples import BenchmarkError, plain_errors
 from benchmarks.training.bench_defaults import (
     Plan,
-    Remembering,
     job_of,
     read_names,
     read_settings,
@@ -34,7 +33,7 @@ from benchmarks.training.bench_defaults import (
 )
 from ladder import Answer, Backbone, ClassAnswer, Tokenizer, ValueAnswer, load_backbone, load_tokenizer
 from sidecast.cli.output import progress_bar
-from training import read_labelled, sweep_jobs, train, train_many
+from training import load_task, read_labelled, sweep_jobs, train, train_many
 from training.evaluation import score_answers
 from training.loaded_run import LoadedRun, load_run
 
@@ -52,8 +51,13 @@ def run(
     Args:
         plan: `seeds` are numbers of groups; group g has the seeds from g * runs on.
         runs: in a group.
+
+    Raises:
+        BenchmarkError: answers of a task have no mean.
     """
-    memory = Remembering(backbone)
+    for task in plan.tasks:
+        if (kind := load_task(task).kind) not in ("classification", "regression"):
+            raise BenchmarkError(f"{task} is {kind}: give tasks of classification or regression, for means of answers")
     for task in plan.tasks:
         with tempfile.TemporaryDirectory(prefix="sidecast-seeds-") as folder:
             split(data / task, Path(folder), plan)
@@ -63,7 +67,6 @@ def run(
                     line = {"task": task, "seed": group, "setting": name, "score": score}
                     done(line)
                     yield line
-        memory.forget()
 
 
 def scores_of(

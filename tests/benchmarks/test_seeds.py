@@ -1,4 +1,4 @@
-"""What several seeds are worth: means of answers and of weights, a whole run."""
+"""What several seeds are worth: means of answers, a whole run, tasks whose answers have no mean."""
 
 import json
 
@@ -33,3 +33,13 @@ def test_it_runs_and_ends_in_its_json_line(tmp_path, tiny_t5):
     assert [row["setting"] for row in document["settings"]] == list(SETTINGS)
     assert document["settings"][0]["difference"] == 0
     assert [line["seed"] for line in document["scores"] if line["setting"] == ONE] == [0, 1]
+
+
+def test_tasks_whose_answers_have_no_mean_are_refused(tmp_path, tiny_t5):
+    spec = tmp_path / "titles.toml"
+    spec.write_text('name = "titles"\nkind = "text"\ntemplate = "{text}"\ntarget = "title"\n')
+    ran = CliRunner().invoke(
+        bench_seeds.main, ["--backbone", str(tiny_t5), "--data", str(tmp_path), "--tasks", str(spec)]
+    )
+    assert ran.exit_code != 0
+    assert "is text: give tasks of classification or regression" in ran.output

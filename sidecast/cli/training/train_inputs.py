@@ -96,7 +96,7 @@ class Files:
 
     def read(self, spec: "TaskSpec", seed: int, arguments: ImageArguments) -> Rows:
         """The rows of one task. Raises DataError, or RecipeError for a file that cannot be split."""
-        from training.data import kept_together, known_names, split
+        from training.data import kept_together, known_names, share_reading, split
 
         renames = {name: column for name, column in self.renames.items() if name in known_names(spec)}
         reading: dict[str, Any] = {"renames": renames} if renames else {}
@@ -106,7 +106,7 @@ class Files:
             path = self.validation.required("--validation", spec.name)
             return Rows(training, self._labelled(path, spec, renames, images), reading, images)
         training, validation = split(training, self.share, seed, by=kept_together(spec))
-        return Rows(training, validation, {**reading, "validation_share": self.share}, images)
+        return Rows(training, validation, {**reading, **share_reading(self.share)}, images)
 
     def _labelled(
         self, path: str, spec: "TaskSpec", renames: dict[str, str], images: "ImageSource | FeatureFile | None"

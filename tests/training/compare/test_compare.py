@@ -113,6 +113,10 @@ def test_a_step_counts_parameters_gradients_state_and_what_autograd_saved() -> N
     fixed = 4 * (8 + 3 + 8 + 8)  # weights and the frozen tensor, gradients, momentum
     assert steps.bytes == [fixed + 4 * 5 * 4, fixed + 4 * 3 * 4]
     assert (steps.peak, steps.mean) == (steps.bytes[0], sum(steps.bytes) // 2)
+    assert steps.seconds
+    with StepLog([*layer.parameters()], optimizer) as one:
+        optimizer.step()
+    assert one.seconds is None
 
 
 def test_results_are_written_repeat_exactly_and_nothing_is_made_twice(

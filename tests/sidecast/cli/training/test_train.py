@@ -87,7 +87,8 @@ def test_train_several_tasks_from_files_with_other_columns(house: House, tmp_pat
         manifest = read_artifact(tmp_path / "runs" / name).manifest
         renames = {"sentence": "text", "label": "stars"}
         assert manifest.task == name
-        assert manifest.provenance["reading"] == {"renames": renames, "validation_share": 0.25}
+        drawn = {"validation_share": 0.25, "validation_drawn": "evenly by target"}
+        assert manifest.provenance["reading"] == {"renames": renames, **drawn}
     told = sidecast(*["50%" if word == "25%" else word for word in words]).mistake
     assert "holds a run with another reading (validation_share 0.25, not 0.5)" in told
 
