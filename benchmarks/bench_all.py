@@ -34,6 +34,7 @@ SCRIPTS: Mapping[str, str] = {
     "http": "server",
     "secured": "server",
     "images": "server",
+    "vision_loaded": "server",
     "training_memory": "training",
     "pressure": "server",
     "shadow": "server",

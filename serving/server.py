@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
+from ladder.heaps import share_heaps
 from serving.access import Access, Certificates, check_exposure, open_certificates, scrape_guard
 from serving.api import Drain, Inbox, Interceptor, add_services
 from serving.components import Components, assemble, join
 from serving.config import ServeConfig
-from serving.engine import share_heaps
 from serving.errors import Draining
 from serving.http import wanted_port
 from serving.metrics import Metrics

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vision.errors import EncoderError
 from vision.preprocessing import Preprocessing
 
 
@@ -18,6 +19,9 @@ class VisionEncoder(nn.Module):
         preprocessing: how images become the tower's input.
         name: for people.
         fingerprint: names weights, settings, layer and preprocessing; equal fingerprints give equal features.
+
+    Raises:
+        EncoderError: the tower takes no images of the preprocessing's size.
     """
 
     def __init__(self, tower: nn.Module, preprocessing: Preprocessing, *, name: str, fingerprint: str) -> None:
@@ -31,8 +35,11 @@ class VisionEncoder(nn.Module):
         height, width = preprocessing.size
         example = next(tower.parameters())
         blank = torch.zeros(1, 3, height, width, device=example.device, dtype=example.dtype)
-        with torch.no_grad():
-            _, self.width, rows, columns = tower(blank).shape
+        try:
+            with torch.no_grad():
+                _, self.width, rows, columns = tower(blank).shape
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise EncoderError(f"{name} does not take images of {height} x {width} pixels: {error}") from None
         self.grid = (rows, columns)
 
     @property

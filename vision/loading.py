@@ -17,6 +17,7 @@ from vision.encoder import VisionEncoder
 from vision.errors import EncoderError
 from vision.families import BICUBIC, FAMILIES, identity, load_tower, used_name
 from vision.preprocessing import read_preprocessing
+from vision.timm_tower import load_timm, read_timm_preprocessing
 
 EFFICIENTNET_LITE = "efficientnet-lite"
 """`model_type` of the one family that is computed here, not by transformers."""
@@ -37,10 +38,11 @@ def load_encoder(
 
     Args:
         folder: a Hugging Face folder of a CLIP, SigLIP, DINOv2, ViT or ResNet: config.json, *.safetensors and, where
-            its publisher has one, preprocessor_config.json; or of an EfficientNet-Lite (`vision.efficientnet`).
+            its publisher has one, preprocessor_config.json; of an EfficientNet-Lite (`vision.efficientnet`); or of
+            timm, where it is installed (`vision.timm_tower`).
         layer: the hidden layer that is the features, counted as transformers counts `hidden_states`: 0 is the
-            embeddings, n the output of block n (ResNet, EfficientNet: stage n), -1 the last. Later layers are not
-            computed. None: the model's own last state, normalised where the family normalises it; of an
+            embeddings (timm has no 0), n the output of block n (ResNet, EfficientNet: stage n), -1 the last. Later
+            layers are not computed. None: the model's own last state, normalised where the family normalises it; of an
             EfficientNet-Lite, the "layer" of its config.json where it has one.
         size: height and width of the input, instead of the folder's; positions are interpolated.
         dtype: of the computation, float32 or bfloat16. The features are float32.
@@ -56,16 +58,19 @@ def load_encoder(
     settings = _read_json(path / "preprocessor_config.json") if (path / "preprocessor_config.json").exists() else {}
     if kind == EFFICIENTNET_LITE:
         tower, text, weights = _load_lite(path, config, layer)
-        defaults: Mapping[str, Any] = {**_LITE_PREPROCESSING, "size": config["image_size"]}
+        preprocessing = read_preprocessing(settings, {**_LITE_PREPROCESSING, "size": config["image_size"]})
+    elif kind is None and "architecture" in config:
+        weights = _read_weights(path, lambda name: name)
+        tower, text, weights = load_timm(path, config, weights, layer, resizes=size is not None)
+        preprocessing = read_timm_preprocessing(config)
     elif family := FAMILIES.get(str(kind)):
         weights = _read_weights(path, lambda name: used_name(family, name))
         tower = load_tower(family, path, layer, DTYPES[dtype])
         text = f"{identity(family, config)}|layer {tower.layer}"
-        defaults = family.preprocessing
+        preprocessing = read_preprocessing(settings, family.preprocessing)
     else:
-        known = ", ".join((*FAMILIES, EFFICIENTNET_LITE))
+        known = ", ".join((*FAMILIES, EFFICIENTNET_LITE, "those of timm"))
         raise EncoderError(f"{path} has model_type {kind!r}; the encoders here are {known}")
-    preprocessing = read_preprocessing(settings, defaults)
     if size is not None:
         preprocessing = preprocessing.resized(size)
     return VisionEncoder(

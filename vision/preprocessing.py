@@ -94,8 +94,8 @@ class Preprocessing:
             raise EncoderError(f"an image must be (height, width, 3) uint8, got {image.shape} {image.dtype}")
         height, width = self._resized_size(*image.shape[:2])
         crop_height, crop_width = self.size
-        top = (height - crop_height) // 2
-        left = (width - crop_width) // 2
+        top = self._before(height - crop_height)
+        left = self._before(width - crop_width)
         picture = Image.fromarray(image)
         if height * width > STRETCH * crop_height * crop_width and top >= 0 and left >= 0:
             # a strip of 1 x 30,000 pixels would become 224 x 6,720,000
@@ -109,6 +109,11 @@ class Preprocessing:
             top = (fitted.shape[0] - crop_height) // 2
             left = (fitted.shape[1] - crop_width) // 2
         return np.ascontiguousarray(fitted[top : top + crop_height, left : left + crop_width])
+
+    @staticmethod
+    def _before(spare: int) -> int:
+        """How many of `spare` pixels are cut off above, or on the left."""
+        return spare // 2
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         if self.exact is not None:

@@ -85,3 +85,21 @@ def make_random_lite2(folder: Path) -> Path:
     write_json(folder / "config.json", LITE2_CONFIG)
     write_json(folder / "preprocessor_config.json", LITE2_PREPROCESSING)
     return folder
+
+
+def make_random_clip(folder: Path, layers: int = 12) -> Path:
+    """Write a folder with the vision tower of a CLIP ViT-B/16 at 224 pixels, with random weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_attention_heads=12,
+            num_hidden_layers=layers,
+            image_size=224,
+            patch_size=16,
+        )
+        CLIPVisionModel(config).save_pretrained(folder)
+    return folder

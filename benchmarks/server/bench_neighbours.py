@@ -1,6 +1,7 @@
 """What does a busy neighbour, or a CPU quota, cost a server, and what helps?
 
-    python -m benchmarks.server.bench_neighbours
+    python -m benchmarks.server.bench_neighbours                                             # six minutes a round
+    python -m benchmarks.server.bench_neighbours --beside "fixed threads" --rounds 5 --save  # against one other server
 
 Servers with other settings, each started anew for each measurement: the defaults; as many threads as cores, whatever
 the neighbours do; the same with `openmp_spins = 0`, so that threads that wait sleep at once, and with 3000; one thread.
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ SERVERS: Mapping[str, Mapping[str, Any]] = {
     "short spinning": {"threads": CORES, "openmp_spins": 3000},
     "one thread": {"threads": 1},
 }
+OTHERS = tuple(name for name in SERVERS if name != "defaults")
 QUIET, NEIGHBOUR, QUOTA, SATURATED = "quiet", "busy core", "quota", "saturated"
 COLUMNS = (
     Column(figure="p50_ms", heading="p50, ms"),
@@ -158,32 +160,36 @@ class Neighbourhood:
         return {"rows_per_s": seen.rows_per_s, "errors": sum(seen.errors.values())}
 
 
-def ask(loaded: Loaded, how: How, rate: float = 20.0) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
-    """Measure; return samples, ratios and settings."""
+def ask(
+    loaded: Loaded, how: How, rate: float = 20.0, others: Sequence[str] = OTHERS
+) -> tuple[Samples, dict[str, Spread], dict[str, Any]]:
+    """Measure the defaults and `others` of SERVERS; return samples, ratios and settings."""
+    servers = {name: settings for name, settings in SERVERS.items() if name == "defaults" or name in others}
     limits = can_limit()
     with tempfile.TemporaryDirectory(prefix="sidecast-bench-") as folder:
         registry = publish_tasks(Path(folder), loaded, how.size(TASKS, 2), HEADS["mixed"], how.seed)
         tasks = sorted(registry.state().tasks)
         common = {"registry": Path(folder) / "registry", **loaded.settings(how.threads)}
-        houses = [Neighbourhood(name, {**common, **extra}, tasks, how, rate) for name, extra in SERVERS.items()]
+        houses = [Neighbourhood(name, {**common, **extra}, tasks, how, rate) for name, extra in servers.items()]
         samples = how.turns([variant for house in houses for variant in house.variants(limits)])
     spreads = {}
-    for name in SERVERS:
+    for name in servers:
         for what in (NEIGHBOUR, *([QUOTA] if limits else [])):
             spreads[f"p99, {name}, {what} / {QUIET}"] = samples.ratio("p99_ms", f"{name}, {what}", f"{name}, {QUIET}")
         if name != "defaults":
             ours, usual = f"{name}, {SATURATED}", f"defaults, {SATURATED}"
-            spreads[f"saturated, {name} / defaults"] = samples.ratio("rows_per_s", ours, usual)
+            spreads[f"saturated, defaults / {name}"] = samples.ratio("rows_per_s", usual, ours)
     return samples, spreads, {"rate": rate, "tasks": TASKS, "callers": CALLERS, "quota": limits}
 
 
 @click.command()
 @click.option("--rate", type=click.FloatRange(0.1), default=20.0, show_default=True, help="Single rows a second.")
+@click.option("--beside", type=click.Choice(OTHERS), multiple=True, help="Some of the other servers.  [default: all]")
 @measuring(rounds=1, seconds=8)
-def main(rate: float, **arguments: Any) -> None:
+def main(rate: float, beside: tuple[str, ...], **arguments: Any) -> None:
     """Measure a server beside a busy core and under a CPU quota."""
     answer(
-        lambda loaded, how: ask(loaded, how, rate),
+        lambda loaded, how: ask(loaded, how, rate, beside or OTHERS),
         name="neighbours",
         title="A server beside a busy neighbour",
         columns=COLUMNS,

@@ -10,7 +10,9 @@ Afterwards every answer is computed again from the artifact of the version that 
 compared with what the registry allowed at that time (`benchmarks.soak.audit`). A round has two halves: no changes, then
 changes; after the last one there are none for as long again. "Swaps" are the requests in flight between a commit and
 the server having served it, "moves" those of them that met no change for which a version was loaded: moved aliases,
-weights, shadows, retirements.
+weights, shadows, retirements. A long request meets a change more often than a short one, whatever changes cost. So
+their tails are divided by those of the requests of the steady half that were in flight in the same spans, counted from
+the half's beginning.
 
 With --secured the server has TLS and tokens. A part of the requests goes over HTTP, streams as server-sent events, each
 on a connection of its own. Every 20 seconds a caller's process is killed while it streams, and the server gets another
@@ -45,7 +47,8 @@ PRINTED_FAULTS = 5
 APART = 0.99
 """Smallest share of pairs of versions that the oracle must distinguish: else a wrong answer may look right."""
 ROUNDING = "bfloat16 rounds nearly as far as versions lie apart: give --dtype float32"
-TAILS = {"swaps": "swaps", "moves": "swaps that load nothing"}
+TAILS = {"swaps": ("swaps", "steady as swaps"), "moves": ("swaps that load nothing", "steady as moves")}
+"""Variant: its name in ratios, and the variant of requests that were in flight at the same times of the steady half."""
 COLUMNS = (
     Column(figure="requests_per_s", heading="requests/s"),
     Column(figure="p50_ms", heading="p50 ms"),
@@ -126,8 +129,11 @@ def ratios(outcome: Outcome) -> dict[str, Spread]:
         "MB that memory grew by": grown(outcome)["memory_mb"],
     }
     figures = samples(outcome)
-    seen = [variant for variant in TAILS if {"p99_ms"} <= {*figures.figures(variant)} & {*figures.figures("steady")}]
-    tails = {f"p99 in {TAILS[variant]} / steady": figures.ratio("p99_ms", variant, "steady") for variant in seen}
+    tails = {
+        f"p99 in {name} / steady": figures.ratio("p99_ms", variant, like)
+        for variant, (name, like) in TAILS.items()
+        if "p99_ms" in figures.figures(variant) and "p99_ms" in figures.figures(like)
+    }
     return tails | {name: Spread((float(value),)) for name, value in plain.items()}
 
 
@@ -169,8 +175,10 @@ def _second_half(span: Span, vitals: Sequence[Vitals]) -> list[Vitals]:
 def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     steady = [record for record in outcome.records if of.steady.holds(record)]
     changing = [record for record in outcome.records if of.changing.holds(record)]
-    swapping = [record for record in changing if any(swap.touches(record) for swap in of.swaps)]
-    moves = [record for record in swapping if not any(load.touches(record) for load in of.loads)]
+    swapping, moving = _met(changing, of.swaps, of.loads)
+    shift = of.steady.began - of.changing.began
+    swaps_then, loads_then = ([span.shifted(shift) for span in spans] for spans in (of.swaps, of.loads))
+    as_swaps, as_moves = _met(steady, swaps_then, loads_then)
     last = [sample.memory_mb for sample in outcome.watch.vitals if sample.at <= of.changing.ended]
     swaps = {
         "requests_per_s": _requests(changing) / (of.changing.ended - of.changing.began),
@@ -182,9 +190,17 @@ def _round(outcome: Outcome, of: Round) -> dict[str, Figures]:
     faults = float(sum(of.steady.holds(fault.record) for fault in outcome.faults))
     return {
         "steady": {"requests_per_s": rate, "faults": faults, **_latency(steady)},
+        "steady as swaps": _latency(as_swaps),
+        "steady as moves": _latency(as_moves),
         "swaps": {**swaps, **_latency(swapping)},
-        "moves": _latency(moves),
+        "moves": _latency(moving),
     }
+
+
+def _met(records: Sequence[Record], swaps: Sequence[Span], loads: Sequence[Span]) -> tuple[list[Record], list[Record]]:
+    """Return the records that met a swap, and those of them that met no load."""
+    swapping = [record for record in records if any(swap.touches(record) for swap in swaps)]
+    return swapping, [record for record in swapping if not any(load.touches(record) for load in loads)]
 
 
 def _requests(records: list[Record]) -> int:

@@ -67,6 +67,10 @@ class Span:
         """Whether an answer overlaps the span."""
         return record.started <= self.ended and self.began <= record.ended
 
+    def shifted(self, seconds: float) -> "Span":
+        """The span that much later."""
+        return Span(self.began + seconds, self.ended + seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Round:

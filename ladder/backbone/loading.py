@@ -17,6 +17,7 @@ from ladder.backbone.model import Backbone
 from ladder.backbone.quantize import check_method, quantize_backbone
 from ladder.config import BackboneConfig
 from ladder.errors import BackboneError
+from ladder.heaps import keep_heaps
 
 TAPS_LAYOUT = "embeddings, then each block's raw output"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,7 +36,8 @@ def load_backbone(
     """Load a backbone of any of the `ladder.backbone.families`, frozen, in evaluation mode.
 
     On a CPU, weights that the file stores in the dtype of computation are not copied: the file is mapped into memory,
-    and all processes of a machine share it. To change such a file, replace it; do not write into it.
+    and all processes of a machine share it. To change such a file, replace it; do not write into it. From then on the
+    process keeps memory that it frees, for the next pass (`ladder.heaps.keep_heaps`).
 
     Args:
         source: a Hugging Face folder, or a hub id such as google/flan-t5-small.
@@ -59,6 +61,7 @@ def load_backbone(
     read_as = computed if quantize == "none" else torch.float32
     backbone.load_state_dict({name: tensor.to(read_as).contiguous() for name, tensor in weights.items()}, assign=True)
     quantize_backbone(backbone, quantize, device)
+    keep_heaps()  # after the weights, which stay in memory of their own
     return backbone.to(device=device, dtype=computed)
 
 

@@ -8,7 +8,6 @@ int8 and w8a8 need only torch; NF4 (QLoRA, arXiv:2305.14314, as in QST, arXiv:24
 networks are never quantized.
 """
 
-import ctypes
 import hashlib
 import importlib
 import sys
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from ladder.backbone.model import Backbone
 from ladder.errors import BackboneError
+from ladder.heaps import trim_heaps
 
 Quantization = Literal["none", "int8", "int4", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Quantization)
@@ -256,7 +256,7 @@ def quantize_backbone(backbone: Backbone, method: str, device: str | torch.devic
         backbone.vocabulary = _quantized(head.to(device), method)
     for name in list(linears):
         _replace(backbone, name, _quantized(linears.pop(name).to(device), method))
-    _return_freed_memory()
+    trim_heaps()  # of the freed matrices
     backbone.quantization = method
     backbone.name = f"{backbone.name} ({method})"
     backbone.fingerprint = quantized_fingerprint(backbone.fingerprint, method)
@@ -327,14 +327,6 @@ def _plain(module: QuantizedLinear, dtype: torch.dtype) -> nn.Linear:
     if module.bias is not None:
         linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
     return linear
-
-
-def _return_freed_memory() -> None:
-    """Make glibc return the memory of the freed matrices to the system; by default it keeps blocks of that size."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
 
 
 def _library() -> Any:

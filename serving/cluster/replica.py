@@ -76,8 +76,8 @@ class Server:
     async def _start(self, config: ServeConfig) -> None:
         set_spins(config.openmp_spins)
 
+        from ladder.heaps import share_heaps
         from serving.components import assemble, join
-        from serving.engine import share_heaps
         from serving.scheduler import Utilization
         from serving.versions import Presence
 

@@ -12,8 +12,6 @@ from serving.engine.device import (
     run_aside,
     run_steps_aside,
     running_aside,
-    share_heaps,
-    trim_heaps,
 )
 from serving.engine.engine import Engine
 from serving.engine.request_times import RequestTimes
@@ -44,7 +42,5 @@ __all__ = [
     "run_aside",
     "run_steps_aside",
     "running_aside",
-    "share_heaps",
-    "trim_heaps",
     "warm_up",
 ]

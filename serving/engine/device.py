@@ -1,7 +1,5 @@
-"""Device selection, whether the backbone fits, torch threads and the C heaps."""
+"""Device selection, whether the backbone fits, and torch threads."""
 
-import contextlib
-import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -135,29 +133,6 @@ _OVER = object()
 """What `next` returns after an iterator's last step."""
 _ASIDE: set[int] = set()
 """The threads on which work runs aside now."""
-
-ARENA_MAX = -8
-"""glibc's M_ARENA_MAX."""
-
-
-def share_heaps(count: int = 4) -> None:
-    """Let all threads allocate from `count` heaps. Call it before there are many threads; does nothing without glibc.
-
-    By default each of the object store's many threads gets a heap, up to eight a core, which keeps what a version's
-    file took: a server of a small backbone grew by 50 MB in 60 changes of its registry.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(ARENA_MAX, count)
-
-
-def trim_heaps() -> None:
-    """Give free memory within the heaps back to the system; does nothing without glibc.
-
-    Takes 4 to 9 ms, without the interpreter's lock. Over a thousand changes of the registry a server of flan-t5-small
-    grew by 11 MB with it, and by 36 without.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_apart(work: Callable[..., Result], *args: object) -> Result:

@@ -15,11 +15,12 @@ from ladder.backbone import Backbone, Tokenizer
 from ladder.config import SideConfig
 from ladder.decoding import Generation
 from ladder.errors import LadderError
+from ladder.heaps import trim_heaps
 from ladder.side import SideNetwork, as_served, load_side
 from ladder.stacked import Side, SideBank
 from serving.access import TrustPolicy, refuse_version
 from serving.config import BatchConfig, LoadConfig
-from serving.engine import Key, Resident, trim_heaps
+from serving.engine import Key, Resident
 from serving.errors import (
     CorruptSide,
     IncompatibleSide,

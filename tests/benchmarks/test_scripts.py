@@ -36,6 +36,7 @@ from benchmarks.server import (
     bench_secured,
     bench_server,
     bench_startup,
+    bench_vision_loaded,
 )
 from ladder import load_backbone
 from ladder.side.known_backbones import NAMED
@@ -216,12 +217,23 @@ def test_bench_images_computes_what_its_variants_are_named_after(dtype, tiny_t5,
     assert missing("images", document) == []
     computed = {"new": (1, 1), "known image": (1, 0), "known question": (0, 1), "known": (0, 0)}
     computed |= {"new, 8 questions": (8, 1), "new, 3 tasks": (1, 1), "known, 3 tasks": (0, 0)}
-    for head in bench_images.HEADS:
+    for head in ("text", "linear", "CLIP text", "CLIP linear"):
         for name, counts in computed.items():
             figures = document["variants"][f"{head} {name}"]
             assert (figures["backbone_inputs"]["median"], figures["images_encoded"]["median"]) == counts, name
-    assert document["settings"]["encoder"] == "dino"
-    assert document["settings"]["encoder_weights"] == "given"
+    assert {name: document["settings"]["encoder"][name] for name in ("name", "weights")} == {
+        "name": "dino",
+        "weights": "given",
+    }
+    assert document["settings"]["clip"]["grid"] == [14, 14]
+
+
+@pytest.mark.slow
+def test_bench_vision_loaded_compares_three_servers(tiny_t5, tmp_path, monkeypatch):
+    folder = save(tmp_path / "dino", "dinov2", make_model("dinov2"))
+    document = run(bench_vision_loaded, tiny_t5, "float32", monkeypatch, "--vision", str(folder))
+    assert missing("vision_loaded", document) == []
+    assert all(figures.keys() == {"vision_ms", "text_ms", "twin_ms"} for figures in document["variants"].values())
 
 
 @pytest.mark.slow

@@ -22,9 +22,9 @@ from benchmarks.soak.bench_soak import APART, verdict
 from benchmarks.soak.churn import KEPT, Change, Churn
 from benchmarks.soak.load import Record
 from benchmarks.soak.oracle import Oracle, distance
-from benchmarks.soak.run import Outcome, Plan, Soak, Span
+from benchmarks.soak.run import Outcome, Plan, Round, Soak, Span
 from benchmarks.soak.versions import VARIANTS, make_spec, make_version
-from benchmarks.soak.vitals import Sighting, Watch, watching
+from benchmarks.soak.vitals import Sighting, Vitals, Watch, watching
 from ladder import Backbone, Tokenizer
 from serving.config import LoadConfig
 from serving.metrics import Metrics
@@ -136,8 +136,31 @@ def versions_of(metrics: Metrics) -> set[tuple[str, str]]:
 # --- the script
 
 
+COUNTED = [field.name for field in dataclasses.fields(Vitals) if field.name != "at"]
+
+
 def outcome(**changes: Any) -> Outcome:
     return dataclasses.replace(Outcome([RIGHT], [], Watch(), [], Span(0, 0), shares={"task-00": 1.0}), **changes)
+
+
+def test_changes_that_cost_nothing_have_the_tail_of_steady_requests_at_the_same_times() -> None:
+    """Swaps meet all of the long requests and few of the short ones, so their tail is not that of all requests."""
+    steady = Span(0, 100)
+    still = [dataclasses.replace(RIGHT, started=at + 0.01, ended=at + 0.02) for at in range(1, 99)]
+    still.append(dataclasses.replace(RIGHT, started=9.5, ended=11.5))
+    changing = [dataclasses.replace(one, started=one.started + 200, ended=one.ended + 200) for one in still]
+    swaps = [Span(210, 210.5), Span(220.015, 220.5), Span(230.015, 230.5)]
+    vitals = [Vitals(at=100, **dict.fromkeys(COUNTED, 0))] * 2  # type: ignore[arg-type]
+    found = outcome(
+        records=still + changing,
+        rounds=[Round(steady, steady.shifted(200), swaps, loads=swaps[1:])],
+        watch=Watch(vitals=vitals),
+        after=steady,
+    )
+    ratios = bench_soak.ratios(found)
+    assert ratios["p99 in swaps / steady"].median == pytest.approx(1)
+    assert ratios["p99 in swaps that load nothing / steady"].median == pytest.approx(1)
+    assert bench_soak.samples(found).ratio("p99_ms", "swaps", "steady").median > 2
 
 
 def test_a_refused_call_fails_the_script() -> None:

@@ -21,7 +21,6 @@ from serving.engine.device import (
     run_aside,
     run_steps_aside,
     running_aside,
-    trim_heaps,
 )
 from tests.vision.folders import make_model, save
 from vision import EncoderError, count_weights
@@ -148,7 +147,3 @@ def test_steps_run_aside_one_by_one_and_their_error_is_raised() -> None:
         next(made)
     assert cores == [1, 1]
     assert list(run_steps_aside(iter([None, None]))) == [None, None]
-
-
-def test_heaps_are_trimmed_wherever_that_is_known() -> None:
-    trim_heaps()
