@@ -15,7 +15,7 @@ import torch
 from google.protobuf.descriptor import ServiceDescriptor
 
 from ladder import Backbone, load_backbone, load_tokenizer
-from ladder.backbone import CompiledEncoder, Limits
+from ladder.backbone import CompiledEncoder, Limits, pack_backbone
 from serving.access import TrustPolicy
 from serving.api import Drain
 from serving.api.servicers import make_servicers
@@ -187,6 +187,8 @@ def _load_backbone(config: ServeConfig) -> Backbone:
     check_fits(config, device)
     dtype = pick_precision(config.dtype, device, config.quantize)
     backbone = load_backbone(config.backbone, device=device, dtype=dtype, quantize=config.quantize)
+    if not config.engine.compile:  # compiled code has a layout of its own
+        pack_backbone(backbone)
     log.info("backbone %s on %s in %s, %s", backbone.name, device, backbone.dtype, backbone.fingerprint)
     return backbone
 

@@ -15,7 +15,16 @@ import torch
 from demo.backbone import get_backbone
 from demo.downloads import cache_folder
 from ladder import Backbone, SideNetwork, Tokenizer, load_backbone, load_tokenizer, save_side
-from ladder.backbone import BackbonePass, CompiledEncoder, CudaGraphs, Limits, RecordedBackbone, Rehearsal, padded
+from ladder.backbone import (
+    BackbonePass,
+    CompiledEncoder,
+    CudaGraphs,
+    Limits,
+    RecordedBackbone,
+    Rehearsal,
+    pack_backbone,
+    padded,
+)
 from ladder.side import as_served, load_side
 from ladder.stacked import RecordedSides, SideBank
 from serving.config import BatchConfig, LoadConfig
@@ -83,7 +92,7 @@ class Loaded:
             return self
         dtype = pick_precision("auto", self.device, quantize)
         backbone = load_backbone(self.folder, device=self.device, dtype=dtype, quantize=quantize)
-        encoder = _compiled(backbone) if self.compiles else None
+        encoder = _ready(backbone, compiles=self.compiles)
         return replace(self, backbone=backbone, encoder=encoder, sides=None)
 
     def recorded(self, shapes: Sequence[tuple[int, int]]) -> "Loaded":
@@ -142,12 +151,15 @@ def load(
     if Path(folder).exists():
         folder = str(Path(folder).resolve())
     backbone = load_backbone(folder, device=device, dtype=pick_precision(dtype, device, quantize), quantize=quantize)
-    encoder = _compiled(backbone) if compiles else None
+    encoder = _ready(backbone, compiles=compiles)
     return Loaded(folder=folder, backbone=backbone, tokenizer=load_tokenizer(folder), encoder=encoder)
 
 
-def _compiled(backbone: Backbone) -> CompiledEncoder:
-    """Compile the encoder as a server does."""
+def _ready(backbone: Backbone, *, compiles: bool) -> CompiledEncoder | None:
+    """Pack the backbone's weights or compile its encoder, as a server does; return the compiled encoder."""
+    if not compiles:
+        pack_backbone(backbone)
+        return None
     batch = BatchConfig()
     encoder = CompiledEncoder(backbone, Limits(rows=batch.max_batch_rows, tokens=batch.max_batch_tokens))
     with torch.inference_mode():

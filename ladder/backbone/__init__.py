@@ -5,6 +5,7 @@ from ladder.backbone.images import Images
 from ladder.backbone.loading import pick_dtype, read_json, resolve_folder
 from ladder.backbone.memory import pass_bytes
 from ladder.backbone.model import Backbone, Taps
+from ladder.backbone.packed import pack_backbone
 from ladder.backbone.packing import Division, Part
 from ladder.backbone.passes import BackbonePass, padded, run_backbone
 from ladder.backbone.quantize import (
@@ -40,6 +41,7 @@ __all__ = [
     "full_precision",
     "full_weight",
     "held_bytes",
+    "pack_backbone",
     "padded",
     "pass_bytes",
     "pick_dtype",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ladder.backbone.model import Backbone
+from ladder.backbone.packed import PackedLinear
 from ladder.errors import BackboneError
 from ladder.heaps import trim_heaps
 
@@ -277,16 +278,20 @@ def count_weights(backbone: Backbone) -> int:
     matrices = [
         module
         for module in backbone.modules()
-        if isinstance(module, QuantizedLinear) and module is not backbone.vocabulary  # a copy of the LM head
+        if isinstance(module, QuantizedLinear | PackedLinear)
+        and module is not backbone.vocabulary  # it copies the head
     ]
     return sum(tensor.numel() for tensor in backbone.parameters()) + sum(module.shape.numel() for module in matrices)
 
 
 def held_bytes(backbone: Backbone) -> int:
     """Return the bytes of the backbone's weights on its device. A matrix that two parameters share counts once."""
-    packed = [module.codes for module in backbone.modules() if isinstance(module, W8A8Linear) and module.is_packed]
+    packed = [module.nbytes for module in backbone.modules() if isinstance(module, PackedLinear)]
+    packed += [
+        module.codes.nbytes for module in backbone.modules() if isinstance(module, W8A8Linear) and module.is_packed
+    ]
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*backbone.parameters(), *backbone.buffers())}
-    return sum(held.values()) + sum(tensor.nbytes for tensor in packed)
+    return sum(held.values()) + sum(packed)
 
 
 def full_precision(backbone: Backbone) -> Backbone:

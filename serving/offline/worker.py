@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from ladder import Backbone, load_backbone, load_tokenizer
+from ladder.backbone import pack_backbone
 from serving.config import EngineConfig, LoadConfig
 from serving.engine import Engine
 from serving.metrics import Metrics
@@ -134,6 +135,7 @@ class Replica:
         backbone = load_backbone(
             config.backbone, device=config.device, dtype=config.dtype, quantize=config.quantization
         )
+        pack_backbone(backbone)
         tokenizer = load_tokenizer(config.backbone)
         encoder = self._encoder(backbone)
         loader = Loader(Registry.open(config.registry), backbone, tokenizer, LoadConfig(), images=encoder)

@@ -76,8 +76,12 @@ def measure(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def _load(source: str, device: str, precision: str) -> "Backbone":
+    from ladder.backbone import pack_backbone
+
     quantize, dtype = (precision, "float32") if precision == "w8a8" else ("none", precision)
-    return options.load_backbone(source, device, dtype, quantize)[0]
+    backbone = options.load_backbone(source, device, dtype, quantize)[0]
+    pack_backbone(backbone)  # as a server does
+    return backbone
 
 
 def _pass_of(backbone: "Backbone") -> Callable[[], object]:
