@@ -51,7 +51,7 @@ class Host:
             BenchmarkError: a task is not answered.
         """
         service, options = self._components.service, RequestOptions()
-        targets = service.resolve_tasks([TaskRef(task) for task in tasks], options)
+        targets = await service.find_tasks([TaskRef(task) for task in tasks], options)
         for outcome in await service.predict_tasks(PredictRequest(targets=targets, rows=rows, options=options)):
             if isinstance(outcome, Exception):
                 raise BenchmarkError(f"a call failed: {outcome}")

@@ -276,13 +276,18 @@ class PredictService:
             encoding.cancel()
 
     def _refuse_images(self, request: PredictRequest) -> None:
-        """Reject an image that no task of the request reads, neither the version that is asked nor the main one."""
+        """Reject an image that no task of the request reads, neither the version that is asked nor the main one.
+
+        A task that was not found may read it; its own fault says more.
+        """
         where = first_image(request.rows)
         if where is None:
             return
         state = self._pool.snapshot()
         for target in request.targets:
-            own = state.own(target.resident.task, target.alias or PRODUCTION) if isinstance(target, Target) else None
+            if not isinstance(target, Target):
+                return
+            own = state.own(target.resident.task, target.alias or PRODUCTION)
             if own is not None and own.spec.images:
                 return
         raise InvalidInput(where, "is an image, and no task of this request reads images; leave it out")

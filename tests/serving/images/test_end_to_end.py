@@ -13,7 +13,7 @@ from serving.config import EngineConfig, ImageConfig, ServeConfig
 from serving.engine import Resident
 from serving.metrics import Metrics
 from serving.pipeline import Prediction
-from side_registry import SIDE_NETWORK, Registry, TaskRef, write_manifest
+from side_registry import SIDE_NETWORK, Registry, TaskRef, UnknownTask, write_manifest
 from side_registry.manifest import VisionRef
 from tests.serving.kit import ids_of, make_resident, make_run, make_spec, predict, predict_tasks
 from tests.vision.folders import make_model, save
@@ -83,6 +83,8 @@ async def test_questions_about_images_are_answered_as_the_library_answers_them(
         both = await predict_tasks(parts.service, [TaskRef("vqa"), TaskRef("sst2")], rows)
         torch.testing.assert_close(torch.tensor(scores(both[0])), torch.tensor(alone), atol=1e-4, rtol=0)
         assert len(scores(both[1])) == 3
+        [unknown] = await predict_tasks(parts.service, [TaskRef("nobody")], rows)
+        assert isinstance(unknown, UnknownTask), "not that an image is read by no task"
         assert metrics.registry.get_sample_value("sidecast_images_encoded_total") == 2
         assert metrics.registry.get_sample_value("sidecast_image_cache_hits_total") == 4
     finally:
