@@ -4,8 +4,9 @@ It helps where an input comes again for another task or version. A swap changes 
 The cache belongs to one engine, so to one backbone; if several shared it, the key would need their fingerprint.
 
 Most inputs never come again, so keeping them must cost next to nothing. A pass is kept as it is, without a copy, and
-passes are evicted in the order in which they came. An input that comes again is copied, without its padding, to the
-entries that are evicted by least recent use. These may fill at most `KEPT_SHARE`, which leaves room for new inputs.
+passes are evicted in the order in which they came. Where the inputs of a pass come again together, it is read as it is,
+and is the newest again. An input that comes again in other company is copied, without its padding, to the entries that
+are evicted by least recent use. These may fill at most `KEPT_SHARE`, which leaves room for new inputs.
 """
 
 from collections import OrderedDict
@@ -20,6 +21,9 @@ from serving.metrics import Metrics
 
 KEPT_SHARE = 0.8
 """At most this share of the bytes is for inputs that came again."""
+
+ROWS_APART = 8
+"""Several passes are read one by one, without a copy, where they have so many inputs on average."""
 
 Key = tuple[str, tuple[int, ...]]
 """(salt, token ids)."""
@@ -47,8 +51,8 @@ class Known:
 
 
 @dataclass(slots=True, eq=False)
-class _Pass:
-    """One backbone pass as it was, of inputs that have not come again."""
+class KnownPass:
+    """One backbone pass as it was, of inputs that have not come again, or only all together."""
 
     layers: tuple[Tensor, ...]
     whole: bool
@@ -60,9 +64,21 @@ class _Pass:
     """The rows of `layers` by input, without those that moved or were replaced."""
 
     def blocks(self) -> int:
+        """Blocks of the backbone that it went through."""
         return _blocks(len(self.layers), self.whole)
 
+    def order(self, keys: Sequence[Key], indices: Sequence[int]) -> list[int] | None:
+        """Sort the `indices` of its inputs in `keys` by their rows; None where it has rows of other inputs, too."""
+        if len(indices) != len(self.layers[0]):
+            return None
+        return sorted(indices, key=lambda index: self.rows[keys[index]])
+
+    def first_step(self, keys: Sequence[Key]) -> tuple[Tensor, ...]:
+        """The decoder's first step of `keys`, all inputs in the order of rows, (n, 1, D); empty where some lack it."""
+        return self.first if [self.firsts.get(key) for key in keys] == list(range(len(keys))) else ()
+
     def copy(self, key: Key) -> Known:
+        """One of its inputs, in memory of its own."""
         row = self.rows[key]
         first_row = self.firsts.get(key)
         layers = torch.stack([layer[row, : len(key[1])] for layer in self.layers])
@@ -80,8 +96,8 @@ class ActivationCache:
     def __init__(self, limit: int, metrics: Metrics | None = None) -> None:
         self.limit = limit
         self._metrics = metrics or Metrics()
-        self._passes: OrderedDict[_Pass, None] = OrderedDict()
-        self._fresh: dict[Key, _Pass] = {}
+        self._passes: OrderedDict[KnownPass, None] = OrderedDict()
+        self._fresh: dict[Key, KnownPass] = {}
         self._kept: OrderedDict[Key, Known] = OrderedDict()
         self._fresh_bytes = self._kept_bytes = 0
 
@@ -107,6 +123,36 @@ class ActivationCache:
         self._gauge()
         return entries
 
+    def find_passes(self, keys: Sequence[Key], depth: int | None) -> list[tuple[list[int], KnownPass]]:
+        """Find the passes that computed `keys` and nothing else, each with the indices of its inputs by their rows.
+
+        Empty where an input is not known down to `depth`, has come again alone, or was computed beside another one;
+        where the passes are so small that their inputs are better read together; and for one input, which is worth its
+        copy: new inputs do not evict it.
+        """
+        if len(keys) < 2:
+            return []
+        found: dict[KnownPass, list[int]] = {}
+        for index, key in enumerate(keys):
+            if (fresh := self._fresh.get(key)) is None:
+                return []
+            found.setdefault(fresh, []).append(index)
+        if len(found) > 1 and len(keys) < ROWS_APART * len(found):
+            return []
+        passes = []
+        for fresh, indices in found.items():
+            ordered = fresh.order(keys, indices)
+            if ordered is None or not _enough(fresh.blocks(), fresh.whole, depth):
+                return []
+            passes.append((ordered, fresh))
+        return passes
+
+    def use(self, passes: Sequence[KnownPass]) -> None:
+        """Count the inputs of passes as found, and the passes as the newest."""
+        for fresh in passes:
+            self._passes.move_to_end(fresh)
+        self._metrics.cache_looked_up(sum(len(fresh.rows) for fresh in passes), 0)
+
     def keep(self, keys: Sequence[Key], taps: Taps, first: Taps | None = None, first_keys: Sequence[Key] = ()) -> None:
         """Keep a pass over `keys`, in that order; only its first inputs where there is no room for all.
 
@@ -126,7 +172,7 @@ class ActivationCache:
         if not keys or size > room:
             return
         firsts = {key: row for row, key in enumerate(first_keys)} if first_layers else {}
-        fresh = _Pass(layers, taps.final is not None, size, first_layers, firsts)
+        fresh = KnownPass(layers, taps.final is not None, size, first_layers, firsts)
         for row, key in enumerate(keys):
             self._replace(key)
             fresh.rows[key], self._fresh[key] = row, fresh

@@ -56,6 +56,8 @@ class CachedBackbone:
             depth: blocks that are needed (None: all, and the final state).
             needs_first_step: indices of the inputs whose first decoder step must be included.
         """
+        if again := self._read_again(keys, depth, needs_first_step):
+            return again
         known = self._find(keys, depth)
         everything = tuple(range(len(keys)))
         missing = [index for index in everything if index not in known]
@@ -71,6 +73,24 @@ class CachedBackbone:
             rows = [row for row, index in enumerate(group.rows) if index in chosen]
             group_keys = [keys[index] for index in group.rows]
             readings.append(Reading(group.rows, self._backbone_pass(group_keys, {}, taps, depth, rows)))
+        return readings
+
+    def _read_again(self, keys: Sequence[Key], depth: int | None, needs_first_step: Sequence[int]) -> list[Reading]:
+        """Read passes that the cache has just as they are wanted, without a copy; empty where it has no such ones."""
+        passes = self.cache.find_passes(keys, depth) if self.cache.limit else []
+        if len(passes) > 1 and not self._divides:
+            return []
+        readings, needed = [], set(needs_first_step)
+        for indices, fresh in passes:
+            inputs = [keys[index] for index in indices]
+            taps = _taps(fresh.layers, _mask(inputs, fresh.layers[0]), whole=fresh.whole)
+            backbone_pass = BackbonePass(self.backbone, taps)
+            if not needed.isdisjoint(indices):
+                if not (first := fresh.first_step(inputs)):
+                    return []
+                backbone_pass.preset(_taps(first, taps.mask.new_ones(len(indices), 1), whole=True))
+            readings.append(Reading(tuple(indices), backbone_pass, frozenset(indices)))
+        self.cache.use([fresh for _, fresh in passes])
         return readings
 
     def _backbone_pass(
@@ -126,8 +146,7 @@ class CachedBackbone:
         cached = {index: entry.layers for index, entry in known.items()}
         count = len(self.backbone.encoder.blocks) + 2 if depth is None else depth + 1
         layers = _joined((count, len(keys), max(lengths)), cached, layers_of(fresh) if fresh else (), missing)
-        columns = torch.arange(max(lengths), device=layers.device)
-        return _taps(layers, columns < torch.tensor(lengths, device=layers.device)[:, None], whole=depth is None)
+        return _taps(layers, _mask(keys, layers[0]), whole=depth is None)
 
     def _decode(self, backbone_pass: BackbonePass, indices: Sequence[int]) -> Taps:
         """Run the first decoder step of some inputs."""
@@ -201,7 +220,13 @@ def _joined(
     return joined
 
 
-def _taps(layers: Tensor, mask: Tensor, *, whole: bool) -> Taps:
+def _mask(keys: Sequence[Key], layer: Tensor) -> Tensor:
+    """The real tokens of inputs whose layers are (B, S, D): (B, S) bool."""
+    lengths = torch.tensor([len(ids) for _, ids in keys], device=layer.device)
+    return torch.arange(layer.shape[1], device=layer.device) < lengths[:, None]
+
+
+def _taps(layers: Tensor | Sequence[Tensor], mask: Tensor, *, whole: bool) -> Taps:
     embeddings, *blocks = layers
     final = blocks.pop() if whole else None
     return Taps(embeddings=embeddings, blocks=tuple(blocks), mask=mask, final=final)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ladder.backbone.model import Taps
-from serving.engine.activation_cache import KEPT_SHARE, ActivationCache, Key
+from serving.engine.activation_cache import KEPT_SHARE, ActivationCache, Key, KnownPass
 from serving.metrics import Metrics
 
 WIDTH, BLOCKS = 4, 3
@@ -101,6 +101,50 @@ def test_a_new_pass_is_not_copied_and_a_cached_copy_outlives_it(cache: Activatio
     [again] = cache.find(keys[:1], None)
     assert again is known
     assert known.layers[0].unique().tolist() == [42]
+
+
+def test_inputs_that_come_again_together_are_read_as_their_pass(cache: ActivationCache) -> None:
+    keys = keys_of(1, 2, 3)
+    taps = passed(keys)
+    cache.keep(keys, taps)
+    [(indices, known)] = cache.find_passes(keys_of(3, 1, 2), None)
+    assert indices == [1, 2, 0]
+    assert known.layers[0] is taps.embeddings
+    assert cache.find_passes(keys_of(1, 2), None) == []  # not all of it
+    assert cache.find_passes(keys_of(1, 2, 3, 4), None) == []  # one that is not known
+    assert cache.find_passes(keys_of(1, 2, 3, salt="other"), None) == []
+    cache.find(keys_of(2), None)
+    assert cache.find_passes(keys, None) == []  # one has left it
+
+
+def test_a_pass_of_one_input_is_copied_instead(cache: ActivationCache) -> None:
+    cache.keep(keys_of(1), passed(keys_of(1)))
+    assert cache.find_passes(keys_of(1), None) == []
+
+
+def test_small_passes_are_not_read_one_by_one(cache: ActivationCache) -> None:
+    for numbers in ((1, 2), (3, 4), range(10, 19), range(20, 29)):
+        cache.keep(keys_of(*numbers), passed(keys_of(*numbers)))
+    assert cache.find_passes(keys_of(1, 2, 3, 4), None) == []
+    large = cache.find_passes(keys_of(*range(20, 29), *range(10, 19)), None)
+    assert [indices for indices, _ in large] == [[*range(9)], [*range(9, 18)]]
+
+
+def test_a_pass_that_stopped_early_is_not_read_again_for_deeper_blocks(cache: ActivationCache) -> None:
+    cache.keep(keys_of(1, 2), passed(keys_of(1, 2), depth=1))
+    assert cache.find_passes(keys_of(1, 2), None) == []
+    assert len(cache.find_passes(keys_of(1, 2), 1)) == 1
+
+
+def test_a_pass_that_is_used_again_is_the_newest() -> None:
+    cache = ActivationCache(size_of(2) * 6)
+    for numbers in ((1, 2), (3, 4), (5, 6)):
+        cache.keep(keys_of(*numbers), passed(keys_of(*numbers)))
+    [(_, known)] = cache.find_passes(keys_of(1, 2), None)
+    cache.use([known])
+    cache.keep(keys_of(7, 8), passed(keys_of(7, 8)))
+    assert len(cache.find_passes(keys_of(1, 2), None)) == 1
+    assert cache.find_passes(keys_of(3, 4), None) == []
 
 
 def test_inputs_asked_once_do_not_evict_inputs_asked_again() -> None:
@@ -204,6 +248,10 @@ class CacheMachine(RuleBasedStateMachine):
     def ask(self, numbers: list[int], depth: int | None, first_step: bool) -> None:
         """As the engine does: what is not there comes from a pass and is kept."""
         keys: list[Key] = [("", (*range(number % 4 + 1), number)) for number in numbers]
+        if passes := self.cache.find_passes(keys, depth):
+            self.cache.use([known for _, known in passes])
+            self.check_passes(keys, passes, depth)
+            return
         known = self.cache.find(keys, depth)
         for key, entry in zip(keys, known, strict=True):
             if entry is not None:
@@ -215,6 +263,17 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.keep(missing, passed(missing, depth), first, first_keys)
             self.deepest |= dict.fromkeys(missing, BLOCKS if depth is None else depth)
             self.with_first_step |= set(first_keys)
+
+    def check_passes(self, keys: list[Key], passes: list[tuple[list[int], KnownPass]], depth: int | None) -> None:
+        assert sorted(index for indices, _ in passes for index in indices) == list(range(len(keys)))
+        for indices, known in passes:
+            assert len(known.layers) >= (BLOCKS + 2 if depth is None else depth + 1)
+            for row, index in enumerate(indices):
+                own = known.layers[1][row, : len(keys[index][1])]
+                assert own.unique().tolist() == [value_of(keys[index], 1)]
+            for row, index in enumerate(indices if known.first_step([keys[index] for index in indices]) else ()):
+                assert keys[index] in self.with_first_step
+                assert known.first[0][row].unique().tolist() == [value_of(keys[index], 100)]
 
     def check(self, key: Key, known: object, depth: int | None) -> None:
         assert self.deepest[key] >= (BLOCKS if depth is None else depth)

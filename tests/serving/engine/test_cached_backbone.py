@@ -256,6 +256,35 @@ def test_a_pass_equals_the_backbones_whatever_is_cached(backbone: Backbone, seed
                     assert_same_taps(found.decoder_taps().select(rows), expected.decoder_taps().select(rows), None)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_batch_that_comes_again_is_read_without_a_copy(backbone: Backbone, alike: bool) -> None:
+    """In any order; where lengths differ, of the groups that were computed together."""
+    cached = CachedBackbone(backbone, ActivationCache(50_000_000), Metrics())
+    lengths = [6] * 24 if alike else [4] * 12 + [60] * 12
+    keys = [("", tuple(range(3 + row, 3 + row + length))) for row, length in enumerate(lengths)]
+    with torch.inference_mode():
+        first = cached.read(keys, None, range(len(keys)))
+        again = cached.read(keys[::-1], None, range(len(keys)))
+        assert len(first) == (1 if alike else 2)
+        memory = {reading.backbone_pass.taps.blocks[0].data_ptr() for reading in first}
+        assert {reading.backbone_pass.taps.blocks[0].data_ptr() for reading in again} == memory
+        for reading in again:
+            expected = run_backbone(backbone, [keys[::-1][index][1] for index in reading.inputs])
+            assert_same_taps(reading.backbone_pass.taps, expected.taps, None)
+            assert_same_taps(reading.backbone_pass.decoder_taps(), expected.decoder_taps(), None)
+
+
+def test_a_batch_that_comes_again_for_a_decoder_takes_its_first_step(backbone: Backbone, counted: Counted) -> None:
+    cached = CachedBackbone(backbone, ActivationCache(1_000_000), Metrics())
+    keys = [("", (3, 4, row)) for row in range(5, 9)]
+    with torch.inference_mode():
+        cached.read(keys, None, [])
+        counted.take()
+        for expected in ((0, 4), (0, 0)):
+            cached.read(keys, None, range(4))
+            assert counted.take() == expected
+
+
 def assert_same_taps(ours: Taps, theirs: Taps, depth: int | None) -> None:
     layers = [(ours.embeddings, theirs.embeddings), *zip(ours.blocks[:depth], theirs.blocks[:depth], strict=True)]
     if depth is None:
